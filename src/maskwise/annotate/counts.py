@@ -97,7 +97,7 @@ def words_of(texts: Sequence[str]) -> Words:
     start, end = words_in(kinds)
     folded = fold(joined)
     codes = codes_of(folded)
-    text = np.searchsorted(base, start, side="right") - 1
+    text = base.searchsorted(start, side="right") - 1
     lines = np.append(0, np.cumsum(np.isin(codes, _LINE_ENDS)))[start]
     # The part after an apostrophe inside a word cannot be a word of a phrase: don't, women's.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
@@ -210,7 +210,7 @@ class Table:
         self._waiting = []
         keys = np.concatenate([self._keys, new])
         # A stable sort merges two sorted runs in linear time.
-        order = np.argsort(keys, kind="stable")
+        order = keys.argsort(kind="stable")
         keys = keys[order]
         counts = np.concatenate([self._counts, times])[order]
         first = np.flatnonzero(changes(keys))
@@ -257,7 +257,7 @@ def find(keys: Array, wanted: Array) -> Ints:
     """(W,) the index of each wanted key in the ascending ``keys`` (K,); −1 if it is missing."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
-    place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    place = keys.searchsorted(wanted).clip(max=len(keys) - 1)
     return np.where(keys[place] == wanted, place, -1)
 
 

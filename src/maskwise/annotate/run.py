@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import compress
+from itertools import compress, product
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
@@ -210,7 +210,7 @@ def annotate_corpus(
             tuple(keys),
         )
         write_whole(out / MANIFEST, manifest.to_json())
-        named = manifest.files
+        named = {part.file(key) for part, key in product(manifest.annotators, keys)}
         for path in (out / "shards").iterdir():
             # A file for earlier texts, or of another version of an annotator.
             if path.name not in named:

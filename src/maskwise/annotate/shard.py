@@ -210,8 +210,12 @@ def spans_of(
         for name, layer in maker.layers.items():
             spans = []
             for part, found_in_part in zip(parts, found_in_parts, strict=True):
-                what = f"{maker.name}: {name} of {part[:40]!r}…"
-                check_spans(found_in_part[name], layer, len(part), name=what)
+                check_spans(
+                    found_in_part[name],
+                    layer,
+                    len(part),
+                    name=f"{maker.name}: {name} of {part[:40]!r}…",
+                )
                 spans.append(found_in_part[name])
             start, end, value = joined_spans(spans, begins)
             layers[name] = CharSpans(start.astype(np.int32), end.astype(np.int32), value)
@@ -235,8 +239,7 @@ def _annotate(
             for parts_of_text in parts_of:
                 spans += _annotate(maker, [parts_of_text], failures)
             return spans
-        message = f"{type(error).__name__}: {error}"
-        line = " ".join(message.split())[:200]
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         # These errors are not caused by the text, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
             raise MaskwiseError(
@@ -296,7 +299,7 @@ def _layer_facts(
     start, end, codes = joined_spans(found, base)
     # A word is covered if the last span that begins at or before its first character ends after it.
     # A word before all spans gets index −1, the 0 that is appended, which covers nothing.
-    last = np.searchsorted(start, words, side="right") - 1
+    last = start.searchsorted(words, side="right") - 1
     covered = np.append(end, 0)[last] > words
     facts = {"spans": len(start), "words": int(covered.sum())}
     if codes is None:

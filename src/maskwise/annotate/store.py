@@ -25,7 +25,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -155,11 +154,6 @@ class Manifest:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
-    @property
-    def files(self) -> set[str]:
-        """The names of all files."""
-        return {part.file(key) for part, key in product(self.annotators, self.shards)}
-
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Load and validate a manifest.
@@ -261,7 +255,7 @@ class Store:
         shard = owners(sizes).astype(np.int32)
         row = rank_within(sizes).astype(np.int32)
         keys = np.concatenate(columns)
-        order = np.argsort(keys, kind="stable")
+        order = keys.argsort(kind="stable")
         return keys[order], shard[order], row[order]
 
     def _spans(self, name: str, shard: int, row: int) -> CharSpans:

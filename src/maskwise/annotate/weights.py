@@ -79,7 +79,7 @@ class WordWeights(ABC):
             raise MaskwiseError(f"{path}: weights must be finite and ≥ 0")
         self._content = ["\n".join(words), weights.tobytes()]
         keys = keys_of(words)
-        order = np.argsort(keys, kind="stable")
+        order = keys.argsort(kind="stable")
         self._keys = keys[order]
         # ``find`` gives missing words the index −1: the last weight.
         self._weights = np.append(weights[order], self.unseen)
@@ -234,8 +234,12 @@ class Informativeness(WordWeights):
         by_text = positive / number or 1.0
         scaled = (pmi / by_text).astype(np.float32)
         write_table(folder / PAIRS, {"pair": pairs, "pmi": scaled})
-        columns = {"word": seen.names(known), "weight": rate / by_word, "count": counts}
-        return self._save(folder, columns, per=self.per, window=self.window)
+        return self._save(
+            folder,
+            {"word": seen.names(known), "weight": rate / by_word, "count": counts},
+            per=self.per,
+            window=self.window,
+        )
 
     def weigh(self, words: Words) -> Floats:
         if self.per == "word":
@@ -314,7 +318,7 @@ def sentences_of(words: Words) -> Ints:
     blank_before = words.start[1:] > words.end[:-1]
     opens[1:] |= np.isin(words.letter[:-1], _STOPS) & blank_before
     opens[1:] |= np.isin(words.letter[:-1], _UNSPACED_STOPS)
-    return np.cumsum(opens)
+    return opens.cumsum()
 
 
 @dataclass(kw_only=True)
@@ -364,7 +368,7 @@ class Difference(WordWeights):
             target.count(words, words.plain)
             # A stable sort keeps the texts of each word in order, so each word is counted once per
             # text.
-            order = np.argsort(words.key, kind="stable")
+            order = words.key.argsort(kind="stable")
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
             seen += len(words.base)
@@ -395,8 +399,10 @@ class Difference(WordWeights):
                 f"no anchor has a vector in {self.vectors}",
                 got=[names[place] for place in chosen],
             )
-        columns = {"word": names, "weight": weights / mean, "score": scores, "count": counts}
-        return self._save(folder, columns)
+        return self._save(
+            folder,
+            {"word": names, "weight": weights / mean, "score": scores, "count": counts},
+        )
 
 
 def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:

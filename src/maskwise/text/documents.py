@@ -102,24 +102,17 @@ class Documents:
         return islice(self._counted(), self.limit)
 
     def _counted(self) -> Iterator[Document]:
-        documents = self._documents()
-        if not self.keep_repeated:
-            documents = self._distinct(documents)
-        for document in documents:
+        """Yield and count the documents, without texts that came before."""
+        seen = _Seen()
+        for document in self._documents():
+            if not self.keep_repeated and seen.before(text_id(document.text)):
+                self.skipped[REPEATED] += 1
+                continue
             self.read += 1
             yield document
 
     def _documents(self) -> Iterator[Document]:
         return chain.from_iterable(map(self._parts, self.open_records()))
-
-    def _distinct(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Leave out texts that came before."""
-        seen = _Seen()
-        for document in documents:
-            if seen.before(text_id(document.text)):
-                self.skipped[REPEATED] += 1
-            else:
-                yield document
 
     def _parts(self, record: Record) -> Iterator[Document]:
         """Yield the document of a record, in parts if it is long; count records without one."""

@@ -106,25 +106,26 @@ def encode(
     limit = tokenizer.model_max_length
     longer = int((lengths > limit).sum())
     if max_length is None and longer:
-        what = f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens"
-        warnings.warn(f"{what} and were not cut; pass max_length={limit}", stacklevel=2)
-    tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-    added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
+        warnings.warn(
+            f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens and "
+            f"were not cut; pass max_length={limit}",
+            stacklevel=2,
+        )
+    tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
+    added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
     # "[MASK]" in a text is a control token here.
-    all_tokens = np.concatenate(tokens)
-    written = np.isin(all_tokens, special_ids(tokenizer))
-    special = np.concatenate(added) | written
+    special = added | np.isin(tokens, special_ids(tokenizer))
     columns = annotated(annotators, texts, offsets, lengths, special=special)
     # Words are numbered within each text.
     numbers = columns["word_ids"]
     words = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
-    _warn_of_letters(all_tokens[~special], words[~special], tokenizer.unk_token_id)
-    ends = np.cumsum(lengths)
+    _warn_of_letters(tokens[~special], words[~special], tokenizer.unk_token_id)
+    ends = lengths.cumsum()
     rows = []
     for n, name in enumerate(names):
-        dropped = _dropped(added[n], max_length)
         part = slice(ends[n] - lengths[n], ends[n])
-        row_ids = np.delete(tokens[n], dropped)
+        dropped = _dropped(added[part], max_length)
+        row_ids = np.delete(tokens[part], dropped)
         row = {
             "input_ids": row_ids.tolist(),
             "attention_mask": [1] * len(row_ids),
@@ -187,15 +188,20 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     unknown_tokens = int((tokens == unknown).sum())
     if unknown_tokens > MOST_UNKNOWN * len(tokens):
         share = unknown_tokens / len(tokens)
-        what = f"{share:.0%} of the tokens are unknown to the tokenizer, and never masked"
-        warnings.warn(f"{what}; are these its letters and capitals?", stacklevel=3)
+        warnings.warn(
+            f"{share:.0%} of the tokens are unknown to the tokenizer, and never masked; are these "
+            "its letters and capitals?",
+            stacklevel=3,
+        )
     starts = np.flatnonzero(np.diff(words, prepend=-2))
     sizes = np.diff(starts, append=len(words))
     long = sizes[(sizes > LONGEST_USUAL_WORD) & (words[starts] >= 0)].sum()
     if long > len(words) / 2:
-        what = f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens"
-        do = "use policy='token' or 'span(over=\"token\")': whole words would hide whole sequences"
-        warnings.warn(f"{what}; {do}", stacklevel=3)
+        warnings.warn(
+            f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens; use "
+            "policy='token' or 'span(over=\"token\")': whole words would hide whole sequences",
+            stacklevel=3,
+        )
 
 
 def _checked(texts: object) -> list[str]:
@@ -414,7 +420,7 @@ def _offsets(codes: CodePoints, sizes: Ints) -> Ints:
     char_of_byte = np.repeat(np.arange(len(codes)), np.where(escaped, 1, width))
     # A token without bytes may be at the end of the row, after the last character.
     char_of_byte = np.append(char_of_byte, len(codes))
-    end = np.cumsum(sizes)
+    end = sizes.cumsum()
     start = end - sizes
     first = char_of_byte[start]
     last = char_of_byte[np.maximum(end - 1, 0)]

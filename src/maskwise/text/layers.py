@@ -303,7 +303,7 @@ def align(
             place = placed.first[first_of_word]
             eligible = word_ids >= 0
         # Spans are sorted, so only the last one that begins before a token can cover it.
-        span = np.searchsorted(start, place, side="right") - 1
+        span = start.searchsorted(place, side="right") - 1
         covered = eligible & (span >= 0)
         covered[covered] = place[covered] < end[span[covered]]
         span = span[covered]
@@ -356,7 +356,7 @@ def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:
 def joined_spans(parts: Sequence[CharSpans], base: Ints) -> tuple[Ints, Ints, Array | None]:
     """Concatenate start, end and value of the spans of N texts, shifted by ``base`` (N,)."""
     starts, ends, values = zip(*parts)
-    shift = np.repeat(base, list(map(len, starts)))
+    shift = base.repeat(list(map(len, starts)))
     start = np.concatenate(starts) + shift
     end = np.concatenate(ends) + shift
     # Either all spans of a layer have values or none.

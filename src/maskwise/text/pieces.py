@@ -216,8 +216,12 @@ def read_pieces(
             allowed="3 to 32,768",
         )
     counts = Counter[str]()
-    key = tokenizer_key(tokenizer)
-    about = {"frame": frame, "length": length, "counts": counts, "tokenizer": key}
+    about = {
+        "frame": frame,
+        "length": length,
+        "counts": counts,
+        "tokenizer": tokenizer_key(tokenizer),
+    }
     windows = _windows(tokens, counts, room=frame.room(length), unknown=tokenizer.unk_token_id)
     if out:
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
@@ -283,7 +287,7 @@ def _cut(
     total = int(lengths.sum())
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owners(lengths))
-    word_T = np.cumsum(opens) - 1
+    word_T = opens.cumsum() - 1
     # Half a word must not be masked, so words that are longer than a row are never masked.
     size_T = np.bincount(word_T)[word_T]
     long = (size_T > room) & (words >= 0)
@@ -383,8 +387,7 @@ def write_columns(
                 # `tofile` would report no error if the disk is full.
                 files[place].write(np.ascontiguousarray(values).data)
     # The index is written last, because a folder without it counts as missing.
-    index = {"format": FORMAT, "columns": types, **about}
-    (folder / INDEX).write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps({"format": FORMAT, "columns": types, **about}))
 
 
 def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -251,7 +251,7 @@ def tokenise(
         if layers is not None:
             columns = align(layers.annotate(texts), layers.layers, placed, word_ids)
         if places:
-            base = np.repeat(placed.base, lengths)
+            base = placed.base.repeat(lengths)
             columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
         end = 0
         for document, encoding in zip(batch, encodings):

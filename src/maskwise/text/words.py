@@ -190,7 +190,7 @@ def words_in(kinds: Classes) -> tuple[Ints, Ints]:
     """Return where words begin, and where they end: at white space or at the next word."""
     start = np.flatnonzero(word_starts(kinds))
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
-    next_white = white[np.searchsorted(white, start)]
+    next_white = white[white.searchsorted(start)]
     next_start = np.append(start[1:], len(kinds))
     return start, np.minimum(next_start, next_white)
 
@@ -324,7 +324,7 @@ def place_tokens(
     if special is not None:
         content = ~special
     joined, base = join_texts(texts)
-    shift = np.repeat(base, lengths)
+    shift = base.repeat(lengths)
     start = offsets[:, 0] + shift
     end = offsets[:, 1] + shift
     kinds, starts = _classified(joined, rule, texts, base)
@@ -341,7 +341,7 @@ def place_tokens(
     first[nothing] = -1
     first[blank] = end[blank]
     last = np.where(blank, end, end - 1)
-    word_of = np.cumsum(starts, dtype=np.int64)
+    word_of = starts.cumsum(dtype=np.int64)
     return Placed(lengths, base, first, last, visible | blank, word_of)
 
 
@@ -370,9 +370,9 @@ def number_words(placed: Placed) -> Ints32:
     opens = np.ones(len(inked), dtype=bool)
     # A white token between two pieces of a word separates them.
     opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
-    number = np.cumsum(opens) - 1
+    number = opens.cumsum() - 1
     # If the last texts have no inked tokens, their index would be out of range.
-    first_inked = np.searchsorted(inked, offsets(lengths)).clip(max=len(inked) - 1)
+    first_inked = inked.searchsorted(offsets(lengths)).clip(max=len(inked) - 1)
     first_number = np.repeat(number[first_inked], lengths)
     result[inked] = number - first_number[inked]
     return result
@@ -432,7 +432,7 @@ def move_inside_letters(text: str) -> str:
     cuts = starts | (since_start % LONGEST_WORD == 0)
     spaced = np.full(len(codes) + int(cuts.sum()), ord(" "), dtype=np.uint32)
     left_out = is_white(kinds) | (codes > 0xFFFF)
-    spaced[place + np.cumsum(cuts)] = np.where(left_out, ord(" "), moved)
+    spaced[place + cuts.cumsum()] = np.where(left_out, ord(" "), moved)
     return spaced.tobytes().decode("utf-32-le")
 
 

@@ -317,6 +317,7 @@ class CausalWorld(World):
     noise: float = 0.0
 
     name = "causalworld"
+    answers = ("change",)
     salient = frozenset({"year", "place", "friend"})
     ranges = {
         "causes": (3, 29),
@@ -334,10 +335,6 @@ class CausalWorld(World):
                 got=self.influences,
                 allowed=f"an odd number, at most {self.causes}, the causes",
             )
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        return ("change",)
 
     def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
         draw = self._draw("reports")
