@@ -56,7 +56,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets
 from maskwise.specs import Call
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.readers import lines_of
 from maskwise.text.words import VERSION
 
@@ -175,7 +175,7 @@ class Phrases:
         )
         return str(Call(self.name, kwargs={"vocabulary": str(folder)}))
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         assert self.fitted, "fit first"
         found = []
         for words in blocks(texts):

@@ -34,7 +34,9 @@ from maskwise.text.layers import (
     Annotator,
     CharSpans,
     Fitted,
+    Found,
     Layer,
+    Layers,
     check_spans,
     joined_spans,
     no_spans,
@@ -135,20 +137,20 @@ class Live:
         return list(map(annotator, self.specs))
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         """The layers of all annotators by name."""
         layers: dict[str, Layer] = {}
         for maker in self._makers:
             layers |= maker.layers
         return layers
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of every text by layer; a text on which an annotator fails has none.
 
         Raises:
             MaskwiseError: an annotator that fails on all texts.
         """
-        spans: list[dict[str, CharSpans]] = [{} for _ in texts]
+        spans: list[Found] = [{} for _ in texts]
         for maker in self._makers:
             found = spans_of(maker, texts, Counter())
             for all_layers, new_layers in zip(spans, found, strict=True):
@@ -179,9 +181,7 @@ def require_live(spec: str, maker: Annotator) -> None:
 # -------------------------------------------------------------------------------------------
 
 
-def spans_of(
-    maker: Annotator, texts: Sequence[str], failures: Counter[str]
-) -> list[dict[str, CharSpans]]:
+def spans_of(maker: Annotator, texts: Sequence[str], failures: Counter[str]) -> list[Found]:
     """Return the spans of each text by layer, and count failures by their error.
 
     Raises:
@@ -225,7 +225,7 @@ def spans_of(
 
 def _annotate(
     maker: Annotator, parts_of: Sequence[list[str]], failures: Counter[str]
-) -> list[dict[str, CharSpans]]:
+) -> list[Found]:
     """Annotate the parts of some texts; a text on which the annotator fails has no spans."""
     parts = list(chain.from_iterable(parts_of))
     try:
@@ -235,7 +235,7 @@ def _annotate(
     except Exception as error:
         # One text must not end the work on a million others, so each is tried alone.
         if len(parts_of) > 1:
-            spans: list[dict[str, CharSpans]] = []
+            spans: list[Found] = []
             for parts_of_text in parts_of:
                 spans += _annotate(maker, [parts_of_text], failures)
             return spans
@@ -266,7 +266,7 @@ def _annotate(
 
 
 def shard_facts(
-    texts: Sequence[str], found: Sequence[Mapping[str, CharSpans]], layers: Mapping[str, Layer]
+    texts: Sequence[str], found: Sequence[Mapping[str, CharSpans]], layers: Layers
 ) -> Facts:
     """Count the spans of one shard and annotator, as JSON.
 

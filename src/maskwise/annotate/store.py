@@ -37,7 +37,7 @@ from maskwise.annotate.counts import find
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import Ints, text_id
 
 MANIFEST = "manifest.json"
@@ -217,7 +217,7 @@ class Store:
                 makers.append((part.name, part.version))
         return digest(self.manifest.corpus, makers, [*self.layers])
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of each text by layer.
 
         Raises:

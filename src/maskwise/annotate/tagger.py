@@ -33,7 +33,7 @@ from maskwise.folders import bundled_file
 from maskwise.segments import changes
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import LETTER, classify, codes_of
 
 VERSION = "salient-2"
@@ -230,7 +230,7 @@ class SpacyPipeline:
                 named += [path.relative_to(self.folder).as_posix(), path]
         return digest("spacy", 2, version("spacy"), VERSION, sorted(self.layers), *named)
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the layers of each text; see `Annotator`."""
         pieces = []
         begins_of_texts = []

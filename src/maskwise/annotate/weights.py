@@ -37,7 +37,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.segments import changes, offsets
 from maskwise.specs import Call
 from maskwise.text import load_tokenizer, read_documents
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import Found, Layer, digest
 from maskwise.text.words import VERSION
 
 FILE = "words.parquet"
@@ -117,7 +117,7 @@ class WordWeights(ABC):
         write_table(folder / FILE, columns)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         assert self.fitted, "fit first"
         found = []
         for words in blocks(texts):

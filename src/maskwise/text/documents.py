@@ -28,6 +28,7 @@ from maskwise.text.readers import (
     NOT_UTF8,
     READERS,
     Fields,
+    Opener,
     PartName,
     Record,
     Skip,
@@ -87,7 +88,7 @@ class Documents:
         skipped: reason → number of documents that the latest iteration left out.
     """
 
-    open_records: Callable[[], Iterable[Record]]
+    open_records: Opener
     _: KW_ONLY
     name: str
     fields: Fields
@@ -390,7 +391,7 @@ def bundled_path(name: str) -> Path:
     return bundled_file(f"{name}.jsonl.gz")
 
 
-def _resolve(source: object, fields: Fields) -> tuple[Callable[[], Iterable[Record]], str]:
+def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
     """Return a function that opens the records of a source, and its name."""
     world = read_world(source)
     if world:
@@ -411,7 +412,7 @@ def _resolve(source: object, fields: Fields) -> tuple[Callable[[], Iterable[Reco
     )
 
 
-def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
+def _resolve_path(path: Path, fields: Fields) -> Opener:
     if not path.exists():
         raise MaskwiseError(
             f"corpus {str(path)!r} does not exist",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
-from maskwise.text.layers import CharSpans, Layer
+from maskwise.text.layers import CharSpans, Found, Layer
 from maskwise.text.opening import Record, damaged, opened, read_table
 from maskwise.text.readers import load_hub, parquet_rows
 
@@ -254,7 +254,7 @@ class GoldDocument(NamedTuple):
 
     id: str
     text: str
-    layers: dict[str, CharSpans]
+    layers: Found
 
 
 def read_conllu(path: Path) -> Iterator[GoldDocument]:

@@ -37,7 +37,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -97,15 +97,23 @@ class CharSpans(NamedTuple):
         return cls(start, end, value)
 
 
+Found: TypeAlias = dict[str, CharSpans]
+"""The spans of a text by layer."""
+Layers: TypeAlias = Mapping[str, Layer]
+"""Layers by name."""
+Columns: TypeAlias = dict[str, Array]
+"""Values of tokens by column, (T,) each."""
+
+
 class Layered(Protocol):
     """An annotator, or a store of its output."""
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         """Layers by name, as policies read them: "pos", "salient", "phrase", …."""
         ...
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of each text by layer. Empty texts and noise must not raise.
 
         Long texts are passed in parts, except to a class with ``whole_texts = True``.
@@ -254,7 +262,7 @@ def given_spans(
     return CharSpans.of(rows, layer)
 
 
-def no_spans(layers: Mapping[str, Layer]) -> dict[str, CharSpans]:
+def no_spans(layers: Layers) -> Found:
     """Return the layers of a text in which nothing was found."""
     return {name: CharSpans.of([], layer) for name, layer in layers.items()}
 
@@ -263,7 +271,7 @@ LABEL = "_label"
 """Suffix of the second layer of spans with labels."""
 
 
-def token_layers(layers: Mapping[str, Layer]) -> tuple[str, ...]:
+def token_layers(layers: Layers) -> tuple[str, ...]:
     """Return the names of the layers over tokens."""
     names = []
     for name, layer in layers.items():
@@ -275,10 +283,10 @@ def token_layers(layers: Mapping[str, Layer]) -> tuple[str, ...]:
 
 def align(
     found: Sequence[Mapping[str, CharSpans]],
-    layers: Mapping[str, Layer],
+    layers: Layers,
     placed: Placed,
     word_ids: Ints32,
-) -> dict[str, Array]:
+) -> Columns:
     """Map the spans of N texts to layers over their T tokens.
 
     Args:
@@ -331,7 +339,7 @@ def annotated(
     lengths: Ints,
     *,
     special: Flags,
-) -> dict[str, Array]:
+) -> Columns:
     """Return "word_ids" and the layers of annotators, (T,) each, for the tokens of N texts.
 
     Args:
@@ -340,7 +348,7 @@ def annotated(
     """
     placed = place_tokens(texts, offsets, lengths, special=special)
     words = number_words(placed)
-    columns: dict[str, Array] = {"word_ids": words}
+    columns: Columns = {"word_ids": words}
     for maker in makers:
         columns |= align(maker.annotate(texts), maker.layers, placed, words)
     return columns

@@ -25,7 +25,7 @@ from maskwise import folders
 from maskwise.errors import MaskwiseError
 from maskwise.segments import Array, changes, owners, sums_within
 from maskwise.text.documents import batches
-from maskwise.text.layers import digest
+from maskwise.text.layers import Columns, digest
 from maskwise.text.readers import whole_name
 from maskwise.text.words import Ints, Ints32, text_id
 
@@ -65,9 +65,9 @@ class Tokens(NamedTuple):
     layers: Mapping[str, Array] = MappingProxyType({})
     source: int = 0
 
-    def columns(self) -> dict[str, Array]:
+    def columns(self) -> Columns:
         """Return all columns of the tokens by name."""
-        columns: dict[str, Array] = {"input_ids": self.input_ids}
+        columns: Columns = {"input_ids": self.input_ids}
         if self.word_ids is not None:
             columns["word_ids"] = self.word_ids
         return columns | dict(self.layers)
@@ -115,7 +115,7 @@ class Pieces:
         sources: (P,) int16, ascending: the number of each piece's corpus; None if there is one.
     """
 
-    columns: dict[str, Array]
+    columns: Columns
     offsets: Ints
     example_ids: Ints
     documents: Ints
@@ -160,7 +160,7 @@ class Pieces:
         return pieces
 
     @classmethod
-    def _of(cls, columns: dict[str, Array], about: Mapping[str, Any]) -> Pieces:
+    def _of(cls, columns: Columns, about: Mapping[str, Any]) -> Pieces:
         sources: Array | None = columns.pop("source")
         # Source numbers ascend, so the last one is 0 if there is only one source.
         if sources is not None and not sources[-1]:
@@ -236,7 +236,7 @@ def read_pieces(
 
 def _windows(
     tokens: Iterable[Tokens], counts: Counter[str], *, room: int, unknown: int | None
-) -> Iterator[dict[str, Array]]:
+) -> Iterator[Columns]:
     """Yield the columns of the pieces, some documents at a time."""
     names: list[str] = []
     # An empty document has size 1 here, so that millions of them do not end up in one window.
@@ -276,9 +276,7 @@ def _windows(
         )
 
 
-def _cut(
-    window: list[Tokens], columns: dict[str, Array], counts: Counter[str], room: int
-) -> dict[str, Array]:
+def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int) -> Columns:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
     Renumbers the words in ``columns`` from 0 in each piece, and adds to ``counts``.
@@ -390,7 +388,7 @@ def write_columns(
     (folder / INDEX).write_text(json.dumps({"format": FORMAT, "columns": types, **about}))
 
 
-def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
     """Open what `write_columns` wrote, memory-mapped.
 
     Raises:

@@ -59,6 +59,10 @@ Record = Skip | tuple[str, Any]
 """A name and its content: a string, or an object with fields."""
 
 
+Opener: TypeAlias = Callable[[], Iterable[Record]]
+"""A function that opens the records of a source."""
+
+
 class PartName(str):
     """The name of one part of a document that is too long to be processed whole.
 
@@ -388,7 +392,7 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
 # ---- data sets of the library `datasets`, saved in a folder or on the hub
 
 
-def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
+def saved_dataset(path: Path, fields: Fields) -> Opener:
     """Open a folder that `Dataset.save_to_disk` wrote; of several splits, the one named train."""
     import datasets
 
@@ -408,7 +412,7 @@ def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     return lambda: numbered_rows(rows, path.name)
 
 
-def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
+def hub_dataset(source: str, fields: Fields) -> Opener:
     """Return a function that loads "hf:NAME[:CONFIG[:SPLIT]]" and returns its records."""
     name, config, split = hub_parts(source)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
+from maskwise.text.layers import Columns
 from maskwise.text.pieces import (
     WINDOW_TOKENS,
     Frame,
@@ -49,7 +50,7 @@ class PieceBatch(NamedTuple):
             one text.
     """
 
-    columns: dict[str, Array]
+    columns: Columns
     lengths: Ints
     example_ids: Ints
     rows: Ints
@@ -57,7 +58,7 @@ class PieceBatch(NamedTuple):
     frame: Frame
     apart: bool = True
 
-    def laid_out(self) -> dict[str, Array]:
+    def laid_out(self) -> Columns:
         """Return (B, L) arrays of rows: [first] piece [last] [first] piece [last] … padding.
 
         Returns:

@@ -107,6 +107,10 @@ class Chunk(NamedTuple):
         return Documents(self.records, name=self.name, fields=fields, keep_repeated=True)
 
 
+Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
+"""Chunks of a shard, each with its end."""
+
+
 class Shard(ABC):
     """One shard of a stream.
 
@@ -117,7 +121,7 @@ class Shard(ABC):
     name: str
 
     @abstractmethod
-    def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
+    def chunks(self, place: Place, size: int) -> Chunks:
         """Yield the chunks after a place, each with its end.
 
         Args:
@@ -142,7 +146,7 @@ class FileShard(Shard):
     name: str
     fields: Fields
 
-    def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
+    def chunks(self, place: Place, size: int) -> Chunks:
         with damaged(self.path):
             if known_ending(self.path) == ".parquet":
                 rows = parquet_rows(self.path, self.fields, first=place.at)
@@ -156,9 +160,7 @@ class FileShard(Shard):
                 reader = LineReader(self.name, kind, place.records, place.whole)
                 yield from self._line_chunks(file, reader, size)
 
-    def _line_chunks(
-        self, file: IO[bytes], reader: LineReader, size: int
-    ) -> Iterator[tuple[Chunk, Place]]:
+    def _line_chunks(self, file: IO[bytes], reader: LineReader, size: int) -> Chunks:
         is_json = reader.kind == "json"
         begin = file.tell()
         records = []
@@ -201,7 +203,7 @@ class DatasetShard(Shard):
         if dataset.num_shards > 1:
             self.name = f"{name}/{number}"
 
-    def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
+    def chunks(self, place: Place, size: int) -> Chunks:
         part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
         if place.at:
             part.load_state_dict(place.at)
@@ -232,7 +234,7 @@ def _chunks_of_rows(
     size: int,
     *,
     state: Callable[[], object] | None = None,
-) -> Iterator[tuple[Chunk, Place]]:
+) -> Chunks:
     """Collect rows in chunks; places are given by ``state``, or else by the number of rows."""
     records: list[Record] = []
     characters = 0

@@ -32,11 +32,11 @@ from tokenizers import (
 )
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
-from maskwise.segments import Array, rank_within
+from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import Document, batches, source_of
 from maskwise.text.esm import fast_esm, is_esm
-from maskwise.text.layers import Layered, align
+from maskwise.text.layers import Columns, Layered, align
 from maskwise.text.pieces import Tokens
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
 from maskwise.text.words import (
@@ -247,7 +247,7 @@ def tokenise(
             word_ids = number_words(placed)
         else:
             word_ids = number_words(place_tokens(texts, offsets, lengths, rule=words))
-        columns: dict[str, Array] = {}
+        columns: Columns = {}
         if layers is not None:
             columns = align(layers.annotate(texts), layers.layers, placed, word_ids)
         if places:

@@ -21,11 +21,11 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
 from itertools import cycle, islice, product
 from os.path import exists
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.specs import Call, build, parse_call
-from maskwise.text.layers import CharSpans, Layer, digest, no_spans
+from maskwise.text.layers import CharSpans, Found, Layer, Layers, digest, no_spans
 from maskwise.text.lexicon import ATTRIBUTES, SAME_WORDS, TAGS, Piece, filled, language, lexicon
 from maskwise.text.words import text_id
 
@@ -35,7 +35,11 @@ DEV_SHARE = 0.1
 RUN = "run"
 
 Row = TypeVar("Row")
-Question = dict[str, str | list[str]]
+Question: TypeAlias = dict[str, str | list[str]]
+Questions: TypeAlias = dict[str, list[Question]]
+"""Questions by split."""
+Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
+"""Names of texts and their pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +74,11 @@ class World(ABC):
         return str(Call(self.name, (), changed))
 
     @abstractmethod
-    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
+    def _texts(self) -> Texts:
         """Yield the name and the pieces of every text."""
 
     @abstractmethod
-    def questions(self) -> dict[str, list[Question]]:
+    def questions(self) -> Questions:
         """Return records with ``question``, ``answers`` and perhaps ``relation``, by split."""
 
     @property
@@ -88,7 +92,7 @@ class World(ABC):
         """Kinds of words that may be answers."""
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         """The layers of its texts."""
         return {"salient": Layer("spans"), "asked": Layer("spans")}
 
@@ -97,7 +101,7 @@ class World(ABC):
         return [(name, text) for name, text, _ in self._written]
 
     @cached_property
-    def _written(self) -> list[tuple[str, str, dict[str, CharSpans]]]:
+    def _written(self) -> list[tuple[str, str, Found]]:
         """Names, texts and their spans."""
         written = []
         for name, pieces in self._texts():
@@ -124,7 +128,7 @@ class World(ABC):
         return written
 
     @cached_property
-    def _known(self) -> dict[int, dict[str, CharSpans]]:
+    def _known(self) -> dict[int, Found]:
         return {text_id(text): spans for _, text, spans in self._written}
 
     @property
@@ -132,7 +136,7 @@ class World(ABC):
         """Hash of the texts and of the kinds of answers."""
         return _version(self)
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of the world's texts; any other text has none."""
         none = no_spans(self.layers)
         return [self._known.get(text_id(text), none) for text in texts]
@@ -219,7 +223,7 @@ class FactWorld(World):
             )
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         layers = dict(super().layers)
         if self.tags:
             layers["tag"] = Layer("categorical", TAGS)
@@ -257,7 +261,7 @@ class FactWorld(World):
     def _who(self) -> str:
         return "others" if self.others else "people"
 
-    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
+    def _texts(self) -> Texts:
         draw = self._draw(f"biographies of {self._who}")
         title = "other" if self.others else "person"
         sentences = language()
@@ -277,9 +281,9 @@ class FactWorld(World):
                 draw.shuffle(templates)
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
 
-    def questions(self) -> dict[str, list[Question]]:
+    def questions(self) -> Questions:
         """Return questions about all people; only the corpus has the answers of the test split."""
-        questions: dict[str, list[Question]] = {}
+        questions: Questions = {}
         # The split is by people, so that nobody in the test split is in another one.
         for split, people in _split(self.persons).items():
             questions[split] = []
@@ -336,13 +340,13 @@ class CausalWorld(World):
                 allowed=f"an odd number, at most {self.causes}, the causes",
             )
 
-    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
+    def _texts(self) -> Texts:
         draw = self._draw("reports")
         for number in range(self.texts):
             templates = [draw.choice(language()["reports"]) for _ in range(4)]
             yield f"report-{number}", filled(templates, {}, draw)
 
-    def questions(self) -> dict[str, list[Question]]:
+    def questions(self) -> Questions:
         """Return distinct questions, each with the answer that follows from it."""
         draw = self._draw("questions")
         # A separate random stream, so that noise changes no question.
