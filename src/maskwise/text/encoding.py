@@ -19,7 +19,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, owners
-from maskwise.text.esm import fast_esm, is_esm
+from maskwise.text.backends import fast_esm, is_esm
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (

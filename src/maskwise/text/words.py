@@ -32,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,11 +49,6 @@ if TYPE_CHECKING:
 
 VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
 """Part of the key of stored annotations, which are out of date if the rule or Unicode changes."""
-
-# WordPiece replaces longer words by [UNK].
-LONGEST_WORD = 100
-# A private plane of Unicode, for letters inside a word.
-INSIDE = 0xF0000
 
 SPACE, BLANK, EXTEND, JOINER, TONE, FLAG, LETTER, ALONE, SYMBOL, UNSEEN = range(10)
 _IDEOGRAPHS = (
@@ -412,36 +407,3 @@ def text_id(text: str) -> int:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that are never content. [UNK] is content, because it stands for a word."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
-
-
-# Letters for the training of WordPiece
-# -------------------------------------------------------------------------------------------
-
-
-def move_inside_letters(text: str) -> str:
-    """Put a space before each word, and move letters inside words to `INSIDE` + their code point.
-
-    Words are also cut after every `LONGEST_WORD` letters; these parts begin with a moved letter.
-    """
-    codes = codes_of(text)
-    kinds = classify(text)
-    starts = word_starts(kinds)
-    moved = np.where(starts, codes, codes + INSIDE)
-    place = np.arange(len(codes))
-    since_start = place - np.maximum.accumulate(np.where(starts, place, 0))
-    cuts = starts | (since_start % LONGEST_WORD == 0)
-    spaced = np.full(len(codes) + int(cuts.sum()), ord(" "), dtype=np.uint32)
-    left_out = is_white(kinds) | (codes > 0xFFFF)
-    spaced[place + cuts.cumsum()] = np.where(left_out, ord(" "), moved)
-    return spaced.tobytes().decode("utf-32-le")
-
-
-def commonest_characters(texts: Iterable[str], count: int) -> list[str]:
-    """Return the commonest characters except the space; ties are broken by code point."""
-    total = np.zeros(0x110000, dtype=np.int64)
-    for text in texts:
-        codes, times = np.unique(codes_of(text), return_counts=True)
-        total[codes] += times
-    total[ord(" ")] = 0
-    order = np.argsort(-total, kind="stable")[:count]
-    return list(map(chr, order[total[order] > 0]))
