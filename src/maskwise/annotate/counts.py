@@ -298,9 +298,8 @@ class Spill:
 # 16 bytes per word. N-grams never cross punctuation or the end of a line or document.
 #
 # Counts are exact as long as the candidates of one length fit in the table of 15 million (9 million
-# words of Wikipedia have 1.4 million). Beyond that, ``Counted.lost`` bounds how much too low any
-# count may be. With a table of only 300,000 entries for the same words the bound was 7, and 98 % of
-# the phrases were the same.
+# words of Wikipedia have 1.4 million). Beyond that, ``Counted.lost`` bounds how much a count may be
+# too low: with a table of 300,000 it was 7 for these words, and 98 % of the phrases were the same.
 
 # Markers among the keys in a spill file; no pair of ids is as large. Their ids are −1 and −2.
 _BORDER = np.uint64(2**64 - 1)

@@ -57,7 +57,7 @@ from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets
 from maskwise.specs import Call
 from maskwise.text.layers import CharSpans, Found, Layer, digest
-from maskwise.text.readers import lines_of
+from maskwise.text.opening import lines_of
 from maskwise.text.words import VERSION
 
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}

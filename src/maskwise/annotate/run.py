@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import compress, product
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
@@ -209,7 +209,7 @@ def annotate_corpus(
             (*kept, *parts.values()),
             tuple(keys),
         )
-        write_whole(out / MANIFEST, manifest.to_json())
+        write_json(out / MANIFEST, asdict(manifest))
         named = {part.file(key) for part, key in product(manifest.annotators, keys)}
         for path in (out / "shards").iterdir():
             # A file for earlier texts, or of another version of an annotator.

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -150,9 +150,6 @@ class Manifest:
     characters: int
     annotators: tuple[Part, ...]
     shards: tuple[str, ...]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

@@ -111,6 +111,7 @@ def _bpe_trainer(vocab_size: int, alphabet: list[str]) -> trainers.BpeTrainer:
 
 
 def bpe_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Train byte-level BPE, as GPT-2 uses it."""
     backend = Tokenizer(models.BPE())
     steps: list[normalizers.Normalizer] = [normalizers.NFC(), normalizers.Lowercase()]
     if not lowercase:

@@ -9,7 +9,6 @@ array operations.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -25,6 +24,7 @@ from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
     CodePoints,
     Ints,
+    bytes_id,
     codes_of,
     flat_offsets,
     special_ids,
@@ -83,15 +83,13 @@ def encode(
     annotators = _annotators(layers)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
+    names = []
     if ids is None:
         # Equal texts have equal names, and so equal masks.
         names = list(map(text_id, texts))
     elif isinstance(ids, Iterable):
-        names = []
         for number in ids:
             names.append(whole_number("an example id", number, least=LEAST_ID, most=MOST_ID))
-    else:
-        names = []
     if len(names) != len(texts):
         raise MaskwiseError(
             "every text needs one id",
@@ -370,9 +368,7 @@ class _Surfaces:
 
     def annotate(self, ids: Ints, annotators: Sequence[Annotator]) -> dict[str, object]:
         """Return the words, the name and the layers of a row; special tokens have −1."""
-        # The byte order is fixed, because masks depend on names and must not vary by machine.
-        digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
-        name = int.from_bytes(digest, "little") >> 1
+
         parts = []
         for token in ids.tolist():
             if token not in self.known:
@@ -384,7 +380,8 @@ class _Surfaces:
         sizes = np.array(list(map(len, parts)), dtype=int)
         offsets = _offsets(codes_of(text), sizes)
         columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
-        row: dict[str, object] = {"example_id": name}
+        # The byte order is fixed, because masks depend on names and must not vary by machine.
+        row: dict[str, object] = {"example_id": bytes_id(ids.astype("<i8").tobytes())}
         for layer, values in columns.items():
             row[layer] = values.tolist()
         return row

@@ -375,12 +375,13 @@ def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
     for batch in batches:
         rows.append(batch.rows + before)
         before = rows[-1][-1] + 1
+    all_columns, lengths, example_ids, *_ = zip(*batches)
     columns = {}
-    for name in batches[0].columns:
-        columns[name] = np.concatenate([batch.columns[name] for batch in batches])
+    for name in all_columns[0]:
+        columns[name] = np.concatenate([part[name] for part in all_columns])
     return batches[0]._replace(
         columns=columns,
-        lengths=np.concatenate([batch.lengths for batch in batches]),
-        example_ids=np.concatenate([batch.example_ids for batch in batches]),
+        lengths=np.concatenate(lengths),
+        example_ids=np.concatenate(example_ids),
         rows=np.concatenate(rows),
     )

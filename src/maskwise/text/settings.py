@@ -215,10 +215,11 @@ class CorpusSettings(BaseModel):
         Raises:
             MaskwiseError: a source that does not exist, or cannot be read.
         """
-        fields = self.record_fields
-        if self.stream:
-            return [read_shards(part, fields, name=name) for name, part in self.shards().items()]
         parts = []
+        if self.stream:
+            for name, shards in self.shards().items():
+                parts.append(read_shards(shards, self.record_fields, name=name))
+            return parts
         for source in self.sources:
             part = read_documents(
                 source, text_field=self.text_field, text_per=self.text_per, limit=self.limit

@@ -400,7 +400,11 @@ def tokenizing() -> Iterator[None]:
 
 def text_id(text: str) -> int:
     """Return a stable 63-bit name of a text: blake2b of its UTF-8 bytes."""
-    content = text.encode(errors="surrogatepass")
+    return bytes_id(text.encode(errors="surrogatepass"))
+
+
+def bytes_id(content: bytes) -> int:
+    """Return a stable 63-bit name of some bytes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 

@@ -7,8 +7,8 @@ In ``causalworld`` the answer follows from a rule that no text states, so pre-tr
 A world can be named in place of a corpus or a task: ``factworld(people=300, asked="job", seed=0)``.
 Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
 the attribute in question. All worlds share one lexicon, so a model can be trained further in
-another world. ``seed`` decides which people are in it; with ``seed="run"`` it is the seed of the
-run, so each replicate of a study has a different world.
+another. ``seed`` decides which people are in it. With ``seed="run"`` it is the seed of the run, so
+each replicate of a study has different people.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RUN = "run"
 Row = TypeVar("Row")
 Question: TypeAlias = dict[str, str | list[str]]
 Questions: TypeAlias = dict[str, list[Question]]
-"""Questions by split."""
+
 Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
 """Names of texts and their pieces."""
 
