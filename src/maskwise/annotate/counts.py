@@ -9,17 +9,13 @@ Cost: 0.5 µs per word, because numpy handles thousands of words at once.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import refuse_damaged
 from maskwise.segments import Array, changes, rank_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import CharSpans
@@ -98,7 +94,8 @@ def words_of(texts: Sequence[str]) -> Words:
     folded = fold(joined)
     codes = codes_of(folded)
     text = base.searchsorted(start, side="right") - 1
-    lines = np.append(0, np.cumsum(np.isin(codes, _LINE_ENDS)))[start]
+    line_ends = np.isin(codes, _LINE_ENDS)
+    lines = np.append(0, line_ends.cumsum())[start]
     # The part after an apostrophe inside a word cannot be a word of a phrase: don't, women's.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
     suffix = after_apostrophe & ~is_white(kinds)[start - 2]
@@ -268,7 +265,9 @@ def pair_keys(left: Ints, right: Ints) -> Keys:
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
     """Unpack the left and the right numbers of keys from ``pair_keys``."""
-    return (keys >> _HALF).astype(np.int64), (keys & _LOW).astype(np.int64)
+    left = (keys >> _HALF).astype(np.int64)
+    right = (keys & _LOW).astype(np.int64)
+    return left, right
 
 
 class Spill:
@@ -408,7 +407,11 @@ def _pairs(ids: Ints) -> Keys:
 
 
 def _identify(
-    corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int
+    corpus: Spill,
+    table: Table,
+    folder: Path,
+    min_count: int,
+    min_documents: int,
 ) -> tuple[Spill, Level]:
     """Return the corpus with ids in place of keys, and the frequent n-grams with these ids."""
     frequent = table.counts > min_count
@@ -420,31 +423,12 @@ def _identify(
         place = find(keys, block)
         here = place >= 0
         pairs = np.unique(pair_keys(number[here], place[here]))
-        documents += np.bincount(halves(pairs)[1], minlength=len(keys))
+        _, of_pair = halves(pairs)
+        documents += np.bincount(of_pair, minlength=len(keys))
     kept = documents >= min_documents
     keys = keys[kept]
     ids = Spill(folder)
     for block in corpus:
         ids.write(np.where(block == _DOCUMENT, -2, find(keys, block)))
-    return ids, Level(keys, table.counts[frequent][kept], documents[kept])
-
-
-def write_table(path: Path, columns: Mapping[str, object]) -> None:
-    """Write columns of equal length as a Parquet file."""
-    pq.write_table(pa.table(dict(columns)), path)
-
-
-def read_table(path: Path, *columns: str) -> pa.Table:
-    """Read columns of a Parquet file.
-
-    Raises:
-        MaskwiseError: a file that is missing, damaged or lacks a column.
-    """
-    refuse_damaged(path.parent)
-    try:
-        return pq.read_table(path).select(columns)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise MaskwiseError(
-            f"cannot read {path}: {error}",
-            do="give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)",
-        ) from None
+    counts = table.counts[frequent]
+    return ids, Level(keys, counts[kept], documents[kept])

@@ -49,9 +49,9 @@ from maskwise.annotate.counts import (
     count_ngrams,
     find,
     mixed,
-    read_table,
     words_of,
 )
+from maskwise.annotate.store import read_table
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets
@@ -60,7 +60,12 @@ from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.opening import lines_of
 from maskwise.text.words import VERSION
 
-SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
+SHARES = {
+    2: 0.5,
+    3: 0.25,
+    4: 0.125,
+    5: 0.125,
+}
 FRAGMENT = 0.9
 FEW = 0.2
 """A vocabulary below this share of the usual size gets a notice, because so few n-grams passed the
@@ -208,7 +213,12 @@ def read_phrases(path: Path) -> list[str]:
     return list(filter(None, map(str.strip, lines)))
 
 
-def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> pa.Table:
+def choose_phrases(
+    counted: Counted,
+    *,
+    size: int,
+    paper: bool = False,
+) -> pa.Table:
     """Choose the best n-grams of each length, ``SHARES[n]`` of ``size``.
 
     Returns:
@@ -284,8 +294,9 @@ def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
         if n > size:
             continue
         used = np.append(0, taken.cumsum())
-        unbroken = stretch[n - 1 :] == stretch[: size - n + 1]
-        free = used[n:] == used[: size - n + 1]
+        places = size - n + 1
+        unbroken = stretch[n - 1 :] == stretch[:places]
+        free = used[n:] == used[:places]
         at = np.flatnonzero(unbroken & free)
         grams = _gram_keys(words.key, n)[at]
         is_phrase = find(keys[n], grams) >= 0

@@ -218,7 +218,12 @@ def annotate_corpus(
     return summary
 
 
-def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None = None) -> Documents:
+def open_corpus(
+    source: Corpus,
+    *,
+    text_field: str = "text",
+    limit: int | None = None,
+) -> Documents:
     """Open the documents of a corpus, or the texts of a CoNLL-U file."""
     if isinstance(source, Documents):
         return require_documents(source)
@@ -230,7 +235,12 @@ def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None =
     return require_documents(read_documents(source, text_field=text_field, limit=limit))
 
 
-def _workers(engine: str, jobs: int | None, characters: int, shards: int) -> int | None:
+def _workers(
+    engine: str,
+    jobs: int | None,
+    characters: int,
+    shards: int,
+) -> int | None:
     """Return the number of shards annotated in parallel; 1: in this process; None: Ray decides."""
     if engine == "ray":
         return None
@@ -239,7 +249,9 @@ def _workers(engine: str, jobs: int | None, characters: int, shards: int) -> int
 
 
 def _annotated(
-    tasks: Iterator[ShardTask], pool: Pool[ShardTask, list[bytes]], workers: int | None
+    tasks: Iterator[ShardTask],
+    pool: Pool[ShardTask, list[bytes]],
+    workers: int | None,
 ) -> Iterator[tuple[ShardTask, list[bytes]]]:
     if workers != 1:
         yield from pool.results(tasks, at_once=workers)
@@ -253,7 +265,9 @@ def _annotated(
 
 
 def _tasks(
-    documents: Documents, keys: Sequence[str], missing: Sequence[tuple[str, ...]]
+    documents: Documents,
+    keys: Sequence[str],
+    missing: Sequence[tuple[str, ...]],
 ) -> Iterator[ShardTask]:
     if not any(missing):
         return
@@ -268,7 +282,11 @@ def _tasks(
 
 
 def _fitted(
-    wanted: _Wanted, corpus: str, documents: Documents, out: Path, bars: Progress
+    wanted: _Wanted,
+    corpus: str,
+    documents: Documents,
+    out: Path,
+    bars: Progress,
 ) -> _Wanted:
     """Fit an annotator to the corpus if it needs it and no earlier run has done so."""
     unfitted = wanted.annotator

@@ -44,6 +44,7 @@ from maskwise.text.layers import (
 from maskwise.text.words import classify, join_texts, word_starts
 
 PART_CHARACTERS = 100_000
+_BORDERS = ("\n", " ")
 SURE_FAILURES = 8
 """If at least this many texts of a shard fail and none succeeds, the annotator is broken."""
 TOP_SPANS = 200
@@ -181,7 +182,11 @@ def require_live(spec: str, maker: Annotator) -> None:
 # -------------------------------------------------------------------------------------------
 
 
-def spans_of(maker: Annotator, texts: Sequence[str], failures: Counter[str]) -> list[Found]:
+def spans_of(
+    maker: Annotator,
+    texts: Sequence[str],
+    failures: Counter[str],
+) -> list[Found]:
     """Return the spans of each text by layer, and count failures by their error.
 
     Raises:
@@ -193,8 +198,10 @@ def spans_of(maker: Annotator, texts: Sequence[str], failures: Counter[str]) -> 
         most = sys.maxsize
     parts_of = []
     for text in texts:
-        cuts = cut_text(text, 0, len(text), most=most, borders=("\n", " "))
-        parts_of.append([text[start:end] for start, end in cuts])
+        parts = []
+        for start, end in cut_text(text, 0, len(text), most=most, borders=_BORDERS):
+            parts.append(text[start:end])
+        parts_of.append(parts)
     annotated = iter(_annotate(maker, parts_of, failures))
     if failures.total() == len(texts) >= SURE_FAILURES:
         raise MaskwiseError(
@@ -224,7 +231,9 @@ def spans_of(maker: Annotator, texts: Sequence[str], failures: Counter[str]) -> 
 
 
 def _annotate(
-    maker: Annotator, parts_of: Sequence[list[str]], failures: Counter[str]
+    maker: Annotator,
+    parts_of: Sequence[list[str]],
+    failures: Counter[str],
 ) -> list[Found]:
     """Annotate the parts of some texts; a text on which the annotator fails has no spans."""
     parts = list(chain.from_iterable(parts_of))
@@ -266,7 +275,9 @@ def _annotate(
 
 
 def shard_facts(
-    texts: Sequence[str], found: Sequence[Mapping[str, CharSpans]], layers: Layers
+    texts: Sequence[str],
+    found: Sequence[Mapping[str, CharSpans]],
+    layers: Layers,
 ) -> Facts:
     """Count the spans of one shard and annotator, as JSON.
 
@@ -281,7 +292,7 @@ def shard_facts(
     begins = []
     for text, origin in zip(texts, base, strict=True):
         # Part by part, because classifying takes 60 bytes per character.
-        for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=("\n", " ")):
+        for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=_BORDERS):
             kinds = classify(text[start:end])
             begins.append(np.flatnonzero(word_starts(kinds)) + origin + start)
     words = np.concatenate(begins)
@@ -289,11 +300,19 @@ def shard_facts(
     for name, layer in layers.items():
         spans_of_layer = [spans[name] for spans in found]
         counted[name] = _layer_facts(joined, base, spans_of_layer, layer, words)
-    return {"words": len(words), "failures": {}, "layers": counted}
+    return {
+        "words": len(words),
+        "failures": {},
+        "layers": counted,
+    }
 
 
 def _layer_facts(
-    joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, words: Ints
+    joined: str,
+    base: Ints,
+    found: Sequence[CharSpans],
+    layer: Layer,
+    words: Ints,
 ) -> Facts:
     """Count spans of texts at offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
     start, end, codes = joined_spans(found, base)
@@ -348,19 +367,39 @@ def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
         layers[name] = _summary(parts, name, layer, words)
     # ``notice`` is optional, like ``whole_texts``.
     notice = maker.notice if hasattr(maker, "notice") else None
-    return {"notice": notice, "failures": dict(failures), "layers": layers}
+    return {
+        "notice": notice,
+        "failures": dict(failures),
+        "layers": layers,
+    }
 
 
-def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> LayerSummary:
-    spans = sum(part["spans"] for part in parts)
-    share = sum(part["words"] for part in parts) / max(1, words)
-    summary: LayerSummary = {"kind": layer.kind, "spans": spans, "share_of_words": share}
+def _summary(
+    parts: Sequence[Facts],
+    name: str,
+    layer: Layer,
+    words: int,
+) -> LayerSummary:
+    spans = 0
+    covered = 0
+    for part in parts:
+        spans += part["spans"]
+        covered += part["words"]
+    summary: LayerSummary = {
+        "kind": layer.kind,
+        "spans": spans,
+        "share_of_words": covered / max(1, words),
+    }
     if layer.kind == "weight":
         # A shard without spans has (0, 0, 0), and this 0 is not the least weight of any span.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
-        summary["weight"] = {"mean": mean, "least": min(least), "greatest": max(greatest)}
+        summary["weight"] = {
+            "mean": mean,
+            "least": min(least),
+            "greatest": max(greatest),
+        }
         return summary
 
     labels = Counter[str]()

@@ -35,6 +35,7 @@ from pydantic import TypeAdapter
 
 from maskwise.annotate.counts import find
 from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.folders import refuse_damaged
 from maskwise.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Found, Layer, digest
@@ -255,7 +256,12 @@ class Store:
         order = keys.argsort(kind="stable")
         return keys[order], shard[order], row[order]
 
-    def _spans(self, name: str, shard: int, row: int) -> CharSpans:
+    def _spans(
+        self,
+        name: str,
+        shard: int,
+        row: int,
+    ) -> CharSpans:
         part = self._makers[name]
         held, columns = self._held.get(part.spec, (-1, {}))
         if held != shard:
@@ -268,7 +274,12 @@ class Store:
             return CharSpans(start, end)
         return CharSpans(start, end, columns[f"{name}.value"][row].values.to_numpy())
 
-    def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:
+    def _read(
+        self,
+        part: Part,
+        key: str,
+        columns: list[str] | None = None,
+    ) -> pa.Table:
         path = self.folder / "shards" / part.file(key)
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
@@ -277,3 +288,28 @@ class Store:
                 f"{path} is missing or damaged",
                 do="run the same maskwise annotate command again, which repairs the store",
             ) from error
+
+
+# Tables of a fit
+# -------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, columns: Mapping[str, object]) -> None:
+    """Write columns of equal length as a Parquet file."""
+    pq.write_table(pa.table(dict(columns)), path)
+
+
+def read_table(path: Path, *columns: str) -> pa.Table:
+    """Read columns of a Parquet file.
+
+    Raises:
+        MaskwiseError: a file that is missing, damaged or lacks a column.
+    """
+    refuse_damaged(path.parent)
+    try:
+        return pq.read_table(path).select(columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)",
+        ) from None

@@ -30,9 +30,8 @@ from maskwise.annotate.counts import (
     halves,
     keys_of,
     pair_keys,
-    read_table,
-    write_table,
 )
+from maskwise.annotate.store import read_table, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.segments import changes, offsets
 from maskwise.specs import Call
@@ -224,9 +223,10 @@ class Informativeness(WordWeights):
             ids = find(known, keys)
             sums = summed_pmi(ids, sentence, pairs, np.append(pmi, 0.0), window=self.window)
             in_table = ids >= 0
-            total += np.bincount(ids[in_table], sums[in_table], len(known))
-            positive += float(sums[in_table].clip(min=0).sum())
-            number += int(in_table.sum())
+            sums = sums[in_table]
+            total += np.bincount(ids[in_table], sums, len(known))
+            positive += float(sums.clip(min=0).sum())
+            number += len(sums)
         rate = (total / counts).clip(min=0)
         # Weights are divided by their mean over the corpus, so that they average 1; a mean of 0 is
         # replaced by 1.
@@ -263,7 +263,9 @@ class Informativeness(WordWeights):
         """(P,) pairs and (P + 1,) their PMI; the last value, 0, is for all other pairs."""
         assert self.table, "fit first"
         columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
-        return columns["pair"].to_numpy(), np.append(columns["pmi"].to_numpy(), 0.0)
+        pairs = columns["pair"].to_numpy()
+        pmi = columns["pmi"].to_numpy()
+        return pairs, np.append(pmi, 0.0)
 
 
 def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
@@ -272,7 +274,8 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
     # The marginals count each pair from both sides, so a pair of equal words counts twice too.
     ordered = counts * np.where(first == second, 2, 1)
-    return np.log(ordered * marginal.sum() / (marginal[first] * marginal[second]))
+    expected = marginal[first] * marginal[second]
+    return np.log(ordered * marginal.sum() / expected)
 
 
 def summed_pmi(
@@ -316,8 +319,9 @@ def sentences_of(words: Words) -> Ints:
     opens = words.fresh.copy()
     # A stop inside "3.5" or "U.S.A" ends no sentence. Chinese and Japanese use no space after one.
     blank_before = words.start[1:] > words.end[:-1]
-    opens[1:] |= np.isin(words.letter[:-1], _STOPS) & blank_before
-    opens[1:] |= np.isin(words.letter[:-1], _UNSPACED_STOPS)
+    before = words.letter[:-1]
+    opens[1:] |= np.isin(before, _STOPS) & blank_before
+    opens[1:] |= np.isin(before, _UNSPACED_STOPS)
     return opens.cumsum()
 
 
@@ -366,8 +370,7 @@ class Difference(WordWeights):
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
-            # A stable sort keeps the texts of each word in order, so each word is counted once per
-            # text.
+            # A stable sort keeps texts in order, so that each word is counted once per text.
             order = words.key.argsort(kind="stable")
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
@@ -401,7 +404,12 @@ class Difference(WordWeights):
             )
         return self._save(
             folder,
-            {"word": names, "weight": weights / mean, "score": scores, "count": counts},
+            {
+                "word": names,
+                "weight": weights / mean,
+                "score": scores,
+                "count": counts,
+            },
         )
 
 

@@ -39,7 +39,6 @@ Question: TypeAlias = dict[str, str | list[str]]
 Questions: TypeAlias = dict[str, list[Question]]
 
 Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
-"""Names of texts and their pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
