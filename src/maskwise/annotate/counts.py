@@ -260,7 +260,8 @@ def find(keys: Array, wanted: Array) -> Ints:
 
 def pair_keys(left: Ints, right: Ints) -> Keys:
     """Pack pairs of numbers below 2³² into keys, the left numbers in the upper 32 bits."""
-    return (left.astype(np.uint64) << _HALF) | right.astype(np.uint64)
+    upper = left.astype(np.uint64) << _HALF
+    return upper | right.astype(np.uint64)
 
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:

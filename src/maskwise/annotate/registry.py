@@ -175,7 +175,12 @@ def spans(
     return _known("spans", {layer: kind}, known, version)
 
 
-def _known(name: str, layers: Layers, known: Mapping[int, Found], version: str) -> ByText:
+def _known(
+    name: str,
+    layers: Layers,
+    known: Mapping[int, Found],
+    version: str,
+) -> ByText:
     """Build an annotator that looks texts up by their hash; other texts get no spans."""
     empty = no_spans(layers)
 

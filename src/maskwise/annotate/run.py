@@ -130,7 +130,9 @@ def annotate_corpus(
     """
     out = Path(out)
     require_engine(engine)
-    wanted = [_Wanted(spec, spec, annotator(spec)) for spec in one_pass(annotators)]
+    wanted = []
+    for spec in one_pass(annotators):
+        wanted.append(_Wanted(spec, spec, annotator(spec)))
     for spec in map(str, map(spec_of, functions)):
         wanted.append(_Wanted(spec, spec, annotator(spec, functions=True)))
     check_names([each.annotator for each in wanted])
@@ -174,6 +176,7 @@ def annotate_corpus(
         for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
             missing.append(tuple(lacking))
+        # Only the characters of shards that some annotator lacks.
         characters = sum(compress(lengths, missing))
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))

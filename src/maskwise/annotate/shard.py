@@ -336,7 +336,9 @@ def _layer_facts(
     cuts = map(slice, start[short].tolist(), end[short].tolist())
     # Strings are cut and counted in C: a loop here would take longer than the annotators.
     pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
-    top = {str(code): common for code, common in _commonest(pairs, layer).items()}
+    top = {}
+    for code, common in _commonest(pairs, layer).items():
+        top[str(code)] = common
     return {**facts, "labels": labels, "top": top}
 
 

@@ -234,10 +234,10 @@ class Store:
                 do="annotate this corpus",
             )
         found = []
-        for place in places:
+        for shard_of_text, row_of_text in zip(shard[places].tolist(), row[places].tolist()):
             spans = {}
             for name in self.layers:
-                spans[name] = self._spans(name, int(shard[place]), int(row[place]))
+                spans[name] = self._spans(name, shard_of_text, row_of_text)
             found.append(spans)
         return found
 

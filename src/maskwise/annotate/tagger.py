@@ -182,8 +182,9 @@ zones would drop the cache, but made annotating a third slower.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
 _BORDERS = ("\n\n", "\n", ". ", " ")
+_CODES = {tag: code for code, tag in enumerate(UPOS, 1)}
 # Universal Dependencies named coordinating conjunctions CONJ before version 2.
-_CODES = {tag: code for code, tag in enumerate(UPOS, 1)} | {"CONJ": UPOS.index("CCONJ") + 1}
+_CODES["CONJ"] = _CODES["CCONJ"]
 # Entity types of OntoNotes that are not names.
 _KINDS = {
     **dict.fromkeys(("DATE", "TIME"), DATE),
