@@ -313,6 +313,7 @@ class SpacyPipeline:
     def nlp(self) -> Any:
         """The spaCy pipeline, loaded when it is first needed."""
         import spacy
+        from thinc.api import Model, NumpyOps
 
         unused = list(_UNUSED)
         if "salient" not in self.layers:
@@ -325,7 +326,14 @@ class SpacyPipeline:
                 f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}",
             ) from error
         self._words_at_load = len(nlp.vocab)
-        _multiply_by_numpy(nlp)
+        # numpy's matrix product replaces BLIS, but not the ops of a GPU or of Apple's library.
+        ops = NumpyOps(use_blis=False)
+        for _, component in nlp.pipeline:
+            # Rule-based components have no model.
+            if hasattr(component, "model") and isinstance(component.model, Model):
+                for node in component.model.walk():
+                    if type(node.ops) is NumpyOps:
+                        node.ops = ops
         return nlp
 
     @cached_property
@@ -370,19 +378,6 @@ def one_pass(specs: Sequence[str]) -> list[str]:
         elif call.name == "pos":
             joined.append(str(Call("pos", kwargs=call.kwargs | {"salient": True})))
     return joined
-
-
-def _multiply_by_numpy(nlp: Any) -> None:
-    """Use numpy's matrix product in place of BLIS, but not on a GPU or with Apple's library."""
-    from thinc.api import Model, NumpyOps
-
-    ops = NumpyOps(use_blis=False)
-    for _, component in nlp.pipeline:
-        # Rule-based components have no model.
-        if hasattr(component, "model") and isinstance(component.model, Model):
-            for node in component.model.walk():
-                if type(node.ops) is NumpyOps:
-                    node.ops = ops
 
 
 def _folder(model: str | None) -> Path:
