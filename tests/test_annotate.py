@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -25,7 +26,7 @@ from maskwise.annotate.shard import shard_facts
 from maskwise.annotate.store import Manifest, Store, cut_shards, to_parquet
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
-from maskwise.folders import write_whole
+from maskwise.folders import write_json, write_whole
 from maskwise.recipe import Recipe
 from maskwise.show import examples, render_layers, write_layers
 from maskwise.study.stages import prepare_stage
@@ -120,7 +121,7 @@ def test_what_is_stored_comes_back(tmp_path):
     key = store.shard_key(documents)
     write_whole(tmp_path / "shards" / made.file(key), to_parquet(documents, found, layers, {}))
     manifest = Manifest("here", "c", len(documents), 0, (made,), (key,))
-    write_whole(tmp_path / "manifest.json", manifest.to_json())
+    write_json(tmp_path / "manifest.json", asdict(manifest))
     assert Manifest.load(tmp_path) == manifest
     order = draw.permutation(30)
     again = Store(tmp_path).annotate([documents[at].text for at in order])

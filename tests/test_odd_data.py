@@ -21,7 +21,7 @@ from maskwise.tasks.columns import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.text import read_documents, readers, train_tokenizer
 from maskwise.text.labelled import read_conllu
-from maskwise.text.readers import text_per
+from maskwise.text.opening import text_per
 from tiny import write_lines
 
 

@@ -9,17 +9,13 @@ Cost: 0.5 µs per word, because numpy handles thousands of words at once.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import refuse_damaged
 from maskwise.segments import Array, changes, rank_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import CharSpans
@@ -97,8 +93,9 @@ def words_of(texts: Sequence[str]) -> Words:
     start, end = words_in(kinds)
     folded = fold(joined)
     codes = codes_of(folded)
-    text = np.searchsorted(base, start, side="right") - 1
-    lines = np.append(0, np.cumsum(np.isin(codes, _LINE_ENDS)))[start]
+    text = base.searchsorted(start, side="right") - 1
+    line_ends = np.isin(codes, _LINE_ENDS)
+    lines = np.append(0, line_ends.cumsum())[start]
     # The part after an apostrophe inside a word cannot be a word of a phrase: don't, women's.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
     suffix = after_apostrophe & ~is_white(kinds)[start - 2]
@@ -210,7 +207,7 @@ class Table:
         self._waiting = []
         keys = np.concatenate([self._keys, new])
         # A stable sort merges two sorted runs in linear time.
-        order = np.argsort(keys, kind="stable")
+        order = keys.argsort(kind="stable")
         keys = keys[order]
         counts = np.concatenate([self._counts, times])[order]
         first = np.flatnonzero(changes(keys))
@@ -257,18 +254,21 @@ def find(keys: Array, wanted: Array) -> Ints:
     """(W,) the index of each wanted key in the ascending ``keys`` (K,); −1 if it is missing."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
-    place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    place = keys.searchsorted(wanted).clip(max=len(keys) - 1)
     return np.where(keys[place] == wanted, place, -1)
 
 
 def pair_keys(left: Ints, right: Ints) -> Keys:
     """Pack pairs of numbers below 2³² into keys, the left numbers in the upper 32 bits."""
-    return (left.astype(np.uint64) << _HALF) | right.astype(np.uint64)
+    upper = left.astype(np.uint64) << _HALF
+    return upper | right.astype(np.uint64)
 
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
     """Unpack the left and the right numbers of keys from ``pair_keys``."""
-    return (keys >> _HALF).astype(np.int64), (keys & _LOW).astype(np.int64)
+    left = (keys >> _HALF).astype(np.int64)
+    right = (keys & _LOW).astype(np.int64)
+    return left, right
 
 
 class Spill:
@@ -298,9 +298,8 @@ class Spill:
 # 16 bytes per word. N-grams never cross punctuation or the end of a line or document.
 #
 # Counts are exact as long as the candidates of one length fit in the table of 15 million (9 million
-# words of Wikipedia have 1.4 million). Beyond that, ``Counted.lost`` bounds how much too low any
-# count may be. With a table of only 300,000 entries for the same words the bound was 7, and 98 % of
-# the phrases were the same.
+# words of Wikipedia have 1.4 million). Beyond that, ``Counted.lost`` bounds how much a count may be
+# too low: with a table of 300,000 it was 7 for these words, and 98 % of the phrases were the same.
 
 # Markers among the keys in a spill file; no pair of ids is as large. Their ids are −1 and −2.
 _BORDER = np.uint64(2**64 - 1)
@@ -409,7 +408,11 @@ def _pairs(ids: Ints) -> Keys:
 
 
 def _identify(
-    corpus: Spill, table: Table, folder: Path, min_count: int, min_documents: int
+    corpus: Spill,
+    table: Table,
+    folder: Path,
+    min_count: int,
+    min_documents: int,
 ) -> tuple[Spill, Level]:
     """Return the corpus with ids in place of keys, and the frequent n-grams with these ids."""
     frequent = table.counts > min_count
@@ -421,31 +424,12 @@ def _identify(
         place = find(keys, block)
         here = place >= 0
         pairs = np.unique(pair_keys(number[here], place[here]))
-        documents += np.bincount(halves(pairs)[1], minlength=len(keys))
+        _, of_pair = halves(pairs)
+        documents += np.bincount(of_pair, minlength=len(keys))
     kept = documents >= min_documents
     keys = keys[kept]
     ids = Spill(folder)
     for block in corpus:
         ids.write(np.where(block == _DOCUMENT, -2, find(keys, block)))
-    return ids, Level(keys, table.counts[frequent][kept], documents[kept])
-
-
-def write_table(path: Path, columns: Mapping[str, object]) -> None:
-    """Write columns of equal length as a Parquet file."""
-    pq.write_table(pa.table(dict(columns)), path)
-
-
-def read_table(path: Path, *columns: str) -> pa.Table:
-    """Read columns of a Parquet file.
-
-    Raises:
-        MaskwiseError: a file that is missing, damaged or lacks a column.
-    """
-    refuse_damaged(path.parent)
-    try:
-        return pq.read_table(path).select(columns)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise MaskwiseError(
-            f"cannot read {path}: {error}",
-            do="give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)",
-        ) from None
+    counts = table.counts[frequent]
+    return ids, Level(keys, counts[kept], documents[kept])

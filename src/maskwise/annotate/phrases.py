@@ -49,18 +49,23 @@ from maskwise.annotate.counts import (
     count_ngrams,
     find,
     mixed,
-    read_table,
     words_of,
 )
+from maskwise.annotate.store import read_table
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets
 from maskwise.specs import Call
-from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.readers import lines_of
+from maskwise.text.layers import CharSpans, Found, Layer, digest
+from maskwise.text.opening import lines_of
 from maskwise.text.words import VERSION
 
-SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}
+SHARES = {
+    2: 0.5,
+    3: 0.25,
+    4: 0.125,
+    5: 0.125,
+}
 FRAGMENT = 0.9
 FEW = 0.2
 """A vocabulary below this share of the usual size gets a notice, because so few n-grams passed the
@@ -129,8 +134,9 @@ class Phrases:
             return None
         # A text file of the user has no facts.
         if not (self._path / FACTS).is_file():
-            empty = f"no phrase in {self._path}, so the layer is empty; write one on each line"
-            return None if self._phrases else empty
+            if self._phrases:
+                return None
+            return f"no phrase in {self._path}, so the layer is empty; write one on each line"
         facts = read_json(self._path / FACTS)
         if facts is None:
             return f"{self._path / FACTS} is damaged; fit the phrases again"
@@ -141,10 +147,12 @@ class Phrases:
         if self._phrases:
             number = f"only {len(self._phrases):,}"
             effect = "which are often pairs such as 'of the'"
-        count, documents = facts["min_count"], facts["min_documents"]
-        floors = f"(min_count={count}, min_documents={documents})"
-        do = f"give more text, or use phrases(min_count={min(count, 2)}, min_documents=1)"
-        return f"{number} phrases among these {facts['words']:,} words {floors}, {effect}; {do}"
+        count = facts["min_count"]
+        return (
+            f"{number} phrases among these {facts['words']:,} words (min_count={count}, "
+            f"min_documents={facts['min_documents']}), {effect}; give more text, or use "
+            f"phrases(min_count={min(count, 2)}, min_documents=1)"
+        )
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Build a vocabulary from a corpus: phrases.parquet and facts.json in ``folder``.
@@ -159,18 +167,20 @@ class Phrases:
             size = vocabulary_size(counted.total)
         chosen = choose_phrases(counted, size=size, paper=self.paper)
         pq.write_table(chosen, folder / FILE)
-        facts = {
-            "words": counted.total,
-            "phrases": len(chosen),
-            "size": size,
-            "counts_too_low_by_at_most": counted.lost,
-            **floors,
-            "paper": self.paper,
-        }
-        write_json(folder / FACTS, facts)
+        write_json(
+            folder / FACTS,
+            {
+                "words": counted.total,
+                "phrases": len(chosen),
+                "size": size,
+                "counts_too_low_by_at_most": counted.lost,
+                **floors,
+                "paper": self.paper,
+            },
+        )
         return str(Call(self.name, kwargs={"vocabulary": str(folder)}))
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         assert self.fitted, "fit first"
         found = []
         for words in blocks(texts):
@@ -203,7 +213,12 @@ def read_phrases(path: Path) -> list[str]:
     return list(filter(None, map(str.strip, lines)))
 
 
-def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> pa.Table:
+def choose_phrases(
+    counted: Counted,
+    *,
+    size: int,
+    paper: bool = False,
+) -> pa.Table:
     """Choose the best n-grams of each length, ``SHARES[n]`` of ``size``.
 
     Returns:
@@ -226,17 +241,19 @@ def choose_phrases(counted: Counted, *, size: int, paper: bool = False) -> pa.Ta
         # Fragments come last, and are cut off.
         cost = np.where(fragment, np.inf, -scores[n])
         most = min(round(size * SHARES[n]), np.count_nonzero(~fragment))
-        best = np.argsort(cost, kind="stable")[:most]
+        best = cost.argsort(kind="stable")[:most]
         inside = np.union1d(best, np.flatnonzero(fragment))
-        columns = {
-            "phrase": pa.array(counted.texts(n, best), pa.string()),
-            "length": np.full(len(best), n),
-            "count": level.counts[best],
-            "documents": level.documents[best],
-            "score": scores[n][best],
-            "order": np.arange(len(best)) / SHARES[n],
-        }
-        tables.append(pa.table(columns))
+        table = pa.table(
+            {
+                "phrase": pa.array(counted.texts(n, best), pa.string()),
+                "length": np.full(len(best), n),
+                "count": level.counts[best],
+                "documents": level.documents[best],
+                "score": scores[n][best],
+                "order": np.arange(len(best)) / SHARES[n],
+            }
+        )
+        tables.append(table)
     ranked = pa.concat_tables(tables).sort_by([("order", "ascending"), ("length", "ascending")])
     return ranked.drop_columns("order")
 
@@ -270,15 +287,16 @@ def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
     # Words between two borders have one number; a punctuation mark has its own.
     border = words.fresh | ~words.plain
     border[1:] |= ~words.plain[:-1]
-    stretch = np.cumsum(border)
+    stretch = border.cumsum()
     taken = np.zeros(size, dtype=bool)
     length_at = np.zeros(size, dtype=np.int64)
     for n in sorted(keys, reverse=True):
         if n > size:
             continue
-        used = np.append(0, np.cumsum(taken))
-        unbroken = stretch[n - 1 :] == stretch[: size - n + 1]
-        free = used[n:] == used[: size - n + 1]
+        used = np.append(0, taken.cumsum())
+        places = size - n + 1
+        unbroken = stretch[n - 1 :] == stretch[:places]
+        free = used[n:] == used[:places]
         at = np.flatnonzero(unbroken & free)
         grams = _gram_keys(words.key, n)[at]
         is_phrase = find(keys[n], grams) >= 0

@@ -33,8 +33,10 @@ from maskwise.text.labelled import POS, read_conllu
 from maskwise.text.layers import (
     Annotator,
     CharSpans,
+    Found,
     Kind,
     Layer,
+    Layers,
     check_spans,
     digest,
     given_spans,
@@ -45,8 +47,6 @@ from maskwise.text.words import VERSION, classify, text_id, words_in
 from maskwise.text.worlds import WORLDS
 
 SPANS = Layer("spans")
-Found: TypeAlias = dict[str, CharSpans]
-"""The spans of a text by layer."""
 Finder: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
 """A function of the user: texts → a list of spans per text."""
 
@@ -61,7 +61,7 @@ class ByText:
     """
 
     name: str
-    layers: Mapping[str, Layer]
+    layers: Layers
     find: Callable[[str], Found]
     version: str
     _: KW_ONLY
@@ -176,7 +176,10 @@ def spans(
 
 
 def _known(
-    name: str, layers: Mapping[str, Layer], known: Mapping[int, Found], version: str
+    name: str,
+    layers: Layers,
+    known: Mapping[int, Found],
+    version: str,
 ) -> ByText:
     """Build an annotator that looks texts up by their hash; other texts get no spans."""
     empty = no_spans(layers)

@@ -13,8 +13,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from itertools import compress
+from dataclasses import asdict, replace
+from itertools import compress, product
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
@@ -130,7 +130,9 @@ def annotate_corpus(
     """
     out = Path(out)
     require_engine(engine)
-    wanted = [_Wanted(spec, spec, annotator(spec)) for spec in one_pass(annotators)]
+    wanted = []
+    for spec in one_pass(annotators):
+        wanted.append(_Wanted(spec, spec, annotator(spec)))
     for spec in map(str, map(spec_of, functions)):
         wanted.append(_Wanted(spec, spec, annotator(spec, functions=True)))
     check_names([each.annotator for each in wanted])
@@ -174,6 +176,7 @@ def annotate_corpus(
         for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
             missing.append(tuple(lacking))
+        # Only the characters of shards that some annotator lacks.
         characters = sum(compress(lengths, missing))
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
@@ -209,8 +212,8 @@ def annotate_corpus(
             (*kept, *parts.values()),
             tuple(keys),
         )
-        write_whole(out / MANIFEST, manifest.to_json())
-        named = manifest.files
+        write_json(out / MANIFEST, asdict(manifest))
+        named = {part.file(key) for part, key in product(manifest.annotators, keys)}
         for path in (out / "shards").iterdir():
             # A file for earlier texts, or of another version of an annotator.
             if path.name not in named:
@@ -218,7 +221,12 @@ def annotate_corpus(
     return summary
 
 
-def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None = None) -> Documents:
+def open_corpus(
+    source: Corpus,
+    *,
+    text_field: str = "text",
+    limit: int | None = None,
+) -> Documents:
     """Open the documents of a corpus, or the texts of a CoNLL-U file."""
     if isinstance(source, Documents):
         return require_documents(source)
@@ -230,7 +238,12 @@ def open_corpus(source: Corpus, *, text_field: str = "text", limit: int | None =
     return require_documents(read_documents(source, text_field=text_field, limit=limit))
 
 
-def _workers(engine: str, jobs: int | None, characters: int, shards: int) -> int | None:
+def _workers(
+    engine: str,
+    jobs: int | None,
+    characters: int,
+    shards: int,
+) -> int | None:
     """Return the number of shards annotated in parallel; 1: in this process; None: Ray decides."""
     if engine == "ray":
         return None
@@ -239,7 +252,9 @@ def _workers(engine: str, jobs: int | None, characters: int, shards: int) -> int
 
 
 def _annotated(
-    tasks: Iterator[ShardTask], pool: Pool[ShardTask, list[bytes]], workers: int | None
+    tasks: Iterator[ShardTask],
+    pool: Pool[ShardTask, list[bytes]],
+    workers: int | None,
 ) -> Iterator[tuple[ShardTask, list[bytes]]]:
     if workers != 1:
         yield from pool.results(tasks, at_once=workers)
@@ -253,7 +268,9 @@ def _annotated(
 
 
 def _tasks(
-    documents: Documents, keys: Sequence[str], missing: Sequence[tuple[str, ...]]
+    documents: Documents,
+    keys: Sequence[str],
+    missing: Sequence[tuple[str, ...]],
 ) -> Iterator[ShardTask]:
     if not any(missing):
         return
@@ -268,7 +285,11 @@ def _tasks(
 
 
 def _fitted(
-    wanted: _Wanted, corpus: str, documents: Documents, out: Path, bars: Progress
+    wanted: _Wanted,
+    corpus: str,
+    documents: Documents,
+    out: Path,
+    bars: Progress,
 ) -> _Wanted:
     """Fit an annotator to the corpus if it needs it and no earlier run has done so."""
     unfitted = wanted.annotator

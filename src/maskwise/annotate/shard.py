@@ -34,7 +34,9 @@ from maskwise.text.layers import (
     Annotator,
     CharSpans,
     Fitted,
+    Found,
     Layer,
+    Layers,
     check_spans,
     joined_spans,
     no_spans,
@@ -42,6 +44,7 @@ from maskwise.text.layers import (
 from maskwise.text.words import classify, join_texts, word_starts
 
 PART_CHARACTERS = 100_000
+_BORDERS = ("\n", " ")
 SURE_FAILURES = 8
 """If at least this many texts of a shard fail and none succeeds, the annotator is broken."""
 TOP_SPANS = 200
@@ -135,20 +138,20 @@ class Live:
         return list(map(annotator, self.specs))
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         """The layers of all annotators by name."""
         layers: dict[str, Layer] = {}
         for maker in self._makers:
             layers |= maker.layers
         return layers
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of every text by layer; a text on which an annotator fails has none.
 
         Raises:
             MaskwiseError: an annotator that fails on all texts.
         """
-        spans: list[dict[str, CharSpans]] = [{} for _ in texts]
+        spans: list[Found] = [{} for _ in texts]
         for maker in self._makers:
             found = spans_of(maker, texts, Counter())
             for all_layers, new_layers in zip(spans, found, strict=True):
@@ -180,8 +183,10 @@ def require_live(spec: str, maker: Annotator) -> None:
 
 
 def spans_of(
-    maker: Annotator, texts: Sequence[str], failures: Counter[str]
-) -> list[dict[str, CharSpans]]:
+    maker: Annotator,
+    texts: Sequence[str],
+    failures: Counter[str],
+) -> list[Found]:
     """Return the spans of each text by layer, and count failures by their error.
 
     Raises:
@@ -193,8 +198,10 @@ def spans_of(
         most = sys.maxsize
     parts_of = []
     for text in texts:
-        cuts = cut_text(text, 0, len(text), most=most, borders=("\n", " "))
-        parts_of.append([text[start:end] for start, end in cuts])
+        parts = []
+        for start, end in cut_text(text, 0, len(text), most=most, borders=_BORDERS):
+            parts.append(text[start:end])
+        parts_of.append(parts)
     annotated = iter(_annotate(maker, parts_of, failures))
     if failures.total() == len(texts) >= SURE_FAILURES:
         raise MaskwiseError(
@@ -210,8 +217,12 @@ def spans_of(
         for name, layer in maker.layers.items():
             spans = []
             for part, found_in_part in zip(parts, found_in_parts, strict=True):
-                what = f"{maker.name}: {name} of {part[:40]!r}…"
-                check_spans(found_in_part[name], layer, len(part), name=what)
+                check_spans(
+                    found_in_part[name],
+                    layer,
+                    len(part),
+                    name=f"{maker.name}: {name} of {part[:40]!r}…",
+                )
                 spans.append(found_in_part[name])
             start, end, value = joined_spans(spans, begins)
             layers[name] = CharSpans(start.astype(np.int32), end.astype(np.int32), value)
@@ -220,8 +231,10 @@ def spans_of(
 
 
 def _annotate(
-    maker: Annotator, parts_of: Sequence[list[str]], failures: Counter[str]
-) -> list[dict[str, CharSpans]]:
+    maker: Annotator,
+    parts_of: Sequence[list[str]],
+    failures: Counter[str],
+) -> list[Found]:
     """Annotate the parts of some texts; a text on which the annotator fails has no spans."""
     parts = list(chain.from_iterable(parts_of))
     try:
@@ -231,12 +244,11 @@ def _annotate(
     except Exception as error:
         # One text must not end the work on a million others, so each is tried alone.
         if len(parts_of) > 1:
-            spans: list[dict[str, CharSpans]] = []
+            spans: list[Found] = []
             for parts_of_text in parts_of:
                 spans += _annotate(maker, [parts_of_text], failures)
             return spans
-        message = f"{type(error).__name__}: {error}"
-        line = " ".join(message.split())[:200]
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         # These errors are not caused by the text, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
             raise MaskwiseError(
@@ -263,7 +275,9 @@ def _annotate(
 
 
 def shard_facts(
-    texts: Sequence[str], found: Sequence[Mapping[str, CharSpans]], layers: Mapping[str, Layer]
+    texts: Sequence[str],
+    found: Sequence[Mapping[str, CharSpans]],
+    layers: Layers,
 ) -> Facts:
     """Count the spans of one shard and annotator, as JSON.
 
@@ -278,7 +292,7 @@ def shard_facts(
     begins = []
     for text, origin in zip(texts, base, strict=True):
         # Part by part, because classifying takes 60 bytes per character.
-        for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=("\n", " ")):
+        for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=_BORDERS):
             kinds = classify(text[start:end])
             begins.append(np.flatnonzero(word_starts(kinds)) + origin + start)
     words = np.concatenate(begins)
@@ -286,17 +300,25 @@ def shard_facts(
     for name, layer in layers.items():
         spans_of_layer = [spans[name] for spans in found]
         counted[name] = _layer_facts(joined, base, spans_of_layer, layer, words)
-    return {"words": len(words), "failures": {}, "layers": counted}
+    return {
+        "words": len(words),
+        "failures": {},
+        "layers": counted,
+    }
 
 
 def _layer_facts(
-    joined: str, base: Ints, found: Sequence[CharSpans], layer: Layer, words: Ints
+    joined: str,
+    base: Ints,
+    found: Sequence[CharSpans],
+    layer: Layer,
+    words: Ints,
 ) -> Facts:
     """Count spans of texts at offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
     start, end, codes = joined_spans(found, base)
     # A word is covered if the last span that begins at or before its first character ends after it.
     # A word before all spans gets index −1, the 0 that is appended, which covers nothing.
-    last = np.searchsorted(start, words, side="right") - 1
+    last = start.searchsorted(words, side="right") - 1
     covered = np.append(end, 0)[last] > words
     facts = {"spans": len(start), "words": int(covered.sum())}
     if codes is None:
@@ -314,7 +336,9 @@ def _layer_facts(
     cuts = map(slice, start[short].tolist(), end[short].tolist())
     # Strings are cut and counted in C: a loop here would take longer than the annotators.
     pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
-    top = {str(code): common for code, common in _commonest(pairs, layer).items()}
+    top = {}
+    for code, common in _commonest(pairs, layer).items():
+        top[str(code)] = common
     return {**facts, "labels": labels, "top": top}
 
 
@@ -345,19 +369,39 @@ def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
         layers[name] = _summary(parts, name, layer, words)
     # ``notice`` is optional, like ``whole_texts``.
     notice = maker.notice if hasattr(maker, "notice") else None
-    return {"notice": notice, "failures": dict(failures), "layers": layers}
+    return {
+        "notice": notice,
+        "failures": dict(failures),
+        "layers": layers,
+    }
 
 
-def _summary(parts: Sequence[Facts], name: str, layer: Layer, words: int) -> LayerSummary:
-    spans = sum(part["spans"] for part in parts)
-    share = sum(part["words"] for part in parts) / max(1, words)
-    summary: LayerSummary = {"kind": layer.kind, "spans": spans, "share_of_words": share}
+def _summary(
+    parts: Sequence[Facts],
+    name: str,
+    layer: Layer,
+    words: int,
+) -> LayerSummary:
+    spans = 0
+    covered = 0
+    for part in parts:
+        spans += part["spans"]
+        covered += part["words"]
+    summary: LayerSummary = {
+        "kind": layer.kind,
+        "spans": spans,
+        "share_of_words": covered / max(1, words),
+    }
     if layer.kind == "weight":
         # A shard without spans has (0, 0, 0), and this 0 is not the least weight of any span.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
-        summary["weight"] = {"mean": mean, "least": min(least), "greatest": max(greatest)}
+        summary["weight"] = {
+            "mean": mean,
+            "least": min(least),
+            "greatest": max(greatest),
+        }
         return summary
 
     labels = Counter[str]()

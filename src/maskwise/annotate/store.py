@@ -23,9 +23,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -36,9 +35,10 @@ from pydantic import TypeAdapter
 
 from maskwise.annotate.counts import find
 from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.folders import refuse_damaged
 from maskwise.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import Ints, text_id
 
 MANIFEST = "manifest.json"
@@ -152,14 +152,6 @@ class Manifest:
     annotators: tuple[Part, ...]
     shards: tuple[str, ...]
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
-
-    @property
-    def files(self) -> set[str]:
-        """The names of all files."""
-        return {part.file(key) for part, key in product(self.annotators, self.shards)}
-
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Load and validate a manifest.
@@ -223,7 +215,7 @@ class Store:
                 makers.append((part.name, part.version))
         return digest(self.manifest.corpus, makers, [*self.layers])
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of each text by layer.
 
         Raises:
@@ -242,10 +234,10 @@ class Store:
                 do="annotate this corpus",
             )
         found = []
-        for place in places:
+        for shard_of_text, row_of_text in zip(shard[places].tolist(), row[places].tolist()):
             spans = {}
             for name in self.layers:
-                spans[name] = self._spans(name, int(shard[place]), int(row[place]))
+                spans[name] = self._spans(name, shard_of_text, row_of_text)
             found.append(spans)
         return found
 
@@ -261,10 +253,15 @@ class Store:
         shard = owners(sizes).astype(np.int32)
         row = rank_within(sizes).astype(np.int32)
         keys = np.concatenate(columns)
-        order = np.argsort(keys, kind="stable")
+        order = keys.argsort(kind="stable")
         return keys[order], shard[order], row[order]
 
-    def _spans(self, name: str, shard: int, row: int) -> CharSpans:
+    def _spans(
+        self,
+        name: str,
+        shard: int,
+        row: int,
+    ) -> CharSpans:
         part = self._makers[name]
         held, columns = self._held.get(part.spec, (-1, {}))
         if held != shard:
@@ -277,7 +274,12 @@ class Store:
             return CharSpans(start, end)
         return CharSpans(start, end, columns[f"{name}.value"][row].values.to_numpy())
 
-    def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:
+    def _read(
+        self,
+        part: Part,
+        key: str,
+        columns: list[str] | None = None,
+    ) -> pa.Table:
         path = self.folder / "shards" / part.file(key)
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)
@@ -286,3 +288,28 @@ class Store:
                 f"{path} is missing or damaged",
                 do="run the same maskwise annotate command again, which repairs the store",
             ) from error
+
+
+# Tables of a fit
+# -------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, columns: Mapping[str, object]) -> None:
+    """Write columns of equal length as a Parquet file."""
+    pq.write_table(pa.table(dict(columns)), path)
+
+
+def read_table(path: Path, *columns: str) -> pa.Table:
+    """Read columns of a Parquet file.
+
+    Raises:
+        MaskwiseError: a file that is missing, damaged or lacks a column.
+    """
+    refuse_damaged(path.parent)
+    try:
+        return pq.read_table(path).select(columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)",
+        ) from None

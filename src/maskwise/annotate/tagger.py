@@ -33,7 +33,7 @@ from maskwise.folders import bundled_file
 from maskwise.segments import changes
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import LETTER, classify, codes_of
 
 VERSION = "salient-2"
@@ -125,22 +125,24 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
         return CharSpans.of((), SALIENT)
     codes = codes_of(text)
     lines = np.cumsum(codes == ord("\n"))
+    # The last character of the token before.
+    before = end[:-1] - 1
     # No span crosses the end of a line.
     breaks = np.ones(len(start), dtype=bool)
-    breaks[1:] = lines[start[1:]] > lines[end[:-1] - 1]
+    breaks[1:] = lines[start[1:]] > lines[before]
     # The first word of a sentence has a capital letter whether or not it is a name.
     opens = breaks.copy()
-    opens[1:] |= np.isin(codes[end[:-1] - 1], _OPENERS)
+    opens[1:] |= np.isin(codes[before], _OPENERS)
 
     kind = tokens.entity.copy()
     kind[(kind == NONE) & tokens.tagged("NUM") & ~tokens.one] = NUMBER
     proper = tokens.tagged("PROPN")
-    small = tokens.lower & tokens.title.any()
+    title = tokens.title
+    small = tokens.lower & title.any()
     # A proper noun in lower case counts only inside a name: "Charles de Gaulle".
     sure = np.pad(proper & ~small, 1)
     proper = sure[1:-1] | (proper & sure[:-2] & sure[2:])
     content = tokens.tagged("ADJ", "NOUN", "VERB")
-    title = tokens.title
     kind[proper | (content & title & ~opens)] = NAME
     # Numbered, so that two dates or amounts in a row stay two spans.
     form = np.zeros(len(kind), dtype=np.int64)
@@ -150,21 +152,22 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
         form[inside] = number
     for match in _JOINTS.finditer(text):
         inside = tokens.within(match)
-        before = kind[max(inside.start - 1, 0)]
-        after = kind[min(inside.stop, len(kind) - 1)]
-        if before == after == NAME:
+        left = kind[max(inside.start - 1, 0)]
+        right = kind[min(inside.stop, len(kind) - 1)]
+        if left == right == NAME:
             kind[inside] = NAME
 
     begin = np.flatnonzero(breaks | changes(kind, form))
     last = np.append(begin[1:], len(kind)) - 1
-    is_salient = kind[begin] != NONE
+    start = start[begin]
+    end = end[last]
+    kind = kind[begin]
+    is_salient = kind != NONE
     # Taggers may tag emoji and stray punctuation as PROPN, but these are not names.
-    first_class = classify(text)[start[begin]]
-    for at in np.flatnonzero(is_salient & (first_class != LETTER)):
-        span = text[start[begin[at]] : end[last[at]]]
-        is_salient[at] = any(map(str.isalnum, span))
-    begin = begin[is_salient]
-    return CharSpans(start[begin], end[last[is_salient]], kind[begin])
+    first_class = classify(text)[start]
+    for span in np.flatnonzero(is_salient & (first_class != LETTER)):
+        is_salient[span] = any(map(str.isalnum, text[start[span] : end[span]]))
+    return CharSpans(start[is_salient], end[is_salient], kind[is_salient])
 
 
 PIECE_CHARACTERS = 5_000
@@ -179,8 +182,9 @@ zones would drop the cache, but made annotating a third slower.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
 _BORDERS = ("\n\n", "\n", ". ", " ")
+_CODES = {tag: code for code, tag in enumerate(UPOS, 1)}
 # Universal Dependencies named coordinating conjunctions CONJ before version 2.
-_CODES = {tag: code for code, tag in enumerate(UPOS, 1)} | {"CONJ": UPOS.index("CCONJ") + 1}
+_CODES["CONJ"] = _CODES["CCONJ"]
 # Entity types of OntoNotes that are not names.
 _KINDS = {
     **dict.fromkeys(("DATE", "TIME"), DATE),
@@ -230,7 +234,7 @@ class SpacyPipeline:
                 named += [path.relative_to(self.folder).as_posix(), path]
         return digest("spacy", 2, version("spacy"), VERSION, sorted(self.layers), *named)
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the layers of each text; see `Annotator`."""
         pieces = []
         begins_of_texts = []
@@ -251,7 +255,9 @@ class SpacyPipeline:
             if "pos" in self.layers:
                 tagged = tokens.tag > 0
                 layers["pos"] = CharSpans(
-                    tokens.start[tagged], tokens.end[tagged], tokens.tag[tagged]
+                    tokens.start[tagged],
+                    tokens.end[tagged],
+                    tokens.tag[tagged],
                 )
             if "salient" in self.layers:
                 layers["salient"] = salient_spans(text, tokens)
@@ -289,7 +295,11 @@ class SpacyPipeline:
         )
 
     def _coded(
-        self, symbols: NDArray[np.uint64], codes: Mapping[str, int], *, other: int = 0
+        self,
+        symbols: NDArray[np.uint64],
+        codes: Mapping[str, int],
+        *,
+        other: int = 0,
     ) -> Codes:
         """Map spaCy's hashes of names to our codes; the empty name has code 0."""
         hashes, place = np.unique(symbols, return_inverse=True)
@@ -303,6 +313,7 @@ class SpacyPipeline:
     def nlp(self) -> Any:
         """The spaCy pipeline, loaded when it is first needed."""
         import spacy
+        from thinc.api import Model, NumpyOps
 
         unused = list(_UNUSED)
         if "salient" not in self.layers:
@@ -315,7 +326,14 @@ class SpacyPipeline:
                 f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}",
             ) from error
         self._words_at_load = len(nlp.vocab)
-        _multiply_by_numpy(nlp)
+        # numpy's matrix product replaces BLIS, but not the ops of a GPU or of Apple's library.
+        ops = NumpyOps(use_blis=False)
+        for _, component in nlp.pipeline:
+            # Rule-based components have no model.
+            if hasattr(component, "model") and isinstance(component.model, Model):
+                for node in component.model.walk():
+                    if type(node.ops) is NumpyOps:
+                        node.ops = ops
         return nlp
 
     @cached_property
@@ -362,19 +380,6 @@ def one_pass(specs: Sequence[str]) -> list[str]:
     return joined
 
 
-def _multiply_by_numpy(nlp: Any) -> None:
-    """Use numpy's matrix product in place of BLIS, but not on a GPU or with Apple's library."""
-    from thinc.api import Model, NumpyOps
-
-    ops = NumpyOps(use_blis=False)
-    for _, component in nlp.pipeline:
-        # Rule-based components have no model.
-        if hasattr(component, "model") and isinstance(component.model, Model):
-            for node in component.model.walk():
-                if type(node.ops) is NumpyOps:
-                    node.ops = ops
-
-
 def _folder(model: str | None) -> Path:
     """Find the folder of a pipeline.
 
@@ -403,7 +408,12 @@ def _folder(model: str | None) -> Path:
 
 
 def cut_text(
-    text: str, start: int, stop: int, *, most: int, borders: Sequence[str]
+    text: str,
+    start: int,
+    stop: int,
+    *,
+    most: int,
+    borders: Sequence[str],
 ) -> Iterator[tuple[int, int]]:
     """Cut a stretch of a text into parts of at most ``most`` characters.
 

@@ -30,14 +30,13 @@ from maskwise.annotate.counts import (
     halves,
     keys_of,
     pair_keys,
-    read_table,
-    write_table,
 )
+from maskwise.annotate.store import read_table, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.segments import changes, offsets
 from maskwise.specs import Call
 from maskwise.text import load_tokenizer, read_documents
-from maskwise.text.layers import CharSpans, Layer, digest
+from maskwise.text.layers import Found, Layer, digest
 from maskwise.text.words import VERSION
 
 FILE = "words.parquet"
@@ -79,7 +78,7 @@ class WordWeights(ABC):
             raise MaskwiseError(f"{path}: weights must be finite and ≥ 0")
         self._content = ["\n".join(words), weights.tobytes()]
         keys = keys_of(words)
-        order = np.argsort(keys, kind="stable")
+        order = keys.argsort(kind="stable")
         self._keys = keys[order]
         # ``find`` gives missing words the index −1: the last weight.
         self._weights = np.append(weights[order], self.unseen)
@@ -117,7 +116,7 @@ class WordWeights(ABC):
         write_table(folder / FILE, columns)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         assert self.fitted, "fit first"
         found = []
         for words in blocks(texts):
@@ -224,9 +223,10 @@ class Informativeness(WordWeights):
             ids = find(known, keys)
             sums = summed_pmi(ids, sentence, pairs, np.append(pmi, 0.0), window=self.window)
             in_table = ids >= 0
-            total += np.bincount(ids[in_table], sums[in_table], len(known))
-            positive += float(sums[in_table].clip(min=0).sum())
-            number += int(in_table.sum())
+            sums = sums[in_table]
+            total += np.bincount(ids[in_table], sums, len(known))
+            positive += float(sums.clip(min=0).sum())
+            number += len(sums)
         rate = (total / counts).clip(min=0)
         # Weights are divided by their mean over the corpus, so that they average 1; a mean of 0 is
         # replaced by 1.
@@ -234,8 +234,12 @@ class Informativeness(WordWeights):
         by_text = positive / number or 1.0
         scaled = (pmi / by_text).astype(np.float32)
         write_table(folder / PAIRS, {"pair": pairs, "pmi": scaled})
-        columns = {"word": seen.names(known), "weight": rate / by_word, "count": counts}
-        return self._save(folder, columns, per=self.per, window=self.window)
+        return self._save(
+            folder,
+            {"word": seen.names(known), "weight": rate / by_word, "count": counts},
+            per=self.per,
+            window=self.window,
+        )
 
     def weigh(self, words: Words) -> Floats:
         if self.per == "word":
@@ -259,7 +263,9 @@ class Informativeness(WordWeights):
         """(P,) pairs and (P + 1,) their PMI; the last value, 0, is for all other pairs."""
         assert self.table, "fit first"
         columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
-        return columns["pair"].to_numpy(), np.append(columns["pmi"].to_numpy(), 0.0)
+        pairs = columns["pair"].to_numpy()
+        pmi = columns["pmi"].to_numpy()
+        return pairs, np.append(pmi, 0.0)
 
 
 def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
@@ -268,7 +274,8 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
     # The marginals count each pair from both sides, so a pair of equal words counts twice too.
     ordered = counts * np.where(first == second, 2, 1)
-    return np.log(ordered * marginal.sum() / (marginal[first] * marginal[second]))
+    expected = marginal[first] * marginal[second]
+    return np.log(ordered * marginal.sum() / expected)
 
 
 def summed_pmi(
@@ -312,9 +319,10 @@ def sentences_of(words: Words) -> Ints:
     opens = words.fresh.copy()
     # A stop inside "3.5" or "U.S.A" ends no sentence. Chinese and Japanese use no space after one.
     blank_before = words.start[1:] > words.end[:-1]
-    opens[1:] |= np.isin(words.letter[:-1], _STOPS) & blank_before
-    opens[1:] |= np.isin(words.letter[:-1], _UNSPACED_STOPS)
-    return np.cumsum(opens)
+    before = words.letter[:-1]
+    opens[1:] |= np.isin(before, _STOPS) & blank_before
+    opens[1:] |= np.isin(before, _UNSPACED_STOPS)
+    return opens.cumsum()
 
 
 @dataclass(kw_only=True)
@@ -362,9 +370,8 @@ class Difference(WordWeights):
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
-            # A stable sort keeps the texts of each word in order, so each word is counted once per
-            # text.
-            order = np.argsort(words.key, kind="stable")
+            # A stable sort keeps texts in order, so that each word is counted once per text.
+            order = words.key.argsort(kind="stable")
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
             seen += len(words.base)
@@ -395,8 +402,15 @@ class Difference(WordWeights):
                 f"no anchor has a vector in {self.vectors}",
                 got=[names[place] for place in chosen],
             )
-        columns = {"word": names, "weight": weights / mean, "score": scores, "count": counts}
-        return self._save(folder, columns)
+        return self._save(
+            folder,
+            {
+                "word": names,
+                "weight": weights / mean,
+                "score": scores,
+                "count": counts,
+            },
+        )
 
 
 def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:

@@ -34,7 +34,7 @@ from maskwise.text.labelled import (
     read_records,
     read_text,
 )
-from maskwise.text.readers import lines_of
+from maskwise.text.opening import lines_of
 from maskwise.text.worlds import read_world
 
 BUNDLED_TASKS = {

@@ -28,6 +28,7 @@ from maskwise.text.readers import (
     NOT_UTF8,
     READERS,
     Fields,
+    Opener,
     PartName,
     Record,
     Skip,
@@ -87,7 +88,7 @@ class Documents:
         skipped: reason → number of documents that the latest iteration left out.
     """
 
-    open_records: Callable[[], Iterable[Record]]
+    open_records: Opener
     _: KW_ONLY
     name: str
     fields: Fields
@@ -102,24 +103,17 @@ class Documents:
         return islice(self._counted(), self.limit)
 
     def _counted(self) -> Iterator[Document]:
-        documents = self._documents()
-        if not self.keep_repeated:
-            documents = self._distinct(documents)
-        for document in documents:
+        """Yield and count the documents, without texts that came before."""
+        seen = _Seen()
+        for document in self._documents():
+            if not self.keep_repeated and seen.before(text_id(document.text)):
+                self.skipped[REPEATED] += 1
+                continue
             self.read += 1
             yield document
 
     def _documents(self) -> Iterator[Document]:
         return chain.from_iterable(map(self._parts, self.open_records()))
-
-    def _distinct(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Leave out texts that came before."""
-        seen = _Seen()
-        for document in documents:
-            if seen.before(text_id(document.text)):
-                self.skipped[REPEATED] += 1
-            else:
-                yield document
 
     def _parts(self, record: Record) -> Iterator[Document]:
         """Yield the document of a record, in parts if it is long; count records without one."""
@@ -397,7 +391,7 @@ def bundled_path(name: str) -> Path:
     return bundled_file(f"{name}.jsonl.gz")
 
 
-def _resolve(source: object, fields: Fields) -> tuple[Callable[[], Iterable[Record]], str]:
+def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
     """Return a function that opens the records of a source, and its name."""
     world = read_world(source)
     if world:
@@ -418,7 +412,7 @@ def _resolve(source: object, fields: Fields) -> tuple[Callable[[], Iterable[Reco
     )
 
 
-def _resolve_path(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
+def _resolve_path(path: Path, fields: Fields) -> Opener:
     if not path.exists():
         raise MaskwiseError(
             f"corpus {str(path)!r} does not exist",

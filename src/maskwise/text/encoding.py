@@ -9,22 +9,22 @@ array operations.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.segments import Array
-from maskwise.text.esm import fast_esm, is_esm
+from maskwise.segments import Array, owners
+from maskwise.text.backends import fast_esm, is_esm
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
+    CodePoints,
     Ints,
+    bytes_id,
     codes_of,
     flat_offsets,
     special_ids,
@@ -83,15 +83,13 @@ def encode(
     annotators = _annotators(layers)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
+    names = []
     if ids is None:
         # Equal texts have equal names, and so equal masks.
         names = list(map(text_id, texts))
     elif isinstance(ids, Iterable):
-        names = []
         for number in ids:
             names.append(whole_number("an example id", number, least=LEAST_ID, most=MOST_ID))
-    else:
-        names = []
     if len(names) != len(texts):
         raise MaskwiseError(
             "every text needs one id",
@@ -106,34 +104,35 @@ def encode(
     limit = tokenizer.model_max_length
     longer = int((lengths > limit).sum())
     if max_length is None and longer:
-        what = f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens"
-        warnings.warn(f"{what} and were not cut; pass max_length={limit}", stacklevel=2)
-    tokens = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-    added = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
+        warnings.warn(
+            f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens and "
+            f"were not cut; pass max_length={limit}",
+            stacklevel=2,
+        )
+    tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
+    added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
     # "[MASK]" in a text is a control token here.
-    all_tokens = np.concatenate(tokens)
-    written = np.isin(all_tokens, special_ids(tokenizer))
-    special = np.concatenate(added) | written
+    special = added | np.isin(tokens, special_ids(tokenizer))
     columns = annotated(annotators, texts, offsets, lengths, special=special)
     # Words are numbered within each text.
-    text_of_token = np.repeat(np.arange(len(texts)), lengths)
     numbers = columns["word_ids"]
-    words = np.where(numbers < 0, -1, numbers + (text_of_token << 32))
-    _warn_of_letters(all_tokens[~special], words[~special], tokenizer.unk_token_id)
-    ends = np.cumsum(lengths)
+    words = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
+    _warn_of_letters(tokens[~special], words[~special], tokenizer.unk_token_id)
+    ends = lengths.cumsum()
     rows = []
     for n, name in enumerate(names):
-        dropped = _dropped(added[n], max_length)
         part = slice(ends[n] - lengths[n], ends[n])
-        layers_of_row = {layer: values[part] for layer, values in columns.items()}
-        layers_of_row["word_ids"] = _without_cut_word(layers_of_row["word_ids"], dropped)
-        row_ids = np.delete(tokens[n], dropped)
+        dropped = _dropped(added[part], max_length)
+        row_ids = np.delete(tokens[part], dropped)
         row = {
             "input_ids": row_ids.tolist(),
             "attention_mask": [1] * len(row_ids),
             "example_id": name,
         }
-        for layer, values in layers_of_row.items():
+        for layer, column in columns.items():
+            values = column[part]
+            if layer == "word_ids":
+                values = _without_cut_word(values, dropped)
             row[layer] = np.delete(values, dropped).tolist()
         rows.append(row)
     return rows
@@ -187,15 +186,20 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     unknown_tokens = int((tokens == unknown).sum())
     if unknown_tokens > MOST_UNKNOWN * len(tokens):
         share = unknown_tokens / len(tokens)
-        what = f"{share:.0%} of the tokens are unknown to the tokenizer, and never masked"
-        warnings.warn(f"{what}; are these its letters and capitals?", stacklevel=3)
+        warnings.warn(
+            f"{share:.0%} of the tokens are unknown to the tokenizer, and never masked; are these "
+            "its letters and capitals?",
+            stacklevel=3,
+        )
     starts = np.flatnonzero(np.diff(words, prepend=-2))
     sizes = np.diff(starts, append=len(words))
     long = sizes[(sizes > LONGEST_USUAL_WORD) & (words[starts] >= 0)].sum()
     if long > len(words) / 2:
-        what = f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens"
-        do = "use policy='token' or 'span(over=\"token\")': whole words would hide whole sequences"
-        warnings.warn(f"{what}; {do}", stacklevel=3)
+        warnings.warn(
+            f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens; use "
+            "policy='token' or 'span(over=\"token\")': whole words would hide whole sequences",
+            stacklevel=3,
+        )
 
 
 def _checked(texts: object) -> list[str]:
@@ -311,7 +315,8 @@ def annotate_rows(
         )
     columns = {name: values for name, values in batch.items() if name != text_field}
     for name in names:
-        columns[name] = made[0][name] if alone else [row[name] for row in made]
+        values = [row[name] for row in made]
+        columns[name] = values[0] if alone else values
     return columns
 
 
@@ -363,23 +368,20 @@ class _Surfaces:
 
     def annotate(self, ids: Ints, annotators: Sequence[Annotator]) -> dict[str, object]:
         """Return the words, the name and the layers of a row; special tokens have −1."""
-        # The byte order is fixed, because masks depend on names and must not vary by machine.
-        digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).digest()
-        name = int.from_bytes(digest, "little") >> 1
-        tokens: list[int] = ids.tolist()
+
         parts = []
-        for token in tokens:
+        for token in ids.tolist():
             if token not in self.known:
                 self.known[token] = self._bytes(token)
             parts.append(self.known[token])
-        special = np.array([token in self.special for token in tokens], dtype=bool)
+        special = np.isin(ids, [*self.special])
         # A row may begin inside a character; its remaining bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
         sizes = np.array(list(map(len, parts)), dtype=int)
         offsets = _offsets(codes_of(text), sizes)
-        lengths = np.array([len(tokens)])
-        columns = annotated(annotators, [text], offsets, lengths, special=special)
-        row: dict[str, object] = {"example_id": name}
+        columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
+        # The byte order is fixed, because masks depend on names and must not vary by machine.
+        row: dict[str, object] = {"example_id": bytes_id(ids.astype("<i8").tobytes())}
         for layer, values in columns.items():
             row[layer] = values.tolist()
         return row
@@ -394,7 +396,7 @@ class _Surfaces:
         if self.bytes_by_char:
             # Added tokens of a byte-level tokenizer are plain text.
             if self.bytes_by_char.keys() >= set(name):
-                return bytes(self.bytes_by_char[char] for char in name)
+                return bytes(map(self.bytes_by_char.__getitem__, name))
             return name.encode()
         if self.prefix is not None:
             if name.startswith(self.prefix):
@@ -406,7 +408,7 @@ class _Surfaces:
         return name.replace("\u2581", " ").encode()
 
 
-def _offsets(codes: NDArray[np.uint32], sizes: Ints) -> Ints:
+def _offsets(codes: CodePoints, sizes: Ints) -> Ints:
     """(L, 2) characters of each token, from all code points and the number of bytes per token."""
     # A character has one more byte in UTF-8 from each of these code points on.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
@@ -415,7 +417,7 @@ def _offsets(codes: NDArray[np.uint32], sizes: Ints) -> Ints:
     char_of_byte = np.repeat(np.arange(len(codes)), np.where(escaped, 1, width))
     # A token without bytes may be at the end of the row, after the last character.
     char_of_byte = np.append(char_of_byte, len(codes))
-    end = np.cumsum(sizes)
+    end = sizes.cumsum()
     start = end - sizes
     first = char_of_byte[start]
     last = char_of_byte[np.maximum(end - 1, 0)]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
-from maskwise.text.layers import CharSpans, Layer
+from maskwise.text.layers import CharSpans, Found, Layer
 from maskwise.text.opening import Record, damaged, opened, read_table
 from maskwise.text.readers import load_hub, parquet_rows
 
@@ -53,7 +53,10 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
 def ending_of(path: Path) -> str | None:
     """Return the ending by which a file is read; None if there is no reader."""
     name = path.name.lower().removesuffix(".gz")
-    return next((ending for ending in READERS if name.endswith(ending)), None)
+    for ending in READERS:
+        if name.endswith(ending):
+            return ending
+    return None
 
 
 def read_hub(spec: str) -> dict[str, list[Record]]:
@@ -251,7 +254,7 @@ class GoldDocument(NamedTuple):
 
     id: str
     text: str
-    layers: dict[str, CharSpans]
+    layers: Found
 
 
 def read_conllu(path: Path) -> Iterator[GoldDocument]:
@@ -322,11 +325,13 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
         if last:
             covered = int(last)
             parts = []
+            spelled = ""
             for member in range(int(number), covered + 1):
                 part = by_number[str(member)]
                 parts.append((part[1], part[3]))
+                spelled += part[1]
             # Parts that do not spell the surface word cannot be located in it.
-            if "".join(part for part, _ in parts) != form:
+            if spelled != form:
                 parts = [(form, parts[0][1])]
         words += parts
         if "SpaceAfter=No" not in row[9]:

@@ -37,17 +37,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
-from maskwise.segments import changes, rank_within
-from maskwise.text.words import Flags, Ints, Placed, number_words, place_tokens
-
-if TYPE_CHECKING:
-    from maskwise.keys import Array
+from maskwise.segments import Array, changes, owners, rank_within
+from maskwise.text.words import Flags, Ints, Ints32, Placed, number_words, place_tokens
 
 Kind = Literal["categorical", "spans", "weight"]
 
@@ -85,8 +81,8 @@ class CharSpans(NamedTuple):
         value: (S,) int16 codes or float32 weights; None if the layer has no values.
     """
 
-    start: NDArray[np.int32]
-    end: NDArray[np.int32]
+    start: Ints32
+    end: Ints32
     value: Array | None = None
 
     @classmethod
@@ -101,15 +97,23 @@ class CharSpans(NamedTuple):
         return cls(start, end, value)
 
 
+Found: TypeAlias = dict[str, CharSpans]
+"""The spans of a text by layer."""
+Layers: TypeAlias = Mapping[str, Layer]
+"""Layers by name."""
+Columns: TypeAlias = dict[str, Array]
+"""Values of tokens by column, (T,) each."""
+
+
 class Layered(Protocol):
     """An annotator, or a store of its output."""
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         """Layers by name, as policies read them: "pos", "salient", "phrase", …."""
         ...
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of each text by layer. Empty texts and noise must not raise.
 
         Long texts are passed in parts, except to a class with ``whole_texts = True``.
@@ -258,7 +262,7 @@ def given_spans(
     return CharSpans.of(rows, layer)
 
 
-def no_spans(layers: Mapping[str, Layer]) -> dict[str, CharSpans]:
+def no_spans(layers: Layers) -> Found:
     """Return the layers of a text in which nothing was found."""
     return {name: CharSpans.of([], layer) for name, layer in layers.items()}
 
@@ -267,7 +271,7 @@ LABEL = "_label"
 """Suffix of the second layer of spans with labels."""
 
 
-def token_layers(layers: Mapping[str, Layer]) -> tuple[str, ...]:
+def token_layers(layers: Layers) -> tuple[str, ...]:
     """Return the names of the layers over tokens."""
     names = []
     for name, layer in layers.items():
@@ -279,10 +283,10 @@ def token_layers(layers: Mapping[str, Layer]) -> tuple[str, ...]:
 
 def align(
     found: Sequence[Mapping[str, CharSpans]],
-    layers: Mapping[str, Layer],
+    layers: Layers,
     placed: Placed,
-    word_ids: NDArray[np.int32],
-) -> dict[str, Array]:
+    word_ids: Ints32,
+) -> Columns:
     """Map the spans of N texts to layers over their T tokens.
 
     Args:
@@ -293,9 +297,8 @@ def align(
     Returns:
         Name → (T,), for each of `token_layers`.
     """
-    text = np.repeat(np.arange(len(found)), placed.lengths)
     # All tokens of a word get the tag of its first token.
-    opens = changes(word_ids, text) | (word_ids < 0)
+    opens = changes(word_ids, owners(placed.lengths)) | (word_ids < 0)
     first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
     result = {}
     for name, layer in layers.items():
@@ -308,7 +311,7 @@ def align(
             place = placed.first[first_of_word]
             eligible = word_ids >= 0
         # Spans are sorted, so only the last one that begins before a token can cover it.
-        span = np.searchsorted(start, place, side="right") - 1
+        span = start.searchsorted(place, side="right") - 1
         covered = eligible & (span >= 0)
         covered[covered] = place[covered] < end[span[covered]]
         span = span[covered]
@@ -336,7 +339,7 @@ def annotated(
     lengths: Ints,
     *,
     special: Flags,
-) -> dict[str, Array]:
+) -> Columns:
     """Return "word_ids" and the layers of annotators, (T,) each, for the tokens of N texts.
 
     Args:
@@ -345,7 +348,7 @@ def annotated(
     """
     placed = place_tokens(texts, offsets, lengths, special=special)
     words = number_words(placed)
-    columns: dict[str, Array] = {"word_ids": words}
+    columns: Columns = {"word_ids": words}
     for maker in makers:
         columns |= align(maker.annotate(texts), maker.layers, placed, words)
     return columns
@@ -360,8 +363,12 @@ def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:
 
 def joined_spans(parts: Sequence[CharSpans], base: Ints) -> tuple[Ints, Ints, Array | None]:
     """Concatenate start, end and value of the spans of N texts, shifted by ``base`` (N,)."""
-    shift = np.repeat(base, [len(part.start) for part in parts])
-    start = np.concatenate([part.start for part in parts]) + shift
-    end = np.concatenate([part.end for part in parts]) + shift
-    values = [part.value for part in parts if part.value is not None]
-    return start, end, np.concatenate(values) if values else None
+    starts, ends, values = zip(*parts)
+    shift = base.repeat(list(map(len, starts)))
+    start = np.concatenate(starts) + shift
+    end = np.concatenate(ends) + shift
+    # Either all spans of a layer have values or none.
+    value = None
+    if values[0] is not None:
+        value = np.concatenate(values)
+    return start, end, value

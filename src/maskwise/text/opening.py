@@ -1,4 +1,4 @@
-"""Open files: decompressed bytes, text in UTF-8, and tables.
+"""Open files: decompressed bytes, text in UTF-8, its lines or blocks, and tables.
 
 Tables are separated by commas, semicolons, tabs or bars, with any usual quoting. The separator is
 the one that cuts the first rows into the same number of cells, at least two.
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError
 
@@ -32,7 +32,12 @@ QUOTED_SHARE = 0.9
 """Smallest share of rows with a quoted cell at which quotes count in a tab-separated table. GLUE's
 tables are not quoted, but contain lone quotation marks."""
 
+# With fewer lines, it cannot be guessed whether each line is a text.
+LEAST_LINES = 8
+
 Record = dict[str, Any]
+LineKind: TypeAlias = Literal["json", "line", "block"]
+"""JSON lines, or plain text with one document per line or per block between blank lines."""
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -110,7 +115,7 @@ def refuse_unreadable(path: Path) -> None:
         )
     # A bad byte becomes a lone surrogate, which `is_utf8` notices.
     text = head.decode("utf-8", "surrogateescape")
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = list(filter(str.strip, text.split("\n")))
     if len(head) == HEAD_BYTES:
         # The last line is cut, perhaps inside a character.
         lines = lines[:-1]
@@ -121,6 +126,32 @@ def refuse_unreadable(path: Path) -> None:
             got=f"{bad} bad of its first {len(lines)} lines",
             do="convert it, for example with iconv -f LATIN1 -t UTF-8",
         )
+
+
+def text_per(path: Path) -> LineKind:
+    """Guess from the head of a plain text file whether a text is a "line" or a "block".
+
+    Lines are texts if there are at least ``LEAST_LINES`` and none is blank, unless they look like
+    one text that was wrapped: many begin with a small letter and few end like a sentence.
+    """
+    with damaged(path), opened(path) as file:
+        head = file.read(HEAD_BYTES)
+    lines = lines_of(head.decode("utf-8", "ignore"))
+    if len(head) == HEAD_BYTES:
+        lines = lines[:-1]
+    # Blank lines separate blocks.
+    if len(lines) < LEAST_LINES or not all(map(str.strip, lines)):
+        return "block"
+    small = sum(line.lstrip()[0].islower() for line in lines)
+    ends = sum(line.rstrip()[-1] in '.!?…。»”"' for line in lines)
+    if small > len(lines) / 4 and ends < len(lines) / 2:
+        return "block"
+    return "line"
+
+
+def lines_of(text: str) -> list[str]:
+    """Split a text at line feeds, but not at form feeds or U+2028."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 # Tables
@@ -208,7 +239,7 @@ def _cells(
 ) -> Iterator[list[str]]:
     # A cell may hold a long document.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    lines = [line for line in _head(text) if line.strip()]
+    lines = list(filter(str.strip, _head(text)))
     single = sum(line.startswith("'") for line in lines)
     quote = '"'
     if len(lines) > 1 and single >= QUOTED_SHARE * len(lines):
@@ -234,8 +265,8 @@ def _head(text: str) -> list[str]:
 
 def _is_quoted(text: str) -> bool:
     """Tell whether nearly every row of a tab-separated table has a cell in quotation marks."""
-    lines = [line for line in _head(text)[1:] if line.strip()]
-    quoted = sum(bool(_QUOTED_CELL.search(line)) for line in lines)
+    lines = list(filter(str.strip, _head(text)[1:]))
+    quoted = len(list(filter(_QUOTED_CELL.search, lines)))
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 
 
@@ -244,12 +275,12 @@ def _records(
 ) -> Iterator[Record]:
     names: list[str] = []
     for number, cells in enumerate(rows, start=1):
-        if not any(cell.strip() for cell in cells):
+        if not any(map(str.strip, cells)):
             continue
         if not header:
             yield {str(place): cell for place, cell in enumerate(cells, start=1)}
         elif not names:
-            names = _distinct([name.strip() for name in cells])
+            names = _distinct(map(str.strip, cells))
         elif len(cells) != len(names):
             raise MaskwiseError(
                 f"row {number} of {path} has {len(cells)} columns",
@@ -260,7 +291,7 @@ def _records(
             yield dict(zip(names, cells))
 
 
-def _distinct(names: list[str]) -> list[str]:
+def _distinct(names: Iterable[str]) -> list[str]:
     """Number columns that have the same name: a, a.1, a.2."""
     seen = Counter[str]()
     distinct = []

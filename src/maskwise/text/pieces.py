@@ -20,15 +20,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
-from maskwise.segments import Array, changes, sums_within
+from maskwise.segments import Array, changes, owners, sums_within
 from maskwise.text.documents import batches
-from maskwise.text.layers import digest
+from maskwise.text.layers import Columns, digest
 from maskwise.text.readers import whole_name
-from maskwise.text.words import Ints, text_id
+from maskwise.text.words import Ints, Ints32, text_id
 
 # transformers takes two seconds to import, and reading documents does not need it.
 if TYPE_CHECKING:
@@ -61,14 +60,14 @@ class Tokens(NamedTuple):
     """
 
     document_id: str
-    input_ids: NDArray[np.int32]
-    word_ids: NDArray[np.int32] | None
+    input_ids: Ints32
+    word_ids: Ints32 | None
     layers: Mapping[str, Array] = MappingProxyType({})
     source: int = 0
 
-    def columns(self) -> dict[str, Array]:
+    def columns(self) -> Columns:
         """Return all columns of the tokens by name."""
-        columns: dict[str, Array] = {"input_ids": self.input_ids}
+        columns: Columns = {"input_ids": self.input_ids}
         if self.word_ids is not None:
             columns["word_ids"] = self.word_ids
         return columns | dict(self.layers)
@@ -116,7 +115,7 @@ class Pieces:
         sources: (P,) int16, ascending: the number of each piece's corpus; None if there is one.
     """
 
-    columns: dict[str, Array]
+    columns: Columns
     offsets: Ints
     example_ids: Ints
     documents: Ints
@@ -161,7 +160,7 @@ class Pieces:
         return pieces
 
     @classmethod
-    def _of(cls, columns: dict[str, Array], about: Mapping[str, Any]) -> Pieces:
+    def _of(cls, columns: Columns, about: Mapping[str, Any]) -> Pieces:
         sources: Array | None = columns.pop("source")
         # Source numbers ascend, so the last one is 0 if there is only one source.
         if sources is not None and not sources[-1]:
@@ -217,8 +216,12 @@ def read_pieces(
             allowed="3 to 32,768",
         )
     counts = Counter[str]()
-    key = tokenizer_key(tokenizer)
-    about = {"frame": frame, "length": length, "counts": counts, "tokenizer": key}
+    about = {
+        "frame": frame,
+        "length": length,
+        "counts": counts,
+        "tokenizer": tokenizer_key(tokenizer),
+    }
     windows = _windows(tokens, counts, room=frame.room(length), unknown=tokenizer.unk_token_id)
     if out:
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
@@ -233,7 +236,7 @@ def read_pieces(
 
 def _windows(
     tokens: Iterable[Tokens], counts: Counter[str], *, room: int, unknown: int | None
-) -> Iterator[dict[str, Array]]:
+) -> Iterator[Columns]:
     """Yield the columns of the pieces, some documents at a time."""
     names: list[str] = []
     # An empty document has size 1 here, so that millions of them do not end up in one window.
@@ -273,19 +276,16 @@ def _windows(
         )
 
 
-def _cut(
-    window: list[Tokens], columns: dict[str, Array], counts: Counter[str], room: int
-) -> dict[str, Array]:
+def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int) -> Columns:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
     Renumbers the words in ``columns`` from 0 in each piece, and adds to ``counts``.
     """
     lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
     total = int(lengths.sum())
-    owner_T = np.repeat(np.arange(len(window)), lengths)
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
-    opens = changes(words, owner_T)
-    word_T = np.cumsum(opens) - 1
+    opens = changes(words, owners(lengths))
+    word_T = opens.cumsum() - 1
     # Half a word must not be masked, so words that are longer than a row are never masked.
     size_T = np.bincount(word_T)[word_T]
     long = (size_T > room) & (words >= 0)
@@ -295,16 +295,20 @@ def _cut(
     # For each token, the last position at or before it where a piece may begin.
     border_T = np.maximum.accumulate(np.where(may_begin, np.arange(total), 0))
     begins = []
-    owners = []
     example_ids = []
+    documents = []
+    sources = []
     start = 0
-    for owner, size in enumerate(lengths.tolist()):
+    for document, size in zip(window, lengths.tolist()):
         begin = start
         end = start + size
+        # Parts of a long document have its name, so that they stay on one side of a split.
+        whole = text_id(whole_name(document.document_id))
         while begin < end:
             begins.append(begin)
-            owners.append(owner)
-            example_ids.append(text_id(f"{window[owner].document_id}\0{begin - start}"))
+            example_ids.append(text_id(f"{document.document_id}\0{begin - start}"))
+            documents.append(whole)
+            sources.append(document.source)
             if end - begin <= room:
                 break
             begin = int(border_T[begin + room])
@@ -312,8 +316,7 @@ def _cut(
     offsets = np.array([*begins, total], dtype=np.int64)
     if "word_ids" in columns:
         sizes = np.diff(offsets)
-        piece_T = np.repeat(np.arange(len(sizes)), sizes)
-        first_token_of_word = changes(words, piece_T) & (words >= 0)
+        first_token_of_word = changes(words, owners(sizes)) & (words >= 0)
         number_T = sums_within(first_token_of_word, sizes) - 1
         columns["word_ids"] = np.where(words >= 0, number_T, -1).astype(np.int16)
 
@@ -324,14 +327,11 @@ def _cut(
     for reason, number in ((NO_TOKENS, without_tokens), (LONG_WORDS, long_words)):
         if number:
             counts[reason] += number
-    # Parts of a long document have its name, so that they stay on one side of a split.
-    names = [text_id(whole_name(document.document_id)) for document in window]
-    sources = [document.source for document in window]
     return {
         "offsets": offsets,
         "example_id": np.array(example_ids, dtype=np.int64),
-        "document": np.array(names, dtype=np.int64)[owners],
-        "source": np.array(sources, dtype=np.int16)[owners],
+        "document": np.array(documents, dtype=np.int64),
+        "source": np.array(sources, dtype=np.int16),
     }
 
 
@@ -385,11 +385,10 @@ def write_columns(
                 # `tofile` would report no error if the disk is full.
                 files[place].write(np.ascontiguousarray(values).data)
     # The index is written last, because a folder without it counts as missing.
-    index = {"format": FORMAT, "columns": types, **about}
-    (folder / INDEX).write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps({"format": FORMAT, "columns": types, **about}))
 
 
-def read_columns(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
     """Open what `write_columns` wrote, memory-mapped.
 
     Raises:

@@ -13,10 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.text.opening import HEAD_BYTES, damaged, opened, read_table, refuse_unreadable
+from maskwise.text.opening import (
+    LineKind,
+    damaged,
+    opened,
+    read_table,
+    refuse_unreadable,
+    text_per,
+)
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
@@ -25,13 +32,8 @@ NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of th
 # Bytes. A longer line, as in a file without line breaks, is not held in memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
-# With fewer lines, it cannot be guessed whether each line is a text.
-LEAST_LINES = 8
 # Characters: about a million tokens, which take some 300 MB while they are processed.
 LONGEST_TEXT = 1 << 22
-
-LineKind: TypeAlias = Literal["json", "line", "block"]
-"""JSON lines, or plain text with one document per line or per block between blank lines."""
 
 
 class Skip(NamedTuple):
@@ -57,6 +59,10 @@ class Fields(NamedTuple):
 
 Record = Skip | tuple[str, Any]
 """A name and its content: a string, or an object with fields."""
+
+
+Opener: TypeAlias = Callable[[], Iterable[Record]]
+"""A function that opens the records of a source."""
 
 
 class PartName(str):
@@ -93,7 +99,10 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 def known_ending(path: Path) -> str | None:
     """Return the ending by which a file is read, if it has one."""
-    return next((ending for ending in READERS if path.name.lower().endswith(ending)), None)
+    for ending in READERS:
+        if path.name.lower().endswith(ending):
+            return ending
+    return None
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
@@ -122,32 +131,6 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
     if fields.per == "line":
         return "line"
     return "block"
-
-
-def text_per(path: Path) -> LineKind:
-    """Guess from the head of a plain text file whether a text is a "line" or a "block".
-
-    Lines are texts if there are at least ``LEAST_LINES`` and none is blank, unless they look like
-    one text that was wrapped: many begin with a small letter and few end like a sentence.
-    """
-    with damaged(path), opened(path) as file:
-        head = file.read(HEAD_BYTES)
-    lines = lines_of(head.decode("utf-8", "ignore"))
-    if len(head) == HEAD_BYTES:
-        lines = lines[:-1]
-    # Blank lines separate blocks.
-    if len(lines) < LEAST_LINES or not all(line.strip() for line in lines):
-        return "block"
-    small = sum(line.lstrip()[0].islower() for line in lines)
-    ends = sum(line.rstrip()[-1] in '.!?…。»”"' for line in lines)
-    if small > len(lines) / 4 and ends < len(lines) / 2:
-        return "block"
-    return "line"
-
-
-def lines_of(text: str) -> list[str]:
-    """Split a text at line feeds, but not at form feeds or U+2028."""
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
@@ -385,7 +368,7 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
 # ---- data sets of the library `datasets`, saved in a folder or on the hub
 
 
-def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
+def saved_dataset(path: Path, fields: Fields) -> Opener:
     """Open a folder that `Dataset.save_to_disk` wrote; of several splits, the one named train."""
     import datasets
 
@@ -405,7 +388,7 @@ def saved_dataset(path: Path, fields: Fields) -> Callable[[], Iterable[Record]]:
     return lambda: numbered_rows(rows, path.name)
 
 
-def hub_dataset(source: str, fields: Fields) -> Callable[[], Iterable[Record]]:
+def hub_dataset(source: str, fields: Fields) -> Opener:
     """Return a function that loads "hf:NAME[:CONFIG[:SPLIT]]" and returns its records."""
     name, config, split = hub_parts(source)
 
@@ -422,9 +405,7 @@ def hub_parts(source: str) -> tuple[str, str, str]:
     name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
     if not name or any(rest):
         raise MaskwiseError(
-            "malformed data set name",
-            got=source,
-            allowed="hf:NAME, hf:NAME:CONFIG:SPLIT",
+            "malformed data set name", got=source, allowed="hf:NAME, hf:NAME:CONFIG:SPLIT"
         )
     return name, config, split or "train"
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from maskwise.errors import MaskwiseError, unknown_name
-from maskwise.segments import Array, counts_within, framed, listed, offsets, sums_within
+from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
+from maskwise.text.layers import Columns
 from maskwise.text.pieces import (
     WINDOW_TOKENS,
     Frame,
@@ -49,7 +50,7 @@ class PieceBatch(NamedTuple):
             one text.
     """
 
-    columns: dict[str, Array]
+    columns: Columns
     lengths: Ints
     example_ids: Ints
     rows: Ints
@@ -57,7 +58,7 @@ class PieceBatch(NamedTuple):
     frame: Frame
     apart: bool = True
 
-    def laid_out(self) -> dict[str, Array]:
+    def laid_out(self) -> Columns:
         """Return (B, L) arrays of rows: [first] piece [last] [first] piece [last] … padding.
 
         Returns:
@@ -76,7 +77,7 @@ class PieceBatch(NamedTuple):
         }
         packed = len(self.rows) > shape[0]
         if packed:
-            layers["example_id"] = np.repeat(self.example_ids, self.lengths)
+            layers["example_id"] = self.example_ids.repeat(self.lengths)
             if "word_ids" in layers:
                 layers["word_ids"] = self._words_of_rows(shape[0])
         for name, values in layers.items():
@@ -93,7 +94,7 @@ class PieceBatch(NamedTuple):
         words_P = np.maximum.reduceat(words, first_token_P) + 1
         pieces_of_row = counts_within(self.rows, rows)
         before_P = sums_within(words_P, pieces_of_row) - words_P
-        return np.where(words >= 0, words + np.repeat(before_P, self.lengths), -1)
+        return np.where(words >= 0, words + before_P.repeat(self.lengths), -1)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return `laid_out` as tensors."""
@@ -148,7 +149,7 @@ class Rows:
             space -= opening >= 0
         # Rows are planned in windows, so that the pieces of a row are close to each other in the
         # corpus and time grows linearly.
-        window_of_piece = np.cumsum(cost) // WINDOW_TOKENS
+        window_of_piece = cost.cumsum() // WINDOW_TOKENS
         borders = np.flatnonzero(np.diff(window_of_piece)) + 1
         if pieces.sources is not None:
             # A row never mixes sources, so that the shares of sources are shares of rows.
@@ -159,7 +160,7 @@ class Rows:
         for window, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
             row = _best_fit(costs, space)
             # A stable sort keeps the pieces of a row in the order of the corpus.
-            order.append(window[np.argsort(row, kind="stable")])
+            order.append(window[row.argsort(kind="stable")])
             sizes.append(np.bincount(row))
         first = np.cumsum(np.concatenate(sizes))
         return cls(pieces, np.concatenate(order), first, layout)
@@ -226,7 +227,7 @@ class Rows:
             {name: column[tokens] for name, column in pieces.columns.items()},
             lengths,
             pieces.example_ids[piece],
-            np.repeat(np.arange(len(at)), count),
+            owners(count),
             pieces.length,
             pieces.frame,
             apart=self.layout != "joined",
@@ -246,7 +247,7 @@ class Rows:
         """Return the numbers of the rows that have at least one of these pieces, ascending."""
         names = self.pieces.example_ids[self.order]
         places = np.flatnonzero(np.isin(names, example_ids))
-        return np.unique(np.searchsorted(self.first, places, side="right") - 1)
+        return np.unique(self.first.searchsorted(places, side="right") - 1)
 
     def unigram_counts(self, vocab_size: int) -> Ints:
         """(V,) count every token of the text; special tokens and padding are not counted.
@@ -361,7 +362,7 @@ def _best_fit(cost: Ints, space: int) -> Ints:
     first = np.full(rows, len(cost))
     np.minimum.at(first, row_of_piece, np.arange(len(cost)))
     rank = np.empty(rows, dtype=np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(rows)
+    rank[first.argsort(kind="stable")] = np.arange(rows)
     return rank[row_of_piece]
 
 
@@ -369,14 +370,18 @@ def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
     """Concatenate the rows of several batches."""
     if len(batches) == 1:
         return batches[0]
-    counts = [int(batch.rows[-1]) + 1 for batch in batches]
-    before = np.cumsum([0, *counts[:-1]])
+    rows = []
+    before = 0
+    for batch in batches:
+        rows.append(batch.rows + before)
+        before = rows[-1][-1] + 1
+    all_columns, lengths, example_ids, *_ = zip(*batches)
     columns = {}
-    for name in batches[0].columns:
-        columns[name] = np.concatenate([batch.columns[name] for batch in batches])
+    for name in all_columns[0]:
+        columns[name] = np.concatenate([part[name] for part in all_columns])
     return batches[0]._replace(
         columns=columns,
-        lengths=np.concatenate([batch.lengths for batch in batches]),
-        example_ids=np.concatenate([batch.example_ids for batch in batches]),
-        rows=np.concatenate([batch.rows + shift for batch, shift in zip(batches, before)]),
+        lengths=np.concatenate(lengths),
+        example_ids=np.concatenate(example_ids),
+        rows=np.concatenate(rows),
     )

@@ -215,10 +215,11 @@ class CorpusSettings(BaseModel):
         Raises:
             MaskwiseError: a source that does not exist, or cannot be read.
         """
-        fields = self.record_fields
-        if self.stream:
-            return [read_shards(part, fields, name=name) for name, part in self.shards().items()]
         parts = []
+        if self.stream:
+            for name, shards in self.shards().items():
+                parts.append(read_shards(shards, self.record_fields, name=name))
+            return parts
         for source in self.sources:
             part = read_documents(
                 source, text_field=self.text_field, text_per=self.text_per, limit=self.limit
@@ -277,8 +278,10 @@ class TokenizerSettings(BaseModel):
         tokenizer = train_tokenizer(
             texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase, k=self.k
         )
-        names = [f"<extra_id_{number}>" for number in range(self.sentinels)]
-        tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+        sentinels = []
+        for number in range(self.sentinels):
+            sentinels.append(AddedToken(f"<extra_id_{number}>", special=True))
+        tokenizer.add_tokens(sentinels)
         return tokenizer
 
 

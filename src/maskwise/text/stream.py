@@ -21,7 +21,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, filterfalse
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -107,6 +107,10 @@ class Chunk(NamedTuple):
         return Documents(self.records, name=self.name, fields=fields, keep_repeated=True)
 
 
+Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
+"""Chunks of a shard, each with its end."""
+
+
 class Shard(ABC):
     """One shard of a stream.
 
@@ -117,7 +121,7 @@ class Shard(ABC):
     name: str
 
     @abstractmethod
-    def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
+    def chunks(self, place: Place, size: int) -> Chunks:
         """Yield the chunks after a place, each with its end.
 
         Args:
@@ -142,7 +146,7 @@ class FileShard(Shard):
     name: str
     fields: Fields
 
-    def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
+    def chunks(self, place: Place, size: int) -> Chunks:
         with damaged(self.path):
             if known_ending(self.path) == ".parquet":
                 rows = parquet_rows(self.path, self.fields, first=place.at)
@@ -156,9 +160,7 @@ class FileShard(Shard):
                 reader = LineReader(self.name, kind, place.records, place.whole)
                 yield from self._line_chunks(file, reader, size)
 
-    def _line_chunks(
-        self, file: IO[bytes], reader: LineReader, size: int
-    ) -> Iterator[tuple[Chunk, Place]]:
+    def _line_chunks(self, file: IO[bytes], reader: LineReader, size: int) -> Chunks:
         is_json = reader.kind == "json"
         begin = file.tell()
         records = []
@@ -201,7 +203,7 @@ class DatasetShard(Shard):
         if dataset.num_shards > 1:
             self.name = f"{name}/{number}"
 
-    def chunks(self, place: Place, size: int) -> Iterator[tuple[Chunk, Place]]:
+    def chunks(self, place: Place, size: int) -> Chunks:
         part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
         if place.at:
             part.load_state_dict(place.at)
@@ -232,7 +234,7 @@ def _chunks_of_rows(
     size: int,
     *,
     state: Callable[[], object] | None = None,
-) -> Iterator[tuple[Chunk, Place]]:
+) -> Chunks:
     """Collect rows in chunks; places are given by ``state``, or else by the number of rows."""
     records: list[Record] = []
     characters = 0
@@ -300,20 +302,22 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     path = Path(source).expanduser()
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
-    shards: list[Shard]
+    shards: list[Shard] = []
     if path.exists():
-        shards = [FileShard(file, name, fields) for name, file in files_in(path, ENDINGS).items()]
+        for name, file in files_in(path, ENDINGS).items():
+            shards.append(FileShard(file, name, fields))
     else:
         # A pattern with several ** matches a file more than once.
-        matches = [Path(name) for name in dict.fromkeys(glob.glob(str(path), recursive=True))]
-        found = [file for file in matches if file.is_file()]
+        matches = dict.fromkeys(glob.glob(str(path), recursive=True))
+        found = list(filter(Path.is_file, map(Path, matches)))
         if not found:
             raise MaskwiseError(
                 f"corpus {source!r} does not exist, and no file matches it",
                 do="give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME",
             )
-        readable = [file for file in found if known_ending(file) in ENDINGS]
-        shards = [FileShard(file, file.name, fields) for file in readable]
+        for file in found:
+            if known_ending(file) in ENDINGS:
+                shards.append(FileShard(file, file.name, fields))
         rename_alike(shards)
         # Rows depend on the order of the shards.
         shards.sort(key=lambda shard: shard.name)
@@ -352,8 +356,7 @@ class BlockMaker:
     def __call__(self, chunk: Chunk) -> Rows | None:
         """Make the rows of a chunk; None if it has no text to train on."""
         # Held-out documents are dropped before tokenising, the slowest step.
-        documents = chunk.documents(self.fields)
-        kept = [document for document in documents if not self.holds_out(document)]
+        kept = filterfalse(self.holds_out, chunk.documents(self.fields))
         tokens = []
         for tokenised in tokenise(kept, self.tokenizer, layers=self.layers):
             if len(tokenised.input_ids):

@@ -20,31 +20,26 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tokenizers import (
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer, processors
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
 from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
+from maskwise.text.backends import (
+    BATCH_CHARACTERS,
+    SPECIAL_TOKENS,
+    bpe_backend,
+    fast_esm,
+    is_esm,
+    letter_backend,
+    wordpiece_backend,
+)
 from maskwise.text.documents import Document, batches, source_of
-from maskwise.text.esm import fast_esm, is_esm
-from maskwise.text.layers import Layered, align
+from maskwise.text.layers import Columns, Layered, align
 from maskwise.text.pieces import Tokens
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
 from maskwise.text.words import (
-    INSIDE,
-    LONGEST_WORD,
-    commonest_characters,
     flat_offsets,
-    move_inside_letters,
     number_words,
     place_tokens,
     text_id,
@@ -55,15 +50,10 @@ if TYPE_CHECKING:
     # Importing transformers takes two seconds, and reading documents does not need it.
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-    from maskwise.keys import Array
-
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # A vocabulary does not get better with more text, but takes more memory and time.
 SAMPLE_CHARACTERS = 1 << 24
 # A limit of ids, because tables are as long as the largest id.
 MOST_TOKENS = 1 << 24
-# A limit in characters, so that a batch has fewer novels than tweets.
-_BATCH_CHARACTERS = 1 << 20
 WORDS = "bundled:tokenizer"
 LETTERS = "letter"
 """The tokenizers that are used if none is named: the bundled encoder's, or a token for each capital
@@ -91,7 +81,7 @@ def load_tokenizer(
     where = find_start(name_or_path)
     folder = Path(where)
     name = f"tokenizer {str(name_or_path)!r}"
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+    if folder.is_dir() and not any(map(any, map(folder.glob, TOKENIZER_FILES))):
         raise MaskwiseError(
             f"there is no tokenizer in {str(name_or_path)!r}",
             do="give a folder that has a tokenizer too, or name a tokenizer",
@@ -143,7 +133,7 @@ def train_tokenizer(
 
     Rows are framed as [CLS] … [SEP]. The same texts give the same tokenizer. A corpus of more than
     `SAMPLE_CHARACTERS` characters is sampled, by the hashes of its texts. Words are cut into parts
-    of `LONGEST_WORD` characters, since the trainer's time is quadratic in the length of a word.
+    of 100 characters, since the trainer's time is quadratic in the length of a word.
 
     Args:
         texts: the corpus.
@@ -163,8 +153,8 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     train: dict[str, Callable[[list[str], int, bool], Tokenizer]] = {
-        "wordpiece": _wordpiece,
-        "bpe": _bpe,
+        "wordpiece": wordpiece_backend,
+        "bpe": bpe_backend,
         "letter": letter_backend,
         "k-mer": partial(letter_backend, k=k),
     }
@@ -235,7 +225,7 @@ def tokenise(
     # The name of a special token in a text is plain text.
     backend.encode_special_tokens = True
     for batch in batches(
-        documents, _BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
+        documents, BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
     ):
         texts = [document.text for document in batch]
         with tokenizing():
@@ -249,11 +239,11 @@ def tokenise(
             word_ids = number_words(placed)
         else:
             word_ids = number_words(place_tokens(texts, offsets, lengths, rule=words))
-        columns: dict[str, Array] = {}
+        columns: Columns = {}
         if layers is not None:
             columns = align(layers.annotate(texts), layers.layers, placed, word_ids)
         if places:
-            base = np.repeat(placed.base, lengths)
+            base = placed.base.repeat(lengths)
             columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
         end = 0
         for document, encoding in zip(batch, encodings):
@@ -280,87 +270,6 @@ def _without_words(
         if numbered:
             words = np.arange(len(ids), dtype=np.int32)
         yield Tokens(document.id, ids, words, source=source_of(document))
-
-
-def _wordpiece(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """Train WordPiece by BPE.
-
-    The library's own WordPiece trainer breaks ties in the order of a randomly seeded hash map, so
-    no two runs agree. Its BPE trainer is deterministic, and WordPiece training is BPE on words in
-    which a letter inside differs from the same letter at the start. So letters inside are moved to
-    a private plane of Unicode, and back when the vocabulary is read. (Characters beyond the basic
-    plane, such as emoji, become [UNK].)
-    """
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-
-    # Generated twice, because keeping it would take four bytes of memory per character.
-    def moved() -> Iterator[str]:
-        for texts in batches(corpus, _BATCH_CHARACTERS):
-            yield move_inside_letters(normalizer.normalize_str("\n".join(texts)))
-
-    size = max(vocab_size // 12, min(100, vocab_size // 2))
-    alphabet = commonest_characters(moved(), size)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    bpe.train_from_iterator(moved(), _bpe_trainer(vocab_size, alphabet))
-    back = {ord(letter): ord(letter) - INSIDE for letter in alphabet if ord(letter) >= INSIDE}
-    vocabulary = {}
-    for token, number in bpe.get_vocab().items():
-        prefix = ""
-        if ord(token[0]) >= INSIDE:
-            prefix = "##"
-        vocabulary[prefix + token.translate(back)] = number
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
-    return backend
-
-
-def _bpe_trainer(vocab_size: int, alphabet: list[str]) -> trainers.BpeTrainer:
-    return trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-
-
-def _bpe(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    backend = Tokenizer(models.BPE())
-    steps: list[normalizers.Normalizer] = [normalizers.NFC(), normalizers.Lowercase()]
-    if not lowercase:
-        steps.pop()
-    backend.normalizer = normalizers.Sequence(steps)
-    split_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
-    parts = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split_bytes, parts])
-    backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend.train_from_iterator(corpus, _bpe_trainer(vocab_size, alphabet))
-    # Words are cut for training only.
-    backend.pre_tokenizer = split_bytes
-    return backend
-
-
-def letter_backend(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) -> Tokenizer:
-    """Train a tokenizer that cuts every run of characters between spaces into parts of k letters.
-
-    Its vocabulary has the commonest parts of the corpus; others are [UNK].
-    """
-    backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    if lowercase:
-        backend.normalizer = normalizers.Lowercase()
-    parts = pre_tokenizers.Split(Regex(f".{{1,{k}}}"), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), parts])
-    backend.decoder = decoders.Fuse()
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-    )
-    backend.train_from_iterator(corpus, trainer)
-    return backend
 
 
 def _sample(texts: Iterable[str]) -> list[str]:

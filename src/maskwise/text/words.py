@@ -32,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,11 +49,6 @@ if TYPE_CHECKING:
 
 VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
 """Part of the key of stored annotations, which are out of date if the rule or Unicode changes."""
-
-# WordPiece replaces longer words by [UNK].
-LONGEST_WORD = 100
-# A private plane of Unicode, for letters inside a word.
-INSIDE = 0xF0000
 
 SPACE, BLANK, EXTEND, JOINER, TONE, FLAG, LETTER, ALONE, SYMBOL, UNSEEN = range(10)
 _IDEOGRAPHS = (
@@ -190,7 +185,7 @@ def words_in(kinds: Classes) -> tuple[Ints, Ints]:
     """Return where words begin, and where they end: at white space or at the next word."""
     start = np.flatnonzero(word_starts(kinds))
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
-    next_white = white[np.searchsorted(white, start)]
+    next_white = white[white.searchsorted(start)]
     next_start = np.append(start[1:], len(kinds))
     return start, np.minimum(next_start, next_white)
 
@@ -324,7 +319,7 @@ def place_tokens(
     if special is not None:
         content = ~special
     joined, base = join_texts(texts)
-    shift = np.repeat(base, lengths)
+    shift = base.repeat(lengths)
     start = offsets[:, 0] + shift
     end = offsets[:, 1] + shift
     kinds, starts = _classified(joined, rule, texts, base)
@@ -341,7 +336,7 @@ def place_tokens(
     first[nothing] = -1
     first[blank] = end[blank]
     last = np.where(blank, end, end - 1)
-    word_of = np.cumsum(starts, dtype=np.int64)
+    word_of = starts.cumsum(dtype=np.int64)
     return Placed(lengths, base, first, last, visible | blank, word_of)
 
 
@@ -370,9 +365,9 @@ def number_words(placed: Placed) -> Ints32:
     opens = np.ones(len(inked), dtype=bool)
     # A white token between two pieces of a word separates them.
     opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
-    number = np.cumsum(opens) - 1
+    number = opens.cumsum() - 1
     # If the last texts have no inked tokens, their index would be out of range.
-    first_inked = np.searchsorted(inked, offsets(lengths)).clip(max=len(inked) - 1)
+    first_inked = inked.searchsorted(offsets(lengths)).clip(max=len(inked) - 1)
     first_number = np.repeat(number[first_inked], lengths)
     result[inked] = number - first_number[inked]
     return result
@@ -405,43 +400,14 @@ def tokenizing() -> Iterator[None]:
 
 def text_id(text: str) -> int:
     """Return a stable 63-bit name of a text: blake2b of its UTF-8 bytes."""
-    content = text.encode(errors="surrogatepass")
+    return bytes_id(text.encode(errors="surrogatepass"))
+
+
+def bytes_id(content: bytes) -> int:
+    """Return a stable 63-bit name of some bytes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that are never content. [UNK] is content, because it stands for a word."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
-
-
-# Letters for the training of WordPiece
-# -------------------------------------------------------------------------------------------
-
-
-def move_inside_letters(text: str) -> str:
-    """Put a space before each word, and move letters inside words to `INSIDE` + their code point.
-
-    Words are also cut after every `LONGEST_WORD` letters; these parts begin with a moved letter.
-    """
-    codes = codes_of(text)
-    kinds = classify(text)
-    starts = word_starts(kinds)
-    moved = np.where(starts, codes, codes + INSIDE)
-    place = np.arange(len(codes))
-    since_start = place - np.maximum.accumulate(np.where(starts, place, 0))
-    cuts = starts | (since_start % LONGEST_WORD == 0)
-    spaced = np.full(len(codes) + int(cuts.sum()), ord(" "), dtype=np.uint32)
-    left_out = is_white(kinds) | (codes > 0xFFFF)
-    spaced[place + np.cumsum(cuts)] = np.where(left_out, ord(" "), moved)
-    return spaced.tobytes().decode("utf-32-le")
-
-
-def commonest_characters(texts: Iterable[str], count: int) -> list[str]:
-    """Return the commonest characters except the space; ties are broken by code point."""
-    total = np.zeros(0x110000, dtype=np.int64)
-    for text in texts:
-        codes, times = np.unique(codes_of(text), return_counts=True)
-        total[codes] += times
-    total[ord(" ")] = 0
-    order = np.argsort(-total, kind="stable")[:count]
-    return list(map(chr, order[total[order] > 0]))

@@ -7,8 +7,8 @@ In ``causalworld`` the answer follows from a rule that no text states, so pre-tr
 A world can be named in place of a corpus or a task: ``factworld(people=300, asked="job", seed=0)``.
 Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
 the attribute in question. All worlds share one lexicon, so a model can be trained further in
-another world. ``seed`` decides which people are in it; with ``seed="run"`` it is the seed of the
-run, so each replicate of a study has a different world.
+another. ``seed`` decides which people are in it. With ``seed="run"`` it is the seed of the run, so
+each replicate of a study has different people.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
 from itertools import cycle, islice, product
 from os.path import exists
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.specs import Call, build, parse_call
-from maskwise.text.layers import CharSpans, Layer, digest, no_spans
+from maskwise.text.layers import CharSpans, Found, Layer, Layers, digest, no_spans
 from maskwise.text.lexicon import ATTRIBUTES, SAME_WORDS, TAGS, Piece, filled, language, lexicon
 from maskwise.text.words import text_id
 
@@ -35,7 +35,10 @@ DEV_SHARE = 0.1
 RUN = "run"
 
 Row = TypeVar("Row")
-Question = dict[str, str | list[str]]
+Question: TypeAlias = dict[str, str | list[str]]
+Questions: TypeAlias = dict[str, list[Question]]
+
+Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +73,11 @@ class World(ABC):
         return str(Call(self.name, (), changed))
 
     @abstractmethod
-    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
+    def _texts(self) -> Texts:
         """Yield the name and the pieces of every text."""
 
     @abstractmethod
-    def questions(self) -> dict[str, list[Question]]:
+    def questions(self) -> Questions:
         """Return records with ``question``, ``answers`` and perhaps ``relation``, by split."""
 
     @property
@@ -88,7 +91,7 @@ class World(ABC):
         """Kinds of words that may be answers."""
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         """The layers of its texts."""
         return {"salient": Layer("spans"), "asked": Layer("spans")}
 
@@ -97,7 +100,7 @@ class World(ABC):
         return [(name, text) for name, text, _ in self._written]
 
     @cached_property
-    def _written(self) -> list[tuple[str, str, dict[str, CharSpans]]]:
+    def _written(self) -> list[tuple[str, str, Found]]:
         """Names, texts and their spans."""
         written = []
         for name, pieces in self._texts():
@@ -124,7 +127,7 @@ class World(ABC):
         return written
 
     @cached_property
-    def _known(self) -> dict[int, dict[str, CharSpans]]:
+    def _known(self) -> dict[int, Found]:
         return {text_id(text): spans for _, text, spans in self._written}
 
     @property
@@ -132,7 +135,7 @@ class World(ABC):
         """Hash of the texts and of the kinds of answers."""
         return _version(self)
 
-    def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
+    def annotate(self, texts: list[str]) -> list[Found]:
         """Return the spans of the world's texts; any other text has none."""
         none = no_spans(self.layers)
         return [self._known.get(text_id(text), none) for text in texts]
@@ -219,7 +222,7 @@ class FactWorld(World):
             )
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Layers:
         layers = dict(super().layers)
         if self.tags:
             layers["tag"] = Layer("categorical", TAGS)
@@ -239,7 +242,7 @@ class FactWorld(World):
     def persons(self) -> list[dict[str, str]]:
         """The name and the attributes of each person."""
         words = lexicon()
-        names = [f"{first} {last}" for first, last in product(words["first"], words["last"])]
+        names = list(map(" ".join, product(words["first"], words["last"])))
         # People and others are taken from the two ends of one order, so they share no name.
         self._draw("names").shuffle(names)
         if self.others:
@@ -257,7 +260,7 @@ class FactWorld(World):
     def _who(self) -> str:
         return "others" if self.others else "people"
 
-    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
+    def _texts(self) -> Texts:
         draw = self._draw(f"biographies of {self._who}")
         title = "other" if self.others else "person"
         sentences = language()
@@ -271,14 +274,15 @@ class FactWorld(World):
                 for _ in range(self.fillers):
                     templates.append(draw.choice(sentences["fillers"]))
                 for _ in range(self.decoys):
-                    templates += [sentences["decoys"][attribute] for attribute in self.answers]
+                    for attribute in self.answers:
+                        templates.append(sentences["decoys"][attribute])
                 # The position of a sentence must not show which fact it is.
                 draw.shuffle(templates)
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
 
-    def questions(self) -> dict[str, list[Question]]:
+    def questions(self) -> Questions:
         """Return questions about all people; only the corpus has the answers of the test split."""
-        questions: dict[str, list[Question]] = {}
+        questions: Questions = {}
         # The split is by people, so that nobody in the test split is in another one.
         for split, people in _split(self.persons).items():
             questions[split] = []
@@ -316,6 +320,7 @@ class CausalWorld(World):
     noise: float = 0.0
 
     name = "causalworld"
+    answers = ("change",)
     salient = frozenset({"year", "place", "friend"})
     ranges = {
         "causes": (3, 29),
@@ -334,17 +339,13 @@ class CausalWorld(World):
                 allowed=f"an odd number, at most {self.causes}, the causes",
             )
 
-    @property
-    def answers(self) -> tuple[str, ...]:
-        return ("change",)
-
-    def _texts(self) -> Iterator[tuple[str, list[Piece]]]:
+    def _texts(self) -> Texts:
         draw = self._draw("reports")
         for number in range(self.texts):
             templates = [draw.choice(language()["reports"]) for _ in range(4)]
             yield f"report-{number}", filled(templates, {}, draw)
 
-    def questions(self) -> dict[str, list[Question]]:
+    def questions(self) -> Questions:
         """Return distinct questions, each with the answer that follows from it."""
         draw = self._draw("questions")
         # A separate random stream, so that noise changes no question.
