@@ -132,7 +132,7 @@ class Bound:
                 ids = torch.from_numpy(source.input_ids[source.eligible])
                 self.unigram -= float(log_unigram[ids].double().sum())
         self.tokens_P = np.concatenate(tokens)
-        self.first = np.cumsum([len(part) for part in tokens])
+        self.first = np.cumsum(list(map(len, tokens)))
         if not self.tokens_P.sum():
             raise MaskwiseError(
                 "no held-out token can be predicted",

@@ -250,5 +250,6 @@ class _Embedded:
     encode_query = encode_document = encode
 
     def similarity(self, first: ArrayLike, second: ArrayLike) -> Tensor:
-        a, b = (normalize(torch.as_tensor(each), dim=-1) for each in (first, second))
+        a = normalize(torch.as_tensor(first), dim=-1)
+        b = normalize(torch.as_tensor(second), dim=-1)
         return a @ b.T

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -198,8 +198,8 @@ class Encoded(Data):
 
 def draws_of(planned: Tensor, seed: int) -> Tensor:
     """Return random integers ≥ 0, (B,), for rows with their epochs (B, 2)."""
-    rows, epochs = planned.T.tolist()
-    return torch.tensor(list(map(fold, repeat(seed), epochs, rows, repeat(CHOICE))))
+    draws = [fold(seed, epoch, row, CHOICE) for row, epoch in planned.tolist()]
+    return torch.tensor(draws)
 
 
 def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, Tensor]:
