@@ -237,10 +237,11 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
 def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -> Fact:
     answer = record.get("obj_label")
     subject = _text(record.get("sub_label"))
+    columns = ", ".join(map(str, record))
     if not isinstance(answer, str) or not answer.strip():
         raise MaskwiseError(
             f"{where} has no answer",
-            got=repr(answer) if "obj_label" in record else ", ".join(map(str, record)),
+            got=repr(answer) if "obj_label" in record else columns,
             allowed="a text under obj_label",
         )
     relation = _text(record.get("predicate_id")) or _text(record.get("relation")) or name
@@ -250,7 +251,7 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
     if not text:
         raise MaskwiseError(
             f"{where} has no sentence",
-            got=", ".join(map(str, record)),
+            got=columns,
             allowed="masked_sentences, evidences",
             do="give one, or a template of its relation in relations.jsonl next to the file",
         )

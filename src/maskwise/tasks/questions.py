@@ -194,7 +194,10 @@ def _targets(row: MarkedRow, windows: Sequence[NDArray[np.int64]]) -> list[tuple
     """
     first = row.starts[0]
     last = first + len(row.answers[0])
-    inside = [np.flatnonzero((span[:, 0] < last) & (span[:, 1] > first)) for span in windows]
+    inside = []
+    for span in windows:
+        begin, end = span.T
+        inside.append(np.flatnonzero((begin < last) & (end > first)))
     most = max(map(len, inside))
     targets = []
     for columns in inside:

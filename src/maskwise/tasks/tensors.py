@@ -171,11 +171,12 @@ class Encoded(Data):
 
     def batch(self, rows: Tensor) -> Batch:
         """Return the inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
-        inputs = self.flat.batch(rows)
         if self.place is None:
-            return {**inputs, "labels": self.targets[rows]}
-        at, real = self.flat.at(rows)
-        return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
+            labels = self.targets[rows]
+        else:
+            at, real = self.flat.at(rows)
+            labels = torch.where(real, self.targets[at], IGNORE)
+        return {**self.flat.batch(rows), "labels": labels}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
         """Return the class (``LOST`` for lost words), labels or score of each row or word."""

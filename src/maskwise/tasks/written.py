@@ -447,4 +447,5 @@ class Written(Data):
     def _first_answers(self) -> Tensor:
         """Return the tokens of first answers that count in nats, (T,)."""
         at, real = self.targets.at(self.first[:-1])
-        return self.targets.ids[at[:, self.framed :]][real[:, self.framed :]]
+        real[:, : self.framed] = False
+        return self.targets.ids[at[real]]
