@@ -228,8 +228,8 @@ def _evaluated(evaluator: str, task: Task, vectors: ByText) -> ByAnswer:
         rows = task.splits[split]
         texts = chain.from_iterable(row.texts for row in rows)
         known = dict(zip(texts, each, strict=True))
-        arguments = zip(columns.values(), zip(*(row.cells for row in rows)))
-        made = build(**{argument: list(cells) for argument, cells in arguments})
+        cells = map(list, zip(*(row.cells for row in rows)))
+        made = build(**dict(zip(columns.values(), cells)))
         result = made(_Embedded(known))
         scores[split] = [float(result[made.primary_metric])]
     return scores

@@ -180,9 +180,7 @@ class TaskKind:
             return ENTITY_F1 if is_bio else self.metrics[0]
         if metric not in self.metrics:
             raise MaskwiseError(
-                f"no metric for {self.name}",
-                got=metric,
-                allowed=", ".join(self.metrics),
+                f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
             )
         if metric == ENTITY_F1 and not is_bio:
             raise MaskwiseError(
@@ -243,8 +241,7 @@ class Task:
         """A hash of everything that a score depends on: kind, metric, classes and rows."""
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
-        # Fingerprints of recorded tasks must not change, so further fields are added only where
-        # they have an effect.
+        # Recorded fingerprints must not change, so these fields are added only where they matter.
         if self.frozen:
             content.append(self.pooling)
         if self.kind.settings:
