@@ -33,7 +33,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import pretrain, run_study
 from maskwise.study.outlook import PLATEAU_VOCABULARY, outlook_of, plateau_targets
 from maskwise.tasks import FinetuneSettings
-from maskwise.tasks.finetuning import fitting_rate
+from maskwise.tasks.finetuning import RATES, interpolated
 from maskwise.tasks.judge import evaluate_tasks
 from maskwise.text import Prepared, read_documents, tokenise, train_tokenizer
 
@@ -44,7 +44,7 @@ SEEDS = 1
 
 def rates(model: str, *tasks: str) -> Any:
     """The score on test of the default rate, and of the one of the grid that is best on dev."""
-    default = fitting_rate(weights_of(load_config(model)))
+    default = interpolated(weights_of(load_config(model)), RATES)
     table = {}
     for task in tasks:
         by_rate = {}

@@ -424,7 +424,7 @@ def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, token
 
         def logits(self, batch):
             hit = torch.isin(batch["input_ids"], colours).float()
-            return torch.stack([hit, hit], -1)
+            return torch.stack([hit, hit], 1)
 
     found = answer(Knows(), data)
     assert (

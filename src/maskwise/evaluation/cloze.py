@@ -23,8 +23,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -168,9 +166,12 @@ class Cloze(TestSet):
         ranks_open: list[float] = []
         chance_open = []
         room = most_tokens(model.config)
-        relation_of = attrgetter("relation")
-        for _, facts in groupby(sorted(self.facts, key=relation_of), relation_of):
-            for part in questions_of(list(facts), self.candidates, tokenizer, room, skipped):
+        by_relation: dict[str, list[Fact]] = {}
+        for fact in self.facts:
+            by_relation.setdefault(fact.relation, []).append(fact)
+        for relation in sorted(by_relation):
+            facts = by_relation[relation]
+            for part in questions_of(facts, self.candidates, tokenizer, room, skipped):
                 scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
                 ranks_open += open_ranks(model, part, vocabulary)
                 for question, row in zip(part, scores):
@@ -236,10 +237,11 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
 def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -> Fact:
     answer = record.get("obj_label")
     subject = _text(record.get("sub_label"))
+    columns = ", ".join(map(str, record))
     if not isinstance(answer, str) or not answer.strip():
         raise MaskwiseError(
             f"{where} has no answer",
-            got=repr(answer) if "obj_label" in record else ", ".join(map(str, record)),
+            got=repr(answer) if "obj_label" in record else columns,
             allowed="a text under obj_label",
         )
     relation = _text(record.get("predicate_id")) or _text(record.get("relation")) or name
@@ -249,7 +251,7 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
     if not text:
         raise MaskwiseError(
             f"{where} has no sentence",
-            got=", ".join(map(str, record)),
+            got=columns,
             allowed="masked_sentences, evidences",
             do="give one, or a template of its relation in relations.jsonl next to the file",
         )
@@ -328,7 +330,7 @@ def questions_of(
     rows = tokenizer(texts, verbose=False)["input_ids"]
     words = sorted(set().union(*rights.values()))
     without_space = _pieces(words, "", tokenizer)
-    with_space = _pieces(words, "x", tokenizer)
+    with_space = _pieces(words, "x ", tokenizer)
     # The tokens of an answer without and with a space before it. A sentence needs one of the two,
     # for its answer and for all other candidates.
     answers = dict(zip(words, zip(without_space, with_space)))
@@ -373,15 +375,15 @@ def questions_of(
         yield questions
 
 
-def _pieces(answers: list[str], word: str, tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:
-    """Tokenise answers after ``word`` and a space, or alone if ``word`` is empty."""
-    texts = [f"{word} {answer}" if word else answer for answer in answers]
+def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:
+    """Tokenise answers after the text ``before``."""
+    texts = [before + answer for answer in answers]
     pieces = []
     for encoding in tokenizer(texts, add_special_tokens=False).encodings:
         tokens = []
         for token, (_, end) in zip(encoding.ids, encoding.offsets):
-            # The tokens of the word are dropped again; a token for the space alone is kept.
-            if not word or end > len(word):
+            # The tokens before the answer are dropped; a token for the space alone is kept.
+            if end >= len(before):
                 tokens.append(token)
         pieces.append(tuple(tokens))
     return pieces
@@ -426,13 +428,12 @@ def open_ranks(
 def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Place, Floats]]:
     """Yield each place with log p (V,) of the tokens there."""
     widths = torch.tensor([len(row) for row, _ in places])
+    columns = torch.tensor([column for _, column in places])
     for part in by_width(widths, TOKENS):
         some = [places[number] for number in part.tolist()]
-        rows = [torch.tensor(row) for row, _ in some]
-        ids = pad_sequence(rows, batch_first=True)
-        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        column = torch.tensor([column for _, column in some])
-        log_p = predictions(model, ids, real, torch.arange(len(some)), column)
+        ids = pad_sequence([torch.tensor(row) for row, _ in some], batch_first=True)
+        real = torch.arange(ids.shape[1]) < widths[part].unsqueeze(1)
+        log_p = predictions(model, ids, real, torch.arange(len(some)), columns[part])
         yield from zip(some, log_p.double().cpu().numpy())
 
 

@@ -81,9 +81,11 @@ class Writer:
             MaskwiseError: no gap, or more tokens than the model reads.
         """
         mask = self.vocabulary.require_mask()
+        if not GAP.search(prompt):
+            prompt += f"[MASK*{length}]"
         gaps = list(GAP.finditer(prompt))
         # Refuse a gap of 10¹² masks before a list of that length is made.
-        self._check_room(sum(map(_size, gaps)) or length)
+        self._check_room(sum(map(_size, gaps)))
         ids: list[int] = []
         end = 0
         for gap in gaps:
@@ -91,8 +93,6 @@ class Writer:
             ids += [mask] * _size(gap)
             end = gap.end()
         ids += self._tokens(prompt[end:])
-        if not end:
-            ids += [mask] * length
         if mask not in ids:
             raise MaskwiseError(
                 "there is nothing to write", do="give --length, or gaps such as [MASK*5]"

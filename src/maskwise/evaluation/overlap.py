@@ -98,7 +98,9 @@ def overlap_record(
     if not items:
         raise MaskwiseError("there are no test items to look for")
     hits, count, longest = occurring(documents, items, least=LEAST)
-    examples = [items[place] for place in np.flatnonzero(hits)[:EXAMPLES]]
+    examples = []
+    for place in np.flatnonzero(hits)[:EXAMPLES]:
+        examples.append(" / ".join(items[place]))
     return {
         "kind": "overlap",
         "task": task.name,
@@ -108,7 +110,7 @@ def overlap_record(
         "short": int((longest < LEAST).sum()),
         "documents": count,
         "n": N,
-        "examples": [" / ".join(texts) for texts in examples],
+        "examples": examples,
     }
 
 
@@ -124,7 +126,7 @@ def occurring(
         Which items (N,) occur in a document; the number of documents; and the words of the longest
         text of each item (N,).
     """
-    texts_per_item = [len(texts) for texts in items]
+    texts_per_item = list(map(len, items))
     owner_T = np.repeat(np.arange(len(items)), texts_per_item)
     words, size_T = _words(chain.from_iterable(items))
     longest = np.zeros(len(items), dtype=np.int64)
@@ -149,15 +151,10 @@ def occurring(
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
     """Hash the words of all texts (W,), and count the words of each text (T,)."""
     by_text = [_WORD.findall(text.lower()) for text in texts]
-    sizes = np.array([len(words) for words in by_text], dtype=np.int64)
+    sizes = np.array(list(map(len, by_text)), dtype=np.int64)
     # Python salts its hash of a string anew in each process, but only equality matters here.
-    words = map(hash, chain.from_iterable(by_text))
-    hashes = np.fromiter(
-        words,
-        dtype=np.int64,
-        count=int(sizes.sum()),
-    )
-    return hashes.view(np.uint64), sizes
+    hashes = map(hash, chain.from_iterable(by_text))
+    return np.fromiter(hashes, dtype=np.int64).view(np.uint64), sizes
 
 
 def _grams(

@@ -123,16 +123,17 @@ class Bound:
             pieces = held_out.batch(part)
             for draw in range(draws):
                 # The draws of a row have consecutive places, which spreads their rates over (0, 1).
-                place = (np.arange(len(part)) + number * ROWS_AT_ONCE) * draws + draw
-                self.batches.append((number, noising(pieces, epoch=0, step=draw, place=place)))
-            source = self.batches[-1][1].source
+                row = np.arange(len(part)) + number * ROWS_AT_ONCE
+                batch = noising(pieces, epoch=0, step=draw, place=row * draws + draw)
+                self.batches.append((number, batch))
+            source = batch.source
             tokens.append(source.eligible_P)
             self.unknown += int((source.input_ids == tokenizer.unk_token_id).sum())
             if log_unigram is not None and self.unigram is not None:
                 ids = torch.from_numpy(source.input_ids[source.eligible])
                 self.unigram -= float(log_unigram[ids].double().sum())
         self.tokens_P = np.concatenate(tokens)
-        self.first = np.cumsum([len(part) for part in tokens])
+        self.first = np.cumsum(list(map(len, tokens)))
         if not self.tokens_P.sum():
             raise MaskwiseError(
                 "no held-out token can be predicted",
@@ -219,17 +220,17 @@ def log_probabilities(
         width = int(width_B[row].max())
         ids = ids_BL[row, :width]
         place = torch.arange(width)
-        hidden = place == column.unsqueeze(1)
+        asked = column.unsqueeze(1)
+        hidden = place == asked
         if words_BL is not None:
             words = words_BL[row, :width]
-            word = words.gather(1, column.unsqueeze(1))
-            later = place > column.unsqueeze(1)
+            word = words.gather(1, asked)
             # Tokens outside of words share the number −1, but form no word together.
-            hidden |= (words == word) & (word >= 0) & later
+            hidden |= (words == word) & (word >= 0) & (place > asked)
         shown = torch.where(hidden, mask, ids)
         attention = place < width_B[row].unsqueeze(1)
         log_p = predictions(model, shown, attention, torch.arange(len(row)), column)
-        truth = ids.gather(1, column.unsqueeze(1)).to(log_p.device)
+        truth = ids.gather(1, asked).to(log_p.device)
         log_p_BL[row, column] = log_p.gather(1, truth).squeeze(1).cpu()
     return log_p_BL
 
@@ -401,7 +402,7 @@ class HeldOut:
             pieces = held_out.batch(chosen)
             ids = np.split(pieces.columns["input_ids"], np.cumsum(pieces.lengths)[:-1])
             texts = tokenizer.batch_decode([each.tolist() for each in ids])
-            self.bytes = sum(len(text.encode()) for text in texts)
+            self.bytes = len("".join(texts).encode())
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
         """Return the loss of each kind of mask that has a target."""
@@ -428,7 +429,7 @@ class HeldOut:
         count = 0
         for batch in self.batches[kind]:
             losses, where = objective.token_losses(batch.to(device))
-            truth = batch.labels[where[:, 0].cpu(), where[:, 1].cpu()]
+            truth = batch.labels[where.cpu().unbind(1)]
             # Separators and ends are nearly certain, so they would make any text look easy.
             words = content[truth]
             loss += float(losses.cpu()[words].double().sum())

@@ -278,16 +278,14 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
     """The model's inputs by name; documents of packed rows are kept apart."""
     inputs: Inputs = dict(batch)
     inputs.pop("labels", None)
-    documents = batch.documents if isinstance(batch, MaskedBatch) else None
-    if documents is None:
+    if not isinstance(batch, MaskedBatch) or batch.documents is None:
         return inputs
-    assert isinstance(batch, MaskedBatch)
     family = adapter_of(model.config)
     if not family.separates:  # only rows that a user packed; ours have another layout
         what = f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}"
         warnings.warn(what, stacklevel=2)
         return inputs
-    apart = family.apart(model, inputs, documents)
+    apart = family.apart(model, inputs, batch.documents)
     # Found on the host when the batch was made: on the device it would cost a sync.
     apart["documents"].ends = batch.ends[0]
     return apart

@@ -9,6 +9,7 @@ baselines of the learned samplers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class Sampler:
 
     def named(self, chosen: Tensor) -> list[str]:
         """Return the names of the arms for which ``chosen`` (K,) is true."""
-        return [arm for arm, known in zip(self.arms, chosen) if known]
+        return list(compress(self.arms, chosen))
 
     def state_dict(self) -> TensorDict:
         """Return everything that was learned; nothing for rules."""

@@ -193,7 +193,7 @@ def _has_several(records: Records, given: Columns) -> bool:
         if isinstance(value, str):
             whole.add(value)
     # Splitting each distinct cell once is fast, because most rows repeat one.
-    parts = {part for text in whole for part in _BETWEEN_LABELS.split(text)}
+    parts = set(chain.from_iterable(map(_BETWEEN_LABELS.split, whole)))
     joined = any(map(_BETWEEN_LABELS.search, whole))
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
@@ -256,8 +256,7 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Up to 20 different whole numbers are classes; up to 1,000, if they are numbered without gaps and
-# have 7 rows each on average.
+# Up to 20 whole numbers are classes; up to 1,000 if they have no gaps, and 7 rows each on average.
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 7
 
 

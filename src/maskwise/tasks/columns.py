@@ -58,7 +58,10 @@ class UsualColumns(NamedTuple):
 
 def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
     """Return the first of these names that is a column of the record."""
-    return next((name for name in names if name in record), None)
+    for name in names:
+        if name in record:
+            return name
+    return None
 
 
 def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str) -> Columns:
@@ -73,10 +76,9 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
     text, pair = pair_in(record, given, usual.pairs)
     text = text or first_in(usual.text, record)
     # One column has one role: "question" may be the text or the second text, but not both.
-    free = [name for name in record if name != text]
-    pair = pair or first_in(usual.pair, free)
-    free = [name for name in free if name != pair]
-    found = Columns(text, pair, given.label or first_in(usual.label, free))
+    pair = pair or first_in(usual.pair, record.keys() - {text})
+    label = given.label or first_in(usual.label, record.keys() - {text, pair})
+    found = Columns(text, pair, label)
     needed = {"text": usual.text, "label": usual.label}
     if usual.needs_pair:
         needed["pair"] = usual.pair
@@ -305,9 +307,9 @@ def right_choice(
     if answer in names:
         return names.index(answer)
     if may_be_text:
-        stripped = [str(text).strip() for text in texts]
-        if answer in stripped:
-            return stripped.index(answer)
+        for number, text in enumerate(texts):
+            if answer == str(text).strip():
+                return number
     index = -1
     if len(answer) == 1 and answer.isalpha():
         index = ord(answer.upper()) - ord("A")

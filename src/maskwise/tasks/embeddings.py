@@ -228,8 +228,8 @@ def _evaluated(evaluator: str, task: Task, vectors: ByText) -> ByAnswer:
         rows = task.splits[split]
         texts = chain.from_iterable(row.texts for row in rows)
         known = dict(zip(texts, each, strict=True))
-        arguments = zip(columns.values(), zip(*(row.cells for row in rows)))
-        made = build(**{argument: list(cells) for argument, cells in arguments})
+        cells = map(list, zip(*(row.cells for row in rows)))
+        made = build(**dict(zip(columns.values(), cells)))
         result = made(_Embedded(known))
         scores[split] = [float(result[made.primary_metric])]
     return scores
@@ -250,5 +250,6 @@ class _Embedded:
     encode_query = encode_document = encode
 
     def similarity(self, first: ArrayLike, second: ArrayLike) -> Tensor:
-        a, b = (normalize(torch.as_tensor(each), dim=-1) for each in (first, second))
+        a = normalize(torch.as_tensor(first), dim=-1)
+        b = normalize(torch.as_tensor(second), dim=-1)
         return a @ b.T

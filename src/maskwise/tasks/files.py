@@ -89,11 +89,14 @@ CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
 # With fewer articles, a split could end up empty.
 MANY_ARTICLES = 20
 T = TypeVar("T")
+BySplit: TypeAlias = dict[str, list[Record]]
+# Rows with the text that decides their split.
+Keyed: TypeAlias = Sequence[tuple[str, T]]
 
 
 def read_splits(
     spec: str, *, header: bool = True, files: Mapping[str, str] | None = None
-) -> dict[str, list[Record]]:
+) -> BySplit:
     """Read records by split, or under "all" if there are no splits.
 
     Args:
@@ -124,7 +127,7 @@ def read_splits(
     records = _read_file(path, header)
     if not records or not all("split" in record for record in records):
         return {"all": records}
-    by_name: dict[str, list[Record]] = {}
+    by_name: BySplit = {}
     for record in records:
         # In JSON this may be a list, which is not hashable.
         split = str(record["split"])
@@ -158,12 +161,10 @@ def _read_file(path: Path, header: bool) -> list[Record]:
     return read_records(path, header=header)
 
 
-def _read_folder(
-    spec: str, folder: Path, header: bool, files: Mapping[str, str]
-) -> dict[str, list[Record]]:
+def _read_folder(spec: str, folder: Path, header: bool, files: Mapping[str, str]) -> BySplit:
     there = [path for path in sorted(folder.iterdir()) if path.is_file()]
     readable = [path for path in there if ending_of(path)]
-    named: dict[str, list[Record]] = {}
+    named: BySplit = {}
     for split, pattern in files.items():
         for path in readable:
             if fnmatch(path.name, pattern):
@@ -211,7 +212,7 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _by_split(spec: str, by_name: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+def _by_split(spec: str, by_name: BySplit) -> BySplit:
     """Give splits their usual names, such as dev for validation, and drop other splits."""
     known = [name for name in by_name if name in _SPLIT_OF]
     splits = {_SPLIT_OF[name]: by_name[name] for name in known}
@@ -277,9 +278,7 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
     return ""
 
 
-def splits_of(
-    splits: Mapping[str, Sequence[tuple[str, T]]], place: str
-) -> tuple[dict[str, list[T]], Names]:
+def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, list[T]], Names]:
     """Split rows with their keys into train, dev and test, by the rules of ``loading``.
 
     Returns:
@@ -321,9 +320,7 @@ def splits_of(
     return parts, tuple(notes)
 
 
-def only_test(
-    splits: Mapping[str, Sequence[tuple[str, T]]],
-) -> tuple[dict[str, list[T]], Names]:
+def only_test(splits: Mapping[str, Keyed[T]]) -> tuple[dict[str, list[T]], Names]:
     """Choose test for kinds that learn nothing: the first non-empty one of test, dev, all, train.
 
     Returns:
@@ -338,5 +335,5 @@ def only_test(
     return {"train": [], "dev": [], "test": test}, (note,)
 
 
-def _between(keyed: Sequence[tuple[str, T]], low: float = 0, high: float = 1) -> list[T]:
+def _between(keyed: Keyed[T], low: float = 0, high: float = 1) -> list[T]:
     return [row for key, row in keyed if low <= place_of(key) < high]

@@ -77,7 +77,7 @@ class FinetuneSettings(BaseModel):
         """Add a learning rate for a model of this size, if none is given."""
         if self.learning_rate is not None:
             return self
-        return self.model_copy(update={"learning_rate": fitting_rate(weights)})
+        return self.model_copy(update={"learning_rate": interpolated(weights, RATES)})
 
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
         """Return the settings of one fine-tuning, by default with a small model's learning rate."""
@@ -110,17 +110,12 @@ RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
 
 
-def fitting_rate(weights: int) -> float:
-    """Return a learning rate for fine-tuning a model of this size, interpolated between ``RATES``.
+def interpolated(weights: int, rates: Mapping[float, float]) -> float:
+    """Return the rate for a number of weights, interpolated linearly between logarithms.
 
-    >>> [fitting_rate(weights) for weights in (600_000, 22_000_000, 340_000_000)]
+    >>> [interpolated(weights, RATES) for weights in (600_000, 22_000_000, 340_000_000)]
     [0.003, 0.0005, 2e-05]
     """
-    return interpolated(weights, RATES)
-
-
-def interpolated(weights: int, rates: Mapping[float, float]) -> float:
-    """Return the rate for a number of weights, interpolated linearly between logarithms."""
     size = math.log(max(1, weights))
     log_sizes = np.log(list(rates))
     log_rates = np.log(list(rates.values()))

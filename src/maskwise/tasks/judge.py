@@ -137,8 +137,10 @@ def _made_of(
     checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
 ) -> dict[str, str]:
     """Hash what the record of each task depends on. A hub checkpoint counts by its name."""
-    files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
-    hashes = [(path.name, file_hash(path)) for path in files]
+    hashes = []
+    for path in sorted(Path(checkpoint).glob("*")):
+        if path.is_file():
+            hashes.append((path.name, file_hash(path)))
     content = [str(checkpoint), hashes, settings.model_dump(mode="json"), seeds]
     hashed = {}
     for task in tasks:

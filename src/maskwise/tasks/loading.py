@@ -276,10 +276,10 @@ def _read_task(
         # from the whole file, must be split in the same way.
         shared[split] = shared_names(whole)
         records[split] = whole if where is None else records_where(whole, where, place)
-    first = next((part for part in records.values() if part), [])
     examples: list[Record] = []
-    if first:
-        examples = [without(record, absent) for record in (merged(first), *first)]
+    for part in records.values():
+        if part and not examples:
+            examples = [without(record, absent) for record in (merged(part), *part)]
 
     notes: list[str] = []
     chosen = KINDS[kind] if kind else _recognised(examples, given)
@@ -294,7 +294,7 @@ def _read_task(
         for split, part in records.items():
             records[split] = [with_text(record, template, place) for record in part]
         given = given._replace(text=TEMPLATE_TEXT)
-    if first and given.label:
+    if examples and given.label:
         present = first_in(given.label.split("|"), examples[0])
         given = given._replace(label=present or given.label)
 
@@ -307,11 +307,12 @@ def _read_task(
         keyed[split] = []
         if not part:
             continue
+        unlabelled = f"{split}: {NO_LABEL}"
         columns = merged(part)
         # Benchmarks publish test without the column of labels, or with −1 in each of its rows.
         label_columns = {fields.label, f"{fields.label}1"}
         if split == "test" and fields.label and label_columns.isdisjoint(columns):
-            skipped[f"{split}: {NO_LABEL}"] = len(part)
+            skipped[unlabelled] = len(part)
             continue
         fields = find_columns(chosen.columns, columns, given, place)
         label_column = fields.label or ""
@@ -320,7 +321,7 @@ def _read_task(
         if found == {HIDDEN}:
             hidden = True
             notes.append(f"every label of {split} is −1: it is not labelled")
-            skipped[f"{split}: {NO_LABEL}"] = len(part)
+            skipped[unlabelled] = len(part)
             continue
         for number, record in enumerate(part, start=1):
             if absent and label_column:

@@ -70,20 +70,24 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
 
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return the F1 over all pairs of a row and a label, given (N, K) ones and zeros."""
-    right = np.asarray(gold, dtype=bool)
-    given = np.asarray(answer, dtype=bool)
-    return float(2 * (right & given).sum() / max(right.sum() + given.sum(), 1))
+    hits, sizes = _label_counts(gold, answer).sum(1)
+    return float(hits / max(sizes, 1))
 
 
 def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return the mean F1 of the labels that occur in gold or answer, (N, K) ones and zeros."""
+    hits, sizes = _label_counts(gold, answer)
+    occurs = sizes > 0
+    if not occurs.any():
+        return 0.0
+    return float(np.mean(hits[occurs] / sizes[occurs]))
+
+
+def _label_counts(gold: ArrayLike, answer: ArrayLike) -> NDArray[np.int64]:
+    """Return (2, K): twice the hits of each label, and its rows in gold and answer together."""
     right = np.asarray(gold, dtype=bool)
     given = np.asarray(answer, dtype=bool)
-    sizes = right.sum(0) + given.sum(0)
-    if not sizes.any():
-        return 0.0
-    f1 = 2 * (right & given).sum(0)[sizes > 0] / sizes[sizes > 0]
-    return float(f1.mean())
+    return np.array([2 * (right & given).sum(0), right.sum(0) + given.sum(0)])
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
@@ -139,7 +143,8 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
     """Return (first word, end, type) of every entity."""
     found = set()
     sentences = set(np.asarray(starts).tolist())
-    words = np.asarray(tags, dtype=str).tolist()
+    # A tag after the last word, which ends the last entity.
+    words = [*np.asarray(tags, dtype=str).tolist(), "O"]
     # The first word of the current entity, if any.
     first: int | None = None
     prefix = "O"
@@ -155,8 +160,6 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
         if first is not None:
             found.add((first, place, kind_before))
         first = None if prefix == "O" else place
-    if first is not None:
-        found.add((first, len(words), kind))
     return found
 
 
@@ -306,10 +309,10 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
         clusters: (N,) the cluster of each row. Rows of one cluster are drawn together, such as the
             questions about one text.
     """
-    # Not np.unique: an array of texts would be as wide as the longest one.
-    place = {cluster: number for number, cluster in enumerate(sorted(set(clusters)))}
-    cluster_N = [place[cluster] for cluster in clusters]
-    sums = np.zeros((len(place), 2))
+    # An array of strings would be as wide as the longest one, so these are objects.
+    texts_N = np.array(clusters, dtype=object)
+    names, cluster_N = np.unique(texts_N, return_inverse=True)
+    sums = np.zeros((len(names), 2))
     np.add.at(sums, cluster_N, np.asarray(counts, dtype=np.float64))
     rng = np.random.default_rng(0)
     scores = []
@@ -337,10 +340,15 @@ class Answer(str):
         return answer
 
 
+def _nats_and_tokens(answers: Collection[Answer]) -> NDArray[np.float64]:
+    """Return (2, N) the nats and the tokens of answers."""
+    return np.array([(answer.nats, answer.tokens) for answer in answers]).T.copy()
+
+
 def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
     """Return the mean negative log-probability of the tokens of right answers."""
-    nats = np.sum([answer.nats for answer in answers])
-    return float(nats / np.sum([answer.tokens for answer in answers]))
+    nats, tokens = _nats_and_tokens(answers).sum(1)
+    return float(nats / tokens)
 
 
 def nats_of_items(answers: Collection[Answer]) -> NDArray[np.float64]:
@@ -349,8 +357,7 @@ def nats_of_items(answers: Collection[Answer]) -> NDArray[np.float64]:
     The score is a ratio of sums. The mean of these contributions equals it, and their deviation is
     the deviation of the ratio (the delta method).
     """
-    nats_N = np.array([answer.nats for answer in answers])
-    tokens_N = np.array([answer.tokens for answer in answers])
+    nats_N, tokens_N = _nats_and_tokens(answers)
     ratio = nats_N.sum() / tokens_N.sum()
     return ratio + (nats_N - ratio * tokens_N) / tokens_N.mean()
 

@@ -119,14 +119,17 @@ def _has_context(records: Records, given: Columns) -> bool:
 
 
 def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str:
-    context, question, answers = columns.cells(record)
+    context, question, cell = columns.cells(record)
     require_text(context, "context", where, filled=True)
     require_text(question, "question", where, filled=True)
-    pairs = list(read_answers(answers, where))
-    if not pairs:
+    answers = []
+    starts = []
+    for text, start in read_answers(cell, where):
+        answers.append(text)
+        starts.append(_start(context, text, start, where))
+    if not answers:
         return NO_ANSWER
-    starts = [_start(context, text, start, where) for text, start in pairs]
-    return MarkedRow(context, question, [text for text, _ in pairs], starts)
+    return MarkedRow(context, question, answers, starts)
 
 
 def _start(context: str, text: str, start: int | None, where: str) -> int:
@@ -191,7 +194,10 @@ def _targets(row: MarkedRow, windows: Sequence[NDArray[np.int64]]) -> list[tuple
     """
     first = row.starts[0]
     last = first + len(row.answers[0])
-    inside = [np.flatnonzero((span[:, 0] < last) & (span[:, 1] > first)) for span in windows]
+    inside = []
+    for span in windows:
+        begin, end = span.T
+        inside.append(np.flatnonzero((begin < last) & (end > first)))
     most = max(map(len, inside))
     targets = []
     for columns in inside:
@@ -339,11 +345,12 @@ def _encode_choices(task: Task, split: str, cutter: Cutter) -> Choices:
     """Encode one sequence for each choice: [context and question, choice]."""
     rows = task.splits[split]
     pairs = []
+    counts = []
     for row in rows:
         asked = " ".join(row.texts)
         pairs += [(asked, choice) for choice in row.choices]
-    starts = edges([len(row.choices) for row in rows])
-    return Choices(cutter.flat(pairs), starts, torch.from_numpy(task.gold(split)))
+        counts.append(len(row.choices))
+    return Choices(cutter.flat(pairs), edges(counts), torch.from_numpy(task.gold(split)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,7 @@ class Row:
     @property
     def texts(self) -> Names:
         """The texts that a model reads."""
-        texts = [vars(self)[name] for name in self.shown]
+        texts = map(vars(self).get, self.shown)
         return tuple(text for text in texts if text is not None)
 
     @property
@@ -180,9 +180,7 @@ class TaskKind:
             return ENTITY_F1 if is_bio else self.metrics[0]
         if metric not in self.metrics:
             raise MaskwiseError(
-                f"no metric for {self.name}",
-                got=metric,
-                allowed=", ".join(self.metrics),
+                f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
             )
         if metric == ENTITY_F1 and not is_bio:
             raise MaskwiseError(
@@ -243,8 +241,7 @@ class Task:
         """A hash of everything that a score depends on: kind, metric, classes and rows."""
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
-        # Fingerprints of recorded tasks must not change, so further fields are added only where
-        # they have an effect.
+        # Recorded fingerprints must not change, so these fields are added only where they matter.
         if self.frozen:
             content.append(self.pooling)
         if self.kind.settings:
@@ -270,7 +267,7 @@ class Task:
     @property
     def test_items(self) -> int:
         """Scored items of test: rows, or words."""
-        return sum(row.items for row in self.splits["test"])
+        return sum(self._items("test"))
 
     @cached_property
     def majority(self) -> float | None:
@@ -318,9 +315,10 @@ class Task:
         metric = metric or self.metric
         if metric == ENTITY_F1:
             return entity_f1(*self._tags(split, answers))
-        if metric in ITEMS and isinstance(self.gold(split), list):
+        gold = self.gold(split)
+        if metric in ITEMS and isinstance(gold, list):
             return float(np.mean(self.text_scores(split, answers, metric)))
-        return METRICS[metric](self.gold(split), answers)
+        return METRICS[metric](gold, answers)
 
     def finite_score(self, split: str, answers: Answers, metric: str | None = None) -> float:
         """Return ``score``, or raise an error if it is not finite."""
@@ -358,18 +356,21 @@ class Task:
             return np.column_stack([scores, np.ones(len(rows))])
         if self.metric != "accuracy":
             return None
-        items = np.array([row.items for row in rows])
+        items = self._items(split)
         owner = np.repeat(np.arange(len(rows)), items)
         right = np.bincount(owner, gold == np.asarray(answers), len(rows))
         return np.column_stack([right, items])
+
+    def _items(self, split: str) -> list[int]:
+        """Return the scored items of each row."""
+        return [row.items for row in self.splits[split]]
 
     def _tags(self, split: str, answers: Answers) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """Return the right tags, the answered tags, and the first word of each sentence."""
         # Indices count from the end: −2 (no answer was possible) is O, and −1 (a tag that train
         # lacks) is an entity that no answer can match.
         names = np.array([*self.labels, "O", "B-unseen by train"])
-        words = [row.items for row in self.splits[split]]
-        starts = np.cumsum([0, *words])[:-1]
+        starts = np.cumsum([0, *self._items(split)])[:-1]
         return names[self.gold(split)], names[np.asarray(answers)], starts
 
     def other_metrics(self) -> list[str]:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -171,11 +171,12 @@ class Encoded(Data):
 
     def batch(self, rows: Tensor) -> Batch:
         """Return the inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
-        inputs = self.flat.batch(rows)
         if self.place is None:
-            return {**inputs, "labels": self.targets[rows]}
-        at, real = self.flat.at(rows)
-        return {**inputs, "labels": torch.where(real, self.targets[at], IGNORE)}
+            labels = self.targets[rows]
+        else:
+            at, real = self.flat.at(rows)
+            labels = torch.where(real, self.targets[at], IGNORE)
+        return {**self.flat.batch(rows), "labels": labels}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
         """Return the class (``LOST`` for lost words), labels or score of each row or word."""
@@ -198,8 +199,8 @@ class Encoded(Data):
 
 def draws_of(planned: Tensor, seed: int) -> Tensor:
     """Return random integers ≥ 0, (B,), for rows with their epochs (B, 2)."""
-    rows, epochs = planned.T.tolist()
-    return torch.tensor(list(map(fold, repeat(seed), epochs, rows, repeat(CHOICE))))
+    draws = [fold(seed, epoch, row, CHOICE) for row, epoch in planned.tolist()]
+    return torch.tensor(draws)
 
 
 def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, Tensor]:

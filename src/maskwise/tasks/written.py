@@ -26,6 +26,7 @@ from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.families import check_room, masked_logits, require_kind, start_token
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Denoising, MaskedLanguageModelling
+from maskwise.objectives.base import target_places
 from maskwise.objectives.denoising import generated
 from maskwise.tasks import tensors
 from maskwise.tasks.columns import (
@@ -176,11 +177,10 @@ class Slots(Data):
         """Return the text of the most probable tokens at the masks, up to the first separator."""
         best = torch.empty_like(self.targets)
         for rows, batch in batches(self, device):
-            column = self.columns(rows).to(device)
-            row = torch.arange(len(rows), device=device).unsqueeze(1).expand_as(column)
+            row, column = target_places(batch).unbind(1)
             del batch["labels"]
-            logits = masked_logits(objective.model, batch, row.flatten(), column.flatten())
-            best[rows] = logits.argmax(-1).view_as(column).cpu()
+            logits = masked_logits(objective.model, batch, row, column)
+            best[rows] = logits.argmax(-1).view(len(rows), -1).cpu()
         before_end = (best == self.end).cumsum(1) == 0
         ids = [row[real].tolist() for row, real in zip(best, before_end)]
         return self.backend.decode_batch(ids, skip_special_tokens=False)
@@ -340,10 +340,8 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
         counts.append(len(learned))
     targets = backend.encode_batch(answers)
     notes = []
-    for what, encodings, most in (
-        ("texts", inputs, cutter.max_length),
-        ("answers", targets, longest),
-    ):
+    limits = (("texts", inputs, cutter.max_length), ("answers", targets, longest))
+    for what, encodings, most in limits:
         cut = count_cut(encodings)
         if cut:
             notes.append(f"{what} cut at {most} tokens: {cut} of {len(encodings)}")
@@ -416,8 +414,8 @@ class Written(Data):
         for rows in by_width(self.lengths, EVAL_TOKENS // self.search["beams"]):
             batch = moved(self.batch(rows), device)
             losses, where = objective.token_losses(batch)
-            row = where[:, 0]
-            counted = (where[:, 1] >= self.framed).float()
+            row, place = where.unbind(1)
+            counted = (place >= self.framed).float()
             zeros = torch.zeros(len(rows), device=device)
             nats = zeros.index_add(0, row, losses.float() * counted)
             tokens = zeros.index_add(0, row, counted)
@@ -431,8 +429,8 @@ class Written(Data):
             )
             texts = self.backend.decode_batch(ids, skip_special_tokens=True)
             numbers = zip(rows.tolist(), texts, nats.tolist(), tokens.tolist(), strict=True)
-            for place, text, nats_of_first, count in numbers:
-                answers[place] = Answer(text.strip(), nats_of_first, int(count))
+            for number, text, nats_of_first, count in numbers:
+                answers[number] = Answer(text.strip(), nats_of_first, int(count))
         return answers
 
     def chance(self, train: Data) -> float:
@@ -447,4 +445,5 @@ class Written(Data):
     def _first_answers(self) -> Tensor:
         """Return the tokens of first answers that count in nats, (T,)."""
         at, real = self.targets.at(self.first[:-1])
-        return self.targets.ids[at[:, self.framed :]][real[:, self.framed :]]
+        real[:, : self.framed] = False
+        return self.targets.ids[at[real]]
