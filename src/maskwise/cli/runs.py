@@ -129,8 +129,11 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
         MaskwiseError: a file that cannot be read, or an existing recipe of that name.
     """
     if texts in shipped() and not Path(texts).exists():
-        do = "maskwise study --new my_texts.txt my_labels.csv"
-        raise MaskwiseError("--new needs a file of texts", got=f"the recipe {texts}", do=do)
+        raise MaskwiseError(
+            "--new needs a file of texts",
+            got=f"the recipe {texts}",
+            do="maskwise study --new my_texts.txt my_labels.csv",
+        )
     refuse_missing(texts, *tasks)
     from maskwise.study.starter import name_of, starter
 
@@ -428,8 +431,11 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
         source = context.get_parameter_source(parameter.name or "")
         given = source is not None and source.name == "COMMANDLINE"
         if given and parameter.name not in ("recipe", "overrides", "new"):
-            what = "study --new writes a recipe and runs nothing"
-            raise MaskwiseError(what, got=parameter.opts[0], do="give it to the study afterwards")
+            raise MaskwiseError(
+                "study --new writes a recipe and runs nothing",
+                got=parameter.opts[0],
+                do="give it to the study afterwards",
+            )
 
 
 def _seeds(text: str) -> list[int]:
@@ -446,6 +452,5 @@ def _seeds(text: str) -> list[int]:
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):
-        allowed = "such as 100-105, or 100,103"
-        raise MaskwiseError("--seeds", got=text, allowed=allowed) from None
+        raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103") from None
     return sorted(seeds)

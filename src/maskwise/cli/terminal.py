@@ -226,8 +226,11 @@ def time_limit(text: str) -> float:
         seconds = 0.0
     # NaT is not ≥ 60 either.
     if not seconds >= 60:
-        allowed = "a minute or more, such as 2h, 90m or 1h30m"
-        raise MaskwiseError("--time is not a duration", got=repr(text), allowed=allowed)
+        raise MaskwiseError(
+            "--time is not a duration",
+            got=repr(text),
+            allowed="a minute or more, such as 2h, 90m or 1h30m",
+        )
     return seconds
 
 

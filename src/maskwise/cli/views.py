@@ -277,8 +277,10 @@ def bench(
     """Compare the speed of masking with transformers' collator, in one run on this machine."""
     # Earlier versions had a second bench.
     if name == "train":
-        do = "in a checkout of the project: python benchmarks/train.py"
-        raise MaskwiseError("bench train is no longer part of the package", do=do)
+        raise MaskwiseError(
+            "bench train is no longer part of the package",
+            do="in a checkout of the project: python benchmarks/train.py",
+        )
     require_known("bench", name, ["mask"])
     from maskwise.bench import bench_mask, render_mask
 

@@ -202,8 +202,8 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         salient = []
         for layers in annotator("salient").annotate(texts):
             found = layers["salient"]
-            places = zip(found.start.tolist(), found.end.tolist())
-            salient.append(list(places))
+            places = np.stack([found.start, found.end], axis=1)
+            salient.append(places.tolist())
     counts = [max(1, len(spans)) for spans in salient]
 
     weight = labelled_words = words = 0.0
@@ -220,8 +220,7 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         words += len(labelled)
         # Every window gave ``max(counts)`` spans; the text keeps its best ones over all windows.
         order = np.argsort(-scores.score, kind="stable")[:count]
-        ordered = scores.spans[order].tolist()
-        chosen = [(start, end) for start, end in ordered]
+        chosen: Spans = scores.spans[order].tolist()
         best.append(chosen)
         answer = ""
         if chosen:

@@ -20,7 +20,7 @@ Tests compare both with the gradient over all hard choices, by enumeration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -31,9 +31,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maskwise.learning.relaxation import RelaxedDenoising
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.objectives import Objective
 
-Parameters: TypeAlias = dict[str, Tensor]
+Parameters: TypeAlias = TensorDict
 Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
 """(parameters, mask or None) → a scalar."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
@@ -96,9 +97,7 @@ class Losses(nn.Module):
         self.denoising = denoising
         self.task = task
 
-    def forward(
-        self, batch: Mapping[str, Tensor], mask: Tensor | None, budget: Tensor | None
-    ) -> Tensor:
+    def forward(self, batch: Tensors, mask: Tensor | None, budget: Tensor | None) -> Tensor:
         """Return the mean loss of denoising if there is a mask, else the mean loss of the task."""
         if mask is not None:
             loss: Tensor = self.denoising(batch, mask, budget)
@@ -124,7 +123,7 @@ class Losses(nn.Module):
                 paths[path] = names[id(value)]
         return paths
 
-    def of(self, batch: Mapping[str, Tensor], budget: Tensor | None = None) -> Loss:
+    def of(self, batch: Tensors, budget: Tensor | None = None) -> Loss:
         """Return the loss of a batch as a function of parameters and mask.
 
         Args:
@@ -183,18 +182,19 @@ def meta_gradient(
 def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
     now = {name: value.detach().requires_grad_() for name, value in theta.items()}
     first = next(iter(now.values()))
-    # The rates are tensors too, so that the same graph gives their derivatives.
-    masks = [_leaf(step.mask) for step in steps]
-    rates = [first.new_tensor(step.rate).requires_grad_() for step in steps]
+    masks = []
+    rates = []
     inner = []
-    for step, mask, rate in zip(steps, masks, rates, strict=True):
+    for step in steps:
+        mask = _leaf(step.mask)
+        masks.append(mask)
+        # The rate is a tensor too, so that the same graph gives its derivative.
+        rate = first.new_tensor(step.rate).requires_grad_()
+        rates.append(rate)
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
         slopes = _grad(loss, list(now.values()), create_graph=True)
-        after = {}
-        for (name, value), slope in zip(now.items(), slopes, strict=True):
-            after[name] = value - rate * slope
-        now = after
+        now = shifted(now, dict(zip(now, slopes)), -rate)
     total = outer(now, None)
     real_masks = [mask for mask in masks if mask is not None]
     # The gradients come in the order of the tensors: those of masks first, then those of rates.
@@ -303,7 +303,7 @@ def values_of(module: nn.Module) -> Parameters:
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-def shifted(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
+def shifted(theta: Parameters, direction: Tensors, factor: float | Tensor) -> Parameters:
     """Return θ + factor·direction."""
     return {name: value + factor * direction[name] for name, value in theta.items()}
 

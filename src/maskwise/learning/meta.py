@@ -17,7 +17,7 @@ import copy
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold
+from maskwise.learning import MetaSettings
 from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,
@@ -45,8 +46,8 @@ from maskwise.learning.gradients import (
     wide,
 )
 from maskwise.learning.scorer import PolicyModel
-from maskwise.learning.settings import MetaSettings
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.tasks.tensors import shuffled
 from maskwise.training import TrainingSettings
 from maskwise.training.checkpoint import changes
@@ -154,11 +155,15 @@ class MetaLearner:
         self.rank = rank_here()
         self.ranks = ranks_here()
         if settings.batch_size % self.ranks:
-            what = "learning.meta.batch_size must be a multiple of the processes"
-            raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
+            raise MaskwiseError(
+                "learning.meta.batch_size must be a multiple of the processes",
+                got=f"{settings.batch_size} for {self.ranks}",
+            )
         if self.ranks > 1 and settings.gradient != "finite-difference":
-            do = "use finite-difference, or one process"
-            raise MaskwiseError("the exact gradient runs on one process only", do=do)
+            raise MaskwiseError(
+                "the exact gradient runs on one process only",
+                do="use finite-difference, or one process",
+            )
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
@@ -221,8 +226,9 @@ class MetaLearner:
         self._agree(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
-            what = f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
-            raise Diverged(what)
+            raise Diverged(
+                f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
+            )
         # Clipped, but not scaled by Adam: its steps do not show whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
@@ -407,9 +413,12 @@ class MetaLearner:
             return
         changed = changes(state["settings"], self.settings.model_dump(mode="json"))
         if changed:
-            what = f"{folder} was written with other learning settings"
-            raise MaskwiseError(what, got=changed, do="give a new folder")
-        groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+            raise MaskwiseError(
+                f"{folder} was written with other learning settings",
+                got=changed,
+                do="give a new folder",
+            )
+        groups = defaultdict[str, TensorDict](dict)
         for path, tensor in load_file(folder / STATE_TENSORS).items():
             group, _, name = path.partition("/")
             groups[group][name] = tensor
@@ -433,7 +442,7 @@ def _learned_rate(rate: float, slopes: Sequence[float]) -> float:
     return rate * math.exp(-0.1 * math.tanh(rate * sum(slopes)))
 
 
-def set_values(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+def set_values(module: nn.Module, values: Tensors) -> None:
     """Copy values into a module's parameters."""
     with torch.no_grad():
         for name, value in module.named_parameters():

@@ -23,11 +23,11 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
+from maskwise.learning import LearningSettings
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
 from maskwise.learning.scorer import PolicyModel
-from maskwise.learning.settings import LearningSettings
 from maskwise.objectives import Classification
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.tasks.judge import load_network
@@ -111,8 +111,9 @@ class Lesson:
         """The texts of the corpus, which are searched for contexts."""
         # A stream may be larger than memory.
         if self.corpus.stream:
-            what = "learning a policy needs the whole corpus in memory"
-            raise MaskwiseError(what, do="set corpus.stream: false")
+            raise MaskwiseError(
+                "learning a policy needs the whole corpus in memory", do="set corpus.stream: false"
+            )
         return [document.text for document in self.corpus.documents()]
 
     @property

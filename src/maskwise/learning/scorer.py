@@ -67,8 +67,9 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         require_known("head of a policy", self.head, COLUMNS)
         if min(self.length, self.longest) < 1:
-            got = (self.length, self.longest)
-            raise MaskwiseError("length and longest of a policy are at least 1", got=got)
+            raise MaskwiseError(
+                "length and longest of a policy are at least 1", got=(self.length, self.longest)
+            )
 
 
 class LightEncoder(nn.Module):
@@ -84,8 +85,9 @@ class LightEncoder(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
         super().__init__()
         if window < 1 or window % 2 == 0:
-            allowed = "an odd number of tokens"
-            raise MaskwiseError("window of a light encoder", got=window, allowed=allowed)
+            raise MaskwiseError(
+                "window of a light encoder", got=window, allowed="an odd number of tokens"
+            )
         self.table = nn.Embedding(vocab_size, hidden_size)
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
@@ -238,8 +240,9 @@ class PolicyModel(
             policy = cls(config, tokenizer)
             policy.load_state_dict(weights)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            what = f"its weights do not fit its config.json: {first_line(error)}"
-            raise _damaged(folder, what) from None
+            raise _damaged(
+                folder, f"its weights do not fit its config.json: {first_line(error)}"
+            ) from None
         if (folder / CARD).is_file():
             policy.card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
         return policy.eval()
@@ -265,16 +268,20 @@ def read_config(folder: Path) -> PolicyConfig:
     if plain is None:
         raise _damaged(folder, "config.json cannot be read")
     if plain.get("format") != FORMAT:
-        got = f"format {plain.get('format')}"
-        do = "give a folder that PolicyModel.save_pretrained wrote"
-        raise MaskwiseError(f"{folder} holds no masking policy", got=got, allowed=FORMAT, do=do)
+        raise MaskwiseError(
+            f"{folder} holds no masking policy",
+            got=f"format {plain.get('format')}",
+            allowed=FORMAT,
+            do="give a folder that PolicyModel.save_pretrained wrote",
+        )
     try:
         config = PolicyConfig(**plain)
     except TypeError as error:
         raise _damaged(folder, f"config.json: {error}") from None
     if "auto_map" in config.encoder:
-        do = "use another policy"
-        raise MaskwiseError(f"{str(folder)!r} brings code of its own", got="auto_map", do=do)
+        raise MaskwiseError(
+            f"{str(folder)!r} brings code of its own", got="auto_map", do="use another policy"
+        )
     return config
 
 

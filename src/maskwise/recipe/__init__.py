@@ -175,8 +175,12 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
         got = "no settings"
         if settings is not None:
             got = type(settings).__name__
-        do = "write settings into it, or name a shipped recipe: maskwise list recipes"
-        raise MaskwiseError(f"{path} is not a recipe", got=got, allowed="keys and values", do=do)
+        raise MaskwiseError(
+            f"{path} is not a recipe",
+            got=got,
+            allowed="keys and values",
+            do="write settings into it, or name a shipped recipe: maskwise list recipes",
+        )
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:

@@ -302,10 +302,11 @@ class StreamedRows(Learner):
             for flow, count in zip(self.flows, counts):
                 self._drawn += flow.take(count, together=not self.names)
         except Ended:
-            do = f"set corpus.repeat: true to begin again, or training.steps={self.next}"
             raise MaskwiseError(
                 f"the stream ends after {self.next} of {self.settings.steps} steps",
-                do=do if self.next else "give more text",
+                do=f"set corpus.repeat: true to begin again, or training.steps={self.next}"
+                if self.next
+                else "give more text",
             ) from None
         self._owner = owners(np.array(counts))
         _, numbers = zip(*self._drawn)
