@@ -67,9 +67,7 @@ def study(
     ] = 2,
     seeds: Annotated[
         str | None,
-        typer.Option(
-            help="Run only these of study.seeds, such as 100-105 or 100,103; verdicts need all."
-        ),
+        typer.Option(help="Only these of study.seeds, as 100-105 or 100,103; verdicts need all."),
     ] = None,
     stages: Annotated[
         Path | None,
@@ -266,9 +264,7 @@ def pretrain(
     out: Out = Path("runs/pretrain"),
     as_json: Json = False,
 ) -> None:
-    """Pre-train one model, also under torchrun with one process per device. The checkpoint is a
-    folder for transformers.
-    """
+    """Pre-train one model, also under torchrun. The checkpoint is a folder for transformers."""
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain

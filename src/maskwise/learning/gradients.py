@@ -280,6 +280,12 @@ def slope_of(
     return float(total), slope, gradients[-1]
 
 
+def descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
+    """Return the parameters after an inner step of this rank alone, and the loss before it."""
+    loss, slope, _ = slope_of(step.loss, theta, step.mask)
+    return shifted(theta, slope, -step.rate), loss
+
+
 def _leaf(mask: Tensor | None) -> Tensor | None:
     """Cut a mask from the policy's graph, to differentiate with respect to it alone."""
     if mask is None:

@@ -39,9 +39,8 @@ from maskwise.learning.gradients import (
     Loss,
     Losses,
     Parameters,
+    descended,
     meta_gradient,
-    shifted,
-    slope_of,
     values_of,
     wide,
 )
@@ -202,10 +201,12 @@ class MetaLearner:
         for group in self.adam.param_groups:
             group["lr"] = s.learning_rate * (1 - number / s.steps)
         parts = []
+        entropies = []
         for k in range(s.inner_steps):
             rows = self._rows(number * s.inner_steps + k, order=0)
             masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
             parts.append(Part(rows, masked, self._total(masked.choice.budget)))
+            entropies.append(masked.choice.entropy(masked.logit_U))
         rows = np.concatenate([part.rows for part in parts])
         if s.outer == "other":
             rows = self._rows(number, order=1)
@@ -214,11 +215,10 @@ class MetaLearner:
         steps = self._inner_steps(parts)
         theta = values_of(self.losses)
         result = meta_gradient(theta, steps, outer, backend=s.gradient, agree=self._agree)
-        # The entropy below is differentiated through the same graph of the policy.
+        # The entropy is differentiated through the same graph of the policy.
         result.backward(steps, retain_graph=s.entropy > 0)
         if s.learn_rates:
             self._learn_rates(result.rates)
-        entropies = [part.masked.choice.entropy(part.masked.logit_U) for part in parts]
         entropy = torch.stack(entropies).mean()
         if s.entropy:
             (-s.entropy / self.ranks * entropy).backward()
@@ -343,7 +343,7 @@ class MetaLearner:
                 outer = self.losses.of(self.dev.task(rows, self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
                     step = self._hard_step(scorer, self.dev, rows, key=fold(0xDE, draw))
-                    after, _ = _descended(self.start, step)
+                    after, _ = descended(self.start, step)
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
         return gains / (DRAWS * count)
@@ -366,7 +366,7 @@ class MetaLearner:
         task = self.losses.of(self.train.task(rows, self.device))
         steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.now.task_rate)}
         for name, step in steps.items():
-            theta, before = _descended(self.start, step)
+            theta, before = descended(self.start, step)
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
             # Negated, so that NaN counts as a rise.
@@ -429,12 +429,6 @@ class MetaLearner:
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
         self.now = Point(**state["now"])
-
-
-def _descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
-    """Return the parameters after an inner step of this rank alone, and the loss before it."""
-    loss, slope, _ = slope_of(step.loss, theta, step.mask)
-    return shifted(theta, slope, -step.rate), loss
 
 
 def _learned_rate(rate: float, slopes: Sequence[float]) -> float:

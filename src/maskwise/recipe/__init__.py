@@ -72,15 +72,15 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
         if arm != key and "." not in arm and value in (None, "none"):
             _require_arms([arm], known)
             key = "study.arms"
-            value = {name: arms for name, arms in known.items() if name != arm}
+            value = [name for name in known if name != arm]
             if not value:
                 raise MaskwiseError("no arm is left", got=f"study.arms.{arm}=null", do="keep one")
-        elif key == "study.arms" and known and isinstance(value, str | list):
+        if key == "study.arms" and known and isinstance(value, str | list):
             names = value
             if isinstance(names, str):
-                names = [name.strip() for name in names.split(",")]
+                names = list(map(str.strip, names.split(",")))
             _require_arms(names, known)
-            value = {name: arms for name, arms in known.items() if name in names}
+            value = {name: changes for name, changes in known.items() if name in names}
         put(settings, key, value)
     # Other settings of the file may name arms that were dropped.
     if _arms(settings).keys() != old_arms.keys():

@@ -61,7 +61,6 @@ class Update(NamedTuple):
         counted: divisor of the losses (``Step.counted``).
         norm: the gradient norm before clipping, on the device.
         rate: the learning rate.
-        asked: whether any rank was asked to stop.
     """
 
     losses: list[Tensor]
@@ -69,7 +68,6 @@ class Update(NamedTuple):
     counted: int
     norm: Tensor
     rate: float
-    asked: bool
 
 
 class Engine:
@@ -200,7 +198,7 @@ class Engine:
             sound = self._sound(norm, losses) if self.settings.on_nan == "skip" else None
             self.optimizers.step(sound)
         self.optimizers.zero_grad()
-        return Update(losses, step.targets, step.counted, norm, rate, sums["asked"] > 0)
+        return Update(losses, step.targets, step.counted, norm, rate)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Reduce gradients over ranks only with the last micro-batch of a step."""

@@ -137,7 +137,7 @@ def train(
                 enough = log.judged(done, evaluate)
                 judged = done
             # All ranks must stop at the same step: they agree while its batches are made.
-            stopped = asked.number if engine.ranks == 1 else update.asked
+            stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
             if stopped:
                 stop(engine, log, kept, asked, done)
             if saves and not last:

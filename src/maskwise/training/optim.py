@@ -158,7 +158,9 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
     """The inverse of ``state_of``."""
     for m, member in enumerate(members):
         state: dict[int, TensorDict] = {}
-        parameters = [p for group in member.param_groups for p in group["params"]]
+        parameters: list[Tensor] = []
+        for group in member.param_groups:
+            parameters += group["params"]
         for key, value in flat.items():
             number, index, name = key.split("/", 2)
             if int(number) == m:
@@ -189,8 +191,11 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     # factors maps hidden states: AdamW trains both.
     others = {layer.weight for layer in parts(module, nn.Embedding)}
     others |= {weight for name, weight in module.named_parameters() if ".lora_" in name}
-    weights = dict.fromkeys(layer.weight for layer in linear)
-    return [weight for weight in weights if weight.requires_grad and weight not in others]
+    matrices: dict[Tensor, None] = {}
+    for layer in linear:
+        if layer.weight.requires_grad and layer.weight not in others:
+            matrices[layer.weight] = None
+    return list(matrices)
 
 
 def model_of(module: nn.Module) -> nn.Module:

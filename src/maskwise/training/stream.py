@@ -358,7 +358,7 @@ class StreamedRows(Learner):
         positions = self.marks.get(self.done)
         if positions is None:
             return {}
-        facts = [flow.facts(position) for flow, position in zip(self.flows, positions)]
+        facts = list(map(Flow.facts, self.flows, positions))
         return {"stream": dict(zip(self.names, facts)) if self.names else facts[0]}
 
     def state_dict(self) -> TensorDict:
@@ -384,18 +384,20 @@ class StreamedRows(Learner):
                 got=", ".join(changed),
                 do="restore it, or start a new run in a new folder",
             )
+        positions = []
+        for epoch, shard, place, block, row in saved["at"]:
+            positions.append(Position(epoch, shard, Place(*place), block, row))
         self.done = saved["step"]
-        self.marks = {
-            self.done: tuple(
-                Position(epoch, shard, Place(*place), block, row)
-                for epoch, shard, place, block, row in saved["at"]
-            )
-        }
+        self.marks = {self.done: tuple(positions)}
         self._go_to(self.done)
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        return {shard.name: shard.fingerprint() for flow in self.flows for shard in flow.shards}
+        found = {}
+        for flow in self.flows:
+            for shard in flow.shards:
+                found[shard.name] = shard.fingerprint()
+        return found
 
 
 # The shares of a mix
