@@ -195,7 +195,13 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     if windows is None:
         none = np.zeros(0, np.int64)
         no_spans = np.zeros((0, 2), np.int64)
-        empty = TextScores(none, none, np.zeros(0), no_spans, np.zeros(0))
+        empty = TextScores(
+            start=none,
+            end=none,
+            weight=np.zeros(0),
+            spans=no_spans,
+            score=np.zeros(0),
+        )
         return [empty] * len(texts)
     text_W = windows.text
     logits_TC = _logits(policy, windows.pieces)

@@ -122,7 +122,9 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
             are the baseline.
     """
     lines = "\n".join
-    facts = [f"| {name} | `{choice}` |" for name, choice in choices.items()]
+    facts = []
+    for name, choice in choices.items():
+        facts.append(f"| {name} | `{choice}` |")
     # Only some measures exist for the baseline; the others leave its cell empty.
     salient = measures.get("salient", {})
     rows = []
@@ -130,8 +132,12 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
         if name != "salient":
             baseline = _figure(salient.get(name, ""))
             rows.append(f"| {name} | {_figure(value)} | {baseline} |")
-    words = [f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items()]
-    tags = [f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items()]
+    words = []
+    for word, (mean, _) in shown["words"].items():
+        words.append(f"{word} ({mean:.1f})")
+    tags = []
+    for tag, (mean, _) in shown["tags"].items():
+        tags.append(f"{tag} {mean:.2f}")
     examples = [f"> {text}\n" for text in map(_with_bold, shown["examples"])]
     return f"""---
 library_name: maskwise

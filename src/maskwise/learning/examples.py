@@ -195,7 +195,12 @@ class Examples:
         encoded = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
         contexts = {}
         for place, row in zip(used, encoded):
-            inside = answers_in(tokenizer, texts[place], answers[place], row["word_ids"])
+            inside = answers_in(
+                tokenizer,
+                texts[place],
+                answers[place],
+                row["word_ids"],
+            )
             contexts[place] = {**row, "answer": inside}
         data = encode(task, tokenizer, max_length=max_length)[split]
         warn_of_cuts(task, {split: data})
@@ -318,7 +323,12 @@ def masked_by(
     logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature
     keys = Keys(batch.example_id, seed=key, epoch=None)
     choice = choose(batch, logit_BL, settings.ratio, keys, units=settings.units)
-    return Masked(inputs, answer.to(device), choice, choice.unit_logits(logit_BL))
+    return Masked(
+        inputs,
+        answer=answer.to(device),
+        choice=choice,
+        logit_U=choice.unit_logits(logit_BL),
+    )
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -180,7 +180,9 @@ def meta_gradient(
 
 
 def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
-    now = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    now = {}
+    for name, value in theta.items():
+        now[name] = value.detach().requires_grad_()
     first = next(iter(now.values()))
     masks = []
     rates = []

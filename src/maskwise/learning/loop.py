@@ -269,7 +269,14 @@ def new_learner(
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
     # An accelerator connects the processes of torchrun; only its device is used here.
     device = new_accelerator(training, None).device
-    return MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
+    return MetaLearner(
+        losses.to(device),
+        policy.to(device),
+        train,
+        dev,
+        settings,
+        training,
+    )
 
 
 def losses_of(
@@ -340,7 +347,12 @@ def learn_policy(
             log = folder / "metrics.jsonl"
     now = learner.now
     metrics = Metrics(log, keep_until=now.step)
-    progress = Progress(title, s.steps, now.step, hidden=quiet or not writes)
+    progress = Progress(
+        title,
+        total=s.steps,
+        start=now.step,
+        hidden=quiet or not writes,
+    )
     began = time.perf_counter()
     outers = []
     if now.step == 0:
@@ -374,8 +386,11 @@ def learn_policy(
 
 
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
-    # JSON has no NaN, such as the share of answers in rows without one.
-    known = {name: value for name, value in line.items() if value == value}
+    known = {}
+    for name, value in line.items():
+        # JSON has no NaN, such as the share of answers in rows without one.
+        if value == value:
+            known[name] = value
     metrics.write(known)
 
 

@@ -93,9 +93,10 @@ class Lesson:
         Raises:
             MaskwiseError: a stream; a task from which no policy can be learned.
         """
+        tokenizer = self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
         if self.learning.method == "supervised":
-            return self._by_labels()
-        return self._by_meta_gradient()
+            return self._by_labels(tokenizer)
+        return self._by_meta_gradient(tokenizer)
 
     @property
     def seed(self) -> int:
@@ -121,9 +122,8 @@ class Lesson:
         """The name of the model's tokenizer; None if one is trained."""
         return self.tokenizer.name or self.model.pretrained
 
-    def _by_labels(self) -> Measures:
+    def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         how = self.learning.supervised
-        tokenizer = self._policy_tokenizer()
         labels = labels_of(
             self.task,
             kind=how.labels,
@@ -154,8 +154,7 @@ class Lesson:
             before=before,
         )
 
-    def _by_meta_gradient(self) -> Measures:
-        tokenizer = self._policy_tokenizer()
+    def _by_meta_gradient(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         encoder = self.learning.policy.pretrained
         if encoder and self.model_tokenizer:
             model_tokenizer = self._tokenizer(self.model_tokenizer)
@@ -307,10 +306,6 @@ class Lesson:
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
-    def _policy_tokenizer(self) -> PreTrainedTokenizerFast:
-        """Load the tokenizer of the policy's encoder or of the recipe, or train one."""
-        return self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
-
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
         """Load a tokenizer by name; without one, rank 0 trains it on the corpus for all ranks."""
         chosen = self.tokenizer.model_copy(update={"name": name})
@@ -370,7 +365,7 @@ class Lesson:
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
     """(V,) log-frequencies of the tokens, the initial biases of a new model's head."""
-    documents = (Document(str(number), text) for number, text in enumerate(texts))
+    documents = map(Document, map(str, range(len(texts))), texts)
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
         counts += torch.bincount(torch.from_numpy(tokens.input_ids), minlength=len(tokenizer))

@@ -44,6 +44,7 @@ COLUMNS = {"tokens": 1, "spans": 2}
 LIGHT = "light"
 FORMAT = "maskwise-policy-1"
 WEIGHTS = "model.safetensors"
+NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A masking policy\n"
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,12 @@ class PolicyModel(
         config: the ``config.json`` of the policy.
         tokenizer: a fast tokenizer.
         encoder: a module with weights; None: a new one, as described by ``config.encoder``.
+
+    Attributes:
         card: the text of README.md.
     """
+
+    card = NO_CARD
 
     def __init__(
         self,
@@ -126,15 +131,11 @@ class PolicyModel(
         tokenizer: PreTrainedTokenizerFast,
         *,
         encoder: nn.Module | None = None,
-        card: str = "",
     ):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.card = card
-        if encoder is None:
-            encoder = _new_encoder(config)
-        self.encoder = encoder
+        self.encoder = encoder or _new_encoder(config)
         hidden_size = int(config.encoder["hidden_size"])
         self.head = nn.Linear(hidden_size, COLUMNS[config.head])
         # A new policy gives all words the same weight, so its first masks are random.
@@ -204,13 +205,15 @@ class PolicyModel(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files of ``save_pretrained`` and ``push_to_hub``; called by the hub's mixin."""
-        # safetensors refuses tensors that are not contiguous.
-        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        weights = {}
+        for name, value in self.state_dict().items():
+            # safetensors refuses tensors that are not contiguous.
+            weights[name] = value.cpu().contiguous()
         save_file(weights, save_directory / WEIGHTS)
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(save_directory)
-        (save_directory / CARD).write_text(self.card or NO_CARD, encoding="utf-8")
+        (save_directory / CARD).write_text(self.card, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:  # type: ignore[override]
@@ -246,9 +249,6 @@ class PolicyModel(
         if (folder / CARD).is_file():
             policy.card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
         return policy.eval()
-
-
-NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A masking policy\n"
 
 
 def read_config(folder: Path) -> PolicyConfig:

@@ -307,8 +307,9 @@ class Engine:
             )
         changed = changes(state.bits, self._bits())
         if changed:
-            same = "the same run except for rounding and dropout"
-            self.say(f"resuming from {path} with {changed}: {same}")
+            self.say(
+                f"resuming from {path} with {changed}: the same run except for rounding and dropout"
+            )
         weights = load_file(path / WEIGHTS)
         # Without this check, a model of other sizes would fail later and less clearly.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
