@@ -323,8 +323,12 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
     )
     token = listed(pieces.offsets[rows], size)
     ids = torch.from_numpy(line.ids(pieces.columns["input_ids"][token]))
-    starts = torch.from_numpy(np.append(line.begin, length))
-    flat = Flat(ids, torch.zeros_like(ids), starts, frame.pad)
+    flat = Flat(
+        ids,
+        types=torch.zeros_like(ids),
+        starts=torch.from_numpy(np.append(line.begin, length)),
+        pad=frame.pad,
+    )
     return flat, line.at, token
 
 

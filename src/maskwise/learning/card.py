@@ -12,18 +12,19 @@ from itertools import islice
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise import __version__
 from maskwise.annotate.registry import annotator
 from maskwise.constants import UPOS
-from maskwise.learning.annotator import TextScores, score_words
+from maskwise.learning.annotator import Floats, TextScores, score_words
 from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import PolicyModel
 from maskwise.tasks.metrics import normalise, same_words, shared_words
 from maskwise.text.layers import CharSpans
 
 Spans: TypeAlias = list[tuple[int, int]]
+Means: TypeAlias = dict[str, tuple[float, int]]
+"""By name: mean weight and count."""
 Measures: TypeAlias = dict[str, Any]
 """Figures of a policy by name."""
 
@@ -43,8 +44,8 @@ class Shown(TypedDict):
     weight before learning, weight after).
     """
 
-    words: dict[str, tuple[float, int]]
-    tags: dict[str, tuple[float, int]]
+    words: Means
+    tags: Means
     examples: list[list[tuple[str, float, float]]]
 
 
@@ -81,7 +82,7 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     }
 
 
-def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[NDArray[np.float64]]:
+def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
     """Return the weights of the words of each of the first ``EXAMPLES`` texts."""
     first = list(texts[:EXAMPLES])
     return [scores.weight for scores in score_words(policy, first)]
@@ -95,14 +96,11 @@ def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
     inside = np.append(tagged.end, 0)[at] > scores.start
     codes = np.where(inside, np.append(tagged.value, 0)[at], 0)
     names = np.array(["none", *UPOS])
-    found: list[str] = names[codes.astype(int)].tolist()
-    return found
+    return names[codes.astype(int)].tolist()
 
 
-def _means(
-    names: Sequence[str], weights: Sequence[float], *, least: int
-) -> dict[str, tuple[float, int]]:
-    """Return {name: (mean weight, count)} of names that occur ``least`` times, heaviest first."""
+def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Means:
+    """Return the means of names that occur at least ``least`` times, heaviest first."""
     unique, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights) / counts
     found = {}
@@ -138,7 +136,9 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
     tags = []
     for tag, (mean, _) in shown["tags"].items():
         tags.append(f"{tag} {mean:.2f}")
-    examples = [f"> {text}\n" for text in map(_with_bold, shown["examples"])]
+    examples = []
+    for text in map(_with_bold, shown["examples"]):
+        examples.append(f"> {text}\n")
     return f"""---
 library_name: maskwise
 tags: [maskwise, masking-policy]

@@ -235,8 +235,8 @@ class Examples:
 
     def task(self, examples: Array, device: torch.device | str) -> TensorDict:
         """Return the task's rows of these examples, as a batch of its objective."""
-        batch: TensorDict = moved(self.data.batch(torch.from_numpy(self.rows[examples])), device)
-        return batch
+        rows = torch.from_numpy(self.rows[examples])
+        return moved(self.data.batch(rows), device)
 
 
 def context_of(row: Row) -> str | None:

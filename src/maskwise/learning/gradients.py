@@ -100,8 +100,7 @@ class Losses(nn.Module):
     def forward(self, batch: Tensors, mask: Tensor | None, budget: Tensor | None) -> Tensor:
         """Return the mean loss of denoising if there is a mask, else the mean loss of the task."""
         if mask is not None:
-            loss: Tensor = self.denoising(batch, mask, budget)
-            return loss
+            return self.denoising(batch, mask, budget)
         outcome = self.task(batch)
         if budget is None:
             budget = outcome.targets
@@ -134,8 +133,7 @@ class Losses(nn.Module):
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
             values = {path: theta[name] for path, name in self._names.items()}
             # Tied weights are in ``values`` under every path, so torch must not tie them again.
-            scalar: Tensor = functional_call(self, values, (batch, mask, budget), tie_weights=False)
-            return scalar
+            return functional_call(self, values, (batch, mask, budget), tie_weights=False)
 
         return loss
 

@@ -178,6 +178,8 @@ def placed_words(text: str) -> list[tuple[str, Place]]:
 
 Confidence = Callable[[Sequence[str], Sequence[int]], NDArray[np.float64]]
 """(texts, their classes) → (N,) a classifier's probabilities of these classes."""
+TrainClassifier: TypeAlias = Callable[[Task], Confidence]
+"""Trains a classifier on a task."""
 
 
 def classifier_labels(
@@ -219,7 +221,7 @@ def labels_of(
     kind: str | None = None,
     texts: Sequence[str] = (),
     drop: float = 0.05,
-    classifier: Callable[[Task], Confidence] | None = None,
+    classifier: TrainClassifier | None = None,
 ) -> Labels:
     """Derive the labels of a task.
 
@@ -265,7 +267,7 @@ def _of_task(
     kind: str | None,
     texts: Sequence[str],
     drop: float,
-    classifier: Callable[[Task], Confidence] | None,
+    classifier: TrainClassifier | None,
 ) -> Labels:
     rows = {split: task.splits[split] for split in SPLITS}
     first = next(chain.from_iterable(rows.values()))
@@ -291,7 +293,9 @@ def _of_task(
             return labels
     labels = Labels("target-words")
     for split, part in rows.items():
-        sources = [(row.texts[0], row.rights) for row in part]
+        sources = []
+        for row in part:
+            sources.append((row.texts[0], row.rights))
         labels.splits[split] = target_labels(sources, labels.counts)
     return labels
 
@@ -338,9 +342,7 @@ def _answers_of_file(spec: str) -> Labels | None:
     return labels
 
 
-def _by_classifier(
-    task: Task, classifier: Callable[[Task], Confidence] | None, drop: float
-) -> Labels:
+def _by_classifier(task: Task, classifier: TrainClassifier | None, drop: float) -> Labels:
     """Label the words of single texts with a classifier that is trained on the same task."""
     number = dict(zip(task.labels, range(len(task.labels))))
     rows: dict[str, list[tuple[str, int]]] = {}

@@ -14,9 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from maskwise.constants import GAIN, rank_here, ranks_here
 from maskwise.errors import MaskwiseError
@@ -24,6 +22,7 @@ from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
 from maskwise.learning import LearningSettings
+from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
@@ -56,7 +55,7 @@ class Made(NamedTuple):
     """
 
     policy: PolicyModel
-    before: list[NDArray[np.float64]]
+    before: list[Floats]
     figures: Measures
     without: int
 
@@ -252,7 +251,7 @@ class Lesson:
         measures: Measures,
         *,
         texts: Sequence[str],
-        before: Sequence[NDArray[np.float64]],
+        before: Sequence[Floats],
     ) -> Measures:
         """Write a learned policy with its card, and ``shown.json``, on rank 0.
 
@@ -350,7 +349,7 @@ class Lesson:
         cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), length)
 
         @torch.inference_mode()
-        def confidence(texts: Sequence[str], classes: Sequence[int]) -> NDArray[np.float64]:
+        def confidence(texts: Sequence[str], classes: Sequence[int]) -> Floats:
             confidence_N = torch.zeros(len(texts), dtype=torch.float64)
             right_N = torch.tensor(classes)
             device = next(objective.parameters()).device
