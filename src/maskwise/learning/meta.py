@@ -88,26 +88,21 @@ class Slopes:
     """Measures how well gradients agree: squared norm of their mean, over mean squared norm."""
 
     def __init__(self) -> None:
-        self.total: list[Tensor] = []
+        self.total = torch.zeros(())
         self.squares = 0.0
         self.count = 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        if not self.total:
-            self.total = [torch.zeros_like(part) for part in gradient]
-        for total, part in zip(self.total, gradient, strict=True):
-            total += part
-        self.squares += self._square(gradient)
+        line = wide(torch.cat([part.flatten() for part in gradient]))
+        self.total = self.total + line
+        self.squares += float(line.square().sum())
         self.count += 1
 
     def agreement(self) -> float:
         """Return 1 if all gradients are equal, about 1 / count for noise, NaN if all are 0."""
         if not self.squares:
             return math.nan
-        return self._square(self.total) / (self.count * self.squares)
-
-    def _square(self, gradient: Iterable[Tensor]) -> float:
-        return sum(float(wide(part).square().sum()) for part in gradient)
+        return float(self.total.square().sum()) / (self.count * self.squares)
 
 
 class Diverged(Exception):

@@ -233,14 +233,13 @@ class Probe:
         # Only the host's generator is restored: every training step seeds the device's.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
             for arm in self.rows:
-                if self.fresh:
-                    self.batches[arm] = self._batches(arm, turn)
+                batches = self.batches.get(arm) or self._batches(arm, turn)
                 # Dropout of ``cse`` and replacements of ``rtd`` must be the same in all probes.
                 torch.manual_seed(fold(PROBE_SEED, turn))
                 objective = self.objective.arm(arm)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
                 with dropout:
-                    halves = [_counted(half, objective(half)) for half in self.batches[arm]]
+                    halves = [_counted(half, objective(half)) for half in batches]
                 sums.append(torch.stack(halves))
         return torch.stack(sums, 2)
 
