@@ -39,7 +39,7 @@ def _dotted(grid: object) -> object:
     if isinstance(grid, Mapping):
         return dict(leaves(grid))
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
-        return list(map(dict, map(leaves, grid)))
+        return [dict(leaves(point)) for point in grid]
     raise MaskwiseError("not a grid", got=grid, allowed="lists by setting, or a list of points")
 
 
@@ -50,7 +50,7 @@ Grid = Annotated[dict[str, Values] | tuple[Plain, ...], BeforeValidator(_dotted)
 def _points(grid: Grid) -> list[Plain]:
     """Return the points of a grid, each a dict of settings by dotted name."""
     if isinstance(grid, tuple):
-        return list(map(dict, grid))
+        return [dict(point) for point in grid]
     points = []
     for values in product(*grid.values()):
         points.append(dict(zip(grid, values)))
