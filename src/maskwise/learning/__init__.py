@@ -48,7 +48,7 @@ class MetaSettings(BaseModel):
 
     mask_rate: float = Field(0.02, ge=0)
     """Size of an inner step of masked pre-training; 0 leaves the policy without a gradient. A step
-    that is too long raises its own loss and misleads the policy; ``maskwise learn`` warns of it.
+    that is too long raises its own loss and misleads the policy; ``maskwise learn`` warns about it.
     """
 
     task_rate: float = Field(0.05, ge=0)

@@ -398,8 +398,8 @@ class SamplerLearner(Learner):
         return {name: round(value, 6) for name, value in named if value == value}
 
     def spent(self) -> dict[str, dict[str, int]]:
-        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and those of
-        the probes from which the sampler learned.
+        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and the same
+        counts of the probes from which the sampler learned.
         """
         self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")

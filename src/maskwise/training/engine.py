@@ -420,14 +420,14 @@ class Agreement:
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
 
-    def __call__(self, own: Tensor) -> Tensor:
-        return self.start(own)()
+    def __call__(self, local: Tensor) -> Tensor:
+        return self.start(local)()
 
-    def start(self, own: Tensor) -> Callable[[], Tensor]:
+    def start(self, local: Tensor) -> Callable[[], Tensor]:
         """Start to add up; the function that it returns waits for the sums."""
         if self.accelerator.num_processes > 1:  # never on Apple's GPUs, which have no float64
-            own = self.accelerator.reduce(own.to(self.accelerator.device).double())
-        arrived = coming_back(own)
+            local = self.accelerator.reduce(local.to(self.accelerator.device).double())
+        arrived = coming_back(local)
         return lambda: torch.round(arrived().double() * ROUND) / ROUND
 
 
