@@ -110,6 +110,10 @@ class Labels:
                 return labelled
         return []
 
+    def texts(self) -> list[str]:
+        """Return the labelled texts of test, or else of dev or train."""
+        return [each.text for each in self.marked("test", "dev", "train")]
+
 
 def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     """Label answers: (context, right answers) of questions → each context with all its answers.

@@ -131,7 +131,7 @@ class Lesson:
             classifier=self._classifier,
         )
         policy = self._new_policy(tokenizer, head=labels.head, seed=self.seed)
-        texts = [each.text for each in labels.marked("test", "dev", "train")]
+        texts = labels.texts()
         before = weights_of(policy, texts)
         done, counts = learn_supervised(
             policy,
@@ -172,7 +172,7 @@ class Lesson:
         # The meta-gradient needs no labels; where the task has answers, they evaluate the policy.
         with suppress(MaskwiseError):
             labels = labels_of(self.task, kind="answers", texts=texts)
-            shown = [each.text for each in labels.marked("test", "dev", "train")]
+            shown = labels.texts()
         log_unigram = _log_unigram(tokenizer, texts)
 
         tries = self.learning.meta.tries

@@ -89,12 +89,11 @@ class Log:
             frozen=self.settings.freeze == "encoder",
             known=path is not None,
         )
-        hidden = quiet or not engine.first
         self.progress = Progress(
             title,
             self.settings.steps,
             engine.start,
-            hidden=hidden,
+            hidden=quiet or not engine.first,
         )
 
     def __enter__(self) -> Log:
