@@ -24,6 +24,7 @@ from maskwise.cli.terminal import (
     TextField,
     command_of,
     err_console,
+    figure,
     has_colours,
     out_console,
     plan_lines,
@@ -66,9 +67,7 @@ def study(
     ] = 2,
     seeds: Annotated[
         str | None,
-        typer.Option(
-            help="Run only these of study.seeds, such as 100-105 or 100,103; verdicts need all."
-        ),
+        typer.Option(help="Only these of study.seeds, as 100-105 or 100,103; verdicts need all."),
     ] = None,
     stages: Annotated[
         Path | None,
@@ -82,19 +81,19 @@ def study(
     The same command resumes an interrupted study and repeats nothing. The exit code is 1 if
     any run failed.
     """
+    changes = overrides or []
     # Options of a run would be ignored silently.
     if new:
         _refuse_options_of_a_run(context)
-        write_new_recipe(recipe, overrides or [])
+        write_new_recipe(recipe, changes)
         return
-    changes = overrides or []
     # `maskwise study training.steps=10` is the quick start with an override.
     if "=" in recipe and not Path(recipe).exists():
         changes = [recipe, *changes]
         recipe = "quick-start"
     # Refuse a typo before the slow imports.
     recipe_path(recipe)
-    from maskwise import study as room
+    from maskwise import study as studies
     from maskwise.recipe import read_recipe
 
     whole = read_recipe(recipe, changes)
@@ -108,10 +107,10 @@ def study(
         from maskwise.study.timing import probe_of
 
         with tempfile.TemporaryDirectory() as folder:
-            plan = room.dry_run(whole, out, probe=probe_of(whole, Path(folder)), **where)
+            plan = studies.dry_run(whole, out, probe=probe_of(whole, Path(folder)), **where)
         print_json(plan) if as_json else print_plan(plan)
         return
-    result = room.run_study(whole, out, quiet=as_json, retries=retries, **where)
+    result = studies.run_study(whole, out, quiet=as_json, retries=retries, **where)
     if as_json:
         print_json(result)
     else:
@@ -129,8 +128,11 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
         MaskwiseError: a file that cannot be read, or an existing recipe of that name.
     """
     if texts in shipped() and not Path(texts).exists():
-        do = "maskwise study --new my_texts.txt my_labels.csv"
-        raise MaskwiseError("--new needs a file of texts", got=f"the recipe {texts}", do=do)
+        raise MaskwiseError(
+            "--new needs a file of texts",
+            got=f"the recipe {texts}",
+            do="maskwise study --new my_texts.txt my_labels.csv",
+        )
     refuse_missing(texts, *tasks)
     from maskwise.study.starter import name_of, starter
 
@@ -169,7 +171,7 @@ def adapt(
         typer.Option(min=1, help="Steps of a new head, once for all runs; at most 600 by default."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each arm; a decision needs at least six pairs.")
+        int, typer.Option(min=1, help="Runs of each arm; a decision needs at least six.")
     ] = 6,
     limit: Annotated[
         str,
@@ -185,7 +187,7 @@ def adapt(
     The same command resumes an interrupted run. OUT/model is a folder for transformers, and
     OUT/sentence-model a folder for sentence-transformers.
     """
-    from maskwise import study as room
+    from maskwise import study as studies
     from maskwise.study import adapt as steps_of
     from maskwise.study.timing import probe_of
 
@@ -215,12 +217,12 @@ def adapt(
 
         def seconds_of(changes: list[str], steps: int) -> float:
             changed = recipe_with(changes, steps)
-            return room.dry_run(changed, out, jobs=jobs, probe=probe)["seconds"] or math.inf
+            return studies.dry_run(changed, out, jobs=jobs, probe=probe)["seconds"] or math.inf
 
         recipe = recipe_with([], steps)
         if dry_run or not as_json:
             probe = probe_of(recipe, Path(aside))
-            plan = room.dry_run(recipe, out, jobs=jobs, probe=probe)
+            plan = studies.dry_run(recipe, out, jobs=jobs, probe=probe)
             plan["max_length"] = recipe.finetune.max_length
             plan["cut"] = steps_of.cut_rows(recipe)
             if (plan["seconds"] or 0.0) > limit_seconds:
@@ -228,28 +230,25 @@ def adapt(
                 plan["smaller"] = smaller
                 if smaller:
                     smaller["command"] = command(*smaller["overrides"], steps=smaller["steps"])
-    if dry_run and as_json:
+    if as_json and dry_run:
         print_json(plan)
-        return
-    if dry_run:
-        print_plan(plan)
-    if not as_json:
-        # The plan is the result of a dry run, and belongs on stdout.
+    elif not as_json:
         console = err_console
+        # The plan is the result of a dry run, and belongs on stdout.
         if dry_run:
+            print_plan(plan)
             console = out_console
         for line in plan_lines(plan, limit):
             say(line, to=console)
     if dry_run:
         return
-    result = room.run_study(recipe, out, jobs=jobs, quiet=as_json)
+    result = studies.run_study(recipe, out, jobs=jobs, quiet=as_json)
     best = steps_of.best_arm(out)
     folders = steps_of.save_adapted(out, best) if best else ()
     answer = steps_of.answer_of(result, recipe)
     next_step = steps_of.next_of(result, recipe, task or (), out, command)
     if as_json:
-        saved = [str(folder) for folder in folders]
-        facts = {"answer": answer, "next": next_step, "best": best, "folders": saved}
+        facts = {"answer": answer, "next": next_step, "best": best, "folders": folders}
         print_json({**result, **facts})
     else:
         say(answer, "bold")
@@ -265,9 +264,7 @@ def pretrain(
     out: Out = Path("runs/pretrain"),
     as_json: Json = False,
 ) -> None:
-    """Pre-train one model, also under torchrun with one process per device. The checkpoint is a
-    folder for transformers.
-    """
+    """Pre-train one model, also under torchrun. The checkpoint is a folder for transformers."""
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain
@@ -283,7 +280,8 @@ def pretrain(
     rows = []
     for line in result["heldout"]:
         masks = f"{line['masks']} {line['ratio']:.0%}"
-        rows.append((masks, f"{line['loss']:.3f}", f"{line['unigram']:.3f}", str(line["targets"])))
+        loss = figure(line["loss"])
+        rows.append((masks, loss, figure(line["unigram"]), str(line["targets"])))
     print_table(("held-out masks", "loss (nats)", "word frequencies alone", "targets"), rows)
     say(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)")
 
@@ -310,17 +308,16 @@ def finetune(
         return
     rows = []
     for line in results:
-        metric, majority = line["metric"], line["majority"]
-        scores = " ".join(f"{score:.3f}" for score in line["fine_tuning"])
-        chance = "–"
-        if majority is not None:
-            chance = f"{majority:.3f}"
+        metric = line["metric"]
+        majority = line["majority"]
+        scores = " ".join(map(figure, line["fine_tuning"]))
+        chance = figure(majority, missing="–")
         items = str(line["test_items"])
-        rows.append((line["task"], metric, f"{line['score']:.3f}", scores, chance, items))
+        rows.append((line["task"], metric, figure(line["score"]), scores, chance, items))
         # Accuracy is high without any learning if one label is frequent.
         macro = line["others"].get("macro-f1")
         if macro is not None and accuracy_misleads(metric, majority):
-            rows.append(("", "macro-f1", f"{macro:.3f}", "", "", ""))
+            rows.append(("", "macro-f1", figure(macro), "", "", ""))
     print_table(("task", "metric", "mean", "every seed", "majority", "test items"), rows)
     for line in results:
         for note in line["notes"]:
@@ -428,8 +425,11 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
         source = context.get_parameter_source(parameter.name or "")
         given = source is not None and source.name == "COMMANDLINE"
         if given and parameter.name not in ("recipe", "overrides", "new"):
-            what = "study --new writes a recipe and runs nothing"
-            raise MaskwiseError(what, got=parameter.opts[0], do="give it to the study afterwards")
+            raise MaskwiseError(
+                "study --new writes a recipe and runs nothing",
+                got=parameter.opts[0],
+                do="give it to the study afterwards",
+            )
 
 
 def _seeds(text: str) -> list[int]:
@@ -446,6 +446,5 @@ def _seeds(text: str) -> list[int]:
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):
-        allowed = "such as 100-105, or 100,103"
-        raise MaskwiseError("--seeds", got=text, allowed=allowed) from None
+        raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103") from None
     return sorted(seeds)

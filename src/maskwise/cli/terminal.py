@@ -60,10 +60,10 @@ def command_of(context: typer.Context, **changes: object) -> str:
         values = [value]
         if isinstance(value, list | tuple):
             values = [*value]
-        for one in values:
+        for each in values:
             if parameter.param_type_name == "option":
                 words.append(parameter.opts[0])
-            words.append(str(one))
+            words.append(str(each))
     return shlex.join(words)
 
 
@@ -91,6 +91,13 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
     if not console.is_terminal:
         console = Console(width=PIPE_WIDTH, **PLAIN)
     console.print(table)
+
+
+def figure(value: float | None, form: str = ".3f", *, missing: str = "") -> str:
+    """Format a value, or return ``missing`` for None."""
+    if value is None:
+        return missing
+    return format(value, form)
 
 
 def has_colours() -> bool:
@@ -186,9 +193,7 @@ def _cells(row: Contrast) -> list[str | Text]:
     interval = "needs 6 runs"
     if amount.low is not None:
         interval = amount.ends()
-    p = ""
-    if row["p_adjusted"] is not None:
-        p = f"{row['p_adjusted']:.2g}"
+    p = figure(row["p_adjusted"], ".2g")
     verdict = str(row["verdict"])
     if row["better"] == "arm":
         verdict = f"better ({verdict})"
@@ -226,8 +231,11 @@ def time_limit(text: str) -> float:
         seconds = 0.0
     # NaT is not ≥ 60 either.
     if not seconds >= 60:
-        allowed = "a minute or more, such as 2h, 90m or 1h30m"
-        raise MaskwiseError("--time is not a duration", got=repr(text), allowed=allowed)
+        raise MaskwiseError(
+            "--time is not a duration",
+            got=repr(text),
+            allowed="a minute or more, such as 2h, 90m or 1h30m",
+        )
     return seconds
 
 
@@ -260,12 +268,9 @@ def print_outlook(facts: Facts) -> None:
         say("")
         rows = []
         for name, arm in facts["arms"].items():
-            size = arm["tokens_per_unit"]
-            unit = ""
-            if size is not None:
-                unit = f"{size:.2f}"
             targets = f"{arm['targets_per_step']:,.0f}"
-            rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", unit))
+            size = figure(arm["tokens_per_unit"], ".2f")
+            rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", size))
         print_table(("arm", "masks", "targets a step", "share", "tokens a unit"), rows)
     for doubt in facts["doubts"]:
         say(f"\n? {doubt['what']}", "yellow")
@@ -287,10 +292,8 @@ def print_policy(result: Facts) -> None:
     rows = []
     for name, value in figures.items():
         if isinstance(value, int | float):
-            other = ""
-            if name in salient:
-                other = f"{salient[name]:.4g}"
-            rows.append((name.replace("_", " "), f"{value:.4g}", other))
+            baseline = figure(salient.get(name), ".4g")
+            rows.append((name.replace("_", " "), f"{value:.4g}", baseline))
     print_table(("on held-out texts", "policy", "salient spans"), rows)
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")

@@ -21,6 +21,7 @@ from maskwise.cli.terminal import (
     Page,
     TextField,
     err_console,
+    figure,
     has_colours,
     out_console,
     print_json,
@@ -100,19 +101,20 @@ def evaluate(
         skipped: list[str] = []
         if record["kind"] == "heldout":
             name = f"held-out loss, {record['masks']} masks {record['ratio']:.0%}"
-            value, chance, items = record["loss"], record["unigram"], record["targets"]
+            value = record["loss"]
+            chance = record["unigram"]
+            items = record["targets"]
         else:
             name = f"{record['name']} {record['metric']}"
-            value, chance, items = record["value"], record["chance"], record["items"]
+            value = record["value"]
+            chance = record["chance"]
+            items = record["items"]
             skipped = [f"{count} {reason}" for reason, count in record.get("skipped", {}).items()]
-        # A loss has no chance level, and some measures have no standard error.
-        floor = ""
-        if chance is not None:
-            floor = f"{chance:.3f}"
-        figure = f"{value:.3f}"
+        shown = figure(value)
+        # Some measures have no standard error.
         if record.get("error") is not None:
-            figure += f" ± {record['error']:.3f}"
-        rows.append((name, figure, floor, str(items), "; ".join(skipped)))
+            shown += f" ± {record['error']:.3f}"
+        rows.append((name, shown, figure(chance), str(items), "; ".join(skipped)))
     print_table(("measure", "value", "chance", "items", "left out"), rows)
 
 
@@ -277,8 +279,10 @@ def bench(
     """Compare the speed of masking with transformers' collator, in one run on this machine."""
     # Earlier versions had a second bench.
     if name == "train":
-        do = "in a checkout of the project: python benchmarks/train.py"
-        raise MaskwiseError("bench train is no longer part of the package", do=do)
+        raise MaskwiseError(
+            "bench train is no longer part of the package",
+            do="in a checkout of the project: python benchmarks/train.py",
+        )
     require_known("bench", name, ["mask"])
     from maskwise.bench import bench_mask, render_mask
 

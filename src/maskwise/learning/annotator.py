@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -75,19 +76,16 @@ class Learned:
         """A digest of the policy's files and of the rules in this module."""
         if self.folder is None:
             return "of the run"
-        files = []
-        for name in ("config.json", "model.safetensors", "tokenizer.json"):
-            path = self.folder / name
-            if path.is_file():
-                files.append(path)
-        return digest(VERSION, WORDS_VERSION, self.spans, *files)
+        files = map(self.folder.joinpath, ("config.json", "model.safetensors", "tokenizer.json"))
+        return digest(VERSION, WORDS_VERSION, self.spans, *filter(Path.is_file, files))
 
     @cached_property
     def policy(self) -> PolicyModel:
         """The model, loaded when it is first needed."""
         if self.folder is None:
-            do = "name its folder: learned('FOLDER')"
-            raise MaskwiseError("a study has yet to learn this policy", do=do)
+            raise MaskwiseError(
+                "a study has yet to learn this policy", do="name its folder: learned('FOLDER')"
+            )
         return PolicyModel.from_pretrained(self.folder)
 
     def annotate(self, texts: list[str]) -> list[dict[str, CharSpans]]:
@@ -197,13 +195,20 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     if windows is None:
         none = np.zeros(0, np.int64)
         no_spans = np.zeros((0, 2), np.int64)
-        empty = TextScores(none, none, np.zeros(0), no_spans, np.zeros(0))
+        empty = TextScores(
+            start=none,
+            end=none,
+            weight=np.zeros(0),
+            spans=no_spans,
+            score=np.zeros(0),
+        )
         return [empty] * len(texts)
     text_W = windows.text
     logits_TC = _logits(policy, windows.pieces)
     if not np.isfinite(logits_TC).all():
-        do = "it may be damaged: learn it again"
-        raise MaskwiseError("the scores of the policy are not finite", do=do)
+        raise MaskwiseError(
+            "the scores of the policy are not finite", do="it may be damaged: learn it again"
+        )
 
     # Windows as rows of words, padded at the end: (P, longest row of words).
     words_P = np.bincount(windows.piece, minlength=len(windows.pieces))
@@ -232,23 +237,19 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     starts_S = windows.start[first_S]
     ends_S = windows.end[last_S]
     spans_S = np.stack([starts_S, ends_S], axis=1)
-    # Words and spans are in text order, so those of a text lie between two edges.
-    text_numbers = np.arange(len(texts) + 1)
-    word_edges = np.searchsorted(text_W, text_numbers)
-    span_edges = np.searchsorted(text_W[first_S], text_numbers)
-    scores = []
-    for number in range(len(texts)):
-        own = slice(*word_edges[number : number + 2])
-        best = slice(*span_edges[number : number + 2])
-        text_scores = TextScores(
-            start=windows.start[own],
-            end=windows.end[own],
-            weight=weight_W[own],
-            spans=spans_S[best],
-            score=score_S[best],
-        )
-        scores.append(text_scores)
-    return scores
+    # Words and spans are in text order, so they are cut where the next text begins.
+    later_texts = np.arange(1, len(texts))
+    words_cut = np.searchsorted(text_W, later_texts)
+    spans_cut = np.searchsorted(text_W[first_S], later_texts)
+    scores = map(
+        TextScores,
+        np.split(windows.start, words_cut),
+        np.split(windows.end, words_cut),
+        np.split(weight_W, words_cut),
+        np.split(spans_S, spans_cut),
+        np.split(score_S, spans_cut),
+    )
+    return list(scores)
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
@@ -322,8 +323,12 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
     )
     token = listed(pieces.offsets[rows], size)
     ids = torch.from_numpy(line.ids(pieces.columns["input_ids"][token]))
-    starts = torch.from_numpy(np.append(line.begin, length))
-    flat = Flat(ids, torch.zeros_like(ids), starts, frame.pad)
+    flat = Flat(
+        ids,
+        types=torch.zeros_like(ids),
+        starts=torch.from_numpy(np.append(line.begin, length)),
+        pad=frame.pad,
+    )
     return flat, line.at, token
 
 

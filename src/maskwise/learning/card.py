@@ -12,18 +12,19 @@ from itertools import islice
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise import __version__
 from maskwise.annotate.registry import annotator
 from maskwise.constants import UPOS
-from maskwise.learning.annotator import TextScores, score_words
+from maskwise.learning.annotator import Floats, TextScores, score_words
 from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import PolicyModel
 from maskwise.tasks.metrics import normalise, same_words, shared_words
 from maskwise.text.layers import CharSpans
 
 Spans: TypeAlias = list[tuple[int, int]]
+Means: TypeAlias = dict[str, tuple[float, int]]
+"""By name: mean weight and count."""
 Measures: TypeAlias = dict[str, Any]
 """Figures of a policy by name."""
 
@@ -43,8 +44,8 @@ class Shown(TypedDict):
     weight before learning, weight after).
     """
 
-    words: dict[str, tuple[float, int]]
-    tags: dict[str, tuple[float, int]]
+    words: Means
+    tags: Means
     examples: list[list[tuple[str, float, float]]]
 
 
@@ -81,7 +82,7 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     }
 
 
-def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[NDArray[np.float64]]:
+def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
     """Return the weights of the words of each of the first ``EXAMPLES`` texts."""
     first = list(texts[:EXAMPLES])
     return [scores.weight for scores in score_words(policy, first)]
@@ -95,14 +96,11 @@ def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
     inside = np.append(tagged.end, 0)[at] > scores.start
     codes = np.where(inside, np.append(tagged.value, 0)[at], 0)
     names = np.array(["none", *UPOS])
-    found: list[str] = names[codes.astype(int)].tolist()
-    return found
+    return names[codes.astype(int)].tolist()
 
 
-def _means(
-    names: Sequence[str], weights: Sequence[float], *, least: int
-) -> dict[str, tuple[float, int]]:
-    """Return {name: (mean weight, count)} of names that occur ``least`` times, heaviest first."""
+def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Means:
+    """Return the means of names that occur at least ``least`` times, heaviest first."""
     unique, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights) / counts
     found = {}
@@ -122,7 +120,9 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
             are the baseline.
     """
     lines = "\n".join
-    facts = [f"| {name} | `{choice}` |" for name, choice in choices.items()]
+    facts = []
+    for name, choice in choices.items():
+        facts.append(f"| {name} | `{choice}` |")
     # Only some measures exist for the baseline; the others leave its cell empty.
     salient = measures.get("salient", {})
     rows = []
@@ -130,9 +130,15 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
         if name != "salient":
             baseline = _figure(salient.get(name, ""))
             rows.append(f"| {name} | {_figure(value)} | {baseline} |")
-    words = [f"{word} ({mean:.1f})" for word, (mean, _) in shown["words"].items()]
-    tags = [f"{tag} {mean:.2f}" for tag, (mean, _) in shown["tags"].items()]
-    examples = [f"> {text}\n" for text in map(_with_bold, shown["examples"])]
+    words = []
+    for word, (mean, _) in shown["words"].items():
+        words.append(f"{word} ({mean:.1f})")
+    tags = []
+    for tag, (mean, _) in shown["tags"].items():
+        tags.append(f"{tag} {mean:.2f}")
+    examples = []
+    for text in map(_with_bold, shown["examples"]):
+        examples.append(f"> {text}\n")
     return f"""---
 library_name: maskwise
 tags: [maskwise, masking-policy]
@@ -202,8 +208,8 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         salient = []
         for layers in annotator("salient").annotate(texts):
             found = layers["salient"]
-            places = zip(found.start.tolist(), found.end.tolist())
-            salient.append(list(places))
+            places = np.stack([found.start, found.end], axis=1)
+            salient.append(places.tolist())
     counts = [max(1, len(spans)) for spans in salient]
 
     weight = labelled_words = words = 0.0
@@ -220,8 +226,7 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         words += len(labelled)
         # Every window gave ``max(counts)`` spans; the text keeps its best ones over all windows.
         order = np.argsort(-scores.score, kind="stable")[:count]
-        ordered = scores.spans[order].tolist()
-        chosen = [(start, end) for start, end in ordered]
+        chosen: Spans = scores.spans[order].tolist()
         best.append(chosen)
         answer = ""
         if chosen:

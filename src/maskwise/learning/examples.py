@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.devices import moved
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, fold
+from maskwise.learning import MetaSettings
 from maskwise.learning.relaxation import Choice, choose
-from maskwise.learning.settings import MetaSettings
 from maskwise.masking import AnnotatedBatch, Vocabulary, gather
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.tasks.questions import ChoiceRow, MarkedRow
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
@@ -74,10 +78,10 @@ def find_contexts(
     [[1], []]
     """
     words = [set(_WORD.findall(text.casefold())) for text in texts]
-    texts_with: dict[str, list[int]] = {}
+    texts_with = defaultdict[str, list[int]](list)
     for place, text_words in enumerate(words):
         for word in text_words:
-            texts_with.setdefault(word, []).append(place)
+            texts_with[word].append(place)
     contexts = []
     for question, rights in zip(questions, answers, strict=True):
         rarity = {}
@@ -113,7 +117,7 @@ def contexts_of(rows: Sequence[Row], texts: Sequence[str]) -> tuple[list[list[in
     Returns:
         For each row indices into the contexts, and the contexts.
     """
-    given = [context_of(row) for row in rows]
+    given = list(map(context_of, rows))
     if None in given:
         questions = [row.texts[0] for row in rows]
         return find_contexts(questions, [row.rights for row in rows], texts), texts
@@ -173,33 +177,37 @@ class Examples:
         """
         rows = task.splits[split]
         places, texts = contexts_of(rows, texts)
-        kept = [n for n, found in enumerate(places) if found]
-        if not kept:
-            what = "no text contains an answer to any row of the task"
-            got = f"{len(rows)} rows of {task.name}, {len(texts)} texts"
-            raise MaskwiseError(what, got=got, do="learn from a corpus that contains them")
+        counts = np.array(list(map(len, places)))
+        kept = np.flatnonzero(counts)
+        if not len(kept):
+            raise MaskwiseError(
+                "no text contains an answer to any row of the task",
+                got=f"{len(rows)} rows of {task.name}, {len(texts)} texts",
+                do="learn from a corpus that contains them",
+            )
 
-        order: list[int] = []
-        counts = []
-        answers: dict[int, list[str]] = {}
-        for n in kept:
-            order += places[n]
-            counts.append(len(places[n]))
-            for place in places[n]:
-                answers.setdefault(place, []).extend(rows[n].rights)
+        answers = defaultdict[int, list[str]](list)
+        for task_row, found in zip(rows, places, strict=True):
+            for place in found:
+                answers[place] += task_row.rights
         # A context that several rows share is encoded once.
         used = sorted(answers)
         encoded = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
         contexts = {}
         for place, row in zip(used, encoded):
-            inside = answers_in(tokenizer, texts[place], answers[place], row["word_ids"])
+            inside = answers_in(
+                tokenizer,
+                texts[place],
+                answers[place],
+                row["word_ids"],
+            )
             contexts[place] = {**row, "answer": inside}
         data = encode(task, tokenizer, max_length=max_length)[split]
         warn_of_cuts(task, {split: data})
         return cls(
-            contexts=[contexts[place] for place in order],
-            starts=np.cumsum([0, *counts]),
-            rows=np.array(kept, np.int64),
+            contexts=[contexts[place] for place in chain.from_iterable(places)],
+            starts=np.cumsum([0, *counts[kept]]),
+            rows=kept,
             data=data,
             without=len(rows) - len(kept),
             vocabulary=Vocabulary.of(tokenizer),
@@ -225,10 +233,10 @@ class Examples:
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0
         return batch, torch.from_numpy(answer)
 
-    def task(self, examples: Array, device: torch.device | str) -> dict[str, Tensor]:
+    def task(self, examples: Array, device: torch.device | str) -> TensorDict:
         """Return the task's rows of these examples, as a batch of its objective."""
-        batch = self.data.batch(torch.from_numpy(self.rows[examples]))
-        return {name: value.to(device) for name, value in batch.items()}
+        rows = torch.from_numpy(self.rows[examples])
+        return moved(self.data.batch(rows), device)
 
 
 def context_of(row: Row) -> str | None:
@@ -281,7 +289,7 @@ class Masked:
         logit_U: (U,) the scores of units, with a graph.
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Tensors
     answer: Tensor
     choice: Choice
     logit_U: Tensor
@@ -315,7 +323,12 @@ def masked_by(
     logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature
     keys = Keys(batch.example_id, seed=key, epoch=None)
     choice = choose(batch, logit_BL, settings.ratio, keys, units=settings.units)
-    return Masked(inputs, answer.to(device), choice, choice.unit_logits(logit_BL))
+    return Masked(
+        inputs,
+        answer=answer.to(device),
+        choice=choice,
+        logit_U=choice.unit_logits(logit_BL),
+    )
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:

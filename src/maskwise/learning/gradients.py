@@ -20,7 +20,7 @@ Tests compare both with the gradient over all hard choices, by enumeration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -31,9 +31,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maskwise.learning.relaxation import RelaxedDenoising
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.objectives import Objective
 
-Parameters: TypeAlias = dict[str, Tensor]
+Parameters: TypeAlias = TensorDict
 Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
 """(parameters, mask or None) → a scalar."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
@@ -96,13 +97,10 @@ class Losses(nn.Module):
         self.denoising = denoising
         self.task = task
 
-    def forward(
-        self, batch: Mapping[str, Tensor], mask: Tensor | None, budget: Tensor | None
-    ) -> Tensor:
+    def forward(self, batch: Tensors, mask: Tensor | None, budget: Tensor | None) -> Tensor:
         """Return the mean loss of denoising if there is a mask, else the mean loss of the task."""
         if mask is not None:
-            loss: Tensor = self.denoising(batch, mask, budget)
-            return loss
+            return self.denoising(batch, mask, budget)
         outcome = self.task(batch)
         if budget is None:
             budget = outcome.targets
@@ -124,7 +122,7 @@ class Losses(nn.Module):
                 paths[path] = names[id(value)]
         return paths
 
-    def of(self, batch: Mapping[str, Tensor], budget: Tensor | None = None) -> Loss:
+    def of(self, batch: Tensors, budget: Tensor | None = None) -> Loss:
         """Return the loss of a batch as a function of parameters and mask.
 
         Args:
@@ -135,8 +133,7 @@ class Losses(nn.Module):
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
             values = {path: theta[name] for path, name in self._names.items()}
             # Tied weights are in ``values`` under every path, so torch must not tie them again.
-            scalar: Tensor = functional_call(self, values, (batch, mask, budget), tie_weights=False)
-            return scalar
+            return functional_call(self, values, (batch, mask, budget), tie_weights=False)
 
         return loss
 
@@ -181,20 +178,23 @@ def meta_gradient(
 
 
 def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
-    now = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    now = {}
+    for name, value in theta.items():
+        now[name] = value.detach().requires_grad_()
     first = next(iter(now.values()))
-    # The rates are tensors too, so that the same graph gives their derivatives.
-    masks = [_leaf(step.mask) for step in steps]
-    rates = [first.new_tensor(step.rate).requires_grad_() for step in steps]
+    masks = []
+    rates = []
     inner = []
-    for step, mask, rate in zip(steps, masks, rates, strict=True):
+    for step in steps:
+        mask = _leaf(step.mask)
+        masks.append(mask)
+        # The rate is a tensor too, so that the same graph gives its derivative.
+        rate = first.new_tensor(step.rate).requires_grad_()
+        rates.append(rate)
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
         slopes = _grad(loss, list(now.values()), create_graph=True)
-        after = {}
-        for (name, value), slope in zip(now.items(), slopes, strict=True):
-            after[name] = value - rate * slope
-        now = after
+        now = shifted(now, dict(zip(now, slopes)), -rate)
     total = outer(now, None)
     real_masks = [mask for mask in masks if mask is not None]
     # The gradients come in the order of the tensors: those of masks first, then those of rates.
@@ -280,6 +280,12 @@ def slope_of(
     return float(total), slope, gradients[-1]
 
 
+def descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
+    """Return the parameters after an inner step of this rank alone, and the loss before it."""
+    loss, slope, _ = slope_of(step.loss, theta, step.mask)
+    return shifted(theta, slope, -step.rate), loss
+
+
 def _leaf(mask: Tensor | None) -> Tensor | None:
     """Cut a mask from the policy's graph, to differentiate with respect to it alone."""
     if mask is None:
@@ -303,7 +309,7 @@ def values_of(module: nn.Module) -> Parameters:
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-def shifted(theta: Parameters, direction: Mapping[str, Tensor], factor: float) -> Parameters:
+def shifted(theta: Parameters, direction: Tensors, factor: float | Tensor) -> Parameters:
     """Return θ + factor·direction."""
     return {name: value + factor * direction[name] for name, value in theta.items()}
 

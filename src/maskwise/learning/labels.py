@@ -41,8 +41,9 @@ from maskwise.text.words import classify, words_in
 
 Place: TypeAlias = tuple[int, int]
 """(start, end) in characters."""
-Pairs: TypeAlias = Iterable[tuple[str, Sequence[str]]]
-"""Texts, each with the right answers or targets of one row."""
+Pair: TypeAlias = tuple[str, Sequence[str]]
+"""A text with the right answers or targets of one row."""
+Pairs: TypeAlias = Iterable[Pair]
 
 NOT_IN_CONTEXT = "answers that are not in their context"
 NO_SHARED_WORD = "targets without a content word of their source"
@@ -109,6 +110,10 @@ class Labels:
                 return labelled
         return []
 
+    def texts(self) -> list[str]:
+        """Return the labelled texts of test, or else of dev or train."""
+        return [each.text for each in self.marked("test", "dev", "train")]
+
 
 def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     """Label answers: (context, right answers) of questions → each context with all its answers.
@@ -136,8 +141,8 @@ def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
         questions.setdefault(context, []).append(tuple(present))
     marked = []
     for context, asked in questions.items():
-        in_order = sorted(spans[context])
-        marked.append(Marked(context, tuple(in_order), tuple(asked)))
+        spans[context].sort()
+        marked.append(Marked(context, tuple(spans[context]), tuple(asked)))
     return marked
 
 
@@ -177,6 +182,8 @@ def placed_words(text: str) -> list[tuple[str, Place]]:
 
 Confidence = Callable[[Sequence[str], Sequence[int]], NDArray[np.float64]]
 """(texts, their classes) → (N,) a classifier's probabilities of these classes."""
+TrainClassifier: TypeAlias = Callable[[Task], Confidence]
+"""Trains a classifier on a task."""
 
 
 def classifier_labels(
@@ -188,8 +195,7 @@ def classifier_labels(
     places = []
     for text, label in rows:
         # The whole text first: (0, 0) drops nothing.
-        words = [place for _, place in placed_words(text)]
-        for start, end in [(0, 0), *words]:
+        for _, (start, end) in [("", (0, 0)), *placed_words(text)]:
             shown.append(text[:start] + text[end:])
             classes.append(label)
             places.append((start, end))
@@ -219,7 +225,7 @@ def labels_of(
     kind: str | None = None,
     texts: Sequence[str] = (),
     drop: float = 0.05,
-    classifier: Callable[[Task], Confidence] | None = None,
+    classifier: TrainClassifier | None = None,
 ) -> Labels:
     """Derive the labels of a task.
 
@@ -265,30 +271,35 @@ def _of_task(
     kind: str | None,
     texts: Sequence[str],
     drop: float,
-    classifier: Callable[[Task], Confidence] | None,
+    classifier: TrainClassifier | None,
 ) -> Labels:
     rows = {split: task.splits[split] for split in SPLITS}
     first = next(chain.from_iterable(rows.values()))
     if kind in (None, "classifier") and isinstance(first, TextRow):
         return _by_classifier(task, classifier, drop)
     if kind == "classifier" or not first.rights:
-        what = f"task {task.name} has no labels of this kind"
-        got = f"labels {kind}, kind of task {task.kind.name}"
-        raise MaskwiseError(what, got=got, do="use learning.method: meta, which needs none")
+        raise MaskwiseError(
+            f"task {task.name} has no labels of this kind",
+            got=f"labels {kind}, kind of task {task.kind.name}",
+            do="use learning.method: meta, which needs none",
+        )
     has_context = bool(given_context(first))
     if kind != "target-words" and (texts or has_context):
         labels = Labels("answers")
         for split, part in rows.items():
             pairs = _answer_pairs(part, texts, labels.counts)
             labels.splits[split] = answer_labels(pairs, labels.counts)
-        questions = [each.questions for each in labels.splits["train"]]
-        answered = sum(map(len, questions))
+        answered = 0
+        for each in labels.splits["train"]:
+            answered += len(each.questions)
         # Without a context a row may be a summary; hardly any text of a corpus contains one.
         if kind or has_context or answered >= LEAST_ANSWERED * len(rows["train"]):
             return labels
     labels = Labels("target-words")
     for split, part in rows.items():
-        sources = [(row.texts[0], row.rights) for row in part]
+        sources = []
+        for row in part:
+            sources.append((row.texts[0], row.rights))
         labels.splits[split] = target_labels(sources, labels.counts)
     return labels
 
@@ -311,11 +322,11 @@ def _answers_of_file(spec: str) -> Labels | None:
     if "(" in spec or spec in CARDS:
         return None
     records = read_splits(spec)
-    first = next((part[0] for part in records.values() if part), {})
+    first = next(chain.from_iterable(records.values()), {})
     if first.keys().isdisjoint(CONTEXT) or first.keys().isdisjoint(ANSWERS):
         return None
     labels = Labels("answers")
-    keyed: dict[str, list[tuple[str, tuple[str, list[str]]]]] = {}
+    keyed: dict[str, list[tuple[str, Pair]]] = {}
     for split, part in records.items():
         names = shared_names(part)
         keyed[split] = []
@@ -325,7 +336,7 @@ def _answers_of_file(spec: str) -> Labels | None:
             if not answers:
                 labels.counts[NO_ANSWER] += 1
                 continue
-            contexts = [record.get(name) for name in CONTEXT]
+            contexts = map(record.get, CONTEXT)
             context = next((text for text in contexts if isinstance(text, str)), "")
             keyed[split].append((shared_text(record, names), (context, answers)))
     # Split as ``load_task`` splits them, so that no policy learns from a task's test rows.
@@ -335,19 +346,19 @@ def _answers_of_file(spec: str) -> Labels | None:
     return labels
 
 
-def _by_classifier(
-    task: Task, classifier: Callable[[Task], Confidence] | None, drop: float
-) -> Labels:
+def _by_classifier(task: Task, classifier: TrainClassifier | None, drop: float) -> Labels:
     """Label the words of single texts with a classifier that is trained on the same task."""
-    number = {label: place for place, label in enumerate(task.labels)}
+    number = dict(zip(task.labels, range(len(task.labels))))
     rows: dict[str, list[tuple[str, int]]] = {}
     for split in SPLITS:
         rows[split] = []
         for row in task.splits[split]:
             assert isinstance(row, TextRow)
             if row.pair is not None:
-                what = f"labels of a classifier need single texts, and {task.name} has pairs"
-                raise MaskwiseError(what, do="use learning.method: meta")
+                raise MaskwiseError(
+                    f"labels of a classifier need single texts, and {task.name} has pairs",
+                    do="use learning.method: meta",
+                )
             # The classifier has no output for a class that is missing from train.
             if row.label in number:
                 rows[split].append((row.text, number[row.label]))

@@ -25,6 +25,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.keys import Array
+from maskwise.learning import MetaSettings
 from maskwise.learning.annotator import Windows, flat_of, read_windows
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses, values_of
@@ -32,9 +33,9 @@ from maskwise.learning.labels import Marked
 from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values
 from maskwise.learning.relaxation import Overflow, RelaxedDenoising
 from maskwise.learning.scorer import COLUMNS, PolicyModel
-from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.masking.batch import IGNORE, moved
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.models import load_task_model, share_encoder, task_config
 from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.task import Task
@@ -65,7 +66,7 @@ class FindSpans(Objective):
         super().__init__()
         self.policy = policy
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Outcome:
+    def forward(self, batch: Tensors) -> Outcome:
         labels_BLC = batch["labels"]
         logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
         logits_BLC = logits.reshape(labels_BLC.shape)
@@ -92,7 +93,7 @@ class LabelledWindows(Trainable):
     inside: Tensor
     counts: Counter[str]
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def batch(self, rows: Tensor) -> TensorDict:
         """Return the inputs of ``FindSpans``."""
         at, real = self.flat.at(rows)
         targets = torch.where(real.unsqueeze(-1), self.targets[at], 0.0)
@@ -133,8 +134,9 @@ class LabelledWindows(Trainable):
         totals_P = np.add.reduceat(totals_T, pieces.offsets[:-1])
         labelled = np.flatnonzero(totals_P > 0)
         if not len(labelled):
-            what = "no label is left in the windows of the policy"
-            raise MaskwiseError(what, do="raise learning.policy.length")
+            raise MaskwiseError(
+                "no label is left in the windows of the policy", do="raise learning.policy.length"
+            )
         flat, place, token = flat_of(pieces, labelled)
         # Special tokens belong to no word, so they keep targets of 0.
         targets = torch.zeros(len(flat.ids), targets_TC.shape[1])
@@ -256,16 +258,25 @@ def new_learner(
             its rows.
     """
     if policy.config.head != "tokens":
-        what = "the meta-gradient needs a policy that scores tokens"
-        do = "learn it with method: supervised, or set head: tokens"
-        raise MaskwiseError(what, got=policy.config.head, do=do)
+        raise MaskwiseError(
+            "the meta-gradient needs a policy that scores tokens",
+            got=policy.config.head,
+            do="learn it with method: supervised, or set head: tokens",
+        )
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
     sizes = {"length": min(length, policy.config.length), "max_length": max_length}
     train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
     # An accelerator connects the processes of torchrun; only its device is used here.
     device = new_accelerator(training, None).device
-    return MetaLearner(losses.to(device), policy.to(device), train, dev, settings, training)
+    return MetaLearner(
+        losses.to(device),
+        policy.to(device),
+        train,
+        dev,
+        settings,
+        training,
+    )
 
 
 def losses_of(
@@ -280,12 +291,17 @@ def losses_of(
     kind = task.kind
     family = adapter_of(model.config).kind
     if kind.objective is None:
-        what = "a policy is learned from a loss, and this task has none"
-        raise MaskwiseError(what, got=kind.name, do="use a kind of task that is fine-tuned")
+        raise MaskwiseError(
+            "a policy is learned from a loss, and this task has none",
+            got=kind.name,
+            do="use a kind of task that is fine-tuned",
+        )
     if kind.family != family:
-        what = f"a task of kind {kind.name} is not for this model"
-        do = "use kind=generation for an encoder–decoder, and another kind for an encoder"
-        raise MaskwiseError(what, got=f"an {family}", do=do)
+        raise MaskwiseError(
+            f"a task of kind {kind.name} is not for this model",
+            got=f"an {family}",
+            do="use kind=generation for an encoder–decoder, and another kind for an encoder",
+        )
     task_model = model
     if not kind.pretrained_head:
         config = task_config(model.config, task.config())
@@ -297,8 +313,10 @@ def losses_of(
     if family != "encoder" and vocabulary.sentinels:
         mask = next(iter(vocabulary.sentinels))
     if mask is None:
-        do = "set tokenizer.sentinels, or use a tokenizer with [MASK]"
-        raise MaskwiseError("the tokenizer has no mask token and no sentinel", do=do)
+        raise MaskwiseError(
+            "the tokenizer has no mask token and no sentinel",
+            do="set tokenizer.sentinels, or use a tokenizer with [MASK]",
+        )
     return Losses(RelaxedDenoising(model, mask), kind.objective(task_model))
 
 
@@ -329,7 +347,12 @@ def learn_policy(
             log = folder / "metrics.jsonl"
     now = learner.now
     metrics = Metrics(log, keep_until=now.step)
-    progress = Progress(title, s.steps, now.step, hidden=quiet or not writes)
+    progress = Progress(
+        title,
+        total=s.steps,
+        start=now.step,
+        hidden=quiet or not writes,
+    )
     began = time.perf_counter()
     outers = []
     if now.step == 0:
@@ -363,8 +386,11 @@ def learn_policy(
 
 
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
-    # JSON has no NaN, such as the share of answers in rows without one.
-    known = {name: value for name, value in line.items() if value == value}
+    known = {}
+    for name, value in line.items():
+        # JSON has no NaN, such as the share of answers in rows without one.
+        if value == value:
+            known[name] = value
     metrics.write(known)
 
 

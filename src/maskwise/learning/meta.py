@@ -17,7 +17,7 @@ import copy
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,21 +32,21 @@ from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold
+from maskwise.learning import MetaSettings
 from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,
     Loss,
     Losses,
     Parameters,
+    descended,
     meta_gradient,
-    shifted,
-    slope_of,
     values_of,
     wide,
 )
 from maskwise.learning.scorer import PolicyModel
-from maskwise.learning.settings import MetaSettings
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.tasks.tensors import shuffled
 from maskwise.training import TrainingSettings
 from maskwise.training.checkpoint import changes
@@ -88,26 +88,21 @@ class Slopes:
     """Measures how well gradients agree: squared norm of their mean, over mean squared norm."""
 
     def __init__(self) -> None:
-        self.total: list[Tensor] = []
+        self.total = torch.zeros(())
         self.squares = 0.0
         self.count = 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        if not self.total:
-            self.total = [torch.zeros_like(part) for part in gradient]
-        for total, part in zip(self.total, gradient, strict=True):
-            total += part
-        self.squares += self._square(gradient)
+        line = wide(torch.cat([part.flatten() for part in gradient]))
+        self.total = self.total + line
+        self.squares += float(line.square().sum())
         self.count += 1
 
     def agreement(self) -> float:
         """Return 1 if all gradients are equal, about 1 / count for noise, NaN if all are 0."""
         if not self.squares:
             return math.nan
-        return self._square(self.total) / (self.count * self.squares)
-
-    def _square(self, gradient: Iterable[Tensor]) -> float:
-        return sum(float(wide(part).square().sum()) for part in gradient)
+        return float(self.total.square().sum()) / (self.count * self.squares)
 
 
 class Diverged(Exception):
@@ -154,11 +149,15 @@ class MetaLearner:
         self.rank = rank_here()
         self.ranks = ranks_here()
         if settings.batch_size % self.ranks:
-            what = "learning.meta.batch_size must be a multiple of the processes"
-            raise MaskwiseError(what, got=f"{settings.batch_size} for {self.ranks}")
+            raise MaskwiseError(
+                "learning.meta.batch_size must be a multiple of the processes",
+                got=f"{settings.batch_size} for {self.ranks}",
+            )
         if self.ranks > 1 and settings.gradient != "finite-difference":
-            do = "use finite-difference, or one process"
-            raise MaskwiseError("the exact gradient runs on one process only", do=do)
+            raise MaskwiseError(
+                "the exact gradient runs on one process only",
+                do="use finite-difference, or one process",
+            )
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
@@ -197,10 +196,12 @@ class MetaLearner:
         for group in self.adam.param_groups:
             group["lr"] = s.learning_rate * (1 - number / s.steps)
         parts = []
+        entropies = []
         for k in range(s.inner_steps):
             rows = self._rows(number * s.inner_steps + k, order=0)
             masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
             parts.append(Part(rows, masked, self._total(masked.choice.budget)))
+            entropies.append(masked.choice.entropy(masked.logit_U))
         rows = np.concatenate([part.rows for part in parts])
         if s.outer == "other":
             rows = self._rows(number, order=1)
@@ -209,11 +210,10 @@ class MetaLearner:
         steps = self._inner_steps(parts)
         theta = values_of(self.losses)
         result = meta_gradient(theta, steps, outer, backend=s.gradient, agree=self._agree)
-        # The entropy below is differentiated through the same graph of the policy.
+        # The entropy is differentiated through the same graph of the policy.
         result.backward(steps, retain_graph=s.entropy > 0)
         if s.learn_rates:
             self._learn_rates(result.rates)
-        entropies = [part.masked.choice.entropy(part.masked.logit_U) for part in parts]
         entropy = torch.stack(entropies).mean()
         if s.entropy:
             (-s.entropy / self.ranks * entropy).backward()
@@ -221,8 +221,9 @@ class MetaLearner:
         self._agree(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
-            what = f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
-            raise Diverged(what)
+            raise Diverged(
+                f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
+            )
         # Clipped, but not scaled by Adam: its steps do not show whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
@@ -337,7 +338,7 @@ class MetaLearner:
                 outer = self.losses.of(self.dev.task(rows, self.device))
                 for scorer, sign in ((policy, -1), (even, 1)):
                     step = self._hard_step(scorer, self.dev, rows, key=fold(0xDE, draw))
-                    after, _ = _descended(self.start, step)
+                    after, _ = descended(self.start, step)
                     with torch.no_grad():
                         gains += sign * float(outer(after, None)) * len(rows)
         return gains / (DRAWS * count)
@@ -360,7 +361,7 @@ class MetaLearner:
         task = self.losses.of(self.train.task(rows, self.device))
         steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.now.task_rate)}
         for name, step in steps.items():
-            theta, before = _descended(self.start, step)
+            theta, before = descended(self.start, step)
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
             # Negated, so that NaN counts as a rise.
@@ -407,9 +408,12 @@ class MetaLearner:
             return
         changed = changes(state["settings"], self.settings.model_dump(mode="json"))
         if changed:
-            what = f"{folder} was written with other learning settings"
-            raise MaskwiseError(what, got=changed, do="give a new folder")
-        groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+            raise MaskwiseError(
+                f"{folder} was written with other learning settings",
+                got=changed,
+                do="give a new folder",
+            )
+        groups = defaultdict[str, TensorDict](dict)
         for path, tensor in load_file(folder / STATE_TENSORS).items():
             group, _, name = path.partition("/")
             groups[group][name] = tensor
@@ -422,18 +426,12 @@ class MetaLearner:
         self.now = Point(**state["now"])
 
 
-def _descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
-    """Return the parameters after an inner step of this rank alone, and the loss before it."""
-    loss, slope, _ = slope_of(step.loss, theta, step.mask)
-    return shifted(theta, slope, -step.rate), loss
-
-
 def _learned_rate(rate: float, slopes: Sequence[float]) -> float:
     # tanh bounds the change: a noisy slope changes a rate by a factor of at most exp(0.1).
     return rate * math.exp(-0.1 * math.tanh(rate * sum(slopes)))
 
 
-def set_values(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+def set_values(module: nn.Module, values: Tensors) -> None:
     """Copy values into a module's parameters."""
     with torch.no_grad():
         for name, value in module.named_parameters():

@@ -11,7 +11,6 @@ Source: methods of Ye et al. 2021 (arXiv 2104.08840), with the race in place of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from maskwise.families import adapter_of, decoder_inputs, encoder_of
 from maskwise.keys import Array, Keys
 from maskwise.masking import AnnotatedBatch
 from maskwise.masking.batch import IGNORE
-from maskwise.masking.policies.base import units_by
+from maskwise.masking.policies.base import Tensors, units_by
 from maskwise.masking.select import Selection, select
 from maskwise.segments import LEAST_LOGIT, weights_within
 
@@ -192,9 +191,11 @@ def choose(
     logit_U = total_U / parts.length
     finite = np.isfinite(logit_U)
     if not finite.all():
-        got = float(logit_U[~finite][0])
-        do = "lower learning.meta.learning_rate"
-        raise Overflow("a score of the policy is not finite", got=got, do=do)
+        raise Overflow(
+            "a score of the policy is not finite",
+            got=float(logit_U[~finite][0]),
+            do="lower learning.meta.learning_rate",
+        )
     weight_U = weights_within(logit_U, parts.piece, pieces=len(batch.begin))
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
@@ -235,7 +236,7 @@ class RelaxedDenoising(nn.Module):
         self.model = model
         self.mask_id = mask_id
 
-    def forward(self, inputs: Mapping[str, Tensor], mask_BL: Tensor, budget: Tensor) -> Tensor:
+    def forward(self, inputs: Tensors, mask_BL: Tensor, budget: Tensor) -> Tensor:
         """Return the loss, a scalar in nats per token of the budget.
 
         Args:

@@ -14,20 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from maskwise.constants import GAIN, rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
+from maskwise.learning import LearningSettings
+from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
 from maskwise.learning.scorer import PolicyModel
-from maskwise.learning.settings import LearningSettings
 from maskwise.objectives import Classification
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.tasks.judge import load_network
@@ -56,7 +55,7 @@ class Made(NamedTuple):
     """
 
     policy: PolicyModel
-    before: list[NDArray[np.float64]]
+    before: list[Floats]
     figures: Measures
     without: int
 
@@ -93,9 +92,10 @@ class Lesson:
         Raises:
             MaskwiseError: a stream; a task from which no policy can be learned.
         """
+        tokenizer = self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
         if self.learning.method == "supervised":
-            return self._by_labels()
-        return self._by_meta_gradient()
+            return self._by_labels(tokenizer)
+        return self._by_meta_gradient(tokenizer)
 
     @property
     def seed(self) -> int:
@@ -111,8 +111,9 @@ class Lesson:
         """The texts of the corpus, which are searched for contexts."""
         # A stream may be larger than memory.
         if self.corpus.stream:
-            what = "learning a policy needs the whole corpus in memory"
-            raise MaskwiseError(what, do="set corpus.stream: false")
+            raise MaskwiseError(
+                "learning a policy needs the whole corpus in memory", do="set corpus.stream: false"
+            )
         return [document.text for document in self.corpus.documents()]
 
     @property
@@ -120,9 +121,8 @@ class Lesson:
         """The name of the model's tokenizer; None if one is trained."""
         return self.tokenizer.name or self.model.pretrained
 
-    def _by_labels(self) -> Measures:
+    def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         how = self.learning.supervised
-        tokenizer = self._policy_tokenizer()
         labels = labels_of(
             self.task,
             kind=how.labels,
@@ -131,7 +131,7 @@ class Lesson:
             classifier=self._classifier,
         )
         policy = self._new_policy(tokenizer, head=labels.head, seed=self.seed)
-        texts = [each.text for each in labels.marked("test", "dev", "train")]
+        texts = labels.texts()
         before = weights_of(policy, texts)
         done, counts = learn_supervised(
             policy,
@@ -153,8 +153,7 @@ class Lesson:
             before=before,
         )
 
-    def _by_meta_gradient(self) -> Measures:
-        tokenizer = self._policy_tokenizer()
+    def _by_meta_gradient(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         encoder = self.learning.policy.pretrained
         if encoder and self.model_tokenizer:
             model_tokenizer = self._tokenizer(self.model_tokenizer)
@@ -173,7 +172,7 @@ class Lesson:
         # The meta-gradient needs no labels; where the task has answers, they evaluate the policy.
         with suppress(MaskwiseError):
             labels = labels_of(self.task, kind="answers", texts=texts)
-            shown = [each.text for each in labels.marked("test", "dev", "train")]
+            shown = labels.texts()
         log_unigram = _log_unigram(tokenizer, texts)
 
         tries = self.learning.meta.tries
@@ -252,7 +251,7 @@ class Lesson:
         measures: Measures,
         *,
         texts: Sequence[str],
-        before: Sequence[NDArray[np.float64]],
+        before: Sequence[Floats],
     ) -> Measures:
         """Write a learned policy with its card, and ``shown.json``, on rank 0.
 
@@ -306,10 +305,6 @@ class Lesson:
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
-    def _policy_tokenizer(self) -> PreTrainedTokenizerFast:
-        """Load the tokenizer of the policy's encoder or of the recipe, or train one."""
-        return self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
-
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
         """Load a tokenizer by name; without one, rank 0 trains it on the corpus for all ranks."""
         chosen = self.tokenizer.model_copy(update={"name": name})
@@ -354,7 +349,7 @@ class Lesson:
         cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), length)
 
         @torch.inference_mode()
-        def confidence(texts: Sequence[str], classes: Sequence[int]) -> NDArray[np.float64]:
+        def confidence(texts: Sequence[str], classes: Sequence[int]) -> Floats:
             confidence_N = torch.zeros(len(texts), dtype=torch.float64)
             right_N = torch.tensor(classes)
             device = next(objective.parameters()).device
@@ -369,7 +364,7 @@ class Lesson:
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
     """(V,) log-frequencies of the tokens, the initial biases of a new model's head."""
-    documents = (Document(str(number), text) for number, text in enumerate(texts))
+    documents = map(Document, map(str, range(len(texts))), texts)
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
         counts += torch.bincount(torch.from_numpy(tokens.input_ids), minlength=len(tokenizer))

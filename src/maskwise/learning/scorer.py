@@ -44,6 +44,7 @@ COLUMNS = {"tokens": 1, "spans": 2}
 LIGHT = "light"
 FORMAT = "maskwise-policy-1"
 WEIGHTS = "model.safetensors"
+NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A masking policy\n"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         require_known("head of a policy", self.head, COLUMNS)
         if min(self.length, self.longest) < 1:
-            got = (self.length, self.longest)
-            raise MaskwiseError("length and longest of a policy are at least 1", got=got)
+            raise MaskwiseError(
+                "length and longest of a policy are at least 1", got=(self.length, self.longest)
+            )
 
 
 class LightEncoder(nn.Module):
@@ -84,8 +86,9 @@ class LightEncoder(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
         super().__init__()
         if window < 1 or window % 2 == 0:
-            allowed = "an odd number of tokens"
-            raise MaskwiseError("window of a light encoder", got=window, allowed=allowed)
+            raise MaskwiseError(
+                "window of a light encoder", got=window, allowed="an odd number of tokens"
+            )
         self.table = nn.Embedding(vocab_size, hidden_size)
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
@@ -115,8 +118,12 @@ class PolicyModel(
         config: the ``config.json`` of the policy.
         tokenizer: a fast tokenizer.
         encoder: a module with weights; None: a new one, as described by ``config.encoder``.
+
+    Attributes:
         card: the text of README.md.
     """
+
+    card = NO_CARD
 
     def __init__(
         self,
@@ -124,15 +131,11 @@ class PolicyModel(
         tokenizer: PreTrainedTokenizerFast,
         *,
         encoder: nn.Module | None = None,
-        card: str = "",
     ):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.card = card
-        if encoder is None:
-            encoder = _new_encoder(config)
-        self.encoder = encoder
+        self.encoder = encoder or _new_encoder(config)
         hidden_size = int(config.encoder["hidden_size"])
         self.head = nn.Linear(hidden_size, COLUMNS[config.head])
         # A new policy gives all words the same weight, so its first masks are random.
@@ -202,13 +205,15 @@ class PolicyModel(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files of ``save_pretrained`` and ``push_to_hub``; called by the hub's mixin."""
-        # safetensors refuses tensors that are not contiguous.
-        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        weights = {}
+        for name, value in self.state_dict().items():
+            # safetensors refuses tensors that are not contiguous.
+            weights[name] = value.cpu().contiguous()
         save_file(weights, save_directory / WEIGHTS)
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(save_directory)
-        (save_directory / CARD).write_text(self.card or NO_CARD, encoding="utf-8")
+        (save_directory / CARD).write_text(self.card, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:  # type: ignore[override]
@@ -238,14 +243,12 @@ class PolicyModel(
             policy = cls(config, tokenizer)
             policy.load_state_dict(weights)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            what = f"its weights do not fit its config.json: {first_line(error)}"
-            raise _damaged(folder, what) from None
+            raise _damaged(
+                folder, f"its weights do not fit its config.json: {first_line(error)}"
+            ) from None
         if (folder / CARD).is_file():
             policy.card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
         return policy.eval()
-
-
-NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A masking policy\n"
 
 
 def read_config(folder: Path) -> PolicyConfig:
@@ -265,16 +268,20 @@ def read_config(folder: Path) -> PolicyConfig:
     if plain is None:
         raise _damaged(folder, "config.json cannot be read")
     if plain.get("format") != FORMAT:
-        got = f"format {plain.get('format')}"
-        do = "give a folder that PolicyModel.save_pretrained wrote"
-        raise MaskwiseError(f"{folder} holds no masking policy", got=got, allowed=FORMAT, do=do)
+        raise MaskwiseError(
+            f"{folder} holds no masking policy",
+            got=f"format {plain.get('format')}",
+            allowed=FORMAT,
+            do="give a folder that PolicyModel.save_pretrained wrote",
+        )
     try:
         config = PolicyConfig(**plain)
     except TypeError as error:
         raise _damaged(folder, f"config.json: {error}") from None
     if "auto_map" in config.encoder:
-        do = "use another policy"
-        raise MaskwiseError(f"{str(folder)!r} brings code of its own", got="auto_map", do=do)
+        raise MaskwiseError(
+            f"{str(folder)!r} brings code of its own", got="auto_map", do="use another policy"
+        )
     return config
 
 

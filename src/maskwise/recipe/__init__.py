@@ -72,15 +72,15 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
         if arm != key and "." not in arm and value in (None, "none"):
             _require_arms([arm], known)
             key = "study.arms"
-            value = {name: arms for name, arms in known.items() if name != arm}
+            value = [name for name in known if name != arm]
             if not value:
                 raise MaskwiseError("no arm is left", got=f"study.arms.{arm}=null", do="keep one")
-        elif key == "study.arms" and known and isinstance(value, str | list):
+        if key == "study.arms" and known and isinstance(value, str | list):
             names = value
             if isinstance(names, str):
-                names = [name.strip() for name in names.split(",")]
+                names = list(map(str.strip, names.split(",")))
             _require_arms(names, known)
-            value = {name: arms for name, arms in known.items() if name in names}
+            value = {name: changes for name, changes in known.items() if name in names}
         put(settings, key, value)
     # Other settings of the file may name arms that were dropped.
     if _arms(settings).keys() != old_arms.keys():
@@ -175,8 +175,12 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
         got = "no settings"
         if settings is not None:
             got = type(settings).__name__
-        do = "write settings into it, or name a shipped recipe: maskwise list recipes"
-        raise MaskwiseError(f"{path} is not a recipe", got=got, allowed="keys and values", do=do)
+        raise MaskwiseError(
+            f"{path} is not a recipe",
+            got=got,
+            allowed="keys and values",
+            do="write settings into it, or name a shipped recipe: maskwise list recipes",
+        )
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:

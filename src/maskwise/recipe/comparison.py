@@ -238,9 +238,7 @@ class StudySettings(Settings):
                 allowed=list(self.looks),
             )
         # The gate is tested at its own level, so it does not count among the primary contrasts.
-        tested = self.pairs
-        if self.gate is not None:
-            tested = tested[1:]
+        tested = self._ungated
         for pair in self.closed:
             if pair not in tested:
                 raise MaskwiseError(
@@ -312,11 +310,16 @@ class StudySettings(Settings):
         """The tested contrasts, as (arm, baseline): the gate, and then the primary ones."""
         if self.gate is None:
             return self.primary
+        return [self.gate.contrast, *self._ungated]
+
+    @property
+    def _ungated(self) -> list[Pair]:
+        """The primary contrasts without the gate."""
         others = self.primary
-        # Without a search the gate is the same test as a primary contrast of its pair.
-        if not self.search and self.gate.contrast in others:
+        # With a search, the gate and a primary contrast of the same pair are different tests.
+        if self.gate and not self.search and self.gate.contrast in others:
             others.remove(self.gate.contrast)
-        return [self.gate.contrast, *others]
+        return others
 
     @property
     def primary(self) -> list[Pair]:
@@ -336,5 +339,5 @@ class StudySettings(Settings):
         if self.gate is None:
             return []
         if self.gate.closes is None:
-            return self.pairs[1:]
+            return self._ungated
         return list(self.gate.closes)

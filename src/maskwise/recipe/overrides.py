@@ -189,7 +189,7 @@ class Yaml(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node, or raise an error with its line."""
-        # Constructed anew for each alias of an anchor, so that overrides change one of them alone.
+        # Constructed again for each alias of an anchor, so that overrides change only one of them.
         self.constructed_objects.pop(node, None)
         self._count(1)
         try:

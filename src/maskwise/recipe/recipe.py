@@ -20,7 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
 from maskwise.keys import fold
-from maskwise.learning.settings import LearningSettings
+from maskwise.learning import LearningSettings
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import Learned, policy
@@ -52,6 +52,8 @@ from maskwise.training.settings import ModelSettings
 
 ALONE = ("mlm", "clm", "diffusion", "denoise")
 """Objectives that may be the only one of a recipe, since each trains a language model."""
+
+LEARNED = Learned().annotators()  # of a policy that the run itself learns
 
 
 class Recipe(Settings):
@@ -86,8 +88,7 @@ class Recipe(Settings):
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
     learning: LearningSettings | None = None
-    """How a masking policy is learned from a task (``maskwise learn``); null: no policy is learned.
-    """
+    """How a masking policy is learned from a task (``maskwise learn``); null: none is learned."""
     study: StudySettings = StudySettings()
 
     @field_validator("corpus")
@@ -168,9 +169,7 @@ class Recipe(Settings):
                 do="name the arm that must win and its baseline: study.gate: [oracle, baseline]",
             )
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
-            raise MaskwiseError(
-                "study.search.by: dev needs tasks", do="name tasks, or search by held-out"
-            )
+            raise MaskwiseError("study.search.by: dev needs tasks", do="name tasks or use held-out")
         self._check_phases()
         return self
 
@@ -262,7 +261,7 @@ class Recipe(Settings):
     @property
     def learns(self) -> bool:
         """Whether this training is masked by a policy that the run itself learns before it."""
-        return any(spec in self._layers for spec in Learned().annotators())
+        return not set(LEARNED).isdisjoint(self._layers)
 
     @property
     def learned_task(self) -> str:
@@ -284,8 +283,7 @@ class Recipe(Settings):
 
     def unlearned(self) -> Recipe:
         """The same recipe without the layers of a policy that the run learns."""
-        learned = Learned().annotators()
-        layers = tuple(spec for spec in self.corpus.layers if spec not in learned)
+        layers = tuple(spec for spec in self.corpus.layers if spec not in LEARNED)
         return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     def judged_on(self) -> tuple[str, ...]:
@@ -343,17 +341,18 @@ class Recipe(Settings):
             link = alone
             if changes:
                 link = _changed(alone._said("study", "tasks"), changes, origin=prefix.rstrip("."))
+            seed = self.training.seed
+            # A phase with a seed is the same training in all runs, so it is trained once.
+            if "seed" in changes.get("training", {}):
+                seed = link.training.seed
+            # With the same seed, the order and the masks of the first phase would repeat.
+            elif n:
+                seed = fold(seed, n)
             parts = {
                 "masking": link._masking,
                 "corpus": link.corpus.model_copy(update={"layers": link._layers}),
                 "evaluation": link.evaluation.model_copy(update={"masks": link._masks}),
             }
-            # A phase with a seed is the same training in all runs, so it is trained once.
-            if "seed" in changes.get("training", {}):
-                seed = link.training.seed
-            # With the same seed, the order and the masks of the first phase would repeat.
-            else:
-                seed = fold(self.training.seed, n) if n else self.training.seed
             links.append(link.model_copy(update=parts).seeded(seed))
         return tuple(links)
 
@@ -397,7 +396,7 @@ class Recipe(Settings):
         plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
         plain["evaluation"]["masks"] = self._masks
         # Arms share one text, except for a policy that a run learns and another arm may not need.
-        removed = {*Learned().annotators()} - {*self.corpus.layers}
+        removed = {*LEARNED} - {*self.corpus.layers}
         plain["corpus"]["layers"] = [spec for spec in self._layers if spec not in removed]
         return plain
 

@@ -233,14 +233,13 @@ class Probe:
         # Only the host's generator is restored: every training step seeds the device's.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
             for arm in self.rows:
-                if self.fresh:
-                    self.batches[arm] = self._batches(arm, turn)
+                batches = self.batches.get(arm) or self._batches(arm, turn)
                 # Dropout of ``cse`` and replacements of ``rtd`` must be the same in all probes.
                 torch.manual_seed(fold(PROBE_SEED, turn))
                 objective = self.objective.arm(arm)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
                 with dropout:
-                    halves = [_counted(half, objective(half)) for half in self.batches[arm]]
+                    halves = [_counted(half, objective(half)) for half in batches]
                 sums.append(torch.stack(halves))
         return torch.stack(sums, 2)
 
@@ -399,8 +398,8 @@ class SamplerLearner(Learner):
         return {name: round(value, 6) for name, value in named if value == value}
 
     def spent(self) -> dict[str, dict[str, int]]:
-        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and those of
-        the probes from which the sampler learned.
+        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and the same
+        counts of the probes from which the sampler learned.
         """
         self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")

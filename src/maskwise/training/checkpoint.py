@@ -47,7 +47,7 @@ class Totals(BaseModel):
     """The progress of a run, over all ranks.
 
     Attributes:
-        tokens, targets: the number on which the model was trained.
+        tokens, targets: how many of these the model was trained on.
         loss: the loss in the last line of metrics that had targets; None if there is none.
         seconds: the duration, including the time before a stop.
         skipped: updates that were skipped because they were not finite.

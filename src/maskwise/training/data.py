@@ -9,7 +9,7 @@ step (a policy or sampler that learns), the source has ``ahead = 0``. A source h
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -103,23 +103,26 @@ def look_ahead(
     """
     lane = Lane(device) if copies_aside(device) else None
 
+    def copied(batch: Batch) -> Batch:
+        if isinstance(batch, MaskedBatch):
+            return batch.to(device)
+        return moved(batch, device)
+
     def make(number: int) -> tuple[Step, object]:
         batches = source.batches(number, rank=rank, ranks=ranks)
         targets = counted = 0
         for batch in batches:
+            divisor = None
             if isinstance(batch, MaskedBatch):
                 count = batch.targets
-                counted += count if batch.counted is None else batch.counted
+                divisor = batch.counted
             else:
                 count = int((batch["labels"] != IGNORE).sum())
-                counted += count
             targets += count
+            counted += count if divisor is None else divisor
 
         def send() -> list[Batch]:
-            return [
-                batch.to(device) if isinstance(batch, MaskedBatch) else moved(batch, device)
-                for batch in batches
-            ]
+            return list(map(copied, batches))
 
         sent, mark = lane.send(send) if lane else (send(), None)
         sums = summed({"targets": targets, "counted": counted, "asked": asked()})
@@ -212,7 +215,7 @@ class MaskedSource:
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
         """Sums for ``summarise`` and for the speed; ``squares`` is Σ length² of the pieces."""
-        sums: Counter[str] = Counter()
+        sums = defaultdict[str, float](float)
         for batch in batches:
             line = batch.source
             count_P = line.count(line.present)
@@ -226,15 +229,18 @@ class MaskedSource:
                 "present": count_P.sum(),
                 "squares": (count_P**2).sum(),
             }
-            sums.update({name: float(value) for name, value in facts.items()})
-            sums.update({f"rows of {name}": count for name, count in batch.sources.items()})
+            for name, value in facts.items():
+                sums[name] += float(value)
+            for name, count in batch.sources.items():
+                sums[f"rows of {name}"] += count
         return dict(sums)
 
     def summarise(self, sums: Numbers) -> dict[str, Any]:
-        rows = {name: sums[f"rows of {name}"] for name in self.order.names}
-        total = max(1.0, sum(rows.values()))
-        shares = {name: round(count / total, 6) for name, count in rows.items()}
-        summary: dict[str, object] = {"sources": shares} if shares else {}
+        summary: dict[str, object] = {}
+        if self.order.names:
+            rows = {name: sums[f"rows of {name}"] for name in self.order.names}
+            total = max(1.0, sum(rows.values()))
+            summary["sources"] = {name: round(count / total, 6) for name, count in rows.items()}
         summary["tokens"] = int(sums["tokens"])
         summary["ratio"] = sums["chosen"] / max(1.0, sums["eligible"])
         summary["scheduled_ratio"] = sums["asked"] / max(1.0, sums["rows"])

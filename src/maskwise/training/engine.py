@@ -61,7 +61,6 @@ class Update(NamedTuple):
         counted: divisor of the losses (``Step.counted``).
         norm: the gradient norm before clipping, on the device.
         rate: the learning rate.
-        asked: whether any rank was asked to stop.
     """
 
     losses: list[Tensor]
@@ -69,7 +68,6 @@ class Update(NamedTuple):
     counted: int
     norm: Tensor
     rate: float
-    asked: bool
 
 
 class Engine:
@@ -200,7 +198,7 @@ class Engine:
             sound = self._sound(norm, losses) if self.settings.on_nan == "skip" else None
             self.optimizers.step(sound)
         self.optimizers.zero_grad()
-        return Update(losses, step.targets, step.counted, norm, rate, sums["asked"] > 0)
+        return Update(losses, step.targets, step.counted, norm, rate)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Reduce gradients over ranks only with the last micro-batch of a step."""
@@ -309,8 +307,9 @@ class Engine:
             )
         changed = changes(state.bits, self._bits())
         if changed:
-            same = "the same run except for rounding and dropout"
-            self.say(f"resuming from {path} with {changed}: {same}")
+            self.say(
+                f"resuming from {path} with {changed}: the same run except for rounding and dropout"
+            )
         weights = load_file(path / WEIGHTS)
         # Without this check, a model of other sizes would fail later and less clearly.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
@@ -421,14 +420,14 @@ class Agreement:
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
 
-    def __call__(self, own: Tensor) -> Tensor:
-        return self.start(own)()
+    def __call__(self, local: Tensor) -> Tensor:
+        return self.start(local)()
 
-    def start(self, own: Tensor) -> Callable[[], Tensor]:
+    def start(self, local: Tensor) -> Callable[[], Tensor]:
         """Start to add up; the function that it returns waits for the sums."""
         if self.accelerator.num_processes > 1:  # never on Apple's GPUs, which have no float64
-            own = self.accelerator.reduce(own.to(self.accelerator.device).double())
-        arrived = coming_back(own)
+            local = self.accelerator.reduce(local.to(self.accelerator.device).double())
+        arrived = coming_back(local)
         return lambda: torch.round(arrived().double() * ROUND) / ROUND
 
 

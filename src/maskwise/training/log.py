@@ -89,12 +89,11 @@ class Log:
             frozen=self.settings.freeze == "encoder",
             known=path is not None,
         )
-        hidden = quiet or not engine.first
         self.progress = Progress(
             title,
             self.settings.steps,
             engine.start,
-            hidden=hidden,
+            hidden=quiet or not engine.first,
         )
 
     def __enter__(self) -> Log:
@@ -158,15 +157,24 @@ class Log:
         for learner in self.learners.values():
             for name, value in learner.facts().items():
                 learned[f"{learner.arm} {name}".lstrip()] = value
-        late = {"speed": speed, "seconds": round(totals.seconds, 3)}
-        self.metrics.write({"kind": "train", "step": done, **line, **learned, **late})
+        self.metrics.write(
+            {
+                "kind": "train",
+                "step": done,
+                **line,
+                **learned,
+                "speed": speed,
+                "seconds": round(totals.seconds, 3),
+            }
+        )
         self._track("train", {**line, **speed}, done)
         if "sources" in facts:
             self._track("train/source", facts["sources"], done)
         mfu = f", MFU {100 * speed['mfu']:.0f} %" if "mfu" in speed else ""
         rate = f"{speed['tokens_per_second']:,.0f} tokens/s{mfu}, {speed['memory_gib']:.1f} GiB"
-        shown = {"loss": totals.loss, "ratio": facts.get("ratio"), "padding": facts.get("padding")}
-        self.progress.note(rate, **shown)
+        self.progress.note(
+            rate, loss=totals.loss, ratio=facts.get("ratio"), padding=facts.get("padding")
+        )
 
     def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
         """Return losses and sums since the last line, over all ranks; waits for the device.

@@ -137,7 +137,7 @@ def train(
                 enough = log.judged(done, evaluate)
                 judged = done
             # All ranks must stop at the same step: they agree while its batches are made.
-            stopped = asked.number if engine.ranks == 1 else update.asked
+            stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
             if stopped:
                 stop(engine, log, kept, asked, done)
             if saves and not last:
@@ -237,7 +237,6 @@ def stop(
     """
     number = asked.number or SIGTERM  # another rank may have received it
     asked.served = True
-    name = CODES[128 + number]
     if engine.states:
         log.read(done)
         engine.save(done, log.so_far(), states(learners))
@@ -248,7 +247,7 @@ def stop(
     else:
         where = f"ended at step {done} without a state: training.save_every is 0"
     if asked.said:
-        engine.say(f"{name}: {where}")
+        engine.say(f"{CODES[128 + number]}: {where}")
     engine.finish()
     engine.wrapped = None
     leave()

@@ -91,30 +91,25 @@ class Optimizers:
                 decayed.append(parameter)
             else:
                 plain.append(parameter)
-        decay = settings.weight_decay
-        rate = settings.learning_rate
         groups = [
-            {"params": decayed, "weight_decay": decay},
+            {"params": decayed, "weight_decay": settings.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
         adamw = torch.optim.AdamW(
             groups,
-            lr=rate,
+            lr=settings.learning_rate,
             betas=settings.betas,
             fused=True,
         )
         self.members: list[torch.optim.Optimizer] = [adamw]
-        self.peaks = [rate]
         if matrices:
-            rate = settings.muon_learning_rate
             muon = BatchedMuon(
                 matrices,
                 compiled=settings.compile,
-                lr=rate,
-                weight_decay=decay,
+                lr=settings.muon_learning_rate,
+                weight_decay=settings.weight_decay,
             )
             self.members.append(muon)
-            self.peaks.append(rate)
 
     def set_rate(self, step: int) -> float:
         """Set the rates for ``step``, and return AdamW's."""
@@ -122,10 +117,11 @@ class Optimizers:
         factor = rate_factor(
             step, s.steps, warmup=s.warmup, decay=s.decay, decay_share=s.decay_share
         )
-        for member, peak in zip(self.members, self.peaks, strict=True):
+        for member in self.members:
             for group in member.param_groups:
-                group["lr"] = peak * factor
-        return self.peaks[0] * factor
+                # The defaults keep the rate that the optimiser was built with, its peak.
+                group["lr"] = member.defaults["lr"] * factor
+        return s.learning_rate * factor
 
     def step(self, sound: Tensor | None = None) -> None:
         """Update the weights.
@@ -158,7 +154,9 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
     """The inverse of ``state_of``."""
     for m, member in enumerate(members):
         state: dict[int, TensorDict] = {}
-        parameters = [p for group in member.param_groups for p in group["params"]]
+        parameters: list[Tensor] = []
+        for group in member.param_groups:
+            parameters += group["params"]
         for key, value in flat.items():
             number, index, name = key.split("/", 2)
             if int(number) == m:
@@ -189,8 +187,11 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     # factors maps hidden states: AdamW trains both.
     others = {layer.weight for layer in parts(module, nn.Embedding)}
     others |= {weight for name, weight in module.named_parameters() if ".lora_" in name}
-    weights = dict.fromkeys(layer.weight for layer in linear)
-    return [weight for weight in weights if weight.requires_grad and weight not in others]
+    matrices: dict[Tensor, None] = {}
+    for layer in linear:
+        if layer.weight.requires_grad and layer.weight not in others:
+            matrices[layer.weight] = None
+    return list(matrices)
 
 
 def model_of(module: nn.Module) -> nn.Module:

@@ -239,17 +239,18 @@ class ModelSettings(BaseModel):
     def _one_rate(self) -> ModelSettings:
         if self.pretrained or self.attention_dropout is None:
             return self
-        own = attention_dropout(self.architecture)
-        if own is None:
+        usual = attention_dropout(self.architecture)
+        if usual is None:
             raise MaskwiseError(
                 f"{self.architecture} has no separate dropout of attention",
                 got=f"attention_dropout {self.attention_dropout}",
                 do="leave it out",
             )
-        if own[0] in self.settings:
+        field, _ = usual
+        if field in self.settings:
             raise MaskwiseError(
                 "the dropout of attention is given twice",
-                got=f"attention_dropout and settings.{own[0]}",
+                got=f"attention_dropout and settings.{field}",
             )
         return self
 
@@ -258,11 +259,14 @@ class ModelSettings(BaseModel):
         """Dropout of attention weights, if it differs from the architecture or the checkpoint."""
         if self.pretrained:
             return self.attention_dropout
-        own = attention_dropout(self.architecture)
-        if own is None or own[0] in self.settings:
+        usual = attention_dropout(self.architecture)
+        if usual is None:
             return None
+        field, default = usual
         rate = self.attention_dropout or 0.0
-        return None if rate == own[1] else rate
+        if field in self.settings or rate == default:
+            return None
+        return rate
 
     def named(self) -> dict[str, JsonValue]:
         """The settings in the name of a stage, without ``adapter``, which only trainings have.
@@ -283,10 +287,10 @@ class ModelSettings(BaseModel):
         plain = dict(plain)
         if plain.get("pretrained") or "architecture" not in plain:
             return cls(**plain)
-        own = attention_dropout(plain["architecture"])
-        if own is not None and own[0] not in plain["settings"]:
-            rate = plain.pop("attention_dropout", own[1])
-            # None, the usual value in recipes, means 0.
+        usual = attention_dropout(plain["architecture"])
+        if usual is not None and usual[0] not in plain["settings"]:
+            rate = plain.get("attention_dropout", usual[1])
+            # None, as in most recipes, means 0.
             plain["attention_dropout"] = rate or None
         return cls(**plain)
 
@@ -309,8 +313,8 @@ class ModelSettings(BaseModel):
                 **self.settings,
             )
         if self.changed_dropout is not None:
-            own = attention_dropout_of(config)
-            if own is None:
+            usual = attention_dropout_of(config)
+            if usual is None:
                 raise MaskwiseError(
                     f"{config.model_type} has no separate dropout of attention",
                     do="leave out model.attention_dropout",
@@ -318,7 +322,7 @@ class ModelSettings(BaseModel):
             # T5Gemma's layers read the configurations of their parts. ESM's part may be None.
             parts = [getattr(config, name) for name in config.sub_configs]
             for part in filter(None, [config, *parts]):
-                setattr(part, own[0], self.changed_dropout)
+                setattr(part, usual[0], self.changed_dropout)
         return config
 
     def empty(self, config: PreTrainedConfig) -> PreTrainedModel:

@@ -16,7 +16,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -86,15 +86,15 @@ class Ahead:
 
     def blocks(self, chunks: Iterator[Marked]) -> Iterator[Made]:
         """Yield the blocks of chunks in order."""
-        waiting: deque[tuple[Position, Chunk | None, Future[Rows | None] | None]] = deque()
+        waiting: deque[Callable[[], Made]] = deque()
         for number, (at, chunk) in enumerate(chunks):
             # The workers take seconds to start, so the first block is made here.
             future = self.pool.submit(chunk) if chunk and number and self.pool else None
-            waiting.append((at, chunk, future))
+            waiting.append(partial(self._made, at, chunk, future))
             if len(waiting) > self.workers:
-                yield self._made(*waiting.popleft())
+                yield waiting.popleft()()
         while waiting:
-            yield self._made(*waiting.popleft())
+            yield waiting.popleft()()
 
     def _made(self, at: Position, chunk: Chunk | None, future: Future[Rows | None] | None) -> Made:
         if chunk is None:
@@ -302,10 +302,11 @@ class StreamedRows(Learner):
             for flow, count in zip(self.flows, counts):
                 self._drawn += flow.take(count, together=not self.names)
         except Ended:
-            do = f"set corpus.repeat: true to begin again, or training.steps={self.next}"
             raise MaskwiseError(
                 f"the stream ends after {self.next} of {self.settings.steps} steps",
-                do=do if self.next else "give more text",
+                do=f"set corpus.repeat: true to begin again, or training.steps={self.next}"
+                if self.next
+                else "give more text",
             ) from None
         self._owner = owners(np.array(counts))
         _, numbers = zip(*self._drawn)
@@ -357,7 +358,7 @@ class StreamedRows(Learner):
         positions = self.marks.get(self.done)
         if positions is None:
             return {}
-        facts = [flow.facts(position) for flow, position in zip(self.flows, positions)]
+        facts = list(map(Flow.facts, self.flows, positions))
         return {"stream": dict(zip(self.names, facts)) if self.names else facts[0]}
 
     def state_dict(self) -> TensorDict:
@@ -383,18 +384,20 @@ class StreamedRows(Learner):
                 got=", ".join(changed),
                 do="restore it, or start a new run in a new folder",
             )
+        positions = []
+        for epoch, shard, place, block, row in saved["at"]:
+            positions.append(Position(epoch, shard, Place(*place), block, row))
         self.done = saved["step"]
-        self.marks = {
-            self.done: tuple(
-                Position(epoch, shard, Place(*place), block, row)
-                for epoch, shard, place, block, row in saved["at"]
-            )
-        }
+        self.marks = {self.done: tuple(positions)}
         self._go_to(self.done)
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        return {shard.name: shard.fingerprint() for flow in self.flows for shard in flow.shards}
+        found = {}
+        for flow in self.flows:
+            for shard in flow.shards:
+                found[shard.name] = shard.fingerprint()
+        return found
 
 
 # The shares of a mix
