@@ -178,9 +178,10 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         yield from link.remarks()
-        kinds = [objective.kind for objective in link.objectives.values()]
-        for kind in kinds or [objective_class(link.objective)]:
-            kind.check_model(config)
+        if not link.objectives:
+            objective_class(link.objective).check_model(config)
+        for objective in link.objectives.values():
+            objective.kind.check_model(config)
         if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
             note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document per row"
             if arm.kind == "encoder":
@@ -240,10 +241,10 @@ def _check_text(link: Recipe) -> Iterator[str]:
     layers = ["word_ids"]
     for spec in corpus.annotators:
         layers += token_layers(annotator(spec).layers)
-    needed = [(f"policy {name} needs", policy(name).layers()) for name in link.policies]
+    needed = {f"policy {name} needs": policy(name).layers() for name in link.policies}
     if link.masking.keep:
-        needed.append(("masking.keep names", (link.masking.keep,)))
-    for who, names in needed:
+        needed["masking.keep names"] = (link.masking.keep,)
+    for who, names in needed.items():
         for layer in names:
             if layer not in layers:
                 raise MaskwiseError(
@@ -257,17 +258,17 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     """Check that policies that need words have a fast tokenizer, or words of one token each."""
     if tokenizer.is_fast or link.corpus.words == "token":
         return
-    named = [("masking.policy", name) for name in link.policies]
-    named += [("evaluation.masks", name) for name in link.evaluation.masks]
-    for setting, name in named:
-        # Diffusion draws its masks itself, so it is no policy.
-        if name != DIFFUSION and "word_ids" in policy(name).layers():
-            raise MaskwiseError(
-                f"{setting} {name} needs words, and a slow tokenizer has no character offsets "
-                "to find them",
-                got=type(tokenizer).__name__,
-                do="use token, set corpus.words: token, or convert it to a tokenizer.json",
-            )
+    used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}
+    for setting, names in used.items():
+        for name in names:
+            # Diffusion draws its masks itself, so it is no policy.
+            if name != DIFFUSION and "word_ids" in policy(name).layers():
+                raise MaskwiseError(
+                    f"{setting} {name} needs words, and a slow tokenizer has no character "
+                    "offsets to find them",
+                    got=type(tokenizer).__name__,
+                    do="use token, set corpus.words: token, or convert it to a tokenizer.json",
+                )
 
 
 def _check_rows(link: Recipe) -> None:

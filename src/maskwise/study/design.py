@@ -330,21 +330,22 @@ def choose(points: Sequence[Scores | None]) -> Choice:
         points: the scores of one arm and seed at every point of the grid; None for a point that
             failed, which is never chosen.
     """
-    known = [point for point in points if point is not None]
+    means: list[float | None] = [None] * len(points)
+    known = {place: point for place, point in enumerate(points) if point is not None}
     if not known:
-        return Choice([None] * len(points), None, tied=False)
+        return Choice(means, None, tied=False)
     # With one run per point the noise is unknown. Outcomes are divided by their spread between the
     # points instead, so that tasks count equally whatever their unit.
-    values = np.array([list(point.values()) for point in known], float)
+    values = np.array([list(point.values()) for point in known.values()], float)
     differ = values.min(axis=0) < values.max(axis=0)
     spread = np.where(differ, values.std(axis=0), 1.0)
     standardised = np.where(differ, (values - values.mean(axis=0)) / spread, 0.0)
     totals = standardised.sum(axis=1) / max(1, values.shape[1])
-    remaining = iter(totals.tolist())
-    means = [None if point is None else next(remaining) for point in points]
+    for place, total in zip(known, totals.tolist()):
+        means[place] = total
     # Means may differ by rounding alone.
-    best = [mean is not None and mean >= totals.max() - 1e-9 for mean in means]
-    return Choice(means, best.index(True), tied=len(known) > 1 and not differ.any())
+    best = np.argmax(totals >= totals.max() - 1e-9)
+    return Choice(means, list(known)[best], tied=len(known) > 1 and not differ.any())
 
 
 def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, pairwise, product
+from itertools import pairwise, product
 from typing import cast
 
 import numpy as np
@@ -246,7 +246,7 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
         "high": None,
         "sentence": "",
     }
-    base = table.names.get(baseline, baseline)
+    base = table.names[baseline]
     reason = _why_none(table, arm, best, baseline, outcome)
     if reason is not None:
         row["sentence"] = f"No share is given for {arm} {where}: {reason}."
@@ -393,19 +393,18 @@ def _first_crossings(
     """
     if cost not in table.values:
         return {}
-    shares = {}
+    shares: dict[str, float | None] = {}
     sign = table.measures[outcome].sign
     place = table.arms.index(arm)
-    quality = sign * table.values[outcome][:, place].T
-    compute = table.values[cost][:, place].T
+    qualities = sign * table.values[outcome][:, place].T
+    costs = table.values[cost][:, place].T
     goals = sign * table.runs(outcome, baseline)
-    spent = table.runs(cost, baseline)
-    for place, seed in enumerate(table.study["seeds"]):
-        goal = float(goals[place])
-        whole = float(spent[place])
-        points = sorted(zip(compute[place].tolist(), quality[place].tolist()))
-        if np.isfinite([goal, whole, *chain(*points)]).all():
-            at = crossing(points, goal)
+    wholes = table.runs(cost, baseline)
+    for seed, quality, compute, goal, whole in zip(
+        table.study["seeds"], qualities, costs, goals.tolist(), wholes.tolist()
+    ):
+        if np.isfinite([goal, whole, *quality, *compute]).all():
+            at = crossing(sorted(zip(compute.tolist(), quality.tolist())), goal)
             shares[str(seed)] = None if at is None else at / whole
     return shares
 
@@ -432,13 +431,19 @@ def _points(table: Outcomes) -> list[Point]:
     points = []
     for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
         place = table.place(line)
-        measured = {name: float(table.values[name][place]) for name in outcomes}
-        values = {name: value for name, value in measured.items() if math.isfinite(value)}
+        values = {}
+        for name in outcomes:
+            value = float(table.values[name][place])
+            if math.isfinite(value):
+                values[name] = value
         scores = [values[task] for task in table.tasks if task in values]
         # A mean over some of the tasks would not compare with that of other runs.
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
-        spent = {key: value for key, value in line.items() if key in QUANTITIES and value}
+        spent = {}
+        for key, value in line.items():
+            if key in QUANTITIES and value:
+                spent[key] = value
         if values and spent:
             run = {"arm": line["arm"], "seed": line["seed"], "fraction": line.get("fraction", 1.0)}
             points.append(cast(Point, {**run, **spent, "values": values}))

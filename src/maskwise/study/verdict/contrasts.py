@@ -31,7 +31,7 @@ from maskwise.study.statistics import (
     sign_flip_test,
 )
 from maskwise.study.verdict.flags import raised, scope_of
-from maskwise.study.verdict.words import is_ahead
+from maskwise.study.verdict.words import is_ahead, sentences_of
 
 MOST_MORE_RUNS = 50
 """The most additional runs to advise: a difference that needs more is too small to matter."""
@@ -125,9 +125,11 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
 
 
 def _compute(table: Outcomes, arm: str, baseline: str) -> Compute:
-    spent = table.compute(arm)
     reference = table.compute(baseline)
-    ratios = {key: spent[key] / reference[key] for key in spent if key in reference}
+    ratios = {}
+    for key, spent in table.compute(arm).items():
+        if key in reference:
+            ratios[key] = spent / reference[key]
     by = matched_by(table.study)
     matched = by in ratios and abs(ratios[by] - 1) <= TOLERANCE
     return {"by": by, "matched": matched, "ratios": ratios}
@@ -284,8 +286,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
         row = comparison.row
         row["flags"] = raised(row, comparison.table)
         row["scope"] = scope_of(row, comparison.table)
-        invalid = any(flag["effect"] == "invalid" for flag in row["flags"])
-        if invalid or not row["n"]:
+        if sentences_of(row, "invalid") or not row["n"]:
             row["verdict"] = "not comparable"
     primaries = [comparison for comparison in comparisons if comparison.row["primary"]]
     # Contrasts without a p count in the family with p = 1, because they were planned.
@@ -325,7 +326,7 @@ def _conclude(comparison: Comparison, *, family: int) -> None:
     """
     row = comparison.row
     row["verdict"] = "open"
-    if any(flag["effect"] == "caps" for flag in row["flags"]):
+    if sentences_of(row, "caps"):
         return
     inside = _within_margin(comparison, family=family)
     if row["p_adjusted"] is not None and row["p_adjusted"] < ALPHA:
