@@ -45,7 +45,7 @@ from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer
 
 BEST = "words-30"
-STEPS, HEAD_STEPS = 600, 600
+STEPS = 600
 """Steps of the further training, and by default the most steps of a new head before it."""
 ARMS: dict[str, Plain] = {
     BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
@@ -101,9 +101,9 @@ def adapt_recipe(
         policy: the folder of a learned policy, which adds an arm.
         steps: steps of the further training.
         head_steps: steps of training a new head beforehand; None: the same as ``steps``, but at
-            most ``HEAD_STEPS``.
+            most ``STEPS``.
         pairs, aside: as in ``write_pairs``, for the titles and texts.
-        overrides: ``key=value`` settings, which replace those of the recipe.
+        overrides: ``key=value`` settings, which replace the recipe's.
 
     Raises:
         MaskwiseError: bad input, or neither tasks nor titles.
@@ -163,7 +163,7 @@ def adapt_recipe(
         },
     }
     if warm:
-        head_steps = head_steps or min(HEAD_STEPS, steps)
+        head_steps = head_steps or min(STEPS, steps)
         # With a seed of its own the head is trained once, for the runs of all arms and seeds.
         head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
         # Chosen by the search of benchmarks/recipes/continual-minilm.yaml.

@@ -128,8 +128,13 @@ def check_inputs(recipe: Recipe) -> list[str]:
     # Damaged evaluation files raise here.
     load_sets(recipe.evaluation)
     search = study.search
-    if search and (search.by or ("dev" if tasks else "held-out")) == "dev":
-        _check_dev_rows(tasks)
+    if search and (search.by == "dev" or (tasks and not search.by)):
+        for spec, task in tasks.items():
+            if not task.splits["dev"]:
+                raise MaskwiseError(
+                    f"study.search chooses by dev rows, and task {spec} has none",
+                    do="give it a dev split, or set study.search.by=held-out",
+                )
     elif search:
         _check_losses(search, by_arm)
     specs: dict[str, str] = {}
@@ -189,28 +194,21 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
             yield note
 
 
-def _check_dev_rows(tasks: Mapping[str, Task]) -> None:
-    """Check that every task has dev rows, by which a search chooses."""
-    for spec, task in tasks.items():
-        if not task.splits["dev"]:
-            raise MaskwiseError(
-                f"study.search chooses by dev rows, and task {spec} has none",
-                do="give it a dev split, or set study.search.by=held-out",
-            )
-
-
 def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:
     """Check that the held-out losses of all points of a search can be compared."""
     do = "name tasks and set study.search.by=dev"
     for name, points in by_arm.items():
-        chains = [point.links() for point in points]
-        if not all(links[-1].judged_on() for links in chains):
-            raise MaskwiseError(
-                f"study.search by held-out loss cannot compare settings of arm {name!r}",
-                got="an arm that masks nothing",
-                do=do,
-            )
-        if len({tokenizer_of(prepare_stage(links[0])) for links in chains}) > 1:
+        tokenizers = set()
+        for point in points:
+            links = point.links()
+            tokenizers.add(tokenizer_of(prepare_stage(links[0])))
+            if not links[-1].judged_on():
+                raise MaskwiseError(
+                    f"study.search by held-out loss cannot compare settings of arm {name!r}",
+                    got="an arm that masks nothing",
+                    do=do,
+                )
+        if len(tokenizers) > 1:
             raise MaskwiseError(
                 "study.search by held-out loss cannot choose between tokenizers: losses per "
                 "token of different vocabularies are not comparable",

@@ -123,7 +123,10 @@ class Design:
 
     def settings_of(self, arm: str) -> list[Plain]:
         """List the settings chosen for an arm's runs; empty settings without a search."""
-        chosen = [setting for (name, _), setting in self.chosen.items() if name == arm]
+        chosen = []
+        for (name, _), setting in self.chosen.items():
+            if name == arm:
+                chosen.append(setting)
         return chosen or [{}]
 
     def _gate_arms(self) -> list[str]:
@@ -204,10 +207,10 @@ class Design:
         """Measure what each training of an arm's run spends; None if a text is not prepared."""
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
-        if any(text.result(self.stages) is None for text in run.texts):
-            return None
         spent = []
         for link, text in zip(run.recipe.links(), run.texts):
+            if text.result(self.stages) is None:
+                return None
             parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
             step = _measured_step(link.model_dump_json(include=parts), text.folder(self.stages))
             spent.append(link.training.steps * step[self.recipe.study.match])

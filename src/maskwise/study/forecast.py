@@ -58,7 +58,7 @@ DEPENDS = {
     "evaluate": ("evaluation", "content"),
     "finetune": ("task_content", "finetune"),
 }
-"""By kind of stage, what its time depends on besides the model, tokenizer, rows and training."""
+"""By kind of stage, what its time depends on apart from model, tokenizer, rows and training."""
 
 
 class Forecast:
@@ -413,7 +413,7 @@ def stages_in(folder: Path) -> Iterator[Stage]:
 
 def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
     """State what is not known before the study runs."""
-    undone = sum(choice["chosen"] is None for choice in design.choices)
+    undone = [choice["chosen"] for choice in design.choices].count(None)
     if undone:
         yield (
             f"{undone} of {len(design.choices)} searches (one for each arm and seed) "

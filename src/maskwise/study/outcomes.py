@@ -332,7 +332,7 @@ class Outcomes:
         return costs
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
-        """Return how far the loss on an arm's masks is below that of word frequencies.
+        """Return how far the loss on an arm's masks is below the loss of word frequencies.
 
         With several ratios, return the largest gap.
 

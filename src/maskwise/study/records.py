@@ -91,7 +91,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
 
 def _arm_facts(name: str, design: Design) -> ArmFacts:
     recipe = design.recipe
-    units: set[UnitKind] = set()
+    units = set()
     masks: dict[str, None] = {}
     policies = []
     ratios = []
@@ -424,8 +424,8 @@ def _place(record: Record) -> tuple[str | float, ...]:
 def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Record]:
     """List the compared runs that are missing because every point of their search failed."""
     for (arm, seed), trials in design.failed.items():
-        names = stages_of([Plan(tuple(trials))])
-        reason = next((errors[name] for name in names if name in errors), "no finite score")
+        reasons = [errors[name] for name in stages_of([Plan(tuple(trials))]) if name in errors]
+        reason = next(iter(reasons), "no finite score")
         error = f"no point of its search succeeded: {reason}"
         judged = design.recipe.study.judged_seeds[seed]
         yield {"kind": "failure", "arm": arm, "seed": judged, "stage": "search", "error": error}

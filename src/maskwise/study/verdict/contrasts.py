@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def matched_by(study: Study) -> str | None:
 
 
 def primary_pairs(study: Study) -> list[Pair]:
-    """Return the (arm, baseline) pairs that the recipe names, that of a gate first.
+    """Return the (arm, baseline) pairs that the recipe names, the gate's first.
 
     Raises:
         MaskwiseError: a contrast names the reference, which was not measured.
@@ -118,10 +119,10 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     if primary not in tasks + both:
         primary = next(iter(candidates), None)
     compute = _compute(table, arm, baseline)
-    return [
-        _compared(table, arm, baseline, name, compute, primary=name == primary)
-        for name in tasks + both
-    ]
+    rows = []
+    for name in tasks + both:
+        rows.append(_compared(table, arm, baseline, name, compute, primary=name == primary))
+    return rows
 
 
 def _compute(table: Outcomes, arm: str, baseline: str) -> Compute:
@@ -189,7 +190,7 @@ def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
         if len(lacking) == 2 or lacking == [REFERENCE]:
             continue
         (side,) = lacking
-        if not any((trained, seed) in table.failed for trained in table.trained(side)):
+        if table.failed.isdisjoint(product(table.trained(side), [seed])):
             raise MaskwiseError(
                 f"arm {side!r} lacks seeds that its partner has ({outcome})",
                 got=f"no seed {seed}",
@@ -304,7 +305,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
 
 
 def _p_value(comparison: Comparison) -> float:
-    """Return the p value of the sign-flip test, or that of all planned looks so far."""
+    """Return the p value of the sign-flip test, or of all planned looks so far."""
     study = comparison.table.study
     looks = study.get("looks")
     if not looks:
@@ -342,8 +343,8 @@ def _conclude(comparison: Comparison, *, family: int) -> None:
 def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None:
     """Return the interval in plain scores or nats if it lies within the study's margin.
 
-    The level is that of the test after correction for contrasts and planned looks, so that arms
-    which differ by exactly the margin are called equal in at most 5 % of studies.
+    The level is corrected for contrasts and planned looks as in the test, so that arms which differ
+    by exactly the margin are called equal in at most 5 % of studies.
     """
     row = comparison.row
     study = comparison.table.study

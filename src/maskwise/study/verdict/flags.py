@@ -302,7 +302,7 @@ def _trained(row: Contrast, table: Outcomes) -> list[str]:
 
 def _has_failures(row: Contrast, table: Outcomes) -> bool:
     arms = {*_trained(row, table), *_pair(row)}
-    return any(arm in arms for arm, _ in table.failed)
+    return not arms.isdisjoint(arm for arm, _ in table.failed)
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:

@@ -196,20 +196,29 @@ def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     return max(judged, key=gain)
 
 
-def headline_sentence(rows: Sequence[Contrast], names: Names, study: Study) -> str:
-    """Sum up the study in one short sentence, from the primary rows."""
-    row = headline_row(rows, study["baseline"])
+def headline_sentence(
+    row: Contrast | None, rows: Sequence[Contrast], names: Names, study: Study
+) -> str:
+    """Sum up the study in one short sentence.
+
+    Args:
+        row: the ``headline_row``.
+        rows: the primary rows.
+    """
     if row is None and len(study["arms"]) > 1:
         missing = "no measured outcome suits both; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
     if row is None:
         return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
-    judged = [other for other in rows if other["verdict"] != "not comparable"]
     templates = HEADLINES
-    all_worse = bool(judged) and all(other["better"] == "baseline" for other in judged)
-    baselines = {other["baseline"] for other in judged}
+    better = set()
+    baselines = set()
+    for other in rows:
+        if other["verdict"] != "not comparable":
+            better.add(other["better"])
+            baselines.add(other["baseline"])
     # Against several baselines, or the model as it is, "keep" has no single object.
-    if all_worse and baselines == {row["baseline"]} - {REFERENCE}:
+    if better == {"baseline"} and baselines == {row["baseline"]} - {REFERENCE}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
     reach = _reach(row)
     if reach:
@@ -241,7 +250,7 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
         runs = f"a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
     # Two arms may be called alike.
-    hopeless: dict[str, None] = {}
+    hopeless = {}
     raised = set()
     for row in rows:
         # Fewer runs than a test needs cannot show how small a difference is.
