@@ -115,7 +115,8 @@ def primary_rows(summary: dict) -> list[dict]:
 
 
 def advice_codes(rows: list[dict]) -> list[str]:
-    return [code.split()[0] for code in advice_of(rows, {})]
+    names = {row[side]: row[side] for row in rows for side in ("arm", "baseline")}
+    return [code.split()[0] for code in advice_of(rows, names)]
 
 
 def codes(row: dict) -> list[str]:

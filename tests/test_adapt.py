@@ -53,7 +53,7 @@ def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     assert [*recipe.study.arms] == ["words-30"] and recipe.study.seeds == 6
     with pytest.raises(
-        MaskwiseError, match=r"adapt needs an encoder; got bart, .*; take the recipe intermediate"
+        MaskwiseError, match=r"adapt needs an encoder; got bart, .*; use the recipe intermediate"
     ):
         adapt_recipe("bundled:seq2seq", str(texts))
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
@@ -403,9 +403,9 @@ def test_the_next_step_is_a_complete_command(
 
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:
     folders = [Path("out/model"), Path("out/sentence-model")]
-    assert "may be chance" in kept_of("tsdae", folders, helps=None)
+    assert "may be due to chance" in kept_of("tsdae", folders, helps=None)
     assert "nothing" in kept_of(None, (), helps=None)
     assert kept_of("tsdae", folders, helps="tsdae").endswith(
         "saved in out/model and out/sentence-model."
     )
-    assert "It is words-30 that is shown to help" in kept_of("tsdae", folders, helps="words-30")
+    assert "words-30 is shown to help; the lead" in kept_of("tsdae", folders, helps="words-30")

@@ -160,5 +160,6 @@ def test_the_row_of_a_gate_is_marked_and_arms_with_one_name_are_named_once(monke
     assert str(printing._cells({**row, "gate": True})[-1]).endswith(", gate")
     hopeless = {**row, "detectable": {"runs": 6, "difference": 1.0}, "runs_to_decide": None}
     both = [{**hopeless, "arm": arm} for arm in ("a", "b")]
-    advice = advice_of(both, {"a": "masking 45 %", "b": "masking 45 %"})
+    names = {"a": "masking 45 %", "b": "masking 45 %", row["baseline"]: "the baseline"}
+    advice = advice_of(both, names)
     assert advice["no-more-seeds"].count("masking 45 %") == 1

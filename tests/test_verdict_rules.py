@@ -405,7 +405,7 @@ def test_the_advice_on_runs_spends_no_error_twice(runs, looks, code):
         "baseline": "b",
         "outcome": "tasks",
     }
-    assert next(iter(advice_of([row], {}, looks or ()))) == code
+    assert next(iter(advice_of([row], {"a": "a", "b": "b"}, looks or ()))) == code
 
 
 # Tasks that can tell

@@ -17,15 +17,13 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, duration, require_known
 from maskwise.families import most_tokens, require_kind
-from maskwise.files import Record, Study
-from maskwise.folders import CARD, read_json, read_lines, write_json, write_whole
+from maskwise.folders import CARD, read_json, write_json, write_whole
 from maskwise.models import (
     has_head,
     load_config,
@@ -37,7 +35,7 @@ from maskwise.models import (
 from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested
 from maskwise.specs import with_options
-from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
+from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.outlook import cut_share, row_sizes
 from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at, write_pairs
@@ -47,7 +45,7 @@ from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer
 
 BEST = "words-30"
-STEPS, HEAD_STEPS = 600, 600
+STEPS = 600
 """Steps of the further training, and by default the most steps of a new head before it."""
 ARMS: dict[str, Plain] = {
     BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
@@ -103,9 +101,9 @@ def adapt_recipe(
         policy: the folder of a learned policy, which adds an arm.
         steps: steps of the further training.
         head_steps: steps of training a new head beforehand; None: the same as ``steps``, but at
-            most ``HEAD_STEPS``.
+            most ``STEPS``.
         pairs, aside: as in ``write_pairs``, for the titles and texts.
-        overrides: ``key=value`` settings, which replace those of the recipe.
+        overrides: ``key=value`` settings, which replace the recipe's.
 
     Raises:
         MaskwiseError: bad input, or neither tasks nor titles.
@@ -165,7 +163,7 @@ def adapt_recipe(
         },
     }
     if warm:
-        head_steps = head_steps or min(HEAD_STEPS, steps)
+        head_steps = head_steps or min(STEPS, steps)
         # With a seed of its own the head is trained once, for the runs of all arms and seeds.
         head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
         # Chosen by the search of benchmarks/recipes/continual-minilm.yaml.
@@ -315,8 +313,7 @@ def arm_that_helps(result: Plain) -> str | None:
 def _primary(result: Plain) -> Plain | None:
     """Find the primary contrast on the tasks, or else the first one."""
     rows = [row for row in result["contrasts"] if row["primary"]]
-    on_tasks = [row for row in rows if row["outcome"] == "tasks"]
-    return next(iter(on_tasks + rows), None)
+    return min(rows, key=lambda row: row["outcome"] != "tasks", default=None)
 
 
 def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:
@@ -345,26 +342,22 @@ def best_arm(out: Path) -> str | None:
     Returns:
         None if no arm gains. A gain is the mean of paired differences, standardised as in verdicts.
     """
-    study = cast(Study, read_json(out / "study.json"))
-    lines = cast(list[Record], list(read_lines(out / "records.jsonl")))
-    # Runs of a search or gate have a role.
-    table = Outcomes([line for line in lines if "role" not in line], study)
-    # Every fine-tuning may have failed.
-    if not table.tasks:
+    table = read_outcomes(out)
+    # Every fine-tuning may have failed, and with it every arm.
+    if table is None or not table.tasks or not table.study["arms"]:
         return None
-    finished = {arm: len(finite_runs(table.runs(ALL_TASKS, arm))) for arm in study["arms"]}
+    arms = np.array(list(table.study["arms"]))
+    runs = np.array([table.runs(ALL_TASKS, arm) for arm in arms])
+    finished = np.isfinite(runs).sum(axis=1)
     # If an arm lacks runs that others have, the remaining ones may be the lucky ones.
-    most = max(finished.values(), default=0)
-    gains = {}
-    for arm, runs in finished.items():
-        if runs == most:
-            gains[arm] = table.gains(ALL_TASKS, arm, REFERENCE)
-    shared = np.isfinite(list(gains.values())).all(axis=0)
-    means = {arm: float(found[shared].sum()) for arm, found in gains.items()}
-    best = max(means, key=lambda arm: means[arm], default=None)
-    if best is None or means[best] <= 0:
+    complete = finished == finished.max()
+    gains = runs[complete] - table.runs(ALL_TASKS, REFERENCE)
+    shared = np.isfinite(gains).all(axis=0)
+    sums = gains[:, shared].sum(axis=1)
+    best = sums.argmax()
+    if sums[best] <= 0:
         return None
-    return best
+    return str(arms[complete][best])
 
 
 def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:

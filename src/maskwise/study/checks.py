@@ -128,8 +128,13 @@ def check_inputs(recipe: Recipe) -> list[str]:
     # Damaged evaluation files raise here.
     load_sets(recipe.evaluation)
     search = study.search
-    if search and (search.by or ("dev" if tasks else "held-out")) == "dev":
-        _check_dev_rows(tasks)
+    if search and (search.by == "dev" or (tasks and not search.by)):
+        for spec, task in tasks.items():
+            if not task.splits["dev"]:
+                raise MaskwiseError(
+                    f"study.search chooses by dev rows, and task {spec} has none",
+                    do="give it a dev split, or set study.search.by=held-out",
+                )
     elif search:
         _check_losses(search, by_arm)
     specs: dict[str, str] = {}
@@ -178,9 +183,10 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         yield from link.remarks()
-        kinds = [objective.kind for objective in link.objectives.values()]
-        for kind in kinds or [objective_class(link.objective)]:
-            kind.check_model(config)
+        if not link.objectives:
+            objective_class(link.objective).check_model(config)
+        for objective in link.objectives.values():
+            objective.kind.check_model(config)
         if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
             note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document per row"
             if arm.kind == "encoder":
@@ -188,28 +194,21 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
             yield note
 
 
-def _check_dev_rows(tasks: Mapping[str, Task]) -> None:
-    """Check that every task has dev rows, by which a search chooses."""
-    for spec, task in tasks.items():
-        if not task.splits["dev"]:
-            raise MaskwiseError(
-                f"study.search chooses by dev rows, and task {spec} has none",
-                do="give it a dev split, or set study.search.by=held-out",
-            )
-
-
 def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:
     """Check that the held-out losses of all points of a search can be compared."""
     do = "name tasks and set study.search.by=dev"
     for name, points in by_arm.items():
-        chains = [point.links() for point in points]
-        if not all(links[-1].judged_on() for links in chains):
-            raise MaskwiseError(
-                f"study.search by held-out loss cannot compare settings of arm {name!r}",
-                got="an arm that masks nothing",
-                do=do,
-            )
-        if len({tokenizer_of(prepare_stage(links[0])) for links in chains}) > 1:
+        tokenizers = set()
+        for point in points:
+            links = point.links()
+            tokenizers.add(tokenizer_of(prepare_stage(links[0])))
+            if not links[-1].judged_on():
+                raise MaskwiseError(
+                    f"study.search by held-out loss cannot compare settings of arm {name!r}",
+                    got="an arm that masks nothing",
+                    do=do,
+                )
+        if len(tokenizers) > 1:
             raise MaskwiseError(
                 "study.search by held-out loss cannot choose between tokenizers: losses per "
                 "token of different vocabularies are not comparable",
@@ -240,10 +239,10 @@ def _check_text(link: Recipe) -> Iterator[str]:
     layers = ["word_ids"]
     for spec in corpus.annotators:
         layers += token_layers(annotator(spec).layers)
-    needed = [(f"policy {name} needs", policy(name).layers()) for name in link.policies]
+    needed = {f"policy {name} needs": policy(name).layers() for name in link.policies}
     if link.masking.keep:
-        needed.append(("masking.keep names", (link.masking.keep,)))
-    for who, names in needed:
+        needed["masking.keep names"] = (link.masking.keep,)
+    for who, names in needed.items():
         for layer in names:
             if layer not in layers:
                 raise MaskwiseError(
@@ -257,17 +256,17 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     """Check that policies that need words have a fast tokenizer, or words of one token each."""
     if tokenizer.is_fast or link.corpus.words == "token":
         return
-    named = [("masking.policy", name) for name in link.policies]
-    named += [("evaluation.masks", name) for name in link.evaluation.masks]
-    for setting, name in named:
-        # Diffusion draws its masks itself, so it is no policy.
-        if name != DIFFUSION and "word_ids" in policy(name).layers():
-            raise MaskwiseError(
-                f"{setting} {name} needs words, and a slow tokenizer has no character offsets "
-                "to find them",
-                got=type(tokenizer).__name__,
-                do="use token, set corpus.words: token, or convert it to a tokenizer.json",
-            )
+    used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}
+    for setting, names in used.items():
+        for name in names:
+            # Diffusion draws its masks itself, so it is no policy.
+            if name != DIFFUSION and "word_ids" in policy(name).layers():
+                raise MaskwiseError(
+                    f"{setting} {name} needs words, and a slow tokenizer has no character "
+                    "offsets to find them",
+                    got=type(tokenizer).__name__,
+                    do="use token, set corpus.words: token, or convert it to a tokenizer.json",
+                )
 
 
 def _check_rows(link: Recipe) -> None:

@@ -123,7 +123,10 @@ class Design:
 
     def settings_of(self, arm: str) -> list[Plain]:
         """List the settings chosen for an arm's runs; empty settings without a search."""
-        chosen = [setting for (name, _), setting in self.chosen.items() if name == arm]
+        chosen = []
+        for (name, _), setting in self.chosen.items():
+            if name == arm:
+                chosen.append(setting)
         return chosen or [{}]
 
     def _gate_arms(self) -> list[str]:
@@ -204,10 +207,10 @@ class Design:
         """Measure what each training of an arm's run spends; None if a text is not prepared."""
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
-        if any(text.result(self.stages) is None for text in run.texts):
-            return None
         spent = []
         for link, text in zip(run.recipe.links(), run.texts):
+            if text.result(self.stages) is None:
+                return None
             parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
             step = _measured_step(link.model_dump_json(include=parts), text.folder(self.stages))
             spent.append(link.training.steps * step[self.recipe.study.match])
@@ -330,21 +333,22 @@ def choose(points: Sequence[Scores | None]) -> Choice:
         points: the scores of one arm and seed at every point of the grid; None for a point that
             failed, which is never chosen.
     """
-    known = [point for point in points if point is not None]
+    means: list[float | None] = [None] * len(points)
+    known = {place: point for place, point in enumerate(points) if point is not None}
     if not known:
-        return Choice([None] * len(points), None, tied=False)
+        return Choice(means, None, tied=False)
     # With one run per point the noise is unknown. Outcomes are divided by their spread between the
     # points instead, so that tasks count equally whatever their unit.
-    values = np.array([list(point.values()) for point in known], float)
+    values = np.array([list(point.values()) for point in known.values()], float)
     differ = values.min(axis=0) < values.max(axis=0)
     spread = np.where(differ, values.std(axis=0), 1.0)
     standardised = np.where(differ, (values - values.mean(axis=0)) / spread, 0.0)
     totals = standardised.sum(axis=1) / max(1, values.shape[1])
-    remaining = iter(totals.tolist())
-    means = [None if point is None else next(remaining) for point in points]
+    for place, total in zip(known, totals.tolist()):
+        means[place] = total
     # Means may differ by rounding alone.
-    best = [mean is not None and mean >= totals.max() - 1e-9 for mean in means]
-    return Choice(means, best.index(True), tied=len(known) > 1 and not differ.any())
+    best = np.argmax(totals >= totals.max() - 1e-9)
+    return Choice(means, list(known)[best], tied=len(known) > 1 and not differ.any())
 
 
 def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | None:

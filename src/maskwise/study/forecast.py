@@ -6,14 +6,13 @@ folder (``timings.json``); delete that file to time again, for example if the ma
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from heapq import heappop, heappush
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import TypeAlias
@@ -31,7 +30,7 @@ from maskwise.study.checks import check_study, shared_folder, start_of
 from maskwise.study.costs import expected
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, stages_of
-from maskwise.study.stages import STAGE, Stage, named
+from maskwise.study.stages import STAGE, Stage, digest, named
 from maskwise.training import TrainingSettings
 
 CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
@@ -59,7 +58,7 @@ DEPENDS = {
     "evaluate": ("evaluation", "content"),
     "finetune": ("task_content", "finetune"),
 }
-"""By kind of stage, what its time depends on besides the model, tokenizer, rows and training."""
+"""By kind of stage, what its time depends on apart from model, tokenizer, rows and training."""
 
 
 class Forecast:
@@ -142,9 +141,11 @@ class Forecast:
 
     def memory_gib(self) -> float | None:
         """Return the peak memory of a process over the timed stages; None if none was timed."""
-        entries = [self.timed.get(self.key(name), {}) for name in self.named]
-        peaks = [entry["memory_gib"] for entry in entries if "memory_gib" in entry]
-        return max(peaks, default=None)
+        peak = 0.0
+        for name in self.named:
+            entry = self.timed.get(self.key(name), {})
+            peak = max(peak, entry.get("memory_gib", 0.0))
+        return peak or None
 
     def _key(self, name: str) -> str:
         """Hash everything that the time of a stage, or of a step of a training, depends on.
@@ -153,11 +154,9 @@ class Forecast:
         """
         stage = self.named[name]
         try:
-            parts = [stage.kind, _machine(), self._parts(stage)]
+            return digest([stage.kind, _machine(), self._parts(stage)])
         except KeyError:
             return ""
-        text = json.dumps(parts, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _parts(self, stage: Stage) -> list[object]:
         what = stage.what
@@ -214,10 +213,12 @@ def _machine() -> Plain:
 
 def total(seconds: Collection[float | None]) -> float | None:
     """Add up seconds of work; None if one of them is unknown."""
-    known = [part for part in seconds if part is not None]
-    if len(known) < len(seconds):
-        return None
-    return round(sum(known), 1)
+    work: float = 0
+    for part in seconds:
+        if part is None:
+            return None
+        work += part
+    return round(work, 1)
 
 
 def _summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
@@ -244,11 +245,11 @@ def _summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain
     for kind in kinds.values():
         kind["seconds"] = total(kind["seconds"])
     unknown = [name for name, kind in kinds.items() if kind["seconds"] is None]
-    until: float | None = None
+    until = None
+    if not unknown:
+        until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
     if not seconds:
         until = 0.0
-    elif not unknown:
-        until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
     return {"stages": kinds, "unknown": unknown, "seconds": until}
 
 
@@ -390,13 +391,15 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
 @contextmanager
 def _view(own: Path, shared: Path | None) -> Iterator[Path]:
     """Link the stages of a study and the shared ones into a temporary folder."""
-    found = {stage.name: stage for stage in shared.glob("*-*/")} if shared else {}
-    # If two stages have the same name, the study's own is used, as in ``link_shared``.
-    found |= {stage.name: stage for stage in own.glob("*-*/")}
+    folders = [own]
+    if shared:
+        folders.append(shared)
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        for stage_name, folder in found.items():
-            link = Path(name) / stage_name
-            link.symlink_to(folder.resolve(), target_is_directory=True)
+        for stage in chain.from_iterable(folder.glob("*-*/") for folder in folders):
+            link = Path(name) / stage.name
+            # If two stages have the same name, the study's own is used, as in ``link_shared``.
+            if not link.is_symlink():
+                link.symlink_to(stage.resolve(), target_is_directory=True)
         yield Path(name)
 
 
@@ -410,7 +413,7 @@ def stages_in(folder: Path) -> Iterator[Stage]:
 
 def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
     """State what is not known before the study runs."""
-    undone = sum(choice["chosen"] is None for choice in design.choices)
+    undone = [choice["chosen"] for choice in design.choices].count(None)
     if undone:
         yield (
             f"{undone} of {len(design.choices)} searches (one for each arm and seed) "

@@ -18,7 +18,8 @@ import numbers
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Contrast, Look, Record, Study
+from maskwise.folders import read_json, read_lines
 
 Numbers: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[str, str]
@@ -67,7 +69,7 @@ class Outcomes:
         tasks, heldout, evaluations: names of the outcomes of each kind.
         helped: for each task the share of seeds in which pre-training helps, or None (``_helped``).
         counted: the tasks that the primary outcome averages (``study.helps``).
-        names: words for the arms that the study did not train.
+        names: what sentences call each arm; trained arms have their own names.
         gate: the primary row of a gate that did not pass.
         closed: the (arm, baseline) pairs that this gate closes.
 
@@ -93,33 +95,36 @@ class Outcomes:
         self.values: dict[str, Numbers] = {}
         self.measures: dict[str, Measure] = {}
         self.parts: dict[str, list[str]] = {}
-        self.names: Mapping[str, str] = {
-            REFERENCE: study.get("reference") or REFERENCE,
-            OWN_TASK: "the policy learned from the task itself",
-            OTHER_TASKS: "policies learned from other tasks",
-        }
+        self.names = dict(zip(self.arms, self.arms))
+        self.names[REFERENCE] = study.get("reference") or REFERENCE
+        self.names[OWN_TASK] = "the policy learned from the task itself"
+        self.names[OTHER_TASKS] = "policies learned from other tasks"
         self.gate: Contrast | None = None
         self.closed: list[Pair] = []
-        self.failed = {
-            (line["arm"], line["seed"])
-            for line in self.lines["failure"]
-            if line.get("fraction", 1.0) == 1
-        }
+        self.failed: set[tuple[str, int]] = set()
+        for line in self.lines["failure"]:
+            if line.get("fraction", 1.0) == 1:
+                self.failed.add((line["arm"], line["seed"]))
         self._read_scores()
         self.tasks = list(self.measures)
         self.heldout = self._read_heldout()
         self.evaluations = self._read_evaluations()
-        self._read_costs()
+        for line in self.lines["cost"]:
+            for quantity in QUANTITIES:
+                value = line.get(quantity)
+                # A quantity that could not be counted is 0 or null.
+                if value:
+                    self._put(f"cost:{quantity}", line, value)
         # Done before averaging, so that a mean never covers only some of the outcomes of a run.
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
-        failed_arms = {arm for arm, _ in self.failed}
+        # A failed run explains an arm without numbers.
+        explained = {arm for arm, _ in self.failed}
         for arm in study["arms"]:
-            numbers_of_arm = {self.mean(outcome, arm) for outcome in self.measures}
-            # A failed run explains an arm without numbers.
-            if numbers_of_arm <= {None} and arm not in failed_arms:
+            runs = [self.runs(outcome, arm) for outcome in self.measures]
+            if arm not in explained and not np.isfinite(runs).any():
                 raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
         if study.get("learned"):
             self._add_sides_of_transfer(study["learned"])
@@ -199,24 +204,18 @@ class Outcomes:
         names = {}
         for line in self.lines["evaluation"]:
             metric = line["metric"]
+            chance = line["chance"]
+            higher = line["higher_is_better"]
             name = f"evaluation:{line['name']}:{metric}"
             self._put(name, line, line["value"])
-            higher = line["higher_is_better"]
             unit = metric
-            if line["chance"] is not None and higher:
+            if chance is not None and higher:
                 unit = "score"
             elif is_loss(name):
                 unit = "perplexity"
-            names[name] = Measure(unit, metric, higher, line["chance"], line["items"])
+            names[name] = Measure(unit, metric, higher, chance, line["items"])
         self.measures |= names
         return list(names)
-
-    def _read_costs(self) -> None:
-        for line in self.lines["cost"]:
-            for key, value in line.items():
-                # A quantity that could not be counted is 0 or null.
-                if key in QUANTITIES and value:
-                    self._put(f"cost:{key}", line, value)
 
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
         """Clear the values of these outcomes that a failed run measured before it failed.
@@ -242,14 +241,13 @@ class Outcomes:
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
         """Average, for each task, the arms that learned from it, and the arms that did not."""
+        places = np.array([self.arms.index(arm) for arm in learned])
+        sources = np.array(list(learned.values()))
         for task in self.tasks:
-            sides: dict[str, list[int]] = {OWN_TASK: [], OTHER_TASKS: []}
-            for arm, source in learned.items():
-                side = OWN_TASK if source == task else OTHER_TASKS
-                sides[side].append(self.arms.index(arm))
             runs = self.values[task]
-            for side, places in sides.items():
-                runs[:, self.arms.index(side)] = runs[:, places].mean(axis=1)
+            from_task = sources == task
+            runs[:, self.arms.index(OWN_TASK)] = runs[:, places[from_task]].mean(axis=1)
+            runs[:, self.arms.index(OTHER_TASKS)] = runs[:, places[~from_task]].mean(axis=1)
 
     def _average_tasks(self) -> None:
         """Average the signed scores of tasks within each run, plain and standardised."""
@@ -326,11 +324,15 @@ class Outcomes:
 
     def compute(self, arm: str) -> dict[str, float]:
         """Return the mean cost of a full run by quantity, where it was measured."""
-        costs = {quantity: self.mean(f"cost:{quantity}", arm) for quantity in QUANTITIES}
-        return {quantity: cost for quantity, cost in costs.items() if cost is not None}
+        costs = {}
+        for quantity in QUANTITIES:
+            cost = self.mean(f"cost:{quantity}", arm)
+            if cost is not None:
+                costs[quantity] = cost
+        return costs
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
-        """Return how far the loss on an arm's masks is below that of word frequencies.
+        """Return how far the loss on an arm's masks is below the loss of word frequencies.
 
         With several ratios, return the largest gap.
 
@@ -338,11 +340,12 @@ class Outcomes:
             arm: the arm whose kind of masks is used.
             of: the arm whose loss is compared; ``arm`` by default.
         """
+        of = of or arm
         gaps = []
         for outcome in self.own_heldout(arm):
             for part in self.parts.get(outcome, ()):
-                unigram = self.runs(part.replace("heldout:", "unigram:", 1), of or arm)
-                gap = _mean_of_finite(unigram - self.runs(part, of or arm))
+                unigram = self.runs(part.replace("heldout:", "unigram:", 1), of)
+                gap = _mean_of_finite(unigram - self.runs(part, of))
                 if gap is not None:
                     gaps.append(gap)
         return max(gaps, default=None)
@@ -389,23 +392,38 @@ class Outcomes:
         The bound of masked diffusion uncovers tokens in random order whatever units the arms mask,
         so units do not matter to it.
         """
-        names = (self.trained(arm) or [arm]) + (self.trained(other) or [other])
-        facts = [self.study["arms"][name] for name in names if name in self.study["arms"]]
-        tokenizers = {line["tokenizer"] for line in facts if "tokenizer" in line}
+        units = set()
+        tokenizers = set()
+        for name in (self.trained(arm) or [arm]) + (self.trained(other) or [other]):
+            units.add(self.units(name))
+            facts = self.study["arms"].get(name)
+            if facts and "tokenizer" in facts:
+                tokenizers.add(facts["tokenizer"])
         if len(tokenizers) > 1 and self._is_per_token(outcome, arm, other):
             return "different-tokenizers"
         if not is_loss(outcome) or outcome == f"heldout:{DIFFUSION}":
             return None
         if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
             return "different-formats"
-        units = {self.units(name) for name in names}
         return "different-units" if len(units) > 1 else None
 
     def _is_per_token(self, outcome: str, *pair: str) -> bool:
         """Return whether an outcome depends on how a tokenizer splits the text."""
         if is_loss(outcome) or ":open-" in outcome or "per token" in outcome:
             return True
-        return any(self.measures[name].metric == NATS for name in self.measured(outcome, *pair))
+        metrics = [self.measures[name].metric for name in self.measured(outcome, *pair)]
+        return NATS in metrics
+
+
+def read_outcomes(folder: Path) -> Outcomes | None:
+    """Read the numbers of a study's compared runs; None for a folder without a study."""
+    study = cast(Study, read_json(folder / "study.json"))
+    lines = cast(list[Record], list(read_lines(folder / "records.jsonl")))
+    # Runs of a search or a gate have a role.
+    records = [line for line in lines if "role" not in line]
+    if not study or not records:
+        return None
+    return Outcomes(records, study)
 
 
 def is_loss(outcome: str) -> bool:

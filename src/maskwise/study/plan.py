@@ -158,8 +158,11 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     require_arms(recipe)
     contents = task_contents(recipe)
-    pairs = product(recipe.study.seed_list, arms_of(recipe, contents))
-    return Plan(tuple(make_run(recipe, arm, seed, contents=contents) for seed, arm in pairs))
+    runs = []
+    # Seeds are outermost, so that an interrupted study has whole pairs of runs.
+    for seed, arm in product(recipe.study.seed_list, arms_of(recipe, contents)):
+        runs.append(make_run(recipe, arm, seed, contents=contents))
+    return Plan(tuple(runs))
 
 
 def require_arms(recipe: Recipe) -> None:
@@ -300,8 +303,8 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
     found = sorted({*learned.values()})
     if len(found) < max(2, len(tasks)):
         raise MaskwiseError(
-            "study.transfer compares policies learned from each of the study's tasks, of which it "
-            "needs two or more",
+            "study.transfer compares policies learned from each of the study's tasks, and needs "
+            "two tasks or more",
             got=f"policies learned from {', '.join(found) or 'none of them'}",
             do=f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}",
         )

@@ -390,9 +390,13 @@ def judging_rows(
 ) -> list[tuple[Rows, int]]:
     """List the held-out rows of the evaluations, and how many rows each of them reads."""
     settings = recipe.evaluation
-    rows = laid_out(data.held_out, predicting(network), network.config)
-    judged = [(rows, settings.rows), (documents_alone(data.held_out), settings.pseudo_perplexity)]
-    return [(rows, count) for rows, count in judged if count]
+    judged = []
+    if settings.rows:
+        rows = laid_out(data.held_out, predicting(network), network.config)
+        judged.append((rows, settings.rows))
+    if settings.pseudo_perplexity:
+        judged.append((documents_alone(data.held_out), settings.pseudo_perplexity))
+    return judged
 
 
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:

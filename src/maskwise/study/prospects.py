@@ -11,16 +11,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 
 from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Record, Study
-from maskwise.folders import read_json, read_lines
 from maskwise.recipe import Recipe
-from maskwise.study.outcomes import Outcomes, finite_runs
+from maskwise.study.outcomes import finite_runs, read_outcomes
 from maskwise.study.statistics import (
     detectable_difference,
     fewest_runs,
@@ -84,7 +82,9 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     prospects: list[Prospect] = []
     for number, (arm, baseline) in enumerate(study.pairs):
         # The gate comes first and is tested at the full level; the other contrasts share a level.
-        alpha = spent if study.gate and number == 0 else spent / tested
+        alpha = spent
+        if number or not study.gate:
+            alpha /= tested
         noise = known
         if on_tasks and REFERENCE in (arm, baseline):
             noise = UNKNOWN
@@ -135,19 +135,16 @@ def _measured(folder: Path) -> Noise:
     Raises:
         MaskwiseError: the folder has no study with records.
     """
-    study = cast(Study, read_json(folder / "study.json"))
-    lines = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    records = [line for line in lines if "role" not in line]
-    if not study or not records:
+    table = read_outcomes(folder)
+    if table is None:
         raise MaskwiseError(
             "study.noise names a folder without a study",
             got=str(folder),
             do="give the folder of a finished study, or a standard deviation",
         )
-    table = Outcomes(records, study)
     # Differences in points and in nats do not mix.
     variances = defaultdict(list)
-    for pair in primary_pairs(study):
+    for pair in primary_pairs(table.study):
         for one in compare(table, *pair):
             plain = finite_runs(one.plain)
             # Two differences estimate a spread too poorly, and equal ones give none.
@@ -157,7 +154,7 @@ def _measured(folder: Path) -> Noise:
     if not variances:
         return UNKNOWN
     points, found = next(iter(variances.items()))
-    source = f"{folder}, {len(study['seeds'])} runs"
+    source = f"{folder}, {len(table.study['seeds'])} runs"
     return _noise(math.sqrt(np.mean(found)), source, points=points)
 
 

@@ -6,14 +6,14 @@ study.json also remembers earlier calls in the same folder: running times and ea
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,7 +23,7 @@ from maskwise.constants import REFERENCE
 from maskwise.devices import cpu_name
 from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
-from maskwise.folders import read_lines
+from maskwise.folders import finite, read_lines
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
@@ -91,15 +91,24 @@ def describe(recipe: Recipe, design: Design) -> Study:
 
 def _arm_facts(name: str, design: Design) -> ArmFacts:
     recipe = design.recipe
-    # Seeds that chose different settings may have trained with different masks.
-    chains = [recipe.arm(name, seed=0, more=more).links() for more in design.settings_of(name)]
-    lasts = [links[-1] for links in chains]
-    units: set[UnitKind] = set()
+    units = set()
     masks: dict[str, None] = {}
-    for last in lasts:
-        policies = last.masked_by or [last.masking.policy]
-        units.update(policy(spec).unit_kind for spec in policies)
+    policies = []
+    ratios = []
+    tokenizers = []
+    samplers = []
+    # Seeds that chose different settings may have trained with different masks.
+    for setting in design.settings_of(name):
+        links = recipe.arm(name, seed=0, more=setting).links()
+        last = links[-1]
+        for spec in last.masked_by or [last.masking.policy]:
+            units.add(policy(spec).unit_kind)
         masks |= dict.fromkeys(last.judged_on())
+        policies.append(last.masking.policy)
+        ratios.append(str(schedule(last.masking.ratio)))
+        tokenizers.append(tokenizer_of(prepare_stage(links[0])))
+        if last.objectives:
+            samplers.append(last.sampler)
     unit = UnitKind.MIXTURE
     if len(units) == 1:
         unit = units.pop()
@@ -108,16 +117,16 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         if run.arm == name and run.compared and run.pretrained:
             runs[str(run.seed)] = f"stages/{run.pretrained.name}"
     facts: ArmFacts = {
-        "policy": _alternatives(last.masking.policy for last in lasts),
-        "ratio": _alternatives(str(schedule(last.masking.ratio)) for last in lasts),
+        "policy": _alternatives(policies),
+        "ratio": _alternatives(ratios),
         "overrides": recipe.study.arms[name],
         "units": unit,
-        "tokenizer": _alternatives(tokenizer_of(prepare_stage(links[0])) for links in chains),
+        "tokenizer": _alternatives(tokenizers),
         "judged_on": list(masks),
         "runs": runs,
     }
-    if lasts[0].objectives:
-        facts["sampler"] = _alternatives(last.sampler for last in lasts)
+    if samplers:
+        facts["sampler"] = _alternatives(samplers)
     return facts
 
 
@@ -205,13 +214,16 @@ def _look(study: Study | Plain) -> Look:
 
 def _decides_otherwise(before: Plain, study: Study) -> bool:
     """Return whether settings changed that may change the verdict on the same runs."""
-    keys = ("outcome", "margin", "gate", "search", "match")
-    old, new = _settings(before["recipe"]), _settings(study["recipe"])
-    if any(old.get(key) != new.get(key) for key in keys):
-        return True
+    old = _settings(before["recipe"])
+    new = _settings(study["recipe"])
+    for key in ("outcome", "margin", "gate", "search", "match"):
+        if old.get(key) != new.get(key):
+            return True
     # Files of older versions lack some of these.
-    same = (before.get(key, study.get(key)) == study.get(key) for key in ("helps", "baseline"))
-    return not all(same) or sorted(_asked(before)) != sorted(_asked(study))
+    for key in ("helps", "baseline"):
+        if key in before and before[key] != study.get(key):
+            return True
+    return sorted(_asked(before)) != sorted(_asked(study))
 
 
 def _asked(study: Study | Plain) -> list[list[str]]:
@@ -234,10 +246,10 @@ class Others(NamedTuple):
         runs: the folder of the training by seed, for each arm.
     """
 
-    records: list[Record]
-    timings: list[Plain]
-    answers: list[Plain]
-    runs: dict[str, dict[str, str]]
+    records: Sequence[Record] = ()
+    timings: Sequence[Plain] = ()
+    answers: Sequence[Plain] = ()
+    runs: Mapping[str, dict[str, str]] = MappingProxyType({})
 
     def added_to(self, study: Study) -> Study:
         """Add the folders of the other trainings to study.json."""
@@ -267,7 +279,7 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
         before: the study.json in ``out``.
     """
     if not before:
-        return Others([], [], [], {})
+        return Others()
     judged = design.recipe.study.judged_seeds
     # Runs of a search keep the study's seeds, compared runs have seeds of their own.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
@@ -282,9 +294,11 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
 
 def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """List the seeds of compared runs that have no record yet."""
-    # A failed run has a record, too: it is missing from verdicts, but not pending.
-    compared = (record for record in records if not {"role", "fraction"} & record.keys())
-    done = {record.get("seed") for record in compared}
+    done = set()
+    for record in records:
+        # A failed run has a record, too: it is missing from verdicts, but not pending.
+        if not {"role", "fraction"} & record.keys():
+            done.add(record.get("seed"))
     return [seed for seed in study["seeds"] if seed not in done]
 
 
@@ -305,12 +319,16 @@ def collect(
     """
     records: list[Any] = list(more)
     for run in runs:
-        results = {stage: stage.result(stages) for stage in run.stages}
-        # A failed search for test items makes no comparison invalid, so it is not a failure.
-        lost = [stage for stage in run.stages if not results[stage] and stage.kind != "overlap"]
-        # Stages after a failed one have its error, which is reported for the first of them only.
-        first = {errors.get(stage.name): stage for stage in reversed(lost)}
-        records += [failure_of(run, stage, errors) for stage in first.values()]
+        results = {}
+        reported = set()
+        for stage in run.stages:
+            results[stage] = stage.result(stages)
+            error = errors.get(stage.name)
+            # A failed search for test items makes no comparison invalid, so it is not a failure.
+            # Stages after a failed one have its error, which is reported for the first of them.
+            if not results[stage] and stage.kind != "overlap" and error not in reported:
+                reported.add(error)
+                records.append(failure_of(run, stage, errors))
         trained = [results[stage] for stage in run.trainings]
         if trained and all(trained):
             records.append({"kind": "cost", **run.who, **_spent(trained)})
@@ -326,11 +344,16 @@ def collect(
             sound = [line for line in lines if _finite(line)]
             records += [{"kind": line["kind"], **run.who, **line} for line in sound]
             if len(sound) < len(lines):
-                error = "a score or loss is not a finite number: the training or fine-tuning"
-                records.append(failure_of(run, stage, {stage.name: f"{error} diverged"}))
+                error = (
+                    "a score or loss is not a finite number: the training or fine-tuning diverged"
+                )
+                records.append(failure_of(run, stage, {stage.name: error}))
     # Another block of seeds may have written the same record of a text and a task.
-    distinct = {json.dumps(record, sort_keys=True): record for record in records}
-    return [distinct[text] for text in sorted(distinct, key=lambda t: (_place(distinct[t]), t))]
+    distinct = {}
+    for record in records:
+        text = json.dumps(record, sort_keys=True)
+        distinct[_place(record), text] = record
+    return [distinct[key] for key in sorted(distinct)]
 
 
 def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
@@ -383,11 +406,11 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
 
 def _finite(line: Plain) -> bool:
     """Return whether all measurements are finite numbers."""
-    # A dev score is None if the task has no dev rows.
-    measured = [line[key] for key in ("score", "loss", "value") if key in line]
+    measured = [line.get(key, 0.0) for key in ("score", "loss", "value")]
     measured += line.get("fine_tuning", [])
-    measured += [value for value in line.get("dev", []) if value is not None]
-    return all(value is not None and math.isfinite(value) for value in measured)
+    # A dev score is None if the task has no dev rows.
+    measured += [score or 0.0 for score in line.get("dev", [])]
+    return None not in finite(measured)
 
 
 def _place(record: Record) -> tuple[str | float, ...]:
@@ -401,50 +424,8 @@ def _place(record: Record) -> tuple[str | float, ...]:
 def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Record]:
     """List the compared runs that are missing because every point of their search failed."""
     for (arm, seed), trials in design.failed.items():
-        names = stages_of([Plan(tuple(trials))])
-        reason = next((errors[name] for name in names if name in errors), "no finite score")
+        reasons = [errors[name] for name in stages_of([Plan(tuple(trials))]) if name in errors]
+        reason = next(iter(reasons), "no finite score")
         error = f"no point of its search succeeded: {reason}"
         judged = design.recipe.study.judged_seeds[seed]
         yield {"kind": "failure", "arm": arm, "seed": judged, "stage": "search", "error": error}
-
-
-# Other files
-# --------------------------------------------------------------------------------------------
-
-
-def answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> list[Plain]:
-    """Collect the written answers to every test row of generation tasks, by arm and seed.
-
-    Only the first of several fine-tunings is read, because answers are shown and not scored.
-
-    Args:
-        before: the rows of other seeds.
-    """
-    rows = {_row_key(row): row for row in before}
-    for run in runs:
-        for stage in run.tasks.values():
-            files = sorted(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"))
-            if not files:
-                continue
-            task = (stage.result(stages) or {}).get("task", "")
-            for line in read_lines(files[0]):
-                row = {"task": task, "input": line["input"], "gold": line["gold"]}
-                row = rows.setdefault(_row_key(row), row | {"answers": {}})
-                row["answers"].setdefault(run.arm, {})[str(run.seed)] = line["answer"]
-    return list(rows.values())
-
-
-def _row_key(row: Plain) -> tuple[str, str, str]:
-    return row["task"], row["input"], str(row["gold"])
-
-
-def timings(design: Design, stages: Path) -> Iterator[Plain]:
-    """List the seconds of every stage, once for every run that needs it."""
-    for purpose, runs in (("main", design.runs), ("choice", design.others)):
-        for run in runs:
-            for stage in run.stages:
-                result = stage.result(stages)
-                if result:
-                    facts = {"purpose": purpose, "kind": stage.kind, "stage": stage.name}
-                    facts["seconds"] = result["seconds"]
-                    yield {**run.who, "fraction": run.fraction, **facts}

@@ -7,7 +7,7 @@ continue.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,6 @@ from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
     Others,
-    answers,
     collect,
     describe,
     failed_searches,
@@ -39,7 +38,6 @@ from maskwise.study.records import (
     pending,
     require_same_recipe,
     so_far,
-    timings,
 )
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import DONE, Stage
@@ -107,7 +105,7 @@ def run_study(
     with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
         # Read under the lock: another block may have finished while this one waited.
         before = read_json(out / "study.json") or {}
-        others = Others([], [], [], {})
+        others = Others()
         if seeds is not None:
             require_same_recipe(out, before, study)
             others = others_of(out, before, design)
@@ -155,9 +153,9 @@ def run_study(
             study["pending"] = left
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
-        write_lines(out / "timings.jsonl", [*others.timings, *timings(design, stages)])
+        write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, stages)])
         # Only generation tasks have written answers.
-        answered = answers(compared, stages, others.answers)
+        answered = _answers(compared, stages, others.answers)
         if answered:
             write_lines(out / PREDICTIONS, answered)
         if shown or not (out / "samples.json").is_file():
@@ -208,6 +206,44 @@ def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
             # A link to a shared folder that was removed is replaced.
             own.unlink(missing_ok=True)
             own.symlink_to(stage.folder(shared), target_is_directory=True)
+
+
+def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> list[Plain]:
+    """Collect the written answers to every test row of generation tasks, by arm and seed.
+
+    Only the first of several fine-tunings is read, because answers are shown and not scored.
+
+    Args:
+        before: the rows of other seeds.
+    """
+    rows = {_row_key(row): row for row in before}
+    for run in runs:
+        for stage in run.tasks.values():
+            files = sorted(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"))
+            if not files:
+                continue
+            task = (stage.result(stages) or {}).get("task", "")
+            for line in read_lines(files[0]):
+                row = {"task": task, "input": line["input"], "gold": line["gold"]}
+                row = rows.setdefault(_row_key(row), row | {"answers": {}})
+                row["answers"].setdefault(run.arm, {})[str(run.seed)] = line["answer"]
+    return list(rows.values())
+
+
+def _row_key(row: Plain) -> tuple[str, str, str]:
+    return row["task"], row["input"], str(row["gold"])
+
+
+def _timings(design: Design, stages: Path) -> Iterator[Plain]:
+    """List the seconds of every stage, once for every run that needs it."""
+    for purpose, runs in (("main", design.runs), ("choice", design.others)):
+        for run in runs:
+            for stage in run.stages:
+                result = stage.result(stages)
+                if result:
+                    facts = {"purpose": purpose, "kind": stage.kind, "stage": stage.name}
+                    facts["seconds"] = result["seconds"]
+                    yield {**run.who, "fraction": run.fraction, **facts}
 
 
 # Masks of every arm: texts as the model reads them, and how often answers are masked

@@ -83,7 +83,7 @@ class Stage:
     @cached_property
     def name(self) -> str:
         """The name of the folder, ``KIND-HASH``."""
-        return f"{self.kind}-{_digest([self.kind, self.what, self.needs, *_numerics()])}"
+        return f"{self.kind}-{digest([self.kind, self.what, self.needs, *_numerics()])}"
 
     def folder(self, stages: Path) -> Path:
         """The stage's folder, in the folder of all stages."""
@@ -122,7 +122,8 @@ def named(stages: Iterable[Stage]) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages}
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """Hash plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -166,7 +167,7 @@ def tokenizer_of(first: Stage) -> str:
     corpus = what["corpus"]
     given = what["tokenizer"]["name"] and what["tokenizer_content"]
     trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
-    return _digest(given or trained)
+    return digest(given or trained)
 
 
 def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> Stage:

@@ -9,8 +9,8 @@ between mean(S) and mean(rest). So the p value of "the true mean is r" is the sh
 between their two means (the split that flips nothing always counts), and the ends of an interval
 are order statistics of those means.
 
-The p values of n runs are multiples of 2^(1 - n). Power is therefore computed as that of the paired
-t test at the largest attainable level. It is exact if that level takes equal signs in all runs.
+The p values of n runs are multiples of 2^(1 - n). Power is therefore computed for the paired t
+test at the largest attainable level. It is exact if that level takes equal signs in all runs.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p)
     steps = p[order] * (len(p) - np.arange(len(p)))
     adjusted = np.empty_like(p)
-    # An adjusted p is never below that of a smaller raw p: a hypothesis is rejected only after all
-    # with smaller p values.
+    # Adjusted p values keep the order of the raw ones: a hypothesis is rejected only after all with
+    # smaller p values.
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
 

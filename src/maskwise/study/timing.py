@@ -112,7 +112,9 @@ def take_sample(link: Recipe, folder: Path) -> Sample:
     """Prepare a sample of a training's text, and count the whole text for a few seconds."""
     documents = link.corpus.documents()
     sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
-    size = sum(len(document.text) for document in sample)
+    size = 0
+    for document in sample:
+        size += len(document.text)
     whole = size < SAMPLE_CHARACTERS
     # Processor time excludes other work on the machine.
     began = time.process_time()
@@ -142,7 +144,7 @@ def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool
         annotate_corpus(corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1)
         store = Store(layers)
     shares = [corpus.held_out]
-    # The held-out side of a sample may be empty although that of the whole text is not.
+    # A sample may have no held-out rows although the whole text has some.
     if not whole:
         shares += [0.2, 0.45]
     for share in shares:
@@ -292,7 +294,7 @@ class _Clock:
     @property
     def step(self) -> float:
         """The median seconds of a step."""
-        seconds = [end - start for start, end in zip(self.ticks, self.ticks[1:])]
+        seconds = np.diff(self.ticks).tolist()
         # The first step warms up: it allocates memory and perhaps compiles.
         return median(seconds[1:] or seconds)
 
@@ -332,9 +334,17 @@ def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     clock = _Clock()
     # The clock is called by evaluations, so there is one after every step. Saving would add to
     # the time of a step.
-    few: dict[str, object] = {"steps": STEPS, "eval_every": 1, "log_every": 1, "save_every": 0}
-    few |= {"keep_best": False, "on_nan": "skip", "trackers": ()}
-    settings = link.training.model_copy(update=few)
+    settings = link.training.model_copy(
+        update={
+            "steps": STEPS,
+            "eval_every": 1,
+            "log_every": 1,
+            "save_every": 0,
+            "keep_best": False,
+            "on_nan": "skip",
+            "trackers": (),
+        }
+    )
     train(made.objective, made.source, settings, learners=made.learners, evaluate=clock, quiet=True)
     return {
         "start": start + clock.warm_up,
@@ -349,9 +359,15 @@ def _time_heldout(link: Recipe, data: Prepared, network: PreTrainedModel) -> flo
     evaluation = link.evaluation
     rows = evaluation.rows or len(data.held_out)
     few = min(ITEMS, len(data.held_out), rows)
-    short: dict[str, object] = {"rows": few, "ratios": evaluation.ratios[:1]}
-    short |= {"pairs": (), "cloze": (), "pseudo_perplexity": 0}
-    settings = evaluation.model_copy(update=short)
+    settings = evaluation.model_copy(
+        update={
+            "rows": few,
+            "ratios": evaluation.ratios[:1],
+            "pairs": (),
+            "cloze": (),
+            "pseudo_perplexity": 0,
+        }
+    )
     began = _now()
     evaluate(network, data, settings)
     return (_now() - began) * rows / few

@@ -152,7 +152,7 @@ def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
 
 
 def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """Let the policy in a folder score the corpus, in place of the policy still to be learned."""
+    """Let the policy in a folder score the corpus, instead of the policy that was to be learned."""
     own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
     layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
     return corpus.model_copy(update={"layers": layers})

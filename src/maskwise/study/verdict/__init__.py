@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, pairwise, product
+from itertools import pairwise, product
 from typing import cast
 
 import numpy as np
@@ -108,7 +108,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "arms": {arm: _described(table, arm) for arm in study["arms"]},
         "contrasts": rows,
         "verdict": top["verdict"] if top else None,
-        "headline": headline_sentence(asked, table.names, study),
+        "headline": headline_sentence(top, asked, table.names, study),
         "advice": list(advice.values()),
         "overlap": table.lines["overlap"],
         "tasks": tasks,
@@ -132,7 +132,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
 
 
 def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contrast]:
-    """Make all rows with their verdicts and sentences, those of a gate first."""
+    """Make all rows with their verdicts and sentences, the gate's first."""
     gate = []
     if pairs and gate_of(table.study):
         gate = compare(_gate_table(lines, table), *pairs[0])
@@ -153,7 +153,7 @@ def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contr
 def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     """Return the runs at default settings that only the gate compares; all runs if there are none.
 
-    These runs have the seeds of the search; looks and tasks are those of the study.
+    These runs have the seeds of the search, and the looks and tasks of the study.
     """
     runs = [line for line in lines if line.get("role") == "gate"]
     if not runs:
@@ -226,17 +226,14 @@ def gain_shares(table: Outcomes, best: str, baseline: str) -> list[GainShare]:
 
 
 def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> GainShare:
-    gains = table.gains(outcome, arm, baseline)
-    best_gains = table.gains(outcome, best, baseline)
-    paired = np.isfinite(gains + best_gains)
-    gains = gains[paired]
-    best_gains = best_gains[paired]
+    pairs = np.array([table.gains(outcome, name, baseline) for name in (arm, best)])
+    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     where = outcome_words(outcome)
     row: GainShare = {
         "arm": arm,
         "best": best,
         "baseline": baseline,
-        "n": len(gains),
+        "n": pairs.shape[1],
         "failed": 0,
         "failed_low": None,
         "failed_high": None,
@@ -246,28 +243,26 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
         "high": None,
         "sentence": "",
     }
-    base = table.names.get(baseline, baseline)
+    base = table.names[baseline]
     reason = _why_none(table, arm, best, baseline, outcome)
     if reason is not None:
         row["sentence"] = f"No share is given for {arm} {where}: {reason}."
         return row
-    if not len(gains) or best_gains.mean() <= 0:
+    if not row["n"] or pairs[1].mean() <= 0:
         row["sentence"] = (
             f"{best} does not improve on {base} {where}, so there is no gain to share."
         )
         return row
-    learned = learned_something(gains, best_gains)
-    count = int(learned.sum())
-    gains = gains[learned]
-    best_gains = best_gains[learned]
+    pairs = pairs[:, learned_something(*pairs)]
+    count = pairs.shape[1]
     row["failed"] = row["n"] - count
     failed_ends = binomial_interval(row["failed"], row["n"])
     row["failed_low"], row["failed_high"] = failed_ends
-    share = float(gains.mean() / best_gains.mean())
+    share = float(pairs[0].mean() / pairs[1].mean())
     row["share"] = share
     interval = "no interval"
     # One pair has no variance.
-    ends = ratio_interval(gains, best_gains) if count > 1 else None
+    ends = ratio_interval(*pairs) if count > 1 else None
     if ends:
         row["low"], row["high"] = ends
         interval = f"95 % interval {_percent(*ends)}"
@@ -285,7 +280,7 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
 
     A learned policy fails outright in some runs. No interval for the mean over failed and other
     runs has the right coverage: with one failure in ten, Fieller's covers 67 % at ten runs. So a
-    share and its interval are those of the runs that learned something, and the number of failed
+    share and its interval cover only the runs that learned something, and the number of failed
     runs has an exact binomial interval. A run fails if it gains no more than ``FAILED`` of the
     oracle's mean gain in an arm whose better half gains more than ``LEARNS``. A rule that searches
     for gaps between runs would miss failures in every third study of 20 runs.
@@ -306,10 +301,10 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
 
 def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
     """Return why there is no share, or None."""
-    gate = table.gate
-    if gate and (best, baseline) == (gate["arm"], gate["baseline"]):
-        return "the positive control failed"
-    if (best, baseline) in table.closed or (arm, baseline) in table.closed:
+    failed = list(table.closed)
+    if table.gate:
+        failed.append((table.gate["arm"], table.gate["baseline"]))
+    if (best, baseline) in failed or (arm, baseline) in table.closed:
         return "the positive control failed"
     if len(table.formats(arm, best)) > 1:
         return "the arms write different output formats"
@@ -393,19 +388,18 @@ def _first_crossings(
     """
     if cost not in table.values:
         return {}
-    shares = {}
+    shares: dict[str, float | None] = {}
     sign = table.measures[outcome].sign
     place = table.arms.index(arm)
-    quality = sign * table.values[outcome][:, place].T
-    compute = table.values[cost][:, place].T
+    qualities = sign * table.values[outcome][:, place].T
+    costs = table.values[cost][:, place].T
     goals = sign * table.runs(outcome, baseline)
-    spent = table.runs(cost, baseline)
-    for place, seed in enumerate(table.study["seeds"]):
-        goal = float(goals[place])
-        whole = float(spent[place])
-        points = sorted(zip(compute[place].tolist(), quality[place].tolist()))
-        if np.isfinite([goal, whole, *chain(*points)]).all():
-            at = crossing(points, goal)
+    wholes = table.runs(cost, baseline)
+    for seed, quality, compute, goal, whole in zip(
+        table.study["seeds"], qualities, costs, goals.tolist(), wholes.tolist()
+    ):
+        if np.isfinite([goal, whole, *quality, *compute]).all():
+            at = crossing(sorted(zip(compute.tolist(), quality.tolist())), goal)
             shares[str(seed)] = None if at is None else at / whole
     return shares
 
@@ -432,13 +426,19 @@ def _points(table: Outcomes) -> list[Point]:
     points = []
     for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
         place = table.place(line)
-        measured = {name: float(table.values[name][place]) for name in outcomes}
-        values = {name: value for name, value in measured.items() if math.isfinite(value)}
+        values = {}
+        for name in outcomes:
+            value = float(table.values[name][place])
+            if math.isfinite(value):
+                values[name] = value
         scores = [values[task] for task in table.tasks if task in values]
-        # A mean over some of the tasks would not compare with that of other runs.
+        # A mean over only some of the tasks could not be compared with other runs.
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
-        spent = {key: value for key, value in line.items() if key in QUANTITIES and value}
+        spent = {}
+        for key, value in line.items():
+            if key in QUANTITIES and value:
+                spent[key] = value
         if values and spent:
             run = {"arm": line["arm"], "seed": line["seed"], "fraction": line.get("fraction", 1.0)}
             points.append(cast(Point, {**run, **spent, "values": values}))

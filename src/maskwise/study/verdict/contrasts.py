@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from maskwise.study.statistics import (
     sign_flip_test,
 )
 from maskwise.study.verdict.flags import raised, scope_of
-from maskwise.study.verdict.words import is_ahead
+from maskwise.study.verdict.words import is_ahead, sentences_of
 
 MOST_MORE_RUNS = 50
 """The most additional runs to advise: a difference that needs more is too small to matter."""
@@ -71,7 +72,7 @@ def matched_by(study: Study) -> str | None:
 
 
 def primary_pairs(study: Study) -> list[Pair]:
-    """Return the (arm, baseline) pairs that the recipe names, that of a gate first.
+    """Return the (arm, baseline) pairs that the recipe names, the gate's first.
 
     Raises:
         MaskwiseError: a contrast names the reference, which was not measured.
@@ -121,16 +122,18 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     if primary not in tasks + both:
         primary = next(iter(candidates), None)
     compute = _compute(table, arm, baseline)
-    return [
-        _compared(table, arm, baseline, name, compute, primary=name == primary)
-        for name in tasks + both
-    ]
+    rows = []
+    for name in tasks + both:
+        rows.append(_compared(table, arm, baseline, name, compute, primary=name == primary))
+    return rows
 
 
 def _compute(table: Outcomes, arm: str, baseline: str) -> Compute:
-    spent = table.compute(arm)
     reference = table.compute(baseline)
-    ratios = {key: spent[key] / reference[key] for key in spent if key in reference}
+    ratios = {}
+    for key, spent in table.compute(arm).items():
+        if key in reference:
+            ratios[key] = spent / reference[key]
     by = matched_by(table.study)
     matched = by in ratios and abs(ratios[by] - 1) <= TOLERANCE
     return {"by": by, "matched": matched, "ratios": ratios}
@@ -190,7 +193,7 @@ def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
         if len(lacking) == 2 or lacking == [REFERENCE]:
             continue
         (side,) = lacking
-        if not any((trained, seed) in table.failed for trained in table.trained(side)):
+        if table.failed.isdisjoint(product(table.trained(side), [seed])):
             raise MaskwiseError(
                 f"arm {side!r} lacks seeds that its partner has ({outcome})",
                 got=f"no seed {seed}",
@@ -287,8 +290,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
         row = comparison.row
         row["flags"] = raised(row, comparison.table)
         row["scope"] = scope_of(row, comparison.table)
-        invalid = any(flag["effect"] == "invalid" for flag in row["flags"])
-        if invalid or not row["n"]:
+        if sentences_of(row, "invalid") or not row["n"]:
             row["verdict"] = "not comparable"
     primaries = [comparison for comparison in comparisons if comparison.row["primary"]]
     # Contrasts without a p count in the family with p = 1, because they were planned.
@@ -306,7 +308,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
 
 
 def _p_value(comparison: Comparison) -> float:
-    """Return the p value of the sign-flip test, or that of all planned looks so far."""
+    """Return the p value of the sign-flip test, or of all planned looks so far."""
     study = comparison.table.study
     looks = study.get("looks")
     if not looks:
@@ -328,7 +330,7 @@ def _conclude(comparison: Comparison, *, family: int) -> None:
     """
     row = comparison.row
     row["verdict"] = "open"
-    if any(flag["effect"] == "caps" for flag in row["flags"]):
+    if sentences_of(row, "caps"):
         return
     inside = _within_margin(comparison, family=family)
     if row["p_adjusted"] is not None and row["p_adjusted"] < ALPHA:
@@ -344,8 +346,8 @@ def _conclude(comparison: Comparison, *, family: int) -> None:
 def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None:
     """Return the interval in plain scores or nats if it lies within the study's margin.
 
-    The level is that of the test after correction for contrasts and planned looks, so that arms
-    which differ by exactly the margin are called equal in at most 5 % of studies.
+    The level is corrected for contrasts and planned looks as in the test, so that arms which differ
+    by exactly the margin are called equal in at most 5 % of studies.
     """
     row = comparison.row
     study = comparison.table.study

@@ -61,7 +61,7 @@ def raised(row: Contrast, table: Outcomes) -> list[RaisedFlag]:
         arms = facts.get("arms", ())
         assert isinstance(arms, list | tuple)
         # The sentence names arms in words; the facts keep the names of study.json.
-        words = " and ".join(table.names.get(arm, arm) for arm in arms)
+        words = " and ".join(table.names[arm] for arm in arms)
         sentence = flag.sentence.format(**{**facts, "arms": words})
         found.append(RaisedFlag(code=flag.code, effect=flag.effect, sentence=sentence, facts=facts))
     return found
@@ -123,7 +123,7 @@ def _at_floor(*, answer: bool) -> Test:
         if not gaps:
             return None
         rounded = [round(gap, 3) for gap in gaps.values()]
-        words = with_minus(" and ".join(f"{gap:+.3f}" for gap in rounded))
+        words = with_minus(" and ".join(map("{:+.3f}".format, rounded)))
         steps = table.mean("cost:steps", next(iter(gaps)))
         when = "at this length"
         if steps:
@@ -136,9 +136,10 @@ def _at_floor(*, answer: bool) -> Test:
 
 def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
     arms = _pair(row)
-    scores = product(table.measured(row["outcome"], *arms), arms)
-    guessing = all(_guesses(table, outcome, arm) for outcome, arm in scores)
-    return {"arms": list(arms)} if guessing else None
+    for outcome, arm in product(table.measured(row["outcome"], *arms), arms):
+        if not _guesses(table, outcome, arm):
+            return None
+    return {"arms": list(arms)}
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
@@ -150,8 +151,7 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
         return False
     if not measure.higher_is_better:
         return mean >= chance
-    share = measure.metric not in CORRELATIONS
-    return mean <= best_guess(chance, measure.items, share=share)
+    return mean <= best_guess(chance, measure.items, share=measure.metric not in CORRELATIONS)
 
 
 # Flags that cap a verdict at open
@@ -207,18 +207,22 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     ratios = row["compute"]["ratios"]
     if not ratios:
         return {"told": "the compute of the arms was not recorded", "ratios": {}, "minor": True}
-    off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
+    off = {}
+    spent = []
+    for key, ratio in ratios.items():
+        if abs(ratio - 1) > TOLERANCE:
+            off[key] = ratio
+            # Two digits, but not as a power of ten.
+            spent.append(f"{float(f'{ratio:.2g}'):g} times the {COSTS[key]}")
     if not off:
         return None
-    # Two digits, but not as a power of ten.
-    times = {COSTS[key]: float(f"{ratio:.2g}") for key, ratio in off.items()}
-    spent = ", ".join(f"{ratio:g} times the {what}" for what, ratio in times.items())
     lead = ""
     if by in off:
         lead = f"not matched by {COSTS[by]}: "
     elif by:
         lead = f"at equal {COSTS[by]}, "
-    return {"told": f"{lead}{row['arm']} used {spent} of {row['baseline']}", "ratios": off}
+    told = f"{lead}{row['arm']} used {', '.join(spent)} of {row['baseline']}"
+    return {"told": told, "ratios": off}
 
 
 def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
@@ -248,15 +252,14 @@ def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
 
 def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     """Return the tasks that the primary outcome leaves out; for a single task, that task."""
-    left = [task for task in table.tasks if task not in table.counted]
-    if row["outcome"] != "tasks":
-        left = [task for task in left if task == row["outcome"]]
+    left = []
+    for task in table.tasks:
+        if task not in table.counted and row["outcome"] in ("tasks", task):
+            left.append(task)
     # Against the start all tasks count.
     if not left or REFERENCE in _pair(row):
         return None
-    effect = "counted, because no task is left"
-    if table.counted:
-        effect = "left out of the primary outcome"
+    effect = "left out of the primary outcome" if table.counted else "counted: no task is left"
     return {"tasks": left, "names": ", ".join(left), "effect": effect}
 
 
@@ -299,7 +302,7 @@ def _trained(row: Contrast, table: Outcomes) -> list[str]:
 
 def _has_failures(row: Contrast, table: Outcomes) -> bool:
     arms = {*_trained(row, table), *_pair(row)}
-    return any(arm in arms for arm, _ in table.failed)
+    return not arms.isdisjoint(arm for arm, _ in table.failed)
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:
@@ -351,8 +354,7 @@ FLAGS = (
         "different-units",
         "invalid",
         _differs("different-units"),
-        "the arms mask different units, so which loss is lower depends on the masks of the "
-        "evaluation",
+        "the arms mask different units, so which loss is lower depends on the evaluation masks",
     ),
     Flag(
         "floor",
@@ -398,8 +400,7 @@ FLAGS = (
         "missing-runs",
         "notes",
         _missing_runs,
-        "{missing} of {planned} pairs of runs are missing, and runs that fail may not be a "
-        "random sample",
+        "{missing} of {planned} pairs of runs are missing, perhaps not at random",
         "Fix what failed and run the same command again: finished stages are not repeated.",
     ),
     Flag(
@@ -444,7 +445,6 @@ FLAGS = (
         "notes",
         _overlap,
         "{overlaps}",
-        "Remove the test items from the corpus, or leave that task out: its score rewards "
-        "memorisation.",
+        "Remove the test items from the corpus, or leave that task out: it rewards memorisation.",
     ),
 )

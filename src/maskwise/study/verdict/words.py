@@ -13,12 +13,12 @@ from typing import TypeAlias
 from maskwise.constants import DIFFUSION, REFERENCE
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
-from maskwise.files import Contrast, Study
+from maskwise.files import Contrast, Effect, Study
 from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.study.verdict.flags import FLAGS
 
 Names: TypeAlias = Mapping[str, str]
-"""Words for the arms that the study did not train; other arms are called by their names."""
+"""What sentences call each arm (``Outcomes.names``)."""
 
 SENTENCES = {
     "decided": "{first} beats {second} {where} by {amount} ({facts}).",
@@ -69,12 +69,12 @@ def _fill(templates: Mapping[str, str], row: Contrast, names: Names, *, brief: b
     kind: str = row["verdict"] or ""
     if kind not in templates:
         kind = "ahead" if row["mean"] else "equal"
-    arm = names.get(row["arm"], row["arm"])
-    baseline = names.get(row["baseline"], row["baseline"])
+    arm = names[row["arm"]]
+    baseline = names[row["baseline"]]
     first, second = baseline, arm
     if is_ahead(row):
         first, second = arm, baseline
-    reasons = [flag["sentence"] for flag in row["flags"] if flag["effect"] == "invalid"]
+    reasons = sentences_of(row, "invalid")
     if brief:
         reasons = reasons[:1]
     p = row["p_adjusted"]
@@ -130,7 +130,7 @@ def _inside(row: Contrast) -> str:
 
 def _outlook(row: Contrast) -> str:
     """Say what would decide an open row, or what keeps it open."""
-    caps = [flag["sentence"] for flag in row["flags"] if flag["effect"] == "caps"]
+    caps = sentences_of(row, "caps")
     if caps:
         return _capital("; ".join(caps), row) + "."
     if row["n"] == 1:
@@ -148,6 +148,11 @@ def _outlook(row: Contrast) -> str:
     if amount.unit == SPREADS:
         size = "larger differences"
     return f"{seen['runs']} runs of each arm detect {size} or more."
+
+
+def sentences_of(row: Contrast, effect: Effect) -> list[str]:
+    """Return the sentences of the flags on a row that have this effect."""
+    return [flag["sentence"] for flag in row["flags"] if flag["effect"] == effect]
 
 
 def is_ahead(row: Contrast) -> bool:
@@ -191,20 +196,29 @@ def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     return max(judged, key=gain)
 
 
-def headline_sentence(rows: Sequence[Contrast], names: Names, study: Study) -> str:
-    """Sum up the study in one short sentence, from the primary rows."""
-    row = headline_row(rows, study["baseline"])
+def headline_sentence(
+    row: Contrast | None, rows: Sequence[Contrast], names: Names, study: Study
+) -> str:
+    """Sum up the study in one short sentence.
+
+    Args:
+        row: the ``headline_row``.
+        rows: the primary rows.
+    """
     if row is None and len(study["arms"]) > 1:
         missing = "no measured outcome suits both; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
     if row is None:
         return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
-    judged = [other for other in rows if other["verdict"] != "not comparable"]
     templates = HEADLINES
-    all_worse = bool(judged) and all(other["better"] == "baseline" for other in judged)
-    baselines = {other["baseline"] for other in judged}
+    better = set()
+    baselines = set()
+    for other in rows:
+        if other["verdict"] != "not comparable":
+            better.add(other["better"])
+            baselines.add(other["baseline"])
     # Against several baselines, or the model as it is, "keep" has no single object.
-    if all_worse and baselines == {row["baseline"]} - {REFERENCE}:
+    if better == {"baseline"} and baselines == {row["baseline"]} - {REFERENCE}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
     reach = _reach(row)
     if reach:
@@ -236,20 +250,21 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
         runs = f"a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
     # Two arms may be called alike.
-    hopeless: dict[str, None] = {}
+    hopeless = {}
     raised = set()
     for row in rows:
         # Fewer runs than a test needs cannot show how small a difference is.
         planned = row["detectable"] and row["n"] >= P_FROM_RUNS
         if planned and row["runs_to_decide"] is None:
-            hopeless[names.get(row["arm"], row["arm"])] = None
+            hopeless[names[row["arm"]]] = None
         raised |= {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
     if hopeless:
         why = "the difference is too small to detect with this much noise"
         advice["no-more-seeds"] = f"Do not add runs for {', '.join(hopeless)}: {why}."
-    return advice | {
-        flag.code: flag.advice for flag in FLAGS if flag.code in raised and flag.advice
-    }
+    for flag in FLAGS:
+        if flag.code in raised and flag.advice:
+            advice[flag.code] = flag.advice
+    return advice
 
 
 def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
@@ -263,11 +278,11 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
     # Without this, "use A rather than no pre-training" reads as if A beat the other arms.
     apart = "; the arms were not compared with each other" if set(decided) == {REFERENCE} else ""
     for baseline, found in decided.items():
-        base = names.get(baseline, baseline)
+        base = names[baseline]
         winners = [row for row in found if row["better"] == "arm"]
         if winners:
             best = max(winners, key=lambda row: abs(row["mean"] or 0))
-            arm = names.get(best["arm"], best["arm"])
+            arm = names[best["arm"]]
             advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}.{_reach(best)}"
         elif found:
             worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
