@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     Plain,
@@ -90,7 +90,9 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
 
 def _require_arms(names: Iterable[str], known: Plain) -> None:
     for name in names:
-        require_known("arm in study.arms", name, known)
+        if name not in known:
+            do = "to add an arm, say what it changes: study.arms.NAME='{masking.ratio: 0.3}'"
+            raise unknown_name("arm in study.arms", name, known, do=do)
 
 
 def _arms(settings: Plain) -> Plain:
@@ -202,10 +204,13 @@ def _read(path: Path) -> object:
         raise MaskwiseError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         got = str(error)
+        do = None
         # Characters that YAML does not allow come without a place.
         if isinstance(error, yaml.MarkedYAMLError):
             # Some errors name only the place where the surrounding block begins.
             mark = error.problem_mark or error.context_mark
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"
-        raise MaskwiseError(f"{path} is not readable YAML", got=got) from None
+            if "'\\t'" in got:
+                do = "replace the tabs by spaces: YAML is indented by spaces alone"
+        raise MaskwiseError(f"{path} is not readable YAML", got=got, do=do) from None
