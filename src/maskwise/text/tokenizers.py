@@ -92,7 +92,7 @@ def load_tokenizer(
     folder = Path(where)
     name = f"tokenizer {str(name_or_path)!r}"
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-        do = "give a folder to which a tokenizer was saved too, or name one"
+        do = "save one there: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
         raise MaskwiseError(f"there is no tokenizer in {str(name_or_path)!r}", do=do)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
