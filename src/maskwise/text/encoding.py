@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array
-from maskwise.text.esm import fast_esm, is_esm
+from maskwise.text.esm import dna_note, fast_esm, is_esm
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
@@ -116,6 +116,9 @@ def encode(
     numbers = columns["word_ids"]
     words = np.where(numbers < 0, -1, numbers + (text_of_token << 32))
     _warn_of_letters(all_tokens[~special], words[~special], tokenizer.unk_token_id)
+    note = dna_note(tokenizer, texts)
+    if note:
+        warnings.warn(note, stacklevel=2)
     ends = np.cumsum(lengths)
     rows = []
     for n, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""ESM's tokenizer with character offsets.
+"""ESM's tokenizer with character offsets, and a warning of DNA that a protein model reads.
 
 Words, layers and texts on a page are found by the offsets of tokens, and transformers has the
 tokenizer of ESM-1b and ESM-2 in Python alone, without offsets.
@@ -6,12 +6,21 @@ tokenizer of ESM-1b and ESM-2 in Python alone, without offsets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+NUCLEOTIDES = frozenset("ACGTN")
+# Letters of amino acids that stand for no nucleotide; no amino acid has the letter J.
+RESIDUES_ALONE = frozenset("EFILPQ")
+NO_RESIDUE = "J"
+# Tokenizers of proteins have about 30 tokens, those of text thousands.
+MOST_TOKENS = 256
 
 
 def is_esm(tokenizer: object) -> bool:
@@ -42,4 +51,21 @@ def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         model_max_length=tokenizer.model_max_length,
         **tokenizer.special_tokens_map,
+    )
+
+
+def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
+    """Return a warning if all texts are DNA and the tokens are amino acids.
+
+    The letters of DNA are amino acids, too, so the tokenizer knows all of them.
+    """
+    # Most texts end the search at once.
+    if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
+        return None
+    tokens = tokenizer.get_vocab()
+    if len(tokens) > MOST_TOKENS or NO_RESIDUE in tokens or not RESIDUES_ALONE.issubset(tokens):
+        return None
+    return (
+        "these sequences have only the letters A, C, G, T and N, as DNA, and the tokenizer reads "
+        "them as amino acids: translate them, or take a model of DNA"
     )
