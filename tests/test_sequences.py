@@ -23,6 +23,7 @@ from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, read_pieces, split, tokenise, train_tokenizer
 from maskwise.text.documents import Document
+from maskwise.text.backends import dna_note
 from maskwise.text.tokenizers import load_tokenizer
 from maskwise.text.words import word_rule
 from tiny import maskwise
@@ -319,6 +320,20 @@ def test_sequences_without_words_are_told(tmp_path: Path) -> None:
         encode(slow, ["".join(random.Random(0).choices(AMINO, k=90))])
     with pytest.warns(UserWarning, match="unknown"):
         encode(slow, ["mktayiakqr"])
+
+
+def test_dna_that_a_protein_model_reads_is_told(tmp_path: Path) -> None:
+    esm_tokenizer(tmp_path).save_pretrained(tmp_path / "esm")
+    fast = load_tokenizer(str(tmp_path / "esm"))
+    with pytest.warns(UserWarning, match="as DNA"):
+        encode(fast, ["GATTACAN", "acgt"])
+    letters = train_tokenizer([AMINO, "J"], kind="letter", vocab_size=64, lowercase=False)
+    texts = ["GATTACAN" * 5, "ACGT" * 9]
+    assert dna_note(letters, texts) is dna_note(fast, [*texts, "M"]) is dna_note(fast, [""]) is None
+    file = tmp_path / "dna.fasta"
+    file.write_text("".join(f">{n}\n{'ACGTTGCA' * (n + 2)}\n" for n in range(40)))
+    (note,) = check_inputs(recipe(str(file), tokenizer={"name": str(tmp_path / "esm")}))
+    assert note == f"{file}: {dna_note(fast, texts)}"
 
 
 def test_names_and_held_out_sides_of_sequences_do_not_depend_on_their_file(tmp_path: Path) -> None:

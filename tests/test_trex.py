@@ -15,6 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import make_plan
+from maskwise.study.single import run_learn, run_pretrain, with_own_seed
 from maskwise.study.work import run_stage
 from maskwise.text.worlds import of_run
 from tiny import find_recipe, maskwise, read_lines, write_lines
@@ -140,3 +141,17 @@ def test_a_seed_stands_in_paths_and_seed_0_where_there_is_no_run(folder, monkeyp
     assert json.loads(capsys.readouterr().out)
     with pytest.raises(MaskwiseError, match=r"trex-nouns/502/corpus.jsonl"):
         make_plan(read_recipe(find_recipe("trex-nouns"), ["study.seeds=[502]"]))
+
+
+def test_a_single_run_reads_the_places_of_its_own_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = 'corpus: {source: "{seed}/c.txt"}\ntasks: ["{seed}/l.csv"]\n'
+    Path("one.yaml").write_text(
+        f"{places}training: {{seed: 3}}\nlearning: {{method: supervised}}\n"
+    )
+    with pytest.raises(MaskwiseError, match=r"'3/c\.txt' does not exist"):
+        run_pretrain(read_recipe("one.yaml"), tmp_path / "pretrain")
+    with pytest.raises(MaskwiseError, match=r"'3/l\.csv' does not exist"):
+        run_learn(read_recipe("one.yaml"), tmp_path / "learn")
+    recipe = read_recipe("quick-start")
+    assert with_own_seed(recipe) is recipe

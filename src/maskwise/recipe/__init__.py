@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     Plain,
@@ -89,7 +89,9 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
 
 def _require_arms(names: Iterable[str], known: Plain) -> None:
     for name in names:
-        require_known("arm in study.arms", name, known)
+        if name not in known:
+            do = "to add an arm, say what it changes: study.arms.NAME='{masking.ratio: 0.3}'"
+            raise unknown_name("arm in study.arms", name, known, do=do)
 
 
 def _arms(settings: Plain) -> Plain:
@@ -205,10 +207,13 @@ def _read(path: Path) -> object:
         raise MaskwiseError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         got = str(error)
+        do = None
         # Errors about characters that YAML does not allow have no position.
         if isinstance(error, yaml.MarkedYAMLError):
             # Some errors have only the position where the surrounding block begins.
             mark = error.problem_mark or error.context_mark
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"
-        raise MaskwiseError(f"{path} is not readable YAML", got=got) from None
+            if "'\\t'" in got:
+                do = "replace the tabs by spaces: YAML is indented by spaces alone"
+        raise MaskwiseError(f"{path} is not readable YAML", got=got, do=do) from None

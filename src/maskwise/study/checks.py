@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -33,6 +33,7 @@ from maskwise.tasks import load_task
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
+from maskwise.text.backends import dna_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, most_held_out
@@ -50,6 +51,8 @@ LOCK = ".lock"
 FEW_STEPS = 8
 """Steps, spread evenly over a run, whose batches are masked before training to find out whether
 there are targets."""
+FEW_DOCUMENTS = 8
+"""Documents that are searched for letters that are not nucleotides."""
 MOST_UNKNOWN = 0.01
 """A larger share of unknown tokens gives a warning, because they are never masked."""
 UNKNOWN_ADVICE = (
@@ -180,6 +183,10 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         yield from _check_text(link)
         if arm.tokenizer_name:
             _check_words(link, tokenizer)
+            some = islice(link.corpus.documents(), FEW_DOCUMENTS)
+            note = dna_note(tokenizer, (document.text for document in some))
+            if note:
+                yield f"{link.corpus.title}: {note}"
         _check_rows(link)
         _check_probes(link, tokenizer if arm.tokenizer_name else None)
         yield from link.remarks()

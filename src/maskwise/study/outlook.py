@@ -26,6 +26,7 @@ from maskwise.study.costs import counts_over
 from maskwise.study.forecast import dry_run
 from maskwise.study.pretraining import masked_source
 from maskwise.study.prospects import prospect_lines
+from maskwise.study.single import with_own_seed
 from maskwise.study.starter import recipe_for
 from maskwise.study.timing import Sample, Samples, time_stages
 from maskwise.tasks import Task, load_task
@@ -327,6 +328,8 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         MaskwiseError: a recipe that ``run_study`` refuses.
     """
     recipe = recipe_for(subject, overrides)
+    if not recipe.study.arms:
+        recipe = with_own_seed(recipe)
     outlook = Outlook(recipe)
     study = recipe
     # A recipe without arms is timed as a study of one run.

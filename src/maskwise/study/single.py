@@ -44,6 +44,15 @@ into the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 
 
+def with_own_seed(recipe: Recipe) -> Recipe:
+    """Put ``training.seed`` into paths with ``{seed}``, as a study does for each of its runs."""
+    if "{seed}" not in recipe.to_yaml():
+        return recipe
+    only = StudySettings(arms={recipe.name: {}})
+    single = recipe.model_copy(update={"study": only})
+    return single.arm(recipe.name, seed=recipe.training.seed)
+
+
 def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]:
     """Claim a run's folder on rank 0 for all processes of torchrun."""
     if not _is_first():
@@ -76,7 +85,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         MaskwiseError: bad input; a folder with other content, with the run of another recipe, or
             with a run that another process is training.
     """
-    recipe = recipe.model_copy(update={"study": StudySettings(), "tasks": ()})
+    recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
     if _is_first():
         _require_same_run(out, recipe)
     notes = check_inputs(recipe)
@@ -236,6 +245,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         MaskwiseError: bad input; a folder with other content, or with a policy that was learned by
             another recipe or from other data.
     """
+    recipe = with_own_seed(recipe)
     if _is_first():
         require_own(out, "recipe.yaml", what="a policy of this recipe")
     text = recipe.to_yaml()

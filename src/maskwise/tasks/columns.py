@@ -148,7 +148,7 @@ def label_of(value: object) -> str | None:
 
 def labels_in(value: object) -> list[str]:
     """Return the labels in a cell, or in the lists that it holds."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set):
         return list(chain.from_iterable(map(labels_in, value)))
     label = label_of(value)
     return [] if label is None else [label]

@@ -255,6 +255,9 @@ def _read_task(
         require_known("metric", metric, METRICS)
     require_known("pooling", pooling, POOLINGS)
     place = f"task {spec!r}"
+    if isinstance(missing, Mapping):
+        allowed = "a label, or several: ('NA', -1)"
+        raise MaskwiseError(f"missing of {place}", got=missing, allowed=allowed)
     absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
@@ -288,6 +291,10 @@ def _read_task(
         chosen = _recognised(examples, given)
     if settings:
         make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
+        known = {*inspect.signature(load_task).parameters, *inspect.signature(make).parameters}
+        known -= {"spec", "settings"}
+        for option in settings:
+            require_known(f"argument of {chosen.name} {place}", option, known)
         chosen = build("kind of task", Call(chosen.name, (), settings), {chosen.name: make})
     template = given.text or ""
     if "{" in template:

@@ -33,6 +33,12 @@ BATCH_CHARACTERS = 1 << 20
 LONGEST_WORD = 100
 # A private plane of Unicode, for letters inside a word.
 INSIDE = 0xF0000
+NUCLEOTIDES = frozenset("ACGTN")
+# Letters of amino acids that are not letters of nucleotides. No amino acid has the letter J.
+ONLY_RESIDUES = frozenset("EFILPQ")
+NO_RESIDUE = "J"
+# Tokenizers of proteins have about 30 tokens, those of text thousands.
+MOST_PROTEIN_TOKENS = 256
 
 
 def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
@@ -173,4 +179,23 @@ def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         model_max_length=tokenizer.model_max_length,
         **tokenizer.special_tokens_map,
+    )
+
+
+def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
+    """Return a warning if all texts look like DNA and the tokens are amino acids.
+
+    The letters of nucleotides are also letters of amino acids, so no token is unknown.
+    """
+    # Most corpora end the search at the first text.
+    if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
+        return None
+    tokens = tokenizer.get_vocab()
+    if len(tokens) > MOST_PROTEIN_TOKENS or NO_RESIDUE in tokens:
+        return None
+    if not ONLY_RESIDUES.issubset(tokens):
+        return None
+    return (
+        "these sequences have only the letters A, C, G, T and N, like DNA, but the tokenizer reads "
+        "them as amino acids: translate them, or use a model of DNA"
     )

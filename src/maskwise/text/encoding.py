@@ -18,7 +18,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, owners
-from maskwise.text.backends import fast_esm, is_esm
+from maskwise.text.backends import dna_note, fast_esm, is_esm
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.words import (
@@ -118,6 +118,9 @@ def encode(
     numbers = columns["word_ids"]
     words = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
     _warn_of_letters(tokens[~special], words[~special], tokenizer.unk_token_id)
+    note = dna_note(tokenizer, texts)
+    if note:
+        warnings.warn(note, stacklevel=2)
     ends = lengths.cumsum()
     rows = []
     for n, name in enumerate(names):

@@ -84,7 +84,7 @@ def load_tokenizer(
     if folder.is_dir() and not any(map(any, map(folder.glob, TOKENIZER_FILES))):
         raise MaskwiseError(
             f"there is no tokenizer in {str(name_or_path)!r}",
-            do="give a folder that has a tokenizer too, or name a tokenizer",
+            do="save one there: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)",
         )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
