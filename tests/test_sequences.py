@@ -22,8 +22,8 @@ from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, read_pieces, split, tokenise, train_tokenizer
-from maskwise.text.documents import Document
 from maskwise.text.backends import dna_note
+from maskwise.text.documents import Document
 from maskwise.text.tokenizers import load_tokenizer
 from maskwise.text.words import word_rule
 from tiny import maskwise
@@ -325,7 +325,7 @@ def test_sequences_without_words_are_told(tmp_path: Path) -> None:
 def test_dna_that_a_protein_model_reads_is_told(tmp_path: Path) -> None:
     esm_tokenizer(tmp_path).save_pretrained(tmp_path / "esm")
     fast = load_tokenizer(str(tmp_path / "esm"))
-    with pytest.warns(UserWarning, match="as DNA"):
+    with pytest.warns(UserWarning, match="like DNA"):
         encode(fast, ["GATTACAN", "acgt"])
     letters = train_tokenizer([AMINO, "J"], kind="letter", vocab_size=64, lowercase=False)
     texts = ["GATTACAN" * 5, "ACGT" * 9]

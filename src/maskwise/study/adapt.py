@@ -286,20 +286,22 @@ def next_of(
         for task in tasks:
             words += ["--task", task]
         return f"Next: {keep}: {shlex.join(words)}"
-    why = "more runs would not decide this, but more steps may"
-    change = f"training.steps={2 * recipe.training.steps}"
+    changes = []
+    # A second study keeps the first one.
+    options: dict[str, object] = {"out": out.with_name(f"{out.name}-2")}
     if verdict == "not comparable" and tasks:
         why = "fine-tuning learned nothing, but may at another learning rate"
-        change = "finetune.search_rate=true"
+        changes.append("finetune.search_rate=true")
     elif row["runs_to_decide"]:
-        # Testing again after more runs inflates the error rate, so other seeds are taken.
+        # Testing again after more runs inflates the error rate, so other seeds are used.
         first = max(recipe.study.seed_list) + 1
         seeds = range(first, first + row["runs_to_decide"])
         why = "this decides it if the difference is as large as it looks"
-        change = f"study.seeds=[{','.join(map(str, seeds))}]"
-    # A second study keeps the first one.
-    second = out.with_name(f"{out.name}-2")
-    return f"Next: keep {model} for now; {why}: {command(change, out=second)}"
+        changes.append(f"study.seeds=[{','.join(map(str, seeds))}]")
+    else:
+        why = "more runs would not decide this, but more steps may"
+        options["steps"] = 2 * recipe.training.steps
+    return f"Next: keep {model} for now; {why}: {command(*changes, **options)}"
 
 
 def arm_that_helps(result: Plain) -> str | None:

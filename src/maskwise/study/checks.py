@@ -32,8 +32,8 @@ from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import lines_note
 from maskwise.text.backends import dna_note
+from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, most_held_out
