@@ -133,7 +133,7 @@ def whole_number(
     3
 
     Raises:
-        MaskwiseError: another value. Bools are refused, floats are not rounded, and text is not
+        MaskwiseError: any other value. Bools are refused, floats are not rounded, and text is not
             parsed.
     """
     return int(_checked(Integral, "a whole number", name, value, least, most, do))
@@ -145,7 +145,7 @@ def finite_number(
     """Return a finite number from ``least`` to ``most`` as an int or a float.
 
     Raises:
-        MaskwiseError: another value; bools and NaN are refused too.
+        MaskwiseError: any other value, including bools and NaN.
     """
     return _checked(Real, "a number", name, value, least, most)
 

@@ -97,7 +97,7 @@ def _scale_by_document(
 ) -> tuple[tuple[None], Inputs] | None:
     """Scale ESM's embeddings by the share of masks of each document, not of the row.
 
-    A hook before the encoder: transformers does not scale ``inputs_embeds`` or count positions.
+    A hook before the encoder. It passes ``inputs_embeds``, which transformers leaves unscaled.
     """
     documents = named.get("documents")
     if documents is None:

@@ -168,10 +168,10 @@ def show_masks(
         written = _written(model, tokenizer, masked.input_ids, most)
     words = np.array(row["word_ids"])
     in_word = words >= 0
-    _, word, sizes = np.unique(words[in_word], return_inverse=True, return_counts=True)
-    selected = np.bincount(word, choice.tokens[in_word], len(sizes))
-    whole = int((selected == sizes).sum())
+    sizes = np.bincount(words[in_word])
+    selected = np.bincount(words[in_word], choice.tokens[in_word])
     touched = int((selected > 0).sum())
+    whole = int((selected == sizes)[sizes > 0].sum())
     # A text without eligible tokens has the ratio 0.
     ratio = int(choice.tokens.sum()) / max(1, int(batch.eligible.sum()))
     return Shown(pieces, ratio, whole, touched - whole, source, target, written)

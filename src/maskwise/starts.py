@@ -23,7 +23,7 @@ from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
 
 Start: TypeAlias = str | Path
-"""A name of a model or tokenizer, see above."""
+"""The name of a model or tokenizer, in one of the forms above."""
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "tokenizer-en"}
 """Folders of bundled models, and of the tokenizer."""

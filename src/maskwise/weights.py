@@ -1,4 +1,4 @@
-"""The weights of a model: whether they fit and are finite, their numbers for FLOPs, and LoRA."""
+"""The weights of a model: checks of their number and values, counts for FLOPs, and LoRA."""
 
 from __future__ import annotations
 

@@ -277,9 +277,11 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
 
 def _padded(rows: Sequence[Row]) -> Columns:
     """Turn a list of dicts into (B, L) columns, padded with −1 in layers."""
+    sizes = []
     for number, row in enumerate(rows):
         _require_ids(row, number)
-    lengths = np.array([len(row["input_ids"]) for row in rows])
+        sizes.append(len(row["input_ids"]))
+    lengths = np.array(sizes)
     inside = np.arange(lengths.max()) < lengths[:, None]
     columns = {}
     # A dict in place of a set keeps the names in their order.

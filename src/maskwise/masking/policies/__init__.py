@@ -149,7 +149,7 @@ class Mixture(Policy):
 
     def _union(self, method: str) -> Names:
         """All names of the members without repetitions, in their order."""
-        names: dict[str, None] = {}
+        names: dict[str, object] = {}
         for member in self.members:
             names |= dict.fromkeys(getattr(member, method)())
         return tuple(names)
