@@ -179,7 +179,7 @@ def test_no_layer_is_lost_unasked(tmp_path):
     with pytest.raises(MaskwiseError, match="another corpus") as other:
         annotate_corpus(others, ["words", "sentences"], tmp_path)
     assert other.value.got == "20 documents of the list of documents"
-    with pytest.raises(MaskwiseError, match="got the layers words") as changed:
+    with pytest.raises(MaskwiseError, match="since the layers words") as changed:
         annotate_corpus(corpus(21), ["sentences"], tmp_path)
     assert "(words)" in changed.value.do
     assert files(tmp_path) == before
