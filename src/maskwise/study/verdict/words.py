@@ -14,6 +14,7 @@ from maskwise.constants import DIFFUSION, REFERENCE
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
 from maskwise.files import Contrast, Study
+from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.study.verdict.flags import FLAGS
 
@@ -210,6 +211,33 @@ def headline_sentence(rows: Sequence[Contrast], names: Names, study: Study) -> s
     if reach:
         templates = {**templates, "decided": LEARNED_MORE}
     return _capital(_fill(templates, row, names, brief=True), row) + reach
+
+
+def behind_reference(rows: Sequence[Contrast], table: Outcomes) -> str:
+    """Name the arms with a worse mean than the untrained start, if a winner or all are among them.
+
+    A contrast between two trained arms says nothing of it. "" if there is nothing to say.
+    """
+    row = headline_row(rows, table.study["baseline"])
+    if row is None or row["verdict"] == "not comparable":
+        return ""
+    outcome = row["outcome"]
+    # Against the start all tasks count.
+    measured = ALL_TASKS if outcome == "tasks" else outcome
+    arms = list(table.study["arms"])
+    worse = []
+    for arm in arms:
+        gains = finite_runs(table.gains(measured, arm, REFERENCE))
+        if gains.sum() < 0 and not table.incomparable(arm, REFERENCE, outcome):
+            worse.append(arm)
+    leading = row["arm"] if is_ahead(row) else row["baseline"]
+    who = " and ".join(worse)
+    if len(worse) == len(arms) > 1:
+        who = "All arms"
+    elif leading not in worse:
+        return ""
+    verb = "has" if len(worse) == 1 else "have"
+    return f" {who} {verb} a worse mean than {table.names[REFERENCE]} {outcome_words(outcome)}."
 
 
 def _reach(row: Contrast) -> str:
