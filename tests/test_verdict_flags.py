@@ -151,6 +151,17 @@ def test_an_outcome_that_one_side_lacks_leaves_a_contrast_to_the_tasks():
     assert rows == {"no-pretraining": "tasks", "token-15": "heldout:token"}
 
 
+@pytest.mark.parametrize(("start", "worse"), [(0.3, False), (0.6, False), (0.9, True)])
+def test_a_winner_that_is_worse_than_the_start_is_told(start: float, worse: bool):
+    more = [score_record("no-pretraining", s, "task-0", start) for s in range(8)]
+    told = "All arms have a worse mean than no pre-training on the tasks."
+    pair = ["token-15", "no-pretraining"]
+    for study in ({}, {"contrasts": [pair]}):
+        summary = judged(more=more, reference="no pre-training", **study)["summary"]
+        assert summary["headline"].endswith(told) == worse
+        assert ("worse mean" in summary["headline"]) == worse
+
+
 @pytest.mark.parametrize(("gap", "floor"), [(0.29, True), (0.31, False)])
 def test_the_floor_is_three_tenths_of_a_nat_below_unigram(gap, floor):
     rows = at_levels({"token-15": 6.276 - gap, "token-30": 6.276 - gap})

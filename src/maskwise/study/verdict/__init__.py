@@ -55,6 +55,7 @@ from maskwise.study.verdict.contrasts import (
 )
 from maskwise.study.verdict.words import (
     advice_of,
+    behind_reference,
     headline_row,
     headline_sentence,
     outcome_words,
@@ -108,7 +109,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "arms": {arm: _described(table, arm) for arm in study["arms"]},
         "contrasts": rows,
         "verdict": top["verdict"] if top else None,
-        "headline": headline_sentence(top, asked, table.names, study),
+        "headline": headline_sentence(top, asked, table.names, study)
+        + behind_reference(top, table),
         "advice": list(advice.values()),
         "overlap": table.lines["overlap"],
         "tasks": tasks,

@@ -14,6 +14,7 @@ from maskwise.constants import DIFFUSION, REFERENCE
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
 from maskwise.files import Contrast, Effect, Study
+from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.study.verdict.flags import FLAGS
 
@@ -224,6 +225,35 @@ def headline_sentence(
     if reach:
         templates = {**templates, "decided": LEARNED_MORE}
     return _capital(_fill(templates, row, names, brief=True), row) + reach
+
+
+def behind_reference(row: Contrast | None, table: Outcomes) -> str:
+    """Name the arms with a worse mean than the start, if the leading arm or all are among them.
+
+    A contrast between two trained arms does not show this. "" if there is nothing to report.
+
+    Args:
+        row: the row of the headline.
+    """
+    if row is None or row["verdict"] == "not comparable":
+        return ""
+    outcome = row["outcome"]
+    # Tasks on which pre-training did not help count here.
+    measured = ALL_TASKS if outcome == "tasks" else outcome
+    arms = list(table.study["arms"])
+    worse = []
+    for arm in arms:
+        gains = finite_runs(table.gains(measured, arm, REFERENCE))
+        if gains.sum() < 0 and not table.incomparable(arm, REFERENCE, outcome):
+            worse.append(arm)
+    leading = row["arm"] if is_ahead(row) else row["baseline"]
+    who = " and ".join(worse)
+    if len(worse) == len(arms) > 1:
+        who = "All arms"
+    elif leading not in worse:
+        return ""
+    verb = "has" if len(worse) == 1 else "have"
+    return f" {who} {verb} a worse mean than {table.names[REFERENCE]} {outcome_words(outcome)}."
 
 
 def _reach(row: Contrast) -> str:
