@@ -181,7 +181,7 @@ class Design:
     # Matching
     # --------------------------------------------------------------------------------------------
 
-    def _length(self, arm: str, setting: Plain, fraction: float = 1.0) -> Plain:
+    def _length(self, arm: str, setting: Plain, fraction: float) -> Plain:
         """Return overrides that set the steps of each training of an arm.
 
         These are a fraction of the steps as written, or of the steps that spend the budget.

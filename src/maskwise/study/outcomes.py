@@ -399,20 +399,17 @@ class Outcomes:
             facts = self.study["arms"].get(name)
             if facts and "tokenizer" in facts:
                 tokenizers.add(facts["tokenizer"])
-        if len(tokenizers) > 1 and self._is_per_token(outcome, arm, other):
-            return "different-tokenizers"
-        if not is_loss(outcome) or outcome == f"heldout:{DIFFUSION}":
+        loss = is_loss(outcome)
+        if len(tokenizers) > 1:
+            metrics = [self.measures[name].metric for name in self.measured(outcome, arm, other)]
+            # These depend on how a tokenizer splits the text.
+            if loss or ":open-" in outcome or "per token" in outcome or NATS in metrics:
+                return "different-tokenizers"
+        if not loss or outcome == f"heldout:{DIFFUSION}":
             return None
         if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
             return "different-formats"
         return "different-units" if len(units) > 1 else None
-
-    def _is_per_token(self, outcome: str, *pair: str) -> bool:
-        """Return whether an outcome depends on how a tokenizer splits the text."""
-        if is_loss(outcome) or ":open-" in outcome or "per token" in outcome:
-            return True
-        metrics = [self.measures[name].metric for name in self.measured(outcome, *pair)]
-        return NATS in metrics
 
 
 def read_outcomes(folder: Path) -> Outcomes | None:

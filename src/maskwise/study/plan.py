@@ -98,8 +98,10 @@ class Run:
         if self.fraction != 1:
             label += f" · {self.fraction:.0%} of the steps"
         if self.role == "search":
-            # Only the last part of a dotted name fits into the table.
-            point = [f"{key.split('.')[-1]}={value}" for key, value in self.setting.items()]
+            point = []
+            for key, value in self.setting.items():
+                # Only the last part of a dotted name fits into the table.
+                point.append(f"{key.split('.')[-1]}={value}")
             label += f" · {', '.join(point)}"
         elif self.role:
             label += f" · {self.role}"

@@ -20,6 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.study.outcomes import finite_runs, read_outcomes
 from maskwise.study.statistics import (
+    ALPHA,
     detectable_difference,
     fewest_runs,
     look_weight,
@@ -75,7 +76,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     # A new model has no held-out loss before training, so it is judged by the tasks.
     on_tasks = bool(study.outcome and recipe.tasks and recipe.model.pretrained is None)
     runs = len(study.seed_list)
-    spent = 0.05 * look_weight(study.looks, runs)
+    spent = ALPHA * look_weight(study.looks, runs)
     tested = len(study.pairs)
     if study.gate:
         tested -= 1

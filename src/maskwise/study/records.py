@@ -320,7 +320,7 @@ def collect(
     records: list[Any] = list(more)
     for run in runs:
         results = {}
-        reported = set()
+        reported: set[str | None] = set()
         for stage in run.stages:
             results[stage] = stage.result(stages)
             error = errors.get(stage.name)

@@ -208,7 +208,7 @@ def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
             own.symlink_to(stage.folder(shared), target_is_directory=True)
 
 
-def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain] = ()) -> list[Plain]:
+def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain]) -> list[Plain]:
     """Collect the written answers to every test row of generation tasks, by arm and seed.
 
     Only the first of several fine-tunings is read, because answers are shown and not scored.
@@ -241,9 +241,14 @@ def _timings(design: Design, stages: Path) -> Iterator[Plain]:
             for stage in run.stages:
                 result = stage.result(stages)
                 if result:
-                    facts = {"purpose": purpose, "kind": stage.kind, "stage": stage.name}
-                    facts["seconds"] = result["seconds"]
-                    yield {**run.who, "fraction": run.fraction, **facts}
+                    yield {
+                        **run.who,
+                        "fraction": run.fraction,
+                        "purpose": purpose,
+                        "kind": stage.kind,
+                        "stage": stage.name,
+                        "seconds": result["seconds"],
+                    }
 
 
 # Masks of every arm: texts as the model reads them, and how often answers are masked

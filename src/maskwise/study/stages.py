@@ -350,13 +350,13 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
     if path.is_dir():
         inside = sorted(set(chain.from_iterable(map(path.rglob, patterns))))
         files = {str(file.relative_to(path)): file for file in inside if file.is_file()}
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     for name, file in files.items():
         # Renaming a file inside a folder changes the content of the folder.
-        digest.update(name.encode())
+        content.update(name.encode())
         facts = file.stat()
-        digest.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))
-    return digest.hexdigest()
+        content.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))
+    return content.hexdigest()
 
 
 @cache

@@ -208,6 +208,12 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     # Fine-tuning on long rows is slow, so fewer of them are used.
     affordable = TRAIN_TOKENS // max(1, needed)
     rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, affordable))
+    limited = []
+    for spec, task in loaded.items():
+        options = split_options(spec)[1] or ""
+        if len(task.splits["train"]) > rows and "train_rows" not in options:
+            spec = with_options(spec, train_rows=rows)
+        limited.append(spec)
     environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
     # A JSON string is a quoted YAML string, too.
     environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)
@@ -226,7 +232,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         lowercase=facts.is_english and not letters,
         letters=letters,
         spaced=facts.spaced,
-        tasks=[_limited(spec, task, rows) for spec, task in loaded.items()],
+        tasks=limited,
         max_length=min(length, max(needed, 32)),
     )
 
@@ -251,14 +257,6 @@ def _tokens_needed(task: Task, *, letters: bool) -> int:
     sizes.sort()
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
     return min(512, _rounded(wanted))
-
-
-def _limited(spec: str, task: Task, rows: int) -> str:
-    """Limit the training rows of a task, unless its specification already does."""
-    _, options = split_options(spec)
-    if len(task.splits["train"]) <= rows or "train_rows" in (options or ""):
-        return spec
-    return with_options(spec, train_rows=rows)
 
 
 def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -229,17 +229,19 @@ def time_stages(
     if not len(sample.rows):
         return
     seconds = sample.characters * sample.seconds
-    works: dict[str, tuple[Stage, Recipe]] = {}
-    for run in chain.from_iterable(plan.runs for plan in plans):
-        links = run.recipe.links()
-        trained = {stage.name: link for stage, link in zip(run.trainings, links)}
-        for stage in run.stages:
-            # Stages after the trainings work on the model of the last one.
-            works.setdefault(stage.name, (stage, trained.get(stage.name, links[-1])))
+    works: dict[Stage, Recipe] = {}
+    for plan in plans:
+        for run in plan.runs:
+            links = run.recipe.links()
+            trained = dict(zip(run.trainings, links))
+            for stage in run.stages:
+                # Stages after the trainings work on the model of the last one.
+                works.setdefault(stage, trained.get(stage, links[-1]))
     end = time.perf_counter() + most_seconds
     # Trainings take most of a study, so they are timed while there is time.
     for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
-        for name, (stage, link) in works.items():
+        for stage, link in works.items():
+            name = stage.name
             if stage.kind != kind or forecast.seconds(name) is not None:
                 continue
             if kind == "prepare":
