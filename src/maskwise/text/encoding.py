@@ -371,7 +371,6 @@ class _Surfaces:
 
     def annotate(self, ids: Ints, annotators: Sequence[Annotator]) -> dict[str, object]:
         """Return the words, the name and the layers of a row; special tokens have −1."""
-
         parts = []
         for token in ids.tolist():
             if token not in self.known:

@@ -72,7 +72,7 @@ class Place(NamedTuple):
         at: offset in bytes (decompressed) in a file of lines, or in rows in a Parquet file, or the
             state of an `IterableDataset`.
         records: number of records before it in the shard.
-        whole: name of the document in which it begins, if it does not begin at a document.
+        whole: name of the document that the chunk continues; None if it begins with a new one.
     """
 
     at: Any = 0
