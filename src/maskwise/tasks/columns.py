@@ -438,7 +438,7 @@ def guess_columns(
 
 
 def _mean_words(records: Records, name: str) -> float:
-    """Return the mean number of words in a column, estimated from the letters without spaces."""
+    """Return the mean number of words in a column, estimated by letters if it has no spaces."""
     texts = [str(record.get(name) or "") for record in records]
     words = fmean(len(text.split()) for text in texts)
     if all(map(str.isalpha, texts)):

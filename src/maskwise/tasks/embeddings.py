@@ -57,7 +57,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 
 
 def _features(task: Task, split: str, vectors: Tensor) -> ArrayLike:
-    """Return embeddings of texts, (N, H), or [|u − v|, u · v] of pairs, (N, 2 H), as SentEval."""
+    """Return (N, H) embeddings of texts, or (N, 2 H) [|u − v|, u · v] of pairs as in SentEval."""
     if any(row.pair is not None for row in task.splits[split]):
         u = vectors[::2]
         v = vectors[1::2]
@@ -180,10 +180,10 @@ class EvaluatedRow(Row):
 
 
 def evaluator_kind(evaluator: str = "triplet") -> TaskKind:
-    """Build the kind ``evaluator``, scored by the primary metric of a sentence-transformers one.
+    """Build the kind ``evaluator``. Its score is the primary metric of the given evaluator.
 
     Args:
-        evaluator: a name in ``EVALUATORS``.
+        evaluator: a name in ``EVALUATORS``, which are those of sentence-transformers.
     """
     require_known("evaluator", evaluator, EVALUATORS)
     return TaskKind(
