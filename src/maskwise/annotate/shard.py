@@ -224,8 +224,8 @@ def spans_of(
                     name=f"{maker.name}: {name} of {part[:40]!r}…",
                 )
                 spans.append(found_in_part[name])
-            start, end, value = joined_spans(spans, begins)
-            layers[name] = CharSpans(start.astype(np.int32), end.astype(np.int32), value)
+            starts, ends, values = joined_spans(spans, begins)
+            layers[name] = CharSpans(starts.astype(np.int32), ends.astype(np.int32), values)
         found.append(layers)
     return found
 

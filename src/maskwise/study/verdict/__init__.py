@@ -438,9 +438,9 @@ def _points(table: Outcomes) -> list[Point]:
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
         spent = {}
-        for key, value in line.items():
-            if key in QUANTITIES and value:
-                spent[key] = value
+        for key, amount in line.items():
+            if key in QUANTITIES and amount:
+                spent[key] = amount
         if values and spent:
             run = {"arm": line["arm"], "seed": line["seed"], "fraction": line.get("fraction", 1.0)}
             points.append(cast(Point, {**run, **spent, "values": values}))

@@ -279,8 +279,8 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
     elif any(row["n"] == 1 for row in rows):
         runs = f"a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
-    # Two arms may be called alike.
-    hopeless = {}
+    # A dictionary, because two arms may have the same name.
+    hopeless: dict[str, None] = {}
     raised = set()
     for row in rows:
         # Fewer runs than a test needs cannot show how small a difference is.
