@@ -59,9 +59,10 @@ def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | 
 
     The letters of DNA are amino acids, too, so the tokenizer knows all of them.
     """
-    # Most texts end the search at once.
-    if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
-        return None
+    for text in texts:
+        # Most texts end the search at once.
+        if not text or not NUCLEOTIDES.issuperset(text.upper()):
+            return None
     tokens = tokenizer.get_vocab()
     if len(tokens) > MOST_TOKENS or NO_RESIDUE in tokens or not RESIDUES_ALONE.issubset(tokens):
         return None
