@@ -49,6 +49,20 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path / "texts.jsonl"
 
 
+def test_a_bad_task_is_found_before_the_texts_are_read(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskwise.study.adapt.look_at", lambda texts: pytest.fail("read"))
+    write_lines(tmp_path / "one.jsonl", [{"text": f"text {n}", "label": "a"} for n in range(30)])
+    for task, said in (
+        ("nothing.csv", "does not exist"),
+        (f"{tmp_path}/one.jsonl", "at least two classes"),
+        (f"{tmp_path}/one.jsonl(label='other')", "unknown label column"),
+    ):
+        with pytest.raises(MaskwiseError, match=said):
+            adapt_recipe("bundled:encoder", str(texts), [task])
+
+
 def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     assert [*recipe.study.arms] == ["words-30"] and recipe.study.seeds == 6

@@ -111,6 +111,9 @@ def adapt_recipe(
     config = load_config(model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
+    # Bad labels are found before the texts are read, which takes seconds.
+    for spec in tasks:
+        load_task(spec)
     facts = look_at(texts)
     weights = weights_of(config)
     warm = not has_head(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -183,8 +184,8 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         yield from _check_text(link)
         if arm.tokenizer_name:
             _check_words(link, tokenizer)
-            some = islice(link.corpus.documents(), FEW_DOCUMENTS)
-            note = dna_note(tokenizer, (document.text for document in some))
+            some = map(attrgetter("text"), link.corpus.documents())
+            note = dna_note(tokenizer, islice(some, FEW_DOCUMENTS))
             if note:
                 yield f"{link.corpus.title}: {note}"
         _check_rows(link)

@@ -238,21 +238,27 @@ def behind_reference(row: Contrast | None, table: Outcomes) -> str:
     if row is None or row["verdict"] == "not comparable":
         return ""
     outcome = row["outcome"]
+    measured = outcome
     # Tasks on which pre-training did not help count here.
-    measured = ALL_TASKS if outcome == "tasks" else outcome
+    if outcome == "tasks":
+        measured = ALL_TASKS
     arms = list(table.study["arms"])
     worse = []
     for arm in arms:
         gains = finite_runs(table.gains(measured, arm, REFERENCE))
         if gains.sum() < 0 and not table.incomparable(arm, REFERENCE, outcome):
             worse.append(arm)
-    leading = row["arm"] if is_ahead(row) else row["baseline"]
+    leading = row["baseline"]
+    if is_ahead(row):
+        leading = row["arm"]
     who = " and ".join(worse)
     if len(worse) == len(arms) > 1:
         who = "All arms"
     elif leading not in worse:
         return ""
-    verb = "has" if len(worse) == 1 else "have"
+    verb = "have"
+    if len(worse) == 1:
+        verb = "has"
     return f" {who} {verb} a worse mean than {table.names[REFERENCE]} {outcome_words(outcome)}."
 
 
