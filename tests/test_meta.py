@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning import MetaSettings
 from maskwise.learning.examples import Examples, answers_in, contexts_of, find_contexts
 from maskwise.learning.gradients import Losses, values_of
 from maskwise.learning.loop import learn_policy, losses_of, new_learner
 from maskwise.learning.meta import Diverged, MetaLearner, Slopes
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.settings import MetaSettings
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.tasks import load_task

@@ -22,8 +22,8 @@ from torch import Tensor
 from maskwise.devices import moved
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, fold
-from maskwise.learning import MetaSettings
 from maskwise.learning.relaxation import Choice, choose
+from maskwise.learning.settings import MetaSettings
 from maskwise.masking import AnnotatedBatch, Vocabulary, gather
 from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.tasks.questions import ChoiceRow, MarkedRow

@@ -25,7 +25,6 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.keys import Array
-from maskwise.learning import MetaSettings
 from maskwise.learning.annotator import Windows, flat_of, read_windows
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses, values_of
@@ -33,6 +32,7 @@ from maskwise.learning.labels import Marked
 from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values
 from maskwise.learning.relaxation import Overflow, RelaxedDenoising
 from maskwise.learning.scorer import COLUMNS, PolicyModel
+from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.masking.policies.base import TensorDict, Tensors

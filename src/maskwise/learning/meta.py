@@ -32,7 +32,6 @@ from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold
-from maskwise.learning import MetaSettings
 from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,
@@ -45,6 +44,7 @@ from maskwise.learning.gradients import (
     wide,
 )
 from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.settings import MetaSettings
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.tasks.tensors import shuffled
@@ -88,21 +88,27 @@ class Slopes:
     """Measures how well gradients agree: squared norm of their mean, over mean squared norm."""
 
     def __init__(self) -> None:
-        self.total = torch.zeros(())
+        self.total: list[Tensor] = []
         self.squares = 0.0
         self.count = 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        line = wide(torch.cat([part.flatten() for part in gradient]))
-        self.total = self.total + line
-        self.squares += float(line.square().sum())
+        # Tensors are widened one by one: a copy of all would double the memory of a large policy.
+        if not self.total:
+            self.total = [torch.zeros_like(part) for part in gradient]
+        for total, part in zip(self.total, gradient, strict=True):
+            total += part
+        self.squares += self._square(gradient)
         self.count += 1
 
     def agreement(self) -> float:
         """Return 1 if all gradients are equal, about 1 / count for noise, NaN if all are 0."""
         if not self.squares:
             return math.nan
-        return float(self.total.square().sum()) / (self.count * self.squares)
+        return self._square(self.total) / (self.count * self.squares)
+
+    def _square(self, gradient: Sequence[Tensor]) -> float:
+        return sum(float(wide(part).square().sum()) for part in gradient)
 
 
 class Diverged(Exception):

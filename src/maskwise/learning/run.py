@@ -21,12 +21,12 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
-from maskwise.learning import LearningSettings
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
 from maskwise.learning.labels import Confidence, Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
 from maskwise.learning.scorer import PolicyModel
+from maskwise.learning.settings import LearningSettings
 from maskwise.objectives import Classification
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.tasks.judge import load_network

@@ -118,12 +118,8 @@ class PolicyModel(
         config: the ``config.json`` of the policy.
         tokenizer: a fast tokenizer.
         encoder: a module with weights; None: a new one, as described by ``config.encoder``.
-
-    Attributes:
         card: the text of README.md.
     """
-
-    card = NO_CARD
 
     def __init__(
         self,
@@ -131,10 +127,12 @@ class PolicyModel(
         tokenizer: PreTrainedTokenizerFast,
         *,
         encoder: nn.Module | None = None,
+        card: str = NO_CARD,
     ):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
+        self.card = card
         self.encoder = encoder or _new_encoder(config)
         hidden_size = int(config.encoder["hidden_size"])
         self.head = nn.Linear(hidden_size, COLUMNS[config.head])

@@ -374,7 +374,7 @@ def in_chunks(
     """
     device = states_MH.device.type
     dtype = states_MH.dtype
-    # Autocast has no effect inside a custom autograd function.
+    # ``_InChunks`` turns autocast off, so it needs the dtype.
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     losses: Tensor = _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     Plain,
@@ -70,7 +70,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
         known = _arms(settings)
         arm = key.removeprefix("study.arms.")
         if arm != key and "." not in arm and value in (None, "none"):
-            _require_arms([arm], known)
+            require_known("arm in study.arms", arm, known)
             key = "study.arms"
             value = [name for name in known if name != arm]
             if not value:
@@ -90,7 +90,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
 def _require_arms(names: Iterable[str], known: Plain) -> None:
     for name in names:
         if name not in known:
-            do = "to add an arm, say what it changes: study.arms.NAME='{masking.ratio: 0.3}'"
+            do = "to add an arm, name what it changes: study.arms.NAME='{masking.ratio: 0.3}'"
             raise unknown_name("arm in study.arms", name, known, do=do)
 
 

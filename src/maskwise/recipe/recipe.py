@@ -20,7 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
 from maskwise.keys import fold
-from maskwise.learning import LearningSettings
+from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import Learned, policy

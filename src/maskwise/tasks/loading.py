@@ -291,10 +291,12 @@ def _read_task(
         chosen = _recognised(examples, given)
     if settings:
         make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
-        known = {*inspect.signature(load_task).parameters, *inspect.signature(make).parameters}
-        known -= {"spec", "settings"}
-        for option in settings:
-            require_known(f"argument of {chosen.name} {place}", option, known)
+        parameters = inspect.signature(make).parameters
+        # A kind that takes any settings refuses them by itself.
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
+            for option in settings:
+                require_known(f"argument of {chosen.name} {place}", option, known | {*parameters})
         chosen = build("kind of task", Call(chosen.name, (), settings), {chosen.name: make})
     template = given.text or ""
     if "{" in template:

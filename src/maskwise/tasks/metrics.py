@@ -342,7 +342,8 @@ class Answer(str):
 
 def _nats_and_tokens(answers: Collection[Answer]) -> NDArray[np.float64]:
     """Return (2, N) the nats and the tokens of answers."""
-    return np.array([(answer.nats, answer.tokens) for answer in answers]).T.copy()
+    pairs = [(answer.nats, answer.tokens) for answer in answers]
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2).T.copy()
 
 
 def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
