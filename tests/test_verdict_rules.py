@@ -27,6 +27,7 @@ from maskwise.study.verdict.words import advice_of
 from maskwise.tasks.judge import TRIAL_SEED
 from report_fixture import (
     codes,
+    failure_record,
     heldout_record,
     make_records,
     make_study,
@@ -122,6 +123,16 @@ def test_a_gate_has_runs_of_its_own_at_default_settings():
     assert "looked-before" in codes(
         primaries(summarise([*records, *own], looked))["oracle", "random"]
     )
+
+
+def test_a_gate_has_a_headline_where_every_compared_run_failed():
+    study, _ = study_of(GATED, contrasts=[["method", "random"]])
+    study["gate"] = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
+    records = [failure_record(arm, seed) for arm in GATED for seed in study["seeds"]]
+    for arm, scores in (("oracle", BETTER), ("random", BASE)):
+        for s, score in enumerate(scores):
+            records.append(score_record(arm, s - FRESH_RUN, "task-0", score, role="gate"))
+    assert summarise(records, study)["headline"].startswith("oracle is")
 
 
 def test_a_contrast_with_the_start_needs_a_measure_of_it_behind_a_gate_too():

@@ -195,7 +195,11 @@ def adapt(
     limit_seconds = time_limit(limit)
 
     def command(*changes: str, **options: object) -> str:
-        return command_of(context, overrides=[*given, *changes], **options)
+        kept = given
+        # The setting would override the option.
+        if "steps" in options:
+            kept = [each for each in given if not each.startswith("training.steps=")]
+        return command_of(context, overrides=[*kept, *changes], **options)
 
     # A dry run must not overwrite the pairs of an earlier study.
     with tempfile.TemporaryDirectory() as aside:

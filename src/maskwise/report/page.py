@@ -246,7 +246,7 @@ def _missing(folder: Folder) -> list[str]:
     if not folder.samples:
         lines.append("There are no masked sentences (samples.json).")
     if folder.unread:
-        lines.append(f"{plural(folder.unread, 'line')} of records.jsonl cannot be read.")
+        lines.append(f"{plural(folder.unread, 'line')} of records.jsonl cannot be used.")
     # Another version may interpret the same files differently.
     made = folder.study["maskwise"]
     if made and made != __version__:

@@ -207,10 +207,11 @@ class Design:
         """Measure what each training of an arm's run spends; None if a text is not prepared."""
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
+        # Checked first, because a measurement masks many batches.
+        if any(text.result(self.stages) is None for text in run.texts):
+            return None
         spent = []
         for link, text in zip(run.recipe.links(), run.texts):
-            if text.result(self.stages) is None:
-                return None
             parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
             step = _measured_step(link.model_dump_json(include=parts), text.folder(self.stages))
             spent.append(link.training.steps * step[self.recipe.study.match])

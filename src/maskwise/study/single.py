@@ -48,9 +48,8 @@ def with_own_seed(recipe: Recipe) -> Recipe:
     """Put ``training.seed`` into paths with ``{seed}``, as a study does for each of its runs."""
     if "{seed}" not in recipe.to_yaml():
         return recipe
-    only = StudySettings(arms={recipe.name: {}})
-    single = recipe.model_copy(update={"study": only})
-    return single.arm(recipe.name, seed=recipe.training.seed)
+    single = recipe.model_copy(update={"study": StudySettings(arms={"run": {}})})
+    return single.arm("run", seed=recipe.training.seed)
 
 
 def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]:

@@ -242,6 +242,9 @@ def behind_reference(row: Contrast | None, table: Outcomes) -> str:
     # Tasks on which pre-training did not help count here.
     if outcome == "tasks":
         measured = ALL_TASKS
+    # If every compared run failed, only the gate's own runs have this outcome.
+    if measured not in table.measures:
+        return ""
     arms = list(table.study["arms"])
     worse = []
     for arm in arms:
