@@ -334,6 +334,16 @@ def test_no_text(text, said, capfd):
     assert said in capfd.readouterr().err
 
 
+def test_a_text_without_tokens_has_no_masks(tmp_path):
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.save_pretrained(tmp_path)
+    found = inspect_text(
+        "\u200b", "token", {"corruption": None, "ratio": "0.15"}, tokenizer=str(tmp_path)
+    )
+    assert [row.whole for row in found] == [0]
+
+
 @pytest.mark.parametrize("what", list(TABLES))
 def test_lists(what, capsys):
     assert maskwise("list", what, "--json") == 0

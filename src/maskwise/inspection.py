@@ -166,7 +166,7 @@ def show_masks(
     if model is not None:
         most = len(masked.labels) + SOME_MORE
         written = _written(model, tokenizer, masked.input_ids, most)
-    words = np.array(row["word_ids"])
+    words = np.array(row["word_ids"], dtype=np.int64)
     in_word = words >= 0
     sizes = np.bincount(words[in_word])
     selected = np.bincount(words[in_word], choice.tokens[in_word])

@@ -229,19 +229,18 @@ def time_stages(
     if not len(sample.rows):
         return
     seconds = sample.characters * sample.seconds
-    works: dict[Stage, Recipe] = {}
+    works: dict[str, tuple[Stage, Recipe]] = {}
     for plan in plans:
         for run in plan.runs:
             links = run.recipe.links()
             trained = dict(zip(run.trainings, links))
             for stage in run.stages:
                 # Stages after the trainings work on the model of the last one.
-                works.setdefault(stage, trained.get(stage, links[-1]))
+                works.setdefault(stage.name, (stage, trained.get(stage, links[-1])))
     end = time.perf_counter() + most_seconds
     # Trainings take most of a study, so they are timed while there is time.
     for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
-        for stage, link in works.items():
-            name = stage.name
+        for name, (stage, link) in works.items():
             if stage.kind != kind or forecast.seconds(name) is not None:
                 continue
             if kind == "prepare":
