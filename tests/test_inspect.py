@@ -341,7 +341,7 @@ def test_a_text_without_tokens_has_no_masks(tmp_path):
     found = inspect_text(
         "\u200b", "token", {"corruption": None, "ratio": "0.15"}, tokenizer=str(tmp_path)
     )
-    assert [row.whole for row in found] == [0]
+    assert [row.shown.whole for row in found] == [0]
 
 
 @pytest.mark.parametrize("what", list(TABLES))
