@@ -103,19 +103,19 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["objectives.mlm.masking.ratio=1.5"], "1.5"),
         (
             ["objectives.low.masking.corruption=delete"],
-            "corruption delete changes lengths; for objective mlm take",
+            "corruption delete changes lengths; for objective mlm choose",
         ),
         (
             ["objectives.low.masking.corruption=replace(target='detect')"],
-            "0 and 1, not tokens; for objective mlm take",
+            "0 and 1, not tokens; for objective mlm choose",
         ),
         (
             ["objectives.rtd.masking.corruption=replace(target='detect')"],
-            "0 and 1, not tokens; for objective rtd take",
+            "0 and 1, not tokens; for objective rtd choose",
         ),
         (
             ["objectives.atd.masking.corruption=insert"],
-            "tokens as labels, not 0 and 1; for objective atd take",
+            "tokens as labels, not 0 and 1; for objective atd choose",
         ),
         (["objectives.mlm.masking.polici=token"], "polici"),
         (

@@ -380,7 +380,7 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
         ),
         (
             "{}(label=essence, beams=2)",
-            r"kind of task sequence-classification\(beams=2\)",
+            r"unknown argument of sequence-classification task .* 'beams'",
         ),
         (
             "{}(kind=generation, label=essence, metric=matthews)",
