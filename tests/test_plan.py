@@ -805,10 +805,12 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done
         "overlap": (1, 0),
     }
     timed = [load_json(p)["seconds"] for p in shared.glob("pretrain-*/done.json")]
-    # Not exact: a forecast separates start-up from steps, and other work slows runs unequally.
-    assert found["stages"]["pretrain"]["seconds"] == pytest.approx(
-        (4 + 6 / 2) * sum(timed) / 2, rel=0.2, abs=0.2
-    )
+    # Four trainings take the median of the finished ones, and six of half the steps take half of
+    # either one's time.
+    least, most = min(timed), max(timed)
+    seconds = found["stages"]["pretrain"]["seconds"]
+    middle = sum(timed) / 2
+    assert 4 * middle + 3 * least - 0.1 <= seconds <= 4 * middle + 3 * most + 0.1
     assert found["seconds"] >= found["stages"]["pretrain"]["seconds"]
     command = ["study", recipe, *twice, "--out", tmp_path / "new", "--stages", shared, "--dry-run"]
     assert maskwise(*command) == 0
