@@ -138,8 +138,9 @@ def best_device() -> torch.device:
 def fast_bf16() -> bool:
     """Whether the hardware trains faster in bf16 than in float32.
 
-    Among CPUs, only those with AMX do: with AVX-512's bf16 a step of a small encoder takes 1.6
-    times as long as in float32 (``benchmarks/quick_step.py``).
+    Among CPUs, only those with AMX do. With AVX-512's bf16 it depends on the processor and the
+    model: a step of a small encoder took 1.6 times as long as in float32 on one processor
+    (``benchmarks/quick_step.py``), and MiniLM trained faster on another.
     """
     import torch
 
