@@ -78,8 +78,7 @@ def study(
 ) -> None:
     """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
 
-    The same command resumes an interrupted study and repeats nothing. The exit code is 1 if
-    any run failed.
+    The same command resumes an interrupted study. The exit code is 1 if any run failed.
     """
     changes = overrides or []
     # Options of a run would be ignored silently.
@@ -195,10 +194,8 @@ def adapt(
     limit_seconds = time_limit(limit)
 
     def command(*changes: str, **options: object) -> str:
-        kept = given
-        # The setting would override the option.
-        if "steps" in options:
-            kept = [each for each in given if not each.startswith("training.steps=")]
+        # The setting training.steps would override the option --steps.
+        kept = [each for each in given if "steps" not in options or "training.steps=" not in each]
         return command_of(context, overrides=[*kept, *changes], **options)
 
     # A dry run must not overwrite the pairs of an earlier study.
@@ -252,8 +249,8 @@ def adapt(
     answer = steps_of.answer_of(result, recipe)
     next_step = steps_of.next_of(result, recipe, task or (), out, command)
     if as_json:
-        facts = {"answer": answer, "next": next_step, "best": best, "folders": folders}
-        print_json({**result, **facts})
+        found = {"answer": answer, "next": next_step, "best": best, "folders": folders}
+        print_json(result | found)
     else:
         say(answer, "bold")
         kept = steps_of.kept_of(best, folders, helps=steps_of.arm_that_helps(result))
@@ -284,8 +281,7 @@ def pretrain(
     rows = []
     for line in result["heldout"]:
         masks = f"{line['masks']} {line['ratio']:.0%}"
-        loss = figure(line["loss"])
-        rows.append((masks, loss, figure(line["unigram"]), str(line["targets"])))
+        rows.append((masks, figure(line["loss"]), figure(line["unigram"]), str(line["targets"])))
     print_table(("held-out masks", "loss (nats)", "word frequencies alone", "targets"), rows)
     say(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)")
 
