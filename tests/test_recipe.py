@@ -341,7 +341,8 @@ def test_a_gate_keeps_what_it_closes_among_the_arms_that_are_left() -> None:
     [
         ("study.arms.words-3=null", "unknown arm in study.arms 'words-3'.*mean 'words-30'"),
         ("study.arms=words-3", "unknown arm in study.arms 'words-3'.*mean 'words-30'"),
-        ("study.arms.new=null", "unknown arm in study.arms 'new'; allowed: .*; to add an arm, say"),
+        ("study.arms.new=null", "unknown arm in study.arms 'new'; allowed: .*"),
+        ("study.arms=token-15,new", "unknown arm in study.arms .new.; .*to add an arm, name"),
         ("study.baseline=words-3", "unknown arm in study.baseline 'words-3'; allowed: token-15"),
     ],
 )
