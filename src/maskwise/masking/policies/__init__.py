@@ -49,7 +49,9 @@ def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mix
     for share in shares:
         # ``schedule`` would refuse the number too, but would call it a masking ratio.
         if isinstance(share, int | float) and not 0 <= share <= 1:
-            raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
+            raise MaskwiseError(
+                "policy mixture: a share is not valid", got=share, allowed="0 to 1, or schedules"
+            )
     return Mixture(tuple(map(policy, members)), tuple(map(schedule, shares)))
 
 
@@ -108,9 +110,9 @@ class Mixture(Policy):
     def __post_init__(self) -> None:
         if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
             raise MaskwiseError(
-                "policy mixture",
+                "policy mixture cannot mix these policies",
                 got=self.members,
-                allowed="two or more policies, none a mixture",
+                allowed="two or more policies, none of them a mixture",
             )
         if any(member.learner() is not None for member in self.members):
             raise MaskwiseError(

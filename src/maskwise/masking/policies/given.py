@@ -243,12 +243,14 @@ class Frequency(CutPolicy):
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
-            raise MaskwiseError("floor of policy frequency", got=self.floor, allowed="above 0")
+            raise MaskwiseError(
+                "floor of policy frequency is not valid", got=self.floor, allowed="above 0"
+            )
         if self.counts is not None:
             counts = read_numbers("counts", self.counts)
             if counts.ndim != 1:
                 raise MaskwiseError(
-                    "counts of policy frequency",
+                    "counts of policy frequency have the wrong shape",
                     got=counts.shape,
                     allowed="one number per id",
                 )
@@ -311,7 +313,7 @@ class Learned(Policy):
     def __post_init__(self) -> None:
         if not _TAKE.fullmatch(self.take):
             raise MaskwiseError(
-                "policy learned: take",
+                "take of policy learned is not valid",
                 got=self.take,
                 allowed="weights, spans, top-1, top-5, …",
             )

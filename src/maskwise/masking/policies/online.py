@@ -97,11 +97,11 @@ class GroupWeighted(CutPolicy):
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
-            raise MaskwiseError("groups to weigh", got=self.groups, allowed="2 or more, or names")
+            raise MaskwiseError("too few groups", got=self.groups, allowed="2 or more, or names")
         if self.half_life_steps is not None:
             finite_number("half_life_steps", self.half_life_steps, least=1e-9)
             if self.faithful:
-                raise MaskwiseError("half_life_steps needs faithful=False", do="leave one out")
+                raise MaskwiseError("half_life_steps needs faithful=False", do="set only one")
 
     @property
     def names(self) -> Names:
@@ -120,7 +120,7 @@ class GroupWeighted(CutPolicy):
         largest = int(group_T.max(initial=-1))
         if largest >= len(self.names):
             raise MaskwiseError(
-                f"group in layer {self.layer!r}",
+                f"a group number is too large in layer {self.layer!r}",
                 got=largest,
                 allowed=f"below {len(self.names)}",
             )
@@ -268,7 +268,7 @@ class TypeWeighted(CutPolicy):
         whole_number("every of policy type-weighted", self.every, least=1)
         if not 0 <= self.kept < 1:
             raise MaskwiseError(
-                "kept of policy type-weighted",
+                "kept of policy type-weighted is not valid",
                 got=self.kept,
                 allowed="at least 0, below 1",
             )

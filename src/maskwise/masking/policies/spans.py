@@ -61,7 +61,9 @@ class Span(Policy):
 
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:
-            raise MaskwiseError("p of policy span", got=self.p, allowed="between 0 and 1")
+            raise MaskwiseError(
+                "p of policy span is not valid", got=self.p, allowed="between 0 and 1"
+            )
         whole_number("max_words of policy span", self.max_words, least=1, most=MOST_WORDS)
         whole_number("min_words of policy span", self.min_words, least=1, most=self.max_words)
         require_known("over of policy span", self.over, ("word", "token"))
