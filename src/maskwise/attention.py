@@ -129,7 +129,7 @@ class Documents:
 
 
 def separate(model: PreTrainedModel) -> None:
-    """Make a model attend within documents whenever it is given ``documents``."""
+    """Make a model attend only within documents when it gets the argument ``documents``."""
     if model.config._attn_implementation in REPLACED:
         _register()
         model.set_attn_implementation(NAME)
@@ -217,7 +217,7 @@ def _ragged(
 ) -> Tensor:
     """(B, L, H, D): call ``varlen_attn``, with all rows as one line of documents.
 
-    Keys and values may have fewer heads than queries: the kernel shares them among queries.
+    Keys and values may have fewer heads than queries: the kernel shares these heads.
     """
     from torch.nn.attention.varlen import varlen_attn
 

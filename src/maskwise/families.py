@@ -1,4 +1,4 @@
-"""Model families: one ``Adapter`` describes how a family differs from the others.
+"""Model families: each family's ``Adapter`` describes how it differs from other families.
 
 An adapter tells where the encoder and the prediction head are, and how positions are counted. Each
 known family has one line in ``ENCODERS`` or ``ENCODER_DECODERS``. Models of other families work

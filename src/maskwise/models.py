@@ -181,7 +181,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Check that a model can be built from a configuration, without allocating memory.
 
     Raises:
-        MaskwiseError: transformers cannot build it; too many tokens or weights; no start token.
+        MaskwiseError: the model cannot be built; too many tokens or weights; no start token.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -205,7 +205,7 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
 
 
 def weights_of(config: PreTrainedConfig) -> int:
-    """The number of weights of a language model, without allocating them."""
+    """The number of weights in a language model, without allocating the weights."""
     return empty_model(config).num_parameters()
 
 

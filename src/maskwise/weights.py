@@ -48,7 +48,7 @@ def memory() -> int | None:
 def check_counts(fields: Mapping[str, Any]) -> None:
     """Raise if a configuration, or a configuration in it, has more parts than ``MOST_PARTS``.
 
-    Transformers would build them before any other check, and building a billion layers never ends.
+    Transformers would build all parts before any other check, and a billion layers take forever.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):
@@ -224,7 +224,7 @@ class Lora:
         """Replace the linear layers in the encoder's blocks, and freeze the rest of the encoder.
 
         Args:
-            model: changed in place; its class and its head stay the same.
+            model: the model, which is changed in place; its class and head stay the same.
             seed: the seed for A; B starts at 0, so the model's outputs do not change at first.
         """
         self.check(model.config)

@@ -136,7 +136,7 @@ class AnnotatedBatch:
 
     @cached_property
     def first(self) -> Array:
-        """(P,) int64: the first content token of each piece, or its first token if it has none."""
+        """(P,) int64: each piece's first content token, or first token if it has no content."""
         content = self.content
         if len(content):
             # A shortcut for the common case: pieces begin with text, or with one special token.
@@ -175,7 +175,7 @@ class AnnotatedBatch:
         )
 
     def count_at(self, at: Array) -> Array:
-        """(P,) int64: how many of the ascending positions ``at`` are in each piece."""
+        """(P,) int64: the number of ascending positions ``at`` in each piece."""
         before = at.searchsorted(self.edges)
         return before[1:] - before[:-1]
 
@@ -308,7 +308,7 @@ class MaskedBatch:
 
     @cached_property
     def selected(self) -> Tensor:
-        """(B, L) bool over the *source* tokens, on the host: what the policy selected."""
+        """(B, L) bool, on the host: which of the *source* tokens the policy selected."""
         import torch
 
         shape = self.source.shape
@@ -370,7 +370,7 @@ class MaskedBatch:
             setattr(there, name, moved(getattr(self, name), device))
         return there
 
-    # Not a subclass of Mapping: the Trainer and data loaders would rebuild it as a plain dict.
+    # Not a subclass of Mapping: the Trainer and data loaders would rebuild a Mapping as a dict.
     def __iter__(self) -> Iterator[str]:
         yield from ("input_ids", "labels")
         if self.attention_mask is not None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class MaskingCollator:
     """Mask rows for their step, and return ``input_ids``, ``labels`` and ``attention_mask``.
 
-    Rows without ``epoch`` get dynamic masks, keyed by their step. If they have no ``step`` either,
+    Rows without ``epoch`` get dynamic masks, keyed by their step. If rows have no ``step`` either,
     masks are keyed by the loader's seed and this process's count of batches, and the count replaces
     the step in the schedule. The collator warns once in both cases.
 
@@ -86,7 +86,7 @@ class MaskingCollator:
         step = _common(rows, "step")
         epoch = _common(rows, "epoch")
         worker = get_worker_info()
-        # Workers have copies of this collator, so only the first one warns.
+        # Workers have copies of this collator, so only the first copy warns.
         first = worker is None or worker.id == 0
         if (step is None or epoch is None) and first and not self._warned:
             self._warned = True
@@ -137,7 +137,7 @@ def _common(rows: Rows, name: str) -> int | None:
 
 
 class SteppedDataset:
-    """A view of a map-style dataset that is indexed by (index, step, epoch) and adds them to rows.
+    """A view of a map-style dataset, indexed by (index, step, epoch), that adds these to its rows.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}

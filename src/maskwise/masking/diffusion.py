@@ -160,7 +160,7 @@ class Rates:
         return 1 / (rate_P * density)
 
     def number(self, rate_P: Array, tokens_P: Array) -> Array:
-        """(P,) int64: the number of tokens to mask, ⌈t·L⌉, at least one if there are any."""
+        """(P,) int64: the number of tokens to mask, ⌈t·L⌉, but at least one token if L > 0."""
         number_P = np.ceil(rate_P * tokens_P - 1e-9).astype(np.int64)
         return number_P.clip(np.minimum(tokens_P, 1), tokens_P)
 

@@ -123,13 +123,13 @@ def require_rows(rows: object) -> None:
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether a value is a torch tensor."""
-    # There are tensors only if torch is already imported, so it is not imported here.
+    # Tensors exist only if torch is already imported, so torch is not imported here.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | str:
-    """The device of the rows, if they are tensors; else the host."""
+    """The rows' device, if rows are tensors; otherwise the host."""
     ids = rows.get("input_ids") if isinstance(rows, Mapping) else None
     return ids.device if is_tensor(ids) else "cpu"
 

@@ -1,7 +1,7 @@
 """The masker: policy × schedule × corruption → masked batches.
 
 A masker has no random state: a mask is a function of (seed, epoch, example id, ratio, weights).
-It works in numpy, on the host, in O(B·L) memory; only its input and its result are tensors.
+Masking works in numpy, on the host, in O(B·L) memory; only the input and the result are tensors.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Masker:
             over the budget) or ``bernoulli`` (no fixed budget).
         corruption: what selected tokens become, and what the model must predict.
         seed: any integer.
-        fill: what happens to budget that units of positive weight cannot use: ``none``,
-            ``random``, ``skip-row``.
+        fill: what happens to the part of the budget that units of positive weight cannot use:
+            ``none``, ``random``, ``skip-row``.
         min_targets: the minimum budget of a document piece while eligible × ratio ≥ 0.5, if visits
             are ``random``.
         predict: a number or a schedule: the loss is taken on at most this share of each piece's
@@ -243,7 +243,7 @@ class Masker:
         if self.visits != "complement":
             return keys, False
         epoch = known_epoch(moment.epoch, self.visits)
-        # Both epochs of a pair share their draws, so that one masks what the other leaves.
+        # Both epochs of a pair share their draws, so the second masks what the first leaves.
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
 
@@ -270,9 +270,9 @@ def some_labels(
 ) -> Array:
     """Keep the labels (T,) of a few candidates: a ``share`` of each piece's *eligible* tokens.
 
-    A piece with fewer candidates keeps all of them; a piece with a candidate keeps at least one
-    while share > 0. This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4):
-    corrupt at p(t), but take the loss on a constant share.
+    A piece with fewer candidates keeps all its labels; a piece with any candidate keeps at least
+    one label while share > 0. This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section
+    4): corrupt at p(t), but take the loss on a constant share.
     """
     at = np.flatnonzero(candidate)
     pieces = np.arange(batch.pieces)

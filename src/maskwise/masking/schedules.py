@@ -113,7 +113,7 @@ class FunctionSchedule(Schedule):
     function: Callable[[int, int], float] = field(kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        """Skip the check of the base: a user's function is only called at the steps of a run."""
+        """Skip the base class's check: a user's function is only called at the steps of a run."""
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         try:
@@ -158,7 +158,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant}
 def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
     """Register a curve over progress ``f`` or over draws ``draw_P`` as a factory for schedules.
 
-    Further arguments are finite numbers, or schedules where annotated ``Inner``.
+    Further arguments are finite numbers, or schedules if they are annotated as ``Inner``.
     """
     name = curve.__name__.replace("_", "-")
     first, *parameters = inspect.signature(curve).parameters.values()
@@ -367,7 +367,7 @@ def bell(draw_P: Array, centre: float = 0.5, width: float = 0.15) -> Array:
 
 @published
 def cosine_rates(draw_P: Array) -> Array:
-    """Draw ratios as cos(π u / 2) of a uniform u, so that high ratios are more frequent.
+    """Draw ratios as cos(π u / 2) with a uniform u, so high ratios are more frequent.
 
     Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.3; the cosine schedule of diffusion.
     """

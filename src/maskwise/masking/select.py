@@ -5,7 +5,7 @@ weights the draws themselves) and taken from the front. The budget decides where
 
 ``exact``
     Never more tokens than the budget. A unit that does not fit is skipped, and later units are
-    tried. This favours short units if the budget is small (at 64 tokens and 15 %, words of one
+    tried. Skipping favours short units if the budget is small (at 64 tokens and 15 %, words of one
     token are selected with probability .200, the longest with .105).
 ``expected``
     The unit at the border is taken with probability (tokens left) / (its length). Units stay whole,
@@ -204,8 +204,8 @@ def up_to(
     fitting = piece[fits]
     left_P = budget_P - np.bincount(fitting, length[fits], len(budget_P)).astype(np.int64)
     taken_P = np.bincount(fitting, minlength=len(budget_P))
-    # The unit at the border is the first that does not fit. A piece whose units all fit, or whose
-    # budget is used completely, has none.
+    # The border unit is the first unit that does not fit. A piece whose units all fit, or whose
+    # budget is used completely, has no border unit.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (offsets(counts_P) + taken_P)[border_P]
     if not exact:
@@ -257,9 +257,9 @@ def _independently(
 # ``coverage``: over 1/r epochs, a round, every unit is masked once: the units of a piece are sorted
 # at random, and epoch e takes the part from e·r to (e + 1)·r. Each round has a new order.
 #
-# All are functions of (seed, epoch, example): ``complement`` keys its draws by the pair of epochs,
+# All visits are functions of (seed, epoch, example): ``complement`` keys draws by pair of epochs,
 # ``coverage`` by the round. Units are whole, so a visit may mask one unit more or less than its
-# ratio says, and no unit in a short piece. If a learning policy changes weights between epochs, the
+# ratio asks, and no unit in a short piece. If a learning policy changes weights between epochs, the
 # order changes too.
 #
 # Source: complementary masks are from masked diffusion models of 2025; ``coverage`` is new here.

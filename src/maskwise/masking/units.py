@@ -222,7 +222,7 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     piece = units.piece
     count_P = units.count
     weight = units.weight.astype(np.float64)
-    # If units are sorted and every piece has some, reduceat takes a third of bincount's time.
+    # If units are sorted and every piece has units, reduceat takes a third of bincount's time.
     tidy = units.start is not None and count_P.all()
 
     def total(values: Array) -> Array:

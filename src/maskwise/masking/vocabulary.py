@@ -1,7 +1,7 @@
 """The vocabulary: tables over ids, read once from a tokenizer.
 
-They record which ids are ordinary tokens and which are special. The usual collator asks the
-tokenizer about each row, which takes most of its time.
+The tables record which ids are ordinary tokens and which ids are special. The usual collator asks
+the tokenizer about each row, which takes most of the collator's time.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Vocabulary:
 
     @cached_property
     def ordinary(self) -> Array:
-        """(N,) int64, the eligible ids in order: what a random replacement may be."""
+        """(N,) int64, the eligible ids in order: the possible random replacements."""
         return np.flatnonzero(self.eligible)
 
     @cached_property

@@ -172,7 +172,7 @@ class Infill(Moving):
         q = math.exp(-mean)
         count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
-        # Each run has two draws: whether it adds an empty span, and where in the text.
+        # Each run has two draws: whether the run adds an empty span, and where it lies in the text.
         index = 2 * rank_within(batch.count(starts))
         adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
         # An empty span lies between two tokens.
@@ -193,7 +193,7 @@ class T5(Moving):
         inputs:  Thank you <extra_id_0> me to your party <extra_id_1> week.
         targets: <extra_id_0> for inviting <extra_id_1> last <extra_id_2>
 
-    Targets: ``spans``: as above, then [eos] if the tokenizer has one and ``eos`` is True; ``full``:
+    Targets: ``spans``: as above, then [eos], if the tokenizer has it and ``eos`` is True; ``full``:
         the whole piece. Every piece of a packed row starts again with the first sentinel.
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), figure 2 and section 3.1.4.
 

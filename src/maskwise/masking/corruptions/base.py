@@ -26,7 +26,7 @@ class Corrupted:
     Attributes:
         input_ids: (T,), or (T',) without padding if lengths have changed.
         labels: one label per token of ``input_ids``, or a separate text, see ``label_lengths``.
-        lengths: (P,) the new length of each piece, in tokens; None if every token kept its place.
+        lengths: (P,) the new length of each piece in tokens; None if every token kept its position.
         label_lengths: (P,) the number of each piece's labels, if labels are a separate text; else
             None.
         text: (T',) bool, the tokens that may be cut off (all but special tokens), if lengths have
@@ -156,7 +156,7 @@ def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 
 def last_content(batch: AnnotatedBatch) -> Array:
-    """(P,) int64: the last content token of each piece, or its first token if it has none."""
+    """(P,) int64: each piece's last content token, or first token if it has no content."""
     at = batch.content_at
     last_P = at.searchsorted(batch.edges[1:]) - 1
     # The extra item is for the index −1, if the line begins with a piece without content.

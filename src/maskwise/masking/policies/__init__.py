@@ -99,7 +99,7 @@ class Mixture(Policy):
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
         ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
         and ends with random tokens.
-    Guarantee: as for the drawn member. A member whose share is 0 at a step is not used.
+    Guarantee: that of the drawn member. A member whose share is 0 at a step is not used.
     Cost: the sum of the members' costs, because every member cuts all pieces.
     Source: new here; mixtures with fixed shares are common (SpanBERT's baselines, UL2).
     """
@@ -126,7 +126,7 @@ class Mixture(Policy):
                 got=f"{len(self.shares)} shares for {len(self.members)} policies",
             )
 
-    # A piece may draw any member, so a property holds for a mixture if it holds for one of them.
+    # A piece may draw any member, so a mixture has a property if any member has the property.
     @property
     def splits_budget(self) -> bool:
         return any(member.splits_budget for member in self.members)

@@ -59,15 +59,15 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 TensorDict: TypeAlias = "dict[str, Tensor]"
 
 Agree: TypeAlias = "Callable[[Tensor], Tensor]"
-"""A function that adds up sums over all ranks, which must all call it and get the same result."""
+"""A function that adds up all ranks' sums. All ranks must call it, and all get the same result."""
 
 
 class Point(NamedTuple):
     """The progress of training at the moment when learners learn.
 
     Attributes:
-        done: completed updates; 0 before the first update of a new run.
-        total_steps: updates of the whole run.
+        done: the number of completed updates; 0 before the first update of a new run.
+        total_steps: the number of updates in the whole run.
         agree: a function that sums a tensor over all ranks, on the host; it waits for the device.
         sums: the sums over all ranks of what the learner offered (``Learner.offer``) at this
             update, or at the previous update if learners are a step late; None before the first

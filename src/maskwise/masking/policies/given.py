@@ -80,7 +80,7 @@ class SpanLayer(Policy):
     Guarantee: never half a span. ``exact``: at most the budget, so a span longer than the budget is
         never selected (such as a sentence in a short row). ``expected`` selects such a span with
         probability budget / length; ``bernoulli`` selects each span independently.
-    Cost: as for whole words.
+    Cost: the same as for whole words.
     Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al.
         2021 (PMI-Masking, arXiv 2010.01825) for phrases.
     """
@@ -151,7 +151,7 @@ class Guided(Policy):
         tokens.
     Guarantee: as for single tokens. ``bernoulli`` at ``min_targets=0`` is emlm as published: each
         marked token is masked independently with probability 0.5, and nothing else is masked.
-    Cost: as for single tokens.
+    Cost: the same as for single tokens.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
 
@@ -300,7 +300,7 @@ class Learned(Policy):
     Guarantee: as for words; never half a span. ``top-N``: at most one span, if the span fits the
         budget (with ``expected``, a longer span may be selected by chance). At a ratio of 1 every
         span fits, and then ``fill="none"`` masks nothing else.
-    Cost: as for ``weighted``; the scores are computed once, with the corpus.
+    Cost: the same as for ``weighted``; the scores are computed once, with the corpus.
     Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Their policy may draw from five spans that
         overlap; the spans here do not overlap.
     """
@@ -370,7 +370,7 @@ class Learned(Policy):
         return units.weighted(weight)
 
     def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
-        """Draw the policy's share of the budget by weight, and put it before all other units."""
+        """Draw the policy's share of the budget by weight, and put these units before all others."""
         assert moment.ratio is not None
         # The tolerance keeps a rounding error from adding a word: 3.0000000000000004 is three.
         share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)

@@ -337,7 +337,7 @@ class TypeLearner(Learner):
         self.policy.weights.current = new_V.numpy()
 
     def _total(self) -> Tensor:
-        """Add the sums of all ranks; every rank calls this, and waits for its device."""
+        """Add the sums of all ranks; every rank calls this method and waits for its device."""
         if self.sums_3V is not None:
             self.total_3V = self.total_3V + self.agree(self.sums_3V)
             self.sums_3V = None

@@ -1,4 +1,4 @@
-"""Policies of random spans: SpanBERT's, T5's, the end of a text, and UL2's mixture of these."""
+"""Policies of random spans: SpanBERT's, T5's, the end of a text, and UL2's mixture of spans."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ class Suffix(_Noise):
     Selects: the same tokens of a piece for the same ratio; a ratio such as ``uniform(0.1, 0.9)``
         varies the length of the unit.
     Guarantee: exactly the budget in all three modes.
-    Cost: as for ``t5-span``.
+    Cost: the same as for ``t5-span``.
     Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv
         2205.05131), section 3.1.
     """
@@ -225,14 +225,14 @@ X = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
 class Ul2(Policy):
     """UL2: each piece draws a denoiser, a pair of mean span and ratio.
 
-    A mean span of 0 stands for masking the end of the piece.
+    If the mean span is 0, the end of the piece is masked.
 
     The denoisers' ratios replace the masker's. The corruption ``ul2`` inserts the mode tokens.
 
     Selects: T5 spans, either regular (3 or 8 tokens, 15 %) or extreme (50 %, or 64 tokens), or the
         last quarter of the piece.
     Guarantee: exactly the piece's budget in all three modes.
-    Cost: as for ``t5-span``, since all denoisers share one call.
+    Cost: the same as for ``t5-span``, since all denoisers share one call.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), section 3.1.2 and its table of seven denoisers.
     """
 
