@@ -370,7 +370,7 @@ class Learned(Policy):
         return units.weighted(weight)
 
     def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
-        """Draw the policy's share of the budget by weight, and put these units before all others."""
+        """Draw a share of the budget by weight, and put the drawn units first."""
         assert moment.ratio is not None
         # The tolerance keeps a rounding error from adding a word: 3.0000000000000004 is three.
         share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)
