@@ -142,7 +142,7 @@ def new_config(
     try:
         return AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate themselves, and may raise anything
-        raise MaskwiseError(f"these settings build no {architecture} model: {error}") from None
+        raise MaskwiseError(f"cannot build the {architecture} model as set: {error}") from None
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
@@ -200,7 +200,7 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # wrong settings may raise anything, even ZeroDivisionError
         raise MaskwiseError(
-            f"these settings build no {config.model_type} model: {first_line(error)}"
+            f"cannot build the {config.model_type} model as set: {first_line(error)}"
         ) from None
 
 

@@ -137,7 +137,7 @@ def _common(rows: Rows, name: str) -> int | None:
 
 
 class SteppedDataset:
-    """A view of a map-style dataset, indexed by (index, step, epoch), that adds these to its rows.
+    """A view of a map-style dataset. Its indices are (index, step, epoch), which it adds to rows.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}

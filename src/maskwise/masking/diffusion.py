@@ -307,7 +307,7 @@ def noised(
     if (exact and not (equal and units.by_token)) or (second and not equal):
         do = "set masking.budget: bernoulli" if exact else "set masking.visits: random"
         got = "units of several tokens" if equal else "units with weights"
-        raise MaskwiseError("this needs single tokens of equal weight", got=got, do=do)
+        raise MaskwiseError("these settings need single tokens of equal weight", got=got, do=do)
     piece = units.piece
     if exact:
         tokens_P = units.tokens_P

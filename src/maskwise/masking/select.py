@@ -259,8 +259,8 @@ def _independently(
 #
 # All visits are functions of (seed, epoch, example): ``complement`` keys draws by pair of epochs,
 # ``coverage`` by the round. Units are whole, so a visit may mask one unit more or less than its
-# ratio asks, and no unit in a short piece. If a learning policy changes weights between epochs, the
-# order changes too.
+# ratio asks for, and no unit in a short piece. If a learning policy changes weights between epochs,
+# the order changes too.
 #
 # Source: complementary masks are from masked diffusion models of 2025; ``coverage`` is new here.
 

@@ -105,7 +105,7 @@ class Units:
 
     @cached_property
     def tokens_P(self) -> Array:
-        """(P,) int64: the number of tokens in units of any weight; ratios are shares of it."""
+        """(P,) int64: the number of tokens in units of any weight, of which ratios are shares."""
         return np.bincount(self.piece, self.length, self.batch.pieces).astype(np.int64)
 
     def draw(self, keys: Keys, purpose: Purpose) -> Array:

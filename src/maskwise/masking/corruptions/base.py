@@ -185,7 +185,7 @@ def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[A
     labels = line(batch.input_ids)
     if eos is None:
         return labels, line.lengths
-    # Most texts already end with a special token; two would teach the model to write it twice.
+    # Most texts already end with a special token. With two, the model would learn to repeat it.
     last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
     open_P = (line.lengths > 0) & (last_P != eos)
     return ended(labels, line.lengths, open_P, eos)
@@ -219,7 +219,7 @@ def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple
 
 @dataclass(frozen=True)
 class Bert(Corruption):
-    """A share ``mask`` becomes [MASK], a share ``random`` becomes random; the rest is unchanged.
+    """A share ``mask`` becomes [MASK], and a share ``random`` a random token; the rest is kept.
 
     The target is the token itself. There is one draw per token, or per unit (SpanBERT). Random
     tokens are drawn uniformly from the ordinary tokens of the tokenizer.

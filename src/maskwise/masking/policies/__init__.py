@@ -99,7 +99,7 @@ class Mixture(Policy):
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
         ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
         and ends with random tokens.
-    Guarantee: that of the drawn member. A member whose share is 0 at a step is not used.
+    Guarantee: the same as for the drawn member. A member whose share is 0 at a step is not used.
     Cost: the sum of the members' costs, because every member cuts all pieces.
     Source: new here; mixtures with fixed shares are common (SpanBERT's baselines, UL2).
     """
@@ -118,7 +118,7 @@ class Mixture(Policy):
             raise MaskwiseError(
                 "policy mixture: a member that learns from losses would learn nothing",
                 got=self.members,
-                do="use it alone",
+                do="use this policy alone",
             )
         if len(self.shares) != len(self.members):
             raise MaskwiseError(

@@ -118,8 +118,8 @@ class Learner:
     def offer(self, now: Point) -> Tensor | None:
         """Return this rank's numbers, on the device, to be summed over all ranks, or None.
 
-        ``after`` is called next, with the sums as ``now.sums``. At each update, all ranks must
-        offer the same quantity of numbers.
+        ``after`` is called next, with the sums as ``now.sums``. At each update, every rank must
+        offer the same number of values.
         """
         return None
 

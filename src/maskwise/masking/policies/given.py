@@ -74,7 +74,7 @@ class SpanLayer(Policy):
 
     Selects: marked spans. At ``rest_weight=0`` the masker's ``fill`` decides about the other words
         or tokens: ``none`` (salient span masking as published), ``random`` (equal budgets),
-        ``skip-row``. At 1 these have the same weight as the spans (PMI phrases). With
+        ``skip-row``. At 1 all units have the same weight (PMI phrases). With
         ``rest="none"`` the ratio is a share of the *marked* tokens alone (emlm: ``ratio=0.5,
         budget="bernoulli"``).
     Guarantee: never half a span. ``exact``: at most the budget, so a span longer than the budget is
@@ -278,7 +278,7 @@ class Frequency(CutPolicy):
 
 
 LAST = 1e-12
-"""A weight so small that such units come after all units of weight 1, whatever is drawn."""
+"""This weight is so small that its units come after all units of weight 1, whatever is drawn."""
 
 _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 

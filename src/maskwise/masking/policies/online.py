@@ -175,7 +175,7 @@ class GroupLearner(Learner):
         return sums_2C
 
     def after(self, now: Point) -> None:
-        # None if a sampler drew a different arm, which is then the same on every rank.
+        # None if a sampler drew a different arm, which then happens on every rank.
         if now.sums is not None:
             self.update(now.sums, now.total_steps)
 
@@ -191,7 +191,7 @@ class GroupLearner(Learner):
         self._use(standardised(self.losses(), seen_C))
 
     def kept(self, total_steps: int) -> float:
-        """The share of an average that an update keeps; the half-life is by default run / 20."""
+        """The share of an average that an update keeps; default half-life: a 20th of the run."""
         if self.policy.faithful:
             return 0.999
         half_life = self.policy.half_life_steps or max(1.0, total_steps / 20)
