@@ -158,7 +158,8 @@ def attend(
     """Compute attention like transformers' ``sdpa``, within documents if they are given.
 
     Args:
-        query: (B, H, L, D). If a decoder reads a different text, key and value have K tokens.
+        query: (B, H, L, D), as are key and value, which have K tokens if a decoder reads a
+            different text.
         attention_mask: transformers' padding mask; ``documents`` replace it.
         sliding_window: the window to either side, including the token itself, as in flash
             attention.

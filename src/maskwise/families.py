@@ -408,7 +408,7 @@ def most_tokens(config: PreTrainedConfig) -> int:
 
 
 def window_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """The window of sliding layers, and the number of sliding layers; (0, 0) without sliding."""
+    """The window and the number of sliding layers; (0, 0) if there are no sliding layers."""
     layers = getattr(config, "layer_types", None) or []
     sliding = layers.count("sliding_attention")
     window = config.sliding_window if sliding else 0

@@ -81,7 +81,7 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, keyed by head: ``masked-lm`` is the MLM head, ``embedding`` is no head."""
+"""The classes for tasks, keyed by head: ``masked-lm`` is the MLM head, ``embedding`` no head."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),

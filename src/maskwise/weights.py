@@ -133,7 +133,7 @@ def held_share(model: PreTrainedModel) -> float:
 
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """How many weights multiply each target: (in the head, tied to embeddings)."""
+    """How many weights multiply each target: (weights of the head, weights tied to embeddings)."""
     # A tensor's hash is its identity.
     inside = set(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":
