@@ -360,7 +360,7 @@ def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("model.settings.hidden_size=17", "build no"),
+        ("model.settings.hidden_size=17", "cannot build"),
         ("model.settings.vocab_size=10", "tokenizer and model do not match"),
         ("model.pretrained=/nowhere/at/all", "there is no model or tokenizer in '/nowhere/at/all'"),
     ],

@@ -128,9 +128,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "impossible size": (
         lambda f: rewrite(f, num_attention_heads=3),
-        "build no bert model|cannot load",
+        "cannot build the bert model|cannot load",
     ),
-    "size in words": (lambda f: rewrite(f, hidden_size="wide"), "cannot load|build no bert model"),
+    "size in words": (
+        lambda f: rewrite(f, hidden_size="wide"),
+        "cannot load|cannot build the bert model",
+    ),
     "a billion layers": (
         lambda f: rewrite(f, num_hidden_layers=10**9),
         "num_hidden_layers; got 1000000000",
@@ -326,7 +329,9 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> N
         match=r"does not fit into memory; got [\d,]+ weights, [\d,]+ GB; allowed: \d+ GB",
     ):
         check_start(config("bert", hidden_size=1_000_000), 45)
-    with pytest.raises(MaskwiseError, match=r"build no bert model|does not fit into memory"):
+    with pytest.raises(
+        MaskwiseError, match=r"cannot build the bert model|does not fit into memory"
+    ):
         check_start(config("bert", hidden_size=100_000_000), 45)
 
 

@@ -349,7 +349,7 @@ def test_two_ranks_learn_the_same_and_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ("group-weighted(pos, 1)", "groups to weigh; got 1"),
+        ("group-weighted(pos, 1)", "too few groups; got 1"),
         ("pos-weighted(half_life_steps=0)", "half_life_steps is not valid; got 0"),
         ("pos-weighted(half_life_steps=9, faithful=True)", "half_life_steps needs faithful=False"),
     ],
@@ -362,7 +362,7 @@ def test_bad_settings(spec: str, text: str) -> None:
 def test_a_group_without_a_name_is_refused() -> None:
     rows = padded([row([1, 2, 3, 1])])
     rows["pos"] = torch.where(rows["word_ids"] >= 0, len(UPOS), -1)
-    with pytest.raises(MaskwiseError, match="group in layer 'pos'; got 17"):
+    with pytest.raises(MaskwiseError, match="too large in layer 'pos'; got 17"):
         Masker(vocabulary(), policy="pos-weighted")(rows)
 
 

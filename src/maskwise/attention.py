@@ -2,16 +2,16 @@
 
 A token attends only to tokens of its document, and positions restart in every document. This uses
 transformers' registry of attention functions: ``separate(model)`` selects the function ``attend``,
-which separates documents in a forward pass with ``documents=Documents(…)``. Without that argument
-it gives the results of transformers' ``sdpa``, and adds soft caps and fast dropout on CPUs.
+which separates documents in a forward pass with ``documents=Documents(…)``. Without this argument,
+``attend`` gives the results of transformers' ``sdpa``, with soft caps and fast dropout on CPUs.
 
 On CUDA in half precision, without dropout, soft cap or bias, ``torch.nn.attention.varlen`` computes
 the attention at a cost of Σ length² over the documents. In all other cases the layers share one
 mask per batch.
 
 On CPUs, dropout draws 16 random bits per entry, four entries at a time, which takes 1.4 ns per
-entry. Torch draws 32 bits per entry in 9 ns, which was an eighth of a training step of a small
-BERT. Rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
+entry. Torch draws 32 bits per entry in 9 ns, which took an eighth of a small BERT's training time.
+Rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
 
 >>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
@@ -37,7 +37,7 @@ NAME = "documents"
 """The name of this attention in transformers' registry."""
 
 REPLACED = ("sdpa", "eager")
-"""The attention implementations that it replaces; models with any other keep theirs."""
+"""The attention implementations that are replaced; any other implementation is kept."""
 
 DROP_STEPS = 1 << 16
 """Dropout rates on a CPU are multiples of 1 / DROP_STEPS."""
@@ -58,8 +58,8 @@ class Documents:
         read: (B, K) int64, the documents of the text that a decoder attends to, or None.
         causal: whether a token attends only to itself and earlier tokens of its document.
         ends: (D + 1,) int32, the offsets of documents in the line of all rows (the padding of a row
-            counts as one more document), and the end of the last; None: computed when it is needed,
-            at the cost of one host sync.
+            counts as one more document), and the end of the last document; if None, computed when
+            needed, at the cost of one host sync.
     """
 
     ids: Tensor
@@ -87,9 +87,9 @@ class Documents:
         """(B, 1, L, K) bool: which of K tokens each of L tokens attends to; shared by all layers.
 
         Args:
-            cross: tokens attend to the text that a decoder reads, not to their own text.
-            causal: tokens attend only to themselves and earlier tokens.
-            window: tokens attend only to tokens at a smaller distance than this.
+            cross: whether tokens attend to the text that a decoder reads, not to their own text.
+            causal: whether tokens attend only to themselves and earlier tokens.
+            window: if given, tokens attend only to tokens at a smaller distance than this.
         """
         asked = (cross, causal, window)
         if asked in self._masks:
@@ -119,7 +119,7 @@ class Documents:
         return replace(self, _masks=masks)
 
     def boundaries(self) -> Tensor:
-        """``ends``, computed once if they were not given."""
+        """Return ``ends``, which is computed once if it was not given."""
         if self.ends is None:
             first = self.positions.flatten() == 0
             starts = first.nonzero().flatten()
@@ -129,7 +129,7 @@ class Documents:
 
 
 def separate(model: PreTrainedModel) -> None:
-    """Make a model attend within documents whenever it is given ``documents``."""
+    """Make a model attend only within documents when it gets the argument ``documents``."""
     if model.config._attn_implementation in REPLACED:
         _register()
         model.set_attn_implementation(NAME)
@@ -137,7 +137,7 @@ def separate(model: PreTrainedModel) -> None:
 
 @cache
 def _register() -> None:
-    """Register both functions; importing transformers takes seconds, so only with a model."""
+    """Register both functions; called only with a model, since transformers is slow to import."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
@@ -155,16 +155,18 @@ def attend(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of transformers' ``sdpa``, within documents if they are given.
+    """Compute attention like transformers' ``sdpa``, within documents if they are given.
 
     Args:
-        query: (B, H, L, D), as are key and value, with K tokens where a decoder reads another text.
-        attention_mask: transformers' mask of padding; ``documents`` replace it.
-        sliding_window: tokens to either side, including itself, as flash attention counts them.
+        query: (B, H, L, D), as are key and value, which have K tokens if a decoder reads a
+            different text.
+        attention_mask: transformers' padding mask; ``documents`` replace it.
+        sliding_window: the window to either side, including the token itself, as in flash
+            attention.
         options: dropout, scaling, position_bias, softcap, is_causal.
 
     Returns:
-        (B, L, H, D), and no weights.
+        (B, L, H, D), and no attention weights.
     """
     causal = bool(getattr(module, "is_causal", False))
     if documents is not None:
@@ -174,13 +176,13 @@ def attend(
             # Transformers' bidirectional masks include tokens at the distance of the setting.
             # ModernBERT already passes the setting plus one, but T5Gemma passes the setting.
             sliding_window = module.config.sliding_window + 1
-        # In cross-attention, keys have other offsets than queries; ``_ragged`` passes only one set.
+        # In cross-attention, keys and queries have different offsets; ``_ragged`` passes one set.
         if not cross and _can_be_ragged(query, options):
             lines = (query, key, value)
             return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross, causal, sliding_window)
     elif options.get("softcap") and causal and attention_mask is None:
-        # Transformers omits causal masks that its kernels can apply; ``_product`` needs the mask.
+        # Transformers omits causal masks that its kernels can apply, but ``_product`` needs them.
         read, wanted = query.shape[2], key.shape[2]
         everything = torch.ones(read, wanted, dtype=torch.bool, device=query.device)
         attention_mask = everything.tril(wanted - read)
@@ -214,16 +216,16 @@ def _ragged(
     window: int | None,
     options: Options,
 ) -> Tensor:
-    """(B, L, H, D) by ``varlen_attn``: all rows are one line of documents.
+    """(B, L, H, D): call ``varlen_attn``, with all rows as one line of documents.
 
-    Keys and values may have fewer heads than queries: the kernel shares them among queries.
+    Keys and values may have fewer heads than queries: the kernel shares these heads.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     shape = lines[0].transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in lines)
     ends = documents.boundaries()
-    # An upper bound of the lengths, which needs no host sync.
+    # An upper bound on the lengths, which needs no host sync.
     most = documents.ids.shape[1]
     before = -1
     if window is not None:
@@ -264,7 +266,7 @@ def _by_hand(
     if torch.compiler.is_compiling() or options.get("position_bias") is not None:
         return False
     if mask is not None:
-        # A mask of transformers may let a token attend to nothing; a mask of documents does not.
+        # In transformers' masks a token may attend to nothing; in documents' masks it never does.
         return documents is not None
     causal = options.get("is_causal")
     if causal is None:
@@ -286,7 +288,7 @@ def _product(
     if cap:
         scores = torch.tanh(scores / cap) * cap
     if mask is not None:
-        # Not −inf, with which a padded token that may attend to nothing would be NaN.
+        # Not −inf: a padded token that may attend to nothing would become NaN.
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
@@ -296,7 +298,7 @@ def _product(
 
 
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
-    """Make transformers' mask, without its check whether there is any padding: a host sync."""
+    """Make transformers' mask, but skip its check for padding, which costs a host sync."""
     if options.get("attention_mask") is not None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     from transformers.masking_utils import sdpa_mask
@@ -306,9 +308,9 @@ def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
 
 
 def dropped(values: Tensor, rate: float) -> Tensor:
-    """Dropout: set values to 0 with probability ``rate``, and rescale the others.
+    """Dropout: set values to 0 with probability ``rate``, and rescale the other values.
 
-    Draws from torch's generator.
+    The draws come from torch's generator.
 
     >>> _ = torch.manual_seed(0)
     >>> kept = dropped(torch.ones(1000, 1000), 0.25)
@@ -352,7 +354,7 @@ def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
 
 
 def _dropout(values: Tensor, p: float, training: bool) -> Tensor:
-    """A replacement of ``torch.nn.functional.dropout`` that uses ``dropped``."""
+    """A replacement for ``torch.nn.functional.dropout`` that uses ``dropped``."""
     if not training:
         return values
     return dropped(values, p)
@@ -372,7 +374,7 @@ class _Replaced:
 def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
     """The forward pass of a class of blocks, with ``dropped`` in place of torch's dropout.
 
-    It is the same code with other globals. None if the code does not call
+    The result is the same code with different globals, or None if the code does not call
     ``nn.functional.dropout``.
     """
     # Transformers wraps the method for activation checkpointing.

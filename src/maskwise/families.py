@@ -1,8 +1,8 @@
-"""Model families: one ``Adapter`` describes how a family differs from the others.
+"""Model families: each family's ``Adapter`` describes how it differs from other families.
 
-An adapter knows where the encoder and the prediction head are, and how positions are counted. A
-family is one line of ``ENCODERS`` or ``ENCODER_DECODERS``. Models of other families work too: they
-compute their logits at every position, which is slower but gives the same loss.
+An adapter tells where the encoder and the prediction head are, and how positions are counted. Each
+known family has one line in ``ENCODERS`` or ``ENCODER_DECODERS``. Models of other families work
+too: they compute their logits at every position, which is slower but gives the same loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 Head = Callable[[Any, Tensor], Tensor]
-"""From a model and its hidden states (M, H) to logits (M, V)."""
+"""A function from a model and its hidden states (M, H) to logits (M, V)."""
 
 Inputs: TypeAlias = dict[str, Any]
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -35,10 +35,10 @@ class Adapter:
     """A family of encoders: a label belongs to the input token at the same position.
 
     Attributes:
-        head: the prediction head; None if it is unknown, so that the model must compute its logits.
+        head: the prediction head; None if it is unknown, and then the model computes its logits.
         counts_from_pad: whether positions begin at pad + 1, as in RoBERTa.
         separates: whether ``attention`` can keep the documents of a packed row apart.
-        ends_in_output: whether the output layer is the last step of the head, except BART's bias.
+        ends_in_output: whether the output layer is the head's last step, apart from BART's bias.
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -72,7 +72,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Esm(Adapter):
-    """ESM-1b and ESM-2, whose embeddings are scaled by the share of masks (``token_dropout``)."""
+    """ESM-1b and ESM-2, which scale embeddings by the share of mask tokens (``token_dropout``)."""
 
     def apart(self, model: PreTrainedModel, inputs: Tensors, documents: Tensor) -> Inputs:
         encoder = self.encoder(model)
@@ -82,22 +82,23 @@ class Esm(Adapter):
         return super().apart(model, inputs, documents)
 
     def first_position(self, config: PreTrainedConfig) -> int:
-        """ESM-1b's learned positions start after the padding's; ESM-2's are rotary, from 0."""
+        """ESM-1b's learned positions start after the padding index; rotary positions start at 0."""
         if config.position_embedding_type == "rotary":
             return 0
         return super().first_position(config)
 
 
 ESM_MASKED = 0.15 * 0.8
-"""The share of masks in ESM's training, for which its embeddings are scaled."""
+"""The share of mask tokens in ESM's training, which sets the scale of its embeddings."""
 
 
 def _scale_by_document(
     encoder: Any, given: tuple[Any, ...], named: Inputs
 ) -> tuple[tuple[None], Inputs] | None:
-    """Scale ESM's embeddings by the share of masks of each document, not of the row.
+    """Scale ESM's embeddings by the share of mask tokens in each document, not in the row.
 
-    A hook before the encoder. It passes ``inputs_embeds``, which transformers leaves unscaled.
+    This hook runs before the encoder. It passes ``inputs_embeds``, which transformers leaves
+    unscaled.
     """
     documents = named.get("documents")
     if documents is None:
@@ -131,8 +132,8 @@ def release(module: nn.Module) -> None:
 def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
     """Make the positions of an encoder or decoder restart in every document.
 
-    BART's table counts positions itself, or takes those of a single row, so all rows are passed as
-    one. T5 has no such table, because its attention uses distances.
+    BART's position table counts positions itself, or takes the positions of a single row, so all
+    rows are passed as one row. T5 has no such table, because its attention uses distances.
     """
     table = getattr(part, "embed_positions", None)
     if documents is None or table is None:
@@ -267,7 +268,7 @@ ENCODERS: Mapping[str, Adapter] = {
     "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True, ends_in_output=False),
     "esmc": Adapter(chain("lm_head"), separates=True),
 }
-"""The encoders that differ from ``Adapter()``, by ``config.model_type``."""
+"""The encoders that differ from ``Adapter()``, keyed by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
     "bart": EncoderDecoder(_bart, starts_with="eos", separates=True),
@@ -278,7 +279,7 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
         _t5gemma, starts_with="bos", rotary=True, separates=True, ends_in_output=False
     ),
 }
-"""The encoder–decoders with a known head, by ``config.model_type``."""
+"""The encoder–decoders with a known head, keyed by ``config.model_type``."""
 
 
 def adapter_of(config: PreTrainedConfig) -> Adapter:
@@ -289,7 +290,7 @@ def adapter_of(config: PreTrainedConfig) -> Adapter:
 
 
 def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | None = None) -> None:
-    """Raise unless a model has the kind that ``use`` needs; ``do`` replaces the usual advice."""
+    """Raise unless a model is of the kind that ``use`` needs; ``do`` replaces the usual advice."""
     found = adapter_of(config).kind
     if found == kind:
         return
@@ -306,7 +307,7 @@ def start_token(config: PreTrainedConfig) -> int:
     """The id of the token with which the decoder begins.
 
     Raises:
-        MaskwiseError: the configuration names none.
+        MaskwiseError: the configuration names no start token.
     """
     start = getattr(config, "decoder_start_token_id", None)
     if start is None and config.model_type == "t5gemma":
@@ -326,8 +327,8 @@ def decoder_inputs(
     """(B, L') int64: the decoder's input: the targets, shifted by one, after the start token.
 
     Args:
-        documents: (B, L') int64, the document of each target, if a row has several; each begins
-            with the start token.
+        documents: (B, L') int64, the document of each target, if rows have several documents; each
+            document begins with the start token.
 
     Raises:
         MaskwiseError: the configuration names no start token; targets longer than the decoder's
@@ -351,7 +352,7 @@ def decoder_inputs(
     if documents is not None:
         # Each document of a packed row begins with its own start token.
         shifted[:, 1:].masked_fill_(documents[:, 1:] != documents[:, :-1], start)
-    # Ignored labels are negative, so they are not ids of tokens.
+    # Ignored labels are negative, which no embedding accepts, so padding replaces them.
     padding = config.pad_token_id or 0
     return shifted.masked_fill_(shifted < 0, padding)
 
@@ -368,7 +369,7 @@ def width_of(model: PreTrainedModel) -> int:
 
 def prediction_head(model: PreTrainedModel) -> Head | None:
     """The prediction head of a language model, or None if it is unknown."""
-    # DeBERTa models with ``legacy=False`` have another head, under another name.
+    # DeBERTa models with ``legacy=False`` have a different head, under a different name.
     if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):
         return None
     return adapter_of(model.config).head
@@ -389,11 +390,11 @@ def masked_logits(
 
 
 UNLIMITED = 1 << 29
-"""``most_tokens`` of models without a limit is at least this."""
+"""For models without a limit, ``most_tokens`` is at least this number."""
 
 
 def most_tokens(config: PreTrainedConfig) -> int:
-    """The maximum tokens of a row, including special ones; ``UNLIMITED`` or more if unlimited."""
+    """The maximum number of tokens in a row, special tokens included; see ``UNLIMITED``."""
     given = 2 * UNLIMITED
     if hasattr(config, "max_position_embeddings"):
         given = config.max_position_embeddings or given
@@ -401,13 +402,13 @@ def most_tokens(config: PreTrainedConfig) -> int:
         positions = int(given)
     except (TypeError, ValueError):
         raise MaskwiseError(
-            "max_position_embeddings of the model is not a number", got=given
+            "the model's max_position_embeddings is not a number", got=given
         ) from None
     return positions - adapter_of(config).first_position(config)
 
 
 def window_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """The window of sliding layers, and the number of these layers; (0, 0) if there are none."""
+    """The window and the number of sliding layers; (0, 0) if there are no sliding layers."""
     layers = getattr(config, "layer_types", None) or []
     sliding = layers.count("sliding_attention")
     window = config.sliding_window if sliding else 0
@@ -426,7 +427,7 @@ def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
 
 
 def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
-    """Raise if rows are longer than the positions of a model; ``what`` names the setting."""
+    """Raise if rows have more tokens than a model has positions; ``what`` names the setting."""
     room = most_tokens(config)
     if length > room:
         raise MaskwiseError(

@@ -1,8 +1,8 @@
 """Build and load models; the only module that names transformers' model classes.
 
 Code in a checkpoint is never executed: neither remote code nor pickled weights. A checkpoint that
-lacks weights of its encoder is refused, because transformers would initialise the missing ones
-silently. Weights are loaded in float32, because training in half precision fails silently.
+lacks weights of its encoder is refused, because transformers would silently initialise the missing
+weights. Weights are loaded in float32, because training in half precision fails silently.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, by head: ``masked-lm`` is the head of pre-training, ``embedding`` none."""
+"""The classes for tasks, keyed by head: ``masked-lm`` is the MLM head, ``embedding`` no head."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),
     "masked-lm": ("encoder", "a task that is answered at masks"),
     "seq2seq": ("encoder-decoder", "a task that generates"),
 }
-"""The kind of model for a head, and the use that errors name."""
+"""The kind of model that a head needs, and how errors describe the use of this head."""
 
 
 def new_config(
@@ -108,8 +108,8 @@ def new_config(
         fields: anything the configuration takes, such as hidden_size.
 
     Raises:
-        MaskwiseError: an unknown architecture, one of another kind, or a field that the
-            configuration does not have.
+        MaskwiseError: an unknown architecture, an architecture of a different kind, or a field that
+            the configuration does not have.
     """
     if architecture in CONFIG_MAPPING:
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
@@ -122,13 +122,13 @@ def new_config(
             raise unknown_name(f"{architecture} model setting", name, known)
     family = adapter_of(plain)
     given = _ids_of(tokenizer)
-    if hasattr(plain, "mask_token_id"):  # ESM reads it; its default may be another token
+    if hasattr(plain, "mask_token_id"):  # ESM reads it; its default may be a different token
         given["mask_token_id"] = tokenizer.mask_token_id
     plain.pad_token_id = tokenizer.pad_token_id
     # Some families fail with very few positions.
     positions = max(length + family.first_position(plain), 8)
     if isinstance(family, EncoderDecoder):
-        # Targets of masked spans have a separator per span, so they may be longer than the text.
+        # Targets with only masked spans have a separator per span, so may be longer than the text.
         positions *= 2
         given["decoder_start_token_id"] = given[f"{family.starts_with}_token_id"]
         if hasattr(plain, "forced_eos_token_id"):  # BART's default is </s> in BART's vocabulary
@@ -142,7 +142,7 @@ def new_config(
     try:
         return AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate themselves, and may raise anything
-        raise MaskwiseError(f"these settings build no {architecture} model: {error}") from None
+        raise MaskwiseError(f"cannot build the {architecture} model as set: {error}") from None
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
@@ -170,7 +170,7 @@ def config_of(fields: Fields) -> PreTrainedConfig:
 
 
 def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Share one encoder between two models: the module of ``other``, with weights of ``model``."""
+    """Share one encoder between two models: ``other``'s module, with the weights of ``model``."""
     # Not strict, because only a task's model may have a pooler.
     encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
     setattr(model, model.base_model_prefix, encoder_of(other))
@@ -181,7 +181,7 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Check that a model can be built from a configuration, without allocating memory.
 
     Raises:
-        MaskwiseError: transformers cannot build it; too many tokens or weights; no start token.
+        MaskwiseError: the model cannot be built; too many tokens or weights; no start token.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -198,19 +198,19 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
     try:
         with torch.device("meta"):
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
-    except Exception as error:  # wrong settings raise anything, such as a division by zero
+    except Exception as error:  # wrong settings may raise anything, even ZeroDivisionError
         raise MaskwiseError(
-            f"these settings build no {config.model_type} model: {first_line(error)}"
+            f"cannot build the {config.model_type} model as set: {first_line(error)}"
         ) from None
 
 
 def weights_of(config: PreTrainedConfig) -> int:
-    """The number of weights of a language model, without allocating them."""
+    """The number of weights in a language model, without allocating the weights."""
     return empty_model(config).num_parameters()
 
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
-    """The class of transformers for a language model with this configuration."""
+    """Transformers' class for a language model with this configuration."""
     return LANGUAGE_MODELS[adapter_of(config).kind]
 
 
@@ -218,7 +218,7 @@ def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
     """A model with weights from torch's current generator.
 
     Args:
-        auto: the class of the model; None: the class for language models.
+        auto: the class of the model; if None, the class for language models.
     """
     check_size(empty_model(config, auto))
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
@@ -230,9 +230,9 @@ def new_model(
     """A language model with fresh weights.
 
     Args:
-        seed: the seed of the initialisation.
+        seed: the initialisation seed.
         log_unigram: (V,) the initial output bias. Without it, a model spends its first thousand
-            steps on learning the frequencies of tokens.
+            steps on learning token frequencies.
 
     Raises:
         MaskwiseError: no model can be built from the configuration, or it does not fit into memory.
@@ -248,9 +248,9 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     if log_unigram is None:
         return
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None and hasattr(model, "lm_head"):  # ESM's is in the head
+    if bias is None and hasattr(model, "lm_head"):  # ESM's bias is in the head
         bias = getattr(model.lm_head, "bias", None)
-    if bias is None and hasattr(model, "final_logits_bias"):  # BART's, (1, V), is not trained
+    if bias is None and hasattr(model, "final_logits_bias"):  # BART's bias (1, V) is not trained
         bias = model.get_buffer("final_logits_bias")[0]
         # Tokens that only the decoder writes, such as separators, get the mean bias.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
@@ -260,7 +260,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 
 def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
-    """The configuration of a pre-trained model of ``kind`` (None: any); see ``find_start``."""
+    """The configuration of a pre-trained model of ``kind`` (any if None); see ``find_start``."""
     if kind is not None:
         require_known("kind of model", kind, _USES)
     config = _read_config(name)
@@ -281,14 +281,14 @@ def load_model(
 
     Args:
         name: as for ``starts.find_start``.
-        kind: the kind of model; None: any.
-        seed: the seed of a new head, if the checkpoint has none; None: refuse such checkpoints.
+        kind: the kind of model; if None, any kind.
+        seed: the seed for a new head; if None, checkpoints without a head are refused.
         log_unigram: (V,) the initial output bias of a new head.
         config: replaces the checkpoint's configuration.
 
     Raises:
-        MaskwiseError: nothing to load; another kind of model; a damaged checkpoint; no head and no
-            seed.
+        MaskwiseError: nothing to load; a different kind of model; a damaged checkpoint; neither a
+            head nor a seed.
     """
     if seed is not None:
         seed = whole_number("seed", seed)
@@ -310,7 +310,7 @@ def load_model(
 
 def has_head(name: str) -> bool:
     """Whether a checkpoint has a prediction head."""
-    # Cached by the state of the files: reading takes time, and the checks of a study ask per arm.
+    # Cached, keyed by the files' state: reading is slow, and a study's checks ask for every arm.
     return _has_head(name, files_state(Path(resolve_start(name))))
 
 
@@ -322,7 +322,7 @@ def _has_head(name: str, state: FilesState) -> bool:
 
 
 def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
-    """The configuration of a checkpoint, or a given configuration, with the labels of a task."""
+    """The configuration of a checkpoint, or a given configuration, with a task's labels."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:
@@ -335,13 +335,13 @@ def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedCo
 def load_task_model(
     name: Start | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
-    """A checkpoint in float32 with a head for a task; new if the checkpoint has none of that size.
+    """A checkpoint in float32 with a task head; the head is new if none of that size is stored.
 
     Args:
         name: as for ``starts.find_start``; None for random weights.
         config: see ``task_config``.
         head: a key of ``TASK_MODELS``.
-        seed: the seed of new weights.
+        seed: the seed for new weights.
 
     Raises:
         MaskwiseError: the family has no such head; a damaged or incomplete checkpoint.
@@ -359,7 +359,7 @@ def load_task_model(
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Silence transformers' progress bars and its warnings of new heads; maskwise has its own."""
+    """Silence transformers' progress bars and warnings about new heads; maskwise has its own."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -443,7 +443,7 @@ def _read_config(name: Start, **fields: Any) -> PreTrainedConfig:
 def _loading(name: Start) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # damaged files raise errors of json, safetensors, transformers
+    except Exception as error:  # damaged files raise errors from json, safetensors, transformers
         raise MaskwiseError(
             f"cannot load a model from {str(name)!r}: {first_line(error)}"
         ) from None

@@ -1,9 +1,9 @@
 """A collator without padding, for any trainer: a batch of documents becomes one line.
 
-A line of T tokens concatenates the documents. The boundaries between them have the names under
-which transformers' flash attention reads them. Any other attention would read the line as one text,
-so ``PackedCollator`` looks at the model's configuration: it adds a mask of blocks if the model can
-use one, and refuses models that cannot keep documents apart.
+A line of T tokens concatenates the documents. The document boundaries have the names under which
+transformers' flash attention reads them. Any other attention would read the line as one text, so
+``PackedCollator`` looks at the model's configuration: it adds a block mask if the model can use
+such a mask, and refuses models that cannot keep documents apart.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MASKED = ("sdpa", NAME)
-"""Attention implementations that take boolean masks. Eager attention would add them to the scores.
-"""
+"""Attention implementations that take boolean masks; eager attention would add masks to scores."""
 
 
 class PackedCollator:
@@ -34,14 +33,15 @@ class PackedCollator:
 
     Returns ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
     ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``. If the model's
-    attention needs it, there is also an ``attention_mask`` (1, 1, T, T), whose memory grows with
-    T². Rows are masked by ``MaskingCollator``, which also describes how they carry their step and
-    epoch.
+    attention needs a mask, there is also an ``attention_mask`` (1, 1, T, T), whose memory grows
+    with T². Rows are masked by ``MaskingCollator``, whose docstring also describes how rows carry
+    their step and epoch.
 
     Args:
         masker: the masker, with a corruption whose labels are aligned with the tokens.
-        model: the model that will read the lines; only its configuration is used. None: the caller
-            ensures that its attention keeps documents apart; positions start at 0.
+        model: the model that will read the lines; only its configuration is used. If None, the
+            caller must ensure that the model's attention keeps documents apart, and positions start
+            at 0.
         total_steps: the number of optimiser steps; needed by schedules that change.
 
     Raises:
@@ -72,22 +72,22 @@ class PackedCollator:
         self.collator = MaskingCollator(masker, total_steps=total_steps)
         if masker.corruption.writes is not None:
             raise MaskwiseError(
-                "labels must be aligned with the tokens, but a decoder's are not",
+                "labels must be aligned with the tokens, but a decoder's labels are not",
                 got=f"corruption {masker.corruption}",
                 do="use bert or mask-only, for example, or MaskingCollator",
             )
-        # The model itself is not kept: a loader would copy it into its workers.
+        # The model itself is not kept: a data loader would copy the model into its workers.
         self.blocks = False
         self.first_position = 0
         self.window = 0
         if model is None:
             warnings.warn(
-                "PackedCollator cannot check whether attention keeps documents apart: give model=",
+                "PackedCollator cannot check whether attention keeps documents apart; give model=",
                 stacklevel=2,
             )
             return
         if not isinstance(model, torch.nn.Module):
-            raise MaskwiseError("model", got=model, allowed="a loaded model, or None")
+            raise MaskwiseError("model is not loaded", got=model, allowed="a loaded model, or None")
         config = model.config
         self.blocks = needs_blocks(config)
         self.first_position = adapter_of(config).first_position(config)
@@ -97,7 +97,7 @@ class PackedCollator:
         batch = self.collator.masked(rows)
         segment_BL = batch.segment_ids
         height, width = segment_BL.shape
-        # No row has more documents than tokens, so documents of different rows differ.
+        # No row has more documents than tokens, so each document gets a different number.
         first_B = torch.arange(height) * width
         document_BL = segment_BL + first_B[:, None]
         # The rows are concatenated without their padding.
@@ -108,7 +108,7 @@ class PackedCollator:
         }
         document_T = document_BL[present_BL]
         _, lengths = document_T.unique_consecutive(return_counts=True)
-        # The kernels read offsets of 32 bits; queries and keys are the same tokens.
+        # The kernels read 32-bit offsets; queries and keys are the same tokens.
         ends = pad(lengths.cumsum(0), (1, 0)).int()
         starts_T = ends[:-1].repeat_interleave(lengths)
         positions = torch.arange(len(document_T)) - starts_T + self.first_position
@@ -132,7 +132,7 @@ class PackedCollator:
         place = torch.arange(len(document_T))
         distance = place[:, None] - place
         near = together & (distance.abs() <= self.window)
-        # ModernBERT takes a mask for each kind of layer; with a single one, sliding layers would
+        # ModernBERT takes a mask for each kind of layer; with a single mask, sliding layers would
         # attend beyond their windows.
         return {"full_attention": together, "sliding_attention": near}
 
@@ -141,7 +141,7 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
     """Whether a model with this configuration needs a mask to keep documents apart.
 
     Raises:
-        MaskwiseError: it cannot keep them apart.
+        MaskwiseError: the model cannot keep documents apart.
     """
     require_kind(config, "encoder", use="a line of tokens", do="use MaskingTrainer, which pads")
     attention = config._attn_implementation
@@ -153,7 +153,7 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
         raise MaskwiseError(what, got=config.model_type, allowed=", ".join(known), do=pads)
     # Every version of flash attention reads the boundaries of documents.
     ragged = is_flash_attention_requested(config)
-    # ESM multiplies its embeddings by attention_mask, so it cannot be a mask of blocks.
+    # ESM multiplies its embeddings by attention_mask, so attention_mask cannot be a block mask.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):
         raise MaskwiseError(
             "ESM would scale its embeddings by the masks of the whole line",

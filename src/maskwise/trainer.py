@@ -5,10 +5,10 @@
 
 ``MaskingCollator`` in the stock ``Trainer`` works too, but makes masks before their step is known.
 Moreover, the stock ``Trainer`` assumes that every model with ``**kwargs`` divides its loss by
-``num_items_in_batch``. Most masked language models ignore it: with 4 accumulation steps their loss
-and gradient are 4 times too large, and on 2 ranks twice too large. Here the loss is the sum over
-targets, divided by the targets of all micro-batches and ranks: it is the same for 16 rows, for 4
-micro-batches of 4, and for 2 ranks with 8.
+``num_items_in_batch``. Most masked language models ignore this argument: with 4 accumulation steps
+their loss and gradient are 4 times too large, and on 2 ranks twice too large. Here the loss is the
+sum over targets, divided by the number of targets in all micro-batches on all ranks: the loss is
+the same for 16 rows, for 4 micro-batches of 4 rows, and for 2 ranks with 8 rows each.
 
 The vocabulary head of an encoder runs on targets only, except in evaluations whose metrics need all
 logits. Attention stays within the documents of packed rows (``example_id`` (B, L)), if the model's
@@ -77,13 +77,13 @@ class MaskingTrainer(Trainer):
         model, args: as for ``Trainer``; ``args.remove_unused_columns`` is always False.
         masker: masks batches in training.
         evaluation_masker: masks batches in evaluation, always as at step 0 of epoch 0, so that
-            losses are comparable. None: ``masker``. The loss is the mean over all targets.
-        data_collator: turns rows into one dict of (B, L) tensors, unmasked; None: pads rows.
+            losses are comparable; default: ``masker``. The loss is the mean over all targets.
+        data_collator: turns rows into one dict of (B, L) tensors, unmasked; default: pads rows.
         more: as for ``Trainer``.
 
     Raises:
-        MaskwiseError: a collator that masks, or a ``compute_loss_func``, because the trainer does
-            both itself; a corruption that does not fit the model.
+        MaskwiseError: a collator that masks, or a ``compute_loss_func``, because the trainer masks
+            and computes the loss; a corruption that does not fit the model.
     """
 
     # Otherwise Trainer.training_step would divide the loss by the number of micro-batches.
@@ -136,7 +136,7 @@ class MaskingTrainer(Trainer):
             self._check_fit(each)
 
     def _check_fit(self, masker: Masker) -> None:
-        """Refuse labels that the model cannot predict: it would train on them without an error."""
+        """Refuse labels that the model cannot predict, but would train on without an error."""
         name = type(self.model).__name__
         if self._decodes == (masker.corruption.writes is not None):
             return
@@ -170,7 +170,7 @@ class MaskingTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Inputs], Tensor]:
-        """The micro-batches of one update, masked for its exact step, and all ranks' targets."""
+        """The micro-batches of one update, masked for its exact step; all ranks' target count."""
         self._learn()
         # Datasets without a length have no epochs, so their masks depend on the step.
         epoch = None
@@ -226,7 +226,7 @@ class MaskingTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """One batch of evaluation, with fixed masks."""
+        """Evaluate one batch, with fixed masks."""
         masked = self.evaluation_masker(
             self._prepare_inputs(inputs), step=0, total_steps=1, epoch=0
         )
@@ -237,7 +237,7 @@ class MaskingTrainer(Trainer):
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
         zeros = torch.zeros(len(labels), device=losses.device)
         loss_B = zeros.index_add(0, where[:, 0], losses)
-        # Gathered by row, so that rows repeated to fill the last batch count once.
+        # Gathered per row, so rows that were repeated to fill the last batch count only once.
         sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
         self._loss_sum += float(sums.sum())
         self._targets += int(counts.sum())
@@ -290,7 +290,7 @@ class MaskingTrainer(Trainer):
             return
         # A checkpoint is saved before the next batch, at which learners would see this update.
         self._learn()
-        # Called on every rank, because it adds up what ranks have not exchanged yet.
+        # Every rank calls ``states``, which adds up what ranks have not exchanged yet.
         learned = states(self._learners)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -322,7 +322,7 @@ class MaskingTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
-        """Load weights that a file stores under other names than the model's.
+        """Load weights that a file stores under names that differ from the model's names.
 
         ``save_pretrained`` renames some weights (ESM's norms). ``Trainer`` loads a file by the
         model's names, so these weights would keep their old values, with only a warning.
@@ -358,7 +358,7 @@ class MaskingTrainer(Trainer):
 
     @property
     def _config(self) -> Any:
-        # A custom model, or one wrapped by peft, may not be a PreTrainedModel.
+        # A custom model, or a model wrapped by peft, may not be a PreTrainedModel.
         return getattr(self.model, "config", None)
 
     def _token_losses(
@@ -401,7 +401,7 @@ class MaskingTrainer(Trainer):
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) int64: the divisor of each row's losses: targets (masked diffusion: eligible tokens)."""
+    """(B,) int64: each row's number of targets (in masked diffusion, of eligible tokens)."""
     if "counted" in batch:
         return batch["counted"]
     is_target = batch["labels"] != IGNORE
@@ -410,7 +410,7 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
-    """Make a model's head see only the hidden states (M, H) at some positions, for logits (M, V).
+    """Make a model's head see only the hidden states (M, H) at (row, column), for logits (M, V).
 
     The model is called as a whole, so that DDP sees one forward pass. Yields False for families
     without a known head, which may need all positions.

@@ -25,13 +25,13 @@ a sentence encoder 0.4 nats worse than word frequencies (benchmarks/recipes/cont
 """
 
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
-"""Parameters for keys and values of cross-attention, by the names of BART, T5 and T5Gemma."""
+"""The keys' and values' parameters in cross-attention, as BART, T5 and T5Gemma name them."""
 
 PARTS = (
     *("labels", "layers", "experts", "groups", "group_num"),
     *("blocks", "block_sizes", "block_repeats", "networks", "ngram"),
 )
-"""The endings of configuration fields that count parts of a model. Their upper limits follow."""
+"""Suffixes of configuration fields that count parts of a model; their upper limits are below."""
 MOST_PARTS = 10_000
 MOST_LABELS = 1_000_000
 
@@ -39,16 +39,16 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def memory() -> int | None:
-    """Bytes of this machine's memory; None: unknown, as on Windows."""
+    """The size of this machine's memory in bytes; None if it is unknown, as on Windows."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_counts(fields: Mapping[str, Any]) -> None:
-    """Raise if a configuration, or one nested in it, has more parts than ``MOST_PARTS``.
+    """Raise if a configuration, or a configuration in it, has more parts than ``MOST_PARTS``.
 
-    Transformers would build them before any other check, and building a billion layers never ends.
+    Transformers would build all parts before any other check, and a billion layers take forever.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):
@@ -89,12 +89,12 @@ def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
             raise MaskwiseError(
                 f"the weights of {str(name)!r} are not finite",
                 got=key,
-                do="use another checkpoint: the training of this one diverged",
+                do="use a different checkpoint, because the training of this checkpoint diverged",
             )
 
 
 def quieten(model: PreTrainedModel, new: list[str]) -> None:
-    """Scale the norms among new weights to ``QUIET``, so that a head begins near its bias."""
+    """Set the layer norms among new weights to ``QUIET``, so a new head begins near its bias."""
     with torch.no_grad():
         for name in new:
             if name.endswith("weight") and model.get_parameter(name).ndim == 1:
@@ -102,15 +102,15 @@ def quieten(model: PreTrainedModel, new: list[str]) -> None:
 
 
 def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
-    """All modules of one kind within a module, which may be one itself."""
+    """All modules of one kind within a module; the module itself counts too."""
     return [part for part in module.modules() if isinstance(part, kind)]
 
 
 def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
-    """The number of weights of a module, except embeddings, which are looked up.
+    """The number of weights in a module, except embeddings, which are looked up.
 
     Args:
-        held: count only weights that are not trained.
+        held: whether to count only weights that are not trained.
     """
     tables = {part.weight for part in parts(module, nn.Embedding)}
     count = 0
@@ -133,7 +133,7 @@ def held_share(model: PreTrainedModel) -> float:
 
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """The numbers of weights that multiply each target: of the head, and tied to embeddings."""
+    """How many weights multiply each target: (weights of the head, weights tied to embeddings)."""
     # A tensor's hash is its identity.
     inside = set(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":
@@ -163,11 +163,11 @@ def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> float:
-    """Multiplications of an encoder's attention within documents, in a forward pass.
+    """The number of multiplications in an encoder's attention within documents, per forward pass.
 
-    2 · H for each layer and each pair of tokens that attend to each other: the scores, and the
-    weighted sums. In a sliding layer a token attends to at most its window; for documents of mixed
-    lengths this is a slight overestimate.
+    Each layer needs 2 · H multiplications for each pair of tokens that attend to each other, for
+    the scores and the weighted sums. In a sliding layer, a token attends at most to its window; for
+    documents of mixed lengths this gives a slight overestimate.
 
     Args:
         tokens: the number of tokens that are read.
@@ -183,10 +183,10 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
     return 2.0 * config.hidden_size * pairs
 
 
-# LoRA, by peft, trains low-rank updates in place of the weights. A linear layer W of a block
-# becomes W + (alpha / rank) · B A, and only A, B and the heads are trained. Optimiser states and
-# gradients become much smaller, so that a large encoder fits on a small GPU; forward passes cost as
-# much as before. Checkpoints contain the sum, so loading one does not need peft.
+# LoRA, from the library peft, trains low-rank updates in place of the weights. A linear layer W of
+# a block becomes W + (alpha / rank) · B A, and only A, B and the heads are trained. Gradients and
+# optimiser states become much smaller, so a large encoder fits on a small GPU; forward passes cost
+# as much as before. Checkpoints contain the sum, so loading a checkpoint does not need peft.
 
 LORA_NAME = "default"
 """Peft's default name for an adapter."""
@@ -210,23 +210,25 @@ class Lora:
         whole_number("lora: rank", self.rank, least=1)
         whole_number("lora: alpha", self.alpha, least=1)
         if not 0 <= self.dropout < 1:
-            raise MaskwiseError("lora: dropout", got=self.dropout, allowed="at least 0, below 1")
+            raise MaskwiseError(
+                "lora: dropout is not valid", got=self.dropout, allowed="at least 0, below 1"
+            )
 
     def check(self, config: PreTrainedConfig) -> None:
-        """Raise unless updates can be added to a model of this configuration."""
+        """Raise unless updates can be added to a model with this configuration."""
         do = "leave out model.adapter: LoRA is supported for encoders only"
         require_kind(config, "encoder", use="model.adapter", do=do)
         require_library("peft", use="model.adapter")
 
     def add(self, model: PreTrainedModel, *, seed: int) -> None:
-        """Replace the linear layers in the blocks of a model's encoder, and freeze the rest of it.
+        """Replace the linear layers in the encoder's blocks, and freeze the rest of the encoder.
 
         Args:
-            model: changed in place; its class and its head stay the same.
-            seed: the seed of A. B starts at 0, so the model's outputs are the same at first.
+            model: the model, which is changed in place; its class and head stay the same.
+            seed: the seed for A; B starts at 0, so the model's outputs do not change at first.
         """
         self.check(model.config)
-        # Imported here, because it takes seconds and few recipes need it.
+        # Imported here, because importing peft takes seconds and few recipes need peft.
         from peft import LoraConfig, inject_adapter_in_model
 
         encoder = encoder_of(model)
@@ -257,7 +259,7 @@ def lora(spec: str) -> Lora:
 
 
 def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the updates in a model's state to its weights, named as in a model without LoRA."""
+    """Add the updates in a model's state to its weights; names are as in a model without LoRA."""
     whole = dict(state)
     for name, part in model.named_modules():
         if not hasattr(part, "base_layer"):

@@ -1,7 +1,8 @@
 """The annotated batch that a masker reads, and the masked batch that it returns.
 
-Shapes: B rows of L tokens, T = B·L; P document pieces; U units. Masking works on one line of T
-tokens, cut into P pieces. A row may hold one piece or many; nothing is packed, unpacked or padded.
+Shapes: B rows of L tokens, T = B·L; P document pieces; U units. Masking works on the line, one flat
+array of T tokens that is cut into P pieces. A row may hold one piece or many pieces; masking does
+not pack, unpack or pad rows.
 """
 
 from __future__ import annotations
@@ -50,20 +51,20 @@ HIDDEN = "background: #0b5d8f; color: #fff; border-radius: 3px; padding: 0 .25em
 
 @dataclass(eq=False)
 class AnnotatedBatch:
-    """B rows of L tokens as one line of T = B·L tokens, with its pieces and layers; all numpy.
+    """B rows of L tokens as one line of T = B·L tokens, with its pieces and layers, in numpy.
 
     Attributes:
         shape: (B, L).
         input_ids: (T,) int64.
         attention_mask: (T,) int64, or None when no row is padded.
-        content: (T,) bool, neither padding nor special.
-        eligible: (T,) bool, content that may be masked (content except [UNK]).
+        content: (T,) bool, the tokens that are neither padding nor special.
+        eligible: (T,) bool, the content tokens that may be masked (all except [UNK]).
         begin: (P,) int64, the first token of each piece. A piece includes its special tokens and
             never crosses rows.
         example_id: (P,) int64, the permanent name of each piece.
-        layers: (T,) arrays by name, such as ``word_ids``; negative where a token has no value.
+        layers: (T,) named arrays, such as ``word_ids``; negative where a token has no value.
         extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
-        plan: the maximum tokens of a row, if rows hold several pieces; None: no limit.
+        plan: the maximum number of tokens in a row, if rows hold several pieces; None for no limit.
         apart: whether attention must not cross pieces.
     """
 
@@ -91,7 +92,7 @@ class AnnotatedBatch:
 
     @cached_property
     def lengths(self) -> Array:
-        """(P,) int64: tokens of each piece, special tokens and padding included."""
+        """(P,) int64: the number of tokens in each piece, including special tokens and padding."""
         return np.diff(self.edges)
 
     @cached_property
@@ -135,7 +136,7 @@ class AnnotatedBatch:
 
     @cached_property
     def first(self) -> Array:
-        """(P,) int64: the first content token of each piece, or its first token if it has none."""
+        """(P,) int64: each piece's first content token, or first token if it has no content."""
         content = self.content
         if len(content):
             # A shortcut for the common case: pieces begin with text, or with one special token.
@@ -144,7 +145,7 @@ class AnnotatedBatch:
                 return first_P
         at = self.content_at
         before = at.searchsorted(self.edges)
-        # The extra item is for pieces without content at the end of the line.
+        # The extra item is for pieces at the end of the line that have no content.
         first_P = np.append(at, 0)[before[:-1]]
         return np.where(before[1:] > before[:-1], first_P, self.begin)
 
@@ -158,7 +159,7 @@ class AnnotatedBatch:
 
         Args:
             at: ascending positions in the line.
-            count_P: how many of them are in each piece.
+            count_P: the number of these positions in each piece.
         """
         return at - np.repeat(self.first, count_P)
 
@@ -174,12 +175,12 @@ class AnnotatedBatch:
         )
 
     def count_at(self, at: Array) -> Array:
-        """(P,) int64: how many of the ascending positions ``at`` are in each piece."""
+        """(P,) int64: the number of ascending positions ``at`` in each piece."""
         before = at.searchsorted(self.edges)
         return before[1:] - before[:-1]
 
     def layer(self, name: str, *, scores: bool = False) -> Array:
-        """The (T,) layer of that name: whole numbers, or any numbers with ``scores``.
+        """The (T,) layer with this name: whole numbers, or any numbers if ``scores`` is True.
 
         Raises:
             MaskwiseError: no such layer, or numbers that are not whole.
@@ -207,7 +208,7 @@ class AnnotatedBatch:
         return values
 
     def tensor(self, name: str) -> Tensor:
-        """An attribute, a layer or an extra by name, as a (B, L) tensor without a copy."""
+        """The layer, extra or attribute with this name, as a (B, L) tensor that is not copied."""
         import torch
 
         values = self.layers.get(name, self.extras.get(name))
@@ -249,15 +250,15 @@ class MaskedBatch:
         targets: the number of positions to predict, counted on the host.
         extras: further model inputs, such as ``token_type_ids``.
         choice: the selected units with their ratios; None if nothing was selected.
-        spans: the piece of each token, if tokens were moved; None: as in ``source``.
-        loss_weight: (B, L) float64 (float32 on an accelerator), factors of the losses in masked
-            diffusion; else None.
-        counted: the divisor of the sum of the losses, if not ``targets`` (masked diffusion:
-            eligible tokens).
-        cut: tokens cut off because a packed row grew beyond its planned length.
-        sources: rows per source, if a corpus mixes several.
-        vocabulary: names of ids, for display.
-        arm: the objective the batch was made for, if there are several.
+        spans: the piece of each token, if tokens were moved; None if pieces are as in ``source``.
+        loss_weight: (B, L) float64 (float32 on an accelerator), the factors by which losses are
+            multiplied in masked diffusion; else None.
+        counted: the divisor of the summed losses, if it is not ``targets`` (in masked diffusion,
+            the number of eligible tokens).
+        cut: the number of tokens cut off because a packed row grew beyond its planned length.
+        sources: the number of rows from each source, if a corpus mixes several sources.
+        vocabulary: the vocabulary, to display ids as tokens.
+        arm: the objective that the batch was made for, if there are several objectives.
     """
 
     input_ids: Tensor
@@ -300,14 +301,14 @@ class MaskedBatch:
 
     @cached_property
     def tokens(self) -> int:
-        """How many tokens the encoder reads if a decoder writes the labels; else content tokens."""
+        """The number of content tokens, or of all tokens read if a decoder writes the labels."""
         if self.spans is not None and self.writes:
             return int((self.spans.tokens >= 0).sum())
         return int(self.source.content.sum())
 
     @cached_property
     def selected(self) -> Tensor:
-        """(B, L) bool over the *source* tokens, on the host: what the policy selected."""
+        """(B, L) bool, on the host: which of the *source* tokens the policy selected."""
         import torch
 
         shape = self.source.shape
@@ -317,7 +318,7 @@ class MaskedBatch:
 
     @cached_property
     def segment_ids(self) -> Tensor:
-        """(B, L') int64, on the host: the number of each token's piece in its row; −1: padding."""
+        """(B, L') int64, on the host: the number of each token's piece in its row; padding: −1."""
         source = self.source
         if self.spans is not None:
             return self._in_rows(self.spans.tokens)
@@ -325,7 +326,7 @@ class MaskedBatch:
         return self._in_rows(piece.reshape(source.shape))
 
     def _in_rows(self, piece: Array) -> Tensor:
-        """Pieces (B, W) renumbered from 0 in every row."""
+        """Renumber the pieces (B, W) from 0 in every row."""
         import torch
 
         opening_B = np.searchsorted(self.source.row, np.arange(self.source.shape[0]))
@@ -364,12 +365,12 @@ class MaskedBatch:
         there = replace(self)
         if self.loss_weight is not None:
             there.loss_weight = moved(self.loss_weight.float(), device)
-        # Properties are computed here, on the host: on the device, the step would wait for them.
+        # Properties are computed here, on the host, because the device would make the step wait.
         for name in COPIED:
             setattr(there, name, moved(getattr(self, name), device))
         return there
 
-    # Not a subclass of Mapping, which the Trainer and data loaders would rebuild as a plain dict.
+    # Not a subclass of Mapping: the Trainer and data loaders would rebuild a Mapping as a dict.
     def __iter__(self) -> Iterator[str]:
         yield from ("input_ids", "labels")
         if self.attention_mask is not None:
@@ -382,7 +383,7 @@ class MaskedBatch:
     def __getitem__(self, name: str) -> Tensor:
         if name in self.extras:
             return self.extras[name]
-        # Any attribute will do: ``batch["attention_mask"]`` is None without padding.
+        # Any attribute is allowed: ``batch["attention_mask"]`` is None without padding.
         if not hasattr(self, name):
             raise KeyError(name)
         return getattr(self, name)
@@ -412,7 +413,7 @@ class MaskedBatch:
         return f"<b>{escape(repr(self))}</b><p>{'<p>'.join(lines)}"
 
     def _words(self, ids_L: Iterable[int], wanted_L: Iterable[int]) -> str:
-        """Ids as words of HTML, without padding."""
+        """Turn ids into HTML words, without padding."""
         assert self.vocabulary is not None
         pad = self.vocabulary.pad
         # Tokens such as <s> would otherwise be read as HTML.
@@ -431,7 +432,7 @@ class MaskedBatch:
 
 
 def ends_of(ids_BL: Tensor | None) -> Tensor | None:
-    """(D + 1,) int32: the first place of each run of equal ids in all rows, and the end.
+    """(D + 1,) int32: where each run of equal ids starts in the line of all rows, and the end.
 
     >>> import torch
     >>> ends_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()

@@ -1,8 +1,8 @@
-"""A collator for any DataLoader or Trainer, which reads the step from the rows.
+"""A collator for any DataLoader or Trainer. It reads the step from the rows.
 
-A ratio changed on a collator in the main process never reaches the workers of the loader, which
-have copies. So a batch sampler assigns steps to batches, the dataset adds (step, epoch, example id)
-to every row, and the collator, in any process, masks for that step.
+If the main process changes a collator's ratio, the change never reaches the loader's workers, which
+have copies of the collator. Therefore a batch sampler assigns steps to batches, the dataset adds
+(step, epoch, example id) to every row, and the collator, in any process, masks for that step.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
     collate = MaskingCollator(masker, total_steps=sampler.total_steps)
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 class MaskingCollator:
-    """Mask rows for their step, as inputs ``input_ids``, ``labels`` and ``attention_mask``.
+    """Mask rows for their step, and return ``input_ids``, ``labels`` and ``attention_mask``.
 
-    Rows without ``epoch`` get dynamic masks, keyed by their step. If they have no ``step`` either,
+    Rows without ``epoch`` get dynamic masks, keyed by their step. If rows have no ``step`` either,
     masks are keyed by the loader's seed and this process's count of batches, and the count replaces
-    the step in the schedule. In both cases there is one warning.
+    the step in the schedule. The collator warns once in both cases.
 
     Args:
         masker: the masker.
         total_steps: the number of optimiser steps; needed by schedules that change.
 
     Raises:
-        MaskwiseError: rows of one batch with different steps or epochs.
+        MaskwiseError: the rows of a batch have different steps or epochs.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -86,12 +86,12 @@ class MaskingCollator:
         step = _common(rows, "step")
         epoch = _common(rows, "epoch")
         worker = get_worker_info()
-        # Workers have copies of this collator, so only the first one warns.
+        # Workers have copies of this collator, so only the first copy warns.
         first = worker is None or worker.id == 0
         if (step is None or epoch is None) and first and not self._warned:
             self._warned = True
             warnings.warn(
-                "rows carry no step or no epoch: masks are dynamic, and without a step they are "
+                "rows carry no step or no epoch, so masks are dynamic; without a step, masks are "
                 "not reproducible across workers, and a schedule follows each worker's own count "
                 "of batches; use StepBatchSampler and SteppedDataset",
                 stacklevel=3,
@@ -101,7 +101,7 @@ class MaskingCollator:
             if worker is not None:
                 step = step * worker.num_workers + worker.id
                 if epoch is None:
-                    # Loaders may restart their workers every epoch, with another seed.
+                    # Loaders may restart their workers every epoch, with a different seed.
                     epoch = fold(worker.seed, step)
         self._batches += 1
         return self.masker(
@@ -131,18 +131,18 @@ def _common(rows: Rows, name: str) -> int | None:
         raise MaskwiseError(
             f"rows of one batch differ in {name!r}",
             got=", ".join(sorted(map(str, found))),
-            do="batches are for one step each: use StepBatchSampler",
+            do="use StepBatchSampler, which makes each batch for one step",
         )
     return found.pop() if found else None
 
 
 class SteppedDataset:
-    """A view of a map-style dataset, indexed by (index, step, epoch), which it adds to the rows.
+    """A view of a map-style dataset. Its indices are (index, step, epoch), which it adds to rows.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}
 
-    The index becomes the ``example_id`` of rows that have none.
+    The index becomes the ``example_id`` of rows without an ``example_id``.
     """
 
     def __init__(self, data: Sequence[Mapping[str, object]]):
@@ -154,7 +154,7 @@ class SteppedDataset:
     def __getitem__(self, place: tuple[int, int, int]) -> dict[str, object]:
         if not isinstance(place, tuple) or len(place) != 3:
             raise MaskwiseError(
-                "the index is (index, step, epoch)",
+                "the index must be (index, step, epoch)",
                 got=repr(place),
                 do="give the loader batch_sampler=StepBatchSampler(len(data), batch_size=…)",
             )
@@ -166,26 +166,28 @@ class SteppedDataset:
 
 
 class StepBatchSampler:
-    """Shuffled batches of (index, step, epoch), a function of (seed, epoch): resuming is O(1).
+    """Shuffled batches of (index, step, epoch), in an order that is a function of (seed, epoch).
 
     >>> sampler = StepBatchSampler(6, batch_size=2, epochs=1, seed=0)
     >>> len(sampler), next(iter(sampler))
     (3, [(2, 0, 0), (1, 0, 0)])
 
-    Rows left over at the end of an epoch are skipped; the next epoch has another order.
+    Resuming is O(1). Rows left over at the end of an epoch are skipped; the next epoch has a
+    different order.
 
     Args:
-        size: rows in the dataset.
-        batch_size: rows in a batch.
-        seed: the seed of the order.
+        size: the number of rows in the dataset.
+        batch_size: the number of rows in a batch.
+        seed: the shuffling seed.
         epochs: the number of passes.
         first_step: the step to resume from.
-        rank, ranks: each rank yields its part of every batch of ``batch_size × ranks`` rows.
-        accumulate: batches per optimiser step.
+        rank, ranks: this process's rank and the number of ranks; each rank yields its part of every
+            batch of ``batch_size × ranks`` rows.
+        accumulate: the number of batches per optimiser step.
 
     Attributes:
-        total_steps: the optimiser steps of all passes. The length of the sampler is the number of
-            batches after ``first_step``.
+        total_steps: the number of optimiser steps in all passes. The length of the sampler is the
+            number of batches after ``first_step``.
 
     Raises:
         MaskwiseError: numbers out of range, or too few rows for one step.

@@ -7,8 +7,8 @@
 A text is masked in one of two ways, each with exact weights:
 
 - budget ``exact``: mask ⌈rate · L⌉ tokens. The loss varies less, because the number follows from
-  the rate. For single tokens of equal weight.
-- budget ``bernoulli``: mask each unit independently, as published. For any units and weights.
+  the rate. This budget needs single tokens of equal weight.
+- budget ``bernoulli``: mask each unit independently, as published. It allows any units and weights.
 
 **Rates and loss weights.** A text of L tokens has the bound
 −log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt, where every token is masked
@@ -18,25 +18,26 @@ drawn with probability P(n), gives the weight 1 / (n · P(n)).
 
 **Weights of units.** Unit i is masked by time τ with probability r_i = 1 − exp(−τ·w_i), where τ
 makes the rate t of the row the expected share of its masked tokens. The loss weight of its tokens
-is (dr_i/dt) / r_i divided by the density of t; for equal weights this is 1 / (t · p(t)). So the
-loss belongs to an exact process for any weights; it bounds the likelihood if they do not depend on
-the text that they hide (``Policy.reads_text``).
+is (dr_i/dt) / r_i divided by the density of t; for equal weights this is 1 / (t · p(t)). The loss
+therefore belongs to an exact process for any weights, and it bounds the likelihood if the weights
+do not depend on the text that the masks hide (``Policy.reads_text``).
 
-Any schedule with a ratio per row gives rates. It is read as a table of quantiles, and rates are
-drawn uniformly between neighbours, so the density is known exactly. There are three kinds:
+Any schedule that gives each row a ratio can provide the rates. The schedule is read as a table of
+quantiles, and rates are drawn uniformly between neighbouring quantiles, so the density is known
+exactly. There are three kinds of schedules:
 
 - distributions that cover all of (0, 1), such as ``uniform(0, 1)``, are used as they are;
-- distributions that (nearly) leave out a part (``uniform(0.3, 0.8)``, ``bell``) would ignore it in
-  the bound: a share ``REST`` of the rates is drawn from ``uniform(0, 1)`` instead, so that no
-  weight exceeds 1 / (REST · t);
-- a few fixed rates (``constant``, ``mixture``) estimate no bound. A row weighs 1/t: the mean loss
-  of its masked tokens.
+- distributions that (nearly) leave out a part of (0, 1), such as ``uniform(0.3, 0.8)`` or ``bell``,
+  would ignore that part in the bound: a share ``REST`` of the rates is drawn from ``uniform(0, 1)``
+  instead, so no weight exceeds 1 / (REST · t);
+- schedules with a few fixed rates (``constant``, ``mixture``) estimate no bound. A row has the
+  weight 1/t, which gives the mean loss of its masked tokens.
 
 Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv
-2502.09992), equations 3 and 6; numbers of tokens: Ou et al. 2024 (arXiv 2406.03736).
+2502.09992), equations 3 and 6; for numbers of tokens, Ou et al. 2024 (arXiv 2406.03736).
 
-Cost: for single tokens, as the policy ``token``; with weights, about five more passes over the
-units, to find τ.
+Cost: for single tokens, the same as for the policy ``token``; with weights, about five more passes
+over the units, to find τ.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REST = 0.1
-"""The share of rates drawn uniformly from (0, 1), if a distribution does not cover it."""
+"""The share of rates drawn uniformly from (0, 1), if a distribution leaves out part of (0, 1)."""
 CELLS = 4096
-"""Cells of the table of quantiles."""
+"""The number of cells in the table of quantiles."""
 # The steps of low-discrepancy sequences from row to row, and from piece to piece in a row.
 GOLDEN = 0.6180339887498949
 SILVER = 0.41421356237309515
@@ -75,8 +76,8 @@ class Rates:
     """The distribution of rates at one step.
 
     Args:
-        schedule: gives each row a ratio.
-        step, total_steps: the step of the schedule.
+        schedule: the schedule that gives each row a ratio.
+        step, total_steps: the step at which the schedule is read, and the number of steps.
         twice: whether each row is visited twice, at the rates t and 1 − t (``visits: complement``).
 
     Attributes:
@@ -154,17 +155,17 @@ class Rates:
             return 1 / rate_P
         density = self.density(rate_P)
         if self.twice:
-            # Half of the visits are at the rate drawn, half at its complement.
+            # Half of the visits use the drawn rate, and half use its complement.
             density = (density + self.density(1 - rate_P)) / 2
         return 1 / (rate_P * density)
 
     def number(self, rate_P: Array, tokens_P: Array) -> Array:
-        """(P,) int64: the number of tokens to mask, ⌈t·L⌉, at least one if there are any."""
+        """(P,) int64: the number of tokens to mask, ⌈t·L⌉, but at least one token if L > 0."""
         number_P = np.ceil(rate_P * tokens_P - 1e-9).astype(np.int64)
         return number_P.clip(np.minimum(tokens_P, 1), tokens_P)
 
     def number_weight(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: the loss weight of tokens if this number of L tokens is masked."""
+        """(P,) float64: the loss weight of each masked token if this many of L are masked."""
         number_P = np.maximum(number_P, 1)
         if not self.complete:
             return tokens_P / number_P
@@ -181,28 +182,28 @@ class Rates:
         return self._below(number_P / length) - self._below((number_P - 1) / length)
 
     def _below(self, rate_P: Array) -> Array:
-        """(P,) float64: the share of lower rates, the distribution function."""
+        """(P,) float64: the share of rates below ``rate_P``, which is the distribution function."""
         inner = np.interp(rate_P, self.grid, self.edges)
         return (1 - self.rest) * inner + self.rest * rate_P.clip(0, 1)
 
 
 def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
-    """(P,) float64 in (0, 1): draws of low discrepancy, a function of (seed, epoch, place).
+    """(P,) float64 in (0, 1): low-discrepancy draws, a function of (seed, epoch, position).
 
-    The draws of consecutive places cover (0, 1) much more evenly than independent draws, on any
-    number of ranks; each draw alone is uniform over seeds and epochs.
+    The draws of consecutive rows cover (0, 1) much more evenly than independent draws do, on any
+    number of ranks; each single draw is uniform over seeds and epochs.
 
     Args:
-        place_P: the place of each piece's row in the order of the epoch.
+        place_P: the position of each piece's row in the order of the epoch.
         within_P: the number of the piece in its row.
         seed: any integer.
-        epoch: the pass over the data; None if places are not counted by epoch.
+        epoch: the pass over the data; None if positions are not counted per epoch.
     """
     if epoch is None:
         epoch = -1
     first = (fold(seed, 0x10D, epoch) + 0.5) / 2.0**32
     fraction_P = (first + place_P * GOLDEN + within_P * SILVER) % 1.0
-    # Neither 0 nor 1, at which rates would have no weight.
+    # The draws are never 0 or 1, because a rate of 0 or its complement would have no weight.
     return fraction_P * (1 - 2.0**-40) + 2.0**-41
 
 
@@ -214,8 +215,9 @@ class Noising(Masker):
         ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``; a fixed ratio
             estimates no bound.
         budget: ``exact`` or ``bernoulli``.
-        fill: ``none``, or ``random``: units of weight 0 are masked after all others.
-        visits: ``random``, or ``complement``: the second visit of a row masks what the first left.
+        fill: ``none``, or ``random``, which masks units of weight 0 after all other units.
+        visits: ``random``, or ``complement``, where the second visit to a row masks what the first
+            visit left visible.
         more: further arguments of ``Masker``, which masked diffusion leaves at their defaults.
 
     Raises:
@@ -246,12 +248,12 @@ class Noising(Masker):
             )
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
-        """The distribution of rates at a step, with their weights."""
+        """The distribution of rates at a step, which also gives the weight of each rate."""
         when = (step, total_steps) if self.ratio.varies else (0, None)
         rates = self._rates.get(when)
         if rates is None:
             rates = Rates(self.ratio, *when, twice=self.visits == "complement")
-            # A table of quantiles takes longer than a batch, so it is kept for its step only.
+            # Making the quantiles takes longer than a batch, so the last step's table is cached.
             self._rates = {when: rates}
         return rates
 
@@ -259,7 +261,7 @@ class Noising(Masker):
         rates = self.rates(moment.step, moment.total_steps)
         keys, second = self.paired(batch, keys, moment)
         if moment.place is None or self.visits == "complement":
-            # Places differ between the visits of a pair, but both need the same rate.
+            # A row's position differs between the two visits of a pair, but its rate must not.
             u_P = keys.per_piece(Purpose.RATIO)
         else:
             place_P = np.asarray(moment.place, np.int64)[batch.row]
@@ -292,19 +294,20 @@ def noised(
         units: the units to choose from.
         rates: the distribution of the rates.
         rate_P: (P,) float64 in (0, 1].
-        keys: the draws of these pieces.
-        exact: mask ⌈rate · L⌉ tokens; otherwise each unit independently.
-        second: mask the complement.
-        may_fill: units of weight 0 are masked after all others.
+        keys: the random draws for these pieces.
+        exact: whether to mask ⌈rate · L⌉ tokens; if False, each unit is masked independently.
+        second: whether to mask the complement.
+        may_fill: whether units of weight 0 may be masked, after all other units.
 
     Raises:
-        MaskwiseError: ``exact`` or ``second`` with units of several tokens or unequal weights.
+        MaskwiseError: ``exact`` with units of several tokens or unequal weights; ``second`` with
+            unequal weights.
     """
     equal = units.weight is None
     if (exact and not (equal and units.by_token)) or (second and not equal):
         do = "set masking.budget: bernoulli" if exact else "set masking.visits: random"
         got = "units of several tokens" if equal else "units with weights"
-        raise MaskwiseError("this needs single tokens of equal weight", got=got, do=do)
+        raise MaskwiseError("these settings need single tokens of equal weight", got=got, do=do)
     piece = units.piece
     if exact:
         tokens_P = units.tokens_P
@@ -329,13 +332,13 @@ def noised(
         weight_P = rates.weight(rate_P) * rate_P
         weight_U = weight_P[piece] * slope_U / np.maximum(reach_U, 1e-300)
     weight_T = np.zeros(len(units.batch.input_ids))
-    # For single tokens, looking up the unit of each token would be the identity.
+    # Each single token is its own unit, so looking up the units is not needed.
     weight_T[units.tokens] = weight_U if units.by_token else weight_U[units.unit]
     return Selection(units, chosen, rate_P, weight_T=weight_T)
 
 
 def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
-    """Check the settings of masked diffusion.
+    """Check the settings for masked diffusion.
 
     Raises:
         MaskwiseError: settings for which the weights would be wrong.
@@ -371,10 +374,11 @@ def corrupt(
     example_id: Tensor | None = None,
     place: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask rows for another trainer of diffusion models.
+    """Mask rows for a diffusion trainer outside maskwise.
 
-    The loss of a row is Σ mask · cross-entropy / rate, over ``loss_mask.sum()``. Distributions
-    other than ``uniform(0, 1)`` have the weights of ``masking.diffusion.Rates``, not 1 / rate.
+    The loss of a row is Σ mask · cross-entropy / rate, divided by ``loss_mask.sum()``. For
+    distributions other than ``uniform(0, 1)``, replace 1 / rate with the weights from
+    ``masking.diffusion.Rates``.
 
     Args:
         input_ids: (B, L) int64.
@@ -382,19 +386,20 @@ def corrupt(
             token.
         mask_token_id: the id that replaces masked tokens.
         ratio: the distribution of the rates.
-        budget: ``bernoulli`` (each token independently) or ``exact`` (a number of tokens is drawn,
-            whose share is the rate).
-        seed, epoch, step: a mask is a function of these and the row; without an epoch, of the step.
-        total_steps: for distributions that change over training.
-        example_id: (B,) int64, the permanent names of the rows; None: a hash of their content.
-        place: (B,) the places of the rows in the order of the epoch, for rates of low discrepancy.
+        budget: ``bernoulli`` (each token is masked independently) or ``exact`` (a number of tokens
+            is drawn, and its share of the tokens is the rate).
+        seed, epoch, step: a mask is a function of the seed, the epoch and the row; without an
+            epoch, the step replaces it.
+        total_steps: needed by distributions that change over training.
+        example_id: (B,) int64, the permanent names of the rows; if None, hashes of their content.
+        place: (B,) the positions of the rows in the order of the epoch, for low-discrepancy rates.
 
     Returns:
         ``noisy`` (B, L) int64, ``mask`` (B, L) bool and ``rate`` (B, L) float32, on the device of
         ``input_ids``.
 
     Raises:
-        MaskwiseError: shapes that do not fit, or something that is not a distribution.
+        MaskwiseError: shapes that do not match, or a ``ratio`` that is not a distribution.
 
     >>> import torch
     >>> ids = torch.arange(10, 22).view(2, 6)
@@ -409,7 +414,7 @@ def corrupt(
             raise MaskwiseError(name, got=tensor, allowed="a tensor of shape (B, L)")
     if input_ids.dim() != 2 or loss_mask.shape != input_ids.shape:
         raise MaskwiseError(
-            "input_ids and loss_mask need one shape (B, L)",
+            "input_ids and loss_mask must have the same shape (B, L)",
             got=f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}",
         )
     require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))

@@ -1,6 +1,6 @@
 """Read rows of any form as an annotated batch: dicts, (B, L) tensors, packed rows, flat pieces.
 
-Rows are checked here, once; all later code works on arrays of equal lengths. Torch tensors of any
+Rows are checked here, once; all later code works on arrays of equal lengths. Torch tensors on any
 device are read without importing torch.
 """
 
@@ -30,7 +30,7 @@ Rows: TypeAlias = Sequence[Row] | Row
 _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
-# Columns of whole numbers and their padding; −1 in layers.
+# Columns of whole numbers, and the number that pads each column; layers are padded with −1.
 _FILL = {
     "input_ids": 0,
     "attention_mask": 0,
@@ -54,14 +54,14 @@ class Pieces(Protocol):
     """Concatenated document pieces and the rows that hold them (``maskwise.text`` makes them).
 
     Attributes:
-        columns: (T,) arrays by name: ``input_ids``, ``word_ids`` and other layers, without special
+        columns: (T,) named arrays: ``input_ids``, ``word_ids`` and other layers, without special
             tokens.
-        lengths: (P,) tokens of each piece.
+        lengths: (P,) the number of tokens in each piece.
         example_ids: (P,) int64, the permanent name of each piece.
-        rows: (P,) ascending from 0: the row of each piece.
-        length: tokens of a row.
-        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes a piece; −1: none.
-        apart: whether each piece is a text, and begins with ``first``; otherwise each row is one.
+        rows: (P,) the row of each piece, ascending from 0.
+        length: the number of tokens in a row.
+        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes a piece; −1 for none.
+        apart: whether each piece is a text and begins with ``first``; otherwise each row is a text.
     """
 
     @property
@@ -86,7 +86,7 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
     Args:
         rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; one
             dict of (B, L) tensors or arrays, where ``example_id`` is (B,), or (B, L) in packed
-            rows: a piece is a run of one id; or ``Pieces``.
+            rows: a piece is a run of equal ids; or ``Pieces``.
         vocabulary: tables over ids.
 
     Raises:
@@ -123,13 +123,13 @@ def require_rows(rows: object) -> None:
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether a value is a torch tensor."""
-    # There are tensors only if torch is already imported, so it is not imported here.
+    # Tensors exist only if torch is already imported, so torch is not imported here.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | str:
-    """The device of the rows, if they are tensors; else the host."""
+    """The rows' device, if rows are tensors; otherwise the host."""
     ids = rows.get("input_ids") if isinstance(rows, Mapping) else None
     return ids.device if is_tensor(ids) else "cpu"
 
@@ -191,17 +191,17 @@ def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """The first tokens of the pieces of packed rows, and their names, both (P,).
+    """The first token and the name of each piece of packed rows, both (P,).
 
-    A piece is a run of one name among the content tokens of a row. It includes the special tokens
-    after it, but not those with the name of the next piece, such as its [CLS].
+    A piece is a run of equal names among the content tokens of a row. It includes the special
+    tokens after this run, except those with the name of the next piece, such as its [CLS].
     """
     height, width = shape
     if not name.size:
         return np.zeros(height, np.int64), np.zeros(height, np.int64)
     opens = changes(name)
     opens[::width] = True
-    # From here on arrays have one item per run of a name, and runs are few.
+    # From here on, arrays have one item per run of equal names, and there are few runs.
     start = np.flatnonzero(opens)
     with_text = np.logical_or.reduceat(content, start)
     if with_text.all():
@@ -221,7 +221,7 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
 
 
 def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Place pieces in their rows, as one line."""
+    """Arrange the pieces in their rows, as one flat array."""
     lengths = np.asarray(pieces.lengths, np.int64)
     row = np.asarray(pieces.rows, np.int64)
     if not len(row):
@@ -235,7 +235,7 @@ def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
         apart=pieces.apart,
     )
     if (places.end > (row + 1) * length).any():
-        raise MaskwiseError("pieces do not fit into their rows", allowed=f"{length} tokens a row")
+        raise MaskwiseError("pieces do not fit into their rows", allowed=f"{length} tokens per row")
     layers = dict(pieces.columns)
     tokens = np.asarray(layers.pop("input_ids"))
     kind = places.column(_kinds(tokens, vocabulary), 0)
@@ -284,7 +284,7 @@ def _padded(rows: Sequence[Row]) -> Columns:
     lengths = np.array(sizes)
     inside = np.arange(lengths.max()) < lengths[:, None]
     columns = {}
-    # A dict in place of a set keeps the names in their order.
+    # A dict keeps the names in their order; a set would not.
     for name in dict.fromkeys(chain.from_iterable(rows)):
         if name in _IGNORED:
             continue
@@ -348,7 +348,7 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
                 got=len(value),
                 allowed=length,
             )
-    # numpy converts empty lists to floats, so these are left out.
+    # numpy converts empty lists to floats, so empty lists are left out.
     parts = [read_numbers(name, value) for value in values if len(value)]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
     if flat.ndim != 1:
@@ -377,7 +377,7 @@ def _require_ids(row: Mapping[str, object], number: int = 0) -> None:
 
 
 def read_numbers(name: str, value: object) -> Array:
-    """Read a column as an array; None (as in ``word_ids``) becomes −1, no value."""
+    """Read a column as an array; None (as in ``word_ids``) becomes −1, which means no value."""
     try:
         if is_tensor(value):
             # ``force`` copies from any device, with or without a gradient.
@@ -387,7 +387,7 @@ def read_numbers(name: str, value: object) -> Array:
             items = [-1 if item is None else item for item in array.ravel()]
             array = np.array(items).reshape(array.shape)
     except (ValueError, TypeError, RuntimeError):
-        # Ragged lists; tensors of bfloat16, sparse ones, or on the device "meta".
+        # Ragged lists, or tensors that are bfloat16, sparse or on the device "meta".
         got = type(value).__name__
         if is_tensor(value):
             got = f"{value.dtype}, {value.layout}, {value.device}"
@@ -411,7 +411,7 @@ def _whole(name: str, values: Array) -> Array:
     kinds = "iu" if name in _NAMES else "iub"
     if values.size and values.dtype.kind not in kinds:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
-    # Converted to int64, such numbers would silently become negative: no value.
+    # Larger numbers would silently become negative in int64, which means no value.
     if name != "example_id" and values.dtype == np.uint64 and values.size:
         largest = int(values.max())
         if largest >= 2**63:

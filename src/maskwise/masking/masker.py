@@ -1,7 +1,7 @@
 """The masker: policy × schedule × corruption → masked batches.
 
 A masker has no random state: a mask is a function of (seed, epoch, example id, ratio, weights).
-It works in numpy, on the host, in O(B·L) memory; only its input and its result are tensors.
+Masking works in numpy, on the host, in O(B·L) memory; only the input and the result are tensors.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ class Masker:
     Args:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
         policy: what is masked together: a name such as ``"whole-word"``, or a ``Policy``.
-        ratio: how much: a number, a schedule, its name, or a function of (step, total steps).
-        budget: ``expected`` (even inclusion, at most one unit over), ``exact`` (never over) or
-            ``bernoulli``.
+        ratio: how much is masked: a number, a schedule, the name of a schedule, or a function of
+            (step, total steps).
+        budget: ``expected`` (even inclusion, at most one unit over the budget), ``exact`` (never
+            over the budget) or ``bernoulli`` (no fixed budget).
         corruption: what selected tokens become, and what the model must predict.
         seed: any integer.
-        fill: what happens to budget that units of positive weight cannot use: ``none``,
-            ``random``, ``skip-row``.
-        min_targets: the least budget of a document piece while eligible × ratio ≥ 0.5, if visits
+        fill: what happens to the part of the budget that units of positive weight cannot use:
+            ``none``, ``random``, ``skip-row``.
+        min_targets: the minimum budget of a document piece while eligible × ratio ≥ 0.5, if visits
             are ``random``.
         predict: a number or a schedule: the loss is taken on at most this share of each piece's
-            *eligible* tokens, drawn from the corrupted ones (from all, if labels are 0 and 1).
-            Only for corruptions that keep lengths.
+            *eligible* tokens, drawn from the corrupted tokens (from all tokens, if labels are 0 and
+            1). Only for corruptions that keep lengths.
         keep: a layer whose tokens (numbers ≥ 0) are never masked, such as the prompts of pairs.
         visits: how a row's masks in different epochs depend on each other: ``random``,
             ``complement``, ``coverage``. The last two need ``budget="expected"`` and ``fill`` none
@@ -81,7 +82,7 @@ class Masker:
     """
 
     places = False
-    """Whether calls need the place of each row in the order of the epoch."""
+    """Whether calls need the position of each row in the order of the epoch."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Masker:
         for name, known in _KNOWN.items():
             require_known(name, getattr(self, name), known)
         if keep is not None and not isinstance(keep, str):
-            raise MaskwiseError("keep is the name of a layer", got=repr(keep))
+            raise MaskwiseError("keep must be the name of a layer", got=repr(keep))
         if budget == "bernoulli" and self.policy.splits_budget:
             raise MaskwiseError(
                 "budget bernoulli has no budget to split",
@@ -151,7 +152,7 @@ class Masker:
             step: the optimiser step, for the schedule.
             total_steps: needed by schedules that change.
             epoch: the pass over the data; None mixes the step into the key.
-            place: (B,) the place of each row in the order of the epoch, for masked diffusion.
+            place: (B,) the position of each row in the order of the epoch, for masked diffusion.
 
         Returns:
             A batch on the device of the rows. A packed row that grows beyond its planned length
@@ -238,11 +239,11 @@ class Masker:
         )
 
     def paired(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Keys, bool]:
-        """The draws of this epoch, and whether it is the second of a pair (``complement``)."""
+        """The draws for this epoch, and whether it is the second epoch of a ``complement`` pair."""
         if self.visits != "complement":
             return keys, False
         epoch = known_epoch(moment.epoch, self.visits)
-        # Both epochs of a pair share their draws, so that one masks what the other leaves.
+        # Both epochs of a pair share their draws, so the second masks what the first leaves.
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
 
@@ -267,11 +268,11 @@ class Masker:
 def some_labels(
     labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys
 ) -> Array:
-    """Keep only some labels (T,) of the candidates: ``share`` of each piece's *eligible* tokens.
+    """Keep the labels (T,) of a few candidates: a ``share`` of each piece's *eligible* tokens.
 
-    A piece with fewer candidates keeps all of them; a piece with a candidate keeps at least one
-    while share > 0. This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4):
-    corrupt at p(t), but take the loss on a constant share.
+    A piece with fewer candidates keeps all its labels; a piece with any candidate keeps at least
+    one label while share > 0. This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section
+    4): corrupt at p(t), but take the loss on a constant share.
     """
     at = np.flatnonzero(candidate)
     pieces = np.arange(batch.pieces)
@@ -287,7 +288,7 @@ def some_labels(
 
 
 def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> MaskedBatch:
-    """Lay the corrupted line out in rows of tensors."""
+    """Lay out the corrupted line in rows, as tensors."""
     import torch
 
     batch = choice.units.batch
@@ -309,7 +310,7 @@ def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> Mask
         tensors.pop("attention_mask", None),
         batch,
         targets=int(np.count_nonzero(columns["labels"] != IGNORE)),
-        # All that is left are inputs that only some models read.
+        # The remaining tensors are inputs that only some models read.
         extras=tensors,
         choice=choice,
         spans=spans,
@@ -323,13 +324,13 @@ def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> Mask
 
 
 def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Columns, int]:
-    """(B, L') columns of pieces in their new lengths, and how many tokens were cut off."""
+    """(B, L') columns of pieces with their new lengths, and the number of tokens cut off."""
     assert shown.lengths is not None
     pieces = np.arange(batch.pieces)
     fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
 
     def in_rows(columns: Columns, length_B: Array) -> Columns:
-        """Put the next ``length_B`` numbers (N,) in each row, padded at the end."""
+        """Fill each row with its next ``length_B`` of the N numbers, and pad its end."""
         inside = np.arange(int(length_B.max(initial=0))) < length_B[:, None]
         rows = {}
         for name, line in columns.items():
@@ -346,8 +347,8 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Column
         columns["labels"] = shown.labels
     cut = 0
     if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
-        # The end of the text is cut off, but a special token that closes the row takes the last
-        # place: models expect [SEP] or [EOS] there.
+        # The end of the text is cut off, but a special token that closes the row is kept as the
+        # last token, because models expect [SEP] or [EOS] there.
         rank = rank_within(length_B)
         last_B = length_B - 1
         closed_B = ~shown.text.take(offsets(length_B) + last_B)
@@ -373,7 +374,7 @@ _KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
 
 
 class MaskingSettings(BaseModel):
-    """The settings of a masker.
+    """The masking settings of a recipe.
 
     >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
     'bert'
@@ -382,29 +383,29 @@ class MaskingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = "token"
-    """Which tokens are masked together, and how likely each unit is: a name of ``list policies``.
+    """Which tokens are masked together, and how likely each unit is: a name from ``list policies``.
     """
     ratio: str | float = 0.15
-    """Share of the eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
+    """The share of eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
     0.15)``."""
     budget: str = "expected"
-    """How strictly the ratio is met. ``expected``: at most one unit over the budget, the budget on
-    average. ``exact``: never over it; a unit that does not fit is skipped. ``bernoulli``: each unit
-    independently, with probability ratio × weight."""
+    """How strictly the ratio is met. ``expected``: the budget on average, and at most one unit over
+    it. ``exact``: never over the budget; a unit that does not fit is skipped. ``bernoulli``: each
+    unit is masked independently, with probability ratio × weight."""
     fill: str = "none"
-    """What happens to budget that units of positive weight cannot use. ``none``: it stays unused.
-    ``random``: it goes to other units. ``skip-row``: the whole row stays unmasked."""
+    """What happens to the part of the budget that units of positive weight cannot use. ``none``: it
+    stays unused. ``random``: it goes to other units. ``skip-row``: the whole row stays unmasked."""
     corruption: str = "bert"
-    """What the model sees instead, and what it predicts: a name of ``list corruptions``."""
+    """What the model sees instead, and what it predicts: a name from ``list corruptions``."""
     min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
-    """The fewest masked tokens of a piece of text whose budget is at least half a token."""
+    """The minimum number of masked tokens in a piece of text, if ratio × tokens is at least 0.5."""
     predict: str | float = 1.0
     """The largest share of each row's tokens on which the loss is taken."""
     keep: str | None = None
     """A layer whose tokens are never masked, such as ``prompt``."""
     visits: str = "random"
-    """How a row's masks in different epochs depend on each other: random, complement (each second
-    visit masks what the first left) or coverage (over 1/ratio epochs every unit is masked once)."""
+    """How a row's masks in different epochs depend on each other: random, complement (every second
+    visit masks what the last left) or coverage (over 1/ratio epochs, every unit is masked once)."""
 
     @field_validator(*_MAKERS, *_KNOWN)
     @classmethod

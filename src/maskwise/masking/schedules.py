@@ -1,9 +1,10 @@
 """Masking ratios: a number, a published curve over training, a distribution over rows, a function.
 
 A published curve is a function of the progress f = step / total steps. A distribution is a function
-of a uniform draw per piece (P,), so each piece has its own ratio. Both take their parameters
-after that first argument; ``published`` turns them into makers of ``Schedule``. To add one, write
-such a function. Recipes write ``linear(0.30, 0.15)``; Python ``schedules.linear(0.30, 0.15)``.
+of a uniform draw per piece (P,), so each piece has its own ratio. Both kinds of functions take
+their parameters after this first argument; ``published`` turns them into factories for
+``Schedule``. To add a schedule, write such a function. Recipes write ``linear(0.30, 0.15)``, and
+Python code writes ``schedules.linear(0.30, 0.15)``.
 
 Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and released code);
 dynamic masking rates (Ankner et al. 2023, arXiv 2305.15096).
@@ -29,11 +30,11 @@ from maskwise.specs import Call, build
 Ratio: TypeAlias = "float | Array"
 Spec: TypeAlias = "Schedule | float | str | Call"
 Inner: TypeAlias = Callable[[float], Ratio]
-"""Another schedule inside a curve, as a function of progress."""
+"""A schedule inside a curve, as a function of progress."""
 
-# Evenly spaced draws, at which a distribution has its mean ratio.
+# Evenly spaced draws, from which the mean ratio of a distribution is computed.
 _EVEN = (np.arange(10_000) + 0.5) / 10_000
-# The least, the middle and the greatest draw, at which a distribution is checked.
+# The smallest, the middle and the largest draw, at which a distribution is checked.
 _EXTREMES = np.array([2.0**-33, 0.5, 1 - 2.0**-33])
 # Curves that change over training only if a schedule inside them does.
 _STEADY = ("scaled", "clipped")
@@ -45,13 +46,13 @@ class Schedule:
 
     Attributes:
         name: the name in a recipe; schedules with equal names are equal.
-        curve: a function of (progress, draws (P,)) to one ratio, or to (P,) ratios if ``random``.
+        curve: a function from (progress, draws (P,)) to a ratio, or to (P,) ratios if ``random``.
         varies: whether the ratio depends on the progress and needs a total number of steps.
         random: whether each piece draws its ratio.
 
     Raises:
-        MaskwiseError: a ratio outside 0 to 1, or NaN, at one of 201 even points of training; a
-            narrower peak is clipped.
+        MaskwiseError: a ratio outside 0 to 1, or NaN, at one of 201 evenly spaced points of
+            training; a narrow peak between these points is clipped.
     """
 
     name: str
@@ -74,14 +75,14 @@ class Schedule:
                 )
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
-        """The ratio at ``step``, or its mean over rows if each draws its ratio."""
+        """The ratio at ``step``, or the mean over rows if each row draws its ratio."""
         ratio = self.curve(self.progress(step, total_steps), _EVEN)
         if self.random:
             ratio = float(np.mean(ratio))
         return min(max(float(ratio), 0.0), 1.0)
 
     def progress(self, step: int, total_steps: int | None) -> float:
-        """The completed share of training, in [0, 1]; steps after the end count as the last."""
+        """The completed share of training, in [0, 1]; later steps count as the last step."""
         if not self.varies:
             return 0.0
         if not total_steps or total_steps < 0:
@@ -98,7 +99,7 @@ class Schedule:
         return np.full_like(draw_P, ratio).clip(0, 1)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Curves are closures, which cannot be pickled, but their name is enough.
+        # Curves are closures, which cannot be pickled, but their names are enough.
         return schedule, (self.name,)
 
     def __str__(self) -> str:
@@ -107,12 +108,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """A user's function of (step, total steps); the total is 0 where it is unknown."""
+    """A user's function of (step, total steps); the total is 0 if it is unknown."""
 
     function: Callable[[int, int], float] = field(kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        """Skip the check of the base: a user's function is only called at the steps of a run."""
+        """Skip the base class's check: a user's function is only called at the steps of a run."""
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         try:
@@ -151,13 +152,13 @@ def constant(p: float = 0.15) -> Schedule:
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant}
-"""Makers of schedules by the names that recipes write."""
+"""Factories for schedules, keyed by the names that recipes use."""
 
 
 def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
-    """Register a curve over progress ``f`` or over draws ``draw_P`` as a maker of schedules.
+    """Register a curve over progress ``f`` or over draws ``draw_P`` as a factory for schedules.
 
-    Further arguments are finite numbers, or schedules where annotated ``Inner``.
+    Further arguments are finite numbers, or schedules if they are annotated as ``Inner``.
     """
     name = curve.__name__.replace("_", "-")
     first, *parameters = inspect.signature(curve).parameters.values()
@@ -202,7 +203,7 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
 
 
 def _share(name: str, value: float, *, ends: bool = False) -> float:
-    """Check a share of training: strictly between 0 and 1, unless ``ends`` allows both."""
+    """Check a share of training: strictly between 0 and 1, unless ``ends`` allows 0 and 1."""
     inside = 0 <= value <= 1 if ends else 0 < value < 1
     if not inside:
         raise MaskwiseError(f"{name} must be a share of training", got=value, allowed="0 to 1")
@@ -283,7 +284,7 @@ def warm_decay(f: float, p: float = 0.15, warm: float = 0.4) -> float:
 
 @published
 def cosine_parabola(f: float) -> float:
-    """The default of the released time-variant code: cosine .30 → .10 to 40 %, then parabola."""
+    """The default of the released time-variant code: cosine .30 → .10 until 40 %, then parabola."""
     if f < 0.4:
         return 0.2 + 0.1 * math.cos(math.pi * f / 0.4)
     return 0.1 - 0.25 * (f - 0.4) ** 2
@@ -317,14 +318,14 @@ def piecewise(f: float, *points: float) -> float:
 
 @published
 def warm_up(f: float, inner: Inner, share: float = 0.1) -> Ratio:
-    """Scale another schedule up from 0 over the first ``share`` of training."""
+    """Scale a schedule up from 0 over the first ``share`` of training."""
     finite_number("share of warm-up", share, least=1e-9, most=1)
     return inner(f) * min(1.0, f / share)
 
 
 @published
 def then(f: float, first: Inner, at: float, second: Inner) -> Ratio:
-    """Use one schedule up to the share ``at`` of training, then another, each at full length."""
+    """Run all of one schedule until the share ``at`` of training, then all of a second schedule."""
     if f < _share("at of then", at):
         return first(f / at)
     return second((f - at) / (1 - at))
@@ -332,13 +333,13 @@ def then(f: float, first: Inner, at: float, second: Inner) -> Ratio:
 
 @published
 def scaled(f: float, inner: Inner, factor: float) -> Ratio:
-    """Multiply another schedule by a factor."""
+    """Multiply a schedule by a factor."""
     return inner(f) * factor
 
 
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
-    """Clip another schedule, whose ratios are already in 0 to 1, to ``low`` … ``high``."""
+    """Clip a schedule, whose ratios are already in 0 to 1, to ``low`` … ``high``."""
     finite_number("low of clipped", low, most=high)
     return np.clip(inner(f), low, high)
 
@@ -357,7 +358,7 @@ def beta(draw_P: Array, a: float, b: float) -> Array:
 
 @published
 def bell(draw_P: Array, centre: float = 0.5, width: float = 0.15) -> Array:
-    """Draw ratios from a normal around ``centre``, standard deviation ``width``, cut to (0, 1).
+    """Draw ratios from a normal distribution (mean ``centre``, SD ``width``), cut to (0, 1).
 
     After Hong et al. 2026 (arXiv 2605.13026), who use it for the rates of masked diffusion.
     """
@@ -366,7 +367,7 @@ def bell(draw_P: Array, centre: float = 0.5, width: float = 0.15) -> Array:
 
 @published
 def cosine_rates(draw_P: Array) -> Array:
-    """Draw ratios as cos(π u / 2) of a uniform u, so that high ratios are more frequent.
+    """Draw ratios as cos(π u / 2) with a uniform u, so high ratios are more frequent.
 
     Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.3; the cosine schedule of diffusion.
     """
@@ -381,7 +382,7 @@ def mixture(draw_P: Array, *parts: float) -> Array:
     if len(parts) % 2 or not parts or not 0 <= min(ratios) <= max(ratios) <= 1:
         raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
     if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
-        raise MaskwiseError("shares of mixture", got=shares, allowed="≥ 0, one above 0")
+        raise MaskwiseError("invalid shares of a mixture", got=shares, allowed="≥ 0, one above 0")
     edges = (np.cumsum(shares) / sum(shares))[:-1]
     return np.array(ratios, np.float64).take(np.searchsorted(edges, draw_P, side="right"))
 
@@ -405,7 +406,7 @@ def _bell_quantiles(centre: float, width: float) -> Array:
     high = ndtr((1 - centre) / width)
     grid = centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))
     grid = grid.clip(0, 1)
-    # The ends exactly: far from the centre the inverse loses digits.
+    # Set the ends exactly, because the inverse loses digits far from the centre.
     grid[0] = 0.0
     grid[-1] = 1.0
     return grid

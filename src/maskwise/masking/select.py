@@ -5,7 +5,7 @@ weights the draws themselves) and taken from the front. The budget decides where
 
 ``exact``
     Never more tokens than the budget. A unit that does not fit is skipped, and later units are
-    tried. This favours short units if the budget is small (at 64 tokens and 15 %, words of one
+    tried. Skipping favours short units if the budget is small (at 64 tokens and 15 %, words of one
     token are selected with probability .200, the longest with .105).
 ``expected``
     The unit at the border is taken with probability (tokens left) / (its length). Units stay whole,
@@ -15,7 +15,7 @@ weights the draws themselves) and taken from the front. The budget decides where
     budget. Single tokens are added in the order of their keys until ``min_targets`` is reached, and
     ``fill`` decides only whether tokens of weight 0 may be added.
 
-Cost: one sort of all units of the batch and some twenty passes over them; on text, ``exact`` makes
+Cost: one sort of all units of the batch and about twenty passes over them; on text, ``exact`` makes
 two or three more passes over the units after the border.
 """
 
@@ -51,7 +51,7 @@ _NUMBER_MASK = (1 << 20) - 1
 # Weights are clipped, so that no key overflows a float64.
 _LIGHTEST = 2.0**-900
 _HEAVIEST = 2.0**900
-# Units of weight 0 that may fill the budget get this weight, so they come after all others.
+# Units of weight 0 that may fill the budget get this weight, so they come after all other units.
 _FILLING = 2.0**-1000
 
 
@@ -61,10 +61,11 @@ class Selection:
 
     Attributes:
         units: the units to choose from.
-        chosen: (U,) bool.
+        chosen: (U,) bool, the selected units.
         ratio_P: (P,) float64, the requested ratio of each piece.
-        budget: (P,) int64 tokens; None if there is none (``bernoulli``, ``visits``, diffusion).
-        weight_T: (T,) float64, the factor of each token's loss in masked diffusion; else None.
+        budget: (P,) int64, the budget of each piece in tokens; None for ``bernoulli``, ``visits``
+            and diffusion, which have no budget.
+        weight_T: (T,) float64, the factor for each token's loss in masked diffusion; else None.
     """
 
     units: Units
@@ -93,13 +94,13 @@ def select(
     Args:
         units: the candidates, with their weights.
         ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to select.
-        keys: the draws of these pieces.
+        keys: the random draws for these pieces.
         budget: one of ``BUDGETS``.
-        fill: one of ``FILLS``, for budget that units of positive weight cannot use: ``none`` (it
-            stays unused), ``random`` (take units of weight 0, evenly), ``skip-row`` (do not mask
-            the piece).
-        min_targets: the least budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``
-            it only holds for single tokens: adding whole units would distort their
+        fill: one of ``FILLS``, for the part of the budget that units of positive weight cannot use:
+            ``none`` (leave it unused), ``random`` (take units of weight 0, evenly), ``skip-row``
+            (do not mask the piece).
+        min_targets: the minimum budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``,
+            the minimum only holds for single tokens: adding whole units would distort their
             probabilities.
 
     """
@@ -141,7 +142,7 @@ def in_order(
 ) -> Array:
     """(A,) int64: the candidates, sorted by piece and, within it, by key.
 
-    With ``budget_P``, units after the one that exceeds the budget of their piece may be missing.
+    With ``budget_P``, the units of a piece after the unit that exceeds its budget may be missing.
     """
     key = unit_keys(units, keys, may_fill=may_fill)
     pieces = units.batch.pieces
@@ -157,7 +158,7 @@ def in_order(
 
 
 def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
-    """The units with the smallest keys of each piece, enough to exceed its budget; None: sort all.
+    """The units with the smallest keys in each piece, enough to exceed its budget; None for all.
 
     Keys are uniform, so the first units nearly always have keys below a share of all keys, and the
     rest need not be sorted. The share leaves three standard deviations and two units to spare;
@@ -203,8 +204,8 @@ def up_to(
     fitting = piece[fits]
     left_P = budget_P - np.bincount(fitting, length[fits], len(budget_P)).astype(np.int64)
     taken_P = np.bincount(fitting, minlength=len(budget_P))
-    # The unit at the border is the first that does not fit. A piece whose units all fit, or whose
-    # budget is used completely, has none.
+    # The border unit is the first unit that does not fit. A piece whose units all fit, or whose
+    # budget is used completely, has no border unit.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (offsets(counts_P) + taken_P)[border_P]
     if not exact:
@@ -212,8 +213,8 @@ def up_to(
         chosen[order[border[taken]]] = True
         return chosen
     # Each pass over the units after the border takes the longest prefix that fits into the rest
-    # of the budget. The unit that ends the prefix is longer than the new rest, so that it is
-    # dropped: the number of units falls in every pass, and few passes are needed.
+    # of the budget. The unit that ends the prefix is longer than the new rest, so it is dropped:
+    # the number of units falls in every pass, and few passes are needed.
     behind = np.flatnonzero(~fits & (length <= left_P[piece]))
     while len(behind):
         here = piece.take(behind)
@@ -256,20 +257,20 @@ def _independently(
 # ``coverage``: over 1/r epochs, a round, every unit is masked once: the units of a piece are sorted
 # at random, and epoch e takes the part from e·r to (e + 1)·r. Each round has a new order.
 #
-# All are functions of (seed, epoch, example): ``complement`` keys its draws by the pair of epochs,
-# ``coverage`` by the round. Units are whole, so a visit may mask a unit more or less than its
-# ratio, and nothing in a short piece. If a learning policy changes weights between epochs, the
-# order changes too.
+# All visits are functions of (seed, epoch, example): ``complement`` keys draws by pair of epochs,
+# ``coverage`` by the round. Units are whole, so a visit may mask one unit more or less than its
+# ratio asks for, and no unit in a short piece. If a learning policy changes weights between epochs,
+# the order changes too.
 #
-# Source: complementary masks of masked diffusion models of 2025; ``coverage`` is new here.
+# Source: complementary masks are from masked diffusion models of 2025; ``coverage`` is new here.
 
 
 def check_visits(visits: str, policy: Policy, **settings: object) -> None:
     """Check that the other settings work with visits that couple epochs.
 
     Raises:
-        MaskwiseError: a policy whose units depend on the ratio; a budget, fill or least number of
-            targets that would add units to a visit or drop some.
+        MaskwiseError: a policy whose units depend on the ratio; a budget, fill or minimum number of
+            targets that would add units to a visit or drop units from it.
     """
     if visits == "random":
         return
@@ -290,7 +291,7 @@ def check_visits(visits: str, policy: Policy, **settings: object) -> None:
 
 
 def known_epoch(epoch: int | None, visits: str) -> int:
-    """The epoch.
+    """Return the epoch, which must be known.
 
     Raises:
         MaskwiseError: the epoch is unknown.
@@ -326,7 +327,7 @@ def coverage(
             do="use a number, such as 0.25",
         )
     ratio_P = np.full(batch.pieces, share)
-    # Fractions, so that the parts of a round meet exactly: floats would leave a gap or overlap.
+    # With fractions, the parts of a round meet exactly; floats would leave gaps or overlaps.
     exact_share = Fraction(share).limit_denominator(1 << 20)
     selections = []
     for number, low, high in _stretches(exact_share, epoch):
@@ -357,7 +358,7 @@ def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fractio
 
 
 def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array, *, may_fill: bool) -> Selection:
-    """Sort units at random; select those whose middle lies between two shares of the tokens."""
+    """Sort units at random; select the units whose middle lies between two shares of the tokens."""
     order = in_order(units, keys, may_fill=may_fill)
     piece = units.piece[order]
     length = units.length[order]

@@ -1,7 +1,7 @@
 """Units: a partition of each piece into weighted parts, each masked as a whole.
 
-Units such as words are ranges of the line. Most of them are never selected, so their tokens are
-listed only on demand, which saves a fifth of the time for whole words.
+Units such as words are ranges of the line, the flat array of all tokens. Most units are never
+selected, so their tokens are listed only on demand. That saves a fifth of the time for whole words.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.segments import listed, offsets, owners, rank_within
 
 STEPS = 80
-"""The most steps of Newton's method to find τ; about five are needed."""
+"""The maximum number of Newton steps to find τ; about five are needed."""
 EMPTY = 2.0**-43
-"""The least share of a row that stays visible, so that a rate of 1 has a finite τ."""
+"""The smallest share of a row that stays visible; it keeps τ finite at a rate of 1."""
 LATE = 2.0**-20
-"""The weight of units of weight 0 that may fill a row, as a share of the least other weight."""
+"""The weight of units of weight 0 that may fill a row, as a share of the smallest other weight."""
 
 
 @dataclass(eq=False)
@@ -35,8 +35,8 @@ class Units:
         piece: (U,) int64, the piece of each unit.
         number: (U,) int64, the index of each unit's draws, distinct within a piece.
         start: (U,) int64, the first token of each unit, if units are ranges in the order of the
-            line; None for any others, see ``of_tokens``.
-        length: (U,) int64, tokens of each unit.
+            line; None for other units, see ``of_tokens``.
+        length: (U,) int64, the number of tokens in each unit.
         weight: (U,) float64, or None for equal weights. Only ``fill="random"`` selects units of
             weight 0.
         by_token: whether every unit is one token.
@@ -100,12 +100,12 @@ class Units:
 
     @cached_property
     def count(self) -> Array:
-        """(P,) int64: units in each piece."""
+        """(P,) int64: the number of units in each piece."""
         return np.bincount(self.piece, minlength=self.batch.pieces)
 
     @cached_property
     def tokens_P(self) -> Array:
-        """(P,) int64: tokens in units, whatever their weights; ratios are shares of these."""
+        """(P,) int64: the number of tokens in units of any weight, of which ratios are shares."""
         return np.bincount(self.piece, self.length, self.batch.pieces).astype(np.int64)
 
     def draw(self, keys: Keys, purpose: Purpose) -> Array:
@@ -122,7 +122,7 @@ class Units:
         return values_P[self.piece]
 
     def weighted(self, weight: Array) -> Self:
-        """The same units with weights (U,).
+        """Copy the units with new weights (U,).
 
         Raises:
             MaskwiseError: a weight that is not a finite number ≥ 0.
@@ -133,7 +133,7 @@ class Units:
         return other
 
     def kept(self, kept: Array) -> Units:
-        """The units where ``kept`` (U,) is True, with their numbers."""
+        """The units where ``kept`` (U,) is True; their numbers stay the same."""
         inside = kept.take(self.unit)
         unit = (kept.cumsum() - 1)[self.unit[inside]]
         weight = None if self.weight is None else self.weight[kept]
@@ -155,7 +155,7 @@ class Units:
 
 
 def check_weights(weight: Array, name: str = "a weight") -> None:
-    """Raise unless all weights are finite and ≥ 0; otherwise nothing would be masked, silently."""
+    """Raise unless all weights are finite and ≥ 0; a bad weight would silently mask nothing."""
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
         raise MaskwiseError(
@@ -165,9 +165,10 @@ def check_weights(weight: Array, name: str = "a weight") -> None:
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
-    """Make runs of equal ``ids`` (T,) ≥ 0 among the content tokens into units.
+    """Make each run of equal ``ids`` (T,) ≥ 0 among the content tokens a unit.
 
-    A run with a token that may not be masked ([UNK] inside a word) is left out: no half units.
+    A run with a token that may not be masked ([UNK] inside a word) is left out, because units are
+    only masked as a whole.
     """
     start, length, barred = find_runs(batch, ids)
     count_P = batch.count_at(start)
@@ -187,7 +188,7 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
         start (R,), length (R,), and the numbers of the runs with a token that may not be masked.
     """
     inside = (ids >= 0) & batch.content
-    # A run ends where its id changes, where a token outside intervenes, and with its piece.
+    # A run ends where its id changes, at a token outside all runs, and at the end of its piece.
     continues = inside.copy()
     continues[1:] &= inside[:-1] & (ids[1:] == ids[:-1])
     continues[batch.begin[: len(ids)]] = False
@@ -200,14 +201,14 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
 
 
 def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> tuple[Array, Array]:
-    """(P,) int64: the least budgets and the budgets, in tokens, of pieces with ``tokens_P`` tokens.
+    """(P,) int64: the minimum budget and the budget, in tokens, of pieces with ``tokens_P`` tokens.
 
-    ``min_targets`` is the least budget while tokens × ratio ≥ 0.5; below, a piece may have no
-    target.
+    ``min_targets`` is the minimum budget while tokens × ratio ≥ 0.5; below that, a piece may have
+    no target.
     """
     wanted_P = ratio_P * tokens_P
     floor_P = np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
-    # Rounding by a draw keeps the expectation exact; nearest would bias short pieces.
+    # Random rounding keeps the expectation exact; rounding to nearest would bias short pieces.
     rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
     return floor_P, np.minimum(np.maximum(rounded_P, floor_P), tokens_P)
 
@@ -221,7 +222,7 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     piece = units.piece
     count_P = units.count
     weight = units.weight.astype(np.float64)
-    # If units are sorted and every piece has some, reduceat takes a third of bincount's time.
+    # If units are sorted and every piece has units, reduceat takes a third of bincount's time.
     tidy = units.start is not None and count_P.all()
 
     def total(values: Array) -> Array:
@@ -239,7 +240,7 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
     weight /= units.repeated(np.maximum(total(length * weight) / whole_P, 1e-300))
     # The logarithm of the visible share is a convex function of τ, so Newton's steps approach the
     # root from the left and never pass it. For equal weights the function is a straight line, and
-    # for others nearly straight, so that few steps are needed.
+    # for unequal weights it is nearly straight, so few steps are needed.
     left_P = np.maximum(1 - rate_P, EMPTY)
     wanted_P = np.log(left_P)
     tau_P = -wanted_P

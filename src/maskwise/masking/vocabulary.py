@@ -1,7 +1,7 @@
 """The vocabulary: tables over ids, read once from a tokenizer.
 
-They record which ids are ordinary tokens and which are special. The usual collator asks the
-tokenizer about each row, which takes most of its time.
+The tables record which ids are ordinary tokens and which ids are special. The usual collator asks
+the tokenizer about each row, which takes most of the collator's time.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class Vocabulary:
     """Tables over ids. ``size`` is one more than the largest id; larger ids are refused.
 
     Attributes:
-        mask, pad, bos, eos: ids of special tokens; None if the tokenizer has none.
-        content: (V,) bool; False for special tokens and unused ids: never masked, moved or drawn.
+        mask, pad, bos, eos: ids of special tokens; None if the tokenizer has no such token.
+        content: (V,) bool; False for special tokens and unused ids, which are never masked, moved
+            or drawn.
         eligible: (V,) bool, content except [UNK], which teaches nothing as a target.
         sentinels: ids of T5-like sentinels in the order of their use.
-        by_name: ids by token.
+        by_name: the id of each token, keyed by token.
     """
 
     size: int
@@ -112,12 +113,12 @@ class Vocabulary:
 
     @cached_property
     def ordinary(self) -> Array:
-        """(N,) int64, the eligible ids in order: what a random replacement may be."""
+        """(N,) int64, the eligible ids in order: the possible random replacements."""
         return np.flatnonzero(self.eligible)
 
     @cached_property
     def kind(self) -> Array:
-        """(V,) uint8: 0: not content, 1: content that is not eligible, 2: eligible."""
+        """(V,) uint8: 2 for eligible ids, 1 for content that is not eligible, 0 for other ids."""
         return self.content.astype(np.uint8) + self.eligible
 
     @cached_property
@@ -129,7 +130,7 @@ class Vocabulary:
         """The id of the mask token.
 
         Raises:
-            MaskwiseError: the tokenizer has none.
+            MaskwiseError: the tokenizer has no mask token.
         """
         if self.mask is None:
             raise MaskwiseError(

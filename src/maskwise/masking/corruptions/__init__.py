@@ -1,9 +1,10 @@
-"""What selected tokens become, and what the model must predict. The table is the only registry.
+"""What selected tokens become, and what the model must predict; ``CORRUPTIONS`` is the registry.
 
-``base`` has the corruptions that insert nothing; those here insert or move tokens. They insert new
-tokens before some tokens of the line and drop others (``Line``), so pieces need no padding, and no
-routine loops over them. To add a corruption, write a class like ``Bert`` or
-``Delete`` and a line in the table; the contract suite tests it like the others.
+``base`` contains the corruptions that insert no tokens; the corruptions in this file insert or move
+tokens. They work on the whole line: they insert new tokens into it and drop old tokens from it
+(``Line``), so pieces need no padding, and no routine loops over pieces. To add a corruption, write
+a class like ``Bert`` or ``Delete`` and add a line to ``CORRUPTIONS``; the contract suite then tests
+the new corruption too.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ from maskwise.specs import Call, build
 
 @dataclass(frozen=True)
 class Insert(Moving):
-    """Random ordinary tokens are inserted before each selected token: one, or a run (``again``).
+    """Random ordinary tokens are inserted before each selected token: one token, or a run.
 
-    ``again`` is the probability of one more token after an inserted one. At 0, with tokens selected
-    at probability p, a share p / (1 + p) of the shown tokens is new (at .15: .130; .129 measured on
-    text), and no two new ones are adjacent. With ``again=p`` every position of the *output* is an
-    insertion with probability p, as in the published code: a share p is new (.149 measured), and
-    the token after a new one is new with probability p (.151).
+    ``again`` is the probability that a further token follows an inserted token. At 0, with tokens
+    selected at probability p, a share p / (1 + p) of the shown tokens is new (at .15: .130; .129
+    measured on text), and no two new tokens are adjacent. With ``again=p`` every position of the
+    *output* is an insertion with probability p, as in the published code: a share p is new (.149
+    measured), and the token after a new token is new with probability p (.151).
 
-    Pieces grow; ``cut`` is their largest length: the end of the text is cut off, but no special
-    token. It is a number, such as the model's positions, so that a piece does not depend on its
-    neighbours. Packed rows also have a planned length, see ``Masker``.
+    Pieces grow; ``cut`` is their maximum length: the end of the text is cut off, but no special
+    token. ``cut`` is a fixed number, such as the model's number of positions, so a piece does not
+    depend on its neighbours. Packed rows also have a planned length, see ``Masker``.
 
     Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 elsewhere in the text.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection; ``again``: its
@@ -79,10 +80,10 @@ class Insert(Moving):
         if self.again:
             at = np.flatnonzero(choice.tokens)
             draw = unit_interval(batch.draw(keys, Purpose.LENGTH, at))
-            # The number of further tokens is geometric: the inverse of its distribution.
+            # The number of further tokens is geometric; the formula inverts its distribution.
             new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)
         shown_T = new_T + batch.present
-        # The position of the old line that each token comes from; for a new one, the next token's.
+        # The old position of each token; a new token has the old position of the token after it.
         source = owners(shown_T)
         rank = rank_within(shown_T)
         is_new = rank < new_T.take(source)
@@ -112,15 +113,16 @@ class Insert(Moving):
 
 @dataclass(frozen=True)
 class Infill(Moving):
-    """BART's infilling: one [MASK] for each run of selected tokens, and for empty spans.
+    """BART's infilling: one [MASK] for each run of selected tokens, and one for each empty span.
 
     The policy selects spans of at least one token (BART's: ``span(poisson=3.0)``). A Poisson length
     is 0 with probability q = exp(−mean), so every span adds an *empty* span with probability
-    q / (1 − q), between two random tokens of the text; it costs no budget. ``mean=None`` adds none.
+    q / (1 − q), between two random tokens of the text; empty spans cost no budget. With
+    ``mean=None`` there are no empty spans.
 
-    Adjacent spans become one [MASK]; an empty span next to another span is not shown. Pieces with
-    many empty spans and short others can grow; ``cut`` is their largest length: empty spans beyond
-    it are left out.
+    Adjacent spans become one [MASK]; an empty span next to another span is not shown. Pieces whose
+    spans are short or empty can grow; ``cut`` is the maximum length of a piece, and empty spans
+    that would exceed it are left out.
 
     Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order, a [MASK] and the tokens
         that it replaced, then [eos].
@@ -137,7 +139,7 @@ class Infill(Moving):
         super().__post_init__()
         if self.mean is not None and self.mean <= 0:
             raise MaskwiseError(
-                "mean of corruption infill",
+                "mean of corruption infill is not valid",
                 got=self.mean,
                 allowed="above 0, or None",
             )
@@ -170,7 +172,7 @@ class Infill(Moving):
         q = math.exp(-mean)
         count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
-        # Each run has two draws: whether it adds an empty span, and where in the text.
+        # Each run has two draws: whether the run adds an empty span, and where it lies in the text.
         index = 2 * rank_within(batch.count(starts))
         adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
         # An empty span lies between two tokens.
@@ -191,7 +193,7 @@ class T5(Moving):
         inputs:  Thank you <extra_id_0> me to your party <extra_id_1> week.
         targets: <extra_id_0> for inviting <extra_id_1> last <extra_id_2>
 
-    Targets: ``spans``: as above, then [eos] if the tokenizer has one and ``eos`` is True; ``full``:
+    Targets: ``spans``: as above, then [eos], if the tokenizer has it and ``eos`` is True; ``full``:
         the whole piece. Every piece of a packed row starts again with the first sentinel.
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), figure 2 and section 3.1.4.
 
@@ -260,12 +262,12 @@ class T5(Moving):
 class Ul2(T5):
     """``t5`` with a mode token before the text of each masked piece, for the policy ``ul2``.
 
-    The mode follows from the mask itself, so that it is right for any policy: S if the only masked
-    span ends the text; else X (extreme) if spans are at least 12 tokens long on average or at least
-    30 % of the text is masked, the definition of the paper; else R (regular). A piece without
-    selected tokens gets no mode token.
+    The mode follows from the mask itself, so it is correct for any policy: S if the only masked
+    span ends the text; otherwise X (extreme, as the paper defines it) if spans are at least 12
+    tokens long on average or at least 30 % of the text is masked; otherwise R (regular). A piece
+    without selected tokens gets no mode token.
 
-    Targets: as ``t5``.
+    Targets: as for ``t5``.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), sections 3.1.2 and 3.1.3.
     """
 
@@ -299,12 +301,13 @@ def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 @dataclass(frozen=True)
 class PermuteSentences(Corruption):
-    """Sentences with a selected token are permuted among each other; the others stay in place.
+    """Sentences with a selected token are permuted with each other; other sentences do not move.
 
-    So ``policy="sentence", ratio=1`` permutes all (BART's), a smaller ratio some. ``inner`` is
-    another corruption for the selected tokens of the permuted piece (BART-large: ``infill``);
-    without it they are unchanged. Sentences are runs of one number ≥ 0 in ``layer``. The order is
-    drawn uniformly by hash; it may be the old one.
+    Therefore ``policy="sentence", ratio=1`` permutes all sentences, as in BART; a smaller ratio
+    permutes fewer sentences. ``inner`` is a second corruption, for the selected tokens of the
+    permuted piece (BART-large: ``infill``); without ``inner`` these tokens are unchanged. Sentences
+    are runs of equal numbers ≥ 0 in ``layer``. The order is drawn uniformly by hash; it may be the
+    old order.
 
     Targets: the whole piece.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
@@ -336,7 +339,7 @@ class PermuteSentences(Corruption):
             eligible=batch.eligible.take(source),
             layers={name: layer.take(source) for name, layer in batch.layers.items()},
         )
-        # The new place of each token is the inverse permutation.
+        # The inverse permutation gives the new position of each token.
         place = np.empty_like(source)
         place[source] = np.arange(len(source))
         moved = Units.of_tokens(
@@ -351,11 +354,11 @@ class PermuteSentences(Corruption):
         return replace(shown, labels=labels, label_lengths=label_lengths)
 
     def _sources(self, batch: AnnotatedBatch, marked: Array, chosen: Array, keys: Keys) -> Array:
-        """(T,) int64: the old place of the token at each new place."""
+        """(T,) int64: the old position of the token at each new position."""
         at = batch.content_at
         name = marked.take(at).clip(min=-1)
         piece = batch.piece.take(at)
-        # Within a run places rise by one, so this difference changes where special tokens
+        # Within a run, positions rise by one, so this difference changes where special tokens
         # interrupt a sentence.
         opens = changes(name, piece, at - np.arange(len(at)))
         # All sentences of the batch are numbered consecutively; text between sentences counts as

@@ -16,7 +16,7 @@ from maskwise.masking.select import Selection
 from maskwise.masking.vocabulary import Vocabulary
 
 Tail: TypeAlias = "Array | int | None"
-"""An id to append to every piece, or (P,) ids; None: append nothing."""
+"""An id to append to every piece, or (P,) ids; None to append nothing."""
 
 
 @dataclass
@@ -25,10 +25,12 @@ class Corrupted:
 
     Attributes:
         input_ids: (T,), or (T',) without padding if lengths have changed.
-        labels: one per token of ``input_ids``, or a separate text, see ``label_lengths``.
-        lengths: (P,) new tokens of each piece; None: every token kept its place.
-        label_lengths: (P,) labels of each piece, if they are a separate text; else None.
-        text: (T',) bool, the tokens that may be cut off, not the special ones, if lengths changed.
+        labels: one label per token of ``input_ids``, or a separate text, see ``label_lengths``.
+        lengths: (P,) the new length of each piece in tokens; None if every token kept its position.
+        label_lengths: (P,) the number of each piece's labels, if labels are a separate text; else
+            None.
+        text: (T',) bool, the tokens that may be cut off (all but special tokens), if lengths have
+            changed.
         extras: (T',) model inputs of the moved tokens.
     """
 
@@ -41,7 +43,7 @@ class Corrupted:
 
 
 class Corruption(ABC):
-    """The base of all corruptions, which are small frozen dataclasses.
+    """The base class of all corruptions, which are small frozen dataclasses.
 
     Only selected tokens are corrupted; special tokens stay in place. A piece without a selected
     token is unchanged and has no targets, except with ``detect``, where its targets are 0.
@@ -68,7 +70,7 @@ class Corruption(ABC):
 
     @property
     def detects(self) -> bool:
-        """Whether labels say if a token was corrupted (1) or not (0)."""
+        """Whether labels tell if a token was corrupted (1) or not (0)."""
         return self.target == "detect"
 
     @property
@@ -79,7 +81,7 @@ class Corruption(ABC):
         """
         if self.target == "full":
             return self.target
-        # In place, labels have gaps between the spans.
+        # Labels in place have gaps between the spans, so they are not a text.
         if self.target == "spans" and not self.keeps_length:
             return self.target
         return None
@@ -91,9 +93,9 @@ class Corruption(ABC):
         """Corrupt the selected tokens.
 
         Args:
-            batch: a line of pieces; never changed.
+            batch: the pieces, as one line of tokens; it must not be changed.
             choice: the selected tokens, ``choice.tokens`` (T,) bool, and their units.
-            keys: the draws of these pieces.
+            keys: the random draws for these pieces.
             vocabulary: tables over ids.
         """
 
@@ -104,7 +106,7 @@ class Corruption(ABC):
 
 
 class Line:
-    """A line from which tokens are removed, and into which new ones are inserted.
+    """A line from which tokens are removed, and into which new tokens are inserted.
 
     Args:
         batch: the old line.
@@ -136,7 +138,7 @@ class Line:
 
 def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> Columns:
     """Move the model inputs, such as token types, with their tokens."""
-    # Without position_ids, the model numbers the new positions.
+    # If position_ids are left out, the model numbers the new positions itself.
     return {name: move(line) for name, line in batch.extras.items() if name != "position_ids"}
 
 
@@ -154,7 +156,7 @@ def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
 
 
 def last_content(batch: AnnotatedBatch) -> Array:
-    """(P,) int64: the last content token of each piece, or its first token if it has none."""
+    """(P,) int64: each piece's last content token, or first token if it has no content."""
     at = batch.content_at
     last_P = at.searchsorted(batch.edges[1:]) - 1
     # The extra item is for the index −1, if the line begins with a piece without content.
@@ -183,7 +185,7 @@ def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[A
     labels = line(batch.input_ids)
     if eos is None:
         return labels, line.lengths
-    # Most texts already end with a special token. A second one would teach the model to repeat it.
+    # Most texts already end with a special token. With two, the model would learn to repeat it.
     last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
     open_P = (line.lengths > 0) & (last_P != eos)
     return ended(labels, line.lengths, open_P, eos)
@@ -217,7 +219,7 @@ def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple
 
 @dataclass(frozen=True)
 class Bert(Corruption):
-    """A share ``mask`` becomes [MASK], a share ``random`` a random token; the rest is unchanged.
+    """A share ``mask`` becomes [MASK], and a share ``random`` a random token; the rest is kept.
 
     The target is the token itself. There is one draw per token, or per unit (SpanBERT). Random
     tokens are drawn uniformly from the ordinary tokens of the tokenizer.
@@ -253,7 +255,7 @@ class Bert(Corruption):
         labels[at] = original
         input_ids = batch.input_ids.copy()
         input_ids[at] = vocabulary.require_mask()
-        # Most tokens stay masked; the others get the original token back, or a random one.
+        # Most positions stay masked; the rest get the original token back, or a random token.
         other = np.flatnonzero(~within(draw, self.mask))
         shown = original[other]
         if self.random:
@@ -267,7 +269,7 @@ class Bert(Corruption):
                 again = batch.draw(keys, Purpose.REPLACE, at[other[random]])
                 number = below(again, len(ordinary))
             else:
-                # The draw is uniform within its share, so it can also select the token.
+                # The draw is uniform within its share, so it can also select the random token.
                 number = split(draw[random], low, high, len(ordinary))
             shown[random] = ordinary[number]
         input_ids[at[other]] = shown
@@ -310,7 +312,7 @@ class Replace(Corruption):
 
 
 class Moving(Corruption):
-    """Base of corruptions that change lengths: rows get a new layout."""
+    """Base class of corruptions that change lengths, so rows get a new layout."""
 
     keeps_length = False
 
@@ -350,7 +352,7 @@ class Delete(Moving):
             return line.shown(inputs, *whole_text(batch, chosen, vocabulary.eos))
         if self.target == "spans":
             return line.shown(inputs, *removed_text(batch, chosen, None, 0, vocabulary.eos))
-        # Whether the previous token of the same piece was deleted; the first one has none.
+        # Whether the previous token of the same piece was deleted; False at the first token.
         inside = np.ones(len(chosen), bool)
         inside[batch.begin[: len(inside)]] = False
         gap = inside & np.roll(chosen, 1)

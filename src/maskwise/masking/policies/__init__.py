@@ -1,9 +1,9 @@
-"""What is masked together, and how likely. The table below is the only registry.
+"""Policies: what is masked together, and how likely. ``POLICIES`` is the only registry.
 
 A policy turns an annotated batch into weighted units; ``masking.select`` selects among them. Units
-come from the text or its layers (``given``), are drawn (``spans``), or get weights from the losses
-of the run (``online``). To add a policy, write a class like ``WholeWord`` and a line here; the
-contract suite tests it like the others.
+come from the text or its layers (``given``) or are drawn at random (``spans``); weights may be
+learned from the losses of the run (``online``). To add a policy, write a class like ``WholeWord``
+and add a line to ``POLICIES``; the contract suite then tests the new policy too.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ from maskwise.specs import Call, build
 
 
 def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mixture:
-    """Mix policies (names, calls or policies) with shares (numbers or schedules; default equal)."""
+    """Mix policies (names, calls or policies); shares are numbers or schedules; default: equal."""
     if not shares:
         shares = (1.0,) * len(members)
     for share in shares:
-        # A schedule would refuse the number too, but as a masking ratio.
+        # ``schedule`` would refuse the number too, but would call it a masking ratio.
         if isinstance(share, int | float) and not 0 <= share <= 1:
-            raise MaskwiseError("policy mixture: shares", got=share, allowed="0 to 1, or schedules")
+            raise MaskwiseError(
+                "policy mixture: a share is not valid", got=share, allowed="0 to 1, or schedules"
+            )
     return Mixture(tuple(map(policy, members)), tuple(map(schedule, shares)))
 
 
@@ -92,14 +94,14 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 @dataclass(frozen=True)
 class Mixture(Policy):
-    """One member per document piece, drawn by hash.
+    """Each document piece draws one of the member policies, by hash.
 
     Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
         ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
         and ends with random tokens.
-    Guarantee: as for the drawn member. A member whose share is 0 at a step is not used.
+    Guarantee: the same as for the drawn member. A member whose share is 0 at a step is not used.
     Cost: the sum of the members' costs, because every member cuts all pieces.
-    Source: new here; mixtures of fixed shares are common (SpanBERT's baselines, UL2).
+    Source: new here; mixtures with fixed shares are common (SpanBERT's baselines, UL2).
     """
 
     members: tuple[Policy, ...]
@@ -108,15 +110,15 @@ class Mixture(Policy):
     def __post_init__(self) -> None:
         if len(self.members) < 2 or any(isinstance(member, Mixture) for member in self.members):
             raise MaskwiseError(
-                "policy mixture",
+                "policy mixture cannot mix these policies",
                 got=self.members,
-                allowed="two or more policies, none a mixture",
+                allowed="two or more policies, none of them a mixture",
             )
         if any(member.learner() is not None for member in self.members):
             raise MaskwiseError(
                 "policy mixture: a member that learns from losses would learn nothing",
                 got=self.members,
-                do="use it alone",
+                do="use this policy alone",
             )
         if len(self.shares) != len(self.members):
             raise MaskwiseError(
@@ -124,7 +126,7 @@ class Mixture(Policy):
                 got=f"{len(self.shares)} shares for {len(self.members)} policies",
             )
 
-    # A piece may draw any member, so a property holds for a mixture if it holds for one of them.
+    # A piece may draw any member, so a mixture has a property if any member has the property.
     @property
     def splits_budget(self) -> bool:
         return any(member.splits_budget for member in self.members)
@@ -148,7 +150,7 @@ class Mixture(Policy):
         return self._union("annotators")
 
     def _union(self, method: str) -> Names:
-        """All names of the members without repetitions, in their order."""
+        """The names from all members, in order and without repetitions."""
         names: dict[str, object] = {}
         for member in self.members:
             names |= dict.fromkeys(getattr(member, method)())

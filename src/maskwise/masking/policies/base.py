@@ -1,4 +1,4 @@
-"""The base of policies. A policy cuts pieces into weighted units; it does not select them."""
+"""The base class of policies. A policy cuts pieces into weighted units, but does not select any."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class UnitKind(StrEnum):
     """What the units of a policy are.
 
-    One held-out loss cannot compare arms with different kinds of units. study.json records the
-    values: never change them, only append.
+    A single held-out loss cannot compare arms with different kinds of units. study.json records
+    these values: never change a value, only append new values.
     """
 
     TOKEN = "token"
@@ -32,17 +32,17 @@ class UnitKind(StrEnum):
     SPAN = "span"  # several words together
     TOKEN_SPAN = "token span"  # several tokens together, which may cut words
     LAYER = "span-layer"  # the runs of a layer, such as entities, phrases or sentences
-    MIXTURE = "mixture"  # several of these
+    MIXTURE = "mixture"  # several of these kinds
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The time of a mask, for schedules and policies that change over training.
+    """When a mask is made, for schedules and policies that change over training.
 
     Attributes:
-        ratio: (P,) float64, the current ratios, for policies whose units depend on them.
-        place: (B,) int64, the place of each row in the order of its epoch, for rates of low
-            discrepancy.
+        ratio: (P,) float64, the current ratios, for policies whose units depend on ratios.
+        place: (B,) int64, the position of each row in the order of its epoch, for low-discrepancy
+            rates.
     """
 
     step: int = 0
@@ -59,18 +59,19 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 TensorDict: TypeAlias = "dict[str, Tensor]"
 
 Agree: TypeAlias = "Callable[[Tensor], Tensor]"
-"""Adds the sums of all ranks; the result is equal on every rank, and all ranks must call it."""
+"""A function that adds up all ranks' sums. All ranks must call it, and all get the same result."""
 
 
 class Point(NamedTuple):
-    """The progress of training when learners learn.
+    """The progress of training at the moment when learners learn.
 
     Attributes:
-        done: completed updates; 0 before the first update of a new run.
-        total_steps: updates of the whole run.
-        agree: sums a tensor over all ranks, on the host; waits for the device.
+        done: the number of completed updates; 0 before the first update of a new run.
+        total_steps: the number of updates in the whole run.
+        agree: a function that sums a tensor over all ranks, on the host; it waits for the device.
         sums: the sums over all ranks of what the learner offered (``Learner.offer``) at this
-            update, or at the previous one if learners are a step late; None before the first.
+            update, or at the previous update if learners are a step late; None before the first
+            offer.
     """
 
     done: int
@@ -80,13 +81,13 @@ class Point(NamedTuple):
 
 
 class Learner:
-    """Learns while the model trains: a policy's weights, a sampler's logits. The base does nothing.
+    """Learns a policy's weights or a sampler's logits during training. The base class does nothing.
 
     A learner reads every micro-batch (``observe``) and updates itself once per step (``after``).
-    Ranks must agree on masks and arms, so learners use sums over all ranks, rounded, in float64 on
+    Ranks must agree on masks and arms, so learners use rounded sums over all ranks, in float64 on
     the host. Sums that are needed at every step are offered (``offer``): one exchange serves all
     learners, at once or a step late. ``Point.agree`` is for rare sums, because it waits for the
-    device. States are saved with the run, so that a resumed run continues bit for bit.
+    device. States are saved with the run, so a resumed run continues bit for bit.
 
     This protocol is enough for a policy that learns from its effect (REINFORCE):
 
@@ -98,14 +99,15 @@ class Learner:
             reward = self.loss_before − loss
             self.gradient = now.agree(reward · ∇ log_probability)
 
-    It needs a source with ``ahead = 0``, because step t + 1 depends on the losses of step t.
+    Such a policy needs a batch source with ``ahead = 0``, because step t + 1 depends on the losses
+    of step t.
     """
 
     arm: str = ""
-    """With several objectives: the arm whose batches the learner observes; empty for all arms."""
+    """With several objectives, the arm whose batches the learner observes; empty for all arms."""
 
     def start(self, vocabulary: Vocabulary) -> None:
-        """Prepare before the first batch, with the vocabulary of the masker."""
+        """Prepare before the first batch, with the masker's vocabulary."""
 
     def meet(self, objective: Any) -> None:
         """Configure the objective before training."""
@@ -114,18 +116,18 @@ class Learner:
         """Read a micro-batch and its ``Outcome``, before the update."""
 
     def offer(self, now: Point) -> Tensor | None:
-        """Return numbers of this rank, on the device, to be summed over all ranks; None: none.
+        """Return this rank's numbers, on the device, to be summed over all ranks, or None.
 
-        ``after`` is called next, with the sums as ``now.sums``. At an update, every rank must offer
-        equally many numbers.
+        ``after`` is called next, with the sums as ``now.sums``. At each update, every rank must
+        offer the same number of values.
         """
         return None
 
     def after(self, now: Point) -> None:
-        """Learn after an update, at a point; every rank calls this."""
+        """Learn after an update, at the point ``now``; every rank calls this method."""
 
     def facts(self) -> Facts:
-        """Return what to log: numbers, or dicts of numbers by name."""
+        """Return what to log: numbers, or dicts of named numbers."""
         return {}
 
     def state_dict(self) -> TensorDict:
@@ -140,7 +142,7 @@ Learners: TypeAlias = dict[str, Learner]
 
 
 class Policy(ABC):
-    """The base of all policies, which are small frozen dataclasses."""
+    """The base class of all policies, which are small frozen dataclasses."""
 
     @property
     def splits_budget(self) -> bool:
@@ -170,9 +172,9 @@ class Policy(ABC):
         """Cut the pieces of a batch into units.
 
         Args:
-            batch: a line of pieces.
-            keys: the draws of these pieces, for policies that are random themselves.
-            moment: step, total steps, epoch, and the ratios of the pieces.
+            batch: the pieces, as one line of tokens.
+            keys: the random draws for these pieces, for policies that are random themselves.
+            moment: the step, total steps and epoch, and the ratios of the pieces.
         """
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
@@ -193,16 +195,16 @@ class Policy(ABC):
         return ()
 
     def annotators(self) -> Names:
-        """The annotators that are added to a corpus, without being named in the recipe."""
+        """The annotators that are added to a corpus although the recipe does not name them."""
         return ()
 
     def learner(self) -> Learner | None:
-        """Make the learner of this policy; None if its weights do not follow the losses."""
+        """Make the policy's learner; None if the policy's weights do not follow the losses."""
         return None
 
 
 class CutPolicy(Policy):
-    """Base of policies with a field ``units``: ``token``, ``word``, or the runs of a layer."""
+    """Base class of policies with a field ``units``: ``token``, ``word`` or the name of a layer."""
 
     units: str
 
@@ -231,7 +233,7 @@ def layer_of(name: str) -> Names:
 
 
 def weigh(units: Units, weight_T: Array) -> Units:
-    """Weigh each unit with the mean of its tokens' weights (T,).
+    """Give each unit the mean of its tokens' weights (T,).
 
     Raises:
         MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.

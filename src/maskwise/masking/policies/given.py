@@ -49,13 +49,13 @@ class Token(Policy):
 
 @dataclass(frozen=True)
 class WholeWord(Policy):
-    """Whole words: a unit is a run of tokens with one number in the layer ``word_ids``.
+    """Whole words: a unit is a run of tokens with the same number in the layer ``word_ids``.
 
     Selects: words of equal weight, whatever their number of tokens.
     Guarantee: never half a word, and never a word with an [UNK] token. ``exact``: at most the
         budget, which favours short words in short rows. ``expected``: the budget on average, with
         nearly equal probabilities.
-    Cost: one pass to find the words; O(B·L), where the usual collator is O(B·L²).
+    Cost: one pass to find the words; O(B·L), whereas the usual collator is O(B·L²).
     Source: the whole-word checkpoints of google-research/bert (May 2019).
     """
 
@@ -70,16 +70,17 @@ class WholeWord(Policy):
 
 @dataclass(frozen=True)
 class SpanLayer(Policy):
-    """Marked spans: units are runs of one number ≥ 0 in a layer, and the words or tokens elsewhere.
+    """Marked spans: units are runs of equal numbers ≥ 0 in a layer, and words or tokens elsewhere.
 
-    Selects: marked spans. At ``rest_weight=0`` the masker's ``fill`` decides about the rest:
-        ``none`` (salient span masking as published), ``random`` (equal budgets), ``skip-row``. At 1
-        the rest has the weight of the spans (PMI phrases). With ``rest="none"`` the ratio is a
-        share of the *marked* tokens alone (emlm: ``ratio=0.5, budget="bernoulli"``).
-    Guarantee: never half a span. ``exact``: at most the budget, so a longer span is never selected
-        (a sentence in a short row). ``expected`` selects a longer span with probability budget /
-        length; ``bernoulli`` selects each span independently.
-    Cost: as for whole words.
+    Selects: marked spans. At ``rest_weight=0`` the masker's ``fill`` decides about the other words
+        or tokens: ``none`` (salient span masking as published), ``random`` (equal budgets),
+        ``skip-row``. At 1 all units have the same weight (PMI phrases). With
+        ``rest="none"`` the ratio is a share of the *marked* tokens alone (emlm: ``ratio=0.5,
+        budget="bernoulli"``).
+    Guarantee: never half a span. ``exact``: at most the budget, so a span longer than the budget is
+        never selected (such as a sentence in a short row). ``expected`` selects such a span with
+        probability budget / length; ``bernoulli`` selects each span independently.
+    Cost: the same as for whole words.
     Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al.
         2021 (PMI-Masking, arXiv 2010.01825) for phrases.
     """
@@ -99,7 +100,7 @@ class SpanLayer(Policy):
         return (self.layer, *layer_of(self.rest))
 
     def judged_on(self) -> Names:
-        """Add masks of the marked spans: if they fill the budget, the model learns nothing else."""
+        """Add masks of the marked spans: if spans use the budget, the model learns nothing else."""
         return (*super().judged_on(), self.layer)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -116,13 +117,13 @@ class SpanLayer(Policy):
 
 
 def marked_or_rest(marked: Array, rest: Array) -> Array:
-    """(T,) ids of the marked spans and, outside them, of the rest; negative for neither."""
+    """(T,) ids of the marked spans and, outside the spans, ids of the rest; negative if no id."""
     # Even and odd numbers keep a span apart from a word of the same number next to it.
     return np.where(marked >= 0, marked * 2, rest * 2 + 1)
 
 
 def salient(rest: str = "word") -> SpanLayer:
-    """Mask salient spans (names, dates) of the layer ``salient``; ``fill`` decides on the rest.
+    """Mask salient spans (names, dates) from the layer ``salient``; ``fill`` decides on the rest.
 
     Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4.
     """
@@ -130,7 +131,7 @@ def salient(rest: str = "word") -> SpanLayer:
 
 
 def phrase(rest: str = "word") -> SpanLayer:
-    """Mask phrases of the layer ``phrase`` and, with equal weight, other words (PMI-Masking).
+    """Mask phrases from the layer ``phrase`` and, with equal weight, other words (PMI-Masking).
 
     Source: Levine et al. 2021 (arXiv 2010.01825).
     """
@@ -138,7 +139,7 @@ def phrase(rest: str = "word") -> SpanLayer:
 
 
 def sentence() -> SpanLayer:
-    """Mask whole sentences of the layer ``sentence``."""
+    """Mask whole sentences from the layer ``sentence``."""
     return SpanLayer("sentence", "none")
 
 
@@ -149,8 +150,8 @@ class Guided(Policy):
     Selects: tokens of the spans of a layer, with equal weight; the ratio is a share of the *marked*
         tokens.
     Guarantee: as for single tokens. ``bernoulli`` at ``min_targets=0`` is emlm as published: each
-        marked token independently with probability 0.5, and nothing else.
-    Cost: as for single tokens.
+        marked token is masked independently with probability 0.5, and nothing else is masked.
+    Cost: the same as for single tokens.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
 
@@ -168,17 +169,18 @@ class Guided(Policy):
 
 @dataclass(frozen=True)
 class Weighted(CutPolicy):
-    """Scores as weights: a unit's weight is the mean of a layer over its tokens, to a power.
+    """Scores as weights: a unit's weight is the mean score of its tokens, raised to a power.
 
-    Selects: ``token``, ``word``, or the runs of any layer, by weighted sampling without
-        replacement. A power above 1 sharpens the weights, 0 makes them equal; weight 0 stays 0, and
-        only ``fill="random"`` selects it.
-    Guarantee: as for its units. Because no unit is drawn twice, inclusion is not proportional to
-        weight where the budget is large. ``bernoulli`` has probability min(1, ratio × weight), so
-        weights should average 1.
-    Cost: a logarithm and a slower sort; about twice the unweighted policy.
-    Source: Efraimidis & Spirakis 2006 for the sampling; for the weights of ``informative`` Sadeq et
-        al. 2022 (arXiv 2210.11771), of ``difference`` Wilf et al. 2023 (arXiv 2305.14577).
+    Selects: tokens, words, or the runs of any layer, by weighted sampling without replacement. A
+        power above 1 sharpens the weights, and 0 makes them equal; a weight of 0 stays 0, and only
+        ``fill="random"`` selects such a unit.
+    Guarantee: as for its units. Because no unit is drawn twice, the probability of inclusion is not
+        proportional to the weight where the budget is large. ``bernoulli`` selects with probability
+        min(1, ratio × weight), so weights should average 1.
+    Cost: a logarithm and a slower sort; about twice the cost of the unweighted policy.
+    Source: for the sampling, Efraimidis & Spirakis 2006; for the weights of ``informative``, Sadeq
+        et al. 2022 (arXiv 2210.11771); for those of ``difference``, Wilf et al. 2023 (arXiv
+        2305.14577).
     """
 
     layer: str = "weight"
@@ -204,7 +206,7 @@ class Weighted(CutPolicy):
 
 
 def informative(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words that predict their context, by the layer ``informativeness`` (InforMask).
+    """Prefer words that predict their context, using the layer ``informativeness`` (InforMask).
 
     Source: Sadeq et al. 2022 (arXiv 2210.11771).
     """
@@ -212,7 +214,7 @@ def informative(units: str = "word", power: float = 1.0) -> Weighted:
 
 
 def difference(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words typical of the corpus, by the layer ``difference`` (Difference-Masking).
+    """Prefer words typical of the corpus, using the layer ``difference`` (Difference-Masking).
 
     Source: Wilf et al. 2023 (arXiv 2305.14577).
     """
@@ -221,16 +223,16 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 
 @dataclass(frozen=True)
 class Frequency(CutPolicy):
-    """Rare or frequent tokens: a token weighs max(count, floor) to the power ``power``.
+    """Rare or frequent tokens: a token has the weight max(count, floor) to the power ``power``.
 
-    A unit weighs the mean of its tokens. Counts come from ``counts`` (V,), a tensor, array or list
-    over ids, or by default from the layer ``frequency``, the count of each token.
+    A unit has the mean weight of its tokens. Counts come from ``counts`` (V,), a tensor, array or
+    list over ids, or by default from the layer ``frequency``, which holds the count of each token.
 
-    Selects: units by weighted sampling without replacement; power −0.5 favours rare tokens, 0.5
-        frequent ones.
-    Guarantee: as for its units. ``bernoulli`` does not rescale weights, which are small for
+    Selects: units, by weighted sampling without replacement; power −0.5 favours rare tokens, and
+        0.5 favours frequent tokens.
+    Guarantee: as for its units. ``bernoulli`` does not rescale the weights, which are small for
         negative powers.
-    Cost: one power per token, then as ``weighted``.
+    Cost: one power per token; otherwise as for ``weighted``.
     Source: Zhang et al. 2023 (Weighted Sampling for Masked Language Modeling, arXiv 2302.14225).
     """
 
@@ -241,17 +243,19 @@ class Frequency(CutPolicy):
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
-            raise MaskwiseError("floor of policy frequency", got=self.floor, allowed="above 0")
+            raise MaskwiseError(
+                "floor of policy frequency is not valid", got=self.floor, allowed="above 0"
+            )
         if self.counts is not None:
             counts = read_numbers("counts", self.counts)
             if counts.ndim != 1:
                 raise MaskwiseError(
-                    "counts of policy frequency",
+                    "counts of policy frequency have the wrong shape",
                     got=counts.shape,
                     allowed="one number per id",
                 )
             check_weights(counts, "counts of policy frequency")
-            # Frozen dataclasses forbid plain assignment, also to themselves.
+            # Frozen dataclasses forbid plain assignment even in their own methods.
             object.__setattr__(self, "counts", counts)
 
     def layers(self) -> Names:
@@ -274,31 +278,31 @@ class Frequency(CutPolicy):
 
 
 LAST = 1e-12
-"""The weight of units that come after all units of weight 1, whatever they draw."""
+"""This weight is so small that its units come after all units of weight 1, whatever is drawn."""
 
 _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 
 
 @dataclass(frozen=True)
 class Learned(Policy):
-    """A policy made by ``maskwise learn``: weighted words, or spans of its choice.
+    """A policy made by ``maskwise learn``: it weights words or chooses spans.
 
-    Without a folder it is the policy that a run of a study learns before it trains, as described by
-    the recipe's ``learning``.
+    Without a folder, it is the policy that a study run learns before training, as described by the
+    recipe's ``learning``.
 
     Selects: ``weights``: words, by weighted sampling without replacement up to any budget,
         sharpened by ``power``. With ``explore``, the policy draws only ⌈(1 − explore) × ratio ×
-        words⌉ of the words; the rest of the budget goes to random other words, so that not every
-        text shows the same few.
+        words⌉ of the words; the rest of the budget goes to other words at random, so every word
+        may be masked.
         ``spans``: the best spans of each window, weighted by their scores.
-        ``top-N``: one span per piece, drawn from its N best by score (1: always the best).
-        Words outside of spans weigh 0: only ``fill="random"`` selects them.
-    Guarantee: as for words; never half a span. ``top-N``: at most one span, if it fits the budget
-        (``expected``: or by chance). A ratio of 1 lets every span fit, and then ``fill="none"``
-        masks nothing else.
-    Cost: as for ``weighted``; the scores are computed once, with the corpus.
-    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Theirs may draw from five spans that
-        overlap; these do not.
+        ``top-N``: one span per piece, drawn by score from its N best spans (1: always the best).
+        Words outside the spans have weight 0: only ``fill="random"`` selects them.
+    Guarantee: as for words; never half a span. ``top-N``: at most one span, if the span fits the
+        budget (with ``expected``, a longer span may be selected by chance). At a ratio of 1 every
+        span fits, and then ``fill="none"`` masks nothing else.
+    Cost: the same as for ``weighted``; the scores are computed once, with the corpus.
+    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Their policy may draw from five spans that
+        overlap; the spans here do not overlap.
     """
 
     folder: str = ""
@@ -309,7 +313,7 @@ class Learned(Policy):
     def __post_init__(self) -> None:
         if not _TAKE.fullmatch(self.take):
             raise MaskwiseError(
-                "policy learned: take",
+                "take of policy learned is not valid",
                 got=self.take,
                 allowed="weights, spans, top-1, top-5, …",
             )
@@ -327,7 +331,7 @@ class Learned(Policy):
 
     @property
     def layer(self) -> str:
-        """The layer of weights; its name has the folder, since a corpus may have several."""
+        """The layer of weights; its name has the folder, since a corpus may have several layers."""
         return f"learned {self.folder}".rstrip()
 
     def layers(self) -> Names:
@@ -356,7 +360,7 @@ class Learned(Policy):
         units = weigh(spans_and_words, np.where(marked >= 0, score, 0.0))
         if self.take == "spans":
             return units
-        # Draw one of the best units of each piece; it gets weight 1, all others 0.
+        # Draw one of the best units of each piece; this unit gets weight 1, all other units 0.
         assert units.weight is not None
         best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
         race = _race(units, best, keys)
@@ -366,13 +370,13 @@ class Learned(Policy):
         return units.weighted(weight)
 
     def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
-        """Draw the policy's share of the budget by weight, and put it before all other units."""
+        """Draw a share of the budget by weight, and put the drawn units first."""
         assert moment.ratio is not None
         # The tolerance keeps a rounding error from adding a word: 3.0000000000000004 is three.
         share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)
         race = _race(units, np.arange(len(units.piece)), keys)
         drawn = first_within(units.piece, race, share_P.astype(np.int64))
-        # Units of weight 0 have infinite times, but may be among the first of a short piece.
+        # Units of weight 0 arrive at infinity, but in a short piece may still be among the first.
         drawn &= np.isfinite(race)
         return units.weighted(np.where(drawn, 1.0, LAST))
 

@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNKNOWN = 0.5
-"""The weight of a group without losses, and of tokens of no group."""
+"""The weight of a group without losses, and of tokens that belong to no group."""
 LEAST = 0.01
-"""The least weight of a type, so that every type is still masked sometimes."""
+"""The smallest weight of a type, so that every type is still masked sometimes."""
 
 
 @dataclass
 class Weights:
     """The current weights, set by a learner; None before the first losses.
 
-    Policies are frozen dataclasses, so they keep what changes in this object.
+    Policies are frozen dataclasses, so they keep in this object what changes during training.
     """
 
     current: Array | None = None
@@ -56,15 +56,15 @@ class Weights:
 def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
     """Weights (C,): sigmoid(2 (loss − mean) / SD) over the groups seen, SD with n − 1.
 
-    Unseen groups get ``UNKNOWN``, and so do all groups if fewer than two were seen or their losses
-    are equal. Source: Yang et al. 2023, section 3.
+    Unseen groups get ``UNKNOWN``. All groups get ``UNKNOWN`` if fewer than two groups were seen or
+    their losses are equal. Source: Yang et al. 2023, section 3.
     """
     count = seen_C.sum()
     mean = (loss_C * seen_C).sum() / count.clamp(min=1)
     centred = (loss_C - mean).where(seen_C, 0.0)
     variance = (centred**2).sum() / (count - 1).clamp(min=1)
     spread = variance.sqrt()
-    # The spread of equal losses may be a rounding error, which must not determine weights.
+    # The SD of equal losses may be a rounding error, which must not determine the weights.
     differ = spread > 1e-12 * loss_C.abs().max()
     weight = (2 * centred / spread.where(differ, 1.0)).sigmoid()
     return weight.where(seen_C & differ, UNKNOWN)
@@ -72,20 +72,20 @@ def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupWeighted(CutPolicy):
-    """Weights by group: groups with a high running loss weigh more.
+    """One weight per group: groups with a high running loss have larger weights.
 
-    Selects: by weighted sampling without replacement, so that every row uses its budget.
-        ``faithful``: as published, each word, in random order, is *accepted* once with the
-        probability of its tag, and a row with too few accepted words stays below its budget (which
-        is rounded by hash here, to the nearest there). All weights are 0.5 until the first losses;
-        words of no group keep 0.5.
+    Selects: units, by weighted sampling without replacement, so every row uses its budget.
+        ``faithful``: as published, each word gets one chance, in random order, to be *accepted*
+        with the probability of its tag, and a row with too few accepted words stays below its
+        budget (which is rounded by hash here, but to the nearest number in the publication). All
+        weights are 0.5 until the first losses; words of no group keep 0.5.
     Guarantee: as for its units. With half of the words at .88 and half at .12 and a ratio of .30,
         words are selected with probability .509 / .091, and .530 / .070 if faithful.
-    Cost: as ``weighted``; learning costs a few sums over the targets of a step and, on several
+    Cost: as for ``weighted``; learning costs a few sums over the targets of a step and, on several
         ranks, one exchange of 2C numbers.
-    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. Changed here: averages
-        are corrected for their start, the half-life is in steps, only seen groups are standardised,
-        and ranks add sums, not means.
+    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. The differences here:
+        averages are corrected for their start at 0, the half-life is in steps, only seen groups are
+        standardised, and ranks add up sums, not means.
     """
 
     layer: str
@@ -97,11 +97,11 @@ class GroupWeighted(CutPolicy):
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
-            raise MaskwiseError("groups to weigh", got=self.groups, allowed="2 or more, or names")
+            raise MaskwiseError("too few groups", got=self.groups, allowed="2 or more, or names")
         if self.half_life_steps is not None:
             finite_number("half_life_steps", self.half_life_steps, least=1e-9)
             if self.faithful:
-                raise MaskwiseError("half_life_steps needs faithful=False", do="leave one out")
+                raise MaskwiseError("half_life_steps needs faithful=False", do="set only one")
 
     @property
     def names(self) -> Names:
@@ -120,7 +120,7 @@ class GroupWeighted(CutPolicy):
         largest = int(group_T.max(initial=-1))
         if largest >= len(self.names):
             raise MaskwiseError(
-                f"group in layer {self.layer!r}",
+                f"a group number is too large in layer {self.layer!r}",
                 got=largest,
                 allowed=f"below {len(self.names)}",
             )
@@ -134,15 +134,16 @@ class GroupWeighted(CutPolicy):
         return GroupLearner(self)
 
     def take(self, weights: Numbers) -> None:
-        """Set weights by group name, as the metrics of a run record them."""
+        """Set weights, keyed by group name as in the metrics that a run records."""
         self.weights.current = np.array([weights.get(name, UNKNOWN) for name in self.names])
 
 
 class GroupLearner(Learner):
     """Averages the losses of C groups exponentially over updates, and sets the policy's weights.
 
-    Averages are corrected for their start at 0, and unseen groups are left out. ``faithful``, as
-    published, keeps .999 of an average, does not correct it, and counts every group.
+    Averages are corrected for their start at 0, and unseen groups are left out. With ``faithful``,
+    as published, an update keeps .999 of an average, averages are not corrected, and every group
+    counts.
     """
 
     def __init__(self, policy: GroupWeighted):
@@ -174,12 +175,12 @@ class GroupLearner(Learner):
         return sums_2C
 
     def after(self, now: Point) -> None:
-        # None where a sampler drew another arm, on every rank alike.
+        # None if a sampler drew a different arm, which then happens on every rank.
         if now.sums is not None:
             self.update(now.sums, now.total_steps)
 
     def update(self, sums_2C: Tensor, total_steps: int) -> None:
-        """Learn from the sums of losses and the numbers of targets of all ranks, (2, C) float64."""
+        """Learn from sums of losses and numbers of targets over all ranks, (2, C) float64."""
         total_C, count_C = sums_2C
         kept = self.kept(total_steps)
         present_C = (count_C > 0) & total_C.isfinite()
@@ -204,7 +205,7 @@ class GroupLearner(Learner):
         return self.average_C / seen_C
 
     def facts(self) -> Facts:
-        """``weights`` and ``group_losses`` (nats) of the groups seen, by name."""
+        """``weights`` and ``group_losses`` (nats) of the groups seen so far, keyed by name."""
         weights = {}
         losses = {}
         loss_C = self.losses()
@@ -239,19 +240,19 @@ def pos_weighted(
 
 @dataclass(frozen=True, eq=False)
 class TypeWeighted(CutPolicy):
-    """Weights by type: types of tokens that the model predicts badly are masked more often (AMLM).
+    """One weight per type: token types that the model predicts badly are masked more often (AMLM).
 
     Weights start at 1. Every ``every`` steps w ← λ·w + (1 − λ)·(1 − score) for all types that were
     targets in these steps. The score is the share of correct answers (``by="accuracy"``, smoothed
-    as (correct + 1) / (targets + 2)) or 1 − mean loss / the highest mean loss of a type
-    (``by="loss"``).
+    as (correct + 1) / (targets + 2)) or 1 − (mean loss of the type) / (highest mean loss of any
+    type) (``by="loss"``).
 
     Selects: tokens (or words, with the mean weight of their tokens), by weighted sampling without
         replacement.
-    Guarantee: as for its units; types that cannot be learned are masked ever more often.
-    Cost: as ``weighted``; one table of V numbers; with ``accuracy`` the likeliest token of every
-        target (a pass over the logits); on several ranks one exchange of 3V numbers every ``every``
-        steps.
+    Guarantee: as for its units; types that cannot be learned are masked more and more often.
+    Cost: as for ``weighted``; one table of V numbers; with ``accuracy``, a pass over the logits to
+        find the likeliest token at every target; on several ranks, one exchange of 3V numbers every
+        ``every`` steps.
     Source: Edman and Fraser 2025 (Mask and You Shall Receive, arXiv 2510.20475), section 3: λ = .2,
         200 batches.
     """
@@ -267,7 +268,7 @@ class TypeWeighted(CutPolicy):
         whole_number("every of policy type-weighted", self.every, least=1)
         if not 0 <= self.kept < 1:
             raise MaskwiseError(
-                "kept of policy type-weighted",
+                "kept of policy type-weighted is not valid",
                 got=self.kept,
                 allowed="at least 0, below 1",
             )
@@ -283,7 +284,7 @@ class TypeWeighted(CutPolicy):
 
 
 class TypeLearner(Learner):
-    """Sums correct answers and losses by type over all ranks, and sets the policy's weights."""
+    """Sums each type's correct answers and losses over all ranks, and sets the policy's weights."""
 
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
@@ -291,10 +292,10 @@ class TypeLearner(Learner):
         self.sums_3V: Tensor | None = None
 
     def start(self, vocabulary: Vocabulary) -> None:
-        """Allocate the tables; learned weights stay."""
+        """Allocate the tables, but keep learned weights."""
         import torch
 
-        # Correct answers, losses and targets of all ranks since the last change of weights.
+        # Correct answers, losses and targets, over all ranks, since the weights last changed.
         self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
         if self.policy.weights.current is None:
             self.policy.weights.current = np.ones(vocabulary.size)
@@ -307,7 +308,7 @@ class TypeLearner(Learner):
         losses = widest(outcome.losses)
         right = outcome.right
         if right is None:
-            # An answer with a probability above 1/2 is always the likeliest one.
+            # A token with a probability above 1/2 is always the likeliest token.
             right = losses < math.log(2)
         kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
         if self.sums_3V is None:
@@ -326,7 +327,7 @@ class TypeLearner(Learner):
         if self.policy.by == "accuracy":
             score_V = (right_V + 1) / (count_V + 2)
         else:
-            # One infinite loss must not make all other scores 1.
+            # A single infinite loss must not make all other scores 1.
             highest = mean_V.nan_to_num(0.0, 0.0, 0.0).max()
             score_V = 1 - mean_V / highest.clamp(min=1e-9)
         before_V = self._weights()
@@ -336,7 +337,7 @@ class TypeLearner(Learner):
         self.policy.weights.current = new_V.numpy()
 
     def _total(self) -> Tensor:
-        """Add the sums of all ranks; every rank calls this, and waits for its device."""
+        """Add the sums of all ranks; every rank calls this method and waits for its device."""
         if self.sums_3V is not None:
             self.total_3V = self.total_3V + self.agree(self.sums_3V)
             self.sums_3V = None
@@ -346,7 +347,7 @@ class TypeLearner(Learner):
         return self.total_3V.new_tensor(self.policy.weights.current)
 
     def facts(self) -> Facts:
-        """``type_weights``: the least, the mean and the greatest."""
+        """``type_weights``: the smallest, mean and largest weight of a type."""
         weight_V = self._weights()
         weights = {
             "least": round(float(weight_V.min()), 6),

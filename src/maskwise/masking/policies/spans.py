@@ -1,4 +1,4 @@
-"""Policies of random spans: SpanBERT's, T5's, the end of a text, and UL2's mixture of these."""
+"""Policies of random spans: SpanBERT's, T5's, the end of a text, and UL2's mixture of spans."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maskwise.segments import (
 )
 
 MOST_WORDS = 1000
-"""The largest ``max_words``: each draw is compared with the edges of all lengths."""
+"""The limit on ``max_words``, because each draw is compared with the edges of all lengths."""
 
 _SURE = 1e6
 """The weight of noise: so large that ``bernoulli`` always selects it."""
@@ -35,19 +35,20 @@ _SURE = 1e6
 class Span(Policy):
     """Random spans of words or tokens (``over``), with truncated geometric lengths.
 
-    Consecutive spans fill a ring of the piece's words, the last one cut to fit, and the ring is
-    opened at a random place. So every place in a piece is masked equally often with every budget.
-    (Without a ring, spans at the ends of a piece would be shorter, and selection favours short
-    units.) The first and the last words of a piece may be in one unit. Special tokens, and words
-    with an [UNK], stay visible inside a span.
+    Consecutive spans fill a ring of the piece's words, with the last span cut to fit, and the ring
+    is opened at a random position. Every position in a piece is therefore masked equally often with
+    every budget. (Without a ring, spans at the ends of a piece would be shorter, and selection
+    favours short units.) The first and the last words of a piece may be in the same unit. Special
+    tokens, and words with an [UNK], stay visible inside a span.
 
     Selects: spans of equal weight; with p = .2 and max_words = 10, lengths average 3.80 words
         before selection. ``poisson=3.0`` draws Poisson lengths of at least one word instead (BART;
         the corruption ``infill`` adds the empty spans).
     Guarantee: never half a word. ``exact``: at most the budget, which favours short spans in short
         rows (at 64 words and 15 %: length 1 .364, length 10 .038). ``expected``: the budget on
-        average, with nearly equal probabilities, so that *selected* lengths are nearly those
-        offered. ``bernoulli``: each span independently. Adjacent selected spans look like one.
+        average, with nearly equal probabilities, so *selected* spans have nearly the same lengths
+        as all spans. ``bernoulli``: each span is selected independently. Adjacent selected spans
+        look like one span.
     Cost: as for whole words, plus one draw per word and its comparison with ``max_words`` edges.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.1.
     """
@@ -60,7 +61,9 @@ class Span(Policy):
 
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:
-            raise MaskwiseError("p of policy span", got=self.p, allowed="between 0 and 1")
+            raise MaskwiseError(
+                "p of policy span is not valid", got=self.p, allowed="between 0 and 1"
+            )
         whole_number("max_words of policy span", self.max_words, least=1, most=MOST_WORDS)
         whole_number("min_words of policy span", self.min_words, least=1, most=self.max_words)
         require_known("over of policy span", self.over, ("word", "token"))
@@ -86,7 +89,7 @@ class Span(Policy):
         else:
             start, length, barred = find_runs(batch, batch.layer("word_ids"))
         counts_P = batch.count_at(start)
-        # Word n of a piece has the place n + opening around the ring.
+        # Word n of a piece has the position n + opening around the ring.
         opening = keys.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)
         place = rank_within(counts_P) + np.repeat(opening.astype(np.int64), counts_P)
         around = np.repeat(counts_P, counts_P)
@@ -133,7 +136,7 @@ class Span(Policy):
         for edge in _edges(self):
             length += draw >= edge
         # Each word draws a length, but a piece needs only the first few: span n ends after the
-        # sum of the first n lengths, and the last one with the piece.
+        # sum of the first n lengths, and the last span ends with the piece.
         end = sums_within(length, counts_P)
         inner = end < np.repeat(counts_P, counts_P)
         next_begin = end + np.repeat(offsets(counts_P), counts_P)
@@ -144,14 +147,14 @@ class Span(Policy):
 
 @lru_cache(maxsize=32)
 def _edges(policy: Span) -> list[int]:
-    """(max_words − 1) edges, where int32 draws change from one length to the next."""
+    """The (max_words − 1) edges at which int32 draws change from one length to the next."""
     share = np.minimum(policy.lengths().cumsum()[:-1], 1 - 2.0**-32)
     cells = (share * 2.0**32).round().astype(np.int64)
     return (cells - (1 << 31)).tolist()
 
 
 class _Noise(Policy):
-    """Base of policies that cut pieces into noise and gaps according to the budget."""
+    """Base class of policies that cut pieces into noise and gaps according to the budget."""
 
     ratio: float | None
 
@@ -164,13 +167,13 @@ class _Noise(Policy):
 
 @dataclass(frozen=True)
 class T5Span(_Noise):
-    """T5's noise spans: first their number and lengths are drawn, then their places.
+    """T5's noise spans: first their number and lengths are drawn, then their positions.
 
     n noise tokens make round(n / mean_span) spans. The n tokens, and the rest of the piece, are
     each split uniformly at random into that many parts of at least one token. Noise and gaps
-    alternate around a ring, which is opened at a random place. The published code always opens it
-    before a gap, so that rows begin unmasked and end masked; here every position is masked equally
-    often, but the opening may split a span in two. Gaps are units of weight 0, so that selection
+    alternate around a ring, which is opened at a random position. The published code always opens
+    the ring before a gap, so rows begin unmasked and end masked; here every position is masked
+    equally often, but the opening may split a span in two. Gaps are units of weight 0, so selection
     takes exactly the noise.
 
     Selects: spans of ``mean_span`` tokens on average. n comes from the current ratio, or from
@@ -199,9 +202,9 @@ class Suffix(_Noise):
     """The end of the piece as one unit, as long as the budget: the task of a prefix LM.
 
     Selects: the same tokens of a piece for the same ratio; a ratio such as ``uniform(0.1, 0.9)``
-        varies it.
+        varies the length of the unit.
     Guarantee: exactly the budget in all three modes.
-    Cost: as for ``t5-span``.
+    Cost: the same as for ``t5-span``.
     Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv
         2205.05131), section 3.1.
     """
@@ -222,14 +225,14 @@ X = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
 class Ul2(Policy):
     """UL2: each piece draws a denoiser, a pair of mean span and ratio.
 
-    A mean span of 0 means: mask the end of the piece.
+    If the mean span is 0, the end of the piece is masked.
 
     The denoisers' ratios replace the masker's. The corruption ``ul2`` inserts the mode tokens.
 
-    Selects: T5 spans: regular (3 or 8 tokens, 15 %), the last quarter, extreme (50 %, or 64
-        tokens).
+    Selects: T5 spans, either regular (3 or 8 tokens, 15 %) or extreme (50 %, or 64 tokens), or the
+        last quarter of the piece.
     Guarantee: exactly the piece's budget in all three modes.
-    Cost: as for ``t5-span``, since all denoisers share one call.
+    Cost: the same as for ``t5-span``, since all denoisers share one call.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), section 3.1.2 and its table of seven denoisers.
     """
 
@@ -252,7 +255,7 @@ class Ul2(Policy):
             )
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
-        """Mean spans and ratios of the pieces, both (P,) float64."""
+        """The mean span and the ratio of each piece, both (P,) float64."""
         # A mixture already uses the draw of ``per_piece``, so this draw has the index −1.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
         table = np.array(self.denoisers, np.float64)
@@ -268,19 +271,19 @@ class Ul2(Policy):
 
 
 def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array | float) -> Units:
-    """Cut pieces into spans of noise, as long as the budget, and gaps, which are units of weight 0.
+    """Cut pieces into noise spans, which use the whole budget, and gaps, which have weight 0.
 
     Args:
         batch: the batch to cut.
-        keys: the draws of its pieces.
-        moment: has the ratios.
-        mean_P: the mean length of the spans of each piece; 0: one span at its end.
+        keys: the random draws for its pieces.
+        moment: the moment, which holds the ratios.
+        mean_P: the mean span length in each piece; 0 for one span at the end of the piece.
     """
     assert moment.ratio is not None, "the masker gives ratios"
     total_P = batch.eligible_P
     # The same budget as in ``select``, so that the noise uses all of it.
     _, noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
-    # A span for every ``mean`` tokens, at least one, and at most what noise and gaps allow.
+    # One span per ``mean`` noise tokens: at least one, and at most as many as noise and gaps allow.
     spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
@@ -293,7 +296,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     piece_S = owners(spans_P)
     noise_before = np.where(rank_within(spans_P) > 0, np.append(0, noise_end[:-1]), 0)
     ends = np.stack((gap_end + noise_before, gap_end + noise_end), 1)
-    # Noise at the end of a piece: its ring is opened before the first gap.
+    # If noise must be at the end of a piece, the ring is opened before the first gap.
     opening_P = keys.per_piece(Purpose.PARTITION) * (mean_P != 0)
     start_P = (opening_P * total_P).astype(np.int64)
     start_S1 = start_P.take(piece_S)[:, None]
@@ -312,7 +315,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     passed = (ends <= start_S1).sum(1)
     passed_P = np.bincount(piece_S, passed, len(spans_P)).astype(np.int64)
     noisy = (np.repeat(passed_P, total_P) + number) & 1 > 0
-    # A piece that is all noise or all gap has no borders.
+    # A piece that is only noise or only gap has no borders.
     noisy &= np.repeat(noise_P > 0, total_P)
     noisy |= np.repeat(gaps_P == 0, total_P)
     piece = owners(total_P)
@@ -329,11 +332,11 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
 
 
 def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
-    """(Σ parts,) int64: the ends of parts, if tokens are cut uniformly at random into parts.
+    """(Σ parts,) int64: the end of each part, after cutting tokens uniformly at random into parts.
 
-    The positions 1 … total − 1 of a piece get a draw each, with indices from ``before_P`` on. The
-    parts − 1 smallest draws end parts, so all cuts are equally likely; the last part ends with the
-    total.
+    Each of the positions 1 … total − 1 of a piece gets a draw, with indices from ``before_P`` on. A
+    part ends at each of the parts − 1 smallest draws, so all cuts are equally likely; the last part
+    ends at ``total``.
     """
     inner_P = np.maximum(total_P - 1, 0)
     piece = owners(inner_P)
