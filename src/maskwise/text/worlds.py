@@ -3,12 +3,11 @@
 The texts of ``factworld`` are about invented people. A question asks for a person's attribute, and
 only the corpus has the answer: fine-tuning teaches the form of questions, with *other* people. In
 ``causalworld``, the answer follows from a rule that no text states, so pre-training cannot help.
-
 A world can be named in place of a corpus or a task: ``factworld(people=300, asked="job", seed=0)``.
 Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
 the attribute in question. All worlds share a lexicon, so a model can be trained further in a
-different world. ``seed`` decides which people are in the world. ``seed="run"`` stands for the run's
-seed, so each replicate of a study has different people.
+different world. ``seed`` decides which people are in the world. With ``seed="run"``, the run's seed
+is used, so each replicate of a study has different people.
 """
 
 from __future__ import annotations
@@ -207,7 +206,9 @@ class FactWorld(World):
         super().__post_init__()
         asked = self.answers
         if not asked or not set(asked) <= set(ATTRIBUTES) or len(set(asked)) < len(asked):
-            raise MaskwiseError("asked is not valid", got=self.asked, allowed=", ".join(ATTRIBUTES))
+            raise MaskwiseError(
+                "asked of factworld is not valid", got=self.asked, allowed=", ".join(ATTRIBUTES)
+            )
         known = language()["facts"]
         templates = ""
         for fact in set(self.facts) & set(known):
@@ -217,8 +218,7 @@ class FactWorld(World):
             raise MaskwiseError(
                 "factworld's facts are unknown, or lack an asked attribute",
                 got=self.facts,
-                allowed=f"a list of {', '.join(known)}, "
-                f"with one about the {' and the '.join(asked)}",
+                allowed=f"a list of {', '.join(known)}, one about the {' and the '.join(asked)}",
             )
 
     @property
