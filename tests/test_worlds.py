@@ -365,7 +365,7 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
             "factworld(asked=hobby)",
             "asked of factworld is not valid; got hobby; allowed: job, city, year",
         ),
-        ("factworld(facts=[birth])", "with one about the job"),
+        ("factworld(facts=[birth])", ", one about the job"),
         (
             "factworld(friends=2)",
             "world factworld(friends=2): friends is not valid; got 2; allowed: True or False",
