@@ -231,7 +231,7 @@ def longest_field(source: str) -> str:
             text = inside(record, path)
             if isinstance(text, str):
                 sizes[path] += len(text)
-    # The usual name wins, even if another field has longer texts.
+    # The usual name wins, even if a different field has longer texts.
     if "text" in sizes or not sizes:
         return "text"
     longest = max(sizes, key=sizes.__getitem__)
