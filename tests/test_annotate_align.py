@@ -239,7 +239,7 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     again = Pieces.load(path, tokenizer=load_tokenizer(str(tmp_path / "tokenizer")))
     assert again.tokenizer == pieces.tokenizer != ""
     what = (
-        rf"another tokenizer's; got {pieces.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the "
+        rf"a different tokenizer; got {pieces.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the "
         rf"corpus again"
     )
     with pytest.raises(MaskwiseError, match=what) as caught:

@@ -159,14 +159,14 @@ def faulty(folder):
     (folder / "nothing.txt").write_text("\n \n")
     (folder / "fields.jsonl").write_text('{"body": "x", "meta": {"title": "z"}}\n{"body": "y"}\n')
     return {
-        "utf16.txt": "binary file, or UTF-16",
+        "utf16.txt": "binary file or UTF-16",
         "binary.jsonl": "NUL bytes",
-        "latin1.txt": "not UTF-8 text; got 3 bad of its first 4 lines; convert it",
+        "latin1.txt": "not UTF-8 text; got 3 bad among its first 4 lines; convert it",
         "cut.jsonl.gz": "cannot read",
         "no.jsonl.gz": "cannot read",
         "no.parquet": "not a Parquet file",
         "column.parquet": "unknown text field .* 'text'; allowed: body; set corpus.text_field",
-        "x.docx": r"unknown ending.* allowed: \.txt",
+        "x.docx": r"unknown file extension.* allowed: \.txt",
         "empty": "no corpus file",
         "saved": "cannot load the data set",
         "nothing.txt": "no document in .* got nothing at all",
@@ -208,8 +208,8 @@ def test_a_head_of_blank_lines_is_no_fault(tmp_path, name):
         ("hf:", "malformed data set name"),
         ("hf:a:b:c:d", "malformed data set name"),
         ("hf:/nowhere/at-all", "cannot load data set"),
-        (7, "cannot be read from this; got int"),
-        ({"text": "x"}, "cannot be read from this; got dict"),
+        (7, "cannot be read from this object; got int"),
+        ({"text": "x"}, "cannot be read from this object; got dict"),
         ([], "no document in the list of documents"),
     ],
 )

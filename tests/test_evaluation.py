@@ -434,7 +434,7 @@ def write(path: Path, lines: list[Any]) -> Path:
         ),
         (Pairs.read, "a.jsonl", ["{"], "line 1 of .* is not a JSON object"),
         (Pairs.read, "a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* sentence_bad"),
-        (Pairs.read, "a.txt", ["a"], "unknown ending of task file"),
+        (Pairs.read, "a.txt", ["a"], "unknown extension of task file"),
         (Cloze.read, "a.jsonl", [{"masked_sentences": ["[MASK]"]}], "has no answer; got masked_"),
         (Cloze.read, "a.jsonl", [{"obj_label": " "}], "row 1 of .* has no answer; got ' '"),
         (Cloze.read, "a.jsonl", [{"obj_label": "a"}], "row 1 of .* has no sentence; got obj_label"),

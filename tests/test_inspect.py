@@ -315,7 +315,7 @@ CUT = '{"version": "1.0", "trunc'
         ("tokenizer.json", r"[\s\S]+", CUT, "cannot load tokenizer"),
         ("tokenizer_config.json", r"[\s\S]+", CUT, "cannot load tokenizer"),
         ("tokenizer_config.json", r"[\s\S]+", "[]", "cannot load tokenizer"),
-        ("tokenizer.json", r'("\[MASK\]"): 4', r"\1: 2147483648", "too large a token id"),
+        ("tokenizer.json", r'("\[MASK\]"): 4', r"\1: 2147483648", "a token id that is too large"),
     ],
 )
 def test_a_damaged_tokenizer_is_one_line(file, old, new, said, tokenizer, tmp_path, capfd):

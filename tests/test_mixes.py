@@ -235,10 +235,10 @@ def test_layers_of_a_mix(folder, tmp_path):
         ("{a.jsonl: .nan, b.jsonl: 2}", "the weight of a.jsonl in a mix is not valid; got nan"),
         ("{a.jsonl: much, b.jsonl: 2}", "the weight of a.jsonl in a mix is not valid; got 'much'"),
         ("{a.jsonl: 0, b.jsonl: 0}", "the weights of a mix are all 0"),
-        ("{}", "a mix that names no source"),
-        ("[]", "a mix that names no source"),
-        ("{'': 1, b.jsonl: 2}", "the name of a source must be text"),
-        ("[a.jsonl, 3]", "the name of a source must be text; got 3"),
+        ("{}", "the mix names no source"),
+        ("[]", "the mix names no source"),
+        ("{'': 1, b.jsonl: 2}", "a source name must be text"),
+        ("[a.jsonl, 3]", "a source name must be text; got 3"),
         ("[a.jsonl, ./a.jsonl]", "a mix names a source twice"),
         (
             "{no-such-file.jsonl: 1, 'bundled:wikipedia': 2}",
@@ -264,7 +264,7 @@ def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd
 @pytest.mark.parametrize(
     "more, said",
     [
-        (["corpus.temperature=2"], "temperature is for a list of sources"),
+        (["corpus.temperature=2"], "temperature needs a list of sources"),
         (
             ["training.batch_size=40"],
             "copies.jsonl has fewer rows than its share of a batch; got 0",
@@ -280,7 +280,7 @@ def test_what_does_not_go_with_a_mix(folder, more, said, tmp_path):
             tmp_path / "out",
             quiet=True,
         )
-    with pytest.raises(MaskwiseError, match="temperature is for a list of sources"):
+    with pytest.raises(MaskwiseError, match="temperature needs a list of sources"):
         read_recipe(folder / "recipe.yaml", ["corpus.temperature=2"])
 
 

@@ -255,7 +255,7 @@ def test_a_tokenizer_with_a_huge_id_is_refused_before_tables_are_made(
     assert changed != path.read_text()
     path.write_text(changed)
     with pytest.raises(
-        MaskwiseError, match=r"too large a token id; got 2147483648; allowed: <|cannot load"
+        MaskwiseError, match=r"a token id that is too large; got 2147483648; allowed: <|cannot load"
     ) as error:
         load_tokenizer(str(folder))
     assert "\n" not in str(error.value)

@@ -86,7 +86,7 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("corpus.limit=5", "a stream has no limit"),
+        ("corpus.limit=5", "a stream cannot use limit"),
         ("corpus.temperature=2", "temperature"),
         ("corpus.source=factworld", "an invented world cannot be a stream"),
         ("corpus.layers=[phrases]", "need the whole corpus"),
@@ -96,7 +96,7 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(
         ("corpus.text_field=body", "body"),
         ("training.batch_size=500", "the stream is smaller than one batch"),
         ("corpus.repeat=false", "the stream ends after"),
-        ("corpus.stream=false", "shuffle is for streams"),
+        ("corpus.stream=false", "shuffle is only for streams"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused_in_one_line(

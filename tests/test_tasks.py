@@ -230,7 +230,7 @@ BAD = [
     ("a.csv", b"text,label\na,b,c\n", "row 2 of .* has 3 columns; allowed: 2 columns"),
     ("a.parquet", b"text", "is not a Parquet file"),
     ("a.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:-20], "cannot read"),
-    ("a.xlsx", b"x", "unknown ending"),
+    ("a.xlsx", b"x", "unknown extension"),
     ("a.jsonl", rows_of(9, split="trian"), "unknown split in .* 'trian'.* did you mean 'train'"),
     ("a.jsonl", rows_of(9, split="test"), "no training split"),
     ("a.conll", b"word\n", "line 1 of .* has too few columns"),

@@ -1,8 +1,8 @@
 """Words of texts as 64-bit hashes, tables of their counts, and the frequent n-grams of a corpus.
 
-Words are found by the rule of words.py and converted to lower case. The hash of a word sums the
-hashes of its (letter, position) pairs; the probability that any two of a million words collide is
-3 in 10⁸. Strings are kept for display only.
+Words are found by the rule in words.py and converted to lower case. A word's hash sums the hashes
+of its (letter, position) pairs; the probability that any two of a million words collide is 3 in
+10⁸. Strings are kept only for display.
 Cost: 0.5 µs per word, because numpy handles thousands of words at once.
 """
 
@@ -34,11 +34,11 @@ Keys = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 
 BLOCK_CHARACTERS = 1 << 21
-"""Characters that are processed together, which takes about 130 MB, 60 bytes per character."""
+"""The number of characters that are processed together, in 130 MB, about 60 bytes per character."""
 RULES = "counts-1"
-"""Part of the version of every annotator that depends on hashes or word borders."""
+"""Part of the version of each annotator that depends on hashes or word borders."""
 LAST = np.uint64(2**64 - 3)
-"""The largest hash; callers use the two numbers above it as markers."""
+"""The largest hash; callers use the two larger numbers as markers."""
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
@@ -50,12 +50,12 @@ class Words(NamedTuple):
     """The W words of N texts, in text order.
 
     Attributes:
-        text: (W,) the index of the text.
-        start, end: (W,) character offsets in that text.
-        letter: (W,) the code point of the first character, in lower case.
-        key: (W,) hash of the word in lower case, at most ``LAST``.
-        plain: (W,) begins with a letter or digit and does not follow an apostrophe.
-        fresh: (W,) first word of a text or a line.
+        text: (W,) the index of each word's text.
+        start, end: (W,) the word's character offsets in that text.
+        letter: (W,) the code point of the word's first character, in lower case.
+        key: (W,) the hash of the word in lower case, at most ``LAST``.
+        plain: (W,) whether the word begins with a letter or digit and follows no apostrophe.
+        fresh: (W,) whether the word is the first in a text or a line.
         folded: the concatenated texts in lower case.
         base: (N,) the offset of each text in ``folded``.
     """
@@ -78,7 +78,7 @@ class Words(NamedTuple):
         return self.folded[start:end]
 
     def spans(self, first: Ints, last: Ints, *values: Array) -> list[CharSpans]:
-        """Build the spans of each text from word ``first`` to ``last`` (S,), with values (S,)."""
+        """Build each text's spans, from words ``first`` to ``last`` (S,), with values (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
         first_of_text = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
@@ -96,10 +96,10 @@ def words_of(texts: Sequence[str]) -> Words:
     text = base.searchsorted(start, side="right") - 1
     line_ends = np.isin(codes, _LINE_ENDS)
     lines = np.append(0, line_ends.cumsum())[start]
-    # The part after an apostrophe inside a word cannot be a word of a phrase: don't, women's.
+    # The part after an apostrophe (don't, women's) cannot be a word in a phrase.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
     suffix = after_apostrophe & ~is_white(kinds)[start - 2]
-    # A block has thousands of words but few first letters, so Python looks at each letter once.
+    # A block has thousands of words but few first letters, so Python checks each letter only once.
     distinct, which = np.unique(codes[start], return_inverse=True)
     alphanumeric = np.fromiter(map(str.isalnum, map(chr, distinct)), dtype=bool)
     return Words(
@@ -117,20 +117,20 @@ def words_of(texts: Sequence[str]) -> Words:
 
 def fold(text: str) -> str:
     """Convert to lower case without changing the number of characters."""
-    # ``lower`` turns İ into two characters, and Σ into ς or σ depending on the next letter.
+    # ``lower`` turns İ into two characters, and Σ into ς or σ, depending on the next letter.
     return text.replace("İ", "i").lower().replace("ς", "σ")
 
 
 def keys_of(words: Sequence[str]) -> Keys:
-    """(W,) the hashes of words that are strings."""
+    """(W,) the hashes of words that are given as strings."""
     joined, start = join_texts(list(map(fold, words)))
-    # Each word ends at its line break, right before the next word.
+    # Each word ends at a line break, right before the next word.
     end = np.append(start[1:], len(joined)) - 1
     return _hashes(codes_of(joined), start, end)
 
 
 def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
-    """(W,) the sum of the hashes of a word's (letter, position) pairs, mixed once more."""
+    """(W,) for each word, the sum of the hashes of its (letter, position) pairs, mixed again."""
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
     lengths = np.diff(start, prepend=0, append=len(codes))
@@ -144,14 +144,14 @@ def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
 
 
 def mixed(x: Keys) -> Keys:
-    """Apply the finaliser of SplitMix64: each bit of the result depends on all bits of x."""
+    """Apply SplitMix64's finaliser: each bit of the result depends on all bits of x."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def blocks(texts: Iterable[str]) -> Iterator[Words]:
-    """Yield the words of a stream of texts, some thousand texts at a time."""
+    """Yield the words in a stream of texts, one block of texts at a time."""
     return map(words_of, batches(texts, BLOCK_CHARACTERS))
 
 
@@ -160,10 +160,10 @@ def blocks(texts: Iterable[str]) -> Iterator[Words]:
 
 
 class Table:
-    """Counts of at most ``limit`` 64-bit keys.
+    """A table that counts at most ``limit`` 64-bit keys.
 
     Attributes:
-        lost: upper bound on the error of any count, and on the count of a missing key.
+        lost: an upper bound on the error in any count, and on the count of a missing key.
         total: the number of keys added, with repetition.
     """
 
@@ -179,7 +179,7 @@ class Table:
         """Count keys; a key that occurs twice counts twice."""
         self.total += len(keys)
         self._waiting.append(keys)
-        # Every merge copies the table, so it waits for many keys.
+        # Every merge copies the table, so keys wait until there are many.
         waiting = sum(map(len, self._waiting))
         if waiting > max(1 << 21, len(self._keys) // 2):
             self._merge()
@@ -197,7 +197,7 @@ class Table:
         return self._counts
 
     def of(self, wanted: Keys) -> Ints:
-        """(W,) the counts of some keys; 0 for keys that are missing."""
+        """(W,) the counts of the wanted keys; 0 for missing keys."""
         return np.append(self.counts, 0)[find(self.keys, wanted)]
 
     def _merge(self) -> None:
@@ -214,7 +214,7 @@ class Table:
         keys = keys[first]
         counts = np.add.reduceat(counts, first)
         if len(keys) > self.limit:
-            # Prune to half of the limit, so that pruning is rare.
+            # The table is pruned to half of the limit, so pruning is rare.
             place = len(keys) - self.limit // 2
             least = int(np.partition(counts, place)[place])
             keep = counts > least
@@ -226,21 +226,21 @@ class Table:
 
 
 class Vocabulary(Table):
-    """The words of a corpus with their counts, and a string for each."""
+    """The words in a corpus with their counts, and a string for each word."""
 
     def __init__(self) -> None:
         super().__init__(limit=4_000_000)
         self._names: dict[int, str] = {}
 
     def count(self, words: Words, keep: Flags) -> None:
-        """Count the words where ``keep`` (W,) is true."""
+        """Count the words for which ``keep`` (W,) is true."""
         places = np.flatnonzero(keep)
         distinct, first = np.unique(words.key[places], return_index=True)
         for key, place in zip(distinct.tolist(), places[first].tolist()):
             if key not in self._names:
                 self._names[key] = words.name(place)
         self.add(words.key[places])
-        # Strings of pruned keys are dropped in turn, or memory would grow with the corpus.
+        # The strings of pruned keys are dropped too; otherwise memory would grow with the corpus.
         if len(self._names) > 2 * self.limit:
             kept = self.keys
             self._names = dict(zip(kept.tolist(), self.names(kept)))
@@ -251,7 +251,7 @@ class Vocabulary(Table):
 
 
 def find(keys: Array, wanted: Array) -> Ints:
-    """(W,) the index of each wanted key in the ascending ``keys`` (K,); −1 if it is missing."""
+    """(W,) the index of each wanted key in the ascending ``keys`` (K,); −1 for a missing key."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
     place = keys.searchsorted(wanted).clip(max=len(keys) - 1)
@@ -265,17 +265,17 @@ def pair_keys(left: Ints, right: Ints) -> Keys:
 
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
-    """Unpack the left and the right numbers of keys from ``pair_keys``."""
+    """Unpack keys that ``pair_keys`` made into the left and the right numbers."""
     left = (keys >> _HALF).astype(np.int64)
     right = (keys & _LOW).astype(np.int64)
     return left, right
 
 
 class Spill:
-    """Blocks of numbers in a temporary file, read back in order."""
+    """Blocks of numbers in a temporary file, which are read back in order."""
 
     def __init__(self, folder: Path):
-        # The file is open as long as this object, so ``with`` cannot close it.
+        # The file stays open as long as this object exists, so ``with`` cannot be used.
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._blocks = 0
 
@@ -293,15 +293,16 @@ class Spill:
 # -------------------------------------------------------------------------------------------
 #
 # N-grams are counted by ascending length. An n-gram is a pair of overlapping (n−1)-grams, and only
-# pairs of frequent ones are counted, because no n-gram is more frequent than its parts. So rare
-# n-grams are kept for one length only. The text is read once and kept as ids in a temporary file,
-# 16 bytes per word. N-grams never cross punctuation or the end of a line or document.
+# pairs of frequent (n−1)-grams are counted, because no n-gram is more frequent than its parts. Rare
+# n-grams are therefore kept for one length only. The text is read once and kept as ids in a
+# temporary file, 16 bytes per word. N-grams never cross punctuation or a line or document end.
 #
 # Counts are exact as long as the candidates of one length fit in the table of 15 million (9 million
-# words of Wikipedia have 1.4 million). Beyond that, ``Counted.lost`` bounds how much a count may be
-# too low: with a table of 300,000 it was 7 for these words, and 98 % of the phrases were the same.
+# words of Wikipedia have 1.4 million candidates). Beyond that, ``Counted.lost`` is a bound on how
+# much too low a count may be: with a table of 300,000, the bound was 7 for these words, and 98 % of
+# the phrases were the same.
 
-# Markers among the keys in a spill file; no pair of ids is as large. Their ids are −1 and −2.
+# Markers among the keys in a spill file; no pair of ids is as large. Markers have the ids −1, −2.
 _BORDER = np.uint64(2**64 - 1)
 _DOCUMENT = np.uint64(2**64 - 2)
 
@@ -310,10 +311,10 @@ class Level(NamedTuple):
     """The G frequent n-grams of one length, by ascending key. The index of an n-gram is its id.
 
     Attributes:
-        keys: (G,) hashes of words; for longer n-grams the ids of their first n − 1 words and of
+        keys: (G,) hashes of words; for longer n-grams, the ids of their first n − 1 words and of
             their last n − 1 words, 32 bits each.
-        counts: (G,) occurrences.
-        documents: (G,) number of texts in which the n-gram occurs.
+        counts: (G,) the number of times that each n-gram occurs.
+        documents: (G,) the number of texts in which each n-gram occurs.
     """
 
     keys: Keys
@@ -321,18 +322,18 @@ class Level(NamedTuple):
     documents: Ints
 
     def parts(self, ids: Ints) -> tuple[Ints, Ints]:
-        """Return the ids of the first and of the last n − 1 words of n-grams, one level below."""
+        """Return the ids, one level below, of the n-grams' first n − 1 and last n − 1 words."""
         return halves(self.keys[ids])
 
 
 class Counted(NamedTuple):
-    """The frequent n-grams of a corpus.
+    """The frequent n-grams in a corpus.
 
     Attributes:
-        levels: n-grams of length 1, 2, ….
-        total: number of words in the corpus.
-        lost: upper bound on the error of any count.
-        names: the words.
+        levels: the n-grams of length 1, 2, ….
+        total: the number of words in the corpus.
+        lost: an upper bound on the error in any count.
+        names: the words as strings.
     """
 
     levels: list[Level]
@@ -349,7 +350,7 @@ class Counted(NamedTuple):
         texts = []
         openings = self.texts(length - 1, heads)
         endings = self.texts(length - 1, tails)
-        # The two parts overlap in all words but the first and the last.
+        # The two parts overlap in all words except the first and the last.
         for opening, ending in zip(openings, endings, strict=True):
             last_word = ending.rpartition(" ")[2]
             texts.append(f"{opening} {last_word}")
@@ -367,8 +368,8 @@ def count_ngrams(
     """Count n-grams of up to ``longest`` words that occur more than ``min_count`` times.
 
     Args:
-        texts: one document each; read once.
-        folder: for temporary files.
+        texts: the documents; they are read once.
+        folder: the folder for temporary files.
     """
     names = Vocabulary()
     corpus = Spill(folder)
@@ -392,7 +393,7 @@ def count_ngrams(
 
 
 def _bordered(words: Words) -> Keys:
-    """Return the keys of words, with borders for punctuation and before each line and document."""
+    """Return the keys of words, with markers for punctuation and before each line and document."""
     keys = np.where(words.plain, words.key, _BORDER)
     at = np.flatnonzero(words.fresh)
     marks = np.where(changes(words.text[at]), _DOCUMENT, _BORDER)
@@ -400,7 +401,7 @@ def _bordered(words: Words) -> Keys:
 
 
 def _pairs(ids: Ints) -> Keys:
-    """Return the key of the n-gram that begins at each place, from the ids of (n − 1)-grams."""
+    """Return the key of the n-gram that begins at each index, from the ids of (n − 1)-grams."""
     following = np.append(ids[1:], -1)
     border = np.where(ids == -2, _DOCUMENT, _BORDER)
     both_frequent = (ids >= 0) & (following >= 0)
@@ -419,7 +420,7 @@ def _identify(
     keys = table.keys[frequent]
     documents = np.zeros(len(keys), dtype=np.int64)
     for block in corpus:
-        # A document is never split over blocks, so its n-grams can be deduplicated in each block.
+        # A document is never split over blocks, so its n-grams can be deduplicated within a block.
         number = np.cumsum(block == _DOCUMENT)
         place = find(keys, block)
         here = place >= 0

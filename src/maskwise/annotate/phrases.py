@@ -1,25 +1,26 @@
 """Phrases: n-grams of 2 to 5 words that co-occur more often than chance, masked as one unit.
 
 A vocabulary of phrases is built once from a corpus; its phrases are then found in any text by their
-hashes. It is a Parquet file of plain phrases, best first, which you may edit; a text file with one
-phrase per line works too.
+hashes. The vocabulary is a Parquet file of plain phrases, best first, which you may edit; a text
+file with one phrase per line works too.
 
-- Phrases occur more than 10 times in at least 5 documents. The second threshold is not in the
-  paper: without it the best scores go to names from single articles ("stavely makepeace").
-  Templates that many articles share ("mollusk in the family conidae") pass it.
-- Shares of lengths 2 to 5, as published: 50, 25, 12.5 and 12.5 %. If the corpus has too few
-  phrases of one length, others do not fill the gap.
-- Size: 800,000 × √(words / 2.6 billion); the published list is for 16 GB of text. About half of all
-  words are then in phrases, which is how the published size was chosen (.495 on 9 million words of
-  Wikipedia, 47,000 phrases). The published score favours frequent n-grams: "of the" is among the
-  best and "via the" among the last. A vocabulary of a third of this size covers a third of the
-  words and has few phrases like "via the".
-- Fragments are dropped: n-grams with 9 in 10 occurrences inside one n-gram that is a word longer
-  and in the vocabulary, or a fragment itself ("seri begawan"). The longer phrase wins there anyway,
-  so this only makes space for others (not in the paper). The rule chains: if "p q" occurs 100
-  times, "p q r" 90 times and "p q r s" 81 times, only the longest is kept.
-- If phrases overlap in a text, the longest wins, then the leftmost. The paper draws one at random;
-  here a layer depends on its text alone.
+- Phrases occur more than 10 times, in at least 5 documents. The second threshold is not in the
+  paper: without it, the best scores go to names from single articles ("stavely makepeace").
+  Templates that many articles share ("mollusk in the family conidae") pass this threshold.
+- Phrases of 2, 3, 4 and 5 words have the published shares: 50, 25, 12.5 and 12.5 %. If the corpus
+  has too few phrases of one length, phrases of other lengths do not fill the gap.
+- The size is 800,000 × √(words / 2.6 billion); the published list is for 16 GB of text. With this
+  size, about half of all words are in phrases (.495 on 9 million words of Wikipedia, with 47,000
+  phrases); the published size was chosen by the same criterion. The published score favours
+  frequent n-grams: "of the" is among the best and "via the" among the last. A vocabulary a third as
+  large covers a third of the words and has few phrases like "via the".
+- Fragments are dropped. A fragment is an n-gram with 9 in 10 of its occurrences inside one n-gram
+  that is a word longer, and that is in the vocabulary or itself a fragment ("seri begawan"). The
+  longer phrase wins there anyway, so dropping fragments only makes space for other phrases (not in
+  the paper). The rule chains: if "p q" occurs 100 times, "p q r" 90 times and "p q r s" 81 times,
+  only the longest is kept.
+- If phrases overlap in a text, the longest wins, then the leftmost. The paper draws one of the
+  phrases at random; here, a layer depends only on its text.
 
 Cost: counting 9 million words takes 20 to 30 s and 310 MB; finding phrases takes 0.6 µs per word.
 Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
@@ -68,8 +69,8 @@ SHARES = {
 }
 FRAGMENT = 0.9
 FEW = 0.2
-"""A vocabulary below this share of the usual size gets a notice, because so few n-grams passed the
-thresholds that their scores made no difference. A corpus of 100,000 words reaches .09, with "is a"
+"""A vocabulary below this share of the usual size gets a notice: so few n-grams passed the
+thresholds that the scores made no difference. A corpus of 100,000 words reaches .09, with "is a"
 among the best phrases; 300,000 words reach .26."""
 FILE = "phrases.parquet"
 FACTS = "facts.json"
@@ -80,16 +81,16 @@ class Phrases:
     """Annotate the layer ``phrase``: the phrases of a vocabulary in a text.
 
     Args:
-        vocabulary: the folder written by a fit, or a text file with one phrase per line. Without it
-            the annotator must be fitted, with the settings below.
-        size: maximum number of phrases; None: from the size of the corpus.
-        min_count: phrases occur more often than this.
-        min_documents: phrases occur in at least this number of documents (1: as published).
-        paper: score with log p(w), as in the paper's equation, instead of 2·log p(w), which gave
-            the published lists.
+        vocabulary: the folder written by a fit, or a text file with one phrase per line. Without a
+            vocabulary the annotator must be fitted, with the settings below.
+        size: the maximum number of phrases; if None, computed from the size of the corpus.
+        min_count: the number of occurrences that a phrase must exceed.
+        min_documents: the minimum number of documents in which a phrase occurs (published: 1).
+        paper: whether to score with log p(w), as in the paper's equation, instead of 2·log p(w),
+            which gave the published lists.
 
     Raises:
-        MaskwiseError: settings out of range; a vocabulary that cannot be read.
+        MaskwiseError: a setting is out of range, or the vocabulary cannot be read.
     """
 
     vocabulary: str | None = None
@@ -105,7 +106,7 @@ class Phrases:
         too_small = self.size is not None and self.size < 2
         if too_small or self.min_count < 0 or self.min_documents < 1:
             raise MaskwiseError(
-                "phrases: settings out of range",
+                "phrases: a setting is out of range",
                 got=f"size={self.size}, min_count={self.min_count}, "
                 f"min_documents={self.min_documents}",
                 allowed="size ≥ 2, min_count ≥ 0, min_documents ≥ 1",
@@ -129,14 +130,14 @@ class Phrases:
 
     @property
     def notice(self) -> str | None:
-        """Why the vocabulary is empty or small and what to do, in one line; else None."""
+        """A line that says why the vocabulary is empty or small, and what to do; else None."""
         if not self.fitted:
             return None
-        # A text file of the user has no facts.
+        # A user's text file comes without facts.
         if not (self._path / FACTS).is_file():
             if self._phrases:
                 return None
-            return f"no phrase in {self._path}, so the layer is empty; write one on each line"
+            return f"no phrase in {self._path}, so the layer is empty; write a phrase on each line"
         facts = read_json(self._path / FACTS)
         if facts is None:
             return f"{self._path / FACTS} is damaged; fit the phrases again"
@@ -158,7 +159,7 @@ class Phrases:
         """Build a vocabulary from a corpus: phrases.parquet and facts.json in ``folder``.
 
         A corpus without a frequent phrase gives an empty vocabulary and a `notice` instead of an
-        error, so that other annotators of the same run can finish.
+        error, which lets the other annotators in the same run finish.
         """
         floors = {"min_count": self.min_count, "min_documents": self.min_documents}
         counted = count_ngrams(texts, folder, **floors)
@@ -222,23 +223,23 @@ def choose_phrases(
     """Choose the best n-grams of each length, ``SHARES[n]`` of ``size``.
 
     Returns:
-        Columns phrase, length (in words), count, documents (with the phrase) and score, sorted by
-        rank ÷ share, so that any prefix keeps the shares.
+        A table with the columns phrase, length (in words), count, documents (with the phrase) and
+        score, sorted by rank ÷ share, so any prefix keeps the shares.
     """
     tables = []
     scores = score_ngrams(counted, paper=paper)
-    # Ids of the (n + 1)-grams that are phrases or fragments.
+    # The ids of the (n + 1)-grams that are phrases or fragments.
     inside = np.zeros(0, dtype=np.int64)
     for n in sorted(scores, reverse=True):
         level = counted.levels[n - 1]
-        # The largest count of an (n + 1)-gram of ``inside`` that contains the n-gram.
+        # For each n-gram, the largest count of an (n + 1)-gram in ``inside`` that contains it.
         longer = np.zeros(len(level.keys), dtype=np.int64)
         if len(inside):
             above = counted.levels[n]
             for part in above.parts(inside):
                 np.maximum.at(longer, part, above.counts[inside])
         fragment = longer >= FRAGMENT * level.counts
-        # Fragments come last, and are cut off.
+        # Fragments come last and are cut off.
         cost = np.where(fragment, np.inf, -scores[n])
         most = min(round(size * SHARES[n]), np.count_nonzero(~fragment))
         best = cost.argsort(kind="stable")[:most]
@@ -263,7 +264,7 @@ def choose_phrases(
 
 
 def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
-    """Hash phrases, by their number of words; single words are left out."""
+    """Hash phrases, keyed by their number of words; single words are left out."""
     if not phrases:
         return {}
     words = words_of(phrases)
@@ -282,9 +283,9 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
 
 
 def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
-    """Find the phrases of each text: the longest first, among equally long ones the leftmost."""
+    """Find each text's phrases: longest first, leftmost first among phrases of the same length."""
     size = len(words.key)
-    # Words between two borders have one number; a punctuation mark has its own.
+    # Words between two borders share a number; each punctuation mark has a number of its own.
     border = words.fresh | ~words.plain
     border[1:] |= ~words.plain[:-1]
     stretch = border.cumsum()
@@ -308,7 +309,7 @@ def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
 
 
 def leftmost(at: Ints, width: int) -> Ints:
-    """Keep ascending places greedily from the left, at least ``width`` apart."""
+    """Keep ascending positions greedily from the left, at least ``width`` apart."""
     taken = []
     free = 0
     for place in at.tolist():
@@ -319,7 +320,7 @@ def leftmost(at: Ints, width: int) -> Ints:
 
 
 def _gram_keys(keys: Keys, n: int) -> Keys:
-    """(W,) hash of the n words that begin at each place; meaningless at the last n − 1 places."""
+    """(W,) the hash of the n words from each word on; meaningless for the last n − 1 words."""
     total = keys
     for skip in range(1, n):
         total = mixed(total)
@@ -332,21 +333,21 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
 
 
 def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, Floats]:
-    """Score every n-gram from length 2 on, by length and id; phrases have high scores.
+    """Score the n-grams of each length from 2 on, in the order of their ids; phrases score high.
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)
 
     where p = count / words of the corpus. Equation 3 of the paper has no factor 2
     (``paper=True``). The factor favours frequent n-grams, and was used for the published lists.
     """
-    # best[n − 1] is the largest Σ log p over all segmentations of an n-gram, the uncut one
-    # included. A cut after k words adds log p of these k and the best value of the others.
+    # best[n − 1] is the largest Σ log p over all segmentations of an n-gram, including the uncut
+    # n-gram. A cut after k words gives log p of these k words plus the best value of the rest.
     log_p = [np.log(level.counts / counted.total) for level in counted.levels]
     best = [log_p[0]]
     scores = {}
     for n in range(2, len(counted.levels) + 1):
         every = np.arange(len(log_p[n - 1]))
-        # heads[k] and tails[k] are the ids of the first and of the last n − k words.
+        # heads[k] and tails[k] are the ids of the first and the last n − k words.
         heads = [every]
         tails = [every]
         for length in range(n, 1, -1):

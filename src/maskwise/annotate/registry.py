@@ -1,13 +1,12 @@
-"""The table of annotators, and those without a model: words, sentences, prompts, spans from files,
-functions of the user.
+"""The table of annotators, and the annotators without a model: words, sentences, prompts, spans
+from files, the user's functions.
 
-A function maps a list of texts to a list of spans per text: (start, end) or (start, end, value) in
-characters, where the value is a label or a weight. Equal texts must get equal spans. Since a
-function runs code, recipes and ``--with`` cannot name it; only ``--function`` and Python can.
-
-Marks replace an annotator when a policy is inspected: ``born in [[Warsaw]] in [[1867|3]]`` marks
-two spans, the second with weight 3. Heavy libraries (spaCy, torch) are imported when they are first
-used.
+A function maps a list of texts to a list of spans for each text: (start, end) or (start, end,
+value) in characters, where the value is a label or a weight. Equal texts must get equal spans.
+Because a function runs code, recipes and ``--with`` cannot name functions; only ``--function`` and
+Python can. When a policy is inspected, marks in the text replace an annotator:
+``born in [[Warsaw]] in [[1867|3]]`` marks two spans, the second with weight 3. Heavy libraries
+(spaCy, torch) are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from maskwise.text.worlds import WORLDS
 
 SPANS = Layer("spans")
 Finder: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
-"""A function of the user: texts → a list of spans per text."""
+"""A user's function: texts → a list of spans for each text."""
 
 
 @dataclass(eq=False)
@@ -56,7 +55,7 @@ class ByText:
     """An annotator that applies a function to each text.
 
     Args:
-        find: maps a text to its spans by layer.
+        find: a function that maps a text to its spans, keyed by layer.
         whole_texts: whether long texts are passed whole instead of in parts.
     """
 
@@ -93,7 +92,7 @@ def sentences() -> ByText:
 def prompt(until: str = "\n", *, last: bool = False) -> ByText:
     """Annotate the prompt of a text: everything up to the end of the first (or ``last``) ``until``.
 
-    With ``masking.keep: prompt`` it is never masked. A text without ``until`` has no prompt.
+    With ``masking.keep: prompt``, prompts are never masked. A text without ``until`` has no prompt.
     """
     if not until:
         raise MaskwiseError(
@@ -114,7 +113,7 @@ def prompt(until: str = "\n", *, last: bool = False) -> ByText:
 
 
 def gold(file: str) -> ByText:
-    """Annotate the documents of a CoNLL-U file (``.gz`` allowed) with its parts of speech."""
+    """Annotate the documents in a CoNLL-U file (``.gz`` allowed) with its parts of speech."""
     path = _existing(file)
     known = {text_id(document.text): document.layers for document in read_conllu(path)}
     return _known("gold", {"pos": POS}, known, digest("gold", 2, path))
@@ -128,20 +127,20 @@ def spans(
     labels: tuple[str, ...] = (),
     layer: str = "spans",
 ) -> ByText:
-    """Annotate texts of a JSON lines or Parquet file with the spans in its field ``field``.
+    """Annotate the texts in a JSON lines or Parquet file with the spans in the field ``field``.
 
-    Spans are lists [start, end], or with ``labels`` [start, end, label], in characters.
+    Spans are lists [start, end] or, with ``labels``, [start, end, label], in characters.
     """
     path = _existing(file)
     if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
         raise MaskwiseError(
-            f"spans are not read from {path}",
+            f"spans cannot be read from {path}",
             allowed="JSON lines or Parquet, with fields",
         )
     kind = Layer("spans", tuple(labels))
     known = {}
     for record in read_file(path, path.name, Fields(text_field, field)):
-        # Corpora skip broken lines with a count; spans of a missing text are simply not used.
+        # Corpora count the broken lines that are skipped; a missing text needs no spans.
         if isinstance(record, Skip):
             continue
         place, fields = record
@@ -153,7 +152,7 @@ def spans(
             continue
         try:
             if not isinstance(marked, list):
-                raise MaskwiseError("spans", got=marked, allowed="a list of them")
+                raise MaskwiseError("the spans are not a list", got=marked, allowed="a list")
             if not labels:
                 # A label is allowed but not used.
                 for span in marked:
@@ -161,7 +160,7 @@ def spans(
                         del span[2]
             found = given_spans(marked, kind)
             if labels and not np.all(found.value):
-                raise MaskwiseError("a span without a label", got=marked, allowed=labels)
+                raise MaskwiseError("a span has no label", got=marked, allowed=labels)
             check_spans(found, kind, len(text), name="given spans")
             known[text_id(text)] = {layer: found}
         except MaskwiseError as error:
@@ -181,7 +180,7 @@ def _known(
     known: Mapping[int, Found],
     version: str,
 ) -> ByText:
-    """Build an annotator that looks texts up by their hash; other texts get no spans."""
+    """Build an annotator that looks texts up by their hash; unknown texts get no spans."""
     empty = no_spans(layers)
 
     def find(text: str) -> Found:
@@ -193,25 +192,25 @@ def _known(
 def _existing(file: str) -> Path:
     path = Path(file).expanduser()
     if not path.is_file():
-        raise MaskwiseError("no such file of annotations", got=file)
+        raise MaskwiseError("there is no such annotation file", got=file)
     return path
 
 
-# Functions of the user
+# Users' functions
 # -------------------------------------------------------------------------------------------
 
 
 class Function:
-    """An annotator whose layer comes from a function of the user.
+    """An annotator whose layer comes from a user's function.
 
     Args:
-        place: "module:function"; the current folder is searched too.
+        place: "module:function"; the module may be in the current folder.
         kind: "spans", "categorical" or "weight".
-        labels: allowed values; "categorical" requires them, "weight" has none.
-        layer: name of the layer; by default the name of the function.
+        labels: the allowed values; "categorical" requires labels, "weight" has none.
+        layer: the name of the layer; by default the name of the function.
 
     Raises:
-        MaskwiseError: no such function; an unknown kind, or a kind without the labels it requires.
+        MaskwiseError: there is no such function, the kind is unknown, or labels are missing.
     """
 
     name = "function"
@@ -227,7 +226,7 @@ class Function:
         known = kind in ("spans", "categorical", "weight")
         if not known or (kind == "categorical" and not labels):
             raise MaskwiseError(
-                f"function {place}: kind",
+                f"function {place}: unknown kind, or no labels",
                 got=f"{kind}, labels {labels}",
                 allowed="spans, categorical (with labels) or weight",
             )
@@ -242,7 +241,7 @@ class Function:
         results = list(self._call(texts))
         if len(results) != len(texts):
             raise MaskwiseError(
-                f"function {self._place}: one list of spans per text",
+                f"function {self._place} must return one list of spans per text",
                 got=f"{len(results)} for {len(texts)} texts",
             )
         found = []
@@ -253,19 +252,19 @@ class Function:
 
 
 def spec_of(function: str | Callable[..., object]) -> Call:
-    """Return the call that builds the annotator of a function.
+    """Return the call that builds the annotator for a function.
 
     Args:
         function: a function, or a string such as ``module:function(kind="weight")``.
 
     Raises:
-        MaskwiseError: a function that workers cannot import, such as one inside another.
+        MaskwiseError: workers cannot import the function, for example if it is inside a function.
     """
     if callable(function):
         name = "<no function>"
         if inspect.isfunction(function):
             name = function.__qualname__
-        # Python's names of lambdas and of functions inside others contain "<".
+        # Python's names for lambdas and for nested functions contain "<".
         if "<" in name or function.__module__ == "__main__":
             raise MaskwiseError(
                 "worker processes cannot import this function",
@@ -279,10 +278,10 @@ def spec_of(function: str | Callable[..., object]) -> Call:
 
 
 def _load(place: str) -> tuple[Finder, str]:
-    """Import a function; returns it with the source of its module, a part of the version."""
+    """Import a function; return it with its module's source, which is part of the version."""
     module_name, _, name = place.partition(":")
-    # ``python script.py`` searches the folder of the script; a console script searches neither
-    # that nor the current folder.
+    # ``python script.py`` searches the script's folder; a console script searches neither that
+    # folder nor the current folder.
     folder = str(Path.cwd())
     if "" not in sys.path and folder not in sys.path:
         sys.path.insert(0, folder)
@@ -294,7 +293,7 @@ def _load(place: str) -> tuple[Finder, str]:
         source = inspect.getsource(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
-    # A user's module may raise anything while it is imported.
+    # A user's module may raise anything while it is being imported.
     except (Exception, SystemExit) as error:
         raise MaskwiseError(
             f"cannot load the function {place}",
@@ -321,7 +320,7 @@ class Span(NamedTuple):
 
 
 def read_marks(text: str) -> tuple[str, list[Span]]:
-    """Remove the ``[[…]]`` marks of a text; returns it with the marked spans.
+    """Remove the ``[[…]]`` marks from a text; return the text with the marked spans.
 
     >>> read_marks("born in [[Warsaw]]")
     ('born in Warsaw', [Span(start=8, stop=14, weight=1.0)])
@@ -340,7 +339,7 @@ def read_marks(text: str) -> tuple[str, list[Span]]:
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """Find sentences by their final punctuation, which is only a rough rule."""
+    """Find sentences by final punctuation, which is only a rough rule."""
     return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
 
 
@@ -381,11 +380,11 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     ([0, 5, 8], [4, 8, 9])
 
     Args:
-        spec: a name of `ANNOTATORS`, with arguments.
-        functions: also allow ``function("module:name")``, which runs the user's code.
+        spec: a name from `ANNOTATORS`, with arguments.
+        functions: whether to also allow ``function("module:name")``, which runs the user's code.
 
     Raises:
-        MaskwiseError: an unknown name, or arguments that the annotator does not have.
+        MaskwiseError: the name is unknown, or the annotator does not have the arguments.
     """
     table = dict(ANNOTATORS)
     if functions:

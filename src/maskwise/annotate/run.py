@@ -1,9 +1,10 @@
 """``maskwise annotate``: annotate a corpus and write a store (store.py).
 
-The corpus is read twice: to find which shards are missing, then to annotate them. Annotators that
-count over the whole corpus read it once more in between. A pool of workers (jobs.py) annotates
-shards and returns their files to this process, the only one that writes, so a cluster needs a
-shared disk only for the files that annotators read. Every engine writes the same bytes.
+The corpus is read twice: first to find which shards are missing, then to annotate those shards.
+Annotators that count over the whole corpus read it once more in between. A pool of workers
+(jobs.py) annotates shards and returns the files to this process, the only process that writes, so a
+cluster needs a shared disk only for the files that annotators read. All engines write the same
+bytes.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Document
 LOCK = ".lock"
 FIT = "annotator.json"
 WORKER_CHARACTERS = 4_000_000
-"""Characters per additional process: six seconds of tagging, twice as long as starting it takes."""
+"""Characters per additional process: tagging them takes six seconds, twice as long as starting the
+process."""
 
 
 class Summary(TypedDict):
     """The content of ``summary.json``.
 
     ``corpus`` is the key of the corpus; ``made`` counts the files that this run wrote; ``skipped``
-    maps reasons to documents; ``annotators`` has an entry per requested spec.
+    maps reasons to numbers of documents; ``annotators`` has an entry for each requested spec.
     """
 
     source: str
@@ -117,16 +119,17 @@ def annotate_corpus(
             the names.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
-        jobs: processes of the local engine, or maximum cores of a Ray cluster. None: one process
-            per core, fewer for a small corpus; with Ray all cores.
-        functions: functions of yours as annotators (registry.py): importable ones, or
+        jobs: the number of processes in the local engine, or the maximum number of cores in a Ray
+            cluster. None stands for one process per core, or fewer for a small corpus; with Ray,
+            for all cores.
+        functions: your own functions as annotators (registry.py): importable functions or strings
             "module:function".
-        quiet: no progress bar.
+        quiet: whether to show no progress bar.
 
     Raises:
-        MaskwiseError: bad input; a folder that holds something else or layers that would be lost; a
-            full disk. Finished shards are kept; a run that fails before its first shard is finished
-            leaves nothing behind.
+        MaskwiseError: the input is bad, the folder holds something else or layers that would be
+            lost, or the disk is full. Finished shards are kept; a run that fails before its first
+            shard is finished leaves nothing behind.
     """
     out = Path(out)
     require_engine(engine)
@@ -171,12 +174,12 @@ def annotate_corpus(
                 path = out / "shards" / part.file(key)
                 facts[spec].append(stored_facts(path))
 
-        # Annotators that lack the same shard read it together: its texts are sent once.
+        # If several annotators lack a shard, its texts are sent once for all of them.
         missing = []
         for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
             missing.append(tuple(lacking))
-        # Only the characters of shards that some annotator lacks.
+        # Only shards that at least one annotator lacks count.
         characters = sum(compress(lengths, missing))
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
@@ -215,7 +218,7 @@ def annotate_corpus(
         write_json(out / MANIFEST, asdict(manifest))
         named = {part.file(key) for part, key in product(manifest.annotators, keys)}
         for path in (out / "shards").iterdir():
-            # A file for earlier texts, or of another version of an annotator.
+            # The file is for earlier texts, or from a different version of an annotator.
             if path.name not in named:
                 path.unlink()
     return summary
@@ -227,7 +230,7 @@ def open_corpus(
     text_field: str = "text",
     limit: int | None = None,
 ) -> Documents:
-    """Open the documents of a corpus, or the texts of a CoNLL-U file."""
+    """Open the documents in a corpus, or the texts in a CoNLL-U file."""
     if isinstance(source, Documents):
         return require_documents(source)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
@@ -244,7 +247,7 @@ def _workers(
     characters: int,
     shards: int,
 ) -> int | None:
-    """Return the number of shards annotated in parallel; 1: in this process; None: Ray decides."""
+    """Return how many shards to annotate in parallel: 1 in this process, None if Ray decides."""
     if engine == "ray":
         return None
     enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
@@ -261,7 +264,7 @@ def _annotated(
         return
     # This process may have annotated before, with an older version of a file.
     forget()
-    # A job uses one core, as in the workers.
+    # As in the workers, a job uses one core.
     with threadpool_limits(1, user_api="blas"):
         for task in tasks:
             yield task, annotate_shard(task)
@@ -277,7 +280,7 @@ def _tasks(
     for number, contents in enumerate(cut_shards(documents)):
         if number >= len(keys) or shard_key(contents) != keys[number]:
             raise MaskwiseError(
-                f"{documents.name} changed while it was read",
+                f"{documents.name} changed while it was being read",
                 do="annotate it again",
             )
         if missing[number]:
@@ -291,7 +294,7 @@ def _fitted(
     out: Path,
     bars: Progress,
 ) -> _Wanted:
-    """Fit an annotator to the corpus if it needs it and no earlier run has done so."""
+    """Fit an annotator to the corpus if it needs fitting and no earlier run has fitted it."""
     unfitted = wanted.annotator
     if not isinstance(unfitted, Fitted) or unfitted.fitted:
         return wanted
@@ -303,7 +306,7 @@ def _fitted(
         read = bars.track(documents, description=title, total=documents.read)
 
         def fill(partial: Path) -> None:
-            # The folder is renamed after the fit, and users may move the store.
+            # The folder is renamed after the fit, and users may move the store later.
             spec = unfitted.fit((document.text for document in read), partial)
             text = json.dumps({"spec": spec.replace(repr(str(partial)), "{folder}")})
             (partial / FIT).write_text(text, encoding="utf-8")
@@ -325,11 +328,11 @@ def _require_nothing_lost(
     wanted: Sequence[_Wanted],
     out: Path,
 ) -> None:
-    """Refuse to replace the layers of another corpus, or to lose layers of a changed corpus."""
+    """Refuse to replace a different corpus's layers, or to lose layers of a changed corpus."""
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not set(keys) & set(before.shards):
         raise MaskwiseError(
-            f"--out {out} holds the layers of another corpus",
+            f"--out {out} holds the layers of a different corpus",
             got=f"{before.documents:,} documents of {before.source}",
             do="give a new folder",
         )
@@ -347,7 +350,7 @@ def _require_nothing_lost(
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
-    """Return the annotators of an earlier run, without the layers that this run writes again."""
+    """Return an earlier run's annotators, without the layers that this run writes again."""
     taken: set[str] = set()
     for part in new:
         taken.update(part.layers)
@@ -368,9 +371,9 @@ def _claimed(out: Path) -> Iterator[None]:
         sweep(out)
         try:
             yield
-        # Ctrl-C is not an ``Exception``, so the folder is kept and the same command resumes.
+        # Ctrl-C is not an ``Exception``, so the folder is kept, and the same command resumes.
         except Exception:
-            # Without a shard there is nothing to resume from.
+            # Without a finished shard, there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
                 # Other files in the folder are not ours to remove.
                 for part in ("shards", "fitted"):

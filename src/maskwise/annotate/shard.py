@@ -1,13 +1,13 @@
-"""Annotate one shard: from texts and the specs of annotators to the bytes of files.
+"""Annotate one shard: from texts and annotator specs to the bytes of files.
 
-To bound memory, long documents are passed to annotators in parts of at most `PART_CHARACTERS`, cut
-at line breaks or blanks; annotators with ``whole_texts`` get them whole. A text on which an
-annotator fails gets no spans and is counted. The run ends if all texts of a shard fail, or if a
-file, the network or memory fails.
+To bound memory, long documents are passed to annotators in parts of at most `PART_CHARACTERS`
+characters, cut at line breaks or spaces; annotators with ``whole_texts`` get whole documents. A
+text on which an annotator fails gets no spans and is counted. The run ends if all texts in a shard
+fail, or if a file, the network or memory fails.
 
 Spans are counted here too, while the text is in memory. Totals are exact. The most common words and
-spans of the corpus are merged from those of each shard, so a text that is rare in every shard may
-be missed. Counting costs 0.4 µs per span.
+spans in the corpus are merged from the most common ones in each shard, so words and spans that are
+rare in every shard may be missed. Counting costs 0.4 µs per span.
 
 `Live` annotates the texts of a stream, for which nothing is stored.
 """
@@ -46,13 +46,13 @@ from maskwise.text.words import classify, join_texts, word_starts
 PART_CHARACTERS = 100_000
 _BORDERS = ("\n", " ")
 SURE_FAILURES = 8
-"""If at least this many texts of a shard fail and none succeeds, the annotator is broken."""
+"""If at least this many texts in a shard fail and none succeeds, the annotator is broken."""
 TOP_SPANS = 200
-"""Number of most common texts per shard, for a layer of spans."""
+"""How many of the most common span texts are counted per shard, for a layer of spans."""
 TOP_WORDS = 20
-"""Number of most common texts per shard, for each label of any other layer."""
+"""How many of the most common texts are counted per shard, for each label of any other layer."""
 SHORT_CHARACTERS = 60
-"""Longer spans, such as sentences, are not counted by their text."""
+"""The texts of longer spans, such as sentences, are not counted."""
 
 
 class ShardTask(NamedTuple):
@@ -64,7 +64,7 @@ class ShardTask(NamedTuple):
 
 
 class LayerSummary(TypedDict):
-    """Counts of a layer in the corpus; ``weight`` has the keys mean, least and greatest."""
+    """Counts for a layer in the corpus; ``weight`` has the keys mean, least and greatest."""
 
     kind: str
     spans: int
@@ -75,28 +75,28 @@ class LayerSummary(TypedDict):
 
 
 class AnnotatorSummary(TypedDict):
-    """A message for the user or None, failures (error → texts), and the layers of an annotator."""
+    """An annotator's message for the user (or None), failures (error → texts) and layers."""
 
     notice: str | None
     failures: dict[str, int]
     layers: dict[str, LayerSummary]
 
 
-# Functions of the user are allowed here, because run.py has checked that the run may use them. Each
-# process builds an annotator once, since some load a model.
+# Users' functions are allowed here, because run.py has checked that the run may use functions. Each
+# process builds an annotator only once, because an annotator may load a model.
 _annotator = cache(partial(annotator, functions=True))
 
 
 def forget() -> None:
-    """Clear the cache of annotators: a file that they read may have changed under the same name."""
+    """Clear the annotator cache: a file that an annotator reads may have changed."""
     _annotator.cache_clear()
 
 
 def annotate_shard(task: ShardTask) -> list[bytes]:
-    """Annotate a shard; returns one file for each annotator.
+    """Annotate a shard; return one file for each annotator.
 
     Raises:
-        MaskwiseError: spans that do not fit their text; an annotator that fails on all texts.
+        MaskwiseError: spans do not fit their text, or an annotator fails on all texts.
     """
     texts = [document.text for document in task.documents]
     files = []
@@ -112,13 +112,13 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
 class Live:
     """Annotate any texts with several annotators, without a store.
 
-    Pickles only the specs; each process builds its annotators once.
+    Only the specs are pickled; each process builds its annotators once.
 
     Args:
-        specs: names of annotators, with arguments.
+        specs: the names of annotators, with arguments.
 
     Raises:
-        MaskwiseError: an unknown annotator, or one that must read the whole corpus first.
+        MaskwiseError: an annotator is unknown, or must read the whole corpus first.
 
     >>> live = Live(["words"])
     >>> live.annotate(["Owls fly."])[0]["words"].start.tolist()
@@ -139,17 +139,17 @@ class Live:
 
     @property
     def layers(self) -> Layers:
-        """The layers of all annotators by name."""
+        """The layers of all annotators, keyed by name."""
         layers: dict[str, Layer] = {}
         for maker in self._makers:
             layers |= maker.layers
         return layers
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return the spans of every text by layer; a text on which an annotator fails has none.
+        """Return each text's spans, keyed by layer; if an annotator fails, its text has no spans.
 
         Raises:
-            MaskwiseError: an annotator that fails on all texts.
+            MaskwiseError: an annotator fails on all texts.
         """
         spans: list[Found] = [{} for _ in texts]
         for maker in self._makers:
@@ -163,7 +163,7 @@ def require_live(spec: str, maker: Annotator) -> None:
     """Check that an annotator can annotate a stream.
 
     Raises:
-        MaskwiseError: an annotator that must read the whole corpus first.
+        MaskwiseError: the annotator must read the whole corpus first.
     """
     if not isinstance(maker, Fitted) or maker.fitted:
         return
@@ -171,8 +171,8 @@ def require_live(spec: str, maker: Annotator) -> None:
     if maker.name == "phrases":
         option = "vocabulary"
     raise MaskwiseError(
-        f"layers of {spec} need the whole corpus, and a stream is not read beforehand",
-        do=f"count in part of it (maskwise annotate PART --with {maker.name} --out DIR) and "
+        f"the layers of {spec} need the whole corpus, but a stream is not read beforehand",
+        do=f"count in part of the text (maskwise annotate PART --with {maker.name} --out DIR) and "
         f'name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…"); or leave out '
         f"corpus.stream",
     )
@@ -187,10 +187,10 @@ def spans_of(
     texts: Sequence[str],
     failures: Counter[str],
 ) -> list[Found]:
-    """Return the spans of each text by layer, and count failures by their error.
+    """Return each text's spans, keyed by layer, and count the failures for each error.
 
     Raises:
-        MaskwiseError: spans that do not fit their text; an annotator that fails on all texts.
+        MaskwiseError: spans do not fit their text, or the annotator fails on all texts.
     """
     most = PART_CHARACTERS
     # The flag ``whole_texts`` is optional: an annotator needs only what `Annotator` lists.
@@ -207,7 +207,7 @@ def spans_of(
         raise MaskwiseError(
             f"{maker.name} failed on all {len(texts)} texts of a shard",
             got=next(iter(failures)),
-            do="fix it; finished shards are kept",
+            do="fix the annotator; finished shards are kept",
         )
     found = []
     for parts in parts_of:
@@ -235,14 +235,14 @@ def _annotate(
     parts_of: Sequence[list[str]],
     failures: Counter[str],
 ) -> list[Found]:
-    """Annotate the parts of some texts; a text on which the annotator fails has no spans."""
+    """Annotate the parts of texts; a text on which the annotator fails has no spans."""
     parts = list(chain.from_iterable(parts_of))
     try:
         found = maker.annotate(parts)
     except MaskwiseError:
         raise
     except Exception as error:
-        # One text must not end the work on a million others, so each is tried alone.
+        # One text must not end the work on a million others, so each text is tried alone.
         if len(parts_of) > 1:
             spans: list[Found] = []
             for parts_of_text in parts_of:
@@ -279,19 +279,20 @@ def shard_facts(
     found: Sequence[Mapping[str, CharSpans]],
     layers: Layers,
 ) -> Facts:
-    """Count the spans of one shard and annotator, as JSON.
+    """Count the spans for one shard and annotator, as JSON.
 
-    ``words``, ``failures`` (error → texts) and ``layers``: for each ``spans``, ``words``, and
-    either ``weight`` (sum, least, greatest) or ``labels`` and ``top``, by codes as strings.
+    The keys are ``words``, ``failures`` (error → texts) and ``layers``; each layer has ``spans``,
+    ``words``, and either ``weight`` (sum, smallest, largest) or ``labels`` and ``top``, keyed by
+    codes as strings.
 
     Args:
         texts: N texts.
-        found: the spans of each text by layer.
+        found: each text's spans, keyed by layer.
     """
     joined, base = join_texts(texts)
     begins = []
     for text, origin in zip(texts, base, strict=True):
-        # Part by part, because classifying takes 60 bytes per character.
+        # Texts are classified part by part, because this takes 60 bytes per character.
         for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=_BORDERS):
             kinds = classify(text[start:end])
             begins.append(np.flatnonzero(word_starts(kinds)) + origin + start)
@@ -314,10 +315,10 @@ def _layer_facts(
     layer: Layer,
     words: Ints,
 ) -> Facts:
-    """Count spans of texts at offsets ``base`` (N,) of ``joined``, with words at ``words`` (W,)."""
+    """Count the spans of texts that are at ``base`` (N,) in ``joined``, with words at ``words``."""
     start, end, codes = joined_spans(found, base)
-    # A word is covered if the last span that begins at or before its first character ends after it.
-    # A word before all spans gets index −1, the 0 that is appended, which covers nothing.
+    # A word is covered if the last span that begins at or before its first character ends after
+    # that character. A word before all spans gets index −1, the appended 0, which covers nothing.
     last = start.searchsorted(words, side="right") - 1
     covered = np.append(end, 0)[last] > words
     facts = {"spans": len(start), "words": int(covered.sum())}
@@ -334,7 +335,7 @@ def _layer_facts(
     labels = dict(zip(map(str, distinct.tolist()), times.tolist()))
     short = end - start <= SHORT_CHARACTERS
     cuts = map(slice, start[short].tolist(), end[short].tolist())
-    # Strings are cut and counted in C: a loop here would take longer than the annotators.
+    # Strings are cut and counted in C: a Python loop would take longer than the annotators.
     pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
     top = {}
     for code, common in _commonest(pairs, layer).items():
@@ -343,12 +344,12 @@ def _layer_facts(
 
 
 def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[str, int]]:
-    """Return the most common texts of each code with their counts, from counts of (code, text)."""
+    """Return each code's most common texts with their counts, from counts of (code, text)."""
     most = TOP_WORDS
     if layer.kind == "spans":
         most = TOP_SPANS
     top: dict[int, dict[str, int]] = {}
-    # Ties are broken by text, because the order of the input must not matter.
+    # Ties are broken by text, because input order must not matter.
     for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
         common = top.setdefault(code, {})
         if len(common) < most:
@@ -357,7 +358,7 @@ def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[
 
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
-    """Merge the facts of all shards of an annotator."""
+    """Merge an annotator's facts from all shards."""
     words = 0
     failures = Counter[str]()
     for facts in shards:
@@ -393,7 +394,7 @@ def _summary(
         "share_of_words": covered / max(1, words),
     }
     if layer.kind == "weight":
-        # A shard without spans has (0, 0, 0), and this 0 is not the least weight of any span.
+        # A shard without spans has (0, 0, 0), but this 0 is not the smallest weight of any span.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
@@ -420,7 +421,7 @@ def _summary(
     summary["top"] = {}
     for code, number in sorted(labels.items(), key=lambda item: (-item[1], int(item[0]))):
         label = names[int(code)]
-        # A label may have long spans only, which are not counted by their text.
+        # A label may have only long spans, whose texts are not counted.
         common = top.get(int(code), {})
         summary["labels"][label] = number
         summary["top"][label] = list(map(list, common.items()))

@@ -6,17 +6,19 @@
       fitted/NAME-KEY/           what an annotator learned from the whole corpus
       summary.json               counts of all layers
 
-The name of a shard's file hashes everything that it depends on: its documents and the annotator's
-version. Files are written atomically, so an existing file is complete: a second run is instant, a
-killed run resumes, and a new tagger or a changed text rewrites only the files that it affects.
+The name of a shard's file contains a hash of everything that the file depends on: its documents and
+the annotator's version. Files are written atomically, so an existing file is complete: a second run
+is instant, a killed run resumes, and a new tagger or a changed text rewrites only the files that it
+affects.
 
-A shard ends after a document with a certain hash (about 1 in 128) or when it is full. A new or
-longer document therefore changes only the shard that contains it.
+A shard ends after a document with a certain hash (about 1 in 128) or when the shard is full. A new
+or longer document therefore changes only the shard that contains it.
 
-Columns: ``id``, ``text`` (int64, `text_id` of the text), and per layer ``NAME.start``, ``NAME.end``
-(list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
+Columns: ``id``, ``text`` (int64, `text_id` of the text) and, for each layer, ``NAME.start``,
+``NAME.end`` (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
 
-Cost: 3 to 6 bytes per word and layer on disk; 16 bytes of memory per document to find it again.
+Cost: 3 to 6 bytes on disk per word and layer; 16 bytes of memory per document, to find the document
+again.
 """
 
 from __future__ import annotations
@@ -45,10 +47,10 @@ MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
 """Average number of documents per shard; the maximum is four times as large."""
 SHARD_CHARACTERS = 1 << 19
-"""A second or two of tagging, which bounds what a killed run loses and how long one process waits
-for another."""
+"""Tagging this many characters takes a second or two. The limit bounds the work that a killed run
+loses and the time that one process waits for another."""
 Facts: TypeAlias = dict[str, Any]
-"""Counts of one shard and annotator, JSON in the footer of its file; see `shard.shard_facts`."""
+"""Counts for one shard and annotator, as JSON in the file's footer; see `shard.shard_facts`."""
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -84,8 +86,8 @@ def to_parquet(
     """Encode the file of a shard; equal arguments give equal bytes.
 
     Args:
-        spans: the spans of each document by layer.
-        facts: JSON for the footer.
+        spans: each document's spans, keyed by layer.
+        facts: the JSON for the footer.
     """
     names, texts = zip(*shard)
     columns = {
@@ -100,7 +102,7 @@ def to_parquet(
         if layer.dtype is not None:
             lists = pa.list_(pa.from_numpy_dtype(layer.dtype))
             columns[f"{name}.value"] = pa.array(values, lists)
-    # Facts are in the footer, so that they can be read without decoding a column.
+    # The facts are in the footer, where they can be read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -108,7 +110,7 @@ def to_parquet(
 
 
 def stored_facts(path: Path) -> Facts:
-    """Read the facts of a shard's file; {} if it is missing or damaged."""
+    """Read the facts from a shard's file; {} if the file is missing or damaged."""
     try:
         # The whole table is read to verify its checksums, because a damaged file must be replaced.
         table = pq.read_table(path, page_checksum_verification=True)
@@ -128,7 +130,7 @@ class Part:
     layers: dict[str, Layer]
 
     def file(self, shard: str) -> str:
-        """Return the name of its file for the shard with the key ``shard``."""
+        """Return the name of the annotator's file for the shard with the key ``shard``."""
         return f"{self.name}-{digest(self.version, shard)}.parquet"
 
 
@@ -138,10 +140,11 @@ class Manifest:
 
     Attributes:
         source: the origin of the texts.
-        corpus: hash of all documents, in order.
-        documents, characters: counts.
+        corpus: the hash of all documents, in order.
+        documents: the number of documents.
+        characters: the number of characters in all documents.
         annotators: the annotators with layers in the store.
-        shards: the keys of shards, in order.
+        shards: the keys of the shards, in order.
     """
 
     format: Literal[1] = field(default=1, kw_only=True)
@@ -157,7 +160,7 @@ class Manifest:
         """Load and validate a manifest.
 
         Raises:
-            MaskwiseError: no manifest, or a damaged one.
+            MaskwiseError: there is no manifest, or it is damaged.
         """
         try:
             content = (folder / MANIFEST).read_bytes()
@@ -178,11 +181,11 @@ class Store:
     """Reads the layers of texts from disk, as an annotator.
 
     Args:
-        folder: written by ``maskwise annotate``.
-        only: names of the layers to read; None reads all.
+        folder: the folder that ``maskwise annotate`` wrote.
+        only: the names of the layers to read; None reads all layers.
 
     Raises:
-        MaskwiseError: no store, or no such layer.
+        MaskwiseError: there is no store, or no such layer.
     """
 
     name = "stored"
@@ -208,7 +211,7 @@ class Store:
 
     @property
     def version(self) -> str:
-        """Hash of the texts and of the annotators."""
+        """A hash of the texts and the annotators."""
         makers = []
         for part in self.manifest.annotators:
             if part.layers.keys() & self.layers:
@@ -216,11 +219,10 @@ class Store:
         return digest(self.manifest.corpus, makers, [*self.layers])
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return the spans of each text by layer.
+        """Return each text's spans, keyed by layer.
 
         Raises:
-            MaskwiseError: a text that was not annotated (every character counts), or a damaged
-                file.
+            MaskwiseError: a text was not annotated (every character counts), or a file is damaged.
         """
         known, shard, row = self._index
         keys = np.array(list(map(text_id, texts)), dtype=np.int64)
@@ -228,7 +230,7 @@ class Store:
         if (places < 0).any():
             missing = int(places.argmin())
             raise MaskwiseError(
-                f"the layers in {self.folder} were made from another text",
+                f"the layers in {self.folder} were made from different texts",
                 got=f"{texts[missing][:40]!r}…, text key {keys[missing]}",
                 allowed=f"the {self.manifest.documents} documents of corpus {self.manifest.corpus}",
                 do="annotate this corpus",
@@ -295,15 +297,15 @@ class Store:
 
 
 def write_table(path: Path, columns: Mapping[str, object]) -> None:
-    """Write columns of equal length as a Parquet file."""
+    """Write columns of equal length to a Parquet file."""
     pq.write_table(pa.table(dict(columns)), path)
 
 
 def read_table(path: Path, *columns: str) -> pa.Table:
-    """Read columns of a Parquet file.
+    """Read columns from a Parquet file.
 
     Raises:
-        MaskwiseError: a file that is missing, damaged or lacks a column.
+        MaskwiseError: the file is missing, is damaged or lacks a column.
     """
     refuse_damaged(path.parent)
     try:

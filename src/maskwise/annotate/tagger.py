@@ -1,16 +1,16 @@
 """Annotate parts of speech and salient spans with a spaCy pipeline, shipped or installed.
 
 One pass over the text gives both layers. The shipped pipeline (data/tagger-en, with its card) is a
-tagger and an entity recogniser on an encoder of two convolutions. ``pos`` alone skips the
-recogniser.
+tagger and an entity recogniser on an encoder of two convolutions. If only ``pos`` is wanted, the
+recogniser is skipped.
 
-Every text is accepted. Surrogates, which spaCy cannot hash, are replaced by U+FFFD. Long texts are
-cut at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest
-text (4.5 GB for 10 MB). Words of a thousand characters or more are cut too, since spaCy's tokenizer
-may need minutes for one. White space has no part of speech.
+Every text is accepted. Surrogates, which spaCy cannot hash, are replaced with U+FFFD. Long texts
+are cut at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the
+longest text (4.5 GB for 10 MB). Words of a thousand characters or more are cut too, because spaCy's
+tokenizer may need minutes for such a word. White space has no part of speech.
 
 Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``), half of it in matrix products.
-These use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
+The products use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _FORMS = re.compile(
     rf"(?:(?P<date>{'|'.join(_DATES)})|(?P<number>{'|'.join(_NUMBERS)}))(?!\w)",
     re.IGNORECASE,
 )
-# These join two names into one: Al-Zaman, AT&T, University of the Arts.
+# Patterns that join two names into one: Al-Zaman, AT&T, University of the Arts.
 _JOINTS = re.compile(r"(?<=\w)(?:[-–&]|[ ]&[ ]|[ ]of(?:[ ]the)?[ ])(?=\w)")
 _OPENERS = np.array(list(map(ord, ".!?:;…\"“”‘'([")), dtype=np.uint32)
 
@@ -82,11 +82,11 @@ class Tokens(NamedTuple):
 
     Attributes:
         start, end: (T,) character offsets.
-        tag: (T,) codes of `UPOS`, 0 for none.
+        tag: (T,) `UPOS` codes, 0 for no tag.
         entity: (T,) NAME, DATE or NUMBER inside an entity of that kind, else NONE.
         title: (T,) whether the first letter is a capital.
-        lower: (T,) whether all letters are lower case.
-        one: (T,) the word "one", which is rarely a number worth masking.
+        lower: (T,) whether all letters are in lower case.
+        one: (T,) whether the token is the word "one", which is rarely a number worth masking.
     """
 
     start: Ints
@@ -98,7 +98,7 @@ class Tokens(NamedTuple):
     one: Flags
 
     def tagged(self, *tags: str) -> Flags:
-        """(T,) whether a token has one of these tags."""
+        """(T,) whether each token has one of these tags."""
         return np.isin(self.tag, [_CODES[tag] for tag in tags])
 
     def within(self, match: re.Match[str]) -> slice:
@@ -108,16 +108,16 @@ class Tokens(NamedTuple):
 
 
 def salient_spans(text: str, tokens: Tokens) -> CharSpans:
-    """Find the salient spans of a text, with the codes of `SALIENT`.
+    """Find a text's salient spans, with the codes of `SALIENT`.
 
     A *name* is a run of entities and proper nouns. A capitalised adjective, noun or verb counts
     too, unless it opens its sentence: "Japanese", "United" in "United States", which Universal
     Dependencies do not tag as proper nouns. A proper noun in lower case is a name only if the whole
-    text is in lower case or the entity recogniser finds it. *Dates* and *numbers* are found by
-    their form, then by their tag.
+    text is in lower case or the entity recogniser finds the noun. *Dates* and *numbers* are found
+    by their form, then by their tag.
 
-    Tags find names that the small entity recogniser does not know; entities find names in lower
-    case. Tuned on data that no reported score uses (scripts/train_tagger/README.md).
+    Tags find names that the small entity recogniser misses; entities find names in lower case. The
+    rules were tuned on data that no reported score uses (scripts/train_tagger/README.md).
     """
     start = tokens.start
     end = tokens.end
@@ -125,7 +125,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
         return CharSpans.of((), SALIENT)
     codes = codes_of(text)
     lines = np.cumsum(codes == ord("\n"))
-    # The last character of the token before.
+    # The last character of each token's predecessor.
     before = end[:-1] - 1
     # No span crosses the end of a line.
     breaks = np.ones(len(start), dtype=bool)
@@ -139,12 +139,12 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     proper = tokens.tagged("PROPN")
     title = tokens.title
     small = tokens.lower & title.any()
-    # A proper noun in lower case counts only inside a name: "Charles de Gaulle".
+    # A proper noun in lower case counts only inside a name, as in "Charles de Gaulle".
     sure = np.pad(proper & ~small, 1)
     proper = sure[1:-1] | (proper & sure[:-2] & sure[2:])
     content = tokens.tagged("ADJ", "NOUN", "VERB")
     kind[proper | (content & title & ~opens)] = NAME
-    # Numbered, so that two dates or amounts in a row stay two spans.
+    # Matches are numbered, so two dates or amounts in a row stay two spans.
     form = np.zeros(len(kind), dtype=np.int64)
     for number, match in enumerate(_FORMS.finditer(text), start=1):
         inside = tokens.within(match)
@@ -163,7 +163,7 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     end = end[last]
     kind = kind[begin]
     is_salient = kind != NONE
-    # Taggers may tag emoji and stray punctuation as PROPN, but these are not names.
+    # Taggers may tag emoji and stray punctuation as PROPN, but neither is a name.
     first_class = classify(text)[start]
     for span in np.flatnonzero(is_salient & (first_class != LETTER)):
         is_salient[span] = any(map(str.isalnum, text[start[span] : end[span]]))
@@ -173,11 +173,11 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
 PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
-"""Texts per batch. With 64 or more the arrays outgrow the processor's cache and annotating takes a
-third longer."""
+"""Texts per batch. With 64 or more texts, the arrays outgrow the processor's cache, and annotating
+takes a third longer."""
 MAX_NEW_WORDS = 200_000
-"""spaCy caches every word; after this many new words (about 100 MB) it is reloaded. Its memory
-zones would drop the cache, but made annotating a third slower.
+"""spaCy caches every word; after this many new words (about 100 MB) the pipeline is reloaded.
+spaCy's memory zones would drop the cache, but they made annotating a third slower.
 """
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
@@ -203,19 +203,18 @@ _COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "IS_LOWER", "LO
 
 
 NO_MODEL = (".md", ".pyc")
-"""Endings of files in a pipeline's folder that do not affect its tags."""
+"""Extensions of files in a pipeline's folder that do not affect its tags."""
 
 
 class SpacyPipeline:
     """An annotator with the layers "pos" (17 universal tags), "salient", or both.
 
     Args:
-        layers: names of the layers. Both are made in one pass; "pos" alone is faster.
-        model: an installed spaCy pipeline or its folder; None: the shipped one.
+        layers: the names of the layers. Both layers are made in one pass; "pos" alone is faster.
+        model: an installed spaCy pipeline or its folder; None stands for the shipped pipeline.
 
     Raises:
-        MaskwiseError: a pipeline that is not installed, cannot be loaded, or gives no universal
-            tags.
+        MaskwiseError: the pipeline is not installed, cannot be loaded, or gives no universal tags.
     """
 
     def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
@@ -227,7 +226,7 @@ class SpacyPipeline:
 
     @cached_property
     def version(self) -> str:
-        """Hash of the pipeline without its card, spaCy's version and the rules of this module."""
+        """A hash of the pipeline (not its card), spaCy's version and the rules in this module."""
         named: list[object] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.suffix not in NO_MODEL:
@@ -245,7 +244,7 @@ class SpacyPipeline:
                 pieces.append(_SURROGATE.sub("\ufffd", text[begin:end]))
             begins_of_texts.append(begins)
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
-            # A cached property: it is loaded again when it is next used.
+            # This is a cached property: the pipeline is loaded again when it is next used.
             del self.nlp
         docs = self.nlp.pipe(pieces, batch_size=BATCH)
         found = []
@@ -265,11 +264,11 @@ class SpacyPipeline:
         return found
 
     def _tokens(self, begins: Sequence[int], docs: Iterator[Any]) -> Tokens:
-        """Join the tokens of a text that begins its pieces at these characters.
+        """Join the tokens of a text's pieces.
 
         Args:
             begins: the first character of each piece.
-            docs: spaCy's documents; the next ones are the pieces of this text.
+            docs: spaCy's documents; the next documents are the pieces of this text.
         """
         tables = []
         codes = []
@@ -280,7 +279,7 @@ class SpacyPipeline:
             codes.append(self._coded(doc.to_array(self._column), _CODES))
         joined = np.concatenate(tables)
         tags = np.concatenate(codes)
-        # spaCy has tokens of white space; they have no part of speech.
+        # spaCy makes tokens of white space, which have no part of speech.
         visible = joined[:, 2] == 0
         offset, length, _, title, upper, lower, form, entity = joined[visible].T
         start = offset.astype(np.int32)
@@ -301,7 +300,7 @@ class SpacyPipeline:
         *,
         other: int = 0,
     ) -> Codes:
-        """Map spaCy's hashes of names to our codes; the empty name has code 0."""
+        """Map spaCy's name hashes to our codes; the empty name has code 0."""
         hashes, place = np.unique(symbols, return_inverse=True)
         coded = []
         for number in hashes.tolist():
@@ -320,13 +319,13 @@ class SpacyPipeline:
             unused += _ENTITIES
         try:
             nlp = spacy.load(self.folder, exclude=unused)
-        # Components of other packages may raise anything.
+        # Components from other packages may raise anything.
         except Exception as error:
             raise MaskwiseError(
                 f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}",
             ) from error
         self._words_at_load = len(nlp.vocab)
-        # numpy's matrix product replaces BLIS, but not the ops of a GPU or of Apple's library.
+        # numpy's matrix product replaces BLIS, but not the ops for a GPU or Apple's library.
         ops = NumpyOps(use_blis=False)
         for _, component in nlp.pipeline:
             # Rule-based components have no model.
@@ -338,7 +337,7 @@ class SpacyPipeline:
 
     @cached_property
     def _column(self) -> str:
-        """The attribute with universal tags: POS, or TAG in some pipelines trained on UD."""
+        """The attribute that holds universal tags: POS, or TAG in pipelines trained on UD."""
         probe = self.nlp("The old house stands in Paris.")
         if any(token.pos_ for token in probe):
             return "POS"
@@ -348,12 +347,12 @@ class SpacyPipeline:
         raise MaskwiseError(
             f"spaCy pipeline {self.folder.name} gives no universal parts of speech",
             got=f"tags {sorted(tags)[:5]}",
-            do="use one with a tagger and an attribute ruler, such as en_core_web_sm",
+            do="use a pipeline with a tagger and an attribute ruler, such as en_core_web_sm",
         )
 
 
 def pos(*, model: str | None = None, salient: bool = False) -> SpacyPipeline:
-    """Annotate parts of speech; with ``salient`` also salient spans, in the same pass."""
+    """Annotate parts of speech and, with ``salient``, also salient spans in the same pass."""
     if salient:
         return SpacyPipeline(model=model)
     return SpacyPipeline(("pos",), model=model)
@@ -365,7 +364,7 @@ def salient(*, model: str | None = None) -> SpacyPipeline:
 
 
 def one_pass(specs: Sequence[str]) -> list[str]:
-    """Join "pos" and "salient" of one pipeline into ``pos(salient=True)``."""
+    """Join "pos" and "salient" with the same pipeline into ``pos(salient=True)``."""
     calls = list(map(parse_call, specs))
     joined = []
     for call in calls:
@@ -384,7 +383,7 @@ def _folder(model: str | None) -> Path:
     """Find the folder of a pipeline.
 
     Raises:
-        MaskwiseError: it is not installed.
+        MaskwiseError: the pipeline is not installed.
     """
     if model is None:
         return bundled_file("tagger-en")
@@ -395,7 +394,7 @@ def _folder(model: str | None) -> Path:
         if model.isidentifier():
             package = find_spec(model)
     if package and package.origin:
-        # A package of spaCy has its pipeline in a folder NAME-VERSION.
+        # A spaCy package has its pipeline in a folder NAME-VERSION.
         for file in Path(package.origin).parent.glob("*/config.cfg"):
             path = file.parent
     if not (path / "config.cfg").is_file():
@@ -418,7 +417,7 @@ def cut_text(
     """Cut a stretch of a text into parts of at most ``most`` characters.
 
     A part ends after the last border in its second half. The first kind of border that occurs there
-    is used; without any, the part is cut at ``most`` characters.
+    is used; if there is no border, the part is cut at ``most`` characters.
     """
     while stop - start > most:
         end = start + most

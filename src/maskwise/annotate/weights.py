@@ -1,6 +1,6 @@
 """Annotators that look up word weights in a table: frequency, informativeness and difference.
 
-A fit writes the table, a Parquet file with the columns "word" and "weight" that users may edit.
+A fit writes the table, a Parquet file with the columns "word" and "weight", which users may edit.
 Words are looked up in lower case. Cost: 0.5 µs per word.
 """
 
@@ -45,21 +45,21 @@ Matrix = NDArray[np.float32]
 
 @dataclass(kw_only=True)
 class WordWeights(ABC):
-    """An annotator with one layer of weights, whose name is the annotator's.
+    """An annotator with one layer of weights, which has the annotator's name.
 
     Args:
-        table: the folder written by a fit. Without it the annotator must be fitted, with the other
-            settings.
+        table: the folder written by a fit. Without a table, the annotator must be fitted, with the
+            other settings.
 
     Raises:
-        MaskwiseError: settings out of range; a table that cannot be read.
+        MaskwiseError: a setting is out of range, or the table cannot be read.
     """
 
     table: str | None = None
 
     name: ClassVar[str]
     unseen: ClassVar[float] = 0.0
-    """Weight of words that are missing from the table."""
+    """The weight of words that are missing from the table."""
     punctuation: ClassVar[bool] = False
     """Whether punctuation and parts after an apostrophe have weights too."""
 
@@ -80,12 +80,12 @@ class WordWeights(ABC):
         keys = keys_of(words)
         order = keys.argsort(kind="stable")
         self._keys = keys[order]
-        # ``find`` gives missing words the index −1: the last weight.
+        # ``find`` gives missing words the index −1, which is the last weight.
         self._weights = np.append(weights[order], self.unseen)
 
     @property
     def settings(self) -> dict[str, object]:
-        """All arguments but the table; part of the version."""
+        """All arguments except the table; they are part of the version."""
         return {name: value for name, value in asdict(self).items() if name != "table"}
 
     @property
@@ -100,7 +100,7 @@ class WordWeights(ABC):
     def version(self) -> str:
         content = list(self._content)
         if not self.fitted:
-            # The result of a fit depends on the files that are named in the settings.
+            # The result of a fit depends on the files that the settings name.
             for value in self.settings.values():
                 if isinstance(value, str):
                     path = Path(value)
@@ -109,10 +109,10 @@ class WordWeights(ABC):
 
     @abstractmethod
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read a corpus once and save a table in ``folder``; returns the spec that reads it."""
+        """Read a corpus once and save a table in ``folder``; return a spec that reads the table."""
 
     def _save(self, folder: Path, columns: Mapping[str, object], **needed: object) -> str:
-        """Write the table; ``needed`` are further arguments of the spec that reads it."""
+        """Write the table; ``needed`` are further arguments for the spec that reads the table."""
         write_table(folder / FILE, columns)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
@@ -127,13 +127,13 @@ class WordWeights(ABC):
         return found
 
     def weigh(self, words: Words) -> Floats:
-        """(W,) the weights of the words of some texts."""
+        """(W,) the weight of each word."""
         return self._weights[find(self._keys, words.key)]
 
 
 @dataclass(kw_only=True)
 class Frequency(WordWeights):
-    """The layer ``frequency``: the count of every word in lower case, and of punctuation."""
+    """The layer ``frequency``: the counts of words, in lower case, and of punctuation marks."""
 
     name = "frequency"
     punctuation = True
@@ -159,12 +159,12 @@ class Informativeness(WordWeights):
     """The layer ``informativeness``: a word's PMI with its neighbours, clipped at 0, with mean 1.
 
     Args:
-        per: "text": the weight of a word depends on its neighbours in the text; "word": it is the
-            same everywhere.
+        per: with "text", a word's weight depends on its neighbours in the text; with "word", a
+            word's weight is the same everywhere.
         window: maximum number of neighbours on each side.
         words: size of the table, which has the most frequent words.
-        min_count: words that occur less often are left out.
-        min_pairs: pairs that occur less often have a PMI of 0.
+        min_count: the minimum number of times that a word must occur to be in the table.
+        min_pairs: the number of occurrences below which a pair's PMI is set to 0.
     """
 
     name = "informativeness"
@@ -179,7 +179,7 @@ class Informativeness(WordWeights):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per not in ("text", "word"):
-            raise MaskwiseError("informativeness: per", got=self.per, allowed="text, word")
+            raise MaskwiseError("informativeness: invalid per", got=self.per, allowed="text, word")
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count words and pairs; save words.parquet (word, weight, count) and pairs.parquet.
@@ -188,7 +188,7 @@ class Informativeness(WordWeights):
             MaskwiseError: no word is frequent enough.
         """
         seen = Vocabulary()
-        # The ids of words are known only after the first pass, so the corpus is kept as hashes.
+        # Word ids are known only after the first pass, so the corpus is kept as hashes.
         corpus = Spill(folder)
         for words in blocks(texts):
             plain = words.plain
@@ -228,8 +228,8 @@ class Informativeness(WordWeights):
             positive += float(sums.clip(min=0).sum())
             number += len(sums)
         rate = (total / counts).clip(min=0)
-        # Weights are divided by their mean over the corpus, so that they average 1; a mean of 0 is
-        # replaced by 1.
+        # Weights are divided by their mean over the corpus, so their new mean is 1; a mean of 0 is
+        # replaced with 1.
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0
         scaled = (pmi / by_text).astype(np.float32)
@@ -260,7 +260,7 @@ class Informativeness(WordWeights):
 
     @cached_property
     def _pmi(self) -> tuple[Keys, Floats]:
-        """(P,) pairs and (P + 1,) their PMI; the last value, 0, is for all other pairs."""
+        """(P,) the pairs and (P + 1,) their PMI; the last value, 0, is for all other pairs."""
         assert self.table, "fit first"
         columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
         pairs = columns["pair"].to_numpy()
@@ -269,10 +269,10 @@ class Informativeness(WordWeights):
 
 
 def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
-    """(P,) the PMI of pairs of word ids, smaller id first, from their counts in either order."""
+    """(P,) the PMI of pairs of word ids, smaller id first, from their counts in both orders."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
-    # The marginals count each pair from both sides, so a pair of equal words counts twice too.
+    # The marginals count each pair from both sides, so a pair of equal words also counts twice.
     ordered = counts * np.where(first == second, 2, 1)
     expected = marginal[first] * marginal[second]
     return np.log(ordered * marginal.sum() / expected)
@@ -284,10 +284,10 @@ def summed_pmi(
     """(W,) each word's summed PMI with its neighbours.
 
     Args:
-        ids: (W,) −1 for words that are missing from the table.
-        sentence: (W,) ascending numbers.
-        pairs: (P,) ascending keys.
-        pmi: (P + 1,) PMI of the pairs; the last value is for all other pairs.
+        ids: (W,) the ids of the words; −1 for words that are missing from the table.
+        sentence: (W,) the number of each word's sentence, ascending.
+        pairs: (P,) the keys of the pairs, ascending.
+        pmi: (P + 1,) the PMI of the pairs; the last value is for all other pairs.
     """
     total = np.zeros(len(ids))
     for distance, at in _neighbours(ids, sentence, window):
@@ -298,7 +298,7 @@ def summed_pmi(
 
 
 def _neighbours(ids: Ints, sentence: Ints | Keys, window: int) -> Iterator[tuple[int, Ints]]:
-    """Yield for each distance the known words with a known neighbour in the same sentence."""
+    """Yield, for each distance, the known words with a known neighbour in the same sentence."""
     for distance in range(1, min(window, len(ids) - 1) + 1):
         near = sentence[distance:] == sentence[:-distance]
         known = (ids[distance:] >= 0) & (ids[:-distance] >= 0)
@@ -317,7 +317,7 @@ def sentences_of(words: Words) -> Ints:
     A sentence ends with its text, its line, or final punctuation before a space.
     """
     opens = words.fresh.copy()
-    # A stop inside "3.5" or "U.S.A" ends no sentence. Chinese and Japanese use no space after one.
+    # A stop inside "3.5" or "U.S.A" ends no sentence. Chinese and Japanese stops need no space.
     blank_before = words.start[1:] > words.end[:-1]
     before = words.letter[:-1]
     opens[1:] |= np.isin(before, _STOPS) & blank_before
@@ -327,27 +327,27 @@ def sentences_of(words: Words) -> Ints:
 
 @dataclass(kw_only=True)
 class Difference(WordWeights):
-    """The layer ``difference``: weights of words that distinguish the target corpus.
+    """The layer ``difference``: high weights for words that distinguish the target corpus.
 
-    Words are scored by TF-ICF, frequent in the target corpus and rare in the general one:
+    Words get TF-ICF scores, high if frequent in the target corpus but rare in the general corpus:
 
         score(w) = max(0, log(1 + c(w)) · log(p(w) / q(w)))
 
-    where c and p are the count and share of w in the target corpus, and q is its share in the
-    general one, with 1 added to each count. The words with the highest scores are anchors, and the
-    weight of a word is its cosine to the nearest anchor. Without ``vectors`` it is the score, which
-    favours the best words much more; the policy's ``power`` can flatten it. Weights average 1 over
-    the target corpus; words outside it have weight 0.
+    where c and p are the count and share of w in the target corpus, and q is the share of w in the
+    general corpus, with 1 added to each count. The words with the highest scores are anchors, and a
+    word's weight is its cosine to the nearest anchor. Without ``vectors``, the weight is the score,
+    which favours the best words much more; the policy's ``power`` can flatten the weights. Weights
+    average 1 over the target corpus; words that are not in this corpus have weight 0.
 
     Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3; 20 anchors and the
         cosine to the nearest as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et
-        al. 2006 (TF-ICF): with p(w), the anchors of novels against Wikipedia were "i", "you",
-        "her". The log-ratio, the floor of the cosine and the scale are ours.
+        al. 2006 (TF-ICF): with p(w), the anchors for novels against Wikipedia were "i", "you",
+        "her". The log-ratio, the floor under the cosine and the scale are ours.
 
     Args:
         general: the general corpus, as for `read_documents`.
         anchors: number of anchors.
-        min_documents: minimum number of target texts in which an anchor occurs, which excludes
+        min_documents: minimum number of target texts in which an anchor must occur; this excludes
             names from a single text.
         vectors: a checkpoint folder, whose input embeddings are used.
     """
@@ -360,7 +360,7 @@ class Difference(WordWeights):
     vectors: str | None = None
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Count both corpora; words.parquet has word, weight, score and count, best score first.
+        """Count both corpora; save words.parquet (word, weight, score, count), best score first.
 
         Raises:
             MaskwiseError: no word sets the corpora apart, or no anchor has a vector.
@@ -370,7 +370,7 @@ class Difference(WordWeights):
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
-            # A stable sort keeps texts in order, so that each word is counted once per text.
+            # A stable sort keeps the texts in order, so each word is counted once per text.
             order = words.key.argsort(kind="stable")
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
@@ -385,13 +385,13 @@ class Difference(WordWeights):
         counts = target.counts[order]
         scores = scores[order]
         names = target.names(keys)
-        # A corpus of few texts cannot have words in many of them.
+        # If a corpus has few texts, no word can occur in many texts.
         spread = documents.of(keys) >= min(self.min_documents, seen)
         chosen = np.flatnonzero((scores > 0) & spread)[: self.anchors]
         if not len(chosen):
             raise MaskwiseError(
                 f"no word sets this corpus apart from {self.general}",
-                do="give another general corpus, or lower min_documents",
+                do="give a different general corpus, or lower min_documents",
             )
         weights = scores
         if self.vectors is not None:
@@ -417,9 +417,9 @@ def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
     """(W,) the TF-ICF score of each word of the target corpus.
 
     Args:
-        counts: (W,) counts of all words of the target corpus.
-        others: (W,) counts of the same words in the general corpus, which may be 0.
-        total_others: words of the general corpus.
+        counts: (W,) the counts of all words in the target corpus.
+        others: (W,) the counts of the same words in the general corpus, which may be 0.
+        total_others: the number of words in the general corpus.
     """
     share = counts / max(counts.sum(), 1)
     general = (others + 1) / (total_others + len(counts))
@@ -435,11 +435,11 @@ def nearest(vectors: Matrix, anchors: Ints) -> Floats:
 
 
 def vectors_of(words: Sequence[str], folder: Path) -> Matrix:
-    """(W, d) the input embeddings of words in a checkpoint: the mean over the tokens of each."""
+    """(W, d) the input embeddings of words in a checkpoint, averaged over each word's tokens."""
     from maskwise.models import load_model
 
     tokenizer = load_tokenizer(str(folder), needs_mask=False)
-    # With a space before it, as inside a text: some tokenizers split the first word differently.
+    # Words follow a space, as inside a text: some tokenizers split a text's first word differently.
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
     # ``reduceat`` needs at least one token per word.
     tokens = [ids or [0] for ids in encoded["input_ids"]]

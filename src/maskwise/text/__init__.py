@@ -1,8 +1,8 @@
 """From documents to rows: readers, tokenizers, words, layers and their alignment, pieces on disk,
-plans of rows.
+row plans.
 
-Of maskwise it imports only ``constants``, ``errors``, ``folders``, ``segments``, ``specs``
-and ``starts``; and ``annotate.registry`` when ``encode`` makes layers.
+From maskwise, this package imports only ``constants``, ``errors``, ``folders``, ``segments``,
+``specs`` and ``starts``, and ``annotate.registry`` when ``encode`` makes layers.
 """
 
 from maskwise.text.documents import (

@@ -1,6 +1,6 @@
-"""Backends of tokenizers: trained WordPiece, BPE and letters, and ESM's.
+"""Tokenizer backends: trained WordPiece, BPE and letter tokenizers, and ESM's tokenizer.
 
-They are objects of the library ``tokenizers``, which have character offsets.
+Backends are objects of the library ``tokenizers``, which gives character offsets.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# A limit in characters, so that a batch has fewer novels than tweets.
+# The limit is in characters, so a batch holds fewer novels than tweets.
 BATCH_CHARACTERS = 1 << 20
-# WordPiece replaces longer words by [UNK].
+# WordPiece replaces longer words with [UNK].
 LONGEST_WORD = 100
-# A private plane of Unicode, for letters inside a word.
+# A private Unicode plane, for letters inside a word.
 INSIDE = 0xF0000
 NUCLEOTIDES = frozenset("ACGTN")
-# Letters of amino acids that are not letters of nucleotides. No amino acid has the letter J.
+# Letters that stand for amino acids but not for nucleotides. No amino acid has the letter J.
 ONLY_RESIDUES = frozenset("EFILPQ")
 NO_RESIDUE = "J"
-# Tokenizers of proteins have about 30 tokens, those of text thousands.
+# Protein tokenizers have about 30 tokens; text tokenizers have thousands.
 MOST_PROTEIN_TOKENS = 256
 
 
 def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """Train WordPiece by BPE.
+    """Train WordPiece with the BPE trainer.
 
     The library's own WordPiece trainer breaks ties in the order of a randomly seeded hash map, so
-    no two runs agree. Its BPE trainer is deterministic, and WordPiece training is BPE on words in
-    which a letter inside differs from the same letter at the start. So letters inside are moved to
-    a private plane of Unicode, and back when the vocabulary is read. (Characters beyond the basic
-    plane, such as emoji, become [UNK].)
+    no two runs agree. The BPE trainer is deterministic, and WordPiece training is BPE on words in
+    which a letter inside the word differs from the same letter at the start. Letters inside words
+    are therefore moved to a private Unicode plane, and moved back when the vocabulary is read.
+    (Characters beyond the basic plane, such as emoji, become [UNK].)
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
 
-    # Generated twice, because keeping it would take four bytes of memory per character.
+    # The moved text is generated twice; keeping it would take four bytes of memory per character.
     def moved() -> Iterator[str]:
         for texts in batches(corpus, BATCH_CHARACTERS):
             yield _moved_inside(normalizer.normalize_str("\n".join(texts)))
@@ -80,7 +80,7 @@ def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> To
 def _moved_inside(text: str) -> str:
     """Put a space before each word, and move letters inside words to `INSIDE` + their code point.
 
-    Words are also cut after every `LONGEST_WORD` letters; these parts begin with a moved letter.
+    Words are also cut after every `LONGEST_WORD` letters; later parts begin with a moved letter.
     """
     codes = codes_of(text)
     kinds = classify(text)
@@ -117,7 +117,7 @@ def _bpe_trainer(vocab_size: int, alphabet: list[str]) -> trainers.BpeTrainer:
 
 
 def bpe_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """Train byte-level BPE, as GPT-2 uses it."""
+    """Train a byte-level BPE tokenizer like GPT-2's."""
     backend = Tokenizer(models.BPE())
     steps: list[normalizers.Normalizer] = [normalizers.NFC(), normalizers.Lowercase()]
     if not lowercase:
@@ -129,7 +129,7 @@ def bpe_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenize
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(corpus, _bpe_trainer(vocab_size, alphabet))
-    # Words are cut for training only.
+    # Long words are cut only while the tokenizer is being trained.
     backend.pre_tokenizer = split_bytes
     return backend
 
@@ -137,7 +137,7 @@ def bpe_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenize
 def letter_backend(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) -> Tokenizer:
     """Train a tokenizer that cuts every run of characters between spaces into parts of k letters.
 
-    Its vocabulary has the commonest parts of the corpus; others are [UNK].
+    The vocabulary has the commonest parts in the corpus; all other parts become [UNK].
     """
     backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     if lowercase:
@@ -157,7 +157,7 @@ def is_esm(tokenizer: object) -> bool:
 
 
 def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """Convert ESM's tokenizer, of which transformers has only a slow version without offsets.
+    """Convert ESM's tokenizer, because transformers has only a slow version, without offsets.
 
     Residues keep their ids. Any other character becomes one unknown token.
     """
@@ -185,9 +185,9 @@ def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
 def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
     """Return a warning if all texts look like DNA and the tokens are amino acids.
 
-    The letters of nucleotides are also letters of amino acids, so no token is unknown.
+    All nucleotide letters are also amino acid letters, so no token is unknown.
     """
-    # Most corpora end the search at the first text.
+    # In most corpora, the first text already ends the search.
     if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
         return None
     tokens = tokenizer.get_vocab()
@@ -197,5 +197,5 @@ def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | 
         return None
     return (
         "these sequences have only the letters A, C, G, T and N, like DNA, but the tokenizer reads "
-        "them as amino acids: translate them, or use a model of DNA"
+        "them as amino acids: translate them, or use a DNA model"
     )

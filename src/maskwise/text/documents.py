@@ -2,7 +2,7 @@
 
 A corpus is read several times (to train a tokenizer, to annotate, to pack), so `Documents` is
 re-iterable and holds only a function that opens its source. A bad line should neither end an hour's
-work nor vanish silently, so it is skipped and counted by reason.
+work nor vanish silently, so it is skipped, and skipped lines are counted for each reason.
 
 Cost: decompressing and parsing, and eight bytes of memory per document to recognise repeated texts,
 which could otherwise be on both sides of a held-out split.
@@ -55,9 +55,9 @@ BUNDLED = (
     "wnut17",
 )
 UNNAMED = "the list of documents"
-"""The name of a corpus that is given as a list."""
+"""The name for a corpus that is given as a list."""
 HEAD_RECORDS = 200
-"""Number of records in which `longest_field` compares the fields."""
+"""The number of records whose fields `longest_field` compares."""
 EMPTY = "empty"
 NO_TEXT = "no text field"
 REPEATED = "repeated text"
@@ -65,14 +65,14 @@ BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
-    """A text and its name, which held-out splits and masks depend on: keep it unique and stable."""
+    """A text and its name. Splits and masks depend on the name: keep it unique and stable."""
 
     id: str
     text: str
 
 
 class JoinedDocument(Document):
-    """A document of one of several corpora; ``source`` is the number of its corpus."""
+    """A document from one of several corpora; ``source`` is the number of its corpus."""
 
     source: int
 
@@ -82,10 +82,10 @@ class Documents:
     """A re-iterable stream of `Document`s, made by `read_documents`.
 
     Attributes:
-        name: name of the source, for messages and reports.
-        fields: names of the fields of its records.
-        read: number of documents that the latest iteration yielded.
-        skipped: reason → number of documents that the latest iteration left out.
+        name: the name of the source, for messages and reports.
+        fields: the names of the record fields that hold the text and the document's name.
+        read: the number of documents that the latest iteration yielded.
+        skipped: reason → the number of documents that the latest iteration left out.
     """
 
     open_records: Opener
@@ -103,7 +103,7 @@ class Documents:
         return islice(self._counted(), self.limit)
 
     def _counted(self) -> Iterator[Document]:
-        """Yield and count the documents, without texts that came before."""
+        """Yield and count the documents, leaving out texts that have occurred before."""
         seen = _Seen()
         for document in self._documents():
             if not self.keep_repeated and seen.before(text_id(document.text)):
@@ -116,7 +116,7 @@ class Documents:
         return chain.from_iterable(map(self._parts, self.open_records()))
 
     def _parts(self, record: Record) -> Iterator[Document]:
-        """Yield the document of a record, in parts if it is long; count records without one."""
+        """Yield a record's document, in parts if it is long; count records without a document."""
         found = self._document(record)
         if isinstance(found, Skip):
             self.skipped[found.reason] += 1
@@ -128,7 +128,7 @@ class Documents:
         for number in count(1):
             end = len(text)
             if end > LONGEST_TEXT:
-                # Cut before a blank, unless there is none in the second half.
+                # Cut before a space or line break, unless the second half has neither.
                 end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
                 if end <= 0:
                     end = LONGEST_TEXT
@@ -151,7 +151,7 @@ class Documents:
             return Skip(NO_TEXT)
         if not text.strip():
             return Skip(EMPTY)
-        # NUL characters are a sign of a binary file
+        # NUL characters are a sign of a binary file.
         if "\0" in text:
             return Skip(BINARY)
         if not is_utf8(text) or not is_utf8(name):
@@ -160,10 +160,10 @@ class Documents:
 
 
 class Joined(Documents):
-    """Several corpora, one after the other; texts of an earlier one are left out of later ones.
+    """Several corpora, one after the other; a text that has occurred before is left out.
 
-    Documents keep their names, so each is on the same side of a held-out split as in its corpus
-    alone.
+    Documents keep their names, so each document is on the same side of a held-out split as if its
+    corpus were used alone.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
     >>> [(document.text, source_of(document)) for document in Joined(parts)]
@@ -178,7 +178,7 @@ class Joined(Documents):
     def _documents(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
-                # An attribute, because a document stays a pair of name and text.
+                # The source is an attribute, because a document must stay a pair of name and text.
                 joined = JoinedDocument(*document)
                 joined.source = number
                 yield joined
@@ -186,12 +186,12 @@ class Joined(Documents):
 
 
 def source_of(document: Document) -> int:
-    """Return the number of a document's corpus; 0 if there is only one."""
+    """Return the number of a document's corpus; 0 if there is only one corpus."""
     return document.source if isinstance(document, JoinedDocument) else 0
 
 
 def inside(record: Mapping[str, object], field: str) -> Any:
-    """Return the value of a field, or of a path into nested objects.
+    """Return the value of a field, or the value at a path into nested objects.
 
     >>> inside({"article": {"body": "It rained."}}, "article.body")
     'It rained.'
@@ -206,7 +206,7 @@ def inside(record: Mapping[str, object], field: str) -> Any:
 
 
 def paths(record: Mapping[str, object]) -> Iterator[str]:
-    """Yield the names of a record's fields, each followed by the paths to the fields in it.
+    """Yield the names of a record's fields, each followed by the paths to its nested fields.
 
     >>> [*paths({"id": 1, "article": {"body": "It rained."}})]
     ['id', 'article', 'article.body']
@@ -222,7 +222,7 @@ def longest_field(source: str) -> str:
     """Return the field with the longest texts, or "text" if it exists or records have no fields.
 
     Raises:
-        MaskwiseError: a source that cannot be read, or a table whose first row is data.
+        MaskwiseError: the source cannot be read, or is a table whose first row is data.
     """
     records = list(islice(_objects(_resolve(source, Fields(""))[0]()), HEAD_RECORDS))
     sizes = Counter[str]()
@@ -231,7 +231,7 @@ def longest_field(source: str) -> str:
             text = inside(record, path)
             if isinstance(text, str):
                 sizes[path] += len(text)
-    # The usual name wins, even over longer texts.
+    # The usual name wins, even if a different field has longer texts.
     if "text" in sizes or not sizes:
         return "text"
     longest = max(sizes, key=sizes.__getitem__)
@@ -247,7 +247,7 @@ def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
 
 
 def lines_note(source: str) -> str | None:
-    """Return a note on a plain text file that is read by line because it has no blank lines."""
+    """Return a note on a plain text file that is read line by line, as it has no blank lines."""
     path = Path(source).expanduser()
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
@@ -258,15 +258,15 @@ def lines_note(source: str) -> str | None:
 
 
 class _Seen:
-    """Numbers that were seen before."""
+    """The set of numbers seen so far."""
 
     def __init__(self) -> None:
-        # A set takes ten times the memory of an array, so it holds only the latest numbers.
+        # A set takes ten times the memory of an array, so the set holds only the latest numbers.
         self.recent: set[int] = set()
         self.sorted = np.zeros(0, dtype=np.int64)
 
     def before(self, number: int) -> bool:
-        """Tell whether a number was seen before, and remember it."""
+        """Tell whether a number has been seen before, and remember the number."""
         place = self.sorted.searchsorted(number)
         if number in self.recent or number in self.sorted[place : place + 1]:
             return True
@@ -293,13 +293,13 @@ def read_documents(
         source: one of
 
             - ``"bundled:wikipedia"``, a sample that comes with maskwise;
-            - ``"factworld(people=300)"`` or ``"causalworld"``, texts of an invented world;
+            - ``"factworld(people=300)"`` or ``"causalworld"``, the texts of an invented world;
             - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank
               lines, or the lines of a file without blank lines (``text_per``);
             - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` or ``.json.gz`` file: one object (or
               string) per line;
             - a ``.csv``, ``.tsv``, ``.parquet`` or FASTA file;
-            - a folder of such files, read in the order of their names, or one written by
+            - a folder of such files, read in the order of their names, or a folder written by
               ``save_to_disk``;
             - a list of strings or mappings;
             - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for
@@ -307,18 +307,19 @@ def read_documents(
 
             A text of more than four million characters comes in parts, NAME~1, NAME~2, …, which
             stay on one side of a held-out split.
-        text_field: the field of the text; "article.body" is a field of an object in a field.
-        id_field: the field of the name. A document without one is called "FILE#PLACE", and in a
-            list by its place.
-        text_per: the unit of plain text: "line", "block", or "auto", which looks at the beginning
-            of the file.
-        limit: maximum number of documents.
-        keep_repeated: also yield a text that is identical to an earlier one.
+        text_field: the field that holds the text; "article.body" is the field "body" of the object
+            in the field "article".
+        id_field: the field that holds the name. A document without a name is called "FILE#NUMBER";
+            in a list, its name is its index.
+        text_per: the unit of plain text: "line", "block", or "auto", which decides from the
+            beginning of the file.
+        limit: the maximum number of documents.
+        keep_repeated: whether to also yield a text that is identical to an earlier text.
 
     Raises:
-        MaskwiseError: immediately, for a source that does not exist or has an unknown ending; while
-            reading, for a file that is binary, mostly not UTF-8 or damaged, and for a table without
-            the text field.
+        MaskwiseError: immediately, if the source does not exist or has an unknown file extension;
+            while reading, if a file is binary, mostly not UTF-8 or damaged, or a table lacks the
+            text field.
 
     >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
     >>> [document.id for document in documents], dict(documents.skipped)
@@ -333,12 +334,12 @@ def read_documents(
 
 def require_documents(documents: Documents) -> Documents:
     """Return `documents`, or raise a `MaskwiseError` with the reason if there are none."""
-    # One document is enough, and reading stops there.
+    # One document is enough, so reading stops after the first.
     if next(iter(documents), None) is not None:
         return documents
     why = counted(documents.skipped) or "nothing at all"
     if NO_TEXT not in documents.skipped:
-        raise MaskwiseError(f"no document in {documents.name}", got=why)
+        raise MaskwiseError(f"there is no document in {documents.name}", got=why)
     first = next(_objects(documents.open_records()), {})
     raise MaskwiseError(
         f"no document in {documents.name} has a text in its field {documents.fields.text!r}",
@@ -355,13 +356,13 @@ def batches(
     measure: Callable[[Item], int] = len,  # type: ignore[assignment]  # texts
     most: int | None = None,
 ) -> Iterator[list[Item]]:
-    """Group items in lists, because processing many at once costs less.
+    """Group items in lists, because processing many items at once costs less.
 
     Args:
-        items: of any kind.
-        size: a list ends once the sum of ``measure`` over its items reaches this.
-        measure: size of an item; its length by default.
-        most: maximum number of items in a list.
+        items: items of any kind.
+        size: the total size of its items at which a list ends.
+        measure: a function that returns the size of an item; by default its length.
+        most: the maximum number of items in a list.
 
     >>> list(batches(["one", "two", "four", "six"], 6))
     [['one', 'two'], ['four', 'six']]
@@ -380,10 +381,10 @@ def batches(
 
 
 def bundled_path(name: str) -> Path:
-    """Return the file of a bundled sample, gzipped JSON lines; see docs/data.md.
+    """Return the file of a bundled sample, which holds gzipped JSON lines; see docs/data.md.
 
     Raises:
-        MaskwiseError: a name that is not in `BUNDLED`, or a sample of maskwise-data, which is not
+        MaskwiseError: the name is not in `BUNDLED`, or the sample is in maskwise-data, which is not
             installed.
     """
     if name not in BUNDLED:
@@ -392,7 +393,7 @@ def bundled_path(name: str) -> Path:
 
 
 def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
-    """Return a function that opens the records of a source, and its name."""
+    """Return a function that opens the records of a source, and the source's name."""
     world = read_world(source)
     if world:
         return world.documents, str(world)
@@ -406,7 +407,7 @@ def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
     raise MaskwiseError(
-        "a corpus cannot be read from this",
+        "a corpus cannot be read from this object",
         got=type(source).__name__,
         allowed="a path, a name such as bundled:wikipedia, a list of texts",
     )
@@ -424,7 +425,7 @@ def _resolve_path(path: Path, fields: Fields) -> Opener:
     files = files_in(path, [*READERS])
     if not files:
         raise MaskwiseError(
-            f"{path}: no corpus file, or unknown ending",
+            f"{path}: no corpus file, or unknown file extension",
             allowed=", ".join(READERS),
         )
     return lambda: chain.from_iterable(

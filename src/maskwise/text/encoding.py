@@ -1,10 +1,10 @@
 """Rows with words and example ids for a ``Masker``, from texts or from rows of tokens.
 
-``encode`` finds words in the texts. If only tokens are left, as in the blocks of run_mlm,
+``encode`` finds words in the texts. If only tokens are left, as in run_mlm's blocks,
 ``annotate_rows`` joins the characters of the tokens and applies the same rule.
 
-Cost: for texts, almost only the tokenizer's; for a row of tokens, a look-up per token and a few
-array operations.
+Cost: for texts, almost only the tokenizer's time; for a row of tokens, a look-up per token and a
+few array operations.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
-"""Tokens of a word. If most tokens are in longer words, the text has none, as with proteins."""
+"""In tokens. If most tokens are in longer words, the text has no real words, as with proteins."""
 MOST_UNKNOWN = 0.5
-"""Share of the tokens above which the text is likely in another alphabet than the tokenizer's."""
+"""If a larger share of the tokens is unknown, the text's alphabet is likely not the tokenizer's."""
 LEAST_ID = -(2**63)
 MOST_ID = 2**64 - 1
 
@@ -56,22 +56,22 @@ def encode(
 
     Args:
         tokenizer: a fast transformers tokenizer.
-        texts: one row each.
-        max_length: maximum number of tokens of a row, special ones included. Longer rows are
+        texts: the texts; each becomes one row.
+        max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
             truncated, and a word that is cut gets −1, because half a word must not be masked.
         ids: the example ids, from which masks are drawn; by default hashes of the texts
             (`text_id`).
-        layers: annotators of further layers, such as ``salient`` and ``pos``, which use the bundled
-            tagger. Those that count over a corpus, such as phrases, are read from a folder that
-            ``annotate_corpus`` wrote: ``stored("FOLDER")``.
+        layers: annotators for further layers, such as ``salient`` and ``pos``, which use the
+            bundled tagger. Annotators that count over a corpus, such as phrases, are read from a
+            folder that ``annotate_corpus`` wrote: ``stored("FOLDER")``.
 
     Returns:
-        For each text lists under "input_ids", "attention_mask", "word_ids" and the names of the
-        layers, and an int under "example_id".
+        For each text, a dict with lists under "input_ids", "attention_mask", "word_ids" and the
+        names of the layers, and an int under "example_id".
 
     Raises:
-        MaskwiseError: a slow tokenizer, anything but texts, another number of ids than of texts,
-            or a `max_length` that leaves no room for text.
+        MaskwiseError: the tokenizer is slow, ``texts`` holds anything but texts, the numbers of
+            ids and texts differ, or `max_length` leaves no room for text.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -85,7 +85,7 @@ def encode(
         max_length = whole_number("max_length", max_length, least=1)
     names = []
     if ids is None:
-        # Equal texts have equal names, and so equal masks.
+        # Equal texts have equal names, and therefore equal masks.
         names = list(map(text_id, texts))
     elif isinstance(ids, Iterable):
         for number in ids:
@@ -97,7 +97,7 @@ def encode(
         )
     if not texts:
         return []
-    # Rows are truncated below, because only there is it known which word is cut.
+    # Rows are truncated below, because only then is it known which word is cut.
     with tokenizing():
         encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
@@ -111,7 +111,7 @@ def encode(
         )
     tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
     added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
-    # "[MASK]" in a text is a control token here.
+    # Here, "[MASK]" written in a text counts as a control token.
     special = added | np.isin(tokens, special_ids(tokenizer))
     columns = annotated(annotators, texts, offsets, lengths, special=special)
     # Words are numbered within each text.
@@ -142,15 +142,19 @@ def encode(
 
 
 def _annotators(specs: Iterable[str]) -> list[Annotator]:
-    """Build the annotators of ``layers``.
+    """Build the annotators that ``layers`` names.
 
     Raises:
-        MaskwiseError: an unknown name, or an annotator that must count over a corpus first.
+        MaskwiseError: a name is unknown, or an annotator must count over a corpus first.
     """
     if isinstance(specs, str):
         specs = [specs]
     if not isinstance(specs, Iterable):
-        raise MaskwiseError("layers", got=specs, allowed="names of annotators, such as ['salient']")
+        raise MaskwiseError(
+            "layers must be a list",
+            got=specs,
+            allowed="names of annotators, such as ['salient']",
+        )
     # Annotators import this package, so importing them at the top would be circular.
     registry = import_module("maskwise.annotate.registry")
     annotators = []
@@ -167,13 +171,14 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
 
 
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Refuse anything but a fast tokenizer, because words are found by its character offsets.
+    """Refuse anything but a fast tokenizer, because character offsets are needed to find words.
 
     ESM's slow tokenizer is converted.
     """
     if is_esm(tokenizer):
         return fast_esm(tokenizer)
-    # A tokenizer's class, passed by mistake, has ``is_fast`` too: the property, which is truthy.
+    # A tokenizer class that is passed by mistake also has ``is_fast``, a property object, which
+    # is truthy.
     is_fast = hasattr(tokenizer, "is_fast") and tokenizer.is_fast
     if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(
@@ -185,13 +190,13 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
-    """Warn of texts whose words are whole sequences, or that the tokenizer does not know."""
+    """Warn of texts whose words are whole sequences, and of texts with many unknown tokens."""
     unknown_tokens = int((tokens == unknown).sum())
     if unknown_tokens > MOST_UNKNOWN * len(tokens):
         share = unknown_tokens / len(tokens)
         warnings.warn(
-            f"{share:.0%} of the tokens are unknown to the tokenizer, and never masked; are these "
-            "its letters and capitals?",
+            f"{share:.0%} of the tokens are unknown to the tokenizer and never masked; does it "
+            "expect other letters, or other capitals?",
             stacklevel=3,
         )
     starts = np.flatnonzero(np.diff(words, prepend=-2))
@@ -207,7 +212,7 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
 
 def _checked(texts: object) -> list[str]:
     """Return the texts as a list, or raise if a tokenizer could not read them."""
-    # A string is an iterable of texts, each of one character.
+    # A string would pass as an iterable of texts of one character each.
     if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
         raise MaskwiseError(NO_TEXTS, got=type(texts).__name__, do="give [text]")
     found = list(texts)
@@ -216,7 +221,7 @@ def _checked(texts: object) -> list[str]:
             raise MaskwiseError(NO_TEXTS, got=f"{type(text).__name__} at place {place}")
         if not is_utf8(text):
             raise MaskwiseError(
-                "a text holds half a character (a lone surrogate)",
+                "a text contains half a character (a lone surrogate)",
                 got=f"place {place}",
                 do="replace it: text.encode('utf-8', 'replace').decode()",
             )
@@ -224,7 +229,10 @@ def _checked(texts: object) -> list[str]:
 
 
 def _dropped(added: Array, limit: int | None) -> Array:
-    """Return the places to drop for a row of ``limit`` tokens; special tokens are kept."""
+    """Return the indices of the tokens to drop for a row of ``limit`` tokens.
+
+    Special tokens are kept.
+    """
     if limit is None or len(added) <= limit:
         return np.zeros(0, np.int64)
     content = np.flatnonzero(~added)
@@ -239,10 +247,10 @@ def _dropped(added: Array, limit: int | None) -> Array:
 
 
 def _without_cut_word(words: Array, dropped: Array) -> Array:
-    """Give −1 to a word whose end is dropped."""
+    """Set the tokens of a word whose end is dropped to −1."""
     if not len(dropped):
         return words
-    # If the word of the first dropped token began before it, the word is cut.
+    # If the first dropped token's word began before that token, the word is cut.
     cut = words[dropped[0]]
     if cut < 0:
         return words
@@ -260,17 +268,17 @@ def annotate_rows(
     """Add "word_ids", "example_id" and layers to a batch, for ``datasets.map`` (batched or not).
 
     Rows of tokens may be lines, or blocks of a fixed length that were cut out of joined texts, as
-    in run_mlm. Their words are found in the characters of their tokens, so a word that is cut
-    between two blocks is one word in each. A batch without "input_ids" is encoded first.
+    in run_mlm. Words are found in the characters of the tokens, so a word that is cut between two
+    blocks counts as one word in each block. A batch without "input_ids" is encoded first.
 
     Args:
-        batch: columns by name. "input_ids" has a list of token ids for each row, or is one such
-            list if the batch is one row.
+        batch: the columns, keyed by name. "input_ids" has a list of token ids for each row, or is
+            a single list if the batch is one row.
         tokenizer: the fast tokenizer that made the rows.
         text_field: the column of texts, used if there is no "input_ids".
         max_length: as in ``encode``; not used for rows of tokens.
         layers: as in ``encode``. For rows of tokens, annotators see the text that the tokens spell,
-            which is in lower case with an uncased tokenizer; they find names better in the
+            which is in lower case with an uncased tokenizer; annotators find names better in the
             original texts.
 
     Returns:
@@ -278,8 +286,8 @@ def annotate_rows(
         word) and "example_id" (a hash of the row's text or tokens, from which its masks are drawn).
 
     Raises:
-        MaskwiseError: a batch with neither column, rows that are not token ids, or a slow
-            tokenizer.
+        MaskwiseError: the batch has neither column, rows are not token ids, or the tokenizer is
+            slow.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -297,7 +305,7 @@ def annotate_rows(
             rows = [rows]
         annotators = _annotators(layers)
         made = [surfaces.annotate(_token_ids(row), annotators) for row in rows]
-        # An empty batch gets all columns, because datasets.map needs the same ones in every batch.
+        # datasets.map needs the same columns in every batch, so an empty batch gets all of them.
         names = ["word_ids", "example_id"]
         for maker in annotators:
             names += token_layers(maker.layers)
@@ -312,7 +320,7 @@ def annotate_rows(
             names = list(made[0])
     else:
         raise MaskwiseError(
-            f"a batch with neither input_ids nor a column {text_field!r}",
+            f"the batch has neither input_ids nor a column {text_field!r}",
             got=f"columns {', '.join(map(str, batch))}",
             do="name the column of texts with text_field=…",
         )
@@ -324,7 +332,7 @@ def annotate_rows(
 
 
 def _is_one_row(rows: Any) -> bool:
-    """Tell whether "input_ids" is one row of ids rather than a list of rows."""
+    """Tell whether "input_ids" is a single row of ids rather than a list of rows."""
     if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
         raise _no_token_ids(rows)
     return len(rows) > 0 and not hasattr(rows[0], "__len__")
@@ -352,7 +360,7 @@ def _no_token_ids(got: object) -> MaskwiseError:
 
 
 class _Surfaces:
-    """The characters of each token of a vocabulary."""
+    """The characters of each token in a vocabulary."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -370,19 +378,19 @@ class _Surfaces:
         self.known: dict[int, bytes] = {}
 
     def annotate(self, ids: Ints, annotators: Sequence[Annotator]) -> dict[str, object]:
-        """Return the words, the name and the layers of a row; special tokens have −1."""
+        """Return a row's words, example id and layers; special tokens have −1."""
         parts = []
         for token in ids.tolist():
             if token not in self.known:
                 self.known[token] = self._bytes(token)
             parts.append(self.known[token])
         special = np.isin(ids, [*self.special])
-        # A row may begin inside a character; its remaining bytes become surrogates.
+        # A row may begin inside a character; the character's remaining bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
         sizes = np.array(list(map(len, parts)), dtype=int)
         offsets = _offsets(codes_of(text), sizes)
         columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
-        # The byte order is fixed, because masks depend on names and must not vary by machine.
+        # The byte order is fixed: masks depend on example ids and must be equal on all machines.
         row: dict[str, object] = {"example_id": bytes_id(ids.astype("<i8").tobytes())}
         for layer, values in columns.items():
             row[layer] = values.tolist()
@@ -411,10 +419,10 @@ class _Surfaces:
 
 
 def _offsets(codes: CodePoints, sizes: Ints) -> Ints:
-    """(L, 2) characters of each token, from all code points and the number of bytes per token."""
-    # A character has one more byte in UTF-8 from each of these code points on.
+    """(L, 2) the characters of each token, from all code points and the bytes per token."""
+    # From each of these code points on, a character takes one more byte in UTF-8.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    # A lone surrogate stands for one byte that is not part of a whole character.
+    # A lone surrogate stands for a byte that is not part of a whole character.
     escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
     char_of_byte = np.repeat(np.arange(len(codes)), np.where(escaped, 1, width))
     # A token without bytes may be at the end of the row, after the last character.

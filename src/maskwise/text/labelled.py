@@ -1,8 +1,9 @@
-"""Labelled text in files: records of tasks, and gold annotations.
+"""Labelled text in files: task records and gold annotations.
 
 In a corpus, a bad line is skipped and counted. In a labelled file, a bad line is an error that
-names its place, because a score on part of a test set would be wrong. So each file is read whole
-before it is used. Nothing is unpickled, and code that comes with a data set is never run.
+gives the line's position, because a score on part of a test set would be wrong. Each file is
+therefore read completely before it is used. Nothing is unpickled, and code that comes with a data
+set is never run.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from maskwise.text.readers import load_hub, parquet_rows
 
 POS = Layer("categorical", UPOS)
 
-# Bytes after decompression, which has no limit of its own; a file is held in memory.
+# In bytes after decompression, which has no limit of its own; files are held in memory.
 _LARGEST_FILE = 1 << 30
-# A comment precedes a sentence and has no tab. "# O" is no comment but the token "#", tagged O.
+# A comment precedes a sentence and has no tab. "# O" is not a comment: the token "#" is tagged O.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
 
 Span = tuple[int, int, int]
-"""Begin and end in characters, and the code of the label."""
+"""The first character, the character after the last, and the code of the label."""
 
 
 def read_records(path: Path, *, header: bool = True) -> list[Record]:
-    """Read the records of one file by its ending; ``.gz`` may follow any ending but Parquet's.
+    """Read the records of a file in the format of its extension.
+
+    ``.gz`` may follow any extension except Parquet's.
 
     Args:
         path: the file.
@@ -39,19 +42,19 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
             columns are named "1", "2", ….
 
     Raises:
-        MaskwiseError: an unknown ending, or a file that is not UTF-8, is damaged, or does not have
-            the format of its ending.
+        MaskwiseError: the extension is unknown, or the file is not UTF-8, is damaged, or does not
+            have the format of its extension.
     """
     ending = ending_of(path)
     if ending is None:
-        raise MaskwiseError(f"unknown ending of task file {path}", allowed=", ".join(READERS))
+        raise MaskwiseError(f"unknown extension of task file {path}", allowed=", ".join(READERS))
     if ending in TABLES:
         return read_cells(path, header=header)
     return READERS[ending](path)
 
 
 def ending_of(path: Path) -> str | None:
-    """Return the ending by which a file is read; None if there is no reader."""
+    """Return the file extension that decides the reader; None if there is no reader."""
     name = path.name.lower().removesuffix(".gz")
     for ending in READERS:
         if name.endswith(ending):
@@ -66,7 +69,7 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
     for split, rows in load_hub(spec, name, config).items():
         names = {}
         for column, feature in rows.features.items():
-            # In tagging tasks, a feature is a list of classes.
+            # In tagging tasks, the feature is a list, and its items have the classes.
             if hasattr(feature, "feature"):
                 feature = feature.feature
             if hasattr(feature, "int2str"):
@@ -80,7 +83,7 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
 
 
 def _named(value: object, names: list[str]) -> object:
-    """Replace class numbers by class names; other values stay."""
+    """Replace class numbers with class names; other values stay."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
     if isinstance(value, int) and 0 <= value < len(names):
@@ -96,7 +99,7 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
         or_latin1: whether to read a file that is not UTF-8 as Latin-1, as SentEval's files are.
 
     Raises:
-        MaskwiseError: a file that cannot be read, is not UTF-8, or holds more than a gigabyte.
+        MaskwiseError: the file cannot be read, is not UTF-8, or holds more than a gigabyte.
     """
     with damaged(path), opened(path) as file:
         content = file.read(_LARGEST_FILE)
@@ -105,7 +108,7 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # Every byte is a character of Latin-1, so this cannot fail.
+        # Every byte is a Latin-1 character, so this cannot fail.
         if or_latin1:
             return content.decode("latin-1")
         raise MaskwiseError(
@@ -115,7 +118,7 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
 
 
 def _parsed(text: str) -> object:
-    """Return the value of a JSON text; None if it is not JSON."""
+    """Return the value of a JSON text; None if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -139,12 +142,12 @@ def _read_json_lines(path: Path) -> list[Record]:
 
 
 def _read_json(path: Path) -> list[Record]:
-    """Read SQuAD's tree, TriviaQA's, a list of objects, objects by name, or JSON lines."""
+    """Read SQuAD's or TriviaQA's tree, a list of objects, objects keyed by name, or JSON lines."""
     whole = _parsed(read_text(path))
     if isinstance(whole, dict):
         if isinstance(whole.get("data"), list):
             return _squad(whole["data"], path)
-        # TriviaQA has a capital letter where SQuAD has a small one.
+        # TriviaQA's key is "Data", with a capital letter.
         if isinstance(whole.get("Data"), list):
             whole = whole["Data"]
         elif len(whole) > 1:
@@ -155,12 +158,12 @@ def _read_json(path: Path) -> list[Record]:
 
 
 def _squad(articles: list[Any], path: Path) -> list[Record]:
-    """Flatten data > paragraphs > context (of ROPES: background, situation), qas > question."""
+    """Flatten data > paragraphs > context (ROPES: background, situation), qas > question."""
     records = []
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
-                # ROPES has two texts for a question.
+                # ROPES has two texts for each question.
                 texts = ("background", "situation") if "situation" in paragraph else ("context",)
                 given = {name: paragraph[name] for name in texts}
                 for qa in paragraph["qas"]:
@@ -180,7 +183,7 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
 
 
 def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> list[Record]:
-    """Read a table. In a tab-separated one, quotes count only if nearly every row has some."""
+    """Read a table. With tabs, quotes count only if nearly every row has a quoted cell."""
     return read_table(read_text(path), path, header=header, usual=usual)
 
 
@@ -193,10 +196,10 @@ def _read_parquet(path: Path) -> list[Record]:
 
 
 def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Yield the comments and rows of each sentence of a CoNLL file.
+    """Yield the comments and rows of each sentence in a CoNLL file.
 
     Raises:
-        MaskwiseError: a row with fewer than ``columns`` cells.
+        MaskwiseError: a row has fewer than ``columns`` cells.
     """
     comments: list[str] = []
     rows: list[list[str]] = []
@@ -223,10 +226,10 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
 
 
 def _read_conll_records(path: Path) -> list[Record]:
-    """Read the tokens and tags of sentences: the first column and the last.
+    """Read the tokens and tags of sentences: the first and the last column.
 
-    In CoNLL-U they are the columns FORM and UPOS, or the last two of three columns; in Universal
-    NER's files, the second and the third.
+    In CoNLL-U files, tokens and tags are in the columns FORM and UPOS, or in the last two of three
+    columns; in Universal NER's files, they are in the second and third columns.
     """
     ending = ending_of(path)
     records = []
@@ -260,13 +263,13 @@ class GoldDocument(NamedTuple):
 def read_conllu(path: Path) -> Iterator[GoldDocument]:
     """Yield the documents of a CoNLL-U file (``.gz`` allowed) with their layer "pos".
 
-    Sentences are joined by a blank, paragraphs (``# newpar``) by a line break. A surface word that
-    consists of several syntactic words ("don't" = do + n't) is cut into their forms; if these do
-    not spell it ("im" = I + am), the whole word gets the tag of the first. Without ``# newdoc`` the
-    file is one document.
+    Sentences are joined by a space, paragraphs (``# newpar``) by a line break. A surface word that
+    consists of several syntactic words ("don't" = do + n't) is cut into the forms of these words;
+    if the forms do not spell the surface word ("im" = I + am), the whole surface word gets the tag
+    of the first syntactic word. Without ``# newdoc`` the file is one document.
 
     Raises:
-        MaskwiseError: a file that cannot be read, or a line that is not CoNLL-U.
+        MaskwiseError: the file cannot be read, or a line is not CoNLL-U.
     """
     document = path.name
     text = ""
@@ -299,7 +302,7 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
                 spans.append((len(text), len(text) + len(form), UPOS.index(tag) + 1))
             elif tag != "_":
                 raise MaskwiseError(
-                    f"{path}: not a universal part of speech",
+                    f"{path}: a tag is not a universal part of speech",
                     got=tag,
                     allowed=UPOS,
                 )
@@ -310,10 +313,10 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
 
 
 def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
-    """Return the forms and tags of a sentence; a blank between words has the tag "_"."""
+    """Return the forms and tags of a sentence; a space between words has the tag "_"."""
     words = []
     by_number = {row[0]: row for row in rows}
-    # Rows up to this number are parts of a surface word that has been added.
+    # Rows up to this number are parts of a surface word that has already been added.
     covered = 0
     for row in rows:
         number, _, last = row[0].partition("-")
@@ -330,7 +333,7 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
                 part = by_number[str(member)]
                 parts.append((part[1], part[3]))
                 spelled += part[1]
-            # Parts that do not spell the surface word cannot be located in it.
+            # If the parts do not spell the surface word, they cannot be located in the text.
             if spelled != form:
                 parts = [(form, parts[0][1])]
         words += parts
@@ -351,4 +354,4 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".iob2": _read_conll_records,
     ".parquet": _read_parquet,
 }
-"""How a file is read, by its ending."""
+"""Readers by file extension."""

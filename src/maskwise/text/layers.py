@@ -4,28 +4,28 @@ Annotations (parts of speech, names, phrases, informativeness) are layers over *
 annotator maps texts to spans once for each corpus, without a tokenizer. Its output is stored under
 the hash of the text and the annotator's ``version``, which covers everything that the output
 depends on. Workers rebuild an annotator from a string such as ``pos(model="en_core_web_sm")``, so
-it is never pickled. An annotator that must read the whole corpus first (phrases, frequency, …) is
-`Fitted`.
+the annotator is never pickled. An annotator that must read the whole corpus first (phrases,
+frequency, …) is `Fitted`.
 
-`align` maps spans to tokens by the tokenizer's offsets, without tokenising the text again, so the
-tags are the same with every tokenizer. The rule for each token of a text:
+`align` maps spans to tokens with the tokenizer's offsets, without tokenising the text again, so the
+tags are the same with every tokenizer. The rules for the tokens of a text:
 
-- a **span** gets the tokens whose first visible character it covers (a lone blank or "▁" belongs to
-  the word right after it, other white space to the span that covers it, so that no span has gaps);
-- a **tag** or **weight** belongs to words: all tokens of a word (words.py) get the one that covers
-  the first visible character of the word, even if the annotator split it ("gim|me").
+- a **span** gets the tokens whose first visible character it covers (a lone space or "▁" belongs to
+  the word right after it, other white space to the span that covers it, so no span has gaps);
+- a **tag** or **weight** belongs to words: all tokens of a word (words.py) get the tag or weight
+  that covers the word's first visible character, even if the annotator split the word ("gim|me").
 
-So a span that begins inside a token loses that token, and a span that ends inside a token keeps it.
-Over tokens, −1 stands for no label, so the stored code of a label is one more than its number over
-tokens.
+A span that begins inside a token therefore loses that token, but a span that ends inside a token
+keeps it. In layers over tokens, −1 stands for no label, so the stored code of a label is one more
+than its number over tokens. The types of layers over tokens:
 
 - ``spans``: int32, the number of the span in its document; labels, if there are any, are in a
-  second layer NAME_label, int16, as tags;
+  second layer NAME_label, int16, like tags;
 - ``categorical``: int16, the index of the label in ``Layer.labels``;
 - ``weight``: float32, 0 if missing.
 
-A piece that ends inside a span cuts the span in two. Masking one half alone reveals nothing,
-because the other half is in another piece, which the model does not see.
+A piece that ends inside a span cuts the span in two. Masking only one half reveals nothing, because
+the other half is in a different piece, which the model does not see.
 
 Cost of `align`: one binary search for each token and layer, 0.1 µs.
 """
@@ -53,11 +53,11 @@ class Layer:
     """The kind of a layer and its labels.
 
     - ``categorical``: one of ``labels`` per word, such as a part of speech. Values are int16 codes.
-    - ``spans``: stretches of text that belong together, such as a name; each has a code if the
+    - ``spans``: stretches of text that belong together, such as names; each span has a code if the
       layer has ``labels``, otherwise no value.
     - ``weight``: a float32 per word or span.
 
-    Code 0 is "none" everywhere; code i + 1 is ``labels[i]``.
+    In every layer, code 0 means "none" and code i + 1 means ``labels[i]``.
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Layer:
 
     @property
     def dtype(self) -> type[np.generic] | None:
-        """Type of the values; None for a layer without values."""
+        """The type of the values; None for a layer without values."""
         if self.kind == "weight":
             return np.float32
         if self.kind == "categorical" or self.labels:
@@ -74,10 +74,10 @@ class Layer:
 
 
 class CharSpans(NamedTuple):
-    """S spans over the characters of one text: sorted, without overlap, none empty.
+    """S spans over the characters of one text: sorted, not overlapping, none empty.
 
     Attributes:
-        start, end: (S,); the end is exclusive.
+        start, end: (S,) the characters where each span begins and ends; the end is exclusive.
         value: (S,) int16 codes or float32 weights; None if the layer has no values.
     """
 
@@ -87,7 +87,7 @@ class CharSpans(NamedTuple):
 
     @classmethod
     def of(cls, spans: Iterable[Sequence[object]], layer: Layer) -> CharSpans:
-        """Sort spans, (start, end) or (start, end, value)."""
+        """Sort spans that are given as (start, end) or (start, end, value)."""
         found = sorted(spans, key=itemgetter(0))
         start = np.array(list(map(itemgetter(0), found)), dtype=np.int32)
         end = np.array(list(map(itemgetter(1), found)), dtype=np.int32)
@@ -98,11 +98,11 @@ class CharSpans(NamedTuple):
 
 
 Found: TypeAlias = dict[str, CharSpans]
-"""The spans of a text by layer."""
+"""A text's spans in each layer, keyed by the layer's name."""
 Layers: TypeAlias = Mapping[str, Layer]
-"""Layers by name."""
+"""Layers, keyed by name."""
 Columns: TypeAlias = dict[str, Array]
-"""Values of tokens by column, (T,) each."""
+"""The values of T tokens in each column, (T,), keyed by the column's name."""
 
 
 class Layered(Protocol):
@@ -110,11 +110,11 @@ class Layered(Protocol):
 
     @property
     def layers(self) -> Layers:
-        """Layers by name, as policies read them: "pos", "salient", "phrase", …."""
+        """The layers, keyed by the names that policies use: "pos", "salient", "phrase", …."""
         ...
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return the spans of each text by layer. Empty texts and noise must not raise.
+        """Return each text's spans, keyed by layer. Empty texts and noise must not raise an error.
 
         Long texts are passed in parts, except to a class with ``whole_texts = True``.
         """
@@ -122,16 +122,16 @@ class Layered(Protocol):
 
 
 class Annotator(Layered, Protocol):
-    """Makes layers of texts. Its output for a text depends on that text alone."""
+    """Makes layers for texts. Its output for a text depends on that text alone."""
 
     @property
     def name(self) -> str:
-        """Name in the registry, such as "pos"."""
+        """The annotator's name in the registry, such as "pos"."""
         ...
 
     @property
     def version(self) -> str:
-        """Hash (`digest`) of all inputs but the texts: settings, rules, weights, vocabulary."""
+        """A hash (`digest`) of all inputs but the texts: settings, rules, weights, vocabulary."""
         ...
 
 
@@ -139,15 +139,15 @@ class Annotator(Layered, Protocol):
 class Fitted(Annotator, Protocol):
     """An annotator that counts over the whole corpus before it can annotate.
 
-    If it finds nothing in the corpus, it may set ``notice``, a line for the user, and return empty
-    layers, or it may raise in `fit`, which ends the run.
+    If the annotator finds nothing in the corpus, it may set ``notice``, a line for the user, and
+    return empty layers, or `fit` may raise an error, which ends the run.
     """
 
     @property
     def fitted(self) -> bool:
-        """Whether it was built from a saved fit. If not, its ``version`` covers its settings only.
+        """Whether the annotator was built from a saved fit.
 
-        `annotate` is called only if it is fitted.
+        If not, its ``version`` covers only its settings, and `annotate` is never called.
         """
         ...
 
@@ -155,9 +155,9 @@ class Fitted(Annotator, Protocol):
         """Read all texts once, in bounded memory, and save the fit into the empty ``folder``.
 
         Returns:
-            The string of the fitted annotator that reads the folder, such as
-            ``phrases(vocabulary="/out/fitted/phrases")``. Its ``version`` is the hash of the
-            *contents* of the folder, not of its path.
+            The spec of the fitted annotator that reads the folder, such as
+            ``phrases(vocabulary="/out/fitted/phrases")``. The fitted annotator's ``version`` is a
+            hash of the *contents* of the folder, not of its path.
         """
         ...
 
@@ -173,7 +173,7 @@ def digest(*parts: object) -> str:
             content = part
         else:
             content = str(part).encode("utf-8", "surrogatepass")
-        # Lengths are hashed too, so that ("ab", "c") and ("a", "bc") have different hashes.
+        # Lengths are hashed too: ("ab", "c") and ("a", "bc") must have different hashes.
         total.update(len(content).to_bytes(8, "little") + content)
     return total.hexdigest()
 
@@ -182,15 +182,15 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     """Refuse spans that do not fit a text of ``size`` characters.
 
     Raises:
-        MaskwiseError: spans out of order, overlapping, empty or outside the text; a wrong number or
-            type of values, or codes without a label.
+        MaskwiseError: spans are out of order, overlapping, empty or outside the text; the number or
+            type of the values is wrong; or a code has no label.
     """
     start, end, value = spans
     fits = len(start) == len(end) and (start < end).all()
-    # Sorted and apart: each span begins at or after the end of the one before.
+    # Spans must be sorted and apart: each begins at or after the end of the previous span.
     fits = fits and (start[1:] >= end[:-1]).all()
     if fits and len(start):
-        # Sorted spans lie between the first start and the last end.
+        # All sorted spans lie between the first start and the last end.
         fits = start[0] >= 0 and end[-1] <= size
     if not fits:
         raise MaskwiseError(
@@ -214,7 +214,7 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     most = len(layer.labels)
     if low < 0 or high > most:
         raise MaskwiseError(
-            f"{name}: a code without a label",
+            f"{name}: a code has no label",
             got=f"{low}…{high}",
             allowed=f"0…{most}",
         )
@@ -223,16 +223,16 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
 def given_spans(
     spans: Iterable[Sequence[object]], layer: Layer, *, name: str = "given spans"
 ) -> CharSpans:
-    """Check spans from a file or a user's function, and replace labels by their codes.
+    """Check spans from a file or a user's function, and replace labels with their codes.
 
     Args:
         spans: (start, end) or (start, end, value) in characters, in any order. Spans have values
             only if the layer has labels or weights.
-        layer: the layer of the spans.
-        name: origin of the spans, for errors.
+        layer: the layer that the spans belong to.
+        name: the origin of the spans, for error messages.
 
     Raises:
-        MaskwiseError: a span of another form, or an unknown label.
+        MaskwiseError: a span has a different form, or a label is unknown.
     """
     # Code 0 stands for no label.
     codes: dict[object, int] = {None: 0}
@@ -247,13 +247,13 @@ def given_spans(
         fits = isinstance(span, list | tuple) and len(span) == size
         # isinstance would accept a bool, and larger numbers do not fit in int32.
         if not fits or not all(type(at) is int and abs(at) < 2**31 for at in span[:2]):
-            raise MaskwiseError(f"{name}: a span", got=repr(span), allowed=form)
+            raise MaskwiseError(f"{name}: a malformed span", got=repr(span), allowed=form)
         start, end, *value = span
         if layer.labels:
             # A list is not hashable and could not be looked up.
             if not isinstance(value[0], str | None) or value[0] not in codes:
                 raise MaskwiseError(
-                    f"{name}: a label",
+                    f"{name}: an unknown label",
                     got=value[0],
                     allowed=", ".join(layer.labels),
                 )
@@ -268,7 +268,7 @@ def no_spans(layers: Layers) -> Found:
 
 
 LABEL = "_label"
-"""Suffix of the second layer of spans with labels."""
+"""The suffix that names the second layer, which holds the labels of spans."""
 
 
 def token_layers(layers: Layers) -> tuple[str, ...]:
@@ -290,14 +290,15 @@ def align(
     """Map the spans of N texts to layers over their T tokens.
 
     Args:
-        found: the spans of each text by layer, as `Layered.annotate` returns them.
-        layers: the layers by name.
-        placed, word_ids: (T,) of `place_tokens` and `number_words`.
+        found: each text's spans, keyed by layer, as `Layered.annotate` returns them.
+        layers: the layers, keyed by name.
+        placed: the result of `place_tokens`.
+        word_ids: (T,) the result of `number_words`.
 
     Returns:
-        Name → (T,), for each of `token_layers`.
+        Name → (T,) values, for each name that `token_layers` returns.
     """
-    # All tokens of a word get the tag of its first token.
+    # All tokens of a word get the tag of the word's first token.
     opens = changes(word_ids, owners(placed.lengths)) | (word_ids < 0)
     first_of_word = np.maximum.accumulate(np.where(opens, np.arange(len(word_ids)), 0))
     result = {}
@@ -327,7 +328,7 @@ def align(
         if layer.kind == "weight":
             result[name] = _scattered(values, covered, missing=0)
         else:
-            # Code 0, "none", becomes −1 over tokens.
+            # In layers over tokens, code 0, "none", becomes −1.
             result[label_layer] = _scattered(values - 1, covered, missing=-1)
     return result
 
@@ -340,7 +341,7 @@ def annotated(
     *,
     special: Flags,
 ) -> Columns:
-    """Return "word_ids" and the layers of annotators, (T,) each, for the tokens of N texts.
+    """Return "word_ids" and the annotators' layers, (T,) each, for the T tokens of N texts.
 
     Args:
         makers: the annotators.
@@ -362,12 +363,12 @@ def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:
 
 
 def joined_spans(parts: Sequence[CharSpans], base: Ints) -> tuple[Ints, Ints, Array | None]:
-    """Concatenate start, end and value of the spans of N texts, shifted by ``base`` (N,)."""
+    """Concatenate the starts, ends and values of N texts' spans, shifted by ``base`` (N,)."""
     starts, ends, values = zip(*parts)
     shift = base.repeat(list(map(len, starts)))
     start = np.concatenate(starts) + shift
     end = np.concatenate(ends) + shift
-    # Either all spans of a layer have values or none.
+    # In a layer, either all spans have values or none do.
     value = None
     if values[0] is not None:
         value = np.concatenate(values)

@@ -13,7 +13,7 @@ import yaml
 from maskwise.folders import bundled_file
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
-"""Attributes of a person that questions can ask for. All but the job are named entities."""
+"""The attributes of a person that questions can ask for. All but the job are named entities."""
 SAME_WORDS = {
     "trade": "job",
     "place": "city",
@@ -21,9 +21,9 @@ SAME_WORDS = {
     "school": "university",
     "firm": "employer",
 }
-"""Kinds of words in sentences about no person, with the attribute that has the same words."""
+"""Word kinds in sentences about no person, each with the attribute that uses the same words."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
-"""Kinds of words in a biography: facts about the person, about others, or the language."""
+"""Word kinds in a biography: facts about the person, facts about others, or the language."""
 
 Piece = tuple[str, str]
 """A word or name, and its kind: an attribute, ``name``, ``friend``, ``change``, or ""."""
@@ -31,15 +31,15 @@ Piece = tuple[str, str]
 
 @cache
 def language() -> dict[str, Any]:
-    """Return templates of sentences, words, and the parts of names."""
+    """Return sentence templates, words, and parts of names."""
     text = bundled_file("worlds.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
 @cache
 def lexicon() -> dict[str, list[str]]:
-    """Return the words of all worlds by kind. Each invented name is used for one thing only."""
-    # The seed is constant, so that a model can be trained further in another world.
+    """Return all worlds' words, keyed by kind. Each invented name is used for one thing only."""
+    # The seed is constant, so that a model can be trained further in a different world.
     draw = random.Random("words of invented worlds")
     words = {kind: text.split() for kind, text in language()["words"].items()}
     words["noun"] += words["cause"]

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError
 
-# A few bad lines are skipped; with a larger share, the file is in another encoding.
+# A few bad lines are skipped; with a larger share, the file is not in UTF-8.
 _MAX_BAD_SHARE = 0.35
 HEAD_BYTES = 1 << 16
 
@@ -29,10 +29,10 @@ HEAD_CHARACTERS = 1 << 16
 HEAD_ROWS = 50
 _QUOTED_CELL = re.compile(r'(^|\t)"[^\t]*"(\t|$)')
 QUOTED_SHARE = 0.9
-"""Smallest share of rows with a quoted cell at which quotes count in a tab-separated table. GLUE's
-tables are not quoted, but contain lone quotation marks."""
+"""In a tab-separated table, quotes count only if at least this share of the rows has a quoted cell.
+GLUE's tables are not quoted, but contain lone quotation marks."""
 
-# With fewer lines, it cannot be guessed whether each line is a text.
+# With fewer lines, whether each line is a text cannot be guessed.
 LEAST_LINES = 8
 
 Record = dict[str, Any]
@@ -71,7 +71,7 @@ class _Zstd(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Read on to a later offset, or to the end of a file that has become shorter."""
+        """Read forward to a later offset, or to the end of a file that has become shorter."""
         while self.place < offset and self.read(min(offset - self.place, HEAD_BYTES)):
             pass
         return self.place
@@ -86,7 +86,7 @@ class _Zstd(io.RawIOBase):
 
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system and of gzip into one line that names the file."""
+    """Turn operating system and gzip errors into a one-line error that names the file."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
@@ -97,7 +97,7 @@ def damaged(path: Path) -> Iterator[None]:
 
 
 def is_utf8(text: str) -> bool:
-    """Tell whether a string can be encoded as UTF-8: JSON may hold half of a surrogate pair."""
+    """Tell whether a string can be encoded as UTF-8; JSON may hold half of a surrogate pair."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeError:
@@ -110,7 +110,7 @@ def refuse_unreadable(path: Path) -> None:
         head = file.read(HEAD_BYTES)
     if b"\0" in head:
         raise MaskwiseError(
-            f"{path} is a binary file, or UTF-16: it has NUL bytes",
+            f"{path} is a binary file or UTF-16: it has NUL bytes",
             do="give UTF-8 text (convert UTF-16 first)",
         )
     # A bad byte becomes a lone surrogate, which `is_utf8` notices.
@@ -123,7 +123,7 @@ def refuse_unreadable(path: Path) -> None:
     if bad > _MAX_BAD_SHARE * len(lines):
         raise MaskwiseError(
             f"{path} is not UTF-8 text",
-            got=f"{bad} bad of its first {len(lines)} lines",
+            got=f"{bad} bad among its first {len(lines)} lines",
             do="convert it, for example with iconv -f LATIN1 -t UTF-8",
         )
 
@@ -131,8 +131,8 @@ def refuse_unreadable(path: Path) -> None:
 def text_per(path: Path) -> LineKind:
     """Guess from the head of a plain text file whether a text is a "line" or a "block".
 
-    Lines are texts if there are at least ``LEAST_LINES`` and none is blank, unless they look like
-    one text that was wrapped: many begin with a small letter and few end like a sentence.
+    Lines are texts if there are at least ``LEAST_LINES`` lines and none is blank, unless the lines
+    look like a single wrapped text: many begin with a small letter and few end like a sentence.
     """
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
@@ -161,18 +161,18 @@ def lines_of(text: str) -> list[str]:
 def read_table(
     text: str, path: Path, *, header: bool = True, usual: str | None = None
 ) -> list[Record]:
-    """Read a table as records by the names of its columns; without a header: "1", "2", ….
+    """Read a table as records keyed by column names, or by "1", "2", … without a header.
 
     Args:
         text: the whole table. Without a header its rows may differ in length, as STS-B's do.
-        path: its name, for errors and the usual separator.
+        path: the file of the table, for error messages and the usual separator.
         header: whether the first row has the names of the columns.
-        usual: the separator to use if it fits or none does; None: commas for .csv, tabs for other
-            files.
+        usual: the separator to use if it fits or if no separator fits; None stands for commas in
+            .csv files and tabs in other files.
 
     Raises:
-        MaskwiseError: rows that do not have a cell for each column, or a quotation mark that is
-            never closed.
+        MaskwiseError: a row does not have a cell for each column, or a quotation mark is never
+            closed.
 
     >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"))
     [{'text': 'rain; wind', 'score': '3,5'}]
@@ -195,27 +195,27 @@ def read_table(
 
 
 def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:
-    """Refuse a table whose first row was read as names of columns but looks like data.
+    """Refuse a table whose first row was read as column names but looks like data.
 
     Raises:
-        MaskwiseError: the name of the text column has several words, and the name of another column
-            is also a value in it.
+        MaskwiseError: the name of the text column has several words, and the name of a different
+            column is also a value in that column.
     """
     if len(text.split()) == 1:
         return
     for name in records[0]:
         if name != text and any(str(record.get(name)) == name for record in records):
             raise MaskwiseError(
-                f"the first row of {where} looks like data, not like names of columns",
+                f"the first row of {where} looks like data, not like column names",
                 got=f"{name!r}, which is also a value in its column",
-                do="put a row of names above it; labels can also be given by place: "
+                do="put a row of names above it, or give the columns by number: "
                 "FILE(text=1,label=2)",
             )
 
 
 def separator_of(text: str, *, usual: str) -> str:
-    """Return the separator that gives the first rows equally many cells, or the usual one."""
-    # A row that is cut at the end of the head would have fewer cells.
+    """Return the separator that gives the first rows equally many cells, or the usual separator."""
+    # A row that is cut off at the end of the head would have fewer cells.
     head = text[:HEAD_CHARACTERS]
     if len(text) > len(head):
         head = head[: head.rfind("\n") + 1]
@@ -228,7 +228,7 @@ def separator_of(text: str, *, usual: str) -> str:
         lengths = {len(row) for row in rows if any(row)}
         if len(lengths) == 1 and max(lengths) > 1:
             widths[separator] = max(lengths)
-    # If several separators fit, the usual one is the likeliest.
+    # If several separators fit, the usual separator is the most likely.
     if usual in widths or not widths:
         return usual
     return max(widths, key=widths.__getitem__)
@@ -292,7 +292,7 @@ def _records(
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """Number columns that have the same name: a, a.1, a.2."""
+    """Number the columns that share a name: a, a.1, a.2."""
     seen = Counter[str]()
     distinct = []
     for name in names:

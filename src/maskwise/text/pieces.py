@@ -1,11 +1,11 @@
 """Pieces: a corpus as flat columns of tokens, in memory or memory-mapped.
 
 A *piece* is as much of a document as fits in one row, cut between words. Pieces do not depend on
-the layout of rows or on the held-out split, so their names and masks never change. They are not cut
-to fill rows exactly, which costs a few per cent of padding in packed rows.
+the layout of rows or on the held-out split, so their names and masks never change. Pieces are not
+cut to fill rows exactly, which costs a few per cent of padding in packed rows.
 
-Cost: numpy over tokens, and about 1 µs of Python for each piece. Documents are read in windows of
-about a million tokens, so memory does not grow with the corpus.
+Cost: numpy operations over tokens, and about 1 µs of Python for each piece. Documents are read in
+windows of about a million tokens, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ FORMAT = 3
 INDEX = "columns.json"
 # These columns have one value per piece; the others have one per token.
 OF_PIECES = ("example_id", "document", "source")
-# Number of tokens that are processed together, in some 50 MB of memory.
+# The number of tokens that are processed together, in about 50 MB of memory.
 WINDOW_TOKENS = 1 << 20
-# Maximum number of tokens of a piece, because word numbers are int16.
+# The maximum number of tokens in a piece, because word numbers are int16.
 MOST_TOKENS = (1 << 15) - 1
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
@@ -51,11 +51,11 @@ class Tokens(NamedTuple):
     """One document of n tokens, without special tokens.
 
     Attributes:
-        document_id: its name.
-        input_ids: (n,) int32.
-        word_ids: (n,) int32, number of each token's word, −1 for none; None for a slow tokenizer,
-            which has no offsets.
-        layers: other layers, (n,) each, which are carried into the pieces.
+        document_id: the name of the document.
+        input_ids: (n,) int32, the token ids.
+        word_ids: (n,) int32, the number of each token's word, −1 for no word; None for a slow
+            tokenizer, which has no offsets.
+        layers: other layers, (n,) each, which are carried over into the pieces.
         source: the number of the document's corpus.
     """
 
@@ -66,7 +66,7 @@ class Tokens(NamedTuple):
     source: int = 0
 
     def columns(self) -> Columns:
-        """Return all columns of the tokens by name."""
+        """Return all columns of the tokens, keyed by name."""
         columns: Columns = {"input_ids": self.input_ids}
         if self.word_ids is not None:
             columns["word_ids"] = self.word_ids
@@ -74,14 +74,14 @@ class Tokens(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Ids of special tokens: `first` opens a text, `last` closes every piece; −1 for none."""
+    """Special token ids: `first` opens a text, `last` closes every piece; −1 if there is none."""
 
     first: int
     last: int
     pad: int
 
     def room(self, length: int) -> int:
-        """Return the number of tokens of the longest piece that fits in a row."""
+        """Return the number of tokens in the longest piece that fits in a row."""
         return length - (self.first >= 0) - (self.last >= 0)
 
     @classmethod
@@ -89,13 +89,13 @@ class Frame(NamedTuple):
         """Return the ids of [CLS], [SEP] (or the end-of-sequence token) and padding."""
         first = _known(tokenizer.cls_token_id)
         last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
-        # Padding is not attended to, so any id will do.
+        # Padding is never attended to, so any id will do.
         pad = max(0, _known(tokenizer.pad_token_id, last))
         return cls(first, last, pad)
 
 
 def _known(*ids: int | None) -> int:
-    """Return the first id that a tokenizer has; −1 for none."""
+    """Return the first id that the tokenizer has; −1 if it has none."""
     return next((token for token in ids if token is not None), -1)
 
 
@@ -105,14 +105,17 @@ class Pieces:
 
     Attributes:
         columns: name → (T,): "input_ids" int32, "word_ids" int16 (from 0 in every piece, −1 for
-            none; missing for a slow tokenizer) and other layers, piece after piece.
+            no word; missing for a slow tokenizer) and other layers, piece after piece.
         offsets: (P + 1,) int64; piece p has the tokens from ``offsets[p]`` to ``offsets[p + 1]``.
         example_ids: (P,) int64, the permanent name of each piece.
-        documents: (P,) int64, hash of the name of its (whole) document.
-        frame, length: special tokens and L tokens of the rows for which the pieces were cut.
-        counts: documents, pieces, tokens, unknown tokens, and what was left out or not eligible.
-        tokenizer: the key of the tokenizer (`tokenizer_key`); "" if unknown.
-        sources: (P,) int16, ascending: the number of each piece's corpus; None if there is one.
+        documents: (P,) int64, a hash of the name of each piece's (whole) document.
+        frame: the special tokens of the rows for which the pieces were cut.
+        length: L, the number of tokens in these rows.
+        counts: the numbers of documents, pieces, tokens and unknown tokens, and of everything that
+            was left out or is not eligible.
+        tokenizer: the tokenizer's key (`tokenizer_key`); "" if unknown.
+        sources: (P,) int16, ascending: the number of each piece's corpus; None if there is only
+            one corpus.
     """
 
     columns: Columns
@@ -132,14 +135,15 @@ class Pieces:
     def load(
         cls, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Pieces:
-        """Open a folder of `read_pieces`, memory-mapped.
+        """Open a folder that `read_pieces` wrote, memory-mapped.
 
         Args:
-            folder: ``out`` of `read_pieces`.
-            tokenizer: the tokenizer that will be used; it must be the one that made the pieces.
+            folder: the folder that was passed to `read_pieces` as ``out``.
+            tokenizer: the tokenizer that will be used; it must be the tokenizer that made the
+                pieces.
 
         Raises:
-            MaskwiseError: the folder is missing or damaged, or was made with another tokenizer.
+            MaskwiseError: the folder is missing or damaged, or was made with a different tokenizer.
         """
         folder = Path(folder)
         columns, about = read_columns(folder)
@@ -152,7 +156,7 @@ class Pieces:
         key = tokenizer_key(tokenizer)
         if pieces.tokenizer and key and pieces.tokenizer != key:
             raise MaskwiseError(
-                f"the tokens and layers in {folder} are another tokenizer's",
+                f"the tokens and layers in {folder} were made with a different tokenizer",
                 got=pieces.tokenizer,
                 allowed=key,
                 do="prepare the corpus again, with this tokenizer",
@@ -162,7 +166,7 @@ class Pieces:
     @classmethod
     def _of(cls, columns: Columns, about: Mapping[str, Any]) -> Pieces:
         sources: Array | None = columns.pop("source")
-        # Source numbers ascend, so the last one is 0 if there is only one source.
+        # Source numbers ascend, so the last number is 0 if there is only one source.
         if sources is not None and not sources[-1]:
             sources = None
         return cls(
@@ -187,19 +191,20 @@ def read_pieces(
 ) -> Pieces:
     """Cut documents, as `tokenise` yields them, into pieces for rows of ``length`` tokens.
 
-    A word that is longer than a row is cut anywhere, gets −1 (it is not eligible) and is counted.
-    An example id is a hash of the document's name and of the index of the piece's first token.
+    A word that is longer than a row is cut anywhere and counted, and its tokens get −1 (they are
+    not eligible). An example id is a hash of the document's name and of the index of the piece's
+    first token.
 
     Args:
         tokens: the documents.
-        tokenizer: the tokenizer of the documents, for its special tokens.
-        length: L, special tokens included.
+        tokenizer: the tokenizer that made the tokens, for its special tokens.
+        length: L, the number of tokens in a row, including special tokens.
         out: a folder that is written window by window; the pieces are then memory-mapped.
-            Otherwise they are held in memory, about 6 bytes per token.
+            Otherwise the pieces are held in memory, about 6 bytes per token.
 
     Raises:
-        MaskwiseError: a length that leaves no room for text, documents with different layers, no
-            tokens, a folder that cannot be written.
+        MaskwiseError: the length leaves no room for text, documents have different layers, there
+            are no tokens, or the folder cannot be written.
 
     >>> from maskwise.text import Document, Rows, tokenise, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -229,7 +234,7 @@ def read_pieces(
     parts = list(windows)
     columns = {}
     for name in list(parts[0]):
-        # Each column is popped, so that memory never holds the corpus twice.
+        # Columns are popped, so memory never holds the corpus twice.
         columns[name] = np.concatenate([part.pop(name) for part in parts])
     return Pieces._of(columns, about)
 
@@ -237,9 +242,9 @@ def read_pieces(
 def _windows(
     tokens: Iterable[Tokens], counts: Counter[str], *, room: int, unknown: int | None
 ) -> Iterator[Columns]:
-    """Yield the columns of the pieces, some documents at a time."""
+    """Yield the columns of the pieces, a batch of documents at a time."""
     names: list[str] = []
-    # An empty document has size 1 here, so that millions of them do not end up in one window.
+    # Here, the size of an empty document is 1; otherwise millions could end up in one window.
     for window in batches(
         tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1
     ):
@@ -249,7 +254,7 @@ def _windows(
             found = list(part)
             if found != names:
                 raise MaskwiseError(
-                    "every document needs the same layers",
+                    "all documents must have the same layers",
                     got=f"{found} in {document.document_id!r}",
                     allowed=names,
                 )
@@ -261,10 +266,10 @@ def _windows(
         cut = _cut(window, columns, counts, room)
         cut["offsets"] += before
         if not is_first:
-            # The first offset of a window repeats the last one of the window before.
+            # The first offset of a window repeats the last offset of the previous window.
             cut["offsets"] = cut["offsets"][1:]
         unknown_tokens = int((columns["input_ids"] == unknown).sum())
-        # Counted only if there are any, so that reports stay short.
+        # Unknown tokens are counted only if there are any, which keeps reports short.
         if unknown_tokens:
             counts[UNKNOWN] += unknown_tokens
         yield columns | cut
@@ -286,7 +291,7 @@ def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int
     words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owners(lengths))
     word_T = opens.cumsum() - 1
-    # Half a word must not be masked, so words that are longer than a row are never masked.
+    # Half a word must never be masked, so words that are longer than a row are not masked at all.
     size_T = np.bincount(word_T)[word_T]
     long = (size_T > room) & (words >= 0)
     words = np.where(long, -1, words)
@@ -302,7 +307,7 @@ def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int
     for document, size in zip(window, lengths.tolist()):
         begin = start
         end = start + size
-        # Parts of a long document have its name, so that they stay on one side of a split.
+        # Parts of a long document share its name, so they stay on one side of a split.
         whole = text_id(whole_name(document.document_id))
         while begin < end:
             begins.append(begin)
@@ -323,7 +328,7 @@ def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int
     counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
     without_tokens = int((lengths == 0).sum())
     long_words = int((long & opens).sum())
-    # Counted only if there are any, so that reports stay short.
+    # Each reason is counted only if it occurs, which keeps reports short.
     for reason, number in ((NO_TOKENS, without_tokens), (LONG_WORDS, long_words)):
         if number:
             counts[reason] += number
@@ -336,19 +341,19 @@ def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Hash a tokenizer's vocabulary, which tells what ids mean; "" if it has none."""
+    """Hash a tokenizer's vocabulary, which defines what ids mean; "" if it has no vocabulary."""
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return ""
     return digest(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def unknown_share(counts: Mapping[str, int]) -> float:
-    """Return the share of unknown tokens in a text."""
+    """Return the share of a text's tokens that are unknown."""
     return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
 
 
 def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
-    """Refuse a text that its tokenizer does not know.
+    """Refuse a text that the tokenizer can hardly read.
 
     Raises:
         MaskwiseError: more than half of the tokens are unknown.
@@ -359,20 +364,20 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
             f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
             got=f"{counts[UNKNOWN]:,} × [UNK]",
             allowed="at most half",
-            do="use a tokenizer that knows its letters, or a new one: tokenizer.kind: letter, "
-            "or bpe",
+            do="use a tokenizer that covers its letters, or a new tokenizer: tokenizer.kind: "
+            "letter, or bpe",
         )
 
 
-# Columns in a folder: one file of raw values per column, which can be written in parts and
-# memory-mapped at any size, and an index.
+# Columns in a folder: an index, and one file of raw values per column, which can be written in
+# parts and memory-mapped at any size.
 # -------------------------------------------------------------------------------------------
 
 
 def write_columns(
     folder: Path, parts: Iterable[Mapping[str, Array]], about: Mapping[str, object]
 ) -> None:
-    """Write columns that come in parts: a file of raw values for each, then the index."""
+    """Write columns that come in parts: a file of raw values for each column, then the index."""
     types: dict[str, str] = {}
     with ExitStack() as stack:
         files = []
@@ -382,9 +387,9 @@ def write_columns(
                     types[name] = values.dtype.str
                     # Files are numbered, because a layer may have any name.
                     files.append(stack.enter_context((folder / f"{place}.bin").open("wb")))
-                # `tofile` would report no error if the disk is full.
+                # `tofile` would report no error on a full disk.
                 files[place].write(np.ascontiguousarray(values).data)
-    # The index is written last, because a folder without it counts as missing.
+    # The index is written last: a folder without an index counts as missing.
     (folder / INDEX).write_text(json.dumps({"format": FORMAT, "columns": types, **about}))
 
 
@@ -392,7 +397,7 @@ def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
     """Open what `write_columns` wrote, memory-mapped.
 
     Raises:
-        MaskwiseError: the folder is missing, damaged or of another format.
+        MaskwiseError: the folder is missing or damaged, or has a different format.
     """
     about = folders.read_json(folder / INDEX) or {}
     if about.get("format") != FORMAT:
@@ -407,7 +412,7 @@ def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
     try:
         for place, (name, dtype) in enumerate(about.pop("columns").items()):
             path = folder / f"{place}.bin"
-            # A plain array, because indexing a memmap is slower.
+            # Columns are plain arrays, because indexing a memmap is slower.
             columns[name] = np.asarray(np.memmap(path, dtype, "r"))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise MaskwiseError(

@@ -1,8 +1,8 @@
 """A folder of prepared text: everything that is computed from a corpus before the first step.
 
-For a corpus it has the tokenizer, the pieces and the rows of both sides (rows.py). For a stream
-(stream.py) it has the tokenizer, the held-out rows and counts of tokens, all from the beginning of
-the stream.
+For a corpus, the folder has the tokenizer, the pieces, and the rows of the training and held-out
+sides (rows.py). For a stream (stream.py), it has the tokenizer, the held-out rows and token counts,
+all from the beginning of the stream.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ TOKENIZER = "tokenizer"
 STREAM = "stream.json"
 
 MOST_CHARACTERS = 1 << 26
-"""Most characters of a stream that are read before training, in equal shares for the sources."""
+"""Maximum number of characters of a stream that are read before training, the same number from
+each source."""
 HELD_OUT_CHARACTERS = 1 << 20
-"""Held-out characters of a stream that are kept for evaluation; the rest is just not trained on."""
+"""Number of held-out characters of a stream that are kept for evaluation; the remaining held-out
+text is just not trained on."""
 COUNTED_CHARACTERS = 1 << 22
-"""Characters of a stream in which tokens are counted."""
+"""Number of characters of a stream in which tokens are counted."""
 
 LiveLayers = Callable[[Sequence[str]], Layered]
-"""A function that builds an annotator for any text from the names of annotators."""
+"""A function that takes the names of annotators and builds an annotator for any text."""
 
 
 @dataclass(eq=False)
 class Prepared:
-    """A tokenizer, training text and held-out text, in rows of the same length and layout."""
+    """A tokenizer, and training and held-out text in rows of the same length and layout."""
 
     tokenizer: PreTrainedTokenizerFast
     training: Rows | Stream
@@ -67,10 +69,10 @@ class Prepared:
         layout: str,
         held_out: float,
     ) -> Prepared:
-        """Write the folder of a corpus, window by window, and open it; an old folder is replaced.
+        """Write a corpus's folder, window by window, and open it; an old folder is replaced.
 
         Raises:
-            MaskwiseError: what `read_pieces` and `split` refuse, or a folder that cannot be
+            MaskwiseError: `read_pieces` or `split` refuses the corpus, or the folder cannot be
                 written.
         """
 
@@ -93,13 +95,13 @@ class Prepared:
         *,
         layers: Layered | None = None,
     ) -> dict[str, object]:
-        """Write the folder of a stream; only the beginning of the stream is read.
+        """Write a stream's folder; only the beginning of the stream is read.
 
         Returns:
-            ``read_characters`` (of the beginning), ``held_out_rows``, ``skipped``.
+            A dict with ``read_characters`` (in the beginning), ``held_out_rows`` and ``skipped``.
 
         Raises:
-            MaskwiseError: no training text or no held-out text in the beginning; a folder that
+            MaskwiseError: the beginning has no training text or no held-out text, or the folder
                 cannot be written.
         """
         training, held_out, facts = _read_beginning(corpus, _maker(corpus, tokenizer, layers))
@@ -110,7 +112,7 @@ class Prepared:
                 held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
-            # The output bias is initialised with the frequencies of tokens.
+            # The output bias is initialised from the token frequencies.
             counts = np.zeros(len(tokenizer), np.int64)
             for tokens in tokenise(training, tokenizer):
                 counts += np.bincount(tokens.input_ids, minlength=len(counts))
@@ -126,14 +128,14 @@ class Prepared:
         """Open the folder, memory-mapped. Each process checks it against its manifest only once.
 
         Args:
-            folder: what `make` or `begin` wrote.
-            live: builds the annotator of a stream with layers.
+            folder: the folder that `make` or `begin` wrote.
+            live: a function that builds the annotator for a stream with layers.
 
         Raises:
-            MaskwiseError: the folder is damaged, or the files of a stream are missing.
+            MaskwiseError: the folder is damaged, or a stream's files are missing.
         """
-        # The check is cached with the time of writing, so a folder that is written again is checked
-        # again.
+        # The result of the check is cached together with the time when the folder was written, so a
+        # folder that is written again is also checked again.
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:
@@ -145,7 +147,7 @@ class Prepared:
         tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)
-        # Instead of training rows, a stream has the settings with which it is read.
+        # Instead of training rows, a stream's folder has the settings for reading the stream.
         stream = folders.read_json(folder / STREAM)
         if stream is None:
             return cls(tokenizer, Rows.load(folder / TRAINING, pieces), held_out)
@@ -184,10 +186,10 @@ def _maker(
 def _read_beginning(
     corpus: CorpusSettings, maker: BlockMaker
 ) -> tuple[list[Document], list[Document], dict[str, object]]:
-    """Read every source until its share of both sides is full.
+    """Read every source until its shares of the training and held-out sides are full.
 
     Returns:
-        Documents of the training and of the held-out side, and what was read for them.
+        The training documents, the held-out documents, and the facts about what was read.
     """
     training = []
     held_out = []
@@ -203,7 +205,7 @@ def _read_beginning(
             size = len(document.text)
             characters += size
             if maker.holds_out(document):
-                # Documents beyond the limits of their side are dropped.
+                # Documents beyond the limit on their side are dropped.
                 if held < most_held:
                     held_out.append(document)
                     held += size
@@ -221,7 +223,7 @@ def _read_beginning(
                 f"corpus.held_out={corpus.held_out} leaves the {side} side of the stream's "
                 "beginning empty",
                 got=f"{read:,} characters",
-                do="give more text, or use another share",
+                do="give more text, or use a different share",
             )
     return training, held_out, {"read_characters": read, "skipped": dict(skipped)}
 

@@ -1,8 +1,8 @@
-"""Readers: the records in files of any known format and in data sets of `datasets`.
+"""Readers: the records in files of any known format and in data sets from `datasets`.
 
-A reader yields the name and content of each record. A bad line is a `Skip` with the reason; a bad
-file (binary, mostly not UTF-8, damaged, without the text column) is a `MaskwiseError`. Nothing is
-unpickled, and code that comes with a data set is never run.
+A reader yields the name and content of each record. A bad line becomes a `Skip` with the reason; a
+bad file (binary, mostly not UTF-8, damaged, without the text column) raises a `MaskwiseError`.
+Nothing is unpickled, and code that comes with a data set is never run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 NO_LETTERS = "sequence with characters that are not letters"
 NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
-# Bytes. A longer line, as in a file without line breaks, is not held in memory.
+# In bytes. A longer line, as in a file without line breaks, is not held in memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
-# Characters: about a million tokens, which take some 300 MB while they are processed.
+# In characters: about a million tokens, which take about 300 MB while they are processed.
 LONGEST_TEXT = 1 << 22
 
 
@@ -43,13 +43,13 @@ class Skip(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Names of the fields of a record, and the unit of text in files of plain text.
+    """The names of a record's fields, and the unit of text in plain text files.
 
     Attributes:
-        text: field of the text, or a path into nested objects, such as "article.body". "": all
-            fields.
-        id: field of the document's name.
-        per: "line" or "block" (between blank lines), or "auto": see ``text_per``.
+        text: the field that holds the text, or a path into nested objects, such as "article.body".
+            "" stands for all fields.
+        id: the field that holds the document's name.
+        per: "line", "block" (between blank lines) or "auto" (see ``text_per``).
     """
 
     text: str = "text"
@@ -58,7 +58,7 @@ class Fields(NamedTuple):
 
 
 Record = Skip | tuple[str, Any]
-"""A name and its content: a string, or an object with fields."""
+"""A name and the content of the record: a string, or an object with fields."""
 
 
 Opener: TypeAlias = Callable[[], Iterable[Record]]
@@ -66,7 +66,7 @@ Opener: TypeAlias = Callable[[], Iterable[Record]]
 
 
 class PartName(str):
-    """The name of one part of a document that is too long to be processed whole.
+    """The name of a part of a document that is too long to be processed whole.
 
     Attributes:
         whole: the name of the document. All parts are on the same side of a held-out split.
@@ -76,7 +76,7 @@ class PartName(str):
 
     @classmethod
     def of(cls, name: str, whole: str) -> PartName:
-        """Name a part of the document ``whole``, which may be a part itself."""
+        """Name a part of the document ``whole``, which may itself be a part."""
         part = cls(name)
         part.whole = whole_name(whole)
         return part
@@ -92,13 +92,13 @@ def whole_name(name: str) -> str:
 
 
 def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
-    """Yield the records of one file; those without a name are called "NAME#PLACE"."""
+    """Yield the records of one file; records without a name are called "NAME#NUMBER"."""
     with damaged(path):
         yield from READERS[known_ending(path) or ""](path, name, fields)
 
 
 def known_ending(path: Path) -> str | None:
-    """Return the ending by which a file is read, if it has one."""
+    """Return the file extension that decides the reader, if the file has such an extension."""
     for ending in READERS:
         if path.name.lower().endswith(ending):
             return ending
@@ -106,7 +106,7 @@ def known_ending(path: Path) -> str | None:
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return the visible files of a folder, or a single file, by their sorted relative paths."""
+    """Return a folder's visible files, or a single file, keyed and sorted by relative path."""
     files = {}
     if folder.is_file():
         if known_ending(folder) in endings:
@@ -123,7 +123,7 @@ def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
 
 
 def kind_of(path: Path, fields: Fields) -> LineKind:
-    """Return the format of a file of lines."""
+    """Return the format of a file that consists of lines."""
     if known_ending(path) not in TEXT_ENDINGS:
         return "json"
     if fields.per == "auto":
@@ -134,8 +134,8 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
 
 
 def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
-    """Yield the lines of a file; a `Skip` for one that is too long or not UTF-8."""
-    # Only the beginning of a file may have a byte-order mark.
+    """Yield the lines of a file; a line that is too long or not UTF-8 becomes a `Skip`."""
+    # A byte-order mark may only be at the beginning of a file.
     encoding = "utf-8-sig" if file.tell() == 0 else "utf-8"
     while line := file.readline(LONGEST_LINE):
         text: str | Skip = Skip(LONG_LINE)
@@ -153,14 +153,14 @@ def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
 
 @dataclass
 class LineReader:
-    """Reads the records of a file of lines, and can resume.
+    """Reads the records of a file that consists of lines, and can resume.
 
     Attributes:
-        name: prefix of the names of the records.
-        kind: format of the file.
-        number: number of the latest record; in JSON lines, of the latest line.
-        whole: name of the block that has been read only in part.
-        inside: whether lines of a block have been read that are in no record yet.
+        name: the prefix of the records' names.
+        kind: the format of the file.
+        number: the number of the latest record; in JSON lines, the number of the latest line.
+        whole: the name of the block that has been read only in part.
+        inside: whether the lines read so far include lines that are in no record yet.
     """
 
     name: str
@@ -183,7 +183,7 @@ class LineReader:
                 yield line
                 continue
             text = line.strip()
-            # JSON lines are numbered by line, so blank ones count.
+            # JSON records are numbered by line, so blank lines count.
             if text or self.kind == "json":
                 self.number += 1
             if text:
@@ -208,7 +208,7 @@ class LineReader:
             if block and (ends or size >= LONGEST_TEXT):
                 self.number += 1
                 name = f"{self.name}#{self.number}"
-                # A block that is too long is read in parts of one document.
+                # A block that is too long is read in parts, which belong to one document.
                 if not ends:
                     whole = whole or name
                     self.whole = whole
@@ -247,7 +247,7 @@ def parsed(record: Record) -> Record:
 def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
     with opened(path) as file:
-        # Bad bytes remain in their cells as surrogates, so that only their rows are skipped.
+        # Bad bytes remain in their cells as surrogates, so only rows with bad bytes are skipped.
         text = file.read().decode("utf-8-sig", "surrogateescape")
     rows = read_table(text, path)
     if rows:
@@ -256,11 +256,11 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
-    """Yield the sequences of a FASTA file in capitals, long ones in parts, without gaps (- and .)
-    and the final *.
+    """Yield the sequences of a FASTA file in capitals, without gaps (- and .) and the final *.
 
-    Small letters are the same residues, marked as repeats or as unaligned. A sequence is named by
-    its header, so that its masks and its side of the held-out split do not depend on its file.
+    Long sequences come in parts. Small letters are the same residues, marked as repeats or as
+    unaligned. The name of a sequence is its header, so its masks and its side of the held-out split
+    do not depend on its file.
     """
     refuse_unreadable(path)
     number = 0
@@ -269,7 +269,7 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     title = ""
     letters: list[str] = []
     with opened(path) as file:
-        # A header ends the sequence before it, so one more is added at the end.
+        # A header ends the sequence before it, so a last header is added at the end.
         for line in chain(file, [b">"]):
             # Bad bytes become characters that are not letters, so the sequence is skipped.
             text = line.decode(errors="replace").strip()
@@ -280,7 +280,7 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
                 raise MaskwiseError(
                     f"{path} is not a FASTA file: it has no header",
                     got=text[:40],
-                    do="begin every sequence with a line >NAME, or call the file .txt",
+                    do="begin every sequence with a line >NAME, or rename the file to .txt",
                 )
             if number and (header or size >= LONGEST_TEXT):
                 sequence = re.sub("[-.]", "", "".join(letters)).rstrip("*").upper()
@@ -312,11 +312,11 @@ def parquet_rows(
 
     Args:
         path: the file.
-        fields: columns of the text and of the name.
-        first: the row to begin with; row groups before it are not read.
+        fields: the columns that hold the text and the name.
+        first: the row to begin with; earlier row groups are not read.
 
     Raises:
-        MaskwiseError: a file that is not Parquet, or a damaged one.
+        MaskwiseError: the file is not Parquet, or is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -326,7 +326,7 @@ def parquet_rows(
         columns = None
         if fields:
             columns = wanted(table.schema_arrow.names, fields, str(path))
-        # Row groups are read one by one, so that those before the first row are skipped.
+        # Row groups are read one by one, so the groups before the first row can be skipped.
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
             if rows <= first:
@@ -337,22 +337,22 @@ def parquet_rows(
                 first = max(0, first - len(batch))
     except pa.ArrowException as error:
         raise MaskwiseError(
-            f"{path} is not a Parquet file, or damaged: {first_line(error)}",
+            f"{path} is not a Parquet file, or is damaged: {first_line(error)}",
         ) from error
 
 
 def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
-    """Return the columns to read; the others may be images, which are slow to decode.
+    """Return the columns to read; other columns may be images, which are slow to decode.
 
     Raises:
-        MaskwiseError: there is no column of the text.
+        MaskwiseError: there is no text column.
     """
     # All columns are needed to find out which one has the text.
     if not fields.text:
         return columns
     text = fields.text
     if text not in columns:
-        # It may be a path into the objects of a column.
+        # The field may be a path into the objects of a column.
         text = text.split(".")[0]
     if text not in columns:
         raise unknown_name(f"text field of {where}:", fields.text, columns, do=NAME_IT)
@@ -365,22 +365,22 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
         yield f"{name}#{number}", row
 
 
-# ---- data sets of the library `datasets`, saved in a folder or on the hub
+# ---- data sets for the library `datasets`, saved in a folder or on the hub
 
 
 def saved_dataset(path: Path, fields: Fields) -> Opener:
-    """Open a folder that `Dataset.save_to_disk` wrote; of several splits, the one named train."""
+    """Open a folder that `Dataset.save_to_disk` wrote; of several splits, open the train split."""
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:
-        # Arrow, JSON and version errors have no common base
+        # Arrow, JSON and version errors have no common base class.
         raise MaskwiseError(f"cannot load the data set saved in {path}: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if "train" not in loaded:
             raise MaskwiseError(
-                f"{path} holds several splits, none called train",
+                f"{path} holds several splits, but none called train",
                 allowed=", ".join(str(path / split) for split in loaded),
             )
         loaded = loaded["train"]
@@ -411,13 +411,13 @@ def hub_parts(source: str) -> tuple[str, str, str]:
 
 
 def load_hub(source: str, name: str, config: str, **how: object) -> Any:
-    """Load a data set from the hub, or raise an error of one line."""
+    """Load a data set from the hub, or raise a one-line error."""
     import datasets
 
     try:
         return datasets.load_dataset(name, config or None, **how)
     except Exception as error:
-        # Network, hub, builder and format errors have no common base.
+        # Network, hub, builder and format errors have no common base class.
         raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error
 
 
@@ -432,4 +432,4 @@ READERS: dict[str, Reader] = {
     ".parquet": _read_parquet,
     **dict.fromkeys(FASTA_ENDINGS, _read_fasta),
 }
-"""How a file is read, by its ending."""
+"""Readers by file extension."""

@@ -1,9 +1,9 @@
 """Rows: plans that assign pieces to rows.
 
-A plan holds only the numbers of pieces; their tokens are stored once (pieces.py). Different layouts
+A plan holds only the numbers of pieces; the tokens are stored once (pieces.py). Different layouts
 and the two sides of a held-out split are different plans over the same pieces.
 
-Cost: about 1 µs of Python for each piece when a plan is made.
+Cost: making a plan takes about 1 µs of Python for each piece.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class PieceBatch(NamedTuple):
     """The P pieces of B rows with T tokens in total: the input of a `Masker`.
 
     Attributes:
-        columns: name → (T,): "input_ids", "word_ids" (from 0 in every piece; −1 for none) and
+        columns: name → (T,): "input_ids", "word_ids" (from 0 in every piece; −1 for no word) and
             other layers, piece after piece, without special tokens.
-        lengths: (P,) tokens of each piece.
+        lengths: (P,) the number of tokens in each piece.
         example_ids: (P,) int64, the permanent name of each piece.
         rows: (P,) int64, ascending: the row of each piece in the batch.
-        length: L, tokens of a row.
-        frame: special tokens around the pieces.
-        apart: whether each piece is a separate text, opened by ``frame.first``; otherwise a row is
-            one text.
+        length: L, the number of tokens in a row.
+        frame: the special tokens around the pieces.
+        apart: whether each piece is a separate text, opened by ``frame.first``; otherwise each row
+            is one text.
     """
 
     columns: Columns
@@ -59,11 +59,11 @@ class PieceBatch(NamedTuple):
     apart: bool = True
 
     def laid_out(self) -> Columns:
-        """Return (B, L) arrays of rows: [first] piece [last] [first] piece [last] … padding.
+        """Return the rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding.
 
         Returns:
-            "input_ids", "attention_mask" and the layers, (B, L); on special tokens and padding
-            layers are −1 (floats 0), and words are numbered from 0 in every row. "example_id" is
+            "input_ids", "attention_mask" and the layers, (B, L). Layers are −1 (float layers 0) at
+            special tokens and padding, and words are numbered from 0 in every row. "example_id" is
             (B,) if every row has one piece, else (B, L).
         """
         layout = framed(
@@ -90,7 +90,7 @@ class PieceBatch(NamedTuple):
         """Return (T,) word numbers that continue from one piece of a row to the next."""
         words = self.columns["word_ids"].astype(np.int64)
         first_token_P = offsets(self.lengths)
-        # The words of a piece are numbered from 0, so there is one more than the largest number.
+        # A piece's words are numbered from 0, so their count is the largest number plus one.
         words_P = np.maximum.reduceat(words, first_token_P) + 1
         pieces_of_row = counts_within(self.rows, rows)
         before_P = sums_within(words_P, pieces_of_row) - words_P
@@ -108,8 +108,8 @@ class Rows:
     """N rows of `length` tokens: pieces, and the plan that assigns them to rows.
 
     Attributes:
-        pieces: all pieces of the corpus, including those on the other side of a split.
-        order: numbers of pieces, row by row.
+        pieces: all pieces of the corpus, including the pieces on the other side of a split.
+        order: the numbers of the pieces, row by row.
         first: (N + 1,) int64; row r has the pieces ``order[first[r]:first[r + 1]]``.
         layout: "packed", "joined" or "document" (one piece in each row).
     """
@@ -121,14 +121,14 @@ class Rows:
 
     @classmethod
     def of(cls, pieces: Pieces, layout: str = "packed", *, chosen: Ints | None = None) -> Rows:
-        """Plan rows of all pieces, or of the ``chosen`` ones.
+        """Plan rows of all pieces, or only of the ``chosen`` pieces.
 
         Args:
             pieces: P pieces.
             layout: "packed" puts several pieces in a row, each framed and attending only to itself;
                 "joined" puts several pieces in a row, as one text; "document" puts one piece in
                 each row.
-            chosen: (P',) numbers of pieces, ascending.
+            chosen: (P',) the numbers of the chosen pieces, ascending.
 
         Raises:
             MaskwiseError: an unknown layout.
@@ -145,14 +145,14 @@ class Rows:
         if layout == "packed":
             cost += opening >= 0
         else:
-            # A joined row is one text and is opened once.
+            # A joined row is one text, so it is opened only once.
             space -= opening >= 0
-        # Rows are planned in windows, so that the pieces of a row are close to each other in the
-        # corpus and time grows linearly.
+        # Rows are planned in windows: the pieces of a row are then close to each other in the
+        # corpus, and the time grows linearly with the corpus.
         window_of_piece = cost.cumsum() // WINDOW_TOKENS
         borders = np.flatnonzero(np.diff(window_of_piece)) + 1
         if pieces.sources is not None:
-            # A row never mixes sources, so that the shares of sources are shares of rows.
+            # A row never mixes sources, because a source's share is a share of rows.
             between_sources = np.flatnonzero(np.diff(pieces.sources[chosen])) + 1
             borders = np.union1d(borders, between_sources)
         order = []
@@ -170,19 +170,19 @@ class Rows:
 
     @property
     def length(self) -> int:
-        """L, tokens of a row."""
+        """L, the number of tokens in a row."""
         return self.pieces.length
 
     @property
     def lengths(self) -> Ints:
-        """(N,) int64: tokens of each row, without special ones."""
+        """(N,) int64: the number of tokens in each row, without special tokens."""
         sizes = np.diff(self.pieces.offsets)[self.order]
         ends = np.cumsum(np.append(0, sizes))
         return np.diff(ends[self.first])
 
     @property
     def tokens(self) -> int:
-        """Number of tokens that are not padding, special ones included."""
+        """The number of tokens that are not padding, including special tokens."""
         pieces = len(self.order)
         texts = pieces
         if self.layout == "joined":
@@ -196,7 +196,7 @@ class Rows:
         return np.unique(self.pieces.documents[self.order])
 
     def by_source(self, count: int) -> list[int]:
-        """Return the number of rows of each of ``count`` sources; rows are ordered by source."""
+        """Return the number of rows from each of ``count`` sources; rows are sorted by source."""
         sources = self.pieces.sources
         if sources is None:
             sources = np.zeros(len(self.pieces), np.int16)
@@ -208,10 +208,10 @@ class Rows:
         """Return the pieces of B rows.
 
         Args:
-            rows: (B,) numbers of rows.
+            rows: (B,) the numbers of the rows.
 
         Raises:
-            MaskwiseError: a row that does not exist.
+            MaskwiseError: a row does not exist.
         """
         at = np.asarray(rows, dtype=np.int64).reshape(-1)
         outside = at[(at < 0) | (at >= len(self))]
@@ -238,27 +238,27 @@ class Rows:
         return self.batch(rows).tensors()
 
     def laid(self, layout: str) -> Rows:
-        """Plan the same pieces in another layout; they keep their names and so their masks."""
+        """Plan the same pieces in a different layout; pieces keep their names and their masks."""
         if layout == self.layout:
             return self
         return Rows.of(self.pieces, layout, chosen=np.sort(self.order))
 
     def holding(self, example_ids: Ints) -> Ints:
-        """Return the numbers of the rows that have at least one of these pieces, ascending."""
+        """Return the numbers of the rows with at least one of these pieces, in ascending order."""
         names = self.pieces.example_ids[self.order]
         places = np.flatnonzero(np.isin(names, example_ids))
         return np.unique(self.first.searchsorted(places, side="right") - 1)
 
     def unigram_counts(self, vocab_size: int) -> Ints:
-        """(V,) count every token of the text; special tokens and padding are not counted.
+        """(V,) the count of each token in the text; special tokens and padding are not counted.
 
         Raises:
-            MaskwiseError: a token outside the vocabulary.
+            MaskwiseError: a token is outside the vocabulary.
         """
         total = np.zeros(vocab_size, dtype=np.int64)
         offsets = self.pieces.offsets
         ids = self.pieces.columns["input_ids"]
-        # Counted in windows, because the corpus may be larger than memory.
+        # Tokens are counted in windows, because the corpus may be larger than memory.
         step = max(1, WINDOW_TOKENS // self.length)
         for start in range(0, len(self.order), step):
             part = self.order[start : start + step]
@@ -286,7 +286,7 @@ def require_in_vocabulary(largest: int, vocab_size: int) -> None:
     """Refuse a text whose largest token id is outside the vocabulary."""
     if largest >= vocab_size:
         raise MaskwiseError(
-            "token id outside the vocabulary",
+            "a token id is outside the vocabulary",
             got=largest,
             allowed=f"< {vocab_size}",
             do="use the tokenizer that made the tokens",
@@ -294,15 +294,15 @@ def require_in_vocabulary(largest: int, vocab_size: int) -> None:
 
 
 def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:
-    """Return training and held-out rows; each document is held out or not by its name's hash.
+    """Return training and held-out rows; the hash of its name decides if a document is held out.
 
     Args:
         pieces: the pieces of the corpus.
-        held_out: share of the documents that is held out.
-        layout: layout of the rows of both sides.
+        held_out: the share of the documents that is held out.
+        layout: the layout of the training rows and of the held-out rows.
 
     Raises:
-        MaskwiseError: a share outside 0 … 1, or one that leaves a side empty.
+        MaskwiseError: the share is outside 0 … 1, or leaves a side empty.
     """
     if not 0 < held_out < 1:
         raise MaskwiseError(
@@ -317,8 +317,8 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
             raise MaskwiseError(
                 f"corpus.held_out={held_out} leaves the {name} side empty",
                 got=f"{len(np.unique(pieces.documents))} document(s)",
-                do="give more documents (blank lines separate those of a .txt file), or use "
-                "another share",
+                do="give more documents (blank lines separate the documents of a .txt file), or "
+                "use a different share",
             )
         sides.append(Rows.of(pieces, layout, chosen=np.flatnonzero(side)))
     training, held = sides
@@ -332,11 +332,11 @@ def held_out_below(share: float) -> int:
 
 
 def _best_fit(cost: Ints, space: int) -> Ints:
-    """(P,) assign a row to every piece: longest first, into the fullest row with enough room.
+    """(P,) the row assigned to each piece: longest first, into the fullest row with enough room.
 
-    Open rows are in stacks, one for each amount of room that is left. The bits of one integer tell
-    which stacks are not empty, so the tightest fit is its lowest bit at or above the cost of the
-    piece.
+    Open rows are kept in stacks, one stack for each amount of room that is left. The bits of one
+    integer mark the stacks that are not empty, so the tightest fit is the lowest set bit at or
+    above the cost of the piece.
     """
     row_of_piece = np.empty(len(cost), dtype=np.int64)
     order = np.argsort(-cost, kind="stable")
@@ -358,7 +358,7 @@ def _best_fit(cost: Ints, space: int) -> Ints:
         row_of_piece[piece] = row
         stacks[room - need].append(row)
         open_stacks |= 1 << (room - need)
-    # Rows are renumbered by their first piece, so that they are in the order of the corpus.
+    # Rows are renumbered by their first piece, which puts them in the order of the corpus.
     first = np.full(rows, len(cost))
     np.minimum.at(first, row_of_piece, np.arange(len(cost)))
     rank = np.empty(rows, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The corpus and tokenizer parts of a recipe, which open documents and build tokenizers."""
+"""The corpus and tokenizer sections of a recipe, which open documents and build tokenizers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class CorpusSettings(BaseModel):
-    """Source of the text, and how it is cut into rows.
+    """The source of the text, and how the text is cut into rows.
 
     >>> CorpusSettings(source="./texts/a.txt", length=128).source
     'texts/a.txt'
@@ -38,62 +38,62 @@ class CorpusSettings(BaseModel):
 
     source: str | dict[str, float] | tuple[str, ...] = "bundled:wikipedia"
     """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, the bundled
-    sample, or an invented world such as ``factworld(people=300)``. Several are mixed: ``{FILE: 2,
-    OTHER: 1}`` by weights, or ``[FILE, OTHER]`` in proportion to their sizes."""
+    sample, or an invented world such as ``factworld(people=300)``. Several sources are mixed:
+    ``{FILE: 2, OTHER: 1}`` gives their weights; ``[FILE, OTHER]`` mixes in proportion to size."""
     temperature: float | None = Field(None, gt=0)
-    """T, for a list of sources: shares are proportional to sizes to the power 1/T. None: 1."""
+    """T, for a list of sources: a source's share is proportional to size ** (1/T). None means 1."""
     text_field: str = "text"
-    """Field of the text, in files with fields; ``article.body`` is a field in an object."""
+    """The field that holds the text, in files with fields; ``article.body`` is a nested field."""
     text_per: Literal["auto", "line", "block"] = "auto"
-    """Unit of plain text: a line, or a block between blank lines. ``auto``: guessed from the
-    beginning of the file.
+    """The unit of plain text: a line, or a block between blank lines. ``auto`` guesses the unit
+    from the beginning of the file.
     """
     limit: int | None = Field(None, ge=1)
-    """Maximum number of documents of each source."""
+    """Maximum number of documents from each source."""
     length: int = Field(64, ge=4)
-    """Positions in a row."""
+    """Number of positions in a row."""
     layout: Literal["packed", "document"] = "packed"
-    """Rows filled with one document after another, or one piece of a document in each row."""
+    """Rows that are filled with one document after another, or that hold one piece each."""
     attention: Literal["document", "row"] = "document"
     """In packed rows, whether attention stays within each document or spans the row."""
     held_out: float = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is never trained on."""
     stream: bool = False
-    """Read the text during training and prepare only its beginning. For text that is too large
-    to be prepared, in files (a folder, or a pattern such as ``texts/*.parquet``) or ``hf:NAME``.
+    """Whether to read the text during training and to prepare only its beginning, for text that is
+    too large to prepare: files (a folder, or a pattern such as ``texts/*.parquet``) or ``hf:NAME``.
     """
     shuffle: float = Field(1.0, ge=0, le=1024)
-    """In a stream, megabytes of text whose rows are shuffled together; the order of the files is
-    random too. 0: rows and files come in their order."""
+    """In a stream, the megabytes of text whose rows are shuffled together; the order of the files
+    is random too. With 0, rows and files keep their order."""
     repeat: bool = True
-    """Whether to read a stream again if it ends before the training does; otherwise raise."""
+    """Whether to read a stream again if it ends before training does; if not, raise an error."""
     words: str = "auto"
-    """Rule for words: ``auto`` (BERT's), ``spaces``, ``token`` or ``regex:PATTERN``."""
+    """Word rule: ``auto`` (BERT's), ``spaces``, ``token`` or ``regex:PATTERN``."""
     layers: tuple[str, ...] = ()
-    """Annotators whose layers the rows get, such as pos; stored("FOLDER") reads existing layers."""
+    """Annotators that make layers of the rows, such as pos; stored("FOLDER") reads saved layers."""
 
     @field_validator("source", mode="before")
     @classmethod
     def _normalised(cls, source: object) -> object:
-        """Normalise names, so that a source has one stage; a mix of one source is that source."""
+        """Normalise names, so one source has only one stage; a mix of one source is that source."""
         if isinstance(source, str):
             return _one_spelling(source)
         if not isinstance(source, dict | list | tuple):
             return source
         if not source:
             raise MaskwiseError(
-                "a mix that names no source",
+                "the mix names no source",
                 got=source,
                 allowed="{FILE: 2, OTHER: 1}",
             )
         for name in source:
             if not isinstance(name, str) or not name:
                 raise MaskwiseError(
-                    "the name of a source must be text",
+                    "a source name must be text",
                     got=repr(name),
                     allowed="a file, bundled:wikipedia, …",
                 )
-        # Normalised names are compared, so that ./a.txt and a.txt are the same source.
+        # Normalised names are compared, because ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))
@@ -117,24 +117,24 @@ class CorpusSettings(BaseModel):
     def _consistent(self) -> CorpusSettings:
         if self.temperature is not None and not isinstance(self.source, tuple):
             raise MaskwiseError(
-                "temperature is for a list of sources",
+                "temperature needs a list of sources",
                 got=self.source,
                 do="list the sources without weights: corpus.source: [FILE, OTHER]",
             )
         if self.stream:
-            self._refuse("a stream has no {}", "limit", "temperature", "words")
+            self._refuse("a stream cannot use {}", "limit", "temperature", "words")
         else:
-            self._refuse("{} is for streams", "shuffle", "repeat")
+            self._refuse("{} is only for streams", "shuffle", "repeat")
         if self.stream and any(map(read_world, self.sources)):
             raise MaskwiseError(
                 "an invented world cannot be a stream",
                 got=self.source,
-                do="leave out corpus.stream: a world is small",
+                do="leave out corpus.stream; worlds are small",
             )
         return self
 
     def _refuse(self, what: str, *names: str) -> None:
-        """Raise if one of these settings does not have its default."""
+        """Raise if any of these settings differs from its default."""
         for name in names:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
@@ -146,16 +146,16 @@ class CorpusSettings(BaseModel):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the corpora, in order."""
+        """The names of the sources, in order."""
         if isinstance(self.source, str):
             return (self.source,)
         return tuple(self.source)
 
     def shares(self, sizes: Sequence[int]) -> dict[str, float]:
-        """Return the share of each source among the training rows, by name.
+        """Return the share of each source among the training rows, keyed by name.
 
         Args:
-            sizes: rows of each source.
+            sizes: the number of rows from each source.
         """
         if isinstance(self.source, dict):
             weights = list(self.source.values())
@@ -165,14 +165,14 @@ class CorpusSettings(BaseModel):
 
     @property
     def text(self) -> CorpusSettings:
-        """The settings without the weights of a mix, because the rows do not depend on these."""
+        """The settings without the weights of a mix, because rows do not depend on weights."""
         if isinstance(self.source, str):
             return self
         return self.model_copy(update={"source": self.sources, "temperature": None})
 
     @property
     def annotators(self) -> tuple[str, ...]:
-        """The annotators of ``layers``, and a world that is the only source: it annotates texts."""
+        """The annotators in ``layers``; if a world is the only source, the world is one more."""
         world = read_world(self.source)
         if world is None:
             return self.layers
@@ -180,14 +180,14 @@ class CorpusSettings(BaseModel):
 
     @property
     def row_layout(self) -> str:
-        """The layout of ``text.Rows``."""
+        """The layout for ``text.Rows``."""
         if self.layout == "packed" and self.attention == "row":
             return "joined"
         return self.layout
 
     @property
     def title(self) -> str:
-        """Name of the text in records."""
+        """The name of the text in records."""
         title = " + ".join(self.sources)
         if self.limit is None:
             return title
@@ -195,17 +195,17 @@ class CorpusSettings(BaseModel):
 
     @property
     def record_fields(self) -> Fields:
-        """Names of the fields of a record."""
+        """The names of a record's fields."""
         return Fields(self.text_field, per=self.text_per)
 
     def shards(self) -> dict[str, list[Shard]]:
-        """Return the shards of a stream, by source.
+        """Return a stream's shards, keyed by source.
 
         Raises:
-            MaskwiseError: a source that does not exist, or cannot be read as a stream.
+            MaskwiseError: a source does not exist, or cannot be read as a stream.
         """
         shards = {name: shards_of(name, self.record_fields) for name in self.sources}
-        # Masks depend on the names of shards, so these must differ across all sources.
+        # Masks depend on shard names, so shard names must differ across all sources.
         rename_alike(list(chain.from_iterable(shards.values())))
         return shards
 
@@ -213,7 +213,7 @@ class CorpusSettings(BaseModel):
         """Return the documents of each source.
 
         Raises:
-            MaskwiseError: a source that does not exist, or cannot be read.
+            MaskwiseError: a source does not exist, or cannot be read.
         """
         parts = []
         if self.stream:
@@ -231,7 +231,7 @@ class CorpusSettings(BaseModel):
         """Return the documents of all sources, re-iterable.
 
         Raises:
-            MaskwiseError: a source that does not exist, or cannot be read.
+            MaskwiseError: a source does not exist, or cannot be read.
         """
         parts = self.parts()
         if len(parts) == 1:
@@ -250,29 +250,29 @@ def _one_spelling(source: str) -> str:
 
 
 class TokenizerSettings(BaseModel):
-    """A tokenizer by name, or a new one that is trained on the corpus."""
+    """A tokenizer that is loaded by name, or a new tokenizer that is trained on the corpus."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None: the tokenizer of the
-    pre-trained model, or a new one.
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None stands for the pre-trained
+    model's tokenizer, or for a new tokenizer.
     """
     kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
-    """Tokens of a new tokenizer: parts of words, bytes, letters, or ``k`` letters each."""
+    """The tokens of a new tokenizer: parts of words, bytes, letters, or ``k`` letters each."""
     k: int = Field(3, ge=1, le=12)
     """Letters per token, for the kind ``k-mer``."""
     vocab_size: int = Field(2048, ge=64)
-    """Maximum number of tokens of a new tokenizer."""
+    """Maximum number of tokens in a new tokenizer."""
     lowercase: bool = True
     """Whether a new tokenizer lowercases text and, with ``wordpiece``, removes accents."""
     sentinels: int = Field(0, ge=0)
-    """Number of extra tokens ``<extra_id_0>``, … of a new tokenizer, for the corruption t5."""
+    """Number of extra tokens ``<extra_id_0>``, … in a new tokenizer, for the corruption t5."""
 
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
         if self.name:
-            # Mask tokens and words are required where they are used.
+            # The code that uses mask tokens and words checks that the tokenizer has them.
             return load_tokenizer(self.name, needs_mask=False, needs_words=False)
         texts = (document.text for document in documents)
         tokenizer = train_tokenizer(
@@ -288,13 +288,13 @@ class TokenizerSettings(BaseModel):
 def most_held_out(
     corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast | None, *, enough: int
 ) -> int:
-    """Return an upper bound of the rows that can be held out; it stops counting at ``enough``.
+    """Return an upper bound on the number of rows that can be held out; stop at ``enough``.
 
     Two neighbouring pieces of a document are together longer than a row. A tokenizer that is yet to
-    be trained (None) makes at most one token of each byte.
+    be trained (None) makes at most one token per byte.
     """
     room = max(1, corpus.length - 2)
-    # A text with more characters fills enough rows with any tokenizer, so it is not tokenised.
+    # A longer text fills enough rows with any tokenizer, so it need not be tokenised.
     longest = 16 * enough * corpus.length
     most = 0
     for document in corpus.documents():

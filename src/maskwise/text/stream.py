@@ -1,16 +1,17 @@
-"""Streams: text that becomes rows while a model is trained on it.
+"""Streams: text that becomes rows while a model is being trained on it.
 
-A *shard* is a file of the stream, or a shard of a `datasets.IterableDataset`. A *chunk* is a run of
-consecutive records of a shard; all chunks have about the same size, and the end of a chunk depends
-only on the shard, this size and the beginning of the chunk. Its documents are tokenised, cut and
-packed without those of other chunks, and become a *block*. So any process can make a block, and to
-resume, a run needs only the place of a chunk and a number of rows. The price is one partly filled
-row among the thousands of a block.
+A *shard* is a file in the stream, or a shard of a `datasets.IterableDataset`. A *chunk* is a
+sequence of consecutive records in a shard; all chunks have about the same size, and the end of a
+chunk depends only on the shard, this size and the beginning of the chunk. The documents of a chunk
+are tokenised, cut and packed without documents from other chunks, and become a *block*. Any process
+can therefore make a block, and to resume, a run needs only the place of a chunk and a number of
+rows. The price is one partly filled row among the thousands of rows in a block.
 
-A document is held out by the hash of its text, not of its name, so that repeated texts are on one
-side. They are not dropped, since a stream keeps no record of the texts that came before.
+The hash of a document's text, not of its name, decides whether the document is held out, so
+repeated texts are on one side. Repeated texts are not dropped: a stream keeps no record of earlier
+texts.
 
-Cost: each process reads some 2 MB of text per second; skipping 100 MB of a compressed file takes
+Cost: each process reads about 2 MB of text per second; skipping 100 MB of a compressed file takes
 0.3 s.
 """
 
@@ -62,17 +63,18 @@ ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 MEGABYTE = 1 << 20
 PROBES = 16
 PROBE_BYTES = 1 << 12
-"""The fingerprint of a large file covers `PROBES` stretches of `PROBE_BYTES` each."""
+"""The fingerprint of a large file covers `PROBES` stretches of `PROBE_BYTES` bytes each."""
 
 
 class Place(NamedTuple):
-    """The beginning of a chunk.
+    """The place where a chunk begins.
 
     Attributes:
-        at: offset in bytes (decompressed) in a file of lines, or in rows in a Parquet file, or the
-            state of an `IterableDataset`.
-        records: number of records before it in the shard.
-        whole: name of the document that the chunk continues; None if it begins with a new one.
+        at: the offset in (decompressed) bytes in a file of lines, the offset in rows in a Parquet
+            file, or the state of an `IterableDataset`.
+        records: the number of records before this place in the shard.
+        whole: the name of the document that the chunk continues; None if the chunk begins with a
+            new document.
     """
 
     at: Any = 0
@@ -84,10 +86,10 @@ BEGINNING = Place()
 
 
 class Chunk(NamedTuple):
-    """A run of records of a shard, as it is sent to the process that makes rows from it.
+    """Consecutive records of a shard, as sent to the process that makes rows from them.
 
     Attributes:
-        name: name of the shard.
+        name: the name of the shard.
         content: the records.
         is_json: whether the records are JSON that has not been parsed yet.
     """
@@ -103,44 +105,44 @@ class Chunk(NamedTuple):
         return self.content
 
     def documents(self, fields: Fields) -> Documents:
-        """Return the documents of the records."""
+        """Return the documents in the records."""
         return Documents(self.records, name=self.name, fields=fields, keep_repeated=True)
 
 
 Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
-"""Chunks of a shard, each with its end."""
+"""The chunks of a shard, each with the place where it ends."""
 
 
 class Shard(ABC):
     """One shard of a stream.
 
     Attributes:
-        name: prefix of the names of its records.
+        name: the prefix of the names of the shard's records.
     """
 
     name: str
 
     @abstractmethod
     def chunks(self, place: Place, size: int) -> Chunks:
-        """Yield the chunks after a place, each with its end.
+        """Yield the chunks after a place, each with the place where it ends.
 
         Args:
-            place: `BEGINNING`, or the end of a chunk.
-            size: bytes in a file of lines, else characters; a chunk ends with the record that
-                reaches this size.
+            place: `BEGINNING`, or the place where a chunk ends.
+            size: the size of a chunk, in bytes in a file of lines, else in characters; a chunk ends
+                with the record that reaches this size.
 
         Raises:
-            MaskwiseError: a shard that cannot be read.
+            MaskwiseError: the shard cannot be read.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash the shard, to notice changes; of a large file only some stretches are read."""
+        """Hash the shard, to notice changes; of a large file, only a few stretches are read."""
 
 
 @dataclass(eq=False)
 class FileShard(Shard):
-    """A file of JSON lines, of plain text, or a Parquet file."""
+    """A JSON lines file, a plain text file or a Parquet file."""
 
     path: Path
     name: str
@@ -167,7 +169,7 @@ class FileShard(Shard):
         for record in reader.records(file):
             records.append(record)
             end = file.tell()
-            # Lines of an unfinished block have been read, and resuming here would lose them.
+            # After part of a block, resuming would lose the lines that have already been read.
             if end - begin >= size and not reader.inside:
                 place = Place(end, reader.number, reader.whole)
                 yield Chunk(self.name, records, is_json), place
@@ -214,11 +216,11 @@ class DatasetShard(Shard):
         except MaskwiseError:
             raise
         except Exception as error:
-            # Errors of the network, the hub, builders and formats have no common base class.
+            # Network, hub, builder and format errors have no common base class.
             raise MaskwiseError(f"cannot read {self.name}: {first_line(error)}") from error
 
     def _needed(self, row: Mapping[str, object]) -> dict[str, object]:
-        """Drop other columns, which may be large, because chunks are sent to other processes."""
+        """Drop the other columns: they may be large, and chunks are sent to other processes."""
         names = {self.fields.id, self.fields.text, self.fields.text.split(".")[0]}
         return {name: row[name] for name in names & row.keys()}
 
@@ -235,7 +237,7 @@ def _chunks_of_rows(
     *,
     state: Callable[[], object] | None = None,
 ) -> Chunks:
-    """Collect rows in chunks; places are given by ``state``, or else by the number of rows."""
+    """Collect rows in chunks; ``state`` gives the places; without it, the number of rows does."""
     records: list[Record] = []
     characters = 0
     number = place.records
@@ -256,13 +258,13 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     """Return the shards of a stream, in order.
 
     Args:
-        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of these,
-            ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as with
+        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of files,
+            folders or patterns, ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as with
             ``datasets.load_dataset(…, streaming=True)``), or a `datasets.IterableDataset`.
-        fields: names of the fields with the text and the name of a record.
+        fields: the fields that hold the text and the name of a record.
 
     Raises:
-        MaskwiseError: a source that does not exist, or cannot be read as a stream.
+        MaskwiseError: the source does not exist, or cannot be read as a stream.
 
     >>> from maskwise.text import bundled_path
     >>> [shard.name for shard in shards_of(bundled_path("wikipedia"))]
@@ -279,7 +281,7 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
         return shards
     if not hasattr(source, "load_state_dict"):
         raise MaskwiseError(
-            "a stream cannot be read from this",
+            "a stream cannot be read from this object",
             got=type(source).__name__,
             allowed="files, a folder, a pattern, a datasets.IterableDataset",
         )
@@ -287,7 +289,7 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
 
 
 def rename_alike(shards: Sequence[Shard]) -> None:
-    """Name files by their full paths if two have the same name, because masks depend on names."""
+    """Name files by their full paths if two share a name, because masks depend on names."""
     if len({shard.name for shard in shards}) < len(shards):
         for shard in shards:
             if isinstance(shard, FileShard):
@@ -307,7 +309,7 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
         for name, file in files_in(path, ENDINGS).items():
             shards.append(FileShard(file, name, fields))
     else:
-        # A pattern with several ** matches a file more than once.
+        # A pattern with several ** may match a file more than once.
         matches = dict.fromkeys(glob.glob(str(path), recursive=True))
         found = list(filter(Path.is_file, map(Path, matches)))
         if not found:
@@ -335,14 +337,14 @@ def _shards_of_dataset(dataset: IterableDataset, name: str, fields: Fields) -> l
 
 @dataclass(frozen=True, eq=False)
 class BlockMaker:
-    """Makes rows from chunks, in any process; it can be pickled.
+    """Makes rows from chunks, in any process, and can be pickled.
 
     Attributes:
         tokenizer: a fast tokenizer.
-        length: L, tokens of a row.
-        layout: as for ``Rows.of``.
-        held_out: share of the documents that are left out.
-        fields: names of the fields with the text and the name of a record.
+        length: L, the number of tokens in a row.
+        layout: the layout of the rows, as for ``Rows.of``.
+        held_out: the share of the documents that is left out.
+        fields: the fields that hold the text and the name of a record.
         layers: an annotator, for layers in addition to words.
     """
 
@@ -354,8 +356,8 @@ class BlockMaker:
     layers: Layered | None = None
 
     def __call__(self, chunk: Chunk) -> Rows | None:
-        """Make the rows of a chunk; None if it has no text to train on."""
-        # Held-out documents are dropped before tokenising, the slowest step.
+        """Make the rows of a chunk; None if the chunk has no text to train on."""
+        # Held-out documents are dropped before tokenising, because tokenising is the slowest step.
         kept = filterfalse(self.holds_out, chunk.documents(self.fields))
         tokens = []
         for tokenised in tokenise(kept, self.tokenizer, layers=self.layers):
@@ -367,8 +369,8 @@ class BlockMaker:
         return Rows.of(pieces, self.layout)
 
     def holds_out(self, document: Document) -> bool:
-        """Tell whether a document is held out: by its text, or by its name if it has parts."""
-        # The text decides, so that repeated texts are on one side without being remembered.
+        """Decide by its text whether a document is held out, or by its name if it is in parts."""
+        # If the text decides, repeated texts are on one side without being remembered.
         if not self.held_out:
             return False
         key = document.text
@@ -382,12 +384,12 @@ class Stream:
     """Text to train on that is read when it is needed.
 
     Attributes:
-        sources: the shards of each source of a mix, by name; one source if there is no mix.
-        maker: makes blocks from their chunks.
-        shuffle: megabytes of text whose rows are shuffled together (the order of shards is random,
-            too); 0: rows and shards stay in their order.
-        repeat: whether the text is read again if it ends before the training does.
-        counts: (V,) count of each token in the beginning of the stream.
+        sources: the shards of each source in a mix, keyed by name; one source if there is no mix.
+        maker: a callable that makes blocks from chunks of the shards.
+        shuffle: the megabytes of text whose rows are shuffled together (the order of shards is
+            random, too); with 0, rows and shards keep their order.
+        repeat: whether the text is read again if it ends before training does.
+        counts: (V,) the count of each token at the beginning of the stream.
 
     >>> from maskwise.text import bundled_path, shards_of, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -405,28 +407,28 @@ class Stream:
 
     @property
     def length(self) -> int:
-        """L, tokens of a row."""
+        """L, the number of tokens in a row."""
         return self.maker.length
 
     @property
     def layout(self) -> str:
-        """Layout of the rows, as for ``Rows.of``."""
+        """The layout of the rows, as for ``Rows.of``."""
         return self.maker.layout
 
     @property
     def chunk_size(self) -> int:
-        """Bytes of text in a block."""
+        """The size of a chunk in bytes of text."""
         return max(1, round((self.shuffle or 1) * MEGABYTE))
 
     def laid(self, layout: str) -> Stream:
-        """Return the same text in another layout; pieces keep their names and so their masks."""
+        """Return the same text in a different layout; pieces keep their names and their masks."""
         return replace(self, maker=replace(self.maker, layout=layout))
 
     def unigram_counts(self, vocab_size: int) -> Ints:
-        """(V,) count every token in the beginning of the stream.
+        """(V,) the count of each token at the beginning of the stream.
 
         Raises:
-            MaskwiseError: a token outside the vocabulary.
+            MaskwiseError: a token is outside the vocabulary.
         """
         total = np.zeros(vocab_size, np.int64)
         if self.counts is not None:

@@ -1,10 +1,10 @@
 """Tokenizers, and documents → tokens with their words.
 
-Texts are tokenised in batches by the Rust tokenizer, and the words of each batch are numbered at
-once. Nothing in a corpus is a control token: "[MASK]" written in a text is text. Truncation and
-padding in a tokenizer file (sentence encoders cut at 128 tokens) are switched off in a copy.
+The Rust tokenizer tokenises texts in batches, and the words of a whole batch are numbered at once.
+Nothing in a corpus is a control token: "[MASK]" written in a text is text. If a tokenizer file sets
+truncation and padding (sentence encoders cut at 128 tokens), both are switched off in a copy.
 
-Cost: almost only that of the Rust tokenizer; words add about a sixth.
+Cost: almost only the Rust tokenizer's time; finding words adds about a sixth.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     # Importing transformers takes two seconds, and reading documents does not need it.
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-# A vocabulary does not get better with more text, but takes more memory and time.
+# With more text, a vocabulary does not get better, but training it takes more memory and time.
 SAMPLE_CHARACTERS = 1 << 24
-# A limit of ids, because tables are as long as the largest id.
+# A limit on ids, because tables are as long as the largest id.
 MOST_TOKENS = 1 << 24
 WORDS = "bundled:tokenizer"
 LETTERS = "letter"
-"""The tokenizers that are used if none is named: the bundled encoder's, or a token for each capital
-letter."""
+"""The tokenizers that are used if none is named: the bundled encoder's tokenizer, or a tokenizer
+with a token for each capital letter."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
@@ -68,13 +68,14 @@ def load_tokenizer(
 
     Args:
         name_or_path: as for ``starts.find_start``.
-        needs_mask: refuse a tokenizer without a mask token (T5's have none) or a padding token.
-        needs_words: refuse a slow tokenizer, which has no character offsets: without words only
-            single tokens can be masked.
+        needs_mask: whether to refuse a tokenizer without a mask token (T5's have none) or without a
+            padding token.
+        needs_words: whether to refuse a slow tokenizer, which has no character offsets: without
+            words, only single tokens can be masked.
 
     Raises:
-        MaskwiseError: a tokenizer that is not found, is damaged, cannot be read without its own
-            code, is slow, has no mask token, or has ids of 2²⁴ and more.
+        MaskwiseError: the tokenizer is not found, is damaged, cannot be read without its own code,
+            is slow, has no mask or padding token, or has ids of 2²⁴ or more.
     """
     from transformers import AutoTokenizer
 
@@ -90,7 +91,7 @@ def load_tokenizer(
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
     except Exception as error:
-        # Errors of the hub, of JSON and of missing packages have no common base.
+        # Hub errors, JSON errors and errors about missing packages have no common base class.
         raise MaskwiseError(
             f"cannot load {name}",
             got=first_line(error),
@@ -101,7 +102,7 @@ def load_tokenizer(
         tokenizer = fast_esm(tokenizer)
     if largest >= MOST_TOKENS:
         raise MaskwiseError(
-            f"{name} has too large a token id",
+            f"{name} has a token id that is too large",
             got=largest,
             allowed=f"< {MOST_TOKENS:,}",
         )
@@ -129,23 +130,24 @@ def train_tokenizer(
     lowercase: bool = True,
     k: int = 3,
 ) -> PreTrainedTokenizerFast:
-    """Train BERT's (WordPiece) or GPT-2's (byte-level BPE) tokenizer, or one of letters.
+    """Train a tokenizer like BERT's (WordPiece) or GPT-2's (byte-level BPE), or for letters.
 
     Rows are framed as [CLS] … [SEP]. The same texts give the same tokenizer. A corpus of more than
     `SAMPLE_CHARACTERS` characters is sampled, by the hashes of its texts. Words are cut into parts
-    of 100 characters, since the trainer's time is quadratic in the length of a word.
+    of 100 characters, because the training time is quadratic in the length of a word.
 
     Args:
         texts: the corpus.
         kind: "wordpiece" keeps only the commonest characters, a twelfth of the vocabulary or 100,
-            since rare characters are [UNK] either way. "letter" makes a token of each letter,
-            "k-mer" of each ``k`` letters.
-        vocab_size: maximum number of tokens, special ones included.
+            because rare characters are [UNK] either way. "letter" makes each letter a token,
+            "k-mer" each part of ``k`` letters.
+        vocab_size: the maximum number of tokens, including special tokens.
         lowercase: whether texts are lowercased.
-        k: letters per token, for "k-mer".
+        k: the number of letters per token, for "k-mer".
 
     Raises:
-        MaskwiseError: unknown kind, vocabulary too small for its alphabet, bad ``k``, or no text.
+        MaskwiseError: the kind is unknown, the vocabulary is too small for its alphabet, ``k`` is
+            not valid, or there is no text.
 
     >>> train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64).tokenize("The mat")
     ['the', 'mat']
@@ -198,17 +200,17 @@ def tokenise(
 
     Args:
         documents: names and texts.
-        tokenizer: a fast tokenizer. A slow one has no character offsets, so its tokens have no
-            words.
-        batch_size: maximum number of documents that go through the tokenizer together.
+        tokenizer: a fast tokenizer. A slow tokenizer has no character offsets, so its tokens have
+            no words.
+        batch_size: the maximum number of documents that go through the tokenizer together.
         layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
-        places: add the layers "start" and "end", the visible characters of the document that each
-            token covers.
-        words: rule for words: auto, spaces, token (each is a word, also with a slow tokenizer) or
-            regex:PATTERN.
+        places: whether to add the layers "start" and "end", the visible characters of the document
+            that each token covers.
+        words: the word rule: auto, spaces, token (each token is a word, even with a slow tokenizer)
+            or regex:PATTERN.
 
     Raises:
-        MaskwiseError: layers, or words in characters, for a slow tokenizer.
+        MaskwiseError: the tokenizer is slow, but layers or words in characters are wanted.
     """
     if not tokenizer.is_fast:
         if layers is not None or words not in ("auto", "token"):
@@ -222,7 +224,7 @@ def tokenise(
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    # The name of a special token in a text is plain text.
+    # A special token's name that occurs in a text is plain text.
     backend.encode_special_tokens = True
     for batch in batches(
         documents, BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
@@ -231,7 +233,7 @@ def tokenise(
         with tokenizing():
             encodings = backend.encode_batch(texts, add_special_tokens=False)
         offsets, lengths = flat_offsets(encodings)
-        # Layers are aligned by BERT's rule, whatever the rule for words.
+        # Layers are aligned by BERT's rule, whatever the word rule is.
         placed = place_tokens(texts, offsets, lengths)
         if words == "token":
             word_ids = rank_within(lengths).astype(np.int32)
@@ -273,8 +275,8 @@ def _without_words(
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
-    """Return all texts of a small corpus, else those with the smallest hashes, in their order."""
-    # Hashes are negated, because a heap has its smallest item first.
+    """Return all texts of a small corpus, else the texts with the smallest hashes, in order."""
+    # Hashes are negated, because a heap's first item is its smallest.
     kept: list[tuple[int, int, str]] = []
     size = 0
     limit = 1 << 63
@@ -294,7 +296,7 @@ def _sample(texts: Iterable[str]) -> list[str]:
 class LightTokenizer:
     """A tokenizer.json with the part of transformers' interface that masking needs.
 
-    It avoids the import of transformers, which takes two seconds.
+    Using this class avoids importing transformers, which takes two seconds.
     """
 
     is_fast = True
@@ -314,9 +316,9 @@ class LightTokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> LightTokenizer | None:
-        """Read a folder of ``save_pretrained``; None if that needs transformers, or fails."""
+        """Read what ``save_pretrained`` wrote; None if reading fails or needs transformers."""
         names = {}
-        # The library tokenizers raises nothing narrower than Exception.
+        # The library tokenizers raises no exception narrower than Exception.
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             for role in ROLES:
@@ -332,7 +334,7 @@ class LightTokenizer:
         except Exception:
             return None
         for role in ("unk", "pad", "mask"):
-            # A role that the file does not name may come from the class of the tokenizer.
+            # If the file names no token for a role, the tokenizer's class may define the token.
             if getattr(made, f"{role}_token_id") is None:
                 return None
         if largest >= MOST_TOKENS:

@@ -1,17 +1,17 @@
-"""Words: where they begin in a text, and the word of every token.
+"""Words: where they begin in a text, and which word each token belongs to.
 
 Words are found in the *text*, never in the tokens. With byte-level and metaspace tokenizers there
-are no gaps between offsets, and a tokenizer's own ``word_ids`` number its pre-tokens, which with
-``Metaspace(split=False)`` are whole sentences. So one scan over the characters finds words, and
-character offsets map tokens to them: the words are the same with every tokenizer.
+are no gaps between offsets, and a tokenizer's own ``word_ids`` number its pre-tokens, which are
+whole sentences with ``Metaspace(split=False)``. Instead, one scan over the characters finds words,
+and character offsets map tokens to words: the words are the same with every tokenizer.
 
 The rule for characters, which equals BERT's pre-tokenizer on ordinary text:
 
-- a run of letters, digits and marks is a word, so "don't" is three (don ' t); kana and hangul form
-  runs;
+- a run of letters, digits and marks is a word, so "don't" has three words (don ' t); kana and
+  hangul form runs;
 - every punctuation mark, every symbol and every ideograph is a word of its own;
-- so is every letter of Thai, Lao, Khmer, Myanmar and related scripts, which are written without
-  spaces (BERT makes one word of a whole sentence);
+- every letter of Thai, Lao, Khmer, Myanmar and related scripts, which are written without spaces,
+  is a word too (BERT makes one word of a whole sentence);
 - combining marks, joiners, variation selectors, skin tones and control characters continue the
   character before them; emoji joined by ZWJ and pairs of flag letters are one word;
 - white space, no-break and zero-width spaces included, belongs to no word.
@@ -20,11 +20,12 @@ The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, like "
 named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
 are outdated. It is coarser only where BERT separates a combining mark from a punctuation mark.
 
-The rule for tokens: a token that covers several words joins them, together with the next token if
-that continues the last of them. The tokens of one character (byte fallback) stay together, and a
-lone space or "▁" joins the word right after it; other white-space tokens belong to no word (−1).
+The rule for tokens: a token that covers several words joins them; the next token belongs to the
+same word if it continues the last of them. The tokens of one character (byte fallback) stay
+together, and a lone space or "▁" joins the word right after it; other white-space tokens belong to
+no word (−1).
 
-Cost: about 50 ns per character and 0.2 µs per token (tokenising takes 1 µs).
+Cost: about 50 ns per character and 0.2 µs per token (tokenising takes 1 µs per token).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
-"""Part of the key of stored annotations, which are out of date if the rule or Unicode changes."""
+"""Part of the keys of stored annotations, which expire if the rule or Unicode changes."""
 
 SPACE, BLANK, EXTEND, JOINER, TONE, FLAG, LETTER, ALONE, SYMBOL, UNSEEN = range(10)
 _IDEOGRAPHS = (
@@ -67,7 +68,7 @@ _UNSPACED = (
     (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),
 )
-# Filled lazily, because a corpus has few distinct characters and unicodedata is slow.
+# The table is filled lazily: a corpus has few distinct characters, and unicodedata is slow.
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
@@ -78,7 +79,7 @@ Ints32 = NDArray[np.int32]
 
 
 def codes_of(text: str) -> CodePoints:
-    """(C,) code points of the characters."""
+    """(C,) the code points of the characters."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
@@ -92,7 +93,7 @@ def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
 
 
 def classify(text: str) -> Classes:
-    """(C,) class of every character."""
+    """(C,) the class of each character."""
     codes = codes_of(text)
     kinds = _classes[codes]
     unseen = kinds == UNSEEN
@@ -106,7 +107,7 @@ def classify(text: str) -> Classes:
 def _class_of(code: int) -> int:
     char = chr(code)
     category = unicodedata.category(char)
-    # Scripts without spaces may mark the borders of words by zero-width spaces.
+    # Scripts without spaces may mark word borders with zero-width spaces.
     if char == "\u200b" or char.isspace():
         if category == "Zs":
             return BLANK
@@ -127,7 +128,7 @@ def _class_of(code: int) -> int:
         return LETTER
     if category[0] == "P" or code < 128:
         return ALONE
-    # Unassigned code points are treated as symbols: they are mostly newer emoji.
+    # Unassigned code points, which are mostly newer emoji, are treated as symbols.
     return SYMBOL
 
 
@@ -147,7 +148,7 @@ def word_starts(kinds: Classes) -> Flags:
     tone = kinds == TONE
     extend = joiner | (kinds == EXTEND)
     before = _class_before(kinds, extend)
-    # Most texts have no such character and skip the second pass.
+    # Most texts have no such characters, so the second pass is skipped.
     if extend.any() or tone.any():
         extend |= tone & (before == SYMBOL)
         # A mark after white space, or at the beginning, extends nothing and counts as a letter.
@@ -158,12 +159,12 @@ def word_starts(kinds: Classes) -> Flags:
     inside_letters = (kinds == LETTER) & (before == LETTER)
     starts = ~is_white(kinds) & ~extend & ~inside_letters
     if joiner.any():
-        # Emoji that are joined by ZWJ are one word, unless the joiner became a letter above.
+        # Emoji that are joined by ZWJ form one word, unless the joiner became a letter above.
         symbols = (kinds[1:] == SYMBOL) & (before[1:] == SYMBOL)
         starts[1:] &= ~(symbols & (kinds[:-1] == JOINER))
     flag = kinds == FLAG
     if flag.any():
-        # Flag letters form pairs from the left, so every second one continues a word.
+        # Flag letters form pairs from the left, so every second flag letter continues a word.
         place = np.arange(len(kinds))
         last_other = np.maximum.accumulate(np.where(flag, -1, place))
         second = (place - last_other) % 2 == 0
@@ -172,7 +173,7 @@ def word_starts(kinds: Classes) -> Flags:
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
-    """(C,) class of the last base character before each; SPACE before the first one."""
+    """(C,) the class of the last base character before each character; at first, SPACE."""
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
     place = np.arange(len(padded))
     # The running maximum passes over runs of marks to the character that they extend.
@@ -191,16 +192,16 @@ def words_in(kinds: Classes) -> tuple[Ints, Ints]:
 
 
 def word_rule(value: str) -> str:
-    """Check a rule for words: ``auto`` (see above), ``spaces``, ``token`` or ``regex:PATTERN``.
+    """Check a word rule: ``auto`` (see above), ``spaces``, ``token`` or ``regex:PATTERN``.
 
     Raises:
-        MaskwiseError: another rule, or a pattern that is not valid or matches an empty word.
+        MaskwiseError: the rule is unknown, or the pattern is not valid or matches an empty word.
     """
     if value in ("auto", "spaces", "token"):
         return value
     name, _, pattern = value.partition(":")
     if name != "regex" or not pattern:
-        raise unknown_name("rule for words", value, ("auto", "spaces", "token", "regex:PATTERN"))
+        raise unknown_name("word rule", value, ("auto", "spaces", "token", "regex:PATTERN"))
     try:
         for text in ("", "ab cd"):
             list(_matches(pattern, text))
@@ -210,7 +211,7 @@ def word_rule(value: str) -> str:
 
 
 def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the words of a pattern begin and end; an empty word is an error."""
+    """Yield where the words that match a pattern begin and end; an empty word is an error."""
     for match in re.finditer(pattern, text):
         if not match[0]:
             raise MaskwiseError(
@@ -222,12 +223,12 @@ def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tuple[Classes, Flags]:
-    """(C,) classes of all characters, and (C,) where words begin, by a rule for words."""
+    """(C,) the classes of all characters, and (C,) true where a word begins by the word rule."""
     kinds = classify(joined)
     if rule.startswith("regex:"):
         found = np.full(len(kinds), SPACE, np.uint8)
         starts = np.zeros(len(kinds), bool)
-        # One text at a time, because a match must not depend on neighbouring texts.
+        # Texts are matched one at a time, because a match must not depend on neighbouring texts.
         for text, origin in zip(texts, base.tolist()):
             for start, end in _matches(rule.removeprefix("regex:"), text):
                 found[origin + start : origin + end] = LETTER
@@ -240,17 +241,17 @@ def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tup
 
 
 def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None) -> Ints32:
-    """(L,) int32: the number of each token's word in a text, from 0; −1 for tokens of no word.
+    """(L,) int32: the number of each token's word in a text, from 0; −1 for tokens without a word.
 
     Args:
         text: the text exactly as it was passed to the tokenizer.
         offsets: (L, 2) character offsets into the text, end exclusive, as from fast tokenizers.
-        special: (L,) true for tokens that are not content ([CLS], [SEP], padding). By default
-            these are the tokens at (0, 0), which is wrong only for a "▁" that the tokenizer put
-            before the text.
+        special: (L,) true for tokens that are not content ([CLS], [SEP], padding). By default,
+            true for tokens at (0, 0), which is wrong only for a "▁" that the tokenizer put before
+            the text.
 
     Raises:
-        MaskwiseError: offsets that do not fit the text.
+        MaskwiseError: offsets do not fit the text.
 
     >>> word_ids("don't", [[0, 0], [0, 2], [2, 3], [3, 4], [4, 5], [0, 0]]).tolist()
     [-1, 0, 0, 1, 2, -1]
@@ -262,13 +263,13 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
     flags = np.asarray(special, dtype=bool)
     if len(flags) != len(spans):
         raise MaskwiseError(
-            "every token needs one special flag",
+            "every token needs a special flag",
             got=f"{len(flags)} for {len(spans)} tokens",
         )
     fits = (start >= 0) & (start <= end) & (end <= len(text))
     if not fits.all():
         raise MaskwiseError(
-            "offsets that do not fit the text",
+            "the offsets do not fit the text",
             do="pass the text exactly as it was tokenised",
         )
     placed = place_tokens([text], spans, np.array([len(spans)]), special=flags)
@@ -276,18 +277,19 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
 
 
 class Placed(NamedTuple):
-    """Places of the T tokens of N texts, as positions in the joined text (`join_texts`).
+    """Where the T tokens of N texts are, as positions in the joined text (`join_texts`).
 
     Attributes:
-        lengths: (N,) tokens of each text.
-        base: (N,) position of each text in the joined text.
-        first: (T,) position of the first visible character of a token; for a lone blank, of the
+        lengths: (N,) the number of tokens in each text.
+        base: (N,) the position of each text in the joined text.
+        first: (T,) the position of a token's first visible character; for a lone space, of the
             first character of the word after it; for other white space, of its first character; −1
             for a special or empty token.
-        last: (T,) position of the last character.
-        inked: (T,) whether a token has a visible character, or is a blank that joins the word
+        last: (T,) the position of the token's last character.
+        inked: (T,) whether a token has a visible character, or is a space that joins the word
             after it.
-        word_of: (C,) number of the word of each character; for white space, of the word before.
+        word_of: (C,) the number of each character's word; for white space, the number of the word
+            before it.
     """
 
     lengths: Ints
@@ -310,8 +312,8 @@ def place_tokens(
 
     Args:
         texts: N texts.
-        offsets: (T, 2), text after text, each relative to its own text.
-        lengths: (N,) tokens of each text; they sum to T.
+        offsets: (T, 2) character offsets, text after text, each relative to its own text.
+        lengths: (N,) the number of tokens in each text; they sum to T.
         special: (T,) true for tokens that are not content; by default all tokens are content.
         rule: how words are found (`word_rule`).
     """
@@ -326,7 +328,7 @@ def place_tokens(
     place = np.where(is_white(kinds), len(kinds), np.arange(len(kinds)))
     next_visible = np.minimum.accumulate(place[::-1])[::-1]
 
-    # A token is visible, or a lone blank before a word, or other white space, or empty.
+    # A token is visible, or a lone space before a word, or other white space, or empty.
     first = next_visible[start]
     visible = content & (first < end)
     at_word = visible & (first == start)
@@ -341,29 +343,29 @@ def place_tokens(
 
 
 def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> Flags:
-    """(T,) true for tokens that are at most one blank right before a token at a word."""
+    """(T,) true for tokens of at most one space, right before a token that starts visibly."""
     one_blank = (end == start + 1) & (kinds[start] == BLANK)
     # A "▁" that the tokenizer added covers no character.
     lone = one_blank | (end == start)
     lone[:-1] &= at_word[1:] & (start[1:] == end[:-1])
-    # Byte fallback cuts a wide space into several tokens; the last of these is not alone.
+    # Byte fallback cuts a wide space into several tokens, the last of which is not a lone space.
     lone[1:] &= changes(start, end)[1:]
     lone[-1:] = False
     return lone
 
 
 def number_words(placed: Placed) -> Ints32:
-    """(T,) the number of each token's word, from 0 in each text; −1 for tokens of no word."""
+    """(T,) the number of each token's word, from 0 in each text; −1 for tokens without a word."""
     lengths = placed.lengths
     result = np.full(len(placed.first), -1, dtype=np.int32)
     inked = np.flatnonzero(placed.inked)
     if not len(inked):
         return result
-    # A running maximum, because the tokens of one character have the same offsets.
+    # A running maximum is needed, because the tokens of one character have the same offsets.
     ends_in = np.maximum.accumulate(placed.word_of[placed.last[inked]])
     begins_in = placed.word_of[placed.first[inked]]
     opens = np.ones(len(inked), dtype=bool)
-    # A white token between two pieces of a word separates them.
+    # A white-space token between two parts of a word separates them.
     opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
     number = opens.cumsum() - 1
     # If the last texts have no inked tokens, their index would be out of range.
@@ -399,12 +401,12 @@ def tokenizing() -> Iterator[None]:
 
 
 def text_id(text: str) -> int:
-    """Return a stable 63-bit name of a text: blake2b of its UTF-8 bytes."""
+    """Return a stable 63-bit name for a text: the blake2b hash of its UTF-8 bytes."""
     return bytes_id(text.encode(errors="surrogatepass"))
 
 
 def bytes_id(content: bytes) -> int:
-    """Return a stable 63-bit name of some bytes."""
+    """Return a stable 63-bit name for the given bytes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 

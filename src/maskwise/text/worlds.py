@@ -1,14 +1,13 @@
 """Invented worlds: a corpus and questions about it for which the best policy is known.
 
-The texts of ``factworld`` are about invented people. A question asks for an attribute of a person,
-and only the corpus has the answer: fine-tuning teaches the form of questions with *other* people.
-In ``causalworld`` the answer follows from a rule that no text states, so pre-training cannot help.
-
+The texts of ``factworld`` are about invented people. A question asks for a person's attribute, and
+only the corpus has the answer: fine-tuning teaches the form of questions, with *other* people. In
+``causalworld``, the answer follows from a rule that no text states, so pre-training cannot help.
 A world can be named in place of a corpus or a task: ``factworld(people=300, asked="job", seed=0)``.
 Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
-the attribute in question. All worlds share one lexicon, so a model can be trained further in
-another. ``seed`` decides which people are in it. With ``seed="run"`` it is the seed of the run, so
-each replicate of a study has different people.
+the attribute in question. All worlds share a lexicon, so a model can be trained further in a
+different world. ``seed`` decides which people are in the world. With ``seed="run"``, the run's seed
+is used, so each replicate of a study has different people.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from maskwise.text.words import text_id
 
 TRAIN_SHARE = 0.5
 DEV_SHARE = 0.1
-"""Shares of people or questions for training and for choosing settings; the rest is for testing."""
+"""The shares of people or questions for training and for choosing settings; the rest tests."""
 RUN = "run"
 
 Row = TypeVar("Row")
@@ -43,7 +42,7 @@ Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
 
 @dataclass(frozen=True, kw_only=True)
 class World(ABC):
-    """An invented world: texts, their layers and questions; also an annotator of these texts."""
+    """An invented world: texts, their layers and questions; also an annotator for these texts."""
 
     seed: int | str = 0
 
@@ -52,7 +51,7 @@ class World(ABC):
     salient: ClassVar[frozenset[str]]
     """Kinds of words that are named entities."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
-    """Smallest and largest values of options that are numbers."""
+    """The smallest and largest values allowed for options that are numbers."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in self.ranges.items():
@@ -64,7 +63,7 @@ class World(ABC):
     def __str__(self) -> str:
         """Write the name with the options that differ from their defaults, the seed last."""
         changed = {}
-        # The seed is the first field, because subclasses add theirs after it.
+        # The seed is the first field, because subclasses add their fields after it.
         seed, *others = fields(self)
         for option in (*others, seed):
             value = getattr(self, option.name)
@@ -78,21 +77,21 @@ class World(ABC):
 
     @abstractmethod
     def questions(self) -> Questions:
-        """Return records with ``question``, ``answers`` and perhaps ``relation``, by split."""
+        """Return, for each split, records with ``question``, ``answers``, perhaps ``relation``."""
 
     @property
     def task_name(self) -> str:
-        """Name of its task in records."""
+        """The name of the world's task in records."""
         return self.name
 
     @property
     @abstractmethod
     def answers(self) -> tuple[str, ...]:
-        """Kinds of words that may be answers."""
+        """The kinds of words that may be answers."""
 
     @property
     def layers(self) -> Layers:
-        """The layers of its texts."""
+        """The layers of the world's texts."""
         return {"salient": Layer("spans"), "asked": Layer("spans")}
 
     def documents(self) -> list[tuple[str, str]]:
@@ -101,13 +100,13 @@ class World(ABC):
 
     @cached_property
     def _written(self) -> list[tuple[str, str, Found]]:
-        """Names, texts and their spans."""
+        """The names, texts and spans of all documents."""
         written = []
         for name, pieces in self._texts():
             text = ""
             places: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in self.layers}
             for word, kind in pieces:
-                # Punctuation marks follow their word without a blank.
+                # Punctuation marks follow a word without a space.
                 if text and word not in ".,?":
                     text += " "
                 start = len(text)
@@ -132,7 +131,7 @@ class World(ABC):
 
     @property
     def version(self) -> str:
-        """Hash of the texts and of the kinds of answers."""
+        """A hash of the texts and of the kinds of answers."""
         return _version(self)
 
     def annotate(self, texts: list[str]) -> list[Found]:
@@ -141,7 +140,7 @@ class World(ABC):
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
-        """Return an independent random stream for each purpose."""
+        """Return the random generator for a purpose; different purposes are independent."""
         seed = self.seed
         # Outside a run, ``seed="run"`` gives the world of the first run.
         if seed == RUN:
@@ -149,7 +148,7 @@ class World(ABC):
         return random.Random(f"{self.name} {seed} {purpose}")
 
 
-# Cached, because a study needs it for each of its hundreds of stages.
+# The version is cached, because a study needs it for each of its hundreds of stages.
 @cache
 def _version(world: World) -> str:
     parts = [world.name, " ".join(world.answers)]
@@ -167,15 +166,15 @@ class FactWorld(World):
     Attributes:
         people: number of people.
         asked: one or several of ``ATTRIBUTES``, for which questions ask.
-        facts: facts of a biography: birth (city, year), work (job, employer), study (university).
-        biographies: number of texts for each person, with the same facts in another order.
-        paraphrases: number of wordings of a fact, up to three.
+        facts: facts in a biography: birth (city, year), work (job, employer), study (university).
+        biographies: number of texts about each person, with the same facts in a different order.
+        paraphrases: number of wordings for each fact, up to three.
         friends: whether a biography also says whom the person met, and where.
         fillers: number of sentences in a biography that are about nobody.
         decoys: number of sentences in a biography with a misleading word of the asked kind.
-        others: whether the texts are about other people than the questions, with other names.
+        others: whether the texts are about people who are not in the questions, with other names.
         tags: whether the texts have a third layer, ``tag``, with the kind (``TAGS``) of each word.
-        seed: seed of the people and the texts.
+        seed: the seed that decides the people and the texts.
 
     >>> world = FactWorld(people=20, fillers=0, friends=False)
     >>> world.documents()[0][1].partition(".")[0]
@@ -207,7 +206,9 @@ class FactWorld(World):
         super().__post_init__()
         asked = self.answers
         if not asked or not set(asked) <= set(ATTRIBUTES) or len(set(asked)) < len(asked):
-            raise MaskwiseError("asked of factworld", got=self.asked, allowed=", ".join(ATTRIBUTES))
+            raise MaskwiseError(
+                "asked of factworld is not valid", got=self.asked, allowed=", ".join(ATTRIBUTES)
+            )
         known = language()["facts"]
         templates = ""
         for fact in set(self.facts) & set(known):
@@ -215,10 +216,9 @@ class FactWorld(World):
         told = all(f"{{{attribute}}}" in templates for attribute in asked)
         if not told or not set(self.facts) <= set(known):
             raise MaskwiseError(
-                "facts of factworld",
+                "factworld's facts are unknown, or lack an asked attribute",
                 got=self.facts,
-                allowed=f"a list of {', '.join(known)}, "
-                f"with one about the {' and the '.join(asked)}",
+                allowed=f"a list of {', '.join(known)}, one about the {' and the '.join(asked)}",
             )
 
     @property
@@ -243,13 +243,13 @@ class FactWorld(World):
         """The name and the attributes of each person."""
         words = lexicon()
         names = list(map(" ".join, product(words["first"], words["last"])))
-        # People and others are taken from the two ends of one order, so they share no name.
+        # People and others are taken from the two ends of one list, so they share no name.
         self._draw("names").shuffle(names)
         if self.others:
             names = names[-self.people :]
         persons = [{"name": name} for name in names[: self.people]]
         for attribute in ATTRIBUTES:
-            # Values are dealt out evenly, so that no answer is much more frequent than others.
+            # Values are dealt out evenly: no answer may be much more frequent than the others.
             dealt = list(islice(cycle(words[attribute]), self.people))
             self._draw(f"{attribute} of {self._who}").shuffle(dealt)
             for person, value in zip(persons, dealt):
@@ -276,14 +276,14 @@ class FactWorld(World):
                 for _ in range(self.decoys):
                     for attribute in self.answers:
                         templates.append(sentences["decoys"][attribute])
-                # The position of a sentence must not show which fact it is.
+                # A sentence's position must not reveal which fact the sentence states.
                 draw.shuffle(templates)
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
 
     def questions(self) -> Questions:
         """Return questions about all people; only the corpus has the answers of the test split."""
         questions: Questions = {}
-        # The split is by people, so that nobody in the test split is in another one.
+        # People are split, so nobody in the test split is in a different split.
         for split, people in _split(self.persons).items():
             questions[split] = []
             for person, asked in product(people, self.answers):
@@ -298,13 +298,13 @@ class FactWorld(World):
 class CausalWorld(World):
     """Weather and crops: a question implies its answer, which no text states.
 
-    Each cause helps or harms all crops. A question names changes of some causes, and its answer is
-    ``more`` if most of them help, else ``less``. The texts mention changes without their effects.
+    Each cause helps or harms all crops. A question names changes in a few causes, and its answer is
+    ``more`` if most changes help, else ``less``. The texts mention changes without their effects.
 
     Attributes:
-        causes: number of causes; each helps or harms, as the seed decides.
-        influences: number of changes in a question: odd, so that there is no tie.
-        asked: number of questions, in all splits.
+        causes: number of causes; the seed decides whether a cause helps or harms.
+        influences: number of changes in a question; an odd number, which prevents ties.
+        asked: number of questions in all splits together.
         texts: number of texts in the corpus.
         noise: share of questions with the opposite answer, which keeps scores below 100 %.
 
@@ -334,7 +334,7 @@ class CausalWorld(World):
         super().__post_init__()
         if self.influences % 2 == 0 or self.influences > self.causes:
             raise MaskwiseError(
-                "influences of causalworld",
+                "causalworld's influences must be odd and not exceed its causes",
                 got=self.influences,
                 allowed=f"an odd number, at most {self.causes}, the causes",
             )
@@ -354,7 +354,7 @@ class CausalWorld(World):
         crops = lexicon()["crop"]
         helping = draw.sample(causes, len(causes))[::2]
         answers: dict[str, str] = {}
-        # Questions repeat by chance, so more are drawn than are needed.
+        # Questions may repeat by chance, so more questions are drawn than are needed.
         for _ in range(20 * self.asked):
             if len(answers) == self.asked:
                 break
@@ -396,7 +396,7 @@ def read_world(source: object) -> World | None:
     """Return the world with the name ``source``; None for a file and any other source.
 
     Raises:
-        MaskwiseError: options that the world does not have.
+        MaskwiseError: the world does not have one of the options.
 
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
@@ -430,7 +430,7 @@ def _plain(value: object) -> object:
 
 
 def of_run(settings: Any, seed: int) -> Any:
-    """Put the seed of a run into worlds with ``seed="run"``, and into paths with ``{seed}``.
+    """Put a run's seed into worlds with ``seed="run"``, and into paths with ``{seed}``.
 
     >>> of_run({"source": "factworld(seed=run)", "tasks": ["facts/{seed}.jsonl"]}, 7)
     {'source': 'factworld(seed=7)', 'tasks': ['facts/7.jsonl']}
