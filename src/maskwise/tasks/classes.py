@@ -223,7 +223,7 @@ def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _several_baseline(task: Task) -> float:
-    """Return the score of a constant answer: train's most frequent label and all majority labels."""
+    """Return the score of always answering train's most frequent label and all majority labels."""
     share_K = task.gold("train").mean(0)
     answer_K = (share_K > 0.5) | (share_K == share_K.max())
     return task.score("test", np.tile(answer_K, (task.test_items, 1)))
