@@ -384,7 +384,7 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
         ),
         (
             "{}(kind=generation, label=essence, metric=matthews)",
-            "no metric for generation; got matthews",
+            "unknown metric for generation; got matthews",
         ),
         (
             "{}(kind=generation, label=essence, beams=two)",
