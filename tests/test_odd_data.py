@@ -218,7 +218,7 @@ def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
     splits = ("train", "dev", "validation", "test")
     rows = [{"text": f"text {n}", "label": "ab"[n % 2], "split": splits[n % 4]} for n in range(80)]
     write_lines(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(MaskwiseError, match="two names for one split"):
+    with pytest.raises(MaskwiseError, match="two names for the same split"):
         load_task(tmp_path / "rows.jsonl")
 
 

@@ -311,7 +311,7 @@ class Task:
         return self.kind.gold(self, split)
 
     def score(self, split: str, answers: Answers, metric: str | None = None) -> float:
-        """Score the answers for a split with the task's metric, or a different metric of its kind."""
+        """Score the answers for a split with the task's metric, or with a different metric."""
         metric = metric or self.metric
         if metric == ENTITY_F1:
             return entity_f1(*self._tags(split, answers))
