@@ -197,9 +197,9 @@ def log_probabilities(
     mask: int,
     within_word: bool = False,
 ) -> Tensor:
-    """Return log p of each eligible token while it is masked, (B, L) float32.
+    """Return (B, L) float32, the log p of each eligible token while that token is masked.
 
-    Special tokens, padding and [UNK] have 0.
+    Special tokens, padding and [UNK] get 0.
 
     Args:
         model: a masked language model in evaluation mode.

@@ -55,7 +55,7 @@ class TestSet(ABC):
 
     @abstractmethod
     def texts(self) -> list[tuple[str, ...]]:
-        """Return the texts of each item, for the overlap check."""
+        """Return the texts in each item, for the overlap check."""
 
     def content(self) -> str:
         """Hash everything that a record depends on."""

@@ -83,7 +83,7 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
         raise MaskwiseError(
             f"{where}: a row must have one label",
             got=label,
-            do="give kind='multi-label', or another column",
+            do="give kind='multi-label', or name a different label column",
         )
     name = label_of(label)
     if name is None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "dev", "test")
 # The answers for a split, one per item: classes, numbers or texts.
 Answers: TypeAlias = ArrayLike | Sequence[object]
-# Rows of one kind.
+# The rows of one kind of task.
 Rows: TypeAlias = Sequence[Any]
 Settings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
