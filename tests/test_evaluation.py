@@ -474,7 +474,7 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
             r"unknown argument of evaluation set 'bundled:pairs' 'item'; allowed: items; did "
             r"you mean 'items'",
         ),
-        ("bundled:pairs(items=0)", "items of an evaluation set; got 0"),
+        ("bundled:pairs(items=0)", "too few items in an evaluation set; got 0"),
         (
             "bundled:pairs(items=many)",
             "items of evaluation set 'bundled:pairs' is not valid; got 'many'; allowed: a whole",
@@ -496,7 +496,10 @@ def test_odd_specs(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"ratios": [0.15, 0.15]}, "evaluation.ratios; got .0.15, 0.15.; allowed: different"),
+        (
+            {"ratios": [0.15, 0.15]},
+            "evaluation.ratios are invalid; got .0.15, 0.15.; allowed: different",
+        ),
         ({"ratios": [1.5]}, "different numbers in 0 < r < 1"),
         ({"ratios": []}, "different numbers"),
         ({"ratio": 0.1, "ratios": [0.2]}, "both ratio and ratios"),

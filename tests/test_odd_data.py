@@ -151,7 +151,9 @@ def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_li
     task = load_task(tmp_path / "several.jsonl", missing=("NA", -1))
     assert task.kind.name == "multi-label" and sum(map(len, task.splits.values())) == 60
     assert load_task(tmp_path / "several.jsonl", missing={"NA", -1}) == task
-    with pytest.raises(MaskwiseError, match=r"missing of task .*several.*; got \{'NA': -1\}"):
+    with pytest.raises(
+        MaskwiseError, match=r"missing must hold labels in task .*several.*; got \{'NA': -1\}"
+    ):
         load_task(tmp_path / "several.jsonl", missing={"NA": -1})
     said = r"unknown argument of multi-label task .*several.* 'mising'.*did you mean 'missing'"
     with pytest.raises(MaskwiseError, match=said):
@@ -216,7 +218,7 @@ def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
     splits = ("train", "dev", "validation", "test")
     rows = [{"text": f"text {n}", "label": "ab"[n % 2], "split": splits[n % 4]} for n in range(80)]
     write_lines(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(MaskwiseError, match="two names for one split"):
+    with pytest.raises(MaskwiseError, match="two names for the same split"):
         load_task(tmp_path / "rows.jsonl")
 
 

@@ -256,7 +256,7 @@ def test_bad_data_is_one_clear_line(tmp_path, name, content, says):
         ("bankin77", {}, "did you mean 'banking77'"),
         ("banking77", {"kind": "regresion"}, "unknown kind of task"),
         ("banking77", {"metric": "acuracy"}, "unknown metric 'acuracy'"),
-        ("banking77", {"metric": "f1"}, "no metric for sequence-classification; got f1"),
+        ("banking77", {"metric": "f1"}, "unknown metric for sequence-classification; got f1"),
         ("banking77", {"pooling": "max"}, "unknown pooling 'max'"),
         ("ud-pos", {"metric": "entity-f1"}, "entity-f1 needs tags"),
         ("banking77", {"label": "intnt"}, "unknown label column"),

@@ -364,7 +364,7 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
     ("spec", "line"),
     [
         ("{}(card='nq')", "unknown card 'nq'"),
-        ("open-trivia-qa", "task 'open-trivia-qa' is not on the hub; give its files"),
+        ("open-trivia-qa", "task 'open-trivia-qa' is not on the hub; give its folder"),
         ("{}(card=xsum)", "unknown column of task '.*' 'document'; allowed: essence, text"),
         (
             "{}(kind=generation, text=text)",
@@ -384,7 +384,7 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
         ),
         (
             "{}(kind=generation, label=essence, metric=matthews)",
-            "no metric for generation; got matthews",
+            "unknown metric for generation; got matthews",
         ),
         (
             "{}(kind=generation, label=essence, beams=two)",

@@ -1,6 +1,6 @@
-"""Evaluation without fine-tuning: held-out loss on fixed masks, pseudo-perplexity, the bound of
-masked diffusion, cloze facts and minimal pairs. It also finds test items and answers in a corpus.
-Imports ``training`` and below.
+"""Evaluation without fine-tuning: held-out loss on fixed masks, pseudo-perplexity, the
+masked-diffusion bound, cloze facts and minimal pairs. Also finds test items and answers in a
+corpus. May import from ``training`` and the layers below it.
 """
 
 from maskwise.evaluation.evaluate import (

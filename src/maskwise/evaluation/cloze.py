@@ -1,20 +1,21 @@
 """Cloze questions about facts as in LAMA (Petroni et al. 2019), for any vocabulary.
 
 A fact has an answer and a sentence with one [MASK]. If the relation has a template, the sentence is
-this template with the subject filled in; otherwise it is ``masked_sentences``, or the first of the
-``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y] ."}`` in
-``relations.jsonl`` next to the file.
+this template with the subject filled in; otherwise, the sentence is ``masked_sentences``, or the
+first of the ``evidences``. Templates are JSON lines
+``{"relation", "template": "[X] was born in [Y] ."}`` in ``relations.jsonl`` next to the file.
 
 Each answer is ranked twice:
 
 - among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time by default. A candidate
   of k tokens is scored at k [MASK]s: its score is log p by the chain rule, from left to right, with
-  the tokens to the right of the predicted one masked;
+  all tokens masked that follow the predicted token;
 - among **the whole vocabulary** (open-hits@1, …), as in LAMA, if the answer is a single token.
-  Which facts these are depends on the tokenizer, so compare only models with the same tokenizer.
+  Which answers are single tokens depends on the tokenizer, so only compare models with the same
+  tokenizer.
 
-Other right answers to the same question are left out of the ranking. Ties share the middle rank.
-``chance`` is the score of a ranking by the frequency of answers, which ignores the question.
+Other correct answers to the same question are left out of the ranking. Ties share the middle rank.
+``chance`` is the score of ranking answers by their frequency, which ignores the question.
 """
 
 from __future__ import annotations
@@ -53,20 +54,20 @@ if TYPE_CHECKING:
 
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"
-# Defaults: facts of a file that are used, and answers among which each one is ranked.
+# Defaults: how many facts of a file are used, and among how many answers an answer is ranked.
 ITEMS, CANDIDATES = 200, 20
 NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
 
 Pieces = tuple[int, ...]
-# A row of tokens, and a column of it.
+# A row of tokens, and a column in the row.
 Place = tuple[Pieces, int]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
 class Fact(NamedTuple):
-    """A question: ``text`` has one [MASK] for ``answer``. ``others`` are further right answers."""
+    """A question: ``text`` has one [MASK] for ``answer``; ``others`` are also correct answers."""
 
     relation: str
     subject: str
@@ -80,11 +81,11 @@ class Cloze(TestSet):
     """A cloze set.
 
     Attributes:
-        name: for records.
+        name: the name in records.
         facts: the questions.
-        total: facts in the file.
-        skipped: how many facts were left out when the file was read, by reason.
-        candidates: the most answers among which a fact is ranked; relations with more are split.
+        total: the number of facts in the file.
+        skipped: for each reason, how many facts were left out when the file was read.
+        candidates: the most answers that are ranked together; relations with more are split.
     """
 
     name: str
@@ -101,21 +102,21 @@ class Cloze(TestSet):
         candidates: int = CANDIDATES,
         templates: str | None = None,
     ) -> Cloze:
-        """Read at most ``items`` facts from a file, evenly spread.
+        """Read at most ``items`` facts, evenly spread over a file.
 
         Args:
             path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or
                 ``sub_label`` and a relation (``predicate_id`` or ``relation``) with a template.
-            items: facts to use; None: all.
-            candidates: the most answers among which a fact is ranked.
-            templates: a file of templates; by default ``relations.jsonl`` next to ``path``, if any.
+            items: how many facts to use; None for all facts.
+            candidates: the most answers that are ranked together.
+            templates: a template file; by default ``relations.jsonl`` next to ``path``, if any.
 
         Raises:
             MaskwiseError: an empty or unreadable file, a missing column, or a fact without text.
         """
-        # With two candidates, a part could have a single answer, which would always be right.
+        # With two candidates, a part could have a single answer, which would always be correct.
         if candidates < 3:
-            raise MaskwiseError("candidates of a cloze set", got=candidates, allowed="≥ 3")
+            raise MaskwiseError("too few candidates in a cloze set", got=candidates, allowed="≥ 3")
         records = read_set(path)
         known = _templates(path, templates)
         used = {id(record) for record in evenly(records, items)}
@@ -126,11 +127,11 @@ class Cloze(TestSet):
             try:
                 fact = _fact(record, known, name_of(path), f"row {number} of {path}")
             except MaskwiseError:
-                # A bad row matters only if it is used.
+                # A row with an error matters only if it is used.
                 if id(record) in used:
                     raise
                 continue
-            # Facts outside the sample may be right answers to questions in it.
+            # Facts outside the sample may hold further correct answers to questions in the sample.
             right.setdefault(fact.text, set()).add(fact.answer)
             if id(record) not in used:
                 continue
@@ -153,11 +154,12 @@ class Cloze(TestSet):
     ) -> list[Measurement]:
         """Return a record for each metric.
 
-        A fact that cannot be scored is left out of ``items`` and counted in ``skipped``: its answer
-        has an unknown token, its sentence is too long, or its relation has no other answer.
+        A fact cannot be scored if its answer has an unknown token, its sentence is too long, or its
+        relation has no other answer. Such a fact is left out of ``items`` and counted in
+        ``skipped``.
 
         Raises:
-            MaskwiseError: no fact is left.
+            MaskwiseError: no fact can be scored.
         """
         vocabulary = Vocabulary.of(tokenizer)
         skipped = Counter(self.skipped)
@@ -176,7 +178,7 @@ class Cloze(TestSet):
                 ranks_open += open_ranks(model, part, vocabulary)
                 for question, row in zip(part, scores):
                     ranks.append(rank_of(row, question.gold, question.right))
-                    # Candidates are sorted by frequency, so these scores rank them by frequency.
+                    # Candidates are sorted by frequency, so these scores give that ranking.
                     falling = -np.arange(float(len(row)))
                     chance.append(rank_of(falling, question.gold, question.right))
                     if len(question.pieces) == 1:
@@ -222,7 +224,7 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
     file = Path(given).expanduser() if given else path.parent / TEMPLATES
     if not file.is_file():
         if given:
-            raise MaskwiseError(f"no file of templates {given!r}")
+            raise MaskwiseError(f"there is no template file {given!r}")
         return {}
     templates = {}
     for line in read_records(file):
@@ -253,7 +255,7 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
             f"{where} has no sentence",
             got=columns,
             allowed="masked_sentences, evidences",
-            do="give one, or a template of its relation in relations.jsonl next to the file",
+            do="add a sentence, or a template for its relation in relations.jsonl next to the file",
         )
     return Fact(relation, subject, answer.strip(), text)
 
@@ -281,11 +283,11 @@ class Question(NamedTuple):
 
     Attributes:
         left, right_side: the tokens before and after the mask.
-        candidates: the answers among which its answer is ranked, the most frequent first.
-        gold: the index of its answer among the candidates.
-        right: the indices of all right answers.
-        tokens: the right answers of a single token, candidates or not.
-        frequency: the rank by frequency of its answer among all answers of the relation.
+        candidates: the answers that are ranked together, the most frequent answer first.
+        gold: the index of the fact's answer among the candidates.
+        right: the indices of all correct candidates.
+        tokens: all correct answers that are a single token, even if they are not candidates.
+        frequency: the answer's rank among all answers of the relation if ranked by frequency.
     """
 
     left: list[int]
@@ -309,21 +311,22 @@ def questions_of(
     room: int,
     skipped: Counter[str],
 ) -> Iterator[list[Question]]:
-    """Yield the facts of a relation that can be scored, in parts of at most ``candidates`` answers.
+    """Yield a relation's facts that can be scored, in parts of at most ``candidates`` answers.
 
     Args:
-        facts: of one relation.
-        candidates: the most answers of a part.
+        facts: the facts of one relation.
+        candidates: the most answers in a part.
         tokenizer: turns sentences and answers into tokens.
         room: the most tokens that the model reads.
-        skipped: receives the number of facts that cannot be scored, by reason.
+        skipped: receives, for each reason, how many facts cannot be scored.
     """
     texts = []
     spaced = []
     rights: dict[str, set[str]] = {}
     for fact in facts:
         left, _, right_side = fact.text.partition(MASK)
-        # Byte-level tokenizers join a word with the space before it: it belongs to the answer.
+        # Byte-level tokenizers join a word with the space before it, so the space is part of the
+        # answer.
         texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)
         spaced.append(left.endswith(" "))
         rights.setdefault(fact.text, set()).update([fact.answer, *fact.others])
@@ -331,8 +334,8 @@ def questions_of(
     words = sorted(set().union(*rights.values()))
     without_space = _pieces(words, "", tokenizer)
     with_space = _pieces(words, "x ", tokenizer)
-    # The tokens of an answer without and with a space before it. A sentence needs one of the two,
-    # for its answer and for all other candidates.
+    # The tokens of each answer without and with a space before it. A sentence needs only one of the
+    # two versions, for its own answer and for all other candidates.
     answers = dict(zip(words, zip(without_space, with_space)))
     longest = max(len(pieces) for fact in facts for pieces in answers[fact.answer])
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
@@ -353,7 +356,7 @@ def questions_of(
     order = sorted(counts, key=lambda answer: (-counts[answer], answer[1]))
     parts = math.ceil(len(order) / candidates)
     for part in range(parts):
-        # In strides, so that each part has frequent and rare answers.
+        # Parts are taken in strides, so each part has frequent and rare answers.
         among = order[part::parts]
         place = {answer: number for number, answer in enumerate(among)}
         shown = list(zip(*among))
@@ -382,7 +385,7 @@ def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase)
     for encoding in tokenizer(texts, add_special_tokens=False).encodings:
         tokens = []
         for token, (_, end) in zip(encoding.ids, encoding.offsets):
-            # The tokens before the answer are dropped; a token for the space alone is kept.
+            # The tokens before the answer are dropped, but a token for the space alone is kept.
             if end >= len(before):
                 tokens.append(token)
         pieces.append(tuple(tokens))
@@ -390,9 +393,9 @@ def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase)
 
 
 def candidate_scores(model: PreTrainedModel, questions: Sequence[Question], *, mask: int) -> Floats:
-    """Return log p of each candidate in each sentence, (N, C), from left to right."""
+    """Return (N, C) the log p of each candidate in each sentence, from left to right."""
     scores = np.zeros((len(questions), len(questions[0].candidates)))
-    # Candidates with the same first pieces share rows, and equal rows are run once.
+    # Candidates with the same first pieces share rows, because equal rows are run only once.
     asked: dict[Place, list[tuple[int, int, int]]] = {}
     for number, question in enumerate(questions):
         for candidate, pieces in enumerate(question.candidates):
@@ -410,7 +413,7 @@ def candidate_scores(model: PreTrainedModel, questions: Sequence[Question], *, m
 def open_ranks(
     model: PreTrainedModel, questions: Sequence[Question], vocabulary: Vocabulary
 ) -> list[float]:
-    """Rank one-token answers among all tokens except special ones and [UNK]."""
+    """Rank one-token answers among all tokens except [UNK] and special tokens."""
     mask = vocabulary.require_mask()
     by_place: dict[Place, list[Question]] = {}
     for question in questions:
@@ -426,7 +429,7 @@ def open_ranks(
 
 
 def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Place, Floats]]:
-    """Yield each place with log p (V,) of the tokens there."""
+    """Yield each place with (V,) the log p of every token there."""
     widths = torch.tensor([len(row) for row, _ in places])
     columns = torch.tensor([column for _, column in places])
     for part in by_width(widths, TOKENS):
@@ -438,7 +441,7 @@ def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Pl
 
 
 def rank_of(scores: Floats, gold: int, right: set[int], among: Bools | None = None) -> float:
-    """Return the rank of ``gold`` in scores (C,), from 1, among itself and all wrong answers."""
+    """Return the rank of ``gold``, from 1, among itself and all wrong answers by scores (C,)."""
     wrong = np.ones(len(scores), dtype=bool) if among is None else among.copy()
     wrong[list(right)] = False
     gain = scores[wrong] - scores[gold]

@@ -1,6 +1,6 @@
 """All measures of a checkpoint that need no fine-tuning.
 
-Studies call ``evaluate``. ``maskwise evaluate`` is ``evaluate_checkpoint``, which takes any
+Studies call ``evaluate``. ``maskwise evaluate`` runs ``evaluate_checkpoint``, which takes any
 checkpoint with a masked-language-model head, any text and any test sets.
 """
 
@@ -54,9 +54,10 @@ if TYPE_CHECKING:
 
 HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
 MEASURES = (HELD_OUT, PSEUDO_PERPLEXITY, BOUND, CLOZE, PAIRS)
-# Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, masks of a piece for the bound.
+# Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, and how many times each piece
+# is masked for the bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
-# Tokens of a row of the text, unless the model reads fewer.
+# The number of tokens in a row of the text, unless the model reads fewer.
 LONGEST = 128
 
 
@@ -68,7 +69,7 @@ OneOrMany = BeforeValidator(_tuple)
 
 
 class EvaluationSettings(BaseModel):
-    """The measures of a checkpoint in addition to its tasks; the same for every arm of a study.
+    """What to measure for a checkpoint in addition to its tasks; the same in all arms of a study.
 
     ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
 
@@ -79,17 +80,19 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratios: Annotated[tuple[float, ...], OneOrMany] = (0.15, 0.40)
-    """Ratios of the fixed masks. The curve during training uses the first one."""
+    """Ratios of the fixed masks. The curve during training uses the first ratio."""
     masks: tuple[str, ...] = ("token", "whole-word")
-    """Kinds of fixed masks: names of policies, and ``diffusion``, the bound of masked diffusion."""
+    """Kinds of fixed masks: policy names, and ``diffusion`` for the masked-diffusion bound."""
     rows: int = Field(256, ge=1)
-    """Held-out rows for the loss, at most."""
+    """The most held-out rows for the loss."""
     pseudo_perplexity: int = Field(0, ge=0)
-    """Held-out rows for the pseudo-perplexity, which costs a forward pass per token; 0: none."""
+    """Held-out rows for the pseudo-perplexity, which costs a forward pass per token; 0 for none."""
     bound: int = Field(0, ge=0)
-    """Masks of each held-out row for the bound in bits, per token and per byte; 0: none."""
+    """How many times each held-out row is masked for the bound in bits per token and per byte; with
+    0, this bound is not measured."""
     cloze: Annotated[tuple[str, ...], OneOrMany] = ()
-    """Cloze sets: files in LAMA's format, possibly with options: ``facts.jsonl(items=500)``."""
+    """Cloze sets: files in LAMA's format, possibly with options as in ``facts.jsonl(items=500)``.
+    """
     pairs: Annotated[tuple[str, ...], OneOrMany] = ()
     """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
 
@@ -109,7 +112,9 @@ class EvaluationSettings(BaseModel):
         in_range = all(0 < ratio < 1 for ratio in value)
         if not value or len(set(value)) < len(value) or not in_range:
             raise MaskwiseError(
-                "evaluation.ratios", got=list(value), allowed="different numbers in 0 < r < 1"
+                "evaluation.ratios are invalid",
+                got=list(value),
+                allowed="different numbers in 0 < r < 1",
             )
         return value
 
@@ -123,7 +128,7 @@ class EvaluationSettings(BaseModel):
 
 
 class Data(Protocol):
-    """A tokenised text: the data that a study has prepared, or a ``Text``."""
+    """A tokenised text: the data prepared by a study, or a ``Text``."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -135,7 +140,7 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A text of the user, which no model was trained on."""
+    """A text from the user, on which no model was trained."""
 
     tokenizer: PreTrainedTokenizerBase
     held_out: Rows | None = None
@@ -144,7 +149,7 @@ class Text:
 
 
 class HeldOutRecord(HeldOutLoss):
-    """``HeldOutLoss`` among the records of a checkpoint."""
+    """``HeldOutLoss`` as one of a checkpoint's records."""
 
     kind: Literal["heldout"]
 
@@ -153,12 +158,12 @@ Records = list[HeldOutRecord | Measurement]
 
 
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
-    """Load the cloze sets and minimal pairs of the settings, by name.
+    """Load the cloze sets and minimal pairs named in the settings, keyed by name.
 
-    Call it when a recipe is read, so that a bad file is reported at once.
+    Call this function when a recipe is read, so that a bad file is reported at once.
 
     Raises:
-        MaskwiseError: a file that is missing or cannot be used, or two sets of one name.
+        MaskwiseError: a file that is missing or cannot be used, or two sets with the same name.
     """
     loaded: list[TestSet] = [load_set(spec, Cloze.read) for spec in settings.cloze]
     loaded += [load_set(spec, Pairs.read) for spec in settings.pairs]
@@ -179,17 +184,17 @@ def evaluate(
     Args:
         checkpoint: a folder or hub id, measured on the accelerator if there is one; or a masked
             language model, measured on its device.
-        data: its tokenizer, the training rows (None: not known; then ``unigram`` is None), held-out
-            rows (None: nothing is measured on them).
+        data: the tokenizer, the training rows and the held-out rows. If the training rows are None,
+            ``unigram`` is None; if the held-out rows are None, nothing is measured on them.
         settings: what to measure.
 
     Returns:
-        A ``HeldOutRecord`` for every ratio and kind of mask, and a ``Measurement`` for everything
-        else.
+        A ``HeldOutRecord`` for every ratio and kind of mask, and a ``Measurement`` for every other
+        figure.
 
     Raises:
         MaskwiseError: a checkpoint or file that cannot be read, a tokenizer that does not fit, or a
-            file without an item that can be scored.
+            file in which no item can be scored.
     """
     sets = load_sets(settings)
     if isinstance(checkpoint, str | Path):
@@ -218,7 +223,7 @@ def evaluate(
         else:
             value = record["value"]
             name = f"{record['name']} ({record['metric']})"
-        # NaN in a record would pass every later comparison unnoticed.
+        # A NaN in a record would go unnoticed in every later comparison.
         if not math.isfinite(value):
             raise MaskwiseError(f"a measure of {name} is not a number", got=value, do=DAMAGED)
     return records
@@ -259,7 +264,7 @@ def _held_out(
             bound=bound,
         )
         records += [{"kind": "heldout", **line} for line in losses(objective)]
-        bound = None  # it covers all rates, so once is enough
+        bound = None  # the bound covers all rates, so it is measured only once
     if settings.bound:
         size = data.bytes if isinstance(data, Text) else 0
         # Bits per byte need the whole text.
@@ -274,12 +279,12 @@ def _held_out(
 
 
 def documents_alone(rows: Rows) -> Rows:
-    """Return the rows for pseudo-perplexity, which hold one piece each instead of several."""
+    """Return the rows for pseudo-perplexity, each of which holds only one piece."""
     return rows.laid("document" if rows.layout == "packed" else rows.layout)
 
 
 def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
-    """Return nats and bits per token and, for a text of ``size`` bytes, bits per byte."""
+    """Return nats and bits per token, and bits per byte if the text has ``size`` > 0 bytes."""
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
     # The bound leaves [UNK] out, so a text with unknown tokens would seem easier per byte.
     if size and not text.unknown:
@@ -303,10 +308,10 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Read settings from arguments of the command line.
+    """Read settings from command-line arguments.
 
-    They are ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity``, ``pseudo-perplexity:ROWS``,
-    ``bound``, ``bound:DRAWS`` and ``heldout``.
+    The arguments are ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity``,
+    ``pseudo-perplexity:ROWS``, ``bound``, ``bound:DRAWS`` and ``heldout``.
     """
     files: dict[str, list[str]] = {CLOZE: [], PAIRS: []}
     counts = dict.fromkeys(DEFAULT_COUNTS, 0)
@@ -340,13 +345,13 @@ def evaluate_checkpoint(
         model: a folder or hub id.
         measures: see ``settings_of``.
         text: a corpus that the model was not trained on, for held-out loss and pseudo-perplexity.
-        text_field: the column of the text in a file with several.
+        text_field: the column that holds the text, in a file with several columns.
 
     Raises:
         MaskwiseError: nothing to measure, or an input that cannot be read.
     """
     settings = settings_of(measures)
-    # Bad files are reported before a model is loaded.
+    # Errors in files are reported before a model is loaded.
     load_sets(settings)
     if text is None:
         if not measures:

@@ -1,13 +1,15 @@
 """Write text with a masked diffusion model, which fills gaps a few tokens at a time.
 
-At each step the model predicts every remaining gap, a token is drawn for each, and some are kept:
+At each step the model predicts every remaining gap, a token is drawn for each gap, and a few of the
+drawn tokens are kept:
 
-- ``confidence``: the most probable ones (Chang et al. 2022; the sampler of Nie et al. 2025, LLaDA);
-- ``random``: random ones, as in the process whose likelihood the training bounds;
-- ``block``: the most probable ones of the leftmost block, block after block.
+- ``confidence``: the likeliest tokens (Chang et al. 2022; LLaDA's sampler, Nie et al. 2025);
+- ``random``: random tokens, as in the process whose likelihood is bounded in training;
+- ``block``: the likeliest tokens in the leftmost block, block after block.
 
-The prompt never changes. Any encoder with a masked-language-model head works, but one that was
-trained at 15 % has not learned to write from nothing. Cost: a forward pass for each step.
+The prompt never changes. Any encoder with a masked-language-model head works, but an encoder that
+was trained with 15 % masked has not learned to write from nothing. The cost is a forward pass for
+each step.
 """
 
 from __future__ import annotations
@@ -32,20 +34,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ORDERS = ("confidence", "random", "block")
-# A gap of a prompt: [MASK] is one token, [MASK*5] five.
+# A gap in a prompt: [MASK] stands for one token, and [MASK*5] for five.
 GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
 SHOWN = "▢"
 
 
 def _size(gap: re.Match[str]) -> int:
-    """Return the tokens of a gap, such as 5 for [MASK*5]."""
+    """Return the number of tokens in a gap, such as 5 for [MASK*5]."""
     digits = gap[1] or "1"
-    # Twelve digits show that a gap is too large; Python refuses to read more than 4,300.
+    # Twelve digits are enough to show that a gap is too large; Python refuses more than 4,300.
     return int(digits[:12])
 
 
 class Stage(NamedTuple):
-    """The text after a step: tokens (L,) with special ones, and words with ``SHOWN`` in gaps."""
+    """The text after a step: (L,) all tokens, and the decoded text with ``SHOWN`` in gaps."""
 
     step: int
     ids: Tensor
@@ -59,7 +61,7 @@ class Writer:
         model: a folder or hub id of an encoder with a masked-language-model head.
 
     Raises:
-        MaskwiseError: a model of another kind, or whose tokenizer has no mask token.
+        MaskwiseError: a model of a different kind, or a tokenizer without a mask token.
     """
 
     def __init__(self, model: str):
@@ -75,10 +77,10 @@ class Writer:
         """Tokenise a prompt with masks in its gaps, or followed by ``length`` masks.
 
         Returns:
-            (L,) int64, with the special tokens of the model at the ends.
+            (L,) int64, with the model's special tokens at both ends.
 
         Raises:
-            MaskwiseError: no gap, or more tokens than the model reads.
+            MaskwiseError: there is no gap, or there are more tokens than the model reads.
         """
         mask = self.vocabulary.require_mask()
         if not GAP.search(prompt):
@@ -127,21 +129,23 @@ class Writer:
         """Fill the gaps, and yield the text before the first step and after each step.
 
         Args:
-            prompt: text with gaps, [MASK] or [MASK*5]; without any, ``length`` tokens follow it.
-            length: tokens that follow a prompt without gaps.
-            steps: forward passes; by default one for each token to write.
+            prompt: text with gaps, [MASK] or [MASK*5]. If it has no gap, ``length`` tokens are
+                written after the prompt.
+            length: how many tokens to write after a prompt without gaps.
+            steps: the number of forward passes; by default one for each token to write.
             order: one of ``ORDERS``.
-            temperature: divides the logits before a token is drawn; 0 takes the likeliest.
-            block: tokens of a block, for the order ``block``.
-            seed: the seed of the draws.
+            temperature: divides the logits before a token is drawn; with 0, the likeliest token is
+                taken.
+            block: the number of tokens in a block, for the order ``block``.
+            seed: seeds the draws.
 
         Raises:
-            MaskwiseError: an unknown order, a temperature below 0, or see ``read``.
+            MaskwiseError: an unknown order, a temperature below 0, or any error from ``read``.
         """
         if order not in ORDERS:
             raise unknown_name("order", order, ORDERS)
         if not 0 <= temperature < math.inf:
-            raise MaskwiseError("temperature", got=temperature, allowed="≥ 0")
+            raise MaskwiseError("the temperature is too low", got=temperature, allowed="≥ 0")
         for name, value in (("steps", steps), ("block", block)):
             if value is not None and value < 1:
                 raise MaskwiseError(name, got=value, allowed="≥ 1")
@@ -150,8 +154,8 @@ class Writer:
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
-        # A random priority for each place. It is drawn for every order, so that the later draws of
-        # tokens do not depend on the order.
+        # A random priority for each place. It is drawn even if the order does not need it, so the
+        # later draws of tokens do not depend on the order.
         turn = torch.rand(len(ids), generator=draw)
         yield Stage(0, ids.clone(), self.text(ids))
         for step in range(steps):
@@ -161,7 +165,7 @@ class Writer:
             asked = left
             if order == "block":
                 block_of = torch.searchsorted(gaps, left) // block
-                # More than one block, if the leftmost one has fewer gaps than a step fills.
+                # Several blocks are needed if the leftmost has fewer gaps than this step fills.
                 asked = left[block_of <= block_of[count - 1]]
             token, priority = self._drawn(ids, asked, temperature, draw)
             if order == "random":
@@ -183,11 +187,11 @@ class Writer:
     def _drawn(
         self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw a token (M,) for each place, and return its log-probability (M,)."""
+        """Return (M,) a drawn token for each place, and (M,) the tokens' log-probabilities."""
         attention = torch.ones(1, len(ids))
         row = torch.zeros_like(places)
         log_p = predictions(self.model, ids[None], attention, row, places).cpu()
-        # A model may have more outputs than its vocabulary has tokens.
+        # A model may have more outputs than there are tokens in its vocabulary.
         words = torch.zeros(log_p.shape[1], dtype=torch.bool)
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
         log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)

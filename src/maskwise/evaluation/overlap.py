@@ -1,14 +1,15 @@
-"""Count the test items, and the right answers, that occur in a corpus or are masked by a policy.
+"""Count the test items, and the correct answers, that occur in a corpus or are masked by a policy.
 
-Texts are compared as words in lower case, of letters and digits only, so that case, punctuation and
-line breaks do not hide a copy. An item overlaps if n of its consecutive words (13, as for GPT-3;
-Brown et al. 2020, appendix C) occur in one document; a shorter item, if all of its words do. Items
-of fewer than ``LEAST`` words ("set an alarm") occur anywhere, and are counted separately. Answers
-have no such minimum. In rows, answers are matched token by token, because masks cover tokens.
+Texts are compared as lower-case words that consist of letters and digits only, so case, punctuation
+and line breaks do not hide a copy. An item overlaps if n of its consecutive words (13, as for
+GPT-3; Brown et al. 2020, appendix C) occur in the same document; a shorter item overlaps if all of
+its words do, one after the other. Items with fewer than ``LEAST`` words ("set an alarm") would
+occur anywhere, so they are counted separately. Answers have no such minimum. In rows, answers are
+matched token by token, because masks cover tokens.
 
-Cost: 64-bit hashes of n-grams, about 1 s per million words. For a billion words and a thousand
-items the chance of a false hit is about one in 10⁷. Words that a test set splits ("do n't") are not
-joined, so their copies may be missed.
+N-grams are compared as 64-bit hashes, which takes about 1 s per million words. With a billion words
+and a thousand items, the chance of a false hit is about one in 10⁷. Words that a test set splits
+("do n't") are not joined, so copies of them may be missed.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 N = 13
-# Shorter items, in words, are not looked for.
+# Items with fewer words are not looked for.
 LEAST = 4
-# Overlapping items that a record quotes.
+# The most overlapping items that a record quotes.
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
 _BATCH_CHARACTERS = 1 << 20
-# Rows of a corpus that are masked to see whether answers are.
+# The number of corpus rows that are masked to see whether answers are masked.
 ROWS = 1024
 _ROWS_AT_ONCE = 64
-# Longer answers are not looked for in rows.
+# Answers with more tokens are not looked for in rows.
 _MOST_TOKENS = 16
 # The base of a polynomial hash: 2⁶⁴ / φ, which is odd and has no pattern of bits.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -49,7 +50,7 @@ Hashes = NDArray[np.uint64]
 
 
 class HasTexts(Protocol):
-    """A task, or a test set: a name, and the texts of each item."""
+    """A task or a test set: anything with a name and the texts of each item."""
 
     @property
     def name(self) -> str: ...
@@ -80,9 +81,9 @@ def overlap_record(
 
     Args:
         documents: the corpus, such as ``text.read_documents(source)``; read once.
-        task: a ``tasks.Task``, whose test split is looked for, or a set of ``load_sets``. An item
-            with several texts (a question and its context) overlaps if one of them does.
-        corpus: the name of the corpus in the record.
+        task: a ``tasks.Task``, whose test split is looked for, or a set from ``load_sets``. An item
+            with several texts (a question and its context) overlaps if any of its texts does.
+        corpus: the corpus name in the record.
 
     Raises:
         MaskwiseError: no items.
@@ -120,11 +121,11 @@ def occurring(
     """Find items in documents by ``N`` consecutive words, or by all words of shorter texts.
 
     Args:
-        least: texts with fewer words are not looked for.
+        least: the smallest number of words; shorter texts are not looked for.
 
     Returns:
-        Which items (N,) occur in a document; the number of documents; and the words of the longest
-        text of each item (N,).
+        (N,) whether each item occurs in a document; the number of documents; and (N,) the number of
+        words in each item's longest text.
     """
     texts_per_item = list(map(len, items))
     owner_T = np.repeat(np.arange(len(items)), texts_per_item)
@@ -149,10 +150,10 @@ def occurring(
 
 
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hash the words of all texts (W,), and count the words of each text (T,)."""
+    """Return (W,) the hashes of all words, and (T,) the number of words in each text."""
     by_text = [_WORD.findall(text.lower()) for text in texts]
     sizes = np.array(list(map(len, by_text)), dtype=np.int64)
-    # Python salts its hash of a string anew in each process, but only equality matters here.
+    # Python salts string hashes anew in each process, but only equality matters here.
     hashes = map(hash, chain.from_iterable(by_text))
     return np.fromiter(hashes, dtype=np.int64).view(np.uint64), sizes
 
@@ -165,7 +166,7 @@ def _grams(
     for length, grams in _in_a_row(words, lengths):
         first_text = text[: len(grams)]
         last_text = text[length - 1 :]
-        # An n-gram must not run over the end of a text.
+        # An n-gram must not extend beyond the end of its text.
         whole = first_text == last_text
         yield length, grams[whole], first_text[whole]
 
@@ -173,11 +174,11 @@ def _grams(
 def _in_a_row(
     values: NDArray[np.generic], lengths: Collection[int]
 ) -> Iterator[tuple[int, Hashes]]:
-    """Yield each length, ascending, and the hashes (T − length + 1,) of runs of this length."""
+    """Yield the lengths in ascending order, each with (T − length + 1,) hashes of its n-grams."""
     terms = mixed(values.astype(np.uint64))
     total = np.zeros_like(terms)
     longest = max(lengths, default=0)
-    # A polynomial modulo 2⁶⁴: each length extends the hashes of the length before by one value.
+    # A polynomial modulo 2⁶⁴: each length extends the hashes of the previous length by one value.
     for length in range(1, min(longest, len(terms)) + 1):
         total = total[: len(terms) - length + 1] * _BASE + terms[length - 1 :]
         if length in lengths:
@@ -185,18 +186,18 @@ def _in_a_row(
 
 
 class _Wanted:
-    """The n-grams of items."""
+    """The n-grams of the items to find."""
 
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
         self.grams = grams
         self.owner = owner
-        # Whether any item has an n-gram with these upper 22 bits. Nearly all n-grams of a corpus
-        # are rejected by this table, before the slower search.
+        # Whether any item has an n-gram hash with these upper 22 bits. This table rejects nearly
+        # all n-grams of a corpus before the slower search.
         self.bits = np.zeros(1 << 22, dtype=bool)
         self.bits[grams >> np.uint64(42)] = True
 
     def owners_of(self, grams: Hashes) -> NDArray[np.int64]:
-        """Return the items that have one of these n-grams."""
+        """Return the items that have any of these n-grams."""
         likely = grams[self.bits[grams >> np.uint64(42)]]
         return self.owner[np.isin(self.grams, likely)]
 
@@ -205,7 +206,7 @@ class _Wanted:
 
 
 class CoverageRecord(TypedDict):
-    """How many items of a task have a right answer that occurs in a corpus (``standing``)."""
+    """How many items of a task have a correct answer that occurs in a corpus (``standing``)."""
 
     kind: Literal["coverage"]
     task: str
@@ -215,7 +216,7 @@ class CoverageRecord(TypedDict):
 
 
 class Masked(NamedTuple):
-    """Occurrences of answers in rows, and how many of them were masked whole, or in part."""
+    """How often answers occur in rows, and how many occurrences were masked wholly or partly."""
 
     occurrences: int
     whole: int
@@ -225,16 +226,16 @@ class Masked(NamedTuple):
 def answers_in(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]]
 ) -> NDArray[np.bool_]:
-    """Return which items (N,) have a right answer that occurs in a document.
+    """Return (N,) whether each item has a correct answer that occurs in a document.
 
-    A longer answer occurs if 13 consecutive words of it do.
+    An answer of more than 13 words occurs if 13 of its consecutive words do.
 
     >>> answers_in(["She was a baker in York."], [["the baker", "Baker"], ["bake"]]).tolist()
     [True, False]
 
     Args:
-        documents: texts, or anything with ``text``; read once, one batch in memory.
-        rights: the right answers of each item.
+        documents: texts, or objects with ``text``; read once, with one batch in memory at a time.
+        rights: the correct answers for each item.
     """
     return occurring(documents, rights, least=1)[0]
 
@@ -242,7 +243,7 @@ def answers_in(
 def coverage_record(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]], *, task: str, corpus: str
 ) -> CoverageRecord:
-    """Count the items of a task with a right answer that occurs in a corpus."""
+    """Count the items of a task that have a correct answer which occurs in a corpus."""
     return {
         "kind": "coverage",
         "task": task,
@@ -267,8 +268,8 @@ def masked_answers(
         rows: the rows of a corpus; ``ROWS`` of them, evenly spread, are masked.
         masker: masks the rows.
         tokenizer: the tokenizer of the rows.
-        rights: right answers; those of more than 16 tokens are left out.
-        step, total_steps: for the schedule of the ratio.
+        rights: the correct answers; answers of more than 16 tokens are left out.
+        step, total_steps: the position in the ratio's schedule.
     """
     by_length = _by_length(tokenizer, rights)
     places = np.linspace(0, len(rows) - 1, min(ROWS, len(rows)))
@@ -279,11 +280,11 @@ def masked_answers(
         batch = masker(some, step=step, total_steps=total_steps, epoch=0)
         ids = batch.source.input_ids
         words = batch.source.layers.get("word_ids")
-        # An answer begins and ends at the edge of a word: "art" does not occur in "part".
+        # An answer must begin and end at a word edge: "art" does not occur in "part".
         edge_T = np.ones(len(ids) + 1, dtype=bool)
         if words is not None:
             edge_T[1:-1] = (words[1:] != words[:-1]) | (words[1:] < 0)
-        # Masked tokens before each place, so that one subtraction counts those of an answer.
+        # The number of masked tokens before each position: one subtraction gives an answer's count.
         selected = batch.selected.numpy().ravel()
         masked_T = np.concatenate(([0], np.cumsum(selected)))
         for length, hashes in _in_a_row(ids, by_length):
@@ -297,10 +298,10 @@ def masked_answers(
 def _by_length(
     tokenizer: PreTrainedTokenizerBase, rights: Iterable[str]
 ) -> dict[int, list[np.uint64]]:
-    """Hash answers by their number of tokens."""
+    """Return the hashes of the answers, keyed by their number of tokens."""
     by_length: dict[int, list[np.uint64]] = {}
     for right in dict.fromkeys(rights):
-        # Many tokenizers write a word at the start of a text and inside it differently.
+        # Many tokenizers encode a word differently at the start of a text and inside it.
         texts = [right, f" {right}"]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
             if len(ids) <= _MOST_TOKENS:

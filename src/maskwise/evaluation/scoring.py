@@ -1,14 +1,15 @@
 """Deterministic measures of a masked language model: log p of each token, the held-out loss, and
 the bound of masked diffusion.
 
-For log p, a row of n tokens is read n times, each time with another token masked; the vocabulary
-head runs only at the masks. A piece of a word is easy to guess from the later pieces ("##rates"
-gives "Soc" away), which makes long rare words look likely. ``within_word`` masks those too, so that
-the score of a word follows the chain rule from left to right (Kauf & Ivanova 2023, "PLL-word-l2r").
-Without it the scores are those of Salazar et al. 2020. Cost: a forward pass of a row per token.
+For log p, a row of n tokens is read n times, each time with a different token masked; the
+vocabulary head runs only at the masks. A piece of a word is easy to guess from the later pieces
+("##rates" gives "Soc" away), which makes long rare words look likely. ``within_word`` also masks
+the later pieces, so a word's score follows the chain rule from left to right (Kauf & Ivanova 2023,
+"PLL-word-l2r"). Without it, the scores are those of Salazar et al. 2020. The cost is a forward pass
+of the row for each of its tokens.
 
-The held-out loss has fixed masks, which are a function of the rows alone, so all arms, seeds and
-steps have the same targets. The frequencies of tokens give its baseline.
+The held-out loss has fixed masks, which depend only on the rows, so all arms, seeds and steps have
+the same targets. Token frequencies give its baseline.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from maskwise.training.data import Rows, by_width
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Positions in one forward pass.
+# The number of positions in a forward pass.
 TOKENS = 16384
 DAMAGED = "is the checkpoint damaged?"
 # The seed of fixed masks, the same in every study, so that losses can be compared.
@@ -42,25 +43,25 @@ EVALUATION_SEED = 0xE7A1
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
 # The seed of the masks of the bound.
 BOUND_SEED = 0xB0DD
-# Rows in one batch of fixed masks.
+# The number of rows in a batch with fixed masks.
 ROWS_AT_ONCE = 64
 
 
 def spread(count: int, *, of: int) -> Tensor:
-    """Return at most ``count`` row numbers below ``of``, evenly spread."""
+    """Return at most ``count`` row numbers, evenly spread from 0 to ``of`` − 1."""
     count = min(count, of)
     return torch.arange(count) * of // max(1, count)
 
 
 class BoundOfText(NamedTuple):
-    """The bound of a text, in nats.
+    """The bound for a text, in nats.
 
     Attributes:
-        nats: of all pieces together.
+        nats: the bound for all pieces together.
         error: the standard error of ``nats``.
-        tokens: predicted tokens, without [UNK] and special ones.
-        unknown: tokens that are [UNK].
-        unigram: nats by the frequency of every token; None if the frequencies are not known.
+        tokens: the number of predicted tokens, without [UNK] and special tokens.
+        unknown: the number of [UNK] tokens.
+        unigram: the nats if tokens are predicted from their frequencies; None if these are unknown.
     """
 
     nats: float
@@ -78,7 +79,7 @@ def diffusion_bound(
     rows: int,
     log_unigram: Tensor | None = None,
 ) -> Bound | None:
-    """Prepare the bound of some rows, evenly spread, if ``diffusion`` is a held-out mask."""
+    """Prepare the bound for some evenly spread rows if ``diffusion`` is a held-out mask."""
     if DIFFUSION not in masks:
         return None
     return Bound(held_out, tokenizer, spread(rows, of=len(held_out)), log_unigram=log_unigram)
@@ -88,20 +89,20 @@ class Bound:
     """An upper bound on the nats of one text in a random order, with masks that never change.
 
     Every held-out piece is masked ``draws`` times, at rates spread evenly over (0, 1). Losses are
-    weighted by L/n (``masking.diffusion``), which bounds −log p(piece) of a model that reveals one
+    weighted by L/n (``masking.diffusion``). This bounds −log p(piece) for a model that reveals one
     token after the other in random order, whatever it was trained on. The standard error is over
-    pieces, so it includes the noise of masks and of texts. Figures per token compare models with
-    the same tokenizer; figures per byte compare all models whose tokens spell the whole text.
+    pieces, so it includes the noise from masks and from texts. Figures per token compare models
+    with the same tokenizer; figures per byte compare all models whose tokens spell the whole text.
 
     Args:
-        held_out: rows that are never trained on. Each of their pieces is a text.
-        tokenizer: theirs.
+        held_out: rows that are never trained on. Each piece in them is a text.
+        tokenizer: the tokenizer of the rows.
         chosen: the numbers of the rows to use.
-        log_unigram: (V,) of the training text, if known.
-        draws: masks of each piece.
+        log_unigram: (V,) log-probabilities of tokens in the training text, if known.
+        draws: how many times each piece is masked.
 
     Raises:
-        MaskwiseError: a tokenizer without a mask token; a text in which nothing can be predicted.
+        MaskwiseError: the tokenizer has no mask token, or no token can be predicted.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Bound:
         for number, part in enumerate(chosen.split(ROWS_AT_ONCE)):
             pieces = held_out.batch(part)
             for draw in range(draws):
-                # The draws of a row have consecutive places, which spreads their rates over (0, 1).
+                # A row's draws have consecutive places, which spreads their rates over (0, 1).
                 row = np.arange(len(part)) + number * ROWS_AT_ONCE
                 batch = noising(pieces, epoch=0, step=draw, place=row * draws + draw)
                 self.batches.append((number, batch))
@@ -138,7 +139,7 @@ class Bound:
             raise MaskwiseError(
                 "no held-out token can be predicted",
                 got=f"{self.unknown} × [UNK]",
-                do="give a text that the model's tokenizer knows, and more of it",
+                do="give more text, with characters that the model's tokenizer can encode",
             )
 
     def __call__(self, objective: MaskedLanguageModelling) -> BoundOfText:
@@ -161,18 +162,18 @@ class Bound:
         pieces = len(nats_P)
         error = math.nan
         if pieces > 1:
-            # The delta method: nats per token is a ratio of two sums over pieces.
+            # The delta method is needed, because nats per token is a ratio of two sums over pieces.
             residual_P = nats_P - total / tokens * self.tokens_P
             error = math.sqrt(float((residual_P**2).sum()) * pieces / (pieces - 1))
         return BoundOfText(total, error, tokens, self.unknown, self.unigram)
 
 
 class Measurement(TypedDict):
-    """One figure of one checkpoint; (name, metric) is unique among the records of an evaluation.
+    """One figure for one checkpoint; (name, metric) is unique among the records of an evaluation.
 
-    ``chance`` is the figure of a model that ignores the text. ``of`` counts the items of the file,
-    ``items`` those that were scored, ``skipped`` the others by reason. ``error`` is the standard
-    error of a bound.
+    ``chance`` is the figure for a model that ignores the text. ``of`` counts all items in the file,
+    ``items`` counts the items that were scored, and ``skipped`` counts the remaining items for each
+    reason. ``error`` is the standard error of a bound.
     """
 
     kind: Literal["evaluation"]
@@ -196,15 +197,15 @@ def log_probabilities(
     mask: int,
     within_word: bool = False,
 ) -> Tensor:
-    """Return log p of each eligible token while it is masked, (B, L) float32.
+    """Return (B, L) float32, the log p of each eligible token while that token is masked.
 
-    Special tokens, padding and [UNK] have 0.
+    Special tokens, padding and [UNK] get 0.
 
     Args:
         model: a masked language model in evaluation mode.
         batch: rows padded on the right; with ``word_ids`` if ``within_word``.
         mask: the id of [MASK].
-        within_word: also mask the later pieces of the word.
+        within_word: whether to mask the later pieces of the word, too.
     """
     width_B = batch.tensor("present").sum(1)
     row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
@@ -225,7 +226,7 @@ def log_probabilities(
         if words_BL is not None:
             words = words_BL[row, :width]
             word = words.gather(1, asked)
-            # Tokens outside of words share the number −1, but form no word together.
+            # Tokens outside of words all have the number −1, but they are not a word.
             hidden |= (words == word) & (word >= 0) & (place > asked)
         shown = torch.where(hidden, mask, ids)
         attention = place < width_B[row].unsqueeze(1)
@@ -238,20 +239,21 @@ def log_probabilities(
 def predictions(
     model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
-    """Return log p (M, V) float32 at M places of rows, on the device of the model.
+    """Return log p, (M, V) float32, at M positions in rows, on the model's device.
 
     Args:
         model: a masked language model in evaluation mode.
-        ids, attention: (N, L) tokens, and which of them are real.
-        row, column: (M,) the places.
+        ids, attention: (N, L) tokens, and which of them are not padding.
+        row, column: (M,) the positions.
 
     Raises:
-        MaskwiseError: NaN, which would compare as neither better nor worse, and rank first.
+        MaskwiseError: a prediction is NaN, which would be neither better nor worse than any other
+            number, so it would rank first.
     """
     device = next(model.parameters()).device
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
     log_p = masked_logits(model, inputs, row.to(device), column.to(device)).float().log_softmax(-1)
-    # One logit that is NaN makes its whole row NaN, so one column of the result is enough.
+    # A single NaN logit makes the whole row NaN, so it is enough to check one column.
     if log_p[:, :1].isnan().any():
         raise MaskwiseError("the model's predictions are not numbers", got="nan", do=DAMAGED)
     return log_p
@@ -263,16 +265,16 @@ def pseudo_perplexity(
     rows: Mapping[str, Tensor],
     log_unigram: Tensor | None = None,
 ) -> list[Measurement]:
-    """Return exp of the mean of −log p over the tokens of some rows, each masked alone.
+    """Return exp of the mean of −log p over the tokens in the given rows, each token masked alone.
 
-    Two records: ``token`` (Salazar et al. 2020), and ``within-word``, which also masks the later
-    pieces of the word (Kauf & Ivanova 2023). Both are per token, so only models with the same
-    tokenizer can be compared. ``chance`` is the perplexity of token frequencies.
+    There are two records: ``token`` (Salazar et al. 2020), and ``within-word``, which also masks
+    the later pieces of the word (Kauf & Ivanova 2023). The two figures are per token, so only
+    models with the same tokenizer can be compared. ``chance`` is the figure from token frequencies.
 
     Args:
-        rows: as for ``masking.gather``, with ``word_ids``. In packed rows the model sees the
+        rows: as for ``masking.gather``, with ``word_ids``. In packed rows, the model sees the
             neighbouring documents, as in training.
-        log_unigram: (V,) of the training text, if known.
+        log_unigram: (V,) log-probabilities of tokens in the training text, if known.
     """
     batch = gather(rows, Vocabulary.of(tokenizer))
     count = len(batch.eligible_at)
@@ -308,12 +310,12 @@ def pseudo_perplexity(
 
 
 class HeldOutLoss(TypedDict):
-    """The loss of one kind of fixed mask at one ratio: ``loss`` and ``unigram`` in nats a target.
+    """The loss on one kind of fixed masks at one ratio, in nats per target, as is ``unigram``.
 
     ``masks`` names the policy and, for an encoder–decoder, the output format. ``per_byte`` is in
-    nats for each byte of the text as its tokens spell it; it is comparable between tokenizers that
-    drop the same characters, and between output formats. The line of the masks ``diffusion`` has
-    the bound, in nats for each token of the text, and its standard ``error``.
+    nats per byte of the text as its tokens spell it, so it is comparable between tokenizers that
+    drop the same characters, and between output formats. The entry with ``masks`` = ``diffusion``
+    has the bound, in nats per token of the text, and the bound's standard ``error``.
     """
 
     masks: str
@@ -333,10 +335,10 @@ def fixed_maskers(
     kind: Kind = "encoder",
     length: int = 0,
 ) -> dict[str, Masker]:
-    """Return fixed masks by name, which replace all selected tokens by [MASK].
+    """Return maskers for fixed masks, keyed by name, which replace all selected tokens with [MASK].
 
     An encoder–decoder is evaluated in each output format that it may have learned with this
-    tokenizer: masked spans after separators or after sentinels (if there are enough of them for
+    tokenizer: masked spans after separators or after sentinels (if there are enough sentinels for
     rows of ``length``), and the full text.
     """
     formats = {"": "mask-only"}
@@ -367,15 +369,15 @@ def fixed_maskers(
 
 
 class HeldOut:
-    """The loss on fixed masks of held-out rows, which are the same for every arm, seed and step.
+    """The loss on held-out rows with fixed masks, which are the same for every arm, seed and step.
 
     Args:
         held_out: rows that are never trained on.
-        maskers: by kind of mask ("token", "whole-word"), called with epoch 0.
+        maskers: the maskers, keyed by kind of mask ("token", "whole-word"), called with epoch 0.
         log_unigram: (V,) log-probabilities of tokens in the training text; None if not known.
-        rows: at most this many, evenly spread.
-        tokenizer: counts the bytes of the text; None: no losses per byte.
-        bound: measured too, if given.
+        rows: the most rows to use, evenly spread; None for all rows.
+        tokenizer: counts the bytes of the text; if None, there are no losses per byte.
+        bound: a bound to measure as well, if given.
     """
 
     def __init__(
@@ -395,7 +397,7 @@ class HeldOut:
         parts = [held_out.batch(part) for part in chosen.split(ROWS_AT_ONCE)]
         self.batches = {}
         for kind, masker in maskers.items():
-            # Epoch 0 always, so that the masks never change.
+            # The epoch is always 0, so the masks never change.
             self.batches[kind] = [masker(part, epoch=0) for part in parts]
         self.bytes = 0
         if tokenizer is not None:
@@ -405,7 +407,7 @@ class HeldOut:
             self.bytes = len("".join(texts).encode())
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
-        """Return the loss of each kind of mask that has a target."""
+        """Return the loss for each kind of mask that has a target."""
         lines = [self._loss(kind, objective) for kind in self.batches]
         if self.bound is not None:
             text = self.bound(objective)
@@ -430,7 +432,7 @@ class HeldOut:
         for batch in self.batches[kind]:
             losses, where = objective.token_losses(batch.to(device))
             truth = batch.labels[where.cpu().unbind(1)]
-            # Separators and ends are nearly certain, so they would make any text look easy.
+            # Separators and end tokens are nearly certain, so they would make any text look easy.
             words = content[truth]
             loss += float(losses.cpu()[words].double().sum())
             count += int(words.sum())

@@ -1,9 +1,9 @@
-"""Test sets from files, and minimal pairs. The other kind of set is in ``cloze``.
+"""Test sets from files, and minimal pairs. The other kind of test set is in ``cloze``.
 
 A minimal pair is two sentences that differ in one point of grammar, and a model should give the
 correct one the higher probability. Files are in BLiMP's format (Warstadt et al. 2020): JSON lines
-or a TSV with ``sentence_good`` and ``sentence_bad``. The score of a sentence is the sum of its
-log-probabilities, left to right within words. Chance is one half, and a tie counts half.
+or a TSV with ``sentence_good`` and ``sentence_bad``. A sentence's score is the sum of its tokens'
+log-probabilities, from left to right within words. Chance is one half, and a tie counts half.
 """
 
 from __future__ import annotations
@@ -33,28 +33,29 @@ from maskwise.text.labelled import Record, read_records
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Scores that differ by fewer nats are equal. Rounding errors are smaller, preferences far larger.
+# Scores that differ by less than this, in nats, count as equal. Rounding errors are smaller, and
+# preferences are far larger.
 TIE = 1e-4
 # Reasons to leave an item out.
 LONG, UNKNOWN = "longer than the model", "unknown characters"
 # Sets that come with maskwise, made by scripts/build_evaluation.py.
 BUNDLED_SETS = ("pairs",)
 GOOD, BAD = "sentence_good", "sentence_bad"
-# Columns of the phenomenon of a pair; the first one that is present counts.
+# Columns that may hold a pair's phenomenon; the first column that is present is used.
 GROUPS = ("phenomenon", "linguistics_term", "UID")
-# Pairs of a file that are used by default.
+# The most pairs that are used from a file by default.
 ITEMS = 1000
 
 
 class TestSet(ABC):
-    """A measure over the items of a file. Subclasses are dataclasses with a method ``read``."""
+    """A measure over the items in a file. Subclasses are dataclasses with a method ``read``."""
 
     __test__ = False  # tells pytest that the class holds no tests
     name: str
 
     @abstractmethod
     def texts(self) -> list[tuple[str, ...]]:
-        """Return the texts of each item, for the overlap check."""
+        """Return the texts in each item, for the overlap check."""
 
     def content(self) -> str:
         """Hash everything that a record depends on."""
@@ -75,7 +76,7 @@ S = TypeVar("S", bound=TestSet)
 
 
 def load_set(spec: str, read: Callable[..., S]) -> S:
-    """Read the set of a spec, such as ``bundled:pairs`` or ``facts.jsonl(items=500)``.
+    """Read the set that a spec names, such as ``bundled:pairs`` or ``facts.jsonl(items=500)``.
 
     Args:
         spec: a bundled set or a file, possibly with options.
@@ -103,7 +104,7 @@ def _path(source: str) -> Path:
 
 
 def read_set(path: Path) -> list[Record]:
-    """Read the records of a file, at least one."""
+    """Read the records in a file, which must hold at least one record."""
     records = read_records(path)
     if not records:
         raise MaskwiseError(f"evaluation file {path} is empty")
@@ -120,15 +121,15 @@ def evenly(items: list[Record], count: int | None) -> list[Record]:
     if count is None or count >= len(items):
         return items
     if count < 1:
-        raise MaskwiseError("items of an evaluation set", got=count, allowed="≥ 1")
+        raise MaskwiseError("too few items in an evaluation set", got=count, allowed="≥ 1")
     return [items[place] for place in spread(count, of=len(items)).tolist()]
 
 
 def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
-    """Check that at least one item is scored.
+    """Check that at least one item can be scored.
 
     Raises:
-        MaskwiseError: no item is.
+        MaskwiseError: no item can be scored.
     """
     if not kept:
         raise MaskwiseError(f"no item of {where} can be scored", got=counted(skipped))
@@ -139,10 +140,10 @@ class Pairs(TestSet):
     """N minimal pairs.
 
     Attributes:
-        name: of the set.
-        good, bad: (N,) sentences.
+        name: the name of the set.
+        good, bad: (N,) the correct and the incorrect sentences.
         groups: (N,) the phenomenon of each pair; "" if not known.
-        total: pairs in the file.
+        total: the number of pairs in the file.
 
     >>> from maskwise.evaluation.sets import load_set
     >>> pairs = load_set("bundled:pairs(items=2)", Pairs.read)
@@ -158,7 +159,7 @@ class Pairs(TestSet):
 
     @classmethod
     def read(cls, path: Path, items: int | None = ITEMS) -> Pairs:
-        """Read at most ``items`` pairs from a file, evenly spread.
+        """Read at most ``items`` pairs, evenly spread over a file.
 
         Raises:
             MaskwiseError: an empty or unreadable file, missing columns, or a sentence without text.
@@ -190,13 +191,13 @@ class Pairs(TestSet):
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """Return one record: accuracy, also by group.
+        """Return one record: the accuracy, overall and for each group.
 
-        A pair with a sentence that is longer than the model or has an [UNK] is left out of
-        ``items`` and counted in ``skipped``.
+        If a sentence is too long for the model or has an [UNK], its pair is left out of ``items``
+        and counted in ``skipped``.
 
         Raises:
-            MaskwiseError: no pair is left.
+            MaskwiseError: no pair can be scored.
         """
         room = most_tokens(model.config)
         skipped = Counter[str]()

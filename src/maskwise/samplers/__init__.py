@@ -1,6 +1,7 @@
-"""Samplers over the arms of a training. ``SAMPLERS`` is the only registry.
+"""Samplers over the arms of a training run. ``SAMPLERS`` is the only registry.
 
-Imports ``masking`` (for schedules) and below. Samplers never see a model: ``training`` probes it.
+May import from ``masking`` (for schedules) and the layers below it. Samplers never see a model:
+``training`` probes it for them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def sampler(
         arms: names of the arms.
         seed: any integer.
         chance: the chance level of each arm, for samplers that divide by it.
-        steps: steps of the run. Samplers that learn scale their defaults to it.
+        steps: the steps in the run. Samplers that learn scale their defaults to this number.
     """
     further: dict[str, dict[str, object]] = {
         "loss-proportional": {"steps": steps, "chance": chance},

@@ -1,9 +1,9 @@
 """Samplers, which choose the arm of each training step. An arm is an objective with its masking.
 
-A draw is a function of (seed, step) and of the current probabilities, so all ranks draw the same
-arm, and a resumed run continues its sequence. Samplers that learn receive the losses of all arms on
-probe data, before and after every rollout of ``every`` steps. The fixed rules here are the
-baselines of the learned samplers.
+A draw is a function of (seed, step) and the current probabilities, so all ranks draw the same arm,
+and a resumed run continues its sequence. Samplers that learn receive the losses of all arms on
+probe data, before and after every rollout of ``every`` steps. The fixed rules in this module are
+baselines for the samplers that learn.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from maskwise.specs import Call
 Losses = Numbers | Sequence[float] | Tensor
 
 ROLLOUTS = 60
-"""Rollouts of a run, if each has fewer than ``PUBLISHED_EVERY`` steps."""
+"""The number of rollouts in a run, if each has fewer than ``PUBLISHED_EVERY`` steps."""
 PUBLISHED_EVERY = 100
-"""Steps between two probes, as published. By default there are never more."""
+"""The published number of steps between two probes. By default, the number is never larger."""
 
 
 class Sampler:
-    """Base of all samplers, which draws every arm with the same probability.
+    """The base class of all samplers, which draws every arm with the same probability.
 
     Args:
         arms: names of the arms.
@@ -37,7 +37,7 @@ class Sampler:
 
     Attributes:
         every: steps between two probes; 0 for samplers that need none.
-        rows: held-out rows of a probe.
+        rows: the number of held-out rows in a probe.
         notes: warnings about the last update.
 
     Raises:
@@ -60,35 +60,35 @@ class Sampler:
         )
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
-        """Return the probability of each arm at a step, (K,) float64."""
+        """Return (K,) float64, the probability of each arm at a step."""
         return self.share
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
-        """Draw the arm of a step."""
+        """Draw the arm for a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
-        # The last edge may be below 1 by rounding, and a place beyond it would have no arm.
+        # Rounding may put the last edge below 1, and a place beyond that edge would have no arm.
         place = edges.new_tensor(self.place(step) * float(edges[-1]))
         index = int(torch.searchsorted(edges, place, right=True))
         return self.arms[index]
 
     def place(self, step: int) -> float:
-        """Return the random number in (0, 1) that decides the draw of a step."""
+        """Return the random number in (0, 1) that decides a step's draw."""
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        """Learn from the losses of the arms on the probe before and after a rollout.
+        """Learn from the arms' losses on the probe before and after a rollout.
 
         Returns:
-            (K,) the new logits; rules return their probabilities.
+            (K,) the new logits; fixed rules return their probabilities.
         """
         return self.share
 
     def reward(self, before: Losses, after: Losses) -> float | None:
-        """Return the gain of a rollout as one number; None for rules."""
+        """Return a rollout's gain as a single number, or None for fixed rules."""
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Return the rows of an arm's probe: half as many more if half of them are read twice."""
+        """Return the number of rows in an arm's probe: half as many more if half are read twice."""
         if twins:
             return self.rows * 3 // 2
         return self.rows
@@ -98,7 +98,7 @@ class Sampler:
         return list(compress(self.arms, chosen))
 
     def state_dict(self) -> TensorDict:
-        """Return everything that was learned; nothing for rules."""
+        """Return everything that was learned, which is nothing for fixed rules."""
         return {}
 
     def load_state_dict(self, state: Tensors) -> None:
@@ -107,10 +107,10 @@ class Sampler:
             setattr(self, name, value)
 
     def vector(self, losses: Losses) -> Tensor:
-        """Return (K,) float64 losses, given by name or in the order of the arms.
+        """Return (K,) float64 losses, which are given keyed by arm or in the order of the arms.
 
         Raises:
-            MaskwiseError: an unknown arm, or not one loss for each arm.
+            MaskwiseError: an unknown arm, or a number of losses that differs from that of arms.
         """
         if isinstance(losses, Mapping):
             for name in losses:
@@ -119,7 +119,7 @@ class Sampler:
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
             raise MaskwiseError(
-                "a sampler needs one loss for each arm",
+                "a sampler needs exactly one loss for each arm",
                 got=len(losses),
                 allowed=len(self.arms),
             )
@@ -127,11 +127,11 @@ class Sampler:
 
 
 class Uniform(Sampler):
-    """Every arm with the same probability."""
+    """Draws every arm with the same probability."""
 
 
 class Single(Sampler):
-    """Always one arm: ``arm``, or the first."""
+    """Always draws the same arm: ``arm``, or the first arm if none is given."""
 
     def __init__(self, arms: Sequence[str], arm: str | None = None, *, seed: int = 0):
         super().__init__(arms, seed=seed)
@@ -143,7 +143,10 @@ class Single(Sampler):
 
 
 class Sequential(Sampler):
-    """Arms in turn, ``block`` steps each; None: each arm once, for an equal share of the run."""
+    """Draws the arms in turn, for ``block`` steps each.
+
+    If ``block`` is None, each arm has a single turn, for an equal share of the run.
+    """
 
     def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
         super().__init__(arms, seed=seed)
@@ -155,7 +158,7 @@ class Sequential(Sampler):
         if self.block is not None:
             now = step // self.block % len(self.arms)
         elif total_steps is not None:
-            # A step after the last one, as in a probe at the end, belongs to the last arm.
+            # A step after the last step, as in a probe at the end, belongs to the last arm.
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         else:
             raise MaskwiseError("sampler sequential(None) needs the total number of steps")
@@ -163,13 +166,13 @@ class Sequential(Sampler):
 
 
 class Shares(Sampler):
-    """Fixed shares, one for each arm; numbers or schedules, normalised at each step.
+    """Draws arms with fixed shares, one number or schedule per arm, normalised at each step.
 
     >>> sampler = Shares(["mlm", "cse"], 3, 1)
     >>> sampler.probabilities().tolist()
     [0.75, 0.25]
 
-    With ``shares(1, "linear(0, 1)")`` the second arm rises from no steps to half of them.
+    With ``shares(1, "linear(0, 1)")``, the second arm's share rises from 0 to one half.
     """
 
     def __init__(self, arms: Sequence[str], *shares: float | str | Call | Schedule, seed: int = 0):
@@ -181,7 +184,7 @@ class Shares(Sampler):
             )
         numbers = [share for share in shares if isinstance(share, int | float)]
         top = max([1, *numbers])
-        # Schedules lie in 0 to 1, while plain numbers such as 2 and 1 are proportions.
+        # Schedules lie between 0 and 1, while plain numbers such as 2 and 1 are proportions.
         if top > 1 and len(numbers) < len(shares):
             raise MaskwiseError(
                 "sampler shares: numbers mixed with schedules must be from 0 to 1",
@@ -190,7 +193,7 @@ class Shares(Sampler):
         self.shares = []
         for share in shares:
             if isinstance(share, int | float):
-                # Proportions such as 4, 2, 1 become constants from 0 to 1, as schedules need.
+                # Proportions such as 4, 2, 1 become constants between 0 and 1, as schedules need.
                 share = share / top
             self.shares.append(schedule(share))
 
@@ -204,7 +207,7 @@ class Shares(Sampler):
 
 
 class Temperature(Sampler):
-    """Shares in proportion to sizes ** (1 / temperature): higher temperatures are more even.
+    """Shares in proportion to sizes ** (1 / temperature): a higher temperature evens them out.
 
     Source: mT5 (Xue et al. 2021, arXiv 2010.11934), section 3.2, with alpha = 1 / temperature.
     """
@@ -213,7 +216,7 @@ class Temperature(Sampler):
         super().__init__(arms, seed=seed)
         if len(sizes) != len(arms) or min(sizes) <= 0 or temperature <= 0:
             raise MaskwiseError(
-                "sampler temperature: a size above 0 for each arm",
+                "sampler temperature needs a size above 0 for each arm, and a temperature above 0",
                 got=f"sizes {list(sizes)}, temperature {temperature}",
             )
         size = torch.tensor(sizes, dtype=torch.float64)
@@ -225,11 +228,11 @@ class LossProportional(Sampler):
 
     Args:
         arms: names of the arms.
-        chance: by arm, the loss of random guessing: ln V for masked words, ln 2 for detection, ln B
-            for sentences; None: 1.
-        every: steps between probes; None: a sixtieth of the run, at most 100.
-        rows: rows of a probe.
-        steps: steps of the run.
+        chance: for each arm, the loss of random guessing: ln V for masked words, ln 2 for
+            detection, ln B for sentences; if None, 1 for all arms.
+        every: steps between two probes; if None, a sixtieth of the run, at most 100.
+        rows: the number of rows in a probe.
+        steps: the steps in the run.
         seed: any integer.
     """
 
@@ -251,7 +254,7 @@ class LossProportional(Sampler):
         self.chance = self.vector(chance)
         if not (self.chance > 0).all():
             raise MaskwiseError(
-                "sampler loss-proportional: chance levels",
+                "sampler loss-proportional: a chance level is not above 0",
                 got=chance,
                 allowed="above 0",
             )
@@ -272,7 +275,7 @@ class LossProportional(Sampler):
 
 
 def interval(every: int | None, steps: int | None) -> int:
-    """Return the steps between two probes: as given, else a sixtieth of the run, at most 100.
+    """Return the steps between two probes: as given, or else a sixtieth of the run, at most 100.
 
     >>> interval(None, 600), interval(None, 50_000), interval(25, 600)
     (10, 100, 25)
@@ -285,26 +288,26 @@ def interval(every: int | None, steps: int | None) -> int:
 
 
 def probe_size(rows: int) -> int:
-    """Check the rows of a probe: at least 4."""
+    """Check that a probe has at least 4 rows, and return their number."""
     return whole_number("rows of a sampler's probe", rows, least=4)
 
 
 def reliability(halves: Tensor) -> float | None:
-    """Estimate the share of a reward's variance that is not noise from the rows of the probe.
+    """Estimate the share of a reward's variance that is not noise from the choice of probe rows.
 
-    The reward is measured on two halves A and B of the probe, and the estimate is
-    1 − var(A − B) / var(A + B) (Rulon 1939). Noise alone gives 0 on average.
+    The reward is measured on the two halves A and B of the probe, and the estimate is
+    1 − var(A − B) / var(A + B) (Rulon 1939). Pure noise gives 0 on average.
 
     Args:
-        halves: (T, 2), the rewards of T rollouts on each half.
+        halves: (T, 2) the rewards of T rollouts on each half.
 
     Returns:
-        None for fewer than six rollouts, or a constant reward.
+        The estimate, or None if there are fewer than six rollouts or the reward is constant.
 
     >>> reliability(torch.tensor([[0.0, 0.0], [1.0, 1.2], [0.2, 0.0], [0.9, 1.0]] * 3).double())
     0.9...
     """
-    # All losses fall in the first quarter of the rollouts, so any two halves agree there.
+    # All losses fall during the first quarter of the rollouts, so any two halves agree there.
     late = halves[len(halves) // 4 :].double()
     if len(late) < 6:
         return None

@@ -1,14 +1,16 @@
 """MOMETAS: learn which arm to train on from how much the losses of *all* arms fall.
 
-The steps between two probes are a rollout, and its reward is the sum of the relative gains of all
-arms on the probe data. A policy gradient on one logit per arm, with an entropy term, makes arms
-more likely that were drawn in good rollouts. The cost is the probes (``training.arms``).
+The steps between two probes are a rollout, and its reward is the sum of all arms' relative gains on
+the probe data. A policy gradient on one logit per arm, with an entropy term, raises the
+probabilities of arms that were drawn in good rollouts. The cost is that of the probes
+(``training.arms``).
 
-``Mometas`` has the published update (Wu et al. 2022). With the published constants its
+``Mometas`` has the published update (Wu et al. 2022). With the published constants, its
 probabilities stay near uniform: the fixed point is softmax(q / entropy), where q is the total
-relative gain of a rollout of one arm alone. The reward has no baseline, so they drift at random
-while every loss falls. ``MometasPlus`` is our variant, and always reported by that name. It
-estimates *which arm* caused the gain (figures: ``benchmarks/sampler_regret.py``).
+relative gain of a rollout in which only one arm is drawn. The reward has no baseline, so the
+probabilities drift at random while every loss falls. ``MometasPlus`` is our variant, and is always
+reported under that name. It estimates *which arm* caused the gain (for figures, see
+``benchmarks/sampler_regret.py``).
 """
 
 from __future__ import annotations
@@ -26,26 +28,26 @@ from maskwise.samplers.base import PUBLISHED_EVERY, ROLLOUTS, Losses, Sampler, i
 TINY = 1e-6
 """Keeps the published reward finite."""
 STILL = 1e-3
-"""A loss that changes by no more than this counts as unchanged."""
+"""A loss that has changed by no more than this counts as unchanged."""
 
 LEAST = 0.05
-"""Nats: the smallest divisor of MometasPlus's gains. Below it, the noise of a loss is as large as
+"""The smallest divisor of MometasPlus's gains, in nats. The noise of a smaller loss is as large as
 the loss itself: a loss that goes from .02 to .04 and back would have the gains −1 and +.5."""
 
 BLOCK = 10
-"""Steps in a row for which MometasPlus draws the same arm."""
+"""The number of consecutive steps for which MometasPlus draws the same arm."""
 RECENT = 5
-"""Half-life of MometasPlus's recent mean, in rollouts."""
+"""The half-life of MometasPlus's recent mean, in rollouts."""
 GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of the golden ratio modulo 1 fill (0, 1) evenly, however many there are."""
+"""Multiples of the golden ratio modulo 1 fill (0, 1) evenly, however many multiples there are."""
 
 
 def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
     """Return (K,) relative gains (a − b) / a, at least −1, and 0 for changes up to ``STILL``.
 
     Args:
-        before, after: (K,) the losses of all arms. NaN gives NaN.
-        least: lower bound of the divisor, in nats.
+        before, after: (K,) the losses a and b of all arms. A NaN loss gives a NaN gain.
+        least: the lower bound on the divisor, in nats.
 
     Source: Wu et al. 2022, section 3.3, as in their code.
     """
@@ -62,10 +64,10 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
     The sum runs over the draws of the rollout.
 
     Args:
-        logits: (K,).
+        logits: (K,) the logit of each arm.
         drawn: (K,) how often each arm was drawn.
-        reward: R.
-        entropy: γ.
+        reward: R, the rollout's reward.
+        entropy: γ, the weight of the entropy term.
     """
     log_p = torch.log_softmax(logits, 0)
     p = log_p.exp()
@@ -75,53 +77,54 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
 
 
 class Learned(Sampler):
-    """Base of samplers that learn a logit per arm, guarded against losses that are not finite."""
+    """The base class of samplers that learn a logit per arm, guarded against non-finite losses."""
 
     least = 0.0
     """See ``gains``."""
     kept: tuple[str, ...] = ()
-    """Names of further tensors of the state."""
+    """The names of further tensors in the state."""
 
     def __init__(self, arms: Sequence[str], *, every: int, rows: int, seed: int = 0):
         super().__init__(arms, seed=seed)
         self.every = every
         self.rows = probe_size(rows)
         self.logits = torch.ones_like(self.share)
-        # The arm of each step since the last update. A dict, because a step may be drawn twice.
+        # The arm for each step since the last update. This is a dict, because a step may be drawn
+        # twice.
         self.rollout: dict[int, str] = {}
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         return torch.softmax(self.logits, 0)
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
-        """Draw the arm of a step, and add it to the rollout."""
+        """Draw the arm for a step, and add the arm to the rollout."""
         return self.rollout.setdefault(step, super().draw(step, total_steps))
 
     def drawn(self) -> Tensor:
-        """Return how often each arm was drawn in the rollout, (K,) float64."""
+        """Return (K,) float64, how often each arm was drawn in the rollout."""
         names = list(self.rollout.values())
         return torch.tensor([*map(names.count, self.arms)], dtype=torch.float64)
 
     def reward(self, before: Losses, after: Losses) -> float:
-        """Sum the gains of all arms, as training does."""
+        """Return the sum of all arms' gains, which is also the reward in ``update``."""
         return float(self.gained(before, after).sum())
 
     def gained(self, before: Losses, after: Losses) -> Tensor:
-        """Return (K,) gains, 0 for arms whose loss is not finite, before or after."""
+        """Return (K,) gains, with 0 for arms whose loss is not finite before or after."""
         gain = gains(
             self.vector(before),
             self.vector(after),
             least=self.least,
         )
-        # Without the guard one infinite loss would ruin all logits.
+        # Without this guard, a single infinite loss would ruin all logits.
         return gain.masked_fill(self.diverged(before, after), 0)
 
     def diverged(self, before: Losses, after: Losses) -> Tensor:
-        """Return which arms (K,) have a loss that is not finite, before or after."""
+        """Return (K,) whether each arm has a loss that is not finite before or after."""
         return ~(self.vector(before).isfinite() & self.vector(after).isfinite())
 
     def guarded(self, before: Losses, after: Losses) -> Tensor:
-        """Return the gains (K,), and replace ``notes``."""
+        """Return (K,) the gains, and replace ``notes``."""
         gain = self.gained(before, after)
         self.notes = []
         for arm in self.named(self.diverged(before, after)):
@@ -155,24 +158,24 @@ class Mometas(Learned):
     Arms that were drawn more often than their share get the credit for the gain of all arms
     together, whichever arm improved.
 
-    The published constants are for rollouts of 100 steps. By default, a run of fewer than 6,000
-    steps has shorter rollouts and scaled constants. The gain of a rollout shrinks with its length,
-    and ``entropy`` shrinks with it, so that the same gain per step leads to the same probabilities.
-    ``lr`` is divided by the square root of that scale (every / 100), so that the noise of a reward
-    moves the logits equally far. ``published=True`` keeps the published constants.
+    The published constants are meant for rollouts of 100 steps. By default, a run of fewer than
+    6,000 steps has shorter rollouts and scaled constants. A shorter rollout has a smaller gain, and
+    ``entropy`` is reduced in proportion, so the same gain per step leads to the same probabilities.
+    ``lr`` is divided by the square root of that scale (every / 100), so the noise of a reward moves
+    the logits equally far. ``published=True`` keeps the published constants.
 
     Args:
         arms: names of the arms.
-        lr: the step size of the plain gradient step on the logits; None: 0.1, scaled.
-        entropy: γ, the weight of the entropy term; None: 2, scaled.
-        every: k, steps between two probes; None: a sixtieth of the run, at most 100.
-        published: use k = 100, lr = 0.1, γ = 2, for any length of the run.
-        faithful: as ``published``, and with the probes of the released code: 128 rows, different
-            ones with fresh masks each time (this noise is larger than the change in 100 steps), and
-            no dropout for ``cse``. Otherwise a probe reads the same 64 rows with the same masks.
-            The update is the same but without our guard: a loss that is not finite ends the run.
-        rows: rows of a probe; None: 64, or 128 if faithful.
-        steps: steps of the run; None: as published.
+        lr: the size of the plain gradient step on the logits; if None, 0.1, scaled.
+        entropy: γ, the weight of the entropy term; if None, 2, scaled.
+        every: k, the steps between two probes; if None, a sixtieth of the run, at most 100.
+        published: whether to use k = 100, lr = 0.1 and γ = 2, however long the run is.
+        faithful: like ``published``, but also with the probes in the released code: each probe has
+            128 new rows with fresh masks (this noise is larger than the change in 100 steps), and
+            ``cse`` has no dropout. Otherwise, each probe reads the same 64 rows with the same
+            masks. The update is the same but lacks our guard: a non-finite loss ends the run.
+        rows: the number of rows in a probe; if None, 64, or 128 if faithful.
+        steps: the steps in the run; if None, the constants are as published.
         seed: any integer.
 
     Source: Wu et al. 2022 (Findings of EMNLP, arXiv 2210.10293), section 3.
@@ -213,13 +216,13 @@ class Mometas(Learned):
         self.faithful = faithful
         if lr <= 0 or entropy < 0:
             raise MaskwiseError(
-                "sampler mometas",
+                "sampler mometas: lr or entropy is out of range",
                 got=f"lr {lr}, entropy {entropy}",
                 allowed="lr > 0, entropy ≥ 0",
             )
 
     def probed_rows(self, *, twins: bool) -> int:
-        # The released code reads its rows once.
+        # The released code reads each row only once.
         if self.faithful:
             return self.rows
         return super().probed_rows(twins=twins)
@@ -240,20 +243,20 @@ class Mometas(Learned):
 
 
 class MometasPlus(Learned):
-    """Our variant: credits each arm with its own gain, as far as the evidence goes.
+    """Our variant: credits each arm with its own gain, as far as the evidence allows.
 
     The reward R of a rollout is regressed on the *shares* in which the arms were drawn, by least
-    squares with forgetting. The slope of an arm is what a rollout of this arm alone would gain over
-    the average. The recent mean is subtracted from rewards and shares, because losses fall fast at
-    first whatever is drawn. The slopes, in standard errors, are shrunk by z · max(0, 1 − 1/F): the
-    sampler stays uniform without evidence, and commits as evidence grows. Forgetting lets it follow
-    changes, and ``floor`` draws every arm now and then, because an arm that is never drawn can
-    never be credited. The regression needs shares that differ between rollouts. An arm is therefore
-    drawn for up to ten steps at once, and rollouts follow a golden-ratio sequence, in which the
-    frequencies of the arms soon match their probabilities.
+    squares with forgetting. An arm's slope is what a rollout of this arm alone would gain over the
+    average rollout. The recent mean is subtracted from rewards and shares, because losses fall fast
+    at first, whichever arms are drawn. The slopes, in standard errors, are shrunk to
+    z · max(0, 1 − 1/F): the sampler stays uniform without evidence, and commits as evidence grows.
+    Forgetting lets the sampler follow changes. ``floor`` draws every arm now and then, because an
+    arm that is never drawn can never be credited. The regression needs shares that differ between
+    rollouts. An arm is therefore drawn for up to ten consecutive steps, and rollouts follow a
+    golden-ratio sequence, in which the arms' frequencies soon match their probabilities.
 
     Among five equal arms, the largest probability is .26 on average
-    (``benchmarks/sampler_regret.py`` has it by noise and length).
+    (``benchmarks/sampler_regret.py`` lists it for each noise level and run length).
 
     >>> sampler = MometasPlus(["mlm", "atd"], every=10, seed=0)
     >>> [sampler.draw(step) for step in range(40)][::10]
@@ -261,13 +264,13 @@ class MometasPlus(Learned):
 
     Args:
         arms: names of the arms.
-        lr: how far an update moves the logits towards their new value, 0 to 1.
-        entropy: γ; a larger one makes the probabilities more even.
-        memory: the half-life of evidence, in rollouts; None: a quarter of the run, at least 10.
-        floor: the share of draws that is uniform.
-        every: steps between two probes; None: a sixtieth of the run, at most 100.
-        rows: rows of a probe.
-        steps: steps of the run.
+        lr: how far an update moves the logits towards their new values, from 0 to 1.
+        entropy: γ; a larger γ makes the probabilities more even.
+        memory: the half-life of evidence, in rollouts; if None, a quarter of the run, at least 10.
+        floor: the share of draws that are uniform.
+        every: the steps between two probes; if None, a sixtieth of the run, at most 100.
+        rows: the number of rows in a probe.
+        steps: the steps in the run.
         seed: any integer.
     """
 
@@ -298,7 +301,7 @@ class MometasPlus(Learned):
             memory = max(10.0, rollouts / 4)
         if not (0 < lr <= 1 and entropy > 0 and memory > 0 and 0 <= floor <= 1):
             raise MaskwiseError(
-                "sampler mometas-plus",
+                "sampler mometas-plus: a setting is out of range",
                 got=f"lr {lr}, entropy {entropy}, memory {memory}, floor {floor}",
                 allowed="0 < lr ≤ 1, entropy and memory > 0, 0 ≤ floor ≤ 1",
             )
@@ -307,10 +310,10 @@ class MometasPlus(Learned):
         self.memory = memory
         self.floor = floor
         self.logits = torch.zeros_like(self.share)
-        # The recent mean of (R, shares); NaN before the first rollout.
+        # The recent mean of (R, shares), which is NaN before the first rollout.
         self.level = self.logits.new_full((1 + len(arms),), torch.nan)
-        # Discounted sums over rollouts: of 1 and of squared weights, of (R, shares), and of the
-        # products of these.
+        # Discounted sums over rollouts: of 1 and of squared weights, of (R, shares), and of all
+        # pairwise products of R and the shares.
         self.weight = self.logits.new_zeros(2)
         self.sums = torch.zeros_like(self.level)
         self.products = torch.outer(self.sums, self.sums)
@@ -329,13 +332,13 @@ class MometasPlus(Learned):
         if not self.rollout:
             return self.logits
         self.rollout = {}
-        # Shares rather than counts, because the last rollout may be shorter.
+        # Shares are used rather than counts, because the last rollout may be shorter.
         seen = torch.cat([gain.sum()[None], drawn / drawn.sum()])
-        # The first rollout only sets the level that later ones are compared with.
+        # The first rollout only sets the level with which later rollouts are compared.
         if self.level.isnan().any():
             self.level = seen
             return self.logits
-        # Losses fall fast at first whatever is drawn; the recent mean removes that.
+        # Losses fall fast at first, whichever arms are drawn; the recent mean removes this trend.
         new = seen - self.level
         keep = 0.5 ** (1 / self.memory)
         self.level = self.level + (1 - 0.5 ** (1 / RECENT)) * new
@@ -348,9 +351,10 @@ class MometasPlus(Learned):
         return self.logits
 
     def credit(self) -> Tensor:
-        """Estimate the gain of each arm over the mean rollout, (K,) in shrunk standard errors."""
+        """Estimate each arm's gain over the mean rollout, (K,) in shrunk standard errors."""
         weight, squared = self.weight.tolist()
-        # The number of rollouts of equal weight that would know as much (Kish's sample size).
+        # The number of equally weighted rollouts that would give as much information (Kish's sample
+        # size).
         count = weight**2 / squared
         arms = len(self.arms)
         mean = self.sums / weight
@@ -359,13 +363,13 @@ class MometasPlus(Learned):
         if deviation < 1e-9 or count <= arms:
             return torch.zeros_like(self.logits)
         # Least squares of the standardised reward on the centred shares. The ridge weighs as much
-        # as one uninformative rollout. Without it the matrix is singular, as shares sum to 1.
+        # as one uninformative rollout. Without it, the matrix is singular, because shares sum to 1.
         ridge = torch.eye(arms, dtype=torch.float64) / (weight * arms)
         cross = moments[0, 1:] / deviation
         inverse = torch.linalg.inv(moments[1:, 1:] + ridge)
         slope = inverse @ cross
         explained = min(max(float(cross @ slope), 0.0), 0.999)
-        # The F statistic of the regression: explained over unexplained variance.
+        # The regression's F statistic: explained variance divided by unexplained variance.
         freedom = (count - arms) / max(1, arms - 1)
         f = explained / (1 - explained) * freedom
         if f <= 1:

@@ -1,6 +1,6 @@
 """Evaluation on labelled tasks: reading data (files, columns, loading), kinds of tasks (classes,
-questions, written, embeddings), tensors, metrics, and fine-tuning (finetuning, judge). Imports
-``training`` and below, and ``text``."""
+questions, written, embeddings), tensors, metrics, and fine-tuning (finetuning, judge). May import
+from ``training`` and the layers below it, and from ``text``."""
 
 from maskwise.tasks.files import BUNDLED_TASKS, CARDS
 from maskwise.tasks.finetuning import FinetuneSettings

@@ -1,7 +1,7 @@
-"""Kinds of tasks that predict a class of a text or of every word, several labels, or a number.
+"""Kinds of tasks that predict a class for a text or for each word, several labels, or a number.
 
-Numbers are standardised by the mean and standard deviation of train, so that one learning rate
-works for every scale.
+Numbers are standardised with the mean and standard deviation of the training rows, so that the same
+learning rate works on every scale.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class TextRow(Row):
-    """A text, or a pair of texts, and its class."""
+    """A text or a pair of texts, with its class."""
 
     shown = ("text", "pair")
 
@@ -74,7 +74,7 @@ class TextRow(Row):
 
 
 def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
-    """Read a record with one text or two and one label, or return the reason to skip it."""
+    """Read a record that has one or two texts and a label, or return the reason to skip it."""
     text, pair, label = columns.cells(record)
     require_text(text, "text", where)
     if columns.pair:
@@ -83,7 +83,7 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
         raise MaskwiseError(
             f"{where}: a row must have one label",
             got=label,
-            do="give kind='multi-label', or another column",
+            do="give kind='multi-label', or name a different label column",
         )
     name = label_of(label)
     if name is None:
@@ -94,15 +94,15 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
 
 
 def all_classes(rows: Rows) -> list[str]:
-    """Return the classes of all items of rows."""
+    """Return the classes of all items in the rows."""
     return list(chain.from_iterable(row.classes for row in rows))
 
 
 def text_classes(rows: Rows, where: str) -> Names:
-    """Return the different classes of texts.
+    """Return the distinct classes of the texts.
 
     Raises:
-        MaskwiseError: a single class, or more than 20 classes with fewer than two rows each.
+        MaskwiseError: only one class, or more than 20 classes that average fewer than two rows.
     """
     labels = distinct(all_classes(rows), "classes", where)
     most = max(20, len(rows) // 2)
@@ -117,30 +117,30 @@ def text_classes(rows: Rows, where: str) -> Names:
 
 
 def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
-    """Return the index of each item's class; −1 (``UNSEEN``) for a class that train lacks."""
+    """Return the index of each item's class, or −1 (``UNSEEN``) if the class is not in train."""
     classes = all_classes(task.splits[split])
     return np.array([task.numbers.get(name, UNSEEN) for name in classes], dtype=np.int64)
 
 
 def class_baseline(task: Task) -> float:
-    """Return the test score of the most frequent class of train, or of random classes if higher."""
+    """Return the test score of train's most frequent class, or of random answers if higher."""
     counts = Counter(all_classes(task.splits["train"]))
     frequent, _ = counts.most_common(1)[0]
     answers = np.full(task.test_items, task.numbers[frequent])
     always = task.score("test", answers)
-    # On balanced classes random answers have a higher macro-F1 than any constant answer.
+    # On balanced classes, random answers have a higher macro-F1 than any constant answer.
     by_chance = any_class(task.gold("test"), len(task.labels), task.metric)
     return max(always, by_chance)
 
 
 def _encode_classes(task: Task, split: str, cutter: Cutter) -> Encoded:
     gold = torch.from_numpy(task.gold(split))
-    # A model has no output for a class that train lacks.
+    # A model has no output for a class that does not occur in train.
     targets = torch.where(gold == UNSEEN, IGNORE, gold)
     return Encoded(cutter.rows(task.splits[split]), targets)
 
 
-# A linear layer over the pooled row: Devlin et al. 2019, section 4.1.
+# A linear layer on the pooled row: Devlin et al. 2019, section 4.1.
 SEQUENCE_CLASSIFICATION = TaskKind(
     name="sequence-classification",
     metrics=CLASS_METRICS,
@@ -157,13 +157,13 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 _BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-# A column that splits into more distinct parts at bars or semicolons holds texts, not labels.
+# If bars or semicolons split a column into more distinct parts than this, it holds texts.
 MOST_LABELS = 200
 
 
 @dataclass(frozen=True)
 class LabelledRow(Row):
-    """A text and its labels, any number of them."""
+    """A text with any number of labels."""
 
     shown = ("text",)
 
@@ -179,7 +179,7 @@ SEVERAL_COLUMNS = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"
 
 
 def _has_several(records: Records, given: Columns) -> bool:
-    """Recognise a text with lists of labels, or with a few labels joined by bars or semicolons."""
+    """Recognise texts whose labels are lists, or are joined by bars or semicolons."""
     label = first_in([given.label] if given.label else SEVERAL_COLUMNS.label, records[0])
     text = first_in(TEXT, records[0]) or given.text or ""
     # The first record is merged from all rows, so the first real row is the second record.
@@ -192,7 +192,7 @@ def _has_several(records: Records, given: Columns) -> bool:
             return True
         if isinstance(value, str):
             whole.add(value)
-    # Splitting each distinct cell once is fast, because most rows repeat one.
+    # It is fast to split each distinct cell only once, because most cells are repeated.
     parts = set(chain.from_iterable(map(_BETWEEN_LABELS.split, whole)))
     joined = any(map(_BETWEEN_LABELS.search, whole))
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
@@ -212,7 +212,7 @@ def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | 
 
 
 def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
-    """Return (N, K) ones and zeros; a label that the task lacks has no column."""
+    """Return (N, K) ones and zeros; a label that the task does not have gets no column."""
     rows = task.splits[split]
     gold = np.zeros((len(rows), len(task.labels)), dtype=np.int64)
     for place, row in enumerate(rows):
@@ -223,7 +223,7 @@ def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _several_baseline(task: Task) -> float:
-    """Return the test score of the labels of more than half of train, or of its most frequent."""
+    """Return the score of always answering train's most frequent label and all majority labels."""
     share_K = task.gold("train").mean(0)
     answer_K = (share_K > 0.5) | (share_K == share_K.max())
     return task.score("test", np.tile(answer_K, (task.test_items, 1)))
@@ -233,7 +233,7 @@ def _encode_several(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(cutter.rows(task.splits[split]), torch.from_numpy(task.gold(split)).float())
 
 
-# Binary cross-entropy of every label.
+# Binary cross-entropy for each label.
 MULTI_LABEL = TaskKind(
     name="multi-label",
     metrics=("label-micro-f1", "label-macro-f1"),
@@ -256,13 +256,13 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Up to 20 whole numbers are classes; up to 1,000 if they have no gaps, and 7 rows each on average.
+# Up to 20 whole numbers are classes; up to 1,000 if they have no gaps and average 7 rows each.
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 7
 
 
 @dataclass(frozen=True)
 class ScoredRow(Row):
-    """A text, or a pair of texts, and its number, such as a similarity."""
+    """A text or a pair of texts, with a number such as a similarity."""
 
     shown = ("text", "pair")
 
@@ -295,7 +295,7 @@ def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
 
 
 def _has_scores(records: Records, given: Columns, names: Sequence[str], *, paired: bool) -> bool:
-    """Recognise a text or a pair of texts that has a score, or labels that are quantities."""
+    """Recognise texts, or pairs of texts, whose labels are scores or quantities."""
     first = records[0]
     _, pair = pair_in(first, given, PAIRS)
     if paired != (pair in first):
@@ -307,10 +307,10 @@ def _has_scores(records: Records, given: Columns, names: Sequence[str], *, paire
 
 
 def _are_quantities(records: Records, column: str | None) -> bool:
-    """Return whether all labels are numbers that are not classes: see ``MOST_CLASSES``.
+    """Return whether all labels are numbers but not classes (see ``MOST_CLASSES``).
 
     Raises:
-        MaskwiseError: numbers with currencies, percent signs or thousands separators.
+        MaskwiseError: a number with a currency, percent sign or thousands separator.
     """
     cells = [record.get(column or "") for record in records]
     # Sorted, so that an error always names the same label.
@@ -328,7 +328,7 @@ def _are_quantities(records: Records, column: str | None) -> bool:
     return len(values) > most or not are_numbered
 
 
-# Squared error of standardised scores: Devlin et al. 2019, appendix B.1 (STS-B).
+# The squared error of standardised scores: Devlin et al. 2019, appendix B.1 (STS-B).
 SIMILARITY = TaskKind(
     name="similarity",
     metrics=("spearman", "pearson"),
@@ -336,7 +336,7 @@ SIMILARITY = TaskKind(
     row=_scored_row,
     labels=_require_scores,
     gold=gold_scores,
-    # A constant answer has no correlation with anything.
+    # A constant answer correlates with nothing.
     baseline=lambda task: 0.0,
     recognises=partial(_has_scores, names=("label", *SCORE_COLUMNS), paired=True),
     head="sequence-classification",
@@ -344,7 +344,7 @@ SIMILARITY = TaskKind(
     encode=_encode_scores,
     config={"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"},
 )
-# The same for one text and its rating, price or measurement.
+# The same kind for a single text, whose number is a rating, price or measurement.
 REGRESSION = replace(
     SIMILARITY,
     name="regression",
@@ -357,7 +357,7 @@ REGRESSION = replace(
 
 @dataclass(frozen=True)
 class TaggedRow(Row):
-    """Words, and a tag for each."""
+    """The words of a text, with a tag for each word."""
 
     tokens: list[str]
     tags: list[str]
@@ -410,7 +410,7 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
 
 
 def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
-    """Predict the tag of a word at its first token.
+    """Predict the tag of each word at its first token.
 
     A word without tokens, or whose first token is cut off, is lost: it counts as wrong. Leaving it
     out would reward a small ``max_length`` and tokenizers that drop characters.
@@ -433,7 +433,7 @@ def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(flat, targets, place_W)
 
 
-# A linear layer over every token: Devlin et al. 2019, section 5.3.
+# A linear layer on every token: Devlin et al. 2019, section 5.3.
 TOKEN_CLASSIFICATION = TaskKind(
     name="token-classification",
     metrics=(*CLASS_METRICS, ENTITY_F1),

@@ -20,18 +20,18 @@ from maskwise.text.opening import refuse_rows_as_names
 
 Records: TypeAlias = Sequence[Record]
 Names: TypeAlias = tuple[str, ...]
-# Reasons to skip a row. Skipped rows are counted by reason.
+# Reasons to skip a row. Skipped rows are counted for each reason.
 NO_LABEL, NO_TEXT, NO_ANSWER = "no label", "no text", "no answer"
 CHOICES = ("choices", "options", "endings")
 _NUMBERED_CHOICE = re.compile(r"(?:ending|choice|option)_?(\d+)")
 
 
 class Columns(NamedTuple):
-    """Names of columns: given by the user, or chosen for a file.
+    """Column names, given by the user or chosen for a file.
 
     For extractive questions ``text`` is the context, ``pair`` the question and ``label`` the
     answers. For multiple choice ``text`` is the question, ``pair`` an optional context and
-    ``label`` the right choice.
+    ``label`` the correct choice.
     """
 
     text: str | None = None
@@ -39,7 +39,7 @@ class Columns(NamedTuple):
     label: str | None = None
 
     def cells(self, record: Record) -> list[Any]:
-        """Return the cells of text, pair and label; None for a missing column."""
+        """Return the cells in the text, pair and label columns, or None for a missing column."""
         return [record.get(column or "") for column in self]
 
 
@@ -65,10 +65,10 @@ def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
 
 
 def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str) -> Columns:
-    """Return the columns of a record: the given ones, or the usual ones that it has.
+    """Return the given columns of a record, or else the usual columns that it has.
 
     Raises:
-        MaskwiseError: the record lacks a given column, or all usual ones.
+        MaskwiseError: the record lacks a given column, or has none of the usual columns for a role.
     """
     for role, column in zip(Columns._fields, given):
         if column is not None and column not in record:
@@ -95,7 +95,7 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
 def pair_in(
     record: Collection[str], given: Columns, pairs: Sequence[tuple[str, str]]
 ) -> tuple[str | None, str | None]:
-    """Return the columns of two texts: the given ones, or the first known pair in the record."""
+    """Return the columns of two texts: the given columns, or the first known pair in the record."""
     if given.text or given.pair:
         return given.text, given.pair
     for first, second in pairs:
@@ -111,7 +111,7 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
         value: the cell.
         what: the role of the text, for the error.
         where: the row, for the error.
-        filled: also refuse a cell of white space.
+        filled: whether to refuse a cell that holds only white space, too.
 
     Raises:
         MaskwiseError: the cell holds no text.
@@ -127,16 +127,16 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
 
 # Labels
 
-# GLUE and others publish their test rows with this label, to keep the correct labels secret.
+# GLUE and other benchmarks publish test rows with this label, to keep the correct labels secret.
 HIDDEN = "-1"
-# Lower-case labels that mean "missing" in some files. They are kept as classes, with a note.
+# Labels, in lower case, that mean "missing" in some files. They are kept as classes, with a note.
 DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
 
 
 def label_of(value: object) -> str | None:
-    """Return a label as text; None for an empty cell.
+    """Return a label as text, or None for an empty cell.
 
-    3, "3" and 3.0 (as Parquet stores integers next to missing values) are one class.
+    3, "3" and 3.0 are the same class: Parquet stores integers next to missing values as 3.0.
     """
     # Parquet readers may give an empty cell as NaN, the only value that differs from itself.
     if value is None or value != value:
@@ -164,10 +164,10 @@ def without(value: Any, missing: Collection[str]) -> Any:
 
 
 def distinct(labels: Iterable[str], what: str, where: str) -> Names:
-    """Return the different labels, sorted.
+    """Return the distinct labels, sorted.
 
     Raises:
-        MaskwiseError: fewer than two, so nothing can be learned or measured.
+        MaskwiseError: fewer than two distinct labels, so nothing can be learned or measured.
     """
     found = tuple(sorted(set(labels)))
     if len(found) < 2:
@@ -185,9 +185,10 @@ ANSWER_KEYS = ("answer", "text", "string", "value", "Value", "aliases", "Aliases
 
 
 def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
-    """Yield the answers in a cell, each with its start in the context, if known.
+    """Yield the answers in a cell, each with its start in the context, if that is known.
 
-    A cell holds texts or numbers, possibly in lists or in objects. SQuAD's have ``answer_start``.
+    A cell holds texts or numbers, possibly in lists or objects. SQuAD's objects have
+    ``answer_start``.
     """
     if isinstance(value, Mapping):
         starts = value.get("answer_start")
@@ -211,7 +212,7 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
     elif value is None or isinstance(value, str | int | float):
         text = label_of(value)
         if text is not None:
-            # A text is not stripped, because its start may be that of a leading space.
+            # A text is not stripped, because its start may be the position of a leading space.
             yield value if isinstance(value, str) else text, None
     else:
         raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed="texts")
@@ -219,13 +220,13 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
 
 # Numbers
 
-# Three digits after the comma may be thousands, so such a label is not read as a number.
+# A comma before three digits may separate thousands, so such a label is not read as a number.
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)\d+")
 _WRITTEN_FOR_PEOPLE = re.compile(r"[-+]?[$€£¥]?\s*[-+]?\d+([.,]\d{3})*([.,]\d+)?\s*[$€£¥%]?")
 
 
 def number_of(label: object) -> float | None:
-    """Read a label as a number with a decimal point or comma; None if it is not a number.
+    """Read a label as a number with a decimal point or comma, or return None if it is not a number.
 
     >>> number_of("3,5"), number_of("-2"), number_of("1,200"), number_of("18 €"), number_of("good")
     (3.5, -2.0, None, None, None)
@@ -250,7 +251,7 @@ def require_number(label: object, where: str) -> float:
     """Return a label as a number.
 
     Raises:
-        MaskwiseError: not a number, or one with a currency, percent or thousands sign.
+        MaskwiseError: not a number, or a number with a currency, percent or thousands sign.
     """
     value = number_of(label)
     if value is not None:
@@ -259,7 +260,7 @@ def require_number(label: object, where: str) -> float:
     do = f"check the label column; if this label means a missing score, give missing={label!r}"
     if may_be_number(label):
         what = f"{where}: the label is not a plain number"
-        do = "write numbers alone, such as 1200.50, or choose kind='sequence-classification'"
+        do = "write plain numbers, such as 1200.50, or choose kind='sequence-classification'"
     raise MaskwiseError(what, got=label, do=do)
 
 
@@ -270,7 +271,7 @@ def choices_of(record: Record) -> tuple[list[str], list[object]]:
     """Return the names (often none) and the texts of the choices in a record."""
     for name in CHOICES:
         value = record.get(name)
-        # The hub stores choices as one object of two lists, AI2's files as a list of objects.
+        # The hub stores choices as an object of two lists; AI2's files store a list of objects.
         if isinstance(value, dict):
             names = value.get("label") or ()
             texts = value.get("text") or ()
@@ -292,17 +293,17 @@ def choices_of(record: Record) -> tuple[list[str], list[object]]:
 def right_choice(
     answer: str, names: list[str], texts: Sequence[object], *, may_be_text: bool
 ) -> int | None:
-    """Return the index of the choice that an answer names by its name, text, letter or index.
+    """Return the index of the choice that an answer refers to by name, text, letter or index.
 
     Args:
-        answer: the cell that says which choice is right.
+        answer: the cell that tells which choice is correct.
         names: the names of the choices, if they have any.
         texts: the choices.
-        may_be_text: whether the answer may be the text of a choice; a text is tried before an
-            index.
+        may_be_text: whether the answer may be the text of a choice; if so, it is tried as a text
+            before it is tried as an index.
 
     Returns:
-        None if the answer names no choice.
+        The index, or None if the answer refers to no choice.
     """
     if answer in names:
         return names.index(answer)
@@ -321,13 +322,13 @@ def right_choice(
 def flat(record: Record) -> Iterator[Record]:
     """Yield the rows of a record.
 
-    A question may be an object (AI2). A meeting has several queries (QMSum), each of which becomes
-    a row with the turns that it is about.
+    In AI2's files, a question may be an object. In QMSum, a meeting has several queries, and each
+    query becomes a row with the turns that it is about.
     """
     question = record.get("question")
     if "meeting_transcripts" in record:
         turns = [f"{turn['speaker']}: {turn['content']}" for turn in record["meeting_transcripts"]]
-        # Queries of one meeting share this text, which keeps them in the same split.
+        # All queries about a meeting share this text, which keeps them in the same split.
         meeting = "\n".join(turns[:9])
         for name in ("general_query_list", "specific_query_list"):
             for asked in record.get(name, []):
@@ -347,7 +348,7 @@ def flat(record: Record) -> Iterator[Record]:
 
 
 def with_inside(record: Record, given: Columns) -> Record:
-    """Add columns for given paths into nested objects, such as "review.text"."""
+    """Add a column for each given path into nested objects, such as "review.text"."""
     added = {}
     for name in given:
         if name and "." in name and name not in record:
@@ -363,10 +364,10 @@ TEMPLATE_TEXT = "text of the template"
 def with_text(record: Record, template: str, place: str) -> Record:
     """Add a filled template, such as "{question} {context}", as the column ``TEMPLATE_TEXT``.
 
-    A list of sentences is joined; choices are written as (A) … (B) ….
+    Lists of sentences are joined, and choices are written as (A) … (B) ….
 
     Raises:
-        MaskwiseError: the record lacks a column of the template.
+        MaskwiseError: the record lacks a column that the template names.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -389,8 +390,8 @@ def with_text(record: Record, template: str, place: str) -> Record:
 
 # Guessing
 
-# The least mean number of words in a column of texts; of letters if there are no spaces, as in
-# proteins.
+# The smallest mean number of words in a column of texts, or of letters if the texts have no spaces,
+# as in proteins.
 LEAST_WORDS, LEAST_LETTERS = 3, 30
 
 
@@ -399,7 +400,7 @@ def guess_columns(
 ) -> tuple[Columns, list[str]]:
     """Guess the text and the label of a table with unusual column names, and note each guess.
 
-    The text is the column with the longest texts, the label the only other column.
+    The text column is the one with the longest texts, and the label column is the only other one.
 
     Args:
         records: the first one has every column.
@@ -429,7 +430,7 @@ def guess_columns(
         refuse_rows_as_names(records, text, where)
         given = given._replace(text=text)
         notes.append(f"the text is column {text!r}")
-    # Titles repeat in files of paragraphs, but are labels only if the user says so.
+    # Titles repeat in files of paragraphs, but they are labels only if the user names their column.
     rest = [name for name in names if name not in (text, "title")]
     if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
         given = given._replace(label=rest[0])
@@ -438,7 +439,7 @@ def guess_columns(
 
 
 def _mean_words(records: Records, name: str) -> float:
-    """Return the mean number of words in a column, estimated by letters if it has no spaces."""
+    """Return the mean number of words in a column, estimated from letters if it has no spaces."""
     texts = [str(record.get(name) or "") for record in records]
     words = fmean(len(text.split()) for text in texts)
     if all(map(str.isalpha, texts)):

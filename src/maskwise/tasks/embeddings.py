@@ -1,7 +1,7 @@
 """Kinds of tasks that evaluate the embeddings of a frozen encoder: nothing is fine-tuned or random.
 
-They classify texts by logistic regression, measure the similarity of texts by their cosine, find
-the text for a title, or run evaluators of sentence-transformers, as in
+They classify texts by logistic regression, measure the similarity of texts by cosine, find the text
+that belongs to a title, or run an evaluator from sentence-transformers, as in
 ``FILE(kind='evaluator', evaluator='triplet')``. All texts are embedded once.
 """
 
@@ -28,7 +28,7 @@ from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, number_of, re
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
-# By split, (N, H) embeddings of the texts of all rows. The two texts of a pair are adjacent.
+# For each split, (N, H) embeddings of all its texts. The two texts of a pair are adjacent.
 ByText = Mapping[str, Tensor]
 ByAnswer = Mapping[str, ArrayLike]
 # SentEval's grid of C, the inverse of the penalty.
@@ -36,7 +36,7 @@ PENALTIES = tuple(2.0**power for power in range(-2, 4))
 
 
 def _classified(task: Task, vectors: ByText) -> ByAnswer:
-    """Classify embeddings by logistic regression, with the best penalty on dev."""
+    """Classify embeddings by logistic regression, with the penalty that is best on dev."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -46,7 +46,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
     for penalty in PENALTIES:
         classifier = LogisticRegression(C=penalty, max_iter=300)
         with warnings.catch_warnings():
-            # Unscaled embeddings may need more steps, but these no longer change the score.
+            # Unscaled embeddings may need more steps, but further steps no longer change the score.
             warnings.simplefilter("ignore", ConvergenceWarning)
             classifier.fit(features["train"], task.gold("train"))
         score = task.score("dev", classifier.predict(features["dev"]))
@@ -72,7 +72,7 @@ FROZEN: dict[str, Any] = {
     "recognises": lambda records, given: False,
     "least_tokens": (False, 1),
 }
-# Conneau & Kiela 2018 (SentEval), section 3, with one split by hash instead of ten folds.
+# Conneau & Kiela 2018 (SentEval), section 3, but with one split by hash instead of ten folds.
 SENTENCE_EMBEDDING = replace(
     SEQUENCE_CLASSIFICATION,
     **FROZEN,
@@ -90,7 +90,7 @@ def _cosines(task: Task, vectors: ByText) -> ByAnswer:
     return cosines
 
 
-# The correlation of cosines with the scores of annotators (STS).
+# The correlation of cosines with human similarity scores (STS).
 ZERO_SHOT_SIMILARITY = replace(
     SIMILARITY,
     **FROZEN,
@@ -129,7 +129,7 @@ def _rank_baseline(task: Task) -> float:
 
 
 def _ranks(task: Task, vectors: ByText) -> ByAnswer:
-    """Rank the right text among all texts of the split, from 1; ties count against it."""
+    """Rank each correct text among all texts of the split, from 1; ties count against it."""
     ranks = {}
     for split, both in vectors.items():
         unit = normalize(both.double(), dim=1)
@@ -154,10 +154,10 @@ RETRIEVAL = TaskKind(
     least_tokens=(False, 1),
 )
 
-# Evaluators of sentence-transformers
+# Evaluators from sentence-transformers
 
 _PAIR = {"sentence1": "sentences1", "sentence2": "sentences2"}
-# Evaluators by name: the class, and its argument for each column of a file.
+# For each evaluator, its class, and the argument that each column of a file is passed as.
 EVALUATORS = {
     "similarity": ("EmbeddingSimilarityEvaluator", {**_PAIR, "score": "scores"}),
     "binary": ("BinaryClassificationEvaluator", {**_PAIR, "label": "labels"}),
@@ -183,7 +183,7 @@ def evaluator_kind(evaluator: str = "triplet") -> TaskKind:
     """Build the kind ``evaluator``. Its score is the primary metric of the given evaluator.
 
     Args:
-        evaluator: a name in ``EVALUATORS``, which are those of sentence-transformers.
+        evaluator: a name in ``EVALUATORS``; the evaluators are sentence-transformers' classes.
     """
     require_known("evaluator", evaluator, EVALUATORS)
     return TaskKind(
@@ -236,7 +236,7 @@ def _evaluated(evaluator: str, task: Task, vectors: ByText) -> ByAnswer:
 
 
 class _Embedded:
-    """Stands in for a SentenceTransformer: returns vectors that are already known."""
+    """Stands in for a SentenceTransformer, but returns vectors that are already known."""
 
     similarity_fn_name = "cosine"
     model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *_, **__: None)

@@ -1,12 +1,12 @@
-"""Read the records of a task by split, from files, a folder, the hub, or an invented world.
+"""Read the records of each split of a task, from files, a folder, the hub, or an invented world.
 
-A word in the name of a file tells its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
-``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. This module knows the columns of some published
-tables without a header, so that users need only give the folder.
+A word in a file's name tells its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
+``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. The columns of a few published tables without a
+header are listed here, so users only need to give the folder.
 
-Rows are split into train, dev and test by a hash of a text, so that equal texts stay together, and
-a row keeps its split when others are added. Questions about one text stay together. The labels that
-policies learn from are split in the same way, because a policy must not see the test rows of a
+Rows are assigned to train, dev or test by a hash of a text: equal texts stay together, and a row
+keeps its split when other rows are added. Questions about the same text stay together. The labels
+that policies learn from are split in the same way, because a policy must not see the test rows of a
 task.
 """
 
@@ -66,15 +66,15 @@ class Card(TypedDict):
 CARDS: Mapping[str, Card] = yaml.safe_load(
     Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8")
 )
-"""Published tasks by name: their files, and how they are shown to a model and scored."""
+"""Published tasks, keyed by name: their files, and how they are shown to a model and scored."""
 _SPLIT_OF = {
     "train": "train",
     **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),
     "test": "test",
 }
-# In names of files. SemEval calls dev "trial".
+# The split for each word that a file name may contain. SemEval calls dev "trial".
 _WORDS = {**_SPLIT_OF, "trial": "dev"}
-# Published tables without a header: patterns of paths, and the names of their columns.
+# Published tables without a header: a pattern for their paths, and the names of their columns.
 _WITHOUT_HEADER = {
     r"(?i)(^|.*/)cola/(train|dev)\.tsv(\.gz)?$": ("source", "label", "mark", "sentence"),
     r"(?i)(^|.*/)sts-(train|dev|test)\.(csv|tsv)(\.gz)?$": (
@@ -82,9 +82,9 @@ _WITHOUT_HEADER = {
         *("sentence1", "sentence2"),
     ),
 }
-# SentEval's files have the class as their ending, and one sentence a line.
+# SentEval's files have their class as the file extension, and one sentence per line.
 _CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
-# Columns of a text that several questions may share, and columns of their answers.
+# Columns for the text that several questions may share, and columns for their answers.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
 # With fewer articles, a split could end up empty.
 MANY_ARTICLES = 20
@@ -97,13 +97,13 @@ Keyed: TypeAlias = Sequence[tuple[str, T]]
 def read_splits(
     spec: str, *, header: bool = True, files: Mapping[str, str] | None = None
 ) -> BySplit:
-    """Read records by split, or under "all" if there are no splits.
+    """Read the records of each split, or all records as "all" if there are no splits.
 
     Args:
         spec: as for ``load_task``, without arguments.
         header: whether tables begin with the names of their columns.
-        files: for each split, the pattern of its file names, in a folder where names do not tell
-            the split.
+        files: for each split, a pattern for its file names; needed for a folder in which the file
+            names do not tell the split.
 
     Raises:
         MaskwiseError: no such source, no training split, or two files for one split.
@@ -138,7 +138,7 @@ def read_splits(
 
 
 def state_of(spec: str) -> FilesState:
-    """Return name, time and size of the files of a task; nothing for an invented world."""
+    """Return the name, time and size of each file of a task; nothing for an invented world."""
     return files_state(_path(spec))
 
 
@@ -152,10 +152,10 @@ def _read_file(path: Path, header: bool) -> list[Record]:
     where = path.absolute().as_posix()
     for pattern, names in _WITHOUT_HEADER.items():
         if header and re.match(pattern, where):
-            # STS-B's .csv files have tabs, and some of their rows have further cells.
+            # STS-B's .csv files are separated by tabs, and some of their rows have extra cells.
             rows = read_cells(path, header=False, usual="\t")
             return [dict(zip(names, row.values())) for row in rows]
-    # The tables of SICK and MRPC end in .txt.
+    # SICK and MRPC are tables, although their file extension is .txt.
     if ending_of(path) is None and path.name.lower().removesuffix(".gz").endswith(".txt"):
         return read_cells(path, header=header)
     return read_records(path, header=header)
@@ -186,7 +186,7 @@ def _read_folder(spec: str, folder: Path, header: bool, files: Mapping[str, str]
 
 
 def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """Return the file of each split, by its whole name or else by a word of it."""
+    """Return the file of each split, found by the whole file name or else by a word in it."""
     exact: dict[str, list[Path]] = {}
     loose: dict[str, list[Path]] = {}
     for file in files:
@@ -204,7 +204,7 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     for split, candidates in {**loose, **exact}.items():
         if len(candidates) > 1:
             raise MaskwiseError(
-                f"two files for {split} in {folder}",
+                f"there are two files for {split} in {folder}",
                 got=", ".join(file.name for file in candidates),
                 do="keep one of them in the folder",
             )
@@ -218,15 +218,15 @@ def _by_split(spec: str, by_name: BySplit) -> BySplit:
     splits = {_SPLIT_OF[name]: by_name[name] for name in known}
     if len(splits) < len(known):
         raise MaskwiseError(
-            f"{spec} has two names for one split",
+            f"{spec} has two names for the same split",
             got=", ".join(known),
-            do="keep one name for each, and merge its rows",
+            do="use only one name for each split, and merge its rows",
         )
     if not splits:
         raise MaskwiseError(
-            f"no training split in {spec}",
+            f"there is no training split in {spec}",
             got=", ".join(by_name) or "nothing",
-            allowed=f"train with dev (validation) and/or test; of files: {', '.join(READERS)}",
+            allowed=f"train with dev (validation) and/or test, in files: {', '.join(READERS)}",
         )
     return {split: splits[split] for split in SPLITS if split in splits}
 
@@ -234,12 +234,12 @@ def _by_split(spec: str, by_name: BySplit) -> BySplit:
 def merged(records: Sequence[Record]) -> Record:
     """Merge records into one that has every column, each with its first value.
 
-    JSON lines may leave out what is empty, so the first record may lack columns.
+    JSON lines may leave out empty columns, so the first record alone may lack some columns.
     """
     whole = dict(records[0])
     for record in records:
         if not record.keys() <= whole.keys():
-            # New columns come last, and known columns keep their value.
+            # New columns come last, and columns that are already there keep their value.
             whole = {**whole, **record, **whole}
     return whole
 
@@ -260,7 +260,7 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
 def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
     """Return the columns that decide the split of a question.
 
-    These are contexts, and titles of articles if there are many.
+    These are the columns for contexts, and also for article titles if there are many articles.
     """
     titles = {str(record.get("article_title") or "") for record in records}
     if len(titles - {""}) >= MANY_ARTICLES:
@@ -269,7 +269,7 @@ def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
 
 
 def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
-    """Return the text that decides the split of a question; "" for other records."""
+    """Return the text that decides the split of a question, or "" for other records."""
     if any(name in record for name in ANSWERS):
         for name in names:
             value = record.get(name)
@@ -279,7 +279,7 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
 
 
 def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, list[T]], Names]:
-    """Split rows with their keys into train, dev and test, by the rules of ``loading``.
+    """Split keyed rows into train, dev and test, by the rules in ``loading``.
 
     Returns:
         The rows of each split, and notes on how the splits were made.
@@ -301,7 +301,7 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
     if "train" not in splits:
         if not (dev and test):
             raise MaskwiseError(
-                f"no training split in {place}",
+                f"there is no training split in {place}",
                 got=", ".join(splits),
                 allowed="train with dev (validation) and/or test, or dev with test",
             )
@@ -321,10 +321,10 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
 
 
 def only_test(splits: Mapping[str, Keyed[T]]) -> tuple[dict[str, list[T]], Names]:
-    """Choose test for kinds that learn nothing: the first non-empty one of test, dev, all, train.
+    """Choose test for kinds that learn nothing: the first non-empty split of test, dev, all, train.
 
     Returns:
-        The rows of each split, and notes.
+        The rows of each split, and a note if another split serves as test.
     """
     filled = [name for name in ("test", "dev", "all", "train") if splits.get(name)]
     source = filled[0] if filled else "test"

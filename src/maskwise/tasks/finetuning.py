@@ -1,4 +1,4 @@
-"""The settings of fine-tuning, learning rates by the size of the model, and records of scores."""
+"""Fine-tuning settings, learning rates by model size, and records of scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskwise.training import TrainingSettings
 class FinetuneSettings(BaseModel):
     """The settings with which every checkpoint of a study is fine-tuned.
 
-    None means a default by the size of the model.
+    None means a default that depends on the model size.
 
     >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
     64
@@ -27,51 +27,51 @@ class FinetuneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training rows, unless ``steps`` is given. None: 5, and up to 20 if a large
-    model would have fewer than 250 steps."""
+    """Passes over the training rows, unless ``steps`` is given. If None, 5, or up to 20 if a large
+    model would otherwise have fewer than 250 steps."""
 
     steps: int | None = Field(None, ge=1)
-    """Optimiser updates, whatever the size of the task."""
+    """Optimiser updates, whatever the task size."""
 
     batch_size: int = Field(16, ge=1)
     """Rows per update."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak rate of AdamW. None: by model size, from 3e-3 (a million weights) to 5e-5 (110 million).
-    """
+    """AdamW's peak learning rate. If None, chosen by model size, from 3e-3 (a million weights) to
+    5e-5 (110 million)."""
 
     search_rate: bool = False
-    """First try a third, one and three times the learning rate with a separate seed, and use the
-    best one on dev. Costs three more fine-tunings for each checkpoint and task; meant for unknown
-    models and tasks.
+    """First try a third of, exactly, and three times the learning rate with a separate seed, and
+    use the rate that is best on dev. Costs three more fine-tuning runs for each checkpoint and
+    task; meant for unknown models and tasks.
     """
 
     muon_learning_rate: float = Field(0.003, gt=0)
-    """Peak rate of Muon; used with ``optimizer: muon`` only."""
+    """Muon's peak learning rate; used only with ``optimizer: muon``."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon``: Muon for the matrices of the blocks, AdamW for the other parameters."""
+    """``muon`` uses Muon for the matrices in the blocks, and AdamW for all other parameters."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
 
     eval_every: int = Field(0, ge=0)
-    """Steps between scores on dev. The state with the best score is used, or the first of equals.
-    0: no scores, and the last state is used.
+    """Steps between two evaluations on dev. The state with the best dev score is used, or the
+    first of several equally good states. With 0, dev is not scored, and the last state is used.
     """
 
     patience: int | None = Field(None, ge=1)
-    """Scores on dev without an improvement after which training stops; needs ``eval_every``."""
+    """Training stops after this many dev scores without an improvement; needs ``eval_every``."""
 
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled; not applied to biases, norms and other vectors."""
+    """Decoupled weight decay; not applied to biases, norms and other vectors."""
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """As ``training.precision``."""
+    """See ``training.precision``."""
     max_length: int = Field(64, ge=3)
-    """Tokens. Longer rows are cut, and words cut off count as wrong; contexts of questions are read
-    in windows.
+    """The most tokens in a row. Longer rows are cut, and words that are cut off count as wrong, but
+    contexts of questions are read in windows.
     """
 
     seeds: int = Field(3, ge=1)
-    """Fine-tunings of each checkpoint on each task; the score is their mean."""
+    """Fine-tuning runs for each checkpoint and task; the score is their mean."""
 
     def fitting(self, weights: int) -> FinetuneSettings:
         """Add a learning rate for a model of this size, if none is given."""
@@ -80,7 +80,7 @@ class FinetuneSettings(BaseModel):
         return self.model_copy(update={"learning_rate": interpolated(weights, RATES)})
 
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Return the settings of one fine-tuning, by default with a small model's learning rate."""
+        """Return the settings for one fine-tuning run, by default with a small model's rate."""
         rows = len(task.splits["train"])
         given = self.fitting(0)
         shared = given.model_dump(
@@ -102,16 +102,16 @@ class FinetuneSettings(BaseModel):
         )
 
 
-# Peak rates of AdamW by the number of weights: the model of the quick start, the shipped encoder,
-# MiniLM, and those published for BERT's two sizes (Devlin et al. 2019, appendix A.3).
+# AdamW's peak learning rate for each number of weights: the model in the quick start, the shipped
+# encoder, MiniLM, and the rates published for BERT's two sizes (Devlin et al. 2019, appendix A.3).
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-# Models with a lower rate count as large. Their fine-tuning is unstable with few steps, so by
-# default they get more (Mosbach et al. 2021).
+# Models with a lower rate count as large. Fine-tuning is unstable for large models if there are few
+# steps, so by default they get more steps (Mosbach et al. 2021).
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
 
 
 def interpolated(weights: int, rates: Mapping[float, float]) -> float:
-    """Return the rate for a number of weights, interpolated linearly between logarithms.
+    """Return the rate for a number of weights, by linear interpolation on logarithmic scales.
 
     >>> [interpolated(weights, RATES) for weights in (600_000, 22_000_000, 340_000_000)]
     [0.003, 0.0005, 2e-05]
@@ -127,9 +127,10 @@ def interpolated(weights: int, rates: Mapping[float, float]) -> float:
 
 
 class Judged(TypedDict):
-    """The scores of one checkpoint on one task, in one run or in several.
+    """The scores of one checkpoint on one task, in one or several runs.
 
-    ``others`` are further metrics on test, ``lost_words`` test items that cannot be answered.
+    ``others`` holds further metrics on test, and ``lost_words`` counts the test items that cannot
+    be answered.
     """
 
     task: str
@@ -143,7 +144,7 @@ class Judged(TypedDict):
 
 
 class Score(Judged):
-    """One run."""
+    """The scores of one run."""
 
     dev: float | None
     steps: int
@@ -154,7 +155,7 @@ class Score(Judged):
 
 
 class TaskRecord(Judged):
-    """All seeds: a line of ``records.jsonl``."""
+    """The scores of all seeds together: a line in ``records.jsonl``."""
 
     task_kind: str
     fine_tuning: list[float]
@@ -162,11 +163,11 @@ class TaskRecord(Judged):
     interval: NotRequired[list[float]]
     """A 95 % bootstrap interval of the score over test items."""
     item_error: NotRequired[float]
-    """The standard error of the score over test items, by resampling sentences and documents."""
+    """The standard error of the score over test items, from resampled sentences or documents."""
     item_sd: NotRequired[float]
-    """The standard deviation of the scores of test items (means over seeds)."""
+    """The standard deviation of the test items' scores, which are means over seeds."""
     tried: NotRequired[dict[str, float]]
-    """Dev scores of the learning rates that were tried."""
+    """The dev score of each learning rate that was tried."""
     model: NotRequired[str]
     made_of: NotRequired[str]
-    """A hash of checkpoint, task, settings and seeds: an equal record is not made again."""
+    """A hash of checkpoint, task, settings and seeds; a record with an equal hash is reused."""

@@ -1,9 +1,9 @@
 """Evaluate a checkpoint on tasks: fine-tuned on each with several seeds, or with a frozen encoder.
 
-Fine-tuning is the training loop with another objective. The new head, the order of rows and dropout
-are functions of the seed. The number of steps is fixed beforehand and the last state is scored once
-on test, because picking the best of several test scores would invent effects. With ``eval_every``
-the best state on dev is scored instead. Dev scores are for choosing settings.
+Fine-tuning is the training loop with a different objective. The seed determines the new head, the
+row order and dropout. The number of steps is fixed beforehand, and only the last state is scored on
+test, because picking the best of several test scores would invent effects. With ``eval_every``,
+the state that is best on dev is scored instead. Dev scores are meant for choosing settings.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RECORDS = "records.jsonl"
-# The answers to every test row, in a file of each seed.
+# The file that holds the answers to all test rows, one file per seed.
 PREDICTIONS = "predictions.jsonl"
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 # The seed of the runs that search a learning rate; these are never reported.
@@ -66,19 +66,19 @@ def evaluate_tasks(
         checkpoint: a folder or hub id with its tokenizer.
         specs: as for ``load_task``, or tasks. All are loaded and checked before the first is
             trained.
-        settings: the settings of fine-tuning.
-        seeds: fine-tunings of each task; ``settings.seeds`` if not given. Frozen kinds run once.
+        settings: the fine-tuning settings.
+        seeds: fine-tuning runs per task; ``settings.seeds`` if not given. Frozen kinds run once.
         out: the folder for ``records.jsonl``, which is written after every task, and for
-            ``TASK/seed-N/checkpoint``; None keeps nothing. A task that has a record of the same
-            checkpoint, rows, settings and seeds is not evaluated again.
+            ``TASK/seed-N/checkpoint``; if None, nothing is kept. A task that already has a record
+            for the same checkpoint, rows, settings and seeds is not evaluated again.
 
     Returns:
-        One record for each task. ``score`` is the mean over seeds in the unit of the metric ([0, 1]
-        or [−1, 1]); ``fine_tuning`` and ``dev`` are by seed, ``others`` are means of further
-        metrics on test.
+        One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
+        or [−1, 1]); ``fine_tuning`` and ``dev`` have one score per seed, and ``others`` holds the
+        means of further metrics on test.
 
     Raises:
-        MaskwiseError: no checkpoint, no such task, two tasks of one name, a task that does not fit.
+        MaskwiseError: no checkpoint, no such task, tasks with equal names, or an unsuitable task.
 
     >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
     >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
@@ -112,7 +112,7 @@ def evaluate_tasks(
             name = line.get("task", "")
             if name in made_of and line.get("made_of") == made_of[name]:
                 finished[name] = cast(TaskRecord, line)
-        # Written before anything is trained, because this file marks the folder as ours.
+        # This file marks the folder as ours, so it is written before anything is trained.
         write_lines(out / RECORDS, finished.values())
     for name, task in tasks.items():
         if name in finished:
@@ -136,7 +136,7 @@ def evaluate_tasks(
 def _made_of(
     checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
 ) -> dict[str, str]:
-    """Hash what the record of each task depends on. A hub checkpoint counts by its name."""
+    """Hash what each task's record depends on. For a hub checkpoint, only its name is hashed."""
     hashes = []
     for path in sorted(Path(checkpoint).glob("*")):
         if path.is_file():
@@ -164,12 +164,12 @@ def task_record(
     """Evaluate one checkpoint on one task; see ``finetune`` for further arguments.
 
     Args:
-        seeds: one run for each. Only the first is used if nothing is random.
-        folder: where ``seed-N`` folders are written; None keeps nothing.
-        checkpoints: False keeps the predictions alone.
+        seeds: the seeds, one for each run. Only the first seed is used if nothing is random.
+        folder: where the ``seed-N`` folders are written; if None, nothing is kept.
+        checkpoints: whether to keep checkpoints; if False, only the predictions are kept.
     """
     seeds = list(seeds)
-    # Without a checkpoint the weights of the frozen encoder are random.
+    # Without a checkpoint, the weights of the frozen encoder are random.
     if task.frozen and checkpoint:
         seeds = seeds[:1]
     start = config or checkpoint
@@ -220,7 +220,7 @@ def task_record(
     if first["counts"] is not None:
         counts = np.array([score["counts"] for score in scores])
         if task.kind.item_interval:
-            # Answers in words count as (score, 1).
+            # A written answer counts as (score, 1).
             means = list(map(fmean, counts[:, :, 0].T.tolist()))
             record["interval"] = list(bootstrap_interval(means))
             record["item_sd"] = pstdev(means)
@@ -243,10 +243,10 @@ def _search_rate(
     if not task.splits["dev"]:
         raise MaskwiseError(
             f"the learning rate is searched on dev, and task {task.name} has no dev rows",
-            do="give it some, or remove finetune.search_rate",
+            do="give the task dev rows, or remove finetune.search_rate",
         )
     assert settings.learning_rate is not None
-    # All rates get the same steps, although small rates have more steps by default.
+    # All rates get the same number of steps, although small rates have more steps by default.
     steps = settings.training(task, seed=0).steps
     tried = {}
     diverged = []
@@ -283,23 +283,23 @@ def finetune(
     Args:
         checkpoint: a folder or hub id; None to start from random weights of ``config``.
         task: the data and the metric.
-        tokenizer: the checkpoint's.
-        settings: see ``FinetuneSettings.training``; ``seed`` replaces its seed.
-        seed: seeds the new head (without a checkpoint: all weights), the order and dropout.
-        max_length: tokens of a row; longer rows are cut.
-        config: the configuration of a random start; None with a checkpoint.
+        tokenizer: the checkpoint's tokenizer.
+        settings: see ``FinetuneSettings.training``; ``seed`` replaces the seed in the settings.
+        seed: seeds the new head (or all weights without a checkpoint), the row order and dropout.
+        max_length: the most tokens in a row; longer rows are cut.
+        config: the configuration for random weights; None if there is a checkpoint.
         folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, for
-            generation, predictions.jsonl are written; None keeps nothing.
-        checkpoints: False keeps the predictions alone.
+            generation, predictions.jsonl are written; if None, nothing is kept.
+        checkpoints: whether to keep checkpoint/; if False, only the predictions are kept.
         patience: see ``FinetuneSettings``.
 
     Returns:
-        ``score`` on test, ``dev`` (None without dev rows), ``lost_words`` (test items that cannot
-        be answered). Frozen kinds have 0 steps and write no checkpoint.
+        The scores, such as ``score`` on test, ``dev`` (None without dev rows) and ``lost_words``
+        (test items that cannot be answered). Frozen kinds have 0 steps and write no checkpoint.
 
     Raises:
-        MaskwiseError: no checkpoint, one that does not fit the tokenizer or max_length, a loss or
-            an answer that is not finite.
+        MaskwiseError: no checkpoint, a checkpoint that does not fit the tokenizer or max_length, or
+            a loss or an answer that is not finite.
     """
     began = time.perf_counter()
     network = load_network(
@@ -314,7 +314,7 @@ def finetune(
         answers, notes = _frozen_answers(task, embedder)
     else:
         assert task.kind.objective is not None
-        # The best state is kept only in memory, so an interrupted run starts over.
+        # The best state is kept only in memory, so an interrupted run starts from the beginning.
         save_every = 0 if settings.eval_every else settings.save_every
         settings = settings.model_copy(update={"seed": seed, "save_every": save_every})
         data = encode(task, tokenizer, max_length=max_length)
@@ -377,8 +377,8 @@ def load_network(
     """Load a checkpoint, or random weights of ``config``, with a new head for a task.
 
     Raises:
-        MaskwiseError: both or neither of the two; a model that does not fit the task, the
-            tokenizer or max_length.
+        MaskwiseError: both a checkpoint and a config, or neither; or a model that does not fit the
+            task, the tokenizer or max_length.
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
@@ -394,7 +394,7 @@ def load_network(
 def _frozen_answers(
     task: Task, embedder: Callable[..., Tensor]
 ) -> tuple[Mapping[str, Answers], list[str]]:
-    """Return the answers with the task's pooling, or with the better one on dev and a note."""
+    """Return the answers, and a note if their pooling is the one that is best on dev."""
     assert task.kind.answers is not None
     texts = {}
     for split, rows in task.splits.items():
@@ -419,7 +419,7 @@ class Best:
 
     Args:
         data: the dev rows.
-        patience: calls without a better score after which training stops; None: never.
+        patience: how many calls without a better score end the training; None for no limit.
     """
 
     def __init__(self, task: Task, objective: Objective, data: Data, *, patience: int | None):

@@ -1,14 +1,15 @@
 """Load tasks from bundled data, a file, a folder or the hub.
 
-Rows are left out or moved by fixed rules, and the notes of the task say which ones applied:
+Rows are left out or moved by fixed rules, and the task's notes tell which rules were applied:
 
-- classes are those of *train*. A test row of another class stays, and counts as wrong;
-- a row without a label is left out and counted. Its cell is empty, or has a label that ``missing``
-  names. "-1", "NA" and "null" are labels, with a note. A split whose only label is −1 counts as
-  unlabelled;
-- whole numbers are classes if they are few or numbered (``classes.MOST_CLASSES``), else quantities;
-- without a labelled test split, dev is the test; without dev, 15 % of train is dev; without train,
-  dev is train;
+- the classes are those in *train*. A test row with a different class stays, and counts as wrong;
+- a row without a label is left out and counted. Its cell is empty, or holds a label that
+  ``missing`` names. "-1", "NA" and "null" are read as labels, with a note. A split in which every
+  label is −1 counts as unlabelled;
+- whole numbers are classes if there are few of them or if they have no gaps
+  (``classes.MOST_CLASSES``); otherwise they are quantities;
+- if there is no labelled test split, dev becomes test; if there is no dev, 15 % of train becomes
+  dev; if there is no train, dev becomes train;
 - a single file, or train alone, is split 70/15/15 by a hash of the text, article or context;
 - a kind that learns nothing from train (zero-shot similarity) takes test, else dev, else all rows.
 """
@@ -76,7 +77,7 @@ from maskwise.text.worlds import WORLDS, read_world
 KINDS: dict[str, TaskKind] = {
     kind.name: kind
     for kind in (
-        # The first of these that recognises the columns of a file is chosen.
+        # The first of these kinds that recognises the columns of a file is chosen.
         TOKEN_CLASSIFICATION,
         MULTIPLE_CHOICE,
         QUESTION_ANSWERING,
@@ -85,7 +86,7 @@ KINDS: dict[str, TaskKind] = {
         REGRESSION,
         MULTI_LABEL,
         SEQUENCE_CLASSIFICATION,
-        # These are chosen only if the user names them.
+        # The following kinds are chosen only if the user names them.
         CLOZE_QA,
         ZERO_SHOT_SIMILARITY,
         SENTENCE_EMBEDDING,
@@ -93,14 +94,14 @@ KINDS: dict[str, TaskKind] = {
         evaluator_kind(),
     )
 }
-"""The kinds of tasks. A new kind is a ``TaskKind``, and an entry here."""
+"""The kinds of tasks. To add a kind, create a ``TaskKind`` and list it here."""
 POOLINGS = ("mean", "cls", "dev")
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
-# Published metrics, by the name of the folder, where they are not the default of the kind.
+# Published metrics that differ from the kind's default, keyed by folder name.
 _USUAL_METRIC = {"cola": "matthews"}
-# Cards of earlier versions, and what to do instead.
+# Cards that earlier versions had, and what to do instead.
 GONE = {
-    "curated-trec": "its answers are regular expressions; give kind=generation a column of "
+    "curated-trec": "its answers are regular expressions; use kind=generation and a column of "
     "written answers"
 }
 
@@ -124,36 +125,37 @@ def load_task(
     """Load a task from almost any source.
 
     Args:
-        spec: one of
+        spec: one of the following:
 
             - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
             - the name of a card (``maskwise list cards``), which is loaded from the hub;
             - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
             - a file, split 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all
-              also .gz), .parquet. If every record has a ``split``, that decides;
-            - a folder with files for train, dev (or validation) and/or test, or SentEval's with one
-              file for each class;
+              of these also as .gz), .parquet. If every record has a ``split``, it is used instead;
+            - a folder with files for train, dev (or validation) and/or test, or a SentEval folder
+              with one file for each class;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
-        kind: a name in ``KINDS``; by default recognised from the columns, except for cloze-qa and
-            frozen kinds.
-        text, pair, label: the columns (see ``Columns``), by name, or by position from 1 in tables
-            without a header; by default the usual names are looked for. ``text`` may be a template
-            of columns, such as "{question} {context}"; ``a|b`` is column a, or b if there is no a.
+        kind: a name in ``KINDS``; by default recognised from the columns, which is not possible for
+            cloze-qa and frozen kinds.
+        text, pair, label: the columns (see ``Columns``), each given by its name, or by its position
+            from 1 in tables without a header. By default, the usual names are looked for. ``text``
+            may be a template such as "{question} {context}". ``a|b`` means column a, or b if there
+            is no a.
         where: "column=value": use only the rows with this value, such as "year=2014".
-        missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Their
-            rows are left out and counted, like those with an empty cell.
-        card: the published task whose files these are. Other arguments override those of the card.
-        metric: one of the kind's metrics. By default the first one, entity-f1 for BIO tags,
-            matthews for CoLA.
+        missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Rows
+            with such a label are left out and counted, like rows with an empty cell.
+        card: the published task that these files belong to. Arguments override the card's values.
+        metric: one of the kind's metrics. The default is the kind's first metric, but entity-f1 for
+            BIO tags and matthews for CoLA.
         pooling: "mean" (the default), "cls" or "dev": see ``Task``.
         train_rows: see ``Task.with_train_rows``.
-        name: the name in records; made from ``spec`` if not given.
-        settings: settings of the kind, such as ``beams``: see ``generation`` and
+        name: the task's name in records; derived from ``spec`` if not given.
+        settings: the kind's own settings, such as ``beams``: see ``generation`` and
             ``evaluator_kind``.
 
     Raises:
-        MaskwiseError: no such source, an unreadable one, no labels or only one class, different
+        MaskwiseError: no such source, an unreadable source, no labels or only one class, different
             numbers of tokens and tags, an answer that is not in its context, or an empty split.
 
     >>> task = load_task("banking77(train_rows=100)")
@@ -179,7 +181,7 @@ def load_task(
     if by_name:
         if "hub" not in about:
             raise MaskwiseError(
-                f"task {card!r} is not on the hub", do=f"give its files: FOLDER(card={card!r})"
+                f"task {card!r} is not on the hub", do=f"give its folder: FOLDER(card={card!r})"
             )
         source = f"hf:{about['hub']}"
         given = {"name": card, **given}
@@ -187,7 +189,7 @@ def load_task(
 
 
 def _options(spec: str) -> tuple[str, Options]:
-    """Separate arguments of ``load_task`` from the source, which keeps the arguments of a world."""
+    """Separate ``load_task``'s arguments from the source, which keeps the arguments of a world."""
     of_kinds: set[str] = set()
     for kind in KINDS.values():
         if kind.make:
@@ -208,12 +210,12 @@ def _options(spec: str) -> tuple[str, Options]:
 
 
 _LOADED: dict[str, Task] = {}
-# Tasks in the cache: a study asks for each of its tasks in many places.
+# The most tasks in the cache, which is needed because a study asks for each task in many places.
 MOST_LOADED = 16
 
 
 def _load(spec: str, given: Options) -> Task:
-    """Call ``_read_task``, or return its cached result if the files of the task did not change."""
+    """Call ``_read_task``, or return its cached result if the task's files have not changed."""
     if spec.startswith("hf:"):
         return _read_task(spec, **given)
     key = repr((spec, sorted(given.items()), state_of(spec)))
@@ -247,7 +249,7 @@ def _read_task(
     """Read a task from its files, with the arguments of ``load_task``.
 
     Args:
-        files: the patterns of file names of a card.
+        files: the file-name patterns in a card.
     """
     if kind is not None:
         require_known("kind of task", kind, KINDS)
@@ -257,7 +259,7 @@ def _read_task(
     place = f"task {spec!r}"
     if isinstance(missing, Mapping):
         allowed = "a label, or several: ('NA', -1)"
-        raise MaskwiseError(f"missing of {place}", got=missing, allowed=allowed)
+        raise MaskwiseError(f"missing must hold labels in {place}", got=missing, allowed=allowed)
     absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
@@ -267,7 +269,7 @@ def _read_task(
         label = _LABEL_OF.get(spec)
     roles = (text, pair, label)
     given = Columns(*(None if column is None else str(column) for column in roles))
-    # A column given by its number means a table without a row of names.
+    # If a column is given by its number, the table has no header.
     header = not any(isinstance(column, int) for column in roles)
 
     records: dict[str, list[Record]] = {}
@@ -275,8 +277,8 @@ def _read_task(
     for split, part in read_splits(spec, header=header, files=files).items():
         single = chain.from_iterable(map(flat, part))
         whole = [with_inside(record, given) for record in single]
-        # Articles are counted before ``where`` drops rows: the labels of a policy, which are read
-        # from the whole file, must be split in the same way.
+        # Articles are counted before ``where`` drops rows, because a policy's labels are read from
+        # the whole file and must be split in the same way.
         shared[split] = shared_names(whole)
         records[split] = whole if where is None else records_where(whole, where, place)
     examples: list[Record] = []
@@ -292,7 +294,7 @@ def _read_task(
     if settings:
         make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
         parameters = inspect.signature(make).parameters
-        # A kind that takes any settings refuses them by itself.
+        # A kind with arbitrary keyword arguments checks them itself.
         if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
             known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
             for option in settings:
@@ -318,7 +320,7 @@ def _read_task(
             continue
         unlabelled = f"{split}: {NO_LABEL}"
         columns = merged(part)
-        # Benchmarks publish test without the column of labels, or with −1 in each of its rows.
+        # Benchmarks publish test without the label column, or with −1 in every row.
         label_columns = {fields.label, f"{fields.label}1"}
         if split == "test" and fields.label and label_columns.isdisjoint(columns):
             skipped[unlabelled] = len(part)
@@ -359,7 +361,7 @@ def _read_task(
             raise error(what, got=f"skipped {counted(skipped)}", do="label more rows")
     if pooling == "dev" and not splits["dev"]:
         raise MaskwiseError(
-            f'pooling="dev" of {place} needs dev rows',
+            f'pooling="dev" for {place} needs dev rows',
             got="none",
             do='give it a dev split, or choose pooling="mean" or pooling="cls"',
         )
@@ -396,7 +398,7 @@ def _read_task(
 
 
 def _recognised(records: Records, given: Columns) -> TaskKind:
-    """Return the first kind that recognises records, by default classification."""
+    """Return the first kind that recognises the records, or classification if none does."""
     for kind in KINDS.values():
         if records and kind.recognises(records, given):
             return kind
@@ -415,7 +417,7 @@ def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> lis
         number = number_of(label)
         if number is None or not number.is_integer():
             return []
-    # Two different labels, such as 0 and 1, are certainly classes.
+    # If there are only two labels, such as 0 and 1, they are certainly classes.
     if len(labels) < 3:
         return []
     guess = f"the labels are {len(labels)} whole numbers, so the kind is {chosen.name}"
@@ -429,7 +431,7 @@ def _short_name(spec: str) -> str:
 
 
 def _notes_on_labels(labels: Sequence[str], unused: set[str]) -> list[str]:
-    """Note labels that mean "missing" in other files, and given missing labels that never occur."""
+    """Note labels that often mean "missing", and given missing labels that never occur."""
     notes = []
     doubtful = ", ".join(repr(label) for label in labels if label.lower() in DOUBTFUL)
     if doubtful:

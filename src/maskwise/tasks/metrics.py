@@ -1,8 +1,8 @@
-"""Metrics of tasks: pure functions of right answers (``gold``) and given answers.
+"""Task metrics: pure functions of the correct answers (``gold``) and the given answers.
 
 Classes are integers, similarities are numbers, and answers to questions are texts. −1 in ``gold``
-(a class that train lacks) and −2 in ``answer`` (a word that was cut off) match nothing, so such
-items count as wrong.
+(a class that does not occur in train) and −2 in ``answer`` (a word that was cut off) match nothing,
+so such items count as wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENTITY_F1 = "entity-f1"
 
 
 def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the share of equal items, in [0, 1]."""
+    """Return the share of items whose answer equals the gold class, in [0, 1]."""
     right = np.asarray(gold)
     answered = np.asarray(answer)
     assert right.shape == answered.shape and right.ndim == 1, "gold and answer are N classes each"
@@ -37,14 +37,14 @@ def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean F1 of the classes in gold or answer; a ``LOST`` answer misses its class."""
+    """Return the mean F1 over all classes in gold or answer; ``LOST`` answers are misses."""
     classes, sides = _one_hot(gold, answer)
-    # LOST is not a class: an F1 of 0 for it would count every lost word twice.
+    # LOST is not a class: if it had an F1 of 0, every lost word would count twice.
     return label_macro_f1(*sides[..., classes != LOST])
 
 
 def _one_hot(gold: ArrayLike, answer: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return (K,) the classes in gold or answer, and (2, N, K) both as ones and zeros."""
+    """Return (K,) the classes in either array, and (2, N, K) the two arrays as ones and zeros."""
     both = np.asarray([gold, answer])
     classes = np.unique(both)
     return classes, both[..., None] == classes
@@ -69,13 +69,13 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
 
 
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the F1 over all pairs of a row and a label, given (N, K) ones and zeros."""
+    """Return the F1 over all row–label pairs, given (N, K) ones and zeros."""
     hits, sizes = _label_counts(gold, answer).sum(1)
     return float(hits / max(sizes, 1))
 
 
 def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean F1 of the labels that occur in gold or answer, (N, K) ones and zeros."""
+    """Return the mean F1 over all labels in gold or answer, given (N, K) ones and zeros."""
     hits, sizes = _label_counts(gold, answer)
     occurs = sizes > 0
     if not occurs.any():
@@ -84,24 +84,24 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def _label_counts(gold: ArrayLike, answer: ArrayLike) -> NDArray[np.int64]:
-    """Return (2, K): twice the hits of each label, and its rows in gold and answer together."""
+    """Return (2, K): twice each label's hits, and how many rows have it in gold plus answer."""
     right = np.asarray(gold, dtype=bool)
     given = np.asarray(answer, dtype=bool)
     return np.array([2 * (right & given).sum(0), right.sum(0) + given.sum(0)])
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean of 1 / rank of the right text, 0 beyond rank 10. The answers are ranks."""
+    """Return the mean of 1 / rank, with 0 beyond rank 10. An answer is the correct text's rank."""
     ranks = np.asarray(answer, dtype=np.float64)
-    # Embeddings that are NaN give the rank 0, which counts as a miss.
+    # NaN embeddings lead to a rank of 0, which counts as a miss.
     reciprocals = np.where((ranks >= 1) & (ranks <= 10), 1 / np.maximum(ranks, 1), 0.0)
     return float(reciprocals.mean())
 
 
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return Matthews' correlation of classes, in [−1, 1]; 0 if one side is constant.
+    """Return Matthews' correlation of classes, in [−1, 1], or 0 if one side is constant.
 
-    Source: Gorodkin (2004), R_K. It is CoLA's metric.
+    Source: Gorodkin (2004), R_K. CoLA uses this metric.
     """
     if not np.ptp(gold) or not np.ptp(answer):
         return 0.0
@@ -114,20 +114,20 @@ def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> f
     """Return the F1 of entities: a hit has the same first word, last word and type.
 
     Tags are O, B-x, I-x (also E-x, S-x). As in conlleval, whose rules are seqeval's default, an I-x
-    after another type begins an entity.
+    after a different type begins a new entity.
 
     Args:
         gold, answer: the tags of all words of all sentences.
-        starts: the first word of each sentence. Entities end before it.
+        starts: the index of each sentence's first word; no entity crosses the start of a sentence.
     """
     hits, total = entity_counts(gold, answer, starts).sum(0)
     return float(hits / total) if hits else 0.0
 
 
 def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDArray[np.float64]:
-    """Return (N, 2) for each sentence: twice its hits, and its entities in gold and answer.
+    """Return (N, 2) for each sentence: twice its hits, and its entities in gold plus answer.
 
-    F1 is the ratio of the two sums.
+    F1 is the sum of the first column divided by the sum of the second.
     """
     right = entities(gold, starts)
     given = entities(answer, starts)
@@ -143,7 +143,7 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
     """Return (first word, end, type) of every entity."""
     found = set()
     sentences = set(np.asarray(starts).tolist())
-    # A tag after the last word, which ends the last entity.
+    # The tag added after the last word ends the last entity.
     words = [*np.asarray(tags, dtype=str).tolist(), "O"]
     # The first word of the current entity, if any.
     first: int | None = None
@@ -164,7 +164,7 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
 
 
 def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the correlation of two lists of numbers, in [−1, 1]; 0 if one side is constant."""
+    """Return the correlation of two lists of numbers, in [−1, 1], or 0 if one list is constant."""
     from scipy.stats import pearsonr
 
     if not np.ptp(gold) or not np.ptp(answer):
@@ -173,10 +173,13 @@ def pearson(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the correlation of ranks (ties share the mean), in [−1, 1]; 0 if one is constant."""
+    """Return the rank correlation of two lists, in [−1, 1], or 0 if one list is constant.
+
+    Tied items share their mean rank.
+    """
     from scipy.stats import rankdata
 
-    # Not scipy's spearmanr: it gives NaN for a constant.
+    # scipy's spearmanr is not used, because it gives NaN for a constant list.
     return pearson(rankdata(gold), rankdata(answer))
 
 
@@ -187,40 +190,41 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower the case, remove ASCII punctuation and articles, and join the words by single spaces.
+    """Lower the case, remove ASCII punctuation and articles, and put single spaces between words.
 
     >>> normalise("The  Cat's!")
     'cats'
     """
-    # Punctuation first, as in the official script: "a.m." becomes "am", which has no article.
+    # Punctuation is removed first, as in the official script: "a.m." becomes "am", so its "a" is
+    # not removed as an article.
     words = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", words).split())
 
 
-# The score of one answer, given all its right answers: the best match counts.
+# A function that scores an answer against all correct answers; the best match counts.
 Item = Callable[[Sequence[str], str], float]
 
 
 def same_words(rights: Sequence[str], answer: str) -> float:
-    """Return 1 if the normalised answer is one of the normalised right answers, else 0."""
+    """Return 1 if the normalised answer is one of the normalised correct answers, else 0."""
     return float(normalise(answer) in map(normalise, rights))
 
 
 def shared_words(rights: Sequence[str], answer: str) -> float:
-    """Return the F1 of the words that an answer shares with the most similar right answer."""
+    """Return the F1 of the words that an answer shares with the most similar correct answer."""
     given = normalise(answer).split()
     best = 0.0
     for right in rights:
         expected = normalise(right).split()
         shared = (Counter(given) & Counter(expected)).total()
-        # As in the official script, texts without words after normalisation ("the") have F1 0.
+        # As in the official script, a text without words after normalisation ("the") has F1 = 0.
         if shared:
             best = max(best, 2 * shared / (len(given) + len(expected)))
     return best
 
 
 def same_text(rights: Sequence[str], answer: str) -> float:
-    """Return 1 if the stripped answer equals a right answer, else 0.
+    """Return 1 if the stripped answer equals a correct answer, else 0.
 
     Source: the accuracy of KILT's eval_downstream.py (Petroni et al. 2021).
     """
@@ -228,7 +232,9 @@ def same_text(rights: Sequence[str], answer: str) -> float:
 
 
 def rouge(measure: str) -> Item:
-    """Return a metric: F of ROUGE-1, -2, -L or -Lsum (lines are sentences), with Porter's stemmer.
+    """Return a metric: the F of ROUGE-1, -2, -L or -Lsum, with Porter's stemmer.
+
+    For ROUGE-Lsum, each line is a sentence.
 
     Source: Lin 2004, computed by the package rouge-score with the settings used for BART and T5.
 
@@ -244,7 +250,7 @@ def rouge(measure: str) -> Item:
 
 @lru_cache(maxsize=1 << 14)
 def _rouge(right: str, answer: str) -> Mapping[str, Score]:
-    # One call computes all measures of a pair, but callers ask for one at a time.
+    # A single call computes all measures for a pair of texts, but callers ask for one at a time.
     return _scorer().score(right, answer)
 
 
@@ -255,7 +261,7 @@ def _scorer() -> RougeScorer:
     return RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
 
 
-# Metrics of one answer in words. The score of a test set is their mean.
+# Metrics for a single written answer. The score of a test set is their mean.
 ITEMS: dict[str, Item] = {
     "exact-match": same_words,
     "f1": shared_words,
@@ -268,13 +274,13 @@ ITEMS: dict[str, Item] = {
 
 
 def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], float]:
-    """Return the metric of a test set, from the metric of an item."""
+    """Turn a metric for a single item into a metric for a test set."""
     return lambda gold, answer: float(np.mean([*map(item, gold, answer)]))
 
 
 # Uncertainty over test items
 
-# Resampled test sets for the standard error of a score.
+# The number of resampled test sets for the standard error of a score.
 RESAMPLES = 1000
 
 
@@ -288,28 +294,28 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     scores = np.asarray(items, dtype=np.float64)
-    # scipy refuses a single item, and means of equal items would differ by rounding.
+    # scipy refuses a single item, and resampled means of equal items would differ by rounding.
     if len(scores) < 2 or not np.ptp(scores):
         mean = float(scores.mean())
         return mean, mean
-    # Batches of 50 resamples keep the memory small for large test sets.
+    # Batches of 50 resamples need little memory, even for large test sets.
     settings = {"n_resamples": 2000, "method": "percentile", "batch": 50, "rng": 0}
     interval = bootstrap((scores,), np.mean, vectorized=True, **settings).confidence_interval
     return float(interval.low), float(interval.high)
 
 
 def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
-    """Return the standard error of a score over test items, by a bootstrap of whole clusters.
+    """Return the standard error of a score over test items, from a bootstrap of whole clusters.
 
     >>> round(error_of_items([[1, 1], [0, 1]] * 50, [str(n) for n in range(100)]), 2)
     0.05
 
     Args:
         counts: (N, 2) what each row adds to the numerator and to the denominator of the score.
-        clusters: (N,) the cluster of each row. Rows of one cluster are drawn together, such as the
-            questions about one text.
+        clusters: (N,) the cluster of each row. Rows in the same cluster, such as the questions
+            about the same text, are drawn together.
     """
-    # An array of strings would be as wide as the longest one, so these are objects.
+    # An array of strings would use the longest string's width for each, so the dtype is object.
     texts_N = np.array(clusters, dtype=object)
     names, cluster_N = np.unique(texts_N, return_inverse=True)
     sums = np.zeros((len(names), 2))
@@ -319,16 +325,16 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
     for _ in range(RESAMPLES):
         drawn = rng.integers(0, len(sums), len(sums))
         numerator, denominator = sums[drawn].sum(0)
-        # A resampled test set without any entity has a score of 0, not NaN.
+        # A resampled test set that has no entities scores 0, not NaN.
         scores.append(numerator / max(denominator, 1e-300))
     return float(np.std(scores))
 
 
-# Nats of written answers
+# Nats per token of written answers
 
 
 class Answer(str):
-    """A written text, with the nats and the number of tokens of the first right answer."""
+    """A written text, with the nats and the number of tokens of the first correct answer."""
 
     nats: float
     tokens: int
@@ -341,13 +347,13 @@ class Answer(str):
 
 
 def _nats_and_tokens(answers: Collection[Answer]) -> NDArray[np.float64]:
-    """Return (2, N) the nats and the tokens of answers."""
+    """Return (2, N) the nats and the token counts of the answers."""
     pairs = [(answer.nats, answer.tokens) for answer in answers]
     return np.array(pairs, dtype=np.float64).reshape(-1, 2).T.copy()
 
 
 def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
-    """Return the mean negative log-probability of the tokens of right answers."""
+    """Return the mean negative log-probability of the tokens in the correct answers."""
     nats, tokens = _nats_and_tokens(answers).sum(1)
     return float(nats / tokens)
 
@@ -355,8 +361,8 @@ def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
 def nats_of_items(answers: Collection[Answer]) -> NDArray[np.float64]:
     """Return (N,) the contribution of each row to the nats per token.
 
-    The score is a ratio of sums. The mean of these contributions equals it, and their deviation is
-    the deviation of the ratio (the delta method).
+    The score is a ratio of sums. The mean of these contributions equals the score, and their
+    standard deviation is that of the ratio (the delta method).
     """
     nats_N, tokens_N = _nats_and_tokens(answers)
     ratio = nats_N.sum() / tokens_N.sum()
@@ -378,4 +384,4 @@ METRICS: dict[str, Callable[..., float]] = {
     NATS: nats_per_token,
     "evaluator": lambda gold, answer: float(answer[0]),
 }
-"""Metrics of a whole test set. ``accuracy`` is for classes; ``ITEMS`` has the one for texts."""
+"""Metrics for a whole test set. ``accuracy`` is for classes; accuracy for texts is in ``ITEMS``."""

@@ -1,14 +1,15 @@
-"""Kinds of tasks that answer questions by a span of a context, or by one of several choices.
+"""Kinds of tasks that answer questions with a span of a context, or with one of several choices.
 
-Published data has half a dozen formats. ``MarkedRow`` has answers from SQuAD's JSON or from the
-hub's columns: a start that is slightly wrong is moved to the nearest occurrence of the answer, and
-an answer that does not occur is an error. ``ChoiceRow`` has the right choice, which files give as a
-text, a letter, or an index from 0. A number that is also the text of a choice is read as that text.
+Published data comes in half a dozen formats. ``MarkedRow`` holds answers from SQuAD's JSON or from
+the hub's columns: a start that is slightly wrong is moved to the nearest occurrence of the answer,
+and an answer that does not occur in the context is an error. ``ChoiceRow`` holds the correct
+choice, which files give as a text, a letter, or an index from 0. A number that is also the text of
+a choice is read as that text.
 
-A long context is read in windows. They overlap by a quarter of their tokens, special ones apart, so
-that an answer of up to that length is whole in one of them. The target is the answer in windows
-where it is whole, and [CLS] in the others. A question is answered by the best span of all its
-windows.
+A long context is read in windows, which overlap by a quarter of their tokens, not counting special
+tokens. An answer of up to that length is therefore whole in at least one window. The target is the
+answer in windows that hold the whole answer, and [CLS] in all other windows. A question is answered
+with the best span from all of its windows.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ from maskwise.tasks.task import Row, Rows, Task, TaskKind
 from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
-# The limits of BERT's SQuAD code. A question takes at most half of a short window.
+# The limits in BERT's SQuAD code. In a short window, a question takes up at most half of the room.
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
 
 # Answers in words
 
 
 def relation_of(record: Record) -> str:
-    """Return what a question asks for, if a column names it, as in LAMA; otherwise ""."""
+    """Return the relation that a question asks for if a column names it, as in LAMA; else ""."""
     for name in ("relation", "predicate_id", "predicate", "pred", "property"):
         value = record.get(name)
         if isinstance(value, str):
@@ -60,15 +61,15 @@ def relation_of(record: Record) -> str:
 
 
 def gold_texts(task: Task, split: str) -> list[Sequence[str]]:
-    """Return all right answers of each row."""
+    """Return all correct answers for each row."""
     return [row.rights for row in task.splits[split]]
 
 
 def answer_baseline(task: Task) -> float:
     """Return the best score of three guesses that ignore the text.
 
-    The guesses are the most frequent answer of train, the most frequent one to the same relation,
-    and a random answer of train to the same relation.
+    The guesses are the most frequent answer in train, the most frequent answer for the same
+    relation, and a random training answer for the same relation.
     """
     by_relation: dict[str, Counter[str]] = {}
     for row in task.splits["train"]:
@@ -85,7 +86,7 @@ def answer_baseline(task: Task) -> float:
 
 
 def _any_answer(task: Task) -> float:
-    """Return the expected share of hits of a random answer of train to the same relation."""
+    """Return the expected share of hits for a random training answer to the same relation."""
     known: dict[str, set[str]] = {}
     for row in task.splits["train"]:
         known.setdefault(row.relation, set()).update(map(normalise, row.rights))
@@ -102,7 +103,7 @@ def _any_answer(task: Task) -> float:
 
 @dataclass(frozen=True)
 class MarkedRow(Row):
-    """A question, and all right answers with the characters where they begin in the context."""
+    """A question, and all correct answers with the characters where they begin in the context."""
 
     shown = ("context", "question")
 
@@ -133,8 +134,8 @@ def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str
 
 
 def _start(context: str, text: str, start: int | None, where: str) -> int:
-    """Return where an answer begins: its occurrence nearest to the given start, or the first."""
-    # A lookahead, because occurrences may overlap: "anan" occurs twice in "ananan".
+    """Return where an answer begins: at its occurrence nearest to the given start, or its first."""
+    # A lookahead is needed, because occurrences may overlap: "anan" occurs twice in "ananan".
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not places:
         raise MaskwiseError(
@@ -180,15 +181,15 @@ def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
 
 
 def _context_spans(window: Encoding) -> NDArray[np.int64]:
-    """Return the characters of the context in each token, (L, 2) from and to; −1 outside of it."""
-    # The context is sequence 1; special tokens belong to no sequence, which numpy reads as NaN.
+    """Return (L, 2) the start and end character of each token in the context; −1 outside of it."""
+    # The context is sequence 1. Special tokens belong to no sequence, which numpy reads as NaN.
     sequence = np.array(window.sequence_ids, dtype=np.float64)
     offsets = np.array(window.offsets, dtype=np.int64)
     return np.where(sequence[:, None] == 1, offsets, -1)
 
 
 def _targets(row: MarkedRow, windows: Sequence[NDArray[np.int64]]) -> list[tuple[int, int]]:
-    """Return the first and last token of the first right answer in each window; (0, 0) for none.
+    """Return the first and last token of the first correct answer in each window, or (0, 0).
 
     Only the windows that hold most of the answer are marked.
     """
@@ -213,9 +214,10 @@ class Windows(Data):
     """Q questions in N windows.
 
     Attributes:
-        targets: (N, 2) places of the first and last token of the answer; (0, 0) without one.
-        question: (N,) the question of each window.
-        span: (T, 2) first and last character of the context in each token; −1 outside of it.
+        targets: (N, 2) the positions of the answer's first and last token; (0, 0) if the window has
+            no answer.
+        question: (N,) the question that each window belongs to.
+        span: (T, 2) the start and end character of each token in the context; −1 outside of it.
         rows: the questions.
     """
 
@@ -226,7 +228,7 @@ class Windows(Data):
 
     @property
     def lost(self) -> int:
-        """Questions without a window in which the answer is marked."""
+        """The number of questions without a window in which the answer is marked."""
         marked = self.question[self.targets.any(1)]
         return len(self.rows) - len(marked.unique())
 
@@ -235,7 +237,7 @@ class Windows(Data):
         return {**self.flat.batch(rows), "labels": self.targets[rows]}
 
     def answers(self, objective: Classification, device: torch.device) -> list[str]:
-        """Return the text of the best span of each question, over all of its windows."""
+        """Return the text of the best span for each question, over all of its windows."""
         best = [-math.inf] * len(self.rows)
         answers = [""] * len(self.rows)
         for rows, batch in batches(self, device):
@@ -256,12 +258,12 @@ class Windows(Data):
 
 
 def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the span of up to ``MAX_ANSWER_TOKENS`` tokens with the greatest start + end (B, L).
+    """Find the span of up to ``MAX_ANSWER_TOKENS`` tokens with the largest start + end (B, L).
 
     Returns:
-        Its value, its first and its last token, (B,) each.
+        The span's value, its first token and its last token, (B,) each.
     """
-    # (B, L, M): the end scores of the M tokens from each token on.
+    # (B, L, M): for each token, the end scores of the M tokens that begin there.
     padded = torch.nn.functional.pad(end, (0, MAX_ANSWER_TOKENS - 1), value=-math.inf)
     reach = padded.unfold(1, MAX_ANSWER_TOKENS, 1)
     sums = start.unsqueeze(-1) + reach
@@ -270,7 +272,7 @@ def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, first, first + place % MAX_ANSWER_TOKENS
 
 
-# A start and an end score of each token: Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2.
+# Scores of each token as start and as end: Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2.
 QUESTION_ANSWERING = TaskKind(
     name="question-answering",
     metrics=("f1", "exact-match"),
@@ -286,7 +288,7 @@ QUESTION_ANSWERING = TaskKind(
     encode=_encode_windows,
     config={"num_labels": 2},
     windows=True,
-    # Windows overlap by a quarter of their tokens, which must be at least one token.
+    # Windows overlap by a quarter of their tokens, and this must be at least one token.
     least_tokens=(True, 8),
 )
 
@@ -295,7 +297,7 @@ QUESTION_ANSWERING = TaskKind(
 
 @dataclass(frozen=True)
 class ChoiceRow(Row):
-    """A question with its choices; ``label`` is the index of the right one."""
+    """A question with its choices; ``label`` is the index of the correct choice."""
 
     shown = ("context", "question")
 
@@ -337,7 +339,7 @@ def _gold_choices(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _choice_baseline(task: Task) -> float:
-    """Return the expected score of random choices."""
+    """Return the expected score of choosing at random."""
     return float(np.mean([1 / len(row.choices) for row in task.splits["test"]]))
 
 
@@ -358,8 +360,8 @@ class Choices(Data):
     """N questions with S choices in all, and one sequence for each choice.
 
     Attributes:
-        starts: (N + 1,) the sequence of the first choice of each question, and S.
-        gold: (N,) the right choice.
+        starts: (N + 1,) the index of the sequence for each question's first choice, and S.
+        gold: (N,) the correct choice for each question.
     """
 
     starts: Tensor
@@ -372,7 +374,8 @@ class Choices(Data):
     def batch(self, rows: Tensor) -> Batch:
         """Return the inputs of ``Flat.batch`` for all choices, and labels (B,).
 
-        ``choices`` (B, C) are the rows of these inputs; −1 where a question has fewer choices.
+        ``choices`` (B, C) gives the row of each choice in these inputs, or −1 where a question has
+        fewer choices.
         """
         at, real = places_of(self.starts, rows)
         sequences = at[real]
@@ -381,14 +384,14 @@ class Choices(Data):
         return {**self.flat.batch(sequences), "choices": places, "labels": self.gold[rows]}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """Return the choice with the best score, (N,)."""
+        """Return (N,) the choice with the highest score for each question."""
         answers = torch.empty(len(self), dtype=torch.long)
         for rows, batch in batches(self, device):
             answers[rows] = objective.logits(batch).argmax(-1).cpu()
         return answers
 
 
-# A score of each choice, read with its question, and a softmax over choices: Radford et al. 2018,
+# A score for each choice, read with its question, and a softmax over choices: Radford et al. 2018,
 # section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
 MULTIPLE_CHOICE = TaskKind(
     name="multiple-choice",

@@ -1,8 +1,8 @@
-"""Tasks that evaluate a checkpoint: rows of labelled data, kinds of tasks, and tasks.
+"""Tasks that evaluate a checkpoint: rows of labelled data, kinds of tasks, and tasks themselves.
 
-A ``TaskKind`` defines how records become rows, which answers are right, and how a model gives them.
+A ``TaskKind`` defines how records become rows, which answers are correct, and how a model answers.
 To add a kind, create a ``TaskKind`` and add it to ``loading.KINDS``. Fine-tuning and scoring read
-the fields of the kind, and never its name.
+the kind's fields, but never its name.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from maskwise.tasks.tensors import Cutter, Data
 
 SPLITS = ("train", "dev", "test")
-# One answer for every item of a split: classes, numbers or texts.
+# The answers for a split, one per item: classes, numbers or texts.
 Answers: TypeAlias = ArrayLike | Sequence[object]
-# Rows of one kind.
+# The rows of one kind of task.
 Rows: TypeAlias = Sequence[Any]
 Settings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
@@ -56,34 +56,34 @@ class Row:
     """One labelled example. Rows are frozen dataclasses; fingerprints hash their fields."""
 
     shown: ClassVar[Names] = ()
-    """The fields with texts for the model, some of which may be None."""
+    """The names of the fields that hold texts for the model; such a field may be None."""
     relation: str = ""
     """What a question asks for, such as a birthplace, if known. Only baselines use it."""
 
     @property
     def texts(self) -> Names:
-        """The texts that a model reads."""
+        """The texts for the model."""
         texts = map(vars(self).get, self.shown)
         return tuple(text for text in texts if text is not None)
 
     @property
     def rights(self) -> Sequence[str]:
-        """The right answers, if they are texts: the field ``answers``."""
+        """The correct answers, if they are texts: the field ``answers``."""
         return vars(self).get("answers", ())
 
     @property
     def classes(self) -> Sequence[str]:
-        """The class of each scored item: one, or one for every word; none for other answers."""
+        """The class of the row or of each of its words; empty if answers are not classes."""
         return ()
 
     @property
     def items(self) -> int:
-        """Scored items: 1, or the words of a sentence."""
+        """The number of scored items: 1, or the number of words in a sentence."""
         return len(self.classes) or 1
 
     @property
     def stratum(self) -> str:
-        """The class of the row, if any: ``with_train_rows`` takes equally many rows of each."""
+        """The row's class, if any: ``with_train_rows`` takes equally many rows from each class."""
         return ""
 
     @property
@@ -111,41 +111,41 @@ class TaskKind:
     columns: UsualColumns
 
     row: Callable[[Record, Columns, str], Row | str]
-    """Turns a record into a row, or returns the reason to skip it. Errors quote its location."""
+    """Turns a record into a row, or returns the reason to skip it. Errors quote the location."""
     gold: Callable[[Task, str], Any]
-    """The right answers of a split: an array, or all right texts of every row."""
+    """The correct answers for a split: an array, or every row's list of all correct texts."""
     baseline: Callable[[Task], float | None]
-    """The test score of the best guess that ignores the text; None if it needs the tokenizer."""
+    """The test score of the best guess without the text; None if it depends on the tokenizer."""
     recognises: Callable[[Records, Columns], bool] = lambda records, given: False
-    """Whether records belong to this kind, given the columns that the user names. The first record
-    has every column. Kinds are tried in the order of ``KINDS``."""
+    """Whether records belong to this kind, given the columns that the user named. The first record
+    has every column. Kinds are tried in the order in which ``KINDS`` lists them."""
     labels: Callable[[Rows, str], Names] = lambda rows, where: ()
-    """The sorted classes of rows; raises an error if there is only one."""
+    """Returns the sorted classes of the rows; raises an error if there is only one class."""
 
     head: str = "embedding"
-    """The head on the encoder: a key of ``models.TASK_MODELS``."""
+    """The head on the encoder: a key in ``models.TASK_MODELS``."""
     objective: type[Objective] | None = None
     """The training loss."""
     encode: Callable[[Task, str, Cutter], Data] | None = None
-    """Turns a split into tensors, whose ``answers`` run a model on them. It may change the
-    truncation of the cutter, because each split gets a new one."""
+    """Turns a split into tensors, whose ``answers`` method runs a model on them. Each split gets a
+    new cutter, so this function may change the cutter's truncation."""
     answers: Callable[[Task, Mapping[str, Tensor]], Mapping[str, ArrayLike]] | None = None
-    """Frozen kinds: answers on dev and test, from (N, H) embeddings of the texts of each split."""
+    """Frozen kinds: answers for dev and test, from (N, H) embeddings of the texts in each split."""
     config: Mapping[str, object] = field(default_factory=dict)
-    """Fields of the model's configuration, in addition to its classes."""
+    """Fields to set in the model's configuration, in addition to its classes."""
     check_model: Callable[[PreTrainedConfig], None] | None = None
-    """Raises an error for the configuration of a model that cannot learn such tasks."""
+    """Raises an error if a model with this configuration cannot learn such tasks."""
 
     library: str | None = None
-    """A library that is not installed with maskwise: a key of ``errors.EXTRAS``."""
+    """A library that is not installed with maskwise: a key in ``errors.EXTRAS``."""
     suffix: str = ""
     """Appended to the task's name, for kinds that evaluate the same data differently."""
     needs_train: bool = True
     """Whether anything is learned from train."""
     every_label: bool = False
-    """Whether labels that train lacks are classes too, so that a model misses them."""
+    """Whether labels that do not occur in train are classes too; a model cannot answer them."""
     words: bool = False
-    """Whether texts are lists of words."""
+    """Whether each text is a list of words."""
     windows: bool = False
     """Whether a long text is read in several windows instead of being cut."""
     item_error: bool = True
@@ -153,24 +153,24 @@ class TaskKind:
     item_interval: bool = False
     """Whether records give an interval over the test items, and predictions are written."""
     family: Family = "encoder"
-    """The architecture of models that learn such tasks."""
+    """The architecture of the models that can learn such tasks."""
     pretrained_head: bool = False
-    """Whether the model answers with its pre-trained head, instead of a new one."""
+    """Whether the model answers with its pre-trained head instead of a new head."""
     least_tokens: tuple[bool, int] | None = None
-    """Whether rows are pairs, and how many tokens they need without special ones. None: one token
-    for each text of a row."""
+    """Whether rows are pairs, and how many tokens they need, not counting special tokens. If None,
+    one token for each text in a row."""
     settings: Settings = field(default_factory=dict)
-    """Settings that change what a score means."""
+    """The settings that change what a score means."""
     make: Callable[..., TaskKind] | None = None
     """Builds this kind with other settings, which ``load_task`` accepts as arguments."""
 
     @property
     def frozen(self) -> bool:
-        """Whether the encoder stays as it is."""
+        """Whether the encoder's weights never change."""
         return self.objective is None
 
     def metric_for(self, labels: Names, metric: str | None) -> str:
-        """Return the metric of a task with these classes: the given one, or the default.
+        """Return the metric for a task with these classes: the given metric, or the default.
 
         Raises:
             MaskwiseError: this kind, or a task with these classes, has no such metric.
@@ -180,7 +180,7 @@ class TaskKind:
             return ENTITY_F1 if is_bio else self.metrics[0]
         if metric not in self.metrics:
             raise MaskwiseError(
-                f"no metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
+                f"unknown metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
             )
         if metric == ENTITY_F1 and not is_bio:
             raise MaskwiseError(
@@ -193,18 +193,18 @@ class TaskKind:
 class Task:
     """Data and a metric for evaluating checkpoints.
 
-    Two tasks are equal if the same answers get the same score, whatever their names.
+    Two tasks are equal if the same answers get the same score, even if the tasks' names differ.
 
     Attributes:
-        name: for records and reports.
+        name: the name in records and reports.
         kind: how data is read, answered and scored.
         metric: a name in ``metrics.METRICS``.
-        labels: the classes of train, sorted. The number of a class is its index.
+        labels: the classes in train, sorted. A class's number is its index.
         splits: the rows of train, dev and test.
-        skipped: how many rows were left out, by "split: reason".
+        skipped: how many rows were left out, for each "split: reason".
         notes: guesses about columns and labels, and how the splits were made.
-        pooling: the embedding of a text, in frozen kinds: "mean", "cls", or "dev" for the better
-            one on dev. Objectives of pre-training differ in which of the two they train.
+        pooling: how frozen kinds embed a text: "mean", "cls", or "dev" for the pooling that is
+            better on dev. Which of the two is trained depends on the pre-training objective.
 
     >>> from maskwise.tasks import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
@@ -224,7 +224,7 @@ class Task:
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
-        # Raised here, so that a missing library is reported before any training.
+        # Checked here, so a missing library is reported before any training starts.
         if self.kind.library:
             require_library(self.kind.library, use=f"task {self.name}")
         if self.metric.startswith("rouge"):
@@ -241,7 +241,7 @@ class Task:
         """A hash of everything that a score depends on: kind, metric, classes and rows."""
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
-        # Recorded fingerprints must not change, so these fields are added only where they matter.
+        # Recorded fingerprints must not change, so the next fields are added only if they matter.
         if self.frozen:
             content.append(self.pooling)
         if self.kind.settings:
@@ -251,35 +251,35 @@ class Task:
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The number of each class, by name."""
+        """The number of each class, keyed by its name."""
         return {name: number for number, name in enumerate(self.labels)}
 
     @property
     def frozen(self) -> bool:
-        """Whether the encoder stays as it is, so that nothing is trained and nothing is random."""
+        """Whether the encoder's weights never change: then nothing is trained or random."""
         return self.kind.frozen
 
     @property
     def poolings(self) -> Names:
-        """The poolings to try, in frozen kinds."""
+        """The poolings that frozen kinds try."""
         return ("mean", "cls") if self.pooling == "dev" else (self.pooling,)
 
     @property
     def test_items(self) -> int:
-        """Scored items of test: rows, or words."""
+        """The number of scored items in test, which are rows or words."""
         return sum(self._items("test"))
 
     @cached_property
     def majority(self) -> float | None:
         """The test score of the best answers that ignore the text; None if it depends on the
-        tokenizer. For classes, such answers are always the most frequent class, or random ones if
-        they score higher, as they may with balanced classes.
+        tokenizer. For classes, this means always answering with the most frequent class, or
+        answering at random if that scores higher, as it may with balanced classes.
         """
         return self.kind.baseline(self)
 
     @property
     def remarks(self) -> list[str]:
-        """The notes, and how many rows were left out."""
+        """The notes, with the number of rows that were left out."""
         remarks = list(self.notes)
         if self.skipped:
             remarks.append(f"left out: {counted(self.skipped)}")
@@ -290,11 +290,11 @@ class Task:
         return [row.texts for row in self.splits["test"]]
 
     def rights(self) -> list[Sequence[str]]:
-        """Return the right answers of each test row, if they are texts."""
+        """Return the correct answers for each test row, if they are texts."""
         return [row.rights for row in self.splits["test"] if row.rights]
 
     def config(self) -> dict[str, object]:
-        """Return the fields of a model's configuration that this task sets."""
+        """Return the fields that this task sets in a model's configuration."""
         if self.frozen:
             return {}
         fields: dict[str, object] = {}
@@ -307,11 +307,11 @@ class Task:
     # Scores
 
     def gold(self, split: str) -> Any:
-        """Return the right answers of a split."""
+        """Return the correct answers for a split."""
         return self.kind.gold(self, split)
 
     def score(self, split: str, answers: Answers, metric: str | None = None) -> float:
-        """Score the answers to a split by the task's metric, or by another one of its kind."""
+        """Score the answers for a split with the task's metric, or with a different metric."""
         metric = metric or self.metric
         if metric == ENTITY_F1:
             return entity_f1(*self._tags(split, answers))
@@ -333,14 +333,14 @@ class Task:
         return score
 
     def text_scores(self, split: str, answers: Answers, metric: str) -> Floats:
-        """Return (N,) the score of each answer in words."""
+        """Return (N,) the score of each written answer."""
         pairs = zip(self.gold(split), np.asarray(answers, dtype=object), strict=True)
         return np.array([ITEMS[metric](rights, text) for rights, text in pairs])
 
     def row_counts(self, split: str, answers: Answers) -> Floats | None:
         """Return (N, 2) what each row adds to the numerator and the denominator of the score.
 
-        Answers in words add their score and 1. None if the metric is not a ratio of sums.
+        A written answer adds its score and 1. None if the metric is not a ratio of sums.
         """
         if not self.kind.item_error:
             return None
@@ -362,20 +362,20 @@ class Task:
         return np.column_stack([right, items])
 
     def _items(self, split: str) -> list[int]:
-        """Return the scored items of each row."""
+        """Return the number of scored items in each row."""
         return [row.items for row in self.splits[split]]
 
     def _tags(self, split: str, answers: Answers) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
-        """Return the right tags, the answered tags, and the first word of each sentence."""
-        # Indices count from the end: −2 (no answer was possible) is O, and −1 (a tag that train
-        # lacks) is an entity that no answer can match.
+        """Return the correct tags, the answered tags, and the first word of each sentence."""
+        # Negative indices count from the end: −2 (no answer was possible) is O, and −1 (a tag that
+        # does not occur in train) is an entity that no answer can match.
         names = np.array([*self.labels, "O", "B-unseen by train"])
         starts = np.cumsum([0, *self._items(split)])[:-1]
         return names[self.gold(split)], names[np.asarray(answers)], starts
 
     def other_metrics(self) -> list[str]:
         """Return the further metrics to record."""
-        # ROUGE takes milliseconds per row, so it is left out where it adds little.
+        # ROUGE takes milliseconds per row, so it is left out if it adds little information.
         rouge = {"f1": ["rouge-l"], NATS: ["rouge-1", "rouge-2", "rouge-l"]}.get(self.metric, [])
         of_rouge = self.metric.startswith("rouge")
         others = []
@@ -386,7 +386,7 @@ class Task:
         return others
 
     def predictions(self, split: str, answers: Answers) -> list[dict[str, object]]:
-        """Return a line for each row of ``generation``: input, right answers, answer and score."""
+        """Return one record per row of ``generation``: input, correct answers, answer, score."""
         lines = []
         for row, answer in zip(self.splits[split], np.asarray(answers, dtype=object), strict=True):
             nats = answer.nats / max(1, answer.tokens)
@@ -416,10 +416,10 @@ class Task:
         return facts
 
     def with_train_rows(self, count: int | None) -> Task:
-        """Return the same task with at most ``count`` training rows; dev and test stay.
+        """Return the task with at most ``count`` training rows; dev and test stay the same.
 
-        Use it where pre-training makes no difference with all rows. Each class gets the same number
-        of rows, chosen by a hash of the text, so that smaller sets are subsets of larger ones.
+        This is useful if pre-training makes no difference when all rows are used. Each class gets
+        equally many rows, chosen by a hash of the text, so smaller sets are subsets of larger sets.
 
         Raises:
             MaskwiseError: fewer rows than classes.
@@ -430,20 +430,20 @@ class Task:
         least = len({row.stratum for row in rows})
         if count < least:
             raise MaskwiseError(
-                "train_rows is too small", got=count, allowed=f"≥ {least}, one for each class"
+                "train_rows is too small", got=count, allowed=f"≥ {least}, one row for each class"
             )
         seen: Counter[str] = Counter()
         ranked = []
         for row in sorted(rows, key=lambda row: place_of(row.key)):
             seen[row.stratum] += 1
             ranked.append((seen[row.stratum], row))
-        # The first row of each class, then the second of each: the sort keeps the order of hashes.
+        # Take every class's first row, then every class's second: the sort keeps the hash order.
         ranked.sort(key=lambda item: item[0])
         chosen = tuple(row for _, row in ranked[:count])
         return replace(self, splits={**self.splits, "train": chosen})
 
 
 def place_of(key: str) -> float:
-    """Hash a text to [0, 1), which decides the split of its row."""
+    """Hash a text to a number in [0, 1), which decides the row's split."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48

@@ -1,9 +1,9 @@
-"""Rows of tasks as tensors, and batches of them.
+"""Task rows as tensors, and batches of such rows.
 
-Sequences are concatenated without padding, so that a batch is a single gather. The rows of a
-training batch are a function of (seed, step). Within windows of a few steps, rows of similar length
-share a batch, which halves the padding. A task is tokenised once per process for each tokenizer and
-length.
+Sequences are concatenated without padding, so one gather makes a batch. The rows of a training
+batch are a function of (seed, step). Within a window of a few steps, rows of similar length share a
+batch, which halves the padding. In each process, a task is tokenised only once for each tokenizer
+and length.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from maskwise.training.data import by_width
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Inputs of a model, and labels.
+# A model's inputs, and labels.
 Batch: TypeAlias = dict[str, Tensor]
-# Steps whose rows are sorted by length together.
+# The number of steps whose rows are sorted by length together.
 WINDOW_STEPS = 16
-CHOICE = 0xC401CE  # keeps draws of targets apart from other draws with the same seed
-# Padded tokens in one batch of evaluation.
+CHOICE = 0xC401CE  # makes draws of targets differ from other draws with the same seed
+# The number of padded tokens in an evaluation batch.
 EVAL_TOKENS = 8192
-MOST_CUT = 0.05  # share of rows that may be cut without a note
+MOST_CUT = 0.05  # the share of rows that may be cut without a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Flat:
 
     Attributes:
         ids, types: (T,) token ids and token types.
-        starts: (N + 1,) the first token of each sequence, and T.
+        starts: (N + 1,) the index of each sequence's first token, and T.
         pad: the padding id.
         cut: how many sequences were cut.
     """
@@ -63,18 +63,18 @@ class Flat:
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], pad: int) -> Flat:
-        """Concatenate the output of a tokenizer."""
+        """Concatenate a tokenizer's encodings."""
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         types = chain.from_iterable(encoding.type_ids for encoding in encodings)
         return cls(_tensor(ids), _tensor(types), edges(list(map(len, encodings))), pad)
 
     @property
     def lengths(self) -> Tensor:
-        """(N,) tokens of each sequence."""
+        """(N,) the number of tokens in each sequence."""
         return self.starts.diff()
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the indices (B, L) of the tokens of rows, and which of them are real."""
+        """Return (B, L) the indices of the rows' tokens, and which of them are not padding."""
         return places_of(self.starts, rows)
 
     def batch(self, rows: Tensor) -> Batch:
@@ -108,24 +108,24 @@ class Trainable(ABC):
 
     @property
     def lengths(self) -> Tensor:
-        """(N,) tokens of each row."""
+        """(N,) the number of tokens in each row."""
         return self.flat.lengths
 
     @abstractmethod
     def batch(self, rows: Tensor) -> Batch:
-        """Return model inputs and labels of rows."""
+        """Return the model inputs and labels for some rows."""
 
     def training_batch(self, planned: Tensor, seed: int) -> Batch:
-        """Return ``batch`` of rows with their epochs (B, 2), by which targets may be drawn."""
+        """Return a batch for (B, 2) rows with their epochs; targets may be drawn anew per epoch."""
         return self.batch(planned[:, 0])
 
 
 class Data(Trainable):
-    """One split as tensors, and the method that gets the model's answers to it."""
+    """One split as tensors, with a method that gets a model's answers."""
 
     @property
     def lost(self) -> int:
-        """Items that no model can answer, because their tokens were cut off."""
+        """The number of items that no model can answer, because their tokens were cut off."""
         return 0
 
     def notes(self) -> list[str]:
@@ -136,29 +136,29 @@ class Data(Trainable):
         return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
 
     def chance(self, train: Data) -> float | None:
-        """Return the baseline if it depends on the tokens of train; otherwise None."""
+        """Return the baseline if it depends on the tokens in train; otherwise None."""
         return None
 
     @abstractmethod
     def answers(self, objective: Any, device: torch.device) -> Answers:
-        """Return the answer of a trained objective to each item."""
+        """Return a trained objective's answer to each item."""
 
 
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield rows of similar length, and their batch of about ``EVAL_TOKENS`` padded tokens."""
+    """Yield row numbers and their batch: similar lengths, about ``EVAL_TOKENS`` padded tokens."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded(Data):
-    """Classes or scores of N rows, or classes of their W words; T tokens in all.
+    """The classes or scores of N rows, or the classes of their W words; T tokens in all.
 
     Attributes:
-        targets: (N,) the class or the standardised score of a row, (N, K) its labels, or (T,) the
-            class of a token; −100 where there is nothing to predict.
-        place: (W,) the token that predicts the class of a word, −1 for a lost word; None if rows
-            are classified.
+        targets: (N,) each row's class or standardised score, (N, K) each row's labels, or (T,) each
+            token's class; −100 where there is nothing to predict.
+        place: (W,) the index of the token that predicts each word's class, or −1 for a lost word;
+            None if rows are classified.
     """
 
     targets: Tensor
@@ -166,7 +166,7 @@ class Encoded(Data):
 
     @property
     def lost(self) -> int:
-        """Words that cannot be answered."""
+        """The number of words that cannot be answered."""
         return 0 if self.place is None else int((self.place < 0).sum())
 
     def batch(self, rows: Tensor) -> Batch:
@@ -179,7 +179,7 @@ class Encoded(Data):
         return {**self.flat.batch(rows), "labels": labels}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """Return the class (``LOST`` for lost words), labels or score of each row or word."""
+        """Return each row's class, labels or score, or each word's class (maybe ``LOST``)."""
         answers = torch.full_like(self.targets, LOST)
         for rows, batch in batches(self, device):
             logits = objective.logits(batch).float().cpu()
@@ -198,13 +198,13 @@ class Encoded(Data):
 
 
 def draws_of(planned: Tensor, seed: int) -> Tensor:
-    """Return random integers ≥ 0, (B,), for rows with their epochs (B, 2)."""
+    """Return (B,) random integers ≥ 0 for (B, 2) rows with their epochs."""
     draws = [fold(seed, epoch, row, CHOICE) for row, epoch in planned.tolist()]
     return torch.tensor(draws)
 
 
 def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a part of the concatenated permutations of all epochs: rows and epochs (length,)."""
+    """Return (length,) the rows, and the epochs, in a part of all epochs' joined permutations."""
     position = torch.arange(part * length, (part + 1) * length)
     epoch = position // size
     rows = []
@@ -215,7 +215,7 @@ def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, T
 
 
 class TaskSource:
-    """Training batches of a task: all rows in a new order every epoch.
+    """The training batches for a task: all rows, in a new order in every epoch.
 
     The permutations of the epochs are concatenated, so every batch is full and may span two epochs.
     """
@@ -228,14 +228,14 @@ class TaskSource:
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def planned(self, step: int) -> Tensor:
-        """Return the rows of a step, each with its epoch, (batch_size, 2)."""
+        """Return (batch_size, 2) the rows for a step, each with its epoch."""
         window, place = divmod(step, WINDOW_STEPS)
         if self._window[0] != window:
             self._window = (window, self._plan(window))
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """Plan the rows and epochs of a window, (steps, batch_size, 2)."""
+        """Return (steps, batch_size, 2) the rows and epochs for a window."""
         seed = self.settings.seed
         batch_size = self.settings.batch_size
         rows, epoch = shuffled(len(self.data), window, WINDOW_STEPS * batch_size, seed=seed)
@@ -245,7 +245,7 @@ class TaskSource:
         return plan[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
-        """Return the micro-batches of a step for a rank."""
+        """Return a rank's micro-batches for a step."""
         parts = self.planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
         return [self.data.training_batch(part, self.settings.seed) for part in parts]
 
@@ -260,7 +260,7 @@ class TaskSource:
         }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Turn the sums of ``facts`` over steps into figures for the log."""
+        """Turn ``facts`` that were summed over steps into figures for the log."""
         padding = 1 - sums["tokens"] / max(1.0, sums["positions"])
         return {"tokens": int(sums["tokens"]), "padding": padding}
 
@@ -269,16 +269,16 @@ class TaskSource:
 
 
 def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Data]:
-    """Turn each split into tensors, which are cached for the next seed.
+    """Turn each split into tensors, and cache them for the next seed.
 
     Args:
         task: a task of a kind that is fine-tuned.
-        tokenizer: a fast one.
-        max_length: tokens of a row, with special ones. Longer rows are cut; contexts of questions
-            are read in windows.
+        tokenizer: a fast tokenizer.
+        max_length: the most tokens in a row, with special tokens. Longer rows are cut, but contexts
+            of questions are read in windows.
 
     Raises:
-        MaskwiseError: a slow tokenizer, one without padding, or a length without room for text.
+        MaskwiseError: a slow tokenizer, no padding token, or a length that leaves no room for text.
     """
     check_length(task, tokenizer, max_length)
     state = tokenizer_state(tokenizer, words=task.kind.words)
@@ -293,19 +293,19 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
-    """Note the rows of each split that were cut, and warn about a task once in a process."""
+    """Note how many rows of each split were cut, and warn about each task once per process."""
     notes: list[str] = []
     for split, part in data.items():
         notes += [f"{split}: {note}" for note in part.notes()]
     if notes:
-        # Python shows equal warnings from one line once.
+        # Python shows equal warnings from the same line of code only once.
         warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
     return notes
 
 
 @dataclass(frozen=True)
 class Cutter:
-    """A tokenizer for tasks: its Rust part, which cuts rows, and the padding id."""
+    """A tokenizer for tasks: the Rust tokenizer, which cuts rows, and the padding id."""
 
     backend: Tokenizer
     pad: int
@@ -315,18 +315,18 @@ class Cutter:
     def of(cls, state: str, pad: int, max_length: int) -> Cutter:
         """Build a tokenizer without padding from its JSON."""
         backend = Tokenizer.from_str(state)
-        # A "[MASK]" that a user wrote is ordinary text.
+        # A "[MASK]" written in the data is ordinary text.
         backend.encode_special_tokens = True
         backend.enable_truncation(max_length)
         return cls(backend, pad, max_length)
 
     def flat(self, texts: Sequence[str | tuple[str, ...]]) -> Flat:
-        """Encode one sequence for each text, or pair of texts."""
+        """Encode each text or pair of texts as one sequence."""
         encodings = self.backend.encode_batch(texts)
         return replace(Flat.of(encodings, self.pad), cut=count_cut(encodings))
 
     def rows(self, rows: Rows) -> Flat:
-        """Encode one sequence for each row of one or two texts."""
+        """Encode each row, which has one or two texts, as one sequence."""
         texts: list[str | tuple[str, ...]] = []
         for row in rows:
             texts.append(row.texts if len(row.texts) > 1 else row.texts[0])
@@ -339,10 +339,10 @@ def count_cut(encodings: Sequence[Encoding]) -> int:
 
 
 def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Check that rows of a task fit a tokenizer and a length.
+    """Check that a task's rows fit a tokenizer and a length.
 
     Raises:
-        MaskwiseError: a length without room for text; a slow tokenizer, or one without padding.
+        MaskwiseError: a slow tokenizer, no padding token, or a length that leaves no room for text.
     """
     padding_id(tokenizer)
     several = any(len(row.texts) > 1 for row in task.splits["train"])
@@ -355,7 +355,7 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding id of a tokenizer; refuse a slow one, or one without padding."""
+    """Return a tokenizer's padding id; refuse a slow tokenizer, or one without padding."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
     if tokenizer.pad_token_id is None:
@@ -364,18 +364,18 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
-    """Return the state of the tokenizer as JSON, without padding and truncation.
+    """Return the tokenizer's state as JSON, without padding and truncation.
 
     Args:
         tokenizer: a fast tokenizer.
-        words: whether texts are lists of words from running text.
+        words: whether each text is a list of words from running text.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"padding": None, "truncation": None}
     if not words or not state["pre_tokenizer"]:
         return json.dumps(state)
-    # Byte-level and metaspace tokenizers encode a word differently after a space. Nearly every word
-    # of running text follows one, so each word gets a space.
+    # Byte-level and metaspace tokenizers encode a word differently after a space. In running text,
+    # nearly every word follows a space, so each word gets a space here.
     steps = state["pre_tokenizer"].get("pretokenizers", [state["pre_tokenizer"]])
     for step in steps:
         if step.get("type") == "ByteLevel":
@@ -386,7 +386,7 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
 
 
 def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices (B, L) of the members of rows, and which of them are real.
+    """Return (B, L) the indices of the rows' members, and which of them are not padding.
 
     Row n begins at ``starts[n]`` and ends before ``starts[n + 1]``. Padding has the index 0.
     """
@@ -398,7 +398,7 @@ def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def edges(lengths: Sequence[int]) -> Tensor:
-    """Return the first index of each part of these lengths, and the end: (N + 1,)."""
+    """Return (N + 1,) the first index of each part, given the parts' lengths, and the end."""
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
@@ -414,14 +414,14 @@ def embed(
     max_length: int,
     pooling: str = "mean",
 ) -> Tensor:
-    """Embed texts by an encoder without a head, (N, H) float32.
+    """Embed texts with an encoder that has no head, (N, H) float32.
 
     Args:
         network: the encoder.
         texts: the texts.
-        tokenizer: the encoder's.
-        max_length: tokens of a text, with special ones; longer texts are cut.
-        pooling: "mean" over the last layer, special tokens included, as in sentence-transformers;
+        tokenizer: the encoder's tokenizer.
+        max_length: the most tokens in a text, with special tokens; longer texts are cut.
+        pooling: "mean" over the last layer, including special tokens, as in sentence-transformers;
             or "cls", the first token.
 
     Raises:
@@ -442,7 +442,7 @@ def embed(
             real = attention.unsqueeze(-1)
             pooled = (states * real).sum(1) / real.sum(1)
         vectors[rows] = pooled.cpu()
-    # A ranking or a classifier would score NaN as wrong answers.
+    # Rankings and classifiers would treat NaN as wrong answers.
     if not vectors.isfinite().all():
         what = "the model's embeddings are not finite numbers"
         raise MaskwiseError(what, do="is the checkpoint damaged?")

@@ -1,12 +1,12 @@
 """Kinds of tasks whose answers are written by the model, without a context that contains them.
 
 ``cloze-qa``: an encoder with its pre-trained head reads ``question QUESTION answer [MASK] …`` and
-answers at the masks. There are as many masks as the longest answer of train has tokens, and shorter
-answers are padded with separators, so that the number of masks reveals nothing.
+answers at the masks. There are as many masks as the longest answer in train has tokens, and shorter
+answers are padded with separators, so the number of masks reveals nothing.
 
-``generation``: an encoder–decoder writes a text for a text, by beam search with the settings of the
-task, not of the checkpoint. Each epoch trains on one of the right answers; scores accept any. The
-nats of the first right answer compare models that are too small to write one.
+``generation``: an encoder–decoder reads a text and writes a text, by beam search with the task's
+settings, not the checkpoint's. Each epoch trains on one of the correct answers; scores accept any
+of them. The nats of the first correct answer compare models that are too small to write answers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QARow(Row):
-    """A question without a context, and all right answers."""
+    """A question without a context, and all correct answers."""
 
     shown = ("question",)
 
@@ -75,7 +75,7 @@ def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
 
 # The words before and after a question.
 PROMPT = ("question", " answer")
-# Tokens for the prompt and some words of the question.
+# The fewest tokens that must be left for the prompt and a few words of the question.
 LEAST_ROOM = 8
 
 
@@ -94,7 +94,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     backend.no_truncation()
     frame = backend.encode("").ids
     tail = backend.encode(PROMPT[1], add_special_tokens=False).ids
-    # A long question is cut at its end, before the words that announce the answer.
+    # A long question is cut at its end, before the prompt's words that announce the answer.
     backend.enable_truncation(room - len(tail))
     texts = [f"{PROMPT[0]} {row.question}" for row in rows]
     questions = backend.encode_batch(texts, add_special_tokens=False)
@@ -119,7 +119,8 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
 def _answer_ids(task: Task, split: str, backend: Tokenizer) -> list[list[int]]:
     """Tokenise the first answer of each question."""
     backend.no_truncation()
-    # With a space, as after the prompt: many tokenizers encode a word differently without it.
+    # A space comes first, as after the prompt, because many tokenizers encode a word differently
+    # without it.
     texts = [f" {row.answers[0]}" for row in task.splits[split]]
     return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
 
@@ -143,9 +144,9 @@ class Slots(Data):
 
     Attributes:
         targets: (N, S) the tokens of the answer, then separators.
-        after: how many special tokens follow the masks.
-        end: the id of the separator.
-        too_long: how many answers are longer than S tokens.
+        after: the number of special tokens that follow the masks.
+        end: the separator's id.
+        too_long: the number of answers that are longer than S tokens.
         backend: turns tokens into text.
     """
 
@@ -157,24 +158,24 @@ class Slots(Data):
 
     @property
     def lost(self) -> int:
-        """Questions whose answer has more tokens than there are masks."""
+        """The number of questions whose answer has more tokens than there are masks."""
         return self.too_long
 
     def columns(self, rows: Tensor) -> Tensor:
-        """Return the columns of the masks, (B, S)."""
+        """Return (B, S) the columns in which each row has its masks."""
         slots = self.targets.shape[1]
         first = self.flat.lengths[rows] - self.after - slots
         return first.unsqueeze(1) + torch.arange(slots)
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return the inputs of ``Flat.batch``, and labels (B, L): answers at the masks, or −100."""
+        """Return ``Flat.batch``'s inputs, and labels (B, L): answers at the masks, else −100."""
         inputs = self.flat.batch(rows)
         labels = torch.full_like(inputs["input_ids"], IGNORE)
         labels.scatter_(1, self.columns(rows), self.targets[rows])
         return {**inputs, "labels": labels}
 
     def answers(self, objective: MaskedLanguageModelling, device: torch.device) -> list[str]:
-        """Return the text of the most probable tokens at the masks, up to the first separator."""
+        """Return the text of the likeliest tokens at the masks, up to the first separator."""
         best = torch.empty_like(self.targets)
         for rows, batch in batches(self, device):
             row, column = target_places(batch).unbind(1)
@@ -186,7 +187,7 @@ class Slots(Data):
         return self.backend.decode_batch(ids, skip_special_tokens=False)
 
 
-# The closed-book setting of Roberts et al. 2020 (arXiv 2002.08910), for encoders.
+# The closed-book setting from Roberts et al. 2020 (arXiv 2002.08910), but for encoders.
 CLOZE_QA = TaskKind(
     name="cloze-qa",
     metrics=("exact-match", "f1"),
@@ -202,14 +203,14 @@ CLOZE_QA = TaskKind(
     item_error=False,
 )
 
-# Answers of an encoder–decoder
+# Answers from an encoder–decoder
 
 _TEXT = ("input", "source", "question", "article", "document", "dialogue", "text", "claim", "query")
 _ANSWERS = (
     *("output", "target", "answer", "answers", "highlights"),
     *("summary", "summary1", "label", "response", "title"),
 )
-# Pairs of columns that identify such a task.
+# Pairs of columns by which a generation task is recognised.
 _TOGETHER = (
     *(("input", "output"), ("source", "target"), ("article", "highlights")),
     *(("document", "summary"), ("dialogue", "summary"), ("dialogue", "summary1")),
@@ -219,19 +220,19 @@ _TOGETHER = (
 
 @dataclass(frozen=True)
 class WrittenRow(Row):
-    """A text, and all right answers."""
+    """A text, and all correct answers."""
 
     shown = ("text",)
 
     text: str
     answers: list[str]
     group: str | None = None
-    """Rows of one group, such as questions about one context, stay in the same split."""
+    """Rows in the same group, such as questions about one context, stay in the same split."""
     relation: str = ""
 
     @property
     def content(self) -> Mapping[str, object]:
-        # Rows used to have patterns, and fingerprints of recorded tasks must not change.
+        # Rows used to have patterns, and the fingerprints of recorded tasks must not change.
         return {**super().content, "patterns": []}
 
     @property
@@ -250,7 +251,7 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
             f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
         )
     text, group, _ = columns.cells(record)
-    # A list of texts holds the sentences of a document.
+    # A list of texts holds a document's sentences.
     if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
         text = " ".join(text)
     require_text(text, "text", where)
@@ -263,8 +264,8 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
 
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
-    """Return all right answers of a column or of numbered columns, or the text of a choice."""
-    # "summary1" stands for summary1, summary2, …; "1" is the position of a column without a name.
+    """Return all correct answers in a column or in numbered columns, or the text of a choice."""
+    # "summary1" means summary1, summary2, …, but "1" is the position of a column without a name.
     stem = re.sub(r"(?<=\D)1$", "", column)
     pattern = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
     texts: list[str] = []
@@ -280,14 +281,14 @@ def _right_texts(record: Record, column: str, where: str) -> list[str]:
 
 
 def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0) -> TaskKind:
-    """Build the kind ``generation``: the model writes a text for a text.
+    """Build the kind ``generation``: the model reads a text and writes a text.
 
-    The loss is the cross-entropy of each token of the answer. The baseline in nats predicts tokens
-    by their frequency. Source: Raffel et al. 2020; Roberts et al. 2020 (without a context).
+    The loss is the cross-entropy of each token in the answer. The baseline in nats predicts tokens
+    from their frequencies. Source: Raffel et al. 2020; Roberts et al. 2020 (without a context).
 
     Args:
-        beams: hypotheses of beam search.
-        max_target: tokens of an answer, at most; longer targets are cut.
+        beams: the number of hypotheses in beam search.
+        max_target: the most tokens in an answer; longer targets are cut.
         length_penalty: the score of a hypothesis is divided by its length to this power.
 
     Raises:
@@ -312,7 +313,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
         family="encoder-decoder",
         pretrained_head=True,
         item_interval=True,
-        # As in ``WrittenRow.content``: fingerprints of recorded tasks must not change.
+        # As in ``WrittenRow.content``, the fingerprints of recorded tasks must not change.
         settings={**search, "patterns": False},
         make=generation,
     )
@@ -334,7 +335,7 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     answers: list[str] = []
     counts = []
     for row in rows:
-        # Training may use any answer; the nats of dev and test are those of the first one.
+        # Training may use any answer, but the nats on dev and test are those of the first answer.
         learned = row.answers if split == "train" else row.answers[:1]
         answers += learned
         counts.append(len(learned))
@@ -367,14 +368,14 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
 
 @dataclass(frozen=True, eq=False)
 class Written(Data):
-    """N texts with their right answers: all of them in train, the first one in dev and test.
+    """N texts with all of their correct answers in train, or with the first one in dev and test.
 
     Attributes:
-        targets: the answers of all texts, with special tokens.
-        first: (N + 1,) the first answer of each text, and the end.
+        targets: the answers to all texts, with special tokens.
+        first: (N + 1,) the index of each text's first answer, and the end.
         framed: whether answers begin with a special token, which does not count in nats.
         backend: turns tokens into text.
-        search: the settings of beam search.
+        search: the beam-search settings.
         cut: notes on what was cut.
     """
 
@@ -393,11 +394,11 @@ class Written(Data):
         return self.flat.lengths + self.targets.lengths[self.first[:-1]]
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return (B, L) input_ids and attention_mask, and labels (B, L'): the first answers."""
+        """Return (B, L) input_ids and attention_mask, and (B, L') labels from the first answers."""
         return self._batch(rows, self.first[rows])
 
     def training_batch(self, planned: Tensor, seed: int) -> Batch:
-        """Return the same with answers chosen at random in every epoch."""
+        """Return a batch whose labels are answers chosen at random in every epoch."""
         rows = planned[:, 0]
         chosen = tensors.draws_of(planned, seed) % self.first.diff()[rows]
         return self._batch(rows, self.first[rows] + chosen)
@@ -410,7 +411,7 @@ class Written(Data):
 
     def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
         answers = [Answer("")] * len(self)
-        # Beam search runs a copy of each text for each hypothesis.
+        # Beam search runs each text once for each hypothesis.
         for rows in by_width(self.lengths, EVAL_TOKENS // self.search["beams"]):
             batch = moved(self.batch(rows), device)
             losses, where = objective.token_losses(batch)
@@ -434,16 +435,16 @@ class Written(Data):
         return answers
 
     def chance(self, train: Data) -> float:
-        """Return the mean nats of first answers by the frequencies of tokens in train."""
+        """Return the mean nats of first answers, predicted from the token frequencies in train."""
         assert isinstance(train, Written)
         vocabulary = self.backend.get_vocab_size()
-        # Add-one smoothing, because a token that train lacks would have infinite nats.
+        # Add-one smoothing is needed, because a token that is not in train has infinite nats.
         counts = torch.bincount(train._first_answers(), minlength=vocabulary).double() + 1
         nats = counts.sum().log() - counts.log()
         return float(nats[self._first_answers()].mean())
 
     def _first_answers(self) -> Tensor:
-        """Return the tokens of first answers that count in nats, (T,)."""
+        """Return (T,) the tokens in first answers that count in nats."""
         at, real = self.targets.at(self.first[:-1])
         real[:, : self.framed] = False
         return self.targets.ids[at[real]]
