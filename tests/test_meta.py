@@ -211,7 +211,7 @@ def test_a_stopped_learning_resumes_bit_for_bit(
         logged.append([json.loads(line) | {"seconds": 0} for line in lines])
     assert logged[0] == logged[1] and len(logged[0]) == 8
     with pytest.raises(
-        MaskwiseError, match=r"other learning settings; got ratio 0\.2 \(was 0\.3\)"
+        MaskwiseError, match=r"different learning settings; got ratio 0\.2 \(was 0\.3\)"
     ):
         learn_policy(learner(**how, ratio=0.2), tmp_path / "part", quiet=True)
 
