@@ -45,7 +45,7 @@ ACCELERATE = "ACCELERATE_USE_FSDP"
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks of all models in a module, which are the members of their outermost module lists."""
+    """The blocks of all models in a module: the members of each model's outermost module lists."""
     from transformers import PreTrainedModel
 
     blocks = chain.from_iterable(map(_listed, parts(module, PreTrainedModel)))
@@ -256,7 +256,7 @@ def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
 
 @contextmanager
 def without_fsdp_of_accelerate() -> Iterator[None]:
-    """Hide the request from Accelerate, which silently fails to shard on CPUs; ``Sharded`` can."""
+    """Hide the request from Accelerate, which silently does not shard on CPUs."""
     before = os.environ.pop(ACCELERATE, None)
     try:
         yield
