@@ -35,7 +35,7 @@ TOP_WORDS = 20
 LEAST_COUNT = 3
 MOST_TEXTS = 500
 BOLD = 3.0
-"""Words of at least this weight are bold."""
+"""Words with at least this weight are bold."""
 
 
 class Shown(TypedDict):
@@ -54,7 +54,7 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     """Summarise what a policy masks in the first ``MOST_TEXTS`` texts.
 
     Args:
-        before: from ``weights_of``, called with the same texts before the policy learned.
+        before: the weights that ``weights_of`` returned for the same texts before learning.
     """
     texts = list(texts[:MOST_TEXTS])
     # The tagger "pos" comes with the package, so a card needs no download.
@@ -84,13 +84,13 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
 
 
 def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
-    """Return the weights of the words of each of the first ``EXAMPLES`` texts."""
+    """Return the word weights in each of the first ``EXAMPLES`` texts."""
     first = list(texts[:EXAMPLES])
     return [scores.weight for scores in score_words(policy, first)]
 
 
 def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
-    """Return the part of speech of each word of a text, or "none"."""
+    """Return the part of speech of each word in a text, or "none"."""
     assert tagged.value is not None
     # A word before all tagged words gets index −1: the padding, which ends at 0, so it has no tag.
     at = np.searchsorted(tagged.start, scores.start, side="right") - 1

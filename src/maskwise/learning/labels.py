@@ -188,7 +188,7 @@ def placed_words(text: str) -> list[tuple[str, Place]]:
 Confidence = Callable[[Sequence[str], Sequence[int]], NDArray[np.float64]]
 """Maps (texts, their classes) to (N,) a classifier's probabilities for these classes."""
 TrainClassifier: TypeAlias = Callable[[Task], Confidence]
-"""Trains a classifier on a task."""
+"""A function that trains a classifier on a task."""
 
 
 def classifier_labels(

@@ -345,7 +345,7 @@ def learn_policy(
         The progress at the end.
     """
     s = learner.settings
-    # All ranks resume, but only the first one writes.
+    # All ranks resume, but only the first rank writes.
     writes = learner.rank == 0
     log = None
     if folder:

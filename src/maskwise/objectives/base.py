@@ -51,9 +51,10 @@ class Work(NamedTuple):
 
 
 def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
-    """FLOPs of a forward and a backward pass.
+    """FLOPs for a forward and a backward pass.
 
     Args:
+        work: the multiplications in the forward pass.
         frozen: whether gradients end at the encoder, which is not trained.
         held: the share of the encoder's weights that gradients pass through but do not change.
     """

@@ -293,7 +293,7 @@ class NextTokens(Masker):
         targets."""
         source = gather(rows, self.vocabulary)
         text = source.piece if source.apart else source.row[source.piece]
-        # The first token of the next text does not follow from this one.
+        # The first token of the next text cannot be predicted from this text.
         follows = source.eligible[1:] & (text[1:] == text[:-1])
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]

@@ -168,7 +168,7 @@ class Engine:
         """One update: the gradient of all ranks' losses, divided by their targets.
 
         Args:
-            observe: called with each micro-batch and its outcome.
+            observe: a function that is called with each micro-batch and its outcome.
         """
         if self.states:
             self.states.check()

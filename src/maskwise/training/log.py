@@ -350,7 +350,7 @@ class Meter:
         self.device = device
         self.ranks = ranks
         self.frozen = frozen
-        # The work of an objective without a transformers model is not known.
+        # The work of an objective without a transformers model is unknown.
         counted = known and hasattr(objective, "model")
         self.rate = matmul_rate(device, precision) if counted else None
         self.held = held_share(objective.model) if counted else 0.0

@@ -58,7 +58,7 @@ class TrainingSettings(BaseModel):
     padding."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon``: Muon for the matrices of the blocks, AdamW for the other parameters."""
+    """``muon``: Muon for the matrices in the blocks, and AdamW for all other parameters."""
 
     learning_rate: float = Field(5e-4, gt=0)
     """AdamW's peak rate."""
