@@ -156,7 +156,7 @@ class Objective(nn.Module, ABC):
     """The class that makes the batches; it is built from a tokenizer, the masking and ``seed``."""
 
     layout: str = "any"
-    """The layout of rows that it needs: "any", or "document", one text per row after [CLS]."""
+    """The layout that this objective needs: "any", or "document", one text per row after [CLS]."""
 
     precision: Precision = nullcontext
     """The precision of evaluation; during a training run, that run's own precision."""
@@ -261,7 +261,7 @@ def check_all_asked(objective: str, masking: Masking) -> None:
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
-    """Multiply the losses (M,) of the targets at (row, column) with the token weights (B, L)."""
+    """Multiply the losses (M,) of the targets at (row, column) by the token weights (B, L)."""
     # On the host, the weights are in double precision.
     return losses if weight is None else losses * weight[row, column].to(losses.dtype)
 
@@ -370,7 +370,7 @@ class MultiLabel(Classification):
 
 
 class MultipleChoice(Classification):
-    """Cross-entropy of the correct choice among the choices for a question, of any number.
+    """Cross-entropy of the correct choice for a question with any number of choices.
 
     Formula: sum over questions of −log softmax(scores of its choices)[right].
     Inputs: a mapping with the model's inputs for S sequences; ``choices`` (B, C), the indices of

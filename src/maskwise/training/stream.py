@@ -36,7 +36,7 @@ from maskwise.text.stream import BEGINNING, Chunk, Place, Shard, Stream
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
-"""How many recent steps have their positions kept; batches are made one step ahead of training."""
+"""For how many recent steps positions are kept; batches are made one step ahead of training."""
 SHARDS, ROWS = 0x54A2, 0x2035
 
 
