@@ -310,7 +310,7 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr("maskwise.study.single.pretrain", meanwhile)
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2]
-    assert f"another run trains into {out}" in capfd.readouterr().err
+    assert f"another run is training in {out}" in capfd.readouterr().err
     assert "ratio: 0.15" in (out / "recipe.yaml").read_text()
 
 

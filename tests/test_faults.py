@@ -352,7 +352,7 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
     tmp_path: Path,
 ) -> None:
     def hold() -> None:
-        with claim(tmp_path, "another run trains into", lock=loop.LOCK):
+        with claim(tmp_path, "another run is training in", lock=loop.LOCK):
             (tmp_path / "held").touch()
             signal.pause()
 
@@ -363,7 +363,8 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
     try:
         wait_for((tmp_path / "held").exists)
         with pytest.raises(
-            MaskwiseError, match=rf"^another run trains into {tmp_path}; got process {holder} on "
+            MaskwiseError,
+            match=rf"^another run is training in {tmp_path}; got process {holder} on ",
         ):
             run(tmp_path)
         assert not (tmp_path / "metrics.jsonl").exists()

@@ -211,7 +211,7 @@ def test_a_stopped_learning_resumes_bit_for_bit(
         logged.append([json.loads(line) | {"seconds": 0} for line in lines])
     assert logged[0] == logged[1] and len(logged[0]) == 8
     with pytest.raises(
-        MaskwiseError, match=r"other learning settings; got ratio 0\.2 \(was 0\.3\)"
+        MaskwiseError, match=r"different learning settings; got ratio 0\.2 \(was 0\.3\)"
     ):
         learn_policy(learner(**how, ratio=0.2), tmp_path / "part", quiet=True)
 
@@ -406,7 +406,7 @@ def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
 
 def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
     frozen = load_task("trivia(kind='sentence-embedding', train_rows=20)")
-    with pytest.raises(MaskwiseError, match="this task has none; got sentence-embedding"):
+    with pytest.raises(MaskwiseError, match="this task has no loss; got sentence-embedding"):
         losses_of(small_model(), frozen, tokenizer(), seed=0)
     written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
     with pytest.raises(
@@ -450,7 +450,7 @@ def _on_a_rank(folder: Path, how: dict) -> None:
 @pytest.mark.process
 def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(MaskwiseError, match="multiple of the processes; got 8 for 3"):
+    with pytest.raises(MaskwiseError, match="multiple of the number of processes; got 8 for 3"):
         learner()
     with pytest.raises(MaskwiseError, match="the exact gradient runs on one process only"):
         learner(batch_size=9, gradient="exact")

@@ -387,7 +387,7 @@ def test_a_rate_of_a_model_in_two_parts_is_that_of_both() -> None:
 
 
 def test_a_rate_that_cannot_be_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="t5 has no separate dropout of attention"):
+    with pytest.raises(ValueError, match="t5 has no separate attention dropout"):
         ModelSettings(architecture="t5", attention_dropout=0.1)
     fields = {"attention_probs_dropout_prob": 0.1}
     with pytest.raises(ValueError, match="given twice"):

@@ -362,7 +362,7 @@ def test_what_contrast_refuses() -> None:
     with pytest.raises(MaskwiseError, match="cse does not mask; got ratio"):
         objective_class("cse").maker(tokenizer(), seed=0, ratio=0.3)
     packed = {"input_ids": torch.full((4, 6), 7), "example_id": torch.arange(24).view(4, 6) // 3}
-    with pytest.raises(MaskwiseError, match="one text a row"):
+    with pytest.raises(MaskwiseError, match="one text per row"):
         maker(packed, epoch=0)
     bare = Encoder(torch.zeros(15, 2))
     del bare.drop

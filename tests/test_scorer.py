@@ -194,9 +194,9 @@ def test_a_flipped_bit_in_any_file_of_a_policy_is_refused(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"settings": {"window": 4}}, "an odd number"),
+        ({"settings": {"window": 4}}, "an odd window"),
         ({"settings": {"depth": 2}}, "light encoder setting"),
-        ({"head": "words"}, "head of a policy"),
+        ({"head": "words"}, "policy head"),
         ({"architecture": "berd"}, "did you mean"),
         ({"architecture": "t5"}, "needs an encoder"),
         ({"length": 0}, "at least 1"),

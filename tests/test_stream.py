@@ -469,7 +469,7 @@ def test_a_changed_shard_is_refused(folder: Path, tokenizer) -> None:
     state = rows.state_dict()
     write_lines(folder / "part-1.jsonl", texts(41, seed=1))
     with pytest.raises(
-        MaskwiseError, match=r"a shard of the stream changed .*part-1\.jsonl"
+        MaskwiseError, match=r"a shard of the stream has changed .*part-1\.jsonl"
     ) as error:
         drawn(stream(folder, tokenizer)).load_state_dict(state)
     assert "\n" not in str(error.value)

@@ -118,7 +118,7 @@ def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_othe
     )
     with pytest.raises(
         MaskwiseError,
-        match="needs the same tokens in policy and model, and their tokenizers differ",
+        match="needs the same tokens in policy and model, but their tokenizers differ",
     ):
         lesson_of(plan, tmp_path / "out").learn()
 

@@ -323,7 +323,7 @@ def test_states_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=5, save_every=2)
     wrong = (
-        r"resume/step-00000004 belongs to a run with other settings; got steps 14 \(was 12\); "
+        r"resume/step-00000004 belongs to a run with different settings; got steps 14 \(was 12\); "
         r"give a new folder"
     )
     with pytest.raises(MaskwiseError, match=wrong):
@@ -339,7 +339,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=3, save_every=2)
     with pytest.raises(
-        MaskwiseError, match=r"step-00000002 belongs to another model; give a new folder"
+        MaskwiseError, match=r"step-00000002 belongs to a different model; give a new folder"
     ):
         run(tmp_path, save_every=2, architecture="electra")
 

@@ -75,5 +75,5 @@ def test_no_token_is_told_itself() -> None:
 
 @pytest.mark.parametrize("spec", ["tsdae(layers=0)", "tsdae(pooling='max')"])
 def test_bad_arguments_are_one_line(spec: str) -> None:
-    with pytest.raises(MaskwiseError, match="objective tsdae"):
+    with pytest.raises(MaskwiseError, match="objective tsdae has an invalid argument"):
         setup(spec)

@@ -1,14 +1,16 @@
 """Annotate texts with a learned policy: a weight for every word, and the best spans.
 
 The policy reads a text with its tokenizer, in windows of at most ``policy.config.length`` tokens.
-Its scores are stored by *characters*, so a corpus is scored once for models with any tokenizer.
+Its scores are stored for spans of *characters*, so a single scoring of a corpus serves models with
+any tokenizer.
 
-- Weights: a head for tokens gives exp(mean logit of the word's tokens). A head for spans gives the
-  probability that the span covers the word: P(start)·P(end), summed over all spans that contain it.
-  Weights average 1 over a text, since only their proportions matter.
-- Best spans: chosen greedily in each window, without overlap. A head for tokens gives single words.
+- Weights: a token head gives exp(mean logit of the word's tokens). A span head gives the
+  probability that the span covers the word: P(start)·P(end), summed over all spans that contain the
+  word. Weights average 1 over a text, since only their proportions matter.
+- Best spans: chosen greedily in each window, without overlap. With a token head, they are single
+  words.
 
-Cost: one forward pass of the encoder over the corpus, and numpy over words.
+Cost: one forward pass of the encoder over the corpus, plus numpy operations over words.
 """
 
 from __future__ import annotations
@@ -40,22 +42,22 @@ VERSION = "learned-1"
 
 
 class Learned:
-    """The layers of a learned policy.
+    """Annotates texts with the layers of a learned policy.
 
     Args:
-        folder: the policy's folder, or its id on the hub. "" is a placeholder for the policy that a
-            study will learn: it has the names of the layers, but cannot annotate.
-        layer: name of the layer of weights; ``NAME_span`` holds the best spans and ``NAME_score``
-            their scores.
-        spans: number of best spans per window.
+        folder: the policy's folder, or its id on the hub. "" is a placeholder for a policy that a
+            study will learn: the layers have their names, but texts cannot be annotated yet.
+        layer: the name of the layer of weights; ``NAME_span`` holds the best spans, and
+            ``NAME_score`` holds their scores.
+        spans: the number of best spans per window.
 
     Raises:
-        MaskwiseError: no policy, or a damaged one.
+        MaskwiseError: the policy is missing or damaged.
     """
 
     name = "learned"
     imports: ClassVar = ("torch", "transformers")
-    """Modules that take seconds to import in a worker."""
+    """Modules whose import takes seconds in a worker."""
 
     def __init__(self, folder: str = "", *, layer: str = "learned", spans: int = 5):
         self.folder = None
@@ -73,7 +75,7 @@ class Learned:
 
     @cached_property
     def version(self) -> str:
-        """A digest of the policy's files and of the rules in this module."""
+        """A digest of the policy's files, the versions of the rules, and the number of spans."""
         if self.folder is None:
             return "of the run"
         files = map(self.folder.joinpath, ("config.json", "model.safetensors", "tokenizer.json"))
@@ -84,7 +86,7 @@ class Learned:
         """The model, loaded when it is first needed."""
         if self.folder is None:
             raise MaskwiseError(
-                "a study has yet to learn this policy", do="name its folder: learned('FOLDER')"
+                "a study has not learned this policy yet", do="name its folder: learned('FOLDER')"
             )
         return PolicyModel.from_pretrained(self.folder)
 
@@ -92,7 +94,7 @@ class Learned:
         """Return the layers of each text; see `Annotator`."""
         annotated = []
         for scores in score_words(self.policy, texts, spans=self.spans):
-            # A store keeps layers in these types.
+            # A store keeps layers in these data types.
             start = scores.start.astype(np.int32)
             end = scores.end.astype(np.int32)
             weight = scores.weight.astype(np.float32)
@@ -108,13 +110,13 @@ class Learned:
 
 
 class TextScores(NamedTuple):
-    """Scores of the W words of a text, and of the S best spans of its windows, in text order.
+    """Scores of the W words of a text and of the S best spans in its windows, in text order.
 
     Attributes:
-        start, end: (W,) character offsets of the words.
-        weight: (W,) with mean 1.
-        spans: (S, 2) character offsets of the spans.
-        score: (S,) probability of each span within its window.
+        start, end: (W,) the character offsets of the words.
+        weight: (W,) the weights of the words, with mean 1.
+        spans: (S, 2) the character offsets of the spans.
+        score: (S,) the probability of each span within its window.
     """
 
     start: Ints
@@ -131,8 +133,8 @@ class Windows(NamedTuple):
         pieces: the windows, with T tokens in total.
         text, piece: (W,) the text and the window of each word.
         open, close: (W,) the first and the last token of each word.
-        start, end: (W,) character offsets of each word in its text.
-        tokens, word: (M,) the tokens that belong to words, and the word of each token.
+        start, end: (W,) the character offsets of each word in its text.
+        tokens, word: (M,) the tokens that belong to words, and the word that each belongs to.
     """
 
     pieces: Pieces
@@ -147,9 +149,9 @@ class Windows(NamedTuple):
 
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
-    """Cut texts between words into windows for the policy; None if no text has a token.
+    """Cut texts between words into windows for the policy; return None if no text has a token.
 
-    A word that is longer than a window is left out.
+    Words that are longer than a window are left out.
     """
     # Documents are named by their index.
     names = map(str, range(len(texts)))
@@ -186,10 +188,10 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     """Score the words of each text, and find its best spans.
 
     Args:
-        spans: number of best spans per window of ``policy.config.length`` tokens.
+        spans: the number of best spans per window of ``policy.config.length`` tokens.
 
     Raises:
-        MaskwiseError: scores that are not finite.
+        MaskwiseError: a score is not finite.
     """
     windows = read_windows(texts, policy)
     if windows is None:
@@ -207,10 +209,10 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     logits_TC = _logits(policy, windows.pieces)
     if not np.isfinite(logits_TC).all():
         raise MaskwiseError(
-            "the scores of the policy are not finite", do="it may be damaged: learn it again"
+            "the policy's scores are not finite", do="it may be damaged: learn the policy again"
         )
 
-    # Windows as rows of words, padded at the end: (P, longest row of words).
+    # Each window is a row of words, padded at the end: (P, words in the longest row).
     words_P = np.bincount(windows.piece, minlength=len(windows.pieces))
     most = words_P.max(initial=1)
     real_PW = np.arange(most) < words_P[:, None]
@@ -227,7 +229,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     total = np.bincount(text_W, weight_W, len(texts))
     words = np.bincount(text_W, minlength=len(texts))
     mean = total / words.clip(min=1)
-    # All probabilities of a text may underflow to 0.
+    # All probabilities in a text may underflow to 0.
     weight_W = weight_W / np.maximum(mean, 1e-300)[text_W]
     weight_W = np.maximum(weight_W, np.exp(LEAST_LOGIT))
 
@@ -237,7 +239,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     starts_S = windows.start[first_S]
     ends_S = windows.end[last_S]
     spans_S = np.stack([starts_S, ends_S], axis=1)
-    # Words and spans are in text order, so they are cut where the next text begins.
+    # Words and spans are in text order, so they can be split where the next text begins.
     later_texts = np.arange(1, len(texts))
     words_cut = np.searchsorted(text_W, later_texts)
     spans_cut = np.searchsorted(text_W[first_S], later_texts)
@@ -253,23 +255,25 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
-    """(P, W, K) P(start = i)·P(end = i + k), the probability of the k + 1 words from word i on."""
+    """(P, W, K) P(start = i)·P(end = i + k), the probability of the k + 1 words that begin at word
+    i."""
     padded = np.pad(last_PW, ((0, 0), (0, longest - 1)))
     last_PWK = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)
     return first_PW[..., None] * last_PWK
 
 
 def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
-    """Choose at most ``count`` spans of each piece, greedily and without overlap, in text order.
+    """Choose at most ``count`` spans from each piece, greedily and without overlap; they are
+    returned in text order.
 
     Returns:
-        (S,) each: piece, first word, further words, score.
+        Four arrays (S,): the piece, the first word, the number of further words, and the score.
     """
     chance = chance_PWK.copy()
     pieces, words, longest = chance.shape
     start = np.arange(words)[:, None]
     more = np.arange(longest)
-    # An empty block first, so that the shape is right even if nothing is found.
+    # Begin with an empty block, so that the shape is correct even if nothing is found.
     found = [np.zeros((4, 0))]
     for _ in range(count):
         flat = chance.reshape(pieces, -1)
@@ -286,7 +290,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
         i = i[:, None, None]
         chance[(start <= j) & (start + more >= i)] = 0
     columns = np.concatenate(found, axis=1)
-    # By piece, then by first word.
+    # Sort by piece, then by first word.
     order = np.lexsort((columns[1], columns[0]))
     columns = columns[:, order]
     piece, first, further = columns[:3].astype(np.int64)
@@ -294,7 +298,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
 
 
 def _inside(chance_PWK: Floats) -> Floats:
-    """(P, W) the probability that the span covers the word."""
+    """(P, W) the probability that the span covers each word."""
     pieces, words, longest = chance_PWK.shape
     inside = np.zeros((pieces, words + longest))
     for more in range(longest):
@@ -305,16 +309,18 @@ def _inside(chance_PWK: Floats) -> Floats:
 
 
 def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
-    """Frame some pieces with special tokens.
+    """Add special tokens around the pieces ``rows``.
 
     Returns:
-        The framed pieces; (M,) positions of their tokens in them; (M,) positions in ``pieces``.
+        The framed pieces; (M,) the positions of the original tokens in the framed pieces; (M,)
+        their positions in ``pieces``.
     """
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
     special = (frame.first >= 0) + (frame.last >= 0)
     length = int(size.sum()) + len(size) * special
-    # ``Flat`` pads each batch by itself, so the pieces are laid out in one row without padding.
+    # ``Flat`` pads each batch when it is made, so the pieces are arranged in one row here, without
+    # padding.
     line = framed(
         size,
         np.zeros_like(size),
@@ -334,7 +340,7 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
 
 @torch.inference_mode()
 def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
-    """(T, C) the logits of every token."""
+    """(T, C) the logits for every token."""
     flat, place, _ = flat_of(pieces, np.arange(len(pieces)))
     outputs = COLUMNS[policy.config.head]
     logits = torch.zeros(len(flat.ids), outputs, dtype=torch.float64)
@@ -343,18 +349,18 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
     for rows, batch in batches(flat, device):
         at, real = flat.at(rows)
         out = policy(batch["input_ids"], batch["attention_mask"]).double().cpu()
-        # The output of a head for tokens has no last dimension.
+        # The output of a token head has no last dimension.
         out_BLC = out.reshape(*at.shape, outputs)
         logits[at[real]] = out_BLC[real]
     return logits.numpy()[place]
 
 
 def _softmax(logit_W: Floats, real_PW: NDArray[np.bool_]) -> Floats:
-    """(P, W') softmax over the words of each window; 0 at padding."""
+    """(P, W') the softmax over the words in each window; 0 at padding."""
     logit_PW = np.full(real_PW.shape, -np.inf)
     logit_PW[real_PW] = logit_W
     top = logit_PW.max(axis=1, keepdims=True)
-    # A window without words has −∞ alone, and −∞ − −∞ is NaN.
+    # In a window without words all logits are −∞, and −∞ − −∞ would be NaN.
     top[np.isneginf(top)] = 0.0
     weight = np.exp(logit_PW - top)
     return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)

@@ -1,8 +1,9 @@
 """Evaluate a learned policy on held-out texts, summarise what it masks, and write its model card.
 
-``judge``: for answers, exact match and F1 of the best span (Rajpurkar et al. 2016), and the recall
-of as many best spans as the text has salient spans; for labels of any kind, the share of the
-policy's weight that labelled words have, compared with their share of all words.
+For answers, ``judge`` measures the exact match and F1 of the best span (Rajpurkar et al. 2016), and
+the recall of the best spans, as many as the text has salient spans. For labels of any kind, it
+measures the share of the policy's weight on labelled words, to compare with their share of all
+words.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from maskwise.text.layers import CharSpans
 
 Spans: TypeAlias = list[tuple[int, int]]
 Means: TypeAlias = dict[str, tuple[float, int]]
-"""By name: mean weight and count."""
+"""The mean weight and the count for each name."""
 Measures: TypeAlias = dict[str, Any]
-"""Figures of a policy by name."""
+"""A policy's figures, keyed by name."""
 
 EXAMPLES = 5
 EXAMPLE_WORDS = 60
@@ -34,14 +35,14 @@ TOP_WORDS = 20
 LEAST_COUNT = 3
 MOST_TEXTS = 500
 BOLD = 3.0
-"""Words of at least this weight are bold."""
+"""Words with at least this weight are bold."""
 
 
 class Shown(TypedDict):
     """A summary of what a policy masks, as in ``shown.json``. Weights average 1 over a text.
 
-    ``words`` and ``tags``: name → (mean weight, count). ``examples``: texts as lists of (word,
-    weight before learning, weight after).
+    ``words`` and ``tags`` map a name to (mean weight, count). ``examples`` are texts as lists of
+    (word, weight before learning, weight after learning).
     """
 
     words: Means
@@ -53,16 +54,16 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     """Summarise what a policy masks in the first ``MOST_TEXTS`` texts.
 
     Args:
-        before: from ``weights_of``, called with the same texts before the policy learned.
+        before: the weights that ``weights_of`` returned for the same texts before learning.
     """
     texts = list(texts[:MOST_TEXTS])
-    # "pos" is the tagger that ships with the package: a card needs no download.
+    # The tagger "pos" comes with the package, so a card needs no download.
     tagged = annotator("pos").annotate(texts)
     words: list[str] = []
     tags: list[str] = []
     weights: list[float] = []
     examples = []
-    # One pass over all texts: the policy sorts their windows by length, which saves padding.
+    # All texts are scored in one pass: their windows are sorted by length, which saves padding.
     for number, scores in enumerate(score_words(policy, texts)):
         text = texts[number]
         places = map(slice, scores.start.tolist(), scores.end.tolist())
@@ -83,15 +84,15 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
 
 
 def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
-    """Return the weights of the words of each of the first ``EXAMPLES`` texts."""
+    """Return the word weights in each of the first ``EXAMPLES`` texts."""
     first = list(texts[:EXAMPLES])
     return [scores.weight for scores in score_words(policy, first)]
 
 
 def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
-    """Return the part of speech of each word of a text, or "none"."""
+    """Return the part of speech of each word in a text, or "none"."""
     assert tagged.value is not None
-    # A word before all tagged ones finds index −1, the padding, which ends at 0: it has no tag.
+    # A word before all tagged words gets index −1: the padding, which ends at 0, so it has no tag.
     at = np.searchsorted(tagged.start, scores.start, side="right") - 1
     inside = np.append(tagged.end, 0)[at] > scores.start
     codes = np.where(inside, np.append(tagged.value, 0)[at], 0)
@@ -100,7 +101,7 @@ def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
 
 
 def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Means:
-    """Return the means of names that occur at least ``least`` times, heaviest first."""
+    """Return mean and count of each name that occurs at least ``least`` times, heaviest first."""
     unique, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights) / counts
     found = {}
@@ -113,17 +114,19 @@ def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Mea
 
 
 def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown) -> str:
-    """Write the card of a policy in the hub's format: how it was learned, its measures, its words.
+    """Write a policy's card in the hub's format: how it was learned, its measures, and its words.
 
     Args:
-        measures: of the policy, by name; ``salient`` has the measures of the salient spans, which
-            are the baseline.
+        choices: the choices that define the policy, keyed by name.
+        measures: the policy's measures, keyed by name; ``salient`` has the measures of the salient
+            spans, which are the baseline.
+        shown: what the policy masks.
     """
     lines = "\n".join
     facts = []
     for name, choice in choices.items():
         facts.append(f"| {name} | `{choice}` |")
-    # Only some measures exist for the baseline; the others leave its cell empty.
+    # The baseline has only some of the measures; its other cells remain empty.
     salient = measures.get("salient", {})
     rows = []
     for name, value in measures.items():
@@ -146,8 +149,8 @@ tags: [maskwise, masking-policy]
 
 # A masking policy learned with maskwise {__version__}
 
-It gives every word of a text a weight, and masking chooses heavy words more often. Name it in a
-recipe, `masking.policy: learned("FOLDER or hub id")`, or load it with
+It gives every word in a text a weight, and masking chooses heavy words more often. Use it in a
+recipe with `masking.policy: learned("FOLDER or hub id")`, or load it with
 `maskwise.learning.scorer.PolicyModel.from_pretrained`.
 
 | choice | value |
@@ -195,11 +198,12 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
     """Evaluate a policy on held-out labelled texts.
 
     Returns:
-        ``texts`` and ``questions``, counts. ``weight_on_labels``, the share of the policy's weight
-        on labelled words, and ``labelled_words``, their share of all words. With questions:
-        ``exact_match`` and ``f1`` of the best span; the measures of ``found_among`` for as many
-        best spans as the text has salient spans; ``salient``, these measures of the salient spans;
-        ``covered_in_as_many_words``, with no more words in the best spans than in the salient ones.
+        The numbers of ``texts`` and ``questions``; ``weight_on_labels``, the share of the policy's
+        weight on labelled words; and ``labelled_words``, their share of all words. With questions,
+        also ``exact_match`` and ``f1`` of the best span; the measures of ``found_among`` for the
+        best spans, as many as the text has salient spans; ``salient``, the same measures for the
+        salient spans; and ``covered_in_as_many_words``, for best spans that together have no more
+        words than the salient spans.
     """
     texts = [each.text for each in marked]
     questions = sum(len(each.questions) for each in marked)
@@ -224,7 +228,8 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         weight += float(scores.weight[labelled].sum())
         labelled_words += float(labelled.sum())
         words += len(labelled)
-        # Every window gave ``max(counts)`` spans; the text keeps its best ones over all windows.
+        # Every window gave up to ``max(counts)`` spans; keep the text's best spans over all
+        # windows.
         order = np.argsort(-scores.score, kind="stable")[:count]
         chosen: Spans = scores.spans[order].tolist()
         best.append(chosen)
@@ -260,7 +265,8 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
 
     Returns:
         ``recall``, the share of questions with an answer that equals a span; ``covered``, the share
-        with an answer whose characters all lie in spans; ``spans`` and ``words``, means per text.
+        of questions with an answer whose characters all lie in spans; ``spans`` and ``words``,
+        their mean numbers per text.
 
     >>> marked = [Marked("Ada met Bo Li.", ((8, 13),), (("Bo Li",),))]
     >>> found_among(marked, [[(0, 3), (8, 13)]])["recall"]
@@ -284,7 +290,7 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
                 inside.add(each.text[start:end].casefold())
         for answers in each.questions:
             hits.append(not exact.isdisjoint(map(normalise, answers)))
-            # ``occurrences`` finds labels in any case, so answers are compared without case too.
+            # ``occurrences`` finds labels in any case, so case is ignored here too.
             folded = {answer.strip().casefold() for answer in answers}
             covered.append(not inside.isdisjoint(folded))
     return {
@@ -301,7 +307,7 @@ def _words_in(text: str, spans: Spans) -> int:
 
 
 def _within(text: str, spans: Spans, *, words: int) -> Spans:
-    """Keep the first spans with at most ``words`` words in total; skip those that do not fit."""
+    """Keep the first spans with at most ``words`` words in total; skip spans that do not fit."""
     kept = []
     for span in spans:
         size = _words_in(text, [span])

@@ -1,8 +1,8 @@
 """Examples for the meta-gradient: a context to mask, and the row of a task that it should help.
 
-The context is the row's paragraph, or the text that is classified. Closed-book questions have
-neither: their contexts are the texts of a corpus that contain an answer and share the rarest words
-with the question.
+The context is the row's paragraph, or the text that is classified. Closed-book questions have no
+such text: their contexts are texts from a corpus that contain an answer and share the question's
+rarest words.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 NEARLY = 0.8
-"""A context needs at least this share of the best score of its question."""
+"""A context's score must be at least this share of the best score for its question."""
 
 
 def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
@@ -67,11 +67,11 @@ def find_contexts(
     """Find for every question the texts that contain an answer and share its rarest words.
 
     Args:
-        answers: all right answers of every question, in any case.
-        most: texts per question; among equally good ones the first.
+        answers: all correct answers to every question, in any case.
+        most: the maximum number of texts per question; the first of the good texts are used.
 
     Returns:
-        Indices of ``texts``; an empty list for a question without an answer in any text.
+        For each question, indices into ``texts``; an empty list if no text contains an answer.
 
     >>> texts = ["Ann is a baker.", "Bob is a baker.", "Ann likes Bob."]
     >>> find_contexts(["what is Bob?", "who is Eve?"], [["baker"], ["a queen"]], texts)
@@ -91,7 +91,7 @@ def find_contexts(
                 rarity[word] = math.log(share)
         with_answer = set[int]()
         for right in rights:
-            # A search by regular expression is slow: only texts with the rarest word are searched.
+            # Regular expressions are slow, so only texts with the rarest word are searched.
             parts = [texts_with.get(word, []) for word in _WORD.findall(right.casefold())]
             candidates = min(parts, key=len, default=[])
             for place in candidates:
@@ -112,10 +112,10 @@ def find_contexts(
 
 
 def contexts_of(rows: Sequence[Row], texts: Sequence[str]) -> tuple[list[list[int]], Sequence[str]]:
-    """Find the contexts of rows of a task: their paragraphs or texts, else texts of a corpus.
+    """Find the contexts of a task's rows: their paragraphs or texts, or else texts from a corpus.
 
     Returns:
-        For each row indices into the contexts, and the contexts.
+        For each row, indices into the contexts; and the contexts.
     """
     given = list(map(context_of, rows))
     if None in given:
@@ -135,13 +135,14 @@ class Examples:
     """N examples of a task, each with its contexts.
 
     Attributes:
-        contexts: C rows for a masker; their layer ``answer`` marks the tokens of answers, to
-            evaluate a policy, never to learn from.
-        starts: (N + 1,) the contexts of example n are ``starts[n]`` to ``starts[n + 1]``.
+        contexts: C rows for a masker; their layer ``answer`` marks the tokens of answers. It is
+            used only to evaluate a policy, never for learning.
+        starts: (N + 1,) the contexts of example n are ``starts[n]`` up to, but not including,
+            ``starts[n + 1]``.
         rows: (N,) the row of ``data`` for each example.
         data: the task's rows as tensors.
-        without: number of rows that were dropped because they have no context.
-        vocabulary: of the tokenizer.
+        without: the number of rows that were dropped because they have no context.
+        vocabulary: the tokenizer's vocabulary.
     """
 
     contexts: Sequence[Mapping[str, Any]]
@@ -165,12 +166,13 @@ class Examples:
         length: int,
         max_length: int,
     ) -> Examples:
-        """Build the examples of a split.
+        """Build the examples from a split.
 
         Args:
-            texts: searched for contexts if the task's rows have none.
-            length: tokens of a context, including special tokens; longer contexts are cut.
-            max_length: tokens of a row of the task.
+            texts: texts that are searched for contexts if the task's rows have no contexts.
+            length: the maximum number of tokens in a context, including special tokens; longer
+                contexts are cut.
+            max_length: the maximum number of tokens in a row of the task.
 
         Raises:
             MaskwiseError: no row has a context.
@@ -214,11 +216,14 @@ class Examples:
         )
 
     def batch(self, examples: Array, *, seed: int) -> tuple[AnnotatedBatch, Tensor]:
-        """Draw a context of each example; returns a batch, and (B, L) bool: tokens of answers.
+        """Draw one context for each example.
 
         Args:
-            examples: (B,) in [0, N).
-            seed: the context of an example is a function of it and the example.
+            examples: (B,) numbers of examples, in [0, N).
+            seed: the context of an example is a function of this seed and the example's number.
+
+        Returns:
+            A batch of contexts, and (B, L) bool, whether each token is part of an answer.
         """
         first = self.starts[examples]
         count = self.starts[examples + 1] - first
@@ -227,20 +232,21 @@ class Examples:
         chosen = first + draws % count
         rows = []
         for c, n in zip(chosen.tolist(), numbers, strict=True):
-            # Examples may share a context, so the id, which seeds the masks, depends on both.
+            # Examples may share a context, so the id, which seeds the masks, depends on the context
+            # and the example.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})
         batch = gather(rows, self.vocabulary)
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0
         return batch, torch.from_numpy(answer)
 
     def task(self, examples: Array, device: torch.device | str) -> TensorDict:
-        """Return the task's rows of these examples, as a batch of its objective."""
+        """Return the task's rows for these examples, as a batch for the task's objective."""
         rows = torch.from_numpy(self.rows[examples])
         return moved(self.data.batch(rows), device)
 
 
 def context_of(row: Row) -> str | None:
-    """Return the text of a row that can be masked: its context, or the text that is classified."""
+    """Return the part of a row that can be masked: its context, or the text that is classified."""
     context = given_context(row)
     if context is None and not row.rights:
         return " ".join(row.texts)
@@ -257,16 +263,16 @@ def given_context(row: Row) -> str | None:
 def answers_in(
     tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]
 ) -> Array:
-    """(L,) int8: 1 at the tokens of a context that are part of a right answer."""
+    """(L,) int8: 1 at tokens of a context that are part of a correct answer."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    # The tokenizer does not cut the text here, but ``word_ids`` belong to a context that was cut.
+    # The tokenizer does not cut the text here, but ``word_ids`` come from a context that was cut.
     offsets = np.array(encoded["offset_mapping"])
     begin, end = offsets[: len(word_ids)].T
     inside = np.zeros(len(word_ids), bool)
     for right in dict.fromkeys(rights):
         for start, stop in occurrences(right, text):
             inside |= (begin < stop) & (start < end)
-    # A token outside words is never masked, so it cannot carry weight.
+    # Tokens outside words are never masked, so they cannot have any weight.
     inside &= np.asarray(word_ids) >= 0
     return inside.astype(np.int8)
 
@@ -275,18 +281,18 @@ def answers_in(
 # -------------------------------------------------------------------------------------------
 
 Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""A policy: from ``input_ids`` and ``attention_mask`` (B, L) to logits (B, L)."""
+"""A policy: maps ``input_ids`` and ``attention_mask`` (B, L) to logits (B, L)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """Contexts with the scores of a policy, and the units chosen by these scores.
+    """Contexts with a policy's scores, and the units that were chosen by these scores.
 
     Attributes:
         inputs: ``input_ids`` and ``attention_mask`` (B, L), unmasked.
-        answer: (B, L) bool, the tokens of right answers.
+        answer: (B, L) bool, whether each token is part of a correct answer.
         choice: the chosen units.
-        logit_U: (U,) the scores of units, with a graph.
+        logit_U: (U,) the units' scores, with their autograd graph.
     """
 
     inputs: Tensors
@@ -295,9 +301,10 @@ class Masked:
     logit_U: Tensor
 
     def answers(self) -> Tensor:
-        """(B,) the share of each row's weight on answers; NaN for a row without an answer."""
+        """(B,) the share of each row's weight that is on answers; NaN for rows without an
+        answer."""
         with torch.no_grad():
-            # Each token gets an equal part of its unit's share, so that a row sums to 1.
+            # The tokens of a unit divide its share equally, so that each row sums to 1.
             share_U = self.choice.shares(self.logit_U) / self.choice.length_U
             on_answers_B = (self.choice.spread(share_U) * self.answer).sum(1)
             return torch.where(self.answer.any(1), on_answers_B, torch.nan)
@@ -312,7 +319,7 @@ def masked_by(
     key: int,
     device: torch.device | str,
 ) -> Masked:
-    """Score and mask a context of each example; every draw is a function of ``key``."""
+    """Score and mask one context per example; every draw is a function of ``key``."""
     batch, answer = examples.batch(rows, seed=key)
     present = batch.present.astype(np.int64)
     attention = torch.from_numpy(present).view(batch.shape)
@@ -332,5 +339,5 @@ def masked_by(
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Score all tokens alike: the policy of random masks, the baseline."""
+    """Give all tokens the same score. This policy makes random masks and is the baseline."""
     return torch.zeros(input_ids.shape, device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Meta-gradients: the derivative of a loss after training steps with respect to their masks.
+"""Meta-gradients: the derivative of the loss after training steps, with respect to their masks.
 
     θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m
 
@@ -10,12 +10,12 @@ the gradient of its parameters. Two back-ends compute the same numbers (``BACKEN
     kernel (``MATH``), because fused attention has no second derivative.
 ``finite-difference``
     Start from v = ∇outer(θ_K). Backwards over the steps, ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε
-    and v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step, so it
-    needs as much memory as ordinary training; each step costs two more passes. The update of v
-    matters if any step follows the masked one: without it the cosine to the exact gradient was .74
-    at a rate of 1 (tests/test_gradients.py).
+    and v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step, so this
+    back-end needs only as much memory as ordinary training; each step costs two more passes. The
+    update of v matters if a step follows the masked step: without this update, the cosine to the
+    exact gradient was .74 at a rate of 1 (tests/test_gradients.py).
 
-Tests compare both with the gradient over all hard choices, by enumeration.
+Tests compare both back-ends with the gradient over all hard choices, found by enumeration.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from maskwise.objectives import Objective
 
 Parameters: TypeAlias = TensorDict
 Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
-"""(parameters, mask or None) → a scalar."""
+"""Maps (parameters, mask or None) to a scalar loss."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
 """Sums tensors over all ranks, in place."""
 BACKENDS = ("exact", "finite-difference")
 
 
 def alone(tensors: Iterable[Tensor]) -> None:
-    """Leave tensors as they are: the sum over a single rank."""
+    """Leave tensors unchanged, which is the sum over a single rank."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class InnerStep:
     """One step of plain gradient descent, θ ← θ − rate·∇loss(θ, mask).
 
     Attributes:
-        loss: see ``Losses.of``.
-        rate: step size.
-        mask: (B, L) from the policy; None for a loss without a mask.
+        loss: the loss function; see ``Losses.of``.
+        rate: the step size.
+        mask: (B, L) the policy's mask; None for a loss without a mask.
     """
 
     loss: Loss
@@ -68,8 +68,8 @@ class MetaGradient:
     Attributes:
         outer: the outer loss after all steps.
         inner: the loss of each step, before its update.
-        masks: ∂outer/∂mask of each step; None if it has no mask.
-        rates: ∂outer/∂rate of each step.
+        masks: ∂outer/∂mask for each step; None if the step has no mask.
+        rates: ∂outer/∂rate for each step.
     """
 
     outer: float
@@ -78,17 +78,17 @@ class MetaGradient:
     rates: list[float]
 
     def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
-        """Backpropagate from the masks of the steps into ``grad`` of the policy's parameters."""
+        """Backpropagate from the steps' masks into ``grad`` of the policy's parameters."""
         masks = [step.mask for step in steps if step.mask is not None]
         gradients = [gradient for gradient in self.masks if gradient is not None]
         torch.autograd.backward(masks, gradients, retain_graph=retain_graph)
 
 
 class Losses(nn.Module):
-    """The two mean losses of one model: predicting masked tokens, and a task.
+    """Two mean losses of one model: for predicting masked tokens, and for a task.
 
     Attributes:
-        denoising: called with (inputs, mask, budget).
+        denoising: a module that is called with (inputs, mask, budget).
         task: an objective over the same model, or over a model that shares its encoder.
     """
 
@@ -110,24 +110,25 @@ class Losses(nn.Module):
     def _names(self) -> dict[str, str]:
         """{path of a parameter in the module tree: its name in ``named_parameters``}.
 
-        A tied parameter has several paths. A module that both losses share has one path here, since
-        ``functional_call`` does not restore a tensor that it replaced twice.
+        A tied parameter has several paths. A module that both losses share has only one path here,
+        because ``functional_call`` does not restore a tensor that it has replaced twice.
         """
         names = {id(value): name for name, value in self.named_parameters()}
         paths = {}
         for prefix, module in self.named_modules():
-            # Module by module: ``named_modules`` visits a shared module once, by its first path.
+            # Go module by module: ``named_modules`` visits a shared module only once, under its
+            # first path.
             parameters = module.named_parameters(prefix, recurse=False, remove_duplicate=False)
             for path, value in parameters:
                 paths[path] = names[id(value)]
         return paths
 
     def of(self, batch: Tensors, budget: Tensor | None = None) -> Loss:
-        """Return the loss of a batch as a function of parameters and mask.
+        """Return the loss on a batch as a function of parameters and mask.
 
         Args:
-            budget: divides the summed losses, and must be a sum over all ranks. None: the targets
-                of a batch without a mask.
+            budget: a number that divides the summed losses; it must be a sum over all ranks. For a
+                batch without a mask it may be None: then the number of targets divides them.
         """
 
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
@@ -146,13 +147,14 @@ def meta_gradient(
     backend: str = "finite-difference",
     agree: Agree = alone,
 ) -> MetaGradient:
-    """Differentiate the outer loss after inner steps with respect to their masks and rates.
+    """Differentiate the outer loss after inner steps with respect to the steps' masks and rates.
 
     Args:
-        theta: parameters by name; not modified.
-        outer: called with the parameters after the last step, and None.
+        theta: the parameters, keyed by name; they are not modified.
+        outer: the outer loss, called with the parameters after the last step, and None.
         backend: one of ``BACKENDS``.
-        agree: sums gradients over ranks, each with a part of the batch; ``exact`` ignores it.
+        agree: a function that sums gradients over ranks, each of which has a part of the batch;
+            ``exact`` ignores it.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> mask = torch.tensor(1.0, dtype=torch.float64)
@@ -165,11 +167,11 @@ def meta_gradient(
     """
     first = next(iter(theta.values()))
     # The length of a perturbation, as in DARTS (Liu et al. 2019, arXiv 1806.09055). Rounding errors
-    # grow as 1/ε, so that double precision can afford a shorter one.
+    # grow as 1/ε, so only double precision can afford a shorter perturbation.
     epsilon = 0.01
     if first.dtype == torch.float64:
         epsilon = 0.001
-    # Differences of two gradients would drown in the rounding of bfloat16.
+    # The rounding of bfloat16 would hide the difference between two gradients.
     with torch.autocast(first.device.type, enabled=False):
         if backend == "exact":
             with sdpa_kernel(SDPBackend.MATH):
@@ -188,7 +190,7 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
     for step in steps:
         mask = _leaf(step.mask)
         masks.append(mask)
-        # The rate is a tensor too, so that the same graph gives its derivative.
+        # The rate is also a tensor, so that the same graph gives its derivative.
         rate = first.new_tensor(step.rate).requires_grad_()
         rates.append(rate)
         loss = step.loss(now, mask)
@@ -197,7 +199,7 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
         now = shifted(now, dict(zip(now, slopes)), -rate)
     total = outer(now, None)
     real_masks = [mask for mask in masks if mask is not None]
-    # The gradients come in the order of the tensors: those of masks first, then those of rates.
+    # The gradients come in the order of the tensors: first for the masks, then for the rates.
     gradients = iter(_grad(total, [*real_masks, *rates]))
     of_masks = [None if mask is None else next(gradients) for mask in masks]
     of_rates = [float(gradient) for gradient in gradients]
@@ -225,7 +227,7 @@ def _finite_difference(
     for number in reversed(range(len(steps))):
         step = steps[number]
         norm = _dot(v, v) ** 0.5
-        # All earlier gradients are 0 too; NaN ends here as well.
+        # If the norm is 0, all earlier gradients are 0 too. A NaN also ends the loop.
         if not norm > 0:
             break
         of_rates[number] = -_dot(v, slopes[number])
@@ -257,9 +259,9 @@ def slope_of(
     """Evaluate a loss and its gradients.
 
     Returns:
-        The loss and its gradient with respect to the parameters, summed over ranks (empty if not
-        ``of_theta``), and the gradient with respect to the mask of this rank's rows (without a
-        mask, a tensor without meaning).
+        The loss and its gradient with respect to the parameters, both summed over ranks (the
+        gradient is empty if not ``of_theta``), and the gradient with respect to the mask of this
+        rank's rows (a meaningless tensor if there is no mask).
     """
     leaves = {}
     for name, parameter in theta.items():
@@ -281,20 +283,21 @@ def slope_of(
 
 
 def descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
-    """Return the parameters after an inner step of this rank alone, and the loss before it."""
+    """Return the parameters after an inner step on this rank alone, and the loss before the
+    step."""
     loss, slope, _ = slope_of(step.loss, theta, step.mask)
     return shifted(theta, slope, -step.rate), loss
 
 
 def _leaf(mask: Tensor | None) -> Tensor | None:
-    """Cut a mask from the policy's graph, to differentiate with respect to it alone."""
+    """Detach a mask from the policy's graph, to differentiate with respect to the mask alone."""
     if mask is None:
         return None
     return mask.detach().requires_grad_()
 
 
 def _grad(value: Tensor, wanted: list[Tensor], *, create_graph: bool = False) -> Sequence[Tensor]:
-    """Return the gradients of a scalar, 0 for tensors that it does not depend on."""
+    """Return the gradients of a scalar; they are 0 for tensors that it does not depend on."""
     return torch.autograd.grad(
         value,
         wanted,
@@ -305,7 +308,7 @@ def _grad(value: Tensor, wanted: list[Tensor], *, create_graph: bool = False) ->
 
 
 def values_of(module: nn.Module) -> Parameters:
-    """Return copies of a module's parameters by name, tied parameters once."""
+    """Return copies of a module's parameters, keyed by name; tied parameters appear once."""
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
@@ -323,7 +326,7 @@ def _dot(a: Parameters, b: Parameters) -> float:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Convert to the widest float type of the device: Apple's GPUs have no float64."""
+    """Convert to the widest float type on the device: Apple's GPUs have no float64."""
     if tensor.device.type in ("cpu", "cuda"):
         return tensor.double()
     return tensor.float()

@@ -1,13 +1,15 @@
-"""Derive labels for a policy from a task: which words or spans of a text it should find.
+"""Derive labels for a policy from a task: the words or spans of a text that it should find.
 
 - Questions: an answer is labelled wherever it occurs in the context as whole words. The policy does
   not see the question.
 - Summaries and other targets: their content words are labelled in the source. If hardly any source
-  contains one, labels teach nothing, and only the meta-gradient is left.
-- Classification: a word is labelled if a classifier is less sure of the right class without it.
+  contains such a word, labels teach nothing, and only the meta-gradient can be used.
+- Classification: a word is labelled if the correct class becomes less probable for a classifier
+  when this word is left out.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for answers; Gu et al. 2020 (arXiv 2004.09733) for the
-    classifier. They add words one by one; we leave one out, which does not depend on an order.
+    classifier. Gu et al. add words one by one; we leave out one word at a time, so the labels do
+    not depend on an order.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from maskwise.text.words import classify, words_in
 Place: TypeAlias = tuple[int, int]
 """(start, end) in characters."""
 Pair: TypeAlias = tuple[str, Sequence[str]]
-"""A text with the right answers or targets of one row."""
+"""A text with the correct answers or targets from one row."""
 Pairs: TypeAlias = Iterable[Pair]
 
 NOT_IN_CONTEXT = "answers that are not in their context"
@@ -50,9 +52,10 @@ NO_SHARED_WORD = "targets without a content word of their source"
 IN_NO_TEXT = "questions without an answer in any text"
 NO_ANSWER = "questions without an answer"
 LEAST_LABELLED = 0.1
-"""Labels of targets are refused if a smaller share of the sources has a label."""
+"""Labels from targets are refused if a smaller share of the sources has a label."""
 LEAST_ANSWERED = 0.01
-"""Rows without contexts count as questions, not summaries, if texts answer this share of them."""
+"""Rows without contexts count as questions, not as summaries, if the texts contain answers to at
+least this share of them."""
 
 _FUNCTION_WORDS = """
 a about above after again against all also am an and any are as at be because been before being
@@ -64,7 +67,7 @@ until up upon us very was we were what when where which while who whom whose why
 you your
 """
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words without content: they are never labels of targets."""
+"""Words without content; they are never labelled as words of a target."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ class Marked:
     """A text and its labels.
 
     Attributes:
-        spans: (start, end) in characters, sorted; they may repeat or overlap.
-        questions: for each question about the text, the right answers that it contains; empty if
-            the labels are words.
+        spans: the labelled spans, (start, end) in characters, sorted; they may repeat or overlap.
+        questions: for each question about the text, the correct answers that the text contains;
+            empty if the labels are words.
     """
 
     text: str
@@ -84,11 +87,12 @@ class Marked:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled texts by split.
+    """The labelled texts of each split.
 
     Attributes:
-        splits: train, dev and test.
-        counts: rows without a label, by reason.
+        kind: how the labels were derived.
+        splits: the labelled texts of train, dev and test.
+        counts: the number of rows without a label, for each reason.
     """
 
     kind: Literal["answers", "target-words", "classifier"]
@@ -103,7 +107,7 @@ class Labels:
         return "tokens"
 
     def marked(self, *splits: str) -> list[Marked]:
-        """Return the labelled texts of the first of these splits that has some."""
+        """Return the labelled texts of the first of these splits that has any."""
         for split in splits:
             labelled = [each for each in self.splits[split] if each.spans]
             if labelled:
@@ -111,12 +115,13 @@ class Labels:
         return []
 
     def texts(self) -> list[str]:
-        """Return the labelled texts of test, or else of dev or train."""
+        """Return the labelled texts of test, or else those of dev or train."""
         return [each.text for each in self.marked("test", "dev", "train")]
 
 
 def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
-    """Label answers: (context, right answers) of questions → each context with all its answers.
+    """Label answers: turn (context, correct answers) pairs into contexts, each with all its
+    answers.
 
     >>> counts = Counter()
     >>> pairs = [("Ada met Bo. Bo left.", ["Bo"]), ("Ada met Bo. Bo left.", ["Eve"])]
@@ -127,7 +132,7 @@ def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     questions: dict[str, list[tuple[str, ...]]] = {}
     for context, answers in pairs:
         present = []
-        # A set: two answers may differ in case alone, but one question counts a place once.
+        # A set, because two answers may differ only in case, but a question counts a place once.
         places = set[Place]()
         for answer in dict.fromkeys(answers):
             found = occurrences(answer, context)
@@ -147,7 +152,7 @@ def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
 
 
 def target_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
-    """Label content words of targets: (source, targets) pairs → the sources with these words.
+    """Label in each source the content words of its targets, from (source, targets) pairs.
 
     >>> target_labels([("Owls hunt mice at night.", ["Mice fear the owls."])], Counter())[0].spans
     ((0, 4), (10, 14))
@@ -161,7 +166,7 @@ def target_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
         wanted -= FUNCTION_WORDS
         spans = []
         for word, place in placed_words(source):
-            # Punctuation marks are words too, and every text contains the same ones.
+            # Punctuation marks are words too, and all texts have them in common.
             is_sign = not any(map(str.isalnum, word))
             if word.casefold() in wanted and not is_sign:
                 spans.append(place)
@@ -181,20 +186,21 @@ def placed_words(text: str) -> list[tuple[str, Place]]:
 
 
 Confidence = Callable[[Sequence[str], Sequence[int]], NDArray[np.float64]]
-"""(texts, their classes) → (N,) a classifier's probabilities of these classes."""
+"""Maps (texts, their classes) to (N,) a classifier's probabilities for these classes."""
 TrainClassifier: TypeAlias = Callable[[Task], Confidence]
-"""Trains a classifier on a task."""
+"""A function that trains a classifier on a task."""
 
 
 def classifier_labels(
     rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
 ) -> list[Marked]:
-    """Label words of (text, class) rows if the class is less probable without them by ``drop``."""
+    """Label a word in (text, class) rows if leaving it out lowers the probability of the class by
+    at least ``drop``."""
     shown = []
     classes = []
     places = []
     for text, label in rows:
-        # The whole text first: (0, 0) drops nothing.
+        # The whole text comes first: (0, 0) leaves nothing out.
         for _, (start, end) in [("", (0, 0)), *placed_words(text)]:
             shown.append(text[:start] + text[end:])
             classes.append(label)
@@ -227,21 +233,21 @@ def labels_of(
     drop: float = 0.05,
     classifier: TrainClassifier | None = None,
 ) -> Labels:
-    """Derive the labels of a task.
+    """Derive the labels from a task.
 
     Args:
         spec: the task, as for ``load_task``.
-        kind: "answers", "target-words" or "classifier"; None: chosen from the task's rows.
-        texts: a corpus, searched for contexts of questions without one.
+        kind: "answers", "target-words" or "classifier"; if None, it depends on the task's rows.
+        texts: a corpus that is searched for contexts, for questions without a context.
         drop: see ``classifier_labels``.
-        classifier: trains a classifier on a task.
+        classifier: a function that trains a classifier on a task.
 
     Raises:
-        MaskwiseError: nothing to label, or labels that teach nothing: answers that are in no
-            context, a single class, targets that share no word with their sources.
+        MaskwiseError: there is nothing to label, or the labels would teach nothing: no answer is in
+            its context, there is a single class, or targets share no word with their sources.
     """
     labels = None
-    # Raw records first: a task of another kind may leave the contexts of its records out.
+    # Try raw records first: a task of a different kind may leave out its records' contexts.
     if kind in (None, "answers"):
         labels = _answers_of_file(spec)
     if labels is None:
@@ -281,7 +287,7 @@ def _of_task(
         raise MaskwiseError(
             f"task {task.name} has no labels of this kind",
             got=f"labels {kind}, kind of task {task.kind.name}",
-            do="use learning.method: meta, which needs none",
+            do="use learning.method: meta, which needs no labels",
         )
     has_context = bool(given_context(first))
     if kind != "target-words" and (texts or has_context):
@@ -292,7 +298,7 @@ def _of_task(
         answered = 0
         for each in labels.splits["train"]:
             answered += len(each.questions)
-        # Without a context a row may be a summary; hardly any text of a corpus contains one.
+        # Without a context, a row may be a summary, which hardly any text of a corpus contains.
         if kind or has_context or answered >= LEAST_ANSWERED * len(rows["train"]):
             return labels
     labels = Labels("target-words")
@@ -305,7 +311,7 @@ def _of_task(
 
 
 def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> Pairs:
-    """Pair the contexts of each row with its right answers."""
+    """Pair the contexts of each row with the row's correct answers."""
     pairs = []
     places, contexts = contexts_of(rows, texts)
     for row, found in zip(rows, places, strict=True):
@@ -317,8 +323,8 @@ def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str
 
 
 def _answers_of_file(spec: str) -> Labels | None:
-    """Label the answers of raw records; None if they have no contexts or answers."""
-    # Arguments and cards may choose other columns, which only ``load_task`` knows.
+    """Label the answers in raw records; return None if the records have no contexts or answers."""
+    # Arguments and cards may choose other columns, which only ``load_task`` can find.
     if "(" in spec or spec in CARDS:
         return None
     records = read_splits(spec)
@@ -339,7 +345,7 @@ def _answers_of_file(spec: str) -> Labels | None:
             contexts = map(record.get, CONTEXT)
             context = next((text for text in contexts if isinstance(text, str)), "")
             keyed[split].append((shared_text(record, names), (context, answers)))
-    # Split as ``load_task`` splits them, so that no policy learns from a task's test rows.
+    # Use the same splits as ``load_task``, so that no policy learns from a task's test rows.
     splits, _ = splits_of(keyed, f"task {spec!r}")
     for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)
@@ -356,13 +362,13 @@ def _by_classifier(task: Task, classifier: TrainClassifier | None, drop: float) 
             assert isinstance(row, TextRow)
             if row.pair is not None:
                 raise MaskwiseError(
-                    f"labels of a classifier need single texts, and {task.name} has pairs",
+                    f"labels from a classifier need single texts, but {task.name} has pairs",
                     do="use learning.method: meta",
                 )
             # The classifier has no output for a class that is missing from train.
             if row.label in number:
                 rows[split].append((row.text, number[row.label]))
-    assert classifier is not None, "labels of a classifier need one"
+    assert classifier is not None, "labels from a classifier need a classifier"
     confidence = classifier(task)
     labels = Labels("classifier")
     for split, part in rows.items():

@@ -1,12 +1,12 @@
-"""Learn a policy: from labelled texts, or by the meta-gradient.
+"""Learn a policy from labelled texts or by the meta-gradient.
 
-From labels (Ye et al. 2021, arXiv 2104.08840, section 3) the loss is the cross-entropy of the first
-and last tokens of labelled spans over the words of a window; a head for tokens has one
-cross-entropy over labelled tokens. ``maskwise.training.train`` runs the loop: a window is a row,
-the policy an objective.
+With labels (Ye et al. 2021, arXiv 2104.08840, section 3), the loss is the cross-entropy of the
+first and last tokens of labelled spans, over the words in a window; a token head has a single
+cross-entropy over labelled tokens. ``maskwise.training.train`` runs the loop: each window is a row,
+and the policy is part of an objective.
 
-By the meta-gradient, ``learn_policy`` runs the outer loop of a learner, evaluates it, stops early,
-and resumes. The learner itself, one outer step at a time, is in ``maskwise.learning.meta``.
+With the meta-gradient, ``learn_policy`` runs a learner's outer loop: it evaluates, stops early, and
+resumes. The learner itself, which takes one outer step at a time, is in ``maskwise.learning.meta``.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ LONG = "labels longer than the longest span"
 
 
 class FindSpans(Objective):
-    """Cross-entropy of the first and the last token of labelled spans, over the words of a window.
+    """Cross-entropy of the first and the last token of labelled spans, over the words in a window.
 
     Formula: −Σ n log softmax(logits), where n labelled spans begin (end) at a token.
-    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C): n, or
-        −100 for 0. A head for tokens has C = 1, a head for spans C = 2 (begin, end).
+    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C), which
+        are n, or −100 if n is 0. A token head has C = 1; a span head has C = 2 (begin, end).
     Requirements: a ``PolicyModel``.
     """
 
@@ -70,7 +70,7 @@ class FindSpans(Objective):
         labels_BLC = batch["labels"]
         logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
         logits_BLC = logits.reshape(labels_BLC.shape)
-        # Special tokens and padding get no probability: scores are read at words only.
+        # Special tokens and padding get no probability, because scores are used only at words.
         outside = ~batch["inside"].unsqueeze(-1)
         log_p_BLC = logits_BLC.masked_fill(outside, -torch.inf).log_softmax(1)
         known = labels_BLC != IGNORE
@@ -80,13 +80,13 @@ class FindSpans(Objective):
 
 @dataclass(frozen=True, eq=False)
 class LabelledWindows(Trainable):
-    """N windows of texts with at least one label each, as training data of a policy.
+    """N windows of texts, each with at least one label, as a policy's training data.
 
     Attributes:
-        targets: (T, C) how many labelled spans begin (end) at each token; for a head for tokens, 1
-            where a labelled span covers the token.
-        inside: (T,) bool, the tokens of words.
-        counts: dropped labels, by reason.
+        targets: (T, C) how many labelled spans begin (end) at each token; for a token head, 1 where
+            a labelled span covers the token.
+        inside: (T,) bool, whether each token belongs to a word.
+        counts: the number of dropped labels, for each reason.
     """
 
     targets: Tensor
@@ -94,7 +94,7 @@ class LabelledWindows(Trainable):
     counts: Counter[str]
 
     def batch(self, rows: Tensor) -> TensorDict:
-        """Return the inputs of ``FindSpans``."""
+        """Return the inputs for ``FindSpans``."""
         at, real = self.flat.at(rows)
         targets = torch.where(real.unsqueeze(-1), self.targets[at], 0.0)
         labels = torch.where(targets > 0, targets, float(IGNORE))
@@ -108,7 +108,7 @@ class LabelledWindows(Trainable):
         """Cut labelled texts into windows, and keep the windows that have a label.
 
         Raises:
-            MaskwiseError: no text, or no label is left.
+            MaskwiseError: there is no text, or no label is left.
         """
         windows = read_windows([each.text for each in marked], policy)
         if windows is None:
@@ -135,10 +135,10 @@ class LabelledWindows(Trainable):
         labelled = np.flatnonzero(totals_P > 0)
         if not len(labelled):
             raise MaskwiseError(
-                "no label is left in the windows of the policy", do="raise learning.policy.length"
+                "no label is left in the policy's windows", do="raise learning.policy.length"
             )
         flat, place, token = flat_of(pieces, labelled)
-        # Special tokens belong to no word, so they keep targets of 0.
+        # Special tokens do not belong to any word, so their targets remain 0.
         targets = torch.zeros(len(flat.ids), targets_TC.shape[1])
         targets[place] = torch.from_numpy(targets_TC[token])
         inside = torch.zeros(len(flat.ids), dtype=torch.bool)
@@ -148,13 +148,13 @@ class LabelledWindows(Trainable):
 
 
 def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
-    """(S, 2) the first and the last word of every labelled span that touches a word."""
+    """(S, 2) the first and the last word of every labelled span that overlaps a word."""
     text_numbers = np.arange(len(marked) + 1)
     edges = np.searchsorted(windows.text, text_numbers)
     found = [np.zeros((0, 2), np.int64)]
     for number, each in enumerate(marked):
         words = slice(edges[number], edges[number + 1])
-        # A text may have no word in a window, because its words are longer than the window.
+        # A text has no word in any window if all its words are longer than a window.
         if each.spans and words.start < words.stop:
             start, end = np.array(each.spans).T
             first = np.searchsorted(windows.end[words], start, side="right")
@@ -173,17 +173,17 @@ def learn_supervised(
     folder: Path | None = None,
     quiet: bool = True,
 ) -> tuple[Training, Counter[str]]:
-    """Train a policy in place to find the labels of texts.
+    """Train a policy in place to find the labels in texts.
 
     Args:
-        dev_texts: the loss on them is logged every ``training.eval_every`` steps.
-        folder: for metrics and checkpoints to resume from.
+        dev_texts: texts for evaluation; their loss is logged every ``training.eval_every`` steps.
+        folder: the folder for metrics and for checkpoints to resume from.
 
     Returns:
-        The figures of the training, and the labels that were dropped, by reason.
+        The figures of the training run, and the number of dropped labels for each reason.
 
     Raises:
-        MaskwiseError: nothing to learn from; see also ``train``.
+        MaskwiseError: there is nothing to learn from; see also ``train``.
     """
     data = LabelledWindows.of(train_texts, policy)
     objective = FindSpans(policy)
@@ -242,32 +242,34 @@ def new_learner(
     length: int,
     max_length: int = 64,
 ) -> MetaLearner:
-    """Build the learner of a policy by the meta-gradient, for `learn_policy`.
+    """Build a learner for `learn_policy`, which learns a policy by the meta-gradient.
 
     Args:
-        policy: scores tokens.
-        task: the policy learns from its train rows; its dev rows evaluate.
-        texts: searched for contexts if the rows have none.
+        settings: the settings of the meta-gradient.
+        policy: a policy that scores tokens.
+        task: the task; the policy learns from its train rows and is evaluated on its dev rows.
+        texts: texts that are searched for contexts if the rows have no contexts.
         model: the model that the policy should help, pre-trained or new. Its weights change.
-        training: of the model's ordinary steps.
-        length: maximum tokens of a context.
-        max_length: tokens of a row of the task.
+        tokenizer: the model's tokenizer.
+        training: the settings for the model's ordinary steps.
+        length: the maximum number of tokens in a context.
+        max_length: the maximum number of tokens in a row of the task.
 
     Raises:
-        MaskwiseError: a task without a loss, or that does not fit the model; no context for any of
-            its rows.
+        MaskwiseError: the task has no loss or does not fit the model, or none of its rows has a
+            context.
     """
     if policy.config.head != "tokens":
         raise MaskwiseError(
             "the meta-gradient needs a policy that scores tokens",
             got=policy.config.head,
-            do="learn it with method: supervised, or set head: tokens",
+            do="use method: supervised, or set head: tokens",
         )
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
     sizes = {"length": min(length, policy.config.length), "max_length": max_length}
     train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
-    # An accelerator connects the processes of torchrun; only its device is used here.
+    # The accelerator connects torchrun's processes; only its device is used here.
     device = new_accelerator(training, None).device
     return MetaLearner(
         losses.to(device),
@@ -282,17 +284,18 @@ def new_learner(
 def losses_of(
     model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> Losses:
-    """Build the two losses of a model; a task that needs another head gets one on its encoder.
+    """Build the two losses of a model. If the task needs a different head, that head is put on the
+    model's encoder.
 
     Raises:
-        MaskwiseError: a task that is not fine-tuned, or not with such a model; a tokenizer without
-            a mask or sentinel.
+        MaskwiseError: tasks of this kind are not fine-tuned, or not with such a model; or the
+            tokenizer has neither a mask token nor a sentinel.
     """
     kind = task.kind
     family = adapter_of(model.config).kind
     if kind.objective is None:
         raise MaskwiseError(
-            "a policy is learned from a loss, and this task has none",
+            "a policy is learned from a loss, but this task has no loss",
             got=kind.name,
             do="use a kind of task that is fine-tuned",
         )
@@ -300,7 +303,7 @@ def losses_of(
         raise MaskwiseError(
             f"a task of kind {kind.name} is not for this model",
             got=f"an {family}",
-            do="use kind=generation for an encoder–decoder, and another kind for an encoder",
+            do="use kind=generation for an encoder–decoder, and a different kind for an encoder",
         )
     task_model = model
     if not kind.pretrained_head:
@@ -309,7 +312,7 @@ def losses_of(
         share_encoder(model, task_model)
     vocabulary = Vocabulary.of(tokenizer)
     mask = vocabulary.mask
-    # A model trained with sentinels has never seen [MASK], even if its tokenizer has one.
+    # A model that was trained with sentinels has never seen [MASK], even if its tokenizer has it.
     if family != "encoder" and vocabulary.sentinels:
         mask = next(iter(vocabulary.sentinels))
     if mask is None:
@@ -327,18 +330,22 @@ def learn_policy(
     quiet: bool = False,
     title: str = "learning a policy",
 ) -> Point:
-    """Learn until all steps are done, dev stops improving, or the outer loss diverges.
+    """Learn until all steps are done, the gain on dev stops improving, or the outer loss diverges.
 
-    An interrupted call resumes from its last evaluation.
+    After an interruption, the same call resumes from the last evaluation.
 
     Args:
-        learner: its policy becomes the best average, or the initial policy if none was better.
-        folder: of ``metrics.jsonl`` and the checkpoint; None writes nothing.
-        quiet: no progress bar.
-        title: of the progress bar.
+        learner: the learner; its policy becomes the best average policy, or the initial policy if
+            no average was better.
+        folder: the folder for ``metrics.jsonl`` and the checkpoint; if None, nothing is written.
+        quiet: whether to hide the progress bar.
+        title: the title of the progress bar.
+
+    Returns:
+        The progress at the end.
     """
     s = learner.settings
-    # All ranks resume, but only the first one writes.
+    # All ranks resume, but only the first rank writes.
     writes = learner.rank == 0
     log = None
     if folder:
@@ -376,7 +383,7 @@ def learn_policy(
                 if folder and writes:
                     learner.save(folder / "resume")
             except (Diverged, Overflow) as reason:
-                # The rows of other ranks may not overflow: they would wait for this one forever.
+                # Other ranks may not overflow, and would then wait for this rank forever.
                 if isinstance(reason, Overflow) and learner.ranks > 1:
                     raise
                 now.stopped = f"diverged: {reason}"
@@ -388,7 +395,7 @@ def learn_policy(
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
     known = {}
     for name, value in line.items():
-        # JSON has no NaN, such as the share of answers in rows without one.
+        # JSON has no NaN, which is, for example, the share of answers in rows without answers.
         if value == value:
             known[name] = value
     metrics.write(known)
@@ -398,8 +405,8 @@ def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, obj
     """Keep the average policy if it is the best so far, and decide whether to stop.
 
     Args:
-        outer: mean outer loss since the last evaluation.
-        gain: gain of the average policy on dev.
+        outer: the mean outer loss since the last evaluation.
+        gain: the average policy's gain on dev.
 
     Returns:
         Figures for the log.

@@ -1,14 +1,14 @@
 """The outer loop: update a policy so that pre-training under its masks helps a task.
 
     for every outer step
-        the policy scores contexts of some examples, and the masks are drawn in relaxed form
+        the policy scores contexts from a batch of examples, and relaxed masks are drawn
         the model takes inner steps: pre-training under the mask, then the task     (meta_gradient)
         the policy descends the gradient of the task's loss after these steps
         the model takes ordinary steps, or is reset
 
 All randomness is a function of (seed, step, example), so a resumed run continues bit for bit, and
-the result does not depend on the number of ranks. Each step is noisy (few examples, one mask each),
-so a moving average of the policy is evaluated and kept.
+the result does not depend on the number of ranks. Each step is noisy, because it has few examples
+with one mask each; therefore a moving average of the policy is evaluated and kept.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from maskwise.training.optim import Optimizers, load_state, state_of
 STATE = "state.json"
 STATE_TENSORS = "state.safetensors"
 DRAWS = 2
-"""Contexts and masks of each dev example in an evaluation."""
+"""How many contexts and masks are drawn for each dev example in an evaluation."""
 
 
 @dataclass
@@ -63,14 +63,14 @@ class Point:
     """The progress of meta-learning, as saved in ``state.json``.
 
     Attributes:
-        step: number of outer steps.
-        best: the step with the best average policy on dev; 0 is the initial policy.
+        step: the number of outer steps so far.
+        best: the step whose average policy was best on dev; 0 is the initial policy.
         gain: the gain of the best policy (``MetaLearner.gain_of``).
-        waited: evaluations since the best one.
-        first: mean outer loss before the first evaluation.
-        mask_rate, task_rate: sizes of the inner steps.
+        waited: the number of evaluations since the best evaluation.
+        first: the mean outer loss before the first evaluation.
+        mask_rate, task_rate: the sizes of the inner steps.
         stopped: why learning ended early; None if it did not.
-        overshoot: which inner step is too long (``MetaLearner.overshoot``), or None.
+        overshoot: a message if an inner step is too long (``MetaLearner.overshoot``), or None.
     """
 
     step: int = 0
@@ -85,7 +85,7 @@ class Point:
 
 
 class Slopes:
-    """Measures how well gradients agree: squared norm of their mean, over mean squared norm."""
+    """Measures how well gradients agree: their mean's squared norm over their mean squared norm."""
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
@@ -93,7 +93,7 @@ class Slopes:
         self.count = 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        # Tensors are widened one by one: a copy of all would double the memory of a large policy.
+        # Tensors are widened one by one: copying them all would double a large policy's memory.
         if not self.total:
             self.total = [torch.zeros_like(part) for part in gradient]
         for total, part in zip(self.total, gradient, strict=True):
@@ -102,7 +102,7 @@ class Slopes:
         self.count += 1
 
     def agreement(self) -> float:
-        """Return 1 if all gradients are equal, about 1 / count for noise, NaN if all are 0."""
+        """Return 1 if all gradients are equal, about 1 / count for pure noise, NaN if all are 0."""
         if not self.squares:
             return math.nan
         return self._square(self.total) / (self.count * self.squares)
@@ -112,11 +112,11 @@ class Slopes:
 
 
 class Diverged(Exception):
-    """A loss or gradient of the outer loop is not finite."""
+    """A loss or a gradient in the outer loop is not finite."""
 
 
 class Part(NamedTuple):
-    """The masked examples of an inner step, and the number of their masks over all ranks."""
+    """The masked examples for an inner step, and their total budget over all ranks."""
 
     rows: Array
     masked: Masked
@@ -128,13 +128,13 @@ class MetaLearner:
 
     Args:
         losses: the two losses of the model.
-        policy: (input_ids (B, L), attention_mask (B, L)) → logits (B, L).
-        train, dev: examples to learn from and to evaluate on.
+        policy: maps input_ids (B, L) and attention_mask (B, L) to logits (B, L).
+        train, dev: the examples to learn from and the examples to evaluate on.
         settings: see ``MetaSettings``.
-        training: optimiser, learning rate and clip of the model's ordinary steps.
+        training: the optimiser, learning rate and gradient clipping for the model's ordinary steps.
 
     Attributes:
-        average: the average policy, which is evaluated.
+        average: the moving average of the policy, which is evaluated.
         best: the parameters of the best average so far.
     """
 
@@ -156,7 +156,7 @@ class MetaLearner:
         self.ranks = ranks_here()
         if settings.batch_size % self.ranks:
             raise MaskwiseError(
-                "learning.meta.batch_size must be a multiple of the processes",
+                "learning.meta.batch_size must be a multiple of the number of processes",
                 got=f"{settings.batch_size} for {self.ranks}",
             )
         if self.ranks > 1 and settings.gradient != "finite-difference":
@@ -168,7 +168,7 @@ class MetaLearner:
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
         self.clip = training.clip or math.inf
-        # The rate is constant: a reset of the model would not rewind a decay.
+        # The learning rate is constant, because a reset of the model would not rewind a decay.
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -190,12 +190,12 @@ class MetaLearner:
 
         Returns:
             Figures for the log: ``outer``, the task's loss after the inner steps; ``inner``, the
-            loss under the first mask; ``grad_norm`` of the policy; ``entropy`` of its weights in
-            nats; ``answers``, the share of its weight on right answers; ``mask_rate`` and
-            ``task_rate``.
+            loss under the first mask; ``grad_norm``, the norm of the policy's gradient;
+            ``entropy``, the entropy of the policy's weights in nats; ``answers``, the share of its
+            weight on correct answers; ``mask_rate`` and ``task_rate``.
 
         Raises:
-            Diverged: a loss or gradient that is not finite.
+            Diverged: a loss or a gradient is not finite.
         """
         s = self.settings
         number = self.now.step
@@ -216,7 +216,7 @@ class MetaLearner:
         steps = self._inner_steps(parts)
         theta = values_of(self.losses)
         result = meta_gradient(theta, steps, outer, backend=s.gradient, agree=self._agree)
-        # The entropy is differentiated through the same graph of the policy.
+        # The entropy is differentiated through the same graph of the policy, which is then kept.
         result.backward(steps, retain_graph=s.entropy > 0)
         if s.learn_rates:
             self._learn_rates(result.rates)
@@ -230,10 +230,10 @@ class MetaLearner:
             raise Diverged(
                 f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
             )
-        # Clipped, but not scaled by Adam: its steps do not show whether gradients agree.
+        # These are clipped gradients, not Adam's steps, which do not show whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
-        # At first, average over fewer steps, or the initial policy lingers.
+        # At first the average is over fewer steps, or the initial policy would dominate it.
         keep = min(s.average, (1 + number) / (10 + number))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.policy.parameters()):
@@ -256,7 +256,7 @@ class MetaLearner:
         }
 
     def _rows(self, number: int, *, order: int) -> Array:
-        """Return this rank's examples of a batch; every order is a sequence of shuffled epochs."""
+        """Return this rank's examples in a batch; each ``order`` has its own shuffled epochs."""
         seed = fold(self.settings.seed, order, 0xE0)
         rows, _ = shuffled(len(self.train), number, self.settings.batch_size, seed=seed)
         return rows.numpy()[self.rank :: self.ranks]
@@ -265,17 +265,17 @@ class MetaLearner:
         return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
 
     def _task_loss(self, rows: Array) -> Loss:
-        """Return the task's loss over these rows and those of the other ranks."""
+        """Return the task's loss over these rows and the rows of the other ranks."""
         batch = self.train.task(rows, self.device)
         labels = batch["labels"]
         count = torch.tensor(len(labels))
-        # Labels (B, L) of tokens; floats (B, classes) are one target per row with several labels.
+        # Integers (B, L) label tokens; a row of floats (B, classes) has several labels, one target.
         if labels.dim() > 1 and not labels.is_floating_point():
             count = torch.count_nonzero(labels != IGNORE)
         return self.losses.of(batch, self._total(count))
 
     def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:
-        """Return the inner steps in order; their masks carry the graph of the policy."""
+        """Return the inner steps in order; their masks are attached to the policy's graph."""
         steps = []
         for part in parts:
             mask = part.masked.choice.mask(part.masked.logit_U)
@@ -286,7 +286,7 @@ class MetaLearner:
         return steps
 
     def _learn_rates(self, slopes: Sequence[float]) -> None:
-        """Change the logarithm of each rate by a tenth of its slope, and by at most a tenth."""
+        """Change the logarithm of each rate against its slope, by at most a tenth."""
         now = self.now
         if now.task_rate:
             # Steps alternate: pre-training, task, pre-training, …
@@ -295,7 +295,7 @@ class MetaLearner:
         now.mask_rate = _learned_rate(now.mask_rate, slopes)
 
     def _train_model(self, parts: Sequence[Part]) -> None:
-        """Train the model by ordinary steps, under the same masks and on the task."""
+        """Train the model with ordinary steps, under the same masks and on the task."""
         theta: Parameters = dict(self.losses.named_parameters())
         for part in parts:
             denoising = self.losses.of(part.masked.inputs, part.budget)
@@ -303,7 +303,7 @@ class MetaLearner:
             self._descend(denoising(theta, part.masked.choice.hard()) + task(theta, None))
 
     def _descend(self, loss: Tensor) -> None:
-        """Take an ordinary step of the model."""
+        """Take an ordinary training step of the model."""
         loss.backward()
         self._agree(_gradients(self.losses))
         nn.utils.clip_grad_norm_(self.losses.parameters(), self.clip)
@@ -311,7 +311,7 @@ class MetaLearner:
         self.optimizers.zero_grad()
 
     def _clear_optimizers(self) -> None:
-        """Forget the moments of the model's optimisers, as if the model were new."""
+        """Clear the moments in the model's optimisers, as if the model were new."""
         for member in self.optimizers.members:
             member.state.clear()
 
@@ -331,10 +331,11 @@ class MetaLearner:
     # ---------------------------------------------------------------------------------------
 
     def gain_of(self, policy: nn.Module) -> float:
-        """Return how much more a step under the policy lowers the task's loss than a random one.
+        """Return how much more a step under the policy lowers the task's loss than a random step.
 
-        In nats, a mean over dev examples, with the initial model and the same contexts every time.
-        Policy and random masks share their draws, so that chance favours neither.
+        The gain is in nats, averaged over dev examples, with the initial model and the same
+        contexts every time. Policy masks and random masks share their draws, so chance favours
+        neither.
         """
         gains = 0.0
         count = min(len(self.dev), self.settings.dev_examples)
@@ -351,15 +352,16 @@ class MetaLearner:
 
     @torch.no_grad()
     def _hard_step(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
-        """Return a step of pre-training under the hard choice of a scorer."""
+        """Return a step of pre-training under a scorer's hard choice."""
         masked = self._masked(scorer, examples, rows, key=key)
         loss = self.losses.of(masked.inputs, masked.choice.budget)
         return InnerStep(loss, self.now.mask_rate, masked.choice.hard())
 
     def overshoot(self) -> str | None:
-        """Report an inner step that raises its own loss, on the first examples with random masks.
+        """Return a message if an inner step raises its own loss on the first examples, which have
+        random masks.
 
-        The gradient at the start of such a step does not predict the loss at its end: the policy
+        The gradient at the start of such a step does not predict the loss at its end. The policy
         would be rewarded for masks that keep the model from diverging, whatever they teach.
         """
         rows = self._rows(0, order=0)
@@ -370,13 +372,13 @@ class MetaLearner:
             theta, before = descended(self.start, step)
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
-            # Negated, so that NaN counts as a rise.
+            # The comparison is negated, so that NaN counts as a rise.
             if not after <= before:
                 rise = f"from {before:.2f} to {after:.2f}"
                 return f"a step of {name} {step.rate:g} raises its own loss, {rise}"
         return None
 
-    # States to resume from
+    # Checkpoints
     # ---------------------------------------------------------------------------------------
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -407,7 +409,7 @@ class MetaLearner:
         """Resume from a checkpoint; start from scratch if it is missing or damaged.
 
         Raises:
-            MaskwiseError: a checkpoint with other settings.
+            MaskwiseError: the checkpoint has different settings.
         """
         state = read_json(folder / STATE)
         if state is None or damage(folder):
@@ -415,7 +417,7 @@ class MetaLearner:
         changed = changes(state["settings"], self.settings.model_dump(mode="json"))
         if changed:
             raise MaskwiseError(
-                f"{folder} was written with other learning settings",
+                f"{folder} was written with different learning settings",
                 got=changed,
                 do="give a new folder",
             )
@@ -426,14 +428,14 @@ class MetaLearner:
         self.best = groups["best"]
         for name, module in self._modules().items():
             set_values(module, groups[name])
-        # Empty if the optimisers were cleared just before the checkpoint.
+        # The states are empty if the optimisers were cleared just before the checkpoint.
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
         self.now = Point(**state["now"])
 
 
 def _learned_rate(rate: float, slopes: Sequence[float]) -> float:
-    # tanh bounds the change: a noisy slope changes a rate by a factor of at most exp(0.1).
+    # tanh limits the change: even a noisy slope changes a rate by a factor of at most exp(0.1).
     return rate * math.exp(-0.1 * math.tanh(rate * sum(slopes)))
 
 

@@ -1,12 +1,13 @@
-"""Differentiable masks: scores → a choice of units, inclusion probabilities, a relaxed loss.
+"""Differentiable masks: from scores to a choice of units, inclusion probabilities, and a relaxed
+loss.
 
-``masking.select`` makes the hard choice by an exponential race: a unit of weight w arrives at rate
-w, and units are taken until the budget is used. At time τ a unit has arrived with probability
-p = 1 − exp(−τ·w). The relaxation solves for the τ of each piece at which the expected number of
-tokens equals the budget, and uses the gradient of p as that of the choice (straight-through). If
-one score rises, τ falls, and with it the probabilities of the other units.
+``masking.select`` makes the hard choice by an exponential race: a unit with weight w arrives at
+rate w, and units are taken until the budget is used up. At time τ, a unit has arrived with
+probability p = 1 − exp(−τ·w). For each piece, the relaxation finds the τ at which the expected
+number of tokens equals the budget. The gradient of p then serves as the gradient of the choice
+(straight-through). If one score rises, τ falls, and so do the probabilities of the other units.
 
-Source: methods of Ye et al. 2021 (arXiv 2104.08840), with the race in place of their softmax.
+Source: methods of Ye et al. 2021 (arXiv 2104.08840), with the race instead of their softmax.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ if TYPE_CHECKING:
 
 
 def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tensor) -> Tensor:
-    """Solve for the probability that each unit is chosen, given the budget of its piece.
+    """Find the probability that each unit is chosen, given the budget of its piece.
 
-    p = 1 − exp(−τ·w) with w = exp(logit), and τ such that Σ length·p = budget. A budget of all
-    tokens or more gives p = 1, a budget of 0 gives p = 0, both with a gradient of 0.
+    p = 1 − exp(−τ·w) with w = exp(logit), where τ is such that Σ length·p = budget. A budget of all
+    tokens or more gives p = 1, and a budget of 0 gives p = 0; in both cases the gradient is 0.
 
     Args:
-        logit_U: (U,) of any float type; only differences within a piece matter.
-        length_U: (U,) tokens of each unit.
+        logit_U: (U,) the logits, of any float type; only differences within a piece matter.
+        length_U: (U,) the number of tokens in each unit.
         piece_U: (U,) the piece of each unit.
-        budget_P: (P,) tokens.
+        budget_P: (P,) the budget of each piece, in tokens.
 
     Returns:
-        (U,) with the type and device of the logits, computed in float64 on the CPU. First and
-        second derivatives are exact: τ is found without a graph, and then two Newton steps with a
-        graph, which no longer change it, carry the derivatives of the implicit function.
+        (U,) the probabilities, with the type and device of the logits, computed in float64 on the
+        CPU. First and second derivatives are exact: τ is found without a graph; then two Newton
+        steps with a graph, which no longer change τ, provide the implicit function's derivatives.
 
     >>> logit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     >>> length, piece = torch.tensor([1, 2, 1, 2]), torch.zeros(4, dtype=torch.long)
@@ -56,7 +57,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     >>> [round(x, 3) for x in p.tolist()], round(float((p * length).sum()), 12)
     ([0.204, 0.204, 0.462, 0.462], 2.0)
     """
-    # On the CPU, since Apple's GPUs have no float64.
+    # Computed on the CPU, because Apple's GPUs have no float64.
     logit = logit_U.cpu().double()
     length = length_U.cpu().double()
     piece = piece_U.cpu()
@@ -68,7 +69,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
     whole = total(length)
     solvable = (budget > 0) & (budget < whole)
-    # A piece without a solution gets any target that has one; its p is overwritten at the end.
+    # A piece without a solution gets a target that has a solution; its p is overwritten at the end.
     target = torch.where(solvable, budget, 0.5 * whole)
 
     def newton(tau: Tensor) -> Tensor:
@@ -77,14 +78,15 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
     with torch.no_grad():
         # The expected number of tokens is increasing and concave in τ, so Newton steps from the
-        # left never pass the solution; they stop once rounding hides the increase.
+        # left never go past the solution. They stop once rounding hides the increase.
         tau = target / total(length * weight)
         for _ in range(200):
             larger = newton(tau)
             if not (larger > tau * (1 + 1e-15)).any():
                 break
             tau = torch.maximum(tau, larger)
-    # The first step with a graph makes first derivatives exact, the second one second derivatives.
+    # The first step with a graph makes first derivatives exact; the second step makes second
+    # derivatives exact.
     for _ in range(2):
         tau = newton(tau)
     p = -torch.expm1(-tau[piece] * weight)
@@ -94,28 +96,28 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
 
 def _below_top(logit_U: Tensor, piece_U: Tensor, pieces: int) -> Tensor:
-    """(U,) the logits minus the highest of their piece, a constant for gradients."""
+    """(U,) the logits minus the highest logit in their piece, which gradients treat as constant."""
     top_P = logit_U.new_full((pieces,), -torch.inf)
     top_P = top_P.scatter_reduce(0, piece_U, logit_U.detach(), "amax")
     return logit_U - top_P[piece_U]
 
 
 class Overflow(MaskwiseError):
-    """A score of the policy is not finite."""
+    """One of the policy's scores is not finite."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A selection of units as tensors.
+    """A selection of units, as tensors.
 
     Attributes:
-        selection: of P pieces, in (B, L) rows.
-        token_M: (M,) positions of the tokens of units among the B·L tokens.
-        unit_M: (M,) the unit of each of these tokens.
+        selection: the selection from P pieces in (B, L) rows.
+        token_M: (M,) the positions, among the B·L tokens, of the tokens that belong to units.
+        unit_M: (M,) the unit that each of these tokens belongs to.
         piece_U: (U,) the piece of each unit.
-        length_U: (U,) tokens of each unit.
-        budget_P: (P,) tokens.
-        chosen_U: (U,) bool.
+        length_U: (U,) the number of tokens in each unit.
+        budget_P: (P,) the budget of each piece, in tokens.
+        chosen_U: (U,) bool, whether each unit was chosen.
     """
 
     selection: Selection
@@ -128,7 +130,7 @@ class Choice:
 
     @cached_property
     def budget(self) -> Tensor:
-        """The sum of all budgets in tokens, by which inner losses are divided."""
+        """The sum of all budgets, in tokens; it divides inner losses."""
         return self.budget_P.sum().clamp(min=1)
 
     def unit_logits(self, logit_BL: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ class Choice:
         return total_U / self.length_U
 
     def spread(self, value_U: Tensor) -> Tensor:
-        """(B, L) at every token the value of its unit, 0 at tokens outside units."""
+        """(B, L) each token's value from its unit, or 0 for tokens outside units."""
         rows, length = self.selection.units.batch.shape
         line = value_U.new_zeros(rows * length)
         return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(rows, length)
@@ -146,19 +148,19 @@ class Choice:
     def mask(self, logit_U: Tensor) -> Tensor:
         """(B, L) the share of each token that is masked, with a gradient for every unit.
 
-        Straight-through: the values are 0 and 1, and the gradient is that of the inclusion
-        probabilities, also for units that were not chosen.
+        Straight-through: the values are 0 and 1, but the gradient is that of the inclusion
+        probabilities, even for units that were not chosen.
         """
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
         hard_U = self.chosen_U.to(p_U.dtype)
         return self.spread(hard_U + p_U - p_U.detach())
 
     def hard(self) -> Tensor:
-        """(B, L) 1.0 where a token was chosen, else 0.0."""
+        """(B, L) 1.0 where a token was chosen, and 0.0 elsewhere."""
         return self.spread(self.chosen_U.float())
 
     def shares(self, logit_U: Tensor) -> Tensor:
-        """(U,) each unit's share of the weight of its piece; the shares of a piece sum to 1."""
+        """(U,) each unit's share of its piece's weight; the shares in a piece sum to 1."""
         weight_U = _below_top(logit_U, self.piece_U, len(self.budget_P)).exp()
         total_P = weight_U.new_zeros(len(self.budget_P)).index_add(0, self.piece_U, weight_U)
         return weight_U / total_P[self.piece_U]
@@ -166,7 +168,7 @@ class Choice:
     def entropy(self, logit_U: Tensor) -> Tensor:
         """The entropy of the shares in nats, averaged over pieces."""
         share_U = self.shares(logit_U)
-        # The floor keeps 0·log 0, and its gradient, from being NaN.
+        # Without this minimum, 0·log 0 and its gradient would be NaN.
         log_share_U = share_U.clamp(min=1e-30).log()
         return -(share_U * log_share_U).sum() / len(self.budget_P)
 
@@ -174,18 +176,19 @@ class Choice:
 def choose(
     batch: AnnotatedBatch, logit_BL: Tensor, ratio: float, keys: Keys, *, units: str = "word"
 ) -> Choice:
-    """Choose units of a batch with weights exp(logit), exactly up to the budget.
+    """Choose units in a batch with weights exp(logit), under an exact budget.
 
     Args:
-        logit_BL: (B, L) on any device; a unit's logit is the mean over its tokens.
-        ratio: share of the eligible tokens.
-        units: ``token``, ``word``, or the layer whose runs are the units.
+        logit_BL: (B, L) the logits, on any device; a unit's logit is the mean over its tokens.
+        ratio: the share of the eligible tokens to choose.
+        keys: the keys of the random draws.
+        units: ``token``, ``word``, or the name of a layer whose runs are the units.
 
     Raises:
-        Overflow: a logit that is not finite.
+        Overflow: a logit is not finite.
     """
     parts = units_by(batch, units)
-    # In float64 on the CPU, so that a choice does not depend on the device.
+    # Computed in float64 on the CPU, so that the choice does not depend on the device.
     logits = logit_BL.detach().cpu().double().numpy().reshape(-1)
     total_U = np.bincount(parts.unit, logits[parts.tokens], len(parts.piece))
     logit_U = total_U / parts.length
@@ -200,7 +203,7 @@ def choose(
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
 
-    # The mode ``exact`` always sets budgets; other modes may leave them out.
+    # The mode ``exact`` always sets budgets; other modes may not.
     assert selection.budget is not None
 
     def tensor(column: Array) -> Tensor:
@@ -218,17 +221,17 @@ def choose(
 
 
 class RelaxedDenoising(nn.Module):
-    """The loss of predicting tokens under a relaxed mask m.
+    """The loss for predicting tokens under a relaxed mask m.
 
-    Formula: Σ m·CE / budget, over all tokens of units. The model reads m·e(mask) +
+    Formula: Σ m·CE / budget, over all tokens that belong to units. The model reads m·e(mask) +
         (1 − m)·e(token), which is the corruption ``mask-only`` if m is 0 or 1.
     Encoder–decoders: the encoder reads a mask in place of each masked token, and the decoder
         predicts the full text.
     Requirements: a model that takes ``inputs_embeds``.
 
     Args:
-        model: with its prediction head.
-        mask_id: the token that replaces a masked one: [MASK], or a sentinel of T5.
+        model: a model with its prediction head.
+        mask_id: the id of the token that replaces masked tokens: [MASK], or one of T5's sentinels.
     """
 
     def __init__(self, model: PreTrainedModel, mask_id: int):
@@ -237,12 +240,12 @@ class RelaxedDenoising(nn.Module):
         self.mask_id = mask_id
 
     def forward(self, inputs: Tensors, mask_BL: Tensor, budget: Tensor) -> Tensor:
-        """Return the loss, a scalar in nats per token of the budget.
+        """Return the loss, a scalar in nats per token in the budget.
 
         Args:
             inputs: ``input_ids`` and ``attention_mask`` (B, L) of the unmasked text.
-            mask_BL: (B, L) from ``Choice.mask``.
-            budget: tokens of all rows on all ranks.
+            mask_BL: (B, L) the mask, from ``Choice.mask``.
+            budget: the budget of all rows on all ranks, in tokens.
         """
         ids = inputs["input_ids"]
         embed: nn.Module = encoder_of(self.model).get_input_embeddings()  # type: ignore[operator]
@@ -259,5 +262,6 @@ class RelaxedDenoising(nn.Module):
             shown["use_cache"] = False
         logits_BLV = self.model(**shown).logits
         losses = cross_entropy(logits_BLV.flatten(0, 1), ids.flatten(), reduction="none")
-        # Unmasked tokens are predicted too: their loss is the gradient of masking them.
+        # Unmasked tokens are predicted too: their losses are the gradients with respect to the
+        # mask.
         return (mask_BL * losses.view_as(ids)).sum() / budget

@@ -1,7 +1,7 @@
-"""Learn a policy from a task, with the settings of a recipe; the same call resumes.
+"""Learn a policy from a task, with a recipe's settings; the same call resumes an interrupted run.
 
 Writes ``policy/`` (the model with its card), ``metrics.jsonl``, ``shown.json`` (what the policy
-masks before and after learning), and ``try-N/`` for each of several tries.
+masks before and after learning), and, if there are several tries, ``try-N/`` for each try.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 SHARED_TOKENIZER = "tokenizer"
 LEARNING = 0x9011C7
-"""Separates the seed of learning from the seed of the run."""
+"""Makes the learning seed differ from the run's seed."""
 
 
 class Made(NamedTuple):
-    """The result of one try of the meta-gradient.
+    """The result of one try at learning by the meta-gradient.
 
     Attributes:
-        policy: with the weights of the best step.
-        before: weights of the words of some texts, before learning.
-        figures: of the best step, for the records.
-        without: number of train rows that were dropped because no text has their answers.
+        policy: the policy with the weights from the best step.
+        before: the word weights in the example texts before learning.
+        figures: the figures of the best step, for the records.
+        without: the number of train rows that were dropped because no text contains their answers.
     """
 
     policy: PolicyModel
@@ -62,13 +62,13 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Everything needed to learn one policy. Settings have the names of the recipe's sections.
+    """Everything needed to learn one policy. Settings are named after the recipe's sections.
 
     Attributes:
         task: the task, as for ``load_task``.
-        kind: architecture of the model.
-        folder: output folder.
-        quiet: no progress bar.
+        kind: the model's kind of architecture.
+        folder: the output folder.
+        quiet: whether to hide the progress bar.
     """
 
     learning: LearningSettings
@@ -83,14 +83,14 @@ class Lesson:
     quiet: bool = True
 
     def learn(self) -> Measures:
-        """Learn the policy; the same call resumes.
+        """Learn the policy; after an interruption, the same call resumes.
 
         Returns:
-            ``policy`` (its folder), ``method``, ``task``, figures of the learning, and ``dev`` and
-            ``held_out``, the evaluations on labelled texts outside train.
+            ``policy`` (its folder), ``method``, ``task``, the figures from learning, and ``dev``
+            and ``held_out``, the evaluations on labelled texts outside train.
 
         Raises:
-            MaskwiseError: a stream; a task from which no policy can be learned.
+            MaskwiseError: the corpus is a stream, or no policy can be learned from the task.
         """
         tokenizer = self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
         if self.learning.method == "supervised":
@@ -99,16 +99,16 @@ class Lesson:
 
     @property
     def seed(self) -> int:
-        """The seed of learning, which differs from the seed of the training that uses the policy.
+        """The learning seed, which differs from the seed of the training run that uses the policy.
 
-        With the same seed, the policy would be tested on the initial weights, orders and draws to
-        which it was fitted.
+        With the same seed, the policy would be tested on the initial weights, orders and draws that
+        it was fitted to.
         """
         return fold(self.training.seed, LEARNING)
 
     @cached_property
     def texts(self) -> list[str]:
-        """The texts of the corpus, which are searched for contexts."""
+        """The texts in the corpus, which are searched for contexts."""
         # A stream may be larger than memory.
         if self.corpus.stream:
             raise MaskwiseError(
@@ -118,7 +118,7 @@ class Lesson:
 
     @property
     def model_tokenizer(self) -> str | None:
-        """The name of the model's tokenizer; None if one is trained."""
+        """The name of the model's tokenizer; None if a tokenizer is trained."""
         return self.tokenizer.name or self.model.pretrained
 
     def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
@@ -157,10 +157,10 @@ class Lesson:
         encoder = self.learning.policy.pretrained
         if encoder and self.model_tokenizer:
             model_tokenizer = self._tokenizer(self.model_tokenizer)
-            # The scores of the policy choose the masks of the model, token by token.
+            # The policy's scores choose the model's masks, token by token.
             if model_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise MaskwiseError(
-                    "the meta-gradient needs the same tokens in policy and model, and their "
+                    "the meta-gradient needs the same tokens in policy and model, but their "
                     "tokenizers differ",
                     got=f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}",
                     do="leave learning.policy.pretrained out",
@@ -169,7 +169,7 @@ class Lesson:
         task = load_task(self.task)
         labels = None
         shown = texts
-        # The meta-gradient needs no labels; where the task has answers, they evaluate the policy.
+        # The meta-gradient needs no labels; if the task has answers, they evaluate the policy.
         with suppress(MaskwiseError):
             labels = labels_of(self.task, kind="answers", texts=texts)
             shown = labels.texts()
@@ -206,7 +206,7 @@ class Lesson:
         log_unigram: torch.Tensor,
     ) -> Made:
         tries = self.learning.meta.tries
-        # Tries differ in the policy's weights and the order of examples, not in the model.
+        # Tries differ in the policy's weights and in the order of examples, but not in the model.
         seed = self.seed
         folder = self.folder
         title = "learning a policy"
@@ -253,14 +253,14 @@ class Lesson:
         texts: Sequence[str],
         before: Sequence[Floats],
     ) -> Measures:
-        """Write a learned policy with its card, and ``shown.json``, on rank 0.
+        """Write a learned policy with its card, and ``shown.json``; only rank 0 writes.
 
         Args:
             texts: examples for the card.
-            before: weights of the words of the first texts, before learning.
+            before: the word weights in the first texts before learning.
 
         Returns:
-            All measures of the policy.
+            All the policy's measures.
         """
         result = {
             "policy": str(self.folder / "policy"),
@@ -288,7 +288,7 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        # The policy is complete: nothing will be resumed.
+        # The policy is complete, so nothing will be resumed.
         checkpoints = [self.folder / "resume", *self.folder.glob("try-*/resume")]
         for unused in (*checkpoints, self.folder / SHARED_TOKENIZER):
             shutil.rmtree(unused, ignore_errors=True)
@@ -300,25 +300,27 @@ class Lesson:
     def _new_policy(
         self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
     ) -> PolicyModel:
-        """Create an untrained policy; ``head`` is used if the settings have none."""
+        """Create an untrained policy; ``head`` is used if the settings do not choose a head."""
         settings = self.learning.policy.model_dump()
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
-        """Load a tokenizer by name; without one, rank 0 trains it on the corpus for all ranks."""
+        """Load a tokenizer by name; without a name, rank 0 trains it on the corpus for all
+        ranks."""
         chosen = self.tokenizer.model_copy(update={"name": name})
         if name or ranks_here() == 1:
             return chosen.tokenizer(self.corpus.documents())
         shared = self.folder / SHARED_TOKENIZER
         if rank_here() == 0 and not shared.is_dir():
             write_folder(shared, chosen.tokenizer(self.corpus.documents()).save_pretrained)
-        # The other ranks wait here until the file is complete.
+        # The other ranks wait here until the file has been written.
         require_file(shared / "tokenizer.json")
         return load_tokenizer(str(shared))
 
     def _classifier(self, task: Task) -> Confidence:
-        """Fine-tune the recipe's model as a classifier of the task; returns its confidence."""
+        """Fine-tune the recipe's model as a classifier for the task; returns a function that gives
+        its probabilities."""
         settings = self.learning.supervised.finetune
         length = settings.max_length
         tokenizer = self._tokenizer(self.model_tokenizer)
@@ -337,7 +339,7 @@ class Lesson:
         objective = Classification(network)
         data = encode(task, tokenizer, max_length=length)
         training = settings.fitting(network.num_parameters()).training(task, seed=self.seed)
-        title = f"classifier of {task.name}"
+        title = f"classifier for {task.name}"
         train(
             objective,
             TaskSource(data["train"], training),
@@ -363,7 +365,7 @@ class Lesson:
 
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
-    """(V,) log-frequencies of the tokens, the initial biases of a new model's head."""
+    """(V,) the tokens' log-frequencies, which are the initial biases in a new model's head."""
     documents = map(Document, map(str, range(len(texts))), texts)
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
@@ -372,7 +374,7 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
 
 
 def _measured(policy: PolicyModel, labels: Labels) -> Measures:
-    """Evaluate a policy on the labelled texts of dev and test."""
+    """Evaluate a policy on the labelled texts in dev and test."""
     measures = {}
     for name, split in (("dev", "dev"), ("held_out", "test")):
         marked = labels.marked(split)

@@ -1,12 +1,12 @@
-"""The model of a learned policy: an encoder with a head that scores tokens or spans.
+"""A learned policy's model: an encoder with a head that scores tokens or spans.
 
-The encoder comes from transformers, or is the light one of this module: an embedding of each token
-and its neighbours, at a hundredth of a transformer's cost. A head for tokens gives one logit per
-token, whose exponential is a weight; a head for spans gives the logits of a start and of an end.
+The encoder comes from transformers, or is this module's light encoder: an embedding of each token
+and its neighbours, at a hundredth of a transformer's cost. A token head gives one logit per token,
+whose exponential is a weight; a span head gives a start logit and an end logit per token.
 
-The folder of a policy holds JSON, safetensors, the tokenizer and a card; neither code nor pickles
-are loaded. Masking does not import this module: ``learning.annotator`` turns scores into layers,
-and policies read layers.
+A policy's folder contains JSON, safetensors, the tokenizer and a card; neither code nor pickles are
+loaded. Masking does not import this module: ``learning.annotator`` turns scores into layers, and
+policies read layers.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for the heads.
 """
@@ -40,7 +40,7 @@ Head = Literal["tokens", "spans"]
 Fields: TypeAlias = dict[str, Any]
 """A configuration as JSON values."""
 COLUMNS = {"tokens": 1, "spans": 2}
-"""Logits per token of each head."""
+"""The number of logits per token for each head."""
 LIGHT = "light"
 FORMAT = "maskwise-policy-1"
 WEIGHTS = "model.safetensors"
@@ -49,14 +49,14 @@ NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A maski
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The ``config.json`` of a policy.
+    """A policy's ``config.json``.
 
     Attributes:
-        encoder: the fields of its configuration; ``model_type`` is "light" or an architecture of
-            transformers.
-        head: "tokens" (one logit per token) or "spans" (a start and an end logit).
-        length: maximum tokens of a window of text, including special tokens.
-        longest: maximum words of a span.
+        encoder: the fields of the encoder's configuration; ``model_type`` is "light" or an
+            architecture in transformers.
+        head: "tokens" (one logit per token) or "spans" (a start logit and an end logit).
+        length: the maximum number of tokens in a window of text, including special tokens.
+        longest: the maximum number of words in a span.
     """
 
     encoder: Fields = field(default_factory=dict)
@@ -66,34 +66,36 @@ class PolicyConfig:
     format: str = FORMAT
 
     def __post_init__(self) -> None:
-        require_known("head of a policy", self.head, COLUMNS)
+        require_known("policy head", self.head, COLUMNS)
         if min(self.length, self.longest) < 1:
             raise MaskwiseError(
-                "length and longest of a policy are at least 1", got=(self.length, self.longest)
+                "a policy's length and longest must be at least 1", got=(self.length, self.longest)
             )
 
 
 class LightEncoder(nn.Module):
-    """(B, L) ids → (B, L, H): the embedding of a token plus a convolution over its neighbours.
+    """Turns (B, L) ids into (B, L, H) states: the embedding of each token plus a convolution over
+    its neighbours.
 
     Args:
         vocab_size, hidden_size: V and H.
-        window: width of the convolution in tokens, odd; 1 makes a table of words.
+        window: the width of the convolution in tokens, an odd number; 1 makes a table of words.
 
-    Cost: V·H + window·H² weights; at H = 64 and a window of 5 20,000 multiplications per token.
+    Cost: V·H + window·H² weights; with H = 64 and a window of 5, there are 20,000 multiplications
+    per token.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
         super().__init__()
         if window < 1 or window % 2 == 0:
             raise MaskwiseError(
-                "window of a light encoder", got=window, allowed="an odd number of tokens"
+                "a light encoder needs an odd window", got=window, allowed="1, 3, 5, … tokens"
             )
         self.table = nn.Embedding(vocab_size, hidden_size)
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        # Zeros at padding, so that the convolution does not depend on the width of the batch.
+        # States are 0 at padding, so the convolution does not depend on the width of the batch.
         states = self.table(input_ids) * attention_mask.unsqueeze(-1)
         near = self.near(states.transpose(1, 2)).transpose(1, 2)
         return states + nn.functional.gelu(near)
@@ -104,8 +106,8 @@ class PolicyModel(
 ):
     """A model that scores tokens or spans, with its tokenizer.
 
-    The hub's mixin provides ``save_pretrained(folder)`` and ``push_to_hub(id)``;
-    ``from_pretrained`` replaces the mixin's, which would also load pickles.
+    The hub's mixin provides ``save_pretrained(folder)`` and ``push_to_hub(id)``. Its
+    ``from_pretrained`` is replaced here, because it would also load pickles.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -115,9 +117,9 @@ class PolicyModel(
     torch.Size([1, 4])
 
     Args:
-        config: the ``config.json`` of the policy.
+        config: the policy's ``config.json``.
         tokenizer: a fast tokenizer.
-        encoder: a module with weights; None: a new one, as described by ``config.encoder``.
+        encoder: an encoder with weights; if None, a new encoder that ``config.encoder`` describes.
         card: the text of README.md.
     """
 
@@ -156,16 +158,16 @@ class PolicyModel(
         """Create an untrained policy, which gives all words the same weight.
 
         Args:
-            architecture: ``light``, or a ``model_type`` of transformers for a new encoder.
-            pretrained: the folder or hub id of a pre-trained encoder (``starts.find_start``), in
-                place of ``architecture``.
+            architecture: ``light``, or a transformers ``model_type``, for a new encoder.
+            pretrained: the folder or hub id of a pre-trained encoder (``starts.find_start``), to
+                use instead of ``architecture``.
             settings: fields of the encoder's configuration, such as hidden_size.
             head, length, longest: see ``PolicyConfig``.
-            seed: seed of the new weights.
+            seed: the seed for the new weights.
 
         Raises:
-            MaskwiseError: an unknown architecture or field; an encoder that the tokenizer or the
-                length does not fit.
+            MaskwiseError: the architecture or a field is unknown, or the tokenizer or the length
+                does not fit the encoder.
         """
         fields = dict(settings or {})
         encoder = None
@@ -188,9 +190,9 @@ class PolicyModel(
             return cls(config, tokenizer, encoder=encoder).eval()
 
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """Return logits (B, L) of a head for tokens, or (B, L, 2) of a head for spans."""
+        """Return logits: (B, L) from a token head, or (B, L, 2) from a span head."""
         states = self.encoder(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
-        # An encoder of transformers returns a record, the light encoder a tensor.
+        # A transformers encoder returns a record; the light encoder returns a tensor.
         if not isinstance(states, Tensor):
             states = states.last_hidden_state
         logits: Tensor = self.head(states)
@@ -202,7 +204,8 @@ class PolicyModel(
     # -------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the files of ``save_pretrained`` and ``push_to_hub``; called by the hub's mixin."""
+        """Write the files for ``save_pretrained`` and ``push_to_hub``; the hub's mixin calls this
+        method."""
         weights = {}
         for name, value in self.state_dict().items():
             # safetensors refuses tensors that are not contiguous.
@@ -221,8 +224,8 @@ class PolicyModel(
             name: a folder, or an id on the hub.
 
         Raises:
-            MaskwiseError: no policy; a damaged file; a folder with code (``auto_map``) or pickled
-                weights.
+            MaskwiseError: the folder contains no policy, a damaged file, code (``auto_map``), or
+                only pickled weights.
         """
         folder = find_policy(name)
         config = read_config(folder)
@@ -235,7 +238,7 @@ class PolicyModel(
         try:
             if len(tokenizer) > int(config.encoder["vocab_size"]):
                 raise ValueError(f"its tokenizer has {len(tokenizer)} tokens")
-            # config.json may ask for any size: compare shapes before memory is allocated.
+            # config.json may demand any size, so compare shapes before allocating memory.
             with torch.device("meta"):
                 cls(config, tokenizer).load_state_dict(weights, assign=True)
             policy = cls(config, tokenizer)
@@ -250,14 +253,15 @@ class PolicyModel(
 
 
 def read_config(folder: Path) -> PolicyConfig:
-    """Read the ``config.json`` of a policy.
+    """Read a policy's ``config.json``.
 
     Raises:
-        MaskwiseError: no policy, a damaged one, or one that would run code.
+        MaskwiseError: the folder contains no policy, a damaged policy, or a policy that would run
+            code.
     """
     if not (folder / "config.json").exists():
-        do = "maskwise learn writes one into OUT/policy"
-        # The folder of a run contains its policy in ``policy/``.
+        do = "maskwise learn writes a policy into OUT/policy"
+        # A run's folder contains its policy in ``policy/``.
         inner = folder / "policy"
         if inner.is_dir():
             do = f"give {inner}"
@@ -278,7 +282,7 @@ def read_config(folder: Path) -> PolicyConfig:
         raise _damaged(folder, f"config.json: {error}") from None
     if "auto_map" in config.encoder:
         raise MaskwiseError(
-            f"{str(folder)!r} brings code of its own", got="auto_map", do="use another policy"
+            f"{str(folder)!r} contains code", got="auto_map", do="use a different policy"
         )
     return config
 
@@ -290,13 +294,13 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
         return LightEncoder(**fields)
     loaded = config_of(fields)
     require_kind(loaded, "encoder", use="a policy")
-    check_room(loaded, config.length, what="length of the policy")
+    check_room(loaded, config.length, what="the policy's length")
     with without_advice():
         return load_task_model(None, loaded, head="embedding", seed=0)
 
 
 def _described(config: PreTrainedConfig) -> Fields:
-    """Return the fields of a configuration as JSON values, without its path."""
+    """Return a configuration's fields as JSON values, without its path."""
     text = json.dumps(config.to_dict(), default=str)
     fields: Fields = json.loads(text)
     fields.pop("_name_or_path", None)
@@ -304,5 +308,5 @@ def _described(config: PreTrainedConfig) -> Fields:
 
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
-    do = "use an intact copy, or learn it again"
+    do = "use an intact copy, or learn the policy again"
     return MaskwiseError(f"the policy in {folder} is damaged", got=what, do=do)

@@ -1,6 +1,6 @@
-"""Objectives: from a masked batch to a loss. A downstream task is an objective too.
+"""Objectives turn a masked batch into a loss. A downstream task is an objective too.
 
-Imports ``masking`` and below.
+May import from ``masking`` and the layers below it.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective_class(spec: str | Call) -> type[Objective]:
-    """The class of an objective such as ``cse(temperature=0.1)``; raises if there is none."""
+    """The class of an objective such as ``cse(temperature=0.1)``; raises if the name is unknown."""
     name = parse_call(spec).name if isinstance(spec, str) else spec.name
     require_known("objective", name, OBJECTIVES)
     return OBJECTIVES[name]
 
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
-    """Build an objective over a model from its name with arguments."""
+    """Build an objective over a model from the objective's name and arguments."""
     return build("objective", spec, {n: partial(made, model) for n, made in OBJECTIVES.items()})
 
 
 class ObjectiveSettings(BaseModel):
-    """One arm of a training with several objectives.
+    """One arm of a training run with several objectives.
 
     >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__
     'ContrastiveSentences'
@@ -82,11 +82,11 @@ class ObjectiveSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     objective: str
-    """Its name, with arguments: mlm, emlm, atd, dtd, cse(temperature=0.05), rtd, sbo, clm,
-    diffusion, tsdae.
+    """The objective's name, with arguments: mlm, emlm, atd, dtd, cse(temperature=0.05), rtd, sbo,
+    clm, diffusion, tsdae.
     """
     masking: dict[str, Any] = {}
-    """Changes to the recipe's masking."""
+    """Changes to the recipe's masking settings."""
 
     @field_validator("objective")
     @classmethod
@@ -98,7 +98,7 @@ class ObjectiveSettings(BaseModel):
     @classmethod
     def _masking_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
-            require_known("setting of masking", key, MaskingSettings.model_fields)
+            require_known("masking setting", key, MaskingSettings.model_fields)
         MaskingSettings(**value)
         return value
 
@@ -119,11 +119,12 @@ class ObjectiveSettings(BaseModel):
 
 
 def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
-    """Raise if an objective cannot read the labels of a corruption.
+    """Raise if an objective cannot use the labels that a corruption makes.
 
     Args:
         shown: the corruption, with its arguments.
-        who: the objective's name in the error.
+        kind: the objective's class.
+        who: what the error calls the objective.
     """
     corrupts = corruption(shown)
     if kind.kind == "encoder-decoder":
@@ -131,11 +132,11 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
     if kind.in_place and not corrupts.keeps_length:
         raise MaskwiseError(
             f"corruption {shown} changes lengths",
-            do=f"for {who} choose one that keeps lengths, such as bert",
+            do=f"for {who} choose a corruption that keeps lengths, such as bert",
         )
     if corrupts.detects != kind.detects:
         has = "labels 0 and 1, not tokens" if corrupts.detects else "tokens as labels, not 0 and 1"
-        other = "one with target='detect'" if kind.detects else "another target, or bert"
+        other = "a target of 'detect'" if kind.detects else "a different target, or bert"
         raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who} choose {other}")
 
 

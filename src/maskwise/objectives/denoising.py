@@ -1,9 +1,9 @@
-"""Objectives that predict a token from those before it: denoising, and causal modelling.
+"""Objectives that predict each token from the tokens before it: denoising, and causal modelling.
 
-``Denoising`` trains an encoder–decoder to write the masked or the whole text.
-``DenoisingAutoencoder`` trains the sentence embeddings of an encoder: a decoder, which shares the
-encoder's embeddings and is not part of the checkpoint, restores a text from one vector of its
-remains. ``CausalLanguageModelling`` makes an encoder's attention causal.
+``Denoising`` trains an encoder–decoder to write the masked text or the whole text.
+``DenoisingAutoencoder`` trains an encoder's sentence embeddings: a decoder restores a text from a
+single vector of what deletion left of it. This decoder shares the encoder's embeddings and is not
+part of the checkpoint. ``CausalLanguageModelling`` makes an encoder's attention causal.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 READ = ("input_ids", "attention_mask", "documents")
-"""Inputs of the encoder."""
+"""The encoder's inputs."""
 
 
 class Denoising(MaskedLanguageModelling):
-    """Cross-entropy of every token to write, given the corrupted text and the tokens before it.
+    """Cross-entropy of every token that the decoder writes, given the corrupted text and the tokens
+    before it.
 
     Formula: sum over targets of −log p(target | corrupted text, targets before it).
-    Inputs: a ``MaskedBatch`` of a corruption whose labels are a text (``infill``, ``t5``,
-        ``delete``, or any with ``target='full'``); or a mapping of model inputs with ``labels``
-        (B, L'), such as the batches of a task whose answers are written. The decoder begins with
-        the model's own start token.
+    Inputs: a ``MaskedBatch`` from a corruption whose labels are a text (``infill``, ``t5``,
+        ``delete``, or any corruption with ``target='full'``); or a mapping with the model's inputs
+        and ``labels`` (B, L'), such as a batch from a task whose answers are written. The decoder
+        begins with the model's own start token.
     Requirements: an encoder–decoder.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461); Raffel et al. 2020 (T5, arXiv 1910.10683).
 
@@ -77,7 +78,8 @@ class Denoising(MaskedLanguageModelling):
             raise MaskwiseError(
                 "objective denoise needs a corruption whose targets are a text to write",
                 got=f"corruption {shown}",
-                allowed="infill, infill(target='spans'), t5, delete, ul2, any with target='full'",
+                allowed="infill, infill(target='spans'), t5, delete, ul2, or any corruption with "
+                "target='full'",
             )
         return None
 
@@ -88,7 +90,7 @@ class Denoising(MaskedLanguageModelling):
     def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
         known = {name: inputs[name] for name in READ if name in inputs}
-        # In packed rows, every document is also written by itself.
+        # In packed rows, the decoder also writes every document separately.
         written = None
         if isinstance(batch, MaskedBatch) and batch.written is not None:
             written = batch.written
@@ -102,8 +104,8 @@ class Denoising(MaskedLanguageModelling):
         return {**known, "decoder_input_ids": ids}
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The encoder, and the decoder's keys and values of cross-attention, for each token read;
-        decoder and head for each target."""
+        """For each token read, the encoder and the decoder's keys and values for cross-attention;
+        for each target, the decoder and the head."""
         writes, crossed = decoder_weights(self.model)
         own, tied = head_weights(self.model)
         # The decoder is trained even if the encoder is frozen, so it counts as a head.
@@ -120,20 +122,20 @@ def generated(
     beams: int = 1,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """The tokens that an encoder–decoder generates by beam search, with special ones and padding.
+    """The tokens that an encoder–decoder generates by beam search, with special tokens and padding.
 
-    The checkpoint's ``generation_config`` is not used. There is no early stopping, because it ends
-    a search with two beams once two hypotheses are complete. With a confident model these are
-    unlikely ones that end at once, and nothing would be generated.
+    The checkpoint's ``generation_config`` is not used. There is no early stopping: it would end a
+    search with two beams once two hypotheses are complete. With a confident model, these are
+    unlikely hypotheses that end at once, so nothing would be generated.
 
     Args:
         inputs: input_ids and attention_mask (B, L).
-        most: new tokens.
-        length_penalty: exponent of the length that divides a beam's score.
+        most: the maximum number of new tokens.
+        length_penalty: the exponent of the length that divides a beam's score.
     """
     names = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "pad_token_id")
     ids = {name: vars(model.config).get(name) for name in names}
-    writer: Any = model  # mypy does not know ``generate``
+    writer: Any = model  # because mypy does not see ``generate``
     writer.generation_config = GenerationConfig(
         **ids,
         num_beams=beams,
@@ -146,22 +148,23 @@ def generated(
 
 
 def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
-    """The objective whose loss evaluates a language model: it predicts masked text."""
+    """The objective that evaluates a language model by its loss when predicting masked text."""
     if adapter_of(model.config).kind == "encoder-decoder":
         return Denoising(model)
     return MaskedLanguageModelling(model)
 
 
 class DenoisingAutoencoder(Objective):
-    """Cross-entropy of every token of a text, given one vector of it with 60 % of tokens deleted.
+    """Cross-entropy of every token of a text, given a single vector of the text after 60 % of its
+    tokens have been deleted.
 
-    Formula: sum over tokens t of −log p(x_t | x_<t, s), s the state of [CLS] (or the mean state) of
-        the corrupted text, which is all that the decoder's cross-attention sees.
-    Inputs: a ``MaskedBatch`` of the corruption ``delete``; labels (B, L'), the whole text, then
-        −100.
-    Requirements: an encoder, one text a row. The published decoder is as deep as the encoder and
-        shares its weights, which only some families support; here it has ``layers`` of its own and
-        shares the embeddings.
+    Formula: sum over tokens t of −log p(x_t | x_<t, s), where s is the state of [CLS] (or the mean
+        state) of the corrupted text. The decoder's cross-attention sees nothing but s.
+    Inputs: a ``MaskedBatch`` from the corruption ``delete``; labels (B, L') are the whole text,
+        followed by −100.
+    Requirements: an encoder, and one text per row. The published decoder is as deep as the encoder
+        and shares its weights, which only some families support. The decoder here has its own
+        ``layers`` and shares only the embeddings.
     Source: Wang et al. 2021 (TSDAE, arXiv 2104.06979), section 3.
     """
 
@@ -179,7 +182,7 @@ class DenoisingAutoencoder(Objective):
         super().__init__()
         if layers < 1 or pooling not in ("cls", "mean"):
             raise MaskwiseError(
-                "objective tsdae",
+                "objective tsdae has an invalid argument",
                 got=f"layers {layers}, pooling {pooling}",
                 allowed="layers ≥ 1; pooling cls or mean",
             )
@@ -229,7 +232,7 @@ class DenoisingAutoencoder(Objective):
             sentence_BH = (states_BLH * real).sum(1) / real.sum(1).clamp(min=1)
         length = labels.shape[1]
         before = self.embeddings[labels[:, :-1].clamp(min=0)]
-        # The decoder input is shifted right by one place, after a learned start.
+        # The decoder input begins with a learned start and is thus shifted right by one place.
         first = self.start.to(states_BLH.dtype).expand(len(labels), 1, -1)
         shifted_BLH = torch.cat([first, self.widen(before)], dim=1) + places(length, first)
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=labels.device)
@@ -244,9 +247,10 @@ class DenoisingAutoencoder(Objective):
         return Outcome.of(cross_entropy(logits_MV, labels[at], reduction="none"))
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The encoder for each token read, the decoder and the vocabulary for each token written.
+        """The encoder for each token read; the decoder and the vocabulary matrix for each token
+        written.
 
-        Keys and values of cross-attention are computed once per text, and left out.
+        Keys and values for cross-attention are computed only once per text, so they are left out.
         """
         own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
         once = 2 * self.start.numel() ** 2 * len(self.decoder.layers)
@@ -268,12 +272,13 @@ def places(length: int, like: Tensor) -> Tensor:
 # Causal
 # -------------------------------------------------------------------------------------------
 
-# The model's attention is causal only in this objective's passes (``attention.Documents``), so the
-# objective can precede masked language modelling, alternate with it, or be one of several.
+# The model's attention is causal only in this objective's passes (``attention.Documents``). The
+# objective can therefore precede masked language modelling, alternate with it, or be one of several
+# objectives.
 
 
 class NextTokens(Masker):
-    """Batches without masks: the label of each place is the next token of its text.
+    """Batches without masks: the label at each place is the next token of the same text.
 
     >>> from maskwise.text import encode, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
@@ -284,10 +289,11 @@ class NextTokens(Masker):
     """
 
     def __call__(self, rows: Rows | Pieces | AnnotatedBatch, **when: object) -> MaskedBatch:
-        """As ``Masker``, at any step; special tokens and [UNK] are not targets."""
+        """Like ``Masker.__call__``, but the same at every step; special tokens and [UNK] are never
+        targets."""
         source = gather(rows, self.vocabulary)
         text = source.piece if source.apart else source.row[source.piece]
-        # The first token of the next text does not follow from this one.
+        # The first token of the next text cannot be predicted from this text.
         follows = source.eligible[1:] & (text[1:] == text[:-1])
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]
@@ -298,12 +304,13 @@ class NextTokens(Masker):
 
 
 class CausalLanguageModelling(MaskedLanguageModelling):
-    """Cross-entropy of every next token, with causal attention.
+    """Cross-entropy of the next token at every place, with causal attention.
 
     Formula: sum over places i of −log p(token i + 1 | tokens up to i of the same text).
-    Inputs: a ``MaskedBatch`` of ``NextTokens`` (or a dict of model inputs with such ``labels``).
+    Inputs: a ``MaskedBatch`` from ``NextTokens`` (or a dict with the model's inputs and the same
+        ``labels``).
     Requirements: a family whose attention maskwise replaces (``families.Adapter.separates``).
-    Source: Touchent and de la Clergerie 2026 (arXiv:2605.12438), for its place in the training.
+    Source: Touchent and de la Clergerie 2026 (arXiv:2605.12438), for when to use it in training.
     """
 
     masking = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}

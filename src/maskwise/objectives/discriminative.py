@@ -1,7 +1,7 @@
-"""Discriminative objectives: to detect changed tokens, and to tell sentences apart.
+"""Discriminative objectives: detecting changed tokens, and telling sentences apart.
 
 ``Detection`` and ``ReplacedTokenDetection`` predict which tokens were added or replaced, or before
-which tokens others were deleted. ``ContrastiveSentences`` reads each text twice with different
+which tokens a deletion took place. ``ContrastiveSentences`` reads each text twice, with different
 dropout.
 """
 
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 class Detection(Objective):
     """Binary cross-entropy of every token with a label.
 
-    Formula: sum over labelled tokens of −log p(label | row), p from Linear(H → 2) on the hidden
-        state.
-    Inputs: a ``MaskedBatch`` with labels 0 and 1 at the tokens of the text, changed or not; −100 at
-        special tokens and padding. The attention mask is that of the changed row. (The published
-        code counts padding and keeps the old mask.)
+    Formula: sum over labelled tokens of −log p(label | row), where p comes from Linear(H → 2) on
+        the hidden state.
+    Inputs: a ``MaskedBatch`` with label 0 at unchanged tokens of the text, 1 at changed tokens, and
+        −100 at special tokens and padding. The attention mask is that of the changed row. (The
+        published code counts padding and keeps the old mask.)
     Requirements: an encoder.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
@@ -72,7 +72,8 @@ class Detection(Objective):
         self.head = nn.Linear(width_of(model), 2)
 
     def chance(self, vocabulary: int, rows: int) -> float:
-        """ln 2, as published; always guessing the class frequencies scores 0.42 nats at 15 %."""
+        """ln 2, as published. A constant guess at the class frequencies scores 0.42 nats when 15 %
+        of the tokens are changed."""
         return math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
@@ -92,11 +93,12 @@ class Detection(Objective):
 
 
 class AddedTokenDetection(Detection):
-    """Detect random tokens, one of which is inserted before each token with probability 0.15.
+    """Detect random tokens; one is inserted before each token with probability 0.15.
 
-    At most one token is inserted before each, so 12.9 % of the shown tokens are new, never two in
-    a row. The published code iterates over the places of the output, so that runs are possible
-    and 14.9 % are new; that is the corruption ``insert(target='detect', again=0.15)``.
+    At most one token is inserted before each token of the text. Therefore 12.9 % of the shown
+    tokens are new, and two new tokens are never adjacent. The published code iterates over the
+    places of the output, so new tokens can be adjacent and 14.9 % of the tokens are new; this is
+    the corruption ``insert(target='detect', again=0.15)``.
     """
 
     @classmethod
@@ -108,7 +110,7 @@ class AddedTokenDetection(Detection):
         length: int | None = None,
         **masking: Any,
     ) -> Maker:
-        """A masker; rows that grow beyond ``length`` are cut before their [SEP]."""
+        """Build a masker; rows that grow beyond ``length`` are cut before their [SEP]."""
         shown = corruption(masking.get("corruption", Insert("detect")))
         if isinstance(shown, Insert) and shown.cut is None:
             shown = replace(shown, cut=length)
@@ -120,25 +122,28 @@ class AddedTokenDetection(Detection):
 
 
 class DeletedTokenDetection(Detection):
-    """Detect the tokens before which others were deleted, each with probability 0.15.
+    """Detect the places of deletions; each token is deleted with probability 0.15.
 
-    The [SEP] after the text is a target too, for deletions at the end.
+    A token is labelled 1 if tokens before it were deleted. The [SEP] after the text is also a
+    target, for deletions at the end of the text.
     """
 
     masking = {**Detection.masking, "corruption": "delete(target='detect')"}
 
 
 class ReplacedTokenDetection(Objective):
-    """ELECTRA: a small generator fills the masks, and the model detects its replacements.
+    """ELECTRA: a small generator fills the masks, and the model detects which tokens it replaced.
 
-    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss: divided
-        by the number of masked tokens, both are means over their own tokens, as published.
-    Inputs: a ``MaskedBatch`` in which every masked token has a label; the generator's samples
-        replace it, also with 80/10/10 (the released code keeps 15 %). Tokens without a label would
-        reach the model as [MASK] and count as original, so ``predict`` below 1 is refused.
-    Requirements: an encoder with embeddings. The generator has the same architecture with layers
-        ``share`` as wide; it is saved with the heads and not part of the checkpoint. Replacements
-        are sampled from it without gradient.
+    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss. Divided
+        by the number of masked tokens, each of the two terms is a mean over its own tokens, as
+        published.
+    Inputs: a ``MaskedBatch`` in which every masked token has a label. The generator's samples
+        replace every masked token, even with 80/10/10 (the released code keeps 15 %). Tokens
+        without a label would reach the model as [MASK] and count as original, so ``predict`` below
+        1 is refused.
+    Requirements: an encoder with embeddings. The generator has the same architecture, with layers
+        that are ``share`` times as wide; it is saved with the heads and is not part of the
+        checkpoint. Replacements are sampled from the generator without gradient.
     Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
     """
 
@@ -148,7 +153,7 @@ class ReplacedTokenDetection(Objective):
         super().__init__()
         if not 0 < share <= 1 or weight <= 0:
             raise MaskwiseError(
-                "objective rtd",
+                "objective rtd has an invalid argument",
                 got=f"share {share}, weight {weight}",
                 allowed="0 < share ≤ 1, weight > 0",
             )
@@ -167,7 +172,7 @@ class ReplacedTokenDetection(Objective):
         return math.log(vocabulary) + self.weight * math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The model and its head for every token of the text, and the generator."""
+        """The model and its head for every token of the text, plus the generator's work."""
         head = sum(p.numel() for p in self.head.parameters())
         generator = MaskedLanguageModelling(self.generator).work(tokens, targets)
         return Work(encoder_weights(self.model) * tokens, head * tokens + generator.all)
@@ -193,7 +198,8 @@ class ReplacedTokenDetection(Objective):
         detected = binary_cross_entropy_with_logits(
             score, replaced.flatten()[on_device].float(), reduction="sum"
         )
-        # The loop divides by masked tokens; this makes the second term a mean over the text.
+        # The loop divides by the number of masked tokens; this factor makes the second term a mean
+        # over the text.
         share = len(where) / max(1, len(text))
         total = losses.sum() + self.weight * share * detected
         return Outcome.of(losses, where)._replace(loss=total)
@@ -202,12 +208,12 @@ class ReplacedTokenDetection(Objective):
 def sampled(logits: Tensor) -> Tensor:
     """(M,) int64 ids drawn from (M, V) logits."""
     # The Gumbel trick: with exponential e, p / e is largest at token i with probability p_i.
-    # torch.multinomial checks its input, which syncs the host with the device.
+    # torch.multinomial would check its input, which syncs the host with the device.
     return (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)
 
 
 def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
-    """The same architecture, ``share`` as wide: fewer heads, each as wide as before."""
+    """The same architecture, ``share`` times as wide: fewer heads, each as wide as before."""
     config = copy.deepcopy(config)
     width = config.hidden_size
     before = config.num_attention_heads
@@ -216,13 +222,13 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     for name in ("dim", "hidden_dim", "hidden_size", "intermediate_size"):
         value = vars(config).get(name)
         if value is not None:
-            # The hidden size must stay a multiple of the heads.
+            # The hidden size must remain a multiple of the number of heads.
             narrow = heads * head if value == width else max(head, round(value * share))
             setattr(config, name, narrow)
     config.num_attention_heads = heads
     groups = vars(config).get("num_key_value_heads")
     if groups is not None:
-        # Equally many queries must share each key. Where none are shared (ESMC), none will be.
+        # The same number of queries must share each key. If no keys are shared (ESMC), it stays so.
         config.num_key_value_heads = heads if groups == before else math.gcd(heads, groups)
     return config
 
@@ -232,10 +238,10 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
 
 
 class Twins:
-    """Every other row twice, unmasked; the label of a row is the index of its twin.
+    """Make batches with every other row twice, unmasked; a row's label is the index of its twin.
 
-    It takes every other row rather than the first half, so that the texts do not depend on the
-    number of ranks.
+    Every other row is used rather than the first half, so the texts do not depend on the number of
+    ranks.
     """
 
     def __init__(self, tokenizer: Tokenizer, **masking: object):
@@ -244,10 +250,10 @@ class Twins:
         self.vocabulary = Vocabulary.of(tokenizer)
 
     def __call__(self, rows: Rows | Pieces, **when: object) -> MaskedBatch:
-        """Make a batch of the twins in some rows.
+        """Make a batch of twins from every other row of ``rows``.
 
         Raises:
-            MaskwiseError: an odd number of rows, fewer than four, or packed ones.
+            MaskwiseError: the number of rows is odd or below four, or the rows are packed.
         """
         every = gather(rows, self.vocabulary)
         size = every.shape[0]
@@ -259,11 +265,11 @@ class Twins:
             )
         if every.packed:
             raise MaskwiseError(
-                "cse needs one text a row",
+                "cse needs one text per row",
                 got="packed rows",
                 do="use the layout 'document'",
             )
-        # Rows 0, 2, 4, …, and then the same again.
+        # Rows 0, 2, 4, …, and then the same rows again.
         pair = 2 * (np.arange(size) % (size // 2))
 
         def twice(line: Array) -> Array:
@@ -276,7 +282,7 @@ class Twins:
             eligible=twice(every.eligible),
             attention_mask=None if every.attention_mask is None else twice(every.attention_mask),
             example_id=every.example_id[pair],
-            # No policy learns from these losses, and nothing else reads the layers.
+            # No policy learns from these losses, and nothing else uses the layers.
             layers={},
             extras={name: twice(extra) for name, extra in every.extras.items()},
         )
@@ -285,14 +291,14 @@ class Twins:
 
 
 class ContrastiveSentences(Objective):
-    """Cross-entropy of a row's twin among the texts of the batch.
+    """Cross-entropy of finding a row's twin among the texts of the batch.
 
     Formula: sum over rows i of −log softmax_j≠i(cos(z_i, z_j) / temperature) at j = the twin of i,
-        z = tanh(Linear(H → H)([CLS])).
-    Inputs: what ``Twins`` makes; labels (B,).
-    Requirements: an encoder with dropout layers. Where all rates are 0 (ModernBERT), this
-        objective's passes use ``dropout``. Over several ranks embeddings are gathered, with
-        gradient.
+        where z = tanh(Linear(H → H)([CLS])).
+    Inputs: a batch from ``Twins``; labels (B,).
+    Requirements: an encoder with dropout layers. If all their rates are 0 (ModernBERT), this
+        objective's passes use ``dropout`` instead. With several ranks, the embeddings of all ranks
+        are gathered, with gradient.
     Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821), as in Wu et al. 2022.
     """
 
@@ -311,13 +317,13 @@ class ContrastiveSentences(Objective):
         self.drops = True
         if temperature <= 0 or not 0 < dropout < 1:
             raise MaskwiseError(
-                "objective cse",
+                "objective cse has an invalid argument",
                 got=f"temperature {temperature}, dropout {dropout}",
                 allowed="temperature > 0, 0 < dropout < 1",
             )
         if not self._dropouts():
             raise MaskwiseError(
-                "objective cse needs dropout, because twins differ in nothing else",
+                "objective cse needs dropout, because twins do not differ in anything else",
                 got=type(model).__name__,
                 do="use an encoder with dropout layers",
             )
@@ -343,11 +349,11 @@ class ContrastiveSentences(Objective):
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
-        # Computed outside of autocast, because bf16 cannot resolve the similarity of twins.
+        # Computed without autocast, because the rounding of bf16 would hide how similar twins are.
         with precise(mine.device.type):
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
-        # A row is not compared with itself, whose similarity is always 1.
+        # A row is not compared with itself: that similarity is always 1.
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True
         others = similar.masked_fill(itself, -torch.inf)
@@ -355,21 +361,23 @@ class ContrastiveSentences(Objective):
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """No dropout, so that twins are equal, as in the probes of the released code."""
+        """Evaluation without dropout: twins are then equal, as in the released code's probes."""
         self.drops = False
         yield
         self.drops = True
 
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
-        """The encoder's dropout, or ours if it has none; also in evaluation mode, for probes."""
+        """Dropout at the encoder's rates, or at ``dropout`` if these are all 0; it is active even
+        in evaluation mode, for probes."""
         if not self.drops:
             yield
             return
         encoder = encoder_of(self.model)
         training = encoder.training
         rates = {layer: layer.p for layer in self._dropouts()}
-        # The whole encoder and not its dropout layers alone, because attention modules also drop.
+        # The whole encoder, not only its dropout layers, because attention modules also use
+        # dropout.
         encoder.train()
         if not any(rates.values()):
             for layer in rates:
@@ -383,14 +391,14 @@ class ContrastiveSentences(Objective):
 
 
 def precise(device: str) -> AbstractContextManager[object]:
-    """A context without autocast."""
+    """A context that turns autocast off."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
 
 
 def gathered(mine: Tensor) -> tuple[Tensor, int]:
-    """The rows (B, H) of all ranks, with gradient, and the index of this rank's first."""
+    """The rows (B, H) of all ranks, with gradient, and the index of this rank's first row."""
     if not dist.is_initialized():
         return mine, 0
     return torch.cat(all_gather(mine)), dist.get_rank() * len(mine)

@@ -1,7 +1,7 @@
-"""Masked language modelling and its variants: of entities, by diffusion, of span borders.
+"""Masked language modelling and its variants: entity masking, diffusion, and span boundaries.
 
-The vocabulary head is applied at targets only. Families without a known head
-(``families.ENCODERS``) use the model's own logits, which is slower and gives the same loss.
+The vocabulary head is applied only at targets. Families without a known head
+(``families.ENCODERS``) use the model's own logits, which is slower but gives the same loss.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ class MaskedLanguageModelling(Objective):
         self.model = model
 
     compiled: Mapping[Part, Part] = MappingProxyType({})
-    """Compiled versions of ``head_losses``, ``losses_of`` and ``slopes_of``, if there are any."""
+    """Compiled versions of ``head_losses``, ``losses_of`` and ``slopes_of``, if they exist."""
 
     tells_right = False
-    """Whether outcomes have ``right``; the head is then not compiled."""
+    """Whether outcomes have ``right``; in that case the compiled head is not used."""
 
     def forward(self, batch: Batch) -> Outcome:
         losses, where, right = self.answers(batch)
         return Outcome.of(losses, where)._replace(right=right)
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss (M,) float32 and place (M, 2) of every target, in the order of the rows."""
+        """The loss (M,) float32 and the place (M, 2) of every target, in row order."""
         return self.answers(batch)[:2]
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses and places as in ``token_losses``, and (M,) bool whether the likeliest token is
-        correct, or None unless ``tells_right``."""
+        """Losses and places as in ``token_losses``, and (M,) bool, whether the likeliest token is
+        correct (None unless ``tells_right``)."""
         where = target_places(batch)
         row, column = where.unbind(1)
         truth = batch["labels"][row, column]
@@ -90,7 +90,7 @@ class MaskedLanguageModelling(Objective):
         return self.losses_of(states_MH, truth), where, None
 
     def losses_of(self, states_MH: Tensor, truth: Tensor) -> Tensor:
-        """(M,) float32: losses of targets from the encoder's states at their places."""
+        """(M,) float32: the targets' losses, from the encoder's states at their places."""
         family = adapter_of(self.model.config)
         if family.ends_in_output and len(truth) * self.model.config.vocab_size > ENTRIES:
             weights = output_of(self.model, states_MH)
@@ -107,7 +107,7 @@ class MaskedLanguageModelling(Objective):
             self.compiled = dict(zip(parts, map(partial(torch.compile, dynamic=True), parts)))
 
     def inputs(self, batch: Batch) -> Inputs:
-        """The model's inputs of a batch."""
+        """The model's inputs from a batch."""
         return model_inputs(self.model, batch)
 
     def work(self, tokens: float, targets: float) -> Work:
@@ -116,17 +116,18 @@ class MaskedLanguageModelling(Objective):
 
 
 def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Tensor:
-    """(M,) float32: losses of targets from the encoder's states at their places."""
+    """(M,) float32: the targets' losses, from the encoder's states at their places."""
     head = prediction_head(model)
     assert head is not None
     return cross_entropy(unrounded(head(model, states_MH)), truth, reduction="none")
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
-    """Masked language modelling of tokens in salient spans only, each with probability 0.5.
+    """Masked language modelling in which only tokens of salient spans are masked, each with
+    probability 0.5.
 
-    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. Their spans are not public; any
-        span layer will do: ``policy: guided(layer="phrase")``.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. Their spans are not public, but
+        any span layer can be used: ``policy: guided(layer="phrase")``.
     """
 
     masking = {
@@ -141,18 +142,17 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
 # -------------------------------------------------------------------------------------------
 
 # The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step
-# estimates the bound on −log p(text), in nats a token. ``masking.diffusion`` makes the batches and
-# their weights.
+# estimates the bound on −log p(text), in nats per token. ``masking.diffusion`` makes the batches
+# and their weights.
 
 
 class MaskedDiffusion(MaskedLanguageModelling):
-    """Weighted cross-entropy of masked tokens: a bound on −log p(text), in nats for each eligible
-    token.
+    """Weighted cross-entropy of masked tokens: a bound on −log p(text), in nats per eligible token.
 
-    Formula: Σ weight · −log p(token | what is visible) / number of eligible tokens. The weight is 1
-        / (t · p(t)) for rates t of density p, or 1 / (n · P(n)) where the number n of masked tokens
-        is drawn.
-    Inputs: a ``MaskedBatch`` of ``masking.Noising``, which has the weights.
+    Formula: Σ weight · −log p(token | visible tokens) / number of eligible tokens. The weight is
+        1 / (t · p(t)) if rates t are drawn with density p, and 1 / (n · P(n)) if the number n of
+        masked tokens is drawn.
+    Inputs: a ``MaskedBatch`` from ``masking.Noising``, which includes the weights.
     Requirements: a model with an MLM head, and a tokenizer with a mask token.
     Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Nie et al. 2025 (LLaDA, arXiv 2502.09992).
     """
@@ -167,9 +167,9 @@ class MaskedDiffusion(MaskedLanguageModelling):
 
     @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
-        """The defaults of masked language modelling are replaced by this objective's."""
+        """Replace the defaults of masked language modelling with this objective's defaults."""
         chosen = {**common, **own}
-        # A recipe always has these settings, so a default value counts as not set.
+        # A recipe always contains these settings, so a default value counts as not set.
         for name, value in cls.masking.items():
             default = MaskingSettings.model_fields[name].default
             if chosen.get(name, default) == default:
@@ -195,7 +195,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
         )
         rates = schedule(masking["ratio"])
         no_bound = "its loss is not a bound on the likelihood"
-        # A schedule may change during the run; its beginning, middle and end are enough to see it.
+        # A schedule may change during the run; checking its beginning, middle and end is enough.
         if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
             return f"ratio {rates} is masked language modelling at fixed rates: {no_bound}"
         if units.reads_text:
@@ -208,22 +208,22 @@ class MaskedDiffusion(MaskedLanguageModelling):
         return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where, right)
 
 
-# Borders of spans
+# Span boundaries
 # -------------------------------------------------------------------------------------------
 
 LONGEST = 20
-"""Positions in a span with their own embedding; later ones share the last."""
+"""How many positions in a span have their own embedding; later positions share the last one."""
 
 
 class SpanBoundary(Objective):
-    """Masked language modelling plus the span-boundary loss of every masked token.
+    """Masked language modelling plus the span-boundary loss for every masked token.
 
-    Formula: sum over targets x_i of a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1},
-        h_{e+1}, place i − s)), f two layers with GELU and LayerNorm; both use the model's own
-        prediction head.
-    Inputs: a ``MaskedBatch``; a span is a run of targets, so every masked token must be one. Where
-        a span begins or ends its row, the row's first or last token is its border.
-    Requirements: a model with an MLM head that ``families.ENCODERS`` knows.
+    Formula: sum over targets x_i in a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1},
+        h_{e+1}, place i − s)), where f is two layers with GELU and LayerNorm. Both terms use the
+        model's own prediction head.
+    Inputs: a ``MaskedBatch``; a span is a run of targets, so every masked token must be a target.
+        If a span begins or ends its row, its border is the row's first or last token.
+    Requirements: a model with an MLM head that ``families.ENCODERS`` covers.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
 
@@ -239,7 +239,8 @@ class SpanBoundary(Objective):
         wide = width_of(model)
         self.model = model
         self.place = nn.Embedding(LONGEST, wide)
-        # The scale of transformers' own embeddings; torch's default of 1 would drown the borders.
+        # The scale of transformers' own embeddings; with torch's default of 1, the borders would
+        # hardly count.
         nn.init.normal_(self.place.weight, std=0.02)
         layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]
         self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
@@ -263,7 +264,7 @@ class SpanBoundary(Objective):
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
         plain = head_losses(self.model, hidden[at], truth)
-        # Both losses count, but policies learn from the plain one, as with other objectives.
+        # Both losses count, but policies learn from the plain loss, as with other objectives.
         losses = plain + head_losses(self.model, from_borders, truth)
         return Outcome.of(losses, where)._replace(losses=plain.detach())
 
@@ -278,7 +279,8 @@ class SpanBoundary(Objective):
 
 
 def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each target of a (B, L) mask: the columns before and after its run, its place in it."""
+    """For each target in a (B, L) mask: the columns before and after its run, and its place in the
+    run."""
     length = target.shape[1]
     column = torch.arange(length, device=target.device).expand(target.shape)
     last_free = torch.where(target, -1, column).cummax(1).values
@@ -289,33 +291,33 @@ def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # Logits in chunks
 # -------------------------------------------------------------------------------------------
 
-# With a large vocabulary, cross-entropy is computed in chunks of targets. Logits of M targets over
-# V tokens, with their copy in single precision and both gradients, take 12 bytes times M times V:
-# 12 GB for 20,000 targets and 50,000 tokens. Here the logits of a chunk are freed after use, and
-# computed again in the backward pass, which costs a third more multiplications in the output layer.
+# With a large vocabulary, cross-entropy is computed in chunks of targets. The logits of M targets
+# over V tokens, with their copy in single precision and both gradients, take 12 bytes times M times
+# V: 12 GB for 20,000 targets and 50,000 tokens. Here the logits of a chunk are freed after use and
+# computed again in the backward pass, which adds a third to the output layer's multiplications.
 # torch's ``linear_cross_entropy`` (2.13) does the same without a reduction, but rounds the losses
-# to bfloat16; here losses, and sums over chunks, have single precision.
+# to bfloat16; here losses, and sums over chunks, are in single precision.
 
 ENTRIES = 1 << 26
-"""Logits of a chunk, 256 MiB in single precision. Fewer logits are not split into chunks."""
+"""Number of logits in a chunk, 256 MiB in single precision. Fewer logits are not split."""
 
 
 def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The input (M, H) of the output layer, its weight (V, H) and its bias (V,).
+    """The output layer's input (M, H), weight (V, H) and bias (V,).
 
-    For families whose head ``ends_in_output``.
+    Only for families whose head ``ends_in_output``.
 
     Args:
-        states_MH: the input of the head.
+        states_MH: the head's input.
     """
     layer: Any = model.get_output_embeddings()
     if hasattr(model, "final_logits_bias"):
-        # BART's head is this layer, and a bias that is not trained.
+        # BART's head consists of this layer and a bias that is not trained.
         bias: Any = model.final_logits_bias
         return states_MH, layer.weight, bias[0]
     head = prediction_head(model)
     assert head is not None
-    # The output layer returns its input for once, which the layers before it have computed.
+    # For this one call, the output layer returns its input, the result of the layers before it.
     layer.forward = lambda states_MH: states_MH
     try:
         before_MH = head(model, states_MH)
@@ -327,7 +329,7 @@ def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor
 def losses_of(
     states_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, truth_M: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The losses (M,) of a chunk, and the logarithms (M,) of the sums of their exponentials."""
+    """The losses (M,) of a chunk, and the log-sum-exp (M,) of its logits."""
     logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
     total_M = logits_MV.logsumexp(-1)
     return total_M - logits_MV.gather(-1, truth_M[:, None]).squeeze(-1), total_M
@@ -341,11 +343,11 @@ def slopes_of(
     total_M: Tensor,
     slope_M: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of a chunk for states, weight and bias.
+    """The gradients of a chunk with respect to states, weight and bias.
 
     Args:
         total_M: from ``losses_of``.
-        slope_M: the gradients of the losses.
+        slope_M: the gradients with respect to the losses.
     """
     logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
     share_MV = (logits_MV - total_M[:, None]).exp()
@@ -363,14 +365,14 @@ def in_chunks(
     *,
     compiled: Mapping[Part, Part] = MappingProxyType({}),
 ) -> Tensor:
-    """(M,) losses in single precision (double for double states).
+    """(M,) losses in single precision (in double precision if the states are double).
 
     Args:
-        states_MH: the input of the output layer.
-        weight_VH, bias_V: of the output layer.
-        truth_M: the right tokens.
+        states_MH: the output layer's input.
+        weight_VH, bias_V: the output layer's weight and bias.
+        truth_M: the correct tokens.
         compiled: compiled versions of ``losses_of`` and ``slopes_of``, which save most of the
-            memory traffic of a chunk.
+            memory traffic for a chunk.
     """
     device = states_MH.device.type
     dtype = states_MH.dtype
@@ -416,7 +418,7 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, slope_M: Tensor) -> tuple[Tensor | None, ...]:
         states_MH, weight_VH, bias_V, truth_M, total_M = ctx.saved_tensors
         of_states = torch.empty_like(states_MH)
-        # Sums over chunks keep the precision of the weights.
+        # Sums over chunks have the same precision as the weights.
         of_weight = torch.zeros_like(weight_VH)
         of_bias = None if bias_V is None else torch.zeros_like(bias_V)
         compute = ctx.compiled.get(slopes_of, slopes_of)
@@ -443,5 +445,5 @@ def _cast(
 
 
 def _rows(weight_VH: Tensor) -> int:
-    """Targets of a chunk."""
+    """The number of targets in a chunk."""
     return max(1, ENTRIES // len(weight_VH))

@@ -107,7 +107,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         return result | checkpoint
     began = time.perf_counter()
     stages = out / "stages"
-    with _claimed(out, "another run trains into", lock="stages/.training.lock"):
+    with _claimed(out, "another run is training in", lock="stages/.training.lock"):
         if _is_first():
             _prepare(recipe, texts, out)
             if not quiet:

@@ -1,8 +1,8 @@
-"""The training loop, the order of the data, and checkpoints. Start reading at ``loop``: the same
-function pre-trains and fine-tunes.
+"""The training loop, the order of the data, and checkpoints. Start reading at ``loop``, whose
+function ``train`` both pre-trains and fine-tunes.
 
-Imports ``objectives``, ``masking`` and below; depends on corpora only through the protocol
-``Rows``.
+May import from ``objectives``, ``masking`` and the layers below them; depends on corpora only
+through the protocol ``Rows``.
 """
 
 from maskwise.keys import permutation

@@ -1,16 +1,16 @@
-"""Training on several arms: a sampler draws the arm of each batch, and learns from probes.
+"""Training with several arms: a sampler draws an arm for each batch, and learns from probes.
 
 An arm is an objective with its masking; all arms share one model. Each arm has its own source, with
 its own layout (packed blocks, or one text per row) and order. Schedules follow the step of the run,
 not of the arm.
 
-A probe is a set of held-out rows that are masked once, so that the losses before and after some
-updates are measured on the same examples and masks; each run selects different rows. (The released
-code of MOMETAS draws new examples and masks each time; the noise of this exceeds the change of the
-loss.) A probe is measured in two halves, whose agreement estimates the noise of the reward
+A probe is a set of held-out rows that are masked only once: the losses before and after several
+updates are thus measured on the same examples and masks. Each run selects different rows. (The
+released code of MOMETAS draws new examples and masks each time, which adds more noise than the loss
+changes.) A probe is measured in two halves, whose agreement estimates the noise in the reward
 (``samplers.base.reliability``). Its cost is logged: a forward pass of 64 rows for each arm (96 for
-``cse``) every ``sampler.every`` steps. Rules are probed too if there are enough rows, to show their
-effect on every objective; this counts as evaluation, not as a cost of training.
+``cse``) every ``sampler.every`` steps. Rules are also probed if there are enough rows, to show
+their effect on every objective; this counts as evaluation, not as a training cost.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ PROBE_SEED = 0x9208
 
 
 class Arms(Objective):
-    """Several objectives over one model; each batch is scored by the objective of its arm.
+    """Several objectives over one model; each batch is scored by its own arm's objective.
 
     Args:
-        arms: the objectives by name; all share one ``model`` and have separate heads.
+        arms: the objectives, keyed by name; all share one ``model`` and have separate heads.
     """
 
     def __init__(self, arms: Mapping[str, Objective]):
@@ -65,7 +65,8 @@ class Arms(Objective):
         return self.arm(batch.arm)(batch)
 
     def heads(self) -> TensorDict:
-        """The parameters of the heads, by arm; the model's checkpoint does not include them."""
+        """The heads' parameters, keyed by arm and name; the model's checkpoint does not include
+        them."""
         of_model = set(self.model.parameters())
         heads = {}
         for name in self.names:
@@ -75,26 +76,26 @@ class Arms(Objective):
         return heads
 
     def load_heads(self, file: Path) -> None:
-        """Load heads that an earlier run saved for arms of the same name."""
+        """Load heads that an earlier run saved for arms with the same names."""
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():
-            # New arms, and heads of another size, keep their initial weights.
+            # New arms, and heads with a different size, keep their initial weights.
             if name in saved and saved[name].shape == value.shape:
                 value.copy_(saved[name])
 
 
 class ArmsSource:
-    """Batches of the arm that the sampler draws at each step.
+    """Makes batches for the arm that the sampler draws at each step.
 
     Args:
         sources: the source of each arm.
-        sampler: draws from the same arms.
-        settings: for the number of steps.
+        sampler: a sampler of the same arms.
+        settings: the settings, which have the number of steps.
 
     Attributes:
-        untaught: copies of the maskers from before any policy learned. Probes use them, because a
-            resumed run builds its probe again and needs the same masks.
+        untaught: copies of the maskers, made before any policy learned. Probes use these copies,
+            because a resumed run builds its probe again and needs the same masks.
     """
 
     def __init__(
@@ -112,11 +113,11 @@ class ArmsSource:
 
     @property
     def ahead(self) -> int:
-        """One step, or none if the sampler or a policy learns."""
+        """1, or 0 if the sampler or a policy learns."""
         return 0 if self.sampler.every or self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
-        """The micro-batches of ``step``, all of one arm, the same arm on every rank."""
+        """The micro-batches for ``step``, all for one arm, which is the same on every rank."""
         arm = self.sampler.draw(step, self.settings.steps)
         batches = self.sources[arm].batches(
             step,
@@ -128,7 +129,7 @@ class ArmsSource:
         return batches
 
     def learners(self) -> Learners:
-        """The policies that learn, each from the batches of its arm."""
+        """The policies that learn, each from its own arm's batches."""
         learners = {}
         for arm, source in self.sources.items():
             for name, learner in source.learners().items():
@@ -137,7 +138,7 @@ class ArmsSource:
         return learners
 
     def places(self) -> Learners:
-        """The streams, whose positions are saved; arms with the same rows share one."""
+        """The streams, whose positions are saved; arms with the same rows share a stream."""
         streams: Learners = {}
         for source in self.sources.values():
             streams |= source.places()
@@ -145,9 +146,10 @@ class ArmsSource:
 
 
 def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
-    """The number of rows of an arm's probe over all ranks: ``wanted``, rounded up to equal halves.
+    """The number of rows in an arm's probe over all ranks: ``wanted``, rounded up so that its two
+    halves are equal on every rank.
 
-    With ``twins`` (an objective that reads half of the rows twice) each half has an even number of
+    With ``twins`` (an objective that reads half of the rows twice), each half has an even number of
     rows on every rank, at least four.
     """
     least = 2 if twins else 1
@@ -160,19 +162,19 @@ class Probe:
 
     Args:
         objective: the arms.
-        sources: the training data, by arm.
-        held_out: by arm, rows that are never trained on.
-        sizes: by arm, rows over all ranks (``probe_rows``).
-        skip: by arm, indices of held-out rows that are reserved for the evaluation of the model.
-        total_steps: the steps of the run. Masks have the ratio of the middle step.
-        seed: the seed of the run, which selects the rows.
-        fresh: use new rows and masks each time, and no dropout for ``cse``, as the released code
-            does.
-        rank, ranks: each rank measures its share of the rows.
-        maskers: by arm (``ArmsSource.untaught``); None: the maskers of ``sources``.
+        sources: each arm's training data.
+        held_out: for each arm, rows that are never trained on.
+        sizes: for each arm, the number of rows over all ranks (``probe_rows``).
+        skip: for each arm, the indices of held-out rows that are reserved for evaluating the model.
+        total_steps: the number of steps in the run. Masks have the middle step's ratio.
+        seed: the run's seed, which selects the rows.
+        fresh: whether to use new rows and masks each time, and no dropout for ``cse``, as the
+            released code does.
+        rank, ranks: this rank and the number of ranks; each rank measures its share of the rows.
+        maskers: each arm's masker (``ArmsSource.untaught``); if None, the maskers in ``sources``.
 
     Raises:
-        MaskwiseError: too few rows for an arm, or documents that are also in the training data.
+        MaskwiseError: an arm has too few rows, or some documents are also in the training data.
     """
 
     def __init__(
@@ -217,24 +219,24 @@ class Probe:
                 raise MaskwiseError(
                     f"the probe of arm {arm!r} and its training data share documents",
                     got=len(both),
-                    do="probe with other documents",
+                    do="use different documents for the probe",
                 )
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, 4, K) on the device: for each half, the sums (``_counted``) of this rank's rows.
+        """(2, 4, K) on the device: for each half, the sums (``_counted``) over this rank's rows.
 
         Args:
-            turn: the index of the probe in the run; ignored unless probes are ``fresh``.
+            turn: the index of the probe within the run; ignored unless probes are ``fresh``.
         """
         if not self.fresh:
             turn = 0
         sums = []
-        # Only the host's generator is restored: every training step seeds the device's.
+        # Only the host's generator is restored: every training step seeds the device's generator.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
             for arm in self.rows:
                 batches = self.batches.get(arm) or self._batches(arm, turn)
-                # Dropout of ``cse`` and replacements of ``rtd`` must be the same in all probes.
+                # Dropout in ``cse`` and replacements in ``rtd`` must be the same in all probes.
                 torch.manual_seed(fold(PROBE_SEED, turn))
                 objective = self.objective.arm(arm)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
@@ -268,9 +270,10 @@ class SamplerLearner(Learner):
     """Updates a sampler from probes, every ``sampler.every`` updates of the model.
 
     Args:
-        sampler: one that learns, or follows a rule.
-        probe: makes a ``Probe`` once the model is on its device; None: no probes.
-        watched_every: updates between two probes of a rule; 0: none.
+        sampler: a sampler that learns or follows a rule.
+        probe: a function that makes a ``Probe`` once the model is on its device; None for no
+            probes.
+        watched_every: the number of updates between two probes of a rule; 0 for no probes.
     """
 
     kept = ("before", "line_sums", "run_sums", "probe_sums", "clock", "rewards")
@@ -283,12 +286,12 @@ class SamplerLearner(Learner):
         self._make = probe
         self._probe: Probe | None = None
         count = len(sampler.arms)
-        # ``_counted`` and steps, by arm: since the last line, over the run, and over its probes.
+        # Each arm's ``_counted`` and steps: since the last line, over the run, and over its probes.
         self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, count).double()
-        # The arm and sums of micro-batches since the last ``_take_in``, on the device.
+        # The arm and the sums of each micro-batch since the last ``_take_in``, on the device.
         self.seen: list[tuple[int, Tensor]] = []
         self.steps = torch.zeros(1, count).double()
-        # (3, K): the latest losses on the probe, and on its halves.
+        # (3, K): the latest losses on the whole probe and on its halves.
         self.before = torch.full(
             (3, count),
             torch.nan,
@@ -296,7 +299,7 @@ class SamplerLearner(Learner):
         )
         # (T, 2): the reward of each rollout on each half.
         self.rewards = torch.zeros(0, 2).double()
-        # The step of the last probe; seconds spent on probes, and on the run including probes.
+        # The step of the last probe; the seconds spent on probes, and on the whole run.
         self.clock = torch.zeros(3).double()
         self._since: float | None = None
         self.notes: list[str] = []
@@ -308,7 +311,7 @@ class SamplerLearner(Learner):
     def after(self, now: Point) -> None:
         self.now = now
         if self.seen:
-            # All micro-batches of a step are of one arm, and count as one step.
+            # All micro-batches of a step have the same arm, and count as one step.
             self.steps[0, self.seen[-1][0]] += 1
         if self.every and now.done % self.every == 0:
             self._learn(now)
@@ -318,7 +321,7 @@ class SamplerLearner(Learner):
         self._since = tick
 
     def _take_in(self) -> None:
-        """Add the counts of all ranks to the sums; waits for the device. Every rank calls this."""
+        """Add all ranks' counts to the sums; waits for the device. Every rank calls this."""
         if not self.seen:
             return
         arms, sums = zip(*self.seen)
@@ -334,7 +337,7 @@ class SamplerLearner(Learner):
     def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
-        # Built here, because the model is not on its device before.
+        # The probe is built here, because the model was not on its device earlier.
         self._probe = self._probe or self._make()
         halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)
@@ -356,14 +359,14 @@ class SamplerLearner(Learner):
         if None not in rewards:
             self.rewards = torch.cat([self.rewards, self.rewards.new_tensor([rewards])])
         sampler.update(self.before[0], losses[0])
-        # A line of metrics may cover several updates of the sampler; each note appears once.
+        # A line of metrics may cover several sampler updates; each note appears once.
         self.notes = list(dict.fromkeys([*self.notes, *sampler.notes]))
 
     def facts(self) -> Facts:
-        """The sampler's fields in a line of metrics; docs/files.md describes them."""
+        """The sampler's fields for a line of metrics; docs/files.md describes them."""
         self._take_in()
         total, divisor, _, _, steps = self.line_sums
-        # The probabilities of the next step; after the last step, schedules may have ended at 0.
+        # Use the next step's probabilities; after the last step, schedules may have ended at 0.
         step = min(self.now.done, self.now.total_steps - 1)
         probabilities = self.sampler.probabilities(step, self.now.total_steps)
         found: dict[str, object] = {
@@ -389,7 +392,7 @@ class SamplerLearner(Learner):
         return found
 
     def _named(self, values: Tensor) -> dict[str, float]:
-        """Values by arm, without NaN."""
+        """Return the values keyed by arm, without NaN."""
         named = zip(
             self.sampler.arms,
             values.tolist(),
@@ -398,8 +401,8 @@ class SamplerLearner(Learner):
         return {name: round(value, 6) for name, value in named if value == value}
 
     def spent(self) -> dict[str, dict[str, int]]:
-        """By arm, over all ranks: ``steps``, ``tokens`` and ``targets`` of the run, and the same
-        counts of the probes from which the sampler learned.
+        """For each arm, over all ranks: ``steps``, ``tokens`` and ``targets`` in the run, and the
+        same counts for the probes that the sampler learned from.
         """
         self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
@@ -425,7 +428,7 @@ class SamplerLearner(Learner):
 
 
 def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
-    """(4,) on the device: the sum of losses, its divisor, targets, and tokens of the text.
+    """(4,) on the device: the sum of losses, its divisor, and the numbers of targets and tokens.
 
     The last three are whole numbers below 2²⁴, so they are exact in single precision.
     """
@@ -439,7 +442,7 @@ def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
     if free < size:
         raise MaskwiseError(
             f"the probe of arm {arm!r} has too few held-out rows",
-            got=f"{free} of {of}: the others are for evaluation",
+            got=f"{free} of {of}: the other rows are for evaluation",
             allowed=f"≥ {size}",
             do="raise corpus.held_out, or lower evaluation.rows",
         )

@@ -1,8 +1,9 @@
-"""The files of a training: states to resume from, metrics, the best model, transformers folders.
+"""The files of a training run: states to resume from, metrics, the best model, and transformers
+folders.
 
-A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``): weights and
-optimiser states as safetensors, everything else as JSON, and no pickle. Training waits until the
-tensors are copied in memory; a thread writes them to disk, one state at a time.
+A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``). It stores weights
+and optimiser states as safetensors, everything else as JSON, and no pickles. Training waits until
+the tensors have been copied in memory; a thread then writes them to disk, one state at a time.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ class Totals(BaseModel):
     """The progress of a run, over all ranks.
 
     Attributes:
-        tokens, targets: how many of these the model was trained on.
-        loss: the loss in the last line of metrics that had targets; None if there is none.
-        seconds: the duration, including the time before a stop.
-        skipped: updates that were skipped because they were not finite.
-        losses, sums: accumulated since the last line of metrics.
+        tokens, targets: how many tokens and targets the model has been trained on.
+        loss: the loss in the last line of metrics that had targets; None if there is no such line.
+        seconds: the duration, including the time before an interruption.
+        skipped: the number of updates that were skipped because they were not finite.
+        losses, sums: the losses and sums that were accumulated since the last line of metrics.
     """
 
     tokens: int = 0
@@ -64,11 +65,11 @@ class Totals(BaseModel):
 
 
 class State(Totals):
-    """``state.json`` of a state to resume from, after ``step`` updates.
+    """The file ``state.json`` in a state to resume from, after ``step`` updates.
 
     Attributes:
-        settings: the settings on which the result depends.
-        bits: the conditions on which rounding depends, such as the number of threads.
+        settings: the settings that the result depends on.
+        bits: the conditions that rounding depends on, such as the number of threads.
     """
 
     model_config = ConfigDict(strict=True)
@@ -82,8 +83,8 @@ class States:
     """The states of one run.
 
     Args:
-        folder: the parent of the states.
-        keep: how many states are kept, in case the newest is damaged.
+        folder: the parent folder of the states.
+        keep: how many states are kept, in case the newest state is damaged.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -96,12 +97,12 @@ class States:
         return self.folder / f"step-{step:08d}"
 
     def save(self, state: State, files: Mapping[str, Tensors]) -> None:
-        """Copy the tensors of each file, and let the thread write them.
+        """Copy the tensors for each file, and let the thread write them.
 
         Raises:
             MaskwiseError: the previous state could not be written.
         """
-        # One state at a time, which bounds the memory of copies.
+        # One state at a time, which limits the memory for copies.
         self.wait()
         copies = {}
         for name, tensors in files.items():
@@ -109,12 +110,12 @@ class States:
         self._writing = self._thread.submit(self._write, state, copies)
 
     def check(self) -> None:
-        """Raise the thread's error if it failed, without waiting for it."""
+        """Raise the thread's error if it has failed, without waiting for the thread."""
         if self._writing and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until everything is written, or raise the error of the thread."""
+        """Wait until everything is written, or raise the thread's error."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
@@ -131,7 +132,7 @@ class States:
 
         newest = self.path(state.step)
         write_folder(newest, fill)
-        # States of later steps are damaged, and must not displace intact ones.
+        # States of later steps are damaged, and must not displace intact states.
         older = [path for path in self._paths() if path <= newest]
         for path in self._paths():
             if path not in older[: self.keep]:
@@ -141,9 +142,9 @@ class States:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def newest(self, say: Callable[[str], None]) -> State | None:
-        """The newest undamaged state, or None; ``say`` prints which ones are skipped."""
+        """The newest undamaged state, or None; ``say`` prints which states are skipped."""
         for path in self._paths():
-            # The manifest has a hash of every file, so that damage by a kill or the disk is found.
+            # The manifest has a hash of every file, to detect damage by a kill or by the disk.
             wrong = damage(path)
             if wrong is None:
                 try:
@@ -158,9 +159,9 @@ class Metrics:
     """Lines of JSON in a file.
 
     Args:
-        path: the file; None: write nothing.
-        keep_until: lines of later steps are dropped, because a resumed run writes them again; a new
-            run (0) starts with an empty file.
+        path: the file; if None, nothing is written.
+        keep_until: the last step whose lines are kept. Lines for later steps are dropped, because a
+            resumed run writes them again; a new run (0) starts with an empty file.
     """
 
     def __init__(self, path: Path | None, *, keep_until: int = 0):
@@ -170,7 +171,7 @@ class Metrics:
         kept = read_lines(path) if keep_until else []
         kept = [line for line in kept if _step(line) <= keep_until]
         write_lines(path, kept)
-        # Unbuffered: on a full disk, a buffer would be written again on closing.
+        # Unbuffered: after a failed write on a full disk, closing would flush the buffer again.
         with writing(path):
             self.file = path.open("ab", buffering=0)
 
@@ -179,7 +180,7 @@ class Metrics:
             return
         rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with writing(self.path):
-            # A nearly full disk accepts a part of the line before it raises an error.
+            # A nearly full disk accepts part of the line before the error is raised.
             while rest:
                 rest = rest[self.file.write(rest) :]
 
@@ -206,7 +207,7 @@ def restore(learners: Mapping[str, Learner | Sampler], flat: Tensors) -> None:
     """Load the result of ``states``."""
     for name, learner in learners.items():
         state = {}
-        # Names of arms may contain dots, so keys cannot be split at the first one.
+        # Names of arms may contain dots, so keys cannot be split at the first dot.
         prefix = f"{name}."
         for key, value in flat.items():
             if key.startswith(prefix):
@@ -234,11 +235,11 @@ class Best:
     """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``.
 
     The loss is the mean over the kinds of masks that are evaluated (in nats per target, with fixed
-    masks); the earlier of two equal checkpoints is kept.
+    masks). If two checkpoints have the same loss, the earlier checkpoint is kept.
 
     Args:
-        folder: the folder of the run.
-        save: writes a checkpoint into a folder, atomically; every rank calls it.
+        folder: the run's folder.
+        save: a function that writes a checkpoint into a folder, atomically; every rank calls it.
     """
 
     def __init__(self, folder: Path, save: Callable[[Path], None]):
@@ -254,7 +255,8 @@ class Best:
         """Save the model if it is the best so far.
 
         Args:
-            lines: the lines of its evaluation; only those with a ``loss`` count.
+            step: the number of updates done.
+            lines: the lines of metrics from its evaluation; only lines with a ``loss`` count.
         """
         losses = []
         for line in lines:
@@ -282,8 +284,8 @@ def save_checkpoint(
     The first rank writes; if the weights are sharded, every rank calls this.
 
     Args:
-        card: the text of its README.md.
-        heads: tensors for ``heads.safetensors``.
+        card: the text for README.md.
+        heads: the tensors for ``heads.safetensors``.
     """
     weights = model.state_dict()
     if any(map(wrapping.is_sharded, model.parameters())):
@@ -295,12 +297,13 @@ def save_checkpoint(
     def fill(target: Path) -> None:
         with without_advice():
             model.save_pretrained(target, state_dict=weights)
-        # These record whether the tokenizer was loaded offline; the file must not depend on that.
+        # These arguments record whether the tokenizer was loaded offline, but the file must not
+        # depend on that.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
         shared = copy.copy(tokenizer)
         room = most_tokens(model.config)
-        # With this limit, truncation=True cuts at the last position of the model.
+        # With this limit, truncation=True cuts at the model's last position.
         if room < UNLIMITED:
             shared.model_max_length = room
         shared.save_pretrained(target)

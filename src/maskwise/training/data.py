@@ -1,10 +1,11 @@
-"""The input of the training loop: masked batches, made one step ahead.
+"""The input to the training loop: masked batches, made one step ahead.
 
-A source makes the batches of a step on the host, as a function of (seed, step, rank), so a schedule
-acts at the exact step and a resumed run gets its batches without reading earlier ones. While the
-device works on a step, ``look_ahead`` makes the batches of the next step in a thread, counts their
-targets, and copies them to the device without blocking. If masks depend on the losses of the last
-step (a policy or sampler that learns), the source has ``ahead = 0``. A source has no length.
+A source makes the batches for a step on the host, as a function of (seed, step, rank). A schedule
+therefore acts at the exact step, and a resumed run gets its batches without reading earlier
+batches. While the device works on a step, ``look_ahead`` makes the next step's batches in a thread,
+counts their targets, and copies them to the device without blocking. If masks depend on the losses
+of the last step (because a policy or sampler learns), the source has ``ahead = 0``. A source has no
+length.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows, mixed, parts_of, taken
 
 Batch: TypeAlias = Any
-"""A ``MaskedBatch``, or a dict of tensors with ``labels``, −100 where there is no target."""
+"""A ``MaskedBatch``, or a dict of tensors with ``labels``, which are −100 if there is no target."""
 
 
 class Source(Protocol):
-    """Makes the batches of each step."""
+    """Makes the batches for each step."""
 
     @property
     def ahead(self) -> int:
-        """How many steps early batches may be made; 0 if they depend on the last losses."""
+        """How many steps ahead batches may be made; 0 if they depend on the last losses."""
         ...
 
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Batch]:
@@ -47,11 +48,11 @@ class Source(Protocol):
         ...
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Statistics of batches, which are summed from one line of metrics to the next."""
+        """Statistics of batches, which are summed until the next line of metrics."""
         ...
 
     def summarise(self, sums: Numbers) -> dict[str, Any]:
-        """Metrics from these sums: numbers, or shares by name."""
+        """Compute metrics from these sums: numbers, or shares keyed by name."""
         ...
 
 
@@ -59,12 +60,13 @@ class Step(NamedTuple):
     """One update.
 
     Attributes:
-        number: the number of the step, from 0.
-        batches: the micro-batches of this rank, on the device.
+        number: the step number, counted from 0.
+        batches: this rank's micro-batches, on the device.
         targets: the number of targets in the batches.
         facts: the ``Source.facts`` of the batches.
-        counted: the divisor of the losses: targets, or in masked diffusion eligible tokens.
-        sums: ``targets``, ``counted`` and ``asked`` (to stop) over all ranks.
+        counted: a number that divides the losses: the number of targets or, in masked diffusion, of
+            eligible tokens.
+        sums: ``targets``, ``counted`` and ``asked`` (to stop), summed over all ranks.
     """
 
     number: int
@@ -89,17 +91,18 @@ def look_ahead(
     summed: Summed = dict,
     asked: Callable[[], bool] = bool,
 ) -> Iterator[Step]:
-    """The steps of a training, each made ``source.ahead`` steps early.
+    """The steps of a training run, each made ``source.ahead`` steps ahead.
 
     Args:
-        source: makes the batches.
-        steps: the numbers of the steps.
-        rank, ranks, device: of this process.
-        summed: sums counts over ranks, as batches are made, so that no step waits for other hosts.
-        asked: whether this rank was asked to stop.
+        source: the source of the batches.
+        steps: the step numbers.
+        rank, ranks, device: this process's rank, the number of ranks, and this process's device.
+        summed: a function that sums counts over ranks; it is called when batches are made, so that
+            no step waits for other hosts.
+        asked: a function that tells whether this rank was asked to stop.
 
     Raises:
-        MaskwiseError: raised while making a batch, when its step is reached.
+        MaskwiseError: a batch could not be made; raised when its step is reached.
     """
     lane = Lane(device) if copies_aside(device) else None
 
@@ -137,9 +140,9 @@ def look_ahead(
         for number in steps:
             yield received(*make(number))
         return
-    # One thread, so that batches are made in the order of their steps.
+    # There is one thread, so batches are made in the order of their steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        # Filled first, so that the thread is always ``ahead`` steps early.
+        # The queue is filled first, so that the thread is always ``ahead`` steps ahead.
         waiting = deque(thread.submit(make, number) for number in steps[: source.ahead])
         for number in steps:
             ready = waiting.popleft().result()
@@ -152,13 +155,13 @@ class MaskedSource:
     """Masked batches from the rows of a corpus.
 
     Args:
-        rows: the rows of a corpus, or of a stream, which has its own order and shares.
-        masker: makes batches of rows.
-        settings: batch size, steps, seed.
-        shares: the shares of the sources of a mix, by name; empty if there is one source.
+        rows: the rows of a corpus, or those of a stream, which has its own order and shares.
+        masker: the maker of batches from rows.
+        settings: the settings for batch size, steps and seed.
+        shares: the share of each source in a mix, keyed by name; empty if there is one source.
 
     Raises:
-        MaskwiseError: fewer rows than one batch.
+        MaskwiseError: there are fewer rows than in one batch.
     """
 
     def __init__(
@@ -183,14 +186,14 @@ class MaskedSource:
 
     @property
     def ahead(self) -> int:
-        """One step, or none if the policy learns."""
+        """1, or 0 if the policy learns."""
         return 0 if self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
-        """The micro-batches of ``step`` for ``rank``."""
+        """The micro-batches for ``step`` on ``rank``."""
         rows, epoch = self.order.draw(step)
         places = self.order.place(step) + torch.arange(len(rows))
-        # Micro-batches first, then ranks: each rank gets an equal slice of every micro-batch.
+        # Divide by micro-batch, then by rank: each rank gets an equal slice of every micro-batch.
         by_rank = torch.stack([rows, places]).view(2, self.settings.accumulate, ranks, -1)
         when: dict[str, Any] = {"step": step, "total_steps": self.settings.steps, "epoch": epoch}
         batches = []
@@ -198,7 +201,7 @@ class MaskedSource:
             if isinstance(self.masker, Masker) and self.masker.places:
                 when["place"] = place.numpy()
             batch = self.masker(self.rows.batch(part), **when)
-            # The log shows the realised shares of a mix.
+            # The log shows the actual shares in a mix.
             batch.sources = self.order.counts(part)
             batches.append(batch)
         return batches
@@ -214,7 +217,7 @@ class MaskedSource:
         return {f"stream {self.rows.layout}": self.rows}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Sums for ``summarise`` and for the speed; ``squares`` is Σ length² of the pieces."""
+        """Sums for ``summarise`` and for measuring speed; ``squares`` is Σ length² over pieces."""
         sums = defaultdict[str, float](float)
         for batch in batches:
             line = batch.source
@@ -249,10 +252,10 @@ class MaskedSource:
 
 
 def learners_of(masker: object) -> Learners:
-    """The policy of a masker, if it learns from the losses.
+    """The masker's policy, if it learns from the losses.
 
     Raises:
-        MaskwiseError: a corruption that changes lengths, so that losses belong to no token of the
+        MaskwiseError: the corruption changes lengths, so losses do not belong to tokens of the
             text.
     """
     if not isinstance(masker, Masker):
@@ -271,7 +274,8 @@ def learners_of(masker: object) -> Learners:
 
 
 def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Yield numbers of rows of similar width, widest first, with at most ``tokens`` positions."""
+    """Yield the numbers of rows of similar width, widest first; each group has at most ``tokens``
+    positions."""
     order = width.argsort(descending=True, stable=True)
     start = 0
     while start < len(order):
@@ -281,7 +285,7 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
-    """(V,) float32 log-probabilities from counts (V,), with add-one smoothing."""
+    """(V,) float32: log-probabilities from counts (V,), with add-one smoothing."""
     smooth = counts.double() + 1
     return (smooth / smooth.sum()).log().float()
 
@@ -289,7 +293,7 @@ def log_frequencies(counts: Tensor) -> Tensor:
 # The order of rows: in an epoch, and in a mix of several sources
 # -------------------------------------------------------------------------------------------
 
-# All orders are functions of (seed, step), so a resumed run need not read the rows before its step.
+# All orders are functions of (seed, step), so a resumed run need not read rows of earlier steps.
 
 WINDOW = 16
 """How many batches are sorted by length together; this removes most padding."""
@@ -301,8 +305,8 @@ def order_of(
     """(size,) int64: the order of ``size`` rows in an epoch.
 
     Args:
-        lengths: (size,) the lengths of rows, if batches are to have rows of similar length.
-        batch_size: rows in a batch.
+        lengths: (size,) the lengths of rows, if batches should have rows of similar length.
+        batch_size: the number of rows in a batch.
 
     >>> sorted(order_of(4, 2, seed=0).tolist())
     [0, 1, 2, 3]
@@ -311,7 +315,7 @@ def order_of(
     batches = size // batch_size
     if lengths is None or not batches:
         return order
-    # Sort within windows of WINDOW batches, then shuffle the batches of each window.
+    # Sort within windows of WINDOW batches, then shuffle the batches in each window.
     rows = order[: batches * batch_size]
     window = torch.arange(len(rows)) // (WINDOW * batch_size)
     by_length = (window * (int(lengths.max()) + 1) + lengths[rows]).argsort(stable=True)
@@ -326,15 +330,16 @@ def order_of(
 
 
 class Epochs:
-    """The rows of one source, epoch by epoch; an incomplete last batch of an epoch is dropped.
+    """The rows of one source, epoch by epoch; an incomplete batch at the end of an epoch is
+    dropped.
 
     Args:
         size: the number of rows.
-        settings: batch size and seed.
-        lengths: (size,) the lengths of rows, if batches are to have rows of similar length.
+        settings: the settings for batch size and seed.
+        lengths: (size,) the lengths of rows, if batches should have rows of similar length.
 
     Raises:
-        MaskwiseError: fewer rows than one batch.
+        MaskwiseError: there are fewer rows than in one batch.
     """
 
     names: Sequence[str] = ()
@@ -352,11 +357,11 @@ class Epochs:
         order = partial(
             order_of, size, seed=settings.seed, lengths=lengths, batch_size=self.batch_size
         )
-        # Drawing the order of ten million rows takes .14 s, so the last one is cached.
+        # Drawing the order of ten million rows takes .14 s, so the last order is cached.
         self.order = lru_cache(1)(order)
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """The rows of a step, (batch size,) int64, and their epoch."""
+        """The rows for a step, (batch size,) int64, and their epoch."""
         epoch, place = divmod(step, self.per_epoch)
         return self.order(epoch)[place * self.batch_size :][: self.batch_size], epoch
 
@@ -373,16 +378,16 @@ class Mix:
     """The rows of several sources in fixed shares; each source has its own order and epochs.
 
     The number of rows from each source among the first n rows is a function of n. In every prefix
-    of a run it differs from the exact share by at most half a row for two sources, one row for
-    three, and 1.6 rows (measured) for a hundred.
+    of a run, this number differs from the exact share by at most half a row for two sources, one
+    row for three sources, and 1.6 rows (measured) for a hundred sources.
 
     Args:
-        shares: by name; they sum to 1.
-        sizes: the number of rows of each source. The rows of all sources are concatenated.
-        settings: batch size and seed.
+        shares: the share of each source, keyed by name; the shares sum to 1.
+        sizes: the number of rows in each source. The rows of all sources are concatenated.
+        settings: the settings for batch size and seed.
 
     Raises:
-        MaskwiseError: a source with fewer rows than its share of a batch.
+        MaskwiseError: a source has fewer rows than its share of a batch.
     """
 
     def __init__(self, shares: Numbers, sizes: Sequence[int], settings: TrainingSettings):
@@ -409,19 +414,20 @@ class Mix:
         return begin + order_of(size, epoch, seed=fold(self.seed, number))
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """The rows of a step, (batch size,) int64, and None: sources have no common epoch."""
+        """The rows for a step, (batch size,) int64, and None, because sources have no common
+        epoch."""
         rows = []
         for number, (before, after) in enumerate(taken(step, self.batch_size, self.parts)):
             place = torch.arange(before, after)
             size = max(1, self.sizes[number])
             for epoch in (place // size).unique().tolist():
-                # A batch may span the end of an epoch of a small source.
+                # A batch may extend beyond the end of a small source's epoch.
                 inside = place[place // size == epoch] % size
                 rows.append(self.order(number, epoch)[inside])
         return torch.cat(rows)[mixed(self.batch_size, seed=self.seed, step=step)], None
 
     def place(self, step: int) -> int:
-        """The index of the step's first row in the order of the run."""
+        """The index of the step's first row in the run's order."""
         return step * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""The engine of a training: device, processes, precision, wrapping, updates and resuming.
+"""The engine of a training run: device, processes, precision, wrapping, updates and resuming.
 
 Accelerate provides distribution, precision and trackers. The order in ``Engine`` matters: weights
-are loaded into the plain module, then it is wrapped, and only then are optimisers made, because
+are loaded into the plain module, and then the module is wrapped. Optimisers are made last, because
 FSDP2 replaces the parameters.
 
 No random state is saved: masks, order and dropout are functions of (seed, step, rank).
@@ -46,19 +46,19 @@ WEIGHTS = "model.safetensors"
 OPTIMIZERS = "optimizers.safetensors"
 
 ROUND = 2.0**24
-"""Sums over ranks are rounded to multiples of 1 / ROUND, to hide their order of addition."""
+"""Sums over ranks are rounded to multiples of 1 / ROUND, to hide the order of addition."""
 
 FREE = TrainingSettings.that_change("nothing", "rounding")
-"""Settings that may differ between a run and its resume."""
+"""Settings that may be changed when a run is resumed."""
 
 
 class Update(NamedTuple):
     """One update of the weights, as this rank saw it.
 
     Attributes:
-        losses: the sum of losses of each micro-batch, on the device.
-        targets: the number of targets, over all micro-batches of this rank.
-        counted: divisor of the losses (``Step.counted``).
+        losses: the summed losses of each micro-batch, on the device.
+        targets: the number of targets, over all of this rank's micro-batches.
+        counted: a number that divides the losses (``Step.counted``).
         norm: the gradient norm before clipping, on the device.
         rate: the learning rate.
     """
@@ -74,21 +74,21 @@ class Engine:
     """An objective ready to be trained, resumed from the newest state.
 
     Args:
-        objective: what is trained; it is moved to the device.
+        objective: the objective to train; it is moved to the device.
         settings: see ``TrainingSettings``.
-        folder: parent of ``resume/``; None: keep nothing.
+        folder: the parent folder of ``resume/``; if None, nothing is kept.
 
     Attributes:
-        rank, ranks, device: of this process.
+        rank, ranks, device: this process's rank, the number of ranks, and this process's device.
         first: whether this is the first rank.
-        start: updates done before; 0 for a new run.
-        totals: of these updates.
-        learned: states of the learners after these updates.
-        states: the states to resume from; None if none are kept.
+        start: the number of updates that were done before; 0 for a new run.
+        totals: the totals after these updates.
+        learned: the states of the learners after these updates.
+        states: the states to resume from; None if no states are kept.
 
     Raises:
-        MaskwiseError: a batch size that ranks and micro-batches do not divide; nothing to train;
-            states of another run; see also ``new_accelerator``.
+        MaskwiseError: ranks and micro-batches do not divide the batch size, there is nothing to
+            train, or the states are from a different run; see also ``new_accelerator``.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Engine:
         if self.sharded and several:
             raise MaskwiseError(
                 "training.shard needs a single objective: probes of arms need all weights at once",
-                do="leave it out (every process keeps a copy)",
+                do="leave it out (every process then keeps a copy)",
             )
         self.states: States | None = None
         self.hosts = self.ahead = None
@@ -128,7 +128,7 @@ class Engine:
         # Counts are exchanged over gloo, so that the host does not wait for the GPU.
         if self.ranks > 1 and self.device.type != "cpu":
             self.hosts = dist.new_group(backend="gloo")
-        # Another group for the thread that makes batches, so that messages do not mix.
+        # The thread that makes batches has its own group, so that messages do not mix.
         if self.ranks > 1:
             self.ahead = dist.new_group(backend="gloo")
         objective.to(self.device)
@@ -168,19 +168,19 @@ class Engine:
         """One update: the gradient of all ranks' losses, divided by their targets.
 
         Args:
-            observe: called with each micro-batch and its outcome.
+            observe: a function that is called with each micro-batch and its outcome.
         """
         if self.states:
             self.states.check()
-        # Dropout is a function of (seed, step, rank), so no generator needs saving.
+        # Dropout is a function of (seed, step, rank), so no generator state needs to be saved.
         torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
         self.objective.train()
         if self.settings.freeze == "encoder":
-            # With dropout, the head would learn to read states that it never sees again.
+            # With dropout, the head would learn to use states that it never sees again.
             encoder_of(self.objective.model).eval()
         sums = step.sums
         rate = self.optimizers.set_rate(step.number)
-        # DDP averages gradients over ranks, so a rank's sum is multiplied by their number.
+        # DDP averages gradients over ranks, so every sum is multiplied by the number of ranks.
         scale = self.ranks / max(1.0, sums["counted"])
         losses = []
         for number, batch in enumerate(step.batches, start=1):
@@ -201,7 +201,7 @@ class Engine:
         return Update(losses, step.targets, step.counted, norm, rate)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Reduce gradients over ranks only with the last micro-batch of a step."""
+        """Reduce gradients over ranks only for the last micro-batch of a step."""
         if self.sharded:
             self.wrapped.set_requires_gradient_sync(last)
         elif not last:
@@ -219,7 +219,7 @@ class Engine:
         """Call a function in evaluation mode (``Objective.judging``); every rank calls this."""
         with self.objective.judging():
             result = self.wrapped.within(function) if self.sharded else function()
-        if self.sharded:  # weights outside of blocks stay gathered until now
+        if self.sharded:  # until now, weights outside of blocks remain gathered
             self.wrapped.reshard()
         return result
 
@@ -227,7 +227,7 @@ class Engine:
         """Sums over all ranks, in float64.
 
         Args:
-            ahead: in the thread that makes batches.
+            ahead: whether this is called in the thread that makes batches.
         """
         if self.ranks == 1:
             return dict(sums)
@@ -254,8 +254,9 @@ class Engine:
         """Write a state in the background.
 
         Args:
-            step: updates done.
-            learned: states of the learners.
+            step: the number of updates done.
+            totals: the totals after these updates.
+            learned: the states of the learners.
 
         Raises:
             MaskwiseError: the previous state could not be written.
@@ -276,32 +277,32 @@ class Engine:
             self.states.save(state, files)
 
     def wait(self) -> None:
-        """Wait on every rank until the states are written, or raise why they cannot be."""
+        """Wait on every rank until the states are written; raise an error if this fails."""
         if self.states:
             self.states.wait()
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Finish pending writes of states, restore what was patched, and end the gloo groups."""
+        """Finish writing states, restore everything that was patched, and end the gloo groups."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         wrapping.unwrap(self.objective)
         if self.states:
             self.states.close()
         for group in (self.hosts, self.ahead):
-            # ``leave`` has ended all groups, if a signal ended the training.
+            # If a signal ended the run, ``leave`` has already ended all groups.
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
 
     def _load_weights(self, state: State) -> None:
-        """Load weights; raise if the state belongs to other settings or to another model."""
+        """Load weights; raise if the state belongs to different settings or a different model."""
         assert self.states
         path = self.states.path(state.step)
-        # A setting that is missing in an older state had its default.
+        # A setting that is missing in an older state had its default value.
         before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
         changed = changes(before, self._settings())
         if changed:
             raise MaskwiseError(
-                f"{path} belongs to a run with other settings",
+                f"{path} belongs to a run with different settings",
                 got=changed,
                 do="give a new folder",
             )
@@ -311,9 +312,9 @@ class Engine:
                 f"resuming from {path} with {changed}: the same run except for rounding and dropout"
             )
         weights = load_file(path / WEIGHTS)
-        # Without this check, a model of other sizes would fail later and less clearly.
+        # Without this check, a model with different sizes would fail later and less clearly.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
-            raise MaskwiseError(f"{path} belongs to another model", do="give a new folder")
+            raise MaskwiseError(f"{path} belongs to a different model", do="give a new folder")
         wrapping.load_weights(self.objective, weights)
 
     def _load_rest(self, state: State) -> None:
@@ -329,7 +330,7 @@ class Engine:
         return self.settings.model_dump(mode="json", exclude=FREE)
 
     def _bits(self) -> dict[str, object]:
-        """What rounding depends on."""
+        """The conditions that rounding depends on."""
         model: Any = getattr(self.objective, "model", None)
         return {
             "threads": torch.get_num_threads(),
@@ -366,14 +367,14 @@ def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
 def new_accelerator(
     settings: TrainingSettings, folder: Path | None, *, partial: bool = False
 ) -> Accelerator:
-    """An ``Accelerator`` for one run, with its trackers started.
+    """Make an ``Accelerator`` for one run, and start its trackers.
 
     Args:
-        partial: whether a batch may use only some parameters (one of several heads).
+        partial: whether a batch may use only part of the parameters (one of several heads).
 
     Raises:
-        MaskwiseError: a tracker that is unknown, not installed, or has no folder to write to;
-            processes without a launcher.
+        MaskwiseError: a tracker is unknown, not installed, or has no folder to write to; or the
+            processes were not started by a launcher.
     """
     precision = settings.precision
     if precision == "auto":
@@ -387,18 +388,18 @@ def new_accelerator(
         )
     for name in trackers:
         require_known("or missing tracker", name, ["all", *map(str, get_available_trackers())])
-    # Accelerate keeps one state per process and refuses another precision.
+    # Accelerate keeps one state per process and would refuse a different precision.
     AcceleratorState._reset_state()
     unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None
     with wrapping.without_fsdp_of_accelerate():
         accelerator = Accelerator(
             mixed_precision=precision,
-            # By default Accelerate does not distribute on CPUs: every rank would train alone.
+            # By default, Accelerate does not distribute on CPUs: every rank would train alone.
             cpu=not torch.accelerator.is_available(),
             log_with=trackers or None,
             project_dir=folder,
             kwargs_handlers=unused,
-            # Losses are divided once, in ``Engine.update``, whatever the launcher's environment.
+            # Losses are divided once, in ``Engine.update``; the launcher must not change that.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     if accelerator.num_processes != ranks_here():
@@ -415,7 +416,7 @@ def new_accelerator(
 
 
 class Agreement:
-    """Adds up tensors over ranks; results are float64 on the host, and equal on every rank."""
+    """Adds up tensors over ranks; the results are float64 on the host, and equal on every rank."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -424,7 +425,7 @@ class Agreement:
         return self.start(local)()
 
     def start(self, local: Tensor) -> Callable[[], Tensor]:
-        """Start to add up; the function that it returns waits for the sums."""
+        """Start to add up; the function that is returned waits for the sums."""
         if self.accelerator.num_processes > 1:  # never on Apple's GPUs, which have no float64
             local = self.accelerator.reduce(local.to(self.accelerator.device).double())
         arrived = coming_back(local)
@@ -432,10 +433,10 @@ class Agreement:
 
 
 def leave() -> None:
-    """Close the process group, if there is one; otherwise gloo can abort at exit.
+    """Close the process group, if it exists; an open group can make gloo abort at exit.
 
-    A model that is still wrapped in DDP keeps the threads of the group alive, which then race with
-    the exit of the interpreter: delete it first (``del trainer``).
+    A model that is still wrapped in DDP keeps the group's threads alive, which then race with the
+    interpreter's exit. Therefore delete such a model first (``del trainer``).
     """
     if dist.is_initialized():
         wrapping.forget_meshes()

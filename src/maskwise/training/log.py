@@ -1,8 +1,8 @@
-"""Training logs: lines of ``metrics.jsonl``, trackers, and a progress bar.
+"""Training logs: lines in ``metrics.jsonl``, trackers, and a progress bar.
 
-Between two lines, losses are collected as tensors on the device and counts on the host. To write a
-line the host waits for the device, and a loss or gradient that is not finite ends the run.
-docs/files.md documents the fields of a line.
+Between two lines, losses are collected as tensors on the device, and counts are collected on the
+host. To write a line, the host waits for the device; a loss or gradient that is not finite then
+ends the run. docs/files.md documents the fields of a line.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ Evaluate = Callable[[int], Sequence[Facts]]
 """Takes the number of completed updates, and returns lines of metrics."""
 
 MOST_SKIPPED = 20
-"""Updates in a row that may be skipped; after more, a model does not recover."""
+"""The largest number of consecutive updates that may be skipped; after more, a model does not
+recover."""
 
 EMPTY_STEPS = 50
-"""A run without any target after this many steps is stopped, if targets were expected."""
+"""A run that has had no target after this many steps is stopped, if targets were expected."""
 SURE_TARGETS = 10
-"""If this many targets were expected, it is no coincidence that there is none."""
+"""If this many targets were expected, having none is no coincidence."""
 
 
 class NotFinite(MaskwiseError):
-    """A loss or gradient that is not a finite number."""
+    """A loss or gradient is not a finite number."""
 
 
 class Log:
     """The log of one run; a context manager that closes its file and its progress bar.
 
     Args:
-        engine: the engine of the run.
-        source: summarises the facts of its batches.
-        learners: their facts are added to each line.
+        engine: the run's engine.
+        source: the source of the batches, which summarises their facts.
+        learners: the learners, whose facts are added to each line.
         title: the title of the progress bar.
-        quiet: show no progress bar.
+        quiet: whether to hide the progress bar.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Log:
         self.totals = engine.totals.model_copy(deep=True)
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        # A saved state has the sums of all ranks, so only the first rank continues them.
+        # A saved state has the sums over all ranks, so only the first rank continues them.
         if not engine.first:
             self.totals.losses = []
             self.totals.sums = {}
@@ -114,11 +115,11 @@ class Log:
             sums[name] = sums.get(name, 0.0) + value
 
     def line(self, done: int) -> None:
-        """Write a line of what was accumulated; every rank calls this.
+        """Write a line about what was accumulated; every rank calls this.
 
         Raises:
-            NotFinite: a loss or gradient is not finite on any rank, unless its update was skipped.
-            MaskwiseError: not one target so far.
+            NotFinite: a loss or gradient on any rank is not finite, unless its update was skipped.
+            MaskwiseError: there has been no target so far.
         """
         losses, sums = self._read(done)
         totals = self.totals
@@ -126,9 +127,9 @@ class Log:
         self.window = []
         totals.losses = []
         totals.sums = dict.fromkeys(totals.sums, 0.0)
-        # Metrics cover exactly the steps since the last line, also after a resume.
+        # Metrics cover exactly the steps since the last line, even after a resume.
         facts = self.source.summarise(sums)
-        # Without targets, as when a ratio has fallen to 0, there is no loss.
+        # Without targets, for example when a ratio has fallen to 0, there is no loss.
         mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
         if mean is not None:
             totals.loss = mean
@@ -194,7 +195,7 @@ class Log:
         for part in torch.stack(values).cpu().split(sizes):
             wrong[f"{len(parts):09}"] = not part.isfinite().all()
             parts.append(part.tolist())
-        # All ranks skip an update that is not finite on one of them.
+        # All ranks skip an update that is not finite on one of the ranks.
         bad = self.engine.summed(wrong).values()
         first = done - len(self.window) + 1
         for step, (update, part, unsound) in enumerate(zip(self.window, parts, bad), start=first):
@@ -214,8 +215,9 @@ class Log:
         return losses, self.engine.summed(sums)
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
-        """Evaluate after ``done`` updates and write the lines; return if one has ``enough``."""
-        # The speed of training does not include the time of an evaluation.
+        """Evaluate after ``done`` updates and write the lines; return whether a line has
+        ``enough``."""
+        # The training speed does not include evaluation time.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
@@ -224,7 +226,7 @@ class Log:
         return any(line.get("enough") for line in lines)
 
     def _track(self, prefix: str, line: Facts, done: int) -> None:
-        """Send the numbers of a line to the trackers, which accept nothing else."""
+        """Send the numbers in a line to the trackers, which accept nothing else."""
         numbers = {f"{prefix}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
         self.engine.accelerator.log(numbers, step=done)
 
@@ -247,10 +249,10 @@ class Log:
 
 
 def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
-    """Return the error for an update.
+    """Return the error for an update that is not finite.
 
     Args:
-        values: the losses of its micro-batches, then the gradient norm.
+        values: the losses of the update's micro-batches, then the gradient norm.
         step: the step of the update.
         rate: the learning rate.
     """
@@ -266,13 +268,13 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
 
 
 class Progress:
-    """A bar over steps with rate and time left; hidden without a terminal.
+    """A progress bar over steps, with the rate and the time left; hidden without a terminal.
 
     Args:
-        title: the text to its left.
-        total: the steps of the run.
-        start: the steps before this call, if the run is resumed.
-        hidden: show nothing.
+        title: the text to the left of the bar.
+        total: the number of steps in the run.
+        start: the number of steps before this call, if the run is resumed.
+        hidden: whether to show nothing.
     """
 
     def __init__(self, title: str, total: int, start: int = 0, *, hidden: bool = False):
@@ -299,7 +301,7 @@ class Progress:
         self.bar.advance(self.task)
 
     def note(self, rate: str = "", **values: float | None) -> None:
-        """Show the speed, by default in steps per second, and some values if they are known."""
+        """Show the speed, by default in steps per second, and those ``values`` that are known."""
         speed = self.bar.tasks[self.task].speed
         if speed and not rate:
             rate = f"{speed:.1f} steps/s"
@@ -311,25 +313,25 @@ class Progress:
         )
 
 
-# The speed of a training: tokens per second and model FLOPs utilisation (MFU)
+# Training speed: tokens per second and model FLOPs utilisation (MFU)
 # -------------------------------------------------------------------------------------------
 
-# MFU = FLOPs of the model per second / FLOPs per second of a large matrix product
+# MFU = the model's FLOPs per second / FLOPs per second in a large matrix product
 #
 # Only useful work is counted: weights outside the embeddings for every token of the text, heads for
 # every target (``Objective.work``), and attention within documents (Σ length²). Padding and
-# recomputation are not. The denominator is measured on the device, once per process and precision;
-# on a busy machine it is too low.
+# recomputation are not counted. The denominator is measured on the device, once per process and
+# precision; on a busy machine the measured value is too low.
 
 
 class Meter:
-    """Measures a training between two lines of metrics.
+    """Measures a training run between two lines of metrics.
 
     Args:
-        objective: what is trained.
-        device: of this process.
+        objective: the objective that is trained.
+        device: the device of this process.
         precision: "bf16" or "no".
-        ranks: processes in all.
+        ranks: the total number of processes.
         frozen: whether the encoder is not trained.
         known: whether to measure the rate of matrix products, which takes a second or less.
     """
@@ -348,7 +350,7 @@ class Meter:
         self.device = device
         self.ranks = ranks
         self.frozen = frozen
-        # The work of an objective without a transformers model is not known.
+        # The work of an objective without a transformers model is unknown.
         counted = known and hasattr(objective, "model")
         self.rate = matmul_rate(device, precision) if counted else None
         self.held = held_share(objective.model) if counted else 0.0
@@ -372,7 +374,7 @@ class Meter:
         if isinstance(objective, Arms):
             arm = step.batches[0].arm
             objective = objective.arm(arm)
-        # Counting weights takes as long as a small step.
+        # Counting weights takes as long as a small step, so the counts are cached.
         if arm not in self.per_arm:
             per_token = self._trained(objective.work(1, 0), held=self.held)
             per_target = self._trained(objective.work(0, 1), held=self.held)
@@ -387,20 +389,20 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude what happens in this context."""
+        """Exclude the time that is spent in this context."""
         began = time.perf_counter()
         yield
         self.began += time.perf_counter() - began
 
     def read(self, *, left: int) -> dict[str, float]:
-        """The figures since the last reading, after the host has waited for the device.
+        """The figures since the last call, after the host has waited for the device.
 
         Args:
-            left: remaining steps.
+            left: the number of remaining steps.
 
         Returns:
-            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1, if known), ``memory_gib`` (peak
-            of this process, on its accelerator if it has one) and ``seconds_left`` (without
+            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1, if known), ``memory_gib`` (this
+            process's peak, on its accelerator if it has one) and ``seconds_left`` (without
             evaluations).
         """
         # The host has just read the losses, so all steps are finished.

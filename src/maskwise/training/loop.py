@@ -1,6 +1,6 @@
 """The training loop, for pre-training, intermediate pre-training and fine-tuning.
 
-    for step in look_ahead(source):         # its batches were masked during the last step
+    for step in look_ahead(source):         # the batches were masked during the last step
         engine.update(step)                 # every target of every rank has the same weight
         learners learn                      # the weights of policies and samplers, on all ranks
         log; at intervals evaluate, and save a state to resume from
@@ -33,14 +33,14 @@ from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 
 LOCK = ".training.lock"
-"""A file in the folder of a run while it trains. If its process dies, the lock is free again."""
+"""A file in a run's folder during training. If the process dies, the lock is released."""
 
 LATE = "late sums"
-"""The name of an ``Exchange`` among the learners of a saved state."""
+"""The name of an ``Exchange`` among the learners in a saved state."""
 
 
 class Training(TypedDict):
-    """The summary of a training; ``loss`` is from the last line with targets, in nats."""
+    """The summary of a training run; ``loss`` is from the last line that had targets, in nats."""
 
     steps: int
     seconds: float
@@ -61,24 +61,25 @@ def train(
     title: str = "training",
     quiet: bool = False,
 ) -> Training:
-    """Train an objective; the same call resumes a training that was stopped.
+    """Train an objective; the same call resumes a run that was interrupted.
 
     Args:
         objective: a module that turns a batch into (sum of losses, number of targets).
-        source: makes the batches of a step.
+        source: the source of the batches.
         settings: see ``TrainingSettings``.
-        folder: the folder of ``metrics.jsonl`` and states to resume from; None: keep nothing.
-        learners: policies and samplers that learn from the losses, by name.
-        evaluate: called with the number of updates; returns lines of metrics. A line with
-            ``enough`` ends the training.
+        folder: the folder for ``metrics.jsonl`` and for states to resume from; if None, nothing is
+            kept.
+        learners: policies and samplers that learn from the losses, keyed by name.
+        evaluate: a function that takes the number of updates and returns lines of metrics. A line
+            with ``enough`` ends the run.
         title: the title of the progress bar.
-        quiet: show no progress bar.
+        quiet: whether to hide the progress bar.
 
     Raises:
-        MaskwiseError: a batch size that ranks and micro-batches do not divide; a loss or gradient
-            that is not finite; a folder with states of another run, in which another process
-            trains, or that cannot be written.
-        SystemExit: after SIGTERM or SIGUSR1, with a state saved; see ``signals``.
+        MaskwiseError: ranks and micro-batches do not divide the batch size; a loss or gradient is
+            not finite; or the folder has states from a different run, is in use by another process,
+            or cannot be written.
+        SystemExit: the process received SIGTERM or SIGUSR1; a state was saved (see ``signals``).
     """
     steps = settings.steps
     with (
@@ -92,7 +93,7 @@ def train(
         kept: Learners = {**learners, LATE: exchange}
 
         def observe(batch: Batch, outcome: Outcome) -> None:
-            # A policy learns only from the losses of its own arm.
+            # A policy learns only from its own arm's losses.
             for learner in learners.values():
                 if not learner.arm or learner.arm == batch.arm:
                     learner.observe(batch, outcome)
@@ -136,7 +137,7 @@ def train(
             if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
                 enough = log.judged(done, evaluate)
                 judged = done
-            # All ranks must stop at the same step: they agree while its batches are made.
+            # All ranks must stop at the same step, and agree on it while its batches are made.
             stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
             if stopped:
                 stop(engine, log, kept, asked, done)
@@ -165,11 +166,11 @@ def train(
 
 
 class Exchange(Learner):
-    """Gives all learners the sums over ranks of what they offer, in a single exchange.
+    """Sums what all learners offer over the ranks, in a single exchange, and gives them the sums.
 
     Args:
-        agree: sums over ranks.
-        late: whether sums are used one update later, so that they arrive while that update is
+        agree: sums tensors over ranks.
+        late: whether sums are used one update later. They then arrive while that update is being
             computed, and the host does not wait for the device.
     """
 
@@ -179,7 +180,7 @@ class Exchange(Learner):
         self.pending: Callable[[], TensorDict] = dict
 
     def teach(self, learners: Mapping[str, Learner], now: Point) -> None:
-        """Call ``after`` of all learners."""
+        """Call all learners' ``after``."""
         offered = {}
         for name, learner in learners.items():
             local = learner.offer(now)
@@ -208,7 +209,7 @@ class Exchange(Learner):
         return parts
 
     def state_dict(self) -> TensorDict:
-        """The sums that no learner has used yet."""
+        """The sums that learners have not used yet."""
         return self.pending()
 
     def load_state_dict(self, state: Tensors) -> None:
@@ -216,10 +217,10 @@ class Exchange(Learner):
 
 
 def alone(folder: Path | None) -> AbstractContextManager[None]:
-    """Lock a folder against other runs, on the first rank."""
+    """Lock a folder against other runs; only the first rank locks it."""
     if folder is None or rank_here():
         return nullcontext()
-    return claim(folder, "another run trains into", lock=LOCK, stays=False)
+    return claim(folder, "another run is training in", lock=LOCK, stays=False)
 
 
 def stop(
@@ -229,13 +230,13 @@ def stop(
     asked: Asked,
     done: int,
 ) -> None:
-    """Save a state and end the program after a signal.
+    """After a signal, save a state and end the program.
 
     Raises:
         SystemExit: 128 + the signal's number.
         MaskwiseError: a loss or gradient since the last line is not finite.
     """
-    number = asked.number or SIGTERM  # another rank may have received it
+    number = asked.number or SIGTERM  # a different rank may have received the signal
     asked.served = True
     if engine.states:
         log.read(done)

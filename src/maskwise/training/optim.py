@@ -1,7 +1,8 @@
-"""Optimisers, and the learning rate: a function of (step, steps), so checkpoints need not save it.
+"""Optimisers, and the learning rate, which is a function of (step, steps), so checkpoints need not
+save it.
 
-Muon here iterates over all matrices of one shape together; torch.optim.Muon updates one matrix at a
-time, in bfloat16.
+Muon here iterates over all matrices with the same shape together; torch.optim.Muon updates one
+matrix at a time, in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from maskwise.training.wrapping import blocks_of, laid_out_as, local, whole
 from maskwise.weights import parts
 
 COOLDOWN = 0.1
-"""Default share of the steps over which the rate of ``wsd`` (warm-up, stable, decay) falls."""
+"""With ``wsd`` (warm-up, stable, decay), the default share of the steps over which the rate
+falls."""
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda fallen: 1 - fallen,
@@ -37,14 +39,14 @@ CURVES: Mapping[str, Callable[[float], float]] = {
 def rate_factor(
     step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None
 ) -> float:
-    """The learning rate at ``step`` of ``steps`` as a share of its peak; always above 0.
+    """The learning rate at ``step`` of ``steps``, as a share of its peak; always above 0.
 
     Args:
         warmup: the share of the steps over which the rate rises.
         decay: a key of ``CURVES``; ``wsd`` is 1-sqrt over the last tenth of the steps (Hägele et
             al. 2024, arXiv:2405.18392).
-        decay_share: the share of the steps, the last ones, over which the rate falls; None: all, or
-            a tenth for ``wsd``.
+        decay_share: the share of the steps, at the end, over which the rate falls; if None, all
+            steps, or a tenth for ``wsd``.
 
     >>> how = {"warmup": 0.2, "decay": "linear", "decay_share": 0.5}
     >>> [round(rate_factor(step, 10, **how), 2) for step in range(10)]
@@ -60,14 +62,14 @@ def rate_factor(
 
 
 class Optimizers:
-    """One or two torch optimisers, stepped together; every step sets their rates.
+    """One or two torch optimisers that are stepped together; their rates are set at every step.
 
     Args:
         module: the objective, whose trainable parameters are updated.
-        settings: rates, betas, decay.
+        settings: the settings for rates, betas and weight decay.
 
     Raises:
-        MaskwiseError: Muon for a model without blocks.
+        MaskwiseError: Muon is chosen, but the model's blocks have no trainable matrices.
     """
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
@@ -77,7 +79,7 @@ class Optimizers:
             matrices = hidden_matrices(module)
             if not matrices:
                 raise MaskwiseError(
-                    "optimizer muon needs trainable matrices in the blocks of a model",
+                    "optimizer muon needs trainable matrices in the model's blocks",
                     got=type(model_of(module)).__name__,
                     do="use optimizer: adamw",
                 )
@@ -112,14 +114,14 @@ class Optimizers:
             self.members.append(muon)
 
     def set_rate(self, step: int) -> float:
-        """Set the rates for ``step``, and return AdamW's."""
+        """Set the rates for ``step``, and return AdamW's rate."""
         s = self.settings
         factor = rate_factor(
             step, s.steps, warmup=s.warmup, decay=s.decay, decay_share=s.decay_share
         )
         for member in self.members:
             for group in member.param_groups:
-                # The defaults keep the rate that the optimiser was built with, its peak.
+                # The defaults keep the rate that the optimiser was built with, which is its peak.
                 group["lr"] = member.defaults["lr"] * factor
         return s.learning_rate * factor
 
@@ -127,7 +129,8 @@ class Optimizers:
         """Update the weights.
 
         Args:
-            sound: a bool on the device; if false, nothing changes. The host does not wait for it.
+            sound: a bool on the device; if false, nothing changes. The host does not wait for its
+                value.
         """
         # torch's gradient scaler sets the same attribute. Fused AdamW reads it on the device.
         skipped = None if sound is None else (~sound).float()
@@ -141,7 +144,7 @@ class Optimizers:
 
 
 def state_of(members: Sequence[torch.optim.Optimizer]) -> TensorDict:
-    """The state of optimisers as one dict of tensors, which is saved without pickle."""
+    """The state of the optimisers as one dict of tensors, which can be saved without pickle."""
     flat = {}
     for number, member in enumerate(members):
         for index, entry in member.state_dict()["state"].items():
@@ -151,7 +154,7 @@ def state_of(members: Sequence[torch.optim.Optimizer]) -> TensorDict:
 
 
 def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
-    """The inverse of ``state_of``."""
+    """Load the result of ``state_of``."""
     for m, member in enumerate(members):
         state: dict[int, TensorDict] = {}
         parameters: list[Tensor] = []
@@ -169,11 +172,11 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """The matrices that Muon trains: weights that map hidden states to hidden states.
 
-    These are the linear layers in the blocks of a model and the transform in the prediction head of
-    a language model: at AdamW's rate, this one matrix kept tiny models on the plateau
+    These are the linear layers in a model's blocks and the transform in a language model's
+    prediction head: at AdamW's rate, this one matrix kept tiny models on the plateau
     (docs/decisions/0004-laboratory.md). AdamW trains embeddings, their projection, the output
-    layer, poolers and classifiers. Widths cannot tell these apart: a hidden size may equal the
-    number of positions, and a task may have more classes than the model is wide.
+    layer, poolers and classifiers. Widths cannot separate the two groups: a hidden size may equal
+    the number of positions, and a task may have more classes than the model is wide.
     """
     linear = []
     for block in blocks_of(module):
@@ -183,8 +186,8 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     if output is not None:
         known = {output, *encoder_of(model).modules()}
         linear += [layer for layer in parts(model, nn.Linear) if layer not in known]
-    # Tied embeddings are looked up as well as multiplied, and only the product of an adapter's
-    # factors maps hidden states: AdamW trains both.
+    # AdamW also trains tied embeddings, which are looked up as well as multiplied, and the factors
+    # of an adapter, because only their product maps hidden states.
     others = {layer.weight for layer in parts(module, nn.Embedding)}
     others |= {weight for name, weight in module.named_parameters() if ".lora_" in name}
     matrices: dict[Tensor, None] = {}
@@ -195,16 +198,17 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
 
 
 def model_of(module: nn.Module) -> nn.Module:
-    """The transformers model of an objective, or the module itself if it has none."""
+    """An objective's transformers model, or the module itself if it has no such model."""
     if hasattr(module, "config") or not hasattr(module, "model"):
         return module
     return module.model  # type: ignore[return-value]
 
 
 class BatchedMuon(torch.optim.Muon):
-    """A faster torch.optim.Muon: matrices of one shape together, in single precision on a CPU.
+    """A faster torch.optim.Muon: matrices with the same shape are updated together, and in single
+    precision on a CPU.
 
-    The state has the same format, so each class loads the states of the other. Source: Jordan et
+    The state has the same format, so each class can load the other's states. Source: Jordan et
     al. 2024, https://kellerjordan.github.io/posts/muon/.
 
     Example:
@@ -216,10 +220,10 @@ class BatchedMuon(torch.optim.Muon):
     """
 
     found_inf: Tensor | None = None
-    """A scalar, 1 to skip the update; ``Optimizers.step`` sets it, as for torch's AdamW."""
+    """A scalar that is 1 to skip the update; ``Optimizers.step`` sets it, as for torch's AdamW."""
 
     turn: Callable[..., Tensor]
-    """``orthogonal``, compiled if ``compiled`` is set."""
+    """The function ``orthogonal``, compiled if ``compiled`` is set."""
 
     def __init__(self, matrices: Sequence[Tensor], *, compiled: bool = False, **options: Any):
         super().__init__(matrices, **options)
@@ -239,8 +243,8 @@ class BatchedMuon(torch.optim.Muon):
             kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
             sound = None if self.found_inf is None else self.found_inf == 0
             if sound is not None:
-                # To skip an update without a copy or a host sync: the momentum replaces the
-                # gradient, weights decay by the factor 1, and the update is 0.
+                # This skips an update without a copy or a host sync: the momentum replaces the
+                # gradient, weights decay by a factor of 1, and the update is 0.
                 for mean, grad in zip(
                     map(local, momenta),
                     map(local, grads),
@@ -251,7 +255,7 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_lerp_(momenta, grads, 1 - momentum)
             torch._foreach_mul_([*map(local, weights)], kept)
             updates = torch._foreach_lerp(grads, momenta, momentum)  # Nesterov's
-            # Matrices and transposed ones of equal size are iterated together.
+            # Matrices and transposed matrices of equal size are iterated together.
             shapes = defaultdict(list)
             for weight, update in zip(weights, updates):
                 shapes[tuple(sorted(weight.shape))].append((weight, update))
@@ -261,7 +265,7 @@ class BatchedMuon(torch.optim.Muon):
     def _update(
         self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any], sound: Tensor | None
     ) -> None:
-        # Every rank computes the whole update of a sharded matrix, and uses its part.
+        # Every rank computes the whole update of a sharded matrix, and uses its own part.
         updates = [whole(update) for _, update in pairs]
         wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
         # Batched products are much faster than products of one matrix at a time.
@@ -284,9 +288,9 @@ def orthogonal(
 
     Args:
         matrices: (N, n, m), n ≤ m.
-        coefficients: of x, x³ and x⁵ in the polynomial that is iterated.
-        steps: iterations.
-        eps: the least norm to divide by.
+        coefficients: the coefficients of x, x³ and x⁵ in the polynomial that is iterated.
+        steps: the number of iterations.
+        eps: the smallest norm to divide by.
     """
     # Most CPUs emulate bfloat16 matrix products; single precision took a quarter of the time.
     x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()

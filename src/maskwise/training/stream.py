@@ -1,13 +1,13 @@
-"""The rows of a stream: tokenised ahead by worker processes, shuffled, and resumed at any step.
+"""The rows of a stream: tokenised ahead by worker processes, shuffled, and resumable at any step.
 
     epoch → shards in a random order → chunks → blocks of rows, each in a random order → batches
 
-Both orders are functions of (seed, epoch), so the rows of a step do not depend on the number of
-workers or ranks. To find the position of a step in the text, the text before it has to be read. So
-the positions of recent steps are kept and saved with the run, and a resumed run has to make only
-one block again. Without a saved position, the stream is read from its beginning: slowly, but with
-the same result. Every rank reads and tokenises the whole stream, and uses its rows of each batch.
-If this is too slow, prepare the corpus.
+Both orders are functions of (seed, epoch), so the rows for a step do not depend on the number of
+workers or ranks. To find a step's position in the text, all the text before it has to be read.
+Therefore the positions of recent steps are kept and saved with the run, and a resumed run has to
+make only one block again. Without a saved position, the stream is read from its beginning, which is
+slow but gives the same result. Every rank reads and tokenises the whole stream, and uses its own
+rows from each batch. If this is too slow, prepare the corpus.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from maskwise.text.stream import BEGINNING, Chunk, Place, Shard, Stream
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
-"""Recent steps whose positions are kept; batches are made one step ahead of the training."""
+"""For how many recent steps positions are kept; batches are made one step ahead of training."""
 SHARDS, ROWS = 0x54A2, 0x2035
 
 
@@ -45,10 +45,10 @@ class Position(NamedTuple):
 
     Attributes:
         epoch: the epoch of the source.
-        shard: the index of the shard in the order of this epoch.
+        shard: the index of the shard in this epoch's order.
         place: the place of the chunk in the shard.
         block: the number of the chunk's block in the epoch.
-        row: how many rows of the block were used.
+        row: how many rows of the block have been used.
     """
 
     epoch: int = 0
@@ -59,7 +59,7 @@ class Position(NamedTuple):
 
 
 Marked: TypeAlias = tuple[Position, Chunk | None]
-"""A chunk and its position; None at the end of an epoch."""
+"""A position and its chunk, which is None at the end of an epoch."""
 Made: TypeAlias = tuple[Position, Rows | None, bool]
 """A position, the rows of its chunk, and whether the epoch ends there."""
 
@@ -69,14 +69,14 @@ class Ended(Exception):
 
 
 class Ahead:
-    """Turns chunks into blocks in worker processes, some chunks ahead.
+    """Turns chunks into blocks in worker processes, a few chunks ahead.
 
-    This process makes the first block, while the workers start, and the blocks of workers that
-    died.
+    This process makes the first block while the workers start, and also the blocks of workers that
+    have died.
 
     Args:
-        make: makes a block of a chunk; must be picklable.
-        workers: the number of processes; 0: this process makes all blocks.
+        make: a function that makes a block from a chunk; it must be picklable.
+        workers: the number of processes; with 0, this process makes all blocks.
     """
 
     def __init__(self, make: Callable[[Chunk], Rows | None], workers: int):
@@ -85,7 +85,7 @@ class Ahead:
         self.pool = LocalPool(make, jobs=workers) if workers else None
 
     def blocks(self, chunks: Iterator[Marked]) -> Iterator[Made]:
-        """Yield the blocks of chunks in order."""
+        """Yield the blocks for the chunks, in order."""
         waiting: deque[Callable[[], Made]] = deque()
         for number, (at, chunk) in enumerate(chunks):
             # The workers take seconds to start, so the first block is made here.
@@ -102,7 +102,7 @@ class Ahead:
         try:
             return at, future.result() if future else self.make(chunk), False
         except Failure as failure:
-            # Bad text would fail here too; the chunk of a dead worker would not.
+            # Bad text would fail here too, but a dead worker's chunk would not.
             if not failure.passing:
                 raise MaskwiseError(failure.error) from None
             return at, self.make(chunk), False
@@ -114,13 +114,13 @@ class Ahead:
 
 
 class Flow:
-    """The rows of one source, from any position.
+    """The rows of one source, starting at any position.
 
     Args:
         shards: the shards of the source.
-        stream: its settings ``shuffle``, ``repeat`` and ``chunk_size`` are used.
-        seed: the seed of both orders.
-        ahead: makes the blocks.
+        stream: the stream, whose settings ``shuffle``, ``repeat`` and ``chunk_size`` are used.
+        seed: the seed for both orders.
+        ahead: the maker of the blocks.
     """
 
     def __init__(self, shards: Sequence[Shard], stream: Stream, *, seed: int, ahead: Ahead):
@@ -131,18 +131,19 @@ class Flow:
         self.go_to(Position())
 
     def go_to(self, position: Position) -> None:
-        """Continue from another position."""
+        """Continue from a different position."""
         self.position = position
         self._blocks = self.ahead.blocks(self._read(position))
         self._rows: Rows | None = None
         self._order = np.zeros(0, np.int64)
 
     def take(self, count: int, *, together: bool) -> list[tuple[Rows, Ints]]:
-        """Return the next rows: blocks, and the numbers of rows in them.
+        """Return the next rows as blocks and the numbers of rows in these blocks.
 
         Args:
-            count: how many rows.
-            together: take all rows from one epoch, and drop the rest of an epoch that is too short.
+            count: how many rows to return.
+            together: whether to take all rows from one epoch; if too few rows of an epoch are left,
+                they are dropped.
 
         Raises:
             MaskwiseError: an epoch has too few rows.
@@ -177,7 +178,7 @@ class Flow:
         return parts
 
     def _next_block(self) -> bool:
-        """Go to the next block; return False at the end of an epoch."""
+        """Go to the next block; return False if the epoch ends."""
         made = next(self._blocks, None)
         if made is None:
             raise Ended
@@ -193,12 +194,12 @@ class Flow:
         return permutation(size, seed=seed, epoch=epoch).numpy()
 
     def _shards(self, epoch: int) -> list[Shard]:
-        """The shards in the order of an epoch."""
+        """The shards in an epoch's order."""
         order = self._shuffled(len(self.shards), fold(self.seed, SHARDS), epoch)
         return [self.shards[number] for number in order]
 
     def _read(self, at: Position) -> Iterator[Marked]:
-        """Yield the chunks from a position on, of all epochs if the stream repeats."""
+        """Yield the chunks from a position on, for all epochs if the stream repeats."""
         while True:
             for number, shard in enumerate(self._shards(at.epoch)):
                 if number < at.shard:
@@ -228,20 +229,20 @@ class Flow:
 
 
 class StreamedRows(Learner):
-    """The rows of a stream for a ``MaskedSource``; its position is saved like a learner's state.
+    """A stream's rows for a ``MaskedSource``; the position is saved like a learner's state.
 
     Args:
-        stream: the text.
-        settings: batch size, steps, seed, and number of workers.
-        shares: the shares of the sources of a mix, by name; empty if there is one source.
+        stream: the stream of text.
+        settings: the settings for batch size, steps, seed, and number of workers.
+        shares: the share of each source in a mix, keyed by name; empty if there is one source.
 
     Attributes:
-        names: the sources of a mix.
-        length, layout: of the rows.
+        names: the names of the sources in a mix.
+        length, layout: the length and the layout of the rows.
     """
 
     documents = np.zeros(0, np.int64)
-    """Empty: held-out documents are left out when the stream is read, so no document is in both."""
+    """Empty, because held-out documents are already left out when the stream is read."""
 
     def __init__(
         self,
@@ -267,7 +268,7 @@ class StreamedRows(Learner):
         self.marks = {0: self._positions()}
         self.next = self.done = 0
         self._drawn: list[tuple[Rows, Ints]] = []
-        # For each row of the batch: its source, its part in ``_drawn`` and its row there.
+        # For each row of the batch: its source, its part in ``_drawn`` and its row in this part.
         self._owner = self._part = self._row = np.zeros(0, np.int64)
 
     def _positions(self) -> tuple[Position, ...]:
@@ -279,7 +280,7 @@ class StreamedRows(Learner):
         """Return the places of a step's rows in its batch, and their epoch (None in a mix).
 
         Raises:
-            MaskwiseError: a shard cannot be read, the stream ends early or has too few rows.
+            MaskwiseError: a shard cannot be read, or the stream ends early or has too few rows.
         """
         if step < self.next - 1 or not self._drawn:
             self._go_to(max(mark for mark in self.marks if mark <= step))
@@ -291,7 +292,7 @@ class StreamedRows(Learner):
         return torch.arange(size), self.flows[0].position.epoch
 
     def place(self, step: int) -> int:
-        """The index of the step's first row in the run, because epochs have no known length."""
+        """The index of the step's first row in the run, because the length of epochs is unknown."""
         return step * self.settings.batch_size
 
     def _draw_next(self) -> None:
@@ -313,7 +314,7 @@ class StreamedRows(Learner):
         self._part = owners(np.array([*map(len, numbers)]))
         self._row = np.concatenate(numbers)
         self.next += 1
-        # The oldest mark stays, in case an earlier step is asked for.
+        # The oldest mark is kept, in case an earlier step is requested.
         first = min(self.marks)
         for mark in list(self.marks):
             if first < mark < self.next - KEPT_MARKS:
@@ -327,9 +328,9 @@ class StreamedRows(Learner):
         self._drawn = []
 
     def batch(self, rows: Tensor) -> PieceBatch:
-        """Return the pieces of some rows of the step that was drawn last."""
+        """Return the pieces of the given rows in the step that was drawn last."""
         at = np.asarray(rows)
-        # Consecutive rows of one block are read together.
+        # Consecutive rows from the same block are read together.
         part = self._part[at]
         borders = np.flatnonzero(np.diff(part)) + 1
         batches = []
@@ -339,7 +340,7 @@ class StreamedRows(Learner):
         return joined(batches)
 
     def counts(self, rows: Tensor) -> dict[str, int]:
-        """The number of rows from each source of a mix."""
+        """The number of rows from each source in a mix."""
         counts = np.bincount(self._owner[np.asarray(rows)], minlength=len(self.names))
         return dict(zip(self.names, counts.tolist()))
 
@@ -350,11 +351,11 @@ class StreamedRows(Learner):
     # State
 
     def after(self, now: Point) -> None:
-        """Note the number of updates done."""
+        """Record the number of updates done."""
         self.done = now.done
 
     def facts(self) -> Facts:
-        """The epoch and shard of the stream, by source in a mix."""
+        """The stream's epoch and shard; in a mix, for each source."""
         positions = self.marks.get(self.done)
         if positions is None:
             return {}
@@ -372,7 +373,7 @@ class StreamedRows(Learner):
         """Continue from a position.
 
         Raises:
-            MaskwiseError: a shard has changed since.
+            MaskwiseError: a shard has changed since the position was saved.
         """
         if "place" not in state:
             return
@@ -380,9 +381,9 @@ class StreamedRows(Learner):
         changed = sorted(dict(saved["shards"].items() ^ self._fingerprints.items()))
         if changed:
             raise MaskwiseError(
-                "a shard of the stream changed since the state was saved",
+                "a shard of the stream has changed since the state was saved",
                 got=", ".join(changed),
-                do="restore it, or start a new run in a new folder",
+                do="restore the shard, or start a new run in a new folder",
             )
         positions = []
         for epoch, shard, place, block, row in saved["at"]:
@@ -400,7 +401,7 @@ class StreamedRows(Learner):
         return found
 
 
-# The shares of a mix
+# The shares in a mix
 # -------------------------------------------------------------------------------------------
 
 WHOLE = 1 << 40
@@ -410,7 +411,7 @@ SHUFFLE = 0x5A6E
 
 
 def mixed(size: int, *, seed: int, step: int) -> Tensor:
-    """The order of the rows in a batch of a mix, which gives each rank rows of every source."""
+    """The order of the rows in a batch from a mix; it spreads every source over the ranks."""
     return permutation(
         size,
         seed=fold(seed, SHUFFLE),
@@ -419,7 +420,7 @@ def mixed(size: int, *, seed: int, step: int) -> Tensor:
 
 
 def parts_of(shares: Numbers) -> list[int]:
-    """Shares as integers, for ``apportioned``."""
+    """Return shares as integers, for ``apportioned``."""
     return [round(share * WHOLE) for share in shares.values()]
 
 
@@ -441,7 +442,7 @@ def apportioned(rows: int, weights: Sequence[int]) -> list[int]:
     whole = sum(weights)
     if len(weights) == 1 or not whole:
         return [rows, *[0] * (len(weights) - 1)]
-    # Balanced halves keep the recursion shallow and the rounding small.
+    # Balanced halves keep the recursion shallow and the rounding errors small.
     fork = min(range(1, len(weights)), key=lambda place: abs(2 * sum(weights[:place]) - whole))
     left = (2 * rows * sum(weights[:fork]) + whole) // (2 * whole)
     return apportioned(left, weights[:fork]) + apportioned(rows - left, weights[fork:])

@@ -1,7 +1,7 @@
-"""Wrappers of a model in training: activation checkpointing, compilation and sharding.
+"""Wrappers for a model in training: activation checkpointing, compilation and sharding.
 
-All work on the *blocks* of a model, which have most of its weights and activations. They change
-results by rounding at most, and are removed after the training. Sharded weights stay sharded;
+All three work on a model's *blocks*, which have most of its weights and activations. They change
+results at most by rounding, and are removed after training. Sharded weights remain sharded;
 ``gathered`` returns whole tensors.
 """
 
@@ -30,22 +30,22 @@ from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import parts
 
-if TYPE_CHECKING:  # seconds to import: the functions below import them where they need them
+if TYPE_CHECKING:  # imports that take seconds: each function below imports what it needs
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 _meshes: list[DeviceMesh] = []
 _duck_shapes: list[bool] = []
-"""The value of torch's setting before a training changed it."""
+"""The value of torch's setting before a training run changed it."""
 Result = TypeVar("Result")
 Forward = Callable[..., Any]
 
 ACCELERATE = "ACCELERATE_USE_FSDP"
-"""The variable by which ``accelerate launch --use_fsdp`` asks to shard weights."""
+"""The variable with which ``accelerate launch --use_fsdp`` requests sharded weights."""
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks of all models in a module: the members of their outermost lists of modules."""
+    """The blocks of all models in a module: the members of each model's outermost module lists."""
     from transformers import PreTrainedModel
 
     blocks = chain.from_iterable(map(_listed, parts(module, PreTrainedModel)))
@@ -61,11 +61,12 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
-    """Compile blocks and head or checkpoint activations, as set, and install the fast paths of the
-    device. Evaluation gets the ``precision`` of training. ``unwrap`` undoes everything.
+    """Compile the blocks and the head and checkpoint activations, according to the settings, and
+    install the device's fast paths. Evaluation gets the ``precision`` of training. ``unwrap``
+    undoes everything.
 
     Raises:
-        MaskwiseError: there is no compiler; a model without blocks.
+        MaskwiseError: there is no compiler, or the model has no blocks.
     """
     from transformers import PreTrainedModel
 
@@ -74,7 +75,7 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
             part.precision = precision
     for model in parts(objective, PreTrainedModel):
         if adapter_of(model.config).separates:
-            separate(model)  # needs no sync for masks, and is faster on a CPU
+            separate(model)  # masks then need no sync, and training is faster on a CPU
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
     if not (settings.compile or settings.activation_checkpointing):
@@ -82,19 +83,19 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
     blocks = blocks_of(objective)
     if not blocks:
         raise MaskwiseError(
-            "compile and activation_checkpointing work on a model's blocks, and there are none",
+            "compile and activation_checkpointing need a model with blocks",
             got=type(getattr(objective, "model", objective)).__name__,
             do="set both to false",
         )
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
-        # Otherwise torch treats a length that happens to equal the width as the width, so that it
-        # is not dynamic.
+        # Otherwise, torch would treat a length that happens to equal the width as the width, and
+        # the length would not be dynamic.
         if not _duck_shapes:
             _duck_shapes.append(symbolic_shapes.use_duck_shape)
         symbolic_shapes.use_duck_shape = False
     for block in blocks:
-        # Compiled first, so that checkpointing repeats the compiled pass.
+        # Compile first, so that checkpointing repeats the compiled pass.
         forward: Forward = block.forward
         if settings.compile:
             forward = _compiled(block, forward)
@@ -106,7 +107,7 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 
 
 def freeze_encoder(objective: Objective) -> None:
-    """Exclude the encoder from training, including an output matrix tied to its embeddings."""
+    """Exclude the encoder from training, and any output matrix that is tied to its embeddings."""
     encoder_of(objective.model).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
         raise MaskwiseError(
@@ -133,10 +134,11 @@ def unwrap(objective: nn.Module) -> None:
 def _compiled(block: nn.Module, forward: Forward) -> Forward:
     """A forward pass that is compiled for training.
 
-    All blocks of one class share one compiled code. Torch keeps at most eight versions of it, and
-    then silently runs uncompiled. So everything that would cause new versions is avoided: lengths
-    are dynamic, evaluation is not compiled, and each block gets ready-made masks. The remaining
-    versions are for different kinds of layers, such as ModernBERT's three.
+    All blocks of the same class share their compiled code. Torch keeps at most eight versions of
+    this code; after that, it silently runs uncompiled. Therefore everything that would cause new
+    versions is avoided: lengths are dynamic, evaluation is not compiled, and each block gets
+    ready-made masks. The remaining versions are for different kinds of layers, such as ModernBERT's
+    three kinds.
     """
     fast = torch.compile(forward, dynamic=True, fullgraph=True)
     masked_by: list[tuple[MaskKey, ...]] = []
@@ -150,7 +152,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
         if masked_by:
             options["documents"] = documents.with_masks(masked_by[0])
             return fast(*inputs, **options)
-        # The first pass, which is not compiled, shows which masks this block asks for.
+        # The first pass, which is not compiled, shows which masks this block requests.
         options["documents"] = documents.with_masks(())
         output = forward(*inputs, **options)
         masked_by.append(options["documents"].masked_by)
@@ -171,7 +173,7 @@ def _recomputed(block: nn.Module, forward: Forward) -> Forward:
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raise if what ``torch.compile`` needs for a device is not installed."""
+    """Raise if a program that ``torch.compile`` needs for a device is not installed."""
     program = os.environ.get("CXX") or "g++"
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         program = "triton"
@@ -189,12 +191,15 @@ def require_compiler(device: torch.device) -> None:
 class Sharded(nn.Module):
     """An objective with weights, gradients and optimiser states sharded over ranks (FSDP2).
 
-    A block's weights are gathered before it computes and released afterwards, forwards and
-    backwards. Weights outside of blocks (embeddings, heads) are gathered for a whole step, once and
-    in single precision.
+    A block's weights are gathered before the block computes and released afterwards, in the forward
+    and in the backward pass. Weights outside of blocks (embeddings, heads) are gathered only once
+    per step, in single precision.
 
     Args:
-        objective: on its device, without optimisers, because its parameters are replaced.
+        objective: the objective on its device. Optimisers must not exist yet, because the
+            parameters are replaced.
+        device: the device of this process.
+        ranks: the number of ranks.
         bf16: whether training computes in bfloat16. Weights are then gathered in bfloat16, which
             halves the traffic; gradients are still reduced in single precision.
 
@@ -216,7 +221,7 @@ class Sharded(nn.Module):
         _meshes.append(mesh)
         policy = MixedPrecisionPolicy()
         if bf16:
-            # The inputs of a block are cast too, because norms refuse weights of another precision.
+            # A block's inputs are cast too, because norms refuse weights of a different precision.
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks_of(objective):
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -234,12 +239,12 @@ class Sharded(nn.Module):
         return self.objective(batch)
 
     def within(self, function: Callable[[], Result]) -> Result:
-        """Call a function that computes with the model without training it."""
+        """Call a function that uses the model without training it."""
         return function()
 
 
 def forget_meshes() -> None:
-    """Release the process groups of sharded models, which torch's caches of meshes keep."""
+    """Release the process groups of sharded models, which torch keeps in its mesh caches."""
     while _meshes:
         getattr(_meshes.pop(), "_pg_registry", {}).clear()
 
@@ -251,7 +256,7 @@ def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
 
 @contextmanager
 def without_fsdp_of_accelerate() -> Iterator[None]:
-    """Hide the request from Accelerate, which silently does not shard on CPUs; ``Sharded`` does."""
+    """Hide the request from Accelerate, which silently does not shard on CPUs."""
     before = os.environ.pop(ACCELERATE, None)
     try:
         yield
@@ -278,10 +283,11 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(tensors: Tensors, *, keep: bool) -> TensorDict:
-    """Whole tensors; every rank calls this, in the same order.
+    """Gather whole tensors; every rank calls this, in the same order.
 
     Args:
-        keep: whether this rank needs them; the others hold one whole tensor at a time.
+        keep: whether this rank keeps the whole tensors; the other ranks hold only one whole tensor
+            at a time.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -292,7 +298,7 @@ def gathered(tensors: Tensors, *, keep: bool) -> TensorDict:
 
 
 def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
-    """Shard a tensor that every rank has, like ``other``, which has the same shape."""
+    """Shard a tensor that every rank has in the same way as ``other``, which has the same shape."""
     if not is_sharded(other) or is_sharded(value) or value.shape != other.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -303,7 +309,7 @@ def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
 
 
 def distinct(module: nn.Module) -> TensorDict:
-    """The state of a module by name, tied weights once, as safetensors needs it."""
+    """A module's state, keyed by name; tied weights appear only once, as safetensors needs it."""
     names: dict[Tensor, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(tensor, name)
@@ -311,8 +317,8 @@ def distinct(module: nn.Module) -> TensorDict:
 
 
 def load_weights(module: nn.Module, weights: Tensors) -> None:
-    """Copy whole tensors into a module, sharded or not; of tied weights one name is enough."""
-    # ``keep_vars`` gives the parameters themselves, also where they are sharded.
+    """Copy whole tensors into a module, sharded or not; for tied weights, one name is enough."""
+    # ``keep_vars`` gives the parameters themselves, even if they are sharded.
     state = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in weights.items():
