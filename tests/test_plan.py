@@ -513,7 +513,7 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
         recipe, [*QUICK, "tasks=[]", "study.seeds=[100, 101, 102]", "training.steps=11"]
     )
     before = (out / "records.jsonl").read_bytes()
-    with pytest.raises(MaskwiseError, match="study of another recipe"):
+    with pytest.raises(MaskwiseError, match="study of a different recipe"):
         run_study(other, out, quiet=True, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     notes = tmp_path / "notes"
