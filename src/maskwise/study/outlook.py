@@ -321,8 +321,8 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
 
     Returns:
         ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``contrasts``, ``time``,
-        ``doubts`` (warnings with ``what`` and ``do``), ``recipe`` (with every default filled in) and
-        ``lines``: the same facts in words.
+        ``doubts`` (warnings with ``what`` and ``do``), ``recipe`` (with every default filled in),
+        and ``lines``: the same facts in words.
 
     Raises:
         MaskwiseError: a recipe that ``run_study`` refuses.
