@@ -75,7 +75,7 @@ def check_study(
     """
     require_engine(engine)
     marks = [f"stages/{LOCK}"]
-    # A block may be added to records that come from another machine, without stages.
+    # A block may be added to records that come from a different machine, without stages.
     if seeds is not None:
         marks.append("study.json")
     require_own(out, *marks, what="a study")

@@ -409,7 +409,7 @@ def _view(own: Path, shared: Path | None) -> Iterator[Path]:
 def stages_in(folder: Path) -> Iterator[Stage]:
     """Read the stages in a folder."""
     for path in folder.iterdir():
-        # A file that is damaged, or was written by another version, is skipped.
+        # A file that is damaged, or was written by a different version, is skipped.
         with suppress(KeyError, TypeError):
             yield Stage.from_dict(read_json(path / STAGE) or {})
 

@@ -37,7 +37,7 @@ QUANTITIES = ("steps", "tokens", "targets", "flops")
 TOLERANCE = 0.05
 """The largest relative difference in a quantity at which two arms count as matched."""
 ALL_TASKS = "all tasks"
-"""Like "tasks", including tasks that pre-training does not help."""
+"""Like "tasks", but including tasks that pre-training does not help."""
 
 
 @dataclass(frozen=True)

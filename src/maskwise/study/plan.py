@@ -208,7 +208,7 @@ def _fills_masks(recipe: Recipe) -> bool:
 
 
 def reference_words(baseline: Recipe) -> str:
-    """The label of the reference of a study with this baseline."""
+    """The name of the reference arm in a study with this baseline."""
     if baseline.model.pretrained:
         return "the unchanged model"
     return "the untrained model"

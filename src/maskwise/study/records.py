@@ -37,7 +37,7 @@ from maskwise.weights import memory
 
 TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
 RESULTS = (*TABLES, PREDICTIONS, "report.html")
-"""The files of a finished study. If another study is run in the folder, they are removed."""
+"""The files of a finished study. If a different study is run in the folder, they are removed."""
 
 
 # study.json

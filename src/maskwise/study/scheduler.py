@@ -70,7 +70,7 @@ def execute(
     errors: dict[str, str] = {}
     if not todo:
         return errors
-    # Workers may have another working folder.
+    # Workers may have a different working folder.
     stages = stages.resolve()
     # If one of these stages fails, every run fails.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
@@ -156,7 +156,7 @@ def do_stage(task: Task, *, stages: str) -> Plain:
             "this machine has different versions of maskwise or its libraries, or differs in bf16",
             do="use machines with the same versions and hardware",
         )
-    # A shared file system may show the files of another machine with a delay.
+    # A shared file system may show files from a different machine with a delay.
     for need in stage.needs:
         if not appears(folder / need / DONE):
             raise FileNotFoundError(f"{folder / need / DONE} is not visible here")
@@ -324,7 +324,7 @@ class Progress:
         return until_end(self.named, left, self.jobs), None not in left.values()
 
     def _share(self, name: str) -> float:
-        """Return the share of its steps that a training has done."""
+        """Return the share of its steps that a training stage has done."""
         training = self.named[name].what["training"]
         done: float = self.lines[name]["step"] / training["steps"]
         return min(1.0, done)

@@ -4,10 +4,10 @@ Nothing runs twice: a stage is finished if its folder holds ``done.json``, which
 change in one setting, or in one character of its corpus, gives a stage a different name. The work
 of stages is in ``work``.
 
-    prepare    corpus + tokenizer settings (or the tokenizer of another prepare) → training and
+    prepare    corpus + tokenizer settings (or the tokenizer of an earlier prepare) → training and
                held-out rows
-    pretrain   prepare + model (or another pretrain) + masking + training → checkpoint, metrics
-    learn      prepare + model (or another pretrain) + task + learning → a masking policy, which
+    pretrain   prepare + model (or an earlier pretrain) + masking + training → checkpoint, metrics
+    learn      prepare + model (or an earlier pretrain) + task + learning → a masking policy, which
                scores the text of a later prepare
     evaluate   prepare + pretrain (or the start) + measures → held-out losses and other measures
     finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed

@@ -307,7 +307,7 @@ class _Clock:
 
 
 def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
-    """Build the model of a training; the bias of its head takes no time."""
+    """Build the model of a training phase, with zeros as the bias of a new head."""
     return network_of(link, data, torch.zeros(len(data.tokenizer)))
 
 

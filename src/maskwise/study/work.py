@@ -54,7 +54,7 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     try:
         result = RUNNERS[stage.kind](stage, stages)
     except Exception:
-        # If the disk is full, this fails as well, but the first error matters more.
+        # If the disk is full, this also fails, but the first error matters more.
         with suppress(MaskwiseError):
             write_whole(folder / "error.txt", traceback.format_exc())
         raise
