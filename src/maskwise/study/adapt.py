@@ -124,7 +124,7 @@ def adapt_recipe(
             raise MaskwiseError("there is nothing to evaluate on", do="give --task FILE")
         pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
-    # Small models learn faster with Muon; large ones keep the optimiser they were trained with.
+    # Small models learn faster with Muon; large models keep the optimiser of their own training.
     small = weights < 15_000_000
     training: Plain = {
         "steps": steps,
@@ -357,7 +357,7 @@ def best_arm(out: Path) -> str | None:
     arms = np.array(list(table.study["arms"]))
     runs = np.array([table.runs(ALL_TASKS, arm) for arm in arms])
     finished = np.isfinite(runs).sum(axis=1)
-    # If an arm lacks runs that other arms have, its remaining runs may be the lucky ones.
+    # If an arm lacks runs that other arms have, its remaining runs may look better by luck.
     complete = finished == finished.max()
     gains = runs[complete] - table.runs(ALL_TASKS, REFERENCE)
     shared = np.isfinite(gains).all(axis=0)

@@ -289,7 +289,7 @@ class Outlook:
             contrasts = plural(len(short), "contrast")
             fewest = max(prospect["fewest_runs"] for prospect in short)
             what = f"{short[0]['runs']} runs of each arm cannot decide {contrasts}"
-            self.doubt(what, f"set study.seeds={fewest}, or ask fewer study.contrasts")
+            self.doubt(what, f"set study.seeds={fewest}, or list fewer study.contrasts")
         for counts in plan["stages"].values():
             # Shared stages of other studies may be done.
             counts["stages"] = counts.pop("to_do") + counts.pop("done")

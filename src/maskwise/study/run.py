@@ -209,7 +209,7 @@ def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
 
 
 def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain]) -> list[Plain]:
-    """Collect the written answers to every test row of generation tasks, by arm and seed.
+    """Collect the written answers to every test row of generation tasks, keyed by arm and seed.
 
     Only the first of several fine-tuning runs is read, because answers are shown and not scored.
 

@@ -234,7 +234,7 @@ class Progress:
         self.live.stop()
 
     def say(self, line: str) -> None:
-        """Print a permanent line above the live ones."""
+        """Print a permanent line above the live lines."""
         self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def done(self, name: str) -> None:

@@ -153,7 +153,7 @@ def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contr
 
 
 def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
-    """Return the runs at default settings that only the gate compares, or all runs without these.
+    """Return the runs at default settings that only the gate compares; without any, all runs.
 
     These runs have the seeds of the search, and the looks and tasks of the study.
     """
@@ -174,7 +174,7 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
         "learned": {},
         "looked": looked,
     }
-    # The gate counts the tasks of the study, so that both are about the same outcome.
+    # The gate counts the study's tasks, so that gate and contrasts are about the same outcome.
     return Outcomes([*runs, *overlap], study, counted=table.counted)
 
 
