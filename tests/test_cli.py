@@ -209,7 +209,7 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     text = corpus.read_bytes()
     corpus.write_bytes(text + text.splitlines(keepends=True)[0].replace(b"a", b"o"))
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
-    assert "holds a run on another text" in capfd.readouterr().err
+    assert "holds a run on a different text" in capfd.readouterr().err
     corpus.write_bytes(text)
     assert maskwise("report", out) == 0 and (out / "report.html").stat().st_size > 100_000
     capfd.readouterr()
@@ -284,7 +284,7 @@ def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe
     # What is done is kept.
     capfd.readouterr()
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
-    assert "holds a run of another recipe" in capfd.readouterr().err
+    assert "holds a run of a different recipe" in capfd.readouterr().err
 
 
 def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeypatch, capfd):
@@ -295,7 +295,7 @@ def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeyp
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capfd.readouterr()
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out) == 2
-    assert "holds a run of another recipe; got a change in masking" in capfd.readouterr().err
+    assert "holds a run of a different recipe; got a change in masking" in capfd.readouterr().err
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 

@@ -66,7 +66,7 @@ def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes
     said = capfd.readouterr().err
     assert "is not finite at step" in said and "set training.on_nan: skip" in said
     assert maskwise("pretrain", recipe, *hot, "training.on_nan=skip", "--out", out) == 0
-    assert "another recipe" not in capfd.readouterr().err
+    assert "a different recipe" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("list", "policies"), ("list", "recipes", "--json")])

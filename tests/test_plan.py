@@ -506,14 +506,14 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     read = read_recipe(recipe, [*QUICK, "tasks=[]", "study.seeds=[100, 101, 102]"])
     with pytest.raises(MaskwiseError) as foreign:
         run_study(read, out, quiet=True, seeds=(101, 103))
-    assert (foreign.value.got, foreign.value.allowed) == ([103], "some of 100, 101, 102")
+    assert (foreign.value.got, foreign.value.allowed) == ([103], "any of 100, 101, 102")
     assert not out.exists()
     run_study(read, out, quiet=True, seeds=(100,))
     other = read_recipe(
         recipe, [*QUICK, "tasks=[]", "study.seeds=[100, 101, 102]", "training.steps=11"]
     )
     before = (out / "records.jsonl").read_bytes()
-    with pytest.raises(MaskwiseError, match="study of another recipe"):
+    with pytest.raises(MaskwiseError, match="study of a different recipe"):
         run_study(other, out, quiet=True, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     notes = tmp_path / "notes"

@@ -140,7 +140,7 @@ def test_the_page_of_a_study_over_objectives(
 
 def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) -> None:
     study = make_study(
-        runs=2, arms={"token-15": 0, "token-30": 0.01}, reference="no further training"
+        runs=2, arms={"token-15": 0, "token-30": 0.01}, reference="the unchanged model"
     )
     records = [r for r in make_records(study, {}) if r["kind"] != "score"]
     for arm, scores in {
@@ -158,7 +158,7 @@ def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) 
     assert table and table["tasks"] == {"task-0": "accuracy"}
     rows = {row["arm"]: row["cells"]["task-0"] for row in table["rows"]}
     assert rows["token-15"] == {"mean": "55.0", "sd": "7.1"}
-    assert rows["no further training"] == {"mean": "20.0", "sd": "0.0"}
+    assert rows["the unchanged model"] == {"mean": "20.0", "sd": "0.0"}
     assert rows["commonest answer"] == {"mean": "5.0", "sd": ""}
 
 

@@ -172,7 +172,10 @@ def shares() -> dict[str, Any]:
 def against_the_start() -> dict[str, Any]:
     lines = [score_record("no-pretraining", s, "task-0", 0.3 + 0.001 * s) for s in range(8)]
     return summary_of(
-        CLEAR, more=lines, contrasts=[("token-30", "no-pretraining")], reference="no pre-training"
+        CLEAR,
+        more=lines,
+        contrasts=[("token-30", "no-pretraining")],
+        reference="the untrained model",
     )
 
 

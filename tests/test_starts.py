@@ -538,10 +538,10 @@ def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
 
 def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     recipe = start(inputs, "whole", "study.seeds=2")
-    assert reference_words(baseline_of(recipe)) == "no further training"
-    assert reference_words(baseline_of(read_recipe(inputs["recipe"]))) == "no pre-training"
+    assert reference_words(baseline_of(recipe)) == "the unchanged model"
+    assert reference_words(baseline_of(read_recipe(inputs["recipe"]))) == "the untrained model"
     runs = [run for run in make_plan(recipe).runs if run.arm == REFERENCE]
-    assert [run.row for run in runs] == ["no further training"] * 2 and not any(
+    assert [run.row for run in runs] == ["the unchanged model"] * 2 and not any(
         run.trainings for run in runs
     )
     for stage in runs[1].stages:
@@ -584,22 +584,22 @@ def test_a_study_from_a_checkpoint_says_what_no_further_training_gives(inputs, t
         run_stage(stage, tmp_path / "stages")
     shared = "--stages", tmp_path / "stages"
     assert maskwise("study", inputs["recipe"], *given, *shared, "--out", out, "--json") == 0
-    assert "no further training" in capfd.readouterr().out
+    assert "the unchanged model" in capfd.readouterr().out
     study, summary = (
         json.loads((out / name).read_text()) for name in ("study.json", "summary.json")
     )
-    assert study["reference"] == "no further training"
+    assert study["reference"] == "the unchanged model"
     page = (out / "report.html").read_text()
     # beside the losses: two kinds of masks, two ratios
-    assert page.count("· no further training: ") == 4
-    assert "<small>against no further training, token masks</small>" in page
+    assert page.count("· the unchanged model: ") == 4
+    assert "<small>against the unchanged model, token masks</small>" in page
     lines = [r for r in read_lines(out / "records.jsonl") if r["arm"] == REFERENCE]
     assert {r["kind"] for r in lines} == {"heldout"} and {r["seed"] for r in lines} == {0, 1}
     for kind, ratio in {(r["masks"], r["ratio"]) for r in lines}:
         first, second = (r["loss"] for r in lines if (r["masks"], r["ratio"]) == (kind, ratio))
         assert first == second > 0  # the same model, whatever the seed
     (row,) = [row for row in summary["contrasts"] if row["primary"]]
-    assert row["outcome"] == "heldout:token" and "no further training" in row["sentence"]
+    assert row["outcome"] == "heldout:token" and "the unchanged model" in row["sentence"]
 
 
 def test_a_run_from_before_a_setting_was_known_goes_on(inputs, tmp_path):

@@ -114,7 +114,7 @@ def test_a_changed_shard_ends_a_run_that_goes_on(
     (tmp_path / "out" / "done.json").unlink()
     write_lines(folder / "part-2.jsonl", texts(30, seed=7))
     assert maskwise("pretrain", recipe, "training.steps=10", "--out", tmp_path / "out") == 2
-    assert "the corpus, or the installed versions, changed" in capsys.readouterr().err
+    assert "the corpus, or the installed versions, have changed" in capsys.readouterr().err
 
 
 def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch) -> None:

@@ -390,7 +390,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     policy = f"learned({str(out / 'policy')!r})"
     assert maskwise("inspect", "bada is a kefe", "--policy", policy, "--ratio", "0.5") == 0
     assert maskwise(*command, "training.seed=1", "--out", out) == 2
-    assert "policy of another recipe" in capsys.readouterr().err
+    assert "policy of a different recipe" in capsys.readouterr().err
     assert maskwise(*command, "--out", tmp_path / "again") == 0
     again = PolicyModel.from_pretrained(tmp_path / "again" / "policy").state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)

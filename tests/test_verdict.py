@@ -309,7 +309,7 @@ def test_the_reference_is_a_contrast_only_where_something_is_measured_of_it():
     assert primary_pairs(study) == [("token-30", "no-pretraining")]
     with pytest.raises(MaskwiseError, match=r"no-pretraining.*allowed: token-15, token-30"):
         primary_pairs(study | {"tasks": {}})
-    assert primary_pairs(study | {"tasks": {}, "reference": "no further training"})
+    assert primary_pairs(study | {"tasks": {}, "reference": "the unchanged model"})
 
 
 def test_rows_that_are_not_primary_have_an_interval_and_no_verdict():

@@ -145,7 +145,7 @@ def test_an_outcome_that_one_side_lacks_leaves_a_contrast_to_the_tasks():
     gate = {"contrast": ["token-30", "no-pretraining"], "closes": [["token-30", "token-15"]]}
     lines = [heldout_record(arm, s, "token", 4.0) for arm in CLEAR for s in range(8)]
     found, scores = study_of(CLEAR, facts=False)
-    found |= {"outcome": "heldout:token", "gate": gate, "reference": "no pre-training"}
+    found |= {"outcome": "heldout:token", "gate": gate, "reference": "the untrained model"}
     summary = summarise([*scores, *run_facts(found), *more, *lines], found)
     rows = {row["baseline"]: row["outcome"] for row in primary_rows(summary)}
     assert rows == {"no-pretraining": "tasks", "token-15": "heldout:token"}
@@ -154,10 +154,10 @@ def test_an_outcome_that_one_side_lacks_leaves_a_contrast_to_the_tasks():
 @pytest.mark.parametrize(("start", "worse"), [(0.3, False), (0.6, False), (0.9, True)])
 def test_a_winner_that_is_worse_than_the_start_is_told(start: float, worse: bool):
     more = [score_record("no-pretraining", s, "task-0", start) for s in range(8)]
-    told = "All arms have a worse mean than no pre-training on the tasks."
+    told = "All arms have a worse mean than the untrained model on the tasks."
     pair = ["token-15", "no-pretraining"]
     for study in ({}, {"contrasts": [pair]}):
-        summary = judged(more=more, reference="no pre-training", **study)["summary"]
+        summary = judged(more=more, reference="the untrained model", **study)["summary"]
         assert summary["headline"].endswith(told) == worse
         assert ("worse mean" in summary["headline"]) == worse
 

@@ -106,7 +106,7 @@ class Folder:
     @property
     def reference(self) -> str:
         """The name of the models without (further) training."""
-        return self.study["reference"] or "no pre-training"
+        return self.study["reference"] or "the untrained model"
 
     def label(self, arm: str) -> str:
         """Return the name of an arm on the page."""

@@ -4,7 +4,7 @@ By default one arm is trained, ``words-30``, and compared with the unchanged mod
 evaluated on the user's tasks, or without tasks by matching titles to texts. If the model has no
 head for filling masks, a head is trained on the frozen encoder first, once for all runs.
 
-    no further training     the unchanged model
+    the unchanged model     the model without further training
     words-30                whole words at 30 %, the best choice in our studies
     token-15, token-30      single tokens; 15 % is the usual choice
     tsdae                   a decoder restores the text from a sentence vector
@@ -46,7 +46,8 @@ from maskwise.text import load_tokenizer
 
 BEST = "words-30"
 STEPS = 600
-"""Steps of the further training, and by default the most steps of a new head before it."""
+"""The number of further training steps, and the largest default number of steps that train a new
+head before."""
 ARMS: dict[str, Plain] = {
     BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
     "token-15": {"masking.ratio": 0.15},
@@ -57,14 +58,15 @@ ROW_TOKENS = 128
 USUAL_TOKENS = 512
 FITTING_SHARE = 0.99
 """Texts are packed into rows of 128 tokens. Labelled rows of up to 512 tokens are not truncated.
-If more than 1 % are longer, the limit fits 99 %: the few longest would need much memory."""
+If more than 1 % are longer, the limit is the length that 99 % fit into: the few longest rows would
+need much memory."""
 # Fewer steps of further training are not advised.
 LEAST_STEPS = 100
 SHORTER = (["finetune.steps=250"], ["corpus.length=64"])
 """Overrides that shorten a study if fewer steps alone are not enough."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""Learning rates of AdamW by number of weights: those of the bundled encoder and MiniLM, and the
-usual ones of larger encoders."""
+"""AdamW's learning rate for each number of weights: first for the bundled encoder and MiniLM, then
+the usual rates for larger encoders."""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -99,9 +101,9 @@ def adapt_recipe(
         tasks: files of labels; without any, titles and texts are written to ``pairs``.
         arms: names in ``ARMS``; the first is compared with the unchanged model.
         policy: the folder of a learned policy, which adds an arm.
-        steps: steps of the further training.
-        head_steps: steps of training a new head beforehand; None: the same as ``steps``, but at
-            most ``STEPS``.
+        steps: the number of further training steps.
+        head_steps: the number of steps that train a new head beforehand; if None, the same as
+            ``steps``, but at most ``STEPS``.
         pairs, aside: as in ``write_pairs``, for the titles and texts.
         overrides: ``key=value`` settings, which replace the recipe's.
 
@@ -122,7 +124,7 @@ def adapt_recipe(
             raise MaskwiseError("there is nothing to evaluate on", do="give --task FILE")
         pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
-    # Small models learn faster with Muon; large ones keep the optimiser they were trained with.
+    # Small models learn faster with Muon; large models keep the optimiser of their own training.
     small = weights < 15_000_000
     training: Plain = {
         "steps": steps,
@@ -167,7 +169,7 @@ def adapt_recipe(
     }
     if warm:
         head_steps = head_steps or min(STEPS, steps)
-        # With a seed of its own the head is trained once, for the runs of all arms and seeds.
+        # With a fixed training seed, the head is trained once for the runs of all arms and seeds.
         head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
         # Chosen by the search of benchmarks/recipes/continual-minilm.yaml.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
@@ -210,7 +212,8 @@ def smaller_plan(
         seconds_of: forecasts the seconds of the study from overrides and steps.
 
     Returns:
-        Both, and the ``seconds`` that they take; None if even the smallest study takes longer.
+        ``overrides``, ``steps``, and the ``seconds`` that the study then takes; None if even the
+        smallest study takes longer.
     """
     least = min(LEAST_STEPS, recipe.training.steps)
     changes = []
@@ -225,7 +228,7 @@ def smaller_plan(
         steps = recipe.training.steps
         seconds = seconds_of(changes, steps)
         while seconds > limit_seconds and steps > least:
-            # Between the two, the time is about linear in the steps.
+            # Between these two numbers of steps, the time is about linear in the steps.
             share = (limit_seconds - shortest) / (seconds - shortest)
             steps = least + 10 * int(share * (steps - least) / 10)
             seconds = seconds_of(changes, steps)
@@ -268,12 +271,12 @@ def next_of(
 
     Args:
         tasks: files of labels, as the user gave them.
-        command: writes the given command with another override, and with other options.
+        command: writes the user's command with further overrides and changed options.
     """
     row = _primary(result)
     model = str(recipe.model.pretrained)
     if result["failures"] or row is None:
-        return f"Next: fix what failed; this command repeats only that: {command()}"
+        return f"Next: fix what failed; this command repeats only the failed work: {command()}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
         enough = command(seeds=P_FROM_RUNS)
@@ -293,13 +296,13 @@ def next_of(
     # A second study keeps the first one.
     options: dict[str, object] = {"out": out.with_name(f"{out.name}-2")}
     if verdict == "not comparable" and tasks:
-        why = "fine-tuning learned nothing, but may at another learning rate"
+        why = "fine-tuning learned nothing, but may learn at a different learning rate"
         changes.append("finetune.search_rate=true")
     elif row["runs_to_decide"]:
         # Testing again after more runs inflates the error rate, so other seeds are used.
         first = max(recipe.study.seed_list) + 1
         seeds = range(first, first + row["runs_to_decide"])
-        why = "this decides it if the difference is as large as it looks"
+        why = "this would decide the question if the difference is as large as it looks"
         changes.append(f"study.seeds=[{','.join(map(str, seeds))}]")
     else:
         why = "more runs would not decide this, but more steps may"
@@ -308,7 +311,7 @@ def next_of(
 
 
 def arm_that_helps(result: Plain) -> str | None:
-    """Return the arm that was decided to be better than the model; None without one."""
+    """Return the arm that was decided to be better than the model; None if there is no such arm."""
     row = _primary(result)
     if row is None or (row["verdict"], row["better"]) != ("decided", "arm"):
         return None
@@ -316,7 +319,7 @@ def arm_that_helps(result: Plain) -> str | None:
 
 
 def _primary(result: Plain) -> Plain | None:
-    """Find the primary contrast on the tasks, or else the first one."""
+    """Find the primary contrast on the tasks, or else the first primary contrast."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     return min(rows, key=lambda row: row["outcome"] != "tasks", default=None)
 
@@ -326,8 +329,8 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
 
     Args:
         best: the arm with the best mean, if it is better than the model.
-        folders: where it was saved.
-        helps: the arm that was decided to be better, if any.
+        folders: the folders where this arm was saved.
+        helps: the arm that was decided to be better than the model, if any.
     """
     if best is None:
         return "No arm has a better mean than the model as it is, so nothing is saved."
@@ -348,13 +351,13 @@ def best_arm(out: Path) -> str | None:
         None if no arm gains. A gain is the mean of paired differences, standardised as in verdicts.
     """
     table = read_outcomes(out)
-    # Every fine-tuning may have failed, and with it every arm.
+    # If every fine-tuning run failed, no arm has a score.
     if table is None or not table.tasks or not table.study["arms"]:
         return None
     arms = np.array(list(table.study["arms"]))
     runs = np.array([table.runs(ALL_TASKS, arm) for arm in arms])
     finished = np.isfinite(runs).sum(axis=1)
-    # If an arm lacks runs that others have, the remaining ones may be the lucky ones.
+    # If an arm lacks runs that other arms have, its remaining runs may look better by luck.
     complete = finished == finished.max()
     gains = runs[complete] - table.runs(ALL_TASKS, REFERENCE)
     shared = np.isfinite(gains).all(axis=0)
@@ -414,7 +417,7 @@ def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
     ]
     write_json(folder / "modules.json", modules)
-    # Other modes of pooling are off by default.
+    # Other pooling modes are off by default.
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(

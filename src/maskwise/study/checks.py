@@ -50,10 +50,10 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 """The lock file in ``stages/``, held while a study runs. It also marks the folder of a study."""
 FEW_STEPS = 8
-"""Steps, spread evenly over a run, whose batches are masked before training to find out whether
-there are targets."""
+"""How many steps, spread evenly over a run, have their batches masked before training to find out
+whether there are targets."""
 FEW_DOCUMENTS = 8
-"""Documents that are searched for letters that are not nucleotides."""
+"""How many documents are searched for letters that are not nucleotides."""
 MOST_UNKNOWN = 0.01
 """A larger share of unknown tokens gives a warning, because they are never masked."""
 UNKNOWN_ADVICE = (
@@ -71,11 +71,11 @@ def check_study(
         The seeds to run, in the order of the study, and warnings.
 
     Raises:
-        MaskwiseError: an unknown engine or seed, a folder that holds something else, bad inputs.
+        MaskwiseError: an unknown engine or seed, a folder that holds something else, or bad inputs.
     """
     require_engine(engine)
     marks = [f"stages/{LOCK}"]
-    # A block may be added to records that come from another machine, without stages.
+    # A block may be added to records that come from a different machine, without stages.
     if seeds is not None:
         marks.append("study.json")
     require_own(out, *marks, what="a study")
@@ -85,9 +85,9 @@ def check_study(
     foreign = [seed for seed in seeds if seed not in planned]
     if foreign or not seeds:
         raise MaskwiseError(
-            "seeds to run that are not in study.seeds",
+            "the seeds to run must be in study.seeds",
             got=foreign,
-            allowed=f"some of {', '.join(map(str, planned))}",
+            allowed=f"any of {', '.join(map(str, planned))}",
         )
     block = tuple(seed for seed in planned if seed in seeds)
     return block, check_inputs(recipe)
@@ -113,7 +113,8 @@ def check_inputs(recipe: Recipe) -> list[str]:
         Warnings, one line each.
 
     Raises:
-        MaskwiseError: a text, tokenizer, model or task that cannot be read, or does not fit.
+        MaskwiseError: a text, tokenizer, model or task that cannot be read, or that does not fit
+            the others.
     """
     study = recipe.study
     tasks = {spec: load_task(of_run(spec, 0)) for spec in recipe.tasks}
@@ -226,7 +227,7 @@ def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) ->
 
 
 def _check_text(link: Recipe) -> Iterator[str]:
-    """Check that the corpus of a training can be read and has the layers its policies need."""
+    """Check that the corpus of a phase can be read and has the layers its policies need."""
     corpus = link.corpus
     for part in corpus.parts():
         require_documents(part)
@@ -290,7 +291,7 @@ def _check_rows(link: Recipe) -> None:
 
 def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> None:
     """Refuse a text whose held-out side is too small for the probes of a sampler that learns."""
-    # Training checks the exact number of rows, but a later phase starts only after hours of work.
+    # Training checks the exact number of rows, but a later phase may start only after hours.
     if link.corpus.stream or not link.objectives:
         return
     chooser = sampler(link.sampler, list(link.objectives))

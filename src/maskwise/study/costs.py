@@ -1,5 +1,5 @@
-"""The compute of a training by one formula, so that arms with different ratios, lengths, models or
-objectives can be compared.
+"""Count the compute of a training run by one formula, so that arms with different ratios, lengths,
+models or objectives can be compared.
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
@@ -11,7 +11,7 @@ encoder without its embeddings, which are looked up. ``head`` counts the predict
 vocabulary matrix, even if it is tied to the embeddings; the head runs on gathered targets only, so
 a higher ratio costs more. ``Objective.work`` defines which weights are applied to which tokens
 (sentence contrast reads a text twice, replaced-token detection also runs a generator), and each
-step is counted for the objective that was drawn. Probes of a sampler cost 2 instead of 6. Not
+step is counted for the objective that was drawn. A sampler's probes cost 2 instead of 6. Not
 counted: attention scores (2·L·H per token and layer, a few per cent at the lengths used here),
 padding, the optimiser, evaluation.
 """
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLED_STEPS = 32
-"""Steps, spread evenly over a run, whose batches are masked to estimate the costs of the run."""
+"""The number of steps, spread evenly over a run, whose batches are masked to estimate its costs."""
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
     """Count the FLOPs of training an objective.
 
     Args:
-        tokens: the tokens that it reads.
-        targets: the tokens that it predicts.
+        tokens: the number of tokens that the objective reads.
+        targets: the number of tokens that the objective predicts.
         frozen: whether only the heads are trained.
     """
     return trained(one.work(tokens, targets), frozen=frozen, held=held_share(one.model))
@@ -62,7 +62,7 @@ def flops_of_arms(
     """Return (FLOPs of the steps, FLOPs of the probes), summed over arms.
 
     Args:
-        spent: the counts of ``SamplerLearner.spent``.
+        spent: the counts that ``SamplerLearner.spent`` returns.
         frozen: whether only the heads are trained.
     """
     steps = probes = 0
@@ -82,13 +82,13 @@ def over_a_run(steps: int, most: int) -> list[int]:
 
 
 def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None]:
-    """Estimate ``tokens`` and ``flops`` of a training from its settings alone.
+    """Estimate the ``tokens`` and ``flops`` of a training run from its settings alone.
 
     Rows are counted as full. FLOPs are None for several objectives, whose draws are not known
     before the run, and for models with a decoder, whose target length is not known.
 
     Args:
-        network: the model, or an empty one.
+        network: the model, or a model with empty weights.
     """
     training = recipe.training
     # Padding is not known before the text is cut into rows.
@@ -118,7 +118,7 @@ class Counts(NamedTuple):
 
 
 def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
-    """Count the tokens, targets, pieces and units in the batches of some steps."""
+    """Count the tokens, targets, pieces and units in the batches of the given steps."""
     counted = tokens = targets = pieces = units = eligible = 0
     for batches in steps:
         counted += 1
@@ -126,7 +126,7 @@ def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
             tokens += batch.tokens
             targets += batch.targets
             pieces += len(batch.ratio)
-            # A corruption without a policy, such as of next-token prediction, chooses no units.
+            # A corruption without a policy, such as next-token prediction, chooses no units.
             if batch.choice:
                 units += len(batch.choice.units.length)
                 eligible += int(batch.choice.units.length.sum())
@@ -134,7 +134,7 @@ def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
 
 
 def counts_over(source: MaskedSource, most: int) -> Counts:
-    """Count over at most ``most`` steps, spread evenly because ratios and row lengths change."""
+    """Count in at most ``most`` steps, spread evenly because ratios and row lengths change."""
     steps = over_a_run(source.settings.steps, most)
     return counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
 
@@ -143,7 +143,7 @@ def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
     """Measure the mean costs of a step: ``steps`` (1), ``tokens``, ``targets`` and ``flops``.
 
     Args:
-        source: the batches of the training, masked at their ratios.
+        source: the batches of the training run, masked at their ratios.
         one: the objective; its weights may be empty.
     """
     counts = counts_over(source, SAMPLED_STEPS)

@@ -3,20 +3,20 @@
     texts → search → main → companions
 
 A study without search or matching has one plan, or two with companions. Every decision follows from
-the results in the folders of stages, so a resumed study decides the same again.
+the results in the folders of stages, so a resumed study decides the same way.
 
-**Searching.** Every seed chooses a setting for every arm by its dev rows. The runs of the search
-are never compared: the best run of a grid was also lucky, the more so the flatter the curve of the
-arm. The compared run is a new one at the chosen setting, with the seed + ``FRESH_RUN``. This keeps
-the pairs of runs independent and treats both arms alike. Errors in the choice are part of the
-differences between pairs.
+**Searching.** For every seed and arm, a setting is chosen by the scores on dev rows. Search runs
+are never compared: the best run on a grid was also lucky, and luck matters more if an arm's curve
+is flat. The compared run is a new run at the chosen setting, with the seed + ``FRESH_RUN``. This
+keeps the pairs of runs independent and treats both arms the same way. Errors in the choice are part
+of the differences between pairs.
 
-**Matching.** If arms are matched by steps (the usual way), a higher ratio gets more targets for
-free; if matched by targets, it trains for fewer steps; FLOPs lie in between. The cost of a run is
-its number of steps times the mean cost of a step, which is measured on batches from the whole run,
-masked with the ratio, policy and budget of the arm. A scheduled ratio spans the length of the run,
-so its mean does not depend on that length. If a run has several phases of training, only the length
-of the first is changed.
+**Matching.** If arms are matched by steps (the usual way), an arm with a higher ratio gets more
+targets for free; if matched by targets, it trains for fewer steps; FLOPs lie in between. The cost
+of a run is its number of steps times the mean cost of a step, which is measured on batches from the
+whole run, masked with the arm's ratio, policy and budget. A scheduled ratio spans the length of the
+run, so its mean does not depend on that length. If a run has several training phases, only the
+length of the first phase is changed.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Design:
     """A study's plans and decisions.
 
     Args:
-        seeds: the block of the study's seeds to run; None: all seeds.
-        forecast: count a search that is not done as if it had chosen the first point of its grid.
+        seeds: the block of the study's seeds to run; if None, all seeds.
+        forecast: whether an unfinished search counts as if it had chosen the first point.
 
     Attributes:
         runs: the planned runs to report, including the runs of a gate.
-        others: the runs of a search.
-        chosen: the setting that a search chose, by arm and seed.
+        others: the search runs.
+        chosen: for each arm and seed, the setting that a search chose.
         choices: records of kind "selection".
-        failed: the runs of a search by arm and seed where all of them failed, so that there is no
+        failed: for each arm and seed whose search runs all failed, these runs; there is then no
             compared run.
         budget: what the baseline spends, if arms are matched by targets or FLOPs.
     """
@@ -163,7 +163,7 @@ class Design:
         """Plan a run.
 
         Args:
-            by: how a search chooses ("dev", "held-out"); its runs measure nothing else.
+            by: what a search chooses by ("dev" or "held-out"); search runs measure nothing else.
         """
         setting = setting or {}
         trained = self.baseline if arm == REFERENCE else arm
@@ -182,7 +182,7 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _length(self, arm: str, setting: Plain, fraction: float) -> Plain:
-        """Return overrides that set the steps of each training of an arm.
+        """Return overrides that set the steps of each training phase of an arm.
 
         These are a fraction of the steps as written, or of the steps that spend the budget.
         """
@@ -204,10 +204,10 @@ class Design:
         return {name: max(1, round(count * fraction)) for name, count in zip(names, steps)}
 
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
-        """Measure what each training of an arm's run spends; None if a text is not prepared."""
+        """Measure what each phase of an arm's run spends; None if a text is not prepared."""
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
-        # Checked first, because a measurement masks many batches.
+        # The texts are checked first, because a measurement masks many batches.
         if any(text.result(self.stages) is None for text in run.texts):
             return None
         spent = []
@@ -265,7 +265,7 @@ class Design:
 
 
 def _texts_of(run: Run) -> Run:
-    """Reduce a run to its texts and the stages they need, such as the learning of a policy."""
+    """Reduce a run to its texts and the stages they need, such as one that learns a policy."""
     needed = set(named(run.texts))
     # In reverse order every stage comes before the stages it needs.
     for stage in reversed(run.chain):
@@ -285,7 +285,7 @@ def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
         None if the run is not done or diverged.
     """
     scores: Scores = {}
-    # Tasks have the name of the recipe, because the rows may differ between seeds.
+    # Tasks are named as in the recipe, because their rows may differ between seeds.
     for task, stage in run.tasks.items():
         result = stage.result(stages)
         if result is None or None in result["dev"]:
@@ -313,7 +313,7 @@ class Choice(NamedTuple):
 
     Attributes:
         means: the mean of each point over its standardised outcomes; None for a failed point.
-        place: the index of the best point; None if all failed.
+        place: the index of the best point; None if all points failed.
         tied: whether all points have the same scores, so the choice of the first is arbitrary.
     """
 
@@ -338,8 +338,8 @@ def choose(points: Sequence[Scores | None]) -> Choice:
     known = {place: point for place, point in enumerate(points) if point is not None}
     if not known:
         return Choice(means, None, tied=False)
-    # With one run per point the noise is unknown. Outcomes are divided by their spread between the
-    # points instead, so that tasks count equally whatever their unit.
+    # With one run per point the noise is unknown. Outcomes are divided by their SD over the points
+    # instead, so that tasks count equally whatever their unit.
     values = np.array([list(point.values()) for point in known.values()], float)
     differ = values.min(axis=0) < values.max(axis=0)
     spread = np.where(differ, values.std(axis=0), 1.0)
@@ -353,14 +353,14 @@ def choose(points: Sequence[Scores | None]) -> Choice:
 
 
 def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | None:
-    """Compute the steps of the first training with which a run spends the budget.
+    """Compute with how many steps of the first phase a run spends the budget.
 
     >>> matched_steps(10, [500], 1000)
     20
 
     Args:
-        steps: the steps of the first training as written.
-        spent: what each training spends as written.
+        steps: the steps of the first phase as written.
+        spent: what each phase spends as written.
 
     Returns:
         None if the later phases alone spend the budget, or a step spends nothing.
@@ -374,7 +374,7 @@ def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | No
 
 @lru_cache(maxsize=1024)
 def _measured_step(settings: str, text: Path) -> dict[str, float]:
-    """Measure what a step of a training spends on average, once for each recipe and text."""
+    """Measure what a training step spends on average, once for each recipe and text."""
     link = Recipe.model_validate_json(settings)
     data = _load(text)
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)

@@ -47,10 +47,10 @@ ROWS = ("length", "layout", "attention", "stream")
 """Corpus settings that decide how long a row is and how it is read."""
 
 Size: TypeAlias = tuple[int, int]
-"""Steps and evaluations."""
+"""The number of steps and of evaluations."""
 
 Seconds: TypeAlias = dict[str, float | None]
-"""Seconds of stages by name, in the order in which they are done; None if unknown."""
+"""The seconds of stages, keyed by name, in the order in which they are done; None if unknown."""
 
 DEPENDS = {
     "pretrain": ("objective", "objectives", "sampler"),
@@ -58,7 +58,7 @@ DEPENDS = {
     "evaluate": ("evaluation", "content"),
     "finetune": ("task_content", "finetune"),
 }
-"""By kind of stage, what its time depends on apart from model, tokenizer, rows and training."""
+"""For each kind of stage, what its time depends on besides model, tokenizer, rows and training."""
 
 
 class Forecast:
@@ -75,13 +75,13 @@ class Forecast:
     5.0
 
     Args:
-        named: stages by name, including all stages that they need.
+        named: stages keyed by name, including all stages that they need.
     """
 
     def __init__(self, named: Mapping[str, Stage]):
         self.named = named
         self.key = cache(self._key)
-        # Seconds of finished stages by key and size, and seconds of a step by key.
+        # Seconds of finished stages for each key and size, and seconds per step for each key.
         self.done: dict[tuple[str, Size], list[float]] = defaultdict(list)
         self.paces: dict[str, float] = {}
         self.file = cache_folder() / "timings.json"
@@ -95,14 +95,14 @@ class Forecast:
         self.paces[key] = seconds / size[0]
 
     def running(self, name: str, step_seconds: float) -> None:
-        """Record the seconds of a step of a training that is still running."""
+        """Record the seconds per step of a training stage that is still running."""
         self.paces[self.key(name)] = step_seconds
 
     def seconds(self, name: str) -> float | None:
         """Forecast the seconds of a stage; None if no similar stage is known.
 
         Finished stages of the same size come first, then timed steps, and last the pace of a stage
-        of another size, or of a training that is still running.
+        of a different size, or of a training stage that is still running.
         """
         key = self.key(name)
         if not key:
@@ -125,8 +125,9 @@ class Forecast:
         """Store timed seconds in the cache file.
 
         Args:
-            entry: ``seconds`` of a whole stage; of a training, the seconds of its ``start``, of a
-                ``step`` and of an evaluation (``judge``); optionally ``memory_gib``.
+            entry: the ``seconds`` of a whole stage; for a training stage, the seconds of its
+                ``start``, of a ``step`` and of an evaluation (``judge``); optionally
+                ``memory_gib``.
         """
         key = self.key(name)
         if not key:
@@ -140,7 +141,7 @@ class Forecast:
             write_json(self.file, entries)
 
     def memory_gib(self) -> float | None:
-        """Return the peak memory of a process over the timed stages; None if none was timed."""
+        """Return the peak memory of a process over the timed stages; None if it is unknown."""
         peak = 0.0
         for name in self.named:
             entry = self.timed.get(self.key(name), {})
@@ -148,9 +149,9 @@ class Forecast:
         return peak or None
 
     def _key(self, name: str) -> str:
-        """Hash everything that the time of a stage, or of a step of a training, depends on.
+        """Hash everything that the time of a stage, or of a training step, depends on.
 
-        Return "" if a stage that it needs is not known.
+        Return "" if a stage that this stage needs is not known.
         """
         stage = self.named[name]
         try:
@@ -162,8 +163,8 @@ class Forecast:
         what = stage.what
         if stage.kind not in DEPENDS:
             return [what]
-        # Only the first training of a chain names the model, and only its first text names the
-        # tokenizer.
+        # Only the first training stage of a chain names the model, and only its first text names
+        # the tokenizer.
         start = stage
         while "model" not in start.what and len(start.needs) > 1:
             start = self.named[start.needs[1]]
@@ -182,7 +183,7 @@ class Forecast:
             [what.get(name) for name in DEPENDS[stage.kind]],
             training,
         ]
-        # A fine-tuning reads the rows of its task, whatever the rows of the corpus are.
+        # Fine-tuning reads the rows of its task, whatever the rows of the corpus are.
         if stage.kind != "finetune":
             corpus = text.what.get("corpus", {})
             parts.append([corpus.get(name) for name in ROWS])
@@ -194,7 +195,7 @@ class Forecast:
 
 
 def _size(stage: Stage) -> Size:
-    """Return (steps, evaluations) of a training; any other stage counts as one step."""
+    """Return (steps, evaluations) of a training stage; any other stage counts as one step."""
     if stage.kind != "pretrain":
         return 1, 0
     steps = stage.what["training"]["steps"]
@@ -212,7 +213,7 @@ def _machine() -> Plain:
 
 
 def total(seconds: Collection[float | None]) -> float | None:
-    """Add up seconds of work; None if one of them is unknown."""
+    """Add up seconds of work; None if some of the times are unknown."""
     work: float = 0
     for part in seconds:
         if part is None:
@@ -225,14 +226,14 @@ def _summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain
     """Sum up the work that is left.
 
     Args:
-        planned: all stages by name.
-        seconds: the forecast of every stage that is not done.
-        jobs: number of stages run in parallel.
+        planned: all stages, keyed by name.
+        seconds: the forecast for every stage that is not done.
+        jobs: the number of stages that run in parallel.
 
     Returns:
-        ``stages``: by kind ``done``, ``to_do`` and ``seconds`` of work. ``unknown``: the kinds
-        whose time is unknown. ``seconds``: until the end (``until_end``), None if a kind is
-        unknown.
+        ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work. ``unknown``: the
+        kinds whose time is unknown. ``seconds``: the time until the end (``until_end``), None if
+        the time of a kind is unknown.
     """
     kinds: dict[str, Plain] = {}
     for name, stage in planned.items():
@@ -257,9 +258,9 @@ def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> floa
     """Simulate the scheduler: a free worker takes the first stage whose needs are done.
 
     Args:
-        planned: stages by name.
-        seconds: of every stage that is left; unknown times count as 0.
-        jobs: number of workers.
+        planned: stages keyed by name.
+        seconds: the seconds of every stage that is left; unknown times count as 0.
+        jobs: the number of workers.
     """
     waiting = list(seconds)
     unfinished = set(seconds)
@@ -297,16 +298,18 @@ def dry_run(
     point of the grid, and matched runs with their steps as written.
 
     Args:
-        probe: times stages that the forecast does not know (``timing.probe_of``).
+        probe: a function that times the stages which the forecast does not know
+            (``timing.probe_of``).
 
     Returns:
-        ``plans``: purpose, runs and stages to do of each. ``phases``: the trainings of a run in
-        order, with the arms that share them and their costs (``_phases``). ``stages``: by kind
-        ``done``, ``to_do`` and ``seconds`` of work (None if no similar stage was timed).
-        ``seconds``: until the end with ``jobs`` at once, None if unknown. ``memory_gib``: of a
-        process, None if unknown. ``unknown``: kinds without a time. ``contrasts``: what each can
-        decide (``prospects``). ``doubts``: warnings about the recipe and its files. ``notes``:
-        these, and what is not known yet.
+        ``plans``: the purpose, runs and stages to do of each plan. ``phases``: the training phases
+        of a run in order, with the arms that share them and their costs (``_phases``).
+        ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work (None if no similar
+        stage was timed). ``seconds``: the time until the end with ``jobs`` stages at once, None if
+        unknown. ``memory_gib``: the memory of one process, None if unknown. ``unknown``: the kinds
+        without a time. ``contrasts``: what each contrast can decide (``prospects``). ``doubts``:
+        warnings about the recipe and its files. ``notes``: these warnings, and what is not known
+        yet.
 
     Raises:
         MaskwiseError: bad input, the same as in ``run_study``.
@@ -353,19 +356,19 @@ def dry_run(
 
 
 def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
-    """List the trainings of the full-length runs.
+    """List the training phases of the full-length runs.
 
-    Each has its ``phase`` (from 0) and ``arms``; for one run its ``steps``, ``batch_size``,
-    ``length``, ``tokens`` (at most) and ``flops``; its number of ``runs``, how many of them are
+    Each entry has its ``phase`` (from 0) and ``arms``; for one run the ``steps``, ``batch_size``,
+    ``length``, ``tokens`` (at most) and ``flops``; the number of ``runs``, how many of them are
     ``to_do``, and their ``seconds`` of work (None if no similar stage was timed).
     """
     arms: dict[tuple[int, Stage], dict[str, Recipe]] = defaultdict(dict)
     for run in design.runs:
         if run.compared:
             for phase, stage in enumerate(run.trainings):
-                # Runs of all seeds may share a training.
+                # Runs of all seeds may share a training stage.
                 arms[phase, stage][run.arm] = run.recipe
-    # Trainings of different seeds that the same arms share are one line of the table.
+    # Training stages of different seeds that the same arms share form one row of the table.
     lines = defaultdict(list)
     for (phase, stage), recipes in arms.items():
         lines[phase, tuple(recipes)].append(stage)
@@ -390,7 +393,7 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
 
 @contextmanager
 def _view(own: Path, shared: Path | None) -> Iterator[Path]:
-    """Link the stages of a study and the shared ones into a temporary folder."""
+    """Link the stages of a study and the shared stages into a temporary folder."""
     folders = [own]
     if shared:
         folders.append(shared)
@@ -406,7 +409,7 @@ def _view(own: Path, shared: Path | None) -> Iterator[Path]:
 def stages_in(folder: Path) -> Iterator[Stage]:
     """Read the stages in a folder."""
     for path in folder.iterdir():
-        # A file that is damaged, or was written by another version, is skipped.
+        # A file that is damaged, or was written by a different version, is skipped.
         with suppress(KeyError, TypeError):
             yield Stage.from_dict(read_json(path / STAGE) or {})
 

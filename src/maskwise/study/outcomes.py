@@ -1,13 +1,13 @@
-"""What a study measured: one array of lengths x arms x seeds per outcome, NaN for a missing run.
+"""What a study measured: for each outcome an array (lengths, arms, seeds), NaN for missing runs.
 
 Outcomes are named as in summary.json: a task's name; "tasks" (the standardised scores, averaged
 within each run); "heldout:token" (the mean over ratios) and, with several ratios,
-"heldout:token@0.15", …; "evaluation:NAME:METRIC". The rest are internal: "unigram:token" (the loss
+"heldout:token@0.15", …; "evaluation:NAME:METRIC". Others are internal: "unigram:token" (the loss
 of word frequencies on the same masks), "dev:NAME", "cost:steps", and "plain:tasks" (the mean
 without standardising).
 
-Standardising divides a task's scores by their pooled SD: the spread of runs about the mean of their
-arm, and at least the step of one test item. With one run per arm there is no such SD, and scores
+Standardising divides a task's scores by their pooled SD: the SD of runs about the mean of their
+arm, but at least the step of one test item. With one run per arm there is no such SD, and scores
 stay unscaled. Tasks where lower is better count with the opposite sign in "tasks".
 """
 
@@ -31,13 +31,13 @@ from maskwise.folders import read_json, read_lines
 
 Numbers: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[str, str]
-"""An arm and its baseline, by name."""
+"""The names of an arm and its baseline."""
 
 QUANTITIES = ("steps", "tokens", "targets", "flops")
 TOLERANCE = 0.05
 """The largest relative difference in a quantity at which two arms count as matched."""
 ALL_TASKS = "all tasks"
-"""Like "tasks", including tasks that pre-training does not help."""
+"""Like "tasks", but including tasks that pre-training does not help."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class Outcomes:
     """The numbers of a study's runs, and the properties of its arms and outcomes.
 
     Attributes:
-        lines: the records by kind.
-        lengths: the fractions of the full number of steps that runs had; full runs come last.
-        values: for each outcome the numbers, of shape (lengths, arms, seeds).
+        lines: the records of each kind.
+        lengths: the lengths of runs as fractions of the full number of steps; full runs come last.
+        values: for each outcome its numbers, of shape (lengths, arms, seeds).
         measures: the properties of each outcome.
-        parts: for each held-out outcome the outcomes of its ratios.
-        failed: (arm, seed) of the full runs that failed.
-        tasks, heldout, evaluations: names of the outcomes of each kind.
+        parts: for each held-out outcome, the outcomes at its ratios.
+        failed: the (arm, seed) of each full run that failed.
+        tasks, heldout, evaluations: the names of the outcomes of each kind.
         helped: for each task the share of seeds in which pre-training helps, or None (``_helped``).
         counted: the tasks that the primary outcome averages (``study.helps``).
-        names: what sentences call each arm; trained arms have their own names.
+        names: what sentences call each arm; trained arms keep their names.
         gate: the primary row of a gate that did not pass.
         closed: the (arm, baseline) pairs that this gate closes.
 
@@ -90,7 +90,7 @@ class Outcomes:
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
             self.lines[record["kind"]].append(record)
             fractions.add(record.get("fraction", 1.0))
-        # A run cannot be longer than the full one, so index -1 of every array is the full runs.
+        # A run cannot be longer than a full run, so index -1 of every array selects the full runs.
         self.lengths = sorted(fractions)
         self.values: dict[str, Numbers] = {}
         self.measures: dict[str, Measure] = {}
@@ -115,7 +115,7 @@ class Outcomes:
                 # A quantity that could not be counted is 0 or null.
                 if value:
                     self._put(f"cost:{quantity}", line, value)
-        # Done before averaging, so that a mean never covers only some of the outcomes of a run.
+        # This precedes averaging, so that a mean never covers only some of a run's outcomes.
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
@@ -278,7 +278,7 @@ class Outcomes:
             return math.nan
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
-        # Scores change in steps of one item: if equal by chance, they must not give an SD near 0.
+        # Scores change in steps of one item: scores equal by chance must not give an SD near 0.
         items = self.measures[task].items
         return max(sd, 1 / (items or 1000))
 
@@ -299,23 +299,23 @@ class Outcomes:
     # Queries about arms and outcomes
 
     def runs(self, outcome: str, arm: str) -> Numbers:
-        """Return the full runs of an arm by seed; NaN for a missing run."""
+        """Return the outcome of an arm's full run for each seed; NaN for a missing run."""
         if outcome not in self.values:
             return np.full(len(self.study["seeds"]), np.nan)
         runs: Numbers = self.values[outcome][-1, self.arms.index(arm)]
         return runs
 
     def gains(self, outcome: str, arm: str, baseline: str) -> Numbers:
-        """Return the gain of an arm over the baseline by seed; positive is better."""
+        """Return the gain of an arm over the baseline for each seed; positive is better."""
         differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
         return self.measures[outcome].sign * differences
 
     def mean(self, outcome: str, arm: str) -> float | None:
-        """Return the mean over full runs; None without any."""
+        """Return the mean over full runs; None if there are none."""
         return _mean_of_finite(self.runs(outcome, arm))
 
     def measured(self, outcome: str, *pair: str) -> list[str]:
-        """Return what an outcome averages: for "tasks" the counted ones, or all if none counts."""
+        """Return what an outcome averages: "tasks" the counted tasks, or all if none counts."""
         if outcome == "tasks" and REFERENCE not in pair:
             return self.counted or self.tasks
         if outcome in ("tasks", ALL_TASKS):
@@ -323,7 +323,7 @@ class Outcomes:
         return [outcome]
 
     def compute(self, arm: str) -> dict[str, float]:
-        """Return the mean cost of a full run by quantity, where it was measured."""
+        """Return the mean cost of a full run in each quantity that was measured."""
         costs = {}
         for quantity in QUANTITIES:
             cost = self.mean(f"cost:{quantity}", arm)
@@ -351,7 +351,7 @@ class Outcomes:
         return max(gaps, default=None)
 
     def trained(self, name: str) -> list[str]:
-        """Return the arms trained for a side of a contrast; a side of transfer has several."""
+        """Return the arms trained for a side of a contrast; a side of transfer has several arms."""
         if name in (OWN_TASK, OTHER_TASKS):
             return list(self.study["learned"])
         return [] if name == REFERENCE else [name]
@@ -364,7 +364,7 @@ class Outcomes:
         return facts.get("units", facts["policy"])
 
     def seen_seeds(self, look: Look) -> list[int]:
-        """Return the seeds of an earlier verdict; older files have only their number."""
+        """Return the seeds of an earlier verdict; older files store only how many there were."""
         return look.get("seeds", self.study["seeds"][: look["runs"]])
 
     def own_heldout(self, arm: str) -> list[str]:
@@ -387,7 +387,7 @@ class Outcomes:
         return formats - {""}
 
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
-        """Return the code of the flag on an outcome that cannot compare two arms, or None.
+        """Return the code of the flag if an outcome cannot compare two arms; None if it can.
 
         The bound of masked diffusion uncovers tokens in random order whatever units the arms mask,
         so units do not matter to it.
@@ -402,7 +402,7 @@ class Outcomes:
         loss = is_loss(outcome)
         if len(tokenizers) > 1:
             metrics = [self.measures[name].metric for name in self.measured(outcome, arm, other)]
-            # These depend on how a tokenizer splits the text.
+            # These metrics depend on how a tokenizer splits the text.
             if loss or ":open-" in outcome or "per token" in outcome or NATS in metrics:
                 return "different-tokenizers"
         if not loss or outcome == f"heldout:{DIFFUSION}":

@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 COUNTED_STEPS = 4
-"""Steps, spread evenly over a run, whose batches are masked to count targets."""
+"""How many steps, spread evenly over a run, have their batches masked to count targets."""
 FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
 MEASURED_ROWS = 1000
-"""Rows of a split whose tokens are counted, at most."""
+"""The largest number of rows of a split whose tokens are counted."""
 MOST_PASSES = 8
-"""Above this number of passes over a text overfitting is likely."""
+"""Above this number of passes over a text, overfitting is likely."""
 
 PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
-"""Targets until a small new model with the settings of the quick start beats the unigram loss by
-0.3 nats, for a vocabulary of ``PLATEAU_VOCABULARY``, and the exponent of their growth with the
-vocabulary. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
+"""The number of targets until a small new model with the quick-start settings beats the unigram
+loss by 0.3 nats, for a vocabulary of ``PLATEAU_VOCABULARY``, and the exponent of its growth with
+the vocabulary. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
 plateau); accurate within a factor of 2. Not valid for letters: some protein families took 1,000
 steps, others more than twice the prediction."""
 PLATEAU_VOCABULARY = 1024
@@ -59,7 +59,7 @@ SAFE_TIMES = 1.5
 
 
 class Doubt(NamedTuple):
-    """A possible problem of a study.
+    """A possible problem with a study.
 
     Attributes:
         test: returns whether the facts have the problem.
@@ -129,11 +129,11 @@ TASK_DOUBTS = (
 
 
 class Outlook:
-    """Collects the facts about a recipe, the lines that print them, and doubts.
+    """Collects the facts about a recipe, the lines that print them, and warnings.
 
     Attributes:
-        arms: the last training of each arm; empty for a recipe without arms.
-        first: the training whose text, model and steps are reported.
+        arms: for each arm, the recipe of its last phase; empty for a recipe without arms.
+        first: the recipe of the phase whose text, model and steps are reported.
         facts, lines, doubts: as ``outlook_of`` returns them.
     """
 
@@ -198,7 +198,7 @@ class Outlook:
         """Describe the model, and return its configuration."""
         start = self.first.model.pretrained
         _, config = start_of(self.first)
-        # A trained tokenizer may have fewer tokens than requested, such as one of letters.
+        # A trained tokenizer, such as one of letters, may have fewer tokens than requested.
         if start is None:
             config.vocab_size = len(sample.data.tokenizer)
         weights = weights_of(config)
@@ -217,7 +217,7 @@ class Outlook:
         return config
 
     def training(self, sample: Sample, config: PreTrainedConfig) -> None:
-        """Count targets, passes over the text and the steps of the plateau."""
+        """Count targets, passes over the text and the steps that the plateau takes."""
         first = self.first
         how = first.training
         arms = {}
@@ -289,7 +289,7 @@ class Outlook:
             contrasts = plural(len(short), "contrast")
             fewest = max(prospect["fewest_runs"] for prospect in short)
             what = f"{short[0]['runs']} runs of each arm cannot decide {contrasts}"
-            self.doubt(what, f"set study.seeds={fewest}, or ask fewer study.contrasts")
+            self.doubt(what, f"set study.seeds={fewest}, or list fewer study.contrasts")
         for counts in plan["stages"].values():
             # Shared stages of other studies may be done.
             counts["stages"] = counts.pop("to_do") + counts.pop("done")
@@ -314,15 +314,15 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     """Report what a recipe, or the recipe for a file, would do.
 
     Args:
-        subject: a recipe by name or file; or a corpus or a file of labels, for which ``starter``
-            writes one.
+        subject: the name or file of a recipe; or a corpus or a file of labels, for which
+            ``starter`` writes a recipe.
         overrides: ``key=value`` settings.
         timing: whether to time stages that were not timed here before.
 
     Returns:
         ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``contrasts``, ``time``,
-        ``doubts`` (each with ``what`` and ``do``), ``recipe`` (with every default filled in), and
-        ``lines``: the same facts in words.
+        ``doubts`` (warnings with ``what`` and ``do``), ``recipe`` (with every default filled in),
+        and ``lines``: the same facts in words.
 
     Raises:
         MaskwiseError: a recipe that ``run_study`` refuses.

@@ -37,13 +37,13 @@ class Run:
         arm: the name of the arm.
         seed: the seed of the pre-training run.
         recipe: the arm's settings with the seed, and with the settings of a search or matching.
-        chain: texts, learnings of policies, and trainings, each after the stages it needs; no
-            training for the reference.
+        chain: the stages that prepare texts, learn policies and train, each after the stages it
+            needs; the reference has no training stage.
         evaluated: the evaluation without fine-tuning; None for a reference that cannot fill masks.
-        tasks: the stage that fine-tunes on each task.
-        overlaps: searches for the test items of its tasks in its texts.
-        fraction: share of the steps of a full run.
-        setting: the point of a search that is tried or was chosen, by dotted name.
+        tasks: for each task, the stage that fine-tunes on it.
+        overlaps: the stages that search the run's texts for the test items of its tasks.
+        fraction: the share of a full run's steps that this run takes.
+        setting: the search point that the run tries or that was chosen, keyed by dotted name.
         role: "search" for a run that tries a point, "gate" for a run that only a gate compares,
             "" for all others.
     """
@@ -69,17 +69,17 @@ class Run:
 
     @property
     def trainings(self) -> list[Stage]:
-        """The trainings of the chain."""
+        """The training stages of the chain."""
         return [stage for stage in self.chain if stage.kind == "pretrain"]
 
     @property
     def pretrained(self) -> Stage | None:
-        """The last training; None for the reference."""
+        """The last training stage; None for the reference."""
         return next(reversed(self.trainings), None)
 
     @property
     def texts(self) -> list[Stage]:
-        """The text of every training, in order; for the reference its only text."""
+        """The text of every training stage, in order; for the reference, its only text."""
         by_name = named(self.chain)
         texts = [by_name[training.needs[0]] for training in self.trainings]
         return texts or [self.chain[0]]
@@ -119,7 +119,7 @@ class Run:
 
     @property
     def compared(self) -> bool:
-        """Whether it is a full run that the study's contrasts compare."""
+        """Whether this is a full run that the study's contrasts compare."""
         return self.fraction == 1 and not self.role
 
 
@@ -128,8 +128,9 @@ class Plan:
     """Runs that can be done together.
 
     Attributes:
-        runs: in the order of their start, a run of every arm before the second run of any.
-        purpose: texts, search, main or companions.
+        runs: the runs in the order in which they start: one run of every arm before the second run
+            of any arm.
+        purpose: what the runs are for: texts, search, main or companions.
     """
 
     runs: tuple[Run, ...]
@@ -143,7 +144,7 @@ class Plan:
 
 
 def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
-    """The stages of several plans by name."""
+    """The stages of several plans, keyed by name."""
     return named(chain.from_iterable(plan.stages() for plan in plans))
 
 
@@ -207,10 +208,10 @@ def _fills_masks(recipe: Recipe) -> bool:
 
 
 def reference_words(baseline: Recipe) -> str:
-    """The label of the reference of a study with this baseline."""
+    """The name of the reference arm in a study with this baseline."""
     if baseline.model.pretrained:
-        return "no further training"
-    return "no pre-training"
+        return "the unchanged model"
+    return "the untrained model"
 
 
 def task_contents(recipe: Recipe) -> dict[str, str]:
@@ -231,7 +232,7 @@ def make_run(
     """Plan the stages of one run.
 
     Args:
-        contents: ``task_contents`` of the tasks that evaluate the run.
+        contents: the ``task_contents`` of the tasks that evaluate the run.
         more: settings to change in addition to the arm's.
         evaluated: whether to evaluate the checkpoint without fine-tuning, too.
         role: as in ``Run``.
@@ -241,7 +242,7 @@ def make_run(
     name = recipe.baseline if reference and recipe.baseline else arm
     own = recipe.arm(name, seed=seed, more=more)
     links = own.links()
-    # The first text trains the tokenizer of all the others.
+    # The first text trains the tokenizer that all other texts use.
     text = prepare_stage(links[0].unlearned())
     chain = [text]
     last: Stage | None = None
@@ -263,13 +264,13 @@ def make_run(
         held_out = prepare_stage(own.model_copy(update={"corpus": corpus}), after=text)
         chain.append(held_out)
         evaluation = evaluate_stage(own, held_out, last)
-    # A stream is read once, by the training, so it is not searched for test items.
+    # A stream is read only once, for training, so it is not searched for test items.
     whole = [link for link in trained if not link.corpus.stream]
     tasks = {}
     overlaps: list[Stage] = []
     for task, content in contents.items():
         spec = of_run(task, seed)
-        # A task that is drawn anew for each run has other rows in each.
+        # A task that is drawn anew for each run has different rows in each run.
         if spec != task:
             content = load_task(spec).fingerprint
         tasks[task] = finetune_stage(own, spec, content, prepared=text, pretrained=last)

@@ -1,6 +1,6 @@
-"""Pre-train by a recipe, with one objective or with several and a sampler over them.
+"""Pre-train by a recipe, with one objective, or with several objectives and a sampler over them.
 
-The pretrain stages of a study and ``maskwise pretrain`` call it.
+The pretrain stages of a study and ``maskwise pretrain`` call ``pretrain``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def pretrain(
         data: the text.
         recipe: the recipe of one run; its model, masking, objectives, sampler, training and
             evaluation are used.
-        folder: for metrics, states to resume from, and finally the checkpoint.
+        folder: the folder for metrics, states to resume from, and finally the checkpoint.
         facts: further facts for the model card.
 
     Returns:
@@ -69,7 +69,7 @@ def pretrain(
     """
     training = recipe.training
     evaluation = recipe.evaluation
-    # Word frequencies initialise the bias of a new head, and are the baseline of held-out losses.
+    # Word frequencies initialise the bias of a new head, and are the baseline for held-out losses.
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = network_of(recipe, data, log_unigram)
@@ -146,7 +146,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
     """Build or load the model that a recipe trains.
 
     Args:
-        log_unigram: logarithms of the frequencies of tokens, for the bias of a new head.
+        log_unigram: the logarithms of token frequencies, for the bias of a new head.
     """
     return recipe.model.model(
         data.tokenizer,
@@ -158,7 +158,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
 
 
 def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
-    """Count ``flops``; with a sampler also ``objectives`` (counts of each) and ``probe_flops``."""
+    """Count ``flops``; with a sampler also ``probe_flops`` and the counts of each objective."""
     chooser = made.learners.get("sampler")
     if not isinstance(chooser, SamplerLearner):
         return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
@@ -174,7 +174,7 @@ def model_card(
     """Write the model card of a checkpoint in the hub's format.
 
     Args:
-        choices: settings of the masking and facts of the run, by name.
+        choices: masking settings and facts about the run, keyed by name.
         losses: the records of the last evaluation.
         text: the training text.
     """
@@ -233,7 +233,7 @@ class Learning(NamedTuple):
                 learner.close()
 
     def heads(self) -> dict[str, Tensor]:
-        """The heads of several objectives, which are saved next to the encoder."""
+        """The heads of several objectives, which are saved next to the encoder, keyed by name."""
         if isinstance(self.objective, Arms):
             return self.objective.heads()
         return {}
@@ -242,9 +242,9 @@ class Learning(NamedTuple):
 def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
     """Build the objective, batches and learners of a recipe.
 
-    A recipe that names ``objectives`` gets an arm for each: its objective, and the recipe's masking
-    with the changes of the arm. Arms read the rows of the corpus as they are packed, or the same
-    pieces with one in each row.
+    A recipe that names ``objectives`` gets an arm for each of them: the objective, and the recipe's
+    masking with the changes of the arm. Arms read the rows of the corpus as they are packed, or the
+    same pieces with one piece in each row.
     """
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
@@ -282,8 +282,8 @@ def _source(
 
     Args:
         rows: the training rows.
-        drawn: the rows as they are drawn.
-        changes: changes of the recipe's masking.
+        drawn: the rows as they are drawn for training.
+        changes: changes to the recipe's masking.
     """
     settings = kind.settings(recipe.masking.model_dump(), changes or {})
     seed = recipe.training.seed
@@ -345,7 +345,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         sizes[name] = probe_rows(probed, ranks=ranks, twins=kind.twins)
         free = len(blocks) - len(taken[name])
         enough = enough and free >= sizes[name]
-        # The first probe is only drawn after some steps, so its size is checked here.
+        # The first probe is drawn only after a few steps, so its size is checked here.
         if chooser.every:
             check_enough(name, free, of=len(blocks), size=sizes[name])
     source = ArmsSource(sources, chooser, training)
@@ -402,7 +402,7 @@ def judging_rows(
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
     """Find the rows that share a piece with the ``count`` evaluated rows of ``judged``.
 
-    Both hold the same pieces, perhaps in different layouts.
+    Both sets of rows hold the same pieces, perhaps in different layouts.
     """
     return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 

@@ -48,13 +48,13 @@ class Prospect(Noise):
     fewest_runs: int
     """The fewest runs of each arm that can decide anything."""
     power: dict[str, float]
-    """The probability of deciding a true difference of 1 and of 1.5 spreads between paired runs."""
+    """The probability of deciding a true difference of 1 and of 1.5 SDs of paired differences."""
     detectable: float
     """The smallest difference, in ``unit``, that ``max(runs, fewest_runs)`` runs decide with
     probability .8."""
     margin_runs: int | None
-    """The runs that decide a difference of ``study.margin`` with probability .8; None without a
-    margin or noise."""
+    """The number of runs that decide a difference of ``study.margin`` with probability .8; None
+    without a margin or noise."""
 
 
 UNKNOWN: Noise = {"noise": None, "noise_from": None, "unit": "spreads"}
@@ -73,7 +73,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     """
     study = recipe.study
     known = _known_noise(recipe)
-    # A new model has no held-out loss before training, so it is judged by the tasks.
+    # An untrained model has no held-out loss, so contrasts with it are judged by the tasks.
     on_tasks = bool(study.outcome and recipe.tasks and recipe.model.pretrained is None)
     runs = len(study.seed_list)
     spent = ALPHA * look_weight(study.looks, runs)
@@ -89,7 +89,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
         noise = known
         if on_tasks and REFERENCE in (arm, baseline):
             noise = UNKNOWN
-        # Without a known noise everything is in units of it.
+        # If the noise is unknown, everything is given in units of the noise.
         sd = noise["noise"] or 1.0
         fewest = fewest_runs(alpha)
         margin_runs = None
@@ -113,7 +113,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
 
 
 def _known_noise(recipe: Recipe) -> Noise:
-    """Find the noise of paired differences: ``study.noise``, or that measured in its folder."""
+    """Find the noise of paired differences: ``study.noise``, or the noise in the study it names."""
     given = recipe.study.noise
     if given is None:
         return UNKNOWN
@@ -148,7 +148,7 @@ def _measured(folder: Path) -> Noise:
     for pair in primary_pairs(table.study):
         for one in compare(table, *pair):
             plain = finite_runs(one.plain)
-            # Two differences estimate a spread too poorly, and equal ones give none.
+            # Two differences estimate an SD too poorly, and equal differences give no SD.
             if one.row["primary"] and len(plain) > 2 and plain.std():
                 points = one.row["unit"] in ("SDs", "score") and one.row["metric"] != NATS
                 variances[points].append(float(plain.var(ddof=1)))

@@ -37,7 +37,7 @@ from maskwise.weights import memory
 
 TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
 RESULTS = (*TABLES, PREDICTIONS, "report.html")
-"""The files of a finished study. If another study is run in the folder, they are removed."""
+"""The files of a finished study. If a different study is run in the folder, they are removed."""
 
 
 # study.json
@@ -57,7 +57,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
     if study.search:
         search = {"grid": study.search.grid, "own": study.search.own, "by": study.search.by}
     tasks = map(load_task, baseline_of(recipe).tasks)
-    # The report reads these keys and not the recipe, whose format changes more often.
+    # The report reads these keys rather than the recipe, whose format changes more often.
     described: Study = {
         "name": recipe.name,
         "description": recipe.description,
@@ -165,7 +165,7 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
     Results of another study in the folder are removed.
 
     Args:
-        before: the study.json that the folder has, or nothing.
+        before: the content of the folder's study.json; empty if there is none.
         study: the study.json of this call.
     """
     known: Study = {"started": study["started"], "seconds": None}
@@ -206,7 +206,7 @@ def _settings(recipe: Plain) -> Plain:
 
 
 def _look(study: Study | Plain) -> Look:
-    """Count the runs and tests on which a verdict on this study is based."""
+    """Count the runs and tests that a verdict on this study is based on."""
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
     return {"runs": len(seeds), "seeds": seeds, "contrasts": len(_asked(study)), "looks": looks}
@@ -219,7 +219,7 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
     for key in ("outcome", "margin", "gate", "search", "match"):
         if old.get(key) != new.get(key):
             return True
-    # Files of older versions lack some of these.
+    # Files of older versions lack some of these keys.
     for key in ("helps", "baseline"):
         if key in before and before[key] != study.get(key):
             return True
@@ -243,7 +243,7 @@ class Others(NamedTuple):
         records: lines of records.jsonl, including lines without a seed.
         timings: lines of timings.jsonl.
         answers: rows of predictions, of all seeds.
-        runs: the folder of the training by seed, for each arm.
+        runs: for each arm, the folder of the last training stage of each seed.
     """
 
     records: Sequence[Record] = ()
@@ -252,21 +252,21 @@ class Others(NamedTuple):
     runs: Mapping[str, dict[str, str]] = MappingProxyType({})
 
     def added_to(self, study: Study) -> Study:
-        """Add the folders of the other trainings to study.json."""
+        """Add the folders of the other training stages to study.json."""
         for arm, folders in self.runs.items():
             study["arms"][arm]["runs"] = folders | study["arms"][arm]["runs"]
         return study
 
 
 def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
-    """Refuse to add a block of seeds to a study of another recipe.
+    """Refuse to add a block of seeds to a study of a different recipe.
 
     Args:
         before: the study.json in ``out``, if there is one.
     """
     if before and before.get("recipe") != study["recipe"]:
         raise MaskwiseError(
-            f"--out {out} holds a study of another recipe, to which these seeds cannot be added",
+            f"--out {out} holds a study of a different recipe, so these seeds cannot be added",
             got=before.get("name"),
             do="give a new folder",
         )
@@ -281,7 +281,7 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
     if not before:
         return Others()
     judged = design.recipe.study.judged_seeds
-    # Runs of a search keep the study's seeds, compared runs have seeds of their own.
+    # Search runs keep the study's seeds, but compared runs have seeds of their own.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
     records = [line for line in read_lines(out / "records.jsonl") if line.get("seed") not in own]
     return Others(
@@ -314,7 +314,7 @@ def collect(
     Args:
         runs: the runs to report.
         stages: the folder of all stages.
-        errors: the errors of failed stages, by name.
+        errors: the errors of failed stages, keyed by stage name.
         more: records of the study itself.
     """
     records: list[Any] = list(more)
@@ -324,8 +324,8 @@ def collect(
         for stage in run.stages:
             results[stage] = stage.result(stages)
             error = errors.get(stage.name)
-            # A failed search for test items makes no comparison invalid, so it is not a failure.
-            # Stages after a failed one have its error, which is reported for the first of them.
+            # A failed search for test items makes no comparison invalid, so it is not recorded.
+            # Stages after a failed stage have its error, which is reported only once.
             if not results[stage] and stage.kind != "overlap" and error not in reported:
                 reported.add(error)
                 records.append(failure_of(run, stage, errors))
@@ -348,7 +348,7 @@ def collect(
                     "a score or loss is not a finite number: the training or fine-tuning diverged"
                 )
                 records.append(failure_of(run, stage, {stage.name: error}))
-    # Another block of seeds may have written the same record of a text and a task.
+    # A different block of seeds may have written the same record of a text and a task.
     distinct = {}
     for record in records:
         text = json.dumps(record, sort_keys=True)
@@ -363,7 +363,7 @@ def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
 
 
 def _learned(result: Plain) -> list[Plain]:
-    """Summarise the learning of a policy, and how much weight it puts on answers in new texts."""
+    """Summarise how a policy was learned, and how much weight it puts on answers in new texts."""
     learning = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
     kept = (*learning, "weight_on_labels", "labelled_words")
     facts = result | (result.get("held_out") or {})
@@ -386,11 +386,11 @@ RECORDS: dict[str, Callable[[Plain], list[Plain]]] = {
     "finetune": _score,
     "overlap": lambda result: [result[key] for key in ("record", "coverage") if key in result],
 }
-"""By kind of stage, the function from its result to records."""
+"""For each kind of stage, the function that turns its result into records."""
 
 
 def _spent(trained: Iterable[Plain | None]) -> Plain:
-    """Add up what the trainings of a run spent."""
+    """Add up what the training stages of a run spent."""
     spent: Counter[str] = Counter()
     objectives: Counter[str] = Counter()
     for result in filter(None, trained):

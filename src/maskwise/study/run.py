@@ -67,8 +67,8 @@ def run_study(
     Args:
         recipe: a recipe with arms.
         out: the study's folder; a study that is there is resumed.
-        jobs: stages at once; None: as many as there are GPUs here, or else cores.
-        quiet: show no live table.
+        jobs: the number of stages at once; if None, as many as there are GPUs here, or else cores.
+        quiet: whether to show no live table.
         engine: where stages run: local or ray.
         retries: how often a stage is retried if its failure may be temporary.
         cache: a folder of stages that is shared with other studies.
@@ -93,7 +93,7 @@ def run_study(
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
-    # A block of another recipe, or a contrast that cannot be made, is refused before any work.
+    # A block of a different recipe, or a contrast that cannot be made, is refused before any work.
     if seeds is not None:
         require_same_recipe(out, read_json(out / "study.json"), study)
     primary_pairs(study)
@@ -103,7 +103,7 @@ def run_study(
     worked = False
     running = "another study is running in"
     with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
-        # Read under the lock: another block may have finished while this one waited.
+        # Read under the lock: a different block may have finished while this block waited.
         before = read_json(out / "study.json") or {}
         others = Others()
         if seeds is not None:
@@ -209,9 +209,9 @@ def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
 
 
 def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain]) -> list[Plain]:
-    """Collect the written answers to every test row of generation tasks, by arm and seed.
+    """Collect the written answers to every test row of generation tasks, keyed by arm and seed.
 
-    Only the first of several fine-tunings is read, because answers are shown and not scored.
+    Only the first of several fine-tuning runs is read, because answers are shown and not scored.
 
     Args:
         before: the rows of other seeds.
@@ -256,12 +256,12 @@ def _timings(design: Design, stages: Path) -> Iterator[Plain]:
 
 
 SAMPLES = 4
-"""Documents whose beginnings are shown."""
+"""How many documents are shown, each from its beginning."""
 SAMPLE_TOKENS = 64
 MIN_CHARACTERS = 100
 """Shorter documents are not shown."""
 MOMENTS = 5
-"""Steps of a training at which each text is shown, each in another epoch and so with new masks."""
+"""At how many training steps each text is shown; each is in a different epoch, with new masks."""
 
 
 def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
@@ -304,7 +304,7 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
 
 
 def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
-    """Count how often each arm masks the right answers of a task, in the middle of training."""
+    """Count how often each arm masks the correct answers of a task, in the middle of training."""
     records: list[Record] = []
     if not recipe.tasks:
         return records
@@ -337,7 +337,7 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
 
 
 def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
-    """Yield the first run of every arm with its last training, its text, and its masker.
+    """Yield the first run of every arm with the recipe of its last phase, its text and its masker.
 
     Arms are left out if they mask nothing, if their objectives mask by themselves, or if the
     weights of their policy are unknown.

@@ -55,12 +55,12 @@ def execute(
         todo: stages that are not done.
         stages: the folder of all stages.
         plan: the plan that they belong to.
-        jobs: stages at once; None: as many as there are cores (or GPUs).
+        jobs: the number of stages at once; if None, as many as there are cores (or GPUs).
         engine: a name in ``jobs.ENGINES``.
         retries: how often a stage is retried if its failure may be temporary.
 
     Returns:
-        The error of each stage that failed, or that needs a stage that failed, by name.
+        The errors of the stages that failed or that need a failed stage, keyed by stage name.
 
     Raises:
         MaskwiseError: a text that every run needs cannot be prepared; an engine that is unknown or
@@ -70,9 +70,9 @@ def execute(
     errors: dict[str, str] = {}
     if not todo:
         return errors
-    # Workers may have another working folder.
+    # Workers may have a different working folder.
     stages = stages.resolve()
-    # If one of these fails, every run fails.
+    # If one of these stages fails, every run fails.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
     waiting = named(todo)
     running: dict[Future[Plain], Stage] = {}
@@ -132,7 +132,8 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
     if appears(folder / DONE):
         return None
     return Failure(
-        "it is done, but its folder is not visible here; use an --out that all machines share",
+        "the stage is done, but its folder is not visible here; use an --out that all machines "
+        "share",
         passing=True,
     )
 
@@ -152,10 +153,10 @@ def do_stage(task: Task, *, stages: str) -> Plain:
     folder = Path(stages)
     if stage.name != name:
         raise MaskwiseError(
-            "this machine has other versions of maskwise or its libraries, or differs in bf16",
+            "this machine has different versions of maskwise or its libraries, or differs in bf16",
             do="use machines with the same versions and hardware",
         )
-    # A shared file system may show the files of another machine with a delay.
+    # A shared file system may show files from a different machine with a delay.
     for need in stage.needs:
         if not appears(folder / need / DONE):
             raise FileNotFoundError(f"{folder / need / DONE} is not visible here")
@@ -167,7 +168,7 @@ def do_stage(task: Task, *, stages: str) -> Plain:
 def only_copy(folder: Path) -> Iterator[None]:
     """Wait until no other process works in a stage's folder."""
     # A lost node may still be alive and training. The second copy of its stage waits for it, then
-    # finds it done or resumes from its last state. The lock ends with its process.
+    # finds the stage done or resumes from the last state. The lock ends with the process.
     folder.mkdir(parents=True, exist_ok=True)
     held = locked(folder / ".lock", wait=-1)
     try:
@@ -181,9 +182,9 @@ def only_copy(folder: Path) -> Iterator[None]:
 
 
 LINE_SECONDS = 60.0
-"""The time between two lines in a log without a terminal."""
+"""The time between two progress lines if there is no terminal."""
 TAIL_BYTES = 1 << 18
-"""Bytes read from the end of metrics.jsonl, twice a second. Lines with many weights are long."""
+"""How many bytes are read from the end of metrics.jsonl twice a second. Lines may be long."""
 
 
 class Progress:
@@ -195,7 +196,7 @@ class Progress:
         plan: the plan that runs.
         stages: the folder of the stages.
         jobs: how many stages run at once.
-        quiet: show nothing.
+        quiet: whether to show nothing.
     """
 
     def __init__(self, plan: Plan, stages: Path, *, jobs: int, quiet: bool):
@@ -209,7 +210,7 @@ class Progress:
         self.began = time.perf_counter()
         self.printed_at = self.began
         self.named = named(plan.stages())
-        # Several runs may need a stage, which is shown as a part of the first.
+        # If several runs need a stage, it is shown as a part of the first of them.
         self.runs: dict[str, Run] = {}
         for run in plan.runs:
             for stage in run.stages:
@@ -233,7 +234,7 @@ class Progress:
         self.live.stop()
 
     def say(self, line: str) -> None:
-        """Print a permanent line above the live ones."""
+        """Print a permanent line above the live lines."""
         self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def done(self, name: str) -> None:
@@ -270,7 +271,7 @@ class Progress:
             return {}
         # Lines of evaluations come between lines of training.
         for line in reversed(lines):
-            # The first line may be cut by TAIL_BYTES, and the last one is perhaps half written.
+            # The first line may be cut by TAIL_BYTES, and the last line may be half written.
             with suppress(ValueError):
                 found: Plain = json.loads(line)
                 if found["kind"] == "train":
@@ -303,13 +304,13 @@ class Progress:
         return Text(line, no_wrap=True)
 
     def left(self) -> tuple[float, bool]:
-        """Forecast the seconds until the end; False if the time of some stage is unknown."""
+        """Forecast the seconds until the end, and tell whether the time of every stage is known."""
         for name, line in self.lines.items():
             if line:
                 self.forecast.running(name, line["seconds"] / line["step"])
         now = time.perf_counter()
         left: Seconds = {}
-        # Stages that run keep their workers, so they come first.
+        # Running stages keep their workers, so they come first.
         for name in dict.fromkeys([*self.first_seen, *self.named]):
             if name in self.finished or name in self.errors:
                 continue
@@ -323,7 +324,7 @@ class Progress:
         return until_end(self.named, left, self.jobs), None not in left.values()
 
     def _share(self, name: str) -> float:
-        """Return the share of its steps that a training has done."""
+        """Return the share of its steps that a training stage has done."""
         training = self.named[name].what["training"]
         done: float = self.lines[name]["step"] / training["steps"]
         return min(1.0, done)

@@ -39,8 +39,8 @@ from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
-"""Folders of the earlier trainings in a run's folder, numbered from 0. The last training writes
-into the run's folder itself."""
+"""The folders of the earlier phases in a run's folder begin with this and are numbered from 0. The
+last phase writes into the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 
 
@@ -70,18 +70,18 @@ def _is_first() -> bool:
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     """Pre-train one model into a folder.
 
-    A finished run returns its result, an interrupted run is resumed, and a run that failed before
-    its first state starts again with this recipe. The arms of a study's recipe are ignored. Under
-    torchrun every process calls this; rank 0 prepares and writes.
+    For a finished run the result is returned, an interrupted run is resumed, and a run that failed
+    before its first state starts again with this recipe. The arms of a study's recipe are ignored.
+    Under torchrun every process calls this; rank 0 prepares and writes.
 
     Args:
-        out: for ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml`` and ``done.json``.
+        out: the folder for ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml`` and ``done.json``.
 
     Returns:
         The content of ``done.json``, and ``checkpoint``, its folder.
 
     Raises:
-        MaskwiseError: bad input; a folder with other content, with the run of another recipe, or
+        MaskwiseError: bad input; a folder with other content, with a run of a different recipe, or
             with a run that another process is training.
     """
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
@@ -93,7 +93,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     links = recipe.links()
     if any(link.learns for link in links):
         raise MaskwiseError(
-            "a single training cannot learn a policy",
+            "a single training run cannot learn a policy",
             do="run maskwise learn first and name its folder: learned('OUT/policy')",
         )
     first = prepare_stage(links[0])
@@ -142,7 +142,7 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
         for folder in (*stale, *_earlier(out)):
             shutil.rmtree(folder, ignore_errors=True)
-        # Otherwise the new run would have to beat the loss of the old one.
+        # Otherwise the new run would have to beat the old run's best loss.
         (out / "best.json").unlink(missing_ok=True)
     write_whole(out / "recipe.yaml", recipe.to_yaml())
     for text in texts:
@@ -155,8 +155,8 @@ def _require_same_texts(out: Path, texts: list[Stage]) -> None:
     new = [text.name for text in texts if text.name not in before]
     if before and new and _begun(out):
         raise MaskwiseError(
-            f"--out {out} holds a run on another text: the corpus, or the installed versions, "
-            "changed",
+            f"--out {out} holds a run on a different text: the corpus, or the installed versions, "
+            "have changed",
             got=new[0],
             allowed=before[0],
             do=ANOTHER_FOLDER,
@@ -164,7 +164,7 @@ def _require_same_texts(out: Path, texts: list[Stage]) -> None:
 
 
 def _require_same_run(out: Path, recipe: Recipe) -> None:
-    """Refuse a folder with other content, or with the run of another recipe."""
+    """Refuse a folder with other content, or with a run of a different recipe."""
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
@@ -177,12 +177,12 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     # Validation adds the defaults of settings that are newer than the file.
     free = {"training": FREE}
     before = validate(settings, origin=str(path)).model_dump(mode="json", exclude=free)
-    # Both have every default, so the comparison covers all settings.
+    # Both recipes have every default filled in, so the comparison covers all settings.
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
         raise MaskwiseError(
-            f"--out {out} holds a run of another recipe",
+            f"--out {out} holds a run of a different recipe",
             got=f"a change in {', '.join(changed)}",
             do=ANOTHER_FOLDER,
         )
@@ -195,7 +195,7 @@ def _begun(out: Path) -> bool:
 
 
 def _earlier(out: Path) -> list[Path]:
-    """List the folders of all trainings except the last."""
+    """List the folders of all phases except the last."""
     return list(out.glob(f"{PHASE}*"))
 
 
@@ -215,8 +215,8 @@ def run_finetune(
     """Fine-tune and evaluate a checkpoint on each task.
 
     Args:
-        overrides: ``key=value`` settings of the fine-tuning.
-        out: for ``TASK/seed-N/checkpoint`` and ``records.jsonl``.
+        overrides: fine-tuning settings as ``key=value``.
+        out: the folder for ``TASK/seed-N/checkpoint`` and ``records.jsonl``.
 
     Raises:
         MaskwiseError: an unknown setting; for other errors see ``tasks.evaluate_tasks``.
@@ -242,7 +242,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 
     Raises:
         MaskwiseError: bad input; a folder with other content, or with a policy that was learned by
-            another recipe or from other data.
+            a different recipe or from other data.
     """
     recipe = with_own_seed(recipe)
     if _is_first():
@@ -251,7 +251,9 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     done = read_json(out / DONE)
     kept = out / "recipe.yaml"
     if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
-        raise MaskwiseError(f"--out {out} holds the policy of another recipe", do=ANOTHER_FOLDER)
+        raise MaskwiseError(
+            f"--out {out} holds the policy of a different recipe", do=ANOTHER_FOLDER
+        )
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
     before = read_json(out / STAGE)
@@ -259,12 +261,12 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     if before and before != json.loads(json.dumps(stage)):
         raise MaskwiseError(
             f"--out {out} holds a policy learned from other data: a file, a library or the "
-            "machine changed",
+            "machine has changed",
             do=ANOTHER_FOLDER,
         )
     if done:
         return done
-    with _claimed(out, "another process learns in", lock=".learning.lock"):
+    with _claimed(out, "another process is learning in", lock=".learning.lock"):
         if _is_first():
             write_whole(kept, text)
             write_json(out / STAGE, stage)

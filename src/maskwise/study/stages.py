@@ -1,13 +1,13 @@
 """Stages: the steps of a study, each in a folder named by a hash of everything it depends on.
 
 Nothing runs twice: a stage is finished if its folder holds ``done.json``, which is written last. A
-change of one setting, or of one character of its corpus, gives a stage another name. ``work`` does
-the work.
+change in one setting, or in one character of its corpus, gives a stage a different name. The work
+of stages is in ``work``.
 
-    prepare    corpus + tokenizer settings (or the tokenizer of another prepare) → training and
+    prepare    corpus + tokenizer settings (or the tokenizer of an earlier prepare) → training and
                held-out rows
-    pretrain   prepare + model (or another pretrain) + masking + training → checkpoint, metrics
-    learn      prepare + model (or another pretrain) + task + learning → a masking policy, which
+    pretrain   prepare + model (or an earlier pretrain) + masking + training → checkpoint, metrics
+    learn      prepare + model (or an earlier pretrain) + task + learning → a masking policy, which
                scores the text of a later prepare
     evaluate   prepare + pretrain (or the start) + measures → held-out losses and other measures
     finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed
@@ -45,7 +45,7 @@ STAGE = "stage.json"
 
 COMPUTED = ("0.1.0", "4")
 """Version of the results, which does not change with every release. The last part is raised if a
-change of the code makes the same settings compute something else. 2: held-out loss, several labels;
+code change makes the same settings compute something else. 2: held-out loss, several labels;
 3: macro F1 of truncated words, the steps of tried learning rates; 4: labels that are missing in
 train, rows of probes (CHANGELOG)."""
 
@@ -100,7 +100,7 @@ class Stage:
     def damage(self, stages: Path) -> str | None:
         """Describe the damage to files that later stages read; None if there is none.
 
-        Cost: the files are read, about a second for a gigabyte.
+        Cost: the files are read, which takes about a second per gigabyte.
         """
         kept = {"prepare": "data", "pretrain": "checkpoint", "learn": "policy"}.get(self.kind)
         if kept is None:
@@ -118,7 +118,7 @@ class Stage:
 
 
 def named(stages: Iterable[Stage]) -> dict[str, Stage]:
-    """Return stages by name, in their order."""
+    """Return stages keyed by name, in the given order."""
     return {stage.name: stage for stage in stages}
 
 
@@ -137,8 +137,8 @@ def prepare_stage(
     """Prepare the corpus of a recipe as rows.
 
     Args:
-        after: a text whose tokenizer is used; it is returned itself if the text is the same.
-        learned: the learning of the policy that scores this text.
+        after: a text whose tokenizer is used; if it is the same text, this stage is returned.
+        learned: the stage that learns the policy which scores this text.
     """
     newer = set() if recipe.corpus.stream else {"stream", "shuffle", "repeat"}
     corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"} | newer)
@@ -175,7 +175,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
 
     Args:
         prepared: the text.
-        after: the training whose checkpoint it starts from; None: the recipe's model.
+        after: the training stage whose checkpoint it starts from; if None, the recipe's model.
     """
     parts = {"masking", "objective", "objectives", "sampler", "training"}
     what = recipe.model_dump(mode="json", include=parts)
@@ -188,7 +188,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
         # The weights of a mix change the batches, but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
     _drop_new_defaults(what["training"])
-    # These are not part of the name, but the training needs them.
+    # These settings are not part of the name, but training needs them.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     return _stage_on("pretrain", recipe, what, prepared, after, how)
@@ -200,7 +200,8 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     Args:
         task: the task to learn from.
         prepared: a text whose tokenizer is used.
-        after: the training whose checkpoint the policy masks for; None: the recipe's model.
+        after: the training stage whose checkpoint the policy masks for; if None, the recipe's
+            model.
     """
     parts = {"learning", "objective", "training", "corpus"}
     what = recipe.unlearned().model_dump(mode="json", include=parts)
@@ -224,7 +225,7 @@ def _drop_new_defaults(what: Plain) -> None:
 
 
 def recipe_of(stage: Stage, **more: object) -> Recipe:
-    """Restore a recipe with the settings of a training or of the learning of a policy.
+    """Restore the recipe of a stage that trains a model or learns a policy.
 
     Args:
         more: further parts of the recipe.
@@ -243,7 +244,7 @@ def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) ->
     """Evaluate a checkpoint without fine-tuning on the held-out rows of ``prepared``.
 
     Args:
-        pretrained: the training; None: the start is evaluated.
+        pretrained: the training stage; if None, the start is evaluated.
     """
     settings = recipe.evaluation
     what = {"evaluation": settings.model_dump(mode="json"), "content": _sets_content(settings)}
@@ -263,7 +264,7 @@ def finetune_stage(
 
     Args:
         content: the hash of the task's rows.
-        pretrained: the training; None: the start, initialised with the run's seed.
+        pretrained: the training stage; if None, the start is used, initialised with the run's seed.
     """
     newer = set() if recipe.finetune.search_rate else {"search_rate"}
     settings = recipe.finetune.model_dump(mode="json", exclude=newer)
@@ -275,7 +276,7 @@ def finetune_stage(
 
 
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
-    """Search the corpus of a training for the test items of a task."""
+    """Search a training corpus for the test items of a task."""
     # An overlap depends on the documents and not on the rows.
     parts = {"source", "text_field", "text_per", "limit"}
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
@@ -297,8 +298,8 @@ def _stage_on(
     trained: Stage | None,
     how: Plain | None = None,
 ) -> Stage:
-    """Build a stage on the checkpoint of a training, or on the recipe's model without one."""
-    # Adapters are newer than recorded studies, and only trainings depend on them.
+    """Build a stage that uses the checkpoint of ``trained``, or, without it, the recipe's model."""
+    # Adapters are newer than recorded studies, and only training stages depend on them.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
         adapter = {"adapter": recipe.model.adapter}
@@ -328,9 +329,9 @@ def content_of(corpus: CorpusSettings) -> str | list[str]:
 
 
 def fingerprint(source: str) -> str:
-    """Hash the bytes of a file, a folder or bundled data; of a hub id, return the id itself."""
+    """Hash the bytes of a file, a folder or bundled data; for a hub id, return the id itself."""
     world = read_world(source)
-    # A world is generated from its settings, so its version replaces a hash.
+    # A world is generated from its settings, so its version serves as its hash.
     if world:
         return world.version
     path = Path(source).expanduser()
@@ -340,7 +341,7 @@ def fingerprint(source: str) -> str:
 
 
 def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:
-    """Hash the files of a model or tokenizer; of a hub id, return the id itself."""
+    """Hash the files of a model or tokenizer; for a hub id, return the id itself."""
     path = Path(resolve_start(name))
     return _hash(path, files) if path.exists() else name
 
@@ -361,6 +362,6 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
 
 @cache
 def _bytes_of(file: Path, size: int, changed: int) -> bytes:
-    """Hash a file once for all runs; its size and time of change are part of the cache key."""
+    """Hash a file once for all runs; its size and modification time are part of the cache key."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

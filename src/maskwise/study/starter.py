@@ -1,9 +1,9 @@
 """Write a first recipe for the user's text and labels: short, commented, and ready to run.
 
-The choices follow from the files. English text continues from the bundled encoder, any other text
-trains a small model from scratch; text without spaces gets a byte-level tokenizer and masks of
-tokens and spans. There is one primary contrast and six runs of each arm, because six pairs are the
-fewest that can decide anything (``statistics.fewest_runs``).
+The choices follow from the files. On English text, training continues from the bundled encoder; on
+any other text, a small model is trained from scratch. Text without spaces is evaluated on token
+masks only. There is one primary contrast and six runs of each arm, because six pairs are the fewest
+that can decide anything (``statistics.fewest_runs``).
 """
 
 from __future__ import annotations
@@ -37,33 +37,35 @@ from maskwise.text.documents import longest_field
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
-"""Limits of reading a corpus before a recipe is written for it."""
+"""Limits on how much of a corpus is read before a recipe is written for it."""
 
 ENGLISH = frozenset(
     ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "by", "this")
 )
 ENGLISH_SHARE = 0.15
-"""Least share of these words: English prose has .2 to .35, other languages below .05."""
+"""The smallest share of these words in a text that counts as English: English prose has .2 to .35,
+other languages have less than .05."""
 
 BLANK_SHARE = 0.05
 """A text with a smaller share of white space has no spaces between words."""
 
 MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
-"""Labelled rows for fine-tuning in a first study, fewer if they are long. More rows take longer and
-hide the effect of pre-training. With these and ``STEP_TOKENS`` six pairs of the bundled encoder
-take about ten minutes on two cores."""
+"""Limits on the number of labelled rows for fine-tuning in a first study, and their tokens in all.
+More rows take longer and hide the effect of pre-training. With these limits and ``STEP_TOKENS`` six
+pairs of the bundled encoder take about ten minutes on two cores."""
 
 STEP_TOKENS = 768
-"""Tokens that a model reads in a step of a first study."""
+"""The number of tokens that a model reads in one step of a first study."""
 
 MOST_PAIRS, LEAST_PAIRS = 500, 20
-"""Titles and texts that evaluate embeddings if there is no task."""
+"""The largest and the smallest number of titles with texts that evaluate embeddings if there is no
+task."""
 
 _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 MOST_LETTERS, LONGEST = 40, 256
-"""A text without spaces and with at most this many different characters is a sequence of letters,
-such as a protein; and the longest row of such a text."""
+"""The largest number of different characters for which a text without spaces counts as a sequence
+of letters, such as a protein; and the longest row of such a text."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,14 @@ class TextFacts:
     """Facts about a corpus, or about its first documents.
 
     Attributes:
-        documents: the documents that were read.
+        documents: the number of documents that were read.
         whole: whether the whole corpus was read.
-        characters: the characters of these documents.
-        blanks: share of white space.
-        english: share of the most frequent English words.
+        characters: the number of characters in these documents.
+        blanks: the share of characters that are white space.
+        english: the share of words that are among the most frequent English words.
         sample: the beginning of the text.
-        text_field: the field with the text, see ``longest_field``.
-        skipped: skipped documents by reason.
+        text_field: the name of the field that holds the text; see ``longest_field``.
+        skipped: for each reason, the number of documents that were skipped.
     """
 
     documents: int
@@ -107,7 +109,7 @@ def look_at(source: str | Documents) -> TextFacts:
     """Read a corpus for a few seconds and collect facts about it.
 
     Args:
-        source: documents, or a corpus whose field with the longest texts is read.
+        source: documents, or a corpus, of which the field with the longest texts is read.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or is empty.
@@ -149,7 +151,7 @@ def is_task(spec: str) -> bool:
     try:
         load_task(spec)
     except HiddenLabels:
-        # A file of labels nonetheless: loading it as a task reports that they are hidden.
+        # It is a file of labels nonetheless; loading it as a task reports that they are hidden.
         return True
     except MaskwiseError:
         return False
@@ -177,7 +179,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         MaskwiseError: a corpus or a task that cannot be read.
     """
     comment = "your text"
-    # Reading a large text as labels would take long, and its suffix says enough.
+    # Reading a large text as labels would take long, and its file extension says enough.
     may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         tasks, source = [source], "bundled:wikipedia"
@@ -205,7 +207,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     if facts.text_field != "text":
         comment += ", its column with the longest texts"
     name = name_of(source)
-    # Fine-tuning on long rows is slow, so fewer of them are used.
+    # Fine-tuning on long rows is slow, so fewer long rows are used.
     affordable = TRAIN_TOKENS // max(1, needed)
     rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, affordable))
     limited = []
@@ -219,7 +221,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)
     return environment.get_template("starter.yaml.j2").render(
         name=name,
-        # Names with this ending are reserved for studies with a gate.
+        # Names with this suffix are reserved for studies with a gate.
         name_is_taken=name.endswith(CONTROL),
         source=source,
         field=facts.text_field,
@@ -243,7 +245,7 @@ def _rounded(tokens: float) -> int:
 
 
 def _tokens_needed(task: Task, *, letters: bool) -> int:
-    """Estimate a length in tokens that fits 95 % of the rows of a task.
+    """Estimate a length in tokens that 95 % of a task's rows fit into.
 
     Args:
         letters: whether every letter is a token.
@@ -275,7 +277,7 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
         return read_recipe(written, overrides)
 
 
-# Pairs of a text, in place of a task
+# Pairs of a title and a text, in place of a task
 # ------------------------------------------------------------------------------------------------
 
 

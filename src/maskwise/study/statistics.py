@@ -10,7 +10,7 @@ between their two means (the split that flips nothing always counts), and the en
 are order statistics of those means.
 
 The p values of n runs are multiples of 2^(1 - n). Power is therefore computed for the paired t
-test at the largest attainable level. It is exact if that level takes equal signs in all runs.
+test at the largest attainable level. It is exact if that level needs equal signs in all runs.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from maskwise.files import Estimate
 ALPHA = 0.05
 """The error rate of a study."""
 POWER = 0.8
-"""The probability of detection for which numbers of runs are planned."""
+"""The probability of detection that a planned number of runs should give."""
 EXACT_RUNS = 20
-"""The most runs for which all 2^(n - 1) splits are enumerated: half a million, in 20 ms."""
+"""The largest number of runs for which all 2^(n - 1) splits are enumerated: half a million splits,
+in 20 ms."""
 DRAWS = 100_000
-"""The number of random splits for more runs, drawn with a fixed seed."""
+"""The number of random splits if there are more runs, drawn with a fixed seed."""
 P_FROM_RUNS = 6
-"""The fewest runs with a p value: the smallest p of 5 runs is .0625."""
+"""The smallest number of runs that get a p value: the smallest p of 5 runs is .0625."""
 CHANCE_MARGIN = 0.02
 """How far above chance a score may be by luck if the number of items is unknown."""
 MOST_RUNS = 300
-"""The most runs that ``runs_to_decide`` considers."""
-# Nodes of an integral over [-1, 1]. They take 20 ms to compute, so once per process.
+"""The largest number of runs that ``runs_to_decide`` considers."""
+# Nodes of an integral over [-1, 1]. Computing them takes 20 ms, so it is done once per process.
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
@@ -84,13 +85,13 @@ def sign_flip_interval(
     flipped, sizes = _splits(d)
     splits = 1 + len(flipped)
     # A mean is rejected if its p value, (1 + splits around it) / splits, is below 1 − confidence.
-    # The factor keeps a product that is a whole number from rounding up to the next one.
+    # The factor keeps a product that is a whole number from being rounded up to the next number.
     around = math.ceil((1 - confidence) * splits * (1 - 1e-12)) - 1
     if around < 1:
         return None
     means = flipped / sizes
     others = (d.sum() - flipped) / (len(d) - sizes)
-    # Order statistics: partition is linear, and sorting half a million means is not.
+    # Partitioning finds these order statistics in linear time; sorting the means would take longer.
     first = around - 1
     last = len(means) - around
     low = np.partition(np.minimum(means, others), first)[first]
@@ -106,11 +107,11 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return sum and size of the part without the first run, for every split of the runs in two."""
+    """Return, for every split of the runs in two, sum and size of the part without run one."""
     if len(d) > EXACT_RUNS:
         inside = _drawn(len(d))
         return inside @ d, inside.sum(axis=1)
-    # Every further run doubles the splits: it is in the part or not.
+    # Every further run doubles the number of splits: the run is either in the part or not.
     sums = np.zeros(1)
     sizes = np.zeros(1)
     for value in d[1:]:
@@ -137,8 +138,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p)
     steps = p[order] * (len(p) - np.arange(len(p)))
     adjusted = np.empty_like(p)
-    # Adjusted p values keep the order of the raw ones: a hypothesis is rejected only after all with
-    # smaller p values.
+    # Adjusted p values keep the order of the raw p values: a hypothesis is rejected only after all
+    # hypotheses with smaller p values.
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
 
@@ -159,7 +160,7 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[floa
 
     The interval contains every r for which Student's t test does not reject a mean of 0 for
     numerators − r · denominators. None if it is unbounded: by the same test the mean of the
-    denominators does not differ from 0. Source: Fieller (1954), section 2.
+    denominators does not differ significantly from 0. Source: Fieller (1954), section 2.
 
     >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
     [0.471, 0.533]
@@ -262,8 +263,8 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -
         all_positive = special.ndtr(effect) ** runs
         all_negative = special.ndtr(-effect) ** runs
         return float(all_positive + all_negative)
-    # Averaged over quantiles of the sample SD, because scipy's noncentral t is nan at few runs and
-    # large shifts.
+    # The power is averaged over quantiles of the sample SD, because scipy's noncentral t is NaN for
+    # few runs and large shifts.
     shift = abs(difference) / sd * math.sqrt(runs)
     critical = _critical_means(runs, level)
     power = special.ndtr(shift - critical) + special.ndtr(-shift - critical)
@@ -271,7 +272,7 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -
 
 
 def powers(runs: int, *, alpha: float) -> dict[str, float]:
-    """Return the power for a true difference of 1 and of 1.5 spreads between paired runs."""
+    """Return the power for a true difference of 1 and of 1.5 SDs of the paired differences."""
     return {f"{size:g}": round(power_of(1.0, size, runs, alpha=alpha), 2) for size in (1, 1.5)}
 
 
@@ -300,7 +301,7 @@ def detectable_difference(sd: float, runs: int, *, alpha: float = ALPHA) -> floa
 
 
 def best_guess(chance: float, items: int | None, *, share: bool) -> float:
-    """Return the highest mean score of guessing: chance + 2 standard errors over test items.
+    """Return the highest mean score that counts as guessing: chance + 2 standard errors over items.
 
     >>> round(best_guess(0.5, 100, share=True), 3)
     0.6
@@ -310,7 +311,7 @@ def best_guess(chance: float, items: int | None, *, share: bool) -> float:
     # A correlation of n independent pairs has a variance of about 1 / n.
     variance = 1.0
     if share:
-        # A chance level outside of 0 to 1 belongs to a metric that is no share.
+        # A chance level outside of 0 to 1 belongs to a metric that is not a share.
         variance = max(chance * (1 - chance), 0.0)
     return chance + 2 * math.sqrt(variance / items)
 

@@ -47,19 +47,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLE_CHARACTERS = 600_000
-"""Size of the sample of a text."""
+"""The size of a text sample."""
 SECONDS = 25.0
-"""Time limit of ``check``: no further stage is timed after it, and its time stays unknown."""
+"""Time limit of ``check``: stages that it has not timed by then keep an unknown time."""
 PROBE_SECONDS = 60.0
 """Time limit of a dry run."""
 STEPS, STEP_SECONDS = 12, 6.0
-"""Timed steps of a training, and the time limit after which fewer are enough (at least 2)."""
+"""The number of timed steps of a training stage, and the time after which fewer steps (at least 2)
+are enough."""
 ITEMS = 48
-"""Rows of a task that are answered, or of held-out text that are evaluated."""
+"""How many rows of a task are answered, or how many held-out rows are evaluated, to take times."""
 MOST_TOKENS_A_WORD = 30
-"""A text with more has no spaces between words, so its words cannot be counted."""
+"""A text with more tokens per word has no spaces between words, so its words cannot be counted."""
 TRIED_RATES = 3
-"""Extra fine-tunings of ``finetune.search_rate``."""
+"""The number of extra fine-tuning runs with ``finetune.search_rate``."""
 
 Entry = dict[str, float]
 """The timed seconds of a stage, as ``Forecast.keep`` takes them."""
@@ -74,10 +75,10 @@ class Sample(NamedTuple):
 
     Attributes:
         scale: the size of the whole text relative to the sample.
-        seconds: seconds of preparation for each character.
+        seconds: the preparation time per character, in seconds.
         documents, characters: counts of the whole text, or of the part that was read.
         whole: whether the whole text was read.
-        skipped: counts of skipped documents in that part, by reason.
+        skipped: for each reason, the number of documents in that part that were skipped.
     """
 
     data: Prepared
@@ -109,7 +110,7 @@ class Sample(NamedTuple):
 
 
 def take_sample(link: Recipe, folder: Path) -> Sample:
-    """Prepare a sample of a training's text, and count the whole text for a few seconds."""
+    """Prepare a sample of a phase's text, and count the whole text for a few seconds."""
     documents = link.corpus.documents()
     sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
     size = 0
@@ -128,7 +129,7 @@ def take_sample(link: Recipe, folder: Path) -> Sample:
 
 
 def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool) -> Prepared:
-    """Prepare documents as the rows of a training.
+    """Prepare documents as the rows of a training phase.
 
     Args:
         whole: whether the sample is the whole text.
@@ -163,11 +164,11 @@ def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool
 
 
 class Samples:
-    """Samples for all trainings of a recipe, each with the row length and tokenizer it needs.
+    """Samples for all phases of a recipe, each with the row length and tokenizer it needs.
 
     Args:
-        link: the training whose text is counted.
-        folder: for the samples.
+        link: the recipe of the phase whose text is counted.
+        folder: the folder for the samples.
     """
 
     def __init__(self, link: Recipe, folder: Path):
@@ -184,11 +185,11 @@ class Samples:
         return sample
 
     def of(self, link: Recipe) -> Prepared:
-        """Return a sample in the rows of a training; ``first`` must have been taken before."""
+        """Return a sample as rows of a training phase; ``first`` must have been taken before."""
         link = link.unlearned()
         key = _rows_of(link)
         if key not in self.prepared:
-            # A quarter is enough to time steps; only the first sample is counted.
+            # A quarter of the size is enough to time steps; only the first sample is counted.
             some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
             folder = self.folder / f"sample-{len(self.prepared)}"
             self.prepared[key] = _prepared(link, some, folder, whole=False)
@@ -223,7 +224,7 @@ def time_stages(
     samples: Samples,
     most_seconds: float = SECONDS,
 ) -> None:
-    """Time the stages that a forecast does not know yet, the trainings first."""
+    """Time the stages that a forecast does not know yet, beginning with the training stages."""
     sample = samples.first
     # A text may be too short for a single training row.
     if not len(sample.rows):
@@ -235,10 +236,10 @@ def time_stages(
             links = run.recipe.links()
             trained = dict(zip(run.trainings, links))
             for stage in run.stages:
-                # Stages after the trainings work on the model of the last one.
+                # Stages after training work on the model of the last phase.
                 works.setdefault(stage.name, (stage, trained.get(stage, links[-1])))
     end = time.perf_counter() + most_seconds
-    # Trainings take most of a study, so they are timed while there is time.
+    # Training takes most of a study's time, so training stages are timed first.
     for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
         for name, (stage, link) in works.items():
             if stage.kind != kind or forecast.seconds(name) is not None:
@@ -249,7 +250,7 @@ def time_stages(
             elif kind == "overlap":
                 # Splitting a text into words takes about half as long as tokenising it.
                 forecast.keep(name, {"seconds": seconds / 2})
-            # An evaluation comes last and is short; without it the whole time would be unknown.
+            # Evaluations are short; they are always timed, or the whole time would be unknown.
             elif kind == "evaluate" or time.perf_counter() < end:
                 # If the sample has too few rows for a stage, its time stays unknown.
                 with _one_thread(), suppress(MaskwiseError):
@@ -306,7 +307,7 @@ class _Clock:
 
 
 def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
-    """Build the model of a training; the bias of its head takes no time."""
+    """Build the model of a training phase, with zeros as the bias of a new head."""
     return network_of(link, data, torch.zeros(len(data.tokenizer)))
 
 
@@ -333,8 +334,8 @@ def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     _require_memory(link, made.objective)
     start = _now() - began
     clock = _Clock()
-    # The clock is called by evaluations, so there is one after every step. Saving would add to
-    # the time of a step.
+    # The clock is called as an evaluation, so there is an evaluation after every step. Saving would
+    # add to the time of a step.
     settings = link.training.model_copy(
         update={
             "steps": STEPS,
@@ -389,7 +390,7 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     config = None
     if not link.model.pretrained:
         config = link.model.config(tokenizer, data.training.length, kind=link.kind)
-    # More training rows are kept, since every class needs some.
+    # More training rows are kept, because every class needs a few.
     few = {name: rows[:ITEMS] for name, rows in task.splits.items()}
     few["train"] = task.splits["train"][: 4 * ITEMS]
     small = replace(task, splits=few)
@@ -418,7 +419,7 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     answer(objective, tensors["test"])
     row_seconds = (_now() - began) / len(few["test"])
     # Dev rows are answered at every evaluation and at the end. Test rows are counted as often,
-    # because a forecast had better be too long than too short.
+    # because a forecast that is too long does less harm than one that is too short.
     evaluations = 1
     if how.eval_every:
         evaluations += how.steps // how.eval_every

@@ -54,11 +54,11 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     try:
         result = RUNNERS[stage.kind](stage, stages)
     except Exception:
-        # If the disk is full, this fails as well, and the first error matters more.
+        # If the disk is full, this also fails, but the first error matters more.
         with suppress(MaskwiseError):
             write_whole(folder / "error.txt", traceback.format_exc())
         raise
-    # A training has its own seconds, which include those before an interruption.
+    # A training stage counts its own seconds, including those before an interruption.
     result.setdefault("seconds", round(time.perf_counter() - began, 3))
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
@@ -67,20 +67,20 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
 
 
 def tokenizer_folder(stage: Stage, stages: Path) -> str:
-    """Return the folder of the tokenizer of the text that a stage needs."""
+    """Return the tokenizer folder of the text that a stage needs."""
     return str(stages / stage.needs[0] / "data" / "tokenizer")
 
 
 def checkpoint_of(stage: Stage, stages: Path) -> Path | None:
-    """Return the checkpoint of the training that a stage needs, if it needs one."""
+    """Return the checkpoint that a stage starts from; None if it needs no training stage."""
     return stages / stage.needs[1] / "checkpoint" if len(stage.needs) > 1 else None
 
 
 def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
-    """Replace the model of a recipe by a checkpoint, if one is given."""
+    """Replace the model of a recipe with a checkpoint, if one is given."""
     if checkpoint is None:
         return recipe
-    # Checkpoints have the updates of their adapter merged, so each training starts a new one.
+    # Adapter updates are merged into checkpoints, so each training stage starts a new adapter.
     model = ModelSettings(pretrained=str(checkpoint), adapter=recipe.model.adapter)
     return recipe.model_copy(update={"model": model})
 
@@ -152,7 +152,7 @@ def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
 
 
 def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """Let the policy in a folder score the corpus, instead of the policy that was to be learned."""
+    """Let the policy in a folder score the corpus, in place of the policy still to be learned."""
     own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
     layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
     return corpus.model_copy(update={"layers": layers})
@@ -169,7 +169,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
         jobs=1,
     )
     for spec, entry in report["annotators"].items():
-        # A notice says that the layer is empty: the policy would mask other tokens without it.
+        # A notice means that the layer is empty: the policy would then mask other tokens.
         if entry["notice"]:
             raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
     return Store(folder)
@@ -197,7 +197,7 @@ def _learn(stage: Stage, stages: Path) -> Plain:
 
 
 def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
-    """Set up the learning of a policy by the recipe of one run.
+    """Set up how a policy is learned, from the recipe of one run.
 
     Raises:
         MaskwiseError: a recipe that learns no policy.

@@ -134,7 +134,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
 
 
 def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contrast]:
-    """Make all rows with their verdicts and sentences, the gate's first."""
+    """Make all rows with their verdicts and sentences, with the gate's rows first."""
     gate = []
     if pairs and gate_of(table.study):
         gate = compare(_gate_table(lines, table), *pairs[0])
@@ -153,7 +153,7 @@ def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contr
 
 
 def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
-    """Return the runs at default settings that only the gate compares; all runs if there are none.
+    """Return the runs at default settings that only the gate compares; without any, all runs.
 
     These runs have the seeds of the search, and the looks and tasks of the study.
     """
@@ -174,12 +174,12 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
         "learned": {},
         "looked": looked,
     }
-    # The gate counts the tasks of the study, so that both are about the same outcome.
+    # The gate counts the study's tasks, so that gate and contrasts are about the same outcome.
     return Outcomes([*runs, *overlap], study, counted=table.counted)
 
 
 def _described(table: Outcomes, arm: str) -> ArmSummary:
-    """Return the scores of an arm's runs by outcome, their costs and failures."""
+    """Describe an arm: its runs' scores for each outcome, their costs, and the failures."""
     scores = {}
     for name in (*table.tasks, *table.heldout, *table.evaluations):
         if table.mean(name, arm) is not None:
@@ -203,7 +203,7 @@ def _planned(study: Study) -> Planned:
     return {"runs": runs, "contrasts": contrasts, "power": powers(runs, alpha=alpha)}
 
 
-# Tables that are described and not tested: gain shares, transfer, quality against compute
+# Results that are reported but not tested: gain shares, transfer, quality against compute
 # ---------------------------------------------------------------------------------------------
 
 
@@ -216,9 +216,9 @@ FAILED = 0.1
 
 
 def gain_shares(table: Outcomes, best: str, baseline: str) -> list[GainShare]:
-    """Return how much of the gain of ``best`` over ``baseline`` every other arm has, by task.
+    """Return, for each task, the share of ``best``'s gain over ``baseline`` that each arm reaches.
 
-    Without tasks the gains are in held-out losses.
+    Without tasks, gains in held-out losses are used.
     """
     shares = []
     for outcome, arm in product(table.tasks or table.heldout, table.study["arms"]):
@@ -283,7 +283,7 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
     A learned policy fails outright in some runs. No interval for the mean over failed and other
     runs has the right coverage: with one failure in ten, Fieller's covers 67 % at ten runs. So a
     share and its interval cover only the runs that learned something, and the number of failed
-    runs has an exact binomial interval. A run fails if it gains no more than ``FAILED`` of the
+    runs gets an exact binomial interval. A run fails if it gains no more than ``FAILED`` of the
     oracle's mean gain in an arm whose better half gains more than ``LEARNS``. A rule that searches
     for gaps between runs would miss failures in every third study of 20 runs.
 
@@ -292,17 +292,17 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
     [False, True, True, True, True, True]
 
     Args:
-        gains: the gain of an arm over the baseline, by pair of runs.
+        gains: the gain of an arm over the baseline, for each pair of runs.
         best_gains: the gain of the oracle, in the same pairs.
     """
     shares = gains / best_gains.mean()
     better_half = np.sort(shares)[len(shares) // 2 :]
-    # An arm that gains little in all its runs has no failed ones.
+    # An arm that gains little in all its runs has no failed runs.
     return (shares > FAILED) | (better_half.mean() <= LEARNS)
 
 
 def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
-    """Return why there is no share, or None."""
+    """Return the reason why there is no share; None if there is one."""
     failed = list(table.closed)
     if table.gate:
         failed.append((table.gate["arm"], table.gate["baseline"]))
@@ -354,8 +354,8 @@ def efficiency(table: Outcomes, pairs: Sequence[Pair]) -> Efficiency:
 
     Companion runs are runs with a fraction of the steps. For each seed the arm's qualities at its
     lengths are joined by straight lines over compute. A first crossing is where these lines reach
-    the final quality of the baseline, as a share of the baseline's compute. On a noisy curve it
-    comes too early; under a concave curve, where straight lines lie below it, too late.
+    the final quality of the baseline, as a share of the baseline's compute. On a noisy curve the
+    crossing comes too early. On a concave curve it comes too late, because the lines lie below it.
     """
     crossings: list[Crossing] = []
     if len(table.lengths) > 1:
@@ -365,7 +365,7 @@ def efficiency(table: Outcomes, pairs: Sequence[Pair]) -> Efficiency:
 
 
 def _crossings(table: Outcomes, arm: str, baseline: str) -> list[Crossing]:
-    """Return the first crossings of a pair, in its tasks and in the losses that compare it."""
+    """Return the first crossings of a pair, in the tasks and in the losses that can compare it."""
     outcomes = ["tasks"] if table.tasks else []
     if REFERENCE not in (arm, baseline):
         for name in table.own_heldout(arm):
@@ -384,9 +384,9 @@ def _crossings(table: Outcomes, arm: str, baseline: str) -> list[Crossing]:
 def _first_crossings(
     table: Outcomes, arm: str, baseline: str, outcome: str, cost: str
 ) -> dict[str, float | None]:
-    """Return the first crossing by seed; None if the quality is never reached.
+    """Return the first crossing of each seed; None if the quality is never reached.
 
-    A seed that lacks a length is left out.
+    A seed that lacks a run of any length is left out.
     """
     if cost not in table.values:
         return {}
@@ -423,7 +423,7 @@ def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None
 
 
 def _points(table: Outcomes) -> list[Point]:
-    """Return every run of every length: unscaled scores, their mean, losses, and compute."""
+    """Return the unscaled scores, their mean, the losses and the compute of every run."""
     outcomes = [*table.tasks, *table.heldout, *table.evaluations]
     points = []
     for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):

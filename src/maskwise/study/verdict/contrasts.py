@@ -35,18 +35,19 @@ from maskwise.study.verdict.flags import raised, scope_of
 from maskwise.study.verdict.words import is_ahead, sentences_of
 
 MOST_MORE_RUNS = 50
-"""The most additional runs to advise: a difference that needs more is too small to matter."""
+"""The largest number of additional runs to advise: a difference that needs more runs is too small
+to matter."""
 SHARES = ("accuracy", "exact-match", "exact_match")
 """Metrics that are a share of the items, with binomial noise."""
 
 
 @dataclass
 class Comparison:
-    """A row of summary.json with the numbers of its verdict.
+    """A row of summary.json with the numbers behind its verdict.
 
     Attributes:
-        differences: the paired differences by seed, of shape (seeds,); NaN without a pair.
-        plain: the same in unscaled scores, where ``differences`` are standardised.
+        differences: (seeds,) the paired difference of each seed; NaN for a seed without a pair.
+        plain: the same differences in unscaled scores, even if ``differences`` are standardised.
     """
 
     row: Contrast
@@ -72,7 +73,7 @@ def matched_by(study: Study) -> str | None:
 
 
 def primary_pairs(study: Study) -> list[Pair]:
-    """Return the (arm, baseline) pairs that the recipe names, the gate's first.
+    """Return the (arm, baseline) pairs that the recipe names, with the gate's pair first.
 
     Raises:
         MaskwiseError: a contrast names the reference, which was not measured.
@@ -84,7 +85,7 @@ def primary_pairs(study: Study) -> list[Pair]:
     if gate:
         arm, baseline = gate["contrast"]
         # With a search the gate has its own runs at default settings, and its pair may also be
-        # compared with tuned settings.
+        # compared at tuned settings.
         if not (isinstance(study["gate"], dict) and study.get("search")):
             pairs = [pair for pair in pairs if pair != (arm, baseline)]
         pairs = [(arm, baseline), *pairs]
@@ -116,7 +117,7 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     if own and table.incomparable(arm, baseline, own[0]):
         candidates = [*tasks, *scores, *own]
     primary = table.study.get("outcome")
-    # A single ratio is its own mean, which has no ratio in its name.
+    # With a single ratio only the mean is an outcome, and its name contains no ratio.
     if primary and primary not in table.measures:
         primary = primary.partition("@")[0]
     if primary not in tasks + both:
@@ -179,10 +180,10 @@ def _compared(
 
 
 def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
-    """Return the differences by seed; NaN where a run of either side failed.
+    """Return the difference for each seed; NaN where a run of either side failed.
 
     Raises:
-        MaskwiseError: a side lacks a run that did not fail.
+        MaskwiseError: a side lacks a run that is not recorded as failed.
     """
     runs = {side: table.runs(outcome, side) for side in (arm, baseline)}
     differences = runs[arm] - runs[baseline]
@@ -203,11 +204,11 @@ def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
 
 
 def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
-    """Return the interval over test items, in natural units; it is never mixed with that over runs.
+    """Return the interval over test items, in natural units, apart from the interval over runs.
 
-    Both arms answer the same items, and records do not hold single answers: these are assumed to
-    correlate by .5, so that a difference is as uncertain as one score. Tasks on the same texts are
-    assumed to err together, others independently.
+    Both arms answer the same items, but records do not hold single answers. The two arms' answers
+    are assumed to correlate at .5, which makes a difference as uncertain as one score. Tasks on the
+    same texts are assumed to err together, and other tasks independently.
     """
     mean = row["mean"]
     if row["outcome"] == "tasks":
@@ -230,8 +231,8 @@ def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
 def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
     """Return the standard error of a score over test items; None if it cannot be known.
 
-    Resampled sentences and documents come first, then the spread of item scores, then the binomial
-    formula.
+    The recorded error (over resampled sentences or documents) is preferred, then the SD of item
+    scores, then the binomial formula.
     """
     lines = [line for line in table.lines["score"] if line["task"] == outcome]
     errors = [line["item_error"] for line in lines if line.get("item_error") is not None]
@@ -256,11 +257,11 @@ def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
 
 
 def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outcomes) -> None:
-    """Write verdict, p, flags and plans into the rows.
+    """Write the verdict, the p value, the flags and the number of runs still needed into each row.
 
-    The gate is tested first, at the full level, and the contrasts that it closes only if it passes.
-    So neither costs the other any error rate (a serial gatekeeper; Maurer, Hothorn and Lehmacher
-    1995).
+    The gate is tested first, at the full level. The contrasts that it closes are tested only if it
+    passes. Neither test therefore spends any of the other's error rate (a serial gatekeeper;
+    Maurer, Hothorn and Lehmacher 1995).
     """
     _test(gate)
     closing = gate_of(table.study)
@@ -285,7 +286,7 @@ def _passes(row: Contrast) -> bool:
 
 
 def _test(comparisons: Sequence[Comparison]) -> None:
-    """Flag all rows, and test the primary ones as a family."""
+    """Raise the flags of all rows, and test the primary rows as one family."""
     for comparison in comparisons:
         row = comparison.row
         row["flags"] = raised(row, comparison.table)
@@ -293,7 +294,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
         if sentences_of(row, "invalid") or not row["n"]:
             row["verdict"] = "not comparable"
     primaries = [comparison for comparison in comparisons if comparison.row["primary"]]
-    # Contrasts without a p count in the family with p = 1, because they were planned.
+    # Contrasts without a p value count as p = 1 in the family, because they were planned.
     p_values = [1.0] * len(primaries)
     for place, comparison in enumerate(primaries):
         row = comparison.row
@@ -308,7 +309,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
 
 
 def _p_value(comparison: Comparison) -> float:
-    """Return the p value of the sign-flip test, or of all planned looks so far."""
+    """Return the p value of the sign-flip test, or the p value over all planned looks so far."""
     study = comparison.table.study
     looks = study.get("looks")
     if not looks:
@@ -367,13 +368,13 @@ def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None
 
 
 def _plan(comparison: Comparison, *, alpha: float) -> None:
-    """Write how many runs would decide, and which difference the runs would detect."""
+    """Write how many runs would decide the contrast, and which difference it could detect."""
     row = comparison.row
     differences = finite_runs(comparison.differences)
     sd = float(differences.std(ddof=1))
     needed = runs_to_decide(sd, float(differences.mean()), alpha=alpha)
     if needed is not None and needed <= row["n"] + MOST_MORE_RUNS:
-        # The formula may say that the present runs were enough, which they were not.
+        # The formula may say that the present runs were enough, but they decided nothing.
         row["runs_to_decide"] = max(needed, row["n"] + 1)
     runs = max(row["n"], fewest_runs(alpha))
     plain_sd = float(finite_runs(comparison.plain).std(ddof=1))

@@ -1,8 +1,8 @@
-"""The flags on a row: one table with the test, sentence and advice of each.
+"""The flags on rows: one table with each flag's test, sentence and advice.
 
-A flag is raised where its test returns facts. These facts fill its sentence and are written next to
-it in summary.json, so that the page, the terminal, a notebook and a script agree.
-An invalid flag makes the row *not comparable*, a cap makes it at most *open*, a note changes none.
+A flag is raised if its test returns facts. They fill its sentence and are written to summary.json.
+An invalid flag makes the row *not comparable*, a cap makes it at most *open*, and a note does not
+change the verdict.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Flag:
 
     Attributes:
         test: returns the facts of the sentence, or None if the flag is not raised. The fact
-            ``arms`` lists names of arms; with ``minor`` there is no advice.
+            ``arms`` lists names of arms; if the fact ``minor`` is true, there is no advice.
         sentence: a template over the facts.
     """
 
@@ -87,7 +87,7 @@ def _no_pairs(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _differs(what: str) -> Test:
-    """Make the test of a reason for which losses cannot be compared."""
+    """Make the test for one of the reasons why losses cannot be compared."""
 
     def test(row: Contrast, table: Outcomes) -> Facts | None:
         return {} if table.incomparable(*_pair(row), row["outcome"]) == what else None
@@ -96,9 +96,9 @@ def _differs(what: str) -> Test:
 
 
 def _at_floor(*, answer: bool) -> Test:
-    """Make the test of arms whose held-out loss shows no learning.
+    """Make the test for arms whose held-out loss shows no learning.
 
-    That is an answer if only one side is at the floor, and none of its arms started above it.
+    That is an answer if only one side is at the floor, and none of its arms had a better start.
     """
 
     def test(row: Contrast, table: Outcomes) -> Facts | None:
@@ -115,7 +115,7 @@ def _at_floor(*, answer: bool) -> Test:
                     gaps[arm] = gap
                     if (table.gap_nats(arm, of=REFERENCE) or 0) >= PLATEAU_NATS:
                         fallen[arm] = gap
-        # An untrained model at the floor says nothing about the length of a training.
+        # An untrained model at the floor says nothing about how long to train.
         if answer and (fallen or len(sides) == 2 or REFERENCE in gaps):
             return None
         if len(sides) == 1 and not answer:
@@ -143,7 +143,7 @@ def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
-    """Return whether a mean score is below chance + 2 standard errors; a loss has no margin."""
+    """Return whether a mean score is below chance + 2 standard errors, or a loss above chance."""
     measure = table.measures[outcome]
     mean = table.mean(outcome, arm)
     chance = measure.chance
@@ -158,7 +158,7 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 
 
 def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return an earlier verdict on other runs or settings, outside of planned looks."""
+    """Return an earlier verdict on other runs or settings that was not a planned look."""
     looks = table.study.get("looks")
     seeds = set(table.study["seeds"])
     for look in table.study.get("looked") or ():
@@ -166,17 +166,17 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
         planned = looks is not None and look["looks"] == looks and seen <= seeds
         what = ""
         if look.get("settings_changed"):
-            what = "contrasts or the rules of the verdict were"
+            what = "contrasts or the verdict rules were"
         elif not planned and seen != seeds:
             what = "runs were"
-        # A look that could decide nothing has spent no error rate. One at a gate has no contrasts.
+        # A look that could decide nothing spent no error rate. A look at a gate has no contrasts.
         if what and can_decide(look["runs"], max(1, look.get("contrasts", 1))):
             return {"what": what, "runs": look["runs"]}
     return None
 
 
 def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return the arms whose settings differ by the luck of one search, as in older studies."""
+    """Return the arms for which the one search of an older study chose different settings."""
     arms = []
     settings = set()
     for line in _choices(row, table):
@@ -192,7 +192,7 @@ def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
 def _missing_runs(row: Contrast, table: Outcomes) -> Facts | None:
     planned = len(table.study["seeds"])
     missing = planned - row["n"]
-    # Without any pair the row is invalid already.
+    # Without any pair the row is already invalid.
     if not 0 < missing < planned or not _has_failures(row, table):
         return None
     return {"missing": missing, "planned": planned}
@@ -200,7 +200,7 @@ def _missing_runs(row: Contrast, table: Outcomes) -> Facts | None:
 
 def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     """Return the quantities in which the two sides differ by more than 5 %."""
-    # These sides are several arms, or were not trained.
+    # These sides stand for several arms, or were not trained.
     if {REFERENCE, OWN_TASK, OTHER_TASKS}.intersection(_pair(row)):
         return None
     by = row["compute"]["by"]
@@ -212,7 +212,7 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     for key, ratio in ratios.items():
         if abs(ratio - 1) > TOLERANCE:
             off[key] = ratio
-            # Two digits, but not as a power of ten.
+            # Two significant digits, without an exponent.
             spent.append(f"{float(f'{ratio:.2g}'):g} times the {COSTS[key]}")
     if not off:
         return None
@@ -242,7 +242,7 @@ def _tied_grid(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
-    # A trained arm without a grid counts as another grid; an untrained model has nothing to tune.
+    # A trained arm without a grid counts as different; an untrained model has nothing to tune.
     grids = dict.fromkeys(_trained(row, table), "")
     for line in _choices(row, table):
         settings = [str(point["setting"]) for point in line["candidates"]]
@@ -251,7 +251,7 @@ def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return the tasks that the primary outcome leaves out; for a single task, that task."""
+    """Return the tasks that the primary outcome leaves out; in a task's own row, only that task."""
     left = []
     for task in table.tasks:
         if task not in table.counted and row["outcome"] in ("tasks", task):
@@ -259,7 +259,7 @@ def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     # Against the start all tasks count.
     if not left or REFERENCE in _pair(row):
         return None
-    effect = "left out of the primary outcome" if table.counted else "counted: no task is left"
+    effect = "left out of the primary outcome" if table.counted else "counted: no other task left"
     return {"tasks": left, "names": ", ".join(left), "effect": effect}
 
 
@@ -287,7 +287,7 @@ def _overlap(row: Contrast, table: Outcomes) -> Facts | None:
     return {"overlaps": "; ".join(words), "tasks": tasks, "minor": minor} if tasks else None
 
 
-# Helpers of the tests
+# Helpers for the tests
 
 
 def _pair(row: Contrast) -> Pair:
@@ -295,7 +295,7 @@ def _pair(row: Contrast) -> Pair:
 
 
 def _trained(row: Contrast, table: Outcomes) -> list[str]:
-    """Return the arms that were trained for both sides, without repetitions."""
+    """Return the arms that were trained for either side, without repetitions."""
     arms = table.trained(row["arm"]) + table.trained(row["baseline"])
     return list(dict.fromkeys(arms))
 
@@ -306,7 +306,7 @@ def _has_failures(row: Contrast, table: Outcomes) -> bool:
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:
-    """Return the searches for the arms of a row: one per seed, or one for all in older studies."""
+    """Return the searches for a row's arms: one per seed, or in older studies one for all seeds."""
     trained = _trained(row, table)
     return [line for line in table.lines["selection"] if line["arm"] in trained]
 
@@ -377,7 +377,7 @@ FLAGS = (
         "caps",
         _looked_before,
         "the {what} changed after a verdict on {runs} runs, without a plan (study.looks)",
-        "Start a new study with other seeds, or plan interim analyses with study.looks: testing "
+        "Start a new study with new seeds, or plan interim analyses with study.looks: testing "
         "again inflates the error rate.",
     ),
     Flag(
@@ -414,7 +414,7 @@ FLAGS = (
         "untuned",
         "notes",
         _untuned,
-        "no settings were tuned: with another learning rate the order may change",
+        "no settings were tuned: at other learning rates the order of the arms may differ",
         "Tune every arm over the same small grid of learning rates (study.search).",
     ),
     Flag(
@@ -423,7 +423,7 @@ FLAGS = (
         _tied_grid,
         "in {searches} of {all} searches ({arms}) all settings scored the same, so the choice "
         "there is arbitrary",
-        "Use dev rows, or settings, that tell the points of the grid apart.",
+        "Choose dev rows or settings for which the points of the grid score differently.",
     ),
     Flag("grids-differ", "notes", _grids_differ, "the two sides were not tuned over the same grid"),
     Flag(

@@ -1,6 +1,6 @@
 """Sentences for people: rows, headline and advice.
 
-Differences are given in points of a score first and in spreads between seeds second, because people
+Differences are given in score points first and in spreads between seeds second, because people
 think in points.
 """
 
@@ -38,11 +38,12 @@ HEADLINES = {
     "equal": "open: {arm} and {baseline} are equal {where}.",
 }
 LEARNED_MORE = "{first} learned more than {second}: {amount} of held-out loss (decided, p = {p})."
-"""The headline of a decided loss whose other side learned little more than word frequencies."""
+"""The headline of a contrast that is decided by loss, if one side learned little more than word
+frequencies."""
 
 
 def outcome_words(outcome: str) -> str:
-    """Return an outcome as a phrase of a sentence: "on the tasks"."""
+    """Return the phrase that names an outcome in a sentence: "on the tasks"."""
     label = outcome_label(outcome)
     if outcome == "tasks":
         return "on the tasks"
@@ -94,7 +95,7 @@ def _fill(templates: Mapping[str, str], row: Contrast, names: Names, *, brief: b
 
 
 def _facts(row: Contrast, *, brief: bool) -> str:
-    """Return the numbers of a row: runs, intervals, p, and the scope of the verdict."""
+    """Return a row's number of runs, interval and p, and the scope of its verdict."""
     amount = shown(row)
     runs = f"{plural(row['n'], 'run')} each"
     if row["compute"]["matched"]:
@@ -117,7 +118,7 @@ def _facts(row: Contrast, *, brief: bool) -> str:
 
 
 def _inside(row: Contrast) -> str:
-    """Say that the interval lies within the margin; "" for other rows."""
+    """Say that the interval lies within the margin; "" if it does not."""
     inside = row.get("equivalence")
     if inside is None:
         return ""
@@ -145,10 +146,10 @@ def _outlook(row: Contrast) -> str:
         return ""
     amount = shown(row)
     size = f"{amount.scale * seen['difference']:.2g} {amount.unit}"
-    # The detectable difference is one of plain scores, which have no common unit here.
+    # The detectable difference is in plain scores, which have no common unit here.
     if amount.unit == SPREADS:
-        size = "larger differences"
-    return f"{seen['runs']} runs of each arm detect {size} or more."
+        size = "not known in points"
+    return f"{seen['runs']} runs of each arm detect only larger differences (minimum: {size})."
 
 
 def sentences_of(row: Contrast, effect: Effect) -> list[str]:
@@ -165,11 +166,12 @@ def is_ahead(row: Contrast) -> bool:
 
 
 def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
-    """Return the primary row of the headline; None without rows.
+    """Return the primary row that the headline is about; None without rows.
 
-    This is the decided contrast with the largest gain; with several baselines, the largest
-    difference, preferably of an arm that is worse than no other, and from the study's ``baseline``.
-    If nothing is decided, it is the arm nearest to its baseline.
+    With one baseline, it is the largest gain that is decided in favour of an arm. With several
+    baselines, it is the largest decided difference, preferably with a winner that is not behind any
+    other arm, and then with the study's ``baseline`` as the loser. Without such a row, it is the
+    row whose arm gains most or loses least.
     """
     judged = [row for row in rows if row["verdict"] != "not comparable"]
     if not judged:
@@ -207,7 +209,7 @@ def headline_sentence(
         rows: the primary rows.
     """
     if row is None and len(study["arms"]) > 1:
-        missing = "no measured outcome suits both; add tasks or held-out masks"
+        missing = "no measured outcome suits both sides; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
     if row is None:
         return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
@@ -218,7 +220,7 @@ def headline_sentence(
         if other["verdict"] != "not comparable":
             better.add(other["better"])
             baselines.add(other["baseline"])
-    # Against several baselines, or the model as it is, "keep" has no single object.
+    # With several baselines, or with the unchanged model as the baseline, there is no arm to keep.
     if better == {"baseline"} and baselines == {row["baseline"]} - {REFERENCE}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
     reach = _reach(row)
@@ -228,18 +230,18 @@ def headline_sentence(
 
 
 def behind_reference(row: Contrast | None, table: Outcomes) -> str:
-    """Name the arms with a worse mean than the start, if the leading arm or all are among them.
+    """Name the arms whose mean is worse than the start's, if they include the leading arm or all.
 
     A contrast between two trained arms does not show this. "" if there is nothing to report.
 
     Args:
-        row: the row of the headline.
+        row: the headline row.
     """
     if row is None or row["verdict"] == "not comparable":
         return ""
     outcome = row["outcome"]
     measured = outcome
-    # Tasks on which pre-training did not help count here.
+    # Tasks that pre-training did not help count here, too.
     if outcome == "tasks":
         measured = ALL_TASKS
     # If every compared run failed, only the gate's own runs have this outcome.
@@ -266,7 +268,7 @@ def behind_reference(row: Contrast | None, table: Outcomes) -> str:
 
 
 def _reach(row: Contrast) -> str:
-    """Return what a side at the floor of word frequencies leaves open; "" without one."""
+    """Return what remains open if a side hardly improved on word frequencies; "" otherwise."""
     for flag in row["flags"]:
         if flag["code"] == "near-floor":
             return f" {_capital(flag['sentence'], row)}."
@@ -274,12 +276,12 @@ def _reach(row: Contrast) -> str:
 
 
 def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ()) -> dict[str, str]:
-    """Return what to do next as sentences by code, the most useful first.
+    """Return sentences that say what to do next, keyed by code; the most useful comes first.
 
     Args:
         rows: the primary rows.
-        names: what to call arms.
-        looks: the numbers of runs of planned interim analyses.
+        names: what sentences call each arm.
+        looks: the number of runs at each planned interim analysis.
     """
     advice = _choices(rows, names)
     wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
@@ -314,7 +316,7 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
         found = decided[row["baseline"]]
         if row["better"]:
             found.append(row)
-    # Without this, "use A rather than no pre-training" reads as if A beat the other arms.
+    # Without this, "use A rather than the untrained model" reads as if A beat the other arms.
     apart = "; the arms were not compared with each other" if set(decided) == {REFERENCE} else ""
     for baseline, found in decided.items():
         base = names[baseline]
@@ -325,7 +327,9 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
             advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}.{_reach(best)}"
         elif found:
             worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
-            advice[f"keep {base}"] = f"Keep {base}: {worse} decided to be worse, none to be better."
+            advice[f"keep {base}"] = (
+                f"Keep {base}: {worse} decided to be worse, and none is decided to be better."
+            )
     return advice
 
 
@@ -341,9 +345,9 @@ def _more_runs(
         if look > runs:
             at = f"{look} runs of each arm (study.seeds)"
             return {"next-look": f"Continue to the next planned look: {at}."}
-    # Runs that could decide nothing have spent no error rate, so more may be added.
+    # Runs that could decide nothing have spent none of the error rate, so more may be added.
     if not looks and not can_decide(runs, len(rows)):
-        few = f"{plural(runs, 'run')} of each arm can decide nothing here"
+        few = f"{plural(runs, 'run')} of each arm cannot decide anything here"
         enough = f"{needed} would, if the difference is as large as it looks (study.seeds)"
         return {"add-seeds": f"Add seeds: {few}; {enough}."}
     again = (
