@@ -341,7 +341,10 @@ def test_a_gate_keeps_what_it_closes_among_the_arms_that_are_left() -> None:
     [
         ("study.arms.words-3=null", "unknown arm in study.arms 'words-3'.*mean 'words-30'"),
         ("study.arms=words-3", "unknown arm in study.arms 'words-3'.*mean 'words-30'"),
-        ("study.arms.new=null", "unknown arm in study.arms 'new'; allowed: .*; to add an arm, say"),
+        (
+            "study.arms.new=null",
+            "unknown arm in study.arms 'new'; allowed: .*; to add an arm, name",
+        ),
         ("study.baseline=words-3", "unknown arm in study.baseline 'words-3'; allowed: token-15"),
     ],
 )
@@ -377,10 +380,10 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("training: [", "not readable YAML"),
+        ("training: [", "not valid YAML"),
         (
             "training:\n\tsteps: 10",
-            "line 2: found character '\\t' that cannot start any token; replace the tabs by spaces",
+            "found character '\\t' that cannot start any token; replace the tabs with spaces",
         ),
         ("", "write settings into it, or name a shipped recipe"),
         ("# only a comment", "is not a recipe; got no settings"),
