@@ -85,7 +85,7 @@ class SearchSettings(Settings):
 
     @property
     def points(self) -> list[Plain]:
-        """The points of the common grid. If several points are equally good, the first is chosen."""
+        """The points of the common grid. If several points tie, the first one is chosen."""
         return _points(self.grid)
 
     def points_of(self, arm: str) -> list[Plain]:
