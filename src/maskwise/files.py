@@ -338,7 +338,7 @@ class TaskUse(TypedDict):
 
 
 class ArmSummary(TypedDict):
-    """An arm's results; ``scores`` has, for each outcome, a score per seed (None if the run failed)."""
+    """An arm's results; for each outcome, ``scores`` has a score per seed, None if it failed."""
 
     units: str
     gap_nats: float | None

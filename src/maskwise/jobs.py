@@ -425,7 +425,7 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address where no cluster answers; Ray would retry for minutes and print messages."""
+    """Refuse an address where no cluster answers; Ray would retry and print for minutes."""
     host, _, port = address.rpartition("://")[2].partition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
