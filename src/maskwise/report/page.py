@@ -189,7 +189,7 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
     if summary:
         spent = summary["compute"]
         if "targets" in spent:
-            words += f" · {spent['targets'] / spent['steps']:,.0f} targets a step"
+            words += f" · {spent['targets'] / spent['steps']:,.0f} targets per step"
         # Shown only where the arm learned little more than word frequencies.
         gap = summary["gap_nats"]
         if gap is not None and gap < PLATEAU_NATS:
