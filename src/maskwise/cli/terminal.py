@@ -114,7 +114,7 @@ def print_plan(plan: Facts) -> None:
     for kind, facts in plan["stages"].items():
         done = str(facts["done"])
         stages.append((kind, done, str(facts["to_do"]), duration(facts["seconds"])))
-    print_table(("stages", "done", "to do", "time of work"), stages)
+    print_table(("stages", "done", "to do", "work time"), stages)
     phases = []
     for line in plan["phases"]:
         flops = ""
