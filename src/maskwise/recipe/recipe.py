@@ -148,7 +148,9 @@ class Recipe(Settings):
                     got=f"study.match {self.study.match}",
                 )
         elif self.sampler != "uniform":
-            raise MaskwiseError("a sampler needs several objectives", got=f"sampler {self.sampler}")
+            raise MaskwiseError(
+                "a sampler needs objectives, from which it chooses", got=f"sampler {self.sampler}"
+            )
         # One encoder (or encoder–decoder) is shared by all objectives.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
