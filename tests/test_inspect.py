@@ -239,7 +239,7 @@ def test_why_nothing_is_chosen_is_said_in_the_terminal_and_on_the_page(tokenizer
         found = look(TEXT, "token", tokenizer, ratio=ratio)
         write_masks(found, tmp_path / "masks.html")
         page = (tmp_path / "masks.html").read_text(encoding="utf-8")
-        words = ["nothing is chosen" in told for told in (printed(found, colours=False), page)]
+        words = ["nothing is masked" in told for told in (printed(found, colours=False), page)]
         assert words == [ratio == "0.0"] * 2
 
 

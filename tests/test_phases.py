@@ -254,7 +254,7 @@ def test_the_full_size_of_a_recipe_stands_in_its_header(name, tokens):
             "phases=[{objective: denoise, masking.corruption: t5}]",
             "all phases train one model, an encoder",
         ),
-        ("phases=[{}, {objective: rtd}]", "phases.1: objective: objective; got rtd"),
+        ("phases=[{}, {objective: rtd}]", "objective: this objective cannot be trained alone"),
         ("study.arms.x.phases.0.masking.ratio=0.4", "allowed: a list"),
     ],
 )

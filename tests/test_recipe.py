@@ -378,10 +378,10 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("training: [", "not readable YAML"),
+        ("training: [", "not valid YAML"),
         (
             "training:\n\tsteps: 10",
-            "line 2: found character '\\t' that cannot start any token; replace the tabs by spaces",
+            "found character '\\t' that cannot start any token; replace the tabs with spaces",
         ),
         ("", "write settings into it, or name a shipped recipe"),
         ("# only a comment", "is not a recipe; got no settings"),

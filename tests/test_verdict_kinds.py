@@ -107,7 +107,7 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     row = summarise(records, study)["contrasts"][0]
     assert row["mean"] > 0 and "natural" not in row
     assert row["metric"] is None and row["items"] is None
-    assert shown(row).unit == "spreads between seeds"
+    assert shown(row).unit == "SDs between seeds"
 
 
 def test_a_loss_is_known_by_its_measure():

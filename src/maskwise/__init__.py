@@ -3,9 +3,9 @@
     text → annotated tokens → masked batch → loss → checkpoint → task score → report
            annotate/          masking/       objectives/  training/   tasks/       report/
 
-Five choices, each independent of the others: *what* may be masked (policy), *how much* at step t
-(schedule), *how it is shown* (corruption), *which loss* (objective), and *which of them now*
-(sampler).
+There are five independent choices: *what* may be masked (policy), *how much* is masked at step t
+(schedule), *how* it is shown to the model (corruption), *which loss* is trained (objective), and
+*which objective* is trained next (sampler).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use, so that ``maskwise --help`` need not wait for torch."""
+    """Import public names on first use, so ``maskwise --help`` does not wait for torch."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -1,14 +1,14 @@
-"""``maskwise bench mask``: speed of masking on one core, compared with transformers' collator.
+"""``maskwise bench mask``: the speed of masking on one core, compared with transformers' collator.
 
-Rows are the bundled sample, tokenised by a small WordPiece, in three layouts: one document per row;
-packed rows of five documents; packed rows of sentences of 20 tokens. All contestants get the same
-rows: transformers' collator as lists of dicts, with character offsets for whole words, and maskwise
-as tensors.
+The rows come from the bundled sample, tokenised by a small WordPiece tokenizer, in three layouts:
+one document per row; packed rows of five documents; packed rows of sentences of 20 tokens. All
+contestants get the same rows: transformers' collator gets lists of dicts, with character offsets
+for whole words, and maskwise gets tensors.
 
-Times are CPU seconds of one thread, because wall time on a shared machine also measures other
-processes. Contestants take turns, so that other processes, which share the caches, affect all of
-them alike. Everything is timed three times by default, and the report shows how much the times
-vary and how busy the machine was.
+Times are CPU seconds on one thread, because wall time on a shared machine also measures other
+processes. Contestants take turns, so that other processes, which share the caches, affect all
+contestants equally. By default, everything is timed three times, and the report shows how much the
+times vary and how busy the machine was.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.tokenizers import tokenise, train_tokenizer
 
 Figures: TypeAlias = dict[str, Any]
-"""Settings or measurements by name."""
+"""Settings or measurements, keyed by name."""
 RATIO = 0.15
 PEER = "transformers"
 PEER_WORDS = "transformers, whole words"
@@ -55,9 +55,9 @@ POLICY_FOR = {
     "ul2": "ul2",
     "permute-sentences": "sentence",
 }
-"""The policy with which a corruption is timed; ``token`` for all others."""
+"""The policy with which a corruption is timed; for all other corruptions, it is ``token``."""
 PROBED = 1_000_000
-"""How many numbers the probe of ``Noise`` sorts."""
+"""How many numbers the probe in ``Noise`` sorts."""
 DIFFUSION: dict[str, Figures] = {
     "diffusion": {},
     "diffusion, bernoulli": {"budget": "bernoulli"},
@@ -67,21 +67,22 @@ DIFFUSION: dict[str, Figures] = {
 
 
 def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192) -> Figures:
-    """Time every policy and corruption at 32 × 512, tokens and whole words also in other shapes.
+    """Time every policy and corruption at 32 × 512, and token and whole-word in other shapes too.
 
     Args:
-        batches: batches timed per contestant and repetition (a tenth of them for long rows).
+        batches: the number of batches timed per contestant and repetition (a tenth for long rows).
         repetitions: how often everything is timed.
-        vocab_size: the vocabulary size of the WordPiece that is trained.
+        vocab_size: the vocabulary size of the WordPiece tokenizer that is trained.
 
     Returns:
         ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``,
-        ``milliseconds`` (CPU time per batch: the median over repetitions of their medians),
-        ``spread`` (the range of these medians over their median), ``tokens_per_second``,
-        ``times_random`` and ``times_whole_word`` (the speed relative to transformers' random and
-        whole-word masking); ``repetitions``, ``noise`` (see ``Noise``), and ``hardware``.
+        ``milliseconds`` (CPU time per batch: each repetition has a median over batches, and this is
+        the median of these medians), ``spread`` (the range of these medians, divided by their
+        median), ``tokens_per_second``, ``times_random`` and ``times_whole_word`` (the speed
+        relative to transformers' random and whole-word masking); ``repetitions``, ``noise`` (see
+        ``Noise``), and ``hardware``.
     """
-    # Workers of a data loader have one thread as well.
+    # A data loader's workers have one thread too.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,14 +124,14 @@ class Shape(NamedTuple):
 
 
 Timed = dict[tuple[str, Shape], list[float]]
-"""Seconds per batch in every repetition, by contestant."""
+"""For each contestant, the seconds per batch in every repetition."""
 
 
 class Sample:
     """The bundled sample as batches of any shape, with made-up layers for every policy.
 
     Args:
-        vocab_size: the vocabulary size of the WordPiece that is trained.
+        vocab_size: the vocabulary size of the WordPiece tokenizer that is trained.
     """
 
     def __init__(self, vocab_size: int):
@@ -142,7 +143,7 @@ class Sample:
         first = 0
         for tokens in tokenise(documents, self.tokenizer):
             word_ids = tokens.columns()["word_ids"]
-            # Words of different documents have different numbers, since a row may hold several.
+            # A row may hold several documents, so word numbers must differ between documents.
             numbered = np.where(word_ids >= 0, word_ids + first, -1)
             first = int(numbered.max(initial=first)) + 1
             ids.append(tokens.input_ids)
@@ -155,7 +156,7 @@ class Sample:
         self.tokenizer.add_special_tokens({"additional_special_tokens": names})
 
     def batches(self, rows: int, length: int, layout: str) -> list[dict[str, Tensor]]:
-        """Return the whole sample in batches of a layout, with [SEP] after each piece."""
+        """Return the whole sample in batches with the given layout, with [SEP] after each piece."""
         room = length - 2
         count = len(self.ids) // (rows * room)
         # [CLS] and [SEP] are written over the padding below.
@@ -240,14 +241,14 @@ def _results(timed: Timed) -> list[Figures]:
 
 
 def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
-    # Every call gets a different (batch, epoch), so that the CPU cannot learn to predict branches.
+    # Every call gets a different (batch, epoch); otherwise the CPU could learn to predict branches.
     return masker(batches[number % len(batches)], epoch=number // len(batches))
 
 
 def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callable[[int], Any]]:
     plain = DataCollatorForLanguageModeling(sample.tokenizer, mlm_probability=RATIO)
     with warnings.catch_warnings():
-        # It warns that with whole words every selected token becomes [MASK].
+        # transformers warns that, with whole words, every selected token becomes [MASK].
         warnings.simplefilter("ignore")
         whole = DataCollatorForLanguageModeling(
             sample.tokenizer, mlm_probability=RATIO, whole_word_mask=True
@@ -289,15 +290,16 @@ def in_turn(
     """Return the median CPU seconds per call of each contestant.
 
     Args:
-        contestants: functions by name, which are called with the numbers 0, 1, ….
+        contestants: the functions, keyed by name; they are called with the numbers 0, 1, ….
         batches: the number of timed calls per contestant.
-        check: called with (name, number, result) after every timed call; not timed itself.
-        turn: consecutive timed calls of one contestant, after one call that is not timed.
+        check: a function that is called with (name, number, result) for every timed call; it is not
+            timed itself.
+        turn: the number of timed calls in a contestant's turn, which begins with an untimed call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for first in range(0, batches, turn):
         for name, call in contestants.items():
-            # Refill the caches, which the previous contestant has emptied.
+            # Refill the caches, which hold the previous contestant's data.
             call(first)
             results = []
             for number in range(first, min(first + turn, batches)):
@@ -314,7 +316,7 @@ def in_turn(
 class Noise:
     """Measures how busy the machine is with other work during a benchmark.
 
-    A fixed piece of work, the probe, always takes the same time on an idle machine.
+    The probe is a fixed piece of work, which always takes the same time on an idle machine.
 
     >>> noise = Noise()
     >>> for repetition in range(3):
@@ -331,14 +333,14 @@ class Noise:
         np.sort(self.numbers)
 
     def probe(self) -> None:
-        """Time the fixed work once, in wall time."""
+        """Time the probe once, in wall time."""
         began = time.perf_counter()
         for _ in range(3):
             np.sort(self.numbers)
         self.milliseconds.append(round(1e3 * (time.perf_counter() - began), 2))
 
     def report(self) -> dict[str, object]:
-        """Return load averages (of the last minute), times of the probe, and their spread."""
+        """Return load averages (for the last minute), the probe's times, and how much they vary."""
         return {
             "load_before": self.before,
             "load_after": _load(),
@@ -357,7 +359,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _load() -> float | None:
-    """Return the load average of the last minute; None: unknown, as on Windows."""
+    """Return the load average for the last minute; None if it is unknown, as on Windows."""
     if not hasattr(os, "getloadavg"):
         return None
     return round(os.getloadavg()[0], 2)
@@ -385,9 +387,9 @@ def render_mask(result: Figures) -> RenderableType:
     widest = max(row["spread"] for row in result["results"])
     load = f"load average {noise['load_before']} before, {noise['load_after']} after"
     caption = (
-        "× random, × whole words: speed over the peer's random and whole-word masking\n"
+        "× random, × whole words: speed relative to transformers' random and whole-word masking\n"
         f"{result['repetitions']} repetitions: figures varied by up to {widest:.0%}\n"
-        f"{load}; a fixed piece of work: {noise['probe_spread']:.0%}"
+        f"{load}; the time of a fixed piece of work varied by {noise['probe_spread']:.0%}"
     )
     table = Table(
         title=title,
@@ -399,7 +401,7 @@ def render_mask(result: Figures) -> RenderableType:
     )
     table.add_column("contestant", min_width=22)
     table.add_column("rows")
-    for head in ("shape", "ms a batch", "M tokens/s", "× random", "× whole words"):
+    for head in ("shape", "ms per batch", "M tokens/s", "× random", "× whole words"):
         table.add_column(head, justify="right")
     for row in result["results"]:
         table.add_row(

@@ -1,6 +1,6 @@
 """Constants and small functions that several packages share.
 
-This module imports none of them, so any module may import it.
+This module imports no other module of maskwise, so every module may import it.
 """
 
 import math
@@ -28,38 +28,38 @@ UPOS = (
 """The 17 universal parts of speech, in the order of the layer ``pos``."""
 
 REFERENCE = "no-pretraining"
-"""The arm of checkpoints without (further) pre-training. No other arm may have this name."""
+"""The arm that stands for checkpoints without (further) pre-training; the name is reserved."""
 
 OWN_TASK = "own-task"
-"""In a study of transfer: for every task, the arm whose policy was learned from this task."""
+"""In a study of transfer: for each task, the arm whose policy was learned from this task."""
 OTHER_TASKS = "other-tasks"
-"""In a study of transfer: for every task, the mean of the arms with policies from other tasks."""
+"""In a study of transfer: for each task, the mean of the arms with policies from other tasks."""
 
 FIXED = "at these settings"
 TUNED = "each arm tuned"
-"""The scopes of a verdict."""
+"""The two scopes of a verdict."""
 
 CONTROL = "-control"
-"""The suffix of positive controls: studies that are void unless their oracle wins
+"""The suffix that marks a positive control: a study that is void unless its oracle wins
 (``study.gate``)."""
 
 MOST_PRIMARY = 6
-"""The largest number of primary contrasts of a study: after Holm's correction for more contrasts,
-ten runs could not decide any of them."""
+"""The largest number of primary contrasts in a study: after Holm's correction for more contrasts,
+ten runs could not decide any of the contrasts."""
 
 FRESH_RUN = 10_000
-"""Added to the seed of a search to get the seed of the run that is compared. The best run of a grid
-is not compared itself, because it won partly by luck."""
+"""Added to a search seed to get the seed of the run that is compared. The best run of a grid is not
+compared itself, because it won partly by luck."""
 
 PLATEAU_NATS = 0.3
-"""A model whose held-out loss is less than this below the unigram loss knows little more than word
-frequencies."""
+"""If a model's held-out loss is less than this far below the unigram loss, the model has learned
+little more than word frequencies."""
 
 NATS = "nats"
-"""The metric of tasks that are answered in words: mean nats per token of the right answers."""
+"""The metric for tasks that are answered in words: mean nats per token of the correct answers."""
 
 IMBALANCED = 0.6
-"""Above this share of one class, accuracy says little and macro F1 is reported too."""
+"""If one class has more than this share, accuracy says little, so macro F1 is reported too."""
 
 
 def accuracy_misleads(metric: str | None, share: float | None) -> bool:
@@ -68,7 +68,8 @@ def accuracy_misleads(metric: str | None, share: float | None) -> bool:
 
 
 OVERLAP_SHARE = 0.01
-"""If the corpus has at least this share of a task's test items, its score may be due to memory."""
+"""If the corpus contains at least this share of a task's test items, the score on the task may be
+due to memory."""
 
 
 def overlap_matters(overlapping: int, items: int) -> bool:
@@ -95,20 +96,20 @@ COSTS = {
 """The quantities in which the cost of training is measured, with their labels."""
 
 LOWER_IS_BETTER = (NATS,)
-"""Metrics of tasks that are better when they are lower."""
+"""Task metrics for which lower values are better."""
 CORRELATIONS = ("spearman", "pearson", "matthews")
-"""Metrics shown times 100 without a percent sign: a correlation is not a share."""
+"""Metrics that are multiplied by 100 but have no percent sign: a correlation is not a share."""
 
 
 GAIN = "gain over random masks on dev, nats"
-"""The label of a learned policy's gain, on its card and in ``maskwise learn``."""
+"""The label for a learned policy's gain, on its card and in ``maskwise learn``."""
 
 DIFFUSION = "diffusion"
-"""The held-out masks of masked diffusion, whose bound can compare arms with different units."""
+"""The held-out masks for masked diffusion; its bound can compare arms with different units."""
 
 
 def rank_here() -> int:
-    """The rank of this process under torchrun, else 0. Only rank 0 prepares, writes and prints."""
+    """Return the rank under torchrun, else 0. Only rank 0 prepares, writes and prints."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -118,7 +119,7 @@ def ranks_here() -> int:
 
 
 def cards_here() -> list[str]:
-    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
+    """Return this process's CUDA devices, by the names in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -127,12 +128,12 @@ def cards_here() -> list[str]:
 
 
 def jobs_here() -> int:
-    """How many stages of a study run at once on this machine: one per CUDA device, or per core."""
+    """Return how many stages run at once on this machine: one per CUDA device, or per core."""
     return len(cards_here()) or os.cpu_count() or 1
 
 
 def share_of_card(jobs: int | None, cards: float) -> float:
-    """The share of a GPU for each of ``jobs`` tasks, spread evenly over ``cards``; 0 without GPUs.
+    """Return each task's share of a GPU if ``jobs`` tasks share ``cards`` evenly; 0 without GPUs.
 
     >>> share_of_card(8, 2.0), share_of_card(3, 2.0), share_of_card(None, 2.0), share_of_card(8, 0)
     (0.25, 0.5, 1.0, 0.0)
@@ -148,7 +149,7 @@ BLUE = (0x56, 0xB4, 0xE9)
 
 
 def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
-    """A colour in HTML: white at the share 0, the full colour at 1."""
+    """Return an HTML colour: white for the share 0, the full colour for the share 1."""
     share = min(1.0, max(0.0, share))
     red, green, blue = (round(255 - share * (255 - part)) for part in full)
     return f"#{red:02x}{green:02x}{blue:02x}"

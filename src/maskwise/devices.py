@@ -1,8 +1,9 @@
 """Choose and measure devices, and copy tensors without blocking the device or the host.
 
-A copy waits for all earlier work on its stream, which can be a whole training step. So batches are
-copied on a separate stream (``Lane``), and sums are copied to pinned memory and read a step later
-(``coming_back``). Masking imports this module, so torch is imported only where it is used.
+A copy waits for all earlier work on its stream, which can be a whole training step. Batches are
+therefore copied on a separate stream (``Lane``), and sums are copied to pinned memory and read a
+step later (``coming_back``). Masking imports this module, so torch is imported only where it is
+used.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 PINNING = ("cuda",)
-"""Device types to which pinned memory is copied without waiting."""
+"""Device types to which copies from pinned memory do not block the host."""
 
 
 def widest(values: Tensor) -> Tensor:
-    """Values in float64 on a CPU and in float32 elsewhere: Apple's GPUs have no float64."""
+    """Convert to float64 on a CPU, and to float32 elsewhere, because Apple's GPUs lack float64."""
     return values.double() if values.is_cpu else values.float()
 
 
 def copies_aside(device: torch.device | str) -> bool:
-    """Whether a device copies pinned memory while it computes."""
+    """Return whether a device can copy from pinned memory while it computes."""
     return str(device).split(":")[0] in PINNING
 
 
@@ -45,7 +46,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
         return tuple(moved(each, device) for each in value)
     if value is None:
         return None
-    # Only from pinned memory does CUDA copy without making the host wait.
+    # CUDA copies without making the host wait only if the memory is pinned.
     if copies_aside(device) and value.is_cpu:
         value = value.pin_memory()
     return value.to(device, non_blocking=True)
@@ -56,7 +57,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 
 class Lane:
-    """A stream for copies to a device, separate from the stream of its work."""
+    """A stream for copies to a device, separate from the stream on which the device computes."""
 
     def __init__(self, device: torch.device | str):
         import torch
@@ -71,7 +72,7 @@ class Lane:
             return result, self.stream.record_event()
 
     def receive(self, sent: object, mark: Any) -> None:
-        """Make the work that follows on the device wait for a copy; the host does not wait."""
+        """Make later work on the device wait for a copy; the host does not wait."""
         current = self.cuda.current_stream()
         current.wait_event(mark)
         for tensor in tensors_of(sent):
@@ -95,7 +96,7 @@ def tensors_of(value: object) -> Iterator[Tensor]:
 
 
 def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start to copy a tensor to the host, and return a function that waits for it."""
+    """Start to copy a tensor to the host; return a function that waits for the copy."""
     if not copies_aside(tensor.device):
         here = tensor.cpu()
         return lambda: here
@@ -125,18 +126,18 @@ def new_event() -> Callable[[], None]:
 
 MEASURE_SECONDS = 0.3
 SIZES = {"cpu": 1024}
-"""Rows and columns of the measured matrices, by kind of device; 8,192 on accelerators."""
+"""The number of rows and columns of the measured matrices; 8,192 on other kinds of device."""
 
 
 def best_device() -> torch.device:
-    """The device to train on: the accelerator if there is one, else the CPU."""
+    """Return the device to train on: the accelerator if there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def fast_bf16() -> bool:
-    """Whether the hardware trains faster in bf16 than in float32.
+    """Return whether the hardware trains faster in bf16 than in float32.
 
     Among CPUs, only those with AMX do. With AVX-512's bf16 it depends on the processor and the
     model: a step of a small encoder took 1.6 times as long as in float32 on one processor
@@ -150,7 +151,7 @@ def fast_bf16() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """This process's peak memory in bytes, on its accelerator or in RAM; 0 if it is unknown."""
+    """Return this process's peak memory in bytes, on its GPU or in RAM; 0 if it is unknown."""
     import torch
 
     if device.type == "cuda":
@@ -165,14 +166,14 @@ def peak_memory(device: torch.device) -> int:
 
 @cache
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOPs per second of a large square matrix product, measured once in a process."""
+    """Return FLOPs per second in a large square matrix product, measured once per process."""
     import torch
 
     return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate within ``MEASURE_SECONDS``, since other work can only slow products down."""
+    """Return the best rate within ``MEASURE_SECONDS``; other work can only lower the rate."""
     import torch
 
     size = SIZES.get(device.type, 8192)
@@ -180,7 +181,7 @@ def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
     products = 10 if device.type == "cuda" else 1
     times: list[float] = []
     end = time.perf_counter() + MEASURE_SECONDS
-    while len(times) < 3 or time.perf_counter() < end:  # the first ones warm up
+    while len(times) < 3 or time.perf_counter() < end:  # the first products warm up
         began = time.perf_counter()
         for _ in range(products):
             product = matrix @ matrix
@@ -190,12 +191,12 @@ def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def cache_folder() -> Path:
-    """The folder of measurements: ``$XDG_CACHE_HOME/maskwise``, else ``~/.cache/maskwise``."""
+    """Return the folder for measurements, in ``$XDG_CACHE_HOME`` or else ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
 
 
 def cpu_name() -> str:
-    """The model of the processor."""
+    """Return the processor's model name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 LONGEST = 400
-"""Characters of each part of an error's message."""
+"""The largest number of characters in each part of an error message."""
 
 
 EXTRAS = {
@@ -28,14 +28,14 @@ EXTRAS = {
     "sentence_transformers": "sentence-transformers",
     "maskwise_data": "data",
 }
-"""Libraries that only some users need, and the extra of maskwise that installs them."""
+"""Libraries that only some users need, each with the extra of maskwise that installs it."""
 
 CHECKOUT = Path(__file__).parents[2] / "packages" / "maskwise-data"
 """The distribution maskwise-data in a checkout of the project."""
 
 
 class MaskwiseError(ValueError):
-    """Bad input: a recipe, a file, a layer, an argument. The message is one line.
+    """Bad input, such as a recipe, a file, a layer or an argument. The message is one line.
 
     >>> print(MaskwiseError("a ratio is a share", got=1.5, allowed="0 to 1", do="write 0.15"))
     a ratio is a share; got 1.5; allowed: 0 to 1; write 0.15
@@ -70,14 +70,14 @@ class MaskwiseError(ValueError):
 def unknown_name(
     kind: str, name: object, known: Iterable[str], *, do: str | None = None
 ) -> MaskwiseError:
-    """Build the error for a name that is not in a table; it suggests the nearest one.
+    """Build the error for a name that is not in a table; it suggests the most similar known name.
 
     >>> print(unknown_name("recipe", "quickstart", ["ptw", "quick-start"], do="or name a file"))
     unknown recipe 'quickstart'; allowed: ptw, quick-start; did you mean 'quick-start'? or name a
     file
     """
     names = sorted(known)
-    # The comparison is quadratic in the length, and a user may have pasted a whole file.
+    # Comparing takes time quadratic in the length, and a user may have pasted a whole file.
     near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=0.5)
     if near:
         hint = f"did you mean {near[0]!r}?"
@@ -93,9 +93,9 @@ def require_known(setting: str, name: str, known: Collection[str]) -> None:
 
 
 def install_command(module: str) -> str | None:
-    """Return the command that installs an optional library, a key of `EXTRAS`.
+    """Return the command that installs an optional library, which is a key in `EXTRAS`.
 
-    None if it is installed.
+    None if the library is installed.
     """
     if find_spec(module):
         return None
@@ -108,11 +108,11 @@ def install_command(module: str) -> str | None:
 
 
 def require_library(module: str, *, use: str) -> None:
-    """Raise unless an optional library is installed. Call it before work starts.
+    """Raise an error unless an optional library is installed. Call this before work starts.
 
     Args:
-        module: a key of `EXTRAS`.
-        use: what needs it, such as "the metric rouge-1".
+        module: the library, a key in `EXTRAS`.
+        use: what needs the library, such as "the metric rouge-1".
     """
     command = install_command(module)
     if command:
@@ -127,7 +127,7 @@ def whole_number(
     most: float = math.inf,
     do: str | None = None,
 ) -> int:
-    """Return a whole number from ``least`` to ``most``, Python's or numpy's, as an int.
+    """Return a whole number from ``least`` to ``most``, of Python or numpy, as an int.
 
     >>> whole_number("step", 3, least=0)
     3
@@ -159,7 +159,7 @@ def _checked(
     most: float,
     do: str | None = None,
 ) -> int | float:
-    # True is an Integral, but a mistake where a number is expected.
+    # True is an Integral, but where a number is expected, it is a mistake.
     if isinstance(value, kind) and not isinstance(value, bool):
         # An integer may be too large for a float.
         number = int(value) if isinstance(value, Integral) else float(value)
@@ -173,13 +173,13 @@ def _checked(
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message (the others are advice), or the type of the error."""
+    """Return the first line of a library's message (the rest is advice), or the error's type."""
     message = str(error).strip() or type(error).__name__
     return message.splitlines()[0]
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """ "3 × no label, 1 × no text": counts of reasons, the most frequent first."""
+    """Return counts of reasons, the most frequent first: "3 × no label, 1 × no text"."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
@@ -206,7 +206,7 @@ def duration(seconds: float | None) -> str:
 
 
 def shortened(value: object, limit: int = LONGEST) -> str:
-    """Show a value on one line for an error; the middle of a long one is left out.
+    """Show a value on one line of an error; the middle of a long value is left out.
 
     >>> shortened("a" * 500 + " is not in the table", 40)
     'aaaaaaaaaaaaaaaaaaaaa … not in the table'

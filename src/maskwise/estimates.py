@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from maskwise.constants import DIFFUSION, NATS
 from maskwise.files import Contrast, Estimate
 
-SPREADS = "spreads between seeds"
+SPREADS = "SDs between seeds"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A difference from the baseline for display; positive if the arm is better.
+    """A difference from the baseline, in the unit for display; positive if the arm is better.
 
     Attributes:
-        mean, low, high: the estimate and its interval; None where it is unknown.
-        scale: the factor between the recorded and the displayed unit.
-        unit: points, nats, spreads between seeds, or the unit of an evaluation.
-        digits: decimals to show.
+        mean, low, high: the estimate and the ends of its interval; None where they are unknown.
+        scale: the factor that converts the recorded unit into the displayed unit.
+        unit: points, nats, SDs between seeds, or an evaluation's own unit.
+        digits: the number of decimals to show.
     """
 
     mean: float | None
@@ -30,17 +30,17 @@ class Shown:
     digits: int
 
     def size(self) -> str:
-        """The mean without its sign: "2.1 accuracy points"."""
+        """Return the mean without its sign: "2.1 accuracy points"."""
         return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
 
     def figure(self) -> str:
-        """The mean with its sign: "+2.1"; "" if it is unknown."""
+        """Return the mean with its sign: "+2.1"; "" if the mean is unknown."""
         if self.mean is None:
             return ""
         return with_minus(f"{self.mean:+.{self.digits}f}")
 
     def ends(self, *, ahead: bool = False) -> str:
-        """The interval, "−0.4 to 4.6"; with ``ahead``, for the better of the two sides."""
+        """Return the interval, "−0.4 to 4.6"; with ``ahead``, as seen from the better side."""
         low = self.low or 0.0
         high = self.high or 0.0
         if ahead and (self.mean or 0.0) < 0:
@@ -49,10 +49,10 @@ class Shown:
 
 
 def shown(row: Contrast) -> Shown:
-    """The estimate of a row, in the unit for display.
+    """Return the estimate in a row, in the unit for display.
 
-    Spreads are shown only if tasks have no common unit, or if the plain mean and the standardised
-    mean have opposite signs.
+    SDs between seeds are shown only if tasks have no common unit, or if the plain mean and the
+    standardised mean have opposite signs.
     """
     estimate: Estimate = row
     scale = 1.0
@@ -87,7 +87,7 @@ def shown(row: Contrast) -> Shown:
 
 
 def with_minus(text: str) -> str:
-    """Replace the hyphen before a number by a minus sign."""
+    """Replace the hyphen before a number with a minus sign."""
     return re.sub(r"-(?=[\d.])", "−", text)
 
 

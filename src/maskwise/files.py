@@ -1,4 +1,4 @@
-"""Types of the files of a study, as docs/files.md describes them.
+"""Types for the files of a study, which docs/files.md describes.
 
 The study writes ``study.json`` and ``records.jsonl``, the verdicts write ``summary.json``, and the
 report and the commands read all three. Every type is a ``TypedDict``: plain JSON at run time,
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 2
-"""The version of the rules of verdicts; summaries without one were written by earlier rules."""
+"""The version of the verdict rules; summaries without a version were written by earlier rules."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
@@ -23,15 +23,15 @@ class ArmFacts(TypedDict):
     ratio: str
     overrides: dict[str, object]
     units: NotRequired[str]
-    """The value of a ``maskwise.masking.UnitKind``. Files written by hand may omit it; the policy
-    is used instead."""
+    """The value of a ``maskwise.masking.UnitKind``. Files written by hand may omit this key; the
+    policy is then used instead."""
     setting: NotRequired[dict[str, object]]
     """The settings that a search chose, by dotted name."""
     judged_on: NotRequired[list[str]]
-    """The held-out masks that suit the arm's policy and on which it is evaluated."""
+    """The held-out masks that suit the arm's policy, and on which the arm is evaluated."""
     tokenizer: NotRequired[str]
     runs: NotRequired[dict[str, str]]
-    """The folder of the pre-training run, by seed."""
+    """For each seed, the folder of the pre-training run."""
     sampler: NotRequired[str]
 
 
@@ -43,12 +43,13 @@ class TaskFacts(TypedDict, total=False):
     classes: int
     test_items: int
     test_texts: str
-    """A hash of the test texts: scores of tasks with the same texts have correlated errors."""
+    """A hash of the test texts: if two tasks have the same texts, their scores have correlated
+    errors."""
     majority: float | None
-    """The score of guessing, see ``tasks.Task.majority``."""
+    """The score that guessing gets; see ``tasks.Task.majority``."""
     notes: list[str]
     skipped: dict[str, int]
-    """Counts of skipped rows by "split: reason"."""
+    """The number of skipped rows, keyed by "split: reason"."""
     higher_is_better: bool
     """Present only if false."""
 
@@ -69,7 +70,7 @@ class Search(TypedDict, total=False):
 
 
 class Gate(TypedDict):
-    """A positive control: a contrast that must be decided before the contrasts that it closes."""
+    """A positive control: a contrast that must be decided before others are tested (``closes``)."""
 
     contrast: tuple[str, str]
     closes: list[tuple[str, str]]
@@ -83,7 +84,7 @@ class Look(TypedDict):
     contrasts: int
     looks: list[int] | None
     settings_changed: NotRequired[bool]
-    """Whether the contrasts or a rule of the verdict (``study.records``) differed; only if true."""
+    """Present, and true, only if the contrasts or a verdict rule (``study.records``) differed."""
 
 
 class Study(TypedDict, total=False):
@@ -105,7 +106,7 @@ class Study(TypedDict, total=False):
     tasks: dict[str, TaskFacts]
     contrasts: list[tuple[str, str]]
     outcome: NotRequired[str | None]
-    """The outcome that decides, if the recipe names one."""
+    """The outcome that decides, if the recipe names an outcome."""
     match: Matching | None
     companions: list[float]
     margin: NotRequired[float | None]
@@ -114,13 +115,13 @@ class Study(TypedDict, total=False):
     helps: NotRequired[float]
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
-    """The arms whose difference is the whole gain (``study.share``)."""
+    """The two arms whose difference counts as the whole gain (``study.share``)."""
     gate: NotRequired[Gate | tuple[str, str] | None]
     """Older files contain only the pair, which is then also one of the contrasts."""
     pending: NotRequired[list[int]]
     """The seeds of compared runs that have not run yet; present only if there are any."""
     learned: NotRequired[dict[str, str]]
-    """The task from which each arm's policy was learned, in studies of transfer."""
+    """For each arm, the task from which its policy was learned; only in studies of transfer."""
 
 
 class Candidate(TypedDict):
@@ -132,8 +133,8 @@ class Candidate(TypedDict):
     mean: NotRequired[float | None]
     """The score in older files."""
     scores: dict[str, float] | None
-    """The score of each outcome; higher is better. Older files contain a list of such dicts, one
-    per seed."""
+    """The score of each outcome; higher is better. Older files contain a list of such dicts, with
+    one dict per seed."""
 
 
 class Record(TypedDict, total=False):
@@ -143,14 +144,14 @@ class Record(TypedDict, total=False):
     arm: str
     seed: int
     fraction: float
-    """The share of the steps of a companion run; absent in whole runs."""
+    """The length of a companion run, as a share of the steps; absent in full runs."""
     task: str
     metric: str
     score: float
     majority: float | None
-    """The score of guessing, for tasks that are answered in words."""
+    """The score that guessing gets, for tasks that are answered in words."""
     item_error: float
-    """The standard error of the score over test items, by resampling sentences and documents."""
+    """The standard error of the score over test items, from resampled sentences and documents."""
     item_sd: float
     """The standard deviation of the items' scores, for tasks that are answered in words."""
     dev: list[float | None]
@@ -172,7 +173,7 @@ class Record(TypedDict, total=False):
     error: str
     by: str
     search_seed: int
-    """The seed of the runs of the search; ``seed`` is the seed of the compared run."""
+    """The seed of the search runs; ``seed`` is the seed of the compared run."""
     chosen: dict[str, object] | None
     candidates: list[Candidate]
     tied: bool
@@ -182,10 +183,10 @@ class Record(TypedDict, total=False):
     corpus: str
     overlapping: int
     standing: int
-    """How many items have a right answer that occurs in the corpus."""
+    """How many items have a correct answer that occurs in the corpus."""
     occurrences: int
-    """Occurrences of right answers in the masked rows; all of their tokens were masked in ``whole``
-    of them, and only some in ``part`` of them."""
+    """How often correct answers occur in the masked rows. In ``whole`` of these occurrences, all
+    tokens of the answer were masked; in ``part`` of them, only some tokens were."""
     whole: int
     part: int
 
@@ -196,7 +197,7 @@ class Ends(TypedDict):
 
 
 class Estimate(TypedDict):
-    """A mean difference with its interval; None if there are too few runs."""
+    """A mean difference with its interval; values are None if there are too few runs."""
 
     mean: float | None
     low: float | None
@@ -204,7 +205,7 @@ class Estimate(TypedDict):
 
 
 class Compute(TypedDict):
-    """The matched quantity, whether the arms match, and ratios of the arm's costs to the
+    """The matched quantity, whether the arms match in it, and the arm's costs divided by the
     baseline's."""
 
     by: str | None
@@ -213,7 +214,8 @@ class Compute(TypedDict):
 
 
 class Detectable(TypedDict):
-    """The difference that ``runs`` runs detect with probability .8, in scores or the row's unit."""
+    """The smallest difference that ``runs`` runs detect with probability .8, in scores or in the
+    row's unit."""
 
     runs: int
     difference: float
@@ -236,14 +238,14 @@ class RaisedFlag(TypedDict):
 
 
 class Contrast(Estimate):
-    """One pair of arms and one outcome: a row of summary.json."""
+    """The comparison of a pair of arms on one outcome: a row of summary.json."""
 
     arm: str
     baseline: str
     outcome: str
     primary: bool
     gate: NotRequired[bool]
-    """Present only if true: this contrast must be decided before the contrasts it closes."""
+    """Present only if true: the contrasts that this gate closes wait until it is decided."""
     n: int
     higher_is_better: bool
     unit: str
@@ -257,9 +259,9 @@ class Contrast(Estimate):
     verdict: Verdict | None
     """None for secondary rows, unless they are not comparable."""
     better: Literal["arm", "baseline"] | None
-    """The side that was decided to be better."""
+    """The side that is better according to a *decided* verdict."""
     scope: str
-    """Whether the verdict holds "at these settings" or for arms that were each tuned."""
+    """Whether the verdict holds only "at these settings", or each arm was tuned."""
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
     runs_to_decide: int | None
@@ -269,7 +271,7 @@ class Contrast(Estimate):
 
 
 class Point(TypedDict, total=False):
-    """The compute of a run of any length and its scores by outcome."""
+    """The compute of a run of any length, and its score on each outcome."""
 
     arm: str
     seed: int
@@ -284,7 +286,8 @@ class Point(TypedDict, total=False):
 class Crossing(TypedDict):
     """The share of the baseline's compute at which an arm first reaches the baseline's final score.
 
-    ``shares`` are by seed (a string, as in JSON); None if the arm never reaches it.
+    ``shares`` has a share for each seed (a string, as in JSON), or None if the arm never reaches
+    that score.
     """
 
     arm: str
@@ -295,7 +298,7 @@ class Crossing(TypedDict):
 
 
 class TransferCell(Estimate):
-    """The gain over the baseline on a task, by a policy that was learned from any of the tasks."""
+    """The gain over the baseline on ``task`` of a policy that was learned from ``learned_from``."""
 
     arm: str
     learned_from: str
@@ -306,9 +309,10 @@ class TransferCell(Estimate):
 class GainShare(TypedDict):
     """The gain of an arm over the ``baseline`` as a share of the gain of the ``best`` arm.
 
-    In ``failed`` of ``n`` pairs of runs the arm learned nothing; ``failed_low`` and ``failed_high``
-    are the exact interval of this failure rate. ``share`` and its 95 % interval are estimated from
-    the other runs; None if there are none, or if the arms cannot be compared.
+    In ``failed`` of ``n`` pairs of runs, the arm learned nothing; ``failed_low`` and
+    ``failed_high`` are the ends of an exact interval for this failure rate. ``share`` and its 95 %
+    interval are estimated from the other runs; they are None if there are no other runs, or if the
+    arms cannot be compared.
     """
 
     arm: str
@@ -334,7 +338,7 @@ class TaskUse(TypedDict):
 
 
 class ArmSummary(TypedDict):
-    """Results of an arm; ``scores`` are by outcome, by seed, None if a run failed."""
+    """An arm's results; for each outcome, ``scores`` has a score per seed, None if it failed."""
 
     units: str
     gap_nats: float | None
@@ -345,8 +349,8 @@ class ArmSummary(TypedDict):
 
 
 class Planned(TypedDict):
-    """The runs of a study, its contrasts without the gate, and the probability of deciding a true
-    difference of 1 and 1.5 spreads between paired runs."""
+    """The number of runs of each arm, the number of contrasts without the gate, and the probability
+    of deciding a true difference of 1 and of 1.5 SDs of paired differences."""
 
     runs: int
     contrasts: int
@@ -354,7 +358,7 @@ class Planned(TypedDict):
 
 
 class Pending(TypedDict):
-    """The number of planned runs of each arm, and of those that are done."""
+    """How many runs of each arm are planned, and how many of them are done."""
 
     planned: int
     done: int
@@ -369,10 +373,10 @@ class Summary(TypedDict):
     """summary.json."""
 
     rules: NotRequired[int]
-    """``RULES``; absent in summaries of earlier rules."""
+    """The version ``RULES``; absent in summaries of earlier rules."""
     planned: NotRequired[Planned]
     pending: NotRequired[Pending | None]
-    """Present while planned runs are missing; nothing is tested then."""
+    """Present while planned runs are missing; nothing is tested until they are done."""
     baseline: str
     matched_by: str | None
     arms: dict[str, ArmSummary]

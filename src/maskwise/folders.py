@@ -1,8 +1,8 @@
 """Atomic writes, manifests, locks, JSON lines, and the search for recipes.
 
-Files are written under a temporary name and renamed, so that an interruption leaves either the old
+Files are written under a temporary name and then renamed, so an interruption leaves either the old
 or the new content. A manifest (``write_folder``) lists the hashes of a folder's files; hashing
-takes about a second for a gigabyte.
+takes about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from maskwise.specs import split_options
 MANIFEST = "manifest.json"
 CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""Errors of file systems without locks."""
+"""The errors that file systems without locks raise."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
 """Name, modification time in nanoseconds, and size of each file, to notice changes."""
 RELEASE_SECONDS = 0.2
-"""How long to retry a lock, since another process may be removing its file."""
+"""How long to retry a lock, since another process may just be removing the lock file."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
-"""Time limits for waiting for files from another machine, and from rank 0."""
+"""How long to wait for files from a different machine, and for files from rank 0."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors while writing to ``path`` into errors of one line.
+    """Turn errors that occur while writing to ``path`` into errors of one line.
 
     Raises:
         MaskwiseError: the disk is full, or the folder is missing or read-only.
@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
         got = str(error)
         if isinstance(error, OSError):
             got = error.strerror or got
-        # If the disk is full, safetensors and tokenizers raise errors of Rust.
+        # If the disk is full, safetensors and tokenizers raise Rust errors.
         elif "(os error " not in got:
             raise
         do = "free disk space, or give a writable folder; finished work is kept"
@@ -59,12 +59,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file atomically, with its parent folders.
+    """Write a file atomically, and create its parent folders.
 
     Raises:
         MaskwiseError: the file cannot be written.
     """
-    # A rename is atomic only within a file system, so the partial file is in the same folder.
+    # A rename is atomic only within one file system, so the partial file is in the same folder.
     partial = _partial(path)
     with writing(path):
         try:
@@ -81,7 +81,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Replace infinite numbers and NaN by None, because JSON has no such numbers.
+    """Replace infinite numbers and NaN with None, because JSON has no such numbers.
 
     >>> finite({"score": float("nan"), "dev": [0.5]})
     {'score': None, 'dev': [0.5]}
@@ -111,10 +111,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the JSON objects in a file of lines; nothing if the file is missing."""
+    """Yield the JSON objects in a file of JSON lines; nothing if the file is missing."""
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
-            # A power failure may leave a cut line, which is skipped.
+            # After a power failure, a line may be incomplete; it is skipped.
             with suppress(ValueError, RecursionError):
                 value = json.loads(line)
                 if isinstance(value, dict):
@@ -124,11 +124,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Write a folder with its manifest under a temporary name, then rename it.
 
-    A folder of that name is replaced. Both are lost only if the process is killed between removing
-    the old folder and renaming the new one.
+    An existing folder of that name is replaced. Content can be lost only if the process is killed
+    between removing the old folder and renaming the new one.
 
     Args:
-        fill: writes the files into the folder it is given.
+        fill: a function that writes the files into the folder that it is given.
 
     Raises:
         MaskwiseError: the folder cannot be written.
@@ -154,7 +154,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
-    """Describe the damage to a folder of ``write_folder``; None if no file has changed.
+    """Describe the damage to a folder that ``write_folder`` wrote; None if no file has changed.
 
     Args:
         weights: whether to hash ``*.safetensors`` too.
@@ -177,7 +177,7 @@ def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
     """Refuse a damaged folder.
 
     Args:
-        weights: whether to hash ``*.safetensors`` too.
+        weights: whether to check the hashes of ``*.safetensors`` too.
 
     Raises:
         MaskwiseError: a file has changed since the manifest was written.
@@ -198,7 +198,7 @@ def file_hash(path: Path) -> str:
 
 
 def files_state(path: Path) -> FilesState:
-    """Name, modification time and size of a file, or of the files in a folder."""
+    """Return name, modification time and size of a file, or of each file in a folder."""
     path = path.absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     state = []
@@ -213,13 +213,13 @@ def files_state(path: Path) -> FilesState:
 def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -> Iterator[None]:
     """Lock a folder against other processes.
 
-    The operating system releases the lock if the process dies. On a file system without locks
+    The operating system releases the lock if the process dies. On a file system without locks,
     nothing is locked.
 
     Args:
-        what: the beginning of the second process's error, such as "another study runs in".
+        what: how the second process's error begins, such as "another study runs in".
         lock: the name of the lock file in the folder.
-        stays: whether to keep the lock file at the end.
+        stays: whether the lock file is kept at the end.
 
     Raises:
         MaskwiseError: another process holds the lock, or the folder cannot be written.
@@ -236,7 +236,7 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
                 holder = path.read_text() or None
             do = "wait for it, or give another folder"
             raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
-    # Only the error of a second process quotes this, so it may be missing if the disk is full.
+    # Only a second process's error quotes this text, so it may be missing if the disk is full.
     with suppress(OSError):
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
@@ -254,7 +254,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
     Args:
         what: as for ``claim``.
         lock: the path of the lock file in the folder.
-        work: a pattern for the files in the folder that show that work was done.
+        work: a pattern that matches files in the folder only if some work was done.
     """
     new = not out.is_dir() or not any(out.iterdir())
     path = out / lock
@@ -268,13 +268,13 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
 
 
 def locked(path: Path, *, wait: float) -> FileLock:
-    """Acquire the lock of a file; on a file system without locks nothing is locked.
+    """Acquire the lock of a file; on a file system without locks, nothing is locked.
 
     Args:
-        wait: seconds to wait for another process; negative: without limit.
+        wait: seconds to wait for another process; if negative, there is no limit.
 
     Raises:
-        Timeout: another process still holds it.
+        Timeout: another process still holds the lock.
     """
     held = FileLock(path, timeout=wait, fallback_to_soft=False)
     try:
@@ -290,7 +290,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
     """Wait for a file, because files from other machines may appear late.
 
     Args:
-        within: time limit in seconds; None: ``LATE_SECONDS``.
+        within: time limit in seconds; if None, ``LATE_SECONDS``.
 
     Returns:
         Whether the file exists.
@@ -307,13 +307,13 @@ def appears(path: Path, *, within: float | None = None) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Wait for a file from rank 0, for longer than a collective operation would.
+    """Wait for a file from rank 0; this can wait longer than a collective operation would.
 
     Raises:
         MaskwiseError: the file did not appear within an hour.
     """
     if not appears(path, within=RANK_SECONDS):
-        raise MaskwiseError(f"{path} did not appear", do="is the folder shared by all processes?")
+        raise MaskwiseError(f"{path} did not appear", do="do all processes share the folder?")
 
 
 def require_own(folder: Path, *marks: str, what: str) -> None:
@@ -321,11 +321,11 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
 
     Args:
         folder: the folder, which may be missing or empty.
-        marks: patterns of names; a folder of the right kind matches at least one of them.
-        what: the right kind, such as "a study".
+        marks: patterns of names; a folder of the expected kind matches at least one pattern.
+        what: the expected kind of folder, such as "a study".
 
     Raises:
-        MaskwiseError: a file, or a folder with other content.
+        MaskwiseError: ``folder`` is a file, or a folder with different content.
     """
     if folder.is_file():
         raise MaskwiseError("--out is a file", got=str(folder), do="give a folder")
@@ -363,11 +363,11 @@ MOVED = {
     *("mometas-encoder", "mrd", "ptw-mrd", "diffusion-policies", "online-policies"),
     "continual-minilm",
 }
-"""Recipes of single experiments, which are no longer part of the package."""
+"""Recipes for single experiments, which are no longer part of the package."""
 
 
 def shipped() -> dict[str, Path]:
-    """List the recipes of the package, by name."""
+    """Return the recipes in the package, keyed by name."""
     folder = Path(str(files("maskwise") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -376,21 +376,21 @@ def bundled_file(name: str) -> Path:
     """Return a file or folder that comes with maskwise, or with the distribution maskwise-data.
 
     Raises:
-        MaskwiseError: it is in maskwise-data, which is not installed.
+        MaskwiseError: the file is in maskwise-data, which is not installed.
     """
     path = Path(str(files("maskwise") / "data" / name))
     if not path.exists():
         require_library("maskwise_data", use=f"bundled {name}")
         path = Path(str(files("maskwise_data") / name))
     if not path.exists():
-        # The installed version is older, or damaged.
+        # The installed maskwise-data is outdated or damaged.
         do = "pip install --force-reinstall maskwise-data"
         raise MaskwiseError(f"maskwise-data has no {name}", got=f"no {path}", do=do)
     return path
 
 
 def looked_in(path: Path) -> str | None:
-    """Name the working folder for the error of a missing relative path."""
+    """Name the working folder, for the error about a missing relative path."""
     return None if path.is_absolute() else f"no such path in {Path.cwd()}"
 
 
@@ -406,16 +406,16 @@ def refuse_missing(*names: str) -> None:
 
 
 def recipe_path(source: str | Path) -> Path:
-    """Find the file of a recipe, given by its path or by the name of a shipped one.
+    """Find the file of a recipe from its path, or from the name of a shipped recipe.
 
     Raises:
-        MaskwiseError: no such recipe.
+        MaskwiseError: there is no such recipe.
     """
     path = shipped().get(str(source), Path(source))
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or path.exists():
-        raise MaskwiseError("no such recipe file", got=str(source))
+        raise MaskwiseError("there is no such recipe file", got=str(source))
     refuse_missing(str(source))
     if str(source) in MOVED:
         do = f"in a checkout of the project, give the path benchmarks/recipes/{source}.yaml"
@@ -431,12 +431,12 @@ def write_page(
     Args:
         template: the name of a file in ``report``.
         filters: functions that the template calls.
-        values: the variables of the template.
+        values: the values of the template's variables.
 
     Raises:
         MaskwiseError: the page cannot be written.
     """
-    # Imported here because commands that write no page start faster without it.
+    # Imported here because commands that write no page start faster without jinja2.
     from jinja2 import Environment, PackageLoader
 
     loader = PackageLoader("maskwise", "report")

@@ -43,7 +43,7 @@ FastTokenizer: TypeAlias = Any
 """A fast tokenizer of transformers, or a ``LightTokenizer``."""
 Layers: TypeAlias = dict[str, list[Any]]
 SOME_MORE = 16
-"""Tokens that a model may write beyond the length of the target."""
+"""How many tokens a model may write beyond the length of the target."""
 STYLES = {
     "shown": "",
     "masked": "bold #000000 on #e69f00",
@@ -55,23 +55,24 @@ LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown 
 
 MAX_TEXTS = 5
 MAX_CHARACTERS = 600
-"""Limits for a file: the number of texts that are shown, and the characters of each."""
+"""Limits for a file: the number of texts that are shown, and the number of characters of each."""
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
-"""Layers that any text has."""
+"""Layers that every text has."""
 ANNOTATED = ("pos", "salient")
-"""Layers with an annotator of that name, used for texts without marks. All others need marks."""
+"""Layers that an annotator of the same name makes if a text has no marks. Other layers need marks.
+"""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
-"""Read from marks: [[word|2.5]]; unmarked tokens weigh 1."""
+"""Layers whose weights are read from marks, [[word|2.5]]; unmarked tokens have the weight 1."""
 
 
 class Piece(NamedTuple):
     """A token of the text.
 
     Attributes:
-        text: its characters, with the white space before it.
+        text: its characters, including the white space before the token.
         state: ``shown`` (not selected), ``masked``, ``random`` (replaced by another
             token), ``kept`` (selected, but unchanged).
-        shown: the token that the model reads in its place, if it is a random one; else "".
+        shown: the token that the model reads in its place, if this is a random token; else "".
     """
 
     text: str
@@ -90,10 +91,10 @@ class Shown(NamedTuple):
 
     Attributes:
         pieces: the text, token by token.
-        ratio: share of its tokens that were selected.
-        whole, parts: number of words that were selected as a whole, and in part.
-        source, target: input and labels of a sequence-to-sequence model; "" for an encoder.
-        written: output of the model; None without a model.
+        ratio: the share of the text's tokens that were selected.
+        whole, parts: the number of words that were selected as a whole, and only in part.
+        source, target: the input and labels of a sequence-to-sequence model; "" for an encoder.
+        written: the model's output; None if there is no model.
     """
 
     pieces: list[Piece]
@@ -120,10 +121,10 @@ def show_masks(
     """Mask one text and report what happened to each of its tokens.
 
     Args:
-        layers: layers of its tokens, by name, other than words.
-        step, total_steps: position in the schedule.
-        epoch: the pass over the text; each draws other masks.
-        max_length: maximum number of tokens; the rest of the text is dropped.
+        layers: layers of the text's tokens, keyed by name, except for words.
+        step, total_steps: the position in the schedule.
+        epoch: the number of the pass over the text; each pass draws different masks.
+        max_length: the maximum number of tokens; the rest of the text is dropped.
         model: an encoder–decoder; its output for the masked text is reported as well.
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **layers}
@@ -133,7 +134,7 @@ def show_masks(
     batch = gather([row], masker.vocabulary)
     masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
     corruption = masker.corruption
-    # A permuted token is shown at another position, so it cannot be compared at its own.
+    # A permuted token is shown at a different position, so it cannot be compared at its own.
     in_place = corruption.keeps_length and not isinstance(corruption, PermuteSentences)
     chosen_state = "masked"
     if isinstance(corruption, PermuteSentences) and corruption.inner is None:
@@ -154,7 +155,7 @@ def show_masks(
                 elif token != masker.vocabulary.mask:
                     state = "random"
                     replacement = str(tokenizer.convert_ids_to_tokens(token))
-        # Several tokens of one character (byte fallback) have the same offsets: show the first.
+        # Tokens that share a character (byte fallback) have the same offsets: show only the first.
         if stop > end:
             pieces.append(Piece(text[min(end, start) : stop], state, replacement))
             end = stop
@@ -197,7 +198,7 @@ def _decode(tokenizer: FastTokenizer, ids: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class Inspected:
-    """One text under one policy."""
+    """A text as masked by one policy."""
 
     policy: str
     corruption: str
@@ -228,10 +229,10 @@ class Inspected:
 
     @property
     def note(self) -> str:
-        """A reason and a remedy if nothing is selected; else ""."""
+        """A reason and a remedy if no token is selected; else ""."""
         if any(piece.state != "shown" for piece in self.shown.pieces):
             return ""
-        return "nothing is chosen: no unit fits; a larger --ratio or a longer text would help"
+        return "nothing is masked: no unit fits; use a larger --ratio or a longer text"
 
     @property
     def headline(self) -> str:
@@ -262,15 +263,15 @@ def inspect_text(
 
     Args:
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
-        policies: separated by commas.
-        settings: settings of the masker; if ``corruption`` is None, one is chosen for the model.
-        tokenizer: a folder or hub id; None: the model's, letters for FASTA, or the bundled one.
+        policies: the policies, separated by commas.
+        settings: the masker's settings; if ``corruption`` is None, it is chosen for the model.
+        tokenizer: a folder or hub id; if None, the model's own, letters for FASTA, or the bundled.
         model: a folder or hub id of an encoder–decoder, whose output is reported.
-        step, total_steps: position in the schedule.
+        step, total_steps: the position in the schedule.
 
     Raises:
-        MaskwiseError: no text, an unknown name, a policy whose layers a plain text does not have,
-            another kind of model, or a corruption whose targets are not a text.
+        MaskwiseError: there is no text, a name is unknown, a plain text lacks the layers of a
+            policy, the model is of a different kind, or a corruption's targets are not a text.
     """
     network = None
     shown_as = settings.get("corruption")
@@ -323,11 +324,11 @@ def _load(model: str, tokenizer: str | None) -> tuple[FastTokenizer, PreTrainedM
 def _needed_layers(
     specs: Sequence[str], shown_as: str, *, marked: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the layers that the text and its marks provide, and the annotators that make the rest.
+    """Return the layers that the text and its marks provide, and the annotators for other layers.
 
     Raises:
-        MaskwiseError: a layer that a text without marks does not have, or a layer of spans where
-            groups are needed.
+        MaskwiseError: a policy needs a layer that a text without marks does not have, or needs
+            groups where the layer has spans.
     """
     users = {}
     # For a text without marks, annotators of the same names make these layers.
@@ -361,14 +362,14 @@ def _needed_layers(
 def text_layers(
     tokenizer: FastTokenizer, text: str, spans: Sequence[Span], needs: Iterable[str]
 ) -> Layers:
-    """Return the layers (L,) that policies need, by name; words are found by `encode`."""
+    """Return the layers (L,) that policies need, keyed by name, except words (see `encode`)."""
     [encoding] = tokenizer([text]).encodings
     layers: Layers = {}
     for name in needs:
         if name == "word_ids":
             continue
         if name == "frequency":
-            # One text is too short to estimate frequencies, so the bundled sample is counted.
+            # One text is too short to estimate frequencies, so they are counted in the sample.
             counts = Counter[int]()
             sample = read_documents("bundled:wikipedia", limit=200)
             for known in tokenizer([document.text for document in sample]).encodings:
@@ -381,14 +382,14 @@ def text_layers(
             maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
             layers |= _annotated_layers(maker, tokenizer, text)
             if name in WEIGHT_LAYERS:
-                # An unmarked token has the number −1, which indexes the last weight.
+                # An unmarked token has the number −1, and the last weight is the weight 1.
                 weights = np.array([*(span.weight for span in spans), 1.0])
                 layers[name] = weights[layers[name]].tolist()
     return layers
 
 
 def _annotated_layers(maker: Annotator, tokenizer: FastTokenizer, text: str) -> Layers:
-    """Return the layers (L,) of an annotator, by name."""
+    """Return an annotator's layers (L,), keyed by name."""
     encodings = tokenizer([text]).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
     offsets, lengths = flat_offsets(encodings)
@@ -398,8 +399,8 @@ def _annotated_layers(maker: Annotator, tokenizer: FastTokenizer, text: str) -> 
 
 
 def _texts(text: str) -> list[str]:
-    """Return the text itself, or the beginnings of the first texts of the file that it names."""
-    # The name of a file that does not exist is an error, not a text.
+    """Return the text itself or, if it names a file, the beginnings of the file's first texts."""
+    # The name of a missing file is an error, not a text.
     looks_like_file = known_ending(Path(text)) is not None
     # Unlike Path.is_file, os.path.isfile accepts a string of any length.
     if (looks_like_file and "\n" not in text) or os.path.isfile(text):
@@ -410,12 +411,12 @@ def _texts(text: str) -> list[str]:
             texts.append(one_line[:MAX_CHARACTERS])
         return texts
     if not text.strip():
-        raise MaskwiseError("no text to mask", got="an empty text")
+        raise MaskwiseError("there is no text to mask", got="an empty text")
     return [text]
 
 
 def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> RenderableType:
-    """Draw texts with their selected tokens coloured, or in brackets, and their replacements."""
+    """Draw texts with selected tokens in colour (or in brackets), and with their replacements."""
     legend = Text()
     for state, label in LEGEND.items():
         name = f" {label} "
@@ -438,12 +439,12 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
         if shown.written is not None:
             lines.append(("model", shown.written or "(nothing)"))
         group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
-        # An empty group gets no blank line below it.
+        # An empty group gets no empty line below it.
         parts.append(Padding(Group(*group), (0, 0, int(bool(lines)), 2)))
     return Group(*parts)
 
 
 def write_masks(inspected: Sequence[Inspected], path: Path) -> None:
-    """Write the page of ``render_masks``; see ``write_page``."""
+    """Write what ``render_masks`` shows as an HTML page; see ``write_page``."""
     legend = [Stretch(label, STYLES[state]) for state, label in LEGEND.items()]
     write_page(path, "masks.html.j2", inspected=inspected, legend=legend)

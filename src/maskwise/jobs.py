@@ -1,4 +1,4 @@
-"""Pools, which call one function on many tasks, in processes on this machine or on a Ray cluster.
+"""Pools that call one function on many tasks, in processes on this machine or on a Ray cluster.
 
     with open_pool(function, engine="local", jobs=2) as pool:
         future = pool.submit(task)
@@ -37,13 +37,13 @@ from maskwise.signals import Asked, leave_when_asked, leave_with
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Libraries read these when they are imported, so they are set before a worker starts.
+# Libraries read these variables on import, so the variables are set before a worker starts.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PATIENCE_SECONDS = 20.0
-"""Time for a worker to finish a step and save its state before it is killed."""
+"""The time that a worker gets to finish a step and save its state before it is killed."""
 STORE_BYTES = 100 * 2**20
 """The size of Ray's object store in a cluster that maskwise starts; tasks are small."""
-# Prefixes of the variables that Ray workers inherit: locations of models, and rounding.
+# Prefixes of the variables that Ray workers inherit: where models are, and how numbers are rounded.
 CARRIED = (
     *("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "MASKWISE_"),
     *("ATEN_", "MKL_", "CUBLAS_", "TORCH_"),
@@ -51,12 +51,12 @@ CARRIED = (
 
 
 class Failure(Exception):
-    """A task has no result.
+    """Raised if a task has no result.
 
     Attributes:
         error: the reason, in one line.
-        passing: whether a retry may succeed, because the machine failed: a dead worker, a lost
-            node, a file that could not be read or written.
+        passing: whether a retry may succeed because the fault was the machine's: a dead worker, a
+            lost node, or a file that could not be read or written.
     """
 
     def __init__(self, error: str, passing: bool):
@@ -70,12 +70,13 @@ class Failure(Exception):
 
 
 class Pool(ABC, Generic[Task, Result]):
-    """Runs tasks elsewhere, each in one process with one thread.
+    """Runs tasks in other processes, each task in one process with one thread.
 
     Args:
-        function: a function that can be pickled, such as one at the top of a module.
-        jobs: tasks at once; None: as many as there are cores (or GPUs).
-        gpu: give each task one GPU, if there is any; with more jobs than GPUs, tasks share them.
+        function: a function that can be pickled, such as a function at the top of a module.
+        jobs: the number of tasks at once; if None, as many as there are cores (or GPUs).
+        gpu: whether each task gets one GPU, if there are GPUs; with more jobs than GPUs, tasks
+            share GPUs.
     """
 
     @property
@@ -85,24 +86,27 @@ class Pool(ABC, Generic[Task, Result]):
 
     @abstractmethod
     def submit(self, task: Task) -> Future[Result]:
-        """Start a task, or queue it if all places are taken; its future raises ``Failure``."""
+        """Start a task, or queue it if all places are taken; if it fails, its future raises
+        ``Failure``.
+        """
 
     @abstractmethod
     def close(self) -> None:
         """Stop all workers, including those with running tasks."""
 
     def warm(self, count: int) -> None:
-        """Start ``count`` workers that import the function, without waiting."""
+        """Start ``count`` workers, which import the function; this does not wait for them."""
         return
 
     def results(
         self, tasks: Iterable[Task], *, at_once: int | None = None
     ) -> Iterator[tuple[Task, Result]]:
-        """Yield every task with its result, in the order in which they finish.
+        """Yield every task with its result, in the order in which the tasks finish.
 
         Args:
-            tasks: drawn only when a worker is free, because they may be many and large.
-            at_once: limit of running tasks below ``places``.
+            tasks: the tasks. A task is drawn only when a worker is free, because there may be many
+                large tasks.
+            at_once: a limit on running tasks that is lower than ``places``.
 
         Raises:
             MaskwiseError: a task failed. Nothing is retried.
@@ -121,7 +125,7 @@ class Pool(ABC, Generic[Task, Result]):
                 task = running.pop(future)
                 failure = future.exception()
                 if isinstance(failure, Failure):
-                    do = "did memory run out? Fewer --jobs need less; the same command resumes"
+                    do = "did memory run out? Use fewer --jobs; the same command resumes"
                     raise MaskwiseError(failure.error, do=do if failure.passing else None)
                 yield task, future.result()
 
@@ -146,7 +150,7 @@ def open_pool(
     [('one', 3), ('seven', 5)]
 
     Raises:
-        MaskwiseError: an unknown engine, or no cluster.
+        MaskwiseError: the engine is unknown, or there is no cluster.
     """
     require_engine(engine)
     return ENGINES[engine](function, jobs=jobs, gpu=gpu)
@@ -158,7 +162,7 @@ def require_engine(name: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Format an error as one line, with its place in the code unless it is the user's mistake."""
+    """Format an error as one line, with its position in the code unless it is a user's mistake."""
     if isinstance(error, MaskwiseError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -169,7 +173,7 @@ def call(function: bytes, task: Any) -> tuple[Any, Failure | None]:
     """Run a task in a worker; returns its result, or its failure."""
     try:
         return _load(function)(task), None
-    # Not every exception can be pickled, so its text is returned.
+    # Not every exception can be pickled, so only the text of an exception is returned.
     except Exception as error:
         return None, Failure(one_line(error), passing=isinstance(error, OSError))
 
@@ -187,7 +191,7 @@ class LocalPool(Pool[Task, Result]):
     """
 
     def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
-        # Pickled once: every worker gets the same bytes.
+        # The function is pickled once: every worker gets the same bytes.
         self.function = pickle.dumps(function)
         self.cards: list[str] = []
         if gpu:
@@ -229,18 +233,18 @@ class LocalPool(Pool[Task, Result]):
         return found
 
     def _worker(self) -> _Worker:
-        # Other threads also take idle workers, so the list may become empty before the pop.
+        # Other threads also take idle workers, so the list may be empty by the time of the pop.
         with suppress(IndexError):
             while True:
                 worker = self.idle.pop()
-                # An idle worker may have been killed, for example for its memory.
+                # An idle worker may have been killed, for example because memory ran out.
                 if worker.process.poll() is None:
                     return worker
         return self._hire()
 
     def _hire(self) -> _Worker:
         with self.hiring:
-            # Several workers may share a card; each has only one.
+            # Several workers may share a card, but each worker has only one card.
             taken = [worker.card for worker in self.workers]
             card = min(self.cards, key=taken.count, default=None)
             worker = _Worker(self.function, card)
@@ -251,8 +255,8 @@ class LocalPool(Pool[Task, Result]):
         return worker
 
     def close(self) -> None:
-        """Stop idle workers by closing their pipes, and busy workers by a signal."""
-        # Set before the list is copied, because a thread may be starting a worker just now.
+        """Stop idle workers by closing their pipes, and busy workers with a signal."""
+        # Set before the list is copied, because a thread may be starting a worker right now.
         self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         workers = list(self.workers)
@@ -271,7 +275,7 @@ class LocalPool(Pool[Task, Result]):
 
 
 class _Worker:
-    """A process that calls the pool's function on every task it gets through ``pipe``."""
+    """A process that calls the pool's function on every task that it receives through ``pipe``."""
 
     def __init__(self, function: bytes, card: str | None):
         self.card = card
@@ -296,16 +300,16 @@ class _Worker:
 
 
 def _serve(descriptor: int, parent: int) -> NoReturn:
-    """The main loop of a local worker."""
+    """Run the main loop of a local worker."""
     leave_when_asked()
     Asked.said = False
-    # The watch starts first, because the imports of the function take seconds.
+    # The watch starts first, because the function's imports take seconds.
     threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
     code = 0
     try:
         function = pipe.recv()
-        # An error of an import is raised again by the first task.
+        # If an import fails here, the first task will raise the same error.
         with suppress(Exception):
             _load(function)
         while True:
@@ -315,7 +319,7 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     except (EOFError, OSError):  # The parent has closed the pipe, or has died.
         pass
     sys.stdout.flush()
-    # A normal exit takes seconds with torch.
+    # With torch, a normal exit would take seconds.
     os._exit(code)
 
 
@@ -325,9 +329,10 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
 class RayPool(Pool[Task, Result]):
     """A pool on a Ray cluster; see ``Pool``.
 
-    Each task gets one core, and a GPU or a share of one. The pool joins the cluster at RAY_ADDRESS,
-    or one that runs on this machine, or starts one here (RAY_ADDRESS "local" always starts one). A
-    task may run twice at once, because a lost node may still be alive.
+    Each task gets one core and, if there are GPUs, a GPU or a share of a GPU. The pool joins the
+    cluster at RAY_ADDRESS or a cluster that runs on this machine, or else starts a cluster here
+    (with RAY_ADDRESS "local", always). A task may run twice at once, because a node that was given
+    up as lost may still be alive.
 
     Raises:
         MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
@@ -355,14 +360,14 @@ class RayPool(Pool[Task, Result]):
 
     @property
     def places(self) -> int:
-        # Not cached, because nodes join and leave a cluster.
+        # Not cached, because nodes may join and leave the cluster.
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
     def submit(self, task: Task) -> Future[Result]:
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
         self.references[future] = reference = self.remote(task)
-        # Ray's future would not distinguish errors of Ray from a failure of the task.
+        # Ray's future would not distinguish Ray's own errors from a failure of the task.
         reference.future().add_done_callback(partial(self._end, future))
         return future
 
@@ -374,11 +379,11 @@ class RayPool(Pool[Task, Result]):
         self.references.clear()
 
     def _end(self, future: Future[Any], answer: Future[Any]) -> None:
-        """Pass the result or failure of a task to our future; called by Ray when it ends."""
+        """Pass a task's result or failure to our future; Ray calls this when the task ends."""
         result = None
         try:
             result, failure = answer.result()
-        # For example, maskwise could not be imported on the node.
+        # Raised, for example, if maskwise cannot be imported on the node.
         except self.ray.exceptions.RayTaskError as error:
             failure = Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
@@ -420,13 +425,13 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address where no cluster answers; Ray would try for minutes and print about it."""
+    """Refuse an address where no cluster answers; Ray would retry and print for minutes."""
     host, _, port = address.rpartition("://")[2].partition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except (OSError, ValueError) as error:
         raise MaskwiseError(
-            "no Ray cluster at RAY_ADDRESS",
+            "there is no Ray cluster at RAY_ADDRESS",
             got=f"{address}: {error}",
             do="start it with `ray start`, or unset RAY_ADDRESS",
         ) from None
@@ -441,5 +446,5 @@ def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure |
 
 
 def _first_sentence(error: Exception) -> str:
-    """Shorten an error of Ray to its first sentence; the rest is for Ray's developers."""
+    """Shorten a Ray error to its first sentence; the rest is meant for Ray's developers."""
     return first_line(error).split(". ")[0]

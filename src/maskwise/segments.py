@@ -1,6 +1,7 @@
-"""Sort, rank and sum within the pieces of a line, and place pieces in rows.
+"""Sort, rank and sum within the pieces of a line, and arrange pieces in rows.
 
-Each routine handles all pieces in one numpy pass, so no caller loops over pieces in Python.
+A line is one flat array that holds the tokens of all pieces, one piece after another. Each routine
+handles all pieces in one numpy pass, so no caller loops over pieces in Python.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Array = NDArray[Any]
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
-    """(N,) int64: the indices that sort by (piece, key). Keys of one piece are distinct."""
+    """(N,) int64: the indices that sort by (piece, key); the keys in a piece must be distinct."""
     bits = max(1, len(key) - 1).bit_length()
     # numpy sorts values three times as fast as it sorts indices, so 32-bit keys are packed into
     # 64 bits, with their piece in the high bits and their index in the low bits.
@@ -35,7 +36,7 @@ def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
 
 
 def offsets(counts_P: Array) -> Array:
-    """(P,) int64: the index of the first member of each piece.
+    """(P,) int64: the index of each piece's first member.
 
     >>> offsets(np.array([2, 0, 3])).tolist()
     [0, 2, 2]
@@ -49,7 +50,7 @@ def rank_within(counts_P: Array) -> Array:
 
 
 def owners(counts_P: Array) -> Array:
-    """(N,) int64: the piece of each member: 0 for ``counts_P[0]`` members, then 1, …
+    """(N,) int64: the number of each member's piece: 0 for ``counts_P[0]`` members, then 1, …
 
     >>> owners(np.array([2, 0, 3])).tolist()
     [0, 0, 2, 2, 2]
@@ -68,7 +69,7 @@ def listed(start: Array, length: Array) -> Array:
 
 
 def changes(*columns: Array) -> Array:
-    """(N,) bool: True at the first place and wherever a column differs from the place before.
+    """(N,) bool: True at the first position, and where a column differs from the position before.
 
     >>> changes(np.array([3, 3, 5, 5]), np.array([0, 1, 1, 1])).tolist()
     [True, True, True, False]
@@ -81,19 +82,19 @@ def changes(*columns: Array) -> Array:
 
 
 def counts_within(piece: Array, pieces: int) -> Array:
-    """(P,) int64: the members of each piece, where ``piece`` (N,) ascends."""
+    """(P,) int64: the number of members of each piece; ``piece`` (N,) must ascend."""
     before = piece.searchsorted(np.arange(pieces + 1))
     return before[1:] - before[:-1]
 
 
 def first_of(counts_P: Array, wanted_P: Array) -> Array:
-    """(M,) int64: the indices of the first ``wanted_P`` members of each piece, or of all."""
+    """(M,) int64: the indices of each piece's first ``wanted_P`` members, or of all its members."""
     taken_P = np.maximum(np.minimum(counts_P, wanted_P), 0)
     return listed(offsets(counts_P), taken_P)
 
 
 def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
-    """(N,) bool: the ``wanted_P`` members of each piece with the smallest keys."""
+    """(N,) bool: True for the ``wanted_P`` members with the smallest keys in each piece."""
     order = order_within(piece, key, pieces=len(wanted_P))
     counts_P = counts_within(piece[order], len(wanted_P))
     first = np.zeros(len(key), bool)
@@ -103,7 +104,7 @@ def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
 
 def sums_within(values: Array, counts_P: Array) -> Array:
     """(N,) running sums of ``values`` that restart in each piece: int64, or float64 for floats."""
-    # The leading 0 makes total[i] the sum before member i, so the sum before a piece is a lookup.
+    # With a leading 0, total[i] is the sum before member i, also if it is the first of a piece.
     total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
     values.cumsum(out=total[1:])
     before_P = total.take(offsets(counts_P))
@@ -111,25 +112,27 @@ def sums_within(values: Array, counts_P: Array) -> Array:
 
 
 LEAST_LOGIT = -60.0
-"""Lower bound of a logit below the highest of its piece: no weight is 0, and e⁻⁶⁰ never counts."""
+"""The lowest logit relative to the highest logit in the piece: with it, no weight is 0, and e⁻⁶⁰ is
+too small to matter."""
 
 
 def weights_within(logit: Array, piece: Array, *, pieces: int) -> Array:
-    """(N,) exp(logit), divided by the largest of the piece so that nothing overflows."""
+    """(N,) exp(logit), divided by the largest value in the piece so that nothing overflows."""
     top_P = np.full(pieces, -np.inf)
     np.maximum.at(top_P, piece, logit)
     return np.exp(np.maximum(logit - top_P[piece], LEAST_LOGIT))
 
 
 class Framed(NamedTuple):
-    """The places of P pieces, with their special tokens, in the line of B·L tokens of their rows.
+    """The positions of P pieces with their special tokens, when B rows of L tokens form one line.
 
     Attributes:
         shape: (B, L).
-        frame: (first, last, pad) ids; −1 for none.
+        frame: the ids of the tokens (first, last, pad); −1 for none. ``first`` and ``last`` around
+            a piece are its frame.
         opened: (P,) bool, whether the token ``first`` precedes the piece.
-        begin, end: (P,) int64, the half-open range of places of a piece with its frame.
-        at: (T,) int64, the place of each token of the pieces, without their frames.
+        begin, end: (P,) int64, the half-open range of positions of a piece with its frame.
+        at: (T,) int64, the position of each token of the pieces, without their frames.
     """
 
     shape: tuple[int, int]
@@ -140,9 +143,9 @@ class Framed(NamedTuple):
     at: Array
 
     def column(self, values: Array, fill: int | None = None) -> Array:
-        """Put values (T,) in their places of the line (B·L,), and ``fill`` elsewhere.
+        """Put values (T,) at their positions in the line (B·L,), and ``fill`` elsewhere.
 
-        Integers become int64. By default −1 fills integers, 0 floats and bools.
+        Integers become int64. By default, ``fill`` is −1 for integers, and 0 for floats and bools.
         """
         default = 0
         if values.dtype.kind not in "fb":
@@ -156,7 +159,7 @@ class Framed(NamedTuple):
         return line
 
     def ids(self, values: Array) -> Array:
-        """(B·L,) int64: the ids (T,) in their places, with their frames and padding."""
+        """(B·L,) int64: the ids (T,) at their positions, with the pieces' frames and padding."""
         first, last, pad = self.frame
         line = self.column(values, pad)
         if first >= 0:
@@ -166,7 +169,7 @@ class Framed(NamedTuple):
         return line
 
     def present(self) -> Array:
-        """(B·L,) int64: 1 on tokens and their frames, 0 on padding."""
+        """(B·L,) int64: 1 on tokens of pieces and their frames, 0 on padding."""
         rows, length = self.shape
         line = np.zeros(rows * length, np.int64)
         line[listed(self.begin, self.end - self.begin)] = 1
@@ -179,11 +182,11 @@ def framed(
     """Lay pieces out in rows: [first] piece [last] [first] piece [last] … padding.
 
     Args:
-        lengths_P: (P,) int64, tokens of each piece.
+        lengths_P: (P,) int64, the number of tokens in each piece.
         row_P: (P,) int64, ascending: the row of each piece.
-        length: L, tokens of a row; the caller checks that the pieces fit.
-        frame: (first, last, pad) ids; −1 for none.
-        apart: whether ``first`` opens every piece, or only each row.
+        length: L, the number of tokens in a row; the caller checks that the pieces fit.
+        frame: the ids of the tokens (first, last, pad); −1 for none.
+        apart: whether ``first`` opens every piece, rather than only every row.
     """
     first, last, _ = frame
     rows = int(row_P.max(initial=-1)) + 1

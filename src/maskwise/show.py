@@ -32,7 +32,7 @@ class Stretch(NamedTuple):
     Attributes:
         style: in rich's syntax, "… FOREGROUND on BACKGROUND"; "" for plain text.
         note: what follows the text: "→replacement", or "/label".
-        plain: the format without colours.
+        plain: the format of the text if there are no colours.
     """
 
     text: str
@@ -94,13 +94,13 @@ PALETTE = (
     "#a8a8f0",
     "#e0e0a8",
 )
-"""The colours of labels in their order; black text is legible on all."""
+"""The colours of labels, in the order of the labels; black text is legible on all colours."""
 COVERING = ("words", "sentence")
-"""Layers that cover every word, so a drawing would show nothing."""
+"""Layers that are not drawn: they cover every word, so a drawing would show nothing."""
 
 
 Row: TypeAlias = tuple[str, str, str, list[str]]
-"""A label, its number, its share, and its most common texts."""
+"""A label, its count, its share, and its most common texts."""
 
 
 class LayerView(TypedDict):
@@ -112,7 +112,7 @@ class LayerView(TypedDict):
 
 
 class Example(NamedTuple):
-    """One text under one layer."""
+    """A text with one of its layers."""
 
     id: str
     layer: str
@@ -121,7 +121,7 @@ class Example(NamedTuple):
 
 
 def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
-    """Return the beginnings of the first documents under every layer worth drawing."""
+    """Return the beginnings of the first documents, once for every layer worth drawing."""
     first = list(islice(documents, EXAMPLES))
     annotated = store.annotate([document.text for document in first])
     shown = []
@@ -155,7 +155,7 @@ def _stretches(text: str, spans: CharSpans, layer: Layer) -> list[Stretch]:
             # Colours alternate, so that adjacent spans can be distinguished.
             style = _on(PALETTE[number % 2])
         elif value:
-            # The value 0 means that there is no label.
+            # The value 0 means that the span has no label.
             style = _on(PALETTE[(value - 1) % len(PALETTE)])
             label = layer.labels[value - 1]
         stretches.append(Stretch(text[end:start]))
@@ -176,7 +176,7 @@ def _on(colour: str) -> str:
 def render_layers(
     summary: Summary, shown: Sequence[Example], *, colours: bool = True
 ) -> RenderableType:
-    """Draw counts per layer, the most common texts, and the first document."""
+    """Draw each layer's counts and most common texts, and the first document."""
     parts: list[RenderableType] = []
     for layer in _layers(summary):
         parts.append(Text(layer["headline"], style="bold"))
@@ -190,7 +190,7 @@ def render_layers(
         if example.id != shown[0].id:
             break
         stretches = example.stretches
-        # The colour shows the weight already.
+        # In colour, the shade already shows the weight.
         if colours and example.kind == "weight":
             stretches = [stretch._replace(note="") for stretch in stretches]
         parts.append(Text(f"{example.layer} in {example.id}", style="bold"))
@@ -199,7 +199,7 @@ def render_layers(
 
 
 def write_layers(summary: Summary, shown: Sequence[Example], path: Path) -> None:
-    """Write the page of ``render_layers``; see ``write_page``."""
+    """Write what ``render_layers`` shows as an HTML page; see ``write_page``."""
     write_page(path, "layers.html.j2", summary=summary, layers=_layers(summary), shown=shown)
 
 
@@ -223,7 +223,7 @@ def _headline(name: str, layer: LayerSummary) -> str:
 
 
 def _rows(layer: LayerSummary) -> list[Row]:
-    """Return a row per label; phrases also get one for their longer texts."""
+    """Return a row for each label; phrases also get a row for their longer texts."""
     rows = []
     for label, count in layer.get("labels", {}).items():
         shown = []

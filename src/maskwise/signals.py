@@ -1,8 +1,8 @@
 """Handle SIGTERM and SIGUSR1, which clusters send before they kill a job.
 
-By default these signals end Python at once, without removing half-written files. Slurm sends
-SIGTERM some seconds before it kills (KillWait), and SIGUSR1 earlier if the job asks for it
-(``--signal=USR1@120``). The program exits with the code 128 + the number of the signal.
+By default, these signals end Python at once, without removing half-written files. Slurm sends
+SIGTERM a few seconds before it kills a job (KillWait), and sends SIGUSR1 earlier if the job asks
+for this (``--signal=USR1@120``). The program exits with the code 128 + the number of the signal.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if hasattr(signal, "SIGUSR1"):  # Windows has none
     ASKED.append(signal.SIGUSR1)
 WATCH_SECONDS = 0.2
 CODES = {128 + number: number.name for number in ASKED}
-"""The name of the signal for each exit code."""
+"""For each exit code, the name of its signal."""
 
 
 def leave_when_asked() -> None:
-    """Make these signals raise SystemExit, so that files are closed and temporary ones removed."""
+    """Make these signals raise SystemExit, so that files are closed and temporary files removed."""
     for number in ASKED:
         signal.signal(number, _leave)
 
@@ -43,13 +43,14 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class Asked:
-    """A context that records the signals, so that work can stop where it can be resumed.
+    """A context that records the signals, so that work can stop at a point where it can resume.
 
     A signal that was not ``served`` is raised again at the end of the context. Python delivers
-    signals only to the main thread; in any other thread this does nothing.
+    signals only to the main thread; in any other thread, this context does nothing.
 
     Attributes:
-        said: whether training reports that it was stopped; workers leave that to their parent.
+        said: whether training reports that it was stopped; workers leave the report to their
+            parent.
 
     >>> with Asked() as asked:
     ...     signal.raise_signal(signal.SIGUSR1)

@@ -1,7 +1,7 @@
 """Parse names with arguments, such as ``span(p=0.2, max_words=10)`` or ``linear(0.3, 0.1)``.
 
-Recipes, the command line and Python strings share this syntax. Only literals are read; nothing is
-evaluated. ``leaves`` gives nested settings by dotted name.
+Recipes, the command line and Python strings share this syntax. Arguments are read as literals, and
+nothing is evaluated. ``leaves`` flattens nested settings to dotted names.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ class Call:
         parts += [f"{key}={value!r}" for key, value in self.kwargs.items()]
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
-    # Tuples show their items by repr, so nested calls read as they are written.
+    # A tuple shows the repr of its items, so nested calls are shown as they are written.
     __repr__ = __str__
 
 
-# A quoted string, which stays as it is, or a hyphen between a letter or digit and a letter, which
-# is part of a name rather than a minus.
+# Matches a quoted string, which is left unchanged, or a hyphen between a letter or digit and a
+# letter, which is part of a name rather than a minus sign.
 _QUOTED_OR_HYPHEN = re.compile(
     r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[A-Za-z0-9])-(?=[A-Za-z])"""
 )
 
 
 def parse_call(text: str) -> Call:
-    """Read ``name`` or ``name(1, key="x", other(2))``. Hyphens in names are allowed.
+    """Read ``name`` or ``name(1, key="x", other(2))``. Names may contain hyphens.
 
     Raises:
-        MaskwiseError: anything else.
+        MaskwiseError: the text has a different form.
     """
     text = text.strip()
     head, bracket, rest = text.partition("(")
@@ -60,7 +60,7 @@ def parse_call(text: str) -> Call:
     try:
         return _call(ast.parse(head + bracket + rest, mode="eval").body, text)
     except MaskwiseError:
-        # A ValueError too, but with a better message than the one below.
+        # MaskwiseError is a ValueError too, but its message is better than the message below.
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
@@ -72,7 +72,7 @@ def parse_call(text: str) -> Call:
 
 
 def _call(node: ast.expr, text: str) -> Call:
-    # Underscores replaced hyphens one for one, so positions in the parsed text hold in ``text``.
+    # Each underscore replaced one hyphen, so positions in the parsed text are valid in ``text``.
     written = ast.get_source_segment(text, node) or ""
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), written=written)
@@ -102,17 +102,17 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
     """Call the function of ``table`` that ``spec`` names, with its arguments.
 
     Args:
-        kind: what the table holds, for errors, such as ``policy``.
+        kind: what the table holds, such as ``policy``; errors quote it.
         spec: the name with arguments, as text or parsed.
-        table: functions by name.
+        table: functions, keyed by name.
 
     Raises:
-        MaskwiseError: an unknown name (suggests the nearest one), or arguments that the function
-            does not accept, by name, number or type.
+        MaskwiseError: the name is unknown, or the function does not accept the names, the number or
+            the types of the arguments.
     """
     if not isinstance(spec, str | Call):
         raise MaskwiseError(
-            f"not a {kind}",
+            f"this is not a {kind}",
             got=repr(spec),
             allowed=f"a name such as {next(iter(table))!r}, or an object",
         )
@@ -147,8 +147,8 @@ PLAIN = {"bool": (bool, "True or False"), "str": (str, "a text")}
 
 
 def _fitting(what: str, value: object, annotation: object) -> object:
-    """Check an argument against its annotation; bare words become strings or booleans."""
-    # Annotations are strings in our modules, and classes in those of users.
+    """Check an argument against its annotation; unquoted words become strings or booleans."""
+    # Annotations are strings in our modules, but may be classes in users' modules.
     written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     wanted, *others = written.split(" | ")
     if others not in ([], ["None"]):
@@ -171,14 +171,14 @@ def _fitting(what: str, value: object, annotation: object) -> object:
 
 
 def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:
-    """Show the parameters of a function, such as ``layer, groups=2, units='word'``."""
+    """Write the parameters of a function, such as ``layer, groups=2, units='word'``."""
     shown = []
     for name, parameter in inspect.signature(maker).parameters.items():
         if name in without:
             continue
         default = parameter.default
         if default is not parameter.empty:
-            # Functions are shown by name: their repr has an address.
+            # Functions are shown by their name, because their repr has an address.
             value = default.__name__ if inspect.isroutine(default) else repr(default)
             name = f"{name}={value}"
         shown.append(name)
@@ -201,15 +201,15 @@ def split_calls(text: str) -> list[str]:
 def split_options(spec: str) -> tuple[str, str | None]:
     """Split a name from the text of its options in brackets; None if it has no options.
 
-    The name may be a path that contains brackets, as browsers name second downloads. Of several
-    ways to split, the first whose path exists is taken.
+    The name may be a path that contains brackets, as in the names that browsers give to second
+    downloads. If there are several ways to split, the first whose path exists is used.
 
     >>> split_options("ud-pos(train_rows=300)"), split_options("ud-pos")
     (('ud-pos', 'train_rows=300'), ('ud-pos', None))
     """
     if not spec.endswith(")") or Path(spec).expanduser().exists():
         return spec, None
-    # The first character belongs to the name.
+    # The first character is always part of the name.
     first = place = spec.find("(", 1)
     if first < 0:
         return spec, None
@@ -235,19 +235,19 @@ def with_options(spec: str, **options: object) -> str:
 def read_options(
     spec: str, reader: Callable[..., object], *, kind: str, example: str, also: Collection[str] = ()
 ) -> tuple[str, dict[str, object]]:
-    """Split ``"ud-pos(train_rows=300)"`` into a name and checked options of ``reader``.
+    """Split ``"ud-pos(train_rows=300)"`` into a name and options, which are checked for ``reader``.
 
     The name may be a path; a file called ``a(1).csv`` has no options.
 
     Args:
-        reader: a function of the name and of options.
-        kind: what the name stands for, for errors.
-        example: an option, for errors.
+        reader: a function whose arguments are the name and the options.
+        kind: what the name stands for; errors quote it.
+        example: an example of an option; errors quote it.
         also: further options, whose types the reader checks itself.
 
     Raises:
-        MaskwiseError: options that are not name=value, that ``reader`` does not accept, or that
-            have the wrong type.
+        MaskwiseError: an option is not name=value, is not accepted by ``reader``, or has the wrong
+            type.
     """
     name, written = split_options(spec)
     if written is None:
@@ -278,10 +278,10 @@ def read_options(
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield nested settings as pairs of ``a.b.c`` and value.
+    """Yield nested settings as pairs of a dotted name (``a.b.c``) and its value.
 
-    An empty dict is a value: ``objectives: {mlm: {}}`` names an objective. So is a mix of sources,
-    which is replaced as a whole, and whose keys are file names with dots.
+    An empty dict is a value: ``objectives: {mlm: {}}`` names an objective. A mix of sources is a
+    value too, because it is replaced as a whole, and its keys are file names with dots.
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"

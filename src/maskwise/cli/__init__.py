@@ -1,8 +1,9 @@
 """The command line: each command is a function with typed arguments.
 
-This module registers all commands and turns bad input into one line and exit code 2. ``runs`` has
-the commands that write a folder, ``views`` the commands that only read, and ``terminal`` their
-common options and output. A command imports the library when it runs, so that ``--help`` is quick.
+This module registers all commands, and answers bad input with an error of one line and exit code 2.
+``runs`` has the commands that write a folder, ``views`` has the commands that only read, and
+``terminal`` has their common options and output. A command imports the library only when it runs,
+so ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ app = typer.Typer(
 FIRST_STEPS = {
     'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
     "training",
-    "maskwise check my_texts.txt": "what would be trained on your text, how long it takes, and "
-    "what is doubtful",
+    "maskwise check my_texts.txt": "see what would be trained on your text, how long this takes, "
+    "and what to reconsider",
     "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your own text and "
     "labels",
     "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask; ends with a verdict "
     "and a page",
-    "maskwise adapt bundled:encoder my_texts.txt --task my_labels.csv": "does further training "
-    "of a model help?",
+    "maskwise adapt bundled:encoder my_texts.txt --task my_labels.csv": "find out whether further "
+    "training of a model helps",
     "maskwise list recipes": "list recipes; or policies, schedules, objectives, tasks, …",
 }
 
@@ -90,18 +91,20 @@ for command in (
 app.command("list")(views.list_names)
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Errors of the operating system when nothing more can be written."""
+"""The operating system's errors when nothing more can be written."""
 
 RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
 """The commands that resume from their folder."""
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as in shells."""
+"""The exit code after Ctrl-C, the same as in shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit code 2 and one line for bad input, 130 after Ctrl-C, 143 after SIGTERM,
-    138 after SIGUSR1.
+    """Run a command.
+
+    The exit code is 2 for bad input (with an error of one line), 130 after Ctrl-C, 143 after
+    SIGTERM and 138 after SIGUSR1.
     """
     leave_when_asked()
     # Print a warning as one line, without the line of code that raised it.
@@ -113,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(args=arguments, standalone_mode=False, prog_name="maskwise")
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        # Some versions of typer raise after Ctrl-C, others return the code.
+        # After Ctrl-C, some versions of typer raise an exception, and others return the code.
         code = INTERRUPTED
     except SystemExit as end:
         code = end.code
@@ -129,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _let_go_of_stdout()
         _fail(f"{error.filename or 'the output could not be written'}: {error.strerror}")
     except Exception as error:
-        # Usage errors have this method; no version of typer exports their class.
+        # Usage errors have this method. Their class cannot be named: typer does not export it.
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
@@ -141,14 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _kept(arguments: Sequence[str] | None) -> str:
-    """Describe what an interrupted command leaves, and how to resume it."""
+    """Describe what an interrupted command leaves behind, and how to resume it."""
     if arguments is None:
         arguments = sys.argv[1:]
     again = shlex.join(["maskwise", *arguments])
     if not arguments or arguments[0] not in RESUMED or "--dry-run" in arguments:
         return f"nothing is left half-written; run the command again: {again}"
     kept = "finished stages and saved states are kept, and the same command resumes from them"
-    # Under torchrun the arguments are not the whole command.
+    # Under torchrun, the arguments are only a part of the command.
     if "WORLD_SIZE" not in os.environ:
         kept += f": {again}"
     return kept
@@ -160,7 +163,7 @@ def _let_go_of_stdout() -> None:
 
 
 def _fail(line: str) -> NoReturn:
-    # Under torchrun one process prints for all.
+    # Under torchrun, only one process prints the error.
     if rank_here():
         sys.exit(2)
     say(f"maskwise: {' '.join(line.split())}", "red", to=err_console)

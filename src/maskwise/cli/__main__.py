@@ -1,4 +1,4 @@
-"""``python -m maskwise.cli``, for torchrun."""
+"""Makes ``python -m maskwise.cli`` work, which torchrun needs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The commands that write a folder: study, adapt, pretrain, finetune, learn, annotate. Each resumes
-an interrupted run.
+"""The commands that write a folder: study, adapt, pretrain, finetune, learn, annotate. All of them
+can resume an interrupted run.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def study(
     engine: Engine = "local",
     jobs: Jobs = None,
     retries: Annotated[
-        int, typer.Option(min=0, help="Retries after a lost worker, node or file.")
+        int, typer.Option(min=0, help="Retries after a worker, node or file is lost.")
     ] = 2,
     seeds: Annotated[
         str | None,
-        typer.Option(help="Only these of study.seeds, as 100-105 or 100,103; verdicts need all."),
+        typer.Option(help="Run only these seeds: 100-105 or 100,103. Verdicts need all seeds."),
     ] = None,
     stages: Annotated[
         Path | None,
-        typer.Option(help="Folder of stages shared between studies: common parts run once."),
+        typer.Option(help="Folder of stages that studies share: common parts run only once."),
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -81,7 +81,7 @@ def study(
     The same command resumes an interrupted study. The exit code is 1 if any run failed.
     """
     changes = overrides or []
-    # Options of a run would be ignored silently.
+    # With --new, the options for running a study would be ignored silently.
     if new:
         _refuse_options_of_a_run(context)
         write_new_recipe(recipe, changes)
@@ -124,7 +124,7 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
     """Write the recipe of ``maskwise study --new``, named after the file of texts.
 
     Raises:
-        MaskwiseError: a file that cannot be read, or an existing recipe of that name.
+        MaskwiseError: a file cannot be read, or a recipe of that name exists already.
     """
     if texts in shipped() and not Path(texts).exists():
         raise MaskwiseError(
@@ -137,7 +137,7 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
 
     target = Path(f"{name_of(texts)}.yaml")
     if target.exists():
-        raise MaskwiseError(f"{target} exists already", do="move it away, or change it by hand")
+        raise MaskwiseError(f"{target} exists already", do="move this file, or edit it by hand")
     write_whole(target, starter(texts, tasks))
     # A name may contain spaces and brackets.
     recipe = quote(str(target))
@@ -155,26 +155,26 @@ def adapt(
     overrides: Overrides = None,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="A file of labels to fine-tune on. Repeatable."),
+        typer.Option("--task", help="A file of labels to fine-tune on. May be repeated."),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Some of words-30, token-15, token-30, tsdae, separated by commas.")
+        str, typer.Option(help="Any of words-30, token-15, token-30, tsdae, separated by commas.")
     ] = "words-30",
     policy: Annotated[
         str | None,
-        typer.Option(help="A policy of maskwise learn: adds an arm that masks by it."),
+        typer.Option(help="A policy of maskwise learn: adds an arm that uses this policy."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the further training.")] = 600,
     head_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of a new head, once for all runs; at most 600 by default."),
+        typer.Option(min=1, help="Steps to train a new head, once for all runs; by default ≤ 600."),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each arm; a decision needs at least six.")
     ] = 6,
     limit: Annotated[
         str,
-        typer.Option("--time", help="2h, 90m or 1h30m; if too short, a smaller plan is shown."),
+        typer.Option("--time", help="Limit: 2h, 90m or 1h30m; if too short, shows a smaller plan."),
     ] = "2h",
     out: Out = Path("runs/adapt"),
     jobs: Jobs = None,
@@ -290,16 +290,16 @@ def finetune(
     model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
     task: Annotated[
         list[str],
-        typer.Option("--task", help="A bundled task, a file, a folder, or hf:ID. Repeatable."),
+        typer.Option("--task", help="A bundled task, file, folder, or hf:ID. May be repeated."),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Fine-tunings per task.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Fine-tuning runs per task.")] = 3,
     out: Out = Path("runs/finetune"),
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a checkpoint on tasks and score it on their test sets, several seeds each."""
+    """Fine-tune a checkpoint on tasks, with several seeds each, and score it on the test sets."""
     from maskwise.study.single import run_finetune
 
     results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
@@ -332,8 +332,8 @@ def learn(
     out: Out = Path("runs/learn"),
     as_json: Json = False,
 ) -> None:
-    """Learn what to mask from a task, also under torchrun. A recipe uses the policy by
-    masking.policy: learned("OUT/policy").
+    """Learn what to mask from a task, also under torchrun. To use the policy, write
+    masking.policy: learned("OUT/policy") in a recipe.
     """
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
@@ -370,7 +370,7 @@ def annotate(
         list[str] | None,
         typer.Option(
             help="Run your own code: module:function, or module:function(kind='weight'). "
-            "Repeatable."
+            "May be repeated."
         ),
     ] = None,
     html: Page = None,
@@ -414,7 +414,7 @@ def annotate(
         if entry["notice"]:
             warn(f"{spec}: {entry['notice']}")
         for error, count in entry["failures"].items():
-            warn(f"{spec} failed on {count} texts, which have none of its layers: {error}", "red")
+            warn(f"{spec} failed on {count} texts, which lack its layers: {error}", "red")
     skipped = [f", skipped {count} × {reason}" for reason, count in summary["skipped"].items()]
     counts = f"{summary['documents']:,} documents, {summary['words']:,} words"
     say(f"{out}: {counts}{''.join(skipped)}")
@@ -428,7 +428,7 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
             raise MaskwiseError(
                 "study --new writes a recipe and runs nothing",
                 got=parameter.opts[0],
-                do="give it to the study afterwards",
+                do="give this option when you run the study",
             )
 
 
@@ -446,5 +446,5 @@ def _seeds(text: str) -> list[int]:
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):
-        raise MaskwiseError("--seeds", got=text, allowed="such as 100-105, or 100,103") from None
+        raise MaskwiseError("bad --seeds", got=text, allowed="100-105, or 100,103, …") from None
     return sorted(seeds)

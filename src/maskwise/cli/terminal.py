@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from maskwise.files import Contrast
 
 Facts: TypeAlias = dict[str, Any]
-"""The result of a command as JSON values."""
+"""A command's result, as JSON values."""
 PIPE_WIDTH = 10_000
 # Users' texts are not markup, and figures are printed without colours.
 PLAIN: Facts = {"markup": False, "emoji": False, "highlight": False}
@@ -30,7 +30,7 @@ out_console = Console(**PLAIN)
 err_console = Console(stderr=True, **PLAIN)
 
 Out = Annotated[
-    Path, typer.Option("--out", help="Folder for all results; the same folder resumes a run.")
+    Path, typer.Option("--out", help="Folder for all results. Give it again to resume a run.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Overrides = Annotated[
@@ -39,18 +39,20 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Processes at once; by default one per core or GPU.")
+    int | None, typer.Option(min=1, help="Parallel processes; by default one per core or GPU.")
 ]
-Engine = Annotated[str, typer.Option(help="Where work runs: local, or ray (a cluster).")]
+Engine = Annotated[str, typer.Option(help="Where to run: local, or ray (on a cluster).")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would run and how long; write nothing.")
+    bool, typer.Option("--dry-run", help="Print what would run and for how long; write nothing.")
 ]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
-TextField = Annotated[str, typer.Option(help="The field with the text, in files with fields.")]
+TextField = Annotated[str, typer.Option(help="The field that holds the text.")]
 
 
 def command_of(context: typer.Context, **changes: object) -> str:
-    """Write the given command with some parameters changed; flags and defaults are left out."""
+    """Write out the command that was given, with changed parameters, but without flags and
+    defaults.
+    """
     words = context.command_path.split()
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -73,7 +75,7 @@ def print_json(value: object) -> None:
 
 
 def say(text: str, style: str = "", *, to: Console | None = None) -> None:
-    """Print a line as it is, without breaks."""
+    """Print a line unchanged, without breaking it."""
     (to or out_console).print(text, style=style, soft_wrap=True)
 
 
@@ -82,11 +84,11 @@ def warn(text: str, style: str = "yellow") -> None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table without lines."""
+    """Print a table without ruled lines."""
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*row)
-    # A file or a pipe has no width, so nothing is cut.
+    # A file or a pipe has no width, so no cell is cut.
     console = out_console
     if not console.is_terminal:
         console = Console(width=PIPE_WIDTH, **PLAIN)
@@ -105,14 +107,14 @@ def has_colours() -> bool:
 
 
 def print_plan(plan: Facts) -> None:
-    """Print a dry run: stages by kind, the cost of each phase of training, and the total time."""
+    """Print a dry run: each kind of stage, the cost of each training phase, and the total time."""
     from maskwise.study.prospects import prospect_lines
 
     stages = []
     for kind, facts in plan["stages"].items():
         done = str(facts["done"])
         stages.append((kind, done, str(facts["to_do"]), duration(facts["seconds"])))
-    print_table(("stages", "done", "to do", "time of work"), stages)
+    print_table(("stages", "done", "to do", "work time"), stages)
     phases = []
     for line in plan["phases"]:
         flops = ""
@@ -141,7 +143,7 @@ def print_plan(plan: Facts) -> None:
     left = f"about {duration(plan['seconds'])}"
     if plan["seconds"] is None:
         kinds = ", ".join(plan["unknown"])
-        left = f"time unknown: nothing like {kinds} was timed here yet; maskwise check times it"
+        left = f"time unknown: no similar {kinds} was timed here yet; maskwise check does this"
     say(f"With {plan['jobs']} at once: {left}. Nothing was written.")
 
 
@@ -160,11 +162,11 @@ def print_verdicts(summary: Facts) -> None:
         heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
         print_table(heads, map(_cells, rows))
     say(summary["headline"], "bold")
-    # A flag that several rows raise is printed once, with its arms.
+    # A flag of several rows is printed only once, with the arms of these rows.
     arms_of: dict[str, dict[str, None]] = {}
     for row in rows:
         for flag in row["flags"]:
-            # This flag is raised for nearly every task, and the page has its numbers.
+            # This flag is raised for nearly every task, and its numbers are on the page.
             if flag["code"] != "items":
                 arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
     all_arms = {row["arm"] for row in rows}
@@ -182,7 +184,7 @@ def _cells(row: Contrast) -> list[str | Text]:
     from maskwise.estimates import shown
     from maskwise.study.verdict.words import outcome_words
 
-    # The page has the same units.
+    # The page uses the same units.
     amount = shown(row)
     mean = amount.figure()
     if mean:
@@ -201,7 +203,7 @@ def _cells(row: Contrast) -> list[str | Text]:
         verdict = f"worse ({verdict})"
     if row["verdict"] != "not comparable":
         verdict += f", {row['scope']}"
-    # The words begin with "on" or "in", which is superfluous under the head of the column.
+    # The words begin with "on" or "in", which is superfluous under this column head.
     outcome = outcome_words(row["outcome"]).partition(" ")[2]
     if row.get("gate"):
         verdict += ", gate"
@@ -222,17 +224,17 @@ def short(number: float) -> str:
 
 
 def time_limit(text: str) -> float:
-    """Seconds of a duration such as 2h, 90m or 1h30m; a number alone means minutes."""
+    """Convert a duration such as 2h, 90m or 1h30m to seconds; a number alone means minutes."""
     import pandas as pd
 
     try:
         seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
     except ValueError:
         seconds = 0.0
-    # NaT is not ≥ 60 either.
+    # This form also refuses NaT, for which every comparison is false.
     if not seconds >= 60:
         raise MaskwiseError(
-            "--time is not a duration",
+            "--time must be a duration",
             got=repr(text),
             allowed="a minute or more, such as 2h, 90m or 1h30m",
         )
@@ -240,12 +242,12 @@ def time_limit(text: str) -> float:
 
 
 def plan_lines(plan: Facts, limit: str) -> list[str]:
-    """Put the plan of adapt into words: its time, its memory, cut rows, and a smaller plan."""
+    """Describe a plan of adapt: its time, its memory, the rows that are cut, and a smaller plan."""
     if plan["seconds"] is None:
         return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
     minutes = math.ceil(plan["seconds"] / 60)
     total = f"about {minutes} min in all, {plan['jobs']} stages at once"
-    lines = [f"Time: {total}; memory: {plan['memory_gib'] or 0.0:.1f} GiB for each."]
+    lines = [f"Time: {total}; memory: {plan['memory_gib'] or 0.0:.1f} GiB per stage."]
     for task, share in plan["cut"].items():
         if share:
             rows = f"{share:.1%} of the rows of {task}"
@@ -262,7 +264,7 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
 
 
 def print_outlook(facts: Facts) -> None:
-    """Print the text, the tasks, the model, the targets of each arm, the time, and the doubts."""
+    """Print the text, the tasks, the model, each arm's targets, the time, and the warnings."""
     print_table(("", ""), ((Text(name, "bold"), line) for name, line in facts["lines"]))
     if facts["arms"]:
         say("")
@@ -271,21 +273,21 @@ def print_outlook(facts: Facts) -> None:
             targets = f"{arm['targets_per_step']:,.0f}"
             size = figure(arm["tokens_per_unit"], ".2f")
             rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", size))
-        print_table(("arm", "masks", "targets a step", "share", "tokens a unit"), rows)
+        print_table(("arm", "masks", "targets per step", "share", "tokens per unit"), rows)
     for doubt in facts["doubts"]:
         say(f"\n? {doubt['what']}", "yellow")
         if doubt["do"]:
             say(f"  → {doubt['do']}")
     if not facts["doubts"]:
-        say("\nNothing is doubtful.")
+        say("\nThere are no warnings.")
 
 
 HARDLY_MORE = 1.1
-"""A policy is doubtful if labelled words have less than this multiple of their share of words."""
+"""A policy is suspect unless labelled words have more weight than this multiple of their share."""
 
 
 def print_policy(result: Facts) -> None:
-    """Print the figures of a learned policy, and the doubts about them."""
+    """Print the figures of a learned policy, and warnings about the policy."""
     held_out = result.get("held_out") or {}
     salient = held_out.get("salient", {})
     figures = {**held_out, GAIN: result.get("gain")}
@@ -301,11 +303,11 @@ def print_policy(result: Facts) -> None:
     weight = held_out.get("weight_on_labels", 1.0)
     even = held_out.get("labelled_words", 0.0)
     if result.get("gain", 1) <= 0 or weight <= HARDLY_MORE * even:
-        warn("these figures are hardly better than with equal weights: the policy may be useless")
+        warn("these figures are hardly better than those of equal weights: is the policy useless?")
     if result.get("stopped"):
-        kept = f"the policy of step {result['best_step']} is kept"
+        kept = f"the policy from step {result['best_step']} is kept"
         warn(f"learning stopped early: {result['stopped']}; {kept}")
     if result.get("overshoot"):
-        do = "lower it under learning.meta, or the policy may learn something else"
+        do = "lower this rate under learning.meta, or the policy may learn something else"
         warn(f"{result['overshoot']}: {do}")
     say(f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)")

@@ -48,10 +48,11 @@ def check(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Say what a recipe would train, how long it takes, and what is doubtful. Nothing is written.
+    """Show what a recipe would train, how long it takes, and what to reconsider. Nothing is
+    written.
 
     A file of texts or of labels is checked with the recipe that `maskwise study --new` would write
-    for it.
+    for this file.
     """
     if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
         # Refuse a typo before the slow imports.
@@ -81,7 +82,7 @@ def evaluate(
     ] = "",
     text: Annotated[
         str | None,
-        typer.Option(help="Text it was not trained on, for held-out loss and pseudo-perplexity."),
+        typer.Option(help="Text not seen in training, for held-out loss and pseudo-perplexity."),
     ] = None,
     text_field: TextField = "text",
     as_json: Json = False,
@@ -136,14 +137,14 @@ def generate(
         str, typer.Option(help="Order of filling gaps: confidence, random or block.")
     ] = "confidence",
     temperature: Annotated[
-        float, typer.Option(help="Of sampling; 0 always takes the likeliest token.")
+        float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")
     ] = 1.0,
-    block: Annotated[int, typer.Option(min=1, help="Tokens of a block, for --order block.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the tokens that are drawn.")] = 0,
+    block: Annotated[int, typer.Option(min=1, help="Tokens per block, for --order block.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed for drawing tokens.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Write text by masked diffusion: the model fills gaps step by step, and the terminal shows
-    how.
+    each step.
 
     The model is one that the diffusion objective has trained, or any other encoder with a
     masked-language-model head.
@@ -210,8 +211,8 @@ def inspect(
         str | None,
         typer.Option(help="A checkpoint of an encoder–decoder, to see what it writes."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
-    step: Annotated[int, typer.Option(help="Step of the schedule.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the masks.")] = 0,
+    step: Annotated[int, typer.Option(help="Step in the schedule.")] = 0,
     total_steps: Annotated[int, typer.Option(help="Length of the schedule in steps.")] = 1000,
     html: Page = None,
     as_json: Json = False,
@@ -255,8 +256,8 @@ def report(
 ) -> None:
     """Write the page of a study (or of one run) again, from its files.
 
-    --json prints the verdicts with all reasons instead; together with --html it does both. With two
-    studies, FOLDER OTHER, it shows how their recipes and results differ, in OTHER/compared.html.
+    --json prints the verdicts with all reasons instead; --json with --html does both. With two
+    studies, FOLDER OTHER, the page OTHER/compared.html shows how their recipes and results differ.
     """
     from maskwise.report import compare_studies, summary_of, write_comparison, write_report
 
@@ -277,7 +278,7 @@ def bench(
     name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False
 ) -> None:
     """Compare the speed of masking with transformers' collator, in one run on this machine."""
-    # Earlier versions had a second bench.
+    # Earlier versions also had the benchmark "train".
     if name == "train":
         raise MaskwiseError(
             "bench train is no longer part of the package",
@@ -318,7 +319,7 @@ EXAMPLES = {
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
     "recipes": "maskwise study {call} --out runs/{call}",
 }
-"""How a member of each list is used; {call} is its name, with the required arguments."""
+"""An example of how to use a member of each list; {call} is its name, with required arguments."""
 
 REQUIRED = {
     "start": "0.3",
@@ -348,7 +349,7 @@ REQUIRED = {
     "shares": "2, 1",
     "until": "'?'",
 }
-"""The values of required arguments in examples."""
+"""Values for required arguments in examples."""
 
 INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
 """Arguments that a study passes, and that recipes cannot set."""
@@ -373,7 +374,7 @@ def list_names(
 
 
 def names_in(what: str) -> dict[str, Any]:
-    """The members of a list, by name."""
+    """The members of a list, keyed by name."""
     module, _, name = TABLES[what].partition(":")
     table = getattr(importlib.import_module(module), name)
     if callable(table):
@@ -382,7 +383,7 @@ def names_in(what: str) -> dict[str, Any]:
 
 
 def describe_table(what: str) -> list[dict[str, str]]:
-    """The name, the arguments, a sentence and an example of every member of a list."""
+    """Return the name, the arguments, a sentence and an example for every member of a list."""
     rows = []
     for name, member in names_in(what).items():
         call = name
@@ -420,6 +421,6 @@ def _task_line(name: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The first sentence of a text."""
+    """Return the first sentence of a text."""
     paragraph = " ".join(text.split("\n\n")[0].split())
     return re.split(r"(?<=[.?!])\s+(?=[A-Z])", paragraph)[0]

@@ -2,8 +2,8 @@
 
 A recipe combines the settings of all parts of the package below ``study``. It defines what a study
 varies (``study.arms``: overrides of settings) and what all arms share, and may extend another
-recipe (``extends``). The error for an unknown key names the nearest known one. Every name is looked
-up when the recipe is read, so that no run fails after an hour because of a typo.
+recipe (``extends``). The error for an unknown key suggests the most similar known key. Every name
+is looked up when the recipe is read, so no run can fail after an hour because of a typo.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ __all__ = ["Recipe", "explain", "parse_value", "read_recipe", "shipped", "valida
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe, apply overrides, and validate the whole and each arm.
+    """Read a recipe, apply overrides, and validate the whole recipe and each of its arms.
 
     Args:
-        source: the name of a shipped recipe, or a file.
-        overrides: settings to change, ``key=value``.
+        source: the name of a shipped recipe, or the path of a file.
+        overrides: settings to change, each written as ``key=value``.
 
     Raises:
-        MaskwiseError: no such recipe, no YAML, an unknown key or name, a value out of range.
+        MaskwiseError: the recipe does not exist, is not YAML, has an unknown key or name, or has a
+            value out of range.
 
     >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
     10
@@ -51,13 +52,13 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
-    """Change nested settings by ``key=value``; arms can be left out, as in any recipe.
+    """Apply ``key=value`` overrides to nested settings; an override can also leave out arms.
 
-    ``study.arms.tsdae=null`` leaves out one arm, and ``study.arms=a,b`` all but these. Baseline,
-    contrasts and gate then follow the remaining arms.
+    ``study.arms.tsdae=null`` leaves out one arm, and ``study.arms=a,b`` leaves out all arms but a
+    and b. Settings that name a missing arm, such as contrasts and the gate, are then dropped.
 
     Raises:
-        MaskwiseError: an override without a key or value, or an unknown arm.
+        MaskwiseError: an override has no key or value, or names an unknown arm.
 
     >>> arms = {"a": {}, "b": {}, "c": {}}
     >>> settings = {"study": {"arms": arms, "contrasts": [["b", "a"], ["c", "a"]]}}
@@ -95,7 +96,7 @@ def _require_arms(names: Iterable[str], known: Plain) -> None:
 
 
 def _arms(settings: Plain) -> Plain:
-    """Return the arms; none if the settings are malformed."""
+    """Return the arms; an empty dict if the settings are malformed."""
     study = settings.get("study")
     if isinstance(study, dict) and isinstance(study.get("arms"), dict):
         return study["arms"]
@@ -103,7 +104,9 @@ def _arms(settings: Plain) -> Plain:
 
 
 def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[str]) -> None:
-    """Drop settings that name a missing arm; if arms were added, also those that may not fit."""
+    """Drop settings that name a missing arm; if arms were added, also drop settings that may not
+    fit the new arms.
+    """
     arms = _arms({"study": study})
     gone = {*old} - {*arms}
     own = study.get("search")
@@ -118,13 +121,16 @@ def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[s
             study.pop(key, None)
         else:
             study[key] = _without(study.get(key), gone)
-            # Without a value, every arm is compared with the baseline.
+            # If no contrasts are given, every arm is compared with the baseline.
             if study[key] in (None, []):
                 del study[key]
 
 
 def _without(setting: object, gone: set[str]) -> object:
-    """Return a setting without pairs that contain a gone arm; None if it is itself one of these."""
+    """Return a setting without the pairs that contain an arm that is gone.
+
+    None if the setting itself is such an arm or pair.
+    """
     if isinstance(setting, dict):
         kept = {key: _without(value, gone) for key, value in setting.items()}
         if kept.get("contrast", "") is None:
@@ -142,7 +148,7 @@ def _without(setting: object, gone: set[str]) -> object:
 
 
 def _check_arm(recipe: Recipe, name: str) -> None:
-    """Validate an arm at every point of the search, and that it has an outcome."""
+    """Validate an arm at every point of the search, and check that it has an outcome."""
     match = recipe.study.match
     for point in recipe.study.points_of(name):
         links = recipe.arm(name, seed=0, more=point).links()
@@ -151,14 +157,14 @@ def _check_arm(recipe: Recipe, name: str) -> None:
                 f"arm {name!r} trains on several objectives, which are matched by steps",
                 got=f"study.match {match}",
             )
-    # A grid does not change the kinds of masks, so the last point serves for all.
+    # A grid does not change the kinds of masks, so it is enough to check the last point.
     kinds = set()
     for link in links:
         kinds |= {kind.split()[0] for kind in link.judged_on()}
     masks = links[-1].evaluation.masks
     if not recipe.tasks and not kinds & set(masks):
         raise MaskwiseError(
-            f"nothing is measured of arm {name!r}: no tasks, and no held-out masks of its kind",
+            f"arm {name!r} is not measured: no tasks, and no held-out masks of the arm's kind",
             got=f"evaluation.masks {list(masks)}",
             allowed=" or ".join(sorted(kinds)) or "tasks",
         )
@@ -181,7 +187,7 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
             f"{path} is not a recipe",
             got=got,
             allowed="keys and values",
-            do="write settings into it, or name a shipped recipe: maskwise list recipes",
+            do="write settings into the file, or name a shipped recipe: maskwise list recipes",
         )
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
@@ -202,7 +208,7 @@ def _read(path: Path) -> object:
         text = path.read_text(encoding="utf-8")
         return read_yaml(text)
     except UnicodeDecodeError as error:
-        raise MaskwiseError(f"{path} is not text in UTF-8", got=str(error)) from None
+        raise MaskwiseError(f"{path} is not a UTF-8 text file", got=str(error)) from None
     except MaskwiseError as error:
         raise MaskwiseError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
@@ -215,5 +221,5 @@ def _read(path: Path) -> object:
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"
             if "'\\t'" in got:
-                do = "replace the tabs by spaces: YAML is indented by spaces alone"
-        raise MaskwiseError(f"{path} is not readable YAML", got=got, do=do) from None
+                do = "replace the tabs with spaces: YAML is indented only with spaces"
+        raise MaskwiseError(f"{path} is not valid YAML", got=got, do=do) from None

@@ -22,7 +22,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.specs import leaves
 
 MOST_SEEDS = 1000
-"""Limit of the runs of an arm, because a plan lists every stage of every run."""
+"""Limit on runs per arm, because a plan lists every stage of every run."""
 
 Pair = tuple[str, str]
 """An arm and its baseline."""
@@ -35,12 +35,12 @@ class Settings(BaseModel):
 
 
 def _dotted(grid: object) -> object:
-    """Write the settings of a grid, or of each of its points, by dotted name."""
+    """Flatten a grid, or each of its points, to dotted names."""
     if isinstance(grid, Mapping):
         return dict(leaves(grid))
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
         return [dict(leaves(point)) for point in grid]
-    raise MaskwiseError("not a grid", got=grid, allowed="lists by setting, or a list of points")
+    raise MaskwiseError("not a grid", got=grid, allowed="a list per setting, or a list of points")
 
 
 Values = Annotated[tuple[object, ...], Field(min_length=1)]
@@ -48,7 +48,7 @@ Grid = Annotated[dict[str, Values] | tuple[Plain, ...], BeforeValidator(_dotted)
 
 
 def _points(grid: Grid) -> list[Plain]:
-    """Return the points of a grid, each a dict of settings by dotted name."""
+    """Return the points of a grid, each as a dict that maps dotted names to values."""
     if isinstance(grid, tuple):
         return [dict(point) for point in grid]
     points = []
@@ -58,7 +58,7 @@ def _points(grid: Grid) -> list[Plain]:
 
 
 class SearchSettings(Settings):
-    """A grid of settings from which each seed chooses for each arm, on runs that are not reported.
+    """A grid from which each seed chooses settings for each arm, using runs that are not reported.
 
     >>> grid = {"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}
     >>> len(SearchSettings(grid=grid).points)
@@ -66,28 +66,30 @@ class SearchSettings(Settings):
     """
 
     grid: Grid
-    """Values by setting, whose combinations are tried; or a list of points, dicts of settings."""
+    """A list of values for each setting, of which all combinations are tried; or a list of points,
+    each a dict of settings."""
     by: Literal["dev", "held-out"] | None = None
-    """The criterion. ``dev``: scores on the tasks' dev rows. ``held-out``: loss on the arm's kind
-    of mask. None: dev if there are tasks."""
+    """The criterion of the choice. ``dev``: scores on the tasks' dev rows. ``held-out``: loss on
+    the arm's kind of mask. If null, ``dev`` if there are tasks, else ``held-out``."""
     own: dict[str, Grid] = {}
-    """Grids of single arms, such as fixed shares, which are combined with the common grid."""
+    """Additional grids for single arms, for example of fixed shares; each is combined with the
+    common grid."""
 
     @model_validator(mode="after")
     def _offers_a_choice(self) -> SearchSettings:
         if len(self.points) < 2:
             raise MaskwiseError(
-                "study.search.grid has nothing to choose from", got=self.grid, allowed="≥ 2 points"
+                "study.search.grid offers no choice", got=self.grid, allowed="≥ 2 points"
             )
         return self
 
     @property
     def points(self) -> list[Plain]:
-        """The points of the common grid. If several points tie, the first is chosen."""
+        """The points of the common grid. If several points tie, the first one is chosen."""
         return _points(self.grid)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """Return the points that are tried for an arm: the common grid times the arm's grid.
+        """Return the points tried for an arm: each common point with each point of the arm's grid.
 
         >>> own = {"shares": {"sampler": ["shares(1, 3)", "shares(3, 1)"]}}
         >>> search = SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3]}, own=own)
@@ -108,10 +110,10 @@ class GateSettings(Settings):
     """
 
     contrast: Pair
-    """[oracle, baseline]: the arm that must win and the arm that it must beat, without a search.
-    """
+    """[oracle, baseline]: the arm that must win and the arm that it must beat. No search chooses
+    their settings."""
     closes: tuple[Pair, ...] | None = None
-    """The primary contrasts that are not tested unless the oracle wins; null: all of them."""
+    """The primary contrasts that are not tested unless the oracle wins; null means all of them."""
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -144,64 +146,68 @@ class StudySettings(Settings):
     """The arms, runs and contrasts of a study, and the rules of a fair comparison."""
 
     arms: dict[str, Plain] = {}
-    """Overrides of any setting by the name of the arm, such as ``{masking.ratio: 0.30}``."""
+    """For each arm, by its name, overrides of settings, such as ``{masking.ratio: 0.30}``."""
     baseline: str | None = None
-    """The arm with which the others are compared; None: the first one."""
+    """The arm with which the other arms are compared; if null, the first arm."""
     seeds: Count | Seeds = 3
-    """Pre-training runs of each arm: their number, or a list of seeds. They are the replicates,
-    paired by seed.
+    """The number of pre-training runs of each arm, or a list of their seeds. The runs are the
+    replicates, and arms are compared between runs with the same seed.
     """
     contrasts: tuple[Pair, ...] | None = None
-    """The primary contrasts, as [arm, baseline], at most six; None: all arms with the baseline."""
+    """The primary contrasts, at most six, each as [arm, baseline]; if null, every other arm is
+    compared with the baseline."""
     outcome: str | None = None
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
-    mean over ``evaluation.ratios``. None: the tasks if there are any, else the loss on the arm's
-    own kind of mask. A contrast in which one side has no such loss (a new model without training)
-    is decided as with None.
+    mean over ``evaluation.ratios``. If null, the tasks decide if there are any, else the loss on
+    the arm's own kind of mask. If one side of a contrast has no such loss (a new model without
+    training), the contrast is decided as if this setting were null.
     """
     match: Literal["steps", "targets", "flops"] = "steps"
-    """The quantity that is equal for all arms. For targets and FLOPs ``training.steps`` are derived
-    from the baseline's.
+    """The quantity that is equal for all arms. For targets and FLOPs, ``training.steps`` is derived
+    from the baseline's steps.
     """
     looks: Looks | None = None
-    """Planned numbers of runs at which results are read, such as [10, 20]. ``seeds`` is one of
-    them, and may be raised to the next. Without planned looks, if seeds are added after a verdict,
-    the next verdict is *open* at best.
+    """Planned numbers of runs at which results are read, such as [10, 20]. ``seeds`` must be one of
+    these numbers, and may later be raised to the next. Without planned looks, if seeds are added
+    after a verdict, the next verdict is *open* at best.
     """
     margin: Fraction | None = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a contrast lies within ± margin, there is no difference that matters."""
     noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = None
     """The standard deviation of paired differences, in the unit of ``margin``, or the folder of an
-    earlier study with the same outcome. It predicts what the study can detect; None: taken from an
-    earlier study in the same folder.
+    earlier study with the same outcome. It is used to predict what the study can detect. If null,
+    it is taken from an earlier study in the same folder.
     """
     helps: float = Field(0.75, ge=0, le=1)
     """A task counts in the primary outcome if pre-training helps on it in at least this share of
-    the runs: the mean of all arms on dev rows is above the untouched start. 0: all tasks count."""
+    the runs, that is, if the mean score of all arms on dev rows is above that of the untouched
+    start. With 0, all tasks count."""
     share: Pair | None = None
-    """[oracle, random]: the gain of other arms over random is given as a share of the oracle's."""
+    """[oracle, random]: the gain of the other arms over ``random`` is also given as a share of the
+    gain of ``oracle``."""
     gate: GateSettings | None = None
     """A positive control, ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm,
-    baseline], …]}``: the contrasts in ``closes`` (by default all) are not tested unless the oracle
-    is decided to beat the baseline. The gate is tested first, without a search, at the full level,
-    and does not lower the level of the others.
+    baseline], …]}``. The contrasts in ``closes`` (by default all) are tested only if it is decided
+    that the oracle beats the baseline. The gate is tested first, without a search, at the full
+    level of significance, and does not lower the level of the other contrasts.
     """
     transfer: bool = False
     """Whether arms learned their policies from the study's tasks. The primary contrasts are then
-    ``own-task`` (for each task the arm that learned from it) and ``other-tasks`` (the mean of the
-    others) with the baseline."""
+    ``own-task`` (for each task, the arm that learned from this task) and ``other-tasks`` (for each
+    task, the mean of the arms that learned from other tasks), each with the baseline."""
     search: SearchSettings | None = None
-    """A grid of settings, from which each seed chooses for each arm; a new run at that point is
-    compared.
+    """A grid from which each seed chooses settings for each arm. A new run with the chosen settings
+    is then compared.
     """
     companions: Fractions = ()
-    """Additional shorter runs, as shares of the steps, for time-to-quality. Schedules of the ratio
-    and of the learning rate depend on the length of a run, so a run cut short is not a short run.
+    """The lengths of additional shorter runs, as shares of the steps, to show quality against
+    compute. Schedules of the ratio and of the learning rate depend on the length of a run, so a
+    long run that is cut short cannot replace a short run.
     """
     cache: str | None = None
-    """A folder where stages are shared with other studies; None: ``stages/`` in the study's folder.
-    """
+    """A folder where stages are shared with other studies; if null, ``stages/`` in the study's
+    folder."""
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -223,13 +229,13 @@ class StudySettings(Settings):
     def _consistent(self) -> StudySettings:
         self._check_names()
         if self.search:
-            # Runs by which a setting was chosen are lucky, so they must not be compared.
+            # Runs used to choose a setting look better than they are, so they are not compared.
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
                 raise MaskwiseError(
-                    f"with a search the compared runs have seeds + {FRESH_RUN:,}",
+                    f"with a search, the seed of a compared run is its search seed + {FRESH_RUN:,}",
                     got=sorted(shared),
-                    do=f"give seeds below {FRESH_RUN:,}",
+                    do=f"use seeds below {FRESH_RUN:,}",
                 )
         if self.looks and len(self.seed_list) not in self.looks:
             raise MaskwiseError(
@@ -251,12 +257,12 @@ class StudySettings(Settings):
                 "too many primary contrasts",
                 got=len(tested),
                 allowed=f"at most {MOST_PRIMARY}",
-                do="name the ones that matter in study.contrasts",
+                do="name the contrasts that matter in study.contrasts",
             )
         return self
 
     def _check_names(self) -> None:
-        """Refuse names of arms that are reserved or empty, and unknown arms in other settings."""
+        """Refuse reserved or empty names of arms, and settings that name unknown arms."""
         for name in self.arms:
             if not name.strip():
                 raise MaskwiseError("an arm of study.arms has no name", got=[*self.arms])
@@ -285,21 +291,23 @@ class StudySettings(Settings):
             require_known("arm in study.baseline", self.baseline, self.arms)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """Return the points of the search for an arm; a single empty one without a search."""
+        """Return the points of the search for an arm; without a search, a single empty point."""
         if self.search is None:
             return [{}]
         return self.search.points_of(arm)
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds of each arm's runs; with a search, of the runs that choose."""
+        """The seeds of each arm's runs; with a search, the seeds of the search runs."""
         if isinstance(self.seeds, int):
             return tuple(range(self.seeds))
         return self.seeds
 
     @property
     def judged_seeds(self) -> dict[int, int]:
-        """The seed of the run that is compared, a new one after a search, by seed of the study."""
+        """For each seed of the study, the seed of the run that is compared. After a search, that
+        run is a new run with a new seed.
+        """
         offset = 0
         if self.search:
             offset = FRESH_RUN
@@ -307,7 +315,7 @@ class StudySettings(Settings):
 
     @property
     def pairs(self) -> list[Pair]:
-        """The tested contrasts, as (arm, baseline): the gate, and then the primary ones."""
+        """The tested contrasts, as (arm, baseline): first the gate, then the primary contrasts."""
         if self.gate is None:
             return self.primary
         return [self.gate.contrast, *self._ungated]

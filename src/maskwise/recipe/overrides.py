@@ -1,8 +1,8 @@
-"""Settings by dotted name: how they are read, changed and validated.
+"""Settings with dotted names: how they are read, changed and validated.
 
-Overrides on the command line, arms of a study, points of a search, phases of a training and recipes
-that extend another one are all changes of settings by dotted name. ``explain`` turns pydantic's
-errors into one line.
+Overrides on the command line, arms of a study, points of a search, phases of a run and recipes that
+extend a different recipe all change settings that they name by dotted names. ``explain`` turns
+pydantic's errors into errors of one line.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.specs import leaves
 
 Plain = dict[str, Any]
-"""Nested settings as YAML or JSON has them."""
+"""Nested settings, as read from YAML or JSON."""
 
 MOST_VALUES = 100_000
-"""Limit of the values in one YAML text: with aliases, a short text may expand without end."""
+"""Limit on the values in one YAML text: with aliases, a short text may expand enormously."""
 
 NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "share", "transfer")
 """Settings of a study that name its arms, or that depend on all of them."""
@@ -43,26 +43,26 @@ ARM_PARTS = (
     "finetune",
     "learning",
 )
-"""The parts that an arm may change. The others measure all arms in the same way."""
+"""The parts of a recipe that an arm may change. The other parts are the same for all arms."""
 
 PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
-"""The parts that a phase may change; all phases have one model and one tokenizer."""
+"""The parts of a recipe that a phase may change; all phases share one model and one tokenizer."""
 
 MOST_NUMBER = 1 << 63
-"""Limit of whole numbers; Python raises an error for more than 4,300 digits."""
+"""Limit on whole numbers; Python raises an error for numbers of more than 4,300 digits."""
 
 
 def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
 
     Args:
-        settings: the nested dicts, which are changed.
-        dotted: the dotted name.
-        value: the value.
-        clear: whether an empty dict replaces a dict that is not empty.
+        settings: the nested dicts, which are changed in place.
+        dotted: the dotted name of the setting.
+        value: the new value of the setting.
+        clear: whether an empty dict may replace a dict that is not empty.
 
     Raises:
-        MaskwiseError: the path leads through a value that is not a group, or past a list's end.
+        MaskwiseError: the name leads through a value that is not a group, or past a list's end.
 
     >>> settings = {"training": {"steps": 10}, "phases": [{}, {"masking.ratio": 0.3}]}
     >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
@@ -73,7 +73,7 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     for part in path:
         key = _key(group, part, dotted)
         if isinstance(group, list):
-            # Phases are lists of changes, whose keys may be dotted.
+            # A list of phases holds changes, whose keys may be dotted.
             group[key] = nested(group[key] or {})
         elif group.get(key) is None:
             group[key] = {}
@@ -94,7 +94,7 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
         return part
     if not part.isdecimal() or int(part) >= len(group):
         raise MaskwiseError(
-            f"cannot set {dotted}: entries of a list are counted from 0",
+            f"cannot set {dotted}: no such entry in the list, whose first entry is number 0",
             got=part,
             allowed=list(range(len(group))),
         )
@@ -103,7 +103,7 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
 
 @contextmanager
 def blamed(place: str) -> Iterator[None]:
-    """Prefix errors with the place of the mistake."""
+    """Put the name of the setting with the mistake in front of errors."""
     try:
         yield
     except MaskwiseError as error:
@@ -111,13 +111,13 @@ def blamed(place: str) -> Iterator[None]:
 
 
 def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
-    """Refuse a setting outside these parts. The seed of a training comes from its run."""
+    """Refuse a setting outside these parts, and the training seed, which comes from the run."""
     if key.split(".")[0] not in parts or key == "training.seed":
         raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
 
 
 def nested(tree: Mapping[str, object]) -> Plain:
-    """Turn settings whose keys may be dotted into dicts in dicts.
+    """Turn settings whose keys may be dotted into nested dicts.
 
     >>> nested({"masking.ratio": 0.3, "masking": {"policy": "span"}})
     {'masking': {'ratio': 0.3, 'policy': 'span'}}
@@ -129,11 +129,11 @@ def nested(tree: Mapping[str, object]) -> Plain:
 
 
 def merged(base: Plain, own: Plain) -> Plain:
-    """Merge ``own`` settings into those of ``base``.
+    """Merge ``own`` settings into the ``base`` settings.
 
     Arms are replaced as a whole, together with the settings that name them.
     """
-    # An arm is a set of changes, and a mixture of two sets would be a third arm.
+    # An arm is a set of changes: merging two arms would make a third arm that nobody wrote.
     base_arms = (base.get("study") or {}).get("arms")
     own_arms = (own.get("study") or {}).get("arms")
     replaced = ["arms"]
@@ -155,7 +155,7 @@ def parse_override(text: str) -> tuple[str, object]:
     """Split ``key=value`` into key and value.
 
     Raises:
-        MaskwiseError: no equals sign, or no key.
+        MaskwiseError: the text has no equals sign or no key.
 
     >>> parse_override("training.learning_rate=1e-3")
     ('training.learning_rate', 0.001)
@@ -163,7 +163,7 @@ def parse_override(text: str) -> tuple[str, object]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise MaskwiseError(
-            "an override is key=value", got=text, do="for example training.steps=500"
+            "an override is key=value", got=text, do="write, for example, training.steps=500"
         )
     return key.strip(), parse_value(value)
 
@@ -177,7 +177,7 @@ def parse_value(text: str) -> object:
 
 
 class Yaml(yaml.SafeLoader):
-    """Reads numbers and booleans as YAML 1.2: 1e-3 is a number, only true and false are booleans.
+    """Reads numbers and booleans as in YAML 1.2: 1e-3 is a number; only true and false are boolean.
 
     In YAML 1.1 ``precision: no`` or an arm called ``on`` would be a boolean. Settings of type bool
     accept yes, no, on and off nevertheless.
@@ -185,11 +185,11 @@ class Yaml(yaml.SafeLoader):
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
     values = 0
-    """The number of values so far, aliases expanded."""
+    """The number of values so far, with aliases expanded."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node, or raise an error with its line."""
-        # Constructed again for each alias of an anchor, so that overrides change only one of them.
+        # Each alias of an anchor gets a value of its own, so an override changes only one of them.
         self.constructed_objects.pop(node, None)
         self._count(1)
         try:
@@ -217,7 +217,7 @@ class Yaml(yaml.SafeLoader):
             raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
 
 
-# The resolvers are a table by first character, without the booleans of YAML 1.1.
+# The table of resolvers is keyed by first character; the booleans of YAML 1.1 are left out.
 for first_character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
     others = [resolver for resolver in resolvers if not resolver[0].endswith(":bool")]
     Yaml.yaml_implicit_resolvers[first_character] = others
@@ -235,8 +235,8 @@ def read_yaml(text: str) -> object:
     """Read plain values from YAML.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
-        MaskwiseError: it is nested too deeply, or has more than ``MOST_VALUES`` values.
+        yaml.YAMLError: the text is not YAML.
+        MaskwiseError: the text is nested too deeply, or has more than ``MOST_VALUES`` values.
     """
     try:
         # ``Yaml`` is a safe loader, without the booleans of YAML 1.1.
@@ -266,21 +266,21 @@ ALLOWED = {
     "too_long": "{max_length} values",
     "too_short": "≥ {min_length} values",
 }
-"""The allowed values, by pydantic's type of error."""
+"""The allowed values in words, keyed by pydantic's error type."""
 
 # If a field accepts several types, pydantic adds the type to the location of an error.
 _ALTERNATIVE = re.compile(r"(int|float|str|bool|constrained-\w+|(function|tuple|list|dict).*\])$")
 
 
 def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -> MaskwiseError:
-    """Return the first mistake in one line: the setting, its value, and the allowed values.
+    """Describe the first mistake in one line: the setting, its value, and the allowed values.
 
     Args:
-        error: the error of pydantic.
+        error: pydantic's error.
         settings: the class that was validated.
-        origin: source of the settings: a file, an arm, or "".
+        origin: where the settings came from: a file, an arm, or "".
     """
-    # An unknown name explains the required setting that is missing, so it comes first.
+    # A misspelt name is the reason why a required setting is missing, so it is reported first.
     errors = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = errors[0]
     path = _path(first)
@@ -293,14 +293,14 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
         return unknown_name(what, ".".join(path), known)
     if first["type"] == "value_error":
         return _refused(first, origin)
-    # A field of several types has an error for each; the deepest location is the mistake.
+    # A field that accepts several types has an error for each type; the deepest is the mistake.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
     path = max(map(_path, below), key=len)
     place = _place(origin, path)
     alternatives = [detail for detail in below if _path(detail) == path]
     first = alternatives[0]
     if first["type"] == "missing":
-        return MaskwiseError(f"{place} is missing", do="give it a value")
+        return MaskwiseError(f"{place} is missing", do="give this setting a value")
     value = first.get("input")
     got = "nothing"
     if value is not None:
@@ -315,7 +315,7 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
 
 
 def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
-    """Return the message of one of our validators, and the value unless the message quotes it."""
+    """Return the message of one of our validators; add the value unless the message quotes it."""
     what = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     got = None
@@ -328,7 +328,7 @@ def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
 
 
 def _place(origin: str, path: Sequence[str]) -> str:
-    """Return the name of a setting, after its origin; either may be empty."""
+    """Return the origin and the name of a setting; either may be empty."""
     return ": ".join(filter(None, (origin, ".".join(path))))
 
 
@@ -350,7 +350,7 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     """Return the settings class at a path.
 
-    Names that users choose, of arms and objectives, are not fields and are skipped.
+    Names of arms and objectives are skipped: users choose these names, and they are not fields.
     """
     for part in path:
         if part in settings.model_fields:

@@ -1,4 +1,4 @@
-"""A whole experiment as one record of settings, and the recipes of its arms, runs and phases.
+"""A whole experiment as one set of settings, and the recipes of its arms, runs and phases.
 
 A recipe is frozen: each change makes a new recipe, which is validated as a whole. ``links`` adds
 the settings that objectives and policies imply.
@@ -51,9 +51,9 @@ from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
 ALONE = ("mlm", "clm", "diffusion", "denoise")
-"""Objectives that may be the only one of a recipe, since each trains a language model."""
+"""Objectives that may be a recipe's only objective, since each trains a language model."""
 
-LEARNED = Learned().annotators()  # of a policy that the run itself learns
+LEARNED = Learned().annotators()  # annotators of a policy that the run itself learns
 
 
 class Recipe(Settings):
@@ -65,9 +65,9 @@ class Recipe(Settings):
     """
 
     name: str = "recipe"
-    """Name of the study, in files and on its page. One that ends in -control needs a gate."""
+    """The name of the study, in files and on its page. If it ends in -control, a gate is needed."""
     description: str = ""
-    """The question of the study, for its page."""
+    """The question that the study answers, for its page."""
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
@@ -75,26 +75,26 @@ class Recipe(Settings):
     objective: str = "mlm"
     """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
-    """Several objectives of one encoder, by the names of their arms; none: ``objective`` alone."""
+    """Several objectives that share one encoder, keyed by name; if empty, ``objective`` alone."""
     sampler: str = "uniform"
-    """Which of the objectives trains at each step: a rule, or a learned one such as mometas."""
+    """The rule that picks the objective of each step: a fixed rule, or a learned one (mometas)."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """Trainings in order, each from the checkpoint before it: ``[{}, {corpus.length: 256}]``."""
+    """Phases in order, each from the checkpoint before it: ``[{}, {corpus.length: 256}]``."""
     intermediate: Plain | None = None
-    """Short for ``phases: [{}, …]``: the settings that the second phase changes. null: none."""
+    """Short for ``phases: [{}, …]``: the settings that a second phase changes; null for none."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
     learning: LearningSettings | None = None
-    """How a masking policy is learned from a task (``maskwise learn``); null: none is learned."""
+    """How a masking policy is learned from a task (``maskwise learn``); null if none is learned."""
     study: StudySettings = StudySettings()
 
     @field_validator("corpus")
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
-        # Annotators are built here, so that a wrong name fails before any work; none loads a model.
+        # Annotators are built here to refuse a wrong name before any work; no model is loaded yet.
         with blamed("layers"):
             check_names([annotator(spec) for spec in of_run(corpus.annotators, 0)])
         return corpus
@@ -105,31 +105,31 @@ class Recipe(Settings):
         objective_class(value)
         if value not in ALONE:
             raise MaskwiseError(
-                "objective",
+                "this objective cannot be trained alone",
                 got=value,
                 allowed=", ".join(ALONE),
-                do=f"list it with others: objectives: {{{value}: {{}}, mlm: {{}}}}",
+                do=f"list it with other objectives: objectives: {{{value}: {{}}, mlm: {{}}}}",
             )
         return value
 
     @field_validator("intermediate", "phases", mode="before")
     @classmethod
     def _nested(cls, value: object, info: ValidationInfo) -> object:
-        """Changes by dotted name as nested settings; ``none`` in an arm removes the phases."""
+        """Nest changes that have dotted names; ``none`` in an arm removes the phases."""
         if value == "none":
             return None
         if info.field_name == "intermediate":
             return _phase(value, "intermediate")
         if isinstance(value, list | tuple):
             if not value:
-                raise MaskwiseError("the list is empty", allowed="≥ 1 phase, or null for one")
+                raise MaskwiseError("the list is empty", allowed="≥ 1 phase, or null for one phase")
             return [_phase(phase or {}, f"phases.{n}", len(value)) for n, phase in enumerate(value)]
         return value
 
     @field_validator("objectives", mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
-        """Read ``atd:`` as the objective of that name, and ``mlm-40: mlm`` as mlm."""
+        """Read ``atd:`` as the objective atd, and ``mlm-40: mlm`` as the objective mlm."""
         if not isinstance(value, Mapping):
             return value
         arms = {}
@@ -144,12 +144,12 @@ class Recipe(Settings):
             sampler(self.sampler, list(self.objectives))
             if self.study.match != "steps":
                 raise MaskwiseError(
-                    "trainings on several objectives are matched by steps",
+                    "runs on several objectives can only be matched by steps",
                     got=f"study.match {self.study.match}",
                 )
         elif self.sampler != "uniform":
             raise MaskwiseError(
-                "a sampler needs objectives to choose from", got=f"sampler {self.sampler}"
+                "a sampler needs objectives, from which it chooses", got=f"sampler {self.sampler}"
             )
         # One encoder (or encoder–decoder) is shared by all objectives.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
@@ -169,16 +169,16 @@ class Recipe(Settings):
                 do="name the arm that must win and its baseline: study.gate: [oracle, baseline]",
             )
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
-            raise MaskwiseError("study.search.by: dev needs tasks", do="name tasks or use held-out")
+            raise MaskwiseError("study.search.by=dev needs tasks", do="name tasks or use held-out")
         self._check_phases()
         return self
 
     def _check_phases(self) -> None:
-        """Refuse phases that cannot train the model of the first one."""
+        """Refuse phases that cannot train the first phase's model."""
         if self.phases is not None and self.intermediate is not None:
             raise MaskwiseError(
                 "intermediate is the short form of two phases, and this recipe has phases",
-                do="make it the last of the phases",
+                do="write its settings as the last of the phases",
             )
         links = self.links()
         positions = links[0].corpus.length
@@ -200,12 +200,12 @@ class Recipe(Settings):
                     f"{setting} exceeds the positions of the new model",
                     got=length,
                     allowed=f"≤ corpus.length = {positions}",
-                    do=f"or give it more: model.settings.max_position_embeddings={length}",
+                    do=f"or give the model more: model.settings.max_position_embeddings={length}",
                 )
 
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
-        """Each objective with its masking, by the setting that names it."""
+        """Each objective with its masking, keyed by the setting that names the objective."""
         common = self.masking.model_dump()
         if not self.objectives:
             kind = objective_class(self.objective)
@@ -240,13 +240,13 @@ class Recipe(Settings):
 
     @property
     def policies(self) -> list[str]:
-        """The policies of the training: one, or one for each objective that masks."""
+        """The policies of the training stage: one, or one for each objective that masks."""
         masked = self._masked.values()
         return list(dict.fromkeys(masking.get("policy", "token") for _, masking in masked))
 
     @property
     def masked_by(self) -> list[str]:
-        """The policies whose masks are predicted: the recipe's if any objective uses it."""
+        """The policies whose masks are predicted: the recipe's policy if any objective uses it."""
         masked = self._masked.values()
         policies = dict.fromkeys(masking["policy"] for kind, masking in masked if kind.inherits)
         if self.masking.policy in policies:
@@ -260,7 +260,7 @@ class Recipe(Settings):
 
     @property
     def learns(self) -> bool:
-        """Whether this training is masked by a policy that the run itself learns before it."""
+        """Whether this training stage is masked by a policy that the run itself learns first."""
         return not set(LEARNED).isdisjoint(self._layers)
 
     @property
@@ -268,7 +268,7 @@ class Recipe(Settings):
         """The task that a policy is learned from.
 
         Raises:
-            MaskwiseError: the recipe learns no policy, or names no task.
+            MaskwiseError: the recipe does not learn a policy, or does not name a task.
         """
         if self.learning is None:
             do = "add learning: {method: supervised, task: …}, as learn-supervised does"
@@ -287,7 +287,7 @@ class Recipe(Settings):
         return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     def judged_on(self) -> tuple[str, ...]:
-        """Return the kinds of held-out masks that the training predicts; none without masks."""
+        """Return the kinds of held-out masks that training predicts; empty without masks."""
         if self._diffuses:
             return (DIFFUSION,)
         units: dict[str, None] = {}
@@ -301,17 +301,17 @@ class Recipe(Settings):
 
     @property
     def baseline(self) -> str | None:
-        """The arm that the others are compared with."""
+        """The arm that the other arms are compared with."""
         return self.study.baseline or next(iter(self.study.arms), None)
 
     @property
     def tokenizer_name(self) -> str | None:
-        """The tokenizer's name: the recipe's, or the pre-trained model's. None: one is trained."""
+        """The tokenizer that the recipe or its pre-trained model names; None to train one."""
         return self.tokenizer.name or self.model.pretrained
 
     @property
     def _masking(self) -> MaskingSettings:
-        """The settings of masking, in which masked diffusion replaces the defaults by its own."""
+        """The masking settings; masked diffusion replaces the defaults with its own."""
         if not self._diffuses:
             return self.masking
         return MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {}))
@@ -326,7 +326,7 @@ class Recipe(Settings):
 
     @property
     def _masks(self) -> tuple[str, ...]:
-        """The held-out masks of all arms, with diffusion's if any arm trains on it."""
+        """The held-out masks of all arms; diffusion masks are included if any arm needs them."""
         masks = self.evaluation.masks
         arms = [arm.get("objective") for arm in self.study.arms.values()]
         if DIFFUSION not in masks and (self._diffuses or DIFFUSION in arms):
@@ -342,7 +342,7 @@ class Recipe(Settings):
             if changes:
                 link = _changed(alone._said("study", "tasks"), changes, origin=prefix.rstrip("."))
             seed = self.training.seed
-            # A phase with a seed is the same training in all runs, so it is trained once.
+            # A phase with its own seed is the same in all runs, so it is trained once.
             if "seed" in changes.get("training", {}):
                 seed = link.training.seed
             # With the same seed, the order and the masks of the first phase would repeat.
@@ -358,7 +358,7 @@ class Recipe(Settings):
 
     @property
     def _changes(self) -> dict[str, Plain]:
-        """The settings that each phase changes, by the prefix of their names."""
+        """For each phase, keyed by its settings' prefix, the settings that the phase changes."""
         if self.phases is not None:
             return {f"phases.{n}.": changes for n, changes in enumerate(self.phases)}
         if self.intermediate is not None:
@@ -374,10 +374,10 @@ class Recipe(Settings):
         return tuple(f"{prefix}{name}" for prefix in self._changes)
 
     def arm(self, name: str, *, seed: int, more: Mapping[str, object] | None = None) -> Recipe:
-        """The recipe of one run, with the overrides of the arm and of ``more``, and the seed.
+        """Return the recipe of one run, with the seed and the overrides of the arm and of ``more``.
 
         Raises:
-            MaskwiseError: an override of a setting that is the same for all arms, or a bad one.
+            MaskwiseError: an override is not valid, or its setting must be the same for all arms.
         """
         changes = {}
         for overrides in (self.study.arms[name], more or {}):
@@ -388,26 +388,26 @@ class Recipe(Settings):
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
     def _said(self, *without: str) -> Plain:
-        """Return the settings that arms and phases change, without defaults of masking.
+        """Return the settings that arms and phases change, without masking defaults.
 
-        An arm's objective may replace a default of masking, but not a setting of the recipe.
+        An arm's objective may replace a masking default, but not a setting of the recipe.
         """
         plain = self.model_dump(mode="json", exclude={*without, "masking"})
         plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
         plain["evaluation"]["masks"] = self._masks
-        # Arms share one text, except for a policy that a run learns and another arm may not need.
+        # Arms share all layers but those of a policy that a run learns: other arms may not need it.
         removed = {*LEARNED} - {*self.corpus.layers}
         plain["corpus"]["layers"] = [spec for spec in self._layers if spec not in removed]
         return plain
 
     def seeded(self, seed: int) -> Recipe:
-        """Return the same recipe with another seed of the training."""
+        """Return the same recipe with a different training seed."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
     def to_yaml(self) -> str:
         """Write the recipe with all defaults, as a file that ``read_recipe`` reads."""
         plain = self.model_dump(mode="json")
-        # An arm's objective could not replace a default of masking that is written out.
+        # An arm's objective could not replace a masking default that is written out.
         changes = chain(self.study.arms.values(), self._changes.values())
         if self._diffuses or "objective" in chain.from_iterable(changes):
             plain["masking"] = self._said()["masking"]
@@ -416,18 +416,18 @@ class Recipe(Settings):
 
 def _phase(changes: object, name: str, phases: int = 1) -> object:
     """Return the settings of a phase, nested."""
-    # pydantic refuses anything but a dict, with the place.
+    # pydantic refuses anything but a dict, and its error names the setting.
     if not isinstance(changes, Mapping):
         return changes
     for key, _ in leaves(changes):
-        # Runs may share their first phase; if they shared the last, they would not be replicates.
+        # Runs may share their first phase, but runs that share the last phase are not replicates.
         if not (key == "training.seed" and name == "phases.0" and phases > 1):
             require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)
 
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
-    """Make a recipe of plain values; errors name their ``origin``."""
+    """Make a recipe from plain values; errors name the ``origin`` of the values."""
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
@@ -435,15 +435,15 @@ def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
 
 
 def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Recipe:
-    """Return a recipe with changes by dotted name; the caller sets its seed."""
-    # The seed is not part of the key, so that all runs of an arm are validated once.
+    """Return a recipe with some dotted settings changed; the caller sets its seed."""
+    # The seed is not part of the cache key, so all runs of an arm are validated once.
     base["training"]["seed"] = 0
     return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)
 
 
 @lru_cache(maxsize=4096)
 def _validate_once(base: str, changes: str, origin: str) -> Recipe:
-    """Validate each combination of settings once: it takes some milliseconds."""
+    """Validate each combination of settings only once, because this takes a few milliseconds."""
     settings: Plain = json.loads(base)
     for key, value in json.loads(changes):
         put(settings, key, value, clear=False)

@@ -1,9 +1,9 @@
-"""One HTML page from the files of a study or of a pre-training run: ``write_report(folder)``;
+"""Writes an HTML page from the files of a study or of a pre-training run: ``write_report(folder)``.
 ``summary_of`` reads the verdicts.
 
-This room reads files only (docs/files.md): no model, no tokenizer, no torch, so a page can be made
-on another machine and years later. It may import ``maskwise.errors`` and its own files. The page
-carries its charts' code with it (about 0.9 MB) and forbids itself the network.
+This package only reads files (docs/files.md). It needs no model, no tokenizer and no torch, so a
+page can be made on a different machine, or years later. The page contains the code of its charts
+(about 0.9 MB), and its security policy forbids access to the network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The charts of a page: collects their points from a folder's records and curves.
+"""The charts of a page; their points are collected from a folder's records and curves.
 
 A chart without points is left out of the page.
 """
@@ -28,7 +28,7 @@ from maskwise.report.drawing import (
 from maskwise.report.reading import NO_RUNS, Folder, Line, mean
 
 MOST_POINTS = 200
-"""The most points of a line; more could not be told apart."""
+"""The largest number of points on a line; more points could not be told apart."""
 
 
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
@@ -40,7 +40,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         facts = folder.task(task)
         metric = facts.get("metric", "score")
         lower = folder.lower_is_better(task)
-        # Correlations are drawn times 100, and the axis of shares is in per cent.
+        # Correlations are multiplied by 100, and shares have an axis in per cent.
         is_correlation = metric in CORRELATIONS
         are_shares = runs.value.between(0, 1).all()
         percent = bool(are_shares) and not lower and not is_correlation
@@ -76,7 +76,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
-    """Return a dot chart per kind of mask and ratio, with the loss of word frequencies."""
+    """Return a dot chart for each kind of mask and ratio, with the loss of word frequencies."""
     charts = []
     unigrams = folder.numbers("heldout", "unigram")
     for measure, runs in folder.numbers("heldout").items():
@@ -87,7 +87,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
         trained = unigrams.get(measure, NO_RUNS)
         trained = trained[trained.arm.isin([*colours])]
         unigram = mean(trained.value)
-        # Untrained models hardly differ between seeds, so any of them is drawn.
+        # Untrained models hardly differ between seeds, so only one of them is drawn.
         untrained = runs[runs.arm == REFERENCE]
         start = mean(untrained.value.head(1))
         spec = dot_chart(
@@ -103,17 +103,18 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def _points(runs: DataFrame, colours: Colours) -> list[Line]:
-    """Return the runs of the arms that have a colour; the reference, drawn as a line, has none."""
+    """Return the runs of the arms that have a colour; the reference has none: it is not a dot."""
     drawn = runs[runs.arm.isin([*colours])]
     points: list[Line] = drawn.to_dict("records")
     return points
 
 
 def coverage_table(folder: Folder) -> list[View]:
-    """Return how many right answers are in the corpus and masked, and the gain, by task and arm.
+    """Return a row for each task and arm: how many correct answers are in the corpus, how many are
+    masked, and the gain.
 
-    The gain is over the reference, which has no such training. Only tasks have rows whose answers
-    are in texts.
+    The gain is the gain over the reference, which was not trained on the corpus. There are rows
+    only for tasks whose answers may occur in texts.
     """
     rows = []
     texts_of = defaultdict(list)
@@ -133,7 +134,7 @@ def coverage_table(folder: Folder) -> list[View]:
     for line in lines_of_arms:
         task = line["task"]
         texts = texts_of[task]
-        # Fact worlds have a corpus per run; other studies have one for all.
+        # Fact worlds have a corpus for each run; other studies have one corpus for all runs.
         own = [text for text in texts if text["corpus"] == line["corpus"]]
         standing = mean([text["standing"] / text["items"] for text in own or texts])
         row = {**line, "standing": standing, "masked": None, "part": None, "gain": None}
@@ -149,9 +150,9 @@ def coverage_table(folder: Folder) -> list[View]:
 
 
 def transfer_view(folder: Folder) -> View | None:
-    """Return the gain of every learned policy on every task: blue is better, orange worse.
+    """Return the gain of every learned policy on every task: blue is better, orange is worse.
 
-    None unless the study is one of transfer.
+    None unless this is a study of transfer.
     """
     cells = folder.summary.get("transfer", [])
     if not cells:
@@ -172,7 +173,7 @@ def transfer_view(folder: Folder) -> View | None:
 
 
 def curve_charts(folder: Folder, colours: Colours) -> View:
-    """Return training loss, realised ratio and held-out losses over the steps, where logged."""
+    """Return training loss, realised ratio and held-out losses over the steps, if logged."""
     charts = {}
     lines_of: dict[str, list[Line]] = {"loss": [], "ratio": []}
     evaluated = defaultdict(list)
@@ -185,7 +186,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
                     lines.append(line)
     losses = lines_of["loss"]
     if losses:
-        # Tokens compare arms with different batches, but not every log has them.
+        # Arms with different batches are compared by tokens, but not every log has tokens.
         x = "tokens" if all("tokens" in line for line in losses) else "step"
         points = _curve(losses, "loss", x)
         charts["train"] = line_chart(points, colours, x=x, title="training loss, nats")
@@ -208,7 +209,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
 
 
 def _curve(lines: Iterable[Line], key: str, x: str = "step") -> list[Line]:
-    """Return the points of a quantity over the steps or tokens, of at most some of the lines."""
+    """Return the points of a quantity over the steps or tokens, from a thinned set of lines."""
     points = []
     for line in thin(lines):
         point = {"arm": line["arm"], "seed": line["seed"], "value": line[key], x: line[x]}
@@ -229,13 +230,13 @@ def weight_charts(folder: Folder) -> list[View]:
                 name = " ".join([line["arm"], *objective])
                 point = {"seed": line["seed"], "step": line["step"]}
                 for group, weight in weights.items():
-                    # A line per group: the chart knows only arms.
+                    # Each group has a line; the chart treats groups as arms.
                     charts[name].append({**point, "arm": group, "value": weight})
     views = []
     palette = [*GROUPS, *MUTED]
     for name, points in charts.items():
         frame = DataFrame(points)
-        # The legend lists groups by their final weight, as the lines end.
+        # The legend lists groups by final weight, in the order in which the lines end.
         last = frame[frame.step == frame.step.max()]
         final = last.groupby("arm").value.mean()
         order = final.sort_values(ascending=False, kind="stable").index
@@ -249,9 +250,9 @@ def weight_charts(folder: Folder) -> list[View]:
 
 
 def compute_view(folder: Folder, colours: Colours) -> View | None:
-    """Return the points of quality against FLOPs, or steps; None if no cost was recorded."""
+    """Return the points of quality against FLOPs or steps; None if no cost was recorded."""
     runs = [run for run in folder.summary["efficiency"]["points"] if run["arm"] in colours]
-    # Runs of some older studies have no FLOPs; one axis has one unit.
+    # Some runs of older studies have no FLOPs; if so, steps are used, because an axis has one unit.
     quantity = "flops" if all("flops" in run for run in runs) else "steps"
     points = []
     for run in runs:
@@ -289,17 +290,17 @@ def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
 
 
 MOST_SMALL = 60
-"""The most points of a line in a small chart."""
+"""The largest number of points on a line in a small chart."""
 SMALL = 150
 """The height of a small chart."""
 MOST_NOTES = 5
-"""The most notes of a sampler that are listed."""
+"""The largest number of a sampler's notes that are listed."""
 RELIABLE = 0.5
-"""The reliability below which most of a sampler's reward is noise."""
+"""Below this reliability, most of the variance of a sampler's reward is noise."""
 
 
 def objectives_view(folder: Folder, colours: Colours) -> View | None:
-    """Return the content of the section; None if no run chose among objectives."""
+    """Return the section on objectives; None if no run chose among several objectives."""
     lines_of = defaultdict(list)
     names: dict[str, None] = {}
     for line in folder.curves:
@@ -343,7 +344,7 @@ def _shares(lines: list[Line]) -> list[Line]:
     """Return the probabilities over the steps, if the rule changes them and mixes objectives."""
     known = [line for line in lines if "probabilities" in line]
     different = {tuple(line["probabilities"].values()) for line in known}
-    # A rule that always gives one objective the whole weight only switches between them.
+    # A rule that always gives one objective the whole weight does not mix objectives.
     mixed = any(max(probabilities, default=1) < 1 for probabilities in different)
     points: list[Line] = []
     if len(different) < 2 or not mixed:
@@ -385,12 +386,12 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
 
 
 def _notes(lines: list[Line]) -> list[str]:
-    """Return the most frequent notes of samplers, with their counts."""
+    """Return the samplers' most frequent notes, with their counts."""
     counts: Counter[str] = Counter()
     for line in lines:
         for note in line.get("notes", ()):
-            # In one rollout, an objective may be starved by chance; the table has its share of the
-            # full run.
+            # In one rollout, an objective may be starved by chance; the table has its share in the
+            # whole run.
             if " is starved" not in note:
                 counts[note] += 1
     common = counts.most_common(MOST_NOTES)

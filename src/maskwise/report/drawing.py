@@ -1,11 +1,11 @@
 """The style of charts and numbers: turns plain rows into Vega-Lite dictionaries, which the browser
-draws, and has the filters of the templates.
+draws, and defines the templates' filters.
 
-Without altair or the code of Vega, the rows become tables.
+Without altair or Vega's code, the rows become tables.
 
-Charts have no frame, a faint grid, and one colour per arm (Okabe–Ito, which colour-blind readers
-can tell apart; the baseline is slate). Every run has a dot, because bars of means would hide how
-few runs there are; many runs become faint lines under the mean of their arm.
+Charts have no frame, a faint grid, and one colour per arm (from the Okabe–Ito palette, which
+colour-blind readers can tell apart; the baseline is slate). Every run has a dot, because bars of
+means would hide how few runs there are. Many runs become faint lines under the mean of their arm.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from maskwise.errors import install_command
 from maskwise.estimates import outcome_label, with_minus
 from maskwise.report.reading import Line
 
-# The extra "report" installs it. Without it, no function below that uses it is called.
+# The extra "report" installs altair. Without altair, no function below that uses it is called.
 with suppress(ModuleNotFoundError):
     import altair as alt
 
 SLATE = "#565f6b"
 BROWN = "#8a5a2b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-# From Tol and Brewer, for more than seven arms.
+# From the palettes of Tol and Brewer, for more than seven arms.
 MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
 # For objectives and learned groups, which have no baseline.
 GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
@@ -44,10 +44,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 Spec: TypeAlias = Line
 """A chart in Vega-Lite's JSON."""
 View: TypeAlias = Line
-"""Plain data for the template, by the names used there."""
+"""Plain data for the template, keyed by the names that the template uses."""
 Colours: TypeAlias = Mapping[str, str]
 Points: TypeAlias = Sequence[Line]
-"""Marks of a chart: "arm" (or objective, or group), "seed", "value", and their position."""
+"""The marks of a chart, each with "arm" (or objective, or group), "seed", "value" and position."""
 
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 LABELLED: Spec = {"color": LABEL, "fontSize": 12}
@@ -59,15 +59,15 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @cache
 def made_vega() -> tuple[str, str]:
-    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB), and why it is "", if it is."""
+    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB), and a reason if it is ""."""
     command = install_command("altair") or install_command("vl_convert")
     if command:
         return "", command
-    # In another process, because V8 aborts its process where memory is limited (``ulimit -v``).
+    # In a separate process, because V8 aborts its process if memory is limited (``ulimit -v``).
     made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
     if made.returncode:
-        return "", f"the code of Vega could not be made: exit code {made.returncode}"
-    # In HTML the first "</script" would end the element, even within a string.
+        return "", f"Vega's code could not be made: exit code {made.returncode}"
+    # In HTML, the first "</script" would end the element, even within a string.
     return made.stdout.decode().replace("</script", "<\\/script"), ""
 
 
@@ -80,18 +80,18 @@ def table_of(points: Points, *names: str, across: str) -> Spec:
     """Return a table of means, for a page without charts.
 
     Args:
-        names: the keys of the points that name a row.
-        across: the key whose values are the columns, thinned evenly to at most `MOST_COLUMNS`.
+        names: the keys whose values in the points name a row.
+        across: the key whose values are the columns, evenly thinned to at most `MOST_COLUMNS`.
     """
     table = DataFrame(points).pivot_table("value", list(names), across)
     stride = math.ceil(table.shape[1] / MOST_COLUMNS)
-    # From the end, because the last column is the end of training.
+    # Counted from the end, because the last column is the end of training and must be kept.
     table = table.iloc[:, ::-stride].iloc[:, ::-1]
     return {"html": table.to_html(na_rep="–", float_format="%.4g")}
 
 
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
-    """Give the baseline slate, and the other arms the colours of the palette in turn."""
+    """Give slate to the baseline, and the palette's colours to the other arms in turn."""
     palette = cycle(OKABE_ITO + MUTED)
     return {arm: SLATE if arm == baseline else next(palette) for arm in arms}
 
@@ -104,7 +104,7 @@ def dot_chart(
     plateau: float | None = None,
     percent: bool = False,
 ) -> Spec:
-    """Draw a dot per run, a thin line per seed, and a tick at each arm's mean.
+    """Draw a dot for each run, a thin line for each seed, and a tick at each arm's mean.
 
     Args:
         plateau: the unigram loss, drawn as a dashed line with a band below it.
@@ -118,7 +118,7 @@ def dot_chart(
     if plateau is not None:
         ends.append(plateau)
     reach = max(ends) - min(ends)
-    # Equal values have no range, and their chart must have one.
+    # If all values are equal, their range is 0, but the chart needs a range.
     margin = 0.08 * max(reach, 0.01)
     left = min(ends) - margin
     right = max(ends) + margin
@@ -142,7 +142,7 @@ def dot_chart(
         _dots(base, colours, x, y, seed="seed:O"),
     ]
     if plateau is not None:
-        # Vega also draws marks outside the domain, and then shrinks the chart.
+        # Vega also draws marks outside the domain, but then shrinks the chart.
         band = _data([{"from": max(plateau - PLATEAU_NATS, left), "to": right}])
         shaded = band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q")
         line = _dashed(_data([{"at": plateau}])).encode(x="at:Q")
@@ -153,14 +153,14 @@ def dot_chart(
 def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> Spec:
     """Draw quality against compute; a menu below the chart chooses the measure.
 
-    A thin line joins the lengths of a seed; a thick line is the mean of an arm.
+    A thin line joins the runs of a seed that have different lengths; a thick line is an arm's mean.
     """
     if not vega_code():
         return table_of(rows, "measure", "arm", across="fraction")
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     bind = alt.binding_select(options=measures, name="Quality ")
     menu = alt.param(name="measure", value=measures[0], bind=bind)
-    # An expression that Vega evaluates in the browser when the menu changes.
+    # Vega evaluates this expression in the browser whenever the menu changes.
     base = _data(rows).transform_filter("datum.measure == measure")
     title = {"flops": "FLOPs"}.get(quantity, quantity)
     x = alt.X("x:Q", title=title, scale=alt.Scale(zero=True), axis=_count_axis())
@@ -200,15 +200,15 @@ def line_chart(
     legend: bool = False,
     height: int = 260,
 ) -> Spec:
-    """Draw a line per run, and a dotted one for "scheduled" values where rows have them.
+    """Draw a line for each run, and a dotted line for "scheduled" values if rows have them.
 
     Args:
-        x: "step" or "tokens".
+        x: the quantity on the horizontal axis: "step" or "tokens".
         zero: whether the axis of values starts at 0.
-        means: whether to draw the means of arms over faint runs.
+        means: whether runs are faint, with the arms' means drawn over them.
         dots: whether lines have a dot at each value.
-        rule: the position of a dashed line, and ``label`` its text.
-        legend: whether the chart has its own legend; the page has one for all arms.
+        rule: the position of a dashed line; ``label`` is its text.
+        legend: whether the chart has its own legend; the page has a legend for all arms.
     """
     if not vega_code():
         return table_of(rows, "arm", across=x)
@@ -287,7 +287,7 @@ def _arm_colour(colours: Colours, *, legend: bool = False) -> alt.Color:
 def _finish(
     layers: Sequence[alt.Chart], *, height: int, menus: Sequence[alt.Parameter] = ()
 ) -> Spec:
-    """Apply the common look, and return the chart as a plain dictionary."""
+    """Apply the common style, and return the chart as a plain dictionary."""
     chart = alt.layer(*layers).add_params(*menus)
     fit = {"type": "fit-x", "contains": "padding"}
     chart = chart.properties(
@@ -353,4 +353,4 @@ FILTERS = {
     "outcome": outcome_label,
     "figures": figures,
 }
-"""The filters of the templates."""
+"""The templates' filters."""

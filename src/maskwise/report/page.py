@@ -1,7 +1,7 @@
 """Writes the page of a study or run, and the page of a learned policy.
 
 A page is one self-contained HTML file of about a megabyte, so it can be mailed, archived and
-printed, and needs no network. The Vega code is embedded once, and each chart is a small JSON text.
+printed, and needs no network. Vega's code is embedded once, and each chart is a small JSON text.
 The template escapes everything that comes from the user's files (names of arms, samples, errors,
 recipes), and the page's security policy forbids loading anything and running other code.
 """
@@ -52,7 +52,7 @@ from maskwise.report.tables import (
 
 NO_CHARTS = "Tables of means replace the charts"
 ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too large"}
-"""The meaning of keys in the record of a learned policy."""
+"""What keys in a learned policy's record mean, in words."""
 SCOPES = {
     TUNED: "Every seed chose the settings of each arm, and new runs at them are compared.",
     FIXED: "The verdicts hold at these settings; with others, such as another learning rate, the "
@@ -64,7 +64,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     """Make the page of a study or pre-training run.
 
     Args:
-        folder: the ``--out`` folder of either. If files are missing, the page is smaller.
+        folder: the ``--out`` folder of the study or run. If files are missing, the page is smaller.
         html: the path of the page; by default ``folder``/report.html.
 
     Returns:
@@ -125,7 +125,7 @@ def page_content(folder: Folder) -> View:
 
 
 def _story(folder: Folder) -> View | None:
-    """Return the study in plain words: what was compared, the results, and what to do next."""
+    """Describe the study in plain words: what was compared, the results, and what to do next."""
     summary = folder.summary
     study = folder.study
     rows = [row for row in summary["contrasts"] if row["primary"]]
@@ -142,7 +142,7 @@ def _story(folder: Folder) -> View | None:
     compared = [f"{ways} to pre-train, {runs} of each with the same seeds, evaluated {by}."]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
         compared.append(f"All arms spent equal {summary['matched_by']}.")
-    # A gate is tested before the other contrasts, but the answer is read first.
+    # A gate is tested before the other contrasts, but readers want to see the answer first.
     rows.sort(key=lambda row: "gate" in row)
     # Rows of earlier rules have no scope.
     scopes = {row.get("scope") for row in rows}
@@ -157,7 +157,7 @@ def _story(folder: Folder) -> View | None:
 
 
 def _power(folder: Folder) -> str:
-    """Say what the planned runs can decide."""
+    """Describe what the planned runs can decide."""
     planned = folder.summary.get("planned")
     # Summaries of earlier rules have no plan.
     if planned is None:
@@ -189,7 +189,7 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
     if summary:
         spent = summary["compute"]
         if "targets" in spent:
-            words += f" · {spent['targets'] / spent['steps']:,.0f} targets a step"
+            words += f" · {spent['targets'] / spent['steps']:,.0f} targets per step"
         # Shown only where the arm learned little more than word frequencies.
         gap = summary["gap_nats"]
         if gap is not None and gap < PLATEAU_NATS:
@@ -198,7 +198,7 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
 
 
 def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
-    """Return corpora with enough test items to affect scores, and corpora with a few."""
+    """Return warnings about corpora with enough test items to affect scores, and smaller notes."""
     warnings = []
     small = []
     for line in folder.of_kind("overlap"):
@@ -213,7 +213,7 @@ def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
 
 
 def _policies(folder: Folder) -> list[View]:
-    """Return the findings and oddities of learned policies by arm."""
+    """Return for each arm what its learned policies found, with remarks on unusual runs."""
     by_arm = defaultdict(list)
     for line in folder.of_kind("policy"):
         by_arm[line["arm"]].append(line)
@@ -224,7 +224,7 @@ def _policies(folder: Folder) -> list[View]:
             count = sum(key in line for line in runs)
             if count:
                 remarks.append(f"{words} in {count} of {len(runs)}")
-        # Settings of the arm, so the same in all its runs.
+        # These are settings of the arm, so they are the same in all its runs.
         tries = len(runs[0].get("tries") or ())
         if tries > 1:
             remarks.append(f"each the best of {tries} tries")
@@ -234,7 +234,7 @@ def _policies(folder: Folder) -> list[View]:
 
 
 def _missing(folder: Folder) -> list[str]:
-    """Say what the folder of a study lacks."""
+    """Describe what is missing in the folder of a study."""
     lines = []
     if not vega_code():
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
@@ -258,9 +258,9 @@ def _missing(folder: Folder) -> list[str]:
 
 
 def _samples(folder: Folder, colours: Colours) -> list[View]:
-    """Return the samples by document; arms that mask a document alike share a version of it.
+    """Return the samples of each document; arms that mask it in the same way share a version.
 
-    A version has the text at every recorded step of training.
+    A version has the masked text at every recorded step of training.
     """
     documents: dict[str, dict[str, Line]] = defaultdict(dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
@@ -342,7 +342,7 @@ def _speed(folder: Folder) -> list[tuple[str, str]]:
     if not lines:
         return []
     speeds = DataFrame([line["speed"] for line in lines])
-    # Medians, because the first lines of a run include compilation.
+    # Medians are used because the first lines of a run include compilation.
     parts = [f"{speeds.tokens_per_second.median():,.0f} tokens a second in each run"]
     if "mfu" in speeds:
         products = "of the measured speed of matrix products (MFU)"
@@ -382,13 +382,14 @@ CURVES = (
     ("eval", "loss", "loss on the dev labels, nats"),
     ("train", "grad_norm", "norm of the policy's gradient"),
 )
-"""The curves of metrics.jsonl: kind of line, key, and title."""
+"""The curves that are drawn from metrics.jsonl: kind of line, key, and title."""
 FULL = 6.0
-"""The multiple of the mean weight at which a word has the full colour."""
+"""A word with this multiple of the mean weight has the full colour."""
 
 
 def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object]) -> Path:
-    """Write ``report.html`` of a ``maskwise learn`` folder: scores, sentences before and after.
+    """Write ``report.html`` in a ``maskwise learn`` folder, with scores, and with sentences before
+    and after learning.
 
     Args:
         measures: the content of ``done.json``.
@@ -421,7 +422,9 @@ def _example(text: list[tuple[str, float, float]]) -> list[View]:
 
 
 def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
-    """Return a quantity over the steps as an SVG polyline with its box; None below two points."""
+    """Return a quantity over the steps as an SVG polyline with its box; None if there are fewer
+    than two points.
+    """
     logged = [line for line in lines if line["kind"] == kind and key in line]
     points = [(line["step"], line[key]) for line in logged]
     if len(points) < 2:
@@ -434,7 +437,7 @@ def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
     height = (high - low) or 1.0
     return {
         "name": name,
-        # In SVG y grows downwards, so values change their sign.
+        # In SVG, y grows downwards, so the sign of the values is changed.
         "points": " ".join(f"{step:g},{-value:.6g}" for step, value in points),
         "box": f"{steps[0]:g} {-high:.6g} {width:g} {height:.6g}",
         "steps": (int(steps[0]), int(steps[-1])),

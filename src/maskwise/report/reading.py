@@ -1,8 +1,8 @@
 """Reads the folder of a study, or of one pre-training run, for the page.
 
-Every file except study.json (of a study) or metrics.jsonl (of a run) may be missing or incomplete:
-the page of a running study is smaller. Numbers that are not finite are dropped, and so are records
-without their number, so the rest of the report needs no checks.
+A study must have study.json, and a run must have metrics.jsonl. Every other file may be missing or
+incomplete; for example, the page of a running study is smaller. Numbers that are not finite are
+dropped, and so are records that lack a required number, so the rest of the report needs no checks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from maskwise.files import Study, Summary
 from maskwise.folders import read_json, read_lines
 
 Line: TypeAlias = dict[str, Any]
-"""A JSON object of a file; docs/files.md describes the keys."""
+"""A JSON object from a file; docs/files.md describes the keys."""
 Numbers: TypeAlias = dict[tuple[str, Any], DataFrame]
 """For each measure, a table of its runs: arm, seed, value."""
 NO_RUNS = DataFrame(columns=["arm", "seed", "value"])
@@ -73,10 +73,10 @@ MEASURES = {
     "heldout": ("masks", "ratio", "loss"),
     "evaluation": ("name", "metric", "value"),
 }
-"""For each kind of record, the two keys that name a measure, and the key of its number."""
+"""For each kind of record, the two keys that name a measure, and the key that holds its number."""
 OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
-"""The effects of earlier rules. Reasons that capped a verdict are not in its sentence, so they
-become notes."""
+"""The effects that earlier rules had, each with today's effect. Reasons that capped a verdict are
+not in its sentence, so they become notes."""
 
 
 @dataclass
@@ -84,8 +84,8 @@ class Folder:
     """The content of a folder.
 
     Attributes:
-        kind: "study" or "run"; a single run is read as one arm with one seed of an empty study.
-        steps: the optimiser steps of a finished single run.
+        kind: "study" or "run"; a single run is read as a study with one arm and one seed.
+        steps: the number of optimiser steps in a finished single run.
         unread: the number of lines in records.jsonl that are damaged or incomplete.
     """
 
@@ -115,7 +115,7 @@ class Folder:
     def of_kind(self, kind: str) -> list[Line]:
         """Return the records of full runs that are compared.
 
-        Companion runs and the runs of a gate have other settings, and are left out.
+        Companion runs and runs for a gate are left out, because they have different settings.
         """
         return [
             line
@@ -124,16 +124,16 @@ class Folder:
         ]
 
     def numbers(self, kind: str, value: str = "") -> Numbers:
-        """Return the numbers of full runs in one kind of record.
+        """Return the numbers that one kind of record has for full runs.
 
         Args:
             kind: "score", "heldout" or "evaluation".
-            value: a key or metric other than the number by which runs are compared.
+            value: a key or metric to return instead of the number by which runs are compared.
         """
         name, detail, usual = MEASURES[kind]
         runs = defaultdict(list)
         for line in self.of_kind(kind):
-            # Further metrics of a score are in an object of their own.
+            # Further metrics of a score are in a separate object.
             number = {**line.get("others", {}), **line}.get(value or usual)
             if number is not None:
                 run = {"arm": line["arm"], "seed": line["seed"], "value": number}
@@ -145,7 +145,7 @@ class Folder:
         return cast(Line, self.study["tasks"].get(name, {}))
 
     def lower_is_better(self, task: str) -> bool:
-        """Return whether a lower score is better in the metric of a task."""
+        """Return whether a lower score is better in a task's metric."""
         return self.task(task).get("metric") in LOWER_IS_BETTER
 
 
@@ -206,7 +206,7 @@ def _read_study(folder: Path) -> Folder:
     curves = []
     for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():
-            # Stages may be links to a shared folder, so names are compared, not where they lead.
+            # Stages may be links into a shared folder, so paths are compared before links resolve.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
     records = []
@@ -237,7 +237,7 @@ def _summary(content: Line) -> Summary:
             row["flags"] = []
             for reason in row.get("reasons", []):
                 effect = OLD_EFFECTS.get(reason["effect"])
-                # Reasons about the choice of a test have no counterpart: there is one test now.
+                # Reasons about the choice of a test are dropped: today there is only one test.
                 if effect:
                     row["flags"].append({**reason, "effect": effect, "facts": {}})
         points = content.get("efficiency", {}).get("points", [])
@@ -277,7 +277,7 @@ def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
 
 
 def _finite(line: Line) -> Line:
-    """Drop numbers that are not finite, also from nested objects."""
+    """Drop numbers that are not finite, in nested objects too."""
     finite = {}
     for key, value in line.items():
         if isinstance(value, dict):

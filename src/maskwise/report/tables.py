@@ -1,8 +1,8 @@
 """The tables and forest plots of the page, and the page that compares two studies.
 
-The template draws forest plots as SVG, which prints and needs no script. Runs of different studies
-are not paired, so nothing is tested across them: the page of two studies (``maskwise report DIR
-DIR2``) lists means, spreads and the settings that differ.
+The template draws forest plots as SVG, which can be printed and needs no script. Runs of different
+studies are not paired, so nothing is tested across studies: the page of two studies (``maskwise
+report DIR DIR2``) lists means, standard deviations and the settings that differ.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ V = TypeVar("V")
 
 
 def task_table(folder: Folder) -> View | None:
-    """Return mean and SD over runs by arm and task, with the reference and the commonest answer.
+    """Return mean and SD over runs for each arm and task, for the reference, and for always giving
+    the commonest answer.
 
-    Scores in 0 to 1 are written in per cent; fewer than two runs have no SD.
+    Scores from 0 to 1 are written in per cent; a single run has no SD.
     """
     metrics = {}
     macro_metrics = {}
@@ -48,7 +49,7 @@ def task_table(folder: Folder) -> View | None:
         metrics[task] = metric
         cells[task] = _cells(runs, metric)
         if measure in macro and accuracy_misleads(metric, majority):
-            # The same task twice: a key with a space cannot clash with the name of another task.
+            # The same task a second time; with a space, the key cannot clash with a task's name.
             macro_metrics[f"{task} "] = "macro-f1"
             cells[f"{task} "] = _cells(macro[measure], "macro-f1")
     if not metrics:
@@ -89,7 +90,7 @@ def _spread(runs: DataFrame) -> Iterator[tuple[str, float, float | None]]:
 
 
 def score_table(folder: Folder) -> list[View]:
-    """Return the numbers of the dot charts: runs by seed and their mean, by task and arm."""
+    """Return the numbers in the dot charts: for each task and arm, its runs and their mean."""
     rows = []
     for (task, _), runs in folder.numbers("score").items():
         for arm in (*folder.arms, REFERENCE):
@@ -100,7 +101,7 @@ def score_table(folder: Folder) -> list[View]:
 
 
 def evaluation_table(folder: Folder) -> View:
-    """Return the means over runs of every measure that needs no fine-tuning."""
+    """Return the mean over runs for every measure that needs no fine-tuning."""
     rows = []
     facts_of = {(line["name"], line["metric"]): line for line in folder.of_kind("evaluation")}
     for measure, runs in folder.numbers("evaluation").items():
@@ -123,7 +124,7 @@ def evaluation_table(folder: Folder) -> View:
 def choices(folder: Folder) -> list[list[View]]:
     """Return what searches chose for each arm; arms with the same grid share a table.
 
-    There is a search per seed; in older studies there is one for all seeds.
+    Each seed has its own search; in older studies, one search serves all seeds.
     """
     searches = defaultdict(list)
     for line in folder.records:
@@ -135,7 +136,7 @@ def choices(folder: Folder) -> list[list[View]]:
         chosen = Counter(_setting(line["chosen"] or {}) for line in lines)
         for line in lines:
             for point in line["candidates"]:
-                # Older searches have means over seeds.
+                # Older searches have means over seeds instead of scores.
                 score = point.get("score", point.get("mean"))
                 scores[_setting(point["setting"])].append(score)
         candidates = []
@@ -148,7 +149,7 @@ def choices(folder: Folder) -> list[list[View]]:
 
 
 def _setting(setting: Mapping[str, object]) -> str:
-    """Write a setting as "learning_rate 0.006", without the section of the recipe."""
+    """Write a setting as "learning_rate 0.006", without its section in the recipe."""
     parts = []
     for key, value in setting.items():
         _, _, name = key.rpartition(".")
@@ -165,37 +166,37 @@ FORESTS = {
     ),
     "left-out": (
         "Tasks that do not count",
-        "Pre-training does not help on them often enough. The primary outcome leaves them "
-        "out, unless no task is left.",
+        "Pre-training does not help on these tasks often enough. The primary outcome leaves "
+        "them out, unless no task would be left.",
     ),
     "task-nats": (
         "Task by task, in nats",
-        "Per token of the right answers, reversed so that right is better.",
+        "Per token of the correct answers; reversed, so that better is to the right.",
     ),
     "evaluation": (
         "Without fine-tuning",
-        "Cloze facts and minimal pairs, in points of their measure, without the noise of "
+        "Cloze facts and minimal pairs, in points of their measure. They have no noise from "
         "fine-tuning seeds.",
     ),
     "perplexity": (
         "Pseudo-perplexity",
-        "Reversed so that right is better; only between arms with the same units.",
+        "Reversed, so that better is to the right; only between arms with the same units.",
     ),
     "bound": (
         "The bound of masked diffusion",
-        "Reversed so that right is better; only between arms with the same tokens.",
+        "Reversed, so that better is to the right; only between arms with the same tokens.",
     ),
     "heldout": (
         "Held-out loss",
-        "In nats, reversed so that right is better; only between arms with the same units.",
+        "In nats; reversed, so that better is to the right; only between arms with the same units.",
     ),
 }
 NOT_COMPARABLE = ("not comparable", "void")
-"""Verdicts of rows without an answer; "void" is the word of earlier rules."""
+"""The verdicts of rows without an answer; "void" is the word that earlier rules used."""
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
-    """Group contrasts by kind and unit, which share no axis; primary rows come first."""
+    """Group contrasts by kind and unit; different groups share no axis. Primary rows come first."""
     groups = defaultdict(list)
     for row in contrasts:
         unit = shown(row).unit
@@ -205,7 +206,7 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
         for (kind, unit), rows in groups.items():
             if kind == wanted:
                 views.append({**_forest(kind, rows, colours), "unit": unit})
-    # The question comes first, its gate second, and secondary rows last.
+    # The study's question comes first, its gate second, and secondary rows come last.
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
 
 
@@ -224,13 +225,13 @@ def _kind_of(row: Contrast) -> str:
 def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     comparable = [row for row in contrasts if row["verdict"] not in NOT_COMPARABLE]
     others = [row for row in contrasts if row["verdict"] in NOT_COMPARABLE]
-    # Rows without an answer must not stretch the axis of the others.
+    # Rows without an answer must not stretch the axis for the other rows.
     amounts = [shown(row) for row in comparable or others]
     largest = max(abs(amount.mean or 0.0) for amount in amounts)
     widest = 0.0
     for amount in amounts:
         widest = max(widest, abs(amount.low or 0.0), abs(amount.high or 0.0))
-    # With few runs an interval can be a hundred times the effect, and its ends are cut off.
+    # With few runs, an interval can be a hundred times the effect; its ends are then cut off.
     widest = min(widest, 4 * largest)
     reach = 1.1 * max(widest, largest, 1e-9)
     lines = []
@@ -261,7 +262,10 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
 
 
 def _places(amount: Shown, reach: float) -> View:
-    """Return the positions of the mean and the ends, in per cent of a plot from -reach to reach."""
+    """Return the positions of the mean and of the interval's ends, in per cent of the plot's width.
+
+    The plot extends from -reach to reach.
+    """
     places = {"drawn": amount.mean is not None, "figure": amount.figure()}
     ends = {"at": amount.mean, "from": amount.low, "to": amount.high}
     for name, value in ends.items():
@@ -278,7 +282,7 @@ def _notes(row: Contrast) -> list[str]:
     """Return the notes on a primary row as sentences."""
     notes = []
     for flag in row["flags"]:
-        # The sentence of an invalid row has its reason; the top of the page warns of overlap.
+        # An invalid row's sentence gives its reason, and the top of the page warns of overlap.
         is_note = flag["effect"] == "notes" and flag["code"] != "overlap"
         if row["primary"] and is_note:
             text = flag["sentence"]
@@ -293,17 +297,17 @@ def compare_studies(first: Path, second: Path) -> View:
     """Compare the settings and outcomes of two studies.
 
     Returns:
-        ``studies``: their headlines; ``differences``: the settings that differ; ``outcomes``: mean
-        and standard deviation over runs, by outcome and arm.
+        ``studies``: their headlines; ``differences``: the settings that differ; ``outcomes``: for
+        each outcome and arm, the mean and standard deviation over runs.
 
     Raises:
-        MaskwiseError: a folder that holds no study.
+        MaskwiseError: a folder does not hold a study.
     """
     paths = (Path(first), Path(second))
     one, other = folders = [read_folder(path) for path in paths]
     for path, folder in zip(paths, folders):
         if folder.kind != "study":
-            raise MaskwiseError("only studies can be compared, and this is a run", got=str(path))
+            raise MaskwiseError("only studies can be compared, but this is a run", got=str(path))
     settings = _pairs(_settings(one), _settings(other))
     differences = [
         {"setting": key, "values": values}
@@ -316,7 +320,7 @@ def compare_studies(first: Path, second: Path) -> View:
         before, after = cells
         change = after["mean"] - before["mean"] if before and after else None
         outcomes.append({"outcome": outcome, "arm": arm, "studies": cells, "change": change})
-    # Outcomes of one study alone come last.
+    # Outcomes that only one study has come last.
     outcomes.sort(key=lambda row: row["change"] is None)
     return {
         "studies": [_about(path, folder) for path, folder in zip(paths, folders)],
@@ -326,7 +330,7 @@ def compare_studies(first: Path, second: Path) -> View:
 
 
 def _pairs(one: Mapping[K, V], other: Mapping[K, V]) -> dict[K, list[V | None]]:
-    """Return the values of two tables by key; None where one of them has no such key."""
+    """Return the two values for each key of two tables; None if a table lacks the key."""
     keys = dict.fromkeys([*one, *other])
     return {key: [one.get(key), other.get(key)] for key in keys}
 
@@ -335,7 +339,7 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
     """Write the page of ``compare_studies``, by default into the second folder.
 
     Raises:
-        MaskwiseError: a folder that holds no study, or a page that cannot be written.
+        MaskwiseError: a folder does not hold a study, or the page cannot be written.
     """
     target = Path(html) if html is not None else Path(second) / "compared.html"
     write_page(target, "compared.html.j2", FILTERS, **compare_studies(first, second))
@@ -359,7 +363,7 @@ def _about(path: Path, folder: Folder) -> View:
 
 
 def _means(folder: Folder) -> dict[tuple[str, str], View]:
-    """Return means over full runs by (outcome, arm)."""
+    """Return means over full runs, keyed by (outcome, arm)."""
     cells = {}
     for kind in ("evaluation", "heldout", "score"):
         for (name, detail), runs in folder.numbers(kind).items():
@@ -374,7 +378,7 @@ def _means(folder: Folder) -> dict[tuple[str, str], View]:
 
 
 def _settings(folder: Folder) -> dict[str, object]:
-    """Return the settings of a study by dotted name, but for its name and its arms.
+    """Return a study's settings, keyed by dotted name, without its name, description and arms.
 
     Arms are compared by their outcomes; names and descriptions always differ.
     """
