@@ -134,7 +134,7 @@ def generate(
         int | None, typer.Option(min=1, help="Steps; by default as many as tokens to write.")
     ] = None,
     order: Annotated[
-        str, typer.Option(help="Order of filling gaps: confidence, random or block.")
+        str, typer.Option(help="Order in which gaps are filled: confidence, random or block.")
     ] = "confidence",
     temperature: Annotated[
         float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")

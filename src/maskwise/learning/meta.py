@@ -85,7 +85,7 @@ class Point:
 
 
 class Slopes:
-    """Measures how well gradients agree: their mean's squared norm over their mean squared norm."""
+    """Measure how well gradients agree: ‖mean‖² over the mean of their squared norms."""
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
@@ -230,7 +230,7 @@ class MetaLearner:
             raise Diverged(
                 f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
             )
-        # These are clipped gradients, not Adam's steps, which do not show whether gradients agree.
+        # Clipped gradients are measured, because Adam's steps do not show whether gradients agree.
         self.slopes.add(gradients)
         self.adam.step()
         # At first the average is over fewer steps, or the initial policy would dominate it.

@@ -175,7 +175,7 @@ class AnnotatedBatch:
         )
 
     def count_at(self, at: Array) -> Array:
-        """(P,) int64: the number of ascending positions ``at`` in each piece."""
+        """(P,) int64: how many of the positions ``at`` (ascending) are in each piece."""
         before = at.searchsorted(self.edges)
         return before[1:] - before[:-1]
 
@@ -219,7 +219,7 @@ class AnnotatedBatch:
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """The piece of each token of a batch whose tokens were moved.
+    """The piece of each token, for a batch whose corruption inserted or removed tokens.
 
     Attributes:
         tokens: (B, L') int64, the piece of each input token, −1 for padding.

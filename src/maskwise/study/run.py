@@ -1,4 +1,4 @@
-"""Run a study: do the stages that are left, then write records, verdicts and the report.
+"""Run a study: run the remaining stages, then write records, verdicts and the report.
 
 After an interruption the same command resumes. A run that fails is reported, and the others
 continue.
@@ -68,7 +68,7 @@ def run_study(
         recipe: a recipe with arms.
         out: the study's folder; a study that is there is resumed.
         jobs: the number of stages at once; if None, as many as there are GPUs here, or else cores.
-        quiet: whether to show no live table.
+        quiet: whether to hide the live table.
         engine: where stages run: local or ray.
         retries: how often a stage is retried if its failure may be temporary.
         cache: a folder of stages that is shared with other studies.
@@ -154,7 +154,7 @@ def run_study(
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, stages)])
-        # Only generation tasks have written answers.
+        # Only generation tasks produce answers in text.
         answered = _answers(compared, stages, others.answers)
         if answered:
             write_lines(out / PREDICTIONS, answered)
@@ -179,7 +179,7 @@ def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> li
 
 
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
-    """List the stages without a result, and those whose files are needed and damaged."""
+    """List the stages without a result, and those whose files are needed but damaged."""
     everything = plan.stages()
     todo: set[str] = set()
     needed: set[str] = set()

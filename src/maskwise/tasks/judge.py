@@ -2,8 +2,8 @@
 
 Fine-tuning is the training loop with a different objective. The seed determines the new head, the
 row order and dropout. The number of steps is fixed beforehand, and only the last state is scored on
-test, because picking the best of several test scores would invent effects. With ``eval_every``,
-the state that is best on dev is scored instead. Dev scores are meant for choosing settings.
+test, because picking the best of several test scores would produce spurious effects. With
+``eval_every``, the state that is best on dev is scored instead. Dev scores serve to choose settings.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RECORDS = "records.jsonl"
 # The file that holds the answers to all test rows, one file per seed.
 PREDICTIONS = "predictions.jsonl"
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
-# The seed of the runs that search a learning rate; these are never reported.
+# The seed of the runs that search for a learning rate; these are never reported.
 TRIAL_SEED = 1 << 40
 
 

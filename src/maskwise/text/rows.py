@@ -1,6 +1,6 @@
 """Rows: plans that assign pieces to rows.
 
-A plan holds only the numbers of pieces; the tokens are stored once (pieces.py). Different layouts
+A plan holds only piece indices; the tokens are stored once (pieces.py). Different layouts
 and the two sides of a held-out split are different plans over the same pieces.
 
 Cost: making a plan takes about 1 µs of Python for each piece.

@@ -58,7 +58,7 @@ class Update(NamedTuple):
     Attributes:
         losses: the summed losses of each micro-batch, on the device.
         targets: the number of targets, over all of this rank's micro-batches.
-        counted: a number that divides the losses (``Step.counted``).
+        counted: the divisor of the losses (``Step.counted``).
         norm: the gradient norm before clipping, on the device.
         rate: the learning rate.
     """
@@ -81,7 +81,7 @@ class Engine:
     Attributes:
         rank, ranks, device: this process's rank, the number of ranks, and this process's device.
         first: whether this is the first rank.
-        start: the number of updates that were done before; 0 for a new run.
+        start: the number of updates already done; 0 for a new run.
         totals: the totals after these updates.
         learned: the states of the learners after these updates.
         states: the states to resume from; None if no states are kept.
@@ -425,7 +425,7 @@ class Agreement:
         return self.start(local)()
 
     def start(self, local: Tensor) -> Callable[[], Tensor]:
-        """Start to add up; the function that is returned waits for the sums."""
+        """Start the sum; the returned function waits for the result."""
         if self.accelerator.num_processes > 1:  # never on Apple's GPUs, which have no float64
             local = self.accelerator.reduce(local.to(self.accelerator.device).double())
         arrived = coming_back(local)
