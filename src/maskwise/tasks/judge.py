@@ -3,7 +3,7 @@
 Fine-tuning is the training loop with a different objective. The seed determines the new head, the
 row order and dropout. The number of steps is fixed beforehand, and only the last state is scored on
 test, because picking the best of several test scores would produce spurious effects. With
-``eval_every``, the state that is best on dev is scored instead. Dev scores serve to choose settings.
+``eval_every``, the best state on dev is scored instead. Dev scores are for choosing settings.
 """
 
 from __future__ import annotations
