@@ -170,13 +170,13 @@ def test_layers_come_one_after_the_other_and_a_pass_leaves_the_others_alone(tmp_
 
 
 def test_no_layer_is_lost_unasked(tmp_path):
-    """Neither of another corpus, nor of this one where it has changed and only some layers are
+    """Neither of a different corpus, nor of this one where it has changed and only some layers are
     asked for.
     """
     annotate_corpus(corpus(20), ["words", "sentences"], tmp_path)
     before = files(tmp_path)
     others = [{"id": one["id"], "text": one["text"].upper()} for one in corpus(20)]
-    with pytest.raises(MaskwiseError, match="another corpus") as other:
+    with pytest.raises(MaskwiseError, match="a different corpus") as other:
         annotate_corpus(others, ["words", "sentences"], tmp_path)
     assert other.value.got == "20 documents of the list of documents"
     with pytest.raises(MaskwiseError, match="since the layers words") as changed:
@@ -311,7 +311,7 @@ def test_annotators_that_count_first(tmp_path, rare):
     assert [texts[3]["text"][a:b] for a, b in zip(*spans[:2])] == ["3!"]
     annotate_corpus(texts, ["rare(floor=2)"], tmp_path)
     assert annotate_tools.Rare.fits == 1
-    # another corpus has other counts
+    # a different corpus has other counts
     annotate_corpus(texts[:-1], ["rare(floor=2)"], tmp_path)
     assert annotate_tools.Rare.fits == 2 and Store(tmp_path).version != stored.version
     # paths are not part of any key

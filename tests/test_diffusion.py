@@ -363,7 +363,7 @@ def test_corrupt_is_for_trainers_of_others() -> None:
         torch.equal(chosen.sum(1), (share[:, 0] * 25).round().long()) and exact.shape == ids.shape
     )
     assert chosen.sum(1).min() >= 1 and abs(float(share[:, 0].mean()) - 0.52) < 0.01
-    with pytest.raises(MaskwiseError, match="one shape"):
+    with pytest.raises(MaskwiseError, match="the same shape"):
         mw.corrupt(ids, counts[:, :-1], 3)
 
 

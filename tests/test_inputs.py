@@ -481,9 +481,9 @@ def test_what_is_no_tensor_no_model_and_no_names_is_one_line(bad: Any) -> None:
         "loss_mask": lambda: corrupt(ids, bad, 3),
     }
     if bad is not None:
-        calls["model"] = lambda: PackedCollator(masker(), model=bad)
+        calls["model is not loaded"] = lambda: PackedCollator(masker(), model=bad)
     if not isinstance(bad, str | list):
-        calls["layers"] = lambda: encode(word_tokenizer(), ["a"], layers=bad)
+        calls["layers must be a list"] = lambda: encode(word_tokenizer(), ["a"], layers=bad)
     for name, call in calls.items():
         with pytest.raises(MaskwiseError) as error:
             call()

@@ -383,7 +383,7 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
             "training:\n\tsteps: 10",
             "found character '\\t' that cannot start any token; replace the tabs with spaces",
         ),
-        ("", "write settings into it, or name a shipped recipe"),
+        ("", "write settings into the file, or name a shipped recipe"),
         ("# only a comment", "is not a recipe; got no settings"),
         ("- a\n- b", "not a recipe"),
         ("training:\n  stepz: 3", "did you mean 'training.steps'"),

@@ -64,7 +64,9 @@ def test_a_study_makes_one_file_with_everything(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["headline"].split(":")[0] in page.replace("\u00a0", " ")
     # what an interval is of
-    assert "holds for this corpus, these tasks" in page and "says nothing about others" in page
+    assert (
+        "holds for this corpus, these tasks" in page and "says nothing about other corpora" in page
+    )
     charts = specs_of(page)
     assert (
         len(charts) == page.count('id="chart-') == 2 + 2 + 1 + 1 + 1 + 1

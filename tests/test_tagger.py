@@ -274,13 +274,13 @@ def test_given_spans() -> None:
     assert found.start.tolist() == [0, 5, 7] and found.value.tolist() == [1, 0, 2]
     assert given_spans([[0, 4]], SPANS).value is None
     for span, kind, match in (
-        (["a", 2], SPANS, "a span"),
-        ([0, 4, "who"], SPANS, "a span"),
-        ([True, 2], SPANS, "a span"),
-        ([0, 2**31], SPANS, "a span"),
-        ([0, 2, "x"], layer, "a label"),
-        ([0, 2], layer, "a span"),
-        (3, SPANS, "a span"),
+        (["a", 2], SPANS, "span"),
+        ([0, 4, "who"], SPANS, "span"),
+        ([True, 2], SPANS, "span"),
+        ([0, 2**31], SPANS, "span"),
+        ([0, 2, "x"], layer, "label"),
+        ([0, 2], layer, "span"),
+        (3, SPANS, "span"),
     ):
         with pytest.raises(MaskwiseError, match=match):
             given_spans([span], kind)

@@ -277,10 +277,10 @@ def test_special_tokens():
 @pytest.mark.parametrize(
     ("offsets", "special", "message"),
     [
-        ([(0, 9)], None, "offsets that do not fit"),
-        ([(3, 1)], None, "offsets that do not fit"),
-        ([(-1, 1)], None, "offsets that do not fit"),
-        ([(0, 1)], [0, 1], "one special flag"),
+        ([(0, 9)], None, "offsets do not fit"),
+        ([(3, 1)], None, "offsets do not fit"),
+        ([(-1, 1)], None, "offsets do not fit"),
+        ([(0, 1)], [0, 1], "needs a special flag"),
     ],
 )
 def test_wrong_offsets_are_refused(offsets, special, message):
