@@ -173,6 +173,7 @@ def test_the_recipe_of_the_readme_says_what_it_seems_to_say() -> None:
             "constant-30",
             "*open* after 24 pairs of runs (+.26 SD, −.10 to .62)",
         ),
+        ("trex-nouns", "supervised", "salient", "*decided* in 10 pairs (+5.0 SD, 4.1 to 5.9)"),
         (
             "learn-meta-seq2seq-2026-11-22",
             "supervised",
