@@ -327,6 +327,9 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     text = tmp_path / "my texts.jsonl"
     text.write_bytes(texts.read_bytes())
     command = ["adapt", "bundled:encoder", text, "--out", tmp_path / "my out", "--time", "20m"]
+    # The new --steps replaces training.steps, but no setting that only ends like it.
+    kept = "learning.supervised.training.steps=7"
+    command.append(kept)
     assert maskwise(*command, "--steps", 900, "--jobs", 2, "--dry-run", "--json") == 0
     plan = json.loads(capfd.readouterr().out)
     assert plan["seconds"] > 1200 >= plan["smaller"]["seconds"] and plan["memory_gib"] == 0.5
@@ -336,6 +339,7 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     assert printed[-1] == plan["smaller"]["command"]
     program, *words = shlex.split(printed[-1])
     assert program == "maskwise" and str(text) in words
+    assert kept in words
     assert maskwise(*words, "--dry-run", "--json") == 0
     again = json.loads(capfd.readouterr().out)
     assert again["seconds"] == plan["smaller"]["seconds"] and "smaller" not in again

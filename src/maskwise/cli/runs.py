@@ -1,6 +1,4 @@
-"""The commands that write a folder: study, adapt, pretrain, finetune, learn, annotate. All of them
-can resume an interrupted run.
-"""
+"""Commands that write a folder, and can be resumed: study, adapt, pretrain, learn and others."""
 
 from __future__ import annotations
 
@@ -194,8 +192,10 @@ def adapt(
     limit_seconds = time_limit(limit)
 
     def command(*changes: str, **options: object) -> str:
-        # The setting training.steps would override the option --steps.
-        kept = [each for each in given if "steps" not in options or "training.steps=" not in each]
+        kept = given
+        # The setting would override the option.
+        if "steps" in options:
+            kept = [each for each in given if not each.startswith("training.steps=")]
         return command_of(context, overrides=[*kept, *changes], **options)
 
     # A dry run must not overwrite the pairs of an earlier study.

@@ -354,7 +354,7 @@ def _answers_of_file(spec: str) -> Labels | None:
 
 def _by_classifier(task: Task, classifier: TrainClassifier | None, drop: float) -> Labels:
     """Label the words of single texts with a classifier that is trained on the same task."""
-    number = dict(zip(task.labels, range(len(task.labels))))
+    number = {label: place for place, label in enumerate(task.labels)}
     rows: dict[str, list[tuple[str, int]]] = {}
     for split in SPLITS:
         rows[split] = []

@@ -180,7 +180,7 @@ def require_arms(recipe: Recipe) -> None:
     formats = [""]
     if last.kind != "encoder":
         formats = [" sentinels", " spans", " full"]
-    ratios = ["", *(f"@{ratio:g}" for ratio in last.evaluation.ratios)]
+    ratios = ["", *map("@{:g}".format, last.evaluation.ratios)]
     parts = product(last.evaluation.masks, formats, ratios)
     outcome = recipe.study.outcome
     if outcome is not None:
