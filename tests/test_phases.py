@@ -108,9 +108,7 @@ def test_arms_that_differ_in_the_third_phase_share_the_first_two(recipe, tmp_pat
         (2, ["b"]),
     ]
     assert [p["tokens"] for p in planned] == [10 * 8 * 32, 6 * 4 * 32, 4 * 8 * 64, 4 * 8 * 64]
-    assert planned[2]["flops"] < planned[3]["flops"] and all(
-        p["to_do"] == p["runs"] == 1 for p in planned
-    )
+    assert all(p["to_do"] == p["runs"] == 1 for p in planned)
 
 
 def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path):

@@ -26,8 +26,7 @@ from maskwise.folders import read_json, write_json
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import check_study, shared_folder, start_of
-from maskwise.study.costs import expected
+from maskwise.study.checks import check_study, shared_folder
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, stages_of
 from maskwise.study.stages import STAGE, Stage, digest, named
@@ -359,8 +358,8 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
     """List the training phases of the full-length runs.
 
     Each entry has its ``phase`` (from 0) and ``arms``; for one run the ``steps``, ``batch_size``,
-    ``length``, ``tokens`` (at most) and ``flops``; the number of ``runs``, how many of them are
-    ``to_do``, and their ``seconds`` of work (None if no similar stage was timed).
+    ``length`` and ``tokens`` (at most); the number of ``runs``, how many of them are ``to_do``, and
+    their ``seconds`` of work (None if no similar stage was timed).
     """
     arms: dict[tuple[int, Stage], dict[str, Recipe]] = defaultdict(dict)
     for run in design.runs:
@@ -374,8 +373,7 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
         lines[phase, tuple(recipes)].append(stage)
     for phase, names in sorted(lines, key=lambda line: line[0]):
         stages = lines[phase, names]
-        recipe = arms[phase, stages[0]][names[0]]
-        link = recipe.links()[phase]
+        link = arms[phase, stages[0]][names[0]].links()[phase]
         training = link.training
         left = [seconds[stage.name] for stage in stages if stage.name in seconds]
         yield {
@@ -384,7 +382,7 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
             "steps": training.steps,
             "batch_size": training.batch_size,
             "length": link.corpus.length,
-            **expected(link, recipe.model.empty(start_of(recipe)[1])),
+            "tokens": training.steps * training.batch_size * link.corpus.length,
             "runs": len(stages),
             "to_do": len(left),
             "seconds": total(left),
