@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny import load_json, maskwise, read_lines, write_inputs
+from tiny import load_json, maskwise, read_lines, records_of, write_inputs
 
 SHORT = [
     "training.steps=8",
@@ -24,32 +24,18 @@ SHORT = [
 def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arms = "study.arms={even: {sampler: sequential}, plus: {sampler: 'mometas-plus(every=2)'}}"
-    more = [
-        "objectives={mlm: , atd: , rtd: }",
-        "sampler=uniform",
-        arms,
-        "study.baseline=even",
-        "corpus.held_out=0.49",
-        "corpus.length=16",
-    ]
+    more = ["objectives={mlm: , atd: , rtd: }", "sampler=uniform", arms, "study.baseline=even"]
+    more += ["corpus.held_out=0.49", "corpus.length=16"]
     assert maskwise("study", write_inputs(tmp_path), *SHORT, *more, "--out", out, "--jobs", 1) == 0
-    costs = {r["arm"]: r for r in read_lines(out / "records.jsonl") if r["kind"] == "cost"}
-    assert (
-        costs["even"]["objectives"] == {"mlm": 3, "atd": 3, "rtd": 2}
-        and costs["even"]["probe_flops"] == 0
-    )
+    costs = {r["arm"]: r for r in records_of(out, "cost")}
+    assert costs["even"]["objectives"] == {"mlm": 3, "atd": 3, "rtd": 2}
+    assert costs["even"]["probe_flops"] == 0
     assert sum(costs["plus"]["objectives"].values()) == 8
     assert 0 < costs["plus"]["probe_flops"] < costs["plus"]["flops"]
-    study = load_json(out / "study.json")
-    for facts in study["arms"].values():  # a rule is watched too
-        lines = [
-            x
-            for x in read_lines(out / facts["runs"]["0"] / "metrics.jsonl")
-            if x["kind"] == "train"
-        ]
-        assert (
-            set(lines[-1]["probe_losses"]) == {"mlm", "atd", "rtd"} and lines[-1]["probe_step"] == 8
-        )
+    for facts in load_json(out / "study.json")["arms"].values():  # a rule is watched too
+        lines = read_lines(out / facts["runs"]["0"] / "metrics.jsonl")
+        last = [line for line in lines if line["kind"] == "train"][-1]
+        assert set(last["probe_losses"]) == {"mlm", "atd", "rtd"} and last["probe_step"] == 8
     assert "Which objective trained" in (out / "report.html").read_text()
 
 
