@@ -8,7 +8,6 @@ import json
 import random
 import shlex
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from maskwise.cli.terminal import plan_lines, time_limit
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.models import load_config
-from maskwise.recipe import Recipe
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import (
     adapt_recipe,
@@ -41,7 +39,7 @@ from tiny import WORDS, load_json, maskwise, records_of, write_lines
 
 
 @pytest.fixture
-def texts(tmp_path: Path) -> Path:
+def texts(tmp_path):
     draw = random.Random(0)
     lines = []
     for number in range(60):
@@ -53,15 +51,13 @@ def texts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def adapted(texts: Path, tmp_path: Path) -> Callable[..., Recipe]:
+def adapted(texts, tmp_path):
     """The recipe for the bundled encoder on these texts."""
     pairs = tmp_path / "pairs.jsonl"
     return partial(adapt_recipe, "bundled:encoder", str(texts), pairs=pairs)
 
 
-def test_the_recipe_fits_the_model(
-    texts: Path, adapted: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
     recipe = adapted()
     assert [*recipe.study.arms] == ["words-30"] and recipe.study.seeds == 6
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
@@ -86,9 +82,7 @@ def test_the_recipe_fits_the_model(
             adapt_recipe(model, str(source), arms=[arm], pairs=tmp_path / "p.jsonl")
 
 
-def test_adapt_answers_and_saves_both_folders(
-    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     out = tmp_path / "out"
     command = ["adapt", "bundled:encoder", texts, "--steps", 2, "--seeds", 1, "--out", out]
     command += ["--arms", "words-30,token-15,tsdae", "training.batch_size=4", "evaluation.rows=4"]
@@ -148,13 +142,11 @@ LUCKY = {
         (LUCKY | {"tsdae": dict.fromkeys(range(3), 0.4)}, "nats", "tsdae"),
     ],
 )
-def test_the_best_arm_gains_most_on_the_runs_that_all_finished(
-    scores: Any, metric: str, best: str | None, tmp_path: Path
-) -> None:
+def test_the_best_arm_gains_most_on_the_runs_that_all_finished(scores, metric, best, tmp_path):
     assert best_arm(write_scores(tmp_path, scores, metric)) == best
 
 
-def test_what_is_saved_is_a_run_that_finished(tmp_path: Path) -> None:
+def test_what_is_saved_is_a_run_that_finished(tmp_path):
     out = tmp_path / "out"
     folders = [out / f"stages/pretrain-{seed}" for seed in range(3)]
     for folder in folders:
@@ -184,7 +176,7 @@ def test_what_is_saved_is_a_run_that_finished(tmp_path: Path) -> None:
     assert modules == ["Transformer", "Pooling"]
 
 
-def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts: Path, tmp_path: Path) -> None:
+def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
     pairs = write_pairs(str(texts), tmp_path / "out-pairs.jsonl")
     before = pairs.read_bytes()
     other = tmp_path / "other.jsonl"
@@ -198,9 +190,7 @@ def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts: Path, tmp_path: P
     assert pairs.read_bytes() == before
 
 
-def test_the_steps_reach_the_phase_of_a_new_head(
-    adapted: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
     monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
     for options, steps in (
         ({"steps": 50}, [50, 50]),
@@ -217,9 +207,7 @@ def test_the_steps_reach_the_phase_of_a_new_head(
     assert {freeze: len(names) for freeze, names in counted.items()} == {"encoder": 1, "none": 6}
 
 
-def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(
-    adapted: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_path):
     lines = []
     for number in range(60):
         text = f"{number:03} " + "word " * (20 + 180 * (number % 2))
@@ -243,7 +231,7 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(
     assert "nothing smaller" in plan_lines(plan | {"smaller": None}, "2h")[-1]
 
 
-def test_the_smaller_plan_is_the_least_change_that_fits(adapted: Callable[..., Recipe]) -> None:
+def test_the_smaller_plan_is_the_least_change_that_fits(adapted):
     recipe = adapted(arms=["token-15", "tsdae"])
 
     def seconds_of(overrides: list[str], steps: int) -> float:
@@ -262,8 +250,8 @@ def test_the_smaller_plan_is_the_least_change_that_fits(adapted: Callable[..., R
 
 
 def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
-    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    texts, tmp_path, capfd, monkeypatch
+):
     # Every step takes a second, so that a plan takes hours.
     entry = {"start": 0.0, "step": 1.0, "judge": 0.0, "memory_gib": 0.5}
     monkeypatch.setitem(_TIMERS, "pretrain", lambda *_: entry)
@@ -294,12 +282,12 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
 @pytest.mark.parametrize(
     ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45", 2700), ("90s", 90)]
 )
-def test_times_have_units(text: str, seconds: float) -> None:
+def test_times_have_units(text, seconds):
     assert time_limit(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-2h", "10s", "NaT", "2 parsecs"])
-def test_what_is_no_time_is_one_line(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_time_is_one_line(text, capfd):
     assert maskwise("adapt", "bundled:encoder", "any.txt", "--time", text) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "--time" in line and repr(text) in line and "1h30m" in line
@@ -321,9 +309,7 @@ ROW = {"primary": True, "outcome": "tasks", "sentence": "One is better.", "arm":
         ("not comparable", None, 0, None, "same"),
     ],
 )
-def test_the_next_step_is_a_complete_command(
-    verdict: str, better: Any, n: int, runs: Any, ends: str, adapted: Callable[..., Recipe]
-) -> None:
+def test_the_next_step_is_a_complete_command(verdict, better, n, runs, ends, adapted):
     row = ROW | {"verdict": verdict, "better": better, "n": n, "runs_to_decide": runs}
     result = {"contrasts": [row], "failures": [] if n else [{}], "seconds": 600}
     answer = answer_of(result, adapted())
@@ -338,7 +324,7 @@ def test_the_next_step_is_a_complete_command(
         assert said.startswith("Next: ") and (said.endswith(ends) or not tasks)
 
 
-def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:
+def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():
     folders = [Path("out/model"), Path("out/sentence-model")]
     assert "may be due to chance" in kept_of("tsdae", folders, helps=None)
     assert "nothing" in kept_of(None, (), helps=None)

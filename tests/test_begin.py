@@ -22,13 +22,13 @@ from tiny import WORDS, maskwise, write_inputs, write_lines
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return write_inputs(tmp_path / "in")
 
 
-def test_a_bare_command_shows_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bare_command_shows_where_to_begin(capsys):
     assert maskwise() == 0
     said = capsys.readouterr().out
     assert "Where to begin" in said and "maskwise check my_texts.txt" in said and "--help" in said
@@ -40,7 +40,7 @@ def test_a_bare_command_shows_where_to_begin(capsys: pytest.CaptureFixture[str])
 # ----------------------------------------------------------------------------
 
 
-def test_check_counts_times_and_doubts(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_counts_times_and_doubts(recipe, capfd):
     assert maskwise("check", recipe, "--json") == 0
     facts = json.loads(capfd.readouterr().out)
     assert facts["corpus"]["documents"] == 60 and facts["corpus"]["unknown"] < 0.01
@@ -70,7 +70,7 @@ def doubts_of(subject: Path, *overrides: str) -> str:
     return " ".join(doubt["what"] for doubt in facts["doubts"])
 
 
-def test_check_says_what_is_wrong_before_anything_is_trained(recipe: Path) -> None:
+def test_check_says_what_is_wrong_before_anything_is_trained(recipe):
     for subject, said in (("nowhere.yaml", "no such recipe file"), (recipe, "does not exist")):
         with pytest.raises(MaskwiseError, match=said):
             outlook_of(str(subject), ["corpus.source=nowhere.txt"])
@@ -109,7 +109,7 @@ def write_labels(path: Path) -> Path:
     return path
 
 
-def test_a_file_may_be_called_like_a_control(tmp_path: Path) -> None:
+def test_a_file_may_be_called_like_a_control(tmp_path):
     """The name of its study ended like that of a control, and a recipe for it was refused for want
     of a gate.
     """
@@ -121,11 +121,11 @@ def test_a_file_may_be_called_like_a_control(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("english", [True, False])
 def test_a_recipe_is_written_for_a_file_or_two(
-    english: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+    english,
+    tmp_path,
+    monkeypatch,
+    capfd,
+):
     monkeypatch.chdir(tmp_path)
     texts = write_texts(tmp_path / "mine.txt", english=english)
     write_labels(tmp_path / "labels.csv")
@@ -149,8 +149,8 @@ def test_a_recipe_is_written_for_a_file_or_two(
 
 
 def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequence(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     draw = random.Random(0)
     chains = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=110)) for _ in range(40)]
     path = tmp_path / "some.fasta"
@@ -164,7 +164,7 @@ def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequ
     assert facts["training"]["plateau_steps"] is None  # the rule was fitted on words
 
 
-def test_a_file_whose_labels_are_all_hidden_is_no_plain_text(tmp_path: Path) -> None:
+def test_a_file_whose_labels_are_all_hidden_is_no_plain_text(tmp_path):
     lines = [f"a sentence of the text {n},-1" for n in range(60)]
     (tmp_path / "hidden.csv").write_text("\n".join(["text,label", *lines]))
     with pytest.raises(MaskwiseError) as caught:
@@ -172,7 +172,7 @@ def test_a_file_whose_labels_are_all_hidden_is_no_plain_text(tmp_path: Path) -> 
     assert caught.value.got == "skipped 60 × all: no label"
 
 
-def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) -> None:
+def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path):
     labels = write_labels(tmp_path / "labels.csv")
     written = starter(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
@@ -182,8 +182,8 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path: Path) ->
 
 
 def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, monkeypatch, capfd
+):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "my #1 (2).txt", english=True)
     (tmp_path / "data (1)").mkdir()
@@ -200,9 +200,7 @@ def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
     assert loaded[2].metric == "macro-f1"
 
 
-def test_new_refuses_the_options_of_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_new_refuses_the_options_of_a_run(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "mine.txt", english=True)
     for options in (
@@ -221,7 +219,7 @@ def test_new_refuses_the_options_of_a_run(
 # ----------------------------------------------------------------------------
 
 
-def test_the_text_is_in_the_longest_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_is_in_the_longest_column(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = write_texts(tmp_path / "mine.txt", english=True).read_text().split("\n\n")
     rows = [f'{number};a head;"{text}"' for number, text in enumerate(texts)]
@@ -236,9 +234,7 @@ def test_the_text_is_in_the_longest_column(tmp_path: Path, monkeypatch: pytest.M
     assert "text_field" not in starter("mine.txt")
 
 
-def test_what_is_left_out_is_counted_over_all_that_was_seen(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch):
     monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 20_000)
     texts = write_texts(Path("mine.txt"), english=True)
     documents = texts.read_text().split("\n\n")
@@ -262,12 +258,12 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(
     ],
 )
 def test_a_missing_file_is_told_before_torch_is_imported(
-    arguments: list[str],
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+    arguments,
+    said,
+    tmp_path,
+    monkeypatch,
+    capfd,
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "maskwise.study.starter", None)
     monkeypatch.setitem(sys.modules, "maskwise.study.outlook", None)
@@ -275,7 +271,7 @@ def test_a_missing_file_is_told_before_torch_is_imported(
     assert said in capfd.readouterr().err
 
 
-def test_a_file_of_labels_may_have_arguments(tmp_path: Path) -> None:
+def test_a_file_of_labels_may_have_arguments(tmp_path):
     path = tmp_path / "labels.csv"
     rows = "".join(f"a text of several words {n},{('yes', 'no', -1)[n % 3]}\n" for n in range(90))
     path.write_text("text,label\n" + rows)
@@ -287,7 +283,7 @@ def test_a_file_of_labels_may_have_arguments(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------
 
 
-def test_a_recipe_extends_another(recipe: Path, tmp_path: Path) -> None:
+def test_a_recipe_extends_another(recipe, tmp_path):
     own = tmp_path / "own.yaml"
     model = "model: {settings: {hidden_size: 8}}"
     own.write_text(f"extends: {recipe}\ntraining.steps: 7\n{model}\n")
@@ -307,7 +303,7 @@ def test_a_recipe_extends_another(recipe: Path, tmp_path: Path) -> None:
             read_recipe(own)
 
 
-def test_repeated_titles_are_no_labels(tmp_path: Path) -> None:
+def test_repeated_titles_are_no_labels(tmp_path):
     """Paragraphs of an article share its title; the file is text, not labelled rows."""
     lines = []
     for n in range(60):
@@ -317,7 +313,7 @@ def test_repeated_titles_are_no_labels(tmp_path: Path) -> None:
     assert f"source: {json.dumps(str(file))}" in written and "tasks: []" in written
 
 
-def test_new_points_to_encoder_decoders_for_written_answers(tmp_path: Path) -> None:
+def test_new_points_to_encoder_decoders_for_written_answers(tmp_path):
     rows = [{"question": f"what is {n}?", "answers": [str(n)]} for n in range(60)]
     questions = write_lines(tmp_path / "questions.jsonl", rows)
     with pytest.raises(MaskwiseError) as caught:

@@ -82,7 +82,7 @@ def make(kind: str, word: str, *needs: Stage, steps: int = 100) -> Stage:
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan():
     """One text, two runs with a task each."""
     text = make("prepare", "text")
     runs = []
@@ -94,7 +94,7 @@ def plan() -> Plan:
 
 
 @pytest.fixture
-def scripted(monkeypatch) -> type[Scripted]:
+def scripted(monkeypatch):
     Scripted.script, Scripted.log = {}, []
     monkeypatch.setitem(ENGINES, "scripted", Scripted)
     monkeypatch.setattr(scheduler, "PAUSE_SECONDS", 0.01)
@@ -379,12 +379,12 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
+def recipe(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def finished(recipe, tmp_path_factory) -> Path:
+def finished(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "out"
     assert maskwise("study", recipe, STEPS, "--out", out, "--jobs", 1) == 0
     return out

@@ -24,11 +24,11 @@ LONG = ("training.steps=400", "training.log_every=2", "training.save_every=200")
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def test_the_best_checkpoint_of_a_run(recipe: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_of_a_run(recipe, tmp_path):
     out = tmp_path / "out"
     more = ("training.steps=10", "training.eval_every=5", "training.keep_best=true", "--out", out)
     assert maskwise("pretrain", recipe, *more) == 0
@@ -49,8 +49,8 @@ def test_the_best_checkpoint_of_a_run(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes_on(
-    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    recipe, tmp_path, capfd
+):
     out = tmp_path / "out"
     hot = (
         "training.steps=10",
@@ -66,9 +66,7 @@ def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes
 
 
 @pytest.mark.parametrize("arguments", [("list", "policies"), ("list", "recipes", "--json")])
-def test_figures_that_cannot_be_printed_are_one_line(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_figures_that_cannot_be_printed_are_one_line(arguments, monkeypatch, capfd):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert maskwise(*arguments) == 2
@@ -87,9 +85,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_run_that_is_told_to_end_saves_and_goes_on_bit_for_bit(
-    number: int, code: int, recipe: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_is_told_to_end_saves_and_goes_on_bit_for_bit(number, code, recipe, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "cut"
     assert maskwise("pretrain", recipe, *LONG, "--out", whole, "--json") == 0
     run = start("pretrain", recipe, *LONG, "--out", out)
@@ -109,9 +105,7 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_bit_for_bit(
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["the group", "the study"])
-def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(
-    send: Any, recipe: Path, tmp_path: Path
-) -> None:
+def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(send, recipe, tmp_path):
     """Slurm signals every process of a job; a process manager only the first."""
     arguments = ("study", recipe, *LONG, "study.seeds=1", "--jobs", 1)
     whole, out = tmp_path / "whole", tmp_path / "cut"
@@ -130,7 +124,7 @@ def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_ranks_that_are_told_to_end_save_at_the_same_step(recipe: Path, tmp_path: Path) -> None:
+def test_ranks_that_are_told_to_end_save_at_the_same_step(recipe, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "maskwise.cli", "pretrain", str(recipe), *LONG]

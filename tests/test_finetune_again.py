@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +35,7 @@ class Tuner:
 
 
 @pytest.fixture
-def again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Any]]:
+def again(monkeypatch, tmp_path):
     """Fine-tune in one folder, with a tuner and settings."""
 
     def finetuned(tuner: Tuner, *overrides: str, seeds: int = 2) -> list[Any]:
@@ -54,9 +52,7 @@ def again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
     ("overrides", "seeds", "calls"),
     [((), 2, 0), ((), 3, 6), (("max_length=32",), 2, 4)],
 )
-def test_only_another_fine_tuning_is_trained_again(
-    overrides: tuple[str, ...], seeds: int, calls: int, again: Callable[..., list[Any]]
-) -> None:
+def test_only_another_fine_tuning_is_trained_again(overrides, seeds, calls, again):
     first, other = Tuner(), Tuner()
     records = again(first)
     assert len(first.calls) == 4
@@ -65,8 +61,8 @@ def test_only_another_fine_tuning_is_trained_again(
 
 
 def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
-    again: Callable[..., list[Any]],
-) -> None:
+    again,
+):
     with pytest.raises(KeyboardInterrupt):
         again(Tuner(fails="trivia"))
     rest = Tuner()
@@ -75,7 +71,7 @@ def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
     assert [record["task"] for record in records] == ["banking77", "trivia"]
 
 
-def test_other_weights_are_judged_anew(tmp_path: Path) -> None:
+def test_other_weights_are_judged_anew(tmp_path):
     task = load_task(TASKS[0])
     made = []
     for weights in ("1", "1", "2"):
@@ -85,9 +81,7 @@ def test_other_weights_are_judged_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [2e-3, 5e-4, 0])
-def test_a_rate_that_diverges_loses_unless_every_rate_does(
-    monkeypatch: pytest.MonkeyPatch, most: float
-) -> None:
+def test_a_rate_that_diverges_loses_unless_every_rate_does(monkeypatch, most):
     tuner = Tuner(most=most)
     monkeypatch.setattr(judge, "finetune", tuner)
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, seeds=1)

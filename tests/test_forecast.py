@@ -5,7 +5,6 @@ than what is scaled.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ SMALL = ["study.seeds=1", "study.arms={a: {}}"]
 
 
 @pytest.fixture(autouse=True)
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return write_inputs(tmp_path / "in")
@@ -65,20 +64,18 @@ def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
         ("training.weight_decay=0.1", set()),
     ],
 )
-def test_the_key_holds_all_that_time_depends_on(
-    override: str, changes: set[str], recipe: Path
-) -> None:
+def test_the_key_holds_all_that_time_depends_on(override, changes, recipe):
     base = "finetune.max_length=12"
     before = keys(recipe, base)
     after = keys(recipe, base, *override.split())
     assert {kind for kind in before if before[kind] != after[kind]} == changes
 
 
-def test_what_changes_no_time_is_a_setting() -> None:
+def test_what_changes_no_time_is_a_setting():
     assert TrainingSettings.model_fields.keys() > CHANGE_NO_TIME
 
 
-def test_what_is_measured_counts_more_than_what_is_scaled(recipe: Path) -> None:
+def test_what_is_measured_counts_more_than_what_is_scaled(recipe):
     named: dict[str, Stage] = {}
     for steps in (100, 50):
         named |= stages_of(recipe, f"training.steps={steps}", "training.eval_every=0")
@@ -99,7 +96,7 @@ def test_what_is_measured_counts_more_than_what_is_scaled(recipe: Path) -> None:
     assert forecast.seconds(half) == 40.0
 
 
-def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
+def test_check_times_each_phase_in_rows_of_its_own(recipe):
     asked = ["corpus.length=64", "intermediate.corpus.length=16", "tasks=[]"]
     asked += ["training.eval_every=0"]
     named = stages_of(recipe, *asked)
@@ -114,16 +111,14 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
     assert planned["unknown"] == []
 
 
-def test_a_step_that_would_fill_the_memory_is_not_timed(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
     monkeypatch.setattr(timing, "memory", lambda: 1000)
     unknown = outlook_of(str(recipe), asked)["time"]["unknown"]
     assert unknown == ["pretrain"]
 
 
-def test_the_end_is_that_of_a_pool(recipe: Path) -> None:
+def test_the_end_is_that_of_a_pool(recipe):
     """A head of 10 s is needed by three trainings of 4 s; two workers."""
     first, *others = [Stage("pretrain", {"n": n}) for n in range(4)]
     after = [Stage("pretrain", other.what, (first.name,)) for other in others]
@@ -139,15 +134,13 @@ def test_the_end_is_that_of_a_pool(recipe: Path) -> None:
 
 
 @pytest.fixture
-def table(recipe: Path, tmp_path: Path) -> Callable[[], Progress]:
+def table(recipe, tmp_path):
     plan = make_plan(read_recipe(recipe, SMALL))
     return partial(Progress, plan, tmp_path, jobs=2, quiet=False)
 
 
 @pytest.mark.parametrize("weights", [0, 2000])
-def test_the_first_line_of_metrics_is_seen_however_long(
-    weights: int, table: Callable[[], Progress], tmp_path: Path
-) -> None:
+def test_the_first_line_of_metrics_is_seen_however_long(weights, table, tmp_path):
     progress = table()
     name = next(name for name, stage in progress.named.items() if stage.kind == "pretrain")
     line = {"kind": "train", "step": 5} | dict.fromkeys(map(str, range(weights)), "a weight")
@@ -156,9 +149,7 @@ def test_the_first_line_of_metrics_is_seen_however_long(
     assert progress.last_line(name)["step"] == 5
 
 
-def test_a_plan_begins_with_a_line_of_what_it_will_take(
-    table: Callable[[], Progress], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_begins_with_a_line_of_what_it_will_take(table, capfd):
     forecast = table().forecast
     for name in forecast.named:
         forecast.keep(name, {"seconds": 100.0})
@@ -169,10 +160,10 @@ def test_a_plan_begins_with_a_line_of_what_it_will_take(
 
 
 def test_a_log_has_a_line_a_minute(
-    table: Callable[[], Progress],
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    table,
+    capfd,
+    monkeypatch,
+):
     progress = table()
     printed = []
     for seconds in (0, 59, 60, 61, 119, 121):
@@ -183,7 +174,7 @@ def test_a_log_has_a_line_a_minute(
     assert printed == [False, False, True, False, False, True]
 
 
-def test_a_study_is_planned_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_planned_once(recipe, monkeypatch):
     """A dry run before it, for one line of the time, read every text and task a second time."""
     checked: list[str] = []
 

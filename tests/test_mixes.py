@@ -42,7 +42,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """Three corpora: the made-up language, its words backwards (half as much), and copies of a few
     of its texts.
     """

@@ -39,7 +39,7 @@ THREE = f"phases={json.dumps(PHASES)}"
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
+def recipe(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 

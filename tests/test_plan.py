@@ -65,12 +65,12 @@ def replace_engine(patch: pytest.MonkeyPatch, work: Callable[[Stage, Path], obje
 
 
 @pytest.fixture(autouse=True)
-def done(monkeypatch) -> list[str]:
+def done(monkeypatch):
     return replace_engine(monkeypatch, run_stage)
 
 
 @pytest.fixture
-def fake(monkeypatch, done) -> list[str]:
+def fake(monkeypatch, done):
     """Trainings that are only said to be done."""
     return replace_engine(monkeypatch, pretend)
 
@@ -100,7 +100,7 @@ MASKS = ("token", "whole-word")
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
+def recipe(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 

@@ -31,12 +31,12 @@ SHORT = [
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path):
     return write_inputs(tmp_path / "inputs")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"3", b"\xff\xfe\x00", b"[" * 5000])
-def test_a_stage_with_damaged_files_is_one_that_is_not_done(content: bytes, tmp_path: Path) -> None:
+def test_a_stage_with_damaged_files_is_one_that_is_not_done(content, tmp_path):
     stage = Stage("overlap", {"corpus": {}, "task": "x"})
     folder = stage.folder(tmp_path)
     folder.mkdir()
@@ -49,7 +49,7 @@ def test_a_stage_with_damaged_files_is_one_that_is_not_done(content: bytes, tmp_
     assert not [*stages_in(tmp_path)]
 
 
-def test_damaged_text_is_made_anew(source: Path, tmp_path: Path) -> None:
+def test_damaged_text_is_made_anew(source, tmp_path):
     stage = prepare_stage(read_recipe(source))
     before = run_stage(stage, tmp_path)
     data = stage.folder(tmp_path) / "data"
@@ -73,7 +73,7 @@ def train(recipe: Recipe, stages: Path) -> dict[str, Any]:
         raise
 
 
-def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_path: Path) -> None:
+def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_path):
     """Proteins have no spaces: a whole sequence is one word, longer than any budget."""
     draw = random.Random(0)
     lines = [{"text": "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90))} for _ in range(99)]
@@ -85,9 +85,7 @@ def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_pat
         train(read_recipe(path, [*more, "masking.policy=whole-word"]), tmp_path)
 
 
-def test_a_training_without_a_single_target_keeps_no_checkpoint(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_without_a_single_target_keeps_no_checkpoint(source, tmp_path, monkeypatch):
     """The look before training sees eight batches only."""
     monkeypatch.setattr("maskwise.study.pretraining.require_targets", lambda *source: None)
     with pytest.raises(MaskwiseError, match="no token was masked during training"):
@@ -95,9 +93,7 @@ def test_a_training_without_a_single_target_keeps_no_checkpoint(
 
 
 @pytest.mark.parametrize("word, said", [("abc", False), ("αβγ", True)])
-def test_unknown_tokens_are_said_above_a_percent(
-    word: str, said: bool, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_tokens_are_said_above_a_percent(word, said, source, tmp_path, capfd):
     known, written = ([f"{each * 3} is number {n}" for n in range(60)] for each in ("abc", word))
     corpus = write_lines(tmp_path / "corpus.jsonl", [{"text": line} for line in written])
     train_tokenizer(known, vocab_size=200).save_pretrained(tmp_path / "tokenizer")
@@ -106,9 +102,7 @@ def test_unknown_tokens_are_said_above_a_percent(
     assert ("% of the tokens of" in capfd.readouterr().err) == said
 
 
-def test_a_full_disk_is_one_line_and_hides_no_other_error(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line_and_hides_no_other_error(source, tmp_path, monkeypatch):
     stage, write = prepare_stage(read_recipe(source)), Path.write_bytes
     full: list[str] = []
 
@@ -132,7 +126,7 @@ def test_a_full_disk_is_one_line_and_hides_no_other_error(
         run_stage(stage, tmp_path)
 
 
-def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
+def test_a_stage_holds_the_settings_of_its_training(source):
     recipe = read_recipe(
         source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
     )
@@ -144,8 +138,8 @@ def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
 
 
 def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
-    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    source, tmp_path, capfd
+):
     out = tmp_path / "out"
     # finetune.max_length is 32
     run = ("pretrain", source, *SHORT, "corpus.length=16", "--out", out)
@@ -159,7 +153,7 @@ def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
         assert "recipe.yaml is damaged" in capfd.readouterr().err
 
 
-def test_a_run_that_never_took_a_step_leaves_no_folder(source: Path, tmp_path: Path) -> None:
+def test_a_run_that_never_took_a_step_leaves_no_folder(source, tmp_path):
     out = tmp_path / "out"
     assert maskwise("pretrain", source, *SHORT, "training.batch_size=4096", "--out", out) == 2
     assert not out.exists()

@@ -61,12 +61,12 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
+def recipe(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def finished(recipe, tmp_path_factory) -> Path:
+def finished(recipe, tmp_path_factory):
     """A whole study, uninterrupted, through the command line."""
     out = tmp_path_factory.mktemp("study") / "out"
     assert maskwise("study", recipe, "--out", out, "--jobs", 1) == 0

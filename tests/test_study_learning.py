@@ -58,20 +58,20 @@ LEARN = learning_study(
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("learning") / "recipe.yaml"
     path.write_text(RECIPE)
     return path
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "out"
     assert maskwise("study", recipe, "--out", out, "--jobs", 1) == 0
     return out
 
 
-def test_a_run_learns_its_policy_between_its_tokenizer_and_its_text(recipe: Path) -> None:
+def test_a_run_learns_its_policy_between_its_tokenizer_and_its_text(recipe):
     plan = read_recipe(str(recipe))
 
     def chain(arm: str, seed: int = 0, **more: object) -> tuple[Stage, ...]:
@@ -90,9 +90,7 @@ def test_a_run_learns_its_policy_between_its_tokenizer_and_its_text(recipe: Path
     assert learn in chain("learned", **{"finetune.learning_rate": 1e-3})
 
 
-def test_the_encoder_of_a_policy_is_part_of_what_its_learning_depends_on(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_the_encoder_of_a_policy_is_part_of_what_its_learning_depends_on(recipe, tmp_path):
     """A folder of the same name may hold another one."""
     (tmp_path / "config.json").write_text("{}")
     pretrained = f"learning.policy.pretrained={tmp_path}"
@@ -104,9 +102,7 @@ def test_the_encoder_of_a_policy_is_part_of_what_its_learning_depends_on(
     assert len(names) == 2
 
 
-def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_other(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_other(recipe, tmp_path):
     policy = ["learning.policy.pretrained=bundled:encoder", "learning.policy.settings={}"]
     plan = read_recipe(str(recipe), [*policy, "learning.method=meta"]).arm("learned", seed=0)
     said = "needs the same tokens in policy and model, but their tokenizers differ"
@@ -114,7 +110,7 @@ def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_othe
         lesson_of(plan, tmp_path / "out").learn()
 
 
-def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(recipe: Path) -> None:
+def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(recipe):
     late = "study.arms.late={intermediate.masking.policy: learned}"
     more = ["intermediate.training.steps=3", "study.arms.learned=null", late]
     chain = make_run(read_recipe(str(recipe), more), "late", 0, contents={}).chain
@@ -125,7 +121,7 @@ def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(reci
     assert last.needs == (scored.name, training.name)
 
 
-def test_the_page_says_what_the_policies_found(finished: Path, tmp_path: Path) -> None:
+def test_the_page_says_what_the_policies_found(finished, tmp_path):
     assert [row["arm"] for row in load_json(finished / "summary.json")["shares"]] == [
         "learned",
         "spans",
@@ -145,7 +141,7 @@ def test_the_page_says_what_the_policies_found(finished: Path, tmp_path: Path) -
     assert "stopped early" not in page and page.count("each the best of 3 tries") == 1
 
 
-def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path) -> None:
+def test_the_text_is_masked_by_what_the_run_learned(finished, recipe):
     run = make_run(read_recipe(str(recipe)), "learned", 0, contents={})
     stages = finished / "stages"
     learned = next(stage for stage in run.chain if stage.kind == "learn")
@@ -176,16 +172,14 @@ def test_the_text_is_masked_by_what_the_run_learned(finished: Path, recipe: Path
         (["tasks=[]", "evaluation.masks=[token, whole-word]"], "learning needs a task"),
     ],
 )
-def test_what_cannot_be_learned_is_refused(recipe: Path, changes: list[str], text: str) -> None:
+def test_what_cannot_be_learned_is_refused(recipe, changes, text):
     with pytest.raises(MaskwiseError, match=text):
         make_run(read_recipe(str(recipe), changes), "learned", 0, contents={})
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("method", ["meta", pytest.param("supervised", marks=pytest.mark.slow)])
-def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(
-    method: str, tmp_path: Path
-) -> None:
+def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(LEARN)
     alone, both = tmp_path / "alone", tmp_path / "both"
@@ -238,9 +232,7 @@ SMALL_SEQ2SEQ = [
 
 
 @pytest.mark.parametrize(("arm", "head"), [("meta-full", "tokens"), ("supervised", "spans")])
-def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(
-    arm: str, head: str, tmp_path: Path
-) -> None:
+def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(arm, head, tmp_path):
     recipe = read_recipe(find_recipe("learn-meta-seq2seq"), SMALL_SEQ2SEQ)
     run = make_run(recipe, arm, 40, contents=task_contents(recipe))
     results = {stage.name: run_stage(stage, tmp_path) for stage in run.stages}

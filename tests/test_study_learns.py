@@ -4,8 +4,6 @@ to page.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tiny import load_json, maskwise, read_lines, records_of, write_inputs
 
 SHORT = [
@@ -21,7 +19,7 @@ SHORT = [
 ]
 
 
-def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> None:
+def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path):
     out = tmp_path / "out"
     arms = "study.arms={even: {sampler: sequential}, plus: {sampler: 'mometas-plus(every=2)'}}"
     more = ["objectives={mlm: , atd: , rtd: }", "sampler=uniform", arms, "study.baseline=even"]
@@ -39,7 +37,7 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path: Path) -> No
     assert "Which objective trained" in (out / "report.html").read_text()
 
 
-def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_path: Path) -> None:
+def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_path):
     out = tmp_path / "out"
     arms = (
         "study.arms={words: {}, ptw: {masking.policy: pos-weighted}, types: {masking.policy: "

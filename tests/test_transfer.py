@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,7 +60,7 @@ def cells(summary: Any) -> dict[tuple[str, str], Any]:
     return {(cell["arm"], cell["task"]): cell for cell in summary["transfer"]}
 
 
-def test_the_diagonal_and_the_rest_by_hand() -> None:
+def test_the_diagonal_and_the_rest_by_hand():
     summary = summarise(records(2, shift=0), study(2))
     rows = {(row["arm"], row["outcome"]): row for row in summary["contrasts"]}
     own, others = (rows[name, "tasks"] for name in ("own-task", "other-tasks"))
@@ -72,7 +71,7 @@ def test_the_diagonal_and_the_rest_by_hand() -> None:
     assert [row for row in rows.values() if row["primary"]] == [own, others]
 
 
-def test_cells_have_intervals_and_no_test() -> None:
+def test_cells_have_intervals_and_no_test():
     summary = summarise(records(6), study(6))
     found = cells(summary)
     assert len(found) == 9 and {cell["n"] for cell in found.values()} == {6}
@@ -95,7 +94,7 @@ def test_cells_have_intervals_and_no_test() -> None:
     assert harmed["from-a", "b"] == related
 
 
-def test_a_run_that_failed_is_left_out_of_both_sides() -> None:
+def test_a_run_that_failed_is_left_out_of_both_sides():
     lost = {"arm": "from-b", "seed": 1}
     kept: list[Any] = [line for line in records(3) if not lost.items() <= line.items()]
     kept.append({"kind": "failure", **lost, "stage": "finetune-0", "error": "diverged"})
@@ -103,7 +102,7 @@ def test_a_run_that_failed_is_left_out_of_both_sides() -> None:
     assert [(row["arm"], row["n"]) for row in rows] == [("own-task", 2), ("other-tasks", 2)]
 
 
-def test_rules_are_applied_to_the_arms_behind_a_name() -> None:
+def test_rules_are_applied_to_the_arms_behind_a_name():
     """What arms chose, and whether they are at the floor, holds for what is made of them."""
     chosen: Any = [old_selection(arm) for arm in SCORES]
     searched = study(8, search={"grid": {}, "seeds": [1000, 1001]})
@@ -114,7 +113,7 @@ def test_rules_are_applied_to_the_arms_behind_a_name() -> None:
     assert (own["verdict"], own["flags"][0]["code"]) == ("open", "settings-differ")
 
 
-def test_the_recipe_says_what_each_arm_learned_from() -> None:
+def test_the_recipe_says_what_each_arm_learned_from():
     path = find_recipe("transfer")
     recipe = read_recipe(path)
     learned = learned_from(recipe)
@@ -151,7 +150,7 @@ study:
 RECIPE = learning_study(WORLD, WORLD, UNIVERSITIES, rest=COMPARED)
 
 
-def test_a_whole_study_in_miniature_draws_the_table(tmp_path: Path) -> None:
+def test_a_whole_study_in_miniature_draws_the_table(tmp_path):
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     path.write_text(RECIPE)
     assert maskwise("study", path, "--out", out, "--jobs", 1) == 0
