@@ -150,7 +150,8 @@ def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
         (out / "recipe.yaml").write_bytes(content)
         capfd.readouterr()
         assert maskwise(*run) == 2
-        assert "recipe.yaml is damaged" in capfd.readouterr().err
+        [said] = capfd.readouterr().err.splitlines()
+        assert "recipe.yaml" in said
 
 
 def test_a_run_that_never_took_a_step_leaves_no_folder(source, tmp_path):

@@ -9,11 +9,10 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from maskwise.constants import rank_here
@@ -27,9 +26,9 @@ from maskwise.folders import (
     write_json,
     write_whole,
 )
-from maskwise.recipe import Recipe, explain, validate
+from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
-from maskwise.recipe.overrides import Plain, parse_override, read_yaml
+from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.pretraining import pretrain
 from maskwise.study.records import hardware, versions
@@ -168,15 +167,8 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
-    path = out / "recipe.yaml"
-    settings = None
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = read_yaml(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise MaskwiseError(f"{path} is damaged: no recipe can be read from it", do=ANOTHER_FOLDER)
-    # Validation adds the defaults of settings that are newer than the file.
     free = {"training": FREE}
-    before = validate(settings, origin=str(path)).model_dump(mode="json", exclude=free)
+    before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
     # Both recipes have every default filled in, so the comparison covers all settings.
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
