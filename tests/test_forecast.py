@@ -75,19 +75,15 @@ def test_what_changes_no_time_is_a_setting():
     assert TrainingSettings.model_fields.keys() > CHANGE_NO_TIME
 
 
-def test_what_is_measured_counts_more_than_what_is_scaled(recipe):
+def test_what_was_done_counts_more_than_what_was_timed(recipe):
     named: dict[str, Stage] = {}
     for steps in (100, 50):
         named |= stages_of(recipe, f"training.steps={steps}", "training.eval_every=0")
     whole, half = [name for name, stage in named.items() if stage.kind == "pretrain"]
     forecast = Forecast(named)
     assert forecast.seconds(half) is None
-    # The latest pace of a training counts, not the first one, with its start.
-    for step_seconds in (4.0, 2.0):
-        forecast.running(half, step_seconds)
-    assert forecast.seconds(half) == 100.0
     forecast.add(whole, 100.0)
-    assert forecast.seconds(half) == 50.0  # scaled
+    assert forecast.seconds(half) is None
     forecast.keep(whole, {"start": 5.0, "step": 0.5, "judge": 2.0})
     assert forecast.seconds(half) == 32.0  # from steps that were timed
     assert Forecast(named).seconds(half) == 32.0  # which the cache keeps
