@@ -421,23 +421,6 @@ def test_a_killed_worker_changes_no_number(finished, recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_ctrl_c_on_ray_leaves_a_study_that_goes_on(finished, recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    out = tmp_path / "out"
-    arguments = ("study", recipe, STEPS, "--out", out, "--engine", "ray", "--jobs", 1, "--json")
-    study = start(*arguments)
-    wait_for(lambda: unfinished(out) or study.poll() is not None)
-    os.killpg(study.pid, signal.SIGINT)
-    _, err = study.communicate(timeout=PATIENCE)
-    assert study.returncode == 130 and "the same command resumes" in err and "Traceback" not in err
-    study = start(*arguments)
-    printed, err = study.communicate(timeout=PATIENCE)
-    assert study.returncode == 0 and json.loads(printed)["baseline"] == "token-15" and err == ""
-    assert same(out, finished) and not list(out.rglob("*.partial"))
-
-
-@pytest.mark.slow
-@pytest.mark.process
 def test_a_lost_node_changes_no_number(finished, recipe, tmp_path, monkeypatch):
     """Two nodes with a core each; one is killed while both pre-train."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")

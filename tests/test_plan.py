@@ -153,29 +153,6 @@ def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(
         assert len(list((tmp_path / folder).iterdir())) == 3
 
 
-def test_arms_with_a_second_stage_are_evaluated_on_its_text(recipe, tmp_path):
-    write_inputs(tmp_path / "other")
-    whole = read_recipe(
-        recipe,
-        [
-            'study.arms={both: {}, "first only": {intermediate: none}}',
-            "study.seeds=1",
-            f"intermediate.corpus.source={tmp_path / 'other' / 'corpus.jsonl'}",
-            "intermediate.corpus.limit=40",
-        ],
-    )
-    (tmp_path / "written.yaml").write_text(whole.to_yaml(), encoding="utf-8")
-    assert read_recipe(tmp_path / "written.yaml") == whole
-    plan = make_plan(whole)
-    both, only, reference = plan.runs
-    assert both.trainings[0] == only.trainings[0]
-    # All are evaluated on the same text, with the tokenizer of the first.
-    [name] = {run.evaluated.needs[0] for run in plan.runs if run.evaluated}
-    [text] = [stage for stage in plan.stages() if stage.name == name]
-    assert text.needs == (both.chain[0].name,) and text.what["corpus"]["limit"] == 40
-    assert reference.arm == REFERENCE and reference.chain == (both.chain[0],)
-
-
 def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
     out = tmp_path / "out"
     arms = "study.arms={a: {}, b: {intermediate: none}}"
@@ -455,10 +432,6 @@ def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):
     # arms × points × seeds; arms and reference, and two for the gate; shorter runs of arms
     assert runs == {"search": 2 * 3 * 2, "main": 2 * 3 + 2 * 2, "companions": 2 * 2}
     assert found["stages"]["pretrain"]["to_do"] == 12 + 4 + 4 + 4
-    half = dry_run(read_recipe(recipe, more), tmp_path / "out", seeds=(1,))
-    assert {line["purpose"]: line["runs"] for line in half["plans"]} == {
-        name: runs[name] // 2 for name in runs
-    }
 
 
 def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
