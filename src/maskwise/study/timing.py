@@ -57,8 +57,6 @@ STEPS, STEP_SECONDS = 12, 6.0
 are enough."""
 ITEMS = 48
 """How many rows of a task are answered, or how many held-out rows are evaluated, to take times."""
-MOST_TOKENS_A_WORD = 30
-"""A text with more tokens per word has no spaces between words, so its words cannot be counted."""
 TRIED_RATES = 3
 """The number of extra fine-tuning runs with ``finetune.search_rate``."""
 
@@ -94,19 +92,6 @@ class Sample(NamedTuple):
         """The training rows of the sample, even if its text is a stream."""
         assert isinstance(self.data.training, Rows)
         return self.data.training
-
-    def words(self, tokens: int) -> int | None:
-        """Count the words of the sample, which has ``tokens``; None if the text has no spaces."""
-        column = self.rows.pieces.columns.get("word_ids")
-        if column is None:
-            return None
-        ids = np.asarray(column)
-        # A word begins where the id changes; tokens outside of words have the id -1.
-        begins = np.diff(ids, prepend=-1) != 0
-        words = int(begins[ids >= 0].sum())
-        if tokens >= MOST_TOKENS_A_WORD * words:
-            return None
-        return words
 
 
 class Samples:
