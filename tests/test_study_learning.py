@@ -106,8 +106,11 @@ def test_the_encoder_of_a_policy_is_part_of_what_its_learning_depends_on(recipe,
 
 
 def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_other(recipe, tmp_path):
-    policy = ["learning.policy.pretrained=bundled:encoder", "learning.policy.settings={}"]
-    plan = read_recipe(str(recipe), [*policy, "learning.method=meta"]).arm("learned", seed=0)
+    model = read_recipe(str(recipe)).arm("learned", seed=0)
+    model.tokenizer.tokenizer(model.corpus.documents()).save_pretrained(tmp_path / "tokenizer")
+    more = ["learning.policy.pretrained=bundled:encoder", "learning.policy.settings={}"]
+    more += ["learning.method=meta", f"tokenizer.name={tmp_path / 'tokenizer'}"]
+    plan = read_recipe(str(recipe), more).arm("learned", seed=0)
     said = "needs the same tokens in policy and model, but their tokenizers differ"
     with pytest.raises(MaskwiseError, match=said):
         lesson_of(plan, tmp_path / "out").learn()
