@@ -182,9 +182,9 @@ def test_no_cluster_and_no_ray_are_one_line(monkeypatch, address, says):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_engine_names_those_there_are(tmp_path):
+def test_an_unknown_engine_names_those_there_are():
     with pytest.raises(MaskwiseError, match="unknown engine 'rai'; allowed: local, ray"):
-        do(Plan(()), tmp_path, engine="rai")
+        open_pool(len, engine="rai")
 
 
 # The pools

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears, locked
-from maskwise.jobs import Failure, open_pool, require_engine
+from maskwise.jobs import Failure, open_pool
 from maskwise.recipe.overrides import Plain
 from maskwise.study.forecast import Forecast, Seconds, until_end
 from maskwise.study.plan import Plan
@@ -66,7 +66,6 @@ def execute(
         MaskwiseError: a text that every run needs cannot be prepared; an engine that is unknown or
             cannot start.
     """
-    require_engine(engine)
     errors: dict[str, str] = {}
     if not todo:
         return errors
