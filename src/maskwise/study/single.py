@@ -239,28 +239,22 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     recipe = with_own_seed(recipe)
     if _is_first():
         require_own(out, "recipe.yaml", what="a policy of this recipe")
-    text = recipe.to_yaml()
-    done = read_json(out / DONE)
-    kept = out / "recipe.yaml"
-    if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
-        raise MaskwiseError(
-            f"--out {out} holds the policy of a different recipe", do=ANOTHER_FOLDER
-        )
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
     before = read_json(out / STAGE)
-    # The recipe is the same, but the files it names may have changed.
+    # The files that a recipe names may have changed, too.
     if before and before != json.loads(json.dumps(stage)):
         raise MaskwiseError(
-            f"--out {out} holds a policy learned from other data: a file, a library or the "
-            "machine has changed",
+            f"--out {out} holds the policy of a different recipe, or one learned from other data: "
+            "a file, a library or the machine has changed",
             do=ANOTHER_FOLDER,
         )
+    done = read_json(out / DONE)
     if done:
         return done
     with _claimed(out, "another process is learning in", lock=".learning.lock"):
         if _is_first():
-            write_whole(kept, text)
+            write_whole(out / "recipe.yaml", recipe.to_yaml())
             write_json(out / STAGE, stage)
         began = time.perf_counter()
         result = lesson_of(recipe, out, quiet=quiet).learn()
