@@ -26,9 +26,8 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id
 from maskwise.training import TrainingSettings
 from maskwise.training.data import Mix
-from maskwise.training.engine import Engine
 from maskwise.training.stream import apportioned
-from tiny import maskwise, read_lines, write_inputs, write_lines
+from tiny import interrupt, maskwise, read_lines, write_inputs, write_lines
 
 SMALL = [
     "tasks=[]",
@@ -182,15 +181,7 @@ def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(
     run_pretrain(recipe, whole, quiet=True)
     names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
     assert [line["sources"] for line in trained(whole)] == [dict.fromkeys(names, 0.5)] * 5
-    update = Engine.update
-
-    def stopping(self, step, observe, **more):
-        if step.number == 5:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        return update(self, step, observe, **more)
-
-    monkeypatch.setattr(Engine, "update", stopping)
+    interrupt(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
         run_pretrain(recipe, stopped, quiet=True)
     run_pretrain(recipe, stopped, quiet=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,8 +17,7 @@ from maskwise.starts import resolve_start
 from maskwise.study import dry_run, make_plan, run_stage
 from maskwise.study.design import Design
 from maskwise.study.single import run_pretrain
-from maskwise.training.engine import Engine
-from tiny import check_refused, compare, load_json, write_inputs
+from tiny import check_refused, compare, interrupt, load_json, write_inputs
 
 SMALL = [
     "tasks=[]",
@@ -140,15 +138,7 @@ def test_stopped_in_its_second_phase_a_run_ends_as_one_that_was_not(recipe, tmp_
     read = read_recipe(recipe, [*SMALL, THREE])
     whole = trained(read, tmp_path / "whole")
     assert [name.split("/")[0] for name in whole] == ["checkpoint", "phase-0", "phase-1"]
-    update = Engine.update
-
-    def stopping(self: Engine, step: Any, observe: Any, **more: Any) -> Any:
-        if self.settings.batch_size == 4 and step.number == 5:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        return update(self, step, observe, **more)
-
-    monkeypatch.setattr(Engine, "update", stopping)
+    interrupt(monkeypatch, 5, batch_size=4)
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         trained(read, out)

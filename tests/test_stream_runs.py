@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from maskwise.study.outlook import outlook_of
-from maskwise.training import engine
 from test_stream import texts
-from tiny import maskwise, read_lines, write_inputs, write_lines
+from tiny import interrupt, maskwise, read_lines, write_inputs, write_lines
 
 
 @pytest.fixture
@@ -50,15 +49,7 @@ def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe, tmp_path, mon
     assert line["stream"]["epoch"] >= 1 and line["stream"]["shard"].startswith("part-")
     assert not [*whole.glob("stages/prepare-*/data/training")]
     assert "a stream" in (whole / "checkpoint" / "README.md").read_text()
-    update = engine.Engine.update
-
-    def stop(self, step, *rest, **more):
-        if step.number == 23:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        return update(self, step, *rest, **more)
-
-    monkeypatch.setattr(engine.Engine, "update", stop)
+    interrupt(monkeypatch, 23)
     assert maskwise("pretrain", recipe, "--out", parts) == 130
     assert maskwise("pretrain", recipe, "training.workers=1", "--out", parts) == 0
     assert losses(parts) == losses(whole)
