@@ -388,15 +388,8 @@ def text_layers(
     return layers
 
 
-def annotated_layers(
-    maker: Layered, tokenizer: FastTokenizer, text: str, *, max_length: int | None = None
-) -> Layers:
-    """Return the layers (L,) of an annotator or of its stored output, keyed by name.
-
-    Args:
-        max_length: as for ``show_masks``.
-    """
-    cut = {"truncation": max_length is not None, "max_length": max_length}
+def annotated_layers(maker: Layered, tokenizer: FastTokenizer, text: str, **cut: Any) -> Layers:
+    """Return an annotator's layers (L,) by name; ``cut`` has settings to truncate the text."""
     encodings = tokenizer([text], **cut).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
     offsets, lengths = flat_offsets(encodings)

@@ -286,7 +286,7 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
             layers = {}
             if annotated:
                 layers = annotated_layers(
-                    annotated, data.tokenizer, document.text, max_length=length
+                    annotated, data.tokenizer, document.text, truncation=True, max_length=length
                 )
             moments: list[Plain] = []
             for epoch, step in enumerate(shown_steps.tolist()):
