@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,11 @@ from maskwise.study.plan import make_plan
 from maskwise.study.prospects import prospects_of
 from maskwise.study.timing import _TIMERS
 from maskwise.tasks import load_task
-from tiny import WORDS, load_json, maskwise, write_lines
+from tiny import WORDS, load_json, maskwise, records_of, write_lines
 
 
 @pytest.fixture
-def texts(tmp_path: Path) -> Path:
+def texts(tmp_path):
     draw = random.Random(0)
     lines = []
     for number in range(60):
@@ -49,252 +50,189 @@ def texts(tmp_path: Path) -> Path:
     return tmp_path / "texts.jsonl"
 
 
-def test_a_bad_task_is_found_before_the_texts_are_read(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("maskwise.study.adapt.look_at", lambda texts: pytest.fail("read"))
-    write_lines(tmp_path / "one.jsonl", [{"text": f"text {n}", "label": "a"} for n in range(30)])
-    for task, said in (
-        ("nothing.csv", "does not exist"),
-        (f"{tmp_path}/one.jsonl", "at least two classes"),
-        (f"{tmp_path}/one.jsonl(label='other')", "unknown label column"),
-    ):
-        with pytest.raises(MaskwiseError, match=said):
-            adapt_recipe("bundled:encoder", str(texts), [task])
+@pytest.fixture
+def adapted(texts, tmp_path):
+    """The recipe for the bundled encoder on these texts."""
+    pairs = tmp_path / "pairs.jsonl"
+    return partial(adapt_recipe, "bundled:encoder", str(texts), pairs=pairs)
 
 
-def test_the_recipe_fits_the_model(texts: Path, tmp_path: Path) -> None:
-    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
+def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
+    recipe = adapted()
     assert [*recipe.study.arms] == ["words-30"] and recipe.study.seeds == 6
-    with pytest.raises(
-        MaskwiseError, match=r"adapt needs an encoder; got bart, .*; use the recipe intermediate"
-    ):
-        adapt_recipe("bundled:seq2seq", str(texts))
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
     assert prospects_of(recipe)[0]["decidable"]  # without a search
-    pairs = tmp_path / "pairs.jsonl"
-    others = adapt_recipe("bundled:encoder", str(texts), pairs=pairs, arms=["tsdae", "token-30"])
+    others = adapted(arms=["tsdae", "token-30"])
     assert [*others.study.arms] == ["tsdae", "token-30"]
     assert others.study.pairs == [("tsdae", "no-pretraining")]
     assert recipe.training.learning_rate == 1e-3 and others.arm("tsdae", seed=0).judged_on() == ()
-    with pytest.raises(MaskwiseError, match=r"unknown arm 'words'; allowed: .*words-30"):
-        adapt_recipe("bundled:encoder", str(texts), pairs=pairs, arms=["words"])
     task = load_task(recipe.tasks[0])
     assert task.kind.name == "retrieval" and task.test_items == 60 and 0 < task.majority < 0.1
-    learned = adapt_recipe(
-        "bundled:encoder", str(texts), ["banking77"], overrides=["training.batch_size=4"]
-    )
-    assert learned.tasks == ("banking77",) and learned.training.batch_size == 4
-    (tmp_path / "short.txt").write_text("\n".join(f"word {n}" for n in range(30)))
-    with pytest.raises(MaskwiseError, match="nothing to evaluate on"):
-        adapt_recipe("bundled:encoder", str(tmp_path / "short.txt"), pairs=tmp_path / "p.jsonl")
+    labelled = adapted(["banking77"], overrides=["training.batch_size=4"])
+    assert labelled.tasks == ("banking77",) and labelled.training.batch_size == 4
+    short = tmp_path / "short.txt"
+    short.write_text("\n".join(f"word {n}" for n in range(30)))
+    bart = r"adapt needs an encoder; got bart, .*; use the recipe intermediate"
+    for model, source, arm, said in (
+        ("bundled:seq2seq", texts, "words-30", bart),
+        ("bundled:encoder", texts, "words", r"unknown arm 'words'; allowed: .*words-30"),
+        ("bundled:encoder", short, "words-30", "nothing to evaluate on"),
+    ):
+        with pytest.raises(MaskwiseError, match=said):
+            adapt_recipe(model, str(source), arms=[arm], pairs=tmp_path / "p.jsonl")
 
 
-def test_adapt_answers_and_saves_both_folders(
-    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    small = [
-        "training.batch_size=4",
-        "evaluation.rows=4",
-        "corpus.length=32",
-        "corpus.held_out=0.2",
-    ]
+def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     out = tmp_path / "out"
-    command = ["adapt", "bundled:encoder", texts, *small, "--steps", 2, "--seeds", 1, "--out", out]
-    command += ["--arms", "words-30,token-15,tsdae"]
+    command = ["adapt", "bundled:encoder", texts, "--steps", 2, "--seeds", 1, "--out", out]
+    command += ["--arms", "words-30,token-15,tsdae", "training.batch_size=4", "evaluation.rows=4"]
+    command += ["corpus.length=32", "corpus.held_out=0.2"]
     assert maskwise(*command, "--dry-run") == 0
     # a table; JSON where it is asked for
-    printed = capfd.readouterr()
-    assert printed.out.lstrip().startswith("stages")
-    assert "min in all" in printed.out and "GiB" in printed.out
+    printed = capfd.readouterr().out
+    assert printed.lstrip().startswith("stages") and "min in all" in printed and "GiB" in printed
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
-    assert "steps per run" in said["answer"] and said["next"].startswith(
-        "Next: a decision needs at least 6 runs"
-    )
+    assert "steps per run" in said["answer"]
+    assert said["next"].startswith("Next: a decision needs at least 6 runs")
     again = shlex.split(said["next"].split(": ")[-1])
-    assert (
-        str(texts) in again and again[again.index("--out") :][1] == str(out) and str(out) in again
-    )
+    assert str(texts) in again and again[again.index("--out") :][1] == str(out)
     assert maskwise(*again[1:], "--dry-run", "--json") == 0
     assert json.loads(capfd.readouterr().out)["contrasts"][0]["runs"] == 6
-    scores = {
-        line["arm"]
-        for line in map(json.loads, (out / "records.jsonl").open())
-        if line["kind"] == "score"
-    }
+    scores = {line["arm"] for line in records_of(out, "score")}
     assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
-    if said["best"]:
-        whole, sentences = map(Path, said["folders"])
-        AutoModelForMaskedLM.from_pretrained(whole)
-        assert "held-out text" in (whole / "README.md").read_text()
-        assert "SentenceTransformer(FOLDER)" in (sentences / "README.md").read_text()
-        AutoTokenizer.from_pretrained(sentences)
-        width = AutoModel.from_pretrained(sentences).config.hidden_size
-        assert (
-            load_json(sentences / "1_Pooling" / "config.json")["word_embedding_dimension"] == width
-        )
-        assert [m["type"].rpartition(".")[2] for m in load_json(sentences / "modules.json")] == [
-            "Transformer",
-            "Pooling",
-        ]
+    assert len(said["folders"]) == (2 if said["best"] else 0)
 
 
 SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
 
 
 def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "accuracy") -> Path:
-    lines = [
-        {
-            "kind": "score",
-            "arm": arm,
-            "seed": seed,
-            "task": "task",
-            "metric": metric,
-            "score": score,
-        }
-        for arm, scores in by_arm.items()
-        for seed, score in scores.items()
-    ]
-    out.mkdir(exist_ok=True)
+    lines = []
+    for arm, scores in by_arm.items():
+        common = {"kind": "score", "arm": arm, "task": "task", "metric": metric}
+        lines += [{**common, "seed": seed, "score": score} for seed, score in scores.items()]
     write_lines(out / "records.jsonl", lines)
     arms = {arm: {} for arm in by_arm if arm != "no-pretraining"}
     study = {"arms": arms, "seeds": list(range(6)), "tasks": {"task": {"metric": metric}}}
-    (out / "study.json").write_text(json.dumps(study))
+    write_lines(out / "study.json", [study])
     return out
 
 
-def test_an_arm_with_failed_runs_does_not_win_by_its_survivors(tmp_path: Path) -> None:
-    scores = {arm: dict.fromkeys(range(6), score) for arm, score in SCORES.items()}
-    assert best_arm(write_scores(tmp_path, {**scores, "tsdae": {5: 0.71}})) == "words-30"
-    assert (
-        best_arm(write_scores(tmp_path, {**scores, "tsdae": dict.fromkeys(range(6), 0.71)}))
-        == "tsdae"
-    )
-    assert best_arm(write_scores(tmp_path, {"no-pretraining": {0: 0.1}})) is None
-    assert (
-        best_arm(write_scores(tmp_path, {**scores, "no-pretraining": dict.fromkeys(range(6), 0.7)}))
-        is None
-    )
+EVEN = {arm: dict.fromkeys(range(6), score) for arm, score in SCORES.items()}
+# The start failed with seed 1, with which words-30 was lucky.
+LUCKY = {
+    "no-pretraining": {0: 0.5, 2: 0.5},
+    "words-30": {0: 0.5, 1: 0.9, 2: 0.5},
+    "tsdae": dict.fromkeys(range(3), 0.6),
+}
 
 
-def test_arms_are_compared_on_the_runs_that_all_finished(tmp_path: Path) -> None:
-    """The start failed with seed 1, with which words-30 was lucky; in nats, lower is better."""
-    scores = {
-        "no-pretraining": {0: 0.5, 2: 0.5},
-        "words-30": {0: 0.5, 1: 0.9, 2: 0.5},
-        "tsdae": dict.fromkeys(range(3), 0.6),
-    }
-    assert best_arm(write_scores(tmp_path, scores)) == "tsdae"
-    scores["tsdae"] = dict.fromkeys(range(3), 0.4)
-    assert best_arm(write_scores(tmp_path, scores)) is None
-    assert best_arm(write_scores(tmp_path, scores, metric="nats")) == "tsdae"
+@pytest.mark.parametrize(
+    ("scores", "metric", "best"),
+    [
+        (EVEN | {"tsdae": {5: 0.71}}, "accuracy", "words-30"),
+        (EVEN | {"tsdae": dict.fromkeys(range(6), 0.71)}, "accuracy", "tsdae"),
+        ({"no-pretraining": {0: 0.1}}, "accuracy", None),
+        (EVEN | {"no-pretraining": dict.fromkeys(range(6), 0.7)}, "accuracy", None),
+        (LUCKY, "accuracy", "tsdae"),
+        (LUCKY | {"tsdae": dict.fromkeys(range(3), 0.4)}, "accuracy", None),
+        # in nats, lower is better
+        (LUCKY | {"tsdae": dict.fromkeys(range(3), 0.4)}, "nats", "tsdae"),
+    ],
+)
+def test_the_best_arm_gains_most_on_the_runs_that_all_finished(scores, metric, best, tmp_path):
+    assert best_arm(write_scores(tmp_path, scores, metric)) == best
 
 
-def test_what_is_saved_is_a_run_that_finished(tmp_path: Path) -> None:
+def test_what_is_saved_is_a_run_that_finished(tmp_path):
     out = tmp_path / "out"
-    folders = {seed: out / f"stages/pretrain-{seed}" for seed in (0, 1, 2)}
-    for folder in folders.values():
+    folders = [out / f"stages/pretrain-{seed}" for seed in range(3)]
+    for folder in folders:
         folder.mkdir(parents=True)
-    runs = {str(seed): f"stages/{folder.name}" for seed, folder in folders.items()}
-    (out / "study.json").write_text(json.dumps({"arms": {"tsdae": {"runs": runs}}}))
+    runs = {str(seed): f"stages/{folder.name}" for seed, folder in enumerate(folders)}
+    write_lines(out / "study.json", [{"arms": {"tsdae": {"runs": runs}}}])
     with pytest.raises(MaskwiseError, match="no run of tsdae has a checkpoint"):
         save_adapted(out, "tsdae")
     (folders[0] / "checkpoint").mkdir()  # not finished
-    (folders[1] / "done.json").write_text('{"seconds": 1}')  # its checkpoint was removed
-    (folders[2] / "done.json").write_text('{"seconds": 1}')
-    (folders[2] / "checkpoint").symlink_to(resolve_start("bundled:encoder"))
-    whole, _ = save_adapted(out, "tsdae")
+    for folder in folders[1:]:  # the checkpoint of the first of these was removed
+        (folder / "done.json").write_text('{"seconds": 1}')
+    encoder = resolve_start("bundled:encoder")
+    shutil.copytree(encoder, folders[2] / "checkpoint")
+    card = "---\ntags: []\n---\n\nmeasured on held-out text\n"
+    (folders[2] / "checkpoint" / "README.md").write_text(card)
+    whole, sentences = save_adapted(out, "tsdae")
     AutoModelForMaskedLM.from_pretrained(whole)
+    assert "held-out text" in (whole / "README.md").read_text()
+    written = (sentences / "README.md").read_text()
+    assert "SentenceTransformer(FOLDER)" in written and "held-out text" in written
+    AutoTokenizer.from_pretrained(sentences)
+    width = AutoModel.from_pretrained(sentences).config.hidden_size
+    assert load_json(sentences / "1_Pooling" / "config.json")["word_embedding_dimension"] == width
+    modules = [
+        module["type"].rpartition(".")[2] for module in load_json(sentences / "modules.json")
+    ]
+    assert modules == ["Transformer", "Pooling"]
 
 
-def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(
-    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    lines = [json.loads(line) for line in texts.read_text().splitlines()]
+def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
     pairs = write_pairs(str(texts), tmp_path / "out-pairs.jsonl")
     before = pairs.read_bytes()
-    write_lines(
-        tmp_path / "other.jsonl", [{**line, "text": f"Other {line['text']}"} for line in lines]
-    )
-    for source, same in ((texts, True), (tmp_path / "other.jsonl", False)):
-        recipe = adapt_recipe("bundled:encoder", str(source), pairs=pairs, aside=tmp_path / "aside")
+    other = tmp_path / "other.jsonl"
+    other.write_text(texts.read_text().replace('"text": "', '"text": "Other '))
+    for source, same in ((texts, True), (other, False)):
+        aside = tmp_path / "aside"
+        recipe = adapt_recipe("bundled:encoder", str(source), pairs=pairs, aside=aside)
         assert recipe.tasks[0].startswith(str(pairs)) == same
-        assert pairs.read_bytes() == before
-    assert (
-        maskwise(
-            "adapt",
-            "bundled:encoder",
-            tmp_path / "other.jsonl",
-            "--dry-run",
-            "--out",
-            tmp_path / "out",
-        )
-        == 0
-    )
+    out = tmp_path / "out"
+    assert maskwise("adapt", "bundled:encoder", other, "--dry-run", "--out", out) == 0
     assert pairs.read_bytes() == before
 
 
-def test_the_steps_reach_the_phase_of_a_new_head(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
     monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
-    for steps, head in ((50, 50), (2000, 600)):
-        recipe = adapt_recipe(
-            "bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl", steps=steps
-        )
-        assert [link.training.steps for link in recipe.arm("words-30", seed=0).links()] == [
-            head,
-            steps,
-        ]
+    for options, steps in (
+        ({"steps": 50}, [50, 50]),
+        ({"head_steps": 7}, [7, 600]),
+        ({"steps": 2000}, [600, 2000]),
+    ):
+        recipe = adapted(**options)
+        assert [link.training.steps for link in recipe.arm("words-30", seed=0).links()] == steps
     # one training of the head for all runs, and further training of each
-    counted: dict[str, set[str]] = {"none": set(), "encoder": set()}
+    counted = {}
     for stage in make_plan(recipe).stages():
         if stage.kind == "pretrain":
-            counted[stage.what["training"]["freeze"]].add(stage.name)
-    assert (len(counted["encoder"]), len(counted["none"])) == (1, 6)
-    given = adapt_recipe(
-        "bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl", head_steps=7
-    )
-    assert given.arm("words-30", seed=0).links()[0].training.steps == 7
+            counted.setdefault(stage.what["training"]["freeze"], set()).add(stage.name)
+    assert {freeze: len(names) for freeze, names in counted.items()} == {"encoder": 1, "none": 6}
 
 
-def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(
-    texts: Path, tmp_path: Path
-) -> None:
-    labels = tmp_path / "labels.jsonl"
+def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_path):
     lines = []
     for number in range(60):
         text = f"{number:03} " + "word " * (20 + 180 * (number % 2))
         lines.append({"text": text, "label": number % 2})
-    write_lines(labels, lines)
-    recipe = adapt_recipe("bundled:encoder", str(texts), [str(labels)])
+    labels = [str(write_lines(tmp_path / "labels.jsonl", lines))]
+    recipe = adapted(labels)
     tokenizer = AutoTokenizer.from_pretrained(resolve_start("bundled:encoder"))
-    sizes = [len(tokenizer(line["text"])["input_ids"]) for line in lines]
+    longest = max(len(tokenizer(line["text"])["input_ids"]) for line in lines)
     room = most_tokens(load_config("bundled:encoder", kind=None))
-    assert max(sizes) > 200 and recipe.finetune.max_length == min(max(sizes), room)
+    assert longest > 200 and recipe.finetune.max_length == min(longest, room)
     # The rows of the dev split are not measured.
     assert 0.4 < cut_rows(recipe)["labels"] < 0.6
-    short = adapt_recipe(
-        "bundled:encoder", str(texts), [str(labels)], overrides=["finetune.max_length=64"]
-    )
-    (share,) = cut_rows(short).values()
+    cut = cut_rows(adapted(labels, overrides=["finetune.max_length=64"]))
     plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
-    plan |= {"cut": cut_rows(short), "max_length": 64}
-    first, cut = plan_lines(plan, "2h")
-    assert "about 122 min" in first and "1.5 GiB" in first
-    assert cut.startswith(f"{share:.1%} of the rows of") and "64 tokens" in cut
-    assert plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h") == [
-        "Time unknown: learn could not be timed."
-    ]
+    plan |= {"cut": cut, "max_length": 64}
+    time, rows = plan_lines(plan, "2h")
+    assert "about 122 min" in time and "1.5 GiB" in time
+    assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
+    unknown = plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h")
+    assert unknown == ["Time unknown: learn could not be timed."]
     assert "nothing smaller" in plan_lines(plan | {"smaller": None}, "2h")[-1]
 
 
-def test_the_smaller_plan_is_the_least_change_that_fits(texts: Path, tmp_path: Path) -> None:
-    recipe = adapt_recipe(
-        "bundled:encoder", str(texts), pairs=tmp_path / "p.jsonl", arms=["token-15", "tsdae"]
-    )
+def test_the_smaller_plan_is_the_least_change_that_fits(adapted):
+    recipe = adapted(arms=["token-15", "tsdae"])
 
     def seconds_of(overrides: list[str], steps: int) -> float:
         assert overrides[0] == "study.arms=token-15"
@@ -312,114 +250,81 @@ def test_the_smaller_plan_is_the_least_change_that_fits(texts: Path, tmp_path: P
 
 
 def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
-    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    texts, tmp_path, capfd, monkeypatch
+):
     # Every step takes a second, so that a plan takes hours.
     entry = {"start": 0.0, "step": 1.0, "judge": 0.0, "memory_gib": 0.5}
-    for kind, seconds in (
-        ("pretrain", {}),
-        ("finetune", {"seconds": 1}),
-        ("evaluate", {"seconds": 1}),
-    ):
-        timer = partial(lambda entry, *_: entry, seconds or entry)
-        monkeypatch.setitem(_TIMERS, kind, timer)
+    monkeypatch.setitem(_TIMERS, "pretrain", lambda *_: entry)
+    for kind in ("finetune", "evaluate"):
+        monkeypatch.setitem(_TIMERS, kind, lambda *_: {"seconds": 1})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    text = tmp_path / "my texts.jsonl"
-    text.write_bytes(texts.read_bytes())
-    command = ["adapt", "bundled:encoder", text, "--out", tmp_path / "my out", "--time", "20m"]
+    text = texts.rename(tmp_path / "my texts.jsonl")
     # The new --steps replaces training.steps, but no setting that only ends like it.
     kept = "learning.supervised.training.steps=7"
-    command.append(kept)
-    assert maskwise(*command, "--steps", 900, "--jobs", 2, "--dry-run", "--json") == 0
-    plan = json.loads(capfd.readouterr().out)
+
+    def planned(*command: Any) -> tuple[Any, list[str]]:
+        """A dry run as JSON, and the lines that it prints without."""
+        assert maskwise(*command, "--dry-run", "--json") == 0
+        plan = json.loads(capfd.readouterr().out)
+        assert maskwise(*command, "--dry-run") == 0
+        return plan, capfd.readouterr().out.splitlines()
+
+    options = ("--out", tmp_path / "my out", "--time", "20m", "--steps", 900, "--jobs", 2)
+    plan, printed = planned("adapt", "bundled:encoder", text, kept, *options)
     assert plan["seconds"] > 1200 >= plan["smaller"]["seconds"] and plan["memory_gib"] == 0.5
-    assert [*plan["cut"].values()] == [0.0]
-    assert maskwise(*command, "--steps", 900, "--jobs", 2, "--dry-run") == 0
-    printed = capfd.readouterr().out.splitlines()
-    assert printed[-1] == plan["smaller"]["command"]
+    assert [*plan["cut"].values()] == [0.0] and printed[-1] == plan["smaller"]["command"]
     program, *words = shlex.split(printed[-1])
-    assert program == "maskwise" and str(text) in words
-    assert kept in words
-    assert maskwise(*words, "--dry-run", "--json") == 0
-    again = json.loads(capfd.readouterr().out)
+    assert program == "maskwise" and str(text) in words and kept in words
+    again, _ = planned(*words)
     assert again["seconds"] == plan["smaller"]["seconds"] and "smaller" not in again
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45", 2700), ("90s", 90)]
 )
-def test_times_have_units(text: str, seconds: float) -> None:
+def test_times_have_units(text, seconds):
     assert time_limit(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-2h", "10s", "NaT", "2 parsecs"])
-def test_what_is_no_time_is_one_line(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_time_is_one_line(text, capfd):
     assert maskwise("adapt", "bundled:encoder", "any.txt", "--time", text) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "--time" in line and repr(text) in line and "1h30m" in line
 
 
-def test_the_answer_is_a_sentence_for_every_verdict(texts: Path, tmp_path: Path) -> None:
-    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
-    row = {
-        "primary": True,
-        "outcome": "tasks",
-        "sentence": "One is better.",
-        "arm": "words-30",
-    }
-    for verdict, better, begins in (
-        ("decided", "arm", "Yes, further training helps. One is better. Training takes"),
-        ("decided", "baseline", "No, further training hurts"),
-        ("no difference that matters", None, "No, it makes"),
-        ("open", None, "These runs cannot tell"),
-        ("not comparable", None, "One is better."),
-    ):
-        result = {"contrasts": [{**row, "verdict": verdict, "better": better}], "seconds": 600}
-        assert answer_of(result, recipe).startswith(begins)
+ROW = {"primary": True, "outcome": "tasks", "sentence": "One is better.", "arm": "words-30"}
 
 
 @pytest.mark.parametrize(
-    ("row", "failures", "ends"),
+    ("verdict", "better", "n", "runs", "ends"),
     [
-        (
-            ("decided", "arm", 6, None),
-            [],
-            ["maskwise", "finetune", "o 1/model", "--task", "a b.csv"],
-        ),
-        (
-            ("decided", "baseline", 6, None),
-            [],
-            ["finetune", "bundled:encoder", "--task", "a b.csv"],
-        ),
-        (
-            ("no difference that matters", None, 6, None),
-            [],
-            ["bundled:encoder", "--task", "a b.csv"],
-        ),
-        (("open", None, 3, 9), [], ["same", "6"]),
-        (("open", None, 6, 8), [], ["study.seeds=[6,7,8,9,10,11,12,13]", "o 1-2"]),
-        (("open", None, 6, None), [], ["same", "o 1-2", "1200"]),
-        (("not comparable", None, 6, None), [], ["finetune.search_rate=true", "o 1-2"]),
-        (("not comparable", None, 0, None), [{}], ["same"]),
+        ("decided", "arm", 6, None, "maskwise finetune 'o 1/model' --task 'a b.csv'"),
+        ("decided", "baseline", 6, None, "finetune bundled:encoder --task 'a b.csv'"),
+        ("no difference that matters", None, 6, None, "bundled:encoder --task 'a b.csv'"),
+        ("open", None, 3, 9, "same 6"),
+        ("open", None, 6, 8, "'study.seeds=[6,7,8,9,10,11,12,13]' 'o 1-2'"),
+        ("open", None, 6, None, "same 'o 1-2' 1200"),
+        ("not comparable", None, 6, None, "finetune.search_rate=true 'o 1-2'"),
+        ("not comparable", None, 0, None, "same"),
     ],
 )
-def test_the_next_step_is_a_complete_command(
-    texts: Path, tmp_path: Path, row: Any, failures: Any, ends: list[str]
-) -> None:
-    names = ("verdict", "better", "n", "runs_to_decide")
-    line = {**dict(zip(names, row)), "primary": True, "outcome": "tasks", "arm": "words-30"}
-    result = {"contrasts": [line], "failures": failures}
-    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
+def test_the_next_step_is_a_complete_command(verdict, better, n, runs, ends, adapted):
+    row = ROW | {"verdict": verdict, "better": better, "n": n, "runs_to_decide": runs}
+    result = {"contrasts": [row], "failures": [] if n else [{}], "seconds": 600}
+    answer = answer_of(result, adapted())
+    assert answer.startswith("Yes") == (verdict == "decided" and better == "arm")
+    assert answer.startswith("No") == (better == "baseline" or verdict.startswith("no diff"))
 
     def command(change: str = "same", **options: object) -> str:
         return shlex.join([change, *map(str, options.values())])
 
-    said = next_of(result, recipe, ["a b.csv"], Path("o 1"), command)
-    assert said.startswith("Next: ") and shlex.split(said)[-len(ends) :] == ends
-    assert next_of(result, recipe, [], Path("o 1"), command).startswith("Next: ")
+    for tasks in (["a b.csv"], []):
+        said = next_of(result, adapted(), tasks, Path("o 1"), command)
+        assert said.startswith("Next: ") and (said.endswith(ends) or not tasks)
 
 
-def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict() -> None:
+def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():
     folders = [Path("out/model"), Path("out/sentence-model")]
     assert "may be due to chance" in kept_of("tsdae", folders, helps=None)
     assert "nothing" in kept_of(None, (), helps=None)

@@ -16,7 +16,7 @@ from maskwise.families import ENCODERS, masked_logits
 from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.denoising import NextTokens
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run, make_plan, run_stage, run_study
+from maskwise.study import make_plan, run_stage, run_study
 from maskwise.text import Rows
 from test_attention import SEPARATING, TEXTS, build, rows, tokenizer  # noqa: F401 (fixtures)
 from tiny import maskwise, read_lines, write_inputs
@@ -134,11 +134,6 @@ def test_a_detour_over_next_tokens(tmp_path):
         f"study.arms={json.dumps(arms)}",
     ]
     recipe = read_recipe(write_inputs(tmp_path), more)
-    planned = {(p["phase"], *p["arms"]): p for p in dry_run(recipe, tmp_path / "out")["phases"]}
-    assert (
-        planned[0, "detour"]["flops"] > planned[0, "masked"]["flops"]
-        and planned[0, "both"]["flops"] is None
-    )
     plan = make_plan(recipe)
     for stage in plan.stages():
         run_stage(stage, tmp_path)

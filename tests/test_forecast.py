@@ -5,8 +5,8 @@ than what is scaled.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +15,6 @@ from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.forecast import CHANGE_NO_TIME, Forecast, until_end
 from maskwise.study.outlook import outlook_of
-from maskwise.study.plan import Plan
 from maskwise.study.scheduler import Progress
 from maskwise.study.stages import Stage
 from maskwise.training import TrainingSettings
@@ -25,7 +24,7 @@ SMALL = ["study.seeds=1", "study.arms={a: {}}"]
 
 
 @pytest.fixture(autouse=True)
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return write_inputs(tmp_path / "in")
@@ -65,38 +64,26 @@ def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
         ("training.weight_decay=0.1", set()),
     ],
 )
-def test_the_key_holds_all_that_time_depends_on(
-    override: str, changes: set[str], recipe: Path
-) -> None:
+def test_the_key_holds_all_that_time_depends_on(override, changes, recipe):
     base = "finetune.max_length=12"
     before = keys(recipe, base)
     after = keys(recipe, base, *override.split())
     assert {kind for kind in before if before[kind] != after[kind]} == changes
 
 
-def test_what_changes_no_time_is_a_setting() -> None:
+def test_what_changes_no_time_is_a_setting():
     assert TrainingSettings.model_fields.keys() > CHANGE_NO_TIME
 
 
-def test_phases_of_other_rows_are_not_alike(recipe: Path) -> None:
-    named = stages_of(recipe, "intermediate.corpus.length=16")
-    long, short = [name for name, stage in named.items() if stage.kind == "pretrain"]
-    forecast = Forecast(named)
-    forecast.add(long, 60.0)
-    assert forecast.seconds(long) == 60.0
-    assert forecast.seconds(short) is None
-
-
-def test_what_is_measured_counts_more_than_what_is_scaled(recipe: Path) -> None:
-    named = stages_of(
-        recipe, "study.companions=[0.5]", "training.steps=100", "training.eval_every=0"
-    )
-    named |= stages_of(recipe, "training.steps=50", "training.eval_every=0")
+def test_what_was_done_counts_more_than_what_was_timed(recipe):
+    named: dict[str, Stage] = {}
+    for steps in (100, 50):
+        named |= stages_of(recipe, f"training.steps={steps}", "training.eval_every=0")
     whole, half = [name for name, stage in named.items() if stage.kind == "pretrain"]
     forecast = Forecast(named)
     assert forecast.seconds(half) is None
     forecast.add(whole, 100.0)
-    assert forecast.seconds(half) == 50.0  # scaled
+    assert forecast.seconds(half) is None
     forecast.keep(whole, {"start": 5.0, "step": 0.5, "judge": 2.0})
     assert forecast.seconds(half) == 32.0  # from steps that were timed
     assert Forecast(named).seconds(half) == 32.0  # which the cache keeps
@@ -105,34 +92,29 @@ def test_what_is_measured_counts_more_than_what_is_scaled(recipe: Path) -> None:
     assert forecast.seconds(half) == 40.0
 
 
-def test_check_times_each_phase_in_rows_of_its_own(recipe: Path) -> None:
-    asked = [
-        *SMALL,
-        "corpus.length=64",
-        "intermediate.corpus.length=16",
-        "tasks=[]",
-        "training.eval_every=0",
-    ]
-    assert not outlook_of(str(recipe), asked)["time"]["unknown"]
+def test_check_times_each_phase_in_rows_of_its_own(recipe):
+    asked = ["corpus.length=64", "intermediate.corpus.length=16", "tasks=[]"]
+    asked += ["training.eval_every=0"]
     named = stages_of(recipe, *asked)
     long, short = [name for name, stage in named.items() if stage.kind == "pretrain"]
-    entries = Forecast(named)
-    keys = [entries.key(name) for name in (long, short)]
-    assert keys[0] != keys[1] and set(keys) <= entries.timed.keys()
-    planned = dry_run(read_recipe(recipe, asked), Path("none"), jobs=1)
+    forecast = Forecast(named)
+    forecast.add(long, 60.0)
+    assert forecast.seconds(short) is None
+    assert not outlook_of(str(recipe), [*SMALL, *asked])["time"]["unknown"]
+    timed = Forecast(named).timed
+    assert {forecast.key(long), forecast.key(short)} <= timed.keys()
+    planned = dry_run(read_recipe(recipe, [*SMALL, *asked]), Path("none"), jobs=1)
     assert planned["unknown"] == []
 
 
-def test_a_step_that_would_fill_the_memory_is_not_timed(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
     monkeypatch.setattr(timing, "memory", lambda: 1000)
     unknown = outlook_of(str(recipe), asked)["time"]["unknown"]
     assert unknown == ["pretrain"]
 
 
-def test_the_end_is_that_of_a_pool(recipe: Path) -> None:
+def test_the_end_is_that_of_a_pool(recipe):
     """A head of 10 s is needed by three trainings of 4 s; two workers."""
     first, *others = [Stage("pretrain", {"n": n}) for n in range(4)]
     after = [Stage("pretrain", other.what, (first.name,)) for other in others]
@@ -147,52 +129,48 @@ def test_the_end_is_that_of_a_pool(recipe: Path) -> None:
 # ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", [0, 2000])
-def test_the_first_line_of_metrics_is_seen_however_long(
-    weights: int, recipe: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def table(recipe, tmp_path):
     plan = make_plan(read_recipe(recipe, SMALL))
-    stage = next(stage for stage in plan.stages() if stage.kind == "pretrain")
-    table = Progress(plan, tmp_path, jobs=1, quiet=True)
-    line: dict[str, Any] = {"kind": "train", "step": 5, "tokens": 50, "seconds": 1.0}
-    line |= {f"weight of group {number}": number for number in range(weights)}
-    stage.folder(tmp_path).mkdir()
-    metrics = stage.folder(tmp_path) / "metrics.jsonl"
-    metrics.write_text(json.dumps(line) + '\n{"kind": "train", "st', encoding="utf-8")
-    assert table.last_line(stage.name)["step"] == 5
+    return partial(Progress, plan, tmp_path, jobs=2, quiet=False)
 
 
-def test_a_plan_begins_with_a_line_of_what_it_will_take(
-    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    plan: Plan = make_plan(read_recipe(recipe, SMALL))
-    forecast = Forecast({stage.name: stage for stage in plan.stages()})
+@pytest.mark.parametrize("weights", [0, 2000])
+def test_the_first_line_of_metrics_is_seen_however_long(weights, table, tmp_path):
+    progress = table()
+    name = next(name for name, stage in progress.named.items() if stage.kind == "pretrain")
+    line = {"kind": "train", "step": 5} | dict.fromkeys(map(str, range(weights)), "a weight")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + '\n{"kind": "train", "st')
+    assert progress.last_line(name)["step"] == 5
+
+
+def test_a_plan_begins_with_a_line_of_what_it_will_take(table, capfd):
+    forecast = table().forecast
     for name in forecast.named:
         forecast.keep(name, {"seconds": 100.0})
-    with Progress(plan, tmp_path, jobs=2, quiet=False):
+    with table():
         pass
     said = capfd.readouterr().err
     assert f"0 of {len(forecast.named)} stages" in said and "about" in said
 
 
 def test_a_log_has_a_line_a_minute(
-    recipe: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    table = Progress(make_plan(read_recipe(recipe, SMALL)), tmp_path, jobs=1, quiet=False)
-    now = [table.began]
-    monkeypatch.setattr("maskwise.study.scheduler.time.perf_counter", lambda: now[0])
+    table,
+    capfd,
+    monkeypatch,
+):
+    progress = table()
     printed = []
     for seconds in (0, 59, 60, 61, 119, 121):
-        now[0] = table.began + seconds
-        table.update((), ())
+        now = progress.began + seconds
+        monkeypatch.setattr("maskwise.study.scheduler.time.perf_counter", lambda now=now: now)
+        progress.update((), ())
         printed.append(bool(capfd.readouterr().err))
     assert printed == [False, False, True, False, False, True]
 
 
-def test_a_study_is_planned_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_planned_once(recipe, monkeypatch):
     """A dry run before it, for one line of the time, read every text and task a second time."""
     checked: list[str] = []
 
@@ -204,14 +182,3 @@ def test_a_study_is_planned_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delattr("maskwise.study.forecast.check_study")
     assert maskwise("study", recipe, *SMALL, "--out", "out") == 2
     assert checked == ["run"]
-
-
-def test_the_latest_pace_counts(recipe: Path) -> None:
-    """The first pace of a training, with its start, was kept to its end."""
-    named = stages_of(recipe)
-    name = next(name for name in named if name.startswith("pretrain"))
-    forecast = Forecast(named)
-    forecast.running(name, 2.0)
-    first = forecast.seconds(name)
-    forecast.running(name, 1.0)
-    assert first is not None and forecast.seconds(name) == first / 2

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,8 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id
 from maskwise.training import TrainingSettings
 from maskwise.training.data import Mix
-from maskwise.training.engine import Engine
 from maskwise.training.stream import apportioned
-from tiny import maskwise, read_lines, write_inputs, write_lines
+from tiny import interrupt, maskwise, read_lines, write_inputs, write_lines
 
 SMALL = [
     "tasks=[]",
@@ -41,7 +41,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """Three corpora: the made-up language, its words backwards (half as much), and copies of a few
     of its texts.
     """
@@ -61,6 +61,22 @@ def mix(folder: Path, **weights: float) -> str:
     return f"corpus.source={json.dumps(mixed)}"
 
 
+@pytest.fixture(scope="module")
+def read(folder):
+    """Read the tiny recipe with overrides."""
+    return lambda *overrides: read_recipe(folder / "recipe.yaml", [*SMALL, *overrides])
+
+
+def prepare(recipe, stages: Path) -> Prepared:
+    [text, *_] = make_plan(recipe).stages()
+    run_stage(text, stages)
+    return Prepared.open(text.folder(stages) / "data")
+
+
+def trained(out: Path) -> list[dict]:
+    return [line for line in read_lines(out / "metrics.jsonl") if line["kind"] == "train"]
+
+
 @given(
     st.lists(st.integers(0, 1 << 40), min_size=1, max_size=12).filter(any), st.integers(0, 10**12)
 )
@@ -77,93 +93,75 @@ def test_the_rows_of_a_mix_are_shared_out_exactly(weights, rows):
 
 def test_each_source_is_read_in_epochs_of_its_own():
     how = TrainingSettings(steps=60, batch_size=10)
-    mixed = Mix({"a": 0.75, "b": 0.25}, [40, 7], how)
-
-    def drawn(step: int) -> torch.Tensor:
-        return mixed.draw(step)[0]
-
-    rows = torch.cat([drawn(step) for step in range(60)])
-    seen = Counter(rows.tolist())
+    shares = {"a": 0.75, "b": 0.25}
+    mixed = Mix(shares, [40, 7], how)
+    batches = [mixed.draw(step)[0] for step in range(60)]
+    rows = torch.cat(batches)
     assert mixed.counts(rows) == {"a": 450, "b": 150}
-    assert {seen[row] for row in range(40)} == {11, 12} and {
-        seen[row] for row in range(40, 47)
-    } == {21, 22}
-    assert not torch.equal(drawn(0).sort().values, drawn(0))  # a batch is mixed too
-    far = Mix({"a": 0.75, "b": 0.25}, [40, 7], how).draw(10**9)[0]  # no more work than the first
-    assert len(far) == 10 and not torch.equal(far, drawn(0))
-    other = Mix({"a": 0.75, "b": 0.25}, [40, 7], how.model_copy(update={"seed": 1}))
-    assert not torch.equal(other.draw(0)[0], drawn(0))
+    seen = Counter(rows.tolist())
+    assert {seen[row] for row in range(40)} == {11, 12}
+    assert {seen[row] for row in range(40, 47)} == {21, 22}
+    first = batches[0]
+    assert not torch.equal(first.sort().values, first)  # a batch is mixed too
+    far = mixed.draw(10**9)[0]  # no more work than the first
+    other = Mix(shares, [40, 7], how.model_copy(update={"seed": 1})).draw(0)[0]
+    assert len(far) == 10 and not torch.equal(far, first) and not torch.equal(other, first)
 
 
 @pytest.fixture(scope="module")
-def prepared(folder, tmp_path_factory):
+def prepared(folder, read, tmp_path_factory):
     """A mix, prepared: its recipe and its data."""
-    recipe = read_recipe(
-        folder / "recipe.yaml", [*SMALL, mix(folder, corpus=2, backwards=1, copies=0)]
-    )
-    stages = tmp_path_factory.mktemp("stages")
-    [text, *_] = make_plan(recipe).stages()
-    run_stage(text, stages)
-    return recipe, Prepared.open(text.folder(stages) / "data")
+    recipe = read(mix(folder, corpus=2, backwards=1, copies=0))
+    return recipe, prepare(recipe, tmp_path_factory.mktemp("stages"))
 
 
 def test_a_row_is_of_one_source_and_a_text_of_one_too(prepared, folder):
-    _, data = prepared
-    sizes = data.training.by_source(3)
+    rows = prepared[1].training
+    sizes = rows.by_source(3)
     # the copies are left out
-    assert sizes[0] > sizes[1] > 0 and sizes[2] == 0 and sum(sizes) == len(data.training)
-    names = {
-        text_id(row["id"]): name
-        for name in ("corpus", "backwards")
-        for row in read_lines(folder / f"{name}.jsonl")
-    }
-    for row in range(len(data.training)):
-        pieces = data.training.order[data.training.first[row] : data.training.first[row + 1]]
-        [source] = {names[int(name)] for name in data.training.pieces.documents[pieces]}
+    assert sizes[0] > sizes[1] > 0 and sizes[2] == 0 and sum(sizes) == len(rows)
+    names = {}
+    for name in ("corpus", "backwards"):
+        for line in read_lines(folder / f"{name}.jsonl"):
+            names[text_id(line["id"])] = name
+    for row, (first, end) in enumerate(pairwise(rows.first)):
+        documents = rows.pieces.documents[rows.order[first:end]]
+        [source] = {names[int(name)] for name in documents}
         assert source == ("corpus" if row < sizes[0] else "backwards")
-    assert data.training.laid("document").by_source(3)[2] == 0
+    assert rows.laid("document").by_source(3)[2] == 0
 
 
 def test_shares_of_batches_do_not_depend_on_ranks(prepared):
     recipe, data = prepared
     arm = recipe.arm("a", seed=3)
     source = masked_source(data, arm, start_of(arm)[1])
+
+    def batch(step, rank=0, ranks=1):
+        [one] = source.batches(step, rank=rank, ranks=ranks)
+        return one
+
     for step in (0, 7):
-        [whole] = source.batches(step, rank=0, ranks=1)
-        halves = [source.batches(step, rank=rank, ranks=2)[0] for rank in (0, 1)]
-        assert torch.equal(whole.input_ids, torch.cat([half.input_ids for half in halves]))
-        assert torch.equal(whole.labels, torch.cat([half.labels for half in halves]))
+        whole, *halves = batch(step), batch(step, 0, 2), batch(step, 1, 2)
+        for name in ("input_ids", "labels"):
+            joined = torch.cat([getattr(half, name) for half in halves])
+            assert torch.equal(getattr(whole, name), joined)
         sums = Counter(halves[0].sources) + Counter(halves[1].sources)
         assert sums == Counter(whole.sources) and sum(sums.values()) == 8
-    [first], [again] = (source.batches(step, rank=0, ranks=1) for step in (2, 2))
-    assert torch.equal(first.input_ids, again.input_ids)
-    rows = Counter()
-    for step in range(9):
-        rows += Counter(source.batches(step, rank=0, ranks=1)[0].sources)
+    assert torch.equal(batch(2).input_ids, batch(2).input_ids)
+    rows = sum((Counter(batch(step).sources) for step in range(9)), Counter())
     assert sorted(rows.values()) == [24, 48]
 
 
-def test_weights_are_no_part_of_the_text(folder):
-    arms = {
-        "a": {},
-        "b": {
-            "corpus.source": {str(folder / "corpus.jsonl"): 1, str(folder / "backwards.jsonl"): 3}
-        },
-        "c": {"corpus": {"source": str(folder / "corpus.jsonl")}},
-    }
-    recipe = read_recipe(
-        folder / "recipe.yaml",
-        [*SMALL, mix(folder, corpus=2, backwards=1), f"study.arms={json.dumps(arms)}"],
-    )
+def test_weights_are_no_part_of_the_text(folder, read):
+    corpus, backwards = (str(folder / f"{name}.jsonl") for name in ("corpus", "backwards"))
+    sources = {"a": {corpus: 2, backwards: 1}, "b": {corpus: 1, backwards: 3}, "c": corpus}
+    arms = {name: {"corpus.source": source} for name, source in sources.items()}
+    recipe = read(f"study.arms={json.dumps(arms)}")
     a, b, c = (run for run in make_plan(recipe).runs if run.arm in arms)
     assert a.prepared == b.prepared != c.prepared and a.trainings[0] != b.trainings[0]
-    assert recipe.arm("b", seed=0).corpus.shares([9, 9]) != recipe.arm("a", seed=0).corpus.shares(
-        [9, 9]
-    )
-    assert read_recipe(
-        folder / "recipe.yaml",
-        [*SMALL, f"phases=[{{}}, {{{mix(folder, corpus=2, backwards=1).replace('=', ': ')}}}]"],
-    )
+    shares = [[*run.recipe.corpus.shares([9, 9]).values()] for run in (a, b)]
+    assert shares == [pytest.approx([2 / 3, 1 / 3]), [0.25, 0.75]]
+    assert read(f"phases=[{{}}, {{corpus.source: {json.dumps(sources['a'])}}}]")
 
 
 def test_a_mix_by_temperature():
@@ -176,56 +174,37 @@ def test_a_mix_by_temperature():
 
 
 def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(
-    folder, tmp_path, monkeypatch
+    folder, read, tmp_path, monkeypatch
 ):
-    recipe = read_recipe(folder / "recipe.yaml", [*SMALL, mix(folder, corpus=1, backwards=1)])
-    run_pretrain(recipe, tmp_path / "whole", quiet=True)
-    lines = [
-        line for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if line["kind"] == "train"
-    ]
+    recipe = read(mix(folder, corpus=1, backwards=1))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run_pretrain(recipe, whole, quiet=True)
     names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
-    assert [line["sources"] for line in lines] == [dict.fromkeys(names, 0.5)] * 5
-    update, stops = Engine.update, []
-
-    def stopping(self, step, observe, **more):
-        if step.number == 5 and not stops:
-            stops.append(step.number)
-            raise KeyboardInterrupt
-        return update(self, step, observe, **more)
-
-    monkeypatch.setattr(Engine, "update", stopping)
+    assert [line["sources"] for line in trained(whole)] == [dict.fromkeys(names, 0.5)] * 5
+    interrupt(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
-        run_pretrain(recipe, tmp_path / "stopped", quiet=True)
-    run_pretrain(recipe, tmp_path / "stopped", quiet=True)
-    hashes = [
-        file_hash(tmp_path / name / "checkpoint" / "model.safetensors")
-        for name in ("whole", "stopped")
-    ]
-    assert stops == [5] and hashes[0] == hashes[1]
+        run_pretrain(recipe, stopped, quiet=True)
+    run_pretrain(recipe, stopped, quiet=True)
+    weights = "checkpoint/model.safetensors"
+    assert file_hash(whole / weights) == file_hash(stopped / weights)
 
 
-def test_each_of_several_objectives_reads_the_mix(folder, tmp_path):
-    more = [
-        mix(folder, corpus=1, backwards=1),
-        "objectives={mlm: {}, cse: {}}",
-        "sampler=sequential",
-        "training.steps=4",
-    ]
-    run_pretrain(read_recipe(folder / "recipe.yaml", [*SMALL, *more]), tmp_path, quiet=True)
-    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
-    assert [set(line["sources"].values()) for line in lines] == [{0.5}, {0.5}]
+def test_each_of_several_objectives_reads_the_mix(folder, read, tmp_path):
+    more = ("objectives={mlm: {}, cse: {}}", "sampler=sequential", "training.steps=4")
+    run_pretrain(read(mix(folder, corpus=1, backwards=1), *more), tmp_path, quiet=True)
+    assert [set(line["sources"].values()) for line in trained(tmp_path)] == [{0.5}, {0.5}]
 
 
-def test_layers_of_a_mix(folder, tmp_path):
-    more = [
-        "corpus.layers=[salient]",
-        "masking.policy=mixture(salient=0.5, token=0.5)",
-        mix(folder, corpus=1, backwards=1),
-    ]
-    recipe = read_recipe(folder / "recipe.yaml", [*SMALL, *more[::2]])
-    [text, *_] = make_plan(recipe).stages()
-    run_stage(text, tmp_path)
-    assert "salient" in Prepared.open(text.folder(tmp_path) / "data").training.pieces.columns
+def test_layers_and_sizes_of_a_mix(folder, read, tmp_path):
+    names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
+    source = f"corpus.source={json.dumps(names)}"
+    recipe = read(source, "corpus.layers=[salient]")
+    data = prepare(recipe, tmp_path)
+    assert "salient" in data.training.pieces.columns
+    arm = recipe.arm("a", seed=0)
+    [batch] = masked_source(data, arm, start_of(arm)[1]).batches(0, rank=0, ranks=1)
+    sizes = data.training.by_source(2)
+    assert batch.sources[names[0]] == pytest.approx(8 * sizes[0] / sum(sizes), abs=1)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +227,8 @@ def test_layers_of_a_mix(folder, tmp_path):
     ],
 )
 def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd):
-    command = (
-        "study",
-        folder / "recipe.yaml",
-        *SMALL,
-        f"corpus.source={source}",
-        "--out",
-        tmp_path / "out",
-    )
+    override = f"corpus.source={source}"
+    command = ("study", folder / "recipe.yaml", *SMALL, override, "--out", tmp_path / "out")
     assert maskwise(*command) == 2
     error = capfd.readouterr().err.strip()
     assert said in error and "\n" not in error and not (tmp_path / "out").exists()
@@ -272,28 +245,6 @@ def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd
         (["training.group_by_length=true"], "a mix are not grouped by length"),
     ],
 )
-def test_what_does_not_go_with_a_mix(folder, more, said, tmp_path):
-    weighed = mix(folder, corpus=1, copies=1)
+def test_what_does_not_go_with_a_mix(folder, read, more, said, tmp_path):
     with pytest.raises(MaskwiseError, match=said):
-        run_pretrain(
-            read_recipe(folder / "recipe.yaml", [*SMALL, weighed, *more]),
-            tmp_path / "out",
-            quiet=True,
-        )
-    with pytest.raises(MaskwiseError, match="temperature needs a list of sources"):
-        read_recipe(folder / "recipe.yaml", ["corpus.temperature=2"])
-
-
-def test_stages_of_a_mix_by_size(folder, tmp_path):
-    names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
-    more = [f"corpus.source={json.dumps(names)}", "training.steps=2"]
-    [run, *_] = make_plan(read_recipe(folder / "recipe.yaml", [*SMALL, *more])).runs
-    for stage in run.chain:
-        run_stage(stage, tmp_path)
-    [line] = [
-        line
-        for line in read_lines(run.trainings[0].folder(tmp_path) / "metrics.jsonl")
-        if "sources" in line
-    ]
-    sizes = Prepared.open(run.prepared.folder(tmp_path) / "data").training.by_source(2)
-    assert line["sources"][names[0]] == pytest.approx(sizes[0] / sum(sizes), abs=0.5 / 16)
+        run_pretrain(read(mix(folder, corpus=1, copies=1), *more), tmp_path / "out", quiet=True)

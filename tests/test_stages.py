@@ -8,6 +8,7 @@ import errno
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from maskwise.study.forecast import stages_in
 from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, recipe_of
 from maskwise.study.work import RUNNERS
 from maskwise.text import train_tokenizer
-from tiny import load_json, maskwise, write_inputs
+from tiny import flip, load_json, maskwise, write_inputs, write_lines
 
 SHORT = [
     "training.steps=4",
@@ -30,12 +31,12 @@ SHORT = [
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path):
     return write_inputs(tmp_path / "inputs")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"3", b"\xff\xfe\x00", b"[" * 5000])
-def test_a_stage_with_damaged_files_is_one_that_is_not_done(content: bytes, tmp_path: Path) -> None:
+def test_a_stage_with_damaged_files_is_one_that_is_not_done(content, tmp_path):
     stage = Stage("overlap", {"corpus": {}, "task": "x"})
     folder = stage.folder(tmp_path)
     folder.mkdir()
@@ -48,78 +49,60 @@ def test_a_stage_with_damaged_files_is_one_that_is_not_done(content: bytes, tmp_
     assert not [*stages_in(tmp_path)]
 
 
-def test_damaged_text_is_made_anew(source: Path, tmp_path: Path) -> None:
+def test_damaged_text_is_made_anew(source, tmp_path):
     stage = prepare_stage(read_recipe(source))
     before = run_stage(stage, tmp_path)
     data = stage.folder(tmp_path) / "data"
-    largest = max(
-        (path for path in data.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
-    whole = largest.read_bytes()
-    largest.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    largest = max(filter(Path.is_file, data.rglob("*")), key=lambda path: path.stat().st_size)
+    whole = flip(largest, at=0.5)
     assert stage.damage(tmp_path)
     after = run_stage(stage, tmp_path)
     assert damage(data) is None and largest.read_bytes() == whole
     assert after | {"seconds": 0} == before | {"seconds": 0}
 
 
-def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_path: Path) -> None:
+def train(recipe: Recipe, stages: Path) -> dict[str, Any]:
+    """Prepare the text of a recipe and train on it; a training that fails keeps no checkpoint."""
+    prepared = prepare_stage(recipe)
+    run_stage(prepared, stages)
+    training = pretrain_stage(recipe, prepared)
+    try:
+        return run_stage(training, stages)
+    except MaskwiseError:
+        assert not (training.folder(stages) / "checkpoint").exists()
+        raise
+
+
+def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_path):
     """Proteins have no spaces: a whole sequence is one word, longer than any budget."""
-    corpus = tmp_path / "proteins.jsonl"
     draw = random.Random(0)
-    lines = [
-        {"id": str(n), "text": "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90))}
-        for n in range(99)
-    ]
-    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    recipe = read_recipe(
-        write_inputs(tmp_path), [*SHORT, f"corpus.source={corpus}", "corpus.length=128"]
-    )
-    for policy, do in (("token", None), ("whole-word", "finds no words in this text")):
-        one = recipe.model_copy(
-            update={"masking": recipe.masking.model_copy(update={"policy": policy})}
-        )
-        prepared = prepare_stage(one)
-        run_stage(prepared, tmp_path)
-        training = pretrain_stage(one, prepared)
-        if do is None:
-            assert run_stage(training, tmp_path)["targets"] > 0
-            continue
-        with pytest.raises(MaskwiseError, match=do):
-            run_stage(training, tmp_path)
-        assert not (training.folder(tmp_path) / "checkpoint").exists()
+    lines = [{"text": "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90))} for _ in range(99)]
+    corpus = write_lines(tmp_path / "proteins.jsonl", lines)
+    more = [*SHORT, f"corpus.source={corpus}", "corpus.length=128"]
+    path = write_inputs(tmp_path)
+    assert train(read_recipe(path, more), tmp_path)["targets"] > 0
+    with pytest.raises(MaskwiseError, match="finds no words in this text"):
+        train(read_recipe(path, [*more, "masking.policy=whole-word"]), tmp_path)
 
 
-def test_a_training_without_a_single_target_keeps_no_checkpoint(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_without_a_single_target_keeps_no_checkpoint(source, tmp_path, monkeypatch):
     """The look before training sees eight batches only."""
     monkeypatch.setattr("maskwise.study.pretraining.require_targets", lambda *source: None)
-    recipe = read_recipe(source, [*SHORT, "masking.ratio=constant(0)"])
-    prepared = prepare_stage(recipe)
-    run_stage(prepared, tmp_path)
-    training = pretrain_stage(recipe, prepared)
     with pytest.raises(MaskwiseError, match="no token was masked during training"):
-        run_stage(training, tmp_path)
-    assert not (training.folder(tmp_path) / "checkpoint").exists()
+        train(read_recipe(source, [*SHORT, "masking.ratio=constant(0)"]), tmp_path)
 
 
-@pytest.mark.parametrize("texts, said", [("abc", False), ("αβγ", True)])
-def test_unknown_tokens_are_said_above_a_percent(
-    texts: str, said: bool, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    known, written = ([f"{word * 3} is number {n}" for n in range(60)] for word in ("abc", texts))
-    corpus.write_text("".join(json.dumps({"text": line}) + "\n" for line in written))
+@pytest.mark.parametrize("word, said", [("abc", False), ("αβγ", True)])
+def test_unknown_tokens_are_said_above_a_percent(word, said, source, tmp_path, capfd):
+    known, written = ([f"{each * 3} is number {n}" for n in range(60)] for each in ("abc", word))
+    corpus = write_lines(tmp_path / "corpus.jsonl", [{"text": line} for line in written])
     train_tokenizer(known, vocab_size=200).save_pretrained(tmp_path / "tokenizer")
     more = [f"corpus.source={corpus}", f"tokenizer={{name: {tmp_path / 'tokenizer'}}}"]
     assert maskwise("pretrain", source, *SHORT, *more, "--out", tmp_path / "out") == 0
     assert ("% of the tokens of" in capfd.readouterr().err) == said
 
 
-def test_a_full_disk_is_one_line_and_hides_no_other_error(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line_and_hides_no_other_error(source, tmp_path, monkeypatch):
     stage, write = prepare_stage(read_recipe(source)), Path.write_bytes
     full: list[str] = []
 
@@ -143,7 +126,7 @@ def test_a_full_disk_is_one_line_and_hides_no_other_error(
         run_stage(stage, tmp_path)
 
 
-def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
+def test_a_stage_holds_the_settings_of_its_training(source):
     recipe = read_recipe(
         source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
     )
@@ -155,8 +138,8 @@ def test_a_stage_holds_the_settings_of_its_training(source: Path) -> None:
 
 
 def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
-    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+    source, tmp_path, capfd
+):
     out = tmp_path / "out"
     # finetune.max_length is 32
     run = ("pretrain", source, *SHORT, "corpus.length=16", "--out", out)
@@ -167,21 +150,11 @@ def test_pretraining_asks_nothing_of_fine_tuning_and_notices_a_damaged_recipe(
         (out / "recipe.yaml").write_bytes(content)
         capfd.readouterr()
         assert maskwise(*run) == 2
-        assert "recipe.yaml is damaged" in capfd.readouterr().err
+        [said] = capfd.readouterr().err.splitlines()
+        assert "recipe.yaml" in said
 
 
-def test_a_recipe_is_validated_once_for_each_combination(monkeypatch: pytest.MonkeyPatch) -> None:
-    from maskwise.recipe import recipe as module
-    from maskwise.study import make_plan
-
-    module._validate_once.cache_clear()
-    recipe = read_recipe("mometas", ["study.seeds=3"])
-    make_plan(recipe)
-    assert module._validate_once.cache_info().misses <= 3 * len(recipe.study.arms)
-    assert isinstance(recipe, Recipe)
-
-
-def test_a_run_that_never_took_a_step_leaves_no_folder(source: Path, tmp_path: Path) -> None:
+def test_a_run_that_never_took_a_step_leaves_no_folder(source, tmp_path):
     out = tmp_path / "out"
     assert maskwise("pretrain", source, *SHORT, "training.batch_size=4096", "--out", out) == 2
     assert not out.exists()

@@ -541,9 +541,7 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     assert reference_words(baseline_of(recipe)) == "the unchanged model"
     assert reference_words(baseline_of(read_recipe(inputs["recipe"]))) == "the untrained model"
     runs = [run for run in make_plan(recipe).runs if run.arm == REFERENCE]
-    assert [run.row for run in runs] == ["the unchanged model"] * 2 and not any(
-        run.trainings for run in runs
-    )
+    assert len(runs) == 2 and not any(run.trainings for run in runs)
     for stage in runs[1].stages:
         run_stage(stage, tmp_path)
     (spec,) = recipe.tasks

@@ -11,13 +11,12 @@ import pytest
 import yaml
 
 from maskwise.study.outlook import outlook_of
-from maskwise.training import engine
 from test_stream import texts
-from tiny import maskwise, read_lines, write_inputs, write_lines
+from tiny import interrupt, maskwise, read_lines, write_inputs, write_lines
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Three shards of forty documents, and one that is empty."""
     (tmp_path / "texts").mkdir()
     for number in range(3):
@@ -27,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, folder: Path) -> Path:
+def recipe(tmp_path, folder):
     """The tiny recipe on the stream, in windows of four kilobytes."""
     path = write_inputs(tmp_path / "inputs")
     settings = yaml.safe_load(path.read_text())
@@ -43,36 +42,22 @@ def losses(out: Path) -> list[tuple[object, ...]]:
     ]
 
 
-def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
+def test_a_stream_is_pretrained_on_and_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert maskwise("pretrain", recipe, "--out", whole) == 0
     line = [line for line in read_lines(whole / "metrics.jsonl") if line["kind"] == "train"][-1]
     assert line["stream"]["epoch"] >= 1 and line["stream"]["shard"].startswith("part-")
-    [text] = (whole / "stages").glob("prepare-*")
-    assert (
-        not (text / "data" / "training").exists()
-        and "a stream" in (whole / "checkpoint" / "README.md").read_text()
-    )
-
-    taken = engine.Engine.update
-
-    def stop(self, step, *rest, **more):
-        if step.number == 23:
-            raise KeyboardInterrupt
-        return taken(self, step, *rest, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Engine, "update", stop)
-        assert maskwise("pretrain", recipe, "--out", parts) == 130
+    assert not [*whole.glob("stages/prepare-*/data/training")]
+    assert "a stream" in (whole / "checkpoint" / "README.md").read_text()
+    interrupt(monkeypatch, 23)
+    assert maskwise("pretrain", recipe, "--out", parts) == 130
     assert maskwise("pretrain", recipe, "training.workers=1", "--out", parts) == 0
     assert losses(parts) == losses(whole)
     name = "checkpoint/model.safetensors"
     assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_study_takes_streams_and_says_that_nothing_is_counted(
-    recipe: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_study_takes_streams_and_says_that_nothing_is_counted(recipe, tmp_path, capsys):
     assert maskwise("study", recipe, "--dry-run", "--json", "--out", tmp_path / "dry") == 0
     plan = json.loads(capsys.readouterr().out)
     assert any("it is not counted in advance" in note for note in plan["notes"])
@@ -99,17 +84,13 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(
         ("corpus.stream=false", "shuffle is only for streams"),
     ],
 )
-def test_what_a_stream_cannot_do_is_refused_in_one_line(
-    recipe, tmp_path, capsys, override, said
-) -> None:
+def test_what_a_stream_cannot_do_is_refused_in_one_line(recipe, tmp_path, capsys, override, said):
     assert maskwise("pretrain", recipe, override, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip()
     assert said in error and len(error.splitlines()) == 1, error
 
 
-def test_a_changed_shard_ends_a_run_that_goes_on(
-    recipe: Path, folder: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_changed_shard_ends_a_run_that_goes_on(recipe, folder, tmp_path, capsys):
     assert maskwise("pretrain", recipe, "training.steps=10", "--out", tmp_path / "out") == 0
     (tmp_path / "out" / "done.json").unlink()
     write_lines(folder / "part-2.jsonl", texts(30, seed=7))
@@ -117,7 +98,7 @@ def test_a_changed_shard_ends_a_run_that_goes_on(
     assert "the corpus, or the installed versions, have changed" in capsys.readouterr().err
 
 
-def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch) -> None:
+def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch):
     monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 5000)
     facts = outlook_of(
         str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False
@@ -128,7 +109,7 @@ def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypa
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_a_stream(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_a_stream(tmp_path):
     """Scaled down from the claim, which is 20 and 2,000 MB: every part within 200 MB of what a
     quarter takes.
     """

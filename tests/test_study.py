@@ -8,10 +8,10 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from maskwise import jobs
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import fixed_maskers
 from maskwise.folders import damage
-from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.pretraining import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
-from tiny import load_json, maskwise, read_lines, start, write_inputs
+from tiny import load_json, maskwise, read_lines, records_of, start, write_inputs
 
 SCHEMA = {
     "score": {
@@ -62,12 +61,12 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
+def recipe(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def finished(recipe, tmp_path_factory) -> Path:
+def finished(recipe, tmp_path_factory):
     """A whole study, uninterrupted, through the command line."""
     out = tmp_path_factory.mktemp("study") / "out"
     assert maskwise("study", recipe, "--out", out, "--jobs", 1) == 0
@@ -81,33 +80,22 @@ def finished(recipe, tmp_path_factory) -> Path:
 def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     study, summary = (load_json(finished / name) for name in ("study.json", "summary.json"))
     assert study["baseline"] == "token-15" and study["seeds"] == [0, 1] and study["seconds"] > 0
-    assert study["arms"]["token-15"]["ratio"] == "constant(0.15)"
     assert study["tasks"]["task"]["test_items"] == 10
     records = read_lines(finished / "records.jsonl")
     assert all(set(record) == SCHEMA[record["kind"]] for record in records)
-    # Two arms and the reference, two seeds, one task; two kinds of held-out masks for the arms
-    # only.
-    assert sum(r["kind"] == "score" for r in records) == 6
-    assert sum(r["kind"] == "heldout" for r in records) == 16  # at two ratios each
-    costs = {(r["arm"], r["seed"]): r for r in records if r["kind"] == "cost"}
-    assert set(costs) == {(arm, seed) for arm in ("token-15", "words-30") for seed in (0, 1)}
-    assert costs["words-30", 0]["targets"] / costs["token-15", 0]["targets"] == pytest.approx(
-        2, rel=0.1
-    )
+    # Two arms and the reference, two seeds, one task; two kinds of held-out masks at two ratios,
+    # for the arms only.
+    counts = Counter(record["kind"] for record in records)
+    assert counts == {"score": 6, "heldout": 16, "cost": 4, "overlap": 1}
     assert [row["outcome"] for row in summary["contrasts"] if row["primary"]] == ["tasks"]
     stages = {path.name for path in (finished / "stages").iterdir()} - {".lock"}
     timings = read_lines(finished / "timings.jsonl")
     assert {line["stage"] for line in timings} == stages
-    assert all(
-        line["seconds"] > 0 and line["fraction"] == 1 and line["purpose"] == "main"
-        for line in timings
-    )
+    assert {(line["fraction"], line["purpose"]) for line in timings} == {(1, "main")}
     samples = load_json(finished / "samples.json")
     assert set(samples) == {"token-15", "words-30"}
-    assert {piece["state"] for row in samples["token-15"] for piece in row["pieces"]} >= {
-        "shown",
-        "masked",
-    }
+    states = {piece["state"] for row in samples["token-15"] for piece in row["pieces"]}
+    assert states >= {"shown", "masked"}
 
 
 def test_the_page_needs_nothing_else(finished):
@@ -116,50 +104,44 @@ def test_the_page_needs_nothing_else(finished):
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", page)
 
 
-def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypatch):
+def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypatch, capfd):
     monkeypatch.setitem(jobs.ENGINES, "local", None)  # no worker is started
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in (finished / "stages").rglob("*")
-        if path.name != ".lock"
-    }
-    files = {
-        name: (finished / name).read_bytes()
-        for name in ("records.jsonl", "study.json", "samples.json")
-    }
-    assert maskwise("study", recipe, "--out", finished) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert files == {name: (finished / name).read_bytes() for name in files}
+    files = [finished / name for name in ("records.jsonl", "study.json", "samples.json")]
+    stages = [path for path in (finished / "stages").rglob("*") if path.name != ".lock"]
 
+    def state() -> list[Any]:
+        return [path.read_bytes() for path in files] + [path.stat().st_mtime_ns for path in stages]
 
-def test_json_on_stdout_and_nothing_else(finished, recipe, capfd):
+    before = state()
     assert maskwise("study", recipe, "--out", finished, "--json") == 0
+    assert before == state()
     out, err = capfd.readouterr()
     assert json.loads(out)["baseline"] == "token-15" and err == ""
 
 
-def test_every_checkpoint_is_whole_and_no_state_is_left(finished):
-    checkpoints = list((finished / "stages").glob("pretrain-*/checkpoint"))
-    assert len(checkpoints) == 4
-    for folder in checkpoints:
-        assert damage(folder) is None
-        card = (folder / "README.md").read_text()
-        assert card.startswith("---\nlibrary_name: transformers") and "`constant(0." in card
-    assert not list((finished / "stages").rglob("resume")) and not list(finished.rglob("*.partial"))
-
-
-def test_metrics_say_what_was_masked(finished):
-    runs = load_json(finished / "study.json")["arms"]
-    for arm, ratio in (("token-15", 0.15), ("words-30", 0.3)):
-        lines = read_lines(finished / runs[arm]["runs"]["1"] / "metrics.jsonl")
-        assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(5, 41, 5))
-        assert [line["step"] for line in lines if line["kind"] == "eval"] == [20, 20, 40, 40]
-        realised = [line["ratio"] for line in lines if line["kind"] == "train"]
-        assert sum(realised) / len(realised) == pytest.approx(ratio, abs=0.02)
+WITHOUT_MASKWISE = """
+import json, sys, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+checkpoint, *files = sys.argv[1:]
+model = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
+tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+assert tokenizer.mask_token_id is not None and model.config.vocab_size == len(tokenizer)
+losses = []
+for file in files:
+    batch = load_file(file)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    losses.append(float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels)))
+assert "maskwise" not in sys.modules
+print(json.dumps(losses))
+"""
 
 
 def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_path):
     stage = next((finished / "stages").glob("pretrain-*"))
+    assert damage(stage / "checkpoint") is None and not (stage / "resume").exists()
     what = load_json(stage / "stage.json")
     data = Prepared.open(finished / "stages" / what["needs"][0] / "data")
     evaluation = what["how"]["evaluation"]
@@ -168,130 +150,64 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
     )
     alone = data.held_out.laid("document")  # as documents of packed rows are read, too
     judged = alone.batch(rows_with(alone, data.held_out, evaluation["rows"]))
+    files = []
     for kind, masker in maskers.items():
-        tensors = {f"0.{k}": v.contiguous() for k, v in dict(masker(judged, epoch=0)).items()}
-        save_file(tensors, tmp_path / f"{kind}.safetensors")
-    code = f"""
-import json, sys, torch
-from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-folder = {str(stage / "checkpoint")!r}
-model = AutoModelForMaskedLM.from_pretrained(folder).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
-assert tokenizer.mask_token_id is not None and model.config.vocab_size == len(tokenizer)
-losses = {{}}
-for kind in ("token", "whole-word"):
-    tensors, total, count = load_file({str(tmp_path)!r} + f"/{{kind}}.safetensors"), 0.0, 0
-    for number in sorted({{name.split(".")[0] for name in tensors}}):
-        batch = {{name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(number
-        + ".")}}
-        labels = batch.pop("labels")
-        with torch.no_grad():
-            logits = model(**batch).logits
-        where = labels != {IGNORE}
-        total += float(torch.nn.functional.cross_entropy(logits[where], labels[where],
-        reduction="sum"))
-        count += int(where.sum())
-    losses[kind] = total / count
-assert "maskwise" not in sys.modules
-print(json.dumps(losses))
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    found = json.loads(ran.stdout)
+        files.append(tmp_path / f"{kind}.safetensors")
+        save_file({k: v.contiguous() for k, v in dict(masker(judged, epoch=0)).items()}, files[-1])
+    command = [sys.executable, "-c", WITHOUT_MASKWISE, stage / "checkpoint", *files]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     reported = {line["masks"]: line["loss"] for line in load_json(stage / "done.json")["heldout"]}
-    assert found == pytest.approx(reported, abs=1e-5)
+    losses = dict(zip(maskers, json.loads(ran.stdout), strict=True))
+    assert losses == pytest.approx(reported, abs=1e-5)
 
 
 # Stages
 # ----------------------------------------------------------------------------
 
 
-def test_a_name_stands_for_all_that_matters(recipe, tmp_path):
+SAME = ("training.log_every=1", "training.eval_every=5", "evaluation.rows=8", "study.seeds=5")
+
+
+@pytest.mark.parametrize(
+    ("override", "prepared", "pretrained"),
+    [
+        *((override, True, True) for override in (*SAME, "name=other")),
+        ("training.steps=41", True, False),
+        ("masking.ratio=0.2", True, False),
+        ("model.settings.hidden_size=32", True, False),
+        ("masking.fill=random", True, False),
+        ("corpus.length=33", False, False),
+    ],
+)
+def test_a_name_stands_for_all_that_matters(override, prepared, pretrained, recipe):
     def names(*overrides: str) -> tuple[str, str]:
         one = read_recipe(recipe, overrides).arm("token-15", seed=0)
-        prepared = prepare_stage(one)
-        return prepared.name, pretrain_stage(one, prepared).name
+        text = prepare_stage(one)
+        return text.name, pretrain_stage(one, text).name
 
-    prepared, pretrained = names()
-    assert names() == (prepared, pretrained)
-    for same in (
-        "training.log_every=1",
-        "training.eval_every=5",
-        "evaluation.rows=8",
-        "study.seeds=5",
-        "name=other",
-    ):
-        assert names(same) == (prepared, pretrained), same
-    for other in (
-        "training.steps=41",
-        "masking.ratio=0.2",
-        "model.settings.hidden_size=32",
-        "masking.fill=random",
-    ):
-        assert names(other)[0] == prepared and names(other)[1] != pretrained, other
-    assert names("corpus.length=33")[0] != prepared
-    tasks = read_recipe(recipe).tasks
-    plans = [
-        make_plan(read_recipe(recipe, [f"tasks=[{t}]"])).stages()
-        for t in (*tasks, f"{tasks[0]}(train_rows=8)")
-    ]
-    shared = {stage.name for stage in plans[0]} & {stage.name for stage in plans[1]}
-    assert {name.split("-")[0] for name in shared} == {"prepare", "pretrain", "evaluate"}
-    copied = tmp_path / "inputs"
-    write_inputs(copied)
-    corpus = copied / "corpus.jsonl"
-    before = names(f"corpus.source={corpus}")
-    facts = corpus.stat()
-    corpus.write_text(corpus.read_text().replace("a", "e", 1))  # as many bytes as before
-    os.utime(corpus, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
-    assert names(f"corpus.source={corpus}")[0] != before[0]
+    before, after = names(), names(override)
+    same = (before[0] == after[0], before[1] == after[1])
+    assert same == (prepared, pretrained)
 
 
-def test_a_plan_names_shared_work_once_and_runs_every_arm_before_the_second_of_any(recipe):
+def test_a_plan_runs_every_arm_before_the_second_of_any(recipe):
     plan = make_plan(read_recipe(recipe))
-    # One corpus, 2 × 2 pre-trainings, each evaluated, 3 × 2 fine-tunings, one look for test items
-    # in the corpus.
-    assert len(plan.stages()) == 1 + 4 + 4 + 6 + 1
     assert [run.seed for run in plan.runs] == [0, 0, 0, 1, 1, 1]
-    other = make_plan(read_recipe(recipe, ["training.steps=7"]))
-    shared = {stage.name for stage in plan.stages()} & {stage.name for stage in other.stages()}
-    assert {name.split("-")[0] for name in shared} == {
-        "prepare",
-        "finetune",
-        "overlap",
-    }  # the reference is shared too
+    names = {stage.name for stage in plan.stages()}
+
+    def shared(*overrides: str) -> set[str]:
+        """The kinds of stages that another study has, too."""
+        other = make_plan(read_recipe(recipe, overrides))
+        return {stage.kind for stage in other.stages() if stage.name in names}
+
+    # the reference is shared too
+    assert shared("training.steps=7") == {"prepare", "finetune", "overlap"}
+    [task] = read_recipe(recipe).tasks
+    assert shared(f"tasks=[{task}(train_rows=8)]") == {"prepare", "pretrain", "evaluate"}
     same = Stage.from_dict(json.loads(json.dumps(plan.stages()[-1].as_dict())))
     assert same.name == plan.stages()[-1].name
     with pytest.raises(MaskwiseError, match="compares nothing"):
         make_plan(read_recipe(recipe, ["study.arms={}"]))
-
-
-def test_a_changed_study_does_its_own_part_only(finished, recipe, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(finished, out)
-    before = set((out / "stages").iterdir())
-    assert (
-        maskwise(
-            "study",
-            recipe,
-            "tasks=[]",
-            "study.arms.token-30.masking.ratio=0.3",
-            "--out",
-            out,
-            "--jobs",
-            1,
-        )
-        == 0
-    )
-    new = {path.name.split("-")[0] for path in set((out / "stages").iterdir()) - before}
-    assert new == {"pretrain", "evaluate"} and len(set((out / "stages").iterdir()) - before) == 4
-    assert {r["arm"] for r in read_lines(out / "records.jsonl")} == {
-        "token-15",
-        "words-30",
-        "token-30",
-    }
 
 
 # Interruptions
@@ -380,13 +296,9 @@ def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
     arms = "study.arms={token-15: {}, wild: {training.learning_rate: 1.0e+30}}"
     assert maskwise("study", recipe, arms, "study.seeds=1", "--out", out, "--jobs", 1) == 1
     assert "failed: wild, seed 0: the loss is not finite" in capfd.readouterr().err
-    records = read_lines(out / "records.jsonl")
-    [failure] = [record for record in records if record["kind"] == "failure"]
-    assert (
-        set(failure) == SCHEMA["failure"]
-        and failure["arm"] == "wild"
-        and "lower the" in failure["error"]
-    )
-    assert {r["arm"] for r in records if r["kind"] == "score"} == {"token-15", "no-pretraining"}
+    [failure] = records_of(out, "failure")
+    assert set(failure) == SCHEMA["failure"] and failure["arm"] == "wild"
+    assert "lower the" in failure["error"]
+    assert {r["arm"] for r in records_of(out, "score")} == {"token-15", "no-pretraining"}
     assert "the loss is not finite" in (out / "report.html").read_text()
     assert "Traceback" in (out / "stages" / failure["stage"] / "error.txt").read_text()

@@ -4,7 +4,8 @@ map.
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from maskwise.report import write_report
 from maskwise.study.plan import learned_from
 from maskwise.study.verdict import summarise
 from report_fixture import old_selection
-from tiny import find_recipe, learning_study, maskwise, read_lines
+from tiny import find_recipe, learning_study, maskwise, records_of
 
 LEARNED = {"from-a": "a", "from-b": "b", "from-c": "c"}
 # By arm, the scores on a, b and c: a and b are related, c stands alone.
@@ -28,21 +29,16 @@ SCORES = {
 }
 
 
-def records(seeds: int) -> list[Record]:
+def records(seeds: int, *, shift: float = 0.01) -> list[Record]:
     """Scores with a small shift by seed and arm, so that pairs differ."""
-    return [
-        {
-            "kind": "score",
-            "arm": arm,
-            "seed": seed,
-            "task": task,
-            "metric": "exact-match",
-            "score": score + 0.01 * ((seed * 3 + place) % 4),
-        }
-        for place, (arm, scores) in enumerate(SCORES.items())
-        for seed in range(seeds)
-        for task, score in zip("abc", scores, strict=True)
-    ]
+    found: list[Record] = []
+    for seed, (place, arm), (which, task) in product(
+        range(seeds), enumerate(SCORES), enumerate("abc")
+    ):
+        score = SCORES[arm][which] + shift * ((seed * 3 + place) % 4)
+        common: Record = {"kind": "score", "arm": arm, "seed": seed, "task": task}
+        found.append(common | {"metric": "exact-match", "score": score})
+    return found
 
 
 def study(seeds: int, **more: Any) -> Study:
@@ -60,28 +56,26 @@ def study(seeds: int, **more: Any) -> Study:
     }
 
 
-def test_the_diagonal_and_the_rest_by_hand() -> None:
-    flat = [
-        {**record, "score": dict(zip("abc", SCORES[record["arm"]]))[record["task"]]}
-        for record in records(2)
-    ]
-    summary = summarise(flat, study(2))  # type: ignore[arg-type]
+def cells(summary: Any) -> dict[tuple[str, str], Any]:
+    return {(cell["arm"], cell["task"]): cell for cell in summary["transfer"]}
+
+
+def test_the_diagonal_and_the_rest_by_hand():
+    summary = summarise(records(2, shift=0), study(2))
     rows = {(row["arm"], row["outcome"]): row for row in summary["contrasts"]}
-    assert rows["own-task", "tasks"]["natural"]["mean"] == pytest.approx((0.5 + 0.5 + 0.6) / 3)
+    own, others = (rows[name, "tasks"] for name in ("own-task", "other-tasks"))
+    assert own["natural"]["mean"] == pytest.approx((0.5 + 0.5 + 0.6) / 3)
     rest = ((0.4 + 0.1) / 2 - 0.1, (0.5 + 0.2) / 2 - 0.2, (0.3 + 0.3) / 2 - 0.3)
-    assert rows["other-tasks", "tasks"]["natural"]["mean"] == pytest.approx(sum(rest) / 3)
+    assert others["natural"]["mean"] == pytest.approx(sum(rest) / 3)
     assert rows["other-tasks", "c"]["mean"] == pytest.approx(0)
-    assert [key for key, row in rows.items() if row["primary"]] == [
-        ("own-task", "tasks"),
-        ("other-tasks", "tasks"),
-    ]
+    assert [row for row in rows.values() if row["primary"]] == [own, others]
 
 
-def test_cells_have_intervals_and_no_test() -> None:
+def test_cells_have_intervals_and_no_test():
     summary = summarise(records(6), study(6))
-    cells = {(cell["arm"], cell["task"]): cell for cell in summary["transfer"]}
-    assert len(cells) == 9 and all(cell["n"] == 6 for cell in cells.values())
-    related, alone = cells["from-a", "b"], cells["from-a", "c"]
+    found = cells(summary)
+    assert len(found) == 9 and {cell["n"] for cell in found.values()} == {6}
+    related, alone = found["from-a", "b"], found["from-a", "c"]
     assert related["low"] > 0.2 and alone["low"] < 0 < alone["high"]
     assert {row["arm"] for row in summary["contrasts"]} == {"own-task", "other-tasks"}
     own = summary["contrasts"][0]
@@ -89,21 +83,26 @@ def test_cells_have_intervals_and_no_test() -> None:
     assert own["p"] == pytest.approx(2 / 64) and own["verdict"] == "open"
     assert "compute" not in [flag["code"] for flag in own["flags"]]  # it is several arms
     assert "learned from the task itself" in own["sentence"]
+    # A cell of a task in nats is above 0 where the policy helps.
+    nats: list[Any] = records(6)
+    for record in nats:
+        if record["task"] == "a":
+            record["metric"] = "nats"
+    harmed, helped = cells(summarise(nats, study(6))), found["from-a", "a"]
+    assert harmed["from-a", "a"]["mean"] == pytest.approx(-helped["mean"])
+    assert harmed["from-a", "a"]["low"] == pytest.approx(-helped["high"])
+    assert harmed["from-a", "b"] == related
 
 
-def test_a_run_that_failed_is_left_out_of_both_sides() -> None:
-    kept = [r for r in records(3) if (r["arm"], r["seed"]) != ("from-b", 1)]
-    kept.append(
-        {"kind": "failure", "arm": "from-b", "seed": 1, "stage": "finetune-0", "error": "diverged"}
-    )
-    summary = summarise(kept, study(3))
-    assert {(row["arm"], row["n"]) for row in summary["contrasts"] if row["primary"]} == {
-        ("own-task", 2),
-        ("other-tasks", 2),
-    }
+def test_a_run_that_failed_is_left_out_of_both_sides():
+    lost = {"arm": "from-b", "seed": 1}
+    kept: list[Any] = [line for line in records(3) if not lost.items() <= line.items()]
+    kept.append({"kind": "failure", **lost, "stage": "finetune-0", "error": "diverged"})
+    rows = [row for row in summarise(kept, study(3))["contrasts"] if row["primary"]]
+    assert [(row["arm"], row["n"]) for row in rows] == [("own-task", 2), ("other-tasks", 2)]
 
 
-def test_rules_are_applied_to_the_arms_behind_a_name() -> None:
+def test_rules_are_applied_to_the_arms_behind_a_name():
     """What arms chose, and whether they are at the floor, holds for what is made of them."""
     chosen: Any = [old_selection(arm) for arm in SCORES]
     searched = study(8, search={"grid": {}, "seeds": [1000, 1001]})
@@ -114,33 +113,23 @@ def test_rules_are_applied_to_the_arms_behind_a_name() -> None:
     assert (own["verdict"], own["flags"][0]["code"]) == ("open", "settings-differ")
 
 
-def test_every_task_must_be_learned_from() -> None:
-    """It was refused after all the work, with another reason."""
-    arms = (
-        "{random: {}, from-jobs: {masking.policy: learned}, from-causes: {masking.policy: "
-        "learned, learning.task: X}}"
-    )
-    recipe = read_recipe(find_recipe("transfer"))
-    third = arms.replace("X", f'"{recipe.tasks[2]}"')
-    with pytest.raises(MaskwiseError, match="each of the study's tasks"):
-        learned_from(read_recipe(find_recipe("transfer"), [f"study.arms={third}"]))
-
-
-def test_the_recipe_says_what_each_arm_learned_from() -> None:
-    recipe = read_recipe(find_recipe("transfer"))
+def test_the_recipe_says_what_each_arm_learned_from():
+    path = find_recipe("transfer")
+    recipe = read_recipe(path)
     learned = learned_from(recipe)
-    assert (
-        list(learned) == ["from-jobs", "from-universities", "from-causes"]
-        and len(set(learned.values())) == 3
-    )
+    assert list(learned) == ["from-jobs", "from-universities", "from-causes"]
+    assert len(set(learned.values())) == 3
     assert recipe.study.pairs == [("own-task", "random"), ("other-tasks", "random")]
-    one = read_recipe(
-        find_recipe("transfer"), ["study.arms={random: {}, from-jobs: {masking.policy: learned}}"]
-    )
-    with pytest.raises(MaskwiseError, match="needs two tasks or more"):
-        learned_from(one)
+    one = "random: {}, from-jobs: {masking.policy: learned}"
+    third = f"masking.policy: learned, learning.task: {json.dumps(recipe.tasks[2])}"
+    for arms, said in (
+        (one, "needs two tasks or more"),
+        (f"{one}, from-causes: {{{third}}}", "each of the study's tasks"),
+    ):
+        with pytest.raises(MaskwiseError, match=said):
+            learned_from(read_recipe(path, [f"study.arms={{{arms}}}"]))
     with pytest.raises(MaskwiseError, match="own-task"):
-        read_recipe(find_recipe("transfer"), ["study.arms.own-task={}"])
+        read_recipe(path, ["study.arms.own-task={}"])
 
 
 WORLD = "factworld(people=40, fillers=1, friends=false, biographies=2, seed='run')"
@@ -161,29 +150,11 @@ study:
 RECIPE = learning_study(WORLD, WORLD, UNIVERSITIES, rest=COMPARED)
 
 
-def test_a_whole_study_in_miniature_draws_the_table(tmp_path: Path) -> None:
+def test_a_whole_study_in_miniature_draws_the_table(tmp_path):
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     path.write_text(RECIPE)
     assert maskwise("study", path, "--out", out, "--jobs", 1) == 0
-    arms = {
-        record["arm"] for record in read_lines(out / "records.jsonl") if record["kind"] == "score"
-    }
+    arms = {record["arm"] for record in records_of(out, "score")}
     assert "own-task" not in arms, "records hold what was measured, and nothing that is made of it"
     page = write_report(out).read_text(encoding="utf-8")
     assert page.count('class="number own"') == 2 and "Does a policy learned for one task" in page
-
-
-def test_a_cell_of_a_task_in_nats_is_above_0_where_the_policy_helps(tmp_path: Path) -> None:
-    nats = [
-        {**record, "metric": "nats"} if record["task"] == "a" else record for record in records(6)
-    ]
-    summary = summarise(nats, study(6))  # type: ignore[arg-type]
-    cells = {(cell["arm"], cell["task"]): cell for cell in summary["transfer"]}
-    helps = {
-        (cell["arm"], cell["task"]): cell for cell in summarise(records(6), study(6))["transfer"]
-    }
-    harmed, helped = cells["from-a", "a"], helps["from-a", "a"]
-    assert harmed["mean"] == pytest.approx(-helped["mean"]) and harmed["low"] == pytest.approx(
-        -helped["high"]
-    )
-    assert cells["from-a", "b"] == helps["from-a", "b"]

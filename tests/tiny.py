@@ -137,6 +137,21 @@ def maskwise(*arguments: Any) -> int:
     raise AssertionError("main always exits")
 
 
+def interrupt(patch: pytest.MonkeyPatch, step: int, **settings: Any) -> None:
+    """Press Ctrl-C once, at a step of a training with these settings."""
+    from maskwise.training.engine import Engine
+
+    update = Engine.update
+
+    def stopping(self: Engine, now: Any, *rest: Any, **more: Any) -> Any:
+        if now.number == step and settings.items() <= self.settings.model_dump().items():
+            patch.undo()
+            raise KeyboardInterrupt
+        return update(self, now, *rest, **more)
+
+    patch.setattr(Engine, "update", stopping)
+
+
 def start(*arguments: Any, **more: Any) -> subprocess.Popen[str]:
     """Start a command in a process group of its own."""
     command = [sys.executable, "-m", "maskwise.cli", *map(str, arguments)]

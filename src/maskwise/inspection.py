@@ -31,7 +31,7 @@ from maskwise.masking.policies import GroupWeighted, Moment, policy
 from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
 from maskwise.text import encode, load_tokenizer, read_documents, require_documents
-from maskwise.text.layers import Annotator, CharSpans, annotated
+from maskwise.text.layers import CharSpans, Layered, annotated
 from maskwise.text.readers import known_ending
 from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
 from maskwise.text.words import flat_offsets
@@ -303,7 +303,7 @@ def inspect_text(
         if has_marks and not spans:
             makers = [*annotators, *(name for name in ANNOTATED if name in needed)]
         for name in makers:
-            layers |= _annotated_layers(annotator(name), loaded, plain)
+            layers |= annotated_layers(annotator(name), loaded, plain)
         for spec, masker in maskers.items():
             shown = show(masker, loaded, plain, layers=layers)
             inspected.append(Inspected(spec, shown_as, plain, shown, used))
@@ -376,11 +376,11 @@ def text_layers(
                 counts.update(known.ids)
             layers[name] = [counts[token] for token in encoding.ids]
         elif name == "sentence":
-            layers |= _annotated_layers(annotator("sentences"), tokenizer, text)
+            layers |= annotated_layers(annotator("sentences"), tokenizer, text)
         else:
             marked = {text: {name: CharSpans.of(spans, SPANS)}}
             maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
-            layers |= _annotated_layers(maker, tokenizer, text)
+            layers |= annotated_layers(maker, tokenizer, text)
             if name in WEIGHT_LAYERS:
                 # An unmarked token has the number −1, and the last weight is the weight 1.
                 weights = np.array([*(span.weight for span in spans), 1.0])
@@ -388,9 +388,9 @@ def text_layers(
     return layers
 
 
-def _annotated_layers(maker: Annotator, tokenizer: FastTokenizer, text: str) -> Layers:
-    """Return an annotator's layers (L,), keyed by name."""
-    encodings = tokenizer([text]).encodings
+def annotated_layers(maker: Layered, tokenizer: FastTokenizer, text: str, **cut: Any) -> Layers:
+    """Return an annotator's layers (L,) by name; ``cut`` has settings to truncate the text."""
+    encodings = tokenizer([text], **cut).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
     offsets, lengths = flat_offsets(encodings)
     columns = annotated([maker], [text], offsets, lengths, special=special)

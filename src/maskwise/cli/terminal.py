@@ -117,9 +117,6 @@ def print_plan(plan: Facts) -> None:
     print_table(("stages", "done", "to do", "work time"), stages)
     phases = []
     for line in plan["phases"]:
-        flops = ""
-        if line["flops"] is not None:
-            flops = short(line["flops"])
         phases.append(
             (
                 str(line["phase"]),
@@ -128,11 +125,10 @@ def print_plan(plan: Facts) -> None:
                 f"{line['steps']:,}",
                 f"{line['batch_size']} × {line['length']}",
                 short(line["tokens"]),
-                flops,
                 duration(line["seconds"]),
             )
         )
-    heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "FLOPs", "time")
+    heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
     print_table(heads, phases)
     runs = ", ".join(f"{line['runs']} runs ({line['purpose']})" for line in plan["plans"])
     say(f"Runs: {runs}")

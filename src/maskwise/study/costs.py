@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from maskwise.masking import MaskedBatch
-from maskwise.masking.schedules import schedule
-from maskwise.objectives import Objective, objective, objective_class
+from maskwise.objectives import Objective, objective
 from maskwise.objectives.base import trained
-from maskwise.recipe import Recipe
 from maskwise.training import MaskedSource
 from maskwise.training.arms import Arms
 from maskwise.weights import held_share
@@ -79,31 +77,6 @@ def over_a_run(steps: int, most: int) -> list[int]:
     """Choose at most ``most`` steps, spread evenly over a run."""
     count = min(steps, most)
     return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
-
-
-def expected(recipe: Recipe, network: PreTrainedModel) -> dict[str, float | None]:
-    """Estimate the ``tokens`` and ``flops`` of a training run from its settings alone.
-
-    Rows are counted as full. FLOPs are None for several objectives, whose draws are not known
-    before the run, and for models with a decoder, whose target length is not known.
-
-    Args:
-        network: the model, or a model with empty weights.
-    """
-    training = recipe.training
-    # Padding is not known before the text is cut into rows.
-    tokens = training.steps * training.batch_size * recipe.corpus.length
-    if recipe.objectives or recipe.kind != "encoder":
-        return {"tokens": tokens, "flops": None}
-    # Objectives without masks predict every token.
-    mean = 1.0
-    if objective_class(recipe.objective).inherits:
-        ratio = schedule(recipe.masking.ratio)
-        numbers = over_a_run(training.steps, SAMPLED_STEPS)
-        mean = sum(ratio(step, training.steps) for step in numbers) / len(numbers)
-    one = without_weights(recipe.objective, network)
-    frozen = training.freeze == "encoder"
-    return {"tokens": tokens, "flops": flops(tokens, mean * tokens, one, frozen=frozen)}
 
 
 class Counts(NamedTuple):

@@ -26,8 +26,7 @@ from maskwise.folders import read_json, write_json
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import check_study, shared_folder, start_of
-from maskwise.study.costs import expected
+from maskwise.study.checks import check_study, shared_folder
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, stages_of
 from maskwise.study.stages import STAGE, Stage, digest, named
@@ -81,44 +80,32 @@ class Forecast:
     def __init__(self, named: Mapping[str, Stage]):
         self.named = named
         self.key = cache(self._key)
-        # Seconds of finished stages for each key and size, and seconds per step for each key.
+        # Seconds of finished stages for each key and size.
         self.done: dict[tuple[str, Size], list[float]] = defaultdict(list)
-        self.paces: dict[str, float] = {}
         self.file = cache_folder() / "timings.json"
         self.timed: dict[str, dict[str, float]] = read_json(self.file) or {}
 
     def add(self, name: str, seconds: float) -> None:
         """Record the seconds of a finished stage."""
-        key = self.key(name)
-        size = _size(self.named[name])
-        self.done[key, size].append(seconds)
-        self.paces[key] = seconds / size[0]
-
-    def running(self, name: str, step_seconds: float) -> None:
-        """Record the seconds per step of a training stage that is still running."""
-        self.paces[self.key(name)] = step_seconds
+        self.done[self.key(name), _size(self.named[name])].append(seconds)
 
     def seconds(self, name: str) -> float | None:
         """Forecast the seconds of a stage; None if no similar stage is known.
 
-        Finished stages of the same size come first, then timed steps, and last the pace of a stage
-        of a different size, or of a training stage that is still running.
+        Finished stages of the same size come first, and then timed steps.
         """
         key = self.key(name)
         if not key:
             return None
         size = _size(self.named[name])
-        steps, evaluations = size
         # Nothing is scaled, so this forecast is the most reliable.
         if (key, size) in self.done:
             return median(self.done[key, size])
         if key in self.timed:
             entry = self.timed[key]
+            steps, evaluations = size
             once = entry.get("seconds", entry.get("start", 0.0))
             return once + steps * entry.get("step", 0.0) + evaluations * entry.get("judge", 0.0)
-        # Start-up and evaluations do not scale with the steps, so this is a rough forecast.
-        if key in self.paces:
-            return steps * self.paces[key]
         return None
 
     def keep(self, name: str, entry: dict[str, float]) -> None:
@@ -359,8 +346,8 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
     """List the training phases of the full-length runs.
 
     Each entry has its ``phase`` (from 0) and ``arms``; for one run the ``steps``, ``batch_size``,
-    ``length``, ``tokens`` (at most) and ``flops``; the number of ``runs``, how many of them are
-    ``to_do``, and their ``seconds`` of work (None if no similar stage was timed).
+    ``length`` and ``tokens`` (at most); the number of ``runs``, how many of them are ``to_do``, and
+    their ``seconds`` of work (None if no similar stage was timed).
     """
     arms: dict[tuple[int, Stage], dict[str, Recipe]] = defaultdict(dict)
     for run in design.runs:
@@ -374,8 +361,7 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
         lines[phase, tuple(recipes)].append(stage)
     for phase, names in sorted(lines, key=lambda line: line[0]):
         stages = lines[phase, names]
-        recipe = arms[phase, stages[0]][names[0]]
-        link = recipe.links()[phase]
+        link = arms[phase, stages[0]][names[0]].links()[phase]
         training = link.training
         left = [seconds[stage.name] for stage in stages if stage.name in seconds]
         yield {
@@ -384,7 +370,7 @@ def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
             "steps": training.steps,
             "batch_size": training.batch_size,
             "length": link.corpus.length,
-            **expected(link, recipe.model.empty(start_of(recipe)[1])),
+            "tokens": training.steps * training.batch_size * link.corpus.length,
             "runs": len(stages),
             "to_do": len(left),
             "seconds": total(left),

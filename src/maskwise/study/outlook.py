@@ -157,11 +157,10 @@ class Outlook:
                 self.doubt(doubt.what.format(**facts), doubt.do.format(**facts))
 
     def text(self, sample: Sample) -> None:
-        """Count documents, rows, tokens, words and unknown tokens."""
+        """Count documents, rows, tokens and unknown tokens."""
         corpus = self.first.corpus
         counts = sample.rows.pieces.counts
         tokens = max(1, counts.get("tokens", sample.rows.tokens))
-        words = sample.words(tokens)
         facts: Plain = {
             "title": corpus.title,
             "documents": sample.documents,
@@ -174,13 +173,8 @@ class Outlook:
             "length": corpus.length,
             "tokens": round(tokens * sample.scale),
             "unknown": counts.get(UNKNOWN, 0) / tokens,
-            "words": None,
             "vocabulary": len(sample.data.tokenizer),
-            "tokens_per_word": None,
         }
-        if words:
-            facts["words"] = round(words * sample.scale)
-            facts["tokens_per_word"] = round(tokens / words, 3)
         self.facts["corpus"] = facts
         left_out = counted(sample.skipped)
         line = "{title}: {documents:,} documents, {characters:,} characters"
@@ -188,10 +182,8 @@ class Outlook:
             line = "{title}: at least {documents:,} documents, {characters:,} characters"
             left_out += f" (in the first {sample.documents:,} documents)"
         self.say("text", line, facts)
-        line = "{rows:,} of {length} tokens, {held_out_rows:,} held out; about {tokens:,} tokens"
-        if words:
-            line += ", {words:,} words of {tokens_per_word:.2f} tokens"
-        self.say("rows", line + "; {unknown:.1%} [UNK]", facts)
+        line = "{rows:,} of {length} tokens, {held_out_rows:,} held out; about {tokens:,} tokens; "
+        self.say("rows", line + "{unknown:.1%} [UNK]", facts)
         self.check(CORPUS_DOUBTS, facts | {"left_out": left_out})
 
     def model(self, sample: Sample) -> PreTrainedConfig:

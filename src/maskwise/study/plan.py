@@ -90,22 +90,16 @@ class Run:
         return self.texts[-1]
 
     @property
-    def row(self) -> str:
-        """The run's label in a table of seeds."""
-        label = self.arm
-        if self.arm == REFERENCE:
-            label = reference_words(self.recipe)
+    def title(self) -> str:
+        """The run's arm, seed, setting and role, for the progress of a study."""
+        parts = [self.arm, f"seed {self.seed}"]
         if self.fraction != 1:
-            label += f" · {self.fraction:.0%} of the steps"
-        if self.role == "search":
-            point = []
-            for key, value in self.setting.items():
-                # Only the last part of a dotted name fits into the table.
-                point.append(f"{key.split('.')[-1]}={value}")
-            label += f" · {', '.join(point)}"
-        elif self.role:
-            label += f" · {self.role}"
-        return label
+            parts.append(f"{self.fraction:.0%} of the steps")
+        # The last part of a dotted name is enough to tell settings apart.
+        parts += [f"{key.split('.')[-1]}={value}" for key, value in self.setting.items()]
+        if self.role:
+            parts.append(self.role)
+        return ", ".join(parts)
 
     @property
     def who(self) -> Record:

@@ -267,46 +267,44 @@ def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> M
     """
     kind = objective_class(recipe.objective)
     rows = laid_out(data.training, kind, config)
-    return _source(data, recipe, kind, rows, _drawn(rows, recipe))
+    return _source(data, recipe, kind, _drawn(rows, recipe))
 
 
 def _source(
     data: Prepared,
     recipe: Recipe,
     kind: type[Objective],
-    rows: Rows | Stream,
-    drawn: Rows | StreamedRows,
+    rows: Rows | StreamedRows,
     changes: Mapping[str, object] | None = None,
 ) -> MaskedSource:
     """Build the batches of one objective.
 
     Args:
-        rows: the training rows.
-        drawn: the rows as they are drawn for training.
+        rows: the training rows, as they are drawn.
         changes: changes to the recipe's masking.
     """
     settings = kind.settings(recipe.masking.model_dump(), changes or {})
     seed = recipe.training.seed
     length = data.training.length
     maker = kind.maker(data.tokenizer, seed=seed, length=length, **settings)
-    return MaskedSource(drawn, maker, recipe.training, shares=_shares(rows, recipe))
+    corpus = recipe.corpus
+    shares = {}
+    # A stream has its own shares.
+    if isinstance(rows, Rows) and len(corpus.sources) > 1:
+        shares = corpus.shares(rows.by_source(len(corpus.sources)))
+    return MaskedSource(rows, maker, recipe.training, shares=shares)
 
 
 def _drawn(rows: Rows | Stream, recipe: Recipe) -> Rows | StreamedRows:
     """Let the rows of a stream be drawn step by step; other rows are returned as they are."""
     if isinstance(rows, Rows):
         return rows
-    return StreamedRows(rows, recipe.training, shares=_shares(rows, recipe))
-
-
-def _shares(rows: Rows | Stream, recipe: Recipe) -> dict[str, float]:
-    """The share of each source of a mix in the batches; empty for a single source."""
     corpus = recipe.corpus
-    if isinstance(rows, Rows):
-        count = len(corpus.sources)
-        return corpus.shares(rows.by_source(count)) if count > 1 else {}
+    shares = {}
     # A stream cannot count its rows, so only sources with given weights have shares.
-    return corpus.shares(()) if isinstance(corpus.source, dict) else {}
+    if isinstance(corpus.source, dict):
+        shares = corpus.shares(())
+    return StreamedRows(rows, recipe.training, shares=shares)
 
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
@@ -336,7 +334,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         # A stream is read once for all arms that read the same rows.
         if rows.layout not in drawn:
             drawn[rows.layout] = _drawn(rows, recipe)
-        sources[name] = _source(data, recipe, kind, rows, drawn[rows.layout], arm.masking)
+        sources[name] = _source(data, recipe, kind, drawn[rows.layout], arm.masking)
         blocks = laid_out(data.held_out, kind, network.config)
         held_out[name] = blocks
         evaluated = [rows_with(blocks, some, count) for some, count in judging]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from maskwise.constants import REFERENCE
 from maskwise.evaluation import masked_answers
 from maskwise.files import Record
 from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
-from maskwise.inspection import show_masks
+from maskwise.inspection import annotated_layers, show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
 from maskwise.recipe import Recipe
@@ -44,11 +43,8 @@ from maskwise.study.stages import DONE, Stage
 from maskwise.study.work import open_text
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.text import Document, Prepared, Stream, tokenise
+from maskwise.text import Prepared, Stream
 from maskwise.text.layers import Layered
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 def run_study(
@@ -277,11 +273,22 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
             continue
         steps = link.training.steps
         length = min(link.corpus.length, SAMPLE_TOKENS)
-        layers_folder = run.prepared.folder(stages) / "layers"
+        specs = link.corpus.annotators
+        annotated: Layered | None = None
+        if specs:
+            stored = run.prepared.folder(stages) / "layers"
+            annotated = Live(specs) if link.corpus.stream else Store(stored)
+        texts = link.corpus.documents()
+        long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
+        shown_steps = np.linspace(0, steps - 1, MOMENTS).round().astype(int)
         shown[run.arm] = []
-        for document, layers in _beginnings(link, data.tokenizer, layers_folder, length):
+        for document in islice(long_texts, SAMPLES):
+            layers = {}
+            if annotated:
+                layers = annotated_layers(
+                    annotated, data.tokenizer, document.text, truncation=True, max_length=length
+                )
             moments: list[Plain] = []
-            shown_steps = np.linspace(0, steps - 1, MOMENTS).round().astype(int)
             for epoch, step in enumerate(shown_steps.tolist()):
                 seen = show_masks(
                     masker,
@@ -362,33 +369,3 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
         elif masker.policy.learner() is not None:
             continue
         yield run, link, data, masker
-
-
-def _beginnings(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, layers: Path, length: int
-) -> Iterator[tuple[Document, dict[str, list[int]]]]:
-    """Yield the first long documents of a corpus with the layers of their first tokens.
-
-    Args:
-        layers: the folder of the stored layers.
-        length: tokens of each document, including special tokens.
-    """
-    texts = recipe.corpus.documents()
-    long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
-    documents = list(islice(long_texts, SAMPLES))
-    annotated: Layered | None = None
-    specs = recipe.corpus.annotators
-    if specs:
-        annotated = Live(specs) if recipe.corpus.stream else Store(layers)
-    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=annotated)):
-        cut = tokenizer(
-            document.text, return_special_tokens_mask=True, truncation=True, max_length=length
-        )
-        inside = np.array(cut["special_tokens_mask"]) == 0
-        framed = {}
-        # Layers have no values for special tokens.
-        for name, values in tokens.layers.items():
-            whole = np.full(len(inside), -1, dtype=values.dtype)
-            whole[inside] = values[: inside.sum()]
-            framed[name] = whole.tolist()
-        yield document, framed

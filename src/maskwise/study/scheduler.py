@@ -22,10 +22,10 @@ from rich.text import Text
 
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears, locked
-from maskwise.jobs import Failure, open_pool, require_engine
+from maskwise.jobs import Failure, open_pool
 from maskwise.recipe.overrides import Plain
 from maskwise.study.forecast import Forecast, Seconds, until_end
-from maskwise.study.plan import Plan, Run
+from maskwise.study.plan import Plan
 from maskwise.study.stages import DONE, Stage, named
 from maskwise.study.work import run_stage
 
@@ -66,7 +66,6 @@ def execute(
         MaskwiseError: a text that every run needs cannot be prepared; an engine that is unknown or
             cannot start.
     """
-    require_engine(engine)
     errors: dict[str, str] = {}
     if not todo:
         return errors
@@ -211,10 +210,9 @@ class Progress:
         self.printed_at = self.began
         self.named = named(plan.stages())
         # If several runs need a stage, it is shown as a part of the first of them.
-        self.runs: dict[str, Run] = {}
-        for run in plan.runs:
-            for stage in run.stages:
-                self.runs.setdefault(stage.name, run)
+        self.titles: dict[str, str] = {}
+        for run in reversed(plan.runs):
+            self.titles |= dict.fromkeys(named(run.stages), run.title)
         self.forecast = Forecast(self.named)
         self.finished: set[str] = set()
         self.first_seen: dict[str, float] = {}
@@ -280,8 +278,7 @@ class Progress:
 
     def line_of(self, name: str) -> Text:
         """Return a running stage with its run and the share of its steps that is done."""
-        run = self.runs[name]
-        line = f"  {run.row}, seed {run.seed}: {self.named[name].kind}"
+        line = f"  {self.titles[name]}: {self.named[name].kind}"
         if self.lines[name]:
             line += f" {100 * self._share(name):.0f} %"
         return Text(line, "cyan", no_wrap=True)
@@ -305,9 +302,6 @@ class Progress:
 
     def left(self) -> tuple[float, bool]:
         """Forecast the seconds until the end, and tell whether the time of every stage is known."""
-        for name, line in self.lines.items():
-            if line:
-                self.forecast.running(name, line["seconds"] / line["step"])
         now = time.perf_counter()
         left: Seconds = {}
         # Running stages keep their workers, so they come first.
@@ -315,9 +309,10 @@ class Progress:
             if name in self.finished or name in self.errors:
                 continue
             seconds = self.forecast.seconds(name)
-            # A resumed training did some of its steps before this process started.
-            if seconds is not None and self.lines.get(name):
-                seconds *= 1 - self._share(name)
+            line = self.lines.get(name)
+            # A training tells its own pace, also if it was resumed.
+            if line:
+                seconds = line["seconds"] * (1 / self._share(name) - 1)
             elif seconds is not None:
                 seconds = max(0.0, seconds - now + self.first_seen.get(name, now))
             left[name] = seconds

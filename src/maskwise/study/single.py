@@ -9,11 +9,10 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from maskwise.constants import rank_here
@@ -27,9 +26,9 @@ from maskwise.folders import (
     write_json,
     write_whole,
 )
-from maskwise.recipe import Recipe, explain, validate
+from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
-from maskwise.recipe.overrides import Plain, parse_override, read_yaml
+from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.pretraining import pretrain
 from maskwise.study.records import hardware, versions
@@ -168,15 +167,8 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
-    path = out / "recipe.yaml"
-    settings = None
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = read_yaml(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise MaskwiseError(f"{path} is damaged: no recipe can be read from it", do=ANOTHER_FOLDER)
-    # Validation adds the defaults of settings that are newer than the file.
     free = {"training": FREE}
-    before = validate(settings, origin=str(path)).model_dump(mode="json", exclude=free)
+    before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
     # Both recipes have every default filled in, so the comparison covers all settings.
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
@@ -247,28 +239,22 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     recipe = with_own_seed(recipe)
     if _is_first():
         require_own(out, "recipe.yaml", what="a policy of this recipe")
-    text = recipe.to_yaml()
-    done = read_json(out / DONE)
-    kept = out / "recipe.yaml"
-    if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != text:
-        raise MaskwiseError(
-            f"--out {out} holds the policy of a different recipe", do=ANOTHER_FOLDER
-        )
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
     before = read_json(out / STAGE)
-    # The recipe is the same, but the files it names may have changed.
+    # The files that a recipe names may have changed, too.
     if before and before != json.loads(json.dumps(stage)):
         raise MaskwiseError(
-            f"--out {out} holds a policy learned from other data: a file, a library or the "
-            "machine has changed",
+            f"--out {out} holds the policy of a different recipe, or one learned from other data: "
+            "a file, a library or the machine has changed",
             do=ANOTHER_FOLDER,
         )
+    done = read_json(out / DONE)
     if done:
         return done
     with _claimed(out, "another process is learning in", lock=".learning.lock"):
         if _is_first():
-            write_whole(kept, text)
+            write_whole(out / "recipe.yaml", recipe.to_yaml())
             write_json(out / STAGE, stage)
         began = time.perf_counter()
         result = lesson_of(recipe, out, quiet=quiet).learn()

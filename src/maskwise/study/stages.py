@@ -28,7 +28,7 @@ from pathlib import Path
 from maskwise.annotate.registry import annotator
 from maskwise.devices import fast_bf16
 from maskwise.evaluation import EvaluationSettings, load_sets
-from maskwise.folders import damage, read_json
+from maskwise.folders import damage, file_hash, read_json
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler
@@ -363,5 +363,4 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
 @cache
 def _bytes_of(file: Path, size: int, changed: int) -> bytes:
     """Hash a file once for all runs; its size and modification time are part of the cache key."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    return bytes.fromhex(file_hash(file))

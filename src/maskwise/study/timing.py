@@ -57,8 +57,6 @@ STEPS, STEP_SECONDS = 12, 6.0
 are enough."""
 ITEMS = 48
 """How many rows of a task are answered, or how many held-out rows are evaluated, to take times."""
-MOST_TOKENS_A_WORD = 30
-"""A text with more tokens per word has no spaces between words, so its words cannot be counted."""
 TRIED_RATES = 3
 """The number of extra fine-tuning runs with ``finetune.search_rate``."""
 
@@ -95,73 +93,6 @@ class Sample(NamedTuple):
         assert isinstance(self.data.training, Rows)
         return self.data.training
 
-    def words(self, tokens: int) -> int | None:
-        """Count the words of the sample, which has ``tokens``; None if the text has no spaces."""
-        column = self.rows.pieces.columns.get("word_ids")
-        if column is None:
-            return None
-        ids = np.asarray(column)
-        # A word begins where the id changes; tokens outside of words have the id -1.
-        begins = np.diff(ids, prepend=-1) != 0
-        words = int(begins[ids >= 0].sum())
-        if tokens >= MOST_TOKENS_A_WORD * words:
-            return None
-        return words
-
-
-def take_sample(link: Recipe, folder: Path) -> Sample:
-    """Prepare a sample of a phase's text, and count the whole text for a few seconds."""
-    documents = link.corpus.documents()
-    sample = [*first_characters(documents, SAMPLE_CHARACTERS)]
-    size = 0
-    for document in sample:
-        size += len(document.text)
-    whole = size < SAMPLE_CHARACTERS
-    # Processor time excludes other work on the machine.
-    began = time.process_time()
-    data = _prepared(link, sample, folder, whole=whole)
-    seconds = (time.process_time() - began) / max(1, size)
-    if whole or link.corpus.stream:
-        return Sample(data, 1.0, seconds, len(sample), size, whole, documents.skipped)
-    seen = look_at(link.corpus.documents())
-    scale = seen.characters / max(1, size)
-    return Sample(data, scale, seconds, seen.documents, seen.characters, seen.whole, seen.skipped)
-
-
-def _prepared(link: Recipe, sample: list[Document], folder: Path, *, whole: bool) -> Prepared:
-    """Prepare documents as the rows of a training phase.
-
-    Args:
-        whole: whether the sample is the whole text.
-    """
-    corpus = link.corpus
-    if link.tokenizer_name:
-        tokenizer = load_tokenizer(link.tokenizer_name, needs_mask=link.kind == "encoder")
-    else:
-        tokenizer = link.tokenizer.tokenizer(sample)
-    store = None
-    if corpus.annotators:
-        layers = folder / "layers"
-        annotate_corpus(corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1)
-        store = Store(layers)
-    shares = [corpus.held_out]
-    # A sample may have no held-out rows although the whole text has some.
-    if not whole:
-        shares += [0.2, 0.45]
-    for share in shares:
-        try:
-            return Prepared.make(
-                folder / f"{share}",
-                tokenise(sample, tokenizer, layers=store, words=corpus.words),
-                tokenizer,
-                length=corpus.length,
-                layout=corpus.row_layout,
-                held_out=share,
-            )
-        except MaskwiseError as error:
-            failure = error
-    raise failure
-
 
 class Samples:
     """Samples for all phases of a recipe, each with the row length and tokenizer it needs.
@@ -172,28 +103,77 @@ class Samples:
     """
 
     def __init__(self, link: Recipe, folder: Path):
-        self.link = link
+        self.link = link.unlearned()
         self.folder = folder
         self.prepared: dict[tuple[object, ...], Prepared] = {}
 
     @cached_property
     def first(self) -> Sample:
-        """The sample whose text is counted, taken when it is first needed."""
-        link = self.link.unlearned()
-        sample = take_sample(link, self.folder / "data")
-        self.prepared[_rows_of(link)] = sample.data
-        return sample
+        """The sample whose text is counted, taken when it is first needed.
+
+        The whole text is counted for a few seconds.
+        """
+        corpus = self.link.corpus
+        documents = corpus.documents()
+        some = [*first_characters(documents, SAMPLE_CHARACTERS)]
+        size = sum(len(document.text) for document in some)
+        whole = size < SAMPLE_CHARACTERS
+        # Processor time excludes other work on the machine.
+        began = time.process_time()
+        data = self._prepare(self.link, some, whole=whole)
+        seconds = (time.process_time() - began) / max(1, size)
+        if whole or corpus.stream:
+            return Sample(data, 1.0, seconds, len(some), size, whole, documents.skipped)
+        seen = look_at(corpus.documents())
+        scale = seen.characters / size
+        counted = seen.documents, seen.characters, seen.whole, seen.skipped
+        return Sample(data, scale, seconds, *counted)
 
     def of(self, link: Recipe) -> Prepared:
         """Return a sample as rows of a training phase; ``first`` must have been taken before."""
         link = link.unlearned()
-        key = _rows_of(link)
-        if key not in self.prepared:
-            # A quarter of the size is enough to time steps; only the first sample is counted.
-            some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
-            folder = self.folder / f"sample-{len(self.prepared)}"
-            self.prepared[key] = _prepared(link, some, folder, whole=False)
-        return self.prepared[key]
+        known = self.prepared.get(_rows_of(link))
+        if known:
+            return known
+        # A quarter of the size is enough to time steps; only the first sample is counted.
+        some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
+        return self._prepare(link, some, whole=False)
+
+    def _prepare(self, link: Recipe, sample: list[Document], *, whole: bool) -> Prepared:
+        """Prepare documents as the rows of a training phase.
+
+        Args:
+            whole: whether the sample is the whole text.
+        """
+        corpus = link.corpus
+        folder = self.folder / f"sample-{len(self.prepared)}"
+        if link.tokenizer_name:
+            tokenizer = load_tokenizer(link.tokenizer_name, needs_mask=link.kind == "encoder")
+        else:
+            tokenizer = link.tokenizer.tokenizer(sample)
+        store = None
+        if corpus.annotators:
+            layers = folder / "layers"
+            annotate_corpus(
+                corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1
+            )
+            store = Store(layers)
+        # A sample may have no held-out rows although the whole text has some.
+        shares = [corpus.held_out] if whole else [corpus.held_out, 0.2, 0.45]
+        for share in shares:
+            try:
+                self.prepared[_rows_of(link)] = data = Prepared.make(
+                    folder / f"{share}",
+                    tokenise(sample, tokenizer, layers=store, words=corpus.words),
+                    tokenizer,
+                    length=corpus.length,
+                    layout=corpus.row_layout,
+                    held_out=share,
+                )
+                return data
+            except MaskwiseError as error:
+                failure = error
+        raise failure
 
 
 def _rows_of(link: Recipe) -> tuple[object, ...]:
