@@ -57,6 +57,12 @@ def adapted(texts, tmp_path):
     return partial(adapt_recipe, "bundled:encoder", str(texts), pairs=pairs)
 
 
+def test_a_bad_task_is_found_before_the_texts_are_read(texts, monkeypatch):
+    monkeypatch.setattr("maskwise.study.adapt.look_at", lambda texts: pytest.fail("read"))
+    with pytest.raises(MaskwiseError, match="does not exist"):
+        adapt_recipe("bundled:encoder", str(texts), ["nothing.csv"])
+
+
 def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
     recipe = adapted()
     assert [*recipe.study.arms] == ["words-30"] and recipe.study.seeds == 6
