@@ -141,12 +141,12 @@ class Sample:
         ids = []
         words = []
         first = 0
-        for tokens in tokenise(documents, self.tokenizer):
-            word_ids = tokens.columns()["word_ids"]
+        for tokens in tokenise(documents, self.tokenizer, batch_size=1):
+            word_ids = tokens.columns["word_ids"]
             # A row may hold several documents, so word numbers must differ between documents.
             numbered = np.where(word_ids >= 0, word_ids + first, -1)
             first = int(numbered.max(initial=first)) + 1
-            ids.append(tokens.input_ids)
+            ids.append(tokens.columns["input_ids"])
             words.append(numbered)
         self.ids = np.concatenate(ids).astype(np.int64)
         self.words = np.concatenate(words).astype(np.int64)

@@ -157,7 +157,9 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     names = map(str, range(len(texts)))
     documents = map(Document, names, texts)
     tokens = list(tokenise(documents, policy.tokenizer, places=True))
-    sizes = [len(tokens_of_text.input_ids) for tokens_of_text in tokens]
+    sizes: list[int] = []
+    for batch in tokens:
+        sizes += batch.lengths.tolist()
     if not any(sizes):
         return None
     pieces = read_pieces(tokens, tokenizer=policy.tokenizer, length=policy.config.length)

@@ -272,9 +272,6 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
     """
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in _maskers(runs, stages):
-        # Texts are shown by the character offsets of their tokens.
-        if not data.tokenizer.is_fast:
-            continue
         steps = link.training.steps
         length = min(link.corpus.length, SAMPLE_TOKENS)
         layers_folder = run.prepared.folder(stages) / "layers"
@@ -380,14 +377,16 @@ def _beginnings(
     specs = recipe.corpus.annotators
     if specs:
         annotated = Live(specs) if recipe.corpus.stream else Store(layers)
-    for document, tokens in zip(documents, tokenise(documents, tokenizer, layers=annotated)):
+    texts_alone = tokenise(documents, tokenizer, layers=annotated, batch_size=1)
+    for document, tokens in zip(documents, texts_alone):
         cut = tokenizer(
             document.text, return_special_tokens_mask=True, truncation=True, max_length=length
         )
         inside = np.array(cut["special_tokens_mask"]) == 0
         framed = {}
+        del tokens.columns["input_ids"], tokens.columns["word_ids"]
         # Layers have no values for special tokens.
-        for name, values in tokens.layers.items():
+        for name, values in tokens.columns.items():
             whole = np.full(len(inside), -1, dtype=values.dtype)
             whole[inside] = values[: inside.sum()]
             framed[name] = whole.tolist()

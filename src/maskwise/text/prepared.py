@@ -115,7 +115,7 @@ class Prepared:
             # The output bias is initialised from the token frequencies.
             counts = np.zeros(len(tokenizer), np.int64)
             for tokens in tokenise(training, tokenizer):
-                counts += np.bincount(tokens.input_ids, minlength=len(counts))
+                counts += np.bincount(tokens.columns["input_ids"], minlength=len(counts))
             stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
             (partial / STREAM).write_text(json.dumps(stream))
             folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
@@ -144,7 +144,7 @@ class Prepared:
                 got=wrong,
                 do="run the same command again, which prepares it again",
             )
-        tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
+        tokenizer = load_tokenizer(str(folder / TOKENIZER))
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)
         # Instead of training rows, a stream's folder has the settings for reading the stream.

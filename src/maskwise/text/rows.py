@@ -19,7 +19,6 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
 from maskwise.text.layers import Columns
 from maskwise.text.pieces import (
-    WINDOW_TOKENS,
     Frame,
     Ints,
     Pieces,
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAYOUTS = ("packed", "joined", "document")
+# The number of tokens that are planned or counted together.
+WINDOW_TOKENS = 1 << 20
 
 
 class PieceBatch(NamedTuple):
@@ -78,8 +79,7 @@ class PieceBatch(NamedTuple):
         packed = len(self.rows) > shape[0]
         if packed:
             layers["example_id"] = self.example_ids.repeat(self.lengths)
-            if "word_ids" in layers:
-                layers["word_ids"] = self._words_of_rows(shape[0])
+            layers["word_ids"] = self._words_of_rows(shape[0])
         for name, values in layers.items():
             columns[name] = layout.column(values).reshape(shape)
         if not packed:

@@ -272,8 +272,8 @@ class TokenizerSettings(BaseModel):
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
         if self.name:
-            # The code that uses mask tokens and words checks that the tokenizer has them.
-            return load_tokenizer(self.name, needs_mask=False, needs_words=False)
+            # The code that uses mask tokens checks that the tokenizer has them.
+            return load_tokenizer(self.name, needs_mask=False)
         texts = (document.text for document in documents)
         tokenizer = train_tokenizer(
             texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase, k=self.k

@@ -359,11 +359,8 @@ class BlockMaker:
         """Make the rows of a chunk; None if the chunk has no text to train on."""
         # Held-out documents are dropped before tokenising, because tokenising is the slowest step.
         kept = filterfalse(self.holds_out, chunk.documents(self.fields))
-        tokens = []
-        for tokenised in tokenise(kept, self.tokenizer, layers=self.layers):
-            if len(tokenised.input_ids):
-                tokens.append(tokenised)
-        if not tokens:
+        tokens = list(tokenise(kept, self.tokenizer, layers=self.layers))
+        if not any(batch.lengths.any() for batch in tokens):
             return None
         pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=self.length)
         return Rows.of(pieces, self.layout)

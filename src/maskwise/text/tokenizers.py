@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from heapq import heappop, heappush
+from itertools import chain
 from pathlib import Path
 from string import ascii_uppercase
 from types import SimpleNamespace
@@ -34,8 +35,8 @@ from maskwise.text.backends import (
     letter_backend,
     wordpiece_backend,
 )
-from maskwise.text.documents import Document, batches, source_of
-from maskwise.text.layers import Columns, Layered, align
+from maskwise.text.documents import Document, batches
+from maskwise.text.layers import Layered, align
 from maskwise.text.pieces import Tokens
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
 from maskwise.text.words import (
@@ -48,7 +49,7 @@ from maskwise.text.words import (
 
 if TYPE_CHECKING:
     # Importing transformers takes two seconds, and reading documents does not need it.
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 # With more text, a vocabulary does not get better, but training it takes more memory and time.
 SAMPLE_CHARACTERS = 1 << 24
@@ -61,17 +62,13 @@ with a token for each capital letter."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
-def load_tokenizer(
-    name_or_path: str, *, needs_mask: bool = True, needs_words: bool = True
-) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or the hub, without running code that comes with it.
 
     Args:
         name_or_path: as for ``starts.find_start``.
         needs_mask: whether to refuse a tokenizer without a mask token (T5's have none) or without a
             padding token.
-        needs_words: whether to refuse a slow tokenizer, which has no character offsets: without
-            words, only single tokens can be masked.
 
     Raises:
         MaskwiseError: the tokenizer is not found, is damaged, cannot be read without its own code,
@@ -106,7 +103,8 @@ def load_tokenizer(
             got=largest,
             allowed=f"< {MOST_TOKENS:,}",
         )
-    if needs_words and not tokenizer.is_fast:
+    # A slow tokenizer has no character offsets, by which words and layers are found.
+    if not tokenizer.is_fast:
         raise MaskwiseError(
             f"{name} is slow: it has no offsets",
             do="convert it to a tokenizer.json; words are found by character offsets",
@@ -196,31 +194,17 @@ def tokenise(
     places: bool = False,
     words: str = "auto",
 ) -> Iterator[Tokens]:
-    """Yield the tokens and words of each document, in order, uncut and without special tokens.
+    """Yield the tokens and words of documents, a batch at a time, without special tokens.
 
     Args:
         documents: names and texts.
-        tokenizer: a fast tokenizer. A slow tokenizer has no character offsets, so its tokens have
-            no words.
+        tokenizer: a fast tokenizer.
         batch_size: the maximum number of documents that go through the tokenizer together.
         layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
         places: whether to add the layers "start" and "end", the visible characters of the document
             that each token covers.
-        words: the word rule: auto, spaces, token (each token is a word, even with a slow tokenizer)
-            or regex:PATTERN.
-
-    Raises:
-        MaskwiseError: the tokenizer is slow, but layers or words in characters are wanted.
+        words: the word rule: auto, spaces, token (each token is a word) or regex:PATTERN.
     """
-    if not tokenizer.is_fast:
-        if layers is not None or words not in ("auto", "token"):
-            raise MaskwiseError(
-                "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",
-                got=type(tokenizer).__name__,
-                do="convert it to a tokenizer.json",
-            )
-        yield from _without_words(documents, tokenizer, numbered=words == "token")
-        return
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -232,6 +216,7 @@ def tokenise(
         texts = [document.text for document in batch]
         with tokenizing():
             encodings = backend.encode_batch(texts, add_special_tokens=False)
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
         offsets, lengths = flat_offsets(encodings)
         # Layers are aligned by BERT's rule, whatever the word rule is.
         placed = place_tokens(texts, offsets, lengths)
@@ -241,37 +226,13 @@ def tokenise(
             word_ids = number_words(placed)
         else:
             word_ids = number_words(place_tokens(texts, offsets, lengths, rule=words))
-        columns: Columns = {}
+        columns = {"input_ids": np.fromiter(ids, np.int32), "word_ids": word_ids}
         if layers is not None:
-            columns = align(layers.annotate(texts), layers.layers, placed, word_ids)
+            columns |= align(layers.annotate(texts), layers.layers, placed, word_ids)
         if places:
             base = placed.base.repeat(lengths)
             columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
-        end = 0
-        for document, encoding in zip(batch, encodings):
-            part = slice(end, end + len(encoding))
-            end = part.stop
-            yield Tokens(
-                document.id,
-                np.array(encoding.ids, dtype=np.int32),
-                word_ids[part],
-                {name: column[part] for name, column in columns.items()},
-                source_of(document),
-            )
-
-
-def _without_words(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, numbered: bool
-) -> Iterator[Tokens]:
-    for document in documents:
-        encoded = tokenizer(
-            document.text, add_special_tokens=False, truncation=False, verbose=False
-        )
-        ids = np.array(encoded["input_ids"], dtype=np.int32)
-        words = None
-        if numbered:
-            words = np.arange(len(ids), dtype=np.int32)
-        yield Tokens(document.id, ids, words, source=source_of(document))
+        yield Tokens(batch, lengths, columns)
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
