@@ -22,9 +22,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, filterfalse
+from itertools import filterfalse
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -34,16 +34,18 @@ from maskwise.text.layers import Layered
 from maskwise.text.opening import damaged, opened, refuse_unreadable
 from maskwise.text.pieces import Ints, read_pieces
 from maskwise.text.readers import (
+    BEGINNING,
     LINE_ENDINGS,
     TEXT_ENDINGS,
     Fields,
-    LineReader,
     PartName,
+    Place,
     Record,
     files_in,
     hub_parts,
     kind_of,
     known_ending,
+    line_records,
     load_hub,
     parquet_rows,
     parsed,
@@ -64,25 +66,6 @@ MEGABYTE = 1 << 20
 PROBES = 16
 PROBE_BYTES = 1 << 12
 """The fingerprint of a large file covers `PROBES` stretches of `PROBE_BYTES` bytes each."""
-
-
-class Place(NamedTuple):
-    """The place where a chunk begins.
-
-    Attributes:
-        at: the offset in (decompressed) bytes in a file of lines, the offset in rows in a Parquet
-            file, or the state of an `IterableDataset`.
-        records: the number of records before this place in the shard.
-        whole: the name of the document that the chunk continues; None if the chunk begins with a
-            new document.
-    """
-
-    at: Any = 0
-    records: int = 0
-    whole: str | None = None
-
-
-BEGINNING = Place()
 
 
 class Chunk(NamedTuple):
@@ -110,7 +93,8 @@ class Chunk(NamedTuple):
 
 
 Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
-"""The chunks of a shard, each with the place where it ends."""
+"""The chunks of a shard, each with the place where the next chunk begins; after the last chunk, it
+is the `BEGINNING` of the next shard."""
 
 
 class Shard(ABC):
@@ -127,7 +111,7 @@ class Shard(ABC):
         """Yield the chunks after a place, each with the place where it ends.
 
         Args:
-            place: `BEGINNING`, or the place where a chunk ends.
+            place: `BEGINNING`, or the place where another chunk ends.
             size: the size of a chunk, in bytes in a file of lines, else in characters; a chunk ends
                 with the record that reaches this size.
 
@@ -157,26 +141,17 @@ class FileShard(Shard):
             if place == BEGINNING:
                 refuse_unreadable(self.path)
             kind = kind_of(self.path, self.fields)
-            with opened(self.path) as file:
-                file.seek(place.at)
-                reader = LineReader(self.name, kind, place.records, place.whole)
-                yield from self._line_chunks(file, reader, size)
-
-    def _line_chunks(self, file: IO[bytes], reader: LineReader, size: int) -> Chunks:
-        is_json = reader.kind == "json"
-        begin = file.tell()
-        records = []
-        for record in reader.records(file):
-            records.append(record)
-            end = file.tell()
-            # After part of a block, resuming would lose the lines that have already been read.
-            if end - begin >= size and not reader.inside:
-                place = Place(end, reader.number, reader.whole)
-                yield Chunk(self.name, records, is_json), place
-                begin = end
+            with opened(self.path, place.at) as file:
+                begin = place.at
                 records = []
-        if records:
-            yield Chunk(self.name, records, is_json), Place(file.tell(), reader.number)
+                for record, after in line_records(file, self.name, kind, place):
+                    records.append(record)
+                    if after and after.at - begin >= size:
+                        yield Chunk(self.name, records, kind == "json"), after
+                        begin = after.at
+                        records = []
+                if records:
+                    yield Chunk(self.name, records, kind == "json"), BEGINNING
 
     def fingerprint(self) -> str:
         with damaged(self.path), self.path.open("rb") as file:
@@ -237,21 +212,20 @@ def _chunks_of_rows(
     *,
     state: Callable[[], object] | None = None,
 ) -> Chunks:
-    """Collect rows in chunks; ``state`` gives the places; without it, the number of rows does."""
+    """Collect rows in chunks; without ``state``, places are numbers of rows."""
     records: list[Record] = []
     characters = 0
     number = place.records
-    # None closes the last chunk.
-    for row in chain(rows, [None]):
-        if row is not None:
-            number += 1
-            records.append((f"{name}#{number}", row))
-            characters += len(str(inside(row, fields.text) or ""))
-        if records and (row is None or characters >= size):
-            at = state() if state else number
-            yield Chunk(name, records), Place(at, number)
+    for row in rows:
+        number += 1
+        records.append((f"{name}#{number}", row))
+        characters += len(str(inside(row, fields.text) or ""))
+        if characters >= size:
+            yield Chunk(name, records), Place(state() if state else number, number)
             records = []
             characters = 0
+    if records:
+        yield Chunk(name, records), BEGINNING
 
 
 def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]:
