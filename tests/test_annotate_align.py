@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
-from maskwise.annotate.registry import annotator
+from maskwise.annotate.registry import annotator, spec_of
 from maskwise.errors import MaskwiseError
 from maskwise.text import (
     Document,
@@ -23,7 +24,6 @@ from maskwise.text.layers import CharSpans, Layer, align, check_spans, token_lay
 from maskwise.text.words import classify, flat_offsets, is_white, number_words, place_tokens
 from test_words import AWKWARD, FAMILIES, SENTENCES
 
-WIKIPEDIA = Path("../shared/data/wikipedia_en")
 URL = "See https://example.org/a-b_c?q=x%20y#z or e-mail me.too@example.co.uk."
 TEXTS = [
     text for text in [*SENTENCES, *AWKWARD, URL, "gimme 10km of don't-care wi-fi"] if text.strip()
@@ -39,21 +39,21 @@ def made_up(text: str, seed: int) -> dict[str, CharSpans]:
     between them.
     """
     rng = np.random.default_rng([seed, len(text)])
-    words = annotator("words").annotate([text])[0]["words"]
-    count = len(words.start)
-    kept = rng.random(count) < 0.9
-    start, end = words.start[kept], words.end[kept]
-    tag = CharSpans(start, end, rng.integers(0, 18, len(start)).astype(np.int16))
-    weight = CharSpans(start, end, rng.random(len(start)).astype(np.float32))
+    start, end, _ = annotator("words").annotate([text])[0]["words"]
+    kept = rng.random(len(start)) < 0.9
+    tags = rng.integers(0, 18, kept.sum()).astype(np.int16)
+    weights = rng.random(kept.sum()).astype(np.float32)
     spans, at = [], 0
-    while at < count:
+    while at < len(start):
         size = int(rng.integers(1, 5))
         if rng.random() < 0.4:
-            spans.append(
-                (words.start[at], words.end[min(at + size, count) - 1], int(rng.integers(0, 3)))
-            )
+            spans.append((start[at], end[at : at + size][-1], int(rng.integers(0, 3))))
         at += size
-    return {"tag": tag, "span": CharSpans.of(spans, SPANS), "weight": weight}
+    return {
+        "tag": CharSpans(start[kept], end[kept], tags),
+        "span": CharSpans.of(spans, SPANS),
+        "weight": CharSpans(start[kept], end[kept], weights),
+    }
 
 
 def check_alignment(tokenizer: Tokenizer, texts: list[str]) -> dict[str, int]:
@@ -129,16 +129,12 @@ def laid_out(text, tokens, spans, layer, *, special=None):
         at = text.index(token, at)
         offsets.append((at, at + len(token)))
         at += len(token)
-    lengths = np.array([len(offsets)])
-    flags = np.zeros(len(offsets), dtype=bool) if special is None else np.array(special, dtype=bool)
-    placed = place_tokens(
-        [text], np.array(offsets, dtype=np.int64).reshape(-1, 2), lengths, special=flags
-    )
+    flags = np.array(special or [0] * len(offsets), dtype=bool)
+    places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    placed = place_tokens([text], places, np.array([len(offsets)]), special=flags)
     found = [{"x": CharSpans.of(spans, layer)}]
-    return {
-        name: values.tolist()
-        for name, values in align(found, {"x": layer}, placed, number_words(placed)).items()
-    }
+    columns = align(found, {"x": layer}, placed, number_words(placed))
+    return {name: values.tolist() for name, values in columns.items()}
 
 
 @pytest.mark.parametrize(
@@ -180,68 +176,36 @@ def test_special_tokens_carry_nothing():
     assert laid == {"x": [-1, 0, -1], "x_label": [-1, 0, -1]}
 
 
-class Capitals:
-    """A fake annotator: words with a capital, and their length as a weight."""
-
-    layers = {"capital": Layer("spans"), "size": WEIGHT}
-
-    def annotate(self, texts):
-        found = []
-        for text in texts:
-            words = annotator("words").annotate([text])[0]["words"]
-            big = np.array([text[at].isupper() for at in words.start], dtype=bool)
-            size = (words.end - words.start).astype(np.float32)
-            found.append(
-                {
-                    "capital": CharSpans(words.start[big], words.end[big]),
-                    "size": CharSpans(*words[:2], size),
-                }
-            )
-        return found
-
-
-def test_layers_ride_through_tokenise_and_pieces():
-    documents = [
-        Document("a", "The Cat sat in Ulm."),
-        Document("b", "no capitals here"),
-        Document("c", "Zürich!"),
-    ]
-    tokenizer = train_tokenizer([text for _, text in documents] * 3, vocab_size=80, lowercase=False)
-    one_by_one = list(tokenise(documents, tokenizer, batch_size=1, layers=Capitals()))
-    together = list(tokenise(documents, tokenizer, layers=Capitals()))
-    for one, other in zip(one_by_one, together):  # a batch is not seen
-        assert {k: v.tolist() for k, v in one.layers.items()} == {
-            k: v.tolist() for k, v in other.layers.items()
-        }
-    assert together[1].layers["capital"].max() == -1
-    pieces = read_pieces(together, tokenizer=tokenizer, length=64)
-    assert set(pieces.columns) == {"input_ids", "word_ids", "capital", "size"}
-    row = Rows.of(pieces).tensors([0])
-    tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
-    shown = "".join(
-        token.removeprefix("##") for token, n in zip(tokens, row["capital"][0]) if n >= 0
-    )
-    assert shown == "TheCatUlmZürich"
-    inside = row["word_ids"][0] >= 0
-    assert (row["size"][0][inside] > 0).all() and (row["size"][0][~inside] == 0).all()
+def test_layers_ride_through_tokenise_and_pieces(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    maker = annotator(spec_of("annotate_tools:capitals"), functions=True)
+    texts = ["The Cat sat in Ulm.", "no capitals here", "Zürich!"]
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    tokenizer = train_tokenizer(texts * 3, vocab_size=80, lowercase=False)
+    rows = []
+    for size in (1, 256):  # a batch is not seen
+        tokens = list(tokenise(documents, tokenizer, batch_size=size, layers=maker))
+        pieces = read_pieces(tokens, tokenizer=tokenizer, length=64)
+        assert set(pieces.columns) == {"input_ids", "word_ids", "capitals"}
+        rows.append(Rows.of(pieces).tensors([0]))
+    assert all(torch.equal(values, rows[1][name]) for name, values in rows[0].items())
+    shown = rows[0]["input_ids"][rows[0]["capitals"] >= 0]
+    assert tokenizer.decode(shown).replace(" ", "") == "TheCatUlmZürich"
 
 
 def test_tokens_of_another_tokenizer_are_refused(tmp_path):
-    documents = [Document("a", "The Cat sat in Ulm."), Document("b", "no capitals here")]
-    texts = [text for _, text in documents]
     mine, other = (
-        train_tokenizer(texts, vocab_size=64, lowercase=lower) for lower in (True, False)
+        train_tokenizer(["The Cat sat in Ulm."], vocab_size=64, lowercase=lower)
+        for lower in (True, False)
     )
-    path = tmp_path / "pieces"
-    tokens = tokenise(documents, mine, layers=Capitals())
-    pieces = read_pieces(tokens, tokenizer=mine, length=32, out=path)
+    tokens = tokenise([Document("a", "The Cat sat in Ulm.")], mine)
+    pieces = read_pieces(tokens, tokenizer=mine, length=32, out=tmp_path / "pieces")
     mine.save_pretrained(tmp_path / "tokenizer")
-    again = Pieces.load(path, tokenizer=load_tokenizer(str(tmp_path / "tokenizer")))
+    loaded = load_tokenizer(str(tmp_path / "tokenizer"))
+    again = Pieces.load(tmp_path / "pieces", tokenizer=loaded)
     assert again.tokenizer == pieces.tokenizer != ""
-    what = (
-        rf"a different tokenizer; got {pieces.tokenizer}; allowed: [0-9a-f]{{16}}; prepare the "
-        rf"corpus again"
-    )
-    with pytest.raises(MaskwiseError, match=what) as caught:
-        Pieces.load(path, tokenizer=other)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(
+        MaskwiseError, match="a different tokenizer; .* prepare the corpus"
+    ) as error:
+        Pieces.load(tmp_path / "pieces", tokenizer=other)
+    assert error.value.got == pieces.tokenizer and "\n" not in str(error.value)
