@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -665,26 +664,3 @@ def test_ten_megabytes_in_one_document(tmp_path):
     )
     more = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path)
     assert int(more) < 900, "MiB more than before"
-
-
-class Chokes:
-    """Fails on texts with the word poison."""
-
-    name = "chokes"
-    version = "1"
-    layers: ClassVar = {"words": Layer("spans")}
-
-    def annotate(self, texts):
-        if any("poison" in text for text in texts):
-            raise RuntimeError("boom")
-        return annotator("words").annotate(texts)
-
-
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [([], "chokes must return the layers of every text; got 0 for 1"), ([{}], "no layer words")],
-)
-def test_an_annotator_with_wrong_results_is_named(monkeypatch, result, message):
-    monkeypatch.setattr(Chokes, "annotate", lambda self, texts: result)
-    with pytest.raises(MaskwiseError, match=message):
-        shard.spans_of(Chokes(), ["a text"], Counter())

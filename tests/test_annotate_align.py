@@ -205,7 +205,7 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     again = Pieces.load(tmp_path / "pieces", tokenizer=loaded)
     assert again.tokenizer == pieces.tokenizer != ""
     with pytest.raises(
-        MaskwiseError, match="a different tokenizer; .* prepare the corpus"
+        MaskwiseError, match=r"a different tokenizer; .* prepare the corpus"
     ) as error:
         Pieces.load(tmp_path / "pieces", tokenizer=other)
     assert error.value.got == pieces.tokenizer and "\n" not in str(error.value)

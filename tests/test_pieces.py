@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from collections import Counter
 from itertools import pairwise
@@ -32,7 +31,6 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
-from maskwise.text.pieces import FORMAT
 from maskwise.text.words import text_id
 
 LAYOUTS = ["packed", "joined", "document"]
@@ -294,41 +292,14 @@ def test_memory_does_not_grow_with_what_is_written(tmp_path: Path) -> None:
     assert more - few < 1_000 * 1_000  # bytes, for a million tokens
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("0.bin", b"abc", "0.bin is damaged"),
-        ("0.bin", None, "0.bin is damaged"),
-        *[(f"{place}.bin", b"\0" * 6, "is damaged") for place in range(6)],
-        ("columns.json", b"no json", "does not hold pieces of this version"),
-        ("columns.json", b'{"format": 2}', "does not hold pieces of this version"),
-        *[
-            ("columns.json", json.dumps({"format": FORMAT, **columns}).encode(), "is damaged")
-            for columns in ({}, {"columns": 5}, {"columns": {"offsets": 5}})
-        ],
-    ],
-)
-def test_damaged_folders_are_refused(
-    file: str, content: bytes | None, message: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("content", ["no json", '{"format": 2}'])
+def test_pieces_of_another_version_are_refused(content: str, tmp_path: Path) -> None:
     out = tmp_path / "pieces"
-    cut([document("a", 1, 3), document("b", 2, 2)], length=4, out=out)
-    (out / file).unlink()
-    if content is not None:
-        (out / file).write_bytes(content)
-    with pytest.raises(MaskwiseError, match=message) as raised:
+    cut([document("a", 1)], out=out)
+    (out / "columns.json").write_text(content)
+    with pytest.raises(MaskwiseError, match="does not hold pieces of this version") as raised:
         Pieces.load(out)
     assert "\n" not in str(raised.value) and "prepare the corpus again" in raised.value.do
-
-
-def test_a_plan_that_was_cut_is_refused(tmp_path: Path) -> None:
-    made = cut([document("a", 3, 3), document("b", 2, 2)], length=5)
-    Rows.of(made).save(tmp_path / "rows")
-    order = tmp_path / "rows" / "0.bin"
-    order.write_bytes(order.read_bytes()[:8])
-    with pytest.raises(MaskwiseError) as raised:
-        Rows.load(tmp_path / "rows", made)
-    assert (raised.value.got, raised.value.allowed) == (1, len(made))
 
 
 # ---- rows
@@ -353,17 +324,12 @@ def test_plans_are_made_in_windows(whole: Pieces, monkeypatch: pytest.MonkeyPatc
 
 
 def test_batches_are_independent_copies(whole: Pieces) -> None:
-    some = Rows.of(whole)
     before = whole.columns["input_ids"].copy()
-    batch = some.tensors(np.arange(5))
+    batch = Rows.of(whole).tensors(np.arange(5))
     for tensor in batch.values():
         tensor.zero_()
     assert (whole.columns["input_ids"] == before).all()
     assert set(batch) == {"input_ids", "attention_mask", "word_ids", "example_id"}
-    for number in (len(some), -1):
-        with pytest.raises(MaskwiseError, match="no such row") as raised:
-            some.batch([0, number])
-        assert raised.value.got == number
 
 
 def test_unigram_counts(real, whole: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,17 +357,9 @@ def test_split_is_by_document(real, whole: Pieces, layout: str) -> None:
     assert sides[1] < set(split(whole, held_out=0.4)[1].documents.tolist())
 
 
-@pytest.mark.parametrize(
-    ("share", "message"),
-    [
-        (0.0, "share of the documents"),
-        (1.0, "share of the documents"),
-        (1e-9, "leaves the held-out side empty"),
-        (1 - 1e-9, "leaves the training side empty"),
-    ],
-)
-def test_split_refuses(whole: Pieces, share: float, message: str) -> None:
-    with pytest.raises(MaskwiseError, match=message):
+@pytest.mark.parametrize(("share", "side"), [(1e-9, "held-out"), (1 - 1e-9, "training")])
+def test_split_refuses(whole: Pieces, share: float, side: str) -> None:
+    with pytest.raises(MaskwiseError, match=f"leaves the {side} side empty"):
         split(whole, held_out=share)
 
 

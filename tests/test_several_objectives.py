@@ -24,7 +24,6 @@ from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
-from maskwise.text.settings import most_held_out
 from tiny import maskwise, read_lines, write_inputs
 
 
@@ -228,64 +227,17 @@ def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch
         check_inputs(read_recipe(path))
 
 
-TOO_FEW = "too little text is held out for the sampler's probes; got at most"
-
-
-@pytest.mark.parametrize(("rows", "where"), [(1000, "before any work"), (100, "before training")])
 def test_too_little_text_for_probes_is_said_before_training(
-    path: Path, tmp_path: Path, rows: int, where: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thousand rows are more than the text has letters for; that a hundred are too many only its
-    tokens tell.
-    """
-
     def begun(*_: Any, **__: Any) -> None:
         raise AssertionError("this should not have begun")
 
-    if where == "before any work":
-        monkeypatch.setattr("maskwise.study.single.run_stage", begun)
     monkeypatch.setattr("maskwise.study.pretraining.train", begun)
-    assert maskwise("pretrain", path, f"evaluation.rows={rows}", "--out", tmp_path / "out") == 2
+    assert maskwise("pretrain", path, "evaluation.rows=100", "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
-    early, late = f"{TOO_FEW} ", "the probe of arm 'atd' has too few held-out rows; got 0 of "
-    assert (early if where == "before any work" else late) in said
+    assert "the probe of arm 'atd' has too few held-out rows; got 0 of " in said
     assert "raise corpus.held_out" in said and "or lower evaluation.rows" in said
-
-
-def test_a_tokenizer_that_is_given_tells_sooner(path: Path, tmp_path: Path) -> None:
-    """And a second stage of training is looked at before the first one is trained. Rules need no
-    probe.
-    """
-    recipe = read_recipe(path)
-    run_stage(prepare_stage(recipe), tmp_path)
-    given = f"tokenizer.name={prepare_stage(recipe).folder(tmp_path) / 'data' / 'tokenizer'}"
-    check_inputs(read_recipe(path, [given]))
-    check_inputs(read_recipe(path, [given, "evaluation.rows=100", "sampler=uniform"]))
-    for over in ([], ["sampler=uniform", "intermediate.sampler=mometas(rows=4)"]):
-        with pytest.raises(MaskwiseError, match=TOO_FEW):
-            check_inputs(read_recipe(path, [given, "evaluation.rows=100", *over]))
-
-
-@pytest.mark.parametrize("length", [4, 8, 32, 64])
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-def test_no_text_has_more_held_out_rows_than_its_letters_and_tokens_allow(
-    path: Path, tmp_path: Path, length: int, kind: str
-) -> None:
-    size = {"wordpiece": 120, "bpe": 300}[kind]
-    recipe = read_recipe(
-        path,
-        ["tasks=[]", f"corpus.length={length}", f"tokenizer={{kind: {kind}, vocab_size: {size}}}"],
-    )
-    stage = prepare_stage(recipe)
-    run_stage(stage, tmp_path)
-    data = Prepared.open(stage.folder(tmp_path) / "data")
-    rows = len(data.held_out.laid("document"))
-    by_letters, by_tokens = (
-        most_held_out(recipe.corpus, tokenizer, enough=10_000)
-        for tokenizer in (None, data.tokenizer)
-    )
-    assert rows <= by_tokens <= by_letters and by_tokens <= 2 * rows + len(data.held_out.documents)
-    assert most_held_out(recipe.corpus, None, enough=5) == 5
 
 
 def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
-from maskwise.samplers import sampler
 from maskwise.study.costs import counts_of, counts_over, over_a_run
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
@@ -37,10 +36,9 @@ from maskwise.text.backends import dna_note
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import unknown_share
-from maskwise.text.settings import CorpusSettings, TokenizerSettings, most_held_out
+from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.worlds import of_run
 from maskwise.training import MaskedSource
-from maskwise.training.arms import probe_rows
 from maskwise.training.stream import StreamedRows
 from maskwise.weights import lora
 
@@ -189,7 +187,6 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
             if note:
                 yield f"{link.corpus.title}: {note}"
         _check_rows(link)
-        _check_probes(link, tokenizer if arm.tokenizer_name else None)
         yield from link.remarks()
         if not link.objectives:
             objective_class(link.objective).check_model(config)
@@ -269,31 +266,6 @@ def _check_rows(link: Recipe) -> None:
             got = f"{rows} rows per micro-batch"
             allowed = "an even number of 4 or more"
             raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed=allowed)
-
-
-def _check_probes(link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Refuse a text whose held-out side is too small for the probes of a sampler that learns."""
-    # Training checks the exact number of rows, but a later phase may start only after hours.
-    if link.corpus.stream or not link.objectives:
-        return
-    chooser = sampler(link.sampler, list(link.objectives))
-    if not chooser.every:
-        return
-    sizes = []
-    for arm in link.objectives.values():
-        wanted = chooser.probed_rows(twins=arm.kind.twins)
-        sizes.append(probe_rows(wanted, ranks=ranks_here(), twins=arm.kind.twins))
-    judging = link.evaluation.rows
-    least = judging + max(sizes)
-    most = most_held_out(link.corpus, tokenizer, enough=least)
-    if most < least:
-        raise MaskwiseError(
-            "too little text is held out for the sampler's probes",
-            got=f"at most {most} rows",
-            allowed=f"≥ {least}: {judging} for evaluation, {max(sizes)} for probes",
-            do=f"raise corpus.held_out (now {link.corpus.held_out}), or lower evaluation.rows "
-            f"or the sampler's rows (now {chooser.rows})",
-        )
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:

@@ -187,13 +187,12 @@ def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | 
 
     All nucleotide letters are also amino acid letters, so no token is unknown.
     """
-    # In most corpora, the first text already ends the search.
-    if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
-        return None
     tokens = tokenizer.get_vocab()
     if len(tokens) > MOST_PROTEIN_TOKENS or NO_RESIDUE in tokens:
         return None
     if not ONLY_RESIDUES.issubset(tokens):
+        return None
+    if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
         return None
     return (
         "these sequences have only the letters A, C, G, T and N, like DNA, but the tokenizer reads "

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 # Formats 1 and 2 were Arrow files.
 FORMAT = 3
 INDEX = "columns.json"
-# These columns have one value per piece; the others have one per token.
-OF_PIECES = ("example_id", "document", "source")
 # The maximum number of tokens in a piece, because word numbers are int16.
 MOST_TOKENS = (1 << 15) - 1
 LONG_WORDS = "words longer than a row"
@@ -121,7 +119,7 @@ class Pieces:
     def load(
         cls, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Pieces:
-        """Open a folder that `read_pieces` wrote, memory-mapped.
+        """Open a folder that `read_pieces` wrote, memory-mapped; `Prepared.open` checks for damage.
 
         Args:
             folder: the folder that was passed to `read_pieces` as ``out``.
@@ -129,16 +127,9 @@ class Pieces:
                 pieces.
 
         Raises:
-            MaskwiseError: the folder is missing or damaged, or was made with a different tokenizer.
+            MaskwiseError: the folder has no pieces of this version, or their tokenizer is another.
         """
-        folder = Path(folder)
-        columns, about = read_columns(folder)
-        count = len(columns["offsets"]) - 1
-        lengths = dict.fromkeys(OF_PIECES, count) | {"offsets": count + 1}
-        tokens = int(columns["offsets"][-1])
-        for name, values in columns.items():
-            require_length(folder, values, lengths.get(name, tokens))
-        pieces = cls._of(columns, about)
+        pieces = cls._of(*read_columns(Path(folder)))
         key = tokenizer_key(tokenizer)
         if pieces.tokenizer and key and pieces.tokenizer != key:
             raise MaskwiseError(
@@ -364,7 +355,7 @@ def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
     """Open what `write_columns` wrote, memory-mapped.
 
     Raises:
-        MaskwiseError: the folder is missing or damaged, or has a different format.
+        MaskwiseError: the folder is missing, or has a different format.
     """
     about = folders.read_json(folder / INDEX) or {}
     if about.get("format") != FORMAT:
@@ -375,27 +366,7 @@ def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
             do="prepare the corpus again",
         )
     columns = {}
-    path = folder / INDEX
-    try:
-        for place, (name, dtype) in enumerate(about.pop("columns").items()):
-            path = folder / f"{place}.bin"
-            # Columns are plain arrays, because indexing a memmap is slower.
-            columns[name] = np.asarray(np.memmap(path, dtype, "r"))
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise MaskwiseError(
-            f"{path} is damaged",
-            got=str(error),
-            do="prepare the corpus again",
-        ) from error
+    for place, (name, dtype) in enumerate(about.pop("columns").items()):
+        # Columns are plain arrays, because indexing a memmap is slower.
+        columns[name] = np.asarray(np.memmap(folder / f"{place}.bin", dtype, "r"))
     return columns, about
-
-
-def require_length(folder: Path, column: Array, length: int) -> None:
-    """Refuse a column of a folder that does not have the expected length."""
-    if len(column) != length:
-        raise MaskwiseError(
-            f"{folder} is damaged: a column is incomplete",
-            got=len(column),
-            allowed=length,
-            do="prepare the corpus again",
-        )

@@ -114,9 +114,9 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
         yield from READERS[known_ending(path) or ""](path, name, fields)
 
 
-def known_ending(path: Path) -> str | None:
-    """Return the file extension that decides the reader, if the file has such an extension."""
-    for ending in READERS:
+def known_ending(path: Path, endings: Iterable[str] | None = None) -> str | None:
+    """Return the first of these file extensions that a file has; by default, of all readers'."""
+    for ending in endings or READERS:
         if path.name.lower().endswith(ending):
             return ending
     return None

@@ -12,11 +12,10 @@ from tokenizers import AddedToken
 
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
-from maskwise.text.readers import Fields, whole_name
-from maskwise.text.rows import held_out_below
+from maskwise.text.readers import Fields
 from maskwise.text.stream import Shard, read_shards, rename_alike, shards_of
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
-from maskwise.text.words import text_id, word_rule
+from maskwise.text.words import word_rule
 from maskwise.text.worlds import read_world
 
 if TYPE_CHECKING:
@@ -283,28 +282,3 @@ class TokenizerSettings(BaseModel):
             sentinels.append(AddedToken(f"<extra_id_{number}>", special=True))
         tokenizer.add_tokens(sentinels)
         return tokenizer
-
-
-def most_held_out(
-    corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast | None, *, enough: int
-) -> int:
-    """Return an upper bound on the number of rows that can be held out; stop at ``enough``.
-
-    Two neighbouring pieces of a document are together longer than a row. A tokenizer that is yet to
-    be trained (None) makes at most one token per byte.
-    """
-    room = max(1, corpus.length - 2)
-    # A longer text fills enough rows with any tokenizer, so it need not be tokenised.
-    longest = 16 * enough * corpus.length
-    most = 0
-    for document in corpus.documents():
-        if text_id(whole_name(document.id)) >= held_out_below(corpus.held_out):
-            continue
-        if len(document.text) > longest:
-            return enough
-        text = document.text
-        tokens = len(tokenizer.tokenize(text)) if tokenizer else len(text.encode())
-        most += 1 + 2 * ((tokens + 1) // (room + 1))
-        if most >= enough:
-            return enough
-    return most

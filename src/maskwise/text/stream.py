@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
     from transformers import PreTrainedTokenizerFast
 
-    StreamSource: TypeAlias = str | Path | Sequence[str | Path] | IterableDataset
-
 ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 MEGABYTE = 1 << 20
 PROBES = 16
@@ -228,13 +226,21 @@ def _chunks_of_rows(
         yield Chunk(name, records), BEGINNING
 
 
-def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]:
+def rename_alike(shards: Sequence[Shard]) -> None:
+    """Name files by their full paths if two share a name, because masks depend on names."""
+    if len({shard.name for shard in shards}) < len(shards):
+        for shard in shards:
+            if isinstance(shard, FileShard):
+                shard.name = str(shard.path)
+
+
+def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
     """Return the shards of a stream, in order.
 
     Args:
-        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of files,
-            folders or patterns, ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as with
-            ``datasets.load_dataset(…, streaming=True)``), or a `datasets.IterableDataset`.
+        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``,
+            ``"bundled:NAME"``, or ``"hf:NAME"`` (read over the network, as with
+            ``datasets.load_dataset(…, streaming=True)``).
         fields: the fields that hold the text and the name of a record.
 
     Raises:
@@ -245,40 +251,17 @@ def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]
     ['wikipedia.jsonl.gz']
     """
     fields = fields or Fields()
-    if isinstance(source, str | Path):
-        return _shards_of_name(str(source), fields)
-    if isinstance(source, Sequence):
-        shards: list[Shard] = []
-        for name in source:
-            shards += _shards_of_name(str(name), fields)
-        rename_alike(shards)
-        return shards
-    if not hasattr(source, "load_state_dict"):
-        raise MaskwiseError(
-            "a stream cannot be read from this object",
-            got=type(source).__name__,
-            allowed="files, a folder, a pattern, a datasets.IterableDataset",
-        )
-    return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
-
-
-def rename_alike(shards: Sequence[Shard]) -> None:
-    """Name files by their full paths if two share a name, because masks depend on names."""
-    if len({shard.name for shard in shards}) < len(shards):
-        for shard in shards:
-            if isinstance(shard, FileShard):
-                shard.name = str(shard.path)
-
-
-def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
+    source = str(source)
+    shards: list[Shard] = []
     if source.startswith("hf:"):
         name, config, split = hub_parts(source)
         dataset = load_hub(source, name, config, split=split, streaming=True)
-        return _shards_of_dataset(dataset, name, fields)
+        for number in range(dataset.num_shards):
+            shards.append(DatasetShard(dataset, number, name, fields))
+        return shards
     path = Path(source).expanduser()
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
-    shards: list[Shard] = []
     if path.exists():
         for name, file in files_in(path, ENDINGS).items():
             shards.append(FileShard(file, name, fields))
@@ -303,10 +286,6 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
             allowed=", ".join(ENDINGS),
         )
     return shards
-
-
-def _shards_of_dataset(dataset: IterableDataset, name: str, fields: Fields) -> list[Shard]:
-    return [DatasetShard(dataset, number, name, fields) for number in range(dataset.num_shards)]
 
 
 @dataclass(frozen=True, eq=False)
