@@ -21,9 +21,8 @@ from maskwise.recipe import Recipe, validate
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, read_pieces, split, tokenise, train_tokenizer
-from maskwise.text.backends import dna_note
 from maskwise.text.documents import Document
-from maskwise.text.tokenizers import load_tokenizer
+from maskwise.text.tokenizers import dna_note, load_tokenizer
 from maskwise.text.words import word_rule
 from tiny import maskwise
 

@@ -22,11 +22,10 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies.base import Point
 from maskwise.text import Prepared, Stream, read_documents, shards_of, train_tokenizer
-from maskwise.text.prepared import HELD_OUT_CHARACTERS
 from maskwise.text.readers import BEGINNING, LONG_LINE, NOT_JSON, NOT_UTF8, Fields, Skip
 from maskwise.text.rows import held_out_below
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.stream import BlockMaker
+from maskwise.text.stream import HELD_OUT_CHARACTERS, BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.stream import StreamedRows

@@ -36,7 +36,8 @@ from maskwise.devices import cpu_name
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
-from maskwise.text.tokenizers import tokenise, train_tokenizer
+from maskwise.text.pieces import tokenise
+from maskwise.text.tokenizers import train_tokenizer
 
 Figures: TypeAlias = dict[str, Any]
 """Settings or measurements, keyed by name."""

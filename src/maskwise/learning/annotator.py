@@ -31,8 +31,7 @@ from maskwise.starts import find_policy
 from maskwise.tasks.tensors import Flat, batches
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.pieces import Pieces, read_pieces
-from maskwise.text.tokenizers import tokenise
+from maskwise.text.pieces import Pieces, read_pieces, tokenise
 from maskwise.text.words import VERSION as WORDS_VERSION
 
 Floats = NDArray[np.float64]

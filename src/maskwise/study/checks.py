@@ -32,11 +32,11 @@ from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.backends import dna_note
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.pieces import unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.text.tokenizers import dna_note
 from maskwise.text.worlds import of_run
 from maskwise.training import MaskedSource
 from maskwise.training.stream import StreamedRows

@@ -25,8 +25,7 @@ from maskwise.study.stages import DONE, STAGE, Stage, recipe_of
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.pieces import require_known_tokens
-from maskwise.text.prepared import first_characters
-from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.settings import ModelSettings
 

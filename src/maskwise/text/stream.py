@@ -20,6 +20,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import filterfalse
@@ -32,7 +33,7 @@ from maskwise.errors import MaskwiseError, first_line
 from maskwise.text.documents import Document, Documents, bundled_path, inside
 from maskwise.text.layers import Layered
 from maskwise.text.opening import damaged, opened, refuse_unreadable
-from maskwise.text.pieces import Ints, read_pieces
+from maskwise.text.pieces import Ints, read_pieces, tokenise
 from maskwise.text.readers import (
     BEGINNING,
     LINE_ENDINGS,
@@ -52,7 +53,6 @@ from maskwise.text.readers import (
     wanted,
 )
 from maskwise.text.rows import Rows, held_out_below, require_in_vocabulary
-from maskwise.text.tokenizers import tokenise
 from maskwise.text.words import text_id
 
 if TYPE_CHECKING:
@@ -397,3 +397,54 @@ def read_shards(shards: Sequence[Shard], fields: Fields, *, name: str) -> Docume
                 yield from chunk.records()
 
     return Documents(records, name=name, fields=fields, keep_repeated=True)
+
+
+MOST_CHARACTERS = 1 << 26
+"""Maximum number of characters that are read before training, the same from each source."""
+HELD_OUT_CHARACTERS = 1 << 20
+"""Number of held-out characters that are kept for evaluation; the others are not trained on."""
+# Number of characters of a stream in which tokens are counted.
+COUNTED_CHARACTERS = 1 << 22
+
+
+def read_beginning(
+    sources: Mapping[str, Sequence[Shard]], maker: BlockMaker
+) -> tuple[list[Document], list[Document], dict[str, object]]:
+    """Read every source until its shares of the training and held-out sides are full.
+
+    Returns:
+        The training documents, the held-out documents, and the facts about what was read.
+
+    Raises:
+        MaskwiseError: there are no training documents or no held-out documents.
+    """
+    sides: dict[bool, list[Document]] = {False: [], True: []}
+    read = 0
+    skipped = Counter[str]()
+    most = {True: HELD_OUT_CHARACTERS / len(sources), False: COUNTED_CHARACTERS / len(sources)}
+    for name, shards in sources.items():
+        kept = {False: 0, True: 0}
+        characters = 0
+        documents = read_shards(shards, maker.fields, name=name)
+        for document in documents:
+            size = len(document.text)
+            characters += size
+            held_out = maker.holds_out(document)
+            # Documents beyond the limit on their side are dropped.
+            if kept[held_out] < most[held_out]:
+                sides[held_out].append(document)
+                kept[held_out] += size
+            both_full = all(kept[side] >= most[side] for side in most)
+            if both_full or characters >= MOST_CHARACTERS / len(sources):
+                break
+        read += characters
+        skipped.update(documents.skipped)
+    for side, documents_of_side in (("training", sides[False]), ("held-out", sides[True])):
+        if not documents_of_side:
+            raise MaskwiseError(
+                f"corpus.held_out={maker.held_out} leaves the {side} side of the stream's "
+                "beginning empty",
+                got=f"{read:,} characters",
+                do="give more text, or use a different share",
+            )
+    return sides[False], sides[True], {"read_characters": read, "skipped": dict(skipped)}
