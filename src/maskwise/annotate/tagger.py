@@ -344,11 +344,8 @@ def one_pass(specs: Sequence[str]) -> list[str]:
     calls = list(map(parse_call, specs))
     joined = []
     for call in calls:
-        other = "pos"
-        if call.name == "pos":
-            other = "salient"
-        twin = Call(other, kwargs=call.kwargs)
-        if call.name not in ("pos", "salient") or twin not in calls:
+        other = {"pos": "salient", "salient": "pos"}.get(call.name, "")
+        if Call(other, kwargs=call.kwargs) not in calls:
             joined.append(call.written)
         elif call.name == "pos":
             joined.append(str(Call("pos", kwargs=call.kwargs | {"salient": True})))

@@ -307,7 +307,7 @@ class TokenizerSettings(BaseModel):
 
 
 # A folder of prepared text has what is computed before the first step: the tokenizer, the pieces and
-# the rows of both sides (rows.py); for a stream, the tokenizer, the held-out rows and token counts.
+# rows of both sides (rows.py); for a stream, the tokenizer, held-out rows and token counts.
 # -------------------------------------------------------------------------------------------
 
 TRAINING = "training"
