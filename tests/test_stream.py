@@ -21,7 +21,14 @@ from maskwise.annotate.shard import Live
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies.base import Point
-from maskwise.text import Prepared, Stream, read_documents, shards_of, train_tokenizer
+from maskwise.text import (
+    Prepared,
+    Stream,
+    read_documents,
+    shards_of,
+    tokenise,
+    train_tokenizer,
+)
 from maskwise.text.readers import BEGINNING, LONG_LINE, NOT_JSON, NOT_UTF8, Fields, Skip
 from maskwise.text.rows import held_out_below
 from maskwise.text.settings import CorpusSettings
@@ -46,22 +53,19 @@ def write_shard(path: Path, rows: list[dict[str, str]]) -> Path:
     """The rows as a file whose ending says how; without names, so that they are called after their
     places.
     """
-    plain = [{"text": row["text"]} for row in rows]
-    if path.name.endswith(".parquet"):
-        pq.write_table(pa.table({"text": [row["text"] for row in rows]}), path, row_group_size=7)
-        return path
-    lines = "".join(json.dumps(row) + "\n" for row in plain)
+    plain = [row["text"].capitalize() for row in rows]
     between = "\n" if ".lines" in path.name else "\n\n"
-    content = (
-        between.join(row["text"].capitalize() for row in plain) if ".txt" in path.name else lines
-    ).encode()
-    if path.name.endswith(".gz"):
-        path.write_bytes(gzip.compress(content))
+    if ".jsonl" in path.name:
+        between = "\n"
+        plain = [json.dumps({"text": text}) for text in plain]
+    content = between.join(plain).encode()
+    if path.name.endswith(".parquet"):
+        pq.write_table(pa.table({"text": plain}), path, row_group_size=7)
     elif path.name.endswith(".zst"):
         with pa.CompressedOutputStream(str(path), "zstd") as file:
             file.write(content)
     else:
-        path.write_bytes(content)
+        path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
     return path
 
 
@@ -307,45 +311,30 @@ def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(
 ):
     text = stream(folder, tokenizer)
     how = TrainingSettings(steps=20, batch_size=8, workers=0)
-
-    def source(**more) -> MaskedSource:
-        return MaskedSource(StreamedRows(text, how.model_copy(update=more)), Masker(tokenizer), how)
-
-    whole, left, right = source(), source(), source()
-    for step in (0, 1, 13):
-        [all_rows] = whole.batches(step, rank=0, ranks=1)
-        [first], [second] = (
-            left.batches(step, rank=0, ranks=2),
-            right.batches(step, rank=1, ranks=2),
-        )
-        assert torch.equal(all_rows.input_ids, torch.cat([first.input_ids, second.input_ids]))
-        assert torch.equal(all_rows.labels, torch.cat([first.labels, second.labels]))
-    corpus = CorpusSettings(source=str(folder), length=32, held_out=0.1)
-    from maskwise.text import tokenise
-
-    data = Prepared.make(
-        tmp_path / "data",
-        tokenise(corpus.documents(), tokenizer),
-        tokenizer,
-        length=32,
-        layout="document",
-        held_out=0.1,
+    whole, left, right = (
+        MaskedSource(StreamedRows(text, how), Masker(tokenizer), how) for _ in range(3)
     )
+    for step in (0, 1, 13):
+        [every] = whole.batches(step, rank=0, ranks=1)
+        [first] = left.batches(step, rank=0, ranks=2)
+        [second] = right.batches(step, rank=1, ranks=2)
+        assert torch.equal(every.input_ids, torch.cat([first.input_ids, second.input_ids]))
+        assert torch.equal(every.labels, torch.cat([first.labels, second.labels]))
+    corpus = CorpusSettings(source=str(folder), length=32, held_out=0.1)
+    tokens = tokenise(corpus.documents(), tokenizer)
+    settings = {"length": 32, "layout": "document", "held_out": 0.1}
+    training = Prepared.make(tmp_path / "data", tokens, tokenizer, **settings).training
     rows = drawn(text.laid("document"))
     numbers, epoch = rows.draw(2)
-    mine = rows.batch(numbers)
-    names = data.training.pieces.example_ids[data.training.order]
-    same = [row for row, name in enumerate(mine.example_ids) if name in names]
+    mine = rows.batch(numbers).example_ids
+    names = training.pieces.example_ids[training.order].tolist()
+    same = [row for row, name in enumerate(mine.tolist()) if name in names]
     assert len(same) > 4
-    theirs = data.training.batch(
-        [int(np.flatnonzero(names == mine.example_ids[row])[0]) for row in same]
-    )
+    theirs = training.batch([names.index(mine[row]) for row in same])
     masker = Masker(tokenizer)
-    masked = [
-        masker(batch, step=9, total_steps=20, epoch=epoch)
-        for batch in (rows.batch(numbers[same]), theirs)
-    ]
-    assert torch.equal(masked[0].input_ids, masked[1].input_ids)
+    when = {"step": 9, "total_steps": 20, "epoch": epoch}
+    ours = masker(rows.batch(numbers[same]), **when)
+    assert torch.equal(ours.input_ids, masker(theirs, **when).input_ids)
 
 
 def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(
@@ -459,18 +448,13 @@ def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(
     data = Prepared.open(tmp_path / "data")
     documents = list(read_documents(folder, keep_repeated=True))
     held = {text_id(d.id) for d in documents if text_id(d.text) < held_out_below(0.2)}
-    assert set(data.held_out.documents.tolist()) == held and facts["held_out_rows"] == len(
-        data.held_out
-    )
+    assert set(data.held_out.documents.tolist()) == held
+    assert facts["held_out_rows"] == len(data.held_out)
     assert facts["read_characters"] == sum(len(d.text) for d in documents) < HELD_OUT_CHARACTERS
-    counts = data.training.unigram_counts(len(tokenizer))
-    ids = [
-        i
-        for d in documents
-        if text_id(d.id) not in held
-        for i in tokenizer(d.text, add_special_tokens=False)["input_ids"]
-    ]
-    assert np.array_equal(counts, np.bincount(ids, minlength=len(tokenizer)))
+    others = [d.text for d in documents if text_id(d.id) not in held]
+    ids = tokenizer(others, add_special_tokens=False)["input_ids"]
+    expected = np.bincount(np.concatenate(ids), minlength=len(tokenizer))
+    assert np.array_equal(data.training.unigram_counts(len(tokenizer)), expected)
     with pytest.raises(MaskwiseError, match="leaves the held-out side of the stream"):
         Prepared.begin(tmp_path / "none", corpus.model_copy(update={"held_out": 1e-9}), tokenizer)
 

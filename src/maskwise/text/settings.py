@@ -306,8 +306,8 @@ class TokenizerSettings(BaseModel):
         return tokenizer
 
 
-# A folder of prepared text has what is computed before the first step: the tokenizer, the pieces and
-# rows of both sides (rows.py); for a stream, the tokenizer, held-out rows and token counts.
+# A folder of prepared text has what is computed before the first step: the tokenizer, pieces, and
+# the rows of both sides (rows.py); for a stream, the tokenizer, held-out rows and token counts.
 # -------------------------------------------------------------------------------------------
 
 TRAINING = "training"
