@@ -561,6 +561,7 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
     change_sentences(monkeypatch)
     assert prepare_stage(recipe).name != stage.name  # a changed annotator is another stage
     # An arm of phrases would be whole words under another name.
+    jsonl(tmp_path, 8)
     phrases = Recipe(corpus=corpus | {"layers": ["phrases"]}, **rest)
     with pytest.raises(MaskwiseError, match="phrases: no phrases among these"):
         run_stage(prepare_stage(phrases), tmp_path / "stages")

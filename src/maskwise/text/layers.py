@@ -195,8 +195,10 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
         )
     if value is None or layer.dtype is None:
         valid = value is layer.dtype
+    elif value.dtype != layer.dtype or len(value) != len(start):
+        valid = False
     else:
-        valid = value.dtype == layer.dtype and len(value) == len(start) and np.isfinite(value).all()
+        valid = bool(np.isfinite(value).all())
     if not valid:
         raise MaskwiseError(
             f"{name}: a {layer.kind} layer needs a finite value of its type for each span",
