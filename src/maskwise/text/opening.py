@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError
 
@@ -51,8 +51,11 @@ def opened(path: Path, at: int = 0) -> IO[bytes]:
         for start in range(0, at, HEAD_BYTES):
             stream.read(min(HEAD_BYTES, at - start))
         return stream
-    opener: Any = gzip.open if name.endswith(".gz") else open
-    file: IO[bytes] = opener(path, "rb")
+    if name.endswith(".gz"):
+        unpacked = gzip.open(path)  # noqa: SIM115
+        unpacked.seek(at)
+        return cast("IO[bytes]", unpacked)
+    file = path.open("rb")
     file.seek(at)
     return file
 

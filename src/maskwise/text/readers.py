@@ -177,16 +177,15 @@ def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
 def line_records(
     file: IO[bytes], name: str, kind: LineKind, place: Place = BEGINNING
 ) -> Iterator[tuple[Record, Place | None]]:
-    """Yield the records of a file that consists of lines, and after each record the place.
+    """Yield the records of a file of lines, each with the place after it; JSON is not parsed yet.
+
+    The place after a bad line inside a block is None.
 
     Args:
-        file: the file, open at the place.
+        file: the file, open at ``place``, which is the place after an earlier record.
         name: the prefix of the records' names.
-        kind: the format of the file; JSON is not parsed yet.
-        place: the place after an earlier record.
-
-    Returns:
-        Pairs of a record and the place after it; None for a bad line inside a block.
+        kind: the format of the file.
+        place: where to begin.
     """
     lines = _lines(file, place.at)
     if kind == "block":
@@ -212,8 +211,11 @@ def _blocks(
     size = 0
     for line, at in lines:
         if isinstance(line, Skip):
+            after = None
             # Resuming inside a block would lose the lines that have already been read.
-            yield line, None if block else Place(at, number, whole)
+            if not block:
+                after = Place(at, number, whole)
+            yield line, after
             continue
         ends = not line.strip()
         if not ends:
@@ -227,10 +229,12 @@ def _blocks(
                 whole = whole or title
             if whole:
                 title = PartName.of(title, whole)
-            yield (title, "\n".join(block)), Place(at, number, None if ends else whole)
+            if ends:
+                whole = None
+            yield (title, "\n".join(block)), Place(at, number, whole)
             block = []
             size = 0
-        if ends:
+        elif ends:
             whole = None
 
 
@@ -239,7 +243,9 @@ def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     kind = kind_of(path, fields)
     with opened(path) as file:
         for record, _ in line_records(file, name, kind):
-            yield parsed(record) if kind == "json" else record
+            if kind == "json":
+                record = parsed(record)
+            yield record
 
 
 def parsed(record: Record) -> Record:
