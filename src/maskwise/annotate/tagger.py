@@ -16,7 +16,7 @@ The products use numpy's BLAS, because spaCy's BLIS takes almost three times as 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
@@ -312,7 +312,7 @@ class SpacyPipeline:
         return nlp
 
     @cached_property
-    def _tag_of(self) -> Callable[[Any], str]:
+    def _tag_of(self) -> attrgetter[str]:
         """A function for a token's tag, which is in ``tag_`` in pipelines trained on UD."""
         probe = self.nlp("The old house stands in Paris.")
         if any(token.pos_ for token in probe):

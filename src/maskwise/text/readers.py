@@ -179,13 +179,8 @@ def line_records(
 ) -> Iterator[tuple[Record, Place | None]]:
     """Yield the records of a file of lines, each with the place after it; JSON is not parsed yet.
 
-    The place after a bad line inside a block is None.
-
-    Args:
-        file: the file, open at ``place``, which is the place after an earlier record.
-        name: the prefix of the records' names.
-        kind: the format of the file.
-        place: where to begin.
+    The file is open at ``place``; the place after a bad line inside a block is None. ``name`` is
+    the prefix of the records' names.
     """
     lines = _lines(file, place.at)
     if kind == "block":
