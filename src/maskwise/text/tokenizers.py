@@ -27,7 +27,7 @@ from tokenizers import (
     trainers,
 )
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import batches
 from maskwise.text.pieces import BATCH_CHARACTERS
@@ -142,8 +142,8 @@ def train_tokenizer(
         k: the number of letters per token, for "k-mer".
 
     Raises:
-        MaskwiseError: the kind is unknown, the vocabulary is too small for its alphabet, or there
-            is no text.
+        MaskwiseError: the kind is unknown, the vocabulary is too small for its alphabet, ``k`` is
+            not valid, or there is no text.
 
     >>> train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64).tokenize("The mat")
     ['the', 'mat']
@@ -166,6 +166,7 @@ def train_tokenizer(
             got=vocab_size,
             allowed=f"≥ {least}",
         )
+    whole_number("k", k, least=1)
     corpus = _sample(texts)
     if not any(map(str.strip, corpus)):
         raise MaskwiseError(
