@@ -61,8 +61,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, object]:
     from maskwise.masking.policies.base import Point
     from maskwise.objectives import objective
     from maskwise.text import Prepared
-    from maskwise.text.prepared import first_characters
-    from maskwise.text.settings import CorpusSettings, TokenizerSettings
+    from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
     from maskwise.training import MaskedSource, TrainingSettings, train
     from maskwise.training.stream import StreamedRows
 

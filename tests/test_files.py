@@ -20,52 +20,39 @@ SENTENCES = [f"Sentence number {n} says something of its own." for n in range(12
 MANY = [f"{sentence} {n}" for n in range(4) for sentence in SENTENCES]
 
 
+WRAPPED = ["It is one text that", "was wrapped at some", "width, so that its", "lines begin with"]
+
+
 @pytest.mark.parametrize(
-    ("text", "documents"),
+    ("text", "documents", "blocks", "lines"),
     [
-        ("\n".join(SENTENCES), 12),
-        ("\n\n".join(SENTENCES), 12),
-        ("\n".join(SENTENCES[:5]) + "\n\n" + "\n".join(SENTENCES[5:]), 2),
-        ("\n".join(SENTENCES[:4]), 1),  # too few lines to tell
-        (
-            "\n".join(
-                [
-                    "It is one text that",
-                    "was wrapped at some",
-                    "width, so that its",
-                    "lines begin with",
-                ]
-                * 3
-            ),
-            1,
-        ),
+        ("\n".join(SENTENCES), 12, 1, 12),
+        ("\n\n".join(SENTENCES), 12, 12, 12),
+        ("\n".join([*SENTENCES[:5], "", *SENTENCES[5:]]), 2, 2, 12),
+        ("\n".join(SENTENCES[:4]), 1, 1, 4),  # too few lines to tell
+        ("\n".join(WRAPPED * 3), 1, 1, 4),
     ],
 )
-def test_what_a_text_is_in_a_plain_file(text: str, documents: int, tmp_path: Path) -> None:
+def test_what_a_text_is_in_a_plain_file(
+    text: str, documents: int, blocks: int, lines: int, tmp_path: Path
+) -> None:
     path = tmp_path / "texts.txt"
     path.write_text(text, encoding="utf-8")
-    assert len(list(read_documents(path))) == documents
-    assert (lines_note(str(path)) is not None) == (documents == 12 and "\n\n" not in text)
-    assert len(list(read_documents(path, text_per="block"))) == (
-        12 if "\n\n" in text and documents == 12 else max(1, documents if "\n\n" in text else 1)
-    )
-    assert len(list(CorpusSettings(source=str(path), text_per="line").documents())) == len(
-        set(text.split("\n")) - {""}
-    )
+    for per, count in (("auto", documents), ("block", blocks), ("line", lines)):
+        found = CorpusSettings(source=str(path), text_per=per).documents()
+        assert len(list(found)) == count
+    assert (lines_note(str(path)) is not None) == (documents > blocks)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("ending", [".csv", ".tsv"])
 def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
-    rows = [
-        ["text", "label"],
-        *(
-            [f'"{s} It has, marks; and | bars"' if separator != "\t" else s, "ab"[n % 2]]
-            for n, s in enumerate(MANY)
-        ),
-    ]
+    rows = ["text,label".replace(",", separator)]
+    for number, sentence in enumerate(MANY):
+        text = sentence if separator == "\t" else f'"{sentence} It has, marks; and | bars"'
+        rows.append(f"{text}{separator}{'ab'[number % 2]}")
     path = tmp_path / f"table{ending}"
-    path.write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
+    path.write_text("\n".join(rows), encoding="utf-8")
     task = load_task(path)
     assert sum(map(len, task.splits.values())) == 48 and task.labels == ("a", "b")
     assert len(list(read_documents(path))) == 48
@@ -167,11 +154,10 @@ def test_columns_with_names_of_their_own(
 @pytest.mark.parametrize("other", ["colour", "question"])
 def test_columns_that_can_be_read_in_two_ways_are_refused(other: str, tmp_path: Path) -> None:
     """Two columns that may be labels; and a question, which asks for an answer, beside its text."""
-    first = {
-        "colour": lambda n: "red" if n % 3 else "blue",
-        "question": lambda n: f"is {n} more than it was?",
-    }[other]
-    rows = [{"passage": s, other: first(n), "taste": "ab"[n % 2]} for n, s in enumerate(PASSAGES)]
+    rows = []
+    for n, passage in enumerate(PASSAGES):
+        value = ("red" if n % 3 else "blue") if other == "colour" else f"is {n} more than it was?"
+        rows.append({"passage": passage, other: value, "taste": "ab"[n % 2]})
     write_lines(tmp_path / "mine.jsonl", rows)
     with pytest.raises(MaskwiseError, match=r"has no (text|label) column"):
         load_task(tmp_path / "mine.jsonl")

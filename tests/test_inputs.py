@@ -46,30 +46,21 @@ def refused(*facts: str) -> Iterator[None]:
         assert fact in message, f"{fact!r} is not in {message!r}"
 
 
-def test_a_column_that_only_later_rows_have_is_refused_and_not_dropped() -> None:
-    layers = {
-        "attention_mask": [1] * (LENGTH - 1) + [0],
-        "special_tokens_mask": [0] * LENGTH,
-        "token_type_ids": [0] * LENGTH,
-        "word_ids": [0] * LENGTH,
-        "prompt": np.zeros(LENGTH, int),
-    }
-    for name, value in layers.items():
-        later = [one(), one(**{name: value})]
-        with refused(repr(name), "nothing in row 0"):
-            masker()(later, epoch=0)
-        earlier = [one(**{name: value}), one(), one(**{name: None})]
-        with refused(repr(name), "nothing in row 1"):
-            masker()(earlier, epoch=0)
-    named, nameless = one(), {"input_ids": IDS}
-    with refused("example_id", "nothing in row 0"):
-        masker()([nameless, named], epoch=0)
-    with refused("example_id", "nothing in row 1"):
-        masker()([named, nameless], epoch=0)
-    with refused("'w'", "a single value in row 1"):
-        masker()([one(w=[1] * LENGTH), one(w=3)], epoch=0)
-    with refused("'w'", "text in row 0"):
-        masker()([one(w=["a"]), one(w=[1] * LENGTH)], epoch=0)
+COLUMNS = {
+    "attention_mask": [1] * (LENGTH - 1) + [0],
+    "special_tokens_mask": [0] * LENGTH,
+    "token_type_ids": [0] * LENGTH,
+    "word_ids": [0] * LENGTH,
+    "prompt": np.zeros(LENGTH, int),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_that_only_later_rows_have_is_refused_and_not_dropped(name: str) -> None:
+    more = {name: COLUMNS[name]}
+    for rows, place in (([one(), one(**more)], 0), ([one(**more), one(), one(**{name: None})], 1)):
+        with refused(repr(name), f"nothing in row {place}"):
+            masker()(rows, epoch=0)
 
 
 def test_columns_that_nobody_reads_may_differ_between_rows() -> None:
@@ -132,6 +123,10 @@ ROWS: list[tuple[object, str]] = [
     ({"input_ids": TENSOR.to("meta")}, "meta"),
     ([one(w=ONES[0].to(torch.bfloat16))], "bfloat16"),
     ([], "no rows to mask"),
+    ([{"input_ids": IDS}, one()], "nothing in row 0"),
+    ([one(), {"input_ids": IDS}], "nothing in row 1"),
+    ([one(w=[1] * LENGTH), one(w=3)], "a single value in row 1"),
+    ([one(w=["a"]), one(w=[1] * LENGTH)], "text in row 0"),
     ([one(), {"example_id": 1}], "nothing (NoneType in row 1"),
     ([one(input_ids=["a"])], "got text"),
     ([one(w=[0])], f"'w' of row 0 has the wrong length; got 1; allowed: {LENGTH}"),
@@ -157,15 +152,13 @@ def test_what_is_no_batch_of_rows_is_refused(rows: object, got: str) -> None:
     "name", ["attention_mask", "special_tokens_mask", "token_type_ids", "position_ids"]
 )
 def test_columns_of_whole_numbers_take_no_floats(name: str, bad: float) -> None:
-    with refused(repr(name), "float64"):
-        masker()([one(**{name: [bad] * LENGTH})], epoch=0)
-    stacked = {
-        "input_ids": TENSOR,
-        "example_id": torch.tensor([0]),
-        name: torch.full((1, LENGTH), bad),
-    }
-    with refused(repr(name), "float32"):
-        masker()(stacked, epoch=0)
+    stacked = {"input_ids": TENSOR, "example_id": torch.tensor([0])}
+    for rows, kind in (
+        ([one(**{name: [bad] * LENGTH})], "float64"),
+        (stacked | {name: torch.full((1, LENGTH), bad)}, "float32"),
+    ):
+        with refused(repr(name), kind):
+            masker()(rows, epoch=0)
 
 
 @pytest.mark.parametrize("bad", [0.5, 1.0, math.nan])
@@ -183,17 +176,11 @@ def test_columns_of_whole_numbers_take_no_floats(name: str, bad: float) -> None:
     ],
 )
 def test_layers_that_number_units_take_no_floats(policy: str, name: str, bad: float) -> None:
-    layers: dict[str, Any] = {
-        "word_ids": [0] * LENGTH,
-        "weight": [0.5] * LENGTH,
-        name: [bad] * LENGTH,
-    }
-    with refused(repr(name), "float64"):
-        masker(policy)([one(**layers)], epoch=0)
-    with refused(repr(name), "float64"):
-        masker(keep=name)([one(**layers)], epoch=0)
-    layers[name] = [0] * LENGTH
-    assert masker(policy, ratio=1.0)([one(**layers)], epoch=0).targets
+    layers: dict[str, Any] = {"word_ids": [0] * LENGTH, "weight": [0.5] * LENGTH}
+    for made in (masker(policy), masker(keep=name)):
+        with refused(repr(name), "float64"):
+            made([one(**layers | {name: [bad] * LENGTH})], epoch=0)
+    assert masker(policy, ratio=1.0)([one(**layers | {name: [0] * LENGTH})], epoch=0).targets
 
 
 def mask(**more: Any) -> object:
@@ -263,23 +250,17 @@ def test_a_sampler_of_a_rank_that_is_not_there_is_refused() -> None:
 def test_steps_of_rows_may_be_tensors_of_one_number() -> None:
     made = MaskingCollator(masker(ratio="linear(0.9, 0.1)"), total_steps=9)
     plain = made([one(step=4, epoch=0), one(step=4, epoch=0)])
-    four, none = torch.tensor(4), torch.tensor(0)
-    for rows in (
-        [one(step=four, epoch=none), one(step=four, epoch=none)],
-        {
-            "input_ids": TENSOR.repeat(2, 1),
-            "example_id": [0, 0],
-            "step": torch.tensor([4, 4]),
-            "epoch": [0, 0],
-        },
-    ):
+    alone = [one(step=torch.tensor(4), epoch=torch.tensor(0))] * 2
+    stacked = {"input_ids": TENSOR.repeat(2, 1), "step": torch.tensor([4, 4])}
+    for rows in (alone, stacked | {"example_id": [0, 0], "epoch": [0, 0]}):
         assert torch.equal(made(rows)["labels"], plain["labels"])
-    with refused("step", "1.7"):
-        made({"input_ids": TENSOR, "step": torch.tensor([1.7])})
-    with refused("step"):
-        made({"input_ids": TENSOR, "step": ["a"]})
-    with refused("int"):
-        made(5)
+    for bad, got in (
+        ({"input_ids": TENSOR, "step": torch.tensor([1.7])}, "1.7"),
+        ({"input_ids": TENSOR, "step": ["a"]}, "step"),
+        (5, "int"),
+    ):
+        with refused(got):
+            made(bad)
     with refused("NoneType"):
         MaskingCollator(None)
 
@@ -395,24 +376,14 @@ def test_texts_may_be_any_iterable_of_strings() -> None:
             encode(tok, ["w1"], max_length=length)
 
 
-def test_columns_of_token_ids_are_rows_of_whole_numbers() -> None:
-    tok = word_tokenizer()
-    for bad in (
-        None,
-        5,
-        torch.tensor(5),
-        [[5, [6]]],
-        [["a"]],
-        [[-5]],
-        [[2**70]],
-        [[5.0]],
-        [[5], 6],
-    ):
-        with refused("input_ids"):
-            annotate_rows({"input_ids": bad}, tok)
-    for bad in (None, [1], 5):
-        with refused(type(bad).__name__):
-            annotate_rows(bad, tok)
+@pytest.mark.parametrize(
+    "bad", [None, 5, torch.tensor(5), [[5, [6]]], [["a"]], [[-5]], [[2**70]], [[5.0]], [[5], 6]]
+)
+def test_columns_of_token_ids_are_rows_of_whole_numbers(bad: Any) -> None:
+    with refused("input_ids"):
+        annotate_rows({"input_ids": bad}, word_tokenizer())
+    with refused(type(bad).__name__):
+        annotate_rows(bad, word_tokenizer())
 
 
 def test_a_tokenizer_that_panics_is_an_error_of_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -137,10 +137,11 @@ def test_a_policy_of_another_tokenizer_is_mapped_through_characters(words):
     for start, end, value in zip(*own):
         (at,) = {
             int(w)
-            for w, (a, _) in zip(tokens.word_ids, _offsets(other, text))
+            for w, (a, _) in zip(tokens.columns["word_ids"], _offsets(other, text))
             if start <= a < end and w >= 0
         }
-        assert set(tokens.layers["learned"][tokens.word_ids == at]) == {value}, text[start:end]
+        weights = tokens.columns["learned"][tokens.columns["word_ids"] == at]
+        assert set(weights) == {value}, text[start:end]
 
 
 def _offsets(tokenizer, text):

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import EsmTokenizer, ProphetNetTokenizer
+from transformers import EsmTokenizer
 
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
-from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, read_pieces, split, tokenise, train_tokenizer
-from maskwise.text.backends import dna_note
 from maskwise.text.documents import Document
-from maskwise.text.tokenizers import load_tokenizer
+from maskwise.text.tokenizers import dna_note, load_tokenizer
 from maskwise.text.words import word_rule
 from tiny import maskwise
 
@@ -89,7 +87,7 @@ def test_ten_thousand_records_take_seconds(tmp_path: Path) -> None:
         (d.text for d in documents), kind="letter", vocab_size=64, lowercase=False
     )
     assert len(documents) == 10_000 and len(tokenizer) == 25
-    tokens = sum(len(each.input_ids) for each in tokenise(documents[:500], tokenizer))
+    tokens = sum(each.lengths.sum() for each in tokenise(documents[:500], tokenizer))
     assert tokens == 500 * 300 and time.process_time() - began < 8
 
 
@@ -134,7 +132,7 @@ def test_rules_for_words(rule: str, words: list[int]) -> None:
     tokenizer = train_tokenizer(["don't go! go! don't"] * 9, vocab_size=64)
     assert tokenizer.tokenize("don't go!") == ["don", "'", "t", "go", "!"]
     (tokens,) = tokenise([Document("a", "don't go!")], tokenizer, words=word_rule(rule))
-    assert tokens.word_ids is not None and tokens.word_ids.tolist() == words
+    assert tokens.columns["word_ids"].tolist() == words
 
 
 @pytest.mark.parametrize(
@@ -150,8 +148,8 @@ def test_a_pattern_is_matched_text_by_text() -> None:
     tokenizer = train_tokenizer(["go on go on"] * 9, vocab_size=64)
     rule = word_rule(r"regex:\w+\s\w+|\w+")
     documents = [Document("a", "go"), Document("b", "on go")]
-    words = [tokens.word_ids for tokens in tokenise(documents, tokenizer, words=rule)]
-    assert [each.tolist() for each in words if each is not None] == [[0], [0, 0]]
+    (tokens,) = tokenise(documents, tokenizer, words=rule)
+    assert tokens.columns["word_ids"].tolist() == [0, 0, 0]
     with pytest.raises(MaskwiseError, match="matches an empty word"):
         list(tokenise(documents, tokenizer, words=word_rule("regex:(?=o)|[a-z]+|.")))
 
@@ -214,48 +212,6 @@ def test_letters_outside_the_alphabet(proteins: str, tmp_path: Path) -> None:
             quiet=True,
         )
     assert "letter" in str(error.value)
-
-
-def slow_tokenizer(folder: Path) -> str:
-    """ProphetNet's, which transformers has in Python alone."""
-    folder.mkdir()
-    # It splits a word into a first piece and others.
-    pieces = [*AMINO, *(f"##{letter}" for letter in AMINO)]
-    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[X_SEP]", "[MASK]", *pieces]
-    (folder / "vocab.txt").write_text("\n".join(names))
-    made = ProphetNetTokenizer(str(folder / "vocab.txt"), do_lower_case=False)
-    made.save_pretrained(folder)
-    return str(folder)
-
-
-def test_slow_tokenizers_where_no_word_is_asked_for(proteins: str, tmp_path: Path) -> None:
-    name = slow_tokenizer(tmp_path / "esm")
-    plain = recipe(proteins, tokenizer={"name": name})
-    assert check_inputs(plain) == []
-    result = run_pretrain(plain, tmp_path / "run", quiet=True)
-    assert result["targets"] > 500
-    for changed in (
-        {"masking": {"policy": "whole-word"}},
-        {"evaluation": {"masks": ["token", "whole-word"]}},
-    ):
-        with pytest.raises(MaskwiseError, match="slow tokenizer"):
-            check_inputs(recipe(proteins, tokenizer={"name": name}, **changed))
-    words = {
-        "masking": {"policy": "whole-word", "budget": "expected"},
-        "corpus": {"words": "token"},
-    }
-    each = recipe(proteins, tokenizer={"name": name}, **words)
-    assert run_pretrain(each, tmp_path / "words", quiet=True)["targets"] > 500
-
-
-def test_a_study_with_a_slow_tokenizer_ends_with_a_page(proteins: str, tmp_path: Path) -> None:
-    """It shows no texts, since their masks are shown by character offsets."""
-    study = {"arms": {"more": {"masking.ratio": 0.3}}, "seeds": 1, "outcome": "heldout:token"}
-    name = slow_tokenizer(tmp_path / "slow")
-    training = {"steps": 2}
-    arms = recipe(proteins, tokenizer={"name": name}, training=training, study=study)
-    run_study(arms, tmp_path / "out", jobs=1, quiet=True)
-    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("architecture", ["esm", "esmc"])

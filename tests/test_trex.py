@@ -17,7 +17,6 @@ from maskwise.study.checks import check_inputs
 from maskwise.study.plan import make_plan
 from maskwise.study.single import run_learn, run_pretrain, with_own_seed
 from maskwise.study.work import run_stage
-from maskwise.text.worlds import of_run
 from tiny import find_recipe, maskwise, read_lines, write_lines
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "trex.py"
@@ -131,10 +130,6 @@ def test_a_run_reads_the_places_of_its_own_seed(folder, monkeypatch):
 
 
 def test_a_seed_stands_in_paths_and_seed_0_where_there_is_no_run(folder, monkeypatch, capsys):
-    assert of_run({"tasks": ["a/{seed}.jsonl(kind=x)"], "n": 1}, 7) == {
-        "tasks": ["a/7.jsonl(kind=x)"],
-        "n": 1,
-    }
     monkeypatch.chdir(folder)
     changes = ["study.arms=random", "study.seeds=[500]", "--dry-run", "--json"]
     assert maskwise("study", find_recipe("trex-names"), *changes) == 0

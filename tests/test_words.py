@@ -241,37 +241,32 @@ def test_words_are_whole_on_random_text(text):
 
 def test_byte_pieces_and_lone_spaces_stay_with_their_word():
     for family in ("bytes", "bytes-trimmed", "bytes-prefix", "metaspace-bpe"):
-        tokenizer = FAMILIES[family]
-        encoding = tokenizer.encode(" 🔬x")
-        ids = layer(tokenizer, " 🔬x")[1]
-        assert len(encoding) >= 5  # four bytes and a letter at least
-        assert ids.tolist() == [0] * (len(ids) - 1) + [1], encoding.tokens
+        ids = layer(FAMILIES[family], " 🔬x")[1].tolist()
+        assert ids == [0] * (len(ids) - 1) + [1] and len(ids) >= 5  # four bytes and a letter
     # "▁" + word: one word. Two spaces: the first belongs to nothing.
-    tokens, ids = (
-        FAMILIES["unigram"].encode("Q  京Q").tokens,
-        layer(FAMILIES["unigram"], "Q  京Q")[1],
-    )
+    tokens = FAMILIES["unigram"].encode("Q  京Q").tokens
+    ids = layer(FAMILIES["unigram"], "Q  京Q")[1]
     assert tokens[:3] == ["▁", "Q", "▁"] and ids.tolist() == [0, 0, -1, 1, 1, 2]
 
 
-def test_glued_tokens_go_on_with_the_next():
-    # One token "d. N" over three words, then "ext": one unit.
-    text = "end. Next one"
-    assert word_ids(text, [(0, 2), (2, 6), (6, 9), (10, 13)]).tolist() == [0, 0, 0, 1]
-    assert word_ids(text, [(0, 3), (3, 6), (6, 9), (10, 13)]).tolist() == [0, 1, 1, 2]
-
-
-def test_special_tokens():
-    text = "the cat"
-    offsets = [(0, 0), (0, 3), (4, 7), (0, 0), (0, 0)]
-    assert word_ids(text, offsets).tolist() == [-1, 0, 1, -1, -1]
-    assert word_ids(text, offsets, special=[1, 0, 0, 1, 1]).tolist() == [-1, 0, 1, -1, -1]
-    # An empty token right before a word is the "▁" that was put before the text, if it is not
-    # special.
-    assert word_ids(text, [(0, 0), (0, 3)], special=[0, 0]).tolist() == [0, 0]
-    # A special token in the middle of a word parts it: units are contiguous.
-    assert word_ids("abcd", [(0, 1), (1, 2), (2, 4)], special=[0, 1, 0]).tolist() == [0, -1, 1]
-    assert word_ids("", np.zeros((0, 2))).shape == (0,)
+@pytest.mark.parametrize(
+    ("text", "offsets", "special", "words"),
+    [
+        ("the cat", [(0, 0), (0, 3), (4, 7), (0, 0), (0, 0)], None, [-1, 0, 1, -1, -1]),
+        ("the cat", [(0, 0), (0, 3), (4, 7), (0, 0)], [1, 0, 0, 1], [-1, 0, 1, -1]),
+        # An empty token right before a word is the "▁" that was put before the text, if it is not
+        # special.
+        ("the cat", [(0, 0), (0, 3)], [0, 0], [0, 0]),
+        # A special token in the middle of a word parts it: units are contiguous.
+        ("abcd", [(0, 1), (1, 2), (2, 4)], [0, 1, 0], [0, -1, 1]),
+        ("", np.zeros((0, 2)), None, []),
+        # One token "d. N" over three words, then "ext": one unit.
+        ("end. Next one", [(0, 2), (2, 6), (6, 9), (10, 13)], None, [0, 0, 0, 1]),
+        ("end. Next one", [(0, 3), (3, 6), (6, 9), (10, 13)], None, [0, 1, 1, 2]),
+    ],
+)
+def test_special_and_glued_tokens(text, offsets, special, words):
+    assert word_ids(text, offsets, special=special).tolist() == words
 
 
 @pytest.mark.parametrize(
@@ -298,46 +293,35 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_encode(tokenizer):
-    rows = encode(tokenizer, ["The cat sat.", "", "the mat"])
-    assert [row["input_ids"] for row in rows] == tokenizer(["The cat sat.", "", "the mat"])[
-        "input_ids"
-    ]
-    assert rows[1]["word_ids"] == [-1, -1]
-    assert all(row["word_ids"][0] == row["word_ids"][-1] == -1 for row in rows)
-    assert max(rows[0]["word_ids"]) == 3 and len(rows[0]["attention_mask"]) == len(
-        rows[0]["input_ids"]
-    )
+    texts = ["The cat sat.", "", "the mat"]
+    rows = encode(tokenizer, texts)
+    assert [row["input_ids"] for row in rows] == tokenizer(texts)["input_ids"]
+    assert rows[1]["word_ids"] == [-1, -1] and max(rows[0]["word_ids"]) == 3
+    for row in rows:
+        assert row["word_ids"][0] == row["word_ids"][-1] == -1
+        assert len(row["attention_mask"]) == len(row["input_ids"])
+        assert 0 <= row["example_id"] < 2**63
     assert rows[0]["example_id"] == encode(tokenizer, ["x", "The cat sat."])[1]["example_id"]
-    assert len({row["example_id"] for row in rows}) == 3 and all(
-        0 <= row["example_id"] < 2**63 for row in rows
-    )
+    assert rows[2]["example_id"] == 7986165122080182476  # and never changes
     assert [row["example_id"] for row in encode(tokenizer, ["a", "b"], ids=[7, 8])] == [7, 8]
     assert encode(tokenizer, []) == []
-
-
-def test_example_id_never_changes(tokenizer):
-    assert encode(tokenizer, ["the mat"])[0]["example_id"] == 7986165122080182476
+    # Control tokens have no word, but unknown ones do.
+    row = encode(tokenizer, ["the [MASK] mat ☃"])[0]
+    words = dict(zip(tokenizer.convert_ids_to_tokens(row["input_ids"]), row["word_ids"]))
+    assert words["[MASK]"] == -1 and words["[UNK]"] == 2
 
 
 def test_encode_marks_the_word_that_the_cut_goes_through(tokenizer):
     text = "mat catdogmatcat mat"
     whole = encode(tokenizer, [text])[0]
-    inside = whole["word_ids"].index(1) + 2  # cut after two pieces of the second word
-    assert whole["word_ids"][inside] == 1
+    words = whole["word_ids"]
+    inside = words.index(1) + 2  # cut after two pieces of the second word
     row = encode(tokenizer, [text], max_length=inside + 1)[0]
     assert row["input_ids"] == [*whole["input_ids"][:inside], tokenizer.sep_token_id]
-    assert row["word_ids"] == [-1, *[0] * whole["word_ids"].count(0), -1, -1, -1]
-    border = whole["word_ids"].index(2)  # cut between words
-    assert encode(tokenizer, [text], max_length=border + 1)[0]["word_ids"] == [
-        *whole["word_ids"][:border],
-        -1,
-    ]
-
-
-def test_encode_gives_control_tokens_no_word_but_unknown_ones(tokenizer):
-    row = encode(tokenizer, ["the [MASK] mat ☃"])[0]
-    words = dict(zip(tokenizer.convert_ids_to_tokens(row["input_ids"]), row["word_ids"]))
-    assert words["[MASK]"] == -1 and words["[UNK]"] == 2
+    assert words[inside] == 1 and row["word_ids"] == [*words[: inside - 2], -1, -1, -1]
+    border = words.index(2)  # cut between words
+    row = encode(tokenizer, [text], max_length=border + 1)[0]
+    assert row["word_ids"] == [*words[:border], -1]
 
 
 # Rows of tokens, for datasets.map
@@ -355,22 +339,18 @@ def test_rows_of_tokens_get_the_words_of_their_text(name, text):
         )
 
 
-def test_annotate_rows_is_what_map_and_a_masker_want():
-    tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=200)
+def test_annotate_rows_is_what_map_and_a_masker_want(tokenizer):
     ids = tokenizer(SENTENCES[:2])["input_ids"]
     both = annotate_rows({"input_ids": ids, "more": [1, 2]}, tokenizer)
-    assert both["more"] == [1, 2] and [len(row) for row in both["word_ids"]] == [
-        len(row) for row in ids
-    ]
+    assert both["more"] == [1, 2]
+    assert [*map(len, both["word_ids"])] == [*map(len, ids)]
     alone = annotate_rows({"input_ids": ids[0]}, tokenizer)
     assert alone["word_ids"] == both["word_ids"][0] and alone["example_id"] == both["example_id"][0]
-    assert len(set(both["example_id"])) == 2 and all(
-        0 <= name < 2**63 for name in both["example_id"]
-    )
+    first, second = both["example_id"]
+    assert first != second and 0 <= min(first, second) <= max(first, second) < 2**63
     texts = annotate_rows({"text": SENTENCES[:2]}, tokenizer, max_length=8)
-    assert texts["input_ids"] == [
-        row["input_ids"] for row in encode(tokenizer, SENTENCES[:2], max_length=8)
-    ]
+    encoded = encode(tokenizer, SENTENCES[:2], max_length=8)
+    assert texts["input_ids"] == [row["input_ids"] for row in encoded]
     # datasets.map keeps the texts by itself, and could not remove a column that is returned.
     assert "text" not in texts
     assert annotate_rows({"text": SENTENCES[0]}, tokenizer)["input_ids"] == ids[0]
@@ -387,11 +367,18 @@ def test_blocks_that_begin_inside_a_character():
 
 
 def test_encode_and_annotate_rows_refuse(tokenizer):
-    with pytest.raises(MaskwiseError, match="max_length leaves no room"):
-        encode(tokenizer, ["a text"], max_length=2)
-    with pytest.raises(MaskwiseError) as raised:
-        annotate_rows({"body": ["a"]}, tokenizer)
-    assert raised.value.got == "columns body" and "text_field" in raised.value.do
+    for call, message in (
+        (lambda: encode(tokenizer, ["a text"], max_length=2), "max_length leaves no room"),
+        (lambda: annotate_rows({"body": ["a"]}, tokenizer), "got columns body; .* text_field"),
+        (lambda: encode(tokenizer, [CURIE], layers=["phrases"]), "annotate_corpus"),
+        (lambda: encode(tokenizer, [CURIE], layers=["salent"]), "did you mean 'salient'"),
+        (
+            lambda: Masker(tokenizer, policy="salient")(encode(tokenizer, [CURIE])),
+            r"layers=\['salient'\]",
+        ),
+    ):
+        with pytest.raises(MaskwiseError, match=message):
+            call()
 
 
 def test_texts_beyond_what_the_model_takes_are_told():
@@ -413,18 +400,19 @@ CURIE = "Marie Curie was born in Warsaw in 1867."
 def test_rows_get_layers_by_name() -> None:
     tokenizer = load_tokenizer("bundled:encoder")
     [row] = encode(tokenizer, [CURIE], layers=["salient", "pos"])
-    assert {len(row[name]) for name in ("input_ids", "salient", "salient_label", "pos")} == {
-        len(row["input_ids"])
-    }
-    named = [number >= 0 for number in row["salient"]]
-    words = {word for word, inside in zip(row["word_ids"], named) if inside}
-    # Marie, Curie and 1867; the small recogniser may miss Warsaw.
-    assert {0, 1, 7} <= words and not words & {2, 3, 4, 6, 8}
+    for name in ("salient", "salient_label", "pos"):
+        assert len(row[name]) == len(row["input_ids"])
     blocks = annotate_rows({"input_ids": [row["input_ids"]]}, tokenizer, layers=["salient"])
-    inside = {n for n, number in zip(blocks["word_ids"][0], blocks["salient"][0]) if number >= 0}
-    assert {0, 1, 7} <= inside
+    for words, salient in (
+        (row["word_ids"], row["salient"]),
+        (blocks["word_ids"][0], blocks["salient"][0]),
+    ):
+        named = {word for word, number in zip(words, salient) if number >= 0}
+        # Marie, Curie and 1867; the small recogniser may miss Warsaw.
+        assert {0, 1, 7} <= named and not named & {2, 3, 4, 6, 8}
     batch = Masker(tokenizer, policy="salient", ratio=0.5)([row])
-    assert batch.targets and not batch.selected[0][~torch.tensor(named)].any()
+    outside = torch.tensor(row["salient"]) < 0
+    assert batch.targets and not batch.selected[0][outside].any()
 
 
 def test_layers_are_cut_with_their_row() -> None:
@@ -434,14 +422,3 @@ def test_layers_are_cut_with_their_row() -> None:
     assert cut["pos"] == [*whole["pos"][:7], -1] and len(cut["input_ids"]) == 8
     empty = annotate_rows({"input_ids": []}, tokenizer, layers="salient")
     assert empty["salient"] == empty["salient_label"] == []
-
-
-def test_layers_that_cannot_be_made_are_refused_with_what_to_call() -> None:
-    tokenizer = load_tokenizer("bundled:encoder")
-    with pytest.raises(MaskwiseError, match="annotate_corpus"):
-        encode(tokenizer, [CURIE], layers=["phrases"])
-    with pytest.raises(MaskwiseError, match="did you mean 'salient'"):
-        encode(tokenizer, [CURIE], layers=["salent"])
-    [row] = encode(tokenizer, [CURIE])
-    with pytest.raises(MaskwiseError, match=r"layers=\['salient'\]"):
-        Masker(tokenizer, policy="salient")([row])

@@ -36,7 +36,8 @@ from maskwise.devices import cpu_name
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
-from maskwise.text.tokenizers import tokenise, train_tokenizer
+from maskwise.text.pieces import tokenise
+from maskwise.text.tokenizers import train_tokenizer
 
 Figures: TypeAlias = dict[str, Any]
 """Settings or measurements, keyed by name."""
@@ -141,12 +142,12 @@ class Sample:
         ids = []
         words = []
         first = 0
-        for tokens in tokenise(documents, self.tokenizer):
-            word_ids = tokens.columns()["word_ids"]
+        for tokens in tokenise(documents, self.tokenizer, batch_size=1):
+            word_ids = tokens.columns["word_ids"]
             # A row may hold several documents, so word numbers must differ between documents.
             numbered = np.where(word_ids >= 0, word_ids + first, -1)
             first = int(numbered.max(initial=first)) + 1
-            ids.append(tokens.input_ids)
+            ids.append(tokens.columns["input_ids"])
             words.append(numbered)
         self.ids = np.concatenate(ids).astype(np.int64)
         self.words = np.concatenate(words).astype(np.int64)

@@ -83,7 +83,8 @@ class Words(NamedTuple):
         end = self.end[last].astype(np.int32)
         first_of_text = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
         columns = [np.split(column, first_of_text) for column in (start, end, *values)]
-        return list(map(CharSpans, *columns))
+        # ``split`` returns one part even if there is no text.
+        return list(map(CharSpans, *columns))[: len(self.base)]
 
 
 def words_of(texts: Sequence[str]) -> Words:

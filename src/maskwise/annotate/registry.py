@@ -251,27 +251,12 @@ class Function:
         return found
 
 
-def spec_of(function: str | Callable[..., object]) -> Call:
-    """Return the call that builds the annotator for a function.
+def spec_of(function: str) -> Call:
+    """Return the call that builds an annotator from a user's function.
 
     Args:
-        function: a function, or a string such as ``module:function(kind="weight")``.
-
-    Raises:
-        MaskwiseError: workers cannot import the function, for example if it is inside a function.
+        function: a string such as ``module:function`` or ``module:function(kind="weight")``.
     """
-    if callable(function):
-        name = "<no function>"
-        if inspect.isfunction(function):
-            name = function.__qualname__
-        # Python's names for lambdas and for nested functions contain "<".
-        if "<" in name or function.__module__ == "__main__":
-            raise MaskwiseError(
-                "worker processes cannot import this function",
-                got=repr(function),
-                do="define it at the top level of an importable module",
-            )
-        return Call("function", (f"{function.__module__}:{name}",))
     place, bracket, rest = function.partition("(")
     settings = parse_call(f"function{bracket}{rest}")
     return Call("function", (place.strip(), *settings.args), settings.kwargs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import compress, product
@@ -98,7 +98,7 @@ def annotate_corpus(
     limit: int | None = None,
     engine: str = "local",
     jobs: int | None = 1,
-    functions: Sequence[str | Callable[..., object]] = (),
+    functions: Sequence[str] = (),
     quiet: bool = True,
 ) -> Summary:
     """Annotate a corpus into the folder ``out``, skipping finished files.
@@ -122,8 +122,7 @@ def annotate_corpus(
         jobs: the number of processes in the local engine, or the maximum number of cores in a Ray
             cluster. None stands for one process per core, or fewer for a small corpus; with Ray,
             for all cores.
-        functions: your own functions as annotators (registry.py): importable functions or strings
-            "module:function".
+        functions: your own functions as annotators (registry.py), such as "module:function".
         quiet: whether to show no progress bar.
 
     Raises:

@@ -18,7 +18,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
-from itertools import chain, islice
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -192,62 +191,31 @@ def spans_of(
     Raises:
         MaskwiseError: spans do not fit their text, or the annotator fails on all texts.
     """
-    most = PART_CHARACTERS
-    # The flag ``whole_texts`` is optional: an annotator needs only what `Annotator` lists.
-    if hasattr(maker, "whole_texts") and maker.whole_texts:
-        most = sys.maxsize
-    parts_of = []
-    for text in texts:
-        parts = []
-        for start, end in cut_text(text, 0, len(text), most=most, borders=_BORDERS):
-            parts.append(text[start:end])
-        parts_of.append(parts)
-    annotated = iter(_annotate(maker, parts_of, failures))
+    try:
+        return _annotate(maker, texts)
+    except MaskwiseError:
+        raise
+    except Exception:
+        # One text must not end the work on a million others, so each text is tried alone.
+        found = []
+        for text in texts:
+            found += _try_alone(maker, text, failures)
     if failures.total() == len(texts) >= SURE_FAILURES:
         raise MaskwiseError(
             f"{maker.name} failed on all {len(texts)} texts of a shard",
             got=next(iter(failures)),
             do="fix the annotator; finished shards are kept",
         )
-    found = []
-    for parts in parts_of:
-        found_in_parts = list(islice(annotated, len(parts)))
-        begins = offsets(np.array(list(map(len, parts))))
-        layers = {}
-        for name, layer in maker.layers.items():
-            spans = []
-            for part, found_in_part in zip(parts, found_in_parts, strict=True):
-                check_spans(
-                    found_in_part[name],
-                    layer,
-                    len(part),
-                    name=f"{maker.name}: {name} of {part[:40]!r}…",
-                )
-                spans.append(found_in_part[name])
-            starts, ends, values = joined_spans(spans, begins)
-            layers[name] = CharSpans(starts.astype(np.int32), ends.astype(np.int32), values)
-        found.append(layers)
     return found
 
 
-def _annotate(
-    maker: Annotator,
-    parts_of: Sequence[list[str]],
-    failures: Counter[str],
-) -> list[Found]:
-    """Annotate the parts of texts; a text on which the annotator fails has no spans."""
-    parts = list(chain.from_iterable(parts_of))
+def _try_alone(maker: Annotator, text: str, failures: Counter[str]) -> list[Found]:
+    """Annotate a text, which has no spans if the annotator fails."""
     try:
-        found = maker.annotate(parts)
+        return _annotate(maker, [text])
     except MaskwiseError:
         raise
     except Exception as error:
-        # One text must not end the work on a million others, so each text is tried alone.
-        if len(parts_of) > 1:
-            spans: list[Found] = []
-            for parts_of_text in parts_of:
-                spans += _annotate(maker, [parts_of_text], failures)
-            return spans
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         # These errors are not caused by the text, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
@@ -257,17 +225,39 @@ def _annotate(
                 do="the same command resumes",
             ) from error
         failures[line] += 1
-        return [no_spans(maker.layers)] * len(parts)
-    if len(found) != len(parts):
-        raise MaskwiseError(
-            f"{maker.name} must return the layers of every text",
-            got=f"{len(found)} for {len(parts)} texts",
-        )
-    for layers in found:
+        return [no_spans(maker.layers)]
+
+
+def _annotate(maker: Annotator, texts: Sequence[str]) -> list[Found]:
+    """Annotate texts in parts, check the spans, and join those of each text."""
+    most = PART_CHARACTERS
+    # The flag ``whole_texts`` is optional: an annotator needs only what `Annotator` lists.
+    if hasattr(maker, "whole_texts") and maker.whole_texts:
+        most = sys.maxsize
+    parts = []
+    counts = []
+    for text in texts:
+        cuts = list(cut_text(text, 0, len(text), most=most, borders=_BORDERS))
+        parts += [text[start:end] for start, end in cuts]
+        counts.append(len(cuts))
+    found = maker.annotate(parts)
+    for part, layers in zip(parts, found, strict=True):
+        for name, layer in maker.layers.items():
+            where = f"{maker.name}: {name} of {part[:40]!r}…"
+            check_spans(layers[name], layer, len(part), name=where)
+    joined = []
+    end = 0
+    for count in counts:
+        own = slice(end, end + count)
+        end = own.stop
+        begins = offsets(np.array(list(map(len, parts[own]))))
+        whole = {}
         for name in maker.layers:
-            if name not in layers:
-                raise MaskwiseError(f"{maker.name} returned no layer {name}")
-    return found
+            spans = [layers[name] for layers in found[own]]
+            starts, ends, values = joined_spans(spans, begins)
+            whole[name] = CharSpans(starts.astype(np.int32), ends.astype(np.int32), values)
+        joined.append(whole)
+    return joined
 
 
 # Counting spans
@@ -337,24 +327,19 @@ def _layer_facts(
     cuts = map(slice, start[short].tolist(), end[short].tolist())
     # Strings are cut and counted in C: a Python loop would take longer than the annotators.
     pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
-    top = {}
-    for code, common in _commonest(pairs, layer).items():
-        top[str(code)] = common
+    texts: dict[str, dict[str, int]] = {}
+    for (code, text), number in pairs.items():
+        texts.setdefault(str(code), {})[text] = number
+    top = {code: _commonest(counts, layer) for code, counts in texts.items()}
     return {**facts, "labels": labels, "top": top}
 
 
-def _commonest(pairs: Counter[tuple[int, str]], layer: Layer) -> dict[int, dict[str, int]]:
-    """Return each code's most common texts with their counts, from counts of (code, text)."""
-    most = TOP_WORDS
-    if layer.kind == "spans":
-        most = TOP_SPANS
-    top: dict[int, dict[str, int]] = {}
+def _commonest(counts: Mapping[str, int], layer: Layer) -> dict[str, int]:
+    """Return the most common texts with their counts."""
+    most = TOP_SPANS if layer.kind == "spans" else TOP_WORDS
     # Ties are broken by text, because input order must not matter.
-    for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
-        common = top.setdefault(code, {})
-        if len(common) < most:
-            common[text] = number
-    return top
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ordered[:most])
 
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
@@ -406,13 +391,11 @@ def _summary(
         return summary
 
     labels = Counter[str]()
-    pairs = Counter[tuple[int, str]]()
+    texts: dict[str, Counter[str]] = {}
     for part in parts:
         labels.update(part["labels"])
         for code, common in part["top"].items():
-            for text, number in common.items():
-                pairs[int(code), text] += number
-    top = _commonest(pairs, layer)
+            texts.setdefault(code, Counter()).update(common)
     names: tuple[str, ...] = (name,)
     if layer.labels:
         # Code 0 stands for words without a label.
@@ -421,8 +404,8 @@ def _summary(
     summary["top"] = {}
     for code, number in sorted(labels.items(), key=lambda item: (-item[1], int(item[0]))):
         label = names[int(code)]
-        # A label may have only long spans, whose texts are not counted.
-        common = top.get(int(code), {})
         summary["labels"][label] = number
-        summary["top"][label] = list(map(list, common.items()))
+        # A label may have only long spans, whose texts are not counted.
+        top = _commonest(texts.get(code, {}), layer)
+        summary["top"][label] = list(map(list, top.items()))
     return summary

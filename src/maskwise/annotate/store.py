@@ -95,13 +95,12 @@ def to_parquet(
         "text": pa.array(list(map(text_id, texts)), pa.int64()),
     }
     for name, layer in layers.items():
-        starts, ends, values = zip(*[found[name] for found in spans])
-        offsets = pa.list_(pa.int32())
-        columns[f"{name}.start"] = pa.array(starts, offsets)
-        columns[f"{name}.end"] = pa.array(ends, offsets)
+        sides = {"start": pa.int32(), "end": pa.int32()}
         if layer.dtype is not None:
-            lists = pa.list_(pa.from_numpy_dtype(layer.dtype))
-            columns[f"{name}.value"] = pa.array(values, lists)
+            sides["value"] = pa.from_numpy_dtype(layer.dtype)
+        of_texts = zip(*[found[name] for found in spans])
+        for (side, kind), values in zip(sides.items(), of_texts):
+            columns[f"{name}.{side}"] = pa.array(values, pa.list_(kind))
     # The facts are in the footer, where they can be read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
@@ -258,30 +257,19 @@ class Store:
         order = keys.argsort(kind="stable")
         return keys[order], shard[order], row[order]
 
-    def _spans(
-        self,
-        name: str,
-        shard: int,
-        row: int,
-    ) -> CharSpans:
+    def _spans(self, name: str, shard: int, row: int) -> CharSpans:
         part = self._makers[name]
         held, columns = self._held.get(part.spec, (-1, {}))
         if held != shard:
             table = self._read(part, self.manifest.shards[shard])
             columns = {name: table[name].combine_chunks() for name in table.column_names}
             self._held[part.spec] = (shard, columns)
-        start = columns[f"{name}.start"][row].values.to_numpy()
-        end = columns[f"{name}.end"][row].values.to_numpy()
-        if self.layers[name].dtype is None:
-            return CharSpans(start, end)
-        return CharSpans(start, end, columns[f"{name}.value"][row].values.to_numpy())
+        sides = ["start", "end"]
+        if self.layers[name].dtype is not None:
+            sides.append("value")
+        return CharSpans(*[columns[f"{name}.{side}"][row].values.to_numpy() for side in sides])
 
-    def _read(
-        self,
-        part: Part,
-        key: str,
-        columns: list[str] | None = None,
-    ) -> pa.Table:
+    def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:
         path = self.folder / "shards" / part.file(key)
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)

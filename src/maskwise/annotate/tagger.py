@@ -16,13 +16,14 @@ The products use numpy's BLAS, because spaCy's BLIS takes almost three times as 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError, first_line, require_library
 from maskwise.folders import bundled_file
-from maskwise.segments import changes
+from maskwise.segments import Array, changes
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS
 from maskwise.text.layers import CharSpans, Found, Layer, digest
@@ -41,8 +42,6 @@ SALIENT = Layer("spans", ("name", "date", "number"))
 NONE, NAME, DATE, NUMBER = range(4)
 
 Flags = NDArray[np.bool_]
-Ints = NDArray[np.int32]
-Codes = NDArray[np.int16]
 
 _DAY = r"[0-3]?\d(?:st|nd|rd|th)?"
 _YEAR = r"(?:1\d{3}|20\d\d)"
@@ -77,37 +76,34 @@ _JOINTS = re.compile(r"(?<=\w)(?:[-–&]|[ ]&[ ]|[ ]of(?:[ ]the)?[ ])(?=\w)")
 _OPENERS = np.array(list(map(ord, ".!?:;…\"“”‘'([")), dtype=np.uint32)
 
 
-class Tokens(NamedTuple):
-    """The T tokens of a text, without white space.
-
-    Attributes:
-        start, end: (T,) character offsets.
-        tag: (T,) `UPOS` codes, 0 for no tag.
-        entity: (T,) NAME, DATE or NUMBER inside an entity of that kind, else NONE.
-        title: (T,) whether the first letter is a capital.
-        lower: (T,) whether all letters are in lower case.
-        one: (T,) whether the token is the word "one", which is rarely a number worth masking.
-    """
-
-    start: Ints
-    end: Ints
-    tag: Codes
-    entity: Codes
-    title: Flags
-    lower: Flags
-    one: Flags
-
-    def tagged(self, *tags: str) -> Flags:
-        """(T,) whether each token has one of these tags."""
-        return np.isin(self.tag, [_CODES[tag] for tag in tags])
-
-    def within(self, match: re.Match[str]) -> slice:
-        """Return the tokens that overlap a match."""
-        first = int(self.end.searchsorted(match.start(), "right"))
-        return slice(first, int(self.start.searchsorted(match.end())))
+TOKEN = np.dtype(
+    [
+        ("start", np.int32),
+        ("end", np.int32),
+        ("tag", np.int16),
+        ("entity", np.int16),
+        ("title", np.bool_),
+        ("lower", np.bool_),
+        ("one", np.bool_),
+    ]
+)
+"""A token that is not white space: its character offsets; its `UPOS` code, 0 for none; NAME, DATE
+or NUMBER inside an entity of that kind, else NONE; whether its first letter is a capital; whether
+all its letters are in lower case; whether it is "one", which is rarely a number worth masking."""
 
 
-def salient_spans(text: str, tokens: Tokens) -> CharSpans:
+def _tagged(tokens: Array, *tags: str) -> Flags:
+    """(T,) whether each token has one of these tags."""
+    return np.isin(tokens["tag"], [_CODES[tag] for tag in tags])
+
+
+def _within(tokens: Array, match: re.Match[str]) -> slice:
+    """Return the tokens that overlap a match."""
+    first = int(tokens["end"].searchsorted(match.start(), "right"))
+    return slice(first, int(tokens["start"].searchsorted(match.end())))
+
+
+def salient_spans(text: str, tokens: Array) -> CharSpans:
     """Find a text's salient spans, with the codes of `SALIENT`.
 
     A *name* is a run of entities and proper nouns. A capitalised adjective, noun or verb counts
@@ -119,8 +115,8 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     Tags find names that the small entity recogniser misses; entities find names in lower case. The
     rules were tuned on data that no reported score uses (scripts/train_tagger/README.md).
     """
-    start = tokens.start
-    end = tokens.end
+    start = tokens["start"]
+    end = tokens["end"]
     if not len(start):
         return CharSpans.of((), SALIENT)
     codes = codes_of(text)
@@ -134,24 +130,24 @@ def salient_spans(text: str, tokens: Tokens) -> CharSpans:
     opens = breaks.copy()
     opens[1:] |= np.isin(codes[before], _OPENERS)
 
-    kind = tokens.entity.copy()
-    kind[(kind == NONE) & tokens.tagged("NUM") & ~tokens.one] = NUMBER
-    proper = tokens.tagged("PROPN")
-    title = tokens.title
-    small = tokens.lower & title.any()
+    kind = tokens["entity"].copy()
+    kind[(kind == NONE) & _tagged(tokens, "NUM") & ~tokens["one"]] = NUMBER
+    proper = _tagged(tokens, "PROPN")
+    title = tokens["title"]
+    small = tokens["lower"] & title.any()
     # A proper noun in lower case counts only inside a name, as in "Charles de Gaulle".
     sure = np.pad(proper & ~small, 1)
     proper = sure[1:-1] | (proper & sure[:-2] & sure[2:])
-    content = tokens.tagged("ADJ", "NOUN", "VERB")
+    content = _tagged(tokens, "ADJ", "NOUN", "VERB")
     kind[proper | (content & title & ~opens)] = NAME
     # Matches are numbered, so two dates or amounts in a row stay two spans.
     form = np.zeros(len(kind), dtype=np.int64)
     for number, match in enumerate(_FORMS.finditer(text), start=1):
-        inside = tokens.within(match)
+        inside = _within(tokens, match)
         kind[inside] = DATE if match.lastgroup == "date" else NUMBER
         form[inside] = number
     for match in _JOINTS.finditer(text):
-        inside = tokens.within(match)
+        inside = _within(tokens, match)
         left = kind[max(inside.start - 1, 0)]
         right = kind[min(inside.stop, len(kind) - 1)]
         if left == right == NAME:
@@ -199,7 +195,6 @@ _UNUSED = [
     "textcat_multilabel",
 ]
 _ENTITIES = ["ner", "entity_ruler"]
-_COLUMNS = ["IDX", "LENGTH", "IS_SPACE", "IS_TITLE", "IS_UPPER", "IS_LOWER", "LOWER", "ENT_TYPE"]
 
 
 NO_MODEL = (".md", ".pyc")
@@ -252,61 +247,42 @@ class SpacyPipeline:
             tokens = self._tokens(begins, docs)
             layers = {}
             if "pos" in self.layers:
-                tagged = tokens.tag > 0
+                tagged = tokens[tokens["tag"] > 0]
                 layers["pos"] = CharSpans(
-                    tokens.start[tagged],
-                    tokens.end[tagged],
-                    tokens.tag[tagged],
+                    tagged["start"].copy(), tagged["end"].copy(), tagged["tag"].copy()
                 )
             if "salient" in self.layers:
                 layers["salient"] = salient_spans(text, tokens)
             found.append(layers)
         return found
 
-    def _tokens(self, begins: Sequence[int], docs: Iterator[Any]) -> Tokens:
-        """Join the tokens of a text's pieces.
+    def _tokens(self, begins: Sequence[int], docs: Iterator[Any]) -> Array:
+        """(T,) the tokens of a text as an array of `TOKEN`.
 
         Args:
-            begins: the first character of each piece.
+            begins: the first character of each piece of the text.
             docs: spaCy's documents; the next documents are the pieces of this text.
         """
-        tables = []
-        codes = []
+        rows = []
         for begin, doc in zip(begins, docs):
-            table = doc.to_array(_COLUMNS)
-            table[:, 0] += np.uint64(begin)
-            tables.append(table)
-            codes.append(self._coded(doc.to_array(self._column), _CODES))
-        joined = np.concatenate(tables)
-        tags = np.concatenate(codes)
-        # spaCy makes tokens of white space, which have no part of speech.
-        visible = joined[:, 2] == 0
-        offset, length, _, title, upper, lower, form, entity = joined[visible].T
-        start = offset.astype(np.int32)
-        return Tokens(
-            start=start,
-            end=start + length.astype(np.int32),
-            tag=tags[visible],
-            entity=self._coded(entity, _KINDS, other=NAME),
-            title=(title | upper) > 0,
-            lower=lower > 0,
-            one=form == self.nlp.vocab.strings["one"],
-        )
-
-    def _coded(
-        self,
-        symbols: NDArray[np.uint64],
-        codes: Mapping[str, int],
-        *,
-        other: int = 0,
-    ) -> Codes:
-        """Map spaCy's name hashes to our codes; the empty name has code 0."""
-        hashes, place = np.unique(symbols, return_inverse=True)
-        coded = []
-        for number in hashes.tolist():
-            name = self.nlp.vocab.strings[number]
-            coded.append(codes.get(name, other) if name else 0)
-        return np.array(coded, dtype=np.int16)[place]
+            for token in doc:
+                # spaCy makes tokens of white space, which have no part of speech.
+                if token.is_space:
+                    continue
+                start = begin + token.idx
+                entity = token.ent_type_
+                rows.append(
+                    (
+                        start,
+                        start + len(token),
+                        _CODES.get(self._tag_of(token), 0),
+                        _KINDS.get(entity, NAME) if entity else NONE,
+                        token.is_title or token.is_upper,
+                        token.is_lower,
+                        token.lower_ == "one",
+                    )
+                )
+        return np.array(rows, dtype=TOKEN)
 
     @cached_property
     def nlp(self) -> Any:
@@ -336,14 +312,14 @@ class SpacyPipeline:
         return nlp
 
     @cached_property
-    def _column(self) -> str:
-        """The attribute that holds universal tags: POS, or TAG in pipelines trained on UD."""
+    def _tag_of(self) -> attrgetter[str]:
+        """A function for a token's tag, which is in ``tag_`` in pipelines trained on UD."""
         probe = self.nlp("The old house stands in Paris.")
         if any(token.pos_ for token in probe):
-            return "POS"
+            return attrgetter("pos_")
         tags = {token.tag_ for token in probe}
         if tags & {"DET", "NOUN", "PROPN", "PUNCT"}:
-            return "TAG"
+            return attrgetter("tag_")
         raise MaskwiseError(
             f"spaCy pipeline {self.folder.name} gives no universal parts of speech",
             got=f"tags {sorted(tags)[:5]}",
@@ -368,11 +344,8 @@ def one_pass(specs: Sequence[str]) -> list[str]:
     calls = list(map(parse_call, specs))
     joined = []
     for call in calls:
-        other = "pos"
-        if call.name == "pos":
-            other = "salient"
-        twin = Call(other, kwargs=call.kwargs)
-        if call.name not in ("pos", "salient") or twin not in calls:
+        other = {"pos": "salient", "salient": "pos"}.get(call.name, "")
+        if Call(other, kwargs=call.kwargs) not in calls:
             joined.append(call.written)
         elif call.name == "pos":
             joined.append(str(Call("pos", kwargs=call.kwargs | {"salient": True})))

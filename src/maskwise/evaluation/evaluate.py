@@ -365,7 +365,7 @@ def evaluate_checkpoint(
     logging.disable_progress_bar()
     network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
-    tokenizer = load_tokenizer(model, needs_mask=False, needs_words=False)
+    tokenizer = load_tokenizer(model, needs_mask=False)
     data = Text(tokenizer)
     if text is not None:
         documents = require_documents(read_documents(text, text_field=text_field))

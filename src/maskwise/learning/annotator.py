@@ -31,8 +31,7 @@ from maskwise.starts import find_policy
 from maskwise.tasks.tensors import Flat, batches
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
-from maskwise.text.pieces import Pieces, read_pieces
-from maskwise.text.tokenizers import tokenise
+from maskwise.text.pieces import Pieces, read_pieces, tokenise
 from maskwise.text.words import VERSION as WORDS_VERSION
 
 Floats = NDArray[np.float64]
@@ -157,7 +156,9 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     names = map(str, range(len(texts)))
     documents = map(Document, names, texts)
     tokens = list(tokenise(documents, policy.tokenizer, places=True))
-    sizes = [len(tokens_of_text.input_ids) for tokens_of_text in tokens]
+    sizes: list[int] = []
+    for batch in tokens:
+        sizes += batch.lengths.tolist()
     if not any(sizes):
         return None
     pieces = read_pieces(tokens, tokenizer=policy.tokenizer, length=policy.config.length)

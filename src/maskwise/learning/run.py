@@ -369,7 +369,8 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
     documents = map(Document, map(str, range(len(texts))), texts)
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
-        counts += torch.bincount(torch.from_numpy(tokens.input_ids), minlength=len(tokenizer))
+        ids = torch.from_numpy(tokens.columns["input_ids"])
+        counts += torch.bincount(ids, minlength=len(tokenizer))
     return log_frequencies(counts)
 
 

@@ -38,7 +38,7 @@ from maskwise.tasks.judge import answer, load_network
 from maskwise.tasks.tensors import TaskSource, embed, encode
 from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
 from maskwise.text.documents import Document
-from maskwise.text.prepared import first_characters
+from maskwise.text.settings import first_characters
 from maskwise.training import train
 from maskwise.training.wrapping import blocks_of
 from maskwise.weights import memory

@@ -25,8 +25,7 @@ from maskwise.study.stages import DONE, STAGE, Stage, recipe_of
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.pieces import require_known_tokens
-from maskwise.text.prepared import first_characters
-from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.settings import ModelSettings
 
@@ -103,7 +102,7 @@ def prepare(stage: Stage, stages: Path) -> Plain:
     documents = corpus.documents()
     require_documents(documents)
     if stage.needs:
-        tokenizer = load_tokenizer(tokenizer_folder(stage, stages), needs_words=False)
+        tokenizer = load_tokenizer(tokenizer_folder(stage, stages))
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
         tokenizer = settings.tokenizer(_beginning(corpus) if corpus.stream else documents)

@@ -13,11 +13,11 @@ from maskwise.text.documents import (
     require_documents,
 )
 from maskwise.text.encoding import annotate_rows, encode
-from maskwise.text.pieces import Pieces, Tokens, read_pieces
-from maskwise.text.prepared import Prepared
+from maskwise.text.pieces import Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.rows import PieceBatch, Rows, split
+from maskwise.text.settings import Prepared
 from maskwise.text.stream import Stream, shards_of
-from maskwise.text.tokenizers import load_tokenizer, tokenise, train_tokenizer
+from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.words import word_ids
 
 __all__ = [

@@ -18,9 +18,9 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, owners
-from maskwise.text.backends import dna_note, fast_esm, is_esm
 from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
 from maskwise.text.opening import is_utf8
+from maskwise.text.tokenizers import dna_note, fast_esm, is_esm
 from maskwise.text.words import (
     CodePoints,
     Ints,

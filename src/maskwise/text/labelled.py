@@ -18,7 +18,7 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Found, Layer
 from maskwise.text.opening import Record, damaged, opened, read_table
-from maskwise.text.readers import load_hub, parquet_rows
+from maskwise.text.readers import known_ending, load_hub, parquet_rows
 
 POS = Layer("categorical", UPOS)
 
@@ -55,11 +55,7 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
 
 def ending_of(path: Path) -> str | None:
     """Return the file extension that decides the reader; None if there is no reader."""
-    name = path.name.lower().removesuffix(".gz")
-    for ending in READERS:
-        if name.endswith(ending):
-            return ending
-    return None
+    return known_ending(Path(path.name.lower().removesuffix(".gz")), READERS)
 
 
 def read_hub(spec: str) -> dict[str, list[Record]]:

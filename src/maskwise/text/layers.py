@@ -189,16 +189,13 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
     fits = len(start) == len(end) and (start < end).all()
     # Spans must be sorted and apart: each begins at or after the end of the previous span.
     fits = fits and (start[1:] >= end[:-1]).all()
-    if fits and len(start):
-        # All sorted spans lie between the first start and the last end.
-        fits = start[0] >= 0 and end[-1] <= size
-    if not fits:
+    if not fits or start.min(initial=0) < 0 or end.max(initial=0) > size:
         raise MaskwiseError(
             f"{name}: spans must be sorted, not overlap and lie in the text of {size} characters",
         )
-    if layer.dtype is None:
-        valid = value is None
-    elif value is None or value.dtype != layer.dtype or len(value) != len(start):
+    if value is None or layer.dtype is None:
+        valid = value is layer.dtype
+    elif value.dtype != layer.dtype or len(value) != len(start):
         valid = False
     else:
         valid = bool(np.isfinite(value).all())

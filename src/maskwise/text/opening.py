@@ -40,48 +40,24 @@ LineKind: TypeAlias = Literal["json", "line", "block"]
 """JSON lines, or plain text with one document per line or per block between blank lines."""
 
 
-def opened(path: Path) -> IO[bytes]:
-    """Open the bytes of a file, decompressed if its name ends in ``.gz`` or ``.zst``."""
+def opened(path: Path, at: int = 0) -> IO[bytes]:
+    """Open a file from the byte ``at`` on, decompressed if its name ends in ``.gz`` or ``.zst``."""
     name = path.name.lower()
     if name.endswith(".zst"):
-        return io.BufferedReader(_Zstd(path))
-    if name.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path))
-    return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """The decompressed bytes of a zstd file; pyarrow's stream has no `seek` and `tell`."""
-
-    def __init__(self, path: Path):
         import pyarrow as pa
 
-        self.file = pa.input_stream(str(path), compression="zstd")
-        self.place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        read: int = self.file.readinto(buffer)
-        self.place += read
-        return read
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Read forward to a later offset, or to the end of a file that has become shorter."""
-        while self.place < offset and self.read(min(offset - self.place, HEAD_BYTES)):
-            pass
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
+        stream = io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+        # This stream cannot seek, so the bytes before the place are read.
+        for start in range(0, at, HEAD_BYTES):
+            stream.read(min(HEAD_BYTES, at - start))
+        return stream
+    if name.endswith(".gz"):
+        unpacked = gzip.open(path)  # noqa: SIM115
+        unpacked.seek(at)
+        return cast("IO[bytes]", unpacked)
+    file = path.open("rb")
+    file.seek(at)
+    return file
 
 
 @contextmanager

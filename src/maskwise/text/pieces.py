@@ -1,45 +1,55 @@
-"""Pieces: a corpus as flat columns of tokens, in memory or memory-mapped.
+"""Documents → tokens with their words → pieces: a corpus as flat columns, in memory or mapped.
+
+The Rust tokenizer tokenises texts in batches, and the words of a whole batch are numbered at once.
+Nothing in a corpus is a control token: "[MASK]" written in a text is text. If a tokenizer file sets
+truncation and padding (sentence encoders cut at 128 tokens), both are switched off in a copy.
 
 A *piece* is as much of a document as fits in one row, cut between words. Pieces do not depend on
 the layout of rows or on the held-out split, so their names and masks never change. Pieces are not
 cut to fill rows exactly, which costs a few per cent of padding in packed rows.
 
-Cost: numpy operations over tokens, and about 1 µs of Python for each piece. Documents are read in
-windows of about a million tokens, so memory does not grow with the corpus.
+Cost: almost only the Rust tokenizer's time; finding words adds about a sixth, and each piece takes
+about 1 µs of Python. Documents are read in batches, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError
-from maskwise.segments import Array, changes, owners, sums_within
-from maskwise.text.documents import batches
-from maskwise.text.layers import Columns, digest
+from maskwise.segments import Array, changes, owners, rank_within, sums_within
+from maskwise.text.documents import Document, batches, source_of
+from maskwise.text.layers import Columns, Layered, align, digest
 from maskwise.text.readers import whole_name
-from maskwise.text.words import Ints, Ints32, text_id
+from maskwise.text.words import (
+    Ints,
+    flat_offsets,
+    number_words,
+    place_tokens,
+    text_id,
+    tokenizing,
+)
 
 # transformers takes two seconds to import, and reading documents does not need it.
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+# The limit is in characters, so a batch holds fewer novels than tweets.
+BATCH_CHARACTERS = 1 << 20
 # Formats 1 and 2 were Arrow files.
 FORMAT = 3
 INDEX = "columns.json"
-# These columns have one value per piece; the others have one per token.
-OF_PIECES = ("example_id", "document", "source")
-# The number of tokens that are processed together, in about 50 MB of memory.
-WINDOW_TOKENS = 1 << 20
 # The maximum number of tokens in a piece, because word numbers are int16.
 MOST_TOKENS = (1 << 15) - 1
 LONG_WORDS = "words longer than a row"
@@ -48,29 +58,68 @@ UNKNOWN = "unknown tokens"
 
 
 class Tokens(NamedTuple):
-    """One document of n tokens, without special tokens.
+    """N documents with T tokens in total, without special tokens.
 
     Attributes:
-        document_id: the name of the document.
-        input_ids: (n,) int32, the token ids.
-        word_ids: (n,) int32, the number of each token's word, −1 for no word; None for a slow
-            tokenizer, which has no offsets.
-        layers: other layers, (n,) each, which are carried over into the pieces.
-        source: the number of the document's corpus.
+        documents: the documents.
+        lengths: (N,) int64, the number of tokens in each document.
+        columns: name → (T,): "input_ids" int32, "word_ids" int32 (from 0 in every document, −1 for
+            no word) and other layers, document after document.
     """
 
-    document_id: str
-    input_ids: Ints32
-    word_ids: Ints32 | None
-    layers: Mapping[str, Array] = MappingProxyType({})
-    source: int = 0
+    documents: Sequence[Document]
+    lengths: Ints
+    columns: Columns
 
-    def columns(self) -> Columns:
-        """Return all columns of the tokens, keyed by name."""
-        columns: Columns = {"input_ids": self.input_ids}
-        if self.word_ids is not None:
-            columns["word_ids"] = self.word_ids
-        return columns | dict(self.layers)
+
+def tokenise(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    batch_size: int = 256,
+    layers: Layered | None = None,
+    places: bool = False,
+    words: str = "auto",
+) -> Iterator[Tokens]:
+    """Yield the tokens and words of documents, a batch at a time, without special tokens.
+
+    Args:
+        documents: names and texts.
+        tokenizer: a fast tokenizer.
+        batch_size: the maximum number of documents that go through the tokenizer together.
+        layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
+        places: whether to add the layers "start" and "end", the visible characters of the document
+            that each token covers.
+        words: the word rule: auto, spaces, token (each token is a word) or regex:PATTERN.
+    """
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    # A special token's name that occurs in a text is plain text.
+    backend.encode_special_tokens = True
+    for batch in batches(
+        documents, BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
+    ):
+        texts = [document.text for document in batch]
+        with tokenizing():
+            encodings = backend.encode_batch(texts, add_special_tokens=False)
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        offsets, lengths = flat_offsets(encodings)
+        # Layers are aligned by BERT's rule, whatever the word rule is.
+        placed = place_tokens(texts, offsets, lengths)
+        if words == "token":
+            word_ids = rank_within(lengths).astype(np.int32)
+        elif words == "auto":
+            word_ids = number_words(placed)
+        else:
+            word_ids = number_words(place_tokens(texts, offsets, lengths, rule=words))
+        columns = {"input_ids": np.fromiter(ids, np.int32), "word_ids": word_ids}
+        if layers is not None:
+            columns |= align(layers.annotate(texts), layers.layers, placed, word_ids)
+        if places:
+            base = placed.base.repeat(lengths)
+            columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
+        yield Tokens(batch, lengths, columns)
 
 
 class Frame(NamedTuple):
@@ -105,7 +154,7 @@ class Pieces:
 
     Attributes:
         columns: name → (T,): "input_ids" int32, "word_ids" int16 (from 0 in every piece, −1 for
-            no word; missing for a slow tokenizer) and other layers, piece after piece.
+            no word) and other layers, piece after piece.
         offsets: (P + 1,) int64; piece p has the tokens from ``offsets[p]`` to ``offsets[p + 1]``.
         example_ids: (P,) int64, the permanent name of each piece.
         documents: (P,) int64, a hash of the name of each piece's (whole) document.
@@ -135,7 +184,7 @@ class Pieces:
     def load(
         cls, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Pieces:
-        """Open a folder that `read_pieces` wrote, memory-mapped.
+        """Open a folder that `read_pieces` wrote, memory-mapped; `Prepared.open` checks for damage.
 
         Args:
             folder: the folder that was passed to `read_pieces` as ``out``.
@@ -143,16 +192,9 @@ class Pieces:
                 pieces.
 
         Raises:
-            MaskwiseError: the folder is missing or damaged, or was made with a different tokenizer.
+            MaskwiseError: the folder has no pieces of this version, or their tokenizer is another.
         """
-        folder = Path(folder)
-        columns, about = read_columns(folder)
-        count = len(columns["offsets"]) - 1
-        lengths = dict.fromkeys(OF_PIECES, count) | {"offsets": count + 1}
-        tokens = int(columns["offsets"][-1])
-        for name, values in columns.items():
-            require_length(folder, values, lengths.get(name, tokens))
-        pieces = cls._of(columns, about)
+        pieces = cls._of(*read_columns(Path(folder)))
         key = tokenizer_key(tokenizer)
         if pieces.tokenizer and key and pieces.tokenizer != key:
             raise MaskwiseError(
@@ -199,12 +241,12 @@ def read_pieces(
         tokens: the documents.
         tokenizer: the tokenizer that made the tokens, for its special tokens.
         length: L, the number of tokens in a row, including special tokens.
-        out: a folder that is written window by window; the pieces are then memory-mapped.
+        out: a folder that is written batch by batch; the pieces are then memory-mapped.
             Otherwise the pieces are held in memory, about 6 bytes per token.
 
     Raises:
-        MaskwiseError: the length leaves no room for text, documents have different layers, there
-            are no tokens, or the folder cannot be written.
+        MaskwiseError: the length leaves no room for text, there are no tokens, or the folder cannot
+            be written.
 
     >>> from maskwise.text import Document, Rows, tokenise, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -243,36 +285,15 @@ def _windows(
     tokens: Iterable[Tokens], counts: Counter[str], *, room: int, unknown: int | None
 ) -> Iterator[Columns]:
     """Yield the columns of the pieces, a batch of documents at a time."""
-    names: list[str] = []
-    # Here, the size of an empty document is 1; otherwise millions could end up in one window.
-    for window in batches(
-        tokens, WINDOW_TOKENS, measure=lambda document: len(document.input_ids) + 1
-    ):
-        parts = [document.columns() for document in window]
-        names = names or list(parts[0])
-        for document, part in zip(window, parts):
-            found = list(part)
-            if found != names:
-                raise MaskwiseError(
-                    "all documents must have the same layers",
-                    got=f"{found} in {document.document_id!r}",
-                    allowed=names,
-                )
-        columns = {}
-        for name in names:
-            columns[name] = np.concatenate([part[name] for part in parts])
+    for window in tokens:
         before = counts["tokens"]
         is_first = not counts["documents"]
-        cut = _cut(window, columns, counts, room)
-        cut["offsets"] += before
+        columns = _cut(window, counts, room, unknown)
+        columns["offsets"] += before
         if not is_first:
             # The first offset of a window repeats the last offset of the previous window.
-            cut["offsets"] = cut["offsets"][1:]
-        unknown_tokens = int((columns["input_ids"] == unknown).sum())
-        # Unknown tokens are counted only if there are any, which keeps reports short.
-        if unknown_tokens:
-            counts[UNKNOWN] += unknown_tokens
-        yield columns | cut
+            columns["offsets"] = columns["offsets"][1:]
+        yield columns
     if not counts["pieces"]:
         raise MaskwiseError(
             "the corpus has no tokens",
@@ -281,14 +302,15 @@ def _windows(
         )
 
 
-def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int) -> Columns:
+def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -> Columns:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
-    Renumbers the words in ``columns`` from 0 in each piece, and adds to ``counts``.
+    Words are numbered from 0 in each piece. The number of unknown tokens and the other counts are
+    added to ``counts``.
     """
-    lengths = np.array([len(document.input_ids) for document in window], dtype=np.int64)
+    lengths = window.lengths
     total = int(lengths.sum())
-    words = columns.get("word_ids", np.full(total, -1, dtype=np.int32))
+    words = window.columns["word_ids"]
     opens = changes(words, owners(lengths))
     word_T = opens.cumsum() - 1
     # Half a word must never be masked, so words that are longer than a row are not masked at all.
@@ -304,35 +326,36 @@ def _cut(window: list[Tokens], columns: Columns, counts: Counter[str], room: int
     documents = []
     sources = []
     start = 0
-    for document, size in zip(window, lengths.tolist()):
+    for document, size in zip(window.documents, lengths.tolist()):
         begin = start
         end = start + size
         # Parts of a long document share its name, so they stay on one side of a split.
-        whole = text_id(whole_name(document.document_id))
+        whole = text_id(whole_name(document.id))
         while begin < end:
             begins.append(begin)
-            example_ids.append(text_id(f"{document.document_id}\0{begin - start}"))
+            example_ids.append(text_id(f"{document.id}\0{begin - start}"))
             documents.append(whole)
-            sources.append(document.source)
+            sources.append(source_of(document))
             if end - begin <= room:
                 break
             begin = int(border_T[begin + room])
         start = end
     offsets = np.array([*begins, total], dtype=np.int64)
-    if "word_ids" in columns:
-        sizes = np.diff(offsets)
-        first_token_of_word = changes(words, owners(sizes)) & (words >= 0)
-        number_T = sums_within(first_token_of_word, sizes) - 1
-        columns["word_ids"] = np.where(words >= 0, number_T, -1).astype(np.int16)
+    sizes = np.diff(offsets)
+    first_token_of_word = changes(words, owners(sizes)) & (words >= 0)
+    number_T = sums_within(first_token_of_word, sizes) - 1
 
-    counts.update({"documents": len(window), "pieces": len(begins), "tokens": total})
-    without_tokens = int((lengths == 0).sum())
-    long_words = int((long & opens).sum())
-    # Each reason is counted only if it occurs, which keeps reports short.
-    for reason, number in ((NO_TOKENS, without_tokens), (LONG_WORDS, long_words)):
-        if number:
-            counts[reason] += number
+    counts.update({"documents": len(lengths), "pieces": len(begins), "tokens": total})
+    unusual = {
+        NO_TOKENS: int((lengths == 0).sum()),
+        LONG_WORDS: int((long & opens).sum()),
+        UNKNOWN: int((window.columns["input_ids"] == unknown).sum()),
+    }
+    # Each of these is counted only if it occurs, which keeps reports short.
+    counts.update({reason: number for reason, number in unusual.items() if number})
     return {
+        **window.columns,
+        "word_ids": np.where(words >= 0, number_T, -1).astype(np.int16),
         "offsets": offsets,
         "example_id": np.array(example_ids, dtype=np.int64),
         "document": np.array(documents, dtype=np.int64),
@@ -397,7 +420,7 @@ def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
     """Open what `write_columns` wrote, memory-mapped.
 
     Raises:
-        MaskwiseError: the folder is missing or damaged, or has a different format.
+        MaskwiseError: the folder is missing, or has a different format.
     """
     about = folders.read_json(folder / INDEX) or {}
     if about.get("format") != FORMAT:
@@ -408,27 +431,7 @@ def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
             do="prepare the corpus again",
         )
     columns = {}
-    path = folder / INDEX
-    try:
-        for place, (name, dtype) in enumerate(about.pop("columns").items()):
-            path = folder / f"{place}.bin"
-            # Columns are plain arrays, because indexing a memmap is slower.
-            columns[name] = np.asarray(np.memmap(path, dtype, "r"))
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise MaskwiseError(
-            f"{path} is damaged",
-            got=str(error),
-            do="prepare the corpus again",
-        ) from error
+    for place, (name, dtype) in enumerate(about.pop("columns").items()):
+        # Columns are plain arrays, because indexing a memmap is slower.
+        columns[name] = np.asarray(np.memmap(folder / f"{place}.bin", dtype, "r"))
     return columns, about
-
-
-def require_length(folder: Path, column: Array, length: int) -> None:
-    """Refuse a column of a folder that does not have the expected length."""
-    if len(column) != length:
-        raise MaskwiseError(
-            f"{folder} is damaged: a column is incomplete",
-            got=len(column),
-            allowed=length,
-            do="prepare the corpus again",
-        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -61,6 +60,24 @@ Record = Skip | tuple[str, Any]
 """A name and the content of the record: a string, or an object with fields."""
 
 
+class Place(NamedTuple):
+    """A place between two records of a file or another source.
+
+    Attributes:
+        at: the offset in (decompressed) bytes in a file of lines, the offset in rows in a Parquet
+            file, or the state of an `IterableDataset`.
+        records: the number of records before this place.
+        whole: the name of the document that continues here; None if a new document begins.
+    """
+
+    at: Any = 0
+    records: int = 0
+    whole: str | None = None
+
+
+BEGINNING = Place()
+
+
 Opener: TypeAlias = Callable[[], Iterable[Record]]
 """A function that opens the records of a source."""
 
@@ -97,9 +114,9 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
         yield from READERS[known_ending(path) or ""](path, name, fields)
 
 
-def known_ending(path: Path) -> str | None:
-    """Return the file extension that decides the reader, if the file has such an extension."""
-    for ending in READERS:
+def known_ending(path: Path, endings: Iterable[str] | None = None) -> str | None:
+    """Return the first of these file extensions that a file has; by default, of all readers'."""
+    for ending in endings or READERS:
         if path.name.lower().endswith(ending):
             return ending
     return None
@@ -133,11 +150,15 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
     return "block"
 
 
-def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
-    """Yield the lines of a file; a line that is too long or not UTF-8 becomes a `Skip`."""
+def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
+    """Yield the lines of a file that is open at the byte ``at``, each with the byte after it.
+
+    A line that is too long or not UTF-8 becomes a `Skip`. An empty line follows the last line.
+    """
     # A byte-order mark may only be at the beginning of a file.
-    encoding = "utf-8-sig" if file.tell() == 0 else "utf-8"
+    encoding = "utf-8" if at else "utf-8-sig"
     while line := file.readline(LONGEST_LINE):
+        at += len(line)
         text: str | Skip = Skip(LONG_LINE)
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
             try:
@@ -147,87 +168,79 @@ def _lines(file: IO[bytes]) -> Iterator[str | Skip]:
         # The rest of a long line is dropped.
         while line and not line.endswith(b"\n"):
             line = file.readline(LONGEST_LINE)
-        yield text
+            at += len(line)
+        yield text, at
         encoding = "utf-8"
+    yield "", at
 
 
-@dataclass
-class LineReader:
-    """Reads the records of a file that consists of lines, and can resume.
+def line_records(
+    file: IO[bytes], name: str, kind: LineKind, place: Place = BEGINNING
+) -> Iterator[tuple[Record, Place | None]]:
+    """Yield the records of a file of lines, each with the place after it; JSON is not parsed yet.
 
-    Attributes:
-        name: the prefix of the records' names.
-        kind: the format of the file.
-        number: the number of the latest record; in JSON lines, the number of the latest line.
-        whole: the name of the block that has been read only in part.
-        inside: whether the lines read so far include lines that are in no record yet.
+    The file is open at ``place``; the place after a bad line inside a block is None. ``name`` is
+    the prefix of the records' names.
     """
+    lines = _lines(file, place.at)
+    if kind == "block":
+        yield from _blocks(lines, name, place)
+        return
+    number = place.records
+    for line, at in lines:
+        text = "" if isinstance(line, Skip) else line.strip()
+        # JSON records are numbered by line, so blank and bad lines count.
+        if text or kind == "json":
+            number += 1
+        if isinstance(line, Skip):
+            yield line, Place(at, number)
+        elif text:
+            yield (f"{name}#{number}", text), Place(at, number)
 
-    name: str
-    kind: LineKind
-    number: int = 0
-    whole: str | None = None
-    inside: bool = False
 
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Yield the records after the current offset of the file; JSON is not parsed yet."""
-        lines = _lines(file)
-        if self.kind == "block":
-            return self._blocks(lines)
-        return self._single(lines)
-
-    def _single(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
-        for line in lines:
-            if isinstance(line, Skip):
-                self.number += self.kind == "json"
-                yield line
-                continue
-            text = line.strip()
-            # JSON records are numbered by line, so blank lines count.
-            if text or self.kind == "json":
-                self.number += 1
-            if text:
-                yield f"{self.name}#{self.number}", text
-
-    def _blocks(self, lines: Iterator[str | Skip]) -> Iterator[Record]:
-        block: list[str] = []
-        size = 0
-        # A blank line closes the last block.
-        for line in chain(lines, [""]):
-            self.inside = bool(block)
-            if isinstance(line, Skip):
-                yield line
-                continue
-            ends = not line.strip()
+def _blocks(
+    lines: Iterator[tuple[str | Skip, int]], name: str, place: Place
+) -> Iterator[tuple[Record, Place | None]]:
+    _, number, whole = place
+    block: list[str] = []
+    size = 0
+    for line, at in lines:
+        if isinstance(line, Skip):
+            after = None
+            # Resuming inside a block would lose the lines that have already been read.
+            if not block:
+                after = Place(at, number, whole)
+            yield line, after
+            continue
+        ends = not line.strip()
+        if not ends:
+            block.append(line.rstrip("\r\n"))
+            size += len(block[-1])
+        if block and (ends or size >= LONGEST_TEXT):
+            number += 1
+            title = f"{name}#{number}"
+            # A block that is too long is read in parts, which belong to one document.
             if not ends:
-                block.append(line.rstrip("\r\n"))
-                size += len(block[-1])
-            whole = self.whole
+                whole = whole or title
+            if whole:
+                title = PartName.of(title, whole)
             if ends:
-                self.whole = None
-            if block and (ends or size >= LONGEST_TEXT):
-                self.number += 1
-                name = f"{self.name}#{self.number}"
-                # A block that is too long is read in parts, which belong to one document.
-                if not ends:
-                    whole = whole or name
-                    self.whole = whole
-                if whole:
-                    name = PartName.of(name, whole)
-                self.inside = False
-                yield name, "\n".join(block)
-                block = []
-                size = 0
+                whole = None
+            yield (title, "\n".join(block)), Place(at, number, whole)
+            block = []
+            size = 0
+        elif ends:
+            whole = None
 
 
 def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
+    kind = kind_of(path, fields)
     with opened(path) as file:
-        reader = LineReader(name, kind_of(path, fields))
-        records = reader.records(file)
-        if reader.kind == "json":
-            records = map(parsed, records)
-        yield from records
+        for record, _ in line_records(file, name, kind):
+            if kind == "json":
+                record = parsed(record)
+            yield record
 
 
 def parsed(record: Record) -> Record:

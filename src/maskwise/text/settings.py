@@ -1,25 +1,43 @@
-"""The corpus and tokenizer sections of a recipe, which open documents and build tokenizers."""
+"""The corpus and tokenizer sections of a recipe, and folders of prepared text."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from tokenizers import AddedToken
 
+from maskwise import folders
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
+from maskwise.text.layers import Layered
+from maskwise.text.pieces import Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.readers import Fields
-from maskwise.text.stream import Shard, read_shards, rename_alike, shards_of
-from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
+from maskwise.text.rows import Rows, split
+from maskwise.text.stream import (
+    BlockMaker,
+    Shard,
+    Stream,
+    read_beginning,
+    read_shards,
+    rename_alike,
+    shards_of,
+)
+from maskwise.text.tokenizers import SAMPLE_CHARACTERS, load_tokenizer, train_tokenizer
 from maskwise.text.words import word_rule
 from maskwise.text.worlds import read_world
 
+# Importing transformers takes two seconds, and reading documents does not need it.
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 class CorpusSettings(BaseModel):
@@ -208,6 +226,11 @@ class CorpusSettings(BaseModel):
         rename_alike(list(chain.from_iterable(shards.values())))
         return shards
 
+    def block_maker(self, tokenizer: PreTrainedTokenizerFast, layers: Layered | None) -> BlockMaker:
+        """Return what makes rows from a stream's chunks."""
+        fields = self.record_fields
+        return BlockMaker(tokenizer, self.length, self.row_layout, self.held_out, fields, layers)
+
     def parts(self) -> list[Documents]:
         """Return the documents of each source.
 
@@ -255,8 +278,7 @@ class TokenizerSettings(BaseModel):
 
     name: str | None = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None stands for the pre-trained
-    model's tokenizer, or for a new tokenizer.
-    """
+    model's tokenizer, or for a new tokenizer."""
     kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
     """The tokens of a new tokenizer: parts of words, bytes, letters, or ``k`` letters each."""
     k: int = Field(3, ge=1, le=12)
@@ -271,8 +293,8 @@ class TokenizerSettings(BaseModel):
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
         if self.name:
-            # The code that uses mask tokens and words checks that the tokenizer has them.
-            return load_tokenizer(self.name, needs_mask=False, needs_words=False)
+            # The code that uses mask tokens checks that the tokenizer has them.
+            return load_tokenizer(self.name, needs_mask=False)
         texts = (document.text for document in documents)
         tokenizer = train_tokenizer(
             texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase, k=self.k
@@ -282,3 +304,147 @@ class TokenizerSettings(BaseModel):
             sentinels.append(AddedToken(f"<extra_id_{number}>", special=True))
         tokenizer.add_tokens(sentinels)
         return tokenizer
+
+
+# A folder of prepared text has what is computed before the first step: the tokenizer, pieces, and
+# the rows of both sides (rows.py); for a stream, the tokenizer, held-out rows and token counts.
+# -------------------------------------------------------------------------------------------
+
+TRAINING = "training"
+HELD_OUT = "held_out"
+PIECES = "pieces"
+TOKENIZER = "tokenizer"
+STREAM = "stream.json"
+
+LiveLayers = Callable[[Sequence[str]], Layered]
+"""A function that takes the names of annotators and builds an annotator for any text."""
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A tokenizer, and training and held-out text in rows of the same length and layout."""
+
+    tokenizer: PreTrainedTokenizerFast
+    training: Rows | Stream
+    held_out: Rows
+
+    @classmethod
+    def make(
+        cls,
+        folder: Path,
+        tokens: Iterable[Tokens],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        length: int,
+        layout: str,
+        held_out: float,
+    ) -> Prepared:
+        """Write a corpus's folder, window by window, and open it; an old folder is replaced.
+
+        Raises:
+            MaskwiseError: `read_pieces` or `split` refuses the corpus, or the folder cannot be
+                written.
+        """
+
+        def fill(partial: Path) -> None:
+            pieces = read_pieces(tokens, tokenizer=tokenizer, length=length, out=partial / PIECES)
+            training, held = split(pieces, held_out=held_out, layout=layout)
+            training.save(partial / TRAINING)
+            held.save(partial / HELD_OUT)
+            folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
+
+        folders.write_folder(folder, fill)
+        return cls.open(folder)
+
+    @classmethod
+    def begin(
+        cls,
+        folder: Path,
+        corpus: CorpusSettings,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        layers: Layered | None = None,
+    ) -> dict[str, object]:
+        """Write a stream's folder; only the beginning of the stream is read.
+
+        Returns:
+            A dict with ``read_characters`` (in the beginning), ``held_out_rows`` and ``skipped``.
+
+        Raises:
+            MaskwiseError: the beginning has no training text or no held-out text, or the folder
+                cannot be written.
+        """
+        maker = corpus.block_maker(tokenizer, layers)
+        training, held_out, facts = read_beginning(corpus.shards(), maker)
+
+        def fill(partial: Path) -> None:
+            held = tokenise(held_out, tokenizer, layers=layers)
+            pieces = read_pieces(
+                held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
+            )
+            Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
+            # The output bias is initialised from the token frequencies.
+            counts = np.zeros(len(tokenizer), np.int64)
+            for tokens in tokenise(training, tokenizer):
+                counts += np.bincount(tokens.columns["input_ids"], minlength=len(counts))
+            stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
+            (partial / STREAM).write_text(json.dumps(stream))
+            folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
+
+        folders.write_folder(folder, fill)
+        return {**facts, "held_out_rows": len(cls.open(folder).held_out)}
+
+    @classmethod
+    def open(cls, folder: Path, *, live: LiveLayers | None = None) -> Prepared:
+        """Open the folder, memory-mapped. Each process checks it against its manifest only once.
+
+        Args:
+            folder: the folder that `make` or `begin` wrote.
+            live: a function that builds the annotator for a stream with layers.
+
+        Raises:
+            MaskwiseError: the folder is damaged, or a stream's files are missing.
+        """
+        # The result is cached with the time when the folder was written: a new folder is checked.
+        manifest = folder / folders.MANIFEST
+        wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
+        if wrong:
+            raise MaskwiseError(
+                f"the prepared text in {folder} is damaged",
+                got=wrong,
+                do="run the same command again, which prepares it again",
+            )
+        tokenizer = load_tokenizer(str(folder / TOKENIZER))
+        pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
+        held_out = Rows.load(folder / HELD_OUT, pieces)
+        # Instead of training rows, a stream's folder has the settings for reading the stream.
+        stream = folders.read_json(folder / STREAM)
+        if stream is None:
+            return cls(tokenizer, Rows.load(folder / TRAINING, pieces), held_out)
+        corpus = CorpusSettings(**stream["corpus"])
+        layers = live(corpus.annotators) if live and corpus.annotators else None
+        training = Stream(
+            corpus.shards(),
+            corpus.block_maker(tokenizer, layers),
+            corpus.shuffle,
+            corpus.repeat,
+            np.array(stream["counts"]),
+        )
+        return cls(tokenizer, training, held_out)
+
+
+def first_characters(
+    documents: Iterable[Document], most: int = SAMPLE_CHARACTERS
+) -> Iterator[Document]:
+    """Yield documents until they have ``most`` characters in total."""
+    total = 0
+    for document in documents:
+        yield document
+        total += len(document.text)
+        if total >= most:
+            return
+
+
+@cache
+def _damage(folder: Path, _written: int) -> str | None:
+    return folders.damage(folder)

@@ -20,11 +20,12 @@ from __future__ import annotations
 import glob
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, filterfalse
+from itertools import filterfalse
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,57 +33,37 @@ from maskwise.errors import MaskwiseError, first_line
 from maskwise.text.documents import Document, Documents, bundled_path, inside
 from maskwise.text.layers import Layered
 from maskwise.text.opening import damaged, opened, refuse_unreadable
-from maskwise.text.pieces import Ints, read_pieces
+from maskwise.text.pieces import Ints, read_pieces, tokenise
 from maskwise.text.readers import (
+    BEGINNING,
     LINE_ENDINGS,
     TEXT_ENDINGS,
     Fields,
-    LineReader,
     PartName,
+    Place,
     Record,
     files_in,
     hub_parts,
     kind_of,
     known_ending,
+    line_records,
     load_hub,
     parquet_rows,
     parsed,
     wanted,
 )
 from maskwise.text.rows import Rows, held_out_below, require_in_vocabulary
-from maskwise.text.tokenizers import tokenise
 from maskwise.text.words import text_id
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
     from transformers import PreTrainedTokenizerFast
 
-    StreamSource: TypeAlias = str | Path | Sequence[str | Path] | IterableDataset
-
 ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 MEGABYTE = 1 << 20
 PROBES = 16
 PROBE_BYTES = 1 << 12
 """The fingerprint of a large file covers `PROBES` stretches of `PROBE_BYTES` bytes each."""
-
-
-class Place(NamedTuple):
-    """The place where a chunk begins.
-
-    Attributes:
-        at: the offset in (decompressed) bytes in a file of lines, the offset in rows in a Parquet
-            file, or the state of an `IterableDataset`.
-        records: the number of records before this place in the shard.
-        whole: the name of the document that the chunk continues; None if the chunk begins with a
-            new document.
-    """
-
-    at: Any = 0
-    records: int = 0
-    whole: str | None = None
-
-
-BEGINNING = Place()
 
 
 class Chunk(NamedTuple):
@@ -110,7 +91,8 @@ class Chunk(NamedTuple):
 
 
 Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
-"""The chunks of a shard, each with the place where it ends."""
+"""The chunks of a shard, each with the place where the next chunk begins; after the last chunk, it
+is the `BEGINNING` of the next shard."""
 
 
 class Shard(ABC):
@@ -127,7 +109,7 @@ class Shard(ABC):
         """Yield the chunks after a place, each with the place where it ends.
 
         Args:
-            place: `BEGINNING`, or the place where a chunk ends.
+            place: `BEGINNING`, or the place where another chunk ends.
             size: the size of a chunk, in bytes in a file of lines, else in characters; a chunk ends
                 with the record that reaches this size.
 
@@ -157,26 +139,17 @@ class FileShard(Shard):
             if place == BEGINNING:
                 refuse_unreadable(self.path)
             kind = kind_of(self.path, self.fields)
-            with opened(self.path) as file:
-                file.seek(place.at)
-                reader = LineReader(self.name, kind, place.records, place.whole)
-                yield from self._line_chunks(file, reader, size)
-
-    def _line_chunks(self, file: IO[bytes], reader: LineReader, size: int) -> Chunks:
-        is_json = reader.kind == "json"
-        begin = file.tell()
-        records = []
-        for record in reader.records(file):
-            records.append(record)
-            end = file.tell()
-            # After part of a block, resuming would lose the lines that have already been read.
-            if end - begin >= size and not reader.inside:
-                place = Place(end, reader.number, reader.whole)
-                yield Chunk(self.name, records, is_json), place
-                begin = end
+            with opened(self.path, place.at) as file:
+                begin = place.at
                 records = []
-        if records:
-            yield Chunk(self.name, records, is_json), Place(file.tell(), reader.number)
+                for record, after in line_records(file, self.name, kind, place):
+                    records.append(record)
+                    if after and after.at - begin >= size:
+                        yield Chunk(self.name, records, kind == "json"), after
+                        begin = after.at
+                        records = []
+                if records:
+                    yield Chunk(self.name, records, kind == "json"), BEGINNING
 
     def fingerprint(self) -> str:
         with damaged(self.path), self.path.open("rb") as file:
@@ -237,55 +210,20 @@ def _chunks_of_rows(
     *,
     state: Callable[[], object] | None = None,
 ) -> Chunks:
-    """Collect rows in chunks; ``state`` gives the places; without it, the number of rows does."""
+    """Collect rows in chunks; without ``state``, places are numbers of rows."""
     records: list[Record] = []
     characters = 0
     number = place.records
-    # None closes the last chunk.
-    for row in chain(rows, [None]):
-        if row is not None:
-            number += 1
-            records.append((f"{name}#{number}", row))
-            characters += len(str(inside(row, fields.text) or ""))
-        if records and (row is None or characters >= size):
-            at = state() if state else number
-            yield Chunk(name, records), Place(at, number)
+    for row in rows:
+        number += 1
+        records.append((f"{name}#{number}", row))
+        characters += len(str(inside(row, fields.text) or ""))
+        if characters >= size:
+            yield Chunk(name, records), Place(state() if state else number, number)
             records = []
             characters = 0
-
-
-def shards_of(source: StreamSource, fields: Fields | None = None) -> list[Shard]:
-    """Return the shards of a stream, in order.
-
-    Args:
-        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``, a list of files,
-            folders or patterns, ``"bundled:NAME"``, ``"hf:NAME"`` (read over the network, as with
-            ``datasets.load_dataset(…, streaming=True)``), or a `datasets.IterableDataset`.
-        fields: the fields that hold the text and the name of a record.
-
-    Raises:
-        MaskwiseError: the source does not exist, or cannot be read as a stream.
-
-    >>> from maskwise.text import bundled_path
-    >>> [shard.name for shard in shards_of(bundled_path("wikipedia"))]
-    ['wikipedia.jsonl.gz']
-    """
-    fields = fields or Fields()
-    if isinstance(source, str | Path):
-        return _shards_of_name(str(source), fields)
-    if isinstance(source, Sequence):
-        shards: list[Shard] = []
-        for name in source:
-            shards += _shards_of_name(str(name), fields)
-        rename_alike(shards)
-        return shards
-    if not hasattr(source, "load_state_dict"):
-        raise MaskwiseError(
-            "a stream cannot be read from this object",
-            got=type(source).__name__,
-            allowed="files, a folder, a pattern, a datasets.IterableDataset",
-        )
-    return _shards_of_dataset(source, source.info.dataset_name or "stream", fields)
+    if records:
+        yield Chunk(name, records), BEGINNING
 
 
 def rename_alike(shards: Sequence[Shard]) -> None:
@@ -296,15 +234,34 @@ def rename_alike(shards: Sequence[Shard]) -> None:
                 shard.name = str(shard.path)
 
 
-def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
+def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
+    """Return the shards of a stream, in order.
+
+    Args:
+        source: a file, a folder of files, a pattern such as ``"texts/*.jsonl"``,
+            ``"bundled:NAME"``, or ``"hf:NAME"`` (read over the network, as with
+            ``datasets.load_dataset(…, streaming=True)``).
+        fields: the fields that hold the text and the name of a record.
+
+    Raises:
+        MaskwiseError: the source does not exist, or cannot be read as a stream.
+
+    >>> from maskwise.text import bundled_path
+    >>> [shard.name for shard in shards_of(bundled_path("wikipedia"))]
+    ['wikipedia.jsonl.gz']
+    """
+    fields = fields or Fields()
+    source = str(source)
+    shards: list[Shard] = []
     if source.startswith("hf:"):
         name, config, split = hub_parts(source)
         dataset = load_hub(source, name, config, split=split, streaming=True)
-        return _shards_of_dataset(dataset, name, fields)
+        for number in range(dataset.num_shards):
+            shards.append(DatasetShard(dataset, number, name, fields))
+        return shards
     path = Path(source).expanduser()
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
-    shards: list[Shard] = []
     if path.exists():
         for name, file in files_in(path, ENDINGS).items():
             shards.append(FileShard(file, name, fields))
@@ -331,10 +288,6 @@ def _shards_of_name(source: str, fields: Fields) -> list[Shard]:
     return shards
 
 
-def _shards_of_dataset(dataset: IterableDataset, name: str, fields: Fields) -> list[Shard]:
-    return [DatasetShard(dataset, number, name, fields) for number in range(dataset.num_shards)]
-
-
 @dataclass(frozen=True, eq=False)
 class BlockMaker:
     """Makes rows from chunks, in any process, and can be pickled.
@@ -359,11 +312,8 @@ class BlockMaker:
         """Make the rows of a chunk; None if the chunk has no text to train on."""
         # Held-out documents are dropped before tokenising, because tokenising is the slowest step.
         kept = filterfalse(self.holds_out, chunk.documents(self.fields))
-        tokens = []
-        for tokenised in tokenise(kept, self.tokenizer, layers=self.layers):
-            if len(tokenised.input_ids):
-                tokens.append(tokenised)
-        if not tokens:
+        tokens = list(tokenise(kept, self.tokenizer, layers=self.layers))
+        if not any(batch.lengths.any() for batch in tokens):
             return None
         pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=self.length)
         return Rows.of(pieces, self.layout)
@@ -447,3 +397,54 @@ def read_shards(shards: Sequence[Shard], fields: Fields, *, name: str) -> Docume
                 yield from chunk.records()
 
     return Documents(records, name=name, fields=fields, keep_repeated=True)
+
+
+MOST_CHARACTERS = 1 << 26
+"""Maximum number of characters that are read before training, the same from each source."""
+HELD_OUT_CHARACTERS = 1 << 20
+"""Number of held-out characters that are kept for evaluation; the others are not trained on."""
+# Number of characters of a stream in which tokens are counted.
+COUNTED_CHARACTERS = 1 << 22
+
+
+def read_beginning(
+    sources: Mapping[str, Sequence[Shard]], maker: BlockMaker
+) -> tuple[list[Document], list[Document], dict[str, object]]:
+    """Read every source until its shares of the training and held-out sides are full.
+
+    Returns:
+        The training documents, the held-out documents, and the facts about what was read.
+
+    Raises:
+        MaskwiseError: there are no training documents or no held-out documents.
+    """
+    sides: dict[bool, list[Document]] = {False: [], True: []}
+    read = 0
+    skipped = Counter[str]()
+    most = {True: HELD_OUT_CHARACTERS / len(sources), False: COUNTED_CHARACTERS / len(sources)}
+    for name, shards in sources.items():
+        kept = {False: 0, True: 0}
+        characters = 0
+        documents = read_shards(shards, maker.fields, name=name)
+        for document in documents:
+            size = len(document.text)
+            characters += size
+            held_out = maker.holds_out(document)
+            # Documents beyond the limit on their side are dropped.
+            if kept[held_out] < most[held_out]:
+                sides[held_out].append(document)
+                kept[held_out] += size
+            both_full = all(kept[side] >= most[side] for side in most)
+            if both_full or characters >= MOST_CHARACTERS / len(sources):
+                break
+        read += characters
+        skipped.update(documents.skipped)
+    for side, documents_of_side in (("training", sides[False]), ("held-out", sides[True])):
+        if not documents_of_side:
+            raise MaskwiseError(
+                f"corpus.held_out={maker.held_out} leaves the {side} side of the stream's "
+                "beginning empty",
+                got=f"{read:,} characters",
+                do="give more text, or use a different share",
+            )
+    return sides[False], sides[True], {"read_characters": read, "skipped": dict(skipped)}

@@ -1,10 +1,6 @@
-"""Tokenizers, and documents → tokens with their words.
+"""Tokenizers: loaded ones, trained WordPiece, BPE and letter tokenizers, and ESM's tokenizer.
 
-The Rust tokenizer tokenises texts in batches, and the words of a whole batch are numbered at once.
-Nothing in a corpus is a control token: "[MASK]" written in a text is text. If a tokenizer file sets
-truncation and padding (sentence encoders cut at 128 tokens), both are switched off in a copy.
-
-Cost: almost only the Rust tokenizer's time; finding words adds about a sixth.
+Backends are objects of the library ``tokenizers``, which gives character offsets.
 """
 
 from __future__ import annotations
@@ -20,36 +16,39 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tokenizers import Tokenizer, processors
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
-from maskwise.segments import rank_within
 from maskwise.starts import TOKENIZER_FILES, find_start
-from maskwise.text.backends import (
-    BATCH_CHARACTERS,
-    SPECIAL_TOKENS,
-    bpe_backend,
-    fast_esm,
-    is_esm,
-    letter_backend,
-    wordpiece_backend,
-)
-from maskwise.text.documents import Document, batches, source_of
-from maskwise.text.layers import Columns, Layered, align
-from maskwise.text.pieces import Tokens
+from maskwise.text.documents import batches
+from maskwise.text.pieces import BATCH_CHARACTERS
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
-from maskwise.text.words import (
-    flat_offsets,
-    number_words,
-    place_tokens,
-    text_id,
-    tokenizing,
-)
+from maskwise.text.words import classify, codes_of, is_white, text_id, word_starts
 
 if TYPE_CHECKING:
     # Importing transformers takes two seconds, and reading documents does not need it.
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# WordPiece replaces longer words with [UNK].
+LONGEST_WORD = 100
+# A private Unicode plane, for letters inside a word.
+INSIDE = 0xF0000
+NUCLEOTIDES = frozenset("ACGTN")
+# Letters that stand for amino acids but not for nucleotides. No amino acid has the letter J.
+ONLY_RESIDUES = frozenset("EFILPQ")
+NO_RESIDUE = "J"
+# Protein tokenizers have about 30 tokens; text tokenizers have thousands.
+MOST_PROTEIN_TOKENS = 256
 # With more text, a vocabulary does not get better, but training it takes more memory and time.
 SAMPLE_CHARACTERS = 1 << 24
 # A limit on ids, because tables are as long as the largest id.
@@ -61,17 +60,13 @@ with a token for each capital letter."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
-def load_tokenizer(
-    name_or_path: str, *, needs_mask: bool = True, needs_words: bool = True
-) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or the hub, without running code that comes with it.
 
     Args:
         name_or_path: as for ``starts.find_start``.
         needs_mask: whether to refuse a tokenizer without a mask token (T5's have none) or without a
             padding token.
-        needs_words: whether to refuse a slow tokenizer, which has no character offsets: without
-            words, only single tokens can be masked.
 
     Raises:
         MaskwiseError: the tokenizer is not found, is damaged, cannot be read without its own code,
@@ -106,7 +101,8 @@ def load_tokenizer(
             got=largest,
             allowed=f"< {MOST_TOKENS:,}",
         )
-    if needs_words and not tokenizer.is_fast:
+    # A slow tokenizer has no character offsets, by which words and layers are found.
+    if not tokenizer.is_fast:
         raise MaskwiseError(
             f"{name} is slow: it has no offsets",
             do="convert it to a tokenizer.json; words are found by character offsets",
@@ -185,93 +181,6 @@ def train_tokenizer(
     )
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     return PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(names, SPECIAL_TOKENS)))
-
-
-def tokenise(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    batch_size: int = 256,
-    layers: Layered | None = None,
-    places: bool = False,
-    words: str = "auto",
-) -> Iterator[Tokens]:
-    """Yield the tokens and words of each document, in order, uncut and without special tokens.
-
-    Args:
-        documents: names and texts.
-        tokenizer: a fast tokenizer. A slow tokenizer has no character offsets, so its tokens have
-            no words.
-        batch_size: the maximum number of documents that go through the tokenizer together.
-        layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
-        places: whether to add the layers "start" and "end", the visible characters of the document
-            that each token covers.
-        words: the word rule: auto, spaces, token (each token is a word, even with a slow tokenizer)
-            or regex:PATTERN.
-
-    Raises:
-        MaskwiseError: the tokenizer is slow, but layers or words in characters are wanted.
-    """
-    if not tokenizer.is_fast:
-        if layers is not None or words not in ("auto", "token"):
-            raise MaskwiseError(
-                "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",
-                got=type(tokenizer).__name__,
-                do="convert it to a tokenizer.json",
-            )
-        yield from _without_words(documents, tokenizer, numbered=words == "token")
-        return
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    # A special token's name that occurs in a text is plain text.
-    backend.encode_special_tokens = True
-    for batch in batches(
-        documents, BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
-    ):
-        texts = [document.text for document in batch]
-        with tokenizing():
-            encodings = backend.encode_batch(texts, add_special_tokens=False)
-        offsets, lengths = flat_offsets(encodings)
-        # Layers are aligned by BERT's rule, whatever the word rule is.
-        placed = place_tokens(texts, offsets, lengths)
-        if words == "token":
-            word_ids = rank_within(lengths).astype(np.int32)
-        elif words == "auto":
-            word_ids = number_words(placed)
-        else:
-            word_ids = number_words(place_tokens(texts, offsets, lengths, rule=words))
-        columns: Columns = {}
-        if layers is not None:
-            columns = align(layers.annotate(texts), layers.layers, placed, word_ids)
-        if places:
-            base = placed.base.repeat(lengths)
-            columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
-        end = 0
-        for document, encoding in zip(batch, encodings):
-            part = slice(end, end + len(encoding))
-            end = part.stop
-            yield Tokens(
-                document.id,
-                np.array(encoding.ids, dtype=np.int32),
-                word_ids[part],
-                {name: column[part] for name, column in columns.items()},
-                source_of(document),
-            )
-
-
-def _without_words(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, numbered: bool
-) -> Iterator[Tokens]:
-    for document in documents:
-        encoded = tokenizer(
-            document.text, add_special_tokens=False, truncation=False, verbose=False
-        )
-        ids = np.array(encoded["input_ids"], dtype=np.int32)
-        words = None
-        if numbered:
-            words = np.arange(len(ids), dtype=np.int32)
-        yield Tokens(document.id, ids, words, source=source_of(document))
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
@@ -374,3 +283,166 @@ def light_tokenizer(name: str) -> Any:
         sentinels = [f"<extra_id_{number}>" for number in range(100)]
         tokenizer.backend.add_special_tokens([*sentinels, "[R]", "[S]", "[X]"])
     return tokenizer
+
+
+# Backends
+# -------------------------------------------------------------------------------------------
+
+
+def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Train WordPiece with the BPE trainer.
+
+    The library's own WordPiece trainer breaks ties in the order of a randomly seeded hash map, so
+    no two runs agree. The BPE trainer is deterministic, and WordPiece training is BPE on words in
+    which a letter inside the word differs from the same letter at the start. Letters inside words
+    are therefore moved to a private Unicode plane, and moved back when the vocabulary is read.
+    (Characters beyond the basic plane, such as emoji, become [UNK].)
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+
+    # The moved text is generated twice; keeping it would take four bytes of memory per character.
+    def moved() -> Iterator[str]:
+        for texts in batches(corpus, BATCH_CHARACTERS):
+            yield _moved_inside(normalizer.normalize_str("\n".join(texts)))
+
+    size = max(vocab_size // 12, min(100, vocab_size // 2))
+    alphabet = _commonest_characters(moved(), size)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bpe.train_from_iterator(moved(), _bpe_trainer(vocab_size, alphabet))
+    back = {ord(letter): ord(letter) - INSIDE for letter in alphabet if ord(letter) >= INSIDE}
+    vocabulary = {}
+    for token, number in bpe.get_vocab().items():
+        prefix = ""
+        if ord(token[0]) >= INSIDE:
+            prefix = "##"
+        vocabulary[prefix + token.translate(back)] = number
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return backend
+
+
+def _moved_inside(text: str) -> str:
+    """Put a space before each word, and move letters inside words to `INSIDE` + their code point.
+
+    Words are also cut after every `LONGEST_WORD` letters; later parts begin with a moved letter.
+    """
+    codes = codes_of(text)
+    kinds = classify(text)
+    starts = word_starts(kinds)
+    moved = np.where(starts, codes, codes + INSIDE)
+    place = np.arange(len(codes))
+    since_start = place - np.maximum.accumulate(np.where(starts, place, 0))
+    cuts = starts | (since_start % LONGEST_WORD == 0)
+    spaced = np.full(len(codes) + int(cuts.sum()), ord(" "), dtype=np.uint32)
+    left_out = is_white(kinds) | (codes > 0xFFFF)
+    spaced[place + cuts.cumsum()] = np.where(left_out, ord(" "), moved)
+    return spaced.tobytes().decode("utf-32-le")
+
+
+def _commonest_characters(texts: Iterable[str], count: int) -> list[str]:
+    """Return the commonest characters except the space; ties are broken by code point."""
+    total = np.zeros(0x110000, dtype=np.int64)
+    for text in texts:
+        codes, times = np.unique(codes_of(text), return_counts=True)
+        total[codes] += times
+    total[ord(" ")] = 0
+    order = np.argsort(-total, kind="stable")[:count]
+    return list(map(chr, order[total[order] > 0]))
+
+
+def _bpe_trainer(vocab_size: int, alphabet: list[str]) -> trainers.BpeTrainer:
+    return trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+
+
+def bpe_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Train a byte-level BPE tokenizer like GPT-2's."""
+    backend = Tokenizer(models.BPE())
+    steps: list[normalizers.Normalizer] = [normalizers.NFC(), normalizers.Lowercase()]
+    if not lowercase:
+        steps.pop()
+    backend.normalizer = normalizers.Sequence(steps)
+    split_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    parts = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split_bytes, parts])
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(corpus, _bpe_trainer(vocab_size, alphabet))
+    # Long words are cut only while the tokenizer is being trained.
+    backend.pre_tokenizer = split_bytes
+    return backend
+
+
+def letter_backend(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) -> Tokenizer:
+    """Train a tokenizer that cuts every run of characters between spaces into parts of k letters.
+
+    The vocabulary has the commonest parts in the corpus; all other parts become [UNK].
+    """
+    backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    if lowercase:
+        backend.normalizer = normalizers.Lowercase()
+    parts = pre_tokenizers.Split(Regex(f".{{1,{k}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), parts])
+    backend.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return backend
+
+
+def is_esm(tokenizer: object) -> bool:
+    return type(tokenizer).__name__ == "EsmTokenizer"
+
+
+def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """Convert ESM's tokenizer, because transformers has only a slow version, without offsets.
+
+    Residues keep their ids. Any other character becomes one unknown token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(tokenizer.get_vocab(), unk_token=tokenizer.unk_token))
+    characters = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), characters])
+    # Residues are written without spaces between them.
+    backend.decoder = decoders.Fuse()
+    cls = tokenizer.cls_token
+    eos = tokenizer.eos_token
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {eos}",
+        pair=f"{cls} $A {eos} $B {eos}",
+        special_tokens=[(cls, tokenizer.cls_token_id), (eos, tokenizer.eos_token_id)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        **tokenizer.special_tokens_map,
+    )
+
+
+def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
+    """Return a warning if all texts look like DNA and the tokens are amino acids.
+
+    All nucleotide letters are also amino acid letters, so no token is unknown.
+    """
+    tokens = tokenizer.get_vocab()
+    if len(tokens) > MOST_PROTEIN_TOKENS or NO_RESIDUE in tokens:
+        return None
+    if not ONLY_RESIDUES.issubset(tokens):
+        return None
+    if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
+        return None
+    return (
+        "these sequences have only the letters A, C, G, T and N, like DNA, but the tokenizer reads "
+        "them as amino acids: translate them, or use a DNA model"
+    )

@@ -31,8 +31,9 @@ from maskwise.keys import fold, permutation
 from maskwise.masking.policies.base import Facts, Learner, Numbers, Point, TensorDict, Tensors
 from maskwise.segments import owners
 from maskwise.text.pieces import Ints
+from maskwise.text.readers import BEGINNING, Place
 from maskwise.text.rows import PieceBatch, Rows, joined
-from maskwise.text.stream import BEGINNING, Chunk, Place, Shard, Stream
+from maskwise.text.stream import Chunk, Shard, Stream
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
