@@ -283,7 +283,7 @@ ANNOTATED = {
     "phrases": "phrases(min_count=2, min_documents=2)",
     "frequency": "frequency",
     "informativeness": "informativeness(min_count=1)",
-    "difference": "difference(general='general.txt')",
+    "difference": "difference(general='general.txt', anchors=2, min_documents=1)",
     "learned": "learned('policy')",
     "gold": "gold('gold.conllu')",
     "spans": "spans('spans.jsonl', labels=('x', 'y'))",

@@ -12,13 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig, BertForMaskedLM
 
 from maskwise.annotate.counts import words_of
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.weights import Difference, Informativeness, sentences_of, tf_icf
+from maskwise.annotate.weights import (
+    Difference,
+    Informativeness,
+    nearest,
+    sentences_of,
+    tf_icf,
+    vectors_of,
+)
 from maskwise.errors import MaskwiseError
+from maskwise.text import train_tokenizer
 from maskwise.text.layers import CharSpans, check_spans
 
 few = settings(
@@ -151,24 +161,54 @@ def test_tf_icf_by_hand():
     counts, others = np.array([6, 3, 1]), np.array([0, 36, 4])
     expected = [math.log(7) * math.log(0.6 / (1 / 43)), 0.0, 0.0]
     assert tf_icf(counts, others, 40).tolist() == pytest.approx(expected)
+    vectors = np.array([[1, 0], [0, 2], [1, 1], [-1, 0], [0, 0]], dtype=np.float32)
+    cosines = nearest(vectors, np.array([0, 1])).tolist()
+    assert cosines == pytest.approx([1, 1, 0.5**0.5, 0, 0])
 
 
-def test_difference(tmp_path):
+def test_difference_and_its_anchors(tmp_path):
     target = ["the enzyme binds the kinase and" + f" hero{i}" * 30 for i in range(8)]
     general = tmp_path / "general.txt"
     general.write_text("the cat and the dog\n\nthe end and the beginning of the day\n" * 20)
-    made = fitted(f"difference(general={str(general)!r})", target, tmp_path / "d")
+    spec = f"difference(general={str(general)!r}, anchors=2, min_documents=5)"
+    made = fitted(spec, target, tmp_path / "d")
     text = "The kinase and, the cat"
     weights = dict(said(text, made.annotate([text])[0]["difference"]))
-    assert weights.pop("kinase") > 0 and "," not in weights and not any(weights.values())
+    assert (
+        weights["kinase"] > 0 == weights["and"] == weights["The"] == weights["cat"] == 0
+        and "," not in weights
+    )
     with pytest.raises(MaskwiseError, match="sets this corpus apart"):
         Difference(general=str(general)).fit(["?!"], tmp_path / "d")
+
+
+def test_vectors_are_means_of_the_embeddings_of_a_word(tmp_path):
+    target = ["the enzyme binds the kinase"] * 8
+    tokenizer = train_tokenizer([*target, "cats and mats"], vocab_size=64)
+    tokenizer.save_pretrained(tmp_path)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_attention_heads=2)
+    model = BertForMaskedLM(config)
+    table = torch.randn(len(tokenizer), 8, generator=torch.Generator().manual_seed(0))
+    model.get_input_embeddings().weight.data = table
+    model.save_pretrained(tmp_path)
+    words = ["kinase", "mattress"]
+    for word, vector in zip(words, vectors_of(words, tmp_path)):
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        assert np.allclose(vector, table[ids].mean(0), atol=1e-6)
+    spec = f"difference(vectors={str(tmp_path)!r}, anchors=1)"
+    made = fitted(spec, target, tmp_path / "d")
+    weights = made.annotate(target[:1])[0]["difference"].value
+    assert weights.argmax() in (1, 2, 4) and len(set(weights.tolist())) > 1
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(MaskwiseError, match="cannot load"):
+        vectors_of(words, tmp_path)
 
 
 def test_mistakes_are_one_line(tmp_path):
     for spec, says in (
         ("informativeness(per='line')", "text, word"),
         ("informativeness(window=0)", "at least 1"),
+        ("difference(anchors=0)", "at least 1"),
         (f"frequency(table={str(tmp_path)!r})", "maskwise annotate"),
     ):
         with pytest.raises(MaskwiseError, match=says):

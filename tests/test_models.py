@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 import maskwise
+from maskwise.annotate.weights import vectors_of
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of
 from maskwise.folders import CARD, write_folder
@@ -187,6 +188,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "tokenizer": lambda folder: load_tokenizer(str(folder)),
     "config": load_config,
     "task config": lambda folder: task_config(folder, {"num_labels": 3}),
+    "vectors": lambda folder: vectors_of(["a"], folder),
     "share": lambda folder: push_to_hub(folder, "you/it"),
 }
 

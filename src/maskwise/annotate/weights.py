@@ -7,13 +7,14 @@ Words are looked up in lower case. Cost: 0.5 µs per word.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.annotate.counts import (
     RULES,
@@ -32,12 +33,14 @@ from maskwise.annotate.counts import (
 )
 from maskwise.annotate.store import read_table, write_table
 from maskwise.errors import MaskwiseError
+from maskwise.segments import changes, offsets
 from maskwise.specs import Call
-from maskwise.text import read_documents
+from maskwise.text import load_tokenizer, read_documents
 from maskwise.text.layers import Found, Layer, digest
 from maskwise.text.words import VERSION
 
 FILE = "words.parquet"
+Matrix = NDArray[np.float32]
 
 
 @dataclass(kw_only=True)
@@ -326,55 +329,88 @@ def sentences_of(words: Words) -> Ints:
 class Difference(WordWeights):
     """The layer ``difference``: high weights for words that distinguish the target corpus.
 
-    The weight of a word is its TF-ICF score, which is high if the word is frequent in the target
-    corpus but rare in the general corpus:
+    Words get TF-ICF scores, high if frequent in the target corpus but rare in the general corpus:
 
         score(w) = max(0, log(1 + c(w)) · log(p(w) / q(w)))
 
     where c and p are the count and share of w in the target corpus, and q is the share of w in the
-    general corpus, with 1 added to each count. The best words have far higher weights than others;
-    the policy's ``power`` can flatten the weights. Weights average 1 over the target corpus; words
-    that are not in this corpus have weight 0.
+    general corpus, with 1 added to each count. The words with the highest scores are anchors, and a
+    word's weight is its cosine to the nearest anchor. Without ``vectors``, the weight is the score,
+    which favours the best words much more; the policy's ``power`` can flatten the weights. Weights
+    average 1 over the target corpus; words that are not in this corpus have weight 0.
 
-    Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3, without the cosine
-        to the nearest of the 20 best words. Log-counts follow Reed et al. 2006 (TF-ICF): with p(w),
-        the best words of novels against Wikipedia were "i", "you", "her". The log-ratio and the
-        scale are ours.
+    Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3; 20 anchors and the
+        cosine to the nearest as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et
+        al. 2006 (TF-ICF): with p(w), the anchors for novels against Wikipedia were "i", "you",
+        "her". The log-ratio, the floor under the cosine and the scale are ours.
 
     Args:
         general: the general corpus, as for `read_documents`.
+        anchors: number of anchors.
+        min_documents: minimum number of target texts in which an anchor must occur; this excludes
+            names from a single text.
+        vectors: a checkpoint folder, whose input embeddings are used.
     """
 
     name = "difference"
 
     general: str = "bundled:wikipedia"
+    anchors: int = 20
+    min_documents: int = 5
+    vectors: str | None = None
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count both corpora; save words.parquet (word, weight, score, count), best score first.
 
         Raises:
-            MaskwiseError: no word sets the corpora apart.
+            MaskwiseError: no word sets the corpora apart, or no anchor has a vector.
         """
         target = Vocabulary()
+        documents = Table()
+        seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
+            # A stable sort keeps the texts in order, so each word is counted once per text.
+            order = words.key.argsort(kind="stable")
+            keys = words.key[order]
+            documents.add(keys[changes(keys, words.text[order])])
+            seen += len(words.base)
         general = Table()
         for words in blocks(document.text for document in read_documents(self.general)):
             general.add(words.key[words.plain])
 
         scores = tf_icf(target.counts, general.of(target.keys), general.total)
-        if not scores.any():
-            raise MaskwiseError(
-                f"no word sets this corpus apart from {self.general}",
-                do="give a different general corpus",
-            )
         order = np.argsort(-scores, kind="stable")
+        keys = target.keys[order]
         counts = target.counts[order]
         scores = scores[order]
-        mean = float((scores * counts).sum() / counts.sum())
-        names = target.names(target.keys[order])
-        columns = {"word": names, "weight": scores / mean, "score": scores, "count": counts}
-        return self._save(folder, columns)
+        names = target.names(keys)
+        # If a corpus has few texts, no word can occur in many texts.
+        spread = documents.of(keys) >= min(self.min_documents, seen)
+        chosen = np.flatnonzero((scores > 0) & spread)[: self.anchors]
+        if not len(chosen):
+            raise MaskwiseError(
+                f"no word sets this corpus apart from {self.general}",
+                do="give a different general corpus, or lower min_documents",
+            )
+        weights = scores
+        if self.vectors is not None:
+            weights = nearest(vectors_of(names, Path(self.vectors)), chosen)
+        mean = float((weights * counts).sum() / counts.sum())
+        if not mean > 0:
+            raise MaskwiseError(
+                f"no anchor has a vector in {self.vectors}",
+                got=[names[place] for place in chosen],
+            )
+        return self._save(
+            folder,
+            {
+                "word": names,
+                "weight": weights / mean,
+                "score": scores,
+                "count": counts,
+            },
+        )
 
 
 def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
@@ -388,3 +424,27 @@ def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
     share = counts / max(counts.sum(), 1)
     general = (others + 1) / (total_others + len(counts))
     return np.log1p(counts) * np.log(share / general).clip(min=0)
+
+
+def nearest(vectors: Matrix, anchors: Ints) -> Floats:
+    """(W,) each word's cosine to the nearest anchor, at least 0."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / norms.clip(min=1e-12)
+    cosines = unit @ unit[anchors].T
+    return cosines.max(1).clip(min=0).astype(np.float64)
+
+
+def vectors_of(words: Sequence[str], folder: Path) -> Matrix:
+    """(W, d) the input embeddings of words in a checkpoint, averaged over each word's tokens."""
+    from maskwise.models import load_model
+
+    tokenizer = load_tokenizer(str(folder), needs_mask=False)
+    # Words follow a space, as inside a text: some tokenizers split a text's first word differently.
+    encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
+    # ``reduceat`` needs at least one token per word.
+    tokens = [ids or [0] for ids in encoded["input_ids"]]
+    lengths = np.array(list(map(len, tokens)))
+    model = load_model(folder, kind=None, seed=0)
+    vectors = model.get_input_embeddings().state_dict()["weight"].numpy()
+    sums = np.add.reduceat(vectors[np.concatenate(tokens)], offsets(lengths), axis=0)
+    return np.asarray(sums / lengths[:, None], dtype=np.float32)
