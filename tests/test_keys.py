@@ -186,16 +186,6 @@ def test_the_search_finds_shifted_copies() -> None:
     assert shifted_words(k, Purpose.SELECT) == 999
 
 
-def search(count: int) -> tuple[int, int]:
-    """Shifted copies among ``count`` example ids, in draws and in words."""
-    prints = []
-    for low in range(0, count, 200_000):
-        k = keys(np.arange(low, min(low + 200_000, count)))
-        prints.append(fingerprints(k, Purpose.SELECT))
-    words = shifted_words(keys(np.arange(count)), Purpose.SELECT)
-    return int((np.diff(np.sort(np.concatenate(prints))) == 0).sum()), words
-
-
 def test_no_shifted_copies_among_a_million_keys() -> None:
     when = [{"seed": seed, "epoch": epoch} for seed in (0, 1) for epoch in (0, 1, 2)]
     prints = [fingerprints(keys(np.arange(100_000), **w), Purpose.SELECT) for w in when]
@@ -203,13 +193,6 @@ def test_no_shifted_copies_among_a_million_keys() -> None:
     prints.append(fingerprints(keys(np.arange(100_000)), Purpose.SHOW))
     assert not (np.diff(np.sort(np.concatenate(prints))) == 0).any()
     assert shifted_words(keys(np.arange(1_000_000)), Purpose.SELECT) == 0
-
-
-@pytest.mark.slow
-def test_no_shifted_copies_among_twelve_million_examples() -> None:
-    # By chance: 7·10¹³ pairs, one in 2³¹ with one stride, of these 1023 in 2³² with an origin in
-    # reach: 0.008.
-    assert search(12_000_000) == (0, 0)
 
 
 def test_within_and_below_at_their_ends() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import BatchEncoding, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from masking_tools import (
     CLS,
@@ -31,8 +31,8 @@ from masking_tools import (
     vocabulary,
 )
 from maskwise.errors import MaskwiseError
-from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather, schedules
-from maskwise.text import encode, train_tokenizer
+from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather
+from maskwise.text import encode
 
 
 def test_shares_of_mask_random_and_keep() -> None:
@@ -133,20 +133,6 @@ def test_what_is_for_others_is_left_alone() -> None:
     )
 
 
-def test_a_model_reads_the_batch() -> None:
-    config = BertConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    model, batch = BertForMaskedLM(config), masker()(padded(random_rows(3)), epoch=0)
-    loss = model(**batch).loss
-    loss.backward()
-    assert torch.isfinite(loss)
-
-
 def test_special_tokens_mask_and_attention_mask_hide_tokens() -> None:
     rows = padded(random_rows(4))
     rows["special_tokens_mask"] = torch.zeros_like(rows["input_ids"])
@@ -187,32 +173,6 @@ def test_packed_rows_of_one_document_each_and_none() -> None:
     assert batch.example_id.tolist() == [4, 5], "a [SEP] inside parts no document"
     assert batch.begin.tolist() == [0, 6] and batch.row.tolist() == [0, 0], (
         "[CLS] is of the document behind it"
-    )
-
-
-def test_packed_rows_carry_loss_weights_per_token() -> None:
-    rows = [row([1] * 12, example_id=i) for i in range(4)]
-    made = Noising(vocabulary(), budget="bernoulli")
-    alone, together = made(padded(rows), epoch=0), made(packed(rows, width=28), epoch=0)
-    assert alone.loss_weight is not None and together.loss_weight is not None
-    assert torch.allclose(alone.loss_weight[:, 1], 1 / alone.ratio)
-    assert together.loss_weight.shape == together.input_ids.shape
-    assert together.loss_weight[0, 1:13].tolist() == [float(alone.loss_weight[0, 1])] * 12
-
-
-def test_schedules_act_at_their_step() -> None:
-    rows = padded([row([1] * 40, example_id=i) for i in range(50)])
-    made = masker(ratio=schedules.linear(0.5, 0.1))
-    for step, ratio in ((0, 0.5), (50, 0.3), (100, 0.1)):
-        out = made(rows, step=step, total_steps=100, epoch=0)
-        share = out.selected.sum() / len(out.source.eligible_at)
-        assert float(share) == pytest.approx(ratio, abs=0.01)
-    with pytest.raises(MaskwiseError, match="total_steps"):
-        made(rows, step=3)
-    dynamic = masker()
-    assert not torch.equal(dynamic(rows, step=1).selected, dynamic(rows, step=2).selected)
-    assert torch.equal(
-        dynamic(rows, step=1, epoch=0).selected, dynamic(rows, step=2, epoch=0).selected
     )
 
 
@@ -382,40 +342,3 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
     assert repr(masker("whole-word")).startswith(
         "Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected"
     )
-
-
-def test_long_words_are_masked_as_often_as_short_ones_by_default() -> None:
-    """Budget ``exact`` skips words that no longer fit: long ones half as often as short ones
-    (docs/masking.md).
-    """
-    lengths = [1] * 14 + [6] * 3
-    words = [number for number, length in enumerate(lengths) for _ in range(length)]
-    ids = torch.randint(
-        FIRST, FIRST + 60, (2000, len(words)), generator=torch.Generator().manual_seed(0)
-    )
-    rows = {
-        "input_ids": ids,
-        "example_id": torch.arange(len(ids)),
-        "word_ids": torch.tensor(words).expand(len(ids), -1).contiguous(),
-    }
-    share = {}
-    for budget in ("expected", "exact"):
-        more = {} if budget == "expected" else {"budget": budget}
-        chosen = (
-            Masker(vocabulary(), policy="whole-word", ratio=0.2, **more)(rows, epoch=0)
-            .selected.float()
-            .mean(0)
-        )
-        share[budget] = float(chosen[14:].mean() / chosen[:14].mean())
-    assert share["expected"] > 0.75 > 0.6 > share["exact"]
-
-
-def test_a_notebook_shows_what_is_hidden() -> None:
-    text = train_tokenizer(["<b>the</b> cat sat"] * 9, vocab_size=80)
-    out = Masker(text, ratio=0.5, corruption="mask-only")(
-        encode(text, ["<b>the</b> cat sat"] * 10), epoch=0
-    )
-    shown = out._repr_html_()
-    hidden = int((out.labels[:8] != IGNORE).sum())
-    assert shown.count("<mark") == hidden > 0
-    assert "<b>the" not in shown and shown.count("<p>") == 8

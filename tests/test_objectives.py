@@ -200,22 +200,6 @@ def test_losses_come_in_the_order_of_the_rows_with_their_places() -> None:
     assert losses.dtype == torch.float32
 
 
-def test_masked_diffusion_divides_weighted_losses_by_eligible_tokens() -> None:
-    noising, rows = Noising(tokenizer(), budget="bernoulli"), Language(8).batch(torch.arange(8))
-    masked = noising(rows, epoch=0)
-    assert masked.loss_weight is not None
-    objective = MaskedDiffusion(model("bert").eval())
-    total, count, *_ = objective(masked)
-    plain = MaskedLanguageModelling(objective.model)
-    by_row = torch.stack(
-        [plain({k: v[i : i + 1] for k, v in dict(masked).items()})[0] for i in range(8)]
-    )
-    torch.testing.assert_close(
-        total.double(), (by_row.double() / masked.ratio).sum(), rtol=1e-5, atol=0
-    )
-    assert int(count) == masked.counted == int(masked.source.eligible.sum()) > masked.targets
-
-
 def test_loss_weight_of_packed_rows_goes_by_token() -> None:
     """Rows of one document each, and the same given as packed rows: the same sum."""
     noising = Noising(tokenizer(), budget="bernoulli")
@@ -224,13 +208,6 @@ def test_loss_weight_of_packed_rows_goes_by_token() -> None:
     one, other = noising(rows, epoch=0), noising(packed, epoch=0)
     assert torch.equal(one.labels, other.labels) and torch.equal(one.loss_weight, other.loss_weight)
     torch.testing.assert_close(objective(one), objective(other))
-
-
-def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
-    objective = MaskedLanguageModelling(model("modernbert"))
-    with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = objective.token_losses(batch())
-    assert losses.dtype == torch.float32
 
 
 class Told(MultiLabel):

@@ -60,7 +60,8 @@ class Chosen:
 def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Chosen:
     count = units.batch.shape[0]
     keys = Keys(np.arange(count), seed=seed, epoch=0)
-    made = select(units, np.full(count, ratio), keys, **how)  # type: ignore[arg-type]
+    offered = units.filled() if how.get("fill") == "random" else units
+    made = select(offered, np.full(count, ratio), keys, **how)  # type: ignore[arg-type]
     tokens = torch.from_numpy(made.tokens.reshape(units.batch.shape))
     filled = None
     if how.get("fill") == "random" and units.weight is not None:

@@ -413,15 +413,6 @@ def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
     assert 'corruption="bert"' in caught.value.do
 
 
-def test_a_loss_without_targets_is_no_number(tmp_path: Path) -> None:
-    masker = mw.Masker(tokenizer(), ratio=0.3)
-    # Special tokens alone.
-    rows = [{"input_ids": [2, 3], "example_id": 0}]
-    made = trainer(model("bert"), arguments(tmp_path), masker=masker, eval_dataset=rows)
-    metrics = made.evaluate()
-    assert metrics["eval_targets"] == 0 and math.isnan(metrics["eval_loss"])
-
-
 def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
     masker = mw.Masker(tokenizer())
     theirs = DataCollatorForLanguageModeling(tokenizer())

@@ -267,26 +267,13 @@ class Noising(Masker):
             place_P = np.asarray(moment.place, np.int64)[batch.row]
             within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
-        return noised(
-            self.policy.cut(batch, keys, moment),
-            rates,
-            rates.draw(u_P),
-            keys,
-            exact=self.budget == "exact",
-            second=second,
-            may_fill=self.fill == "random",
-        )
+        units = self.cut(batch, keys, moment)
+        exact = self.budget == "exact"
+        return noised(units, rates, rates.draw(u_P), keys, exact=exact, second=second)
 
 
 def noised(
-    units: Units,
-    rates: Rates,
-    rate_P: Array,
-    keys: Keys,
-    *,
-    exact: bool,
-    second: bool = False,
-    may_fill: bool = False,
+    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool = False
 ) -> Selection:
     """Mask units at given rates; the selection has the actual rates and the loss weights.
 
@@ -297,7 +284,6 @@ def noised(
         keys: the random draws for these pieces.
         exact: whether to mask ⌈rate · L⌉ tokens; if False, each unit is masked independently.
         second: whether to mask the complement.
-        may_fill: whether units of weight 0 may be masked, after all other units.
 
     Raises:
         MaskwiseError: ``exact`` with units of several tokens or unequal weights; ``second`` with
@@ -327,7 +313,7 @@ def noised(
         weight_U = rates.weight(rate_P)[piece]
     else:
         u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
-        reach_U, slope_U = reached(units, rate_P, may_fill=may_fill)
+        reach_U, slope_U = reached(units, rate_P)
         chosen = u_U < reach_U
         weight_P = rates.weight(rate_P) * rate_P
         weight_U = weight_P[piece] * slope_U / np.maximum(reach_U, 1e-300)

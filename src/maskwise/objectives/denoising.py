@@ -298,9 +298,7 @@ class NextTokens(Masker):
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]
         truth = torch.from_numpy(labels.reshape(source.shape))
-        batch = MaskedBatch.unmasked(source, truth, int(follows.sum()))
-        batch.vocabulary = self.vocabulary
-        return batch.to(device_of(rows))
+        return MaskedBatch.unmasked(source, truth, int(follows.sum())).to(device_of(rows))
 
 
 class CausalLanguageModelling(MaskedLanguageModelling):

@@ -31,7 +31,6 @@ from maskwise.masking.corruptions.base import (
     mask_only,
     moved_extras,
     removed_text,
-    run_starts,
     whole_text,
 )
 from maskwise.masking.select import Selection
@@ -105,7 +104,7 @@ class Insert(Moving):
         extras = moved_extras(batch, lambda values: values.take(source))
         lengths = np.bincount(piece, minlength=batch.pieces)
         if self.target == "full":
-            labels, label_lengths = whole_text(batch, choice.tokens, vocabulary.eos)
+            labels, label_lengths = whole_text(choice, vocabulary.eos)
             return Corrupted(inputs, labels, lengths, label_lengths, text, extras)
         labels = np.where(text, is_new.astype(np.int64), IGNORE)
         return Corrupted(inputs, labels, lengths, None, text, extras)
@@ -150,11 +149,11 @@ class Infill(Moving):
         chosen = choice.tokens
         eos = vocabulary.eos
         mask = vocabulary.require_mask()
-        starts = run_starts(batch, chosen)
+        starts = choice.starts
         stay = batch.present & ~chosen
         empty = np.zeros_like(chosen)
         if self.mean is not None:
-            empty[self._empty(batch, chosen, starts, keys, self.mean)] = True
+            empty[self._empty(choice, keys, self.mean)] = True
         if self.cut is not None:
             room_P = self.cut - batch.count(stay) - batch.count(starts)
             empty &= sums_within(empty, batch.lengths) <= room_P.take(batch.piece)
@@ -162,13 +161,13 @@ class Infill(Moving):
         line = Line(batch, stay, leads)
         inputs = line(batch.input_ids, mask)
         if self.target == "full":
-            return line.shown(inputs, *whole_text(batch, chosen, eos))
-        return line.shown(inputs, *removed_text(batch, chosen, leads, mask, eos))
+            return line.shown(inputs, *whole_text(choice, eos))
+        return line.shown(inputs, *removed_text(choice, leads, mask, eos))
 
-    def _empty(
-        self, batch: AnnotatedBatch, chosen: Array, starts: Array, keys: Keys, mean: float
-    ) -> Array:
+    def _empty(self, choice: Selection, keys: Keys, mean: float) -> Array:
         """(N,) int64: the tokens before which an empty span is put."""
+        batch = choice.batch
+        starts = choice.starts
         q = math.exp(-mean)
         count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
@@ -182,7 +181,7 @@ class Infill(Moving):
         draw = keys.uniform(Purpose.LENGTH, piece, index + 1)
         slot = (draw * (count_P - 1).take(piece)).astype(np.int64) + 1
         before = batch.content_at.take(offsets(count_P).take(piece) + slot)
-        free = batch.content & ~chosen
+        free = batch.content & ~choice.tokens
         return before[free.take(before) & free.take(before - 1)]
 
 
@@ -225,7 +224,7 @@ class T5(Moving):
     ) -> Corrupted:
         chosen = choice.tokens
         sentinel = vocabulary.sentinel
-        starts = run_starts(batch, chosen)
+        starts = choice.starts
         runs_P = batch.count(starts)
         if runs_P.max(initial=0) >= len(sentinel):
             raise MaskwiseError(
@@ -238,7 +237,7 @@ class T5(Moving):
         lead[starts] = sentinel.take(rank_within(runs_P))
         # A sentinel replaces the first token of its run; only mode tokens are new.
         stay = batch.present & ~chosen | starts
-        mode_P = self._modes(batch, chosen, vocabulary)
+        mode_P = self._modes(choice, vocabulary)
         if mode_P is None:
             line = Line(batch, stay)
             inputs = line(lead)
@@ -249,11 +248,11 @@ class T5(Moving):
             inputs = line(lead, mode_P.take(batch.piece))
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
-            return line.shown(inputs, *whole_text(batch, chosen, eos))
-        labels = removed_text(batch, chosen, starts, lead, sentinel.take(runs_P), eos)
+            return line.shown(inputs, *whole_text(choice, eos))
+        labels = removed_text(choice, starts, lead, sentinel.take(runs_P), eos)
         return line.shown(inputs, *labels)
 
-    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array | None:
+    def _modes(self, choice: Selection, vocabulary: Vocabulary) -> Array | None:
         """(P,) ids of tokens to put before the text of masked pieces, or None."""
         return None
 
@@ -285,16 +284,17 @@ class Ul2(T5):
                 "modes=('[NLU]', '[S2S]', '[NLG]')",
             )
 
-    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array:
+    def _modes(self, choice: Selection, vocabulary: Vocabulary) -> Array:
         modes = np.array([*map(vocabulary.by_name.get, self.modes)])
-        return modes.take(mode_of(batch, chosen))
+        return modes.take(mode_of(choice))
 
 
-def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
+def mode_of(choice: Selection) -> Array:
     """(P,) int64: 0 for R, 1 for S, 2 for X."""
-    runs_P = batch.count(run_starts(batch, chosen))
-    masked_P = batch.count(chosen)
-    last_P = np.append(chosen, False)[last_content(batch)]
+    batch = choice.batch
+    runs_P = batch.count(choice.starts)
+    masked_P = batch.count(choice.tokens)
+    last_P = np.append(choice.tokens, False)[last_content(batch)]
     extreme_P = (masked_P >= 12 * runs_P) | (masked_P >= 0.3 * batch.count(batch.content))
     return np.where((runs_P == 1) & last_P, 1, extreme_P * 2)
 
@@ -332,7 +332,7 @@ class PermuteSentences(Corruption):
         source = self._sources(batch, batch.layer(self.layer), chosen, keys)
         ids = batch.input_ids.take(source)
         if self.inner is None:
-            return Corrupted(ids, labels_in_place(batch, chosen, "full"))
+            return Corrupted(ids, labels_in_place(choice, "full"))
         permuted = replace(
             batch,
             input_ids=ids,
@@ -349,8 +349,8 @@ class PermuteSentences(Corruption):
         again = replace(choice, units=moved)
         shown = self.inner.corrupt(permuted, again, keys, vocabulary)
         if shown.lengths is None:
-            return replace(shown, labels=labels_in_place(batch, chosen, "full"))
-        labels, label_lengths = whole_text(batch, chosen, vocabulary.eos)
+            return replace(shown, labels=labels_in_place(choice, "full"))
+        labels, label_lengths = whole_text(choice, vocabulary.eos)
         return replace(shown, labels=labels, label_lengths=label_lengths)
 
     def _sources(self, batch: AnnotatedBatch, marked: Array, chosen: Array, keys: Keys) -> Array:

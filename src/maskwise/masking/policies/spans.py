@@ -282,7 +282,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     assert moment.ratio is not None, "the masker gives ratios"
     total_P = batch.eligible_P
     # The same budget as in ``select``, so that the noise uses all of it.
-    _, noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
+    noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
     # One span per ``mean`` noise tokens: at least one, and at most as many as noise and gaps allow.
     spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
     gaps_P = total_P - noise_P
