@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, gather
-from maskwise.masking.corruptions import Infill, Insert, corruption, mode_of
+from maskwise.masking.corruptions import Insert, corruption, mode_of
 from maskwise.masking.corruptions.base import lay_out
 from maskwise.masking.select import Selection
 from maskwise.masking.units import Units
@@ -186,7 +186,7 @@ def test_deletion_insertion_and_their_detection() -> None:
 def test_what_is_inserted_does_not_depend_on_the_rows_beside_it() -> None:
     """A cut at the width of the batch did; so did the room for empty spans of infilling."""
     long, short = "<s> a {b c} d e {f} g h i </s>", "<s> {a} b {c d e} </s>"
-    for spec in ("insert", "insert(cut=6)", "infill(mean=0.5)", "infill(mean=0.5, cut=9)"):
+    for spec in ("insert(cut=6)", "infill(mean=0.5)"):
         alone, beside = (corrupted(spec, *batch_of(*rows)) for rows in ((short,), (short, long)))
         size = int(alone.attention_mask[0].sum())
         assert int(beside.attention_mask[0].sum()) == size
@@ -215,14 +215,6 @@ def test_sentences_with_a_chosen_token_change_places() -> None:
         "<s> b c . f . d e . a . </s>",
         "<s> f . a . d e . b c . </s>",
         "<s> f . b c . d e . a . </s>",
-    }
-    inner = {
-        show("permute-sentences(inner=infill(mean=None))", "<s> {a b} . c {d} . </s>", seed=s)[0]
-        for s in range(20)
-    }
-    assert inner == {
-        ("<s> <mask> . c <mask> . </s>", "<s> a b . c d . </s>"),
-        ("<s> c <mask> . <mask> . </s>", "<s> a b . c d . </s>"),
     }
 
 
@@ -263,15 +255,6 @@ def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
     # Of 59 places between tokens 12 touch a chosen one; two empty spans at one place are one mask.
     expected = 47 * (1 - (1 - q / (1 - q) / 59) ** 6)
     assert abs(empties / 4000 - expected) < 0.08, (empties / 4000, expected)
-
-
-def test_an_empty_span_costs_no_budget_and_rows_grow_up_to_the_cut() -> None:
-    batch, chosen = batch_of(
-        "<s> " + " ".join(["{a}", "b"] * 20) + " c d e f </s>", "<s> {a} b c d </s>"
-    )
-    for seed in range(30):
-        shown = corrupted(Infill(mean=0.5, cut=46), batch, chosen, seed=seed)
-        assert shown.input_ids.shape[1] <= batch.shape[1]
 
 
 # Round trips

@@ -53,10 +53,10 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.corruptions import mask_only
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
-from maskwise.masking.schedules import Schedule, Spec, schedule
+from maskwise.masking.schedules import Schedule, Spec
 from maskwise.masking.select import Selection, up_to
 from maskwise.masking.units import Units, reached
-from maskwise.masking.vocabulary import Tokenizer
+from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import rank_within
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Rates:
     Raises:
         MaskwiseError: a fixed rate of 0, at which nothing is ever masked.
 
+    >>> from maskwise.masking.schedules import schedule
     >>> rates = Rates(schedule("uniform(0, 1)"))
     >>> rates.weight(np.array([0.25, 0.5])).round(9).tolist()
     [4.0, 2.0]
@@ -403,7 +404,6 @@ def corrupt(
             "input_ids and loss_mask must have the same shape (B, L)",
             got=f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}",
         )
-    require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))
     rows, columns = input_ids.shape
     ids = input_ids.numpy(force=True).reshape(-1)
     eligible = loss_mask.numpy(force=True).reshape(-1) != 0
@@ -414,22 +414,12 @@ def corrupt(
         names = example_id.numpy(force=True).astype(np.int64)
     batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
     keys = Keys(names, seed=seed, epoch=epoch, step=step)
-    u_P = keys.per_piece(Purpose.RATIO)
-    if place is not None:
-        u_P = spread(
-            place.numpy(force=True),
-            np.zeros(rows),
-            seed=seed,
-            epoch=epoch,
-        )
-    rates = Rates(schedule(ratio), step, total_steps)
-    choice = noised(
-        Units.single(batch),
-        rates,
-        rates.draw(u_P),
-        keys,
-        exact=budget == "exact",
-    )
+    places = None if place is None else place.numpy(force=True)
+    # The loss mask replaces the tables of a vocabulary.
+    nothing = np.zeros(0, bool)
+    vocabulary = Vocabulary(0, mask_token_id, None, content=nothing, eligible=nothing)
+    noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)
+    choice = noising.choose(batch, keys, Moment(step, total_steps, epoch, place=places))
     mask = torch.from_numpy(choice.tokens.reshape(rows, columns)).to(input_ids.device)
     rate = torch.from_numpy(choice.ratio_P.astype(np.float32)).to(input_ids.device)
     noisy = torch.where(mask, mask_token_id, input_ids)

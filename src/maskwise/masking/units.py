@@ -165,14 +165,11 @@ class Units:
         return chosen
 
 
-def check_weights(weight: Array, name: str = "a weight") -> None:
+def check_weights(weight: Array) -> None:
     """Raise unless all weights are finite and ≥ 0; a bad weight would silently mask nothing."""
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
-        raise MaskwiseError(
-            f"{name}: not a finite number ≥ 0",
-            got=float(weight[~valid][0]),
-        )
+        raise MaskwiseError("a weight: not a finite number ≥ 0", got=float(weight[~valid][0]))
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
