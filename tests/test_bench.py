@@ -10,7 +10,6 @@ import gpu as gpu_bench
 import pytest
 import quick_step
 import seq2seq_parts
-import torch
 import train as train_bench
 from rich.console import Console
 
@@ -89,36 +88,6 @@ def test_fine_tuning_is_timed_beside_the_trainer_in_turn(monkeypatch: pytest.Mon
     assert len(found["noise"]["probe_milliseconds"]) == 3
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
-def test_what_is_timed_on_a_gpu_is_built_and_trained_here_in_miniature(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shape = train_bench._base(architecture, 128)
-    assert (
-        shape.fields["hidden_size"] * shape.fields["vocab_size"] > 20e6
-        and shape.batch_size * 128 == 32768
-    )
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    small |= {"vocab_size": 512}
-    shape = shape._replace(fields={**shape.fields, **small}, batch_size=2, steps=1)
-    result = train_bench.bench_train(
-        shapes=[shape], rounds=1, vocabulary=300, documents=60, device="cpu"
-    )
-    assert {row["name"] for row in result["contestants"]} >= {
-        "maskwise",
-        "transformers.Trainer fp32",
-    }
-    monkeypatch.setattr(train_bench, "fast_bf16", lambda: True)
-    monkeypatch.setattr(train_bench, "best_device", lambda: torch.device("cuda"))
-    names = [*train_bench.contestants(compiled=True)]
-    assert names == ["maskwise compiled", "transformers.Trainer bf16 compiled"]
-
-
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(MaskwiseError) as caught:
         train_bench.bench_train(device="tpu")
@@ -135,22 +104,6 @@ def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) 
     assert (tmp_path / "trace.json.gz").stat().st_size > 1000
     rates = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     assert min(rates) > 0
-
-
-def test_a_side_without_memory_gets_half_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = gpu_bench.Bench(smoke=True)
-    shape = bench.shape("bert", 128)
-    plain = train_bench.Contest.time
-
-    def full(contest: train_bench.Contest, name: str) -> None:
-        if contest.shape.batch_size > 2:
-            raise torch.OutOfMemoryError
-        plain(contest, name)
-
-    monkeypatch.setattr(train_bench.Contest, "time", full)
-    line = bench.timed(shape, train_bench.OURS)
-    assert shape.batch_size == 4 and line["batch"].startswith("2 × ")
-    assert line["tokens_per_second"] > 0
 
 
 @pytest.mark.parametrize("who", [seq2seq_parts.PEER, "maskwise, packed rows"])

@@ -140,21 +140,6 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert parts.total_steps == 6 and len(parts) == 12
 
 
-def test_an_order_is_drawn_once_an_epoch_and_once_after_a_resume(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn = []
-
-    def draw(size: int, *, seed: int, epoch: int) -> torch.Tensor:
-        drawn.append(epoch)
-        return torch.arange(size)
-
-    monkeypatch.setattr("maskwise.masking.collator.permutation", draw)
-    for first_step in (0, 4):
-        list(StepBatchSampler(24, batch_size=8, epochs=3, first_step=first_step))
-    assert drawn == [0, 1, 2, 1, 2]
-
-
 def test_refusals() -> None:
     with pytest.raises(
         MaskwiseError,

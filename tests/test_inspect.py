@@ -22,7 +22,6 @@ from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.samplers import sampler
 from maskwise.text import train_tokenizer
-from maskwise.text.tokenizers import light_tokenizer
 from tiny import maskwise
 
 TEXT = "Unbelievably, hedgehogs photographed Wolverhampton: campaigns for endangered species"
@@ -51,9 +50,6 @@ def test_the_usual_tokenizer_of_words_has_sentinels():
     )
     assert first == second and first.tokenizer == "bundled:tokenizer"
     assert "<extra_id_0>" in first.target
-    names = (first.tokenizer, "bundled:encoder")
-    usual, encoder = (len(light_tokenizer(name).get_vocab()) for name in names)
-    assert usual == encoder + 103
 
 
 def test_the_pieces_are_the_text(tokenizer):
@@ -104,22 +100,6 @@ def printed(found, *, colours):
     return file.getvalue()
 
 
-def test_the_terminal_colours_what_was_chosen(tokenizer):
-    found = look(TEXT, "token,whole-word", tokenizer)
-    seen = printed(found, colours=True)
-    for entry in found:
-        for piece in entry.pieces:
-            if piece.state == "masked":
-                assert re.search(
-                    r"\x1b\[[0-9;]*48;2;230;159;0m" + re.escape(piece.text.strip()), seen
-                )
-    plain = printed(found, colours=False)
-    assert "\x1b" not in plain and "words: " in plain
-    assert (
-        "".join(f"[{p.text.strip()}]" for p in found[1].pieces if p.state == "masked")[:3] in plain
-    )
-
-
 def test_a_text_cannot_steer_the_terminal_or_the_page(tokenizer, tmp_path):
     evil = "<script>alert(1)</script> [red]markup[/red] \x1b[2J wipes the screen"
     found = look(evil, "token", tokenizer, ratio="0.0")
@@ -137,17 +117,6 @@ def test_why_nothing_is_chosen_is_said_in_the_terminal_and_on_the_page(tokenizer
         page = (tmp_path / "masks.html").read_text(encoding="utf-8")
         words = ["nothing is masked" in told for told in (printed(found, colours=False), page)]
         assert words == [ratio == "0.0"] * 2
-
-
-def test_inspect_needs_no_tokenizer_and_no_network(capsys):
-    assert (
-        maskwise("inspect", TEXT, "--policy", "token,whole-word", "--ratio", "0.3", "--json") == 0
-    )
-    tokens, words = json.loads(capsys.readouterr().out)
-    assert (
-        tokens["policy"] == "token" and tokens["words_in_part"] > 0 and words["words_in_part"] == 0
-    )
-    assert any(piece["state"] == "masked" for piece in words["pieces"])
 
 
 def test_inspect_imports_neither_torch_nor_transformers():
@@ -280,10 +249,3 @@ def test_lists_show_no_address(capsys):
         m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
     ]
     assert arguments.endswith("faithful=False")
-
-
-def test_the_tokenizer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert maskwise("inspect", "the cat sat", "--policy", "token") == 0
-    assert "tokenizer: bundled:tokenizer" in capsys.readouterr().out
-    [shown] = inspect_text("the cat", "token", {}, tokenizer="bundled:seq2seq")
-    assert shown.as_dict()["tokenizer"] == "bundled:seq2seq"

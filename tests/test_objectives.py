@@ -14,10 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from maskwise.families import ENCODERS
-from maskwise.masking import IGNORE, Noising
+from maskwise.masking import IGNORE
 from maskwise.objectives import (
     Denoising,
-    MaskedDiffusion,
     MaskedLanguageModelling,
     mlm,
     objective,
@@ -199,16 +198,6 @@ def test_losses_come_in_the_order_of_the_rows_with_their_places() -> None:
     assert where.tolist() == (inputs["labels"] != IGNORE).nonzero().tolist()
     torch.testing.assert_close(losses, full[where[:, 0], where[:, 1]])
     assert losses.dtype == torch.float32
-
-
-def test_loss_weight_of_packed_rows_goes_by_token() -> None:
-    """Rows of one document each, and the same given as packed rows: the same sum."""
-    noising = Noising(tokenizer(), budget="bernoulli")
-    rows, objective = Language(8).batch(torch.arange(8)), MaskedDiffusion(model("bert").eval())
-    packed = {**rows, "example_id": rows["example_id"].unsqueeze(1).expand(rows["input_ids"].shape)}
-    one, other = noising(rows, epoch=0), noising(packed, epoch=0)
-    assert torch.equal(one.labels, other.labels) and torch.equal(one.loss_weight, other.loss_weight)
-    torch.testing.assert_close(objective(one), objective(other))
 
 
 class Told(MultiLabel):

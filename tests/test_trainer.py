@@ -289,39 +289,36 @@ def test_packed_rows_are_trained_on_as_single_ones(architecture: str, tmp_path: 
     single = [
         {k: v for k, v in DATA[i].items() if k in ("input_ids", "example_id")} for i in range(16)
     ]
-    packed = [
-        {
-            "input_ids": [*map(int, a["input_ids"]), *map(int, b["input_ids"])],
-            "example_id": [int(x["example_id"]) for x in (a, b) for _ in x["input_ids"]],
-        }
-        for a, b in zip(single[::2], single[1::2], strict=True)
-    ]
-    losses, weights = [], []
-    for rows in (single, packed):
+    runs = []
+    for rows in (single, pairs(single)):
         args = arguments(
             tmp_path, per_device_train_batch_size=len(rows), max_steps=1, learning_rate=1e-2
         )
-        run = trainer(model(architecture), args, masker=masker, train_dataset=rows)
-        run.train()
-        losses.append(logged(run)[0]["loss"])
-        weights.append({name: p.detach().clone() for name, p in run.model.named_parameters()})
+        runs.append(trainer(model(architecture), args, masker=masker, train_dataset=rows))
+        runs[-1].train()
+    losses = [logged(run)[0]["loss"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name in weights[0]:
-        torch.testing.assert_close(
-            weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4, msg=name
-        )
+    one, other = (dict(run.model.named_parameters()) for run in runs)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Packed rows of two documents, with a name for every token."""
+    packed = []
+    for one, two in zip(rows[::2], rows[1::2], strict=True):
+        ids = [*map(int, one["input_ids"]), *map(int, two["input_ids"])]
+        names = [int(row["example_id"]) for row in (one, two) for _ in row["input_ids"]]
+        packed.append({"input_ids": ids, "example_id": names})
+    return packed
 
 
 @pytest.mark.parametrize("after", ["evaluate", "predict", "train"])
 def test_esm_computes_as_before_once_the_trainer_is_done(after: str, tmp_path: Path) -> None:
     """Its embeddings are scaled by documents with a hook, as long as packed rows are read."""
-    rows = []
-    for i in (0, 2):
-        texts = [[*map(int, DATA[i + k]["input_ids"])] for k in (0, 1)]
-        names = [i] * len(texts[0]) + [i + 1] * len(texts[1])
-        rows.append({"input_ids": texts[0] + texts[1], "example_id": names})
+    rows = pairs([DATA[i] for i in range(4)])
     net = model("esm", token_dropout=True).eval()
-    plain = mw.Masker(tokenizer(), ratio=0.5, corruption="mask-only")([DATA[i] for i in range(4)])
+    masker = mw.Masker(tokenizer(), ratio=0.5, corruption="mask-only")
+    plain = dict(masker([DATA[i] for i in range(4)]))
     seen: list[bool] = []
 
     class Watched(mw.MaskingTrainer):
@@ -334,16 +331,16 @@ def test_esm_computes_as_before_once_the_trainer_is_done(after: str, tmp_path: P
         net,
         # Without a rate of learning, training leaves the weights as they are.
         arguments(tmp_path, learning_rate=0.0, weight_decay=0.0, eval_strategy="steps"),
-        masker=mw.Masker(tokenizer(), ratio=0.5, corruption="mask-only"),
+        masker=masker,
         train_dataset=rows,
         eval_dataset=rows,
     )
-    before = net(**dict(plain)).logits.detach()
+    before = net(**plain).logits.detach()
     {"evaluate": made.evaluate, "predict": lambda: made.predict(rows), "train": made.train}[after]()
     assert seen and all(seen)
     assert not net.esm._forward_pre_hooks and not net.esm._forward_pre_hooks_with_kwargs
     assert "forward" not in vars(net) and "forward" not in vars(net.esm)
-    assert torch.equal(net.eval()(**dict(plain)).logits, before)
+    assert torch.equal(net.eval()(**plain).logits, before)
 
 
 def test_esm_resumes_with_all_its_weights(tmp_path: Path) -> None:
