@@ -8,13 +8,11 @@ from pathlib import Path
 
 import gpu as gpu_bench
 import pytest
-import quick_step
 import seq2seq_parts
 import train as train_bench
 from rich.console import Console
 
 from maskwise.bench import bench_mask, render_mask
-from maskwise.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, POLICIES
 
 
@@ -65,33 +63,6 @@ def test_bench_train_times_both_on_both_texts() -> None:
         if row["name"] == "maskwise":
             assert row["mfu"] > 0 and row["masking_share"] > 0 and row["sampler_share"] > 0
     assert not result["left_out"] and len(result["noise"]["probe_milliseconds"]) == 3
-
-
-def test_fine_tuning_is_timed_beside_the_trainer_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quick_step.SIZES, "small", (1, 64))
-    found = quick_step.beside_trainer(
-        rounds=2, warm=1, timed=3, sizes=["small"], task="banking77(train_rows=80)"
-    )
-    ours, random, grouped = found["sizes"]["small"]
-    assert [ours["name"], random["name"]] == ["maskwise", "Trainer"]
-    # Rows of similar length need less padding; Trainer groups those of larger data sets only.
-    assert random["padding"] > 2 * ours["padding"]
-    for line in (ours, random, grouped):
-        for clock in ("wall", "processor"):
-            figures = line[clock]
-            least, most = figures["ours_over_it_range"]
-            assert least <= figures["ours_over_it"] <= most
-            assert figures["best"] >= figures["median"] > 0
-    assert ours["wall"]["ours_over_it_range"] == [1, 1]
-    # Three steps from the same weights have nearly the same loss.
-    assert ours["loss"] == pytest.approx(random["loss"], rel=0.2)
-    assert len(found["noise"]["probe_milliseconds"]) == 3
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MaskwiseError) as caught:
-        train_bench.bench_train(device="tpu")
-    assert "tpu" in str(caught.value) and "cpu" in str(caught.value)
 
 
 def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) -> None:

@@ -379,11 +379,8 @@ def test_a_packed_row_that_has_grown_past_its_plan_is_cut_at_its_end(
     vocabulary = Vocabulary.of(tokenizer())
     word = vocabulary.ordinary
     line = [2, *word[:5], 3, *word[5:9], 3] if closed else [*word[:5], *word[5:9]]
-    name = [1] * 7 + [2] * 5 if closed else [1] * 5 + [2] * 4
-    rows = {
-        "input_ids": np.array([line, line]),
-        "example_id": np.array([name, [n + 7 for n in name]]),
-    }
+    name = np.array([1] * 7 + [2] * 5 if closed else [1] * 5 + [2] * 4)
+    rows = {"input_ids": np.array([line, line]), "example_id": np.stack([name, name + 7])}
     made = Masker(vocabulary, ratio=0.5, corruption=spec)
     free = gather(rows, vocabulary)
     free.plan = None

@@ -259,7 +259,7 @@ def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write
     text.write_text("Bake lomi nupra.\n" * 30)
     assert maskwise("evaluate", checkpoint, "--text", text, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert all(record["per_byte"] > 0 for record in found["records"])
+    assert all(record["per_byte"] > 0 for record in found)
     assert maskwise("evaluate", checkpoint, "--with", "pairs:bundled:pairs") == 2
     assert "needs an encoder; got t5" in " ".join(capsys.readouterr().err.split())
 

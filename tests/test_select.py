@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from masking_tools import padded, row, vocabulary
+from masking_tools import line, padded, row, vocabulary
 from maskwise.keys import Keys
-from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking import gather
 from maskwise.masking.select import in_order, select
 from maskwise.masking.units import Units, runs
 
@@ -27,24 +27,14 @@ MANY = 40_000
 
 def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | None = None) -> Units:
     """``count`` rows, all cut into units of these lengths."""
-    width, kinds = sum(lengths), len(lengths)
-    every = np.ones(count * width, bool)
-    ids = np.full(count * width, 9)
-    batch = AnnotatedBatch(
-        (count, width), ids, None, every, every, np.arange(count) * width, np.arange(count)
-    )
-    unit = np.repeat(np.arange(kinds), lengths) + kinds * np.arange(count)[:, None]
+    batch = line(count, sum(lengths))
     if set(lengths) == {1}:
         made = Units.single(batch)
-        return made if weight is None else made.weighted(np.tile(weight, count))
-    return Units.of_tokens(
-        batch,
-        np.arange(count * width),
-        unit.reshape(-1),
-        np.repeat(np.arange(count), kinds),
-        np.tile(np.arange(kinds, dtype=np.int32), count),
-        None if weight is None else np.tile(weight, count),
-    )
+    else:
+        piece, number = np.divmod(np.arange(count * len(lengths)), len(lengths))
+        unit = np.repeat(np.arange(len(piece)), lengths * count)
+        made = Units.of_tokens(batch, np.arange(len(unit)), unit, piece, number)
+    return made if weight is None else made.weighted(np.tile(weight, count))
 
 
 def choose(units: Units, ratio: float, *, fill: str = "none", **how: object) -> Tensor:
