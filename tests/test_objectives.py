@@ -111,11 +111,11 @@ def test_many_targets_never_have_all_their_logits_in_memory(
     slope = torch.rand(600, generator=draw)
     monkeypatch.setattr(mlm, "ENTRIES", 900 * 64)
 
-    def result(compute: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    def result(compute: Any, dtype: torch.dtype = torch.float32) -> list[Any]:
         given = [x.detach().to(dtype).requires_grad_() for x in (states, weight, bias)]
         losses = compute(*given, truth)
         losses.backward(slope.to(dtype))
-        return [losses.detach(), *(x.grad for x in given)]  # type: ignore[list-item]
+        return [losses.detach(), *(x.grad for x in given)]
 
     def whole(states: Tensor, weight: Tensor, bias: Tensor, truth: Tensor) -> Tensor:
         return cross_entropy(states @ weight.T + bias, truth, reduction="none")

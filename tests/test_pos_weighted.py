@@ -68,28 +68,6 @@ def by_hand(
     ]
 
 
-@pytest.mark.parametrize("corrected", [True, False])
-def test_weights_equal_a_recomputation(corrected: bool) -> None:
-    generator, steps = torch.Generator().manual_seed(1), []
-    m = 0.9 if corrected else 0.999
-    half_life = math.log(0.5) / math.log(m) if corrected else None
-    running = GroupLearner(GroupWeighted("x", 5, half_life_steps=half_life, faithful=not corrected))
-    for _ in range(30):
-        count = int(torch.randint(0, 6, (), generator=generator))
-        group = torch.randint(0, 4, (count,), generator=generator)  # group 4 is never seen
-        loss = torch.rand(count, generator=generator, dtype=torch.float64) * (group + 1)
-        steps.append(list(zip(group.tolist(), loss.tolist(), strict=True)))
-        sums = torch.zeros(2, 5, dtype=torch.float64).index_add_(
-            1, group, torch.stack([loss, torch.ones(count)])
-        )
-        running.update(sums, total_steps=30)
-        assert running.weight_C.tolist() == pytest.approx(
-            by_hand(steps, 5, m, corrected=corrected), abs=1e-10
-        )
-    assert (running.weight_C[4] == 0.5) == corrected
-    assert running.weight_C[3] > running.weight_C[0]
-
-
 def test_weights_are_even_until_two_groups_differ() -> None:
     everyone = torch.ones(3, dtype=torch.bool)
     assert standardised(torch.tensor([1.0, 1.0, 1.0]), everyone).tolist() == [UNKNOWN] * 3
