@@ -227,24 +227,25 @@ def test_the_second_visit_masks_what_the_first_left(budget: str, losses: np.ndar
 @pytest.mark.parametrize("name", ["token", "whole-word", "span", "salient", "weighted"])
 def test_complement_and_coverage_by_enumeration(name: str) -> None:
     rows = padded(random_rows(7, words=11))
-    pair = [
-        masker(name, ratio=0.3, visits="complement", fill="random", seed=2)(rows, epoch=e)
-        for e in (4, 5)
-    ]
-    reached_T = pair[0].choice.units.spread(np.ones(len(pair[0].choice.units.piece), bool))
-    both = pair[0].selected.int() + pair[1].selected.int()
-    assert (both.numpy().reshape(-1) == reached_T).all()
-    share = pair[0].selected.sum() / len(pair[0].source.eligible_at)
+    made = masker(name, ratio=0.3, visits="complement", fill="random", seed=2)
+    first, second = (made(rows, epoch=epoch) for epoch in (4, 5))
+    units = first.choice.units
+    every = torch.from_numpy(
+        units.spread(np.ones(len(units.piece), bool)).reshape(units.batch.shape)
+    )
+    assert torch.equal(first.selected ^ second.selected, every)
+    share = first.selected.sum() / len(first.source.eligible_at)
     assert float(share) == pytest.approx(0.3, abs=0.1)
-    for ratio, epochs in ((0.25, 4), (0.2, 5), (1 / 3, 3)):
+
+    def times(ratio: float, start: int, epochs: int) -> torch.Tensor:
         made = masker(name, ratio=ratio, visits="coverage", fill="random", seed=2)
-        for first in (0, epochs, 3 * epochs):
-            times = sum(made(rows, epoch=first + e).selected.int() for e in range(epochs))
-            assert (times.numpy().reshape(-1) == reached_T).all(), (name, ratio, first)
+        return sum(made(rows, epoch=start + epoch).selected.int() for epoch in range(epochs))
+
+    for ratio, epochs in ((0.25, 4), (0.2, 5), (1 / 3, 3)):
+        for start in (0, 3 * epochs):
+            assert torch.equal(times(ratio, start, epochs), every.int()), (name, ratio, start)
     if name == "token":  # where 1/ratio is no whole number, rounds end inside an epoch
-        made = masker(name, ratio=0.4, visits="coverage", seed=2)
-        times = sum(made(rows, epoch=e).selected.int() for e in range(5))
-        assert set(times[rows["input_ids"] >= FIRST].tolist()) <= {1, 2}
+        assert set(times(0.4, 0, 5)[rows["input_ids"] >= FIRST].tolist()) <= {1, 2}
 
 
 @pytest.mark.parametrize("visits", ["complement", "coverage"])

@@ -417,7 +417,7 @@ def corrupt(
     places = None if place is None else place.numpy(force=True)
     # The loss mask replaces the tables of a vocabulary.
     nothing = np.zeros(0, bool)
-    vocabulary = Vocabulary(0, mask_token_id, None, content=nothing, eligible=nothing)
+    vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)
     noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)
     choice = noising.choose(batch, keys, Moment(step, total_steps, epoch, place=places))
     mask = torch.from_numpy(choice.tokens.reshape(rows, columns)).to(input_ids.device)
