@@ -18,7 +18,14 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.masking import CORRUPTIONS, POLICIES, Masker, Vocabulary, policies
+from maskwise.masking import (
+    CORRUPTIONS,
+    POLICIES,
+    AnnotatedBatch,
+    Masker,
+    Vocabulary,
+    policies,
+)
 from maskwise.masking.select import BUDGETS
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -133,6 +140,14 @@ def random_rows(
         row(rng.integers(1, most + 1, words).tolist(), example_id=1000 * seed + i)
         for i in range(count)
     ]
+
+
+def line(count: int, width: int) -> AnnotatedBatch:
+    """``count`` rows of ``width`` ordinary tokens, without special tokens."""
+    every = np.ones(count * width, bool)
+    ids = np.full(count * width, FIRST + 4)
+    begin = np.arange(count) * width
+    return AnnotatedBatch((count, width), ids, None, every, every, begin, np.arange(count))
 
 
 AWKWARD = {

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import gpu as gpu_bench
 import pytest
-import quick_step
 import seq2seq_parts
-import torch
 import train as train_bench
 from rich.console import Console
 
-from maskwise.bench import bench_mask, render_mask, spread
-from maskwise.errors import MaskwiseError
+from maskwise.bench import bench_mask, render_mask
 from maskwise.masking import CORRUPTIONS, POLICIES
 
 
@@ -68,76 +65,6 @@ def test_bench_train_times_both_on_both_texts() -> None:
     assert not result["left_out"] and len(result["noise"]["probe_milliseconds"]) == 3
 
 
-def test_after_its_time_the_training_bench_starts_nothing() -> None:
-    small = train_bench._bert("tiny", 1, 64, 2)._replace(batch_size=8, length=32)
-    result = train_bench.bench_train(
-        shapes=[small], rounds=3, vocabulary=300, documents=60, seconds=-1
-    )
-    assert result["contestants"] == []
-    assert len(result["left_out"]) == 3 * 2 * len([*train_bench.contestants(compiled=False)])
-
-
-def test_fine_tuning_is_timed_beside_the_trainer_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quick_step.SIZES, "small", (1, 64))
-    found = quick_step.beside_trainer(
-        rounds=2, warm=1, timed=3, sizes=["small"], task="banking77(train_rows=80)"
-    )
-    ours, random, grouped = found["sizes"]["small"]
-    assert [ours["name"], random["name"]] == ["maskwise", "Trainer"]
-    # Rows of similar length need less padding; Trainer groups those of larger data sets only.
-    assert random["padding"] > 2 * ours["padding"]
-    for line in (ours, random, grouped):
-        for clock in ("wall", "processor"):
-            figures = line[clock]
-            least, most = figures["ours_over_it_range"]
-            assert least <= figures["ours_over_it"] <= most
-            assert figures["best"] >= figures["median"] > 0
-    assert ours["wall"]["ours_over_it_range"] == [1, 1]
-    # Three steps from the same weights have nearly the same loss.
-    assert ours["loss"] == pytest.approx(random["loss"], rel=0.2)
-    assert len(found["noise"]["probe_milliseconds"]) == 3
-
-
-def test_the_spread_is_the_range_over_the_median() -> None:
-    assert spread([2.0, 4.0, 5.0]) == 0.75
-
-
-@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
-def test_what_is_timed_on_a_gpu_is_built_and_trained_here_in_miniature(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shape = train_bench._base(architecture, 128)
-    assert (
-        shape.fields["hidden_size"] * shape.fields["vocab_size"] > 20e6
-        and shape.batch_size * 128 == 32768
-    )
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    small |= {"vocab_size": 512}
-    shape = shape._replace(fields={**shape.fields, **small}, batch_size=2, steps=1)
-    result = train_bench.bench_train(
-        shapes=[shape], rounds=1, vocabulary=300, documents=60, device="cpu"
-    )
-    assert {row["name"] for row in result["contestants"]} >= {
-        "maskwise",
-        "transformers.Trainer fp32",
-    }
-    monkeypatch.setattr(train_bench, "fast_bf16", lambda: True)
-    monkeypatch.setattr(train_bench, "best_device", lambda: torch.device("cuda"))
-    names = [*train_bench.contestants(compiled=True)]
-    assert names == ["maskwise compiled", "transformers.Trainer bf16 compiled"]
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MaskwiseError) as caught:
-        train_bench.bench_train(device="tpu")
-    assert "tpu" in str(caught.value) and "cpu" in str(caught.value)
-
-
 def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) -> None:
     lines = gpu_bench.bench(tmp_path, seconds=300, smoke=True)
     assert [line for line in lines if "error" in line or "left_out" in line] == []
@@ -148,37 +75,6 @@ def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) 
     assert (tmp_path / "trace.json.gz").stat().st_size > 1000
     rates = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     assert min(rates) > 0
-
-
-def test_on_a_gpu_what_was_promised_is_measured_first(tmp_path: Path) -> None:
-    bench = gpu_bench.Bench(smoke=True)
-    bench.smoke = False
-    names = [name for name, _ in bench.parts(tmp_path)]
-    assert names[:2] == ["machine", "waits"]
-    assert all("bert-base, 128" in name or "modernbert-base, 1024" in name for name in names[2:10])
-    both = {name for name in names if "base" in name}
-    assert len(both) == 2 * 3 * 2 * 2
-
-
-def test_a_side_without_memory_gets_half_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = gpu_bench.Bench(smoke=True)
-    shape = bench.shape("bert", 128)
-    plain = train_bench.Contest.time
-
-    def full(contest: train_bench.Contest, name: str) -> None:
-        if contest.shape.batch_size > 2:
-            raise torch.OutOfMemoryError
-        plain(contest, name)
-
-    monkeypatch.setattr(train_bench.Contest, "time", full)
-    line = bench.timed(shape, train_bench.OURS)
-    assert shape.batch_size == 4 and line["batch"].startswith("2 × ")
-    assert line["tokens_per_second"] > 0
-
-
-def test_a_part_without_time_is_named(tmp_path: Path) -> None:
-    lines = gpu_bench.bench(tmp_path, seconds=-1, smoke=True)
-    assert {line["left_out"] for line in lines} == {"no time"}
 
 
 @pytest.mark.parametrize("who", [seq2seq_parts.PEER, "maskwise, packed rows"])

@@ -5,7 +5,6 @@ said.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,14 +36,10 @@ def test_the_label_of_a_place_is_the_next_token_of_its_text(tokenizer, rows, lay
     # nothing is masked
     assert torch.equal(ids, torch.from_numpy(source.input_ids.reshape(source.shape)))
     eligible, segments = source.tensor("eligible"), batch.segment_ids
-    for row in range(len(ids)):
-        for place in range(ids.shape[1]):
-            last = place + 1 == ids.shape[1]
-            wanted = not last and eligible[row, place + 1]
-            wanted = wanted and (
-                layout == "joined" or segments[row, place + 1] == segments[row, place]
-            )
-            assert batch.labels[row, place] == (ids[row, place + 1] if wanted else -100)
+    wanted = torch.zeros_like(eligible)
+    together = (segments[:, 1:] == segments[:, :-1]) | (layout == "joined")
+    wanted[:, :-1] = eligible[:, 1:] & together
+    assert torch.equal(batch.labels, ids.roll(-1, 1).where(wanted, -100))
     if layout != "joined":  # every token of a text but its frame is a target once
         assert batch.targets == int(eligible.sum())
 
@@ -119,11 +114,7 @@ def test_a_detour_over_next_tokens(tmp_path):
         {"objective": "clm", "training.steps": 4},
         {"masking.ratio": 0.15, "training.steps": 3},
     ]
-    arms = {
-        "detour": {},
-        "masked": {"phases.0.objective": "mlm"},
-        "both": {"phases.0.objectives": {"clm": {}, "mlm": {}}},
-    }
+    arms = {"detour": {}, "both": {"phases.0.objectives": {"clm": {}, "mlm": {}}}}
     more = [
         "tasks=[]",
         "study.seeds=1",
@@ -144,9 +135,6 @@ def test_a_detour_over_next_tokens(tmp_path):
     targets = [line["targets"] / line["tokens"] for line in (first[0], last[0])]
     assert targets[0] > 0.8 and targets[1] < 0.2 and first[0]["ratio"] == 0
     assert {line["masks"] for line in first if line["kind"] == "eval"} == {"token", "whole-word"}
-    for run in runs.values():
-        assert run.evaluated is None or run.evaluated.result(tmp_path)["records"]
-    assert Path(runs["both"].trainings[0].folder(tmp_path) / "checkpoint").is_dir()
 
 
 def test_the_last_token_of_a_text_without_a_frame_has_no_next_one(tokenizer):  # noqa: F811

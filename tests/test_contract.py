@@ -38,14 +38,13 @@ from masking_tools import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
-from maskwise.masking import IGNORE, SCHEDULES, Masker, gather, schedules
+from maskwise.masking import IGNORE, SCHEDULES, gather, schedules
 from maskwise.masking.policies import POLICIES, Moment
 from maskwise.masking.select import BUDGETS
 
 KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
 MOVING = {"permute-sentences"}  # the text that is left may change places
 ADDING = {"insert"}  # random tokens that stand for nothing
-SHOWING_ALL = {"insert", "permute-sentences"}  # chosen tokens stay in the input
 OWN_RATIO = {"ul2"}  # policies that bring their ratio
 
 each_policy = pytest.mark.parametrize("policy", POLICY_SPECS)
@@ -76,11 +75,9 @@ def eligible(one: dict) -> torch.Tensor:
 @each_corruption
 def test_awkward_rows(policy: str, budget: str, corruption: str) -> None:
     made, batch = masker(policy, corruption, budget=budget, ratio=0.3, seed=5), padded(ROWS)
-    before = {name: value.clone() for name, value in batch.items()}
     out = made(batch, epoch=2)
-    assert all(torch.equal(before[name], value) for name, value in batch.items()), (
-        "the input was changed"
-    )
+    for name, value in padded(ROWS).items():
+        assert torch.equal(batch[name], value), "the input was changed"
     check_shown(out, batch, corruption)
     again = made(batch, epoch=2)
     assert torch.equal(out.input_ids, again.input_ids) and torch.equal(out.labels, again.labels)
@@ -91,8 +88,7 @@ def test_awkward_rows(policy: str, budget: str, corruption: str) -> None:
         expected = [whole[i] for i in order]
         assert per_row(made(padded(some, width=44), epoch=2), some) == expected
         assert per_row(made(some, epoch=2), some) == expected
-        if corruption in KEEPING:
-            assert per_row(made(padded(some, width=41, left=True), epoch=2), some) == expected
+        assert per_row(made(padded(some, width=41, left=True), epoch=2), some) == expected
 
 
 def check_shown(out, batch, corruption: str) -> None:
@@ -222,37 +218,21 @@ def test_packed_rows_are_their_pieces_one_after_the_other(
     segments = together.segment_ids
     assert torch.equal(segments >= 0, together.attention_mask.bool())
     for b in range(len(blocks["input_ids"])):
-        pieces = [here[int(i)] for i in batch.example_id[batch.row == b]]
-        assert together.input_ids[b][segments[b] >= 0].tolist() == [
-            i for inputs, _ in pieces for i in inputs
-        ]
-        assert together.labels[b][together.labels[b] != IGNORE].tolist() == [
-            i for _, t in pieces for i in t
-        ]
-        for number, (inputs, _) in enumerate(pieces):
+        written: list[int] = []
+        for number, name in enumerate(batch.example_id[batch.row == b].tolist()):
+            inputs, labels = here[name]
             assert together.input_ids[b][segments[b] == number].tolist() == inputs
+            written += labels
+        assert together.labels[b][together.labels[b] != IGNORE].tolist() == written
 
 
 @each_corruption
 @few
-@given(
-    made=rows,
-    ratio=st.sampled_from([0.0, 0.2, 1.0]),
-    policy=st.sampled_from(["token", "whole-word", "span"]),
-)
-def test_any_rows(corruption: str, made: list, ratio: float, policy: str) -> None:
+@given(made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]))
+def test_any_rows(corruption: str, made: list, ratio: float) -> None:
     batch = padded(made)
-    out = masker(policy, corruption, ratio=ratio, budget="expected")(batch, epoch=0)
+    out = masker("span", corruption, ratio=ratio)(batch, epoch=0)
     check_shown(out, batch, corruption)
-    if (
-        ratio == 1
-        and corruption not in SHOWING_ALL
-        and corruption not in MOVING
-        and corruption in KEEPING
-    ):
-        full = gather(padded(made), vocabulary()).tensor("eligible")
-        if policy == "token":
-            assert torch.equal(out.selected, full)
 
 
 @each_policy
@@ -309,20 +289,15 @@ def test_schedules(name: str) -> None:
     copied = pickle.loads(pickle.dumps(made))
     draw = np.random.default_rng(0).random(50)
     for step in (0, 1, 499, 500, 999, 1000, 5000):
-        ratio = made(step, 1000)
-        rows_ratio = made.rows(draw, step, 1000)
-        assert 0 <= ratio <= 1 and copied(step, 1000) == ratio
-        assert ((rows_ratio >= 0) & (rows_ratio <= 1)).all() and rows_ratio.dtype == np.float64
+        assert 0 <= made(step, 1000) <= 1 and copied(step, 1000) == made(step, 1000)
+        ratio_P = made.rows(draw, step, 1000)
+        assert ((ratio_P >= 0) & (ratio_P <= 1)).all() and ratio_P.dtype == np.float64
     assert made(5000, 1000) == made(1000, 1000)
     if made.varies:
         with pytest.raises(MaskwiseError, match="total_steps"):
             made(3)
     else:
         assert made(3) == made(0, 10)
-    out = Masker(vocabulary(), ratio=made, budget="bernoulli")(
-        padded(random_rows(4)), step=300, total_steps=1000
-    )
-    assert ((out.ratio >= 0) & (out.ratio <= 1)).all()
 
 
 def test_the_policy_of_the_contributors_page_keeps_the_contract(tmp_path, monkeypatch) -> None:

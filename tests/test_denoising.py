@@ -20,9 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
-from maskwise.text import Document, Rows, encode, read_pieces, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.weights import decoder_weights, encoder_weights, head_weights
+from maskwise.text import encode, train_tokenizer
 from tiny import maskwise, write_inputs
 from training_tools import GEMMA
 
@@ -106,23 +104,10 @@ def test_a_row_without_targets_and_padding_change_no_loss(
 
 
 @pytest.mark.parametrize("architecture", SIZES)
-def test_a_new_model_trains_writes_and_is_an_ordinary_folder(
+def test_a_new_model_writes_and_is_an_ordinary_folder(
     architecture: str, tokenizer: Any, tmp_path: Any
 ) -> None:
-    network = model(architecture, tokenizer).train()
-    objective, optimizer = Denoising(network), torch.optim.AdamW(network.parameters(), lr=3e-3)
-    masker = Masker(
-        tokenizer, policy="span", ratio=0.3, corruption="infill(target='spans')", seed=0
-    )
-    losses = []
-    for step in range(40):
-        outcome = objective(masker(encode(tokenizer, TEXTS), epoch=step % 2, step=step))
-        (outcome.loss / outcome.targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(outcome.loss.detach() / outcome.targets))
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    network.save_pretrained(tmp_path)
+    model(architecture, tokenizer).save_pretrained(tmp_path)
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     written = again.generate(torch.tensor([[2, 6, 7, 3]]), max_new_tokens=6, num_beams=2)
     starts = {"bart": tokenizer.sep_token_id, "t5gemma": tokenizer.cls_token_id}
@@ -166,105 +151,6 @@ def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_
         torch.testing.assert_close(outcome.loss / outcome.targets, expected)
         network.save_pretrained(tmp_path / str(number))
         network = load_model(tmp_path / str(number), kind="encoder-decoder")
-
-
-BASE = {
-    f"{side}_{what}": number
-    for side in ("encoder", "decoder")
-    for what, number in (("layers", 6), ("attention_heads", 12), ("ffn_dim", 3072))
-}
-PUBLISHED: dict[str, tuple[str, str, float, dict[str, Any]]] = {
-    "facebook/bart-base": (
-        "bart",
-        "infill",
-        139.4,
-        {"vocab_size": 50265, "d_model": 768, "max_position_embeddings": 1024, **BASE},
-    ),
-    "t5-small": (
-        "t5",
-        "t5",
-        60.5,
-        {
-            "vocab_size": 32128,
-            "d_model": 512,
-            "d_kv": 64,
-            "d_ff": 2048,
-            "num_layers": 6,
-            "num_heads": 8,
-        },
-    ),
-    "google/t5-v1_1-small": (
-        # 77.0 as published, but transformers ties the head of a new model to its embeddings
-        "t5",
-        "t5",
-        60.5,
-        {
-            "vocab_size": 32128,
-            "d_model": 512,
-            "d_kv": 64,
-            "d_ff": 1024,
-            "num_layers": 8,
-            "num_heads": 6,
-            "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False,
-        },
-    ),
-}
-"""Architecture, corruption, millions of weights, and what the published config.json says."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_models_of_published_shapes_take_two_steps_and_write(name: str, tokenizer: Any) -> None:
-    architecture, shown, millions, fields = PUBLISHED[name]
-    config = new_config(architecture, tokenizer, 512, kind="encoder-decoder", **fields)
-    network = new_model(config, seed=0, log_unigram=torch.zeros(len(tokenizer)))
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
-    documents = [Document(str(number), text) for number, text in enumerate(TEXTS * 3)]
-    rows = Rows.of(
-        read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32), "document"
-    )
-    settings = TrainingSettings(
-        steps=2, batch_size=4, learning_rate=1e-4, warmup=0.0, precision="no"
-    )
-    source = MaskedSource(
-        rows, Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0), settings
-    )
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    done = train(Denoising(network), source, settings, folder=None, quiet=True)
-    assert done["steps"] == 2 and done["targets"] > 0
-    still = [key for key, value in network.named_parameters() if torch.equal(value, before[key])]
-    assert not still, "every weight has moved"
-    read = tokenizer(TEXTS[:1], return_tensors="pt", return_token_type_ids=False)
-    written = network.eval().generate(**read, max_new_tokens=5, num_beams=2)
-    assert written[0, 0] == config.decoder_start_token_id and 2 <= written.shape[1] <= 6
-
-
-@pytest.mark.parametrize("architecture", ["bart", "t5", "t5gemma"])
-def test_work_counts_every_multiplied_weight_once(architecture: str, tokenizer: Any) -> None:
-    """For one token read and one written, all weights work but tables that are looked up and norms'
-    neighbours.
-    """
-    network = model(architecture, tokenizer)
-    writes, crossed = decoder_weights(network)
-    wide, heads = 32, SIZES[architecture]
-    inner = heads.get("d_kv", 0) * heads.get("num_heads", 0) or wide
-    if architecture == "t5gemma":
-        inner = CAPPED["head_dim"] * CAPPED["num_key_value_heads"]
-    bias = 2 * wide if architecture == "bart" else 0
-    assert crossed == 2 * (2 * wide * inner + bias)  # keys and values, of two layers
-    looked_up = {
-        id(p): p.numel()
-        for m in network.modules()
-        if isinstance(m, torch.nn.Embedding)
-        for p in [m.weight]
-    }
-    own, tied = head_weights(network)
-    total = sum(p.numel() for p in network.parameters()) - sum(looked_up.values())
-    assert encoder_weights(network) + writes + crossed + own == total
-    assert tied == network.get_output_embeddings().weight.numel()
-    once, twice = Denoising(network).work(1, 1), Denoising(network).work(2, 1)
-    assert once.all == total + tied and twice.all - once.all == encoder_weights(network) + crossed
 
 
 @pytest.mark.parametrize("shown", SHOWN)
@@ -361,27 +247,19 @@ def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write
     ]
     assert maskwise("pretrain", path, *small, "--out", tmp_path / "out", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    kinds = {line["masks"]: line for line in result["heldout"]}
-    assert set(kinds) == {
+    targets = {line["masks"]: line["targets"] for line in result["heldout"]}
+    assert set(targets) == {
         f"{p} {w}" for p in ("token", "whole-word") for w in ("sentinels", "spans", "full")
     }
-    for line in kinds.values():
-        assert line["targets"] > 0 and abs(line["loss"] - line["unigram"]) < 2
-    full, spans = kinds["token full"], kinds["token spans"]
-    assert full["targets"] > 3 * spans["targets"], (
-        "the full text is written, and not only what is masked"
-    )
+    assert targets["token full"] > 3 * targets["token spans"] > 0
     assert result["flops"] > 0 and result["targets"] > 0
     checkpoint = tmp_path / "out" / "checkpoint"
     assert AutoModelForSeq2SeqLM.from_pretrained(checkpoint).config.decoder_start_token_id == 0
     text = tmp_path / "text.txt"
     text.write_text("Bake lomi nupra.\n" * 30)
     assert maskwise("evaluate", checkpoint, "--text", text, "--json") == 0
-    records = json.loads(capsys.readouterr().out)
-    assert all(
-        record["per_byte"] > 0
-        for record in (records if isinstance(records, list) else records["records"])
-    )
+    found = json.loads(capsys.readouterr().out)
+    assert all(record["per_byte"] > 0 for record in found)
     assert maskwise("evaluate", checkpoint, "--with", "pairs:bundled:pairs") == 2
     assert "needs an encoder; got t5" in " ".join(capsys.readouterr().err.split())
 

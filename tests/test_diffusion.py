@@ -13,17 +13,16 @@ import pytest
 import torch
 
 import maskwise as mw
-from masking_tools import FIRST, MASK, masker, packed, padded, random_rows, row, vocabulary
+from masking_tools import FIRST, MASK, line, masker, packed, padded, random_rows, row, vocabulary
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Keys
 from maskwise.masking import IGNORE, Masker, Noising
-from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.diffusion import Rates, noised, reached, spread
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.units import Units
-from maskwise.objectives import MaskedDiffusion, MaskedLanguageModelling
-from training_tools import ARCHITECTURES, Language, model, tokenizer
+from maskwise.objectives import MaskedDiffusion
+from training_tools import Language, model, tokenizer
 
 L = 7
 COVERING = [
@@ -85,20 +84,6 @@ def test_the_mean_over_masks_and_rates_is_the_mean_over_orders(losses: np.ndarra
         assert share.sum() == pytest.approx(1, abs=1e-12) and mean == pytest.approx(
             wanted, abs=1e-9
         ), name
-    # Each token by itself at rates t: Gauss' rule is exact for polynomials, and t^n (1 − t)^(L − n)
-    # / t is one.
-    node, part = np.polynomial.legendre.leggauss(12)
-    t, part = (node + 1) / 2, part / 2
-    rates = Rates(schedule("uniform(0, 1)"))
-    assert rates.density(t) == pytest.approx(1, abs=1e-9)
-    mean = sum(
-        float((part * rates.weight(t) * t**k * (1 - t) ** (L - k)).sum()) * losses[s, i]
-        for k in each
-        for s in each[k]
-        for i in range(L)
-        if s >> i & 1
-    )
-    assert mean == pytest.approx(wanted, abs=1e-9)
 
 
 def drawn(
@@ -202,12 +187,12 @@ def test_low_discrepancy_lowers_the_variance_of_a_batch(rows_of_batch: int, leas
 
 
 def test_places_are_uniform_for_every_row_and_the_same_on_any_number_of_ranks() -> None:
-    place, none = np.arange(512), np.zeros(512)
-    every = np.stack([spread(place, none, seed=seed, epoch=0) for seed in range(300)])
+    place = np.arange(512)
+    every = np.stack([spread(place, place * 0, seed=seed, epoch=0) for seed in range(300)])
     assert every.min() > 0 and every.max() < 1
     assert np.abs(np.sort(every, 0) - (np.arange(300)[:, None] + 0.5) / 300).max() < 0.12
-    assert (spread(place[3::4], none[3::4], seed=7, epoch=0) == every[7][3::4]).all()
-    assert not (spread(place, none, seed=7, epoch=1) == every[7]).any()
+    part = place[3::4]
+    assert (spread(part, part * 0, seed=7, epoch=0) == every[7][part]).all()
 
 
 def test_masks_do_not_depend_on_batch_order_or_layout() -> None:
@@ -215,17 +200,12 @@ def test_masks_do_not_depend_on_batch_order_or_layout() -> None:
     for more in ({"budget": "bernoulli"}, {"budget": "bernoulli", "policy": "whole-word"}, {}):
         noising = Noising(vocabulary(), seed=4, **more)
         whole = noising(padded(rows), epoch=1)
-        for part in ([8, 1, 4], [0]):
-            some = noising(padded([rows[i] for i in part]), epoch=1)
-            for b, i in enumerate(part):
-                n = len(rows[i]["input_ids"])
-                assert some.input_ids[b, :n].tolist() == whole.input_ids[i, :n].tolist()
-                assert torch.equal(some.loss_weight[b, :n], whole.loss_weight[i, :n])
+        some = noising(padded([rows[8], rows[1]]), epoch=1)
         dense = noising(packed(rows, width=90), epoch=1)
-        assert (
-            dense.input_ids[0, : len(rows[0]["input_ids"])].tolist()
-            == whole.input_ids[0, : len(rows[0]["input_ids"])].tolist()
-        )
+        for part, b, i in ((some, 0, 8), (some, 1, 1), (dense, 0, 0)):
+            n = len(rows[i]["input_ids"])
+            for name in ("input_ids", "loss_weight"):
+                assert torch.equal(part[name][b, :n], whole[name][i, :n])
         assert dense.targets == whole.targets
 
 
@@ -247,24 +227,25 @@ def test_the_second_visit_masks_what_the_first_left(budget: str, losses: np.ndar
 @pytest.mark.parametrize("name", ["token", "whole-word", "span", "salient", "weighted"])
 def test_complement_and_coverage_by_enumeration(name: str) -> None:
     rows = padded(random_rows(7, words=11))
-    pair = [
-        masker(name, ratio=0.3, visits="complement", fill="random", seed=2)(rows, epoch=e)
-        for e in (4, 5)
-    ]
-    reached_T = pair[0].choice.units.spread(np.ones(len(pair[0].choice.units.piece), bool))
-    both = pair[0].selected.int() + pair[1].selected.int()
-    assert (both.numpy().reshape(-1) == reached_T).all()
-    share = pair[0].selected.sum() / len(pair[0].source.eligible_at)
+    made = masker(name, ratio=0.3, visits="complement", fill="random", seed=2)
+    first, second = (made(rows, epoch=epoch) for epoch in (4, 5))
+    units = first.choice.units
+    every = torch.from_numpy(
+        units.spread(np.ones(len(units.piece), bool)).reshape(units.batch.shape)
+    )
+    assert torch.equal(first.selected ^ second.selected, every)
+    share = first.selected.sum() / len(first.source.eligible_at)
     assert float(share) == pytest.approx(0.3, abs=0.1)
-    for ratio, epochs in ((0.25, 4), (0.2, 5), (1 / 3, 3)):
+
+    def times(ratio: float, start: int, epochs: int) -> torch.Tensor:
         made = masker(name, ratio=ratio, visits="coverage", fill="random", seed=2)
-        for first in (0, epochs, 3 * epochs):
-            times = sum(made(rows, epoch=first + e).selected.int() for e in range(epochs))
-            assert (times.numpy().reshape(-1) == reached_T).all(), (name, ratio, first)
+        return sum(made(rows, epoch=start + epoch).selected.int() for epoch in range(epochs))
+
+    for ratio, epochs in ((0.25, 4), (0.2, 5), (1 / 3, 3)):
+        for start in (0, 3 * epochs):
+            assert torch.equal(times(ratio, start, epochs), every.int()), (name, ratio, start)
     if name == "token":  # where 1/ratio is no whole number, rounds end inside an epoch
-        made = masker(name, ratio=0.4, visits="coverage", seed=2)
-        times = sum(made(rows, epoch=e).selected.int() for e in range(5))
-        assert set(times[rows["input_ids"] >= FIRST].tolist()) <= {1, 2}
+        assert set(times(0.4, 0, 5)[rows["input_ids"] >= FIRST].tolist()) <= {1, 2}
 
 
 @pytest.mark.parametrize("visits", ["complement", "coverage"])
@@ -292,26 +273,19 @@ def test_visits_refuse_the_settings_that_they_cannot_keep(visits: str) -> None:
 
 
 def test_rates_of_units_with_weights_keep_the_share_of_the_row() -> None:
-    batch = AnnotatedBatch(
-        (2, 50),
-        np.full(100, FIRST),
-        None,
-        np.ones(100, bool),
-        np.ones(100, bool),
-        np.array([0, 50]),
-        np.array([1, 2]),
-    )
+    batch = line(2, 50)
     weight = np.random.default_rng(1).gamma(0.5, size=100)
     weight[[3, 60, 61]] = 0
     for may_fill in (False, True):
         units = Units.single(batch).weighted(weight)
+        if may_fill:
+            units = units.filled()
         share = np.array([0.2, 0.93])
-        got, slope = reached(units, share, may_fill=may_fill)
-        alive = (weight > 0) | may_fill
-        for p, part in enumerate((slice(0, 50), slice(50, 100))):
-            assert got[part][alive[part]].mean() == pytest.approx(share[p], abs=1e-9)
-            assert slope[part][alive[part]].mean() == pytest.approx(1, abs=1e-9)
-        later, _ = reached(units, share + 1e-6, may_fill=may_fill)
+        got, slope = reached(units, share)
+        alive_P = [((weight > 0) | may_fill)[part].sum() for part in (slice(50), slice(50, 100))]
+        assert got.reshape(2, 50).sum(1) / alive_P == pytest.approx(share, abs=1e-9)
+        assert slope.reshape(2, 50).sum(1) / alive_P == pytest.approx([1, 1], abs=1e-9)
+        later, _ = reached(units, share + 1e-6)
         assert (later - got) / 1e-6 == pytest.approx(slope, abs=1e-3)
         assert (got[[3, 60, 61]] == 0).all() or may_fill
 
@@ -325,44 +299,26 @@ def test_prompts_stay_visible() -> None:
         masker(keep="prompt", ratio=0.6),
     ):
         batch = made(rows, epoch=0)
-        assert not batch.selected[:, :6].any() and batch.targets
-        assert all(batch.input_ids[b, :6].tolist() == rows[b]["input_ids"][:6] for b in range(5))
-    everything = [{**one, "prompt": [0] * len(one["input_ids"])} for one in rows]
-    assert Noising(vocabulary(), keep="prompt")(everything, epoch=0).targets == 0
+        assert batch.targets and (batch.labels[:, :6] == IGNORE).all()
+        assert torch.equal(batch.input_ids[:, :6], padded(rows)["input_ids"][:, :6])
     with pytest.raises(MaskwiseError, match="'prompt'"):
         Noising(vocabulary(), keep="prompt")(random_rows(2), epoch=0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_it_works_on_every_family(architecture: str) -> None:
-    batch = Noising(tokenizer(), seed=1)(Language(4).batch(torch.arange(4)), epoch=0)
-    objective = MaskedDiffusion(model(architecture))
-    outcome = objective(batch)
-    outcome.loss.backward()
-    plain = MaskedLanguageModelling(objective.model)(batch)
-    assert torch.isfinite(outcome.loss) and torch.equal(plain.losses, outcome.losses)
-
-
 def test_corrupt_is_for_trainers_of_others() -> None:
-    ids = torch.randint(10, 90, (400, 30))
+    """Its masks are those of ``Noising``, over the tokens that count."""
+    ids = torch.randint(FIRST, 60, (400, 30))
     counts = torch.ones_like(ids)
     counts[:, :5] = 0
-    noisy, mask, rate = mw.corrupt(ids, counts, 3, seed=1, epoch=0)
-    assert noisy.shape == mask.shape == rate.shape == ids.shape and mask.dtype == torch.bool
-    assert (
-        not mask[:, :5].any() and (noisy[mask] == 3).all() and torch.equal(noisy[~mask], ids[~mask])
-    )
-    # E[mask / rate] = 1 a token
-    assert (mask.float() / rate).sum() / counts.sum() == pytest.approx(1, abs=0.1)
-    again = mw.corrupt(ids[7:9], counts[7:9], 3, seed=1, epoch=0)
-    assert torch.equal(again[0], noisy[7:9]), "a mask is a function of the row"
-    exact, chosen, share = mw.corrupt(
-        ids, counts.bool(), 3, seed=1, budget="exact", place=torch.arange(400)
-    )
-    assert (
-        torch.equal(chosen.sum(1), (share[:, 0] * 25).round().long()) and exact.shape == ids.shape
-    )
-    assert chosen.sum(1).min() >= 1 and abs(float(share[:, 0].mean()) - 0.52) < 0.01
+    rows = {"input_ids": ids, "example_id": torch.arange(400), "special_tokens_mask": 1 - counts}
+    for budget, place in (("bernoulli", None), ("exact", torch.arange(400))):
+        batch = Noising(vocabulary(), budget=budget, seed=1)(rows, epoch=0, place=place)
+        names = {"seed": 1, "epoch": 0, "budget": budget, "example_id": rows["example_id"]}
+        noisy, mask, rate = mw.corrupt(ids, counts, MASK, place=place, **names)
+        assert torch.equal(noisy, batch.input_ids) and torch.equal(mask, batch.selected)
+        assert torch.equal(rate, batch.ratio.float()[:, None].expand(ids.shape))
+    whole, part = (mw.corrupt(ids[some], counts[some], 3)[0] for some in (slice(9), slice(7, 9)))
+    assert torch.equal(whole[7:], part), "a mask is a function of the row"
     with pytest.raises(MaskwiseError, match="the same shape"):
         mw.corrupt(ids, counts[:, :-1], 3)
 

@@ -11,8 +11,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import BatchEncoding, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from masking_tools import (
     CLS,
@@ -25,14 +26,15 @@ from masking_tools import (
     masker,
     packed,
     padded,
+    per_row,
     random_rows,
     row,
     tokenizer,
     vocabulary,
 )
 from maskwise.errors import MaskwiseError
-from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather, schedules
-from maskwise.text import encode, train_tokenizer
+from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather
+from maskwise.text import encode
 
 
 def test_shares_of_mask_random_and_keep() -> None:
@@ -48,10 +50,7 @@ def test_shares_of_mask_random_and_keep() -> None:
     drawn = Counter(shown[(shown != MASK) & (shown != original)].tolist())
     assert set(drawn) == set(range(FIRST, FIRST + WORDS)), "all ordinary tokens, and no other"
     expected = sum(drawn.values()) / WORDS
-    assert (
-        sum((c - expected) ** 2 / expected for c in drawn.values())
-        < WORDS + 4.5 * (2 * WORDS) ** 0.5
-    )
+    assert chisquare(list(drawn.values()), [expected] * WORDS).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("mask", "random"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
@@ -59,44 +58,32 @@ def test_shares_are_free(mask: float, random: float) -> None:
     rows = padded(random_rows(50))
     out = masker(corruption=f"bert(mask={mask}, random={random})", ratio=0.4)(rows, epoch=0)
     shown, original = out.input_ids[out.selected], rows["input_ids"][out.selected]
-    assert ((shown == MASK).all() if mask == 1 else True) and (
-        (shown != MASK).all() if mask == 0 else True
-    )
+    masked = (shown == MASK).float().mean()
+    assert mask == 0.5 or masked == mask
     assert torch.equal(shown, original) == (mask + random == 0)
-    assert (out.labels[out.selected] == original).all()
 
 
 def test_one_draw_per_unit() -> None:
     rows = padded([row([4] * 10, example_id=i) for i in range(200)])
-    out = masker("whole-word", "bert(per='unit')", ratio=0.5)(rows, epoch=0)
-    words = (out.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
-    assert (words.all(2) == words.any(2)).all() and 0.7 < float(
-        words.any(2).sum() / (out.selected.sum() / 4)
-    ) < 0.9
-    tokens = masker("whole-word", ratio=0.5)(rows, epoch=0)
-    words = (tokens.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
-    assert not (words.all(2) == words.any(2)).all()
+    for per in ("unit", "token"):
+        out = masker("whole-word", f"bert(per='{per}')", ratio=0.5)(rows, epoch=0)
+        words = (out.input_ids[:, 1:-1] == MASK).view(200, 10, 4)
+        assert bool((words.all(2) == words.any(2)).all()) == (per == "unit")
+        assert 0.7 < float(words.sum() / out.selected.sum()) < 0.9
 
 
 def test_layouts_and_dtypes_do_not_matter() -> None:
     rows = random_rows(6)
     tensors = padded(rows)
     reference = masker("weighted")(tensors, epoch=0)
-    arrays = [{k: np.array(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
-    own = [{k: torch.tensor(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
-    small = {
-        k: v.to(torch.int32) if k in ("input_ids", "word_ids") else v for k, v in tensors.items()
-    }
+    arrays, own = (
+        [{name: kind(value) for name, value in one.items()} for one in rows]
+        for kind in (np.array, torch.tensor)
+    )
+    small = tensors | {name: tensors[name].int() for name in ("input_ids", "word_ids")}
     turned = {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in tensors.items()}
-    for same in (
-        rows,
-        arrays,
-        own,
-        small,
-        turned,
-        BatchEncoding(tensors),
-        {k: v.tolist() for k, v in tensors.items()},
-    ):
+    lists = {name: value.tolist() for name, value in tensors.items()}
+    for same in (rows, arrays, own, small, turned, lists, BatchEncoding(tensors)):
         out = masker("weighted")(same, epoch=0)
         assert torch.equal(out.input_ids, reference.input_ids) and torch.equal(
             out.labels, reference.labels
@@ -113,38 +100,14 @@ def test_fractions_and_none_in_lists_are_kept() -> None:
 
 
 def test_what_is_for_others_is_left_alone() -> None:
-    rows = [
-        r
-        | {
-            "text": "x",
-            "tokens": ["a", "b"],
-            "labels": [1],
-            "step": 3,
-            "idx": 7,
-            "token_type_ids": [0] * len(r["input_ids"]),
-        }
-        for r in random_rows(3)
-    ]
+    more = {"text": "x", "tokens": ["a", "b"], "labels": [1], "step": 3, "idx": 7}
+    rows = [{**r, **more, "token_type_ids": [0] * len(r["input_ids"])} for r in random_rows(3)]
     out = masker()(rows, epoch=0)
     assert set(out.keys()) == {"input_ids", "labels", "attention_mask", "token_type_ids"}
     assert set(out.source.layers) == random_rows(1)[0].keys() - {"input_ids", "example_id"}
     assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int(
         (out.labels != IGNORE).sum()
     )
-
-
-def test_a_model_reads_the_batch() -> None:
-    config = BertConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    model, batch = BertForMaskedLM(config), masker()(padded(random_rows(3)), epoch=0)
-    loss = model(**batch).loss
-    loss.backward()
-    assert torch.isfinite(loss)
 
 
 def test_special_tokens_mask_and_attention_mask_hide_tokens() -> None:
@@ -187,32 +150,6 @@ def test_packed_rows_of_one_document_each_and_none() -> None:
     assert batch.example_id.tolist() == [4, 5], "a [SEP] inside parts no document"
     assert batch.begin.tolist() == [0, 6] and batch.row.tolist() == [0, 0], (
         "[CLS] is of the document behind it"
-    )
-
-
-def test_packed_rows_carry_loss_weights_per_token() -> None:
-    rows = [row([1] * 12, example_id=i) for i in range(4)]
-    made = Noising(vocabulary(), budget="bernoulli")
-    alone, together = made(padded(rows), epoch=0), made(packed(rows, width=28), epoch=0)
-    assert alone.loss_weight is not None and together.loss_weight is not None
-    assert torch.allclose(alone.loss_weight[:, 1], 1 / alone.ratio)
-    assert together.loss_weight.shape == together.input_ids.shape
-    assert together.loss_weight[0, 1:13].tolist() == [float(alone.loss_weight[0, 1])] * 12
-
-
-def test_schedules_act_at_their_step() -> None:
-    rows = padded([row([1] * 40, example_id=i) for i in range(50)])
-    made = masker(ratio=schedules.linear(0.5, 0.1))
-    for step, ratio in ((0, 0.5), (50, 0.3), (100, 0.1)):
-        out = made(rows, step=step, total_steps=100, epoch=0)
-        share = out.selected.sum() / len(out.source.eligible_at)
-        assert float(share) == pytest.approx(ratio, abs=0.01)
-    with pytest.raises(MaskwiseError, match="total_steps"):
-        made(rows, step=3)
-    dynamic = masker()
-    assert not torch.equal(dynamic(rows, step=1).selected, dynamic(rows, step=2).selected)
-    assert torch.equal(
-        dynamic(rows, step=1, epoch=0).selected, dynamic(rows, step=2, epoch=0).selected
     )
 
 
@@ -327,14 +264,7 @@ def test_flat_pieces_are_masked_like_rows_of_their_own(policy: str, corruption: 
             for segment in range(in_row.count(b)):
                 piece = out.input_ids[b][out.segment_ids[b] == segment].tolist()
                 shown.append(piece if apart or segment == 0 else [CLS, *piece])
-        attention = (
-            alone.attention_mask
-            if alone.attention_mask is not None
-            else torch.ones_like(alone.input_ids)
-        )
-        assert shown == [
-            ids[keep.bool()].tolist() for ids, keep in zip(alone.input_ids, attention, strict=True)
-        ]
+        assert shown == [ids for ids, _ in per_row(alone, rows)]
         assert out.targets == int((out.labels != IGNORE).sum()) > 0
     with pytest.raises(MaskwiseError, match="do not fit"):
         made(flat(rows, [0] * 7, length=36), epoch=3)
@@ -362,60 +292,19 @@ def test_a_text_that_is_none_is_named_by_its_place() -> None:
 def test_a_batch_moves_and_says_what_it_is() -> None:
     out = Noising(vocabulary())(padded(random_rows(3)), epoch=0)
     moved = out.to("meta")
-    assert (
-        moved.input_ids.device.type
-        == moved.labels.device.type
-        == moved.loss_weight.device.type
-        == "meta"
-    )
-    assert "labels" in out and "nope" not in out and len(out) == len(list(out)) == len({**out})
+    for name in ("input_ids", "labels", "loss_weight", "where"):
+        assert moved[name].device.type == "meta"
+    assert "labels" in out and "nope" not in out and len(out) == len({**out})
     assert out.get("labels") is out["labels"] is out.labels and out.get("nope") is None
-    assert dict(out.items()).keys() == {**out}.keys() == set(out.keys())
+    assert dict(out.items()).keys() == {**out}.keys() == set(out)
     with pytest.raises(KeyError, match="nope"):
         out["nope"]
     assert moved.targets == out.targets == int((out.labels != IGNORE).sum())
     # The places of the targets are found on the host: a device without data could not say them.
-    assert moved.where.device.type == "meta" and moved.where.shape == (out.targets, 2)
+    assert moved.where.shape == (out.targets, 2)
     assert torch.equal(out.where, (out.labels != IGNORE).nonzero())
     assert torch.equal(moved.selected, out.selected)
     assert repr(out) == f"MaskedBatch(3 × {out.input_ids.shape[1]} on cpu, {out.targets} targets)"
     assert repr(masker("whole-word")).startswith(
         "Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected"
     )
-
-
-def test_long_words_are_masked_as_often_as_short_ones_by_default() -> None:
-    """Budget ``exact`` skips words that no longer fit: long ones half as often as short ones
-    (docs/masking.md).
-    """
-    lengths = [1] * 14 + [6] * 3
-    words = [number for number, length in enumerate(lengths) for _ in range(length)]
-    ids = torch.randint(
-        FIRST, FIRST + 60, (2000, len(words)), generator=torch.Generator().manual_seed(0)
-    )
-    rows = {
-        "input_ids": ids,
-        "example_id": torch.arange(len(ids)),
-        "word_ids": torch.tensor(words).expand(len(ids), -1).contiguous(),
-    }
-    share = {}
-    for budget in ("expected", "exact"):
-        more = {} if budget == "expected" else {"budget": budget}
-        chosen = (
-            Masker(vocabulary(), policy="whole-word", ratio=0.2, **more)(rows, epoch=0)
-            .selected.float()
-            .mean(0)
-        )
-        share[budget] = float(chosen[14:].mean() / chosen[:14].mean())
-    assert share["expected"] > 0.75 > 0.6 > share["exact"]
-
-
-def test_a_notebook_shows_what_is_hidden() -> None:
-    text = train_tokenizer(["<b>the</b> cat sat"] * 9, vocab_size=80)
-    out = Masker(text, ratio=0.5, corruption="mask-only")(
-        encode(text, ["<b>the</b> cat sat"] * 10), epoch=0
-    )
-    shown = out._repr_html_()
-    hidden = int((out.labels[:8] != IGNORE).sum())
-    assert shown.count("<mark") == hidden > 0
-    assert "<b>the" not in shown and shown.count("<p>") == 8

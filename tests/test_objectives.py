@@ -14,10 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from maskwise.families import ENCODERS
-from maskwise.masking import IGNORE, Noising
+from maskwise.masking import IGNORE
 from maskwise.objectives import (
     Denoising,
-    MaskedDiffusion,
     MaskedLanguageModelling,
     mlm,
     objective,
@@ -81,11 +80,12 @@ def test_losses_in_chunks_are_the_models_own(
 ) -> None:
     monkeypatch.setattr(mlm, "ENTRIES", 45 * 4)  # four targets
     called: list[int] = []
-    plain = mlm.losses_of
+    plain = mlm.chunk_losses
     counting = lambda *given: called.append(len(given[3])) or plain(*given)  # noqa: E731
-    monkeypatch.setattr(mlm, "losses_of", counting)
+    monkeypatch.setattr(mlm, "chunk_losses", counting)
     compare(model(architecture))
-    assert len(called) > 2 and set(called[:-1]) == {4}
+    # Each chunk is computed again in the backward pass.
+    assert len(called) > 4 and called.count(4) >= len(called) - 2
 
 
 def test_barts_losses_in_chunks_have_its_bias(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +111,11 @@ def test_many_targets_never_have_all_their_logits_in_memory(
     slope = torch.rand(600, generator=draw)
     monkeypatch.setattr(mlm, "ENTRIES", 900 * 64)
 
-    def result(compute: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    def result(compute: Any, dtype: torch.dtype = torch.float32) -> list[Any]:
         given = [x.detach().to(dtype).requires_grad_() for x in (states, weight, bias)]
         losses = compute(*given, truth)
         losses.backward(slope.to(dtype))
-        return [losses.detach(), *(x.grad for x in given)]  # type: ignore[list-item]
+        return [losses.detach(), *(x.grad for x in given)]
 
     def whole(states: Tensor, weight: Tensor, bias: Tensor, truth: Tensor) -> Tensor:
         return cross_entropy(states @ weight.T + bias, truth, reduction="none")
@@ -197,39 +197,6 @@ def test_losses_come_in_the_order_of_the_rows_with_their_places() -> None:
     )
     assert where.tolist() == (inputs["labels"] != IGNORE).nonzero().tolist()
     torch.testing.assert_close(losses, full[where[:, 0], where[:, 1]])
-    assert losses.dtype == torch.float32
-
-
-def test_masked_diffusion_divides_weighted_losses_by_eligible_tokens() -> None:
-    noising, rows = Noising(tokenizer(), budget="bernoulli"), Language(8).batch(torch.arange(8))
-    masked = noising(rows, epoch=0)
-    assert masked.loss_weight is not None
-    objective = MaskedDiffusion(model("bert").eval())
-    total, count, *_ = objective(masked)
-    plain = MaskedLanguageModelling(objective.model)
-    by_row = torch.stack(
-        [plain({k: v[i : i + 1] for k, v in dict(masked).items()})[0] for i in range(8)]
-    )
-    torch.testing.assert_close(
-        total.double(), (by_row.double() / masked.ratio).sum(), rtol=1e-5, atol=0
-    )
-    assert int(count) == masked.counted == int(masked.source.eligible.sum()) > masked.targets
-
-
-def test_loss_weight_of_packed_rows_goes_by_token() -> None:
-    """Rows of one document each, and the same given as packed rows: the same sum."""
-    noising = Noising(tokenizer(), budget="bernoulli")
-    rows, objective = Language(8).batch(torch.arange(8)), MaskedDiffusion(model("bert").eval())
-    packed = {**rows, "example_id": rows["example_id"].unsqueeze(1).expand(rows["input_ids"].shape)}
-    one, other = noising(rows, epoch=0), noising(packed, epoch=0)
-    assert torch.equal(one.labels, other.labels) and torch.equal(one.loss_weight, other.loss_weight)
-    torch.testing.assert_close(objective(one), objective(other))
-
-
-def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
-    objective = MaskedLanguageModelling(model("modernbert"))
-    with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = objective.token_losses(batch())
     assert losses.dtype == torch.float32
 
 

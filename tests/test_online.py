@@ -4,10 +4,7 @@ learned.
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,171 +16,57 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.policies.base import Learner, Point
-from maskwise.objectives import MaskedLanguageModelling, Outcome
-from maskwise.recipe import Recipe, validate
-from maskwise.study.single import run_pretrain
-from maskwise.training.data import MaskedSource, learners_of
-from maskwise.training.loop import LATE, Exchange, restore, states, train
-from maskwise.training.settings import TrainingSettings
-from training_tools import FIRST, Language, model, tokenizer
+from maskwise.objectives import Outcome
+from maskwise.training.data import learners_of
+from maskwise.training.loop import LATE, Exchange, restore, states
+from training_tools import FIRST, Language, tokenizer
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts of two halves: w0 to w11, always in this order; and twelve words from w20 to w31 that
-    nothing foretells.
-    """
-    draw, folder = random.Random(3), tmp_path_factory.mktemp("online")
-    lines = []
-    for number in range(300):
-        noise = [f"w{draw.randrange(20, 32)}" for _ in range(12)]
-        lines.append(
-            json.dumps({"id": str(number), "text": " ".join([f"w{i}" for i in range(12)] + noise)})
-        )
-    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
-    tokenizer().save_pretrained(folder / "tokenizer")
-    return folder
-
-
-def recipe(corpus: Path, name: str) -> Recipe:
-    settings = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-    }
-    return validate(
-        {
-            "corpus": {
-                "source": str(corpus / "texts.jsonl"),
-                "length": 28,
-                "layout": "document",
-                "held_out": 0.1,
-            },
-            "tokenizer": {"name": str(corpus / "tokenizer")},
-            "model": {"architecture": "bert", "settings": settings},
-            "masking": {"policy": name, "corruption": "mask-only", "ratio": 0.25},
-            "evaluation": {"rows": 16, "masks": ["token"], "ratios": [0.15]},
-            "training": {
-                "steps": 110,
-                "batch_size": 16,
-                "learning_rate": 8e-3,
-                "precision": "no",
-                "log_every": 25,
-            },
-        },
-        origin="test",
-    )
-
-
-def shares(corpus: Path, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The share of noise among the masked tokens, in the first and the last 30 steps in which the
-    policy acts.
-    """
-    seen: list[float] = []
-    whole = MaskedLanguageModelling.forward
-
-    def forward(self: Any, batch: Any) -> Outcome:
-        truth = batch["labels"][batch["labels"] >= 0]
-        if self.training and batch.choice.units.weight is not None:
-            seen.append(float((truth >= FIRST + 20).double().mean()))
-        return whole(self, batch)
-
-    monkeypatch.setattr(MaskedLanguageModelling, "forward", forward)
-    run_pretrain(recipe(corpus, name), folder / "run", quiet=True)
-    few = min(30, len(seen) // 3)
-    return [sum(seen[:few]) / few, sum(seen[-few:]) / few]
-
-
-@pytest.mark.parametrize("name", ["type-weighted(every=10)", "type-weighted(by=loss, every=10)"])
-def test_the_share_of_noise_goes_as_the_method_says(
-    name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, last = shares(corpus, name, tmp_path, monkeypatch)
-    assert abs(first - 0.5) < 0.2
-    assert last > 0.65
-
-
-def test_weights_by_hand() -> None:
-    masker = Masker(tokenizer(), policy="type-weighted(every=2)", corruption="mask-only", ratio=0.5)
+def taught(spec: str, losses: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
+    """A masker whose policy has seen a batch twice, and the batch; every second answer is right."""
+    masker = Masker(tokenizer(), policy=spec, corruption="mask-only", ratio=0.5)
     learner = learners_of(masker)["policy"]
     batch = masker(Language(4).batch(torch.arange(4)), epoch=0)
-    losses = torch.ones(batch.targets)
+    truth = batch.labels[batch.labels >= 0]
     right = torch.arange(batch.targets) % 2 == 0
-    outcome = Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where, right)
+    outcome = Outcome.of(losses(truth), batch.where)._replace(right=right)
     for done in (1, 2):
         learner.observe(batch, outcome)
         learner.after(Point(done, 10, lambda sums: sums))
+    return masker, batch
+
+
+def test_weights_by_hand() -> None:
+    masker, batch = taught("type-weighted(every=2)", torch.ones_like)
     truth = batch.labels[batch.labels >= 0]
     kind = int(truth[0])
-    asked, good = 2 * int((truth == kind).sum()), 2 * int(((truth == kind) & right).sum())
+    asked, good = 2 * int((truth == kind).sum()), 2 * int((truth[::2] == kind).sum())
     weights = masker.policy.weights.current
     assert float(weights[kind]) == pytest.approx(0.2 + 0.8 * (1 - (good + 1) / (asked + 2)))
     never = next(i for i in range(FIRST, 45) if i not in truth.tolist())
     assert float(weights[never]) == 1
+    units = masker.policy.cut(batch.source, None, None)
+    assert np.array_equal(units.weight, weights[batch.source.input_ids[units.tokens]])
     other = policy("type-weighted(every=2)")
     assert other.weights.current is None, "another policy of the same name knows nothing"
 
 
-def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path) -> None:
-    def run(folder: Path | None, steps: list[int]) -> dict[str, torch.Tensor]:
-        for until in steps:
-            masker = Masker(
-                tokenizer(), policy="type-weighted(every=3)", corruption="mask-only", ratio=0.3
-            )
-            settings = TrainingSettings(
-                steps=12,
-                batch_size=4,
-                learning_rate=1e-2,
-                precision="no",
-                save_every=6 if folder else 0,
-                log_every=6,
-            )
-            objective = MaskedLanguageModelling(model("bert", seed=1))
-            source = MaskedSource(Language(64), masker, settings)
-            learners = source.learners()
-            enough = (lambda done, until=until: [{"enough": done >= until}]) if until < 12 else None
-            if enough:
-                settings = settings.model_copy(update={"eval_every": until})
-            train(
-                objective,
-                source,
-                settings,
-                folder=folder,
-                learners=learners,
-                evaluate=enough,
-                quiet=True,
-            )
-        return {key: value.clone() for key, value in objective.state_dict().items()}
+def test_a_loss_that_is_no_number_leaves_the_weights_of_its_type_as_they_were() -> None:
+    def losses(truth: Tensor) -> Tensor:
+        return torch.linspace(1, 2, len(truth)).masked_fill(truth == truth[0], torch.nan)
 
-    whole = run(None, [12])
-    parts = run(tmp_path / "run", [7, 12])
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    masker, batch = taught("type-weighted(every=2, by='loss')", losses)
+    weights = masker.policy.weights.current
+    truth = batch.labels[batch.labels >= 0].unique()
+    first = batch.labels[batch.labels >= 0][0]
+    assert np.isfinite(weights).all() and float(weights[first]) == 1
+    assert (weights[truth.numpy()] < 1).any()
 
 
 @pytest.mark.parametrize("name", ["type-weighted(by=size)", "type-weighted(every=0)"])
 def test_bad_arguments(name: str) -> None:
     with pytest.raises(MaskwiseError):
         policy(name)
-
-
-def test_a_loss_that_is_no_number_leaves_the_weights_of_its_type_as_they_were() -> None:
-    masker = Masker(
-        tokenizer(), policy="type-weighted(every=2, by='loss')", corruption="mask-only", ratio=0.5
-    )
-    learner = learners_of(masker)["policy"]
-    batch = masker(Language(4).batch(torch.arange(4)), epoch=0)
-    losses = torch.linspace(1, 2, batch.targets)
-    truth = batch.labels[batch.labels >= 0]
-    losses[truth == truth[0]] = torch.nan
-    for done in (1, 2):
-        learner.observe(
-            batch, Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where)
-        )
-        learner.after(Point(done, 10, lambda sums: sums))
-    weights = masker.policy.weights.current
-    assert np.isfinite(weights).all() and float(weights[truth[0]]) == 1
-    assert (weights[truth.unique().numpy()] < 1).any()
 
 
 def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_weights() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.data import DataLoader
 from transformers import AttentionInterface, AttentionMaskInterface, Trainer, TrainingArguments
 
@@ -93,18 +94,13 @@ def varlen(
     lengths = [end - begin for begin, end in pairwise(ends)]
     assert options["cu_seq_lens_k"].tolist() == ends and query.shape[2] == ends[-1]
     assert options["max_length_q"] == options["max_length_k"] == max(lengths)
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    window = options.get("sliding_window") or ends[-1]
     parts = []
-    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value))):
-        scores = q @ k.mT * scale
-        window = options.get("sliding_window")
-        if window is not None:
-            place = torch.arange(scores.shape[-1])
-            far = (place[:, None] - place).abs() >= window
-            scores = scores.masked_fill(far, -torch.inf)
-        parts.append(scores.softmax(-1) @ v)
+    for document in zip(*(x.split(lengths, dim=2) for x in (query, key, value))):
+        place = torch.arange(document[0].shape[2])
+        near = (place[:, None] - place).abs() < window
+        scale = options.get("scaling")
+        parts.append(scaled_dot_product_attention(*document, near, scale=scale, enable_gqa=True))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 

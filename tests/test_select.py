@@ -7,7 +7,6 @@ probabilities, at 4.5 standard errors; all is deterministic, so what passes once
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from math import factorial
@@ -17,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from masking_tools import padded, row, vocabulary
+from masking_tools import line, padded, row, vocabulary
 from maskwise.keys import Keys
-from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking import gather
 from maskwise.masking.select import in_order, select
 from maskwise.masking.units import Units, runs
 
@@ -28,45 +27,23 @@ MANY = 40_000
 
 def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | None = None) -> Units:
     """``count`` rows, all cut into units of these lengths."""
-    width, kinds = sum(lengths), len(lengths)
-    every = np.ones(count * width, bool)
-    ids = np.full(count * width, 9)
-    batch = AnnotatedBatch(
-        (count, width), ids, None, every, every, np.arange(count) * width, np.arange(count)
-    )
-    unit = np.repeat(np.arange(kinds), lengths) + kinds * np.arange(count)[:, None]
+    batch = line(count, sum(lengths))
     if set(lengths) == {1}:
         made = Units.single(batch)
-        return made if weight is None else made.weighted(np.tile(weight, count))
-    return Units.of_tokens(
-        batch,
-        np.arange(count * width),
-        unit.reshape(-1),
-        np.repeat(np.arange(count), kinds),
-        np.tile(np.arange(kinds, dtype=np.int32), count),
-        None if weight is None else np.tile(weight, count),
-    )
+    else:
+        piece, number = np.divmod(np.arange(count * len(lengths)), len(lengths))
+        unit = np.repeat(np.arange(len(piece)), lengths * count)
+        made = Units.of_tokens(batch, np.arange(len(unit)), unit, piece, number)
+    return made if weight is None else made.weighted(np.tile(weight, count))
 
 
-@dataclass
-class Chosen:
-    """A selection as (B, L) and (B,) tensors."""
-
-    tokens: Tensor
-    filled: Tensor | None
-    budget: Tensor | None
-
-
-def choose(units: Units, ratio: float, *, seed: int = 0, **how: object) -> Chosen:
+def choose(units: Units, ratio: float, *, fill: str = "none", **how: object) -> Tensor:
+    """(B, L) bool: the selected tokens."""
     count = units.batch.shape[0]
-    keys = Keys(np.arange(count), seed=seed, epoch=0)
-    made = select(units, np.full(count, ratio), keys, **how)  # type: ignore[arg-type]
-    tokens = torch.from_numpy(made.tokens.reshape(units.batch.shape))
-    filled = None
-    if how.get("fill") == "random" and units.weight is not None:
-        line = units.spread(made.chosen & (units.weight == 0))
-        filled = torch.from_numpy(line.reshape(units.batch.shape))
-    return Chosen(tokens, filled, None if made.budget is None else torch.from_numpy(made.budget))
+    keys = Keys(np.arange(count), seed=0, epoch=0)
+    offered = units.filled() if fill == "random" else units
+    made = select(offered, np.full(count, ratio), keys, fill=fill, **how)  # type: ignore[arg-type]
+    return torch.from_numpy(made.tokens.reshape(units.batch.shape))
 
 
 def frequencies(units: Units, chosen: Tensor) -> Tensor:
@@ -130,10 +107,9 @@ def border_rule(lengths: list[int], budget: int) -> dict[int, float]:
 def test_exact_and_expected_match_enumeration(lengths: list[int], ratio: float) -> None:
     units = units_of(lengths)
     exact, expected = choose(units, ratio, budget="exact"), choose(units, ratio, budget="expected")
-    assert_close(frequencies(units, exact.tokens), enumerate_orders(lengths, ratio, skip_rule))
-    assert_close(frequencies(units, expected.tokens), enumerate_orders(lengths, ratio, border_rule))
-    assert exact.budget is not None and (exact.tokens.sum(1) <= exact.budget).all()
-    mean = expected.tokens.sum(1).double()
+    assert_close(frequencies(units, exact), enumerate_orders(lengths, ratio, skip_rule))
+    assert_close(frequencies(units, expected), enumerate_orders(lengths, ratio, border_rule))
+    mean = expected.sum(1).double()
     target = sum(b * p for b, p in budgets(sum(lengths), ratio).items())
     assert abs(float(mean.mean()) - target) < 4.5 * float(mean.std()) / MANY**0.5 + 1e-9
 
@@ -142,13 +118,13 @@ def test_expected_is_even_to_the_stated_bound() -> None:
     """Words of 1 to 4 pieces, 64 tokens, 15 %: the docs say .159 … .135."""
     lengths = ([1] * 6 + [2] * 2 + [4]) * 4  # 56 tokens
     units = units_of(lengths, count=20_000)
-    found = frequencies(units, choose(units, 0.15, budget="expected").tokens)
-    by_length = {n: float(found[torch.tensor(lengths) == n].mean()) for n in (1, 2, 4)}
-    assert 0.13 < by_length[4] < by_length[2] < by_length[1] < 0.165
-    exact = frequencies(units, choose(units, 0.15, budget="exact").tokens)
-    assert float(exact[torch.tensor(lengths) == 4].mean()) < by_length[4], (
-        "the skip rule favours short words"
+    every = torch.tensor(lengths)
+    expected, exact = (
+        frequencies(units, choose(units, 0.15, budget=budget)) for budget in ("expected", "exact")
     )
+    one, two, four = (float(expected[every == n].mean()) for n in (1, 2, 4))
+    assert 0.13 < four < two < one < 0.165
+    assert float(exact[every == 4].mean()) < four, "the skip rule favours short words"
 
 
 @pytest.mark.parametrize("ratio", [0.15, 0.5])
@@ -156,17 +132,17 @@ def test_bernoulli_matches_its_law(ratio: float) -> None:
     lengths, weight = [1, 2, 3, 1], [1.0, 0.5, 2.0, 0.0]
     plain, weighted = units_of(lengths), units_of(lengths, weight=weight)
     law = [min(1.0, ratio * w) for w in weight]
-    chosen = choose(weighted, ratio, budget="bernoulli", min_targets=0).tokens
+    chosen = choose(weighted, ratio, budget="bernoulli", min_targets=0)
     assert_close(frequencies(weighted, chosen), law)
-    tokens = choose(plain, ratio, budget="bernoulli", min_targets=0).tokens
+    tokens = choose(plain, ratio, budget="bernoulli", min_targets=0)
     together = frequencies(plain, tokens[:, :1] & tokens)
     assert_close(frequencies(plain, tokens), [ratio] * 4)
     assert_close(together[1:], [ratio**2] * 3)
     # whole units are never forced in: one marked name a row would be masked in every row
-    assert_close(frequencies(plain, choose(plain, ratio, budget="bernoulli").tokens), [ratio] * 4)
+    assert_close(frequencies(plain, choose(plain, ratio, budget="bernoulli")), [ratio] * 4)
     # at least one token while eligible × ratio ≥ 0.5: the empty outcome is shared out evenly
     single = units_of([1] * 4)
-    floored = choose(single, ratio, budget="bernoulli").tokens
+    floored = choose(single, ratio, budget="bernoulli")
     assert floored.any(1).all()
     assert_close(frequencies(single, floored), [ratio + (1 - ratio) ** 4 / 4] * 4)
 
@@ -201,41 +177,35 @@ def successive(weight: list[float], count: int) -> list[float]:
 def test_weighted_is_sampling_without_replacement(weight: list[float], size: int) -> None:
     units = units_of([size] * len(weight), weight=weight)
     for budget in ("exact", "expected"):
-        found = frequencies(units, choose(units, 0.5, budget=budget).tokens)
+        found = frequencies(units, choose(units, 0.5, budget=budget))
         assert_close(found, successive(weight, len(weight) // 2))
     if size == 1:  # single tokens have a path of their own
         one_by_one = Units.of_tokens(
             units.batch, units.tokens, units.unit, units.piece, units.number, units.weight
         )
-        assert torch.equal(choose(one_by_one, 0.5).tokens, choose(units, 0.5).tokens)
+        assert torch.equal(choose(one_by_one, 0.5), choose(units, 0.5))
 
 
 @pytest.mark.parametrize("weight", [[1e300, 1e-300, 1.0, 0.0], [1e-308, 1e308, 5e-324, 1.0]])
 def test_weights_of_any_size_keep_their_order(weight: list[float]) -> None:
     units = units_of([1] * 4, weight=weight, count=2000)
-    heaviest = frequencies(units, choose(units, 0.25).tokens)
+    heaviest = frequencies(units, choose(units, 0.25))
     assert heaviest[weight.index(max(weight))] == 1
-    filled = choose(units, 1.0, fill="random")
-    assert filled.tokens.all() and filled.filled is not None
-    assert torch.equal(filled.filled.reshape(-1), torch.from_numpy(units.weight == 0))
+    assert choose(units, 1.0, fill="random").all()
 
 
 def test_fill_says_what_becomes_of_an_unused_budget() -> None:
     weight = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     units = units_of([1, 2, 1, 1, 1, 2], weight=weight)  # 8 tokens, 2 of positive weight
     none = choose(units, 0.5, fill="none")
-    assert_close(frequencies(units, none.tokens), [1, 0, 1, 0, 0, 0])
-    assert none.filled is None
-    skipped = choose(units, 0.5, fill="skip-row")
-    assert not skipped.tokens.any() and skipped.budget is not None and not skipped.budget.any()
-    assert choose(units, 0.25, fill="skip-row").tokens.sum(1).eq(2).all()
+    assert_close(frequencies(units, none), [1, 0, 1, 0, 0, 0])
+    assert not choose(units, 0.5, fill="skip-row").any()
+    assert choose(units, 0.25, fill="skip-row").sum(1).eq(2).all()
     for budget, rule in (("exact", skip_rule), ("expected", border_rule)):
         filled = choose(units, 0.5, fill="random", budget=budget)
         # what is left: 2 of the 6 tokens of weight 0
         law = enumerate_orders([2, 1, 1, 2], 2 / 6, rule)
-        assert_close(frequencies(units, filled.tokens), [1, law[0], 1, *law[1:]])
-        assert filled.filled is not None
-        assert_close(frequencies(units, filled.filled), [0, law[0], 0, *law[1:]])
+        assert_close(frequencies(units, filled), [1, law[0], 1, *law[1:]])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +218,7 @@ def test_min_targets_applies_only_from_half_a_token(
     for budget in ("exact", "expected", "bernoulli"):
         chosen = choose(
             units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor
-        ).tokens.sum(1)
+        ).sum(1)
         assert chosen.min() == least
 
 

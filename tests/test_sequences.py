@@ -62,8 +62,8 @@ def test_masks_of_sequences_are_shown_letter_by_letter(
     shown = inspect_text(str(path), "token", {"ratio": 0.25})
     assert [entry.tokenizer for entry in shown] == ["letter", "letter"]
     for entry, document in zip(shown, read_documents(str(path)), strict=True):
-        assert [piece.text for piece in entry.shown.pieces] == list(document.text)
-        assert entry.shown.ratio == 0.25
+        assert [piece.text for piece in entry.pieces] == list(document.text)
+        assert entry.ratio == 0.25
     assert maskwise("inspect", path, "--json") == 0
     by_default = {entry["policy"] for entry in json.loads(capsys.readouterr().out)}
     assert by_default == {"token", "span(over='token')"}

@@ -4,12 +4,9 @@ read.
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from maskwise.errors import MaskwiseError
 from maskwise.specs import Call, arguments_of, build, parse_call, read_options
@@ -41,25 +38,6 @@ from maskwise.specs import Call, arguments_of, build, parse_call, read_options
 )
 def test_reads(text: str, call: Call) -> None:
     assert parse_call(text) == call
-    assert parse_call(str(call)) == call
-
-
-names = st.from_regex(r"[a-z]{1,6}(-[a-z]{1,6})?", fullmatch=True).filter(
-    lambda name: not any(map(keyword.iskeyword, name.split("-")))
-)
-plain = st.one_of(
-    st.integers(-99, 99), st.floats(-5, 5), st.booleans(), st.none(), st.text(max_size=12)
-)
-calls = st.recursive(
-    st.builds(Call, names, st.lists(plain, max_size=3).map(tuple)),
-    lambda inner: st.builds(Call, names, st.lists(st.one_of(plain, inner), max_size=3).map(tuple)),
-    max_leaves=4,
-)
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(calls)
-def test_what_is_shown_is_read_again(call: Call) -> None:
     assert parse_call(str(call)) == call
 
 

@@ -73,7 +73,6 @@ def test_no_token_is_told_itself() -> None:
     assert len(set(terms)) == 4 and max(map(abs, terms)) < 5
 
 
-@pytest.mark.parametrize("spec", ["tsdae(layers=0)", "tsdae(pooling='max')"])
-def test_bad_arguments_are_one_line(spec: str) -> None:
-    with pytest.raises(MaskwiseError, match="objective tsdae has an invalid argument"):
-        setup(spec)
+def test_bad_arguments_are_one_line() -> None:
+    with pytest.raises(MaskwiseError, match="layers of objective tsdae"):
+        setup("tsdae(layers=0)")

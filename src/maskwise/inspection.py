@@ -1,7 +1,7 @@
 """Show what a policy masks in a text, token by token (``maskwise inspect``, reports).
 
-Importing torch and transformers takes seconds, so they are imported only for a model or for a
-tokenizer from the hub.
+Importing torch and transformers takes seconds, so they are imported only for a tokenizer from the
+hub.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -23,27 +22,21 @@ from rich.text import Text
 from maskwise.annotate.registry import SPANS, ByText, Span, annotator, read_marks
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_page
-from maskwise.keys import Array
-from maskwise.masking import IGNORE, Masker, Vocabulary
+from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences, corruption
 from maskwise.masking.gather import gather
 from maskwise.masking.policies import GroupWeighted, Moment, policy
 from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
-from maskwise.text import encode, load_tokenizer, read_documents, require_documents
+from maskwise.text import encode, read_documents, require_documents
 from maskwise.text.layers import CharSpans, Layered, annotated
 from maskwise.text.readers import known_ending
 from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
 from maskwise.text.words import flat_offsets
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 FastTokenizer: TypeAlias = Any
 """A fast tokenizer of transformers, or a ``LightTokenizer``."""
 Layers: TypeAlias = dict[str, list[Any]]
-SOME_MORE = 16
-"""How many tokens a model may write beyond the length of the target."""
 STYLES = {
     "shown": "",
     "masked": "bold #000000 on #e69f00",
@@ -86,24 +79,66 @@ class Piece(NamedTuple):
         return facts
 
 
-class Shown(NamedTuple):
-    """One masked text.
+@dataclass(frozen=True)
+class Inspected:
+    """A text as masked by one policy.
 
     Attributes:
+        text: the text.
         pieces: the text, token by token.
         ratio: the share of the text's tokens that were selected.
         whole, parts: the number of words that were selected as a whole, and only in part.
         source, target: the input and labels of a sequence-to-sequence model; "" for an encoder.
-        written: the model's output; None if there is no model.
+        policy, corruption, tokenizer: the settings, as they were written.
     """
 
+    text: str
     pieces: list[Piece]
     ratio: float
     whole: int
     parts: int
     source: str = ""
     target: str = ""
-    written: str | None = None
+    policy: str = ""
+    corruption: str = ""
+    tokenizer: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        facts = {
+            "policy": self.policy,
+            "corruption": self.corruption,
+            "tokenizer": self.tokenizer,
+            "text": self.text,
+            "ratio": self.ratio,
+            "whole_words": self.whole,
+            "words_in_part": self.parts,
+            "pieces": [piece.as_dict() for piece in self.pieces],
+        }
+        optional = {"source": self.source, "target": self.target, "note": self.note}
+        for name, fact in optional.items():
+            if fact:
+                facts[name] = fact
+        return facts
+
+    @property
+    def note(self) -> str:
+        """A reason and a remedy if no token is selected; else ""."""
+        if any(piece.state != "shown" for piece in self.pieces):
+            return ""
+        return "nothing is masked: no unit fits; use a larger --ratio or a longer text"
+
+    @property
+    def headline(self) -> str:
+        words = f"words: {self.whole} whole, {self.parts} in part"
+        return f"{100 * self.ratio:.1f} % of the tokens; {words}; corruption {self.corruption}"
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        stretches = []
+        for text, state, shown in self.pieces:
+            note = shown and f"→{shown}"
+            stretches.append(Stretch(text, STYLES[state], note, BRACKETS[state]))
+        return stretches
 
 
 def show_masks(
@@ -116,8 +151,7 @@ def show_masks(
     total_steps: int,
     epoch: int = 0,
     max_length: int | None = None,
-    model: PreTrainedModel | None = None,
-) -> Shown:
+) -> Inspected:
     """Mask one text and report what happened to each of its tokens.
 
     Args:
@@ -125,7 +159,6 @@ def show_masks(
         step, total_steps: the position in the schedule.
         epoch: the number of the pass over the text; each pass draws different masks.
         max_length: the maximum number of tokens; the rest of the text is dropped.
-        model: an encoder–decoder; its output for the masked text is reported as well.
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **layers}
     # A LightTokenizer never truncates; both it and transformers accept these settings.
@@ -135,10 +168,8 @@ def show_masks(
     masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
     corruption = masker.corruption
     # A permuted token is shown at a different position, so it cannot be compared at its own.
-    in_place = corruption.keeps_length and not isinstance(corruption, PermuteSentences)
-    chosen_state = "masked"
-    if isinstance(corruption, PermuteSentences) and corruption.inner is None:
-        chosen_state = "kept"
+    permuted = isinstance(corruption, PermuteSentences)
+    in_place = corruption.keeps_length and not permuted
     pieces = []
     end = 0
     for place, (start, stop) in enumerate(encoding.offsets):
@@ -147,7 +178,7 @@ def show_masks(
         state = "shown"
         replacement = ""
         if choice.tokens[place]:
-            state = chosen_state
+            state = "kept" if permuted else "masked"
             if in_place:
                 token = int(masked.input_ids[place])
                 if token == batch.input_ids[place]:
@@ -163,10 +194,6 @@ def show_masks(
     if not in_place:
         source = _decode(tokenizer, masked.input_ids)
         target = _decode(tokenizer, masked.labels[masked.labels != IGNORE])
-    written = None
-    if model is not None:
-        most = len(masked.labels) + SOME_MORE
-        written = _written(model, tokenizer, masked.input_ids, most)
     words = np.array(row["word_ids"], dtype=np.int64)
     in_word = words >= 0
     sizes = np.bincount(words[in_word])
@@ -175,78 +202,12 @@ def show_masks(
     whole = int((selected == sizes)[sizes > 0].sum())
     # A text without eligible tokens has the ratio 0.
     ratio = int(choice.tokens.sum()) / max(1, int(batch.eligible.sum()))
-    return Shown(pieces, ratio, whole, touched - whole, source, target, written)
-
-
-def _written(model: PreTrainedModel, tokenizer: FastTokenizer, ids: Array, most: int) -> str:
-    """Return the output of a model for a corrupted text."""
-    import torch
-
-    from maskwise.objectives.denoising import generated
-
-    read = torch.from_numpy(ids).unsqueeze(0)
-    inputs = {"input_ids": read, "attention_mask": torch.ones_like(read)}
-    (written,) = generated(model, inputs, most=most)
-    # The first token is the decoder's start token.
-    return _decode(tokenizer, written[1:])
+    return Inspected(text, pieces, ratio, whole, touched - whole, source, target)
 
 
 def _decode(tokenizer: FastTokenizer, ids: Iterable[int]) -> str:
     kept = [int(number) for number in ids if number != tokenizer.pad_token_id]
     return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """A text as masked by one policy."""
-
-    policy: str
-    corruption: str
-    text: str
-    shown: Shown
-    tokenizer: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        shown = self.shown
-        facts = {
-            "policy": self.policy,
-            "corruption": self.corruption,
-            "tokenizer": self.tokenizer,
-            "text": self.text,
-            "ratio": shown.ratio,
-            "whole_words": shown.whole,
-            "words_in_part": shown.parts,
-            "pieces": [piece.as_dict() for piece in shown.pieces],
-        }
-        optional = {"source": shown.source, "target": shown.target, "note": self.note}
-        for name, fact in optional.items():
-            if fact:
-                facts[name] = fact
-        # Reported even if it is "", because a model may write nothing.
-        if shown.written is not None:
-            facts["written"] = shown.written
-        return facts
-
-    @property
-    def note(self) -> str:
-        """A reason and a remedy if no token is selected; else ""."""
-        if any(piece.state != "shown" for piece in self.shown.pieces):
-            return ""
-        return "nothing is masked: no unit fits; use a larger --ratio or a longer text"
-
-    @property
-    def headline(self) -> str:
-        words = f"words: {self.shown.whole} whole, {self.shown.parts} in part"
-        share = 100 * self.shown.ratio
-        return f"{share:.1f} % of the tokens; {words}; corruption {self.corruption}"
-
-    @property
-    def stretches(self) -> list[Stretch]:
-        stretches = []
-        for text, state, shown in self.shown.pieces:
-            note = shown and f"→{shown}"
-            stretches.append(Stretch(text, STYLES[state], note, BRACKETS[state]))
-        return stretches
 
 
 def inspect_text(
@@ -255,7 +216,6 @@ def inspect_text(
     settings: Mapping[str, Any],
     *,
     tokenizer: str | None = None,
-    model: str | None = None,
     step: int = 0,
     total_steps: int = 1000,
 ) -> list[Inspected]:
@@ -264,38 +224,24 @@ def inspect_text(
     Args:
         text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
         policies: the policies, separated by commas.
-        settings: the masker's settings; if ``corruption`` is None, it is chosen for the model.
-        tokenizer: a folder or hub id; if None, the model's own, letters for FASTA, or the bundled.
-        model: a folder or hub id of an encoder–decoder, whose output is reported.
+        settings: the masker's settings.
+        tokenizer: a folder or hub id; if None, letters for FASTA, or the bundled tokenizer.
         step, total_steps: the position in the schedule.
 
     Raises:
-        MaskwiseError: there is no text, a name is unknown, a plain text lacks the layers of a
-            policy, the model is of a different kind, or a corruption's targets are not a text.
+        MaskwiseError: there is no text, a name is unknown, or a plain text lacks the layers of a
+            policy.
     """
-    network = None
-    shown_as = settings.get("corruption")
-    if model:
-        loaded, network = _load(model, tokenizer)
-        if not shown_as:
-            # Models with sentinels were trained on T5's format.
-            shown_as = "t5" if Vocabulary.of(loaded).sentinels else "infill"
-        from maskwise.objectives import Denoising
-
-        Denoising.check({"corruption": shown_as})
-    shown_as = shown_as or "bert"
+    shown_as = settings.get("corruption", "bert")
     texts = [read_marks(marked) for marked in _texts(text)]
     specs = split_calls(policies)
     has_marks = any(spans for _, spans in texts)
     # Missing layers are refused before the tokenizer is loaded, which may take a download.
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
-    if not model:
-        loaded = light_tokenizer(tokenizer or usual_tokenizer(text))
-    settings = {**settings, "corruption": shown_as}
-    maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     # The output names the tokenizer, which explains unexpected tokens.
-    used = tokenizer or model or usual_tokenizer(text)
-    show = partial(show_masks, step=step, total_steps=total_steps, model=network)
+    used = tokenizer or usual_tokenizer(text)
+    loaded = light_tokenizer(used)
+    maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     inspected = []
     for plain, spans in texts:
         layers = text_layers(loaded, plain, spans, needed)
@@ -305,20 +251,12 @@ def inspect_text(
         for name in makers:
             layers |= annotated_layers(annotator(name), loaded, plain)
         for spec, masker in maskers.items():
-            shown = show(masker, loaded, plain, layers=layers)
-            inspected.append(Inspected(spec, shown_as, plain, shown, used))
+            shown = show_masks(
+                masker, loaded, plain, layers=layers, step=step, total_steps=total_steps
+            )
+            written = {"policy": spec, "corruption": shown_as, "tokenizer": used}
+            inspected.append(replace(shown, **written))
     return inspected
-
-
-def _load(model: str, tokenizer: str | None) -> tuple[FastTokenizer, PreTrainedModel]:
-    """Load an encoder–decoder and its tokenizer."""
-    from maskwise.families import check_fit
-    from maskwise.models import load_model
-
-    network = load_model(model, kind="encoder-decoder").eval()
-    loaded = load_tokenizer(tokenizer or model, needs_mask=False)
-    check_fit(network.config, len(loaded), do="leave --tokenizer out")
-    return loaded, network
 
 
 def _needed_layers(
@@ -428,16 +366,13 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
     if inspected:
         parts.append(Text(f"tokenizer: {inspected[0].tokenizer}\n", style="dim"))
     for entry in inspected:
-        shown = entry.shown
         parts.append(Text.assemble((entry.policy, "bold"), f"   {entry.headline}"))
         parts.append(Padding(draw(entry.stretches, colours=colours), (0, 0, 1, 2)))
         if entry.note:
             parts.append(Padding(Text(entry.note, style="dim"), (0, 0, 1, 2)))
         lines = []
-        if shown.target:
-            lines += [("reads", shown.source), ("writes", shown.target)]
-        if shown.written is not None:
-            lines.append(("model", shown.written or "(nothing)"))
+        if entry.target:
+            lines = [("reads", entry.source), ("writes", entry.target)]
         group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
         # An empty group gets no empty line below it.
         parts.append(Padding(Group(*group), (0, 0, int(bool(lines)), 2)))

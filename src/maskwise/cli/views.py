@@ -194,22 +194,11 @@ def inspect(
         str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")
     ] = "0.15",
     budget: Annotated[str, typer.Option(help="expected, exact or bernoulli.")] = "expected",
-    corruption: Annotated[
-        str | None,
-        typer.Option(
-            help="How chosen tokens are replaced; by default bert, or as the model needs."
-        ),
-    ] = None,
+    corruption: Annotated[str, typer.Option(help="How chosen tokens are replaced.")] = "bert",
     fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            help="A folder or hub id; by default the model's tokenizer, or a small bundled one."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint of an encoder–decoder, to see what it writes."),
+        typer.Option(help="A folder or hub id; by default a small bundled tokenizer."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for the masks.")] = 0,
     step: Annotated[int, typer.Option(help="Step in the schedule.")] = 0,
@@ -233,7 +222,7 @@ def inspect(
         "seed": seed,
     }
     inspected = inspect_text(
-        text, policy, settings, tokenizer=tokenizer, model=model, step=step, total_steps=total_steps
+        text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps
     )
     if html is not None:
         write_masks(inspected, html)

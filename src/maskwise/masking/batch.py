@@ -7,11 +7,9 @@ not pack, unpack or pad rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
-from itertools import repeat
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from maskwise.masking.select import Selection
-    from maskwise.masking.vocabulary import Vocabulary
 
 Columns: TypeAlias = dict[str, Array]
 Names: TypeAlias = tuple[str, ...]
@@ -44,9 +41,6 @@ COPIED = (
     "ends",
 )
 """The attributes of a batch that are copied to a device."""
-SHOWN = 8
-"""How many rows of a batch a notebook shows."""
-HIDDEN = "background: #0b5d8f; color: #fff; border-radius: 3px; padding: 0 .25em"
 
 
 @dataclass(eq=False)
@@ -257,7 +251,6 @@ class MaskedBatch:
             the number of eligible tokens).
         cut: the number of tokens cut off because a packed row grew beyond its planned length.
         sources: the number of rows from each source, if a corpus mixes several sources.
-        vocabulary: the vocabulary, to display ids as tokens.
         arm: the objective that the batch was made for, if there are several objectives.
     """
 
@@ -273,7 +266,6 @@ class MaskedBatch:
     counted: int | None = None
     cut: int = 0
     sources: dict[str, int] = field(default_factory=dict)
-    vocabulary: Vocabulary | None = field(default=None, repr=False)
     arm: str = ""
 
     @classmethod
@@ -399,36 +391,6 @@ class MaskedBatch:
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.input_ids.shape))
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
-
-    def _repr_html_(self) -> str:
-        """The first rows, for notebooks; a tooltip on a coloured token shows the target."""
-        lines = []
-        nothing = repeat(IGNORE)
-        for inputs_L, labels_L in zip(self.input_ids[:SHOWN].tolist(), self.labels.tolist()):
-            if self.writes:
-                lines.append(f"reads {self._words(inputs_L, nothing)}")
-                lines.append(f"writes {self._words(labels_L, nothing)}")
-            else:
-                lines.append(self._words(inputs_L, labels_L))
-        return f"<b>{escape(repr(self))}</b><p>{'<p>'.join(lines)}"
-
-    def _words(self, ids_L: Iterable[int], wanted_L: Iterable[int]) -> str:
-        """Turn ids into HTML words, without padding."""
-        assert self.vocabulary is not None
-        pad = self.vocabulary.pad
-        # Tokens such as <s> would otherwise be read as HTML.
-        by_name = self.vocabulary.by_name
-        names = dict(zip(by_name.values(), map(escape, by_name)))
-        words = []
-        for token, wanted in zip(ids_L, wanted_L):
-            word = names.get(token, str(token))
-            if wanted != IGNORE:
-                tip = names.get(wanted, str(wanted))
-                word = f'<mark style="{HIDDEN}" title="to find: {tip}">{word}</mark>'
-            elif token in (pad, IGNORE):
-                continue
-            words.append(word)
-        return " ".join(words)
 
 
 def ends_of(ids_BL: Tensor | None) -> Tensor | None:

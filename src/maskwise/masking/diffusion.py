@@ -53,10 +53,10 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.corruptions import mask_only
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
-from maskwise.masking.schedules import Schedule, Spec, schedule
+from maskwise.masking.schedules import Schedule, Spec
 from maskwise.masking.select import Selection, up_to
 from maskwise.masking.units import Units, reached
-from maskwise.masking.vocabulary import Tokenizer
+from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import rank_within
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Rates:
     Raises:
         MaskwiseError: a fixed rate of 0, at which nothing is ever masked.
 
+    >>> from maskwise.masking.schedules import schedule
     >>> rates = Rates(schedule("uniform(0, 1)"))
     >>> rates.weight(np.array([0.25, 0.5])).round(9).tolist()
     [4.0, 2.0]
@@ -267,26 +268,13 @@ class Noising(Masker):
             place_P = np.asarray(moment.place, np.int64)[batch.row]
             within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
-        return noised(
-            self.policy.cut(batch, keys, moment),
-            rates,
-            rates.draw(u_P),
-            keys,
-            exact=self.budget == "exact",
-            second=second,
-            may_fill=self.fill == "random",
-        )
+        units = self.cut(batch, keys, moment)
+        exact = self.budget == "exact"
+        return noised(units, rates, rates.draw(u_P), keys, exact=exact, second=second)
 
 
 def noised(
-    units: Units,
-    rates: Rates,
-    rate_P: Array,
-    keys: Keys,
-    *,
-    exact: bool,
-    second: bool = False,
-    may_fill: bool = False,
+    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool = False
 ) -> Selection:
     """Mask units at given rates; the selection has the actual rates and the loss weights.
 
@@ -297,7 +285,6 @@ def noised(
         keys: the random draws for these pieces.
         exact: whether to mask ⌈rate · L⌉ tokens; if False, each unit is masked independently.
         second: whether to mask the complement.
-        may_fill: whether units of weight 0 may be masked, after all other units.
 
     Raises:
         MaskwiseError: ``exact`` with units of several tokens or unequal weights; ``second`` with
@@ -327,7 +314,7 @@ def noised(
         weight_U = rates.weight(rate_P)[piece]
     else:
         u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
-        reach_U, slope_U = reached(units, rate_P, may_fill=may_fill)
+        reach_U, slope_U = reached(units, rate_P)
         chosen = u_U < reach_U
         weight_P = rates.weight(rate_P) * rate_P
         weight_U = weight_P[piece] * slope_U / np.maximum(reach_U, 1e-300)
@@ -417,7 +404,6 @@ def corrupt(
             "input_ids and loss_mask must have the same shape (B, L)",
             got=f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}",
         )
-    require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))
     rows, columns = input_ids.shape
     ids = input_ids.numpy(force=True).reshape(-1)
     eligible = loss_mask.numpy(force=True).reshape(-1) != 0
@@ -428,22 +414,12 @@ def corrupt(
         names = example_id.numpy(force=True).astype(np.int64)
     batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
     keys = Keys(names, seed=seed, epoch=epoch, step=step)
-    u_P = keys.per_piece(Purpose.RATIO)
-    if place is not None:
-        u_P = spread(
-            place.numpy(force=True),
-            np.zeros(rows),
-            seed=seed,
-            epoch=epoch,
-        )
-    rates = Rates(schedule(ratio), step, total_steps)
-    choice = noised(
-        Units.single(batch),
-        rates,
-        rates.draw(u_P),
-        keys,
-        exact=budget == "exact",
-    )
+    places = None if place is None else place.numpy(force=True)
+    # The loss mask replaces the tables of a vocabulary.
+    nothing = np.zeros(0, bool)
+    vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)
+    noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)
+    choice = noising.choose(batch, keys, Moment(step, total_steps, epoch, place=places))
     mask = torch.from_numpy(choice.tokens.reshape(rows, columns)).to(input_ids.device)
     rate = torch.from_numpy(choice.ratio_P.astype(np.float32)).to(input_ids.device)
     noisy = torch.where(mask, mask_token_id, input_ids)

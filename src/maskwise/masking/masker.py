@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,24 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
-from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns, MaskedBatch, Spans
+from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corrupted, Corruption
+from maskwise.masking.corruptions.base import lay_out
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
 from maskwise.masking.policies import Moment, Policy
 from maskwise.masking.schedules import Schedule
-from maskwise.masking.select import (
-    BUDGETS,
-    FILLS,
-    VISITS,
-    Selection,
-    check_visits,
-    coverage,
-    known_epoch,
-    select,
-    stretch,
-)
+from maskwise.masking.select import BUDGETS, FILLS, Selection, select, stretch
+from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
-from maskwise.segments import first_within, offsets, rank_within
+from maskwise.segments import first_within
 from maskwise.specs import Call
 
 if TYPE_CHECKING:
@@ -42,6 +35,21 @@ if TYPE_CHECKING:
 DESCRIBED = ("policy", "ratio", "budget", "corruption", "fill", "min_targets", "seed", "predict")
 MOST_TARGETS = 2**31 - 1
 """The largest ``min_targets``; no piece has more tokens."""
+
+# How the masks of a row in different epochs depend on each other:
+#
+# ``random``: each epoch draws a new mask.
+# ``complement``: epochs form pairs: the second visit masks what the first left. Its ratio is 1 − r.
+# ``coverage``: over 1/r epochs, a round, every unit is masked once: the units of a piece are sorted
+# at random, and epoch e takes the part from e·r to (e + 1)·r. Each round has a new order.
+#
+# All visits are functions of (seed, epoch, example): ``complement`` keys draws by pair of epochs,
+# ``coverage`` by the round. Units are whole, so a visit may mask one unit more or less than its
+# ratio asks for, and no unit in a short piece. If a learning policy changes weights between epochs,
+# the order changes too.
+#
+# Source: complementary masks are from masked diffusion models of 2025; ``coverage`` is new here.
+VISITS = ("random", "complement", "coverage")
 
 
 class Masker:
@@ -130,9 +138,24 @@ class Masker:
         self._check()
 
     def _check(self) -> None:
-        """Raise if settings exclude each other."""
-        limits = {"budget": self.budget, "fill": self.fill, "min_targets": self.min_targets}
-        check_visits(self.visits, self.policy, **limits)
+        """Raise if settings would add units to a visit, or drop units from it."""
+        if self.visits == "random":
+            return
+        if self.policy.needs_ratio:
+            raise MaskwiseError(
+                f"visits: {self.visits} needs units and weights that do not depend on the ratio",
+                got=f"policy {self.policy}",
+                do="use visits: random",
+            )
+        possible = {"budget": ("expected",), "fill": ("none", "random"), "min_targets": (0, 1)}
+        for setting, values in possible.items():
+            value = getattr(self, setting)
+            if value not in values:
+                raise MaskwiseError(
+                    f"visits: {self.visits} does not allow this {setting}",
+                    got=value,
+                    allowed=values,
+                )
 
     def __call__(
         self,
@@ -175,7 +198,7 @@ class Masker:
             place=place,
         )
         shown, choice = self.corrupted(gather(rows, self.vocabulary), moment)
-        return lay_out(shown, choice, self.vocabulary).to(device_of(rows))
+        return lay_out(shown, choice, self.vocabulary.pad).to(device_of(rows))
 
     def corrupted(self, batch: AnnotatedBatch, moment: Moment) -> tuple[Corrupted, Selection]:
         """Select and corrupt tokens of the line, in numpy."""
@@ -201,21 +224,13 @@ class Masker:
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
         """Select units, without corrupting them."""
-        may_fill = self.fill == "random"
         if self.visits == "coverage":
-            return coverage(
-                batch,
-                moment,
-                self.policy,
-                self.ratio,
-                self.seed,
-                may_fill=may_fill,
-            )
+            return self._coverage(batch, moment)
         keys, second = self.paired(batch, keys, moment)
         draw_P = keys.per_piece(Purpose.RATIO)
         ratio_P = self.ratio.rows(draw_P, moment.step, moment.total_steps)
         ratio_P = self.policy.ratios(ratio_P, keys, moment)
-        units = self.policy.cut(batch, keys, replace(moment, ratio=ratio_P))
+        units = self.cut(batch, keys, replace(moment, ratio=ratio_P))
         if self.visits == "random":
             return select(
                 units,
@@ -225,24 +240,55 @@ class Masker:
                 fill=self.fill,
                 min_targets=self.min_targets,
             )
-        low_P = np.zeros_like(ratio_P)
-        high_P = ratio_P
         if second:
-            low_P = ratio_P
-            high_P = np.ones_like(ratio_P)
-        return stretch(
-            units,
-            keys,
-            low_P,
-            high_P,
-            may_fill=may_fill,
-        )
+            return stretch(units, keys, ratio_P, np.ones_like(ratio_P))
+        return stretch(units, keys, np.zeros_like(ratio_P), ratio_P)
+
+    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+        """The policy's units; with ``fill: random``, units of weight 0 may be selected last."""
+        units = self.policy.cut(batch, keys, moment)
+        return units.filled() if self.fill == "random" else units
+
+    def _coverage(self, batch: AnnotatedBatch, moment: Moment) -> Selection:
+        """Select the part of a round that belongs to this epoch."""
+        epoch = self._epoch(moment)
+        share = self.ratio(moment.step, moment.total_steps)
+        if self.ratio.varies or self.ratio.random or not share > 0:
+            raise MaskwiseError(
+                "visits: coverage needs one ratio above 0 for all steps and rows",
+                got=self.ratio,
+                do="use a number, such as 0.25",
+            )
+        ratio_P = np.full(batch.pieces, share)
+        # With fractions, the parts of a round meet exactly; floats would leave gaps or overlaps.
+        exact_share = Fraction(share).limit_denominator(1 << 20)
+        selections = []
+        for number, low, high in _stretches(exact_share, epoch):
+            keys = Keys(batch.example_id, seed=self.seed, epoch=number)
+            units = self.cut(batch, keys, moment)
+            low_P = np.full_like(ratio_P, low)
+            selections.append(stretch(units, keys, low_P, np.full_like(ratio_P, high)))
+        if len(selections) == 1:
+            return replace(selections[0], ratio_P=ratio_P)
+        # Two rounds may have different units, so the selected tokens become the units.
+        tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
+        return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool), ratio_P)
+
+    def _epoch(self, moment: Moment) -> int:
+        """The epoch, which visits need to know."""
+        if moment.epoch is None:
+            raise MaskwiseError(
+                f"visits: {self.visits} needs the epoch",
+                do="pass epoch=…; in a mix of sources, which have separate epochs, use visits: "
+                "random",
+            )
+        return moment.epoch
 
     def paired(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Keys, bool]:
         """The draws for this epoch, and whether it is the second epoch of a ``complement`` pair."""
         if self.visits != "complement":
             return keys, False
-        epoch = known_epoch(moment.epoch, self.visits)
+        epoch = self._epoch(moment)
         # Both epochs of a pair share their draws, so the second masks what the first leaves.
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
@@ -265,6 +311,20 @@ class Masker:
         return f"Masker({', '.join(settings)})"
 
 
+def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fraction]]:
+    """The parts (round, from, to) that an epoch takes: two if a round ends inside the epoch.
+
+    >>> [(n, str(low), str(high)) for n, low, high in _stretches(Fraction(2, 5), 2)]
+    [(0, '4/5', '1'), (1, '0', '1/5')]
+    """
+    start = share * epoch
+    end = start + share
+    first = int(start)
+    if end <= first + 1:
+        return [(first, start - first, end - first)]
+    return [(first, start - first, Fraction(1)), (first + 1, Fraction(0), end - first - 1)]
+
+
 def some_labels(
     labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys
 ) -> Array:
@@ -285,83 +345,6 @@ def some_labels(
     kept = np.full_like(labels, IGNORE)
     kept[asked] = labels[asked]
     return kept
-
-
-def lay_out(shown: Corrupted, choice: Selection, vocabulary: Vocabulary) -> MaskedBatch:
-    """Lay out the corrupted line in rows, as tensors."""
-    import torch
-
-    batch = choice.units.batch
-    columns = {"input_ids": shown.input_ids, "labels": shown.labels, **batch.extras}
-    spans = None
-    cut = 0
-    if shown.lengths is None:
-        if batch.attention_mask is not None:
-            columns["attention_mask"] = batch.attention_mask
-        columns = {name: line.reshape(batch.shape) for name, line in columns.items()}
-    else:
-        columns, cut = _new_rows(shown, batch, vocabulary.pad)
-        spans = Spans(columns.pop("piece"), columns.pop("label piece", None))
-        columns["attention_mask"] = (spans.tokens >= 0).astype(np.int64)
-    tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
-    masked = MaskedBatch(
-        tensors.pop("input_ids"),
-        tensors.pop("labels"),
-        tensors.pop("attention_mask", None),
-        batch,
-        targets=int(np.count_nonzero(columns["labels"] != IGNORE)),
-        # The remaining tensors are inputs that only some models read.
-        extras=tensors,
-        choice=choice,
-        spans=spans,
-        cut=cut,
-        vocabulary=vocabulary,
-    )
-    if choice.weight_T is not None:
-        masked.loss_weight = torch.from_numpy(choice.weight_T.reshape(batch.shape))
-        masked.counted = len(batch.eligible_at)
-    return masked
-
-
-def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Columns, int]:
-    """(B, L') columns of pieces with their new lengths, and the number of tokens cut off."""
-    assert shown.lengths is not None
-    pieces = np.arange(batch.pieces)
-    fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
-
-    def in_rows(columns: Columns, length_B: Array) -> Columns:
-        """Fill each row with its next ``length_B`` of the N numbers, and pad its end."""
-        inside = np.arange(int(length_B.max(initial=0))) < length_B[:, None]
-        rows = {}
-        for name, line in columns.items():
-            rows[name] = np.full(inside.shape, fills.get(name, 0), line.dtype)
-            rows[name][inside] = line
-        return rows
-
-    def tokens_of_rows(lengths_P: Array) -> Array:
-        return np.bincount(batch.row, lengths_P, batch.shape[0]).astype(np.int64)
-
-    length_B = tokens_of_rows(shown.lengths)
-    columns = {"input_ids": shown.input_ids, "piece": pieces.repeat(shown.lengths), **shown.extras}
-    if shown.label_lengths is None:
-        columns["labels"] = shown.labels
-    cut = 0
-    if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
-        # The end of the text is cut off, but a special token that closes the row is kept as the
-        # last token, because models expect [SEP] or [EOS] there.
-        rank = rank_within(length_B)
-        last_B = length_B - 1
-        closed_B = ~shown.text.take(offsets(length_B) + last_B)
-        kept = rank < np.repeat(batch.plan - closed_B, length_B)
-        kept |= rank == np.repeat(np.where(closed_B, last_B, -1), length_B)
-        cut = int(np.count_nonzero(~kept))
-        columns = {name: values[kept] for name, values in columns.items()}
-        length_B = np.minimum(length_B, batch.plan)
-    rows = in_rows(columns, length_B)
-    if shown.label_lengths is not None:
-        written = {"labels": shown.labels, "label piece": pieces.repeat(shown.label_lengths)}
-        rows |= in_rows(written, tokens_of_rows(shown.label_lengths))
-    return rows, cut
 
 
 _MAKERS: dict[str, Callable[..., object]] = {

@@ -13,7 +13,7 @@ weights the draws themselves) and taken from the front. The budget decides where
 ``bernoulli``
     Each unit is selected independently with probability min(1, ratio × weight); there is no fixed
     budget. Single tokens are added in the order of their keys until ``min_targets`` is reached, and
-    ``fill`` decides only whether tokens of weight 0 may be added.
+    only ``fill: random`` adds tokens of weight 0.
 
 Cost: one sort of all units of the batch and about twenty passes over them; on text, ``exact`` makes
 two or three more passes over the units after the border.
@@ -21,18 +21,14 @@ two or three more passes over the units after the border.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, Purpose, unit_interval
 from maskwise.masking.batch import AnnotatedBatch
-from maskwise.masking.policies import Moment, Policy
-from maskwise.masking.schedules import Schedule
-from maskwise.masking.units import Units, budgets
+from maskwise.masking.units import FILLING, Units, budgets, floors
 from maskwise.segments import (
     counts_within,
     first_of,
@@ -44,15 +40,11 @@ from maskwise.segments import (
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
-VISITS = ("random", "complement", "coverage")
 
 # The low bits of a weighted key are the number of its unit, so a piece has at most 2²⁰ units.
 _NUMBER_MASK = (1 << 20) - 1
 # Weights are clipped, so that no key overflows a float64.
-_LIGHTEST = 2.0**-900
 _HEAVIEST = 2.0**900
-# Units of weight 0 that may fill the budget get this weight, so they come after all other units.
-_FILLING = 2.0**-1000
 
 
 @dataclass(eq=False)
@@ -74,10 +66,31 @@ class Selection:
     budget: Array | None = None
     weight_T: Array | None = None
 
+    @property
+    def batch(self) -> AnnotatedBatch:
+        """The batch from which the units were selected."""
+        return self.units.batch
+
     @cached_property
     def tokens(self) -> Array:
         """(T,) bool: the selected tokens."""
         return self.units.spread(self.chosen)
+
+    @cached_property
+    def starts(self) -> Array:
+        """(T,) bool: the first token of each run of selected tokens in a piece."""
+        chosen = self.tokens
+        start = chosen.copy()
+        start[1:] &= ~chosen[:-1]
+        if len(start):
+            start[self.batch.begin] = chosen[self.batch.begin]
+        return start
+
+    @property
+    def masked_pieces(self) -> Array:
+        """(T,) bool: the tokens, without padding, of pieces with a selected token."""
+        batch = self.batch
+        return (batch.count(self.tokens) > 0).take(batch.piece) & batch.present
 
 
 def select(
@@ -97,54 +110,43 @@ def select(
         keys: the random draws for these pieces.
         budget: one of ``BUDGETS``.
         fill: one of ``FILLS``, for the part of the budget that units of positive weight cannot use:
-            ``none`` (leave it unused), ``random`` (take units of weight 0, evenly), ``skip-row``
-            (do not mask the piece).
+            ``none`` (leave it unused), ``random`` (take units of weight 0, evenly; their weights
+            come from ``Units.filled``), ``skip-row`` (do not mask the piece).
         min_targets: the minimum budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``,
             the minimum only holds for single tokens: adding whole units would distort their
             probabilities.
 
     """
-    floor_P, budget_P = budgets(units.tokens_P, ratio_P, keys, min_targets)
-    may_fill = fill == "random"
     if budget == "bernoulli":
-        chosen = _independently(units, ratio_P, keys, floor_P, may_fill=may_fill)
-        return Selection(units, chosen, ratio_P)
+        floor_P = floors(units.tokens_P, ratio_P, min_targets)
+        return Selection(units, _independently(units, ratio_P, keys, floor_P), ratio_P)
+    budget_P = budgets(units.tokens_P, ratio_P, keys, min_targets)
     if fill == "skip-row" and units.weight is not None:
         usable = units.length * (units.weight > 0)
         usable_P = np.bincount(units.piece, usable, len(budget_P))
         budget_P *= usable_P >= budget_P
-    chosen = up_to(
-        units,
-        budget_P,
-        keys,
-        may_fill=may_fill,
-        exact=budget == "exact",
-    )
+    chosen = up_to(units, budget_P, keys, exact=budget == "exact")
     return Selection(units, chosen, ratio_P, budget_P)
 
 
-def unit_keys(units: Units, keys: Keys, *, may_fill: bool = False) -> Array:
+def unit_keys(units: Units, keys: Keys) -> Array:
     """(U,) int32, or int64 with weights: the sort keys of the units of each piece."""
     draw = units.draw(keys, Purpose.SELECT)
     if units.weight is None:
         return draw
-    weight = units.weight.clip(_LIGHTEST, _HEAVIEST)
-    if may_fill:
-        weight = np.where(units.weight > 0, weight, _FILLING)
+    weight = units.weight.clip(FILLING, _HEAVIEST)
     # Positive floats sort like their bits. The unit's number, which prevents ties, replaces the
     # low bits, where the logarithms of two machines may differ.
     race = (-np.log(unit_interval(draw)) / weight).view(np.int64)
     return (race & ~_NUMBER_MASK) + units.number
 
 
-def in_order(
-    units: Units, keys: Keys, *, may_fill: bool = False, budget_P: Array | None = None
-) -> Array:
+def in_order(units: Units, keys: Keys, *, budget_P: Array | None = None) -> Array:
     """(A,) int64: the candidates, sorted by piece and, within it, by key.
 
     With ``budget_P``, the units of a piece after the unit that exceeds its budget may be missing.
     """
-    key = unit_keys(units, keys, may_fill=may_fill)
+    key = unit_keys(units, keys)
     pieces = units.batch.pieces
     near = None
     if units.weight is None and budget_P is not None:
@@ -152,7 +154,7 @@ def in_order(
     if near is not None:
         return near[order_within(units.piece[near], key[near], pieces=pieces)]
     order = order_within(units.piece, key, pieces=pieces)
-    if units.weight is not None and not may_fill:
+    if units.weight is not None:
         order = order[units.weight.take(order) > 0]
     return order
 
@@ -182,15 +184,13 @@ def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
     return near
 
 
-def up_to(
-    units: Units, budget_P: Array, keys: Keys, *, may_fill: bool = False, exact: bool = True
-) -> Array:
+def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> Array:
     """(U,) bool: take units in their order until the budget of their piece is used."""
     needed_P: Array | None = budget_P
     if exact and not units.by_token:
         # Units after the border are tried too, so all of them must be sorted.
         needed_P = None
-    order = in_order(units, keys, may_fill=may_fill, budget_P=needed_P)
+    order = in_order(units, keys, budget_P=needed_P)
     piece = units.piece[order]
     chosen = np.zeros(len(units.piece), bool)
     counts_P = counts_within(piece, len(budget_P))
@@ -227,15 +227,13 @@ def up_to(
     return chosen
 
 
-def _independently(
-    units: Units, ratio_P: Array, keys: Keys, floor_P: Array, *, may_fill: bool
-) -> Array:
+def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array) -> Array:
     """(U,) bool: select each unit independently, then add single tokens up to the floor."""
     probability = ratio_P.take(units.piece)
     available = np.ones(len(probability), bool)
     if units.weight is not None:
         probability *= units.weight
-        available = (units.weight > 0) | may_fill
+        available = units.weight > 0
     draw = unit_interval(units.draw(keys, Purpose.BERNOULLI))
     chosen = (draw < probability) & available
     if not units.by_token:
@@ -243,123 +241,15 @@ def _independently(
     missing_P = floor_P - np.bincount(units.piece[chosen], minlength=len(floor_P))
     if (missing_P > 0).any():
         rest = np.flatnonzero(available & ~chosen)
-        key = unit_keys(units, keys, may_fill=may_fill).take(rest)
+        key = unit_keys(units, keys).take(rest)
         added = first_within(units.piece.take(rest), key, missing_P)
         chosen[rest[added]] = True
     return chosen
 
 
-# Visits: how the masks of a row in different epochs depend on each other
-# -------------------------------------------------------------------------------------------
-
-# ``random``: each epoch draws a new mask.
-# ``complement``: epochs form pairs: the second visit masks what the first left. Its ratio is 1 − r.
-# ``coverage``: over 1/r epochs, a round, every unit is masked once: the units of a piece are sorted
-# at random, and epoch e takes the part from e·r to (e + 1)·r. Each round has a new order.
-#
-# All visits are functions of (seed, epoch, example): ``complement`` keys draws by pair of epochs,
-# ``coverage`` by the round. Units are whole, so a visit may mask one unit more or less than its
-# ratio asks for, and no unit in a short piece. If a learning policy changes weights between epochs,
-# the order changes too.
-#
-# Source: complementary masks are from masked diffusion models of 2025; ``coverage`` is new here.
-
-
-def check_visits(visits: str, policy: Policy, **settings: object) -> None:
-    """Check that the other settings work with visits that couple epochs.
-
-    Raises:
-        MaskwiseError: a policy whose units depend on the ratio; a budget, fill or minimum number of
-            targets that would add units to a visit or drop units from it.
-    """
-    if visits == "random":
-        return
-    if policy.needs_ratio:
-        raise MaskwiseError(
-            f"visits: {visits} needs units and weights that do not depend on the ratio",
-            got=f"policy {policy}",
-            do="use visits: random",
-        )
-    possible = {"budget": ("expected",), "fill": ("none", "random"), "min_targets": (0, 1)}
-    for setting, values in possible.items():
-        if settings[setting] not in values:
-            raise MaskwiseError(
-                f"visits: {visits} does not allow this {setting}",
-                got=settings[setting],
-                allowed=values,
-            )
-
-
-def known_epoch(epoch: int | None, visits: str) -> int:
-    """Return the epoch, which must be known.
-
-    Raises:
-        MaskwiseError: the epoch is unknown.
-    """
-    if epoch is None:
-        raise MaskwiseError(
-            f"visits: {visits} needs the epoch",
-            do="give epoch=…; in a mix of sources, which have separate epochs, use visits: random",
-        )
-    return epoch
-
-
-def coverage(
-    batch: AnnotatedBatch,
-    moment: Moment,
-    policy: Policy,
-    ratio: Schedule,
-    seed: int,
-    *,
-    may_fill: bool,
-) -> Selection:
-    """Select the part of a round that belongs to this epoch.
-
-    Raises:
-        MaskwiseError: no epoch, or a ratio that changes.
-    """
-    epoch = known_epoch(moment.epoch, "coverage")
-    share = ratio(moment.step, moment.total_steps)
-    if ratio.varies or ratio.random or not share > 0:
-        raise MaskwiseError(
-            "visits: coverage needs one ratio above 0 for all steps and rows",
-            got=ratio,
-            do="use a number, such as 0.25",
-        )
-    ratio_P = np.full(batch.pieces, share)
-    # With fractions, the parts of a round meet exactly; floats would leave gaps or overlaps.
-    exact_share = Fraction(share).limit_denominator(1 << 20)
-    selections = []
-    for number, low, high in _stretches(exact_share, epoch):
-        keys = Keys(batch.example_id, seed=seed, epoch=number)
-        units = policy.cut(batch, keys, moment)
-        low_P = np.full_like(ratio_P, low)
-        high_P = np.full_like(ratio_P, high)
-        selections.append(stretch(units, keys, low_P, high_P, may_fill=may_fill))
-    if len(selections) == 1:
-        return replace(selections[0], ratio_P=ratio_P)
-    # Two rounds may have different units, so the selected tokens become the units.
-    tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
-    return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool), ratio_P)
-
-
-def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fraction]]:
-    """The parts (round, from, to) that an epoch takes: two if a round ends inside the epoch.
-
-    >>> [(n, str(low), str(high)) for n, low, high in _stretches(Fraction(2, 5), 2)]
-    [(0, '4/5', '1'), (1, '0', '1/5')]
-    """
-    start = share * epoch
-    end = start + share
-    first = int(start)
-    if end <= first + 1:
-        return [(first, start - first, end - first)]
-    return [(first, start - first, Fraction(1)), (first + 1, Fraction(0), end - first - 1)]
-
-
-def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array, *, may_fill: bool) -> Selection:
+def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array) -> Selection:
     """Sort units at random; select the units whose middle lies between two shares of the tokens."""
-    order = in_order(units, keys, may_fill=may_fill)
+    order = in_order(units, keys)
     piece = units.piece[order]
     length = units.length[order]
     total_P = np.bincount(piece, length, len(low_P))

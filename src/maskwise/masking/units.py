@@ -22,8 +22,13 @@ STEPS = 80
 """The maximum number of Newton steps to find τ; about five are needed."""
 EMPTY = 2.0**-43
 """The smallest share of a row that stays visible; it keeps τ finite at a rate of 1."""
+LIGHTEST = 2.0**-900
+"""The smallest weight of other units in a selection in which units of weight 0 may fill a row."""
+FILLING = 2.0**-1000
+"""The weight of the units that fill a row: so small that they come after all other units."""
 LATE = 2.0**-20
-"""The weight of units of weight 0 that may fill a row, as a share of the smallest other weight."""
+"""In masked diffusion, the weight of the units that fill a row, as a share of the smallest other
+weight."""
 
 
 @dataclass(eq=False)
@@ -132,6 +137,12 @@ class Units:
         other.weight = weight
         return other
 
+    def filled(self) -> Units:
+        """Copy the units so that units of weight 0 may be selected, after all other units."""
+        if self.weight is None:
+            return self
+        return self.weighted(np.where(self.weight > 0, self.weight.clip(LIGHTEST), FILLING))
+
     def kept(self, kept: Array) -> Units:
         """The units where ``kept`` (U,) is True; their numbers stay the same."""
         inside = kept.take(self.unit)
@@ -154,14 +165,11 @@ class Units:
         return chosen
 
 
-def check_weights(weight: Array, name: str = "a weight") -> None:
+def check_weights(weight: Array) -> None:
     """Raise unless all weights are finite and ≥ 0; a bad weight would silently mask nothing."""
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
-        raise MaskwiseError(
-            f"{name}: not a finite number ≥ 0",
-            got=float(weight[~valid][0]),
-        )
+        raise MaskwiseError("a weight: not a finite number ≥ 0", got=float(weight[~valid][0]))
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
@@ -200,20 +208,23 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
     return start, length, np.unique(start.searchsorted(barred, side="right") - 1)
 
 
-def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> tuple[Array, Array]:
-    """(P,) int64: the minimum budget and the budget, in tokens, of pieces with ``tokens_P`` tokens.
+def floors(tokens_P: Array, ratio_P: Array, min_targets: int) -> Array:
+    """(P,) int64: the minimum budgets, in tokens, of pieces with ``tokens_P`` tokens.
 
-    ``min_targets`` is the minimum budget while tokens × ratio ≥ 0.5; below that, a piece may have
-    no target.
+    This is ``min_targets`` while tokens × ratio ≥ 0.5; below that, a piece may have no target.
     """
     wanted_P = ratio_P * tokens_P
-    floor_P = np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
+    return np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
+
+
+def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> Array:
+    """(P,) int64: the budgets, in tokens, of pieces with ``tokens_P`` tokens."""
     # Random rounding keeps the expectation exact; rounding to nearest would bias short pieces.
-    rounded_P = (wanted_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
-    return floor_P, np.minimum(np.maximum(rounded_P, floor_P), tokens_P)
+    rounded_P = (ratio_P * tokens_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
+    return np.minimum(np.maximum(rounded_P, floors(tokens_P, ratio_P, min_targets)), tokens_P)
 
 
-def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Array, Array]:
+def reached(units: Units, rate_P: Array) -> tuple[Array, Array]:
     """(U,) the probability that a unit is masked at the rate of its piece, and its derivative.
 
     Over all units that may be masked, Σ length · probability = rate · Σ length.
@@ -230,11 +241,12 @@ def reached(units: Units, rate_P: Array, *, may_fill: bool = False) -> tuple[Arr
             return np.add.reduceat(values, offsets(count_P))
         return np.bincount(piece, values, len(rate_P))
 
-    if may_fill:
+    filling = weight == FILLING
+    if filling.any():
         least_P = np.full(len(rate_P), np.inf)
-        np.minimum.at(least_P, piece, np.where(weight > 0, weight, np.inf))
+        np.minimum.at(least_P, piece, np.where(filling, np.inf, weight))
         least_P[~np.isfinite(least_P)] = 1 / LATE
-        weight = np.where(weight > 0, weight, LATE * units.repeated(least_P))
+        weight = np.where(filling, LATE * units.repeated(least_P), weight)
     length = units.length * (weight > 0.0)
     whole_P = np.maximum(total(length), 1)
     weight /= units.repeated(np.maximum(total(length * weight) / whole_P, 1e-300))

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from maskwise.attention import NAME, Documents, separate
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.families import ENCODERS, adapter_of, decoder_inputs, width_of
 from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
 from maskwise.masking.corruptions import corruption
@@ -158,8 +158,8 @@ class DenoisingAutoencoder(Objective):
     """Cross-entropy of every token of a text, given a single vector of the text after 60 % of its
     tokens have been deleted.
 
-    Formula: sum over tokens t of −log p(x_t | x_<t, s), where s is the state of [CLS] (or the mean
-        state) of the corrupted text. The decoder's cross-attention sees nothing but s.
+    Formula: sum over tokens t of −log p(x_t | x_<t, s), where s is the state of [CLS] of the
+        corrupted text. The decoder's cross-attention sees nothing but s.
     Inputs: a ``MaskedBatch`` from the corruption ``delete``; labels (B, L') are the whole text,
         followed by −100.
     Requirements: an encoder, and one text per row. The published decoder is as deep as the encoder
@@ -178,16 +178,10 @@ class DenoisingAutoencoder(Objective):
         "budget": "bernoulli",
     }
 
-    def __init__(self, model: PreTrainedModel, *, layers: int = 1, pooling: str = "cls"):
+    def __init__(self, model: PreTrainedModel, *, layers: int = 1):
         super().__init__()
-        if layers < 1 or pooling not in ("cls", "mean"):
-            raise MaskwiseError(
-                "objective tsdae has an invalid argument",
-                got=f"layers {layers}, pooling {pooling}",
-                allowed="layers ≥ 1; pooling cls or mean",
-            )
+        whole_number("layers of objective tsdae", layers, least=1)
         self.model = model
-        self.pooling = pooling
         width = width_of(model)
         narrow = self.embeddings.shape[1]
         self.start = nn.Parameter(torch.zeros(width))
@@ -225,11 +219,7 @@ class DenoisingAutoencoder(Objective):
     def forward(self, batch: MaskedBatch) -> Outcome:
         labels = batch["labels"]
         states_BLH = encoded(self.model, batch)
-        if self.pooling == "cls":
-            sentence_BH = states_BLH[:, 0]
-        else:
-            real = batch["attention_mask"].unsqueeze(-1).to(states_BLH.dtype)
-            sentence_BH = (states_BLH * real).sum(1) / real.sum(1).clamp(min=1)
+        sentence_BH = states_BLH[:, 0]
         length = labels.shape[1]
         before = self.embeddings[labels[:, :-1].clamp(min=0)]
         # The decoder input begins with a learned start and is thus shifted right by one place.
@@ -298,9 +288,7 @@ class NextTokens(Masker):
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]
         truth = torch.from_numpy(labels.reshape(source.shape))
-        batch = MaskedBatch.unmasked(source, truth, int(follows.sum()))
-        batch.vocabulary = self.vocabulary
-        return batch.to(device_of(rows))
+        return MaskedBatch.unmasked(source, truth, int(follows.sum())).to(device_of(rows))
 
 
 class CausalLanguageModelling(MaskedLanguageModelling):

@@ -107,28 +107,20 @@ class Learned(Sampler):
 
     def reward(self, before: Losses, after: Losses) -> float:
         """Return the sum of all arms' gains, which is also the reward in ``update``."""
-        return float(self.gained(before, after).sum())
+        return float(self.gained(before, after)[0].sum())
 
-    def gained(self, before: Losses, after: Losses) -> Tensor:
-        """Return (K,) gains, with 0 for arms whose loss is not finite before or after."""
-        gain = gains(
-            self.vector(before),
-            self.vector(after),
-            least=self.least,
-        )
+    def gained(self, before: Losses, after: Losses) -> tuple[Tensor, list[str]]:
+        """Return (K,) gains, and the arms whose loss is not finite before or after: they gain 0."""
+        gain = gains(self.vector(before), self.vector(after), least=self.least)
+        finite = self.vector(before).isfinite() & self.vector(after).isfinite()
         # Without this guard, a single infinite loss would ruin all logits.
-        return gain.masked_fill(self.diverged(before, after), 0)
-
-    def diverged(self, before: Losses, after: Losses) -> Tensor:
-        """Return (K,) whether each arm has a loss that is not finite before or after."""
-        return ~(self.vector(before).isfinite() & self.vector(after).isfinite())
+        return gain.where(finite, 0.0), self.named(~finite)
 
     def guarded(self, before: Losses, after: Losses) -> Tensor:
         """Return (K,) the gains, and replace ``notes``."""
-        gain = self.gained(before, after)
-        self.notes = []
-        for arm in self.named(self.diverged(before, after)):
-            self.notes.append(f"{arm}: the probe loss is not finite; it counts as no gain")
+        gain, diverged = self.gained(before, after)
+        explained = "the probe loss is not finite; it counts as no gain"
+        self.notes = [f"{arm}: {explained}" for arm in diverged]
         return gain
 
     def state_dict(self) -> TensorDict:
@@ -228,7 +220,7 @@ class Mometas(Learned):
         return super().probed_rows(twins=twins)
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        diverged = self.named(self.diverged(before, after))
+        _, diverged = self.gained(before, after)
         if self.faithful and diverged:
             raise MaskwiseError(
                 "sampler mometas(faithful=True) has no guard",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,11 +31,9 @@ from maskwise.masking.corruptions.base import (
     mask_only,
     moved_extras,
     removed_text,
-    run_starts,
     whole_text,
 )
 from maskwise.masking.select import Selection
-from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import changes, offsets, owners, rank_within, sums_within
 from maskwise.specs import Call, build
@@ -105,7 +103,7 @@ class Insert(Moving):
         extras = moved_extras(batch, lambda values: values.take(source))
         lengths = np.bincount(piece, minlength=batch.pieces)
         if self.target == "full":
-            labels, label_lengths = whole_text(batch, choice.tokens, vocabulary.eos)
+            labels, label_lengths = whole_text(choice, vocabulary.eos)
             return Corrupted(inputs, labels, lengths, label_lengths, text, extras)
         labels = np.where(text, is_new.astype(np.int64), IGNORE)
         return Corrupted(inputs, labels, lengths, None, text, extras)
@@ -121,8 +119,7 @@ class Infill(Moving):
     ``mean=None`` there are no empty spans.
 
     Adjacent spans become one [MASK]; an empty span next to another span is not shown. Pieces whose
-    spans are short or empty can grow; ``cut`` is the maximum length of a piece, and empty spans
-    that would exceed it are left out.
+    spans are short or empty can grow.
 
     Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order, a [MASK] and the tokens
         that it replaced, then [eos].
@@ -131,7 +128,6 @@ class Infill(Moving):
 
     mean: float | None = 3.0
     target: str = "full"
-    cut: int | None = None
 
     targets = ("full", "spans")
 
@@ -150,25 +146,22 @@ class Infill(Moving):
         chosen = choice.tokens
         eos = vocabulary.eos
         mask = vocabulary.require_mask()
-        starts = run_starts(batch, chosen)
+        starts = choice.starts
         stay = batch.present & ~chosen
         empty = np.zeros_like(chosen)
         if self.mean is not None:
-            empty[self._empty(batch, chosen, starts, keys, self.mean)] = True
-        if self.cut is not None:
-            room_P = self.cut - batch.count(stay) - batch.count(starts)
-            empty &= sums_within(empty, batch.lengths) <= room_P.take(batch.piece)
+            empty[self._empty(choice, keys, self.mean)] = True
         leads = starts | empty
         line = Line(batch, stay, leads)
         inputs = line(batch.input_ids, mask)
         if self.target == "full":
-            return line.shown(inputs, *whole_text(batch, chosen, eos))
-        return line.shown(inputs, *removed_text(batch, chosen, leads, mask, eos))
+            return line.shown(inputs, *whole_text(choice, eos))
+        return line.shown(inputs, *removed_text(choice, leads, mask, eos))
 
-    def _empty(
-        self, batch: AnnotatedBatch, chosen: Array, starts: Array, keys: Keys, mean: float
-    ) -> Array:
+    def _empty(self, choice: Selection, keys: Keys, mean: float) -> Array:
         """(N,) int64: the tokens before which an empty span is put."""
+        batch = choice.batch
+        starts = choice.starts
         q = math.exp(-mean)
         count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
@@ -182,7 +175,7 @@ class Infill(Moving):
         draw = keys.uniform(Purpose.LENGTH, piece, index + 1)
         slot = (draw * (count_P - 1).take(piece)).astype(np.int64) + 1
         before = batch.content_at.take(offsets(count_P).take(piece) + slot)
-        free = batch.content & ~chosen
+        free = batch.content & ~choice.tokens
         return before[free.take(before) & free.take(before - 1)]
 
 
@@ -225,7 +218,7 @@ class T5(Moving):
     ) -> Corrupted:
         chosen = choice.tokens
         sentinel = vocabulary.sentinel
-        starts = run_starts(batch, chosen)
+        starts = choice.starts
         runs_P = batch.count(starts)
         if runs_P.max(initial=0) >= len(sentinel):
             raise MaskwiseError(
@@ -238,7 +231,7 @@ class T5(Moving):
         lead[starts] = sentinel.take(rank_within(runs_P))
         # A sentinel replaces the first token of its run; only mode tokens are new.
         stay = batch.present & ~chosen | starts
-        mode_P = self._modes(batch, chosen, vocabulary)
+        mode_P = self._modes(choice, vocabulary)
         if mode_P is None:
             line = Line(batch, stay)
             inputs = line(lead)
@@ -249,11 +242,11 @@ class T5(Moving):
             inputs = line(lead, mode_P.take(batch.piece))
         eos = vocabulary.eos if self.eos else None
         if self.target == "full":
-            return line.shown(inputs, *whole_text(batch, chosen, eos))
-        labels = removed_text(batch, chosen, starts, lead, sentinel.take(runs_P), eos)
+            return line.shown(inputs, *whole_text(choice, eos))
+        labels = removed_text(choice, starts, lead, sentinel.take(runs_P), eos)
         return line.shown(inputs, *labels)
 
-    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array | None:
+    def _modes(self, choice: Selection, vocabulary: Vocabulary) -> Array | None:
         """(P,) ids of tokens to put before the text of masked pieces, or None."""
         return None
 
@@ -285,16 +278,17 @@ class Ul2(T5):
                 "modes=('[NLU]', '[S2S]', '[NLG]')",
             )
 
-    def _modes(self, batch: AnnotatedBatch, chosen: Array, vocabulary: Vocabulary) -> Array:
+    def _modes(self, choice: Selection, vocabulary: Vocabulary) -> Array:
         modes = np.array([*map(vocabulary.by_name.get, self.modes)])
-        return modes.take(mode_of(batch, chosen))
+        return modes.take(mode_of(choice))
 
 
-def mode_of(batch: AnnotatedBatch, chosen: Array) -> Array:
+def mode_of(choice: Selection) -> Array:
     """(P,) int64: 0 for R, 1 for S, 2 for X."""
-    runs_P = batch.count(run_starts(batch, chosen))
-    masked_P = batch.count(chosen)
-    last_P = np.append(chosen, False)[last_content(batch)]
+    batch = choice.batch
+    runs_P = batch.count(choice.starts)
+    masked_P = batch.count(choice.tokens)
+    last_P = np.append(choice.tokens, False)[last_content(batch)]
     extreme_P = (masked_P >= 12 * runs_P) | (masked_P >= 0.3 * batch.count(batch.content))
     return np.where((runs_P == 1) & last_P, 1, extreme_P * 2)
 
@@ -304,54 +298,22 @@ class PermuteSentences(Corruption):
     """Sentences with a selected token are permuted with each other; other sentences do not move.
 
     Therefore ``policy="sentence", ratio=1`` permutes all sentences, as in BART; a smaller ratio
-    permutes fewer sentences. ``inner`` is a second corruption, for the selected tokens of the
-    permuted piece (BART-large: ``infill``); without ``inner`` these tokens are unchanged. Sentences
-    are runs of equal numbers ≥ 0 in ``layer``. The order is drawn uniformly by hash; it may be the
-    old order.
+    permutes fewer sentences. Sentences are runs of equal numbers ≥ 0 in ``layer``. The order is
+    drawn uniformly by hash; it may be the old order.
 
     Targets: the whole piece.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
     """
 
     layer: str = "sentence"
-    inner: Corruption | None = None
 
-    @property
-    def keeps_length(self) -> bool:
-        return self.inner is None or self.inner.keeps_length
-
-    def check(self, vocabulary: Vocabulary) -> None:
-        if self.inner is not None:
-            self.inner.check(vocabulary)
+    shows_mask = False
 
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
-        chosen = choice.tokens
-        units = choice.units
-        source = self._sources(batch, batch.layer(self.layer), chosen, keys)
-        ids = batch.input_ids.take(source)
-        if self.inner is None:
-            return Corrupted(ids, labels_in_place(batch, chosen, "full"))
-        permuted = replace(
-            batch,
-            input_ids=ids,
-            eligible=batch.eligible.take(source),
-            layers={name: layer.take(source) for name, layer in batch.layers.items()},
-        )
-        # The inverse permutation gives the new position of each token.
-        place = np.empty_like(source)
-        place[source] = np.arange(len(source))
-        moved = Units.of_tokens(
-            permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight
-        )
-        moved.by_token = units.by_token
-        again = replace(choice, units=moved)
-        shown = self.inner.corrupt(permuted, again, keys, vocabulary)
-        if shown.lengths is None:
-            return replace(shown, labels=labels_in_place(batch, chosen, "full"))
-        labels, label_lengths = whole_text(batch, chosen, vocabulary.eos)
-        return replace(shown, labels=labels, label_lengths=label_lengths)
+        source = self._sources(batch, batch.layer(self.layer), choice.tokens, keys)
+        return Corrupted(batch.input_ids.take(source), labels_in_place(choice, "full"))
 
     def _sources(self, batch: AnnotatedBatch, marked: Array, chosen: Array, keys: Keys) -> Array:
         """(T,) int64: the old position of the token at each new position."""
@@ -384,13 +346,6 @@ class PermuteSentences(Corruption):
         return source
 
 
-def permute_sentences(
-    layer: str = "sentence", inner: Corruption | str | Call | None = None
-) -> PermuteSentences:
-    """Permute sentences; ``inner`` (a corruption, or its name) corrupts the selected tokens."""
-    return PermuteSentences(layer, None if inner is None else corruption(inner))
-
-
 CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
     "bert": Bert,
     "mask-only": mask_only,
@@ -400,7 +355,7 @@ CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
     "infill": Infill,
     "t5": T5,
     "ul2": Ul2,
-    "permute-sentences": permute_sentences,
+    "permute-sentences": PermuteSentences,
 }
 
 

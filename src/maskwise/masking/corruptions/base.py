@@ -11,9 +11,10 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.keys import Array, Keys, Purpose, below, split, within
-from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns, Names
+from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns, MaskedBatch, Names, Spans
 from maskwise.masking.select import Selection
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.segments import offsets, rank_within
 
 Tail: TypeAlias = "Array | int | None"
 """An id to append to every piece, or (P,) ids; None to append nothing."""
@@ -40,6 +41,82 @@ class Corrupted:
     label_lengths: Array | None = None
     text: Array = field(default_factory=lambda: np.zeros(0, bool))
     extras: Columns = field(default_factory=dict)
+
+
+def lay_out(shown: Corrupted, choice: Selection, pad: int) -> MaskedBatch:
+    """Lay out the corrupted line in rows, as tensors."""
+    import torch
+
+    batch = choice.batch
+    columns = {"input_ids": shown.input_ids, "labels": shown.labels, **batch.extras}
+    spans = None
+    cut = 0
+    if shown.lengths is None:
+        if batch.attention_mask is not None:
+            columns["attention_mask"] = batch.attention_mask
+        columns = {name: line.reshape(batch.shape) for name, line in columns.items()}
+    else:
+        columns, cut = _new_rows(shown, batch, pad)
+        spans = Spans(columns.pop("piece"), columns.pop("label piece", None))
+        columns["attention_mask"] = (spans.tokens >= 0).astype(np.int64)
+    tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
+    masked = MaskedBatch(
+        tensors.pop("input_ids"),
+        tensors.pop("labels"),
+        tensors.pop("attention_mask", None),
+        batch,
+        targets=int(np.count_nonzero(columns["labels"] != IGNORE)),
+        # The remaining tensors are inputs that only some models read.
+        extras=tensors,
+        choice=choice,
+        spans=spans,
+        cut=cut,
+    )
+    if choice.weight_T is not None:
+        masked.loss_weight = torch.from_numpy(choice.weight_T.reshape(batch.shape))
+        masked.counted = len(batch.eligible_at)
+    return masked
+
+
+def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Columns, int]:
+    """(B, L') columns of pieces with their new lengths, and the number of tokens cut off."""
+    assert shown.lengths is not None
+    pieces = np.arange(batch.pieces)
+    fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
+
+    def in_rows(columns: Columns, length_B: Array) -> Columns:
+        """Fill each row with its next ``length_B`` of the N numbers, and pad its end."""
+        inside = np.arange(int(length_B.max(initial=0))) < length_B[:, None]
+        rows = {}
+        for name, line in columns.items():
+            rows[name] = np.full(inside.shape, fills.get(name, 0), line.dtype)
+            rows[name][inside] = line
+        return rows
+
+    def tokens_of_rows(lengths_P: Array) -> Array:
+        return np.bincount(batch.row, lengths_P, batch.shape[0]).astype(np.int64)
+
+    length_B = tokens_of_rows(shown.lengths)
+    columns = {"input_ids": shown.input_ids, "piece": pieces.repeat(shown.lengths), **shown.extras}
+    if shown.label_lengths is None:
+        columns["labels"] = shown.labels
+    cut = 0
+    if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
+        # The end of the text is cut off, but a special token that closes the row is kept as the
+        # last token, because models expect [SEP] or [EOS] there.
+        rank = rank_within(length_B)
+        last_B = length_B - 1
+        closed_B = ~shown.text.take(offsets(length_B) + last_B)
+        kept = rank < np.repeat(batch.plan - closed_B, length_B)
+        kept |= rank == np.repeat(np.where(closed_B, last_B, -1), length_B)
+        cut = int(np.count_nonzero(~kept))
+        columns = {name: values[kept] for name, values in columns.items()}
+        length_B = np.minimum(length_B, batch.plan)
+    rows = in_rows(columns, length_B)
+    if shown.label_lengths is not None:
+        written = {"labels": shown.labels, "label piece": pieces.repeat(shown.label_lengths)}
+        rows |= in_rows(written, tokens_of_rows(shown.label_lengths))
+    return rows, cut
 
 
 class Corruption(ABC):
@@ -150,11 +227,6 @@ def interleaved(before: Array | int, values: Array) -> Array:
     return both.reshape(-1)
 
 
-def masked_pieces(batch: AnnotatedBatch, chosen: Array) -> Array:
-    """(T,) bool: the tokens, without padding, of pieces with a selected token."""
-    return (batch.count(chosen) > 0).take(batch.piece) & batch.present
-
-
 def last_content(batch: AnnotatedBatch) -> Array:
     """(P,) int64: each piece's last content token, or first token if it has no content."""
     at = batch.content_at
@@ -164,13 +236,14 @@ def last_content(batch: AnnotatedBatch) -> Array:
     return np.where(batch.count(batch.content) > 0, at[last_P], batch.begin)
 
 
-def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
+def labels_in_place(choice: Selection, target: str) -> Array:
     """(T,) labels: ``spans`` (selected tokens), ``full`` (all), ``detect`` (0 and 1)."""
+    batch = choice.batch
     if target == "detect":
-        return np.where(batch.content, chosen.astype(np.int64), IGNORE)
-    asked = chosen
+        return np.where(batch.content, choice.tokens.astype(np.int64), IGNORE)
+    asked = choice.tokens
     if target == "full":
-        asked = masked_pieces(batch, chosen)
+        asked = choice.masked_pieces
         if batch.packed:
             # Special tokens between two documents belong to neither of them.
             line = np.arange(len(asked))
@@ -179,10 +252,10 @@ def labels_in_place(batch: AnnotatedBatch, chosen: Array, target: str) -> Array:
     return np.where(asked, batch.input_ids, IGNORE)
 
 
-def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[Array, Array]:
+def whole_text(choice: Selection, eos: int | None) -> tuple[Array, Array]:
     """Return labels and their lengths (P,): the original text of masked pieces, then ``eos``."""
-    line = Line(batch, masked_pieces(batch, chosen))
-    labels = line(batch.input_ids)
+    line = Line(choice.batch, choice.masked_pieces)
+    labels = line(choice.batch.input_ids)
     if eos is None:
         return labels, line.lengths
     # Most texts already end with a special token. With two, the model would learn to repeat it.
@@ -192,19 +265,19 @@ def whole_text(batch: AnnotatedBatch, chosen: Array, eos: int | None) -> tuple[A
 
 
 def removed_text(
-    batch: AnnotatedBatch, chosen: Array, leads: Array | None, lead: Array | int, *tails: Tail
+    choice: Selection, leads: Array | None, lead: Array | int, *tails: Tail
 ) -> tuple[Array, Array]:
     """Return labels and their lengths (P,): the selected tokens and, after each piece, ``tails``.
 
     Args:
-        batch: the line before corruption.
-        chosen: (T,) bool, the selected tokens.
+        choice: the selected tokens of the line before corruption.
         leads: (T,) bool, the tokens before which ``lead`` is inserted; None for no leads.
         lead: the id to insert, or (T,) ids.
         tails: ids to append to each masked piece.
     """
-    line = Line(batch, chosen, leads)
-    return ended(line(batch.input_ids, lead), line.lengths, line.lengths > 0, *tails)
+    line = Line(choice.batch, choice.tokens, leads)
+    labels = line(choice.batch.input_ids, lead)
+    return ended(labels, line.lengths, line.lengths > 0, *tails)
 
 
 def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple[Array, Array]:
@@ -308,22 +381,13 @@ class Replace(Corruption):
         number += number >= np.searchsorted(ordinary, original)
         input_ids = batch.input_ids.copy()
         input_ids[at] = ordinary.take(number, mode="clip")
-        return Corrupted(input_ids, labels_in_place(batch, choice.tokens, self.target))
+        return Corrupted(input_ids, labels_in_place(choice, self.target))
 
 
 class Moving(Corruption):
     """Base class of corruptions that change lengths, so rows get a new layout."""
 
     keeps_length = False
-
-
-def run_starts(batch: AnnotatedBatch, chosen: Array) -> Array:
-    """(T,) bool: the first token of each run of selected tokens in a piece."""
-    start = chosen.copy()
-    start[1:] &= ~chosen[:-1]
-    if len(start):
-        start[batch.begin] = chosen[batch.begin]
-    return start
 
 
 @dataclass(frozen=True)
@@ -349,9 +413,9 @@ class Delete(Moving):
         line = Line(batch, batch.present & ~chosen)
         inputs = line(batch.input_ids)
         if self.target == "full":
-            return line.shown(inputs, *whole_text(batch, chosen, vocabulary.eos))
+            return line.shown(inputs, *whole_text(choice, vocabulary.eos))
         if self.target == "spans":
-            return line.shown(inputs, *removed_text(batch, chosen, None, 0, vocabulary.eos))
+            return line.shown(inputs, *removed_text(choice, None, 0, vocabulary.eos))
         # Whether the previous token of the same piece was deleted; False at the first token.
         inside = np.ones(len(chosen), bool)
         inside[batch.begin[: len(inside)]] = False

@@ -7,14 +7,13 @@ by running the model of a learned policy once over a corpus.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
+from maskwise.errors import MaskwiseError, finite_number, require_known
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, Names
-from maskwise.masking.gather import read_numbers
 from maskwise.masking.policies.base import (
     CutPolicy,
     Moment,
@@ -24,7 +23,7 @@ from maskwise.masking.policies.base import (
     units_by,
     weigh,
 )
-from maskwise.masking.units import Units, check_weights, runs
+from maskwise.masking.units import Units, runs
 from maskwise.segments import first_of, first_within
 from maskwise.specs import Call
 
@@ -225,8 +224,7 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 class Frequency(CutPolicy):
     """Rare or frequent tokens: a token has the weight max(count, floor) to the power ``power``.
 
-    A unit has the mean weight of its tokens. Counts come from ``counts`` (V,), a tensor, array or
-    list over ids, or by default from the layer ``frequency``, which holds the count of each token.
+    A unit has the mean weight of its tokens. The layer ``frequency`` holds the count of each token.
 
     Selects: units, by weighted sampling without replacement; power −0.5 favours rare tokens, and
         0.5 favours frequent tokens.
@@ -239,40 +237,18 @@ class Frequency(CutPolicy):
     power: float = -0.5
     units: str = "word"
     floor: float = 10.0
-    counts: Array | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
             raise MaskwiseError(
                 "floor of policy frequency is not valid", got=self.floor, allowed="above 0"
             )
-        if self.counts is not None:
-            counts = read_numbers("counts", self.counts)
-            if counts.ndim != 1:
-                raise MaskwiseError(
-                    "counts of policy frequency have the wrong shape",
-                    got=counts.shape,
-                    allowed="one number per id",
-                )
-            check_weights(counts, "counts of policy frequency")
-            # Frozen dataclasses forbid plain assignment even in their own methods.
-            object.__setattr__(self, "counts", counts)
 
     def layers(self) -> Names:
-        layers = super().layers()
-        return ("frequency", *layers) if self.counts is None else layers
+        return ("frequency", *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        if self.counts is None:
-            count_T = batch.layer("frequency", scores=True)
-        else:
-            largest = int(batch.input_ids.max(initial=-1))
-            whole_number(
-                "the largest id",
-                largest,
-                most=len(self.counts) - 1,
-            )
-            count_T = self.counts.take(batch.input_ids)
+        count_T = batch.layer("frequency", scores=True)
         weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
         return weigh(units_by(batch, self.units), weight_T)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -215,17 +214,17 @@ class Suffix(_Noise):
         return noise_units(batch, keys, moment, 0)
 
 
-# UL2's denoisers (mean span, ratio): regular, sequential and extreme.
-R = ((3, 0.15), (8, 0.15))
-S = ((0, 0.25),)
-X = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
+REGULAR = ((3, 0.15), (8, 0.15))
+SEQUENTIAL = ((0, 0.25),)
+EXTREME = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
+DENOISERS = np.array([*REGULAR, *SEQUENTIAL, *EXTREME])
+"""(7, 2) float64: the mean span and the ratio of UL2's denoisers; a span of 0 is the end of the
+piece."""
 
 
 @dataclass(frozen=True)
 class Ul2(Policy):
     """UL2: each piece draws a denoiser, a pair of mean span and ratio.
-
-    If the mean span is 0, the end of the piece is masked.
 
     The denoisers' ratios replace the masker's. The corruption ``ul2`` inserts the mode tokens.
 
@@ -236,30 +235,14 @@ class Ul2(Policy):
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), section 3.1.2 and its table of seven denoisers.
     """
 
-    denoisers: tuple[tuple[float, float], ...] = R + S + X
-
     unit_kind = UnitKind.TOKEN_SPAN
     needs_ratio = True
-
-    def __post_init__(self) -> None:
-        valid = False
-        with suppress(TypeError, ValueError):
-            mean, ratio = np.array(self.denoisers, np.float64).T
-            fits = ((mean >= 1) | (mean == 0)) & (ratio >= 0) & (ratio <= 1)
-            valid = np.ndim(mean) == 1 and fits.all()
-        if not valid:
-            raise MaskwiseError(
-                "invalid denoisers of policy ul2",
-                got=self.denoisers,
-                allowed="pairs of mean span (≥ 1, or 0 for the end of the piece) and ratio",
-            )
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """The mean span and the ratio of each piece, both (P,) float64."""
         # A mixture already uses the draw of ``per_piece``, so this draw has the index −1.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
-        table = np.array(self.denoisers, np.float64)
-        mean_P, ratio_P = table.take(below(draw, len(table)), axis=0).T
+        mean_P, ratio_P = DENOISERS.take(below(draw, len(DENOISERS)), axis=0).T
         return mean_P, ratio_P
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
@@ -282,7 +265,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     assert moment.ratio is not None, "the masker gives ratios"
     total_P = batch.eligible_P
     # The same budget as in ``select``, so that the noise uses all of it.
-    _, noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
+    noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
     # One span per ``mean`` noise tokens: at least one, and at most as many as noise and gaps allow.
     spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
     gaps_P = total_P - noise_P
