@@ -430,7 +430,7 @@ def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     known_W = (place_W >= 0) & (gold_W != UNSEEN)
     targets = torch.full((len(flat.ids),), IGNORE)
     targets[place_W[known_W]] = gold_W[known_W]
-    return Encoded(flat, targets, place_W)
+    return Encoded(flat, targets, place_W, lost=int((place_W < 0).sum()))
 
 
 # A linear layer on every token: Devlin et al. 2019, section 5.3.
