@@ -123,8 +123,7 @@ def load_task(
             - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
             - a file, split 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all
               of these also as .gz), .parquet. If every record has a ``split``, it is used instead;
-            - a folder with files for train, dev (or validation) and/or test, or a SentEval folder
-              with one file for each class;
+            - a folder with files for train, dev (or validation) and/or test;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
         kind: a name in ``KINDS``; by default recognised from the columns, which is not possible for
