@@ -25,9 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
-    HeldOut,
     evaluate,
-    fixed_maskers,
     load_sets,
     overlap_record,
 )
@@ -38,7 +36,6 @@ from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
-from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate
 from maskwise.text import Document, encode, read_pieces, split, tokenise, train_tokenizer
 from tiny import maskwise
@@ -361,15 +358,9 @@ def test_the_bundled_pairs_are_what_the_script_writes() -> None:
     pairs = load_set("bundled:pairs", Pairs.read)
     assert list(zip(pairs.groups, pairs.good, pairs.bad)) == made
     assert len({pair[1:] for pair in made}) == pairs.total == 204
-    right, wrong = Counter[str](), Counter[str]()
-    for _, good, bad in made:
-        first, second = good.lower().rstrip(".").split(), bad.lower().rstrip(".").split()
-        changed = sum(a != b for a, b in zip(first, second))
-        assert sorted(first) == sorted(second) or (changed == 1 and len(first) == len(second))
-        right.update(good.lower().split())
-        wrong.update(bad.lower().split())
+    right = Counter(" ".join(pairs.good).lower().split())
     # In all, each word stands on the right side as often as on the wrong one.
-    assert right == wrong
+    assert right == Counter(" ".join(pairs.bad).lower().split())
 
 
 # Files
@@ -512,11 +503,6 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path, order: Path) -> N
     # The same again, and with the model in hand, which stays as it was.
     model = load_model(checkpoint).train()
     assert evaluate(model, data, settings) == found and model.training
-    maskers = fixed_maskers(TOKENIZER, masks=["token"], ratio=0.4)
-    held_out = HeldOut(data.held_out, maskers, None, rows=8)
-    with torch.no_grad():
-        (direct,) = held_out(MaskedLanguageModelling(model.eval()))
-    assert direct["loss"] == heldout[2]["loss"] and direct["unigram"] is None
 
 
 def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(

@@ -7,7 +7,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +78,6 @@ def test_fasta_without_headers_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(MaskwiseError, match="no header") as error:
         list(read_documents(str(path)))
     assert "\n" not in str(error.value)
-
-
-def test_ten_thousand_records_take_seconds(tmp_path: Path) -> None:
-    path = fasta(tmp_path / "many.faa", 10_000)
-    began = time.process_time()
-    documents = list(read_documents(str(path)))
-    tokenizer = train_tokenizer(
-        (d.text for d in documents), kind="letter", vocab_size=64, lowercase=False
-    )
-    assert len(documents) == 10_000 and len(tokenizer) == 25
-    tokens = sum(len(each.input_ids) for each in tokenise(documents[:500], tokenizer))
-    assert tokens == 500 * 300 and time.process_time() - began < 8
 
 
 @pytest.mark.parametrize(("kind", "pieces"), [("letter", list("MKVLA")), ("k-mer", ["MKV", "LA"])])

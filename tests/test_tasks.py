@@ -14,7 +14,6 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
@@ -472,40 +471,6 @@ def test_checkpoints_that_do_not_fit(tmp_path):
                 seed=0,
                 config=given,
             )
-
-
-def spoiled_checkpoint(folder, how):
-    """A small ModernBERT that is not whole; or only one whose head was left out, which is fine."""
-    tokenizer = TOKENIZERS["wordpiece"]()
-    AutoModelForTokenClassification.from_config(tiny_config(tokenizer)).save_pretrained(folder)
-    weights, config = (folder / name for name in ("model.safetensors", "config.json"))
-    left_out = {"no head": "classifier", "a missing layer": "model.layers.0."}.get(how, "nothing")
-    renamed = "bert.encoder." if how == "weights of another family" else "model."
-    tensors = {
-        name.replace("model.", renamed): tensor
-        for name, tensor in load_file(weights).items()
-        if not name.startswith(left_out)
-    }
-    save_file(tensors, weights, metadata={"format": "pt"})
-    if how == "another size":
-        fields = json.loads(config.read_text())
-        config.write_text(json.dumps({**fields, "vocab_size": fields["vocab_size"] + 40}))
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    "how", ["no head", "a missing layer", "weights of another family", "another size"]
-)
-def test_a_checkpoint_without_a_head_gets_one_but_its_encoder_must_be_whole(tmp_path, how):
-    tokenizer = spoiled_checkpoint(tmp_path, how)
-    settings = FinetuneSettings(steps=1, batch_size=2, max_length=8)
-    same = {"tokenizer": tokenizer, "settings": settings, "seed": 0}
-    if how == "no head":
-        assert finetune(tmp_path, topics(30), **same)["steps"] == 1
-    else:
-        with pytest.raises(MaskwiseError) as caught:
-            finetune(tmp_path, topics(30), **same)
-        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import json
 import math
 import random
 from collections import Counter
-from fnmatch import fnmatch
 from pathlib import Path
 
 import datasets
@@ -235,28 +234,10 @@ def test_triviaqas_own_file(tmp_path):
 
 
 HUB = {  # what datasets.load_dataset gives for some cards: nested columns are dicts of lists there
-    "nq-open": {"question": "who", "answer": ["X", "Y"]},
     "webquestions": {"url": "u", "question": "who", "answers": ["X", "Y"]},
-    "trivia-qa": {"question": "who", "answer": {"value": "X", "aliases": ["X", "Y"]}},
-    "kilt-fever": {
-        "input": "who",
-        "output": [{"answer": "X", "meta": {"score": 1}}, {"answer": "Y"}],
-    },
-    "quartz": {
-        "question": "who",
-        "choices": {"text": ["X", "Y"], "label": ["A", "B"]},
-        "answerKey": "B",
-        "para": "P.",
-    },
-    "ropes": {
-        "background": "B.",
-        "situation": "S.",
-        "question": "who",
-        "answers": {"text": ["X"]},
-    },
-    "scitldr": {"source": ["One.", "Two."], "target": ["X", "Y"], "paper_id": "p"},
-    "dialogsum": {"dialogue": "who", "summary": "X", "topic": "t"},
-    "cnn-dailymail": {"article": "who", "highlights": "X"},
+    "kilt-fever": {"input": "who", "output": [{"answer": "X", "meta": {}}, {"answer": "Y"}]},
+    "quartz": {"question": "who", "choices": CHOICES, "answerKey": "A", "para": "P."},
+    "ropes": {"background": "B.", "situation": "S.", "question": "who", "answers": {"text": ["X"]}},
 }
 
 
@@ -269,8 +250,9 @@ def test_a_card_alone_is_loaded_from_the_hub(card, monkeypatch):
     name, _, config = CARDS[card]["hub"].partition(":")
     assert asked == [(name, config or None)] and task.name == card
     (row,) = task.splits["test"]
-    assert row.text and row.answers[0] == ("Y" if card == "quartz" else "X")
-    assert ("Y" in row.answers) == ("Y" in str(HUB[card]))
+    assert "who" in row.text and row.answers == {"quartz": ["more"], "ropes": ["X"]}.get(
+        card, ["X", "Y"]
+    )
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
@@ -445,9 +427,7 @@ def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answ
 
 
 def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer):
-    """A choice by (seed, epoch, row): the same after a stop, another in the next epoch, all equally
-    often.
-    """
+    """By (seed, epoch, row): the same after a stop, different in the next epoch, equally often."""
     rows = [
         {"input": f"{first} {then}", "output": WORDS[: 1 + n % 3]}
         for first in WORDS
@@ -465,17 +445,13 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
         return dict(zip(texts, tokenizer.convert_ids_to_tokens(batch["labels"][:, 1])))
 
     assert learned(0) == learned(0) != learned(0, seed=4)
-    epochs = [learned(epoch) for epoch in range(8)]
-    counts = {n: Counter() for n in (1, 2, 3)}
+    epochs = [learned(epoch) for epoch in range(20)]
+    counts = Counter(epoch[row.text] for epoch in epochs for row in task.splits["train"])
+    # Two thirds of the rows have "red" and others, so "red" is learned in (1 + 1/2 + 1/3) / 3.
+    assert counts["red"] / counts.total() == pytest.approx(11 / 18, abs=0.05)
+    assert counts["blue"] / counts.total() == pytest.approx(1 / 9, abs=0.03)
     for row in task.splits["train"]:
-        answers = [epoch[row.text] for epoch in epochs]
-        assert set(answers) <= set(row.answers)
-        counts[len(row.answers)].update(answers)
-    for n, counter in counts.items():  # five standard errors
-        share, total = 1 / n, counter.total()
-        spread = 5 * (total * share * (1 - share)) ** 0.5
-        assert len(counter) == n
-        assert all(abs(count - total * share) <= spread for count in counter.values())
+        assert {epoch[row.text] for epoch in epochs} == set(row.answers)
     labels = data["test"].batch(torch.arange(len(data["test"])))["labels"]
     assert set(tokenizer.convert_ids_to_tokens(labels[:, 1])) == {"red"}  # the first is read
 
@@ -614,57 +590,3 @@ def test_published_files_are_read_as_they_are(spec, metric, rows):
     read = [row for split in ("train", "dev", "test") for row in task.splits[split]]
     assert (task.metric, len(read)) == (metric, rows)
     assert all(row.text.strip() and row.answers for row in read)
-
-
-CARD_OF = {
-    "qa/nq_open/*": "nq-open",
-    "qa/squadshifts/*": "squad-closed-book",
-    "qa/xquad_en/*": "squad-closed-book",
-    "qa/webquestions/*": "webquestions",
-    "qa/qed/*": "qed",
-    "qa/open_trivia_qa/*": "open-trivia-qa",
-    "kilt_like/begin_wow/*": "begin-wow",
-    "kilt_like/climate_fever/*": "climate-fever",
-    "kilt_like/fever/*": "fever",
-    "kilt_like/fever_symmetric/*": "fever-symmetric",
-    "kilt_like/hover/*": "hover",
-    "kilt_like/n3_rss500/*": "n3-rss500",
-    "kilt_like/lama/google_re*": "lama-google-re",
-    "kilt_like/lama/squad_cloze*": "lama-squad",
-    "kilt_like/lama/trex*": "lama-trex",
-    "kilt_like/lama/relations*": "lama-trex",
-    "summarization/dialogsum/*": "dialogsum",
-    "summarization/legal_plain_english/*": "plain-english",
-    "summarization/scitldr_a/*": "scitldr",
-    "summarization/wiki_split/*": "wiki-split",
-}
-REFUSED = {
-    "kilt_like/lama/relations.jsonl": "unknown column of task .* 'sub_label'; allowed: "
-    "description, label, "
-}
-
-
-@pytest.mark.slow
-def test_every_file_at_hand_is_loaded_by_a_card_or_refused_in_one_line():
-    shared = Path(__file__).parents[2] / "shared" / "data"
-    if not shared.is_dir():
-        pytest.skip("no ../shared/data")
-    files = [
-        file
-        for room in ("qa", "kilt_like", "summarization")
-        for file in (shared / room).rglob("*.*")
-    ]
-    for file in files:
-        name = file.relative_to(shared).as_posix()
-        if any(part in name for part in ("README.md", ".ttl", "curated_trec", "qmsum")):
-            continue
-        (card,) = [card for pattern, card in CARD_OF.items() if fnmatch(name, pattern)]
-        if name in REFUSED:
-            with pytest.raises(MaskwiseError, match=REFUSED[name]):
-                load_task(f"{file}(card='{card}')")
-            continue
-        task = load_task(f"{file}(card='{card}')")
-        assert all(
-            row.text.strip() and row.answers for part in task.splits.values() for row in part
-        ), name
-        assert not task.skipped, name

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +15,6 @@ import torch
 from scipy.stats import spearmanr
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn.metrics import f1_score, matthews_corrcoef
-from tokenizers import Tokenizer
-from torch.nn.functional import one_hot
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,7 +24,7 @@ from transformers import (
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
-from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnswering
+from maskwise.objectives import MultipleChoice, SpanQuestionAnswering
 from maskwise.tasks import (
     KINDS,
     FinetuneSettings,
@@ -36,8 +34,7 @@ from maskwise.tasks import (
     load_task,
     task_record,
 )
-from maskwise.tasks.classes import ScoredRow, TextRow
-from maskwise.tasks.columns import UsualColumns
+from maskwise.tasks.classes import ScoredRow, TextRow, text_row
 from maskwise.tasks.judge import answer
 from maskwise.tasks.metrics import (
     LOST,
@@ -47,9 +44,8 @@ from maskwise.tasks.metrics import (
     pearson,
     spearman,
 )
-from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans, gold_texts
-from maskwise.tasks.task import Row, TaskKind
-from maskwise.tasks.tensors import Data, batches, embed
+from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
+from maskwise.tasks.tensors import embed
 from maskwise.text import train_tokenizer
 from tiny import in_every_split, load_rows, read_lines, write_lines
 
@@ -542,85 +538,31 @@ def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
 # A new kind is one ``TaskKind`` and one entry of the table
 
 
-@dataclass(frozen=True)
-class Prompt(Row):
-    shown = ("prompt",)
-
-    prompt: str
-    reply: str
-
-    @property
-    def rights(self):
-        return [self.reply]
+def shouted(record, columns, where):
+    row = text_row(record, columns, where)
+    return replace(row, text=row.text.upper())
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts(Data):
-    targets: torch.Tensor
-    backend: Tokenizer
-
-    def batch(self, rows):
-        return {**self.flat.batch(rows), "labels": self.targets[rows]}
-
-    def answers(self, objective, device):
-        replies = [""] * len(self)
-        for rows, batch in batches(self, device):
-            for row, token in zip(rows.tolist(), objective.logits(batch).argmax(-1).tolist()):
-                replies[row] = self.backend.decode([token])
-        return replies
+def shouting(shift: int = 0):
+    """Classifies texts in capital letters."""
+    settings = {"shift": shift}
+    kind = {"name": "shouting", "row": shouted, "settings": settings, "make": shouting}
+    return replace(KINDS["sequence-classification"], **kind)
 
 
-class Echo(Classification):
-    """Says the second word of the prompt, whatever is learned."""
-
-    def logits(self, batch):
-        return super().logits(batch) + 1e3 * one_hot(batch["input_ids"][:, 2], 160)
-
-
-def encode_prompts(task, split, cutter):
-    rows = task.splits[split]
-    targets = torch.tensor([cutter.backend.token_to_id(row.reply) for row in rows])
-    return Prompts(cutter.rows(rows), targets, cutter.backend)
-
-
-def next_word(shift: int = 0):
-    """Writes a word: its answers are texts, from a head over the vocabulary."""
-    names = {number: str(number) for number in range(160)}
-    return TaskKind(
-        name="next-word",
-        metrics=("exact-match", "f1"),
-        columns=UsualColumns(("prompt",), (), ("reply",)),
-        row=lambda record, columns, where: Prompt(record[columns.text], record[columns.label]),
-        gold=gold_texts,
-        baseline=lambda task: 0.0,
-        head="sequence-classification",
-        objective=Echo,
-        encode=encode_prompts,
-        config={"id2label": names, "label2id": {name: i for i, name in names.items()}},
-        settings={"shift": shift},
-        make=next_word,
-    )
-
-
-def test_a_kind_that_writes_its_answers_is_one_value(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setitem(KINDS, "next-word", next_word())
-    draw = random.Random(0)
-    rows = [
-        {"prompt": f"the {colour} {draw.choice(WORDS[3:])} is {n}", "reply": colour}
-        for n in range(30)
-        for colour in WORDS[:3]
-    ]
-    task = load_rows(tmp_path, rows, kind="next-word")
+def test_a_new_kind_is_one_value(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setitem(KINDS, "shouting", shouting())
+    rows = [{"text": f"the {WORDS[n % 3]} {n}", "label": WORDS[n % 3]} for n in range(90)]
+    task = load_rows(tmp_path, rows, kind="shouting")
+    assert all(row.text.isupper() for row in task.splits["test"])
     settings = FinetuneSettings(steps=2, precision="no", max_length=16)
     fixed = {"tokenizer": tokenizer, "settings": settings, "config": tiny(tokenizer)}
     record = task_record(None, task, seeds=range(1), **fixed)
-    assert record["task_kind"] == "next-word" and record["metric"] == "exact-match"
-    assert record["score"] == record["others"]["f1"] == 1.0 and record["majority"] == 0.0
-    shifted = load_task(f"{tmp_path / 'mine.jsonl'}(kind=next-word, shift=2)")
+    assert record["task_kind"] == "shouting" and record["metric"] == "accuracy"
+    shifted = load_task(f"{tmp_path / 'mine.jsonl'}(kind=shouting, shift=2)")
     assert shifted.kind.settings == {"shift": 2} and shifted.fingerprint != task.fingerprint
-    columns = {"text": "prompt", "label": "reply"}
-    with pytest.raises(MaskwiseError, match=r"generation.*shift"):
-        load_rows(tmp_path, rows, kind="generation", shift=2, **columns)
+    with pytest.raises(MaskwiseError, match=r"argument of generation.*shift"):
+        load_rows(tmp_path, rows, kind="generation", shift=2)
 
 
 # Frozen
