@@ -179,7 +179,6 @@ def numbered(line, count=60):
     return "".join(each + "\n" for each in lines)
 
 
-RTE = "index\tsentence1\tsentence2\tlabel\n"
 STS = numbered("main\tMSR\t2012\t{n}\t{2.5|1.0}\tleft {n}\tright {n}", 12)
 SICK = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
 SICK += numbered("{n}\ta {n}\tb {n}\t{2.5|3.5}\t{NEUTRAL|ENTAILMENT}", 12)
@@ -188,11 +187,6 @@ FOLDERS = {
     "CoLA": {"train.tsv": COLA, "dev.tsv": COLA, "test.tsv": "index\tsentence\n0\thidden\n"},
     "stsb": {f"sts-{split}.csv": STS + STS[:-1] + "\tmore\n" for split in ("train", "dev", "test")},
     "sick": {f"SICK_{split}.txt": SICK for split in ("train", "trial", "test")},
-    "rte": {
-        "train.tsv": RTE + numbered("{n}\tp {n}\th {n}\t{entailment|not_entailment}"),
-        "dev.tsv": RTE + numbered("{n}\tp {n}\th {n}\t{entailment|not_entailment}"),
-        "test.tsv": "index\tsentence1\tsentence2\n0\ta\tb\n",
-    },
 }
 
 
@@ -214,7 +208,6 @@ def test_known_folders_need_no_arguments(tmp_path):
     assert tasks["sick"].kind.name == "similarity" and tasks["sick"].splits["dev"][0].score == 2.5
     entailment = load_task(f"{tmp_path}/sick(label='entailment_judgment')")
     assert entailment.labels == ("ENTAILMENT", "NEUTRAL")
-    assert tasks["rte"].splits["test"][0] == TextRow("p 0", "h 0", "entailment")
 
 
 def test_columns_by_place_and_rows_by_value(tmp_path):
