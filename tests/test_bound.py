@@ -24,7 +24,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import run_study
 from maskwise.text import Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
-from tiny import maskwise, write_inputs
+from tiny import maskwise, read_lines, write_inputs
 from training_tools import FIRST, model, tokenizer
 
 STATES = 4
@@ -140,6 +140,9 @@ def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
     assert masks == ("token", "whole-word", "diffusion")
     assert recipe.arm("bell", seed=0).masking.ratio == "bell"
     result = run_study(recipe, tmp_path / "study", jobs=1, quiet=True)
+    files = (tmp_path / "study").rglob("metrics.jsonl")
+    curves = [line["masks"] for file in files for line in read_lines(file) if "masks" in line]
+    assert "diffusion" in curves
     primary = [row for row in result["contrasts"] if row["primary"]]
     assert {row["outcome"] for row in primary} == {"heldout:diffusion"} and not result["failures"]
     reasons = {flag["code"] for row in primary for flag in row["flags"]}

@@ -104,11 +104,6 @@ def test_rates_that_are_tried_get_the_same_steps(monkeypatch: pytest.MonkeyPatch
     assert len(steps) == 4 and len({count for _, count in steps}) == 1 and steps[-1][0] == 3e-3
 
 
-def test_what_is_given_beside_a_spec_counts() -> None:
-    task = load_task("banking77(train_rows=100)", name="mine", metric="macro-f1")
-    assert (task.name, task.metric, len(task.splits["train"])) == ("mine", "macro-f1", 100)
-
-
 def test_weights_of_words_follow_the_files_that_they_compare_with(tmp_path: Path) -> None:
     general = tmp_path / "general.txt"
     general.write_text("one text")
