@@ -99,7 +99,10 @@ def test_lists_of_labels_go_by_the_same_rule(tmp_path: Path, column: str) -> Non
 
 
 def test_a_written_answer_may_be_minus_one(tmp_path: Path) -> None:
-    rows = [{"question": f"{n} less {n + 1}?", "answer": (-1, "NA")[n % 2]} for n in range(60)]
+    rows = [
+        {"question": f"what is {n} less {n + 1}?", "answer": -1 if n % 2 else "NA"}
+        for n in range(60)
+    ]
     assert rows_of(load_rows(tmp_path, rows)) == 60
     assert rows_of(load_rows(tmp_path, rows, missing=-1)) == 30
 
