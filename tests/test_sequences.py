@@ -20,7 +20,7 @@ from maskwise.recipe import Recipe, validate
 from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
-from maskwise.text import encode, read_documents, read_pieces, split, tokenise, train_tokenizer
+from maskwise.text import encode, read_documents, tokenise, train_tokenizer
 from maskwise.text.backends import dna_note
 from maskwise.text.documents import Document
 from maskwise.text.tokenizers import load_tokenizer
@@ -46,7 +46,8 @@ def test_fasta_is_read(tmp_path: Path) -> None:
         ">one first\nMKV-L\nA.A*\n; a comment\n>two\nACdeF\n\n>bad\nAC1F\n>empty\n>three\nGG\n"
     )
     documents = read_documents(str(path))
-    assert [document.text for document in documents] == ["MKVLAA", "ACDEF", "GG"]
+    found = [(document.id, document.text) for document in documents]
+    assert found == [("one first", "MKVLAA"), ("two", "ACDEF"), ("three", "GG")]
     bad = "sequence with characters that are not letters"
     assert dict(documents.skipped) == {bad: 1, "empty": 1}
     with gzip.open(tmp_path / "b.fa.gz", "wt") as file:
@@ -294,22 +295,6 @@ def test_dna_that_a_protein_model_reads_is_told(tmp_path: Path) -> None:
     file.write_text("".join(f">{n}\n{'ACGTTGCA' * (n + 2)}\n" for n in range(40)))
     (note,) = check_inputs(recipe(str(file), tokenizer={"name": str(tmp_path / "esm")}))
     assert note == f"{file}: {dna_note(fast, texts)}"
-
-
-def test_names_and_held_out_sides_of_sequences_do_not_depend_on_their_file(tmp_path: Path) -> None:
-    path = fasta(tmp_path / "a.fasta", 60, length=40)
-    longer = tmp_path / "b.fasta"
-    longer.write_text(">new one\nMKV\n" + path.read_text())
-    first = next(iter(read_documents(str(path))))
-    assert first.id == "sp|P00000| a protein"
-    tokenizer = train_tokenizer([AMINO], kind="letter", vocab_size=64, lowercase=False)
-    held_out = []
-    for file in (path, longer):
-        tokens = tokenise(read_documents(str(file)), tokenizer)
-        pieces = read_pieces(tokens, tokenizer=tokenizer, length=64)
-        _, rows = split(pieces, held_out=0.2)
-        held_out.append({*pieces.documents[rows.order].tolist()})
-    assert held_out[0] <= held_out[1]
 
 
 def test_texts_of_one_word_are_not_taken_for_a_long_word(recwarn: Any) -> None:

@@ -323,20 +323,6 @@ def test_the_first_question_may_be_without_answer(tmp_path):
     assert task.skipped == {f"{split}: no answer": 2 for split in SPLITS}
 
 
-@pytest.mark.parametrize(
-    ("answers", "line"),
-    [
-        ({"answers": []}, "the train split of .* is empty; got skipped 40 × all: no answer"),
-        ({"answer": None}, "the train split of .* is empty; got skipped 40 × all: no answer"),
-        ({}, "has no label column; got question; name it with label=…; looked for output, target"),
-    ],
-)
-def test_questions_none_of_which_has_an_answer_are_one_line(tmp_path, answers, line):
-    rows = [{"question": f"who {n}"} | answers for n in range(40)]
-    with pytest.raises(MaskwiseError, match=line):
-        load_rows(tmp_path, rows, kind="generation")
-
-
 def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
     rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
     rows.append({"query": "who", "reply": "a"})

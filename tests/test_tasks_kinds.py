@@ -292,6 +292,14 @@ BAD = {
         {"context": "a", "question": "q", "answers": []},
         "is empty; got skipped 50 × train: no answer",
     ),
+    "nothing written": (
+        {"question": "who", "answer": None, "kind": "generation"},
+        "is empty; got skipped 50 × train: no answer",
+    ),
+    "no column of written answers": (
+        {"question": "who", "kind": "generation"},
+        "has no label column; got question, .* name it with label=…; looked for output, target",
+    ),
 }
 
 
