@@ -454,8 +454,10 @@ def test_answers_do_not_depend_on_the_batches(monkeypatch):
 def test_checkpoints_that_do_not_fit(tmp_path):
     tokenizer = TOKENIZERS["wordpiece"]()
     task = topics(30)
+    same = {"tokenizer": tokenizer, "settings": FinetuneSettings(steps=1), "seed": 0}
     config = tiny_config(tokenizer)
-    small = tiny_config(train_tokenizer([TEXT], kind="wordpiece", vocab_size=40))
+    small = tiny_config(tokenizer)
+    small.vocab_size = 20
     for checkpoint, given, says in (
         (None, None, "either a checkpoint, or a config"),
         (tmp_path / "absent", None, "there is no model or tokenizer"),
@@ -463,14 +465,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         (None, config, "more than the model's positions; got 64"),
     ):
         with pytest.raises(MaskwiseError, match=says):
-            finetune(
-                checkpoint,
-                task,
-                tokenizer=tokenizer,
-                settings=FinetuneSettings(steps=1),
-                seed=0,
-                config=given,
-            )
+            finetune(checkpoint, task, config=given, **same)
 
 
 def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):

@@ -420,11 +420,9 @@ def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     flat = Flat.of(encodings, cutter.pad)
     place = []
     for row, encoding, start in zip(rows, encodings, flat.starts.tolist()):
-        # Special tokens belong to the word None, which is never looked up.
-        first: dict[int | None, int] = {}
-        for column, word in enumerate(encoding.word_ids):
-            first.setdefault(word, start + column)
-        place += [first.get(word, -1) for word in range(len(row.tokens))]
+        for word in range(len(row.tokens)):
+            tokens = encoding.word_to_tokens(word)
+            place.append(start + tokens[0] if tokens else -1)
     place_W = torch.tensor(place)
     gold_W = torch.from_numpy(task.gold(split))
     known_W = (place_W >= 0) & (gold_W != UNSEEN)
