@@ -73,9 +73,8 @@ class Known(nn.Module):
         size = len(VOCABULARY)
         self.before = nn.Parameter(torch.randn(size, size, generator=drawn))
         self.behind = nn.Parameter(torch.randn(size, size, generator=drawn))
-        self.config = SimpleNamespace(
-            model_type="known", vocab_size=size, max_position_embeddings=64, pad_token_id=0
-        )
+        sizes = {"vocab_size": size, "max_position_embeddings": 64, "pad_token_id": 0}
+        self.config = SimpleNamespace(model_type="known", is_encoder_decoder=False, **sizes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         ids = torch.where(attention_mask.bool(), input_ids, 0)

@@ -36,7 +36,8 @@ def test_only_line_feeds_end_a_line(mark: str, tmp_path: Path) -> None:
 
 def test_bad_bytes_of_a_table_are_rows_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "corpus.csv"
-    path.write_bytes(b"text\n" + b"good row\n" * 9 + "café du matin\n".encode("latin-1"))
+    rows = ["text", *(f"good row {n}" for n in range(9)), "café du matin"]
+    path.write_bytes("\n".join(rows).encode("latin-1"))
     found = list(read_documents(str(path)))
     assert len(found) == 9 and all("\ufffd" not in document.text for document in found)
 
