@@ -176,8 +176,12 @@ def test_ranks(scores: list[float], gold: int, right: list[int], rank: float) ->
 
 
 def facts_of(*items: tuple[str, str, str], relation: str = "r") -> Cloze:
-    """(subject, answer, text) each."""
-    return Cloze("some", tuple(Fact(relation, *item) for item in items), len(items), {})
+    """(subject, answer, text) each; answers to the same text are correct for each other."""
+    facts = []
+    for subject, answer, text in items:
+        others = {other for _, other, same in items if same == text} - {answer}
+        facts.append(Fact(relation, subject, answer, text, tuple(others)))
+    return Cloze("some", tuple(facts), len(items), {})
 
 
 SENTENCES = facts_of(

@@ -24,6 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +75,11 @@ class Fact(NamedTuple):
     answer: str
     text: str
     others: tuple[str, ...] = ()
+
+    @property
+    def rights(self) -> tuple[str, ...]:
+        """All correct answers."""
+        return (self.answer, *self.others)
 
 
 @dataclass(frozen=True)
@@ -313,16 +319,14 @@ def questions_of(
     """
     texts = []
     spaced = []
-    rights: dict[str, set[str]] = {}
     for fact in facts:
         left, _, right_side = fact.text.partition(MASK)
         # Byte-level tokenizers join a word with the space before it, so the space is part of the
         # answer.
         texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)
         spaced.append(left.endswith(" "))
-        rights.setdefault(fact.text, set()).update([fact.answer, *fact.others])
     rows = tokenizer(texts, verbose=False)["input_ids"]
-    words = sorted(set().union(*rights.values()))
+    words = sorted(set(chain.from_iterable(fact.rights for fact in facts)))
     without_space = _pieces(words, "", tokenizer)
     with_space = _pieces(words, "x ", tokenizer)
     # The tokens of each answer without and with a space before it. A sentence needs only one of the
@@ -349,21 +353,26 @@ def questions_of(
     for part in range(parts):
         # Parts are taken in strides, so each part has frequent and rare answers.
         among = order[part::parts]
-        place = {answer: number for number, answer in enumerate(among)}
         shown = list(zip(*among))
         questions = []
         for fact, row, space, answer in kept:
-            if answer not in place:
+            if answer not in among:
                 continue
             at = row.index(tokenizer.mask_token_id)
-            right = {answers[text] for text in rights[fact.text]}
-            also = {place[other] for other in right if other in place}
+            right = {answers[text] for text in fact.rights}
+            also = {among.index(other) for other in right if other in among}
             tokens = {other[space][0] for other in right if len(other[space]) == 1}
             number = order.index(answer)
             frequency = 1 + number - len(right.intersection(order[:number]))
             questions.append(
                 Question(
-                    row[:at], row[at + 1 :], shown[space], place[answer], also, tokens, frequency
+                    row[:at],
+                    row[at + 1 :],
+                    shown[space],
+                    among.index(answer),
+                    also,
+                    tokens,
+                    frequency,
                 )
             )
         yield questions

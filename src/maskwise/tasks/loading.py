@@ -350,8 +350,11 @@ def _read_task(
     rows: Rows = splits["train" if chosen.needs_train else "test"]
     if chosen.every_label:
         rows = list(chain.from_iterable(splits.values()))
-    # Rows without a label may be the reason why only one class is left.
-    labels = chosen.labels(rows, f"{place} (skipped {counted(skipped)})" if skipped else place)
+    table = place
+    if skipped:
+        # Rows without a label may be the reason why only one class is left.
+        table = f"{place} (skipped {counted(skipped)})"
+    labels = chosen.labels(rows, table)
     published = _USUAL_METRIC.get(Path(spec).name.lower())
     if metric is None and published in chosen.metrics:
         metric = published
