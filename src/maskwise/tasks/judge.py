@@ -375,19 +375,17 @@ def _frozen_answers(
 ) -> tuple[Mapping[str, Answers], list[str]]:
     """Return the answers, and a note if their pooling is the one that is best on dev."""
     assert task.kind.answers is not None
-    texts = {}
-    for split, rows in task.splits.items():
-        if rows:
-            texts[split] = list(chain.from_iterable(row.texts for row in rows))
     tried = {}
-    dev = {}
     for pooling in task.poolings:
-        vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items()}
-        answers = task.kind.answers(task, vectors)
-        if len(task.poolings) == 1:
-            return answers, []
-        tried[pooling] = answers
-        dev[pooling] = task.finite_score("dev", answers["dev"])
+        vectors = {}
+        for split, rows in task.splits.items():
+            if rows:
+                texts = list(chain.from_iterable(row.texts for row in rows))
+                vectors[split] = embedder(texts, pooling=pooling)
+        tried[pooling] = task.kind.answers(task, vectors)
+    if len(tried) == 1:
+        return tried[task.pooling], []
+    dev = {name: task.finite_score("dev", answers["dev"]) for name, answers in tried.items()}
     best = max(dev, key=dev.__getitem__)
     scores = ", ".join(f"{name} {score:.3f}" for name, score in dev.items())
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
