@@ -222,14 +222,8 @@ def test_bad_data_is_one_clear_line(tmp_path, name, content, says):
         ("banking77", {"label": "intnt"}, "unknown label column"),
         ("banking77", {"train_rows": 3}, "train_rows is too small"),
         ("ud-pos(trainrows=3)", {}, "argument of task 'ud-pos'.*train_rows"),
-        (
-            "similarity(my.csv)",
-            {},
-            r"arguments of task 'similarity\(my.csv\)'; allowed: name=value",
-        ),
         ("ud-pos(40)", {}, r"arguments of task 'ud-pos\(40\)'; .*train_rows=300"),
         ("ud-pos(kind=parts_of-speech)", {}, "unknown kind of task 'parts_of-speech'"),
-        ("ud-pos(name=5)", {}, "name of task 'ud-pos' is not valid; got 5; allowed: a text"),
         ("ud-pos(train_rows=many)", {}, "train_rows of task 'ud-pos' is not valid; got 'many'"),
     ],
 )
