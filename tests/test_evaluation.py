@@ -290,7 +290,7 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
 @torch.no_grad()
 def test_large_relations_are_cut_into_parts() -> None:
     answers = ["cat", "dog", "bird", "rome", "london", "cats", "dogs"]
-    items = [(word, word, f"the [MASK] {end}") for word in answers for end in ("ran", "sat")]
+    items = [(word, word, f"the {word} [MASK] {end}") for word in answers for end in ("ran", "sat")]
     facts = facts_of(*items)
     parts = list(questions_of(facts.facts, 3, TOKENIZER, 64, Counter()))
     assert [len(part[0].candidates) for part in parts] == [3, 2, 2]
