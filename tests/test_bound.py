@@ -20,11 +20,11 @@ from maskwise.evaluation.evaluate import bound_records
 from maskwise.evaluation.scoring import Bound
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.recipe import validate
-from maskwise.study.single import run_pretrain
+from maskwise.recipe import read_recipe
+from maskwise.study import run_study
 from maskwise.text import Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
-from tiny import maskwise, read_lines, write_inputs, write_lines
+from tiny import maskwise, read_lines, write_inputs
 from training_tools import FIRST, model, tokenizer
 
 STATES = 4
@@ -102,66 +102,17 @@ def test_the_bound_of_the_source_itself_is_its_entropy() -> None:
 FIRST_NATS = -(START * np.log(START)).sum()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model that was trained by masked diffusion on 600 texts of the source."""
-    folder = tmp_path_factory.mktemp("markov")
-    source = folder / "texts.jsonl"
-    texts = sample(600, 24, seed=2)
-    write_lines(source, [{"id": str(i), "text": text} for i, text in enumerate(texts)])
-    tokenizer().save_pretrained(folder / "tokenizer")
-    settings = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-    }
-    recipe = validate(
-        {
-            "corpus": {"source": str(source), "length": 28, "layout": "document", "held_out": 0.1},
-            "tokenizer": {"name": str(folder / "tokenizer")},
-            "model": {"architecture": "bert", "settings": settings},
-            "objective": "diffusion",
-            "evaluation": {"rows": 60, "ratios": [0.15]},
-            "training": {
-                "steps": 250,
-                "batch_size": 16,
-                "learning_rate": 5e-3,
-                "eval_every": 50,
-                "precision": "no",
-            },
-        },
-        origin="test",
-    )
-    run_pretrain(recipe, folder / "run", quiet=True)
-    (folder / "held_out.txt").write_text("\n\n".join(sample(80, 20, seed=3)))
-    return folder
-
-
-def test_a_trained_model_learns_and_stays_above_the_entropy(trained: Path) -> None:
-    lines = read_lines(trained / "run" / "metrics.jsonl")
-    curve = [line for line in lines if line["kind"] == "eval" and line["masks"] == "diffusion"]
-    losses = [line["loss"] for line in curve]
-    assert (
-        len(curve) == 5 and losses[-1] < losses[0] - 0.02 and losses[-1] < curve[0]["unigram"] - 0.1
-    )
-    # Texts of 24 tokens: the first costs more than the others.
-    entropy = (FIRST_NATS + 23 * ENTROPY) / 24
-    assert all(loss > entropy - 3 * line["error"] for loss, line in zip(losses, curve))
-    assert curve[-1]["unigram"] == pytest.approx(FIRST_NATS, abs=0.1)
-    card = (trained / "run" / "checkpoint" / "README.md").read_text()
-    assert "diffusion" in card and "uniform(0" in card
-
-
-def test_evaluate_tells_the_bound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = trained / "held_out.txt"
-    command = ["evaluate", trained / "run/checkpoint", "--with", "bound:12", "--text", file]
+def test_evaluate_tells_the_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "held_out.txt"
+    file.write_text("\n\n".join(sample(80, 20, seed=3)))
+    model("bert").save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    command = ["evaluate", tmp_path / "model", "--with", "bound:12", "--text", file]
     assert maskwise(*command, "--json") == 0
     records = {line.get("metric"): line for line in json.loads(capsys.readouterr().out)}
     nats, bits = records["nats per token"], records["bits per token"]
     texts = file.read_text().split("\n\n")
-    exact = nats_of(texts) / nats["items"]
-    assert exact - 3 * nats["error"] < nats["value"] < FIRST_NATS
+    assert nats["value"] > nats_of(texts) / nats["items"] - 3 * nats["error"]
     assert bits["value"] == pytest.approx(nats["value"] / math.log(2))
     size = sum(len(text.encode()) for text in texts)
     assert records["bits per byte"]["value"] * size == pytest.approx(bits["value"] * bits["items"])
@@ -170,9 +121,8 @@ def test_evaluate_tells_the_bound(trained: Path, capsys: pytest.CaptureFixture[s
 
 def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
     rows = rows_of(["w1 w2 nobody w3", "w0 w0 w1"])
-    text = Bound(rows, tokenizer(), torch.arange(2), draws=2)(
-        MaskedLanguageModelling(model("bert").eval())
-    )
+    objective = MaskedLanguageModelling(model("bert").eval())
+    text = Bound(rows, tokenizer(), torch.arange(2), draws=2)(objective)
     assert text.unknown == 1 and text.tokens == 6
     records = bound_records(text, 30)
     assert [r["metric"] for r in records] == ["nats per token", "bits per token"]
@@ -182,28 +132,19 @@ def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
 
 
 def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
-    from maskwise.recipe import read_recipe
-    from maskwise.study import run_study
-
-    path = write_inputs(tmp_path)
-    overrides = [
-        "tasks=[]",
-        "training.steps=10",
-        "training.eval_every=0",
-        "objective=diffusion",
-        "evaluation.ratios=[0.15]",
-        "study.arms={uniform: {}, bell: {masking.ratio: bell}, words: {masking.policy: "
-        "whole-word}}",
-        "masking.budget=bernoulli",
-    ]
-    recipe = read_recipe(str(path), overrides)
+    arms = "{uniform: {}, bell: {masking.ratio: bell}, words: {masking.policy: whole-word}}"
+    overrides = ["tasks=[]", "training.steps=10", "training.eval_every=5", "objective=diffusion"]
+    overrides += ["evaluation.ratios=[0.15]", f"study.arms={arms}", "masking.budget=bernoulli"]
+    recipe = read_recipe(str(write_inputs(tmp_path)), overrides)
     masks = recipe.arm("words", seed=0).links()[0].evaluation.masks
     assert masks == ("token", "whole-word", "diffusion")
     assert recipe.arm("bell", seed=0).masking.ratio == "bell"
     result = run_study(recipe, tmp_path / "study", jobs=1, quiet=True)
+    files = (tmp_path / "study").rglob("metrics.jsonl")
+    curves = [line["masks"] for file in files for line in read_lines(file) if "masks" in line]
+    assert "diffusion" in curves
     primary = [row for row in result["contrasts"] if row["primary"]]
     assert {row["outcome"] for row in primary} == {"heldout:diffusion"} and not result["failures"]
     reasons = {flag["code"] for row in primary for flag in row["flags"]}
-    assert "different-units" not in reasons, (
-        "the bound is over random orders, whatever an arm masks"
-    )
+    # The bound is over random orders, whatever an arm masks.
+    assert "different-units" not in reasons

@@ -10,6 +10,7 @@ import random
 import runpy
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
-    HeldOut,
     evaluate,
-    fixed_maskers,
     load_sets,
     overlap_record,
 )
@@ -37,7 +36,6 @@ from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.masking import AnnotatedBatch, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
-from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import validate
 from maskwise.text import Document, encode, read_pieces, split, tokenise, train_tokenizer
 from tiny import maskwise
@@ -54,13 +52,10 @@ LAMA = Path(__file__).parents[2] / "shared" / "data" / "kilt_like" / "lama"
 def wordpiece() -> PreTrainedTokenizerFast:
     made = Tokenizer(models.WordPiece(ID, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    frame = [(name, ID[name]) for name in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=frame
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    names = dict(
-        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), VOCABULARY)
-    )
+    names = {f"{name[1:-1].lower()}_token": name for name in SPECIAL}
     return PreTrainedTokenizerFast(tokenizer_object=made, **names)
 
 
@@ -72,19 +67,14 @@ class Known(nn.Module):
     behind.
     """
 
-    def __init__(self, *, seed: int | None = 0, positions: int = 64):
+    def __init__(self) -> None:
         super().__init__()
-        drawn = torch.Generator().manual_seed(seed or 0)
+        drawn = torch.Generator().manual_seed(0)
         size = len(VOCABULARY)
         self.before = nn.Parameter(torch.randn(size, size, generator=drawn))
         self.behind = nn.Parameter(torch.randn(size, size, generator=drawn))
-        self.config = SimpleNamespace(
-            model_type="known",
-            vocab_size=size,
-            max_position_embeddings=positions,
-            pad_token_id=0,
-            is_encoder_decoder=False,
-        )
+        sizes = {"vocab_size": size, "max_position_embeddings": 64, "pad_token_id": 0}
+        self.config = SimpleNamespace(model_type="known", is_encoder_decoder=False, **sizes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         ids = torch.where(attention_mask.bool(), input_ids, 0)
@@ -108,12 +98,8 @@ def rows(*texts: str) -> AnnotatedBatch:
 def log_p(model: nn.Module, ids: list[int], place: int) -> Tensor:
     """The direct computation: one row, one place."""
     row = torch.tensor([ids])
-    with torch.no_grad():
-        return (
-            model(input_ids=row, attention_mask=torch.ones_like(row))
-            .logits[0, place]
-            .log_softmax(-1)
-        )
+    logits: Tensor = model(input_ids=row, attention_mask=torch.ones_like(row)).logits
+    return logits[0, place].log_softmax(-1)
 
 
 TEXTS = ("the cats sat in london .", "paris", "a dog xyz ran .", "the birds ran in rome")
@@ -141,12 +127,11 @@ def test_every_token_is_scored_as_if_alone(within_word: bool) -> None:
         assert not found[number, len(ids) :].any()
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 @torch.no_grad()
 def test_batches_do_not_matter(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_model(architecture).eval(), rows(*TEXTS)
     together = log_probabilities(model, batch, mask=MASK, within_word=True)
-    assert torch.equal(together, log_probabilities(model, batch, mask=MASK, within_word=True))
     monkeypatch.setattr("maskwise.evaluation.scoring.TOKENS", 1)
     alone = log_probabilities(model, batch, mask=MASK, within_word=True)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -191,8 +176,12 @@ def test_ranks(scores: list[float], gold: int, right: list[int], rank: float) ->
 
 
 def facts_of(*items: tuple[str, str, str], relation: str = "r") -> Cloze:
-    """(subject, answer, text) each."""
-    return Cloze("some", tuple(Fact(relation, *item) for item in items), len(items), {})
+    """(subject, answer, text) each; answers to the same text are correct for each other."""
+    facts = []
+    for subject, answer, text in items:
+        others = {other for _, other, same in items if same == text} - {answer}
+        facts.append(Fact(relation, subject, answer, text, tuple(others)))
+    return Cloze("some", tuple(facts), len(items), {})
 
 
 SENTENCES = facts_of(
@@ -211,7 +200,7 @@ def test_candidates_are_scored_by_the_chain_rule(
     monkeypatch.setattr("maskwise.evaluation.cloze.TOKENS", tokens)
     model = Known()
     (questions,) = questions_of(SENTENCES.facts, 20, TOKENIZER, 64, Counter())
-    found = candidate_scores(model, questions, mask=MASK)
+    found, _ = candidate_scores(model, questions, Vocabulary.of(TOKENIZER))
     pieces = {"rome": ["rome"], "london": ["lon", "##don"], "paris": ["par", "##is"]}
     candidates = questions[0].candidates
     assert candidates[0] == (ID["rome"],)  # the most frequent one
@@ -243,12 +232,8 @@ def test_a_sentence_with_its_answer_is_tokenised_as_in_running_text(kind: Any) -
         assert made == tokenizer(text)["input_ids"]
 
 
-def scored(model: nn.Module, tokenizer: Any, test_set: Cloze | Pairs) -> list[Any]:
-    return test_set.score(model, tokenizer)
-
-
-def by_metric(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {record["metric"]: record for record in records}
+def by_metric(model: Any, test_set: Cloze | Pairs) -> dict[str, Any]:
+    return {record["metric"]: record for record in test_set.score(model, TOKENIZER)}
 
 
 @torch.no_grad()
@@ -261,41 +246,35 @@ def test_cloze_by_hand() -> None:
         ("4", "bird", "[MASK]"),
         ("4", "cat", "[MASK]"),
     )
-    found = by_metric(scored(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
+    found = by_metric(Frequencies(dog=3, cat=2, bird=1), facts)
     # Ranks: cat 2, cat 2, dog 1, bird 2 (cat is right there too), cat 2. Chance (cat, dog, bird):
     #     1, 1, 2, 2, 1.
-    assert found["hits@1"]["value"] == pytest.approx(1 / 5) and found["hits@1"][
-        "chance"
-    ] == pytest.approx(3 / 5)
-    assert found["mrr"]["value"] == pytest.approx((1 + 4 / 2) / 5)
-    assert found["mrr"]["chance"] == pytest.approx((3 + 2 / 2) / 5)
-    assert found["hits@10"]["value"] == found["hits@10"]["chance"] == 1
+    for metric, value, chance in (
+        ("hits@1", 1 / 5, 3 / 5),
+        ("mrr", (1 + 4 / 2) / 5, (3 + 2 / 2) / 5),
+        ("hits@10", 1, 1),
+    ):
+        assert found[metric]["value"] == pytest.approx(value)
+        assert found[metric]["chance"] == pytest.approx(chance)
     # Among the whole vocabulary the same, for no other token has a logit; [MASK] and its like are
     # no answers.
-    assert (
-        found["open-mrr"]["value"] == found["mrr"]["value"] and found["open-hits@1"]["items"] == 5
-    )
-    nothing = by_metric(scored(Frequencies(), TOKENIZER, facts))
+    assert found["open-mrr"]["value"] == found["mrr"]["value"]
+    assert found["open-hits@1"]["items"] == 5
+    nothing = by_metric(Frequencies(), facts)
     others = len(VOCABULARY) - 6  # neither the five special ones nor the answer
-    assert nothing["open-mrr"]["value"] == pytest.approx(
-        (3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5
-    )
+    mean = (3 / (1 + others / 2) + 2 / (1 + (others - 1) / 2)) / 5
+    assert nothing["open-mrr"]["value"] == pytest.approx(mean)
 
 
 @torch.no_grad()
 def test_facts_that_cannot_be_scored_are_counted() -> None:
-    facts = Cloze(
-        "odd",
-        (
-            *SENTENCES.facts,
-            Fact("r", "s", "éé", "the [MASK] ."),
-            Fact("r", "s", "rome", "a cat " * 31 + "[MASK]"),
-            Fact("alone", "s", "rome", "in [MASK]"),
-        ),
-        9,
-        {"not exactly one [MASK]": 2},
+    odd = (
+        Fact("r", "s", "éé", "the [MASK] ."),
+        Fact("r", "s", "rome", "a cat " * 31 + "[MASK]"),
+        Fact("alone", "s", "rome", "in [MASK]"),
     )
-    first = scored(Known(), TOKENIZER, facts)[0]
+    facts = Cloze("odd", (*SENTENCES.facts, *odd), 9, {"not exactly one [MASK]": 2})
+    first = by_metric(Known(), facts)["mrr"]
     assert first["items"] == 4 and first["of"] == 9
     assert first["skipped"] == {
         "not exactly one [MASK]": 2,
@@ -303,46 +282,35 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
         "unknown characters": 1,
         "longer than the model": 1,
     }
-    with pytest.raises(
-        MaskwiseError, match=r"no item of facts 'some' can be scored; got 1 × unknown characters"
-    ):
-        scored(Known(), TOKENIZER, facts_of(("s", "éé", "the [MASK]")))
+    said = "no item of facts 'some' can be scored; got 1 × unknown characters"
+    with pytest.raises(MaskwiseError, match=said):
+        by_metric(Known(), facts_of(("s", "éé", "the [MASK]")))
 
 
 @torch.no_grad()
 def test_large_relations_are_cut_into_parts() -> None:
     answers = ["cat", "dog", "bird", "rome", "london", "cats", "dogs"]
-    facts = facts_of(
-        *((answer, answer, f"the [MASK] {end}") for answer in answers for end in ("ran", "sat"))
-    )
+    items = [(word, word, f"the {word} [MASK] {end}") for word in answers for end in ("ran", "sat")]
+    facts = facts_of(*items)
     parts = list(questions_of(facts.facts, 3, TOKENIZER, 64, Counter()))
     assert [len(part[0].candidates) for part in parts] == [3, 2, 2]
     assert sum(map(len, parts)) == 14
-    few = Cloze(facts.name, facts.facts, facts.total, {}, candidates=3)
-    assert scored(Known(), TOKENIZER, few)[0]["items"] == 14
-    hits = [by_metric(scored(Known(), TOKENIZER, some))["hits@1"]["value"] for some in (few, facts)]
-    assert hits[0] >= hits[1]  # fewer others to be better than
+    whole = by_metric(Known(), facts)
+    in_parts = by_metric(Known(), replace(facts, candidates=3))
+    assert in_parts["mrr"]["items"] == 14
+    # With fewer other answers, a hit is more likely; open ranks do not depend on the parts.
+    assert in_parts["hits@1"]["value"] >= whole["hits@1"]["value"]
+    assert in_parts["mrr"]["chance"] > whole["mrr"]["chance"]
+    assert in_parts["open-mrr"]["chance"] == whole["open-mrr"]["chance"]
 
 
 def test_sentences_of_facts(tmp_path: Path) -> None:
+    ada = {"predicate_id": "P19", "sub_label": "Ada", "obj_label": "London"}
+    bob = {"predicate_id": "P99", "sub_label": "Bob", "obj_label": "Rome"}
     lines = [
-        {
-            "predicate_id": "P19",
-            "sub_label": "Ada",
-            "obj_label": "London",
-            "evidences": [{"masked_sentence": "x"}],
-        },
-        {
-            "predicate_id": "P99",
-            "sub_label": "Bob",
-            "obj_label": "Rome",
-            "evidences": [{"masked_sentence": "B [MASK]"}],
-        },
-        {
-            "obj_label": "gold",
-            "masked_sentences": ["The [MASK] colour", "was used."],
-            "sub_label": "Squad",
-        },
+        {**ada, "evidences": [{"masked_sentence": "x"}]},
+        {**bob, "evidences": [{"masked_sentence": "B [MASK]"}]},
+        {"obj_label": "gold", "masked_sentences": ["The [MASK] colour", "was used."]},
         {"obj_label": "gold", "masked_sentences": ["No mask."]},
     ]
     write(tmp_path / "facts.jsonl", lines)
@@ -377,15 +345,13 @@ def test_pairs_by_hand() -> None:
         ("a cat", "a bird " * 40),
         groups=("x", "x", "y", "y", "y"),
     )
-    (found,) = scored(Frequencies(cat=2, dog=1), TOKENIZER, pairs)
+    (found,) = by_metric(Frequencies(cat=2, dog=1), pairs).values()
     assert found["value"] == pytest.approx(1.5 / 3) and found["items"] == 3 and found["of"] == 5
     assert found["ties"] == 1 and found["chance"] == 0.5 and found["higher_is_better"]
     assert found["skipped"] == {"unknown characters": 1, "longer than the model": 1}
     assert found["groups"] == {"x": {"value": 0.5, "items": 2}, "y": {"value": 0.5, "items": 1}}
-    with pytest.raises(
-        MaskwiseError, match="no item of pairs 'some' can be scored; got 1 × unknown"
-    ):
-        scored(Known(), TOKENIZER, pairs_of(("xyz", "cat")))
+    with pytest.raises(MaskwiseError, match="no item of pairs 'some' can be scored; got 1 × unkn"):
+        by_metric(Known(), pairs_of(("xyz", "cat")))
 
 
 def test_the_bundled_pairs_are_what_the_script_writes() -> None:
@@ -395,62 +361,50 @@ def test_the_bundled_pairs_are_what_the_script_writes() -> None:
     pairs = load_set("bundled:pairs", Pairs.read)
     assert list(zip(pairs.groups, pairs.good, pairs.bad)) == made
     assert len({pair[1:] for pair in made}) == pairs.total == 204
-    right, wrong = Counter[str](), Counter[str]()
-    for _, good, bad in made:
-        first, second = good.lower().rstrip(".").split(), bad.lower().rstrip(".").split()
-        changed = sum(a != b for a, b in zip(first, second))
-        assert sorted(first) == sorted(second) or (changed == 1 and len(first) == len(second))
-        right.update(good.lower().split())
-        wrong.update(bad.lower().split())
+    right = Counter(" ".join(pairs.good).lower().split())
     # In all, each word stands on the right side as often as on the wrong one.
-    assert right == wrong
+    assert right == Counter(" ".join(pairs.bad).lower().split())
 
 
 # Files
 
 
 def write(path: Path, lines: list[Any]) -> Path:
-    path.write_text(
-        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    )
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts))
     return path
 
 
+NO_BAD = "row 1 of .* has no text under sentence_bad; got"
+NO_SENTENCE = "row 1 of .* has no sentence; got obj_label"
+
+
 @pytest.mark.parametrize(
-    ("read", "name", "lines", "message"),
+    ("read", "line", "message"),
     [
-        (Pairs.read, "a.jsonl", [], "evaluation file .*a.jsonl is empty"),
-        (
-            Pairs.read,
-            "a.jsonl",
-            [{"sentence_good": "a"}],
-            "row 1 of .* has no text under sentence_bad; got sentence_good",
-        ),
-        (
-            Pairs.read,
-            "a.jsonl",
-            [{"sentence_good": "a", "sentence_bad": 3}],
-            "row 1 of .* has no text under sentence_bad; got 3",
-        ),
-        (Pairs.read, "a.jsonl", ["{"], "line 1 of .* is not a JSON object"),
-        (Pairs.read, "a.tsv", ["sentence_good\tother", "a\tb"], "row 1 of .* sentence_bad"),
-        (Pairs.read, "a.txt", ["a"], "unknown extension of task file"),
-        (Cloze.read, "a.jsonl", [{"masked_sentences": ["[MASK]"]}], "has no answer; got masked_"),
-        (Cloze.read, "a.jsonl", [{"obj_label": " "}], "row 1 of .* has no answer; got ' '"),
-        (Cloze.read, "a.jsonl", [{"obj_label": "a"}], "row 1 of .* has no sentence; got obj_label"),
+        (Pairs.read, None, "evaluation file .*a.jsonl is empty"),
+        (Pairs.read, {"sentence_good": "a"}, f"{NO_BAD} sentence_good"),
+        (Pairs.read, {"sentence_good": "a", "sentence_bad": 3}, f"{NO_BAD} 3"),
+        (Pairs.read, "{", "line 1 of .* is not a JSON object"),
+        (Cloze.read, {"masked_sentences": ["[MASK]"]}, "has no answer; got masked_"),
+        (Cloze.read, {"obj_label": " "}, "row 1 of .* has no answer; got ' '"),
+        (Cloze.read, {"obj_label": "a"}, NO_SENTENCE),
+        # A null asks nothing.
+        (Cloze.read, {"obj_label": "a", "sub_label": None, "predicate_id": "P1"}, NO_SENTENCE),
+        (Cloze.read, {"obj_label": "a", "masked_sentences": None}, NO_SENTENCE),
+        (Cloze.read, {"obj_label": "a", "masked_sentences": [None]}, NO_SENTENCE),
+        (Cloze.read, {"obj_label": "a", "evidences": [{"masked_sentence": None}]}, NO_SENTENCE),
         (
             Cloze.read,
-            "a.jsonl",
-            [{"obj_label": "a", "masked_sentences": ["x"]}],
+            {"obj_label": "a", "masked_sentences": ["x"]},
             "no item of facts 'a' can be scored; got 1 × not exactly",
         ),
     ],
 )
-def test_odd_files_are_one_line(
-    tmp_path: Path, read: Any, name: str, lines: list[Any], message: str
-) -> None:
+def test_odd_files_are_one_line(tmp_path: Path, read: Any, line: Any, message: str) -> None:
+    write(tmp_path / "relations.jsonl", [{"relation": "P1", "template": "[X] is in [Y] ."}])
     with pytest.raises(MaskwiseError, match=message) as error:
-        read(write(tmp_path / name, lines))
+        read(write(tmp_path / "a.jsonl", [line] if line else []))
     assert "\n" not in str(error.value)
 
 
@@ -464,25 +418,11 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (
-            "bundled:pear",
-            "unknown evaluation set|unknown bundled evaluation set 'pear'; allowed: pairs",
-        ),
+        ("bundled:pear", "unknown bundled evaluation set 'pear'; allowed: pairs"),
         ("nothing.jsonl", "no evaluation file 'nothing.jsonl'"),
-        (
-            "bundled:pairs(item=3)",
-            r"unknown argument of evaluation set 'bundled:pairs' 'item'; allowed: items; did "
-            r"you mean 'items'",
-        ),
+        ("bundled:pairs(item=3)", "unknown argument of evaluation set 'bundled:pairs' 'item'"),
         ("bundled:pairs(items=0)", "too few items in an evaluation set; got 0"),
-        (
-            "bundled:pairs(items=many)",
-            "items of evaluation set 'bundled:pairs' is not valid; got 'many'; allowed: a whole",
-        ),
-        (
-            "bundled:pairs(items=2.5)",
-            "items of evaluation set 'bundled:pairs' is not valid; got 2.5; allowed: a whole",
-        ),
+        ("bundled:pairs(items=2.5)", "items of .* is not valid; got 2.5; allowed: a whole"),
     ],
 )
 def test_odd_specs(spec: str, message: str) -> None:
@@ -496,12 +436,8 @@ def test_odd_specs(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (
-            {"ratios": [0.15, 0.15]},
-            "evaluation.ratios are invalid; got .0.15, 0.15.; allowed: different",
-        ),
+        ({"ratios": [0.15, 0.15]}, "evaluation.ratios are invalid; got .0.15, 0.15."),
         ({"ratios": [1.5]}, "different numbers in 0 < r < 1"),
-        ({"ratios": []}, "different numbers"),
         ({"ratio": 0.1, "ratios": [0.2]}, "both ratio and ratios"),
         ({"masks": ["wordy"]}, "unknown policy 'wordy'"),
         ({"row": 3}, "unknown setting in here: .*row"),
@@ -512,18 +448,10 @@ def test_bad_settings(raw: dict[str, Any], message: str) -> None:
         validate({"evaluation": raw}, origin="here")
 
 
-def test_settings() -> None:
-    assert EvaluationSettings.model_validate({"ratio": [0.15, 0.4]}).ratios == (0.15, 0.40)
-    assert EvaluationSettings.model_validate({"pairs": "bundled:pairs"}).pairs == ("bundled:pairs",)
-    assert validate({"evaluation": {"ratio": 0.3}}, origin="here").evaluation.ratios == (0.3,)
-
-
 def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", [{"sentence_good": "a", "sentence_bad": "b"}])
     settings = EvaluationSettings(pairs=("bundled:pairs", str(tmp_path / "pairs.jsonl")))
-    with pytest.raises(
-        MaskwiseError, match="two evaluation sets are called 'pairs'; rename a file"
-    ):
+    with pytest.raises(MaskwiseError, match="two evaluation sets are called 'pairs'; rename"):
         load_sets(settings)
 
 
@@ -542,14 +470,10 @@ def data() -> Any:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = new_config("bert", TOKENIZER, 32, **sizes, intermediate_size=16)
     folder = tmp_path_factory.mktemp("checkpoint")
-    new_model(new_config("bert", TOKENIZER, 32, **sizes), seed=0).save_pretrained(folder)
+    new_model(config, seed=0).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return folder
 
@@ -582,11 +506,6 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path, order: Path) -> N
     # The same again, and with the model in hand, which stays as it was.
     model = load_model(checkpoint).train()
     assert evaluate(model, data, settings) == found and model.training
-    maskers = fixed_maskers(TOKENIZER, masks=["token"], ratio=0.4)
-    held_out = HeldOut(data.held_out, maskers, None, rows=8)
-    with torch.no_grad():
-        (direct,) = held_out(MaskedLanguageModelling(model.eval()))
-    assert direct["loss"] == heldout[2]["loss"] and direct["unigram"] is None
 
 
 def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
@@ -595,9 +514,8 @@ def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
     """The device is asked for once, for a folder: "meta" stands for one on which this cannot go
     on.
     """
-    monkeypatch.setattr(
-        sys.modules["maskwise.evaluation.evaluate"], "best_device", lambda: torch.device("meta")
-    )
+    module = sys.modules["maskwise.evaluation.evaluate"]
+    monkeypatch.setattr(module, "best_device", lambda: torch.device("meta"))
     settings = EvaluationSettings(rows=4, ratios=(0.15,), masks=("token",))
     assert evaluate(load_model(checkpoint), data, settings)[0]["loss"] > 0
     with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
@@ -614,9 +532,8 @@ def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -
     model = load_model(checkpoint)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
-    with pytest.raises(
-        MaskwiseError, match=r"a measure of token \(held-out loss\) is not a number; got nan"
-    ):
+    said = "a measure is not a finite number; got .*'masks': 'token'"
+    with pytest.raises(MaskwiseError, match=said):
         evaluate(model, data, EvaluationSettings(rows=4))
     small = Known()
     small.config.vocab_size = 3
@@ -641,10 +558,10 @@ def test_the_command(
     [
         (["--with", "perplexity"], "unknown measure 'perplexity'"),
         (["--with", "pseudo-perplexity"], "need a text; give --text FILE"),
-        (["--with", "pairs"], "pairs needs a file"),
-        (["--with", "heldout:5"], "heldout takes no value; got '5'"),
-        (["--with", "pseudo-perplexity:0"], "takes a number; got 0; allowed: ≥ 1"),
-        (["--with", "bound:none"], "takes a number; got none; allowed: ≥ 1"),
+        (["--with", "pairs"], "the measure pairs; got pairs; allowed: pairs:FILE or"),
+        (["--with", "heldout:5"], "got heldout:5; allowed: heldout"),
+        (["--with", "pseudo-perplexity:0"], "got pseudo-perplexity:0; allowed: pseudo"),
+        (["--with", "bound:none"], "got bound:none; allowed: bound or bound:DRAWS"),
         (["--with", "bound"], "need a text; give --text FILE"),
         ([], "nothing to measure"),
         (["--with", "pairs:none.jsonl"], "no evaluation file 'none.jsonl'"),
@@ -693,6 +610,8 @@ def test_overlap_by_hand() -> None:
     expected = {"kind": "overlap", "task": "t", "corpus": "c", "items": 8, "overlapping": 4}
     assert {**expected, "short": 1, "documents": 2, "n": 13}.items() <= found.items()
     assert overlap_record([document], pairs_of((document, "x")), corpus="c")["overlapping"] == 1
+    with pytest.raises(MaskwiseError, match="there are no test items"):
+        overlap_record(["a"], SimpleNamespace(name="t", texts=list), corpus="c")
 
 
 def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -716,11 +635,6 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
             assert places(documents, [(item,) for item in items]) == expected
 
 
-def test_nothing_to_look_for_is_refused() -> None:
-    with pytest.raises(MaskwiseError):
-        overlap_record(["a"], SimpleNamespace(name="t", texts=list), corpus="c")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not LAMA.is_dir(), reason="needs ../shared/data")
 def test_lama_files_are_read_whole() -> None:
@@ -736,50 +650,18 @@ def test_right_answers_beyond_the_candidates_do_not_count_against_a_model() -> N
     """Such as that of a fact beyond ``items``, or of another part."""
     facts = facts_of(("1", "cat", "[MASK] ran"), ("2", "bird", "the [MASK]"))
     facts = Cloze("some", (facts.facts[0]._replace(others=("dog",)), facts.facts[1]), 3, {})
-    found = by_metric(scored(Frequencies(dog=3, cat=2, bird=1), TOKENIZER, facts))
+    found = by_metric(Frequencies(dog=3, cat=2, bird=1), facts)
     assert found["open-mrr"]["value"] == pytest.approx((1 + 1 / 3) / 2)
-
-
-@torch.no_grad()
-def test_chance_of_open_ranks_is_that_of_the_whole_relation() -> None:
-    answers = ["cat", "dog", "bird", "rome"]
-    facts = facts_of(*((answer, answer, f"the [MASK] {answer}") for answer in answers))
-    few = Cloze(facts.name, facts.facts, facts.total, {}, candidates=3)
-    found = [by_metric(scored(Known(), TOKENIZER, some)) for some in (facts, few)]
-    assert found[0]["open-mrr"]["chance"] == found[1]["open-mrr"]["chance"]
-    assert found[0]["mrr"]["chance"] < found[1]["mrr"]["chance"]
 
 
 def test_answers_with_and_without_a_space_are_one_candidate() -> None:
     """A token for the space alone belongs to the answer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = ["<unk>", "<mask>", "▁", "x", "ab", "cd", "▁cd", "▁x"]
     model = models.Unigram([(word, -float(n + 1)) for n, word in enumerate(words)], 0)
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", mask_token="<mask>"
-    )
+    special = {"unk_token": "<unk>", "mask_token": "<mask>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     facts = facts_of(("1", "ab", "[MASK] x"), ("2", "ab", "x [MASK]"), ("3", "cd", "x [MASK]"))
     ((start, end, _),) = questions_of(facts.facts, 20, tokenizer, 64, Counter())
     assert start.candidates == ((4,), (5,)) and end.candidates == ((2, 4), (6,))
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"sub_label": None, "predicate_id": "P1"},
-        {"masked_sentences": None},
-        {"evidences": [{"masked_sentence": None}]},
-        {"masked_sentences": [None]},
-    ],
-)
-def test_a_null_asks_nothing(record: dict[str, Any], tmp_path: Path) -> None:
-    file = tmp_path / "facts.jsonl"
-    file.write_text(json.dumps({"obj_label": "rome", **record}) + "\n")
-    template = {"relation": "P1", "template": "[X] was born in [Y] ."}
-    (tmp_path / "relations.jsonl").write_text(json.dumps(template) + "\n")
-    with pytest.raises(MaskwiseError, match="has no sentence"):
-        Cloze.read(file)

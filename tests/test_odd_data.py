@@ -22,7 +22,7 @@ from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.text import read_documents, readers, train_tokenizer
 from maskwise.text.labelled import read_conllu
 from maskwise.text.opening import text_per
-from tiny import write_lines
+from tiny import load_rows, write_lines
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85"])
@@ -36,11 +36,8 @@ def test_only_line_feeds_end_a_line(mark: str, tmp_path: Path) -> None:
 
 def test_bad_bytes_of_a_table_are_rows_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "corpus.csv"
-    path.write_bytes(
-        b"text\n"
-        + b"".join(b"good row %d\n" % n for n in range(9))
-        + "café du matin\n".encode("latin-1")
-    )
+    rows = ["text", *(f"good row {n}" for n in range(9)), "café du matin"]
+    path.write_bytes("\n".join(rows).encode("latin-1"))
     found = list(read_documents(str(path)))
     assert len(found) == 9 and all("\ufffd" not in document.text for document in found)
 
@@ -52,17 +49,12 @@ def test_a_long_sequence_is_several_documents(
     path = tmp_path / "chromosome.fasta"
     path.write_text(">one\n" + "".join("ACGTNKM"[n] * 40 + "\n" for n in range(7)) + ">two\nACGT\n")
     found = [(document.id, len(document.text)) for document in read_documents(str(path))]
-    assert [size for _, size in found] == [120, 120, 40, 4] and sum(
-        size for _, size in found
-    ) == 284
-    assert [name for name, _ in found] == ["one", "one.2", "one.3", "two"]
+    assert found == [("one", 120), ("one.2", 120), ("one.3", 40), ("two", 4)]
 
 
 def test_a_number_has_no_currency_and_no_thousands() -> None:
     assert [number_of(text) for text in ("1200", "-3.5", "12,50", " 7 ")] == [1200, -3.5, 12.5, 7]
-    assert [number_of(text) for text in ("$950", "5 %", "1,234,567", "12,500", "inf", "v1")] == [
-        None
-    ] * 6
+    assert not any(map(number_of, ("$950", "5 %", "1,234,567", "12,500", "inf", "v1")))
 
 
 @pytest.mark.parametrize("label", ["{},500", "${}", "{},200.50 €", "{}.5 %"])
@@ -83,41 +75,27 @@ def test_numbers_that_are_written_for_people_are_refused(
 @pytest.mark.parametrize("labels", ["1.2.{}", "{}-3", "v{}"])
 def test_versions_and_scores_of_games_are_classes(labels: str, tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
-    path.write_text(
-        "text,label\n" + "".join(f'"text {n}","{labels.format(n % 3)}"\n' for n in range(60))
-    )
+    rows = [f'"text {n}","{labels.format(n % 3)}"' for n in range(60)]
+    path.write_text("\n".join(["text,label", *rows]))
     assert load_task(path).kind.name == "sequence-classification"
 
 
 def test_pairs_with_fractions_are_similarity_in_a_table_too(tmp_path: Path) -> None:
-    rows = [
-        {"sentence1": f"a {n}", "sentence2": f"b {n % 7}", "label": n % 10 / 2} for n in range(60)
-    ]
-    write_lines(tmp_path / "pairs.jsonl", rows)
-    (tmp_path / "pairs.csv").write_text(
-        "sentence1,sentence2,label\n"
-        + "".join(f"{r['sentence1']},{r['sentence2']},{r['label']}\n" for r in rows)
-    )
-    tasks = [load_task(tmp_path / name) for name in ("pairs.jsonl", "pairs.csv")]
-    assert [(task.kind.name, task.metric) for task in tasks] == [("similarity", "spearman")] * 2
+    rows = [{"sentence1": f"a {n}", "sentence2": "b", "label": n % 10 / 2} for n in range(60)]
+    table = "".join(f"a {n},b,{n % 10 / 2}\n" for n in range(60))
+    (tmp_path / "pairs.csv").write_text("sentence1,sentence2,label\n" + table)
+    for task in (load_rows(tmp_path, rows), load_task(tmp_path / "pairs.csv")):
+        assert (task.kind.name, task.metric) == ("similarity", "spearman")
 
 
 def test_rates_that_are_tried_get_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[float, int]] = []
+    score = {"score": 0.5, "others": {}, "majority": 0.1, "lost_words": 0, "notes": []}
 
-    def counted(*_: Any, settings: Any, seed: int, **__: Any) -> dict[str, Any]:
-        steps.append((settings.learning_rate, settings.steps))
-        return {
-            "dev": settings.learning_rate,
-            "score": 0.5,
-            "others": {},
-            "majority": 0.1,
-            "lost_words": 0,
-            "test_items": 1,
-            "notes": [],
-            "items": None,
-            "counts": None,
-        }
+    def counted(_: Any, task: Any, *, settings: Any, seed: int, **__: Any) -> dict[str, Any]:
+        training = settings.training(task, seed=seed)
+        steps.append((training.learning_rate, training.steps))
+        return {**score, "dev": training.learning_rate, "counts": None}
 
     monkeypatch.setattr(judge, "finetune", counted)
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, seeds=1)
@@ -125,11 +103,6 @@ def test_rates_that_are_tried_get_the_same_steps(monkeypatch: pytest.MonkeyPatch
     nothing: Any = None
     judge.task_record("nowhere", task, tokenizer=nothing, settings=settings, seeds=[0])
     assert len(steps) == 4 and len({count for _, count in steps}) == 1 and steps[-1][0] == 3e-3
-
-
-def test_what_is_given_beside_a_spec_counts() -> None:
-    task = load_task("banking77(train_rows=100)", name="mine", metric="macro-f1")
-    assert (task.name, task.metric, len(task.splits["train"])) == ("mine", "macro-f1", 100)
 
 
 def test_weights_of_words_follow_the_files_that_they_compare_with(tmp_path: Path) -> None:
@@ -144,31 +117,21 @@ def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_li
     tmp_path: Path,
 ) -> None:
     names = ["a|b", "b", "NA", "a", "-1", "a|b|c"]
-    write_lines(
-        tmp_path / "several.jsonl",
-        [{"text": f"text {n}", "labels": names[n % 6]} for n in range(90)],
-    )
-    task = load_task(tmp_path / "several.jsonl", missing=("NA", -1))
+    rows: list[dict[str, Any]] = [{"text": f"text {n}", "labels": names[n % 6]} for n in range(90)]
+    task = load_rows(tmp_path, rows, missing=("NA", -1))
     assert task.kind.name == "multi-label" and sum(map(len, task.splits.values())) == 60
-    assert load_task(tmp_path / "several.jsonl", missing={"NA", -1}) == task
-    with pytest.raises(
-        MaskwiseError, match=r"missing must hold labels in task .*several.*; got \{'NA': -1\}"
-    ):
-        load_task(tmp_path / "several.jsonl", missing={"NA": -1})
-    said = r"unknown argument of multi-label task .*several.* 'mising'.*did you mean 'missing'"
+    said = r"unknown argument of multi-label task .* 'mising'.*did you mean 'missing'"
     with pytest.raises(MaskwiseError, match=said):
-        load_task(tmp_path / "several.jsonl", mising="NA")
-    write_lines(tmp_path / "none.jsonl", [{"text": f"text {n}", "labels": []} for n in range(20)])
+        load_rows(tmp_path, rows, mising="NA")
     with pytest.raises(MaskwiseError, match="needs at least two labels; got only empty cells"):
-        load_task(tmp_path / "none.jsonl")
+        load_rows(tmp_path, [{**row, "labels": []} for row in rows])
 
 
 def test_an_error_about_too_few_classes_counts_the_rows_without_a_label(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "a" if n % 3 else ""} for n in range(60)]
-    write_lines(tmp_path / "one.jsonl", rows)
-    with pytest.raises(MaskwiseError) as caught:
-        load_task(tmp_path / "one.jsonl")
-    assert caught.value.got == "only 'a', skipped 20 × all: no label"
+    said = r"\(skipped 20 × all: no label\) needs at least two classes; got only 'a'"
+    with pytest.raises(MaskwiseError, match=said):
+        load_rows(tmp_path, rows)
 
 
 def test_a_word_that_is_cut_off_costs_a_hit_and_no_class() -> None:
@@ -191,25 +154,15 @@ def test_the_error_of_items_takes_no_memory_for_a_long_text(
 
 
 def test_answers_that_were_not_sampled_are_right_all_the_same(tmp_path: Path) -> None:
-    pairs = [
-        ("belgium", "dutch"),
-        ("belgium", "french"),
-        ("france", "french"),
-        ("japan", "japanese"),
-    ]
+    said = ["belgium", "dutch", "belgium", "french", "france", "french", "japan", "japanese"]
     rows = [
         {"masked_sentences": [f"{who} speaks [MASK]"], "obj_label": what, "sub_label": who}
-        for who, what in pairs
+        for who, what in zip(said[::2], said[1::2])
     ]
-    write_lines(tmp_path / "languages.jsonl", rows)
-    few = Cloze.read(tmp_path / "languages.jsonl", items=2)
-    assert [(fact.subject, fact.others) for fact in few.facts] == [
-        ("belgium", ("french",)),
-        ("france", ()),
-    ]
-    tokenizer = train_tokenizer(
-        [row["masked_sentences"][0] + " dutch french japanese" for row in rows], vocab_size=200
-    )
+    few = Cloze.read(write_lines(tmp_path / "languages.jsonl", rows), items=2)
+    facts = [(fact.subject, fact.others) for fact in few.facts]
+    assert facts == [("belgium", ("french",)), ("france", ())]
+    tokenizer = train_tokenizer([" ".join(said) + " speaks [MASK]"] * 3, vocab_size=200)
     [questions] = questions_of(few.facts, 20, tokenizer, 64, Counter())
     assert [question.right for question in questions] == [{0, 1}, {questions[1].gold}]
 
@@ -217,54 +170,40 @@ def test_answers_that_were_not_sampled_are_right_all_the_same(tmp_path: Path) ->
 def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
     splits = ("train", "dev", "validation", "test")
     rows = [{"text": f"text {n}", "label": "ab"[n % 2], "split": splits[n % 4]} for n in range(80)]
-    write_lines(tmp_path / "rows.jsonl", rows)
     with pytest.raises(MaskwiseError, match="two names for the same split"):
-        load_task(tmp_path / "rows.jsonl")
+        load_rows(tmp_path, rows)
 
 
 def test_columns_of_one_name_stay_apart(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text(
-        "text,label,text\n" + "".join(f"a text {n},{'yn'[n % 2]},x\n" for n in range(40))
-    )
+    rows = "".join(f"a text {n},{'yn'[n % 2]},x\n" for n in range(40))
+    path.write_text("text,label,text\n" + rows)
     assert {row.text for row in load_task(path).splits["test"]} != {"x"}
 
 
 def test_rows_of_generation_may_lack_a_group_and_have_choices_of_any_type(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"input": f"say {n}", "output": f"{n}"} for n in range(40)]
     rows[0]["topic"] = "one"
-    write_lines(tmp_path / "written.jsonl", rows)
-    task = load_task(
-        tmp_path / "written.jsonl", kind="generation", text="input", label="output", pair="topic"
-    )
+    columns = {"text": "input", "label": "output", "pair": "topic"}
+    task = load_rows(tmp_path, rows, kind="generation", **columns)
     assert sum(map(len, task.splits.values())) == 40
-    choices = [
-        {"question": f"how many {n}", "choices": [1, 2, 3], "answer": "2"} for n in range(40)
-    ]
-    write_lines(tmp_path / "choices.jsonl", choices)
-    assert load_task(tmp_path / "choices.jsonl", kind="generation", text="question", label="answer")
+    rows = [{"question": f"how many {n}", "choices": [1, 2, 3], "answer": "2"} for n in range(40)]
+    assert load_rows(tmp_path, rows, kind="generation", text="question", label="answer")
 
 
 def test_where_may_name_a_column_that_the_first_row_lacks(tmp_path: Path) -> None:
-    rows = [
-        {"text": f"text {n}", "label": "ab"[n % 2], **({"year": 2014} if n else {})}
-        for n in range(40)
-    ]
-    write_lines(tmp_path / "rows.jsonl", rows)
-    assert (
-        sum(map(len, load_task(tmp_path / "rows.jsonl", where="year=2014").splits.values())) == 39
-    )
+    first, *rows = ({"text": f"text {n}", "label": "ab"[n % 2], "year": 2014} for n in range(40))
+    del first["year"]
+    task = load_rows(tmp_path, [first, *rows], where="year=2014")
+    assert sum(map(len, task.splits.values())) == 39
 
 
 def test_conllu_with_other_ids_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "odd.conllu"
     for number in ("one", "1-3", "3-2"):
         path.write_text(f"{number}\tcats\tcat\tNOUN\t_\t_\t0\troot\t_\t_\n\n")
-        with pytest.raises(
-            MaskwiseError, match="is not CoNLL-U: its words are not numbered"
-        ) as raised:
+        with pytest.raises(MaskwiseError, match="is not CoNLL-U: its words are not numbered"):
             list(read_conllu(path))
-        assert "\n" not in str(raised.value)
 
 
 def test_a_long_text_has_one_prompt(tmp_path: Path) -> None:
@@ -280,23 +219,20 @@ def test_a_folder_with_train_alone_is_cut_as_one_file_is(tmp_path: Path) -> None
     write_lines(tmp_path / "train.jsonl", rows)
     task = load_task(tmp_path)
     assert task.notes == ("train alone has labels, cut 70/15/15",)
-    assert {split: 20 <= len(part) <= 160 for split, part in task.splits.items()} == dict.fromkeys(
-        task.splits, True
-    )
-    assert sum(map(len, task.splits.values())) == 200
+    sizes = list(map(len, task.splits.values()))
+    assert min(sizes) >= 20 and sum(sizes) == 200
     # as benchmarks publish it
     write_lines(tmp_path / "test.jsonl", [{"text": row["text"]} for row in rows[:9]])
     assert load_task(tmp_path).splits == task.splits
 
 
 def test_labels_that_train_lacks_count_as_missed(tmp_path: Path) -> None:
-    rows = [{"text": f"text number {n}", "labels": ["a"] if n % 2 else ["b"]} for n in range(40)]
-    write_lines(tmp_path / "train.jsonl", rows)
-    write_lines(
-        tmp_path / "test.jsonl",
-        [{"text": f"other {n}", "labels": ["a", "rare"]} for n in range(10)],
-    )
-    task = load_task(tmp_path)
+    rows: list[dict[str, Any]] = [
+        {"text": f"text {n}", "labels": ["ab"[n % 2]], "split": "train"} for n in range(40)
+    ]
+    rare = {"labels": ["a", "rare"], "split": "test"}
+    rows += [{"text": f"other {n}", **rare} for n in range(10)]
+    task = load_rows(tmp_path, rows)
     assert task.labels == ("a", "b", "rare") and task.kind.name == "multi-label"
     # 10 hits, 10 missed
     assert task.score("test", np.tile([1, 0, 0], (10, 1))) == pytest.approx(2 / 3)
@@ -317,17 +253,14 @@ def test_a_sequence_with_a_damaged_line_is_left_out_whole(tmp_path: Path) -> Non
 
 
 def test_rows_that_are_cut_are_said_where_they_are_many(tmp_path: Path) -> None:
-    rows = [
-        {"text": "word " * (3 if n % 4 else 60) + str(n), "label": "ab"[n % 2]} for n in range(200)
-    ]
-    write_lines(tmp_path / "reviews.jsonl", rows)
+    texts = ["word " * (3 if n % 4 else 60) + str(n) for n in range(200)]
+    rows = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts)]
+    task = load_rows(tmp_path, rows)
     for length in (32, 128):
         settings = FinetuneSettings(steps=1, seeds=1, max_length=length, precision="no")
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            (record,) = evaluate_tasks(
-                "bundled:encoder", [str(tmp_path / "reviews.jsonl")], settings=settings
-            )
+            (record,) = evaluate_tasks("bundled:encoder", [task], settings=settings)
         cut = [note for note in record["notes"] if "rows cut at 32 tokens" in note]
         assert len(cut) == (3 if length == 32 else 0)
         assert any(note in str(line.message) for note in cut for line in said) == bool(cut)

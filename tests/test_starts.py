@@ -549,12 +549,7 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     settings = FinetuneSettings(**recipe.finetune.model_dump())
     task = load_task(spec)
     expected = finetune(
-        inputs["whole"],
-        task,
-        tokenizer=inputs["tools"],
-        settings=settings.training(task, seed=1000),
-        seed=1000,
-        max_length=settings.max_length,
+        inputs["whole"], task, tokenizer=inputs["tools"], settings=settings, seed=1000
     )
     assert (
         found and found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]

@@ -6,20 +6,19 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import sys
 from dataclasses import replace
 
 import datasets
 import numpy as np
-import pyarrow.parquet
+import pandas
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForTokenClassification, ModernBertConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
+from maskwise.models import new_config
 from maskwise.objectives import Classification
 from maskwise.tasks import (
     BUNDLED_TASKS,
@@ -34,10 +33,11 @@ from maskwise.tasks import (
 )
 from maskwise.tasks.classes import TaggedRow, TextRow
 from maskwise.tasks.judge import answer, load_network, task_record
-from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1, matthews
+from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
 from maskwise.text import train_tokenizer
 from maskwise.text.labelled import read_records
 from maskwise.training import TrainingSettings
+from tiny import SPLITS, load_rows, write_lines
 
 TEXT = (
     "the cat sat on the mat . unbelievable kittens never walked across running water again ! " * 20
@@ -51,10 +51,6 @@ TEXT = (
 def test_accuracy_counts_unseen_and_lost_as_wrong():
     assert accuracy([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
     assert accuracy([-1, 0, 0], [0, -2, 0]) == pytest.approx(1 / 3)
-
-
-def test_matthews_of_a_constant_is_0():
-    assert matthews([0, 1], [1, 1]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -73,11 +69,6 @@ def test_entities_by_hand(tags, spans):
     assert entities(tags.split()) == set(spans)
 
 
-def test_no_entity_goes_over_the_end_of_a_sentence():
-    assert entities(["B-A", "I-A", "I-A"], [0, 2]) == {(0, 2, "A"), (2, 3, "A")}
-    assert entity_f1(["O"], ["O"]) == 0.0
-
-
 # Data
 # ----------------------------------------------------------------------------
 
@@ -87,12 +78,6 @@ def rows_of(n, classes=3, **more):
         {"text": f"row {i} is topic{i % classes}", "label": f"c{i % classes}"} | more
         for i in range(n)
     ]
-
-
-def write_lines(path, rows):
-    data = "\n".join(json.dumps(row) for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
-    return path
 
 
 @pytest.mark.parametrize("name", BUNDLED_TASKS)
@@ -109,24 +94,22 @@ def test_bundled_tasks_load(name):
 
 
 def test_a_single_file_is_cut_by_the_text(tmp_path):
-    task = load_task(write_lines(tmp_path / "mine.jsonl.gz", rows_of(400)))
+    (tmp_path / "mine.jsonl.gz").write_bytes(gzip.compress(lines_of(rows_of(400))))
+    task = load_task(tmp_path / "mine.jsonl.gz")
     sizes = {split: len(rows) for split, rows in task.splits.items()}
     assert sum(sizes.values()) == 400 and 250 < sizes["train"] < 310 and 35 < sizes["test"] < 90
-    again = load_task(write_lines(tmp_path / "more.jsonl", rows_of(500)[::-1]))
+    again = load_rows(tmp_path, rows_of(500)[::-1], name="more")
     assert {row.text for row in task.splits["test"]} <= {row.text for row in again.splits["test"]}
     assert task.name == "mine" and task.fingerprint != again.fingerprint
 
 
 def test_all_tables_give_the_same_task(tmp_path):
     rows = rows_of(60)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    table = pandas.DataFrame(rows)
+    table.to_parquet(tmp_path / "t.parquet")
     write_lines(tmp_path / "t.jsonl", rows)
-    (tmp_path / "t.csv").write_text(
-        "text,label\n" + "".join(f'"{r["text"]}",{r["label"]}\n' for r in rows)
-    )
-    (tmp_path / "t.tsv").write_text(
-        "label\tsentence\n" + "".join(f"{r['label']}\t{r['text']}\n" for r in rows)
-    )
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.rename(columns={"text": "sentence"}).to_csv(tmp_path / "t.tsv", sep="\t", index=False)
     tasks = [load_task(tmp_path / f"t.{ending}") for ending in ("parquet", "jsonl", "csv", "tsv")]
     assert len({task.fingerprint for task in tasks}) == 1
 
@@ -138,7 +121,10 @@ def test_conll_files(tmp_path):
     )
     conll = "-DOCSTART- O\n\n# O\nParis B-LOC\n\nis O\nit O\n"
     (tmp_path / "ner.conll").write_text(conll * 20)
-    task = load_task(write_folder(tmp_path / "pos", train=conllu * 3, dev=conllu, test=conllu))
+    (tmp_path / "pos").mkdir()
+    for split in SPLITS:
+        (tmp_path / "pos" / f"{split}.conllu").write_text(conllu)
+    task = load_task(tmp_path / "pos")
     assert list(task.splits["test"]) == [TaggedRow(["dogs", "bark"], ["NOUN", "VERB"])]
     assert task.metric == "accuracy" and task.test_items == 2
     ner = read_records(tmp_path / "ner.conll")
@@ -148,19 +134,10 @@ def test_conll_files(tmp_path):
     assert read_records(tmp_path / "u.iob2") == [{"tokens": ["In", "Ulm"], "tags": ["O", "B-LOC"]}]
 
 
-def write_folder(folder, **files):
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / f"{name}.conllu").write_text(text)
-    return folder
-
-
 def test_a_folder_without_test_is_scored_on_dev(tmp_path):
     write_lines(tmp_path / "train.jsonl", rows_of(200))
-    write_lines(
-        tmp_path / "validation.jsonl",
-        [{"text": f"dev {i}", "label": f"c{i % 4}"} for i in range(8)],
-    )
+    dev = [{"text": f"dev {i}", "label": f"c{i % 4}"} for i in range(8)]
+    write_lines(tmp_path / "validation.jsonl", dev)
     write_lines(tmp_path / "test.jsonl", [{"text": "hidden", "label": -1}] * 5)
     task = load_task(tmp_path)
     assert [row.text for row in task.splits["test"]] == [f"dev {i}" for i in range(8)]
@@ -170,14 +147,9 @@ def test_a_folder_without_test_is_scored_on_dev(tmp_path):
 
 
 def test_data_sets_from_the_hub_get_class_names(monkeypatch):
-    text, label = datasets.Value("string"), datasets.ClassLabel(names=["no", "yes"])
-    features = datasets.Features({"sentence1": text, "sentence2": text, "label": label})
-    columns = {
-        "sentence1": [f"a{i}" for i in range(50)],
-        "sentence2": ["b"] * 50,
-        "label": [0, 1] * 25,
-    }
-    split = datasets.Dataset.from_dict(columns, features=features)
+    rows = [{"sentence1": f"a{i}", "sentence2": "b", "label": i % 2} for i in range(50)]
+    names = datasets.ClassLabel(names=["no", "yes"])
+    split = datasets.Dataset.from_list(rows).cast_column("label", names)
     asked = []
     monkeypatch.setattr(
         datasets,
@@ -198,15 +170,6 @@ def test_fewer_training_rows_are_balanced_and_nested():
     assert texts[0] < texts[1]
 
 
-def test_labels_that_the_task_lacks_have_no_column(tmp_path):
-    rows = [{"text": f"w{i}", "labels": ["a", "bz"[i % 2]]} for i in range(100)]
-    (tmp_path / "several.jsonl").write_bytes(lines_of(rows))
-    task = load_task(str(tmp_path / "several.jsonl"))
-    assert task.kind.name == "multi-label"
-    gold = replace(task, labels=("a", "b")).gold("test")
-    assert gold.shape[1] == 2 and gold[:, 0].all() and 0 < gold[:, 1].sum() < len(gold)
-
-
 def lines_of(rows):
     return "\n".join(map(json.dumps, rows)).encode()
 
@@ -222,7 +185,7 @@ BAD = [
         "do not look like classes; got 6",
     ),
     ("a.jsonl", b'{"text": "a", "label": "b"}\nnot json\n', "line 2 of"),
-    ("a.jsonl", b'{"text": "caf\xe9", "label": "b"}\n', "is not UTF-8 text (byte 13)"),
+    ("a.jsonl", b'{"text": "caf\xe9", "label": "b"}\n', r"is not UTF-8 text \(byte 13\)"),
     ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["X"]}], "differ in number; got 2 and 1"),
     ("a.jsonl", [{"tokens": ["a", "b"], "tags": [["X", "Y"], "Z"]}], "must have one tag; got"),
     ("a.jsonl", rows_of(2, classes=2), "split of .* is empty; give more rows"),
@@ -243,11 +206,9 @@ def test_bad_data_is_one_clear_line(tmp_path, name, content, says):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else lines_of(content))
-    with pytest.raises(MaskwiseError) as caught:
+    with pytest.raises(MaskwiseError, match=says) as caught:
         load_task(path)
-    message = str(caught.value)
-    assert re.search(says.replace("(", r"\(").replace(")", r"\)"), message), message
-    assert "\n" not in message and len(message) < 700
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize(
@@ -255,21 +216,14 @@ def test_bad_data_is_one_clear_line(tmp_path, name, content, says):
     [
         ("bankin77", {}, "did you mean 'banking77'"),
         ("banking77", {"kind": "regresion"}, "unknown kind of task"),
-        ("banking77", {"metric": "acuracy"}, "unknown metric 'acuracy'"),
         ("banking77", {"metric": "f1"}, "unknown metric for sequence-classification; got f1"),
         ("banking77", {"pooling": "max"}, "unknown pooling 'max'"),
         ("ud-pos", {"metric": "entity-f1"}, "entity-f1 needs tags"),
         ("banking77", {"label": "intnt"}, "unknown label column"),
         ("banking77", {"train_rows": 3}, "train_rows is too small"),
         ("ud-pos(trainrows=3)", {}, "argument of task 'ud-pos'.*train_rows"),
-        (
-            "similarity(my.csv)",
-            {},
-            r"arguments of task 'similarity\(my.csv\)'; allowed: name=value",
-        ),
         ("ud-pos(40)", {}, r"arguments of task 'ud-pos\(40\)'; .*train_rows=300"),
         ("ud-pos(kind=parts_of-speech)", {}, "unknown kind of task 'parts_of-speech'"),
-        ("ud-pos(name=5)", {}, "name of task 'ud-pos' is not valid; got 5; allowed: a text"),
         ("ud-pos(train_rows=many)", {}, "train_rows of task 'ud-pos' is not valid; got 'many'"),
     ],
 )
@@ -279,10 +233,9 @@ def test_bad_arguments(spec, options, says):
 
 
 def test_a_column_inside_another_is_suggested(tmp_path):
-    nested = tmp_path / "nested.jsonl"
-    nested.write_text('{"text": "a b", "meta": {"topic": "x"}}\n' * 9)
+    rows = [{"text": "a b", "meta": {"topic": "x"}}] * 9
     with pytest.raises(MaskwiseError, match=r"meta, meta.topic, text; did you mean 'meta.topic'"):
-        load_task(nested, label="topic")
+        load_rows(tmp_path, rows, label="topic")
 
 
 # Encoding
@@ -300,16 +253,10 @@ def metaspace_tokenizer(scheme):
     backend.train_from_iterator([TEXT], trainer)
     ends = [("<s>", 0), ("</s>", 1)]
     backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends
+        single="<s> $A </s>", special_tokens=ends
     )
-    names = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    names = [f"{name}_token" for name in ("bos", "eos", "pad", "unk", "mask")]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(names, special)))
 
 
 TOKENIZERS = {
@@ -321,7 +268,7 @@ TOKENIZERS = {
 
 
 def task_of(kind, rows, labels=(), metric="accuracy"):
-    return Task("mine", KINDS[kind], metric, labels, dict.fromkeys(("train", "dev", "test"), rows))
+    return Task("mine", KINDS[kind], metric, labels, dict.fromkeys(SPLITS, rows))
 
 
 def tagging_task(rows, labels=("ODD", "EVEN")):
@@ -342,10 +289,7 @@ def test_tags_stand_on_the_first_piece_of_every_word(family):
     data = encode(tagging_task(rows), tokenizer, max_length=64)["train"]
     assert data.lost == 0
     batch = data.batch(torch.arange(3))
-    assert (
-        batch["input_ids"].shape == batch["labels"].shape
-        and (batch["labels"] != -100).sum() == 3 + 6 + 2
-    )
+    assert (batch["labels"] != -100).sum() == 3 + 6 + 2
     several = 0
     for i, row in enumerate(rows):
         ids, labels = batch["input_ids"][i], batch["labels"][i]
@@ -366,10 +310,8 @@ def test_words_cut_off_or_without_a_piece_are_lost_and_wrong():
     tokenizer = TOKENIZERS["wordpiece"]()
     rows = [TaggedRow(["cat", "\u200b", "sat", "the", "mat"], ["ODD"] * 5)]
     task = tagging_task(rows)
-    whole, cut = (
-        encode(task, tokenizer, max_length=64)["test"],
-        encode(task, tokenizer, max_length=4)["test"],
-    )
+    whole = encode(task, tokenizer, max_length=64)["test"]
+    cut = encode(task, tokenizer, max_length=4)["test"]
     assert whole.lost == 1 and cut.lost == 3 and len(cut.flat.ids) == 4
     always = torch.where(cut.place < 0, -2, 0)
     assert task.score("test", always) == pytest.approx(2 / 5)
@@ -434,16 +376,8 @@ def test_bad_tokenizers_and_lengths():
 
 
 def tiny_config(tokenizer, **more):
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    fit = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
-    fit["max_position_embeddings"] = 32
-    ends = {f"{name}_token_id": 2 for name in ("bos", "eos", "cls", "sep")}
-    return ModernBertConfig(**{**sizes, **fit, **ends, **more})
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return new_config("modernbert", tokenizer, 32, **sizes, intermediate_size=32, **more)
 
 
 def test_classification_is_the_models_own_loss():
@@ -472,19 +406,13 @@ def topics(n):
 def test_a_whole_fine_tuning_learns_and_repeats(tmp_path):
     tokenizer = TOKENIZERS["wordpiece"]()
     task = topics(120)
-    choice = FinetuneSettings(epochs=6, batch_size=8, learning_rate=3e-3, precision="no")
+    settings = FinetuneSettings(
+        epochs=6, batch_size=8, learning_rate=3e-3, precision="no", max_length=32
+    )
+    start = {"tokenizer": tokenizer, "settings": settings, "config": tiny_config(tokenizer)}
     runs = {}
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
-        runs[name] = finetune(
-            None,
-            task,
-            tokenizer=tokenizer,
-            settings=choice.training(task, seed=0),
-            max_length=32,
-            seed=seed,
-            config=tiny_config(tokenizer),
-            folder=tmp_path / name,
-        )
+        runs[name] = finetune(None, task, seed=seed, folder=tmp_path / name, **start)
     first = runs["first"]
     assert first["score"] > 0.9 > 0.4 > first["majority"]
     assert (first["test_items"], first["steps"], runs["other"]["seed"]) == (60, 45, 2)
@@ -520,49 +448,18 @@ def test_answers_do_not_depend_on_the_batches(monkeypatch):
 def test_checkpoints_that_do_not_fit(tmp_path):
     tokenizer = TOKENIZERS["wordpiece"]()
     task = topics(30)
-    same = {"tokenizer": tokenizer, "settings": TrainingSettings(steps=1, batch_size=2), "seed": 0}
-    with pytest.raises(MaskwiseError, match="either a checkpoint, or a config"):
-        finetune(None, task, **same)
-    with pytest.raises(MaskwiseError, match="there is no model or tokenizer"):
-        finetune(tmp_path / "absent", task, **same)
-    with pytest.raises(MaskwiseError, match="tokenizer and model do not match"):
-        finetune(None, task, config=tiny_config(tokenizer, vocab_size=20), **same)
-    with pytest.raises(MaskwiseError, match="more than the model's positions; got 64"):
-        finetune(None, task, config=tiny_config(tokenizer), max_length=64, **same)
-
-
-def spoiled_checkpoint(folder, how):
-    """A small ModernBERT that is not whole; or only one whose head was left out, which is fine."""
-    tokenizer = TOKENIZERS["wordpiece"]()
-    AutoModelForTokenClassification.from_config(tiny_config(tokenizer)).save_pretrained(folder)
-    weights, config = (folder / name for name in ("model.safetensors", "config.json"))
-    left_out = {"no head": "classifier", "a missing layer": "model.layers.0."}.get(how, "nothing")
-    renamed = "bert.encoder." if how == "weights of another family" else "model."
-    tensors = {
-        name.replace("model.", renamed): tensor
-        for name, tensor in load_file(weights).items()
-        if not name.startswith(left_out)
-    }
-    save_file(tensors, weights, metadata={"format": "pt"})
-    if how == "another size":
-        fields = json.loads(config.read_text())
-        config.write_text(json.dumps({**fields, "vocab_size": fields["vocab_size"] + 40}))
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    "how", ["no head", "a missing layer", "weights of another family", "another size"]
-)
-def test_a_checkpoint_without_a_head_gets_one_but_its_encoder_must_be_whole(tmp_path, how):
-    tokenizer = spoiled_checkpoint(tmp_path, how)
-    choice = TrainingSettings(steps=1, batch_size=2)
-    same = {"tokenizer": tokenizer, "settings": choice, "seed": 0, "max_length": 8}
-    if how == "no head":
-        assert finetune(tmp_path, topics(30), **same)["steps"] == 1
-    else:
-        with pytest.raises(MaskwiseError) as caught:
-            finetune(tmp_path, topics(30), **same)
-        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    same = {"tokenizer": tokenizer, "settings": FinetuneSettings(steps=1), "seed": 0}
+    config = tiny_config(tokenizer)
+    small = tiny_config(tokenizer)
+    small.vocab_size = 20
+    for checkpoint, given, says in (
+        (None, None, "either a checkpoint, or a config"),
+        (tmp_path / "absent", None, "there is no model or tokenizer"),
+        (None, small, "tokenizer and model do not match"),
+        (None, config, "more than the model's positions; got 64"),
+    ):
+        with pytest.raises(MaskwiseError, match=says):
+            finetune(checkpoint, task, config=given, **same)
 
 
 def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
@@ -571,13 +468,10 @@ def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
 
     monkeypatch.setattr("maskwise.tasks.judge.embed", not_finite)
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
-    spec = f"{write_lines(tmp_path / 'sts.jsonl', rows)}(kind='zero-shot-similarity')"
-    with pytest.raises(
-        MaskwiseError, match="task 'sts-zero-shot' on test is not a number; got nan"
-    ):
-        evaluate_tasks(
-            "bundled:encoder", [spec], settings=FinetuneSettings(max_length=8), out=tmp_path / "out"
-        )
+    task = load_rows(tmp_path, rows, kind="zero-shot-similarity")
+    settings = FinetuneSettings(max_length=8)
+    with pytest.raises(MaskwiseError, match="task 'mine-zero-shot' on test is not a number"):
+        evaluate_tasks("bundled:encoder", [task], settings=settings, out=tmp_path / "out")
     assert (tmp_path / "out" / "records.jsonl").read_text() == ""
 
 
@@ -590,28 +484,22 @@ def test_settings_refuse_what_they_do_not_know():
     assert set(METRICS) == {name for kind in KINDS.values() for name in kind.metrics}
 
 
-def test_a_task_takes_arguments_behind_its_name() -> None:
-    few = load_task("ud-pos(train_rows=40)")
-    assert (few.name, len(few.splits["train"])) == ("ud-pos", 40)
-    assert few.splits["test"] == load_task("ud-pos").splits["test"]
+def test_relations_are_other_labels_of_the_same_file() -> None:
     relations = load_task("ud-relations").labels
     assert {"nsubj", "root", "punct"} <= set(relations) and "NOUN" not in relations
 
 
 def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
     tokenizer = TOKENIZERS["wordpiece"]()
-    how = {"steps": 30, "batch_size": 8, "learning_rate": 1e-4, "precision": "no", "max_length": 32}
-    settings = FinetuneSettings(**how, search_rate=True)
-    task, how = (
-        topics(120),
-        {"tokenizer": tokenizer, "config": tiny_config(tokenizer), "seeds": [0]},
-    )
+    sizes = {"steps": 30, "batch_size": 8, "max_length": 32}
+    settings = FinetuneSettings(**sizes, learning_rate=1e-4, precision="no", search_rate=True)
+    task = topics(120)
+    how = {"tokenizer": tokenizer, "config": tiny_config(tokenizer), "seeds": [0]}
     record = task_record(None, task, settings=settings, **how)
     tried = record["tried"]
     assert list(tried) == ["3.3e-05", "0.0001", "0.0003"] and tried["0.0003"] == max(tried.values())
     plain = settings.model_copy(update={"search_rate": False, "learning_rate": 3e-4})
     assert task_record(None, task, settings=plain, **how)["score"] == record["score"]
+    without_dev = replace(task, splits={**task.splits, "dev": []})
     with pytest.raises(MaskwiseError, match="searched on dev, and task mine has no dev rows"):
-        task_record(
-            None, replace(task, splits={**task.splits, "dev": []}), settings=settings, **how
-        )
+        task_record(None, without_dev, settings=settings, **how)

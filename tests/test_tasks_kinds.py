@@ -7,15 +7,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn.metrics import f1_score, matthews_corrcoef
-from tokenizers import Tokenizer
-from torch.nn.functional import one_hot
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,7 +24,7 @@ from transformers import (
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
-from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnswering
+from maskwise.objectives import MultipleChoice, SpanQuestionAnswering
 from maskwise.tasks import (
     KINDS,
     FinetuneSettings,
@@ -34,10 +33,8 @@ from maskwise.tasks import (
     finetune,
     load_task,
     task_record,
-    tensors,
 )
-from maskwise.tasks.classes import ScoredRow, TextRow
-from maskwise.tasks.columns import UsualColumns
+from maskwise.tasks.classes import ScoredRow, TextRow, text_row
 from maskwise.tasks.judge import answer
 from maskwise.tasks.metrics import (
     LOST,
@@ -47,12 +44,10 @@ from maskwise.tasks.metrics import (
     pearson,
     spearman,
 )
-from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans, gold_texts
-from maskwise.tasks.task import Row, TaskKind
-from maskwise.tasks.tensors import Data, batches, embed
+from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
+from maskwise.tasks.tensors import embed
 from maskwise.text import train_tokenizer
-from maskwise.training import TrainingSettings
-from tiny import read_lines, write_lines
+from tiny import in_every_split, load_rows, read_lines, write_lines
 
 LEXICON = (
     "red green blue cat dog fox runs sleeps sits big small old in on under by park house river tree"
@@ -87,8 +82,8 @@ def test_correlations_are_their_formulas(seed):
     draw = np.random.default_rng(seed)
     gold, answer = draw.integers(0, 6, 50) / 2.0, draw.normal(size=50).round(1)  # with many ties
     assert pearson(gold, answer) == pytest.approx(np.corrcoef(gold, answer)[0, 1])
-    ranks = [[1 + (x < v).sum() + ((x == v).sum() - 1) / 2 for v in x] for x in (gold, answer)]
-    assert spearman(gold, answer) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert spearman(gold, answer) == pytest.approx(spearmanr(gold, answer).statistic)
+    assert spearman(gold, np.full(50, 0.1)) == 0.0 == pearson(np.full(50, 0.3), answer)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -108,10 +103,6 @@ def test_scores_of_classes_equal_those_of_scikit_learn(seed: int) -> None:
     assert METRICS["label-macro-f1"](right, given) == theirs
     empty = np.zeros((3, 2), dtype=bool)
     assert METRICS["label-micro-f1"](empty, empty) == 0 == METRICS["label-macro-f1"](empty, empty)
-
-
-def test_a_constant_has_no_correlation():
-    assert spearman([1, 2, 3], [0.1, 0.1, 0.1]) == 0.0 == pearson([0.3] * 7, list(range(7)))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -146,17 +137,12 @@ def test_squad_scores_by_hand(answer, rights, exact, f1):
     assert METRICS["f1"]([rights], [answer]) == pytest.approx(f1)
 
 
-def test_squad_scores_are_means():
-    for metric in ("exact-match", "f1"):
-        assert METRICS[metric]([["x"], ["y"]], ["x", "z"]) == 0.5
-
-
 # Loading
 # ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", ["ud-pos(train_rows=40)", "wikigold"])
-def test_what_rows_add_makes_the_score(spec):
+def test_the_counts_of_rows_sum_to_the_score(spec):
     """The accuracy of words by row, and F1 of entities by sentence: the ratio of the sums."""
     task = load_task(spec)
     right = task.gold("test")
@@ -178,9 +164,8 @@ def test_the_error_of_items_is_that_of_sentences_and_not_of_words():
     for counts in (alone, 20 * alone):
         assert error_of_items(counts, names) == pytest.approx(0.5 / 20, rel=0.1)
     documents = alone[:100].repeat(4, axis=0)
-    assert error_of_items(documents, [str(n // 4) for n in range(400)]) == pytest.approx(
-        0.05, rel=0.1
-    )
+    error = error_of_items(documents, [str(n // 4) for n in range(400)])
+    assert error == pytest.approx(0.05, rel=0.1)
     assert error_of_items([[1, 1], [1, 1]], ["a", "b"]) == 0
 
 
@@ -194,7 +179,6 @@ def numbered(line, count=60):
     return "".join(each + "\n" for each in lines)
 
 
-RTE = "index\tsentence1\tsentence2\tlabel\n"
 STS = numbered("main\tMSR\t2012\t{n}\t{2.5|1.0}\tleft {n}\tright {n}", 12)
 SICK = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
 SICK += numbered("{n}\ta {n}\tb {n}\t{2.5|3.5}\t{NEUTRAL|ENTAILMENT}", 12)
@@ -203,12 +187,6 @@ FOLDERS = {
     "CoLA": {"train.tsv": COLA, "dev.tsv": COLA, "test.tsv": "index\tsentence\n0\thidden\n"},
     "stsb": {f"sts-{split}.csv": STS + STS[:-1] + "\tmore\n" for split in ("train", "dev", "test")},
     "sick": {f"SICK_{split}.txt": SICK for split in ("train", "trial", "test")},
-    "rte": {
-        "train.tsv": RTE + numbered("{n}\tp {n}\th {n}\t{entailment|not_entailment}"),
-        "dev.tsv": RTE + numbered("{n}\tp {n}\th {n}\t{entailment|not_entailment}"),
-        "test.tsv": "index\tsentence1\tsentence2\n0\ta\tb\n",
-    },
-    "MR": {f"rt-polarity.{end}": numbered(end + " caf\xe9 {n}") for end in ("pos", "neg")},
 }
 
 
@@ -217,9 +195,9 @@ def test_known_folders_need_no_arguments(tmp_path):
     for name, files in FOLDERS.items():
         (tmp_path / name).mkdir()
         for file, text in files.items():
-            (tmp_path / name / file).write_bytes(text.encode("latin-1"))
+            (tmp_path / name / file).write_text(text)
         tasks[name] = load_task(tmp_path / name)
-    cola, stsb, mr = tasks["CoLA"], tasks["stsb"], tasks["MR"]
+    cola, stsb = tasks["CoLA"], tasks["stsb"]
     assert (cola.kind.name, cola.metric) == ("sequence-classification", "matthews")
     assert cola.splits["test"][1] == TextRow("sentence 1", None, "1")
     assert cola.notes == ("no labelled test: dev is test", "dev is 15 % of train")
@@ -230,9 +208,6 @@ def test_known_folders_need_no_arguments(tmp_path):
     assert tasks["sick"].kind.name == "similarity" and tasks["sick"].splits["dev"][0].score == 2.5
     entailment = load_task(f"{tmp_path}/sick(label='entailment_judgment')")
     assert entailment.labels == ("ENTAILMENT", "NEUTRAL")
-    assert tasks["rte"].splits["test"][0] == TextRow("p 0", "h 0", "entailment")
-    assert mr.labels == ("neg", "pos") and sum(map(len, mr.splits.values())) == 120
-    assert all(row.text.startswith(f"{row.label} café") for row in mr.splits["test"])
 
 
 def test_columns_by_place_and_rows_by_value(tmp_path):
@@ -240,25 +215,10 @@ def test_columns_by_place_and_rows_by_value(tmp_path):
     path.write_text("".join(f"{2012 + i % 2}\tyes\ttext {i}\t{i % 3}\n" for i in range(90)))
     task = load_task(f"{path}(text=3, label=4, where='1=2013')")
     assert task.labels == ("0", "1", "2") and sum(map(len, task.splits.values())) == 45
-    (tmp_path / "x.csv").write_text("".join(f'"text, {i}",{i % 2}\n' for i in range(90)))
-    assert (
-        load_task(tmp_path / "x.csv", text=1, label=2).splits["test"][0].text.startswith("text, ")
-    )
     with pytest.raises(MaskwiseError, match=r"unknown label column .* '9'"):
         load_task(path, text=3, label=9)
     with pytest.raises(MaskwiseError, match=r"unknown column of .*'year'"):
         load_task(path, text=3, label=4, where="year=1")
-
-
-def test_zero_shot_takes_all_there_is(tmp_path):
-    rows = [{"s1": f"a {i}", "s2": "b", "score": i % 5, "split": "test"} for i in range(20)]
-    task = load_task(write_lines(tmp_path / "sts.jsonl", rows), kind="zero-shot-similarity")
-    assert (task.name, task.test_items, task.splits["train"]) == ("sts-zero-shot", 20, ())
-    unsplit = [{k: v for k, v in row.items() if k != "split"} for row in rows]
-    task = load_task(write_lines(tmp_path / "sts.jsonl", unsplit), kind="zero-shot-similarity")
-    assert task.test_items == 20 and task.notes == ("test is all rows",)
-    other = load_task(tmp_path / "sts.jsonl", kind="zero-shot-similarity", pooling="cls")
-    assert other.fingerprint != task.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -275,35 +235,26 @@ def test_zero_shot_takes_all_there_is(tmp_path):
     ],
 )
 def test_choices_in_their_layouts(tmp_path, record, label):
-    rows = [{"question": f"q {i}", **record} for i in range(40)]
-    task = load_task(write_lines(tmp_path / "c.jsonl", rows))
+    task = load_rows(tmp_path, [{"question": f"q {i}", **record} for i in range(40)])
     assert task.kind.name == "multiple-choice" and task.splits["test"][0].label == label
     assert task.majority == pytest.approx(1 / len(task.splits["test"][0].choices))
-
-
-def squad(context, answers):
-    """A paragraph of SQuAD's JSON."""
-    qas = [
-        {"id": question, "question": question, "answers": [{"text": text, "answer_start": start}]}
-        for question, (text, start) in answers.items()
-    ]
-    return {"context": context, "qas": qas}
 
 
 def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):
     paragraphs, flat = [], []
     for i in range(60):
         context = f"the cat {i} sits in park {i} ."
-        asked = {"where ?": (f"park {i}", context.index("park")), "what ?": ("cat", 4)}
-        paragraphs.append(squad(context, asked))
-        for question, (text, start) in asked.items():
+        qas = []
+        for question, text in (("where ?", f"park {i}"), ("what ?", "cat")):
+            start = context.index(text)
+            asked = {"question": question, "answers": [{"text": text, "answer_start": start}]}
             answers = {"text": [text], "answer_start": [start]}
+            qas.append(asked)
             flat.append({"context": context, "question": question, "answers": answers})
+        paragraphs.append({"context": context, "qas": qas})
     (tmp_path / "s.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}, indent=1))
-    task, columns = (
-        load_task(tmp_path / "s.json"),
-        load_task(write_lines(tmp_path / "s.jsonl", flat)),
-    )
+    task = load_task(tmp_path / "s.json")
+    columns = load_rows(tmp_path, flat)
     assert task.fingerprint == columns.fingerprint and task.kind.name == "question-answering"
     assert task.metric == "f1" and task.majority == pytest.approx(0.5)  # "cat"
     train, dev, test = ({row.context for row in part} for part in task.splits.values())
@@ -312,17 +263,14 @@ def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):
 
 def test_the_start_of_an_answer_that_is_off_is_moved_to_the_nearest_place(tmp_path):
     answers = [{"text": "dog", "answer_start": 11}]
-    row = {"context": "cat dog cat dog x", "answers": answers}
-    rows = [
-        {**row, "question": f"q{i}", "split": s} for i, s in enumerate(("train", "dev", "test"))
-    ]
-    assert load_task(write_lines(tmp_path / "off.jsonl", rows)).splits["test"][0].starts == [12]
+    row = {"context": "cat dog cat dog x", "question": "q", "answers": answers}
+    assert load_rows(tmp_path, in_every_split([row])).splits["test"][0].starts == [12]
 
 
 BAD = {
     "nowhere": (
         {"context": "a b", "question": "q", "answers": ["zzz"]},
-        "row 1 of .* the answer is not in the context; got zzz",
+        "row 1 of .*: the answer is not in the context; got zzz",
     ),
     "no context": ({"context": "", "question": "q", "answers": ["a"]}, "the context is not text"),
     "one choice": ({"question": "q", "choices": ["x"], "answer": 0}, "at least two choices; got 1"),
@@ -342,7 +290,15 @@ BAD = {
     "no pair": ({"text": "a", "score": 2, "kind": "similarity"}, "has no pair column"),
     "no answers": (
         {"context": "a", "question": "q", "answers": []},
-        "is empty; got skipped 50 × all: no answer",
+        "is empty; got skipped 50 × train: no answer",
+    ),
+    "nothing written": (
+        {"question": "who", "answer": None, "kind": "generation"},
+        "is empty; got skipped 50 × train: no answer",
+    ),
+    "no column of written answers": (
+        {"question": "who", "kind": "generation"},
+        "has no label column; got question, .* name it with label=…; looked for output, target",
     ),
 }
 
@@ -350,25 +306,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_rows_are_one_clear_line(tmp_path, case):
     record, says = BAD[case]
-    kind = record.get("kind")
-    path = write_lines(tmp_path / "bad.jsonl", [record] * 50)
-    if case == "one score":  # equal texts would all be on one side
-        path = write_lines(
-            tmp_path / "bad.jsonl", [{**record, "sentence1": f"a {i}"} for i in range(50)]
-        )
-    with pytest.raises(MaskwiseError) as caught:
-        load_task(path, kind=kind)
-    assert re.search(says, str(caught.value)) and "\n" not in str(caught.value), str(caught.value)
-
-
-def test_bad_files(tmp_path):
-    (tmp_path / "s.json").write_text('{"data": [{"paragraphs": [{"qas": [{}]}]}]}')
-    with pytest.raises(MaskwiseError, match="is not SQuAD's JSON; got no 'context'"):
-        load_task(tmp_path / "s.json")
-    for name in ("a-dev.tsv", "b-dev.tsv", "train.tsv"):
-        (tmp_path / name).write_text("text\tlabel\n")
-    with pytest.raises(MaskwiseError, match="two files for dev"):
-        load_task(tmp_path)
+    rows = in_every_split([record] * 50)
+    with pytest.raises(MaskwiseError, match=says) as caught:
+        load_rows(tmp_path, rows, kind=record.get("kind"))
+    assert "\n" not in str(caught.value)
 
 
 # Windows and choices
@@ -391,7 +332,7 @@ def questions(count, length, seed=0):
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 @pytest.mark.parametrize("max_length", [12, 20, 64, 300])
 def test_windows_hold_every_answer(tmp_path, kind, max_length):
-    task = load_task(write_lines(tmp_path / "q.jsonl", questions(60, 80)))
+    task = load_rows(tmp_path, questions(60, 80))
     backend = train_tokenizer([TEXT * 30], kind=kind, vocab_size=320)
     data = encode(task, backend, max_length=max_length)["train"]
     rows = task.splits["train"]
@@ -413,7 +354,7 @@ def test_windows_hold_every_answer(tmp_path, kind, max_length):
 
 
 def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, tokenizer):
-    task = load_task(write_lines(tmp_path / "q.jsonl", questions(60, 80)))
+    task = load_rows(tmp_path, questions(60, 80))
     data = encode(task, tokenizer, max_length=24)["test"]
     colours = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in WORDS[:3]])
 
@@ -427,10 +368,8 @@ def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, token
             return torch.stack([hit, hit], 1)
 
     found = answer(Knows(), data)
-    assert (
-        found == [row.answers[0] for row in task.splits["test"]]
-        and task.score("test", found) == 1.0
-    )
+    assert found == [row.answers[0] for row in task.splits["test"]]
+    assert task.score("test", found) == 1.0
 
 
 def test_the_best_span_is_that_of_trying_all():
@@ -445,29 +384,25 @@ def test_the_best_span_is_that_of_trying_all():
 
 
 def test_question_loss_is_the_models_own(tmp_path, tokenizer):
-    task = load_task(write_lines(tmp_path / "q.jsonl", questions(40, 30)))
+    task = load_rows(tmp_path, questions(40, 30))
     data = encode(task, tokenizer, max_length=40)["train"]
     torch.manual_seed(0)
     model = AutoModelForQuestionAnswering.from_config(tiny(tokenizer)).eval()
     rows = (data.lengths == data.lengths.max()).nonzero().flatten()[:6]  # theirs counts padding
     batch = data.batch(rows)
     total, count, *_ = SpanQuestionAnswering(model)(batch)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    theirs = model(
-        **inputs, start_positions=batch["labels"][:, 0], end_positions=batch["labels"][:, 1]
-    ).loss
+    start, end = batch.pop("labels").T
+    theirs = model(**batch, start_positions=start, end_positions=end).loss
     torch.testing.assert_close(total / count, theirs)
 
 
 def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path, tokenizer):
     rows = [
-        {"question": f"what {n} is red", "choices": WORDS[: 2 + n % 3], "answer": n % 2, "split": s}
-        for s in ("train", "dev", "test")
+        {"question": f"what {n} is red", "choices": WORDS[: 2 + n % 3], "answer": n % 2}
         for n in range(4)
     ]
-    data = encode(load_task(write_lines(tmp_path / "c.jsonl", rows)), tokenizer, max_length=16)[
-        "train"
-    ]
+    task = load_rows(tmp_path, in_every_split(rows))
+    data = encode(task, tokenizer, max_length=16)["train"]
     torch.manual_seed(0)
     model = AutoModelForMultipleChoice.from_config(tiny(tokenizer)).eval()
     total, count, *_ = MultipleChoice(model)(data.batch(torch.arange(4)))
@@ -553,18 +488,15 @@ FLOORS = {
 def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
     path = made_up(kind, tmp_path, count=160 if KINDS.get(kind) and KINDS[kind].frozen else 300)
     task = load_task(path, kind=kind if kind in KINDS else None)
-    choice = FinetuneSettings(steps=160, batch_size=16, learning_rate=3e-3, precision="no")
-    same = {
-        "tokenizer": tokenizer,
-        "settings": choice.training(task, seed=0),
-        "max_length": 40,
-        "seed": 1,
-    }
-    found = finetune(None, task, config=tiny(tokenizer), **same)
+    settings = FinetuneSettings(
+        steps=160, batch_size=16, learning_rate=3e-3, precision="no", max_length=40
+    )
+    same = {"tokenizer": tokenizer, "settings": settings, "config": tiny(tokenizer), "seed": 1}
+    found = finetune(None, task, **same)
     assert found["score"] > FLOORS[kind] > found["majority"] + 0.2, found
     assert found["steps"] == (0 if task.frozen else 160) and found["test_items"] == task.test_items
     if task.frozen or kind == "multiple-choice":
-        again = finetune(None, task, config=tiny(tokenizer), **same)
+        again = finetune(None, task, **same)
         assert {**again, "seconds": 0} == {**found, "seconds": 0}
 
 
@@ -572,19 +504,17 @@ def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
 def test_every_architecture_runs_every_kind(tmp_path, tokenizer, architecture):
     AutoModel.from_config(tiny(tokenizer, architecture)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    # have tests of their own
-    kinds = [kind for kind in KINDS if kind not in ("generation", "evaluator")]
+    kinds = [kind for kind in KINDS if kind != "generation"]  # it has tests of its own
     specs = [f"{made_up(kind, tmp_path, count=60)}(kind='{kind}')" for kind in kinds]
     settings = FinetuneSettings(steps=2, batch_size=4, precision="no", max_length=32, seeds=2)
     records = evaluate_tasks(tmp_path / "model", specs, settings=settings, out=tmp_path / "out")
     assert [record["task_kind"] for record in records] == kinds
     assert read_lines(tmp_path / "out/records.jsonl") == records
     for record in records:
-        frozen = record["task_kind"] in ("zero-shot-similarity", "sentence-embedding", "retrieval")
+        frozen = KINDS[record["task_kind"]].frozen
         assert len(record["fine_tuning"]) == (1 if frozen else 2) and -1 <= record["score"] <= 1
-        assert (
-            tmp_path / "out" / record["task"] / "seed-1/checkpoint/config.json"
-        ).is_file() != frozen
+        checkpoint = tmp_path / "out" / record["task"] / "seed-1/checkpoint/config.json"
+        assert checkpoint.is_file() != frozen
     assert {"exact-match"} == set(records[kinds.index("question-answering")]["others"])
     config = AutoConfig.from_pretrained(tmp_path / "out/question-answering/seed-0/checkpoint")
     assert config.architectures[0].endswith("ForQuestionAnswering")
@@ -594,107 +524,46 @@ def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
     AutoModel.from_config(tiny(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     one = made_up("sequence-classification", tmp_path, count=60)
-    with pytest.raises(MaskwiseError, match="two tasks are called 'sequence-classification'"):
-        evaluate_tasks(
-            tmp_path / "model", [str(one), f"{one}(train_rows=10)"], out=tmp_path / "out"
-        )
     asked = made_up("question-answering", tmp_path, count=60)
-    with pytest.raises(MaskwiseError, match="no room for text; got 6; allowed: ≥ 11"):
-        evaluate_tasks(
-            tmp_path / "model",
-            [str(one), str(asked)],
-            settings=FinetuneSettings(max_length=6),
-            out=tmp_path / "out",
-        )
-    assert not (tmp_path / "out").exists()
+    settings = FinetuneSettings(max_length=6)
+    for other, says in (
+        (f"{one}(train_rows=10)", "two tasks are called 'sequence-classification'"),
+        (str(asked), "no room for text; got 6; allowed: ≥ 11"),
+    ):
+        with pytest.raises(MaskwiseError, match=says):
+            specs = [str(one), other]
+            evaluate_tasks(tmp_path / "model", specs, settings=settings, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 # A new kind is one ``TaskKind`` and one entry of the table
 
 
-@dataclass(frozen=True)
-class Prompt(Row):
-    shown = ("prompt",)
-
-    prompt: str
-    reply: str
-
-    @property
-    def rights(self):
-        return [self.reply]
+def shouted(record, columns, where):
+    row = text_row(record, columns, where)
+    return replace(row, text=row.text.upper())
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts(Data):
-    targets: torch.Tensor
-    backend: Tokenizer
-
-    def batch(self, rows):
-        return {**self.flat.batch(rows), "labels": self.targets[rows]}
-
-    def answers(self, objective, device):
-        replies = [""] * len(self)
-        for rows, batch in batches(self, device):
-            for row, token in zip(rows.tolist(), objective.logits(batch).argmax(-1).tolist()):
-                replies[row] = self.backend.decode([token])
-        return replies
+def shouting(shift: int = 0):
+    """Classifies texts in capital letters."""
+    settings = {"shift": shift}
+    kind = {"name": "shouting", "row": shouted, "settings": settings, "make": shouting}
+    return replace(KINDS["sequence-classification"], **kind)
 
 
-class Echo(Classification):
-    """Says the second word of the prompt, whatever is learned."""
-
-    def logits(self, batch):
-        return super().logits(batch) + 1e3 * one_hot(batch["input_ids"][:, 2], 160)
-
-
-def encode_prompts(task, split, cutter):
-    rows = task.splits[split]
-    targets = torch.tensor([cutter.backend.token_to_id(row.reply) for row in rows])
-    return Prompts(cutter.rows(rows), targets, cutter.backend)
-
-
-def next_word(shift: int = 0):
-    """Writes a word: its answers are texts, from a head over the vocabulary."""
-    names = {number: str(number) for number in range(160)}
-    return TaskKind(
-        name="next-word",
-        metrics=("exact-match", "f1"),
-        columns=UsualColumns(("prompt",), (), ("reply",)),
-        row=lambda record, columns, where: Prompt(record[columns.text], record[columns.label]),
-        gold=gold_texts,
-        baseline=lambda task: 0.0,
-        head="sequence-classification",
-        objective=Echo,
-        encode=encode_prompts,
-        config={"id2label": names, "label2id": {name: i for i, name in names.items()}},
-        settings={"shift": shift},
-        make=next_word,
-    )
-
-
-def test_a_kind_that_writes_its_answers_is_one_value(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setitem(KINDS, "next-word", next_word())
-    draw = random.Random(0)
-    rows = [
-        {"prompt": f"the {colour} {draw.choice(WORDS[3:])} is {n}", "reply": colour}
-        for n in range(30)
-        for colour in WORDS[:3]
-    ]
-    task = load_task(write_lines(tmp_path / "words.jsonl", rows), kind="next-word")
+def test_a_new_kind_is_one_value(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setitem(KINDS, "shouting", shouting())
+    rows = [{"text": f"the {WORDS[n % 3]} {n}", "label": WORDS[n % 3]} for n in range(90)]
+    task = load_rows(tmp_path, rows, kind="shouting")
+    assert all(row.text.isupper() for row in task.splits["test"])
     settings = FinetuneSettings(steps=2, precision="no", max_length=16)
-    record = task_record(
-        None, task, tokenizer=tokenizer, settings=settings, seeds=range(1), config=tiny(tokenizer)
-    )
-    assert record["task_kind"] == "next-word" and record["metric"] == "exact-match"
-    assert record["score"] == record["others"]["f1"] == 1.0 and record["majority"] == 0.0
-    shifted = load_task(f"{tmp_path / 'words.jsonl'}(kind=next-word, shift=2)")
+    fixed = {"tokenizer": tokenizer, "settings": settings, "config": tiny(tokenizer)}
+    record = task_record(None, task, seeds=range(1), **fixed)
+    assert record["task_kind"] == "shouting" and record["metric"] == "accuracy"
+    shifted = load_task(f"{tmp_path / 'mine.jsonl'}(kind=shouting, shift=2)")
     assert shifted.kind.settings == {"shift": 2} and shifted.fingerprint != task.fingerprint
-    with pytest.raises(MaskwiseError) as refused:
-        load_task(tmp_path / "words.jsonl", kind="next-word", shift="far")
-    assert (refused.value.got, refused.value.allowed) == ("'far'", "a whole number")
-    columns = {"text": "prompt", "label": "reply"}
-    with pytest.raises(MaskwiseError, match=r"generation.*shift"):
-        load_task(tmp_path / "words.jsonl", kind="generation", shift=2, **columns)
+    with pytest.raises(MaskwiseError, match=r"argument of generation.*shift"):
+        load_rows(tmp_path, rows, kind="generation", shift=2)
 
 
 # Frozen
@@ -723,8 +592,7 @@ def test_dev_chooses_the_pooling_that_tells_classes_apart(tokenizer, tmp_path, m
         {"text": f"the {'cat' if n % 2 else 'dog'} {n}", "label": n % 2, "split": split}
         for n, split in enumerate(splits)
     ]
-    path = write_lines(tmp_path / "animals.jsonl", rows)
-    task = load_task(path, kind="sentence-embedding", pooling="dev")
+    task = load_rows(tmp_path, rows, kind="sentence-embedding", pooling="dev")
 
     def embedded(network, texts, tokenizer, *, max_length, pooling):
         vectors = torch.randn(len(texts), 4, generator=torch.Generator().manual_seed(len(texts)))
@@ -733,45 +601,20 @@ def test_dev_chooses_the_pooling_that_tells_classes_apart(tokenizer, tmp_path, m
         return vectors
 
     monkeypatch.setattr("maskwise.tasks.judge.embed", embedded)
-    settings = FinetuneSettings().training(task, seed=0)
-    fixed = {"tokenizer": tokenizer, "config": tiny(tokenizer), "seed": 0, "max_length": 16}
-    score = finetune(None, task, settings=settings, **fixed)
+    fixed = {"tokenizer": tokenizer, "config": tiny(tokenizer), "seed": 0}
+    score = finetune(None, task, settings=FinetuneSettings(max_length=16), **fixed)
     assert score["score"] == 1.0
     assert score["notes"][0].startswith(f"pooling {knows}, chosen on dev (")
 
 
-def test_pooling_by_dev_needs_dev_rows(tmp_path):
+def test_zero_shot_needs_no_train_rows_and_pooling_by_dev_needs_dev_rows(tmp_path):
     rows = [{"s1": f"a {i}", "s2": "b", "score": i % 5} for i in range(20)]
+    given = {"kind": "zero-shot-similarity"}
+    task = load_rows(tmp_path, rows, **given)
+    assert (task.name, task.test_items) == ("mine-zero-shot", 20)
+    assert task.splits["train"] == () and task.notes == ("test is all rows",)
+    assert load_rows(tmp_path, rows, **given, pooling="cls").fingerprint != task.fingerprint
+    tested = load_rows(tmp_path, [{**row, "split": "test"} for row in rows], **given)
+    assert tested == task and tested.notes == ()
     with pytest.raises(MaskwiseError, match="needs dev rows; got none; give it a dev split"):
-        load_task(
-            write_lines(tmp_path / "p.jsonl", rows), kind="zero-shot-similarity", pooling="dev"
-        )
-
-
-@pytest.mark.parametrize("chooses", [False, True])
-def test_rows_are_hashed_only_where_a_kind_chooses(
-    chooses: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    starts = torch.arange(0, 13, 3)
-    ids = torch.arange(12)
-    hashed: list[tuple[int, ...]] = []
-
-    class Rows(tensors.Trainable):
-        def batch(self, rows: torch.Tensor) -> tensors.Batch:
-            return {**self.flat.batch(rows), "labels": rows}
-
-    class Choosing(Rows):
-        def training_batch(self, planned: torch.Tensor, seed: int) -> tensors.Batch:
-            return {"labels": tensors.draws_of(planned, seed)}
-
-    def fold(*numbers: int) -> int:
-        hashed.append(numbers)
-        return 0
-
-    monkeypatch.setattr(tensors, "fold", fold)
-    made = Choosing if chooses else Rows
-    rows = made(tensors.Flat(ids, torch.zeros_like(ids), starts, pad=0))
-    source = tensors.TaskSource(rows, TrainingSettings(steps=2, batch_size=2))
-    (batch,) = source.batches(0, rank=0, ranks=1)
-    assert len(batch["labels"]) == 2
-    assert len(hashed) == (2 if chooses else 0)
+        load_rows(tmp_path, rows, **given, pooling="dev")

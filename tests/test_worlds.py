@@ -365,13 +365,13 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
     text = "who is number question answer ? 0 1 2 red cat dog a big the hound "
     tokenizer = train_tokenizer([text * 20], vocab_size=200)
     data = encode(task, tokenizer, max_length=24)
-    assert data["train"].targets.shape == (2, 2) and data["test"].lost == 1
+    assert data["test"].lost == 1
     batch = data["train"].batch(torch.arange(2))
     shown = tokenizer.decode(batch["input_ids"][0])
     assert shown == "[CLS] question who is number 0? answer [MASK] [MASK] [SEP]"
     right = batch["labels"][0][batch["labels"][0] >= 0]
     assert tokenizer.decode(right) == "red cat"
-    assert tokenizer.decode(data["train"].targets[1]) == "dog [SEP]"
+    assert tokenizer.decode(batch["labels"][1][batch["labels"][1] >= 0]) == "dog [SEP]"
 
 
 @pytest.mark.parametrize(

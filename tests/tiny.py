@@ -105,6 +105,23 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
     return path
 
 
+def load_rows(
+    folder: Path, rows: list[dict[str, Any]], *, name: str = "mine", **options: Any
+) -> Any:
+    """Load a task from rows, which are written to a file."""
+    from maskwise.tasks import load_task
+
+    return load_task(write_lines(folder / f"{name}.jsonl", rows), **options)
+
+
+SPLITS = ("train", "dev", "test")
+
+
+def in_every_split(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Repeat rows, so that train, dev and test are equal."""
+    return [{**row, "split": split} for split in SPLITS for row in rows]
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

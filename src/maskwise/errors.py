@@ -25,7 +25,6 @@ EXTRAS = {
     "rouge_score": "tasks",
     "ray": "ray",
     "peft": "lora",
-    "sentence_transformers": "sentence-transformers",
     "maskwise_data": "data",
 }
 """Libraries that only some users need, each with the extra of maskwise that installs it."""

@@ -24,6 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,6 +76,11 @@ class Fact(NamedTuple):
     text: str
     others: tuple[str, ...] = ()
 
+    @property
+    def rights(self) -> tuple[str, ...]:
+        """All correct answers."""
+        return (self.answer, *self.others)
+
 
 @dataclass(frozen=True)
 class Cloze(TestSet):
@@ -117,34 +123,25 @@ class Cloze(TestSet):
         # With two candidates, a part could have a single answer, which would always be correct.
         if candidates < 3:
             raise MaskwiseError("too few candidates in a cloze set", got=candidates, allowed="≥ 3")
-        records = read_set(path)
+        name = name_of(path)
         known = _templates(path, templates)
-        used = {id(record) for record in evenly(records, items)}
         facts = []
+        # Facts outside the sample may hold further correct answers to questions in the sample.
         right: dict[str, set[str]] = {}
-        skipped: Counter[str] = Counter()
-        for number, record in enumerate(records, start=1):
-            try:
-                fact = _fact(record, known, name_of(path), f"row {number} of {path}")
-            except MaskwiseError:
-                # A row with an error matters only if it is used.
-                if id(record) in used:
-                    raise
-                continue
-            # Facts outside the sample may hold further correct answers to questions in the sample.
+        for number, record in enumerate(read_set(path), start=1):
+            fact = _fact(record, known, name, f"row {number} of {path}")
+            facts.append(fact)
             right.setdefault(fact.text, set()).add(fact.answer)
-            if id(record) not in used:
-                continue
+        asked = []
+        skipped: Counter[str] = Counter()
+        for fact in evenly(facts, items):
             if fact.text.count(MASK) == 1:
-                facts.append(fact)
+                others = right[fact.text] - {fact.answer}
+                asked.append(fact._replace(others=tuple(sorted(others))))
             else:
                 skipped[NOT_ONE_MASK] += 1
-        require_scored(len(facts), skipped, f"facts {name_of(path)!r}")
-        asked = []
-        for fact in facts:
-            others = right[fact.text] - {fact.answer}
-            asked.append(fact._replace(others=tuple(sorted(others))))
-        return cls(name_of(path), tuple(asked), len(records), skipped, candidates)
+        require_scored(len(asked), skipped, f"facts {name!r}")
+        return cls(name, tuple(asked), len(facts), skipped, candidates)
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
@@ -174,8 +171,8 @@ class Cloze(TestSet):
         for relation in sorted(by_relation):
             facts = by_relation[relation]
             for part in questions_of(facts, self.candidates, tokenizer, room, skipped):
-                scores = candidate_scores(model, part, mask=tokenizer.mask_token_id)
-                ranks_open += open_ranks(model, part, vocabulary)
+                scores, ranks_of_part = candidate_scores(model, part, vocabulary)
+                ranks_open += ranks_of_part
                 for question, row in zip(part, scores):
                     ranks.append(rank_of(row, question.gold, question.right))
                     # Candidates are sorted by frequency, so these scores give that ranking.
@@ -322,16 +319,14 @@ def questions_of(
     """
     texts = []
     spaced = []
-    rights: dict[str, set[str]] = {}
     for fact in facts:
         left, _, right_side = fact.text.partition(MASK)
         # Byte-level tokenizers join a word with the space before it, so the space is part of the
         # answer.
         texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)
         spaced.append(left.endswith(" "))
-        rights.setdefault(fact.text, set()).update([fact.answer, *fact.others])
     rows = tokenizer(texts, verbose=False)["input_ids"]
-    words = sorted(set().union(*rights.values()))
+    words = sorted(set(chain.from_iterable(fact.rights for fact in facts)))
     without_space = _pieces(words, "", tokenizer)
     with_space = _pieces(words, "x ", tokenizer)
     # The tokens of each answer without and with a space before it. A sentence needs only one of the
@@ -358,21 +353,26 @@ def questions_of(
     for part in range(parts):
         # Parts are taken in strides, so each part has frequent and rare answers.
         among = order[part::parts]
-        place = {answer: number for number, answer in enumerate(among)}
         shown = list(zip(*among))
         questions = []
         for fact, row, space, answer in kept:
-            if answer not in place:
+            if answer not in among:
                 continue
             at = row.index(tokenizer.mask_token_id)
-            right = {answers[text] for text in rights[fact.text]}
-            also = {place[other] for other in right if other in place}
+            right = {answers[text] for text in fact.rights}
+            also = {among.index(other) for other in right if other in among}
             tokens = {other[space][0] for other in right if len(other[space]) == 1}
             number = order.index(answer)
             frequency = 1 + number - len(right.intersection(order[:number]))
             questions.append(
                 Question(
-                    row[:at], row[at + 1 :], shown[space], place[answer], also, tokens, frequency
+                    row[:at],
+                    row[at + 1 :],
+                    shown[space],
+                    among.index(answer),
+                    also,
+                    tokens,
+                    frequency,
                 )
             )
         yield questions
@@ -392,8 +392,16 @@ def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase)
     return pieces
 
 
-def candidate_scores(model: PreTrainedModel, questions: Sequence[Question], *, mask: int) -> Floats:
-    """Return (N, C) the log p of each candidate in each sentence, from left to right."""
+def candidate_scores(
+    model: PreTrainedModel, questions: Sequence[Question], vocabulary: Vocabulary
+) -> tuple[Floats, list[float]]:
+    """Score the candidates in each sentence, and rank answers in the whole vocabulary.
+
+    Returns:
+        (N, C) the log p of each candidate, from left to right; and the rank of each one-token
+        answer among all tokens except [UNK] and special tokens.
+    """
+    mask = vocabulary.require_mask()
     scores = np.zeros((len(questions), len(questions[0].candidates)))
     # Candidates with the same first pieces share rows, because equal rows are run only once.
     asked: dict[Place, list[tuple[int, int, int]]] = {}
@@ -404,28 +412,15 @@ def candidate_scores(model: PreTrainedModel, questions: Sequence[Question], *, m
                 row = (*question.left, *shown, *question.right_side)
                 place = (row, len(question.left) + step)
                 asked.setdefault(place, []).append((number, candidate, piece))
+    ranks = []
     for place, log_p in _log_p(model, list(asked)):
+        words = log_p[: vocabulary.size]
         for number, candidate, piece in asked[place]:
             scores[number, candidate] += log_p[piece]
-    return scores
-
-
-def open_ranks(
-    model: PreTrainedModel, questions: Sequence[Question], vocabulary: Vocabulary
-) -> list[float]:
-    """Rank one-token answers among all tokens except [UNK] and special tokens."""
-    mask = vocabulary.require_mask()
-    by_place: dict[Place, list[Question]] = {}
-    for question in questions:
-        if len(question.pieces) == 1:
-            row = (*question.left, mask, *question.right_side)
-            by_place.setdefault((row, len(question.left)), []).append(question)
-    ranks = []
-    for place, log_p in _log_p(model, list(by_place)):
-        for question in by_place[place]:
-            scores = log_p[: vocabulary.size]
-            ranks.append(rank_of(scores, question.pieces[0], question.tokens, vocabulary.eligible))
-    return ranks
+            question = questions[number]
+            if candidate == question.gold and len(question.pieces) == 1:
+                ranks.append(rank_of(words, piece, question.tokens, vocabulary.eligible))
+    return scores, ranks
 
 
 def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Place, Floats]]:

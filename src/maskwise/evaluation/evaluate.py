@@ -53,7 +53,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
-MEASURES = (HELD_OUT, PSEUDO_PERPLEXITY, BOUND, CLOZE, PAIRS)
+# The measures, and how they are written on the command line.
+MEASURES = {
+    HELD_OUT: "heldout",
+    PSEUDO_PERPLEXITY: "pseudo-perplexity or pseudo-perplexity:ROWS",
+    BOUND: "bound or bound:DRAWS",
+    CLOZE: "cloze:FILE",
+    PAIRS: "pairs:FILE or pairs:bundled:pairs",
+}
 # Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, and how many times each piece
 # is masked for the bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
@@ -217,15 +224,10 @@ def evaluate(
         model.train(was_training)
         release(model)
     for record in records:
-        if record["kind"] == "heldout":
-            value = record["loss"]
-            name = f"{record['masks']} (held-out loss)"
-        else:
-            value = record["value"]
-            name = f"{record['name']} ({record['metric']})"
+        value = record["loss"] if record["kind"] == "heldout" else record["value"]
         # A NaN in a record would go unnoticed in every later comparison.
         if not math.isfinite(value):
-            raise MaskwiseError(f"a measure of {name} is not a number", got=value, do=DAMAGED)
+            raise MaskwiseError("a measure is not a finite number", got=record, do=DAMAGED)
     return records
 
 
@@ -308,30 +310,22 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Read settings from command-line arguments.
-
-    The arguments are ``pairs:FILE``, ``cloze:FILE``, ``pseudo-perplexity``,
-    ``pseudo-perplexity:ROWS``, ``bound``, ``bound:DRAWS`` and ``heldout``.
-    """
+    """Read settings from command-line arguments, which are written as in ``MEASURES``."""
     files: dict[str, list[str]] = {CLOZE: [], PAIRS: []}
     counts = dict.fromkeys(DEFAULT_COUNTS, 0)
     for measure in measures:
         name, _, value = measure.partition(":")
         if name not in MEASURES:
             raise unknown_name("measure", name, MEASURES)
-        if name in files:
-            if not value:
-                raise MaskwiseError(
-                    f"{name} needs a file", do=f"give {name}:FILE, or pairs:bundled:pairs"
-                )
+        number = value or str(DEFAULT_COUNTS.get(name, ""))
+        if name in files and value:
             files[name].append(value)
-        elif name == HELD_OUT:
-            if value:
-                raise MaskwiseError("heldout takes no value", got=repr(value))
-        elif value and not (value.isdecimal() and int(value)):
-            raise MaskwiseError(f"{name} takes a number", got=value, allowed="≥ 1")
-        else:
-            counts[name] = max(counts[name], int(value or DEFAULT_COUNTS[name]))
+        elif name in counts and number.isdecimal() and int(number):
+            counts[name] = max(counts[name], int(number))
+        elif measure != HELD_OUT:
+            raise MaskwiseError(
+                f"cannot read the measure {name}", got=measure, allowed=MEASURES[name]
+            )
     measured = {name.replace("-", "_"): count for name, count in counts.items()}
     return EvaluationSettings.model_validate({**measured, **files})
 

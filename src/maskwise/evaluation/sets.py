@@ -73,6 +73,7 @@ class TestSet(ABC):
 
 
 S = TypeVar("S", bound=TestSet)
+T = TypeVar("T")
 
 
 def load_set(spec: str, read: Callable[..., S]) -> S:
@@ -116,7 +117,7 @@ def name_of(path: Path) -> str:
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def evenly(items: list[Record], count: int | None) -> list[Record]:
+def evenly(items: list[T], count: int | None) -> list[T]:
     """Return at most ``count`` items, evenly spread."""
     if count is None or count >= len(items):
         return items

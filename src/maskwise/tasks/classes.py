@@ -420,17 +420,15 @@ def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     flat = Flat.of(encodings, cutter.pad)
     place = []
     for row, encoding, start in zip(rows, encodings, flat.starts.tolist()):
-        # Special tokens belong to the word None, which is never looked up.
-        first: dict[int | None, int] = {}
-        for column, word in enumerate(encoding.word_ids):
-            first.setdefault(word, start + column)
-        place += [first.get(word, -1) for word in range(len(row.tokens))]
+        for word in range(len(row.tokens)):
+            tokens = encoding.word_to_tokens(word)
+            place.append(start + tokens[0] if tokens else -1)
     place_W = torch.tensor(place)
     gold_W = torch.from_numpy(task.gold(split))
     known_W = (place_W >= 0) & (gold_W != UNSEEN)
     targets = torch.full((len(flat.ids),), IGNORE)
     targets[place_W[known_W]] = gold_W[known_W]
-    return Encoded(flat, targets, place_W)
+    return Encoded(flat, targets, place_W, lost=int((place_W < 0).sum()))
 
 
 # A linear layer on every token: Devlin et al. 2019, section 5.3.

@@ -319,36 +319,14 @@ def right_choice(
     return index if 0 <= index < len(texts) else None
 
 
-def flat(record: Record) -> Iterator[Record]:
-    """Yield the rows of a record.
+def flat(record: Record, given: Columns) -> Record:
+    """Add a column for each given path into nested objects, such as "review.text".
 
-    In AI2's files, a question may be an object. In QMSum, a meeting has several queries, and each
-    query becomes a row with the turns that it is about.
+    In AI2's files, a question may be an object, whose fields become columns too.
     """
     question = record.get("question")
-    if "meeting_transcripts" in record:
-        turns = [f"{turn['speaker']}: {turn['content']}" for turn in record["meeting_transcripts"]]
-        # All queries about a meeting share this text, which keeps them in the same split.
-        meeting = "\n".join(turns[:9])
-        for name in ("general_query_list", "specific_query_list"):
-            for asked in record.get(name, []):
-                relevant: list[str] = []
-                for first, last in asked.get("relevant_text_span", [(0, len(turns) - 1)]):
-                    relevant += turns[int(first) : int(last) + 1]
-                yield {
-                    "meeting": meeting,
-                    "query": asked["query"],
-                    "turns": relevant,
-                    "answer": asked["answer"],
-                }
-    elif isinstance(question, dict):
-        yield {**question, **record, "question": question.get("stem", "")}
-    else:
-        yield record
-
-
-def with_inside(record: Record, given: Columns) -> Record:
-    """Add a column for each given path into nested objects, such as "review.text"."""
+    if isinstance(question, dict):
+        record = {**question, **record, "question": question.get("stem", "")}
     added = {}
     for name in given:
         if name and "." in name and name not in record:

@@ -1,19 +1,14 @@
 """Kinds of tasks that evaluate the embeddings of a frozen encoder: nothing is fine-tuned or random.
 
-They classify texts by logistic regression, measure the similarity of texts by cosine, find the text
-that belongs to a title, or run an evaluator from sentence-transformers, as in
-``FILE(kind='evaluator', evaluator='triplet')``. All texts are embedded once.
+They classify texts by logistic regression, measure the similarity of texts by cosine, or find the
+text that belongs to a title. All texts are embedded once.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib import import_module
-from itertools import chain
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +17,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from maskwise.errors import require_known, unknown_name
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
-from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, number_of, require_text
+from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, require_text
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
@@ -153,103 +147,3 @@ RETRIEVAL = TaskKind(
     needs_train=False,
     least_tokens=(False, 1),
 )
-
-# Evaluators from sentence-transformers
-
-_PAIR = {"sentence1": "sentences1", "sentence2": "sentences2"}
-# For each evaluator, its class, and the argument that each column of a file is passed as.
-EVALUATORS = {
-    "similarity": ("EmbeddingSimilarityEvaluator", {**_PAIR, "score": "scores"}),
-    "binary": ("BinaryClassificationEvaluator", {**_PAIR, "label": "labels"}),
-    "triplet": (
-        "TripletEvaluator",
-        {"anchor": "anchors", "positive": "positives", "negative": "negatives"},
-    ),
-}
-
-
-@dataclass(frozen=True)
-class EvaluatedRow(Row):
-    """The cells of one row of a file, in the order of the evaluator's arguments."""
-
-    cells: tuple[str | float, ...]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return tuple(cell for cell in self.cells if isinstance(cell, str))
-
-
-def evaluator_kind(evaluator: str = "triplet") -> TaskKind:
-    """Build the kind ``evaluator``. Its score is the primary metric of the given evaluator.
-
-    Args:
-        evaluator: a name in ``EVALUATORS``; the evaluators are sentence-transformers' classes.
-    """
-    require_known("evaluator", evaluator, EVALUATORS)
-    return TaskKind(
-        name="evaluator",
-        suffix="-evaluator",
-        metrics=("evaluator",),
-        columns=UsualColumns(("anchor", "sentence1")),
-        row=partial(_evaluated_row, evaluator),
-        library="sentence_transformers",
-        gold=lambda task, split: np.array([]),
-        baseline=lambda task: None,
-        answers=partial(_evaluated, evaluator),
-        needs_train=False,
-        least_tokens=(False, 1),
-        settings={"evaluator": evaluator},
-        make=evaluator_kind,
-    )
-
-
-def _evaluated_row(
-    evaluator: str, record: Record, columns: Columns, where: str
-) -> EvaluatedRow | str:
-    cells: list[str | float] = []
-    for name in EVALUATORS[evaluator][1]:
-        if name not in record:
-            raise unknown_name(f"column of {where}", name, map(str, record))
-        number = number_of(record[name]) if name in ("score", "label") else None
-        if number is not None:
-            cells.append(number)
-        else:
-            cells.append(str(record[name] or "").strip())
-    if "" in cells:
-        return NO_TEXT
-    return EvaluatedRow(tuple(cells))
-
-
-def _evaluated(evaluator: str, task: Task, vectors: ByText) -> ByAnswer:
-    name, columns = EVALUATORS[evaluator]
-    build = getattr(import_module("sentence_transformers.evaluation"), name)
-    scores = {}
-    for split, each in vectors.items():
-        rows = task.splits[split]
-        texts = chain.from_iterable(row.texts for row in rows)
-        known = dict(zip(texts, each, strict=True))
-        cells = map(list, zip(*(row.cells for row in rows)))
-        made = build(**dict(zip(columns.values(), cells)))
-        result = made(_Embedded(known))
-        scores[split] = [float(result[made.primary_metric])]
-    return scores
-
-
-class _Embedded:
-    """Stands in for a SentenceTransformer, but returns vectors that are already known."""
-
-    similarity_fn_name = "cosine"
-    model_card_data = SimpleNamespace(set_evaluation_metrics=lambda *_, **__: None)
-
-    def __init__(self, vectors: Mapping[str, Tensor]):
-        self.vectors = vectors
-
-    def encode(self, texts: Sequence[str], **_: object) -> ArrayLike:
-        return torch.stack([self.vectors[text] for text in texts]).numpy()
-
-    encode_query = encode_document = encode
-
-    def similarity(self, first: ArrayLike, second: ArrayLike) -> Tensor:
-        a = normalize(torch.as_tensor(first), dim=-1)
-        b = normalize(torch.as_tensor(second), dim=-1)
-        return a @ b.T

@@ -32,9 +32,7 @@ from maskwise.text.labelled import (
     read_cells,
     read_hub,
     read_records,
-    read_text,
 )
-from maskwise.text.opening import lines_of
 from maskwise.text.worlds import read_world
 
 BUNDLED_TASKS = {
@@ -82,8 +80,6 @@ _WITHOUT_HEADER = {
         *("sentence1", "sentence2"),
     ),
 }
-# SentEval's files have their class as the file extension, and one sentence per line.
-_CLASS_FILES = ({"pos", "neg"}, {"objective", "subjective"})
 # Columns for the text that several questions may share, and columns for their answers.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
 # With fewer articles, a split could end up empty.
@@ -171,14 +167,6 @@ def _read_folder(spec: str, folder: Path, header: bool, files: Mapping[str, str]
                 named.setdefault(split, []).extend(_read_file(path, header))
     if named:
         return named
-    by_ending = {path.name.removesuffix(".gz").rpartition(".")[2].lower(): path for path in there}
-    for classes in _CLASS_FILES:
-        if classes <= set(by_ending):
-            sentences: list[Record] = []
-            for name in sorted(classes):
-                lines = lines_of(read_text(by_ending[name], or_latin1=True))
-                sentences += [{"text": line, "label": name} for line in lines]
-            return {"all": sentences}
     by_split = _split_files(folder, there)
     if not by_split and len(readable) == 1:
         return {"all": _read_file(readable[0], header)}

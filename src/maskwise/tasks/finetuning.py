@@ -58,9 +58,6 @@ class FinetuneSettings(BaseModel):
     first of several equally good states. With 0, dev is not scored, and the last state is used.
     """
 
-    patience: int | None = Field(None, ge=1)
-    """Training stops after this many dev scores without an improvement; needs ``eval_every``."""
-
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay; not applied to biases, norms and other vectors."""
     precision: Literal["auto", "no", "bf16"] = "auto"
@@ -83,9 +80,7 @@ class FinetuneSettings(BaseModel):
         """Return the settings for one fine-tuning run, by default with a small model's rate."""
         rows = len(task.splits["train"])
         given = self.fitting(0)
-        shared = given.model_dump(
-            exclude={"epochs", "steps", "max_length", "seeds", "patience", "search_rate"}
-        )
+        shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "search_rate"})
         epochs = self.epochs
         if epochs is None:
             assert given.learning_rate is not None

@@ -36,7 +36,7 @@ from maskwise.tasks.metrics import bootstrap_interval, error_of_items
 from maskwise.tasks.task import Answers, Task
 from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
 from maskwise.text import load_tokenizer
-from maskwise.training import TrainingSettings, train
+from maskwise.training import train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.log import NotFinite
 
@@ -175,29 +175,15 @@ def task_record(
     start = config or checkpoint
     if settings.learning_rate is None and start is not None and not task.frozen:
         settings = settings.fitting(weights_of(task_config(start, {})))
-
-    def run(settings: FinetuneSettings, seed: int, folder: Path | None) -> Score:
-        return finetune(
-            checkpoint,
-            task,
-            tokenizer=tokenizer,
-            settings=settings.training(task, seed=seed),
-            seed=seed,
-            max_length=settings.max_length,
-            config=config,
-            folder=folder,
-            checkpoints=checkpoints,
-            quiet=quiet,
-            patience=settings.patience,
-        )
-
+    run = partial(finetune, checkpoint, task, tokenizer=tokenizer, config=config, quiet=quiet)
     tried: dict[float, float] = {}
     diverged: list[str] = []
     if settings.search_rate and settings.learning_rate and not task.frozen:
         settings, tried, diverged = _search_rate(task, settings, run)
     scores = []
     for seed in seeds:
-        scores.append(run(settings, seed, folder / f"seed-{seed}" if folder else None))
+        kept = folder / f"seed-{seed}" if folder else None
+        scores.append(run(settings=settings, seed=seed, folder=kept, checkpoints=checkpoints))
     first = scores[0]
     by_seed = [score["score"] for score in scores]
     record: TaskRecord = {
@@ -232,7 +218,7 @@ def task_record(
 def _search_rate(
     task: Task,
     settings: FinetuneSettings,
-    run: Callable[[FinetuneSettings, int, Path | None], Score],
+    run: Callable[..., Score],
 ) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
     """Try learning rates on dev.
 
@@ -254,7 +240,7 @@ def _search_rate(
         rate = float(f"{factor * settings.learning_rate:.2g}")
         trial = settings.model_copy(update={"steps": steps, "learning_rate": rate})
         try:
-            tried[rate] = run(trial, TRIAL_SEED, None)["dev"] or 0.0
+            tried[rate] = run(settings=trial, seed=TRIAL_SEED)["dev"] or 0.0
         except NotFinite as error:
             diverged.append(f"learning rate {rate:g} was tried and left out: {error.what}")
             if len(diverged) == len(TRIAL_FACTORS):
@@ -269,14 +255,12 @@ def finetune(
     task: Task,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    settings: TrainingSettings,
+    settings: FinetuneSettings,
     seed: int,
-    max_length: int = 64,
     config: PreTrainedConfig | None = None,
     folder: Path | None = None,
     checkpoints: bool = True,
     quiet: bool = True,
-    patience: int | None = None,
 ) -> Score:
     """Fine-tune a checkpoint on a task and score it once.
 
@@ -284,14 +268,12 @@ def finetune(
         checkpoint: a folder or hub id; None to start from random weights of ``config``.
         task: the data and the metric.
         tokenizer: the checkpoint's tokenizer.
-        settings: see ``FinetuneSettings.training``; ``seed`` replaces the seed in the settings.
+        settings: the fine-tuning settings.
         seed: seeds the new head (or all weights without a checkpoint), the row order and dropout.
-        max_length: the most tokens in a row; longer rows are cut.
         config: the configuration for random weights; None if there is a checkpoint.
         folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, for
             generation, predictions.jsonl are written; if None, nothing is kept.
         checkpoints: whether to keep checkpoint/; if False, only the predictions are kept.
-        patience: see ``FinetuneSettings``.
 
     Returns:
         The scores, such as ``score`` on test, ``dev`` (None without dev rows) and ``lost_words``
@@ -302,6 +284,7 @@ def finetune(
             a loss or an answer that is not finite.
     """
     began = time.perf_counter()
+    max_length = settings.max_length
     network = load_network(
         checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed
     )
@@ -314,21 +297,17 @@ def finetune(
         answers, notes = _frozen_answers(task, embedder)
     else:
         assert task.kind.objective is not None
-        # The best state is kept only in memory, so an interrupted run starts from the beginning.
-        save_every = 0 if settings.eval_every else settings.save_every
-        settings = settings.model_copy(update={"seed": seed, "save_every": save_every})
+        training = settings.training(task, seed=seed)
         data = encode(task, tokenizer, max_length=max_length)
         objective = task.kind.objective(network)
         notes = warn_of_cuts(task, data)
         if majority is None:
             majority = data["test"].chance(data["train"])
-        best = None
-        if settings.eval_every:
-            best = Best(task, objective, data["dev"], patience=patience)
+        best = Best(task, objective, data["dev"]) if settings.eval_every else None
         done = train(
             objective,
-            TaskSource(data["train"], settings),
-            settings,
+            TaskSource(data["train"], training),
+            training,
             folder=folder if checkpoints else None,
             title=f"{task.name} {seed}",
             quiet=quiet,
@@ -396,51 +375,40 @@ def _frozen_answers(
 ) -> tuple[Mapping[str, Answers], list[str]]:
     """Return the answers, and a note if their pooling is the one that is best on dev."""
     assert task.kind.answers is not None
-    texts = {}
-    for split, rows in task.splits.items():
-        if rows:
-            texts[split] = list(chain.from_iterable(row.texts for row in rows))
     tried = {}
-    dev = {}
     for pooling in task.poolings:
-        vectors = {split: embedder(each, pooling=pooling) for split, each in texts.items()}
-        answers = task.kind.answers(task, vectors)
-        if len(task.poolings) == 1:
-            return answers, []
-        tried[pooling] = answers
-        dev[pooling] = task.finite_score("dev", answers["dev"])
+        vectors = {}
+        for split, rows in task.splits.items():
+            if rows:
+                texts = list(chain.from_iterable(row.texts for row in rows))
+                vectors[split] = embedder(texts, pooling=pooling)
+        tried[pooling] = task.kind.answers(task, vectors)
+    if len(tried) == 1:
+        return tried[task.pooling], []
+    dev = {name: task.finite_score("dev", answers["dev"]) for name, answers in tried.items()}
     best = max(dev, key=dev.__getitem__)
     scores = ", ".join(f"{name} {score:.3f}" for name, score in dev.items())
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
 
 
 class Best:
-    """Scores an objective on dev at each call, and keeps the best state in memory.
+    """Scores an objective on the dev rows at each call, and keeps the best state in memory."""
 
-    Args:
-        data: the dev rows.
-        patience: how many calls without a better score end the training; None for no limit.
-    """
-
-    def __init__(self, task: Task, objective: Objective, data: Data, *, patience: int | None):
+    def __init__(self, task: Task, objective: Objective, data: Data):
         self.task = task
         self.objective = objective
         self.data = data
-        self.patience = patience
         self.state: dict[str, Tensor] = {}
         self._score = -math.inf
-        self._waited = 0
 
     def __call__(self, done: int) -> list[dict[str, object]]:
         score = self.task.finite_score("dev", answer(self.objective, self.data))
         signed = -score if self.task.metric in LOWER_IS_BETTER else score
-        self._waited += 1
         if signed > self._score:
             self._score = signed
-            self._waited = 0
             state = self.objective.state_dict()
             self.state = {name: value.cpu().clone() for name, value in state.items()}
-        return [{"dev": score, "enough": self._waited == self.patience}]
+        return [{"dev": score}]
 
 
 @torch.inference_mode()

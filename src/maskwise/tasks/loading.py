@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError, counted, require_known, unknown_name
-from maskwise.specs import Call, build, read_options, with_options
+from maskwise.specs import read_options, with_options
 from maskwise.tasks.classes import (
     MULTI_LABEL,
     REGRESSION,
@@ -45,7 +45,6 @@ from maskwise.tasks.columns import (
     guess_columns,
     labels_in,
     number_of,
-    with_inside,
     with_text,
     without,
 )
@@ -53,7 +52,6 @@ from maskwise.tasks.embeddings import (
     RETRIEVAL,
     SENTENCE_EMBEDDING,
     ZERO_SHOT_SIMILARITY,
-    evaluator_kind,
 )
 from maskwise.tasks.files import (
     CARDS,
@@ -67,7 +65,6 @@ from maskwise.tasks.files import (
     splits_of,
     state_of,
 )
-from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
 from maskwise.tasks.task import SPLITS, Row, Rows, Task, TaskKind
 from maskwise.tasks.written import CLOZE_QA, generation
@@ -91,7 +88,6 @@ KINDS: dict[str, TaskKind] = {
         ZERO_SHOT_SIMILARITY,
         SENTENCE_EMBEDDING,
         RETRIEVAL,
-        evaluator_kind(),
     )
 }
 """The kinds of tasks. To add a kind, create a ``TaskKind`` and list it here."""
@@ -99,11 +95,6 @@ POOLINGS = ("mean", "cls", "dev")
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
 # Published metrics that differ from the kind's default, keyed by folder name.
 _USUAL_METRIC = {"cola": "matthews"}
-# Cards that earlier versions had, and what to do instead.
-GONE = {
-    "curated-trec": "its answers are regular expressions; use kind=generation and a column of "
-    "written answers"
-}
 
 
 def load_task(
@@ -132,8 +123,7 @@ def load_task(
             - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
             - a file, split 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all
               of these also as .gz), .parquet. If every record has a ``split``, it is used instead;
-            - a folder with files for train, dev (or validation) and/or test, or a SentEval folder
-              with one file for each class;
+            - a folder with files for train, dev (or validation) and/or test;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
         kind: a name in ``KINDS``; by default recognised from the columns, which is not possible for
@@ -151,8 +141,7 @@ def load_task(
         pooling: "mean" (the default), "cls" or "dev": see ``Task``.
         train_rows: see ``Task.with_train_rows``.
         name: the task's name in records; derived from ``spec`` if not given.
-        settings: the kind's own settings, such as ``beams``: see ``generation`` and
-            ``evaluator_kind``.
+        settings: the kind's own settings, such as ``beams``: see ``generation``.
 
     Raises:
         MaskwiseError: no such source, an unreadable source, no labels or only one class, different
@@ -176,7 +165,7 @@ def load_task(
     if card is None:
         return _load(source, given)
     if card not in CARDS:
-        raise unknown_name("card", card, CARDS, do=GONE.get(card))
+        raise unknown_name("card", card, CARDS)
     about = CARDS[card]
     if by_name:
         if "hub" not in about:
@@ -210,7 +199,6 @@ def _options(spec: str) -> tuple[str, Options]:
 
 
 _LOADED: dict[str, Task] = {}
-# The most tasks in the cache, which is needed because a study asks for each task in many places.
 MOST_LOADED = 16
 
 
@@ -218,11 +206,12 @@ def _load(spec: str, given: Options) -> Task:
     """Call ``_read_task``, or return its cached result if the task's files have not changed."""
     if spec.startswith("hf:"):
         return _read_task(spec, **given)
+    # A study asks for each task in many places.
     key = repr((spec, sorted(given.items()), state_of(spec)))
     if key not in _LOADED:
+        if len(_LOADED) == MOST_LOADED:
+            del _LOADED[next(iter(_LOADED))]
         _LOADED[key] = _read_task(spec, **given)
-        for oldest in list(_LOADED)[:-MOST_LOADED]:
-            del _LOADED[oldest]
     return _LOADED[key]
 
 
@@ -253,13 +242,8 @@ def _read_task(
     """
     if kind is not None:
         require_known("kind of task", kind, KINDS)
-    if metric is not None:
-        require_known("metric", metric, METRICS)
     require_known("pooling", pooling, POOLINGS)
     place = f"task {spec!r}"
-    if isinstance(missing, Mapping):
-        allowed = "a label, or several: ('NA', -1)"
-        raise MaskwiseError(f"missing must hold labels in {place}", got=missing, allowed=allowed)
     absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
@@ -275,8 +259,7 @@ def _read_task(
     records: dict[str, list[Record]] = {}
     shared: dict[str, Names] = {}
     for split, part in read_splits(spec, header=header, files=files).items():
-        single = chain.from_iterable(map(flat, part))
-        whole = [with_inside(record, given) for record in single]
+        whole = [flat(record, given) for record in part]
         # Articles are counted before ``where`` drops rows, because a policy's labels are read from
         # the whole file and must be split in the same way.
         shared[split] = shared_names(whole)
@@ -293,13 +276,11 @@ def _read_task(
         chosen = _recognised(examples, given)
     if settings:
         make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
-        parameters = inspect.signature(make).parameters
-        # A kind with arbitrary keyword arguments checks them itself.
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-            known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
-            for option in settings:
-                require_known(f"argument of {chosen.name} {place}", option, known | {*parameters})
-        chosen = build("kind of task", Call(chosen.name, (), settings), {chosen.name: make})
+        known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
+        known.update(inspect.signature(make).parameters)
+        for option in settings:
+            require_known(f"argument of {chosen.name} {place}", option, known)
+        chosen = make(**settings)
     template = given.text or ""
     if "{" in template:
         for split, part in records.items():
@@ -369,14 +350,11 @@ def _read_task(
     rows: Rows = splits["train" if chosen.needs_train else "test"]
     if chosen.every_label:
         rows = list(chain.from_iterable(splits.values()))
-    try:
-        labels = chosen.labels(rows, place)
-    except MaskwiseError as error:
+    table = place
+    if skipped:
         # Rows without a label may be the reason why only one class is left.
-        if not skipped:
-            raise
-        got = f"{error.got}, skipped {counted(skipped)}"
-        raise MaskwiseError(error.what, got=got, allowed=error.allowed, do=error.do) from None
+        table = f"{place} (skipped {counted(skipped)})"
+    labels = chosen.labels(rows, table)
     published = _USUAL_METRIC.get(Path(spec).name.lower())
     if metric is None and published in chosen.metrics:
         metric = published

@@ -382,6 +382,5 @@ METRICS: dict[str, Callable[..., float]] = {
     "spearman": spearman,
     "pearson": pearson,
     NATS: nats_per_token,
-    "evaluator": lambda gold, answer: float(answer[0]),
 }
 """Metrics for a whole test set. ``accuracy`` is for classes; accuracy for texts is in ``ITEMS``."""

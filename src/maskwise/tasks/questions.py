@@ -164,9 +164,18 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
         spans_of_windows = [_context_spans(window) for window in windows]
         spans += spans_of_windows
         targets += _targets(rows[number], spans_of_windows)
-    flat = Flat.of(encodings, cutter.pad)
-    span = torch.from_numpy(np.concatenate(spans))
-    return Windows(flat, torch.tensor(targets), torch.tensor(question), span, rows)
+    target_N = torch.tensor(targets)
+    question_N = torch.tensor(question)
+    # A question is lost if the answer is marked in none of its windows.
+    marked = question_N[target_N.any(1)].unique()
+    return Windows(
+        flat=Flat.of(encodings, cutter.pad),
+        targets=target_N,
+        question=question_N,
+        span=torch.from_numpy(np.concatenate(spans)),
+        rows=rows,
+        lost=len(rows) - len(marked),
+    )
 
 
 def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
@@ -225,12 +234,6 @@ class Windows(Data):
     question: Tensor
     span: Tensor
     rows: Rows
-
-    @property
-    def lost(self) -> int:
-        """The number of questions without a window in which the answer is marked."""
-        marked = self.question[self.targets.any(1)]
-        return len(self.rows) - len(marked.unique())
 
     def batch(self, rows: Tensor) -> Batch:
         """Return the inputs of ``Flat.batch``, and labels (B, 2)."""

@@ -12,7 +12,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -120,13 +120,15 @@ class Trainable(ABC):
         return self.batch(planned[:, 0])
 
 
+@dataclass(frozen=True, eq=False)
 class Data(Trainable):
-    """One split as tensors, with a method that gets a model's answers."""
+    """One split as tensors, with a method that gets a model's answers.
 
-    @property
-    def lost(self) -> int:
-        """The number of items that no model can answer, because their tokens were cut off."""
-        return 0
+    Attributes:
+        lost: the number of items that no model can answer, because their tokens were cut off.
+    """
+
+    lost: int = field(default=0, kw_only=True)
 
     def notes(self) -> list[str]:
         """Note how many rows were cut, for records."""
@@ -163,11 +165,6 @@ class Encoded(Data):
 
     targets: Tensor
     place: Tensor | None = None
-
-    @property
-    def lost(self) -> int:
-        """The number of words that cannot be answered."""
-        return 0 if self.place is None else int((self.place < 0).sum())
 
     def batch(self, rows: Tensor) -> Batch:
         """Return the inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""

@@ -99,21 +99,22 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     texts = [f"{PROMPT[0]} {row.question}" for row in rows]
     questions = backend.encode_batch(texts, add_special_tokens=False)
     backend.no_truncation()
-    tail += [mask] * slots
     ids: list[int] = []
+    targets: list[int] = []
     lengths = []
-    for question in questions:
-        sequence = [*frame[:1], *question.ids, *tail, *frame[1:]]
+    # An answer that has more tokens than there are masks cannot be given.
+    lost = 0
+    for question, answer in zip(questions, _answer_ids(task, split, backend), strict=True):
+        before = [*frame[:1], *question.ids, *tail]
+        padded = [*answer[:slots], *[end] * (slots - len(answer))]
+        sequence = [*before, *[mask] * slots, *frame[1:]]
         ids += sequence
+        targets += [*[IGNORE] * len(before), *padded, *[IGNORE] * len(frame[1:])]
         lengths.append(len(sequence))
+        lost += len(answer) > slots
     tokens = torch.tensor(ids)
     flat = Flat(tokens, torch.zeros_like(tokens), edges(lengths), cutter.pad, count_cut(questions))
-    targets = torch.full((len(rows), slots), end)
-    too_long = 0
-    for row, answer in enumerate(_answer_ids(task, split, backend)):
-        targets[row, : len(answer)] = torch.tensor(answer[:slots])
-        too_long += len(answer) > slots
-    return Slots(flat, targets, len(frame) - 1, end, too_long, backend)
+    return Slots(flat, torch.tensor(targets), end, backend, lost=lost)
 
 
 def _answer_ids(task: Task, split: str, backend: Tokenizer) -> list[list[int]]:
@@ -143,40 +144,24 @@ class Slots(Data):
     """N questions, each followed by S masks.
 
     Attributes:
-        targets: (N, S) the tokens of the answer, then separators.
-        after: the number of special tokens that follow the masks.
+        targets: (T,) the tokens of the answer and then separators at the masks; −100 elsewhere.
         end: the separator's id.
-        too_long: the number of answers that are longer than S tokens.
         backend: turns tokens into text.
     """
 
     targets: Tensor
-    after: int
     end: int
-    too_long: int
     backend: Tokenizer
 
-    @property
-    def lost(self) -> int:
-        """The number of questions whose answer has more tokens than there are masks."""
-        return self.too_long
-
-    def columns(self, rows: Tensor) -> Tensor:
-        """Return (B, S) the columns in which each row has its masks."""
-        slots = self.targets.shape[1]
-        first = self.flat.lengths[rows] - self.after - slots
-        return first.unsqueeze(1) + torch.arange(slots)
-
     def batch(self, rows: Tensor) -> Batch:
-        """Return ``Flat.batch``'s inputs, and labels (B, L): answers at the masks, else −100."""
-        inputs = self.flat.batch(rows)
-        labels = torch.full_like(inputs["input_ids"], IGNORE)
-        labels.scatter_(1, self.columns(rows), self.targets[rows])
-        return {**inputs, "labels": labels}
+        """Return the inputs of ``Flat.batch``, and labels (B, L)."""
+        at, real = self.flat.at(rows)
+        labels = torch.where(real, self.targets[at], IGNORE)
+        return {**self.flat.batch(rows), "labels": labels}
 
     def answers(self, objective: MaskedLanguageModelling, device: torch.device) -> list[str]:
         """Return the text of the likeliest tokens at the masks, up to the first separator."""
-        best = torch.empty_like(self.targets)
+        best = self.targets[self.targets != IGNORE].view(len(self), -1)
         for rows, batch in batches(self, device):
             row, column = target_places(batch).unbind(1)
             del batch["labels"]

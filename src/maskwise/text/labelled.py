@@ -87,12 +87,8 @@ def _named(value: object, names: list[str]) -> object:
     return value
 
 
-def read_text(path: Path, *, or_latin1: bool = False) -> str:
+def read_text(path: Path) -> str:
     """Read a text file.
-
-    Args:
-        path: the file.
-        or_latin1: whether to read a file that is not UTF-8 as Latin-1, as SentEval's files are.
 
     Raises:
         MaskwiseError: the file cannot be read, is not UTF-8, or holds more than a gigabyte.
@@ -104,9 +100,6 @@ def read_text(path: Path, *, or_latin1: bool = False) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # Every byte is a Latin-1 character, so this cannot fail.
-        if or_latin1:
-            return content.decode("latin-1")
         raise MaskwiseError(
             f"{path} is not UTF-8 text (byte {error.start})",
             do="convert it, for example with iconv -f LATIN1 -t UTF-8",
