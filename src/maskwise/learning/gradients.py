@@ -69,13 +69,11 @@ class MetaGradient:
         outer: the outer loss after all steps.
         inner: the loss of each step, before its update.
         masks: ∂outer/∂mask for each step; None if the step has no mask.
-        rates: ∂outer/∂rate for each step.
     """
 
     outer: float
     inner: list[float]
     masks: list[Tensor | None]
-    rates: list[float]
 
     def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
         """Backpropagate from the steps' masks into ``grad`` of the policy's parameters."""
@@ -147,7 +145,7 @@ def meta_gradient(
     backend: str = "finite-difference",
     agree: Agree = alone,
 ) -> MetaGradient:
-    """Differentiate the outer loss after inner steps with respect to the steps' masks and rates.
+    """Differentiate the outer loss after inner steps with respect to the steps' masks.
 
     Args:
         theta: the parameters, keyed by name; they are not modified.
@@ -159,11 +157,11 @@ def meta_gradient(
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> mask = torch.tensor(1.0, dtype=torch.float64)
     >>> step = InnerStep(lambda theta, mask: mask * theta["x"] ** 2, rate=0.25, mask=mask)
-    >>> for backend in BACKENDS:  # x − 2·rate·mask·x = .5; its square has −2·.5·2·rate and −2·.5·2
+    >>> for backend in BACKENDS:  # x − 2·rate·mask·x = .5; its square has the slope −2·.5·2·rate
     ...     made = meta_gradient(theta, [step], lambda theta, _: theta["x"] ** 2, backend=backend)
-    ...     print(made.outer, round(float(made.masks[0]), 9), round(made.rates[0], 9))
-    0.25 -0.5 -2.0
-    0.25 -0.5 -2.0
+    ...     print(made.outer, round(float(made.masks[0]), 9))
+    0.25 -0.5
+    0.25 -0.5
     """
     first = next(iter(theta.values()))
     # The length of a perturbation, as in DARTS (Liu et al. 2019, arXiv 1806.09055). Rounding errors
@@ -183,27 +181,19 @@ def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGr
     now = {}
     for name, value in theta.items():
         now[name] = value.detach().requires_grad_()
-    first = next(iter(now.values()))
     masks = []
-    rates = []
     inner = []
     for step in steps:
         mask = _leaf(step.mask)
         masks.append(mask)
-        # The rate is also a tensor, so that the same graph gives its derivative.
-        rate = first.new_tensor(step.rate).requires_grad_()
-        rates.append(rate)
         loss = step.loss(now, mask)
         inner.append(float(loss.detach()))
         slopes = _grad(loss, list(now.values()), create_graph=True)
-        now = shifted(now, dict(zip(now, slopes)), -rate)
+        now = shifted(now, dict(zip(now, slopes)), -step.rate)
     total = outer(now, None)
-    real_masks = [mask for mask in masks if mask is not None]
-    # The gradients come in the order of the tensors: first for the masks, then for the rates.
-    gradients = iter(_grad(total, [*real_masks, *rates]))
+    gradients = iter(_grad(total, [mask for mask in masks if mask is not None]))
     of_masks = [None if mask is None else next(gradients) for mask in masks]
-    of_rates = [float(gradient) for gradient in gradients]
-    return MetaGradient(float(total.detach()), inner, of_masks, of_rates)
+    return MetaGradient(float(total.detach()), inner, of_masks)
 
 
 def _finite_difference(
@@ -211,26 +201,22 @@ def _finite_difference(
 ) -> MetaGradient:
     now = theta
     visited = []
-    slopes = []
     inner = []
     for step in steps:
         loss, slope, _ = slope_of(step.loss, now, step.mask, agree)
         visited.append(now)
-        slopes.append(slope)
         inner.append(loss)
         now = shifted(now, slope, -step.rate)
     value, v, _ = slope_of(outer, now, None, agree)
     of_masks: list[Tensor | None] = []
     for step in steps:
         of_masks.append(None if step.mask is None else torch.zeros_like(step.mask))
-    of_rates = [0.0] * len(steps)
     for number in reversed(range(len(steps))):
         step = steps[number]
-        norm = _dot(v, v) ** 0.5
+        norm = _norm(v)
         # If the norm is 0, all earlier gradients are 0 too. A NaN also ends the loop.
         if not norm > 0:
             break
-        of_rates[number] = -_dot(v, slopes[number])
         # The derivative with respect to the parameters before the first step is not needed.
         needs_v = number > 0
         if step.mask is None and not needs_v:
@@ -245,7 +231,7 @@ def _finite_difference(
             of_masks[number] = factor * (mask_ahead - mask_back)
         if needs_v:
             v = shifted(v, shifted(slope_ahead, slope_back, -1), factor)
-    return MetaGradient(value, inner, of_masks, of_rates)
+    return MetaGradient(value, inner, of_masks)
 
 
 def slope_of(
@@ -312,17 +298,14 @@ def values_of(module: nn.Module) -> Parameters:
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-def shifted(theta: Parameters, direction: Tensors, factor: float | Tensor) -> Parameters:
+def shifted(theta: Parameters, direction: Tensors, factor: float) -> Parameters:
     """Return θ + factor·direction."""
     return {name: value + factor * direction[name] for name, value in theta.items()}
 
 
-def _dot(a: Parameters, b: Parameters) -> float:
-    parts = []
-    for name in a:
-        product = wide(a[name]) * wide(b[name])
-        parts.append(product.sum())
-    return float(torch.stack(parts).sum())
+def _norm(tensors: Tensors) -> float:
+    squares = [wide(tensor).square().sum() for tensor in tensors.values()]
+    return float(torch.stack(squares).sum()) ** 0.5
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
@@ -47,17 +47,13 @@ class MetaSettings(BaseModel):
     task_rate: float = Field(0.05, ge=0)
     """Size of an inner step on the task; 0 for no such steps."""
 
-    learn_rates: bool = False
-    """Whether to learn both step sizes, from the gradients of their logarithms."""
-
-    outer: Literal["same", "other"] = "same"
-    """Examples for the outer loss: the same as in the inner steps, or different examples."""
-
     gradient: Literal["exact", "finite-difference"] = "finite-difference"
     """How the meta-gradient is computed."""
 
+    # These three settings have no effect; they are part of the names of recorded stages.
+    learn_rates: Literal[False] = False
+    outer: Literal["same"] = "same"
     draws: Literal[8] = 8
-    """Has no effect; kept because it is part of the names of recorded stages."""
 
     units: Literal["token", "word"] = "word"
     """Masking units during learning."""
@@ -106,14 +102,6 @@ class MetaSettings(BaseModel):
 
     seed: int = 0
     """Seed for the order of examples, the contexts and the masks."""
-
-    @field_validator("gradient", mode="before")
-    @classmethod
-    def _no_reinforce(cls, gradient: object) -> object:
-        # Older recipes use this name, and pydantic's own error would not say that it was removed.
-        if gradient == "reinforce":
-            raise ValueError("reinforce was removed; use exact or finite-difference")
-        return gradient
 
 
 class PolicySettings(BaseModel):

@@ -361,16 +361,13 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     def probe() -> Probe:
         return Probe(
             joined,
-            sources,
+            source,
             held_out,
             sizes=sizes,
             skip=taken,
-            total_steps=training.steps,
-            seed=training.seed,
             fresh=fresh,
             rank=rank,
             ranks=ranks,
-            maskers=None if fresh else source.untaught,
         )
 
     # Samplers that do not learn are probed for the report only, so too little text is no error.

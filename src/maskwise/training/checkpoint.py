@@ -169,7 +169,7 @@ class Metrics:
         if path is None:
             return
         kept = read_lines(path) if keep_until else []
-        kept = [line for line in kept if _step(line) <= keep_until]
+        kept = [line for line in kept if line["step"] <= keep_until]
         write_lines(path, kept)
         # Unbuffered: after a failed write on a full disk, closing would flush the buffer again.
         with writing(path):
@@ -187,11 +187,6 @@ class Metrics:
     def close(self) -> None:
         if self.path:
             self.file.close()
-
-
-def _step(line: Facts) -> float:
-    step = line.get("step", 0)
-    return step if isinstance(step, int) else math.inf
 
 
 def states(learners: Mapping[str, Learner | Sampler]) -> TensorDict:

@@ -244,28 +244,19 @@ class ModelSettings(BaseModel):
         if self.pretrained or self.attention_dropout is None:
             return self
         usual = attention_dropout(self.architecture)
-        if usual is None:
-            raise MaskwiseError(
-                f"{self.architecture} has no separate attention dropout",
-                got=f"attention_dropout {self.attention_dropout}",
-                do="leave it out",
-            )
-        field, _ = usual
-        if field in self.settings:
+        if usual is not None and usual[0] in self.settings:
             raise MaskwiseError(
                 "attention dropout is given twice",
-                got=f"attention_dropout and settings.{field}",
+                got=f"attention_dropout and settings.{usual[0]}",
             )
         return self
 
     @property
     def changed_dropout(self) -> float | None:
         """The attention dropout, if it differs from that of the architecture or the checkpoint."""
-        if self.pretrained:
-            return self.attention_dropout
         usual = attention_dropout(self.architecture)
-        if usual is None:
-            return None
+        if self.pretrained or usual is None:
+            return self.attention_dropout
         field, default = usual
         rate = self.attention_dropout or 0.0
         if field in self.settings or rate == default:
