@@ -117,16 +117,7 @@ def joined(
 
     def probe() -> Probe:
         held_out = dict.fromkeys(names, rows("document", "b"))
-        sizes = dict.fromkeys(names, 8)
-        return Probe(
-            arms,
-            sources,
-            held_out,
-            sizes=sizes,
-            skip={},
-            total_steps=chosen.steps,
-            maskers=batches.untaught,
-        )
+        return Probe(arms, batches, held_out, sizes=dict.fromkeys(names, 8), skip={})
 
     return arms, batches, {**batches.learners(), "sampler": SamplerLearner(chooser, probe)}
 

@@ -380,7 +380,10 @@ class MetaLearner:
 
         def fill(target: Path) -> None:
             save_file(tensors, target / STATE_TENSORS)
-            state = {"settings": self.settings.model_dump(mode="json"), "now": self.now.model_dump()}
+            state = {
+                "settings": self.settings.model_dump(mode="json"),
+                "now": self.now.model_dump(),
+            }
             (target / STATE).write_text(json.dumps(state))
 
         write_folder(folder, fill)
