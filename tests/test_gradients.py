@@ -166,11 +166,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 CASES = {
     "bert": {},
-    "two inner steps": {"inner": 2},
     "three inner steps": {"inner": 3, "rows": 2},
-    "other outer examples": {"same": False},
     "one row": {"rows": 1},
-    "bart": {"kind": "bart"},
     "bart, two inner steps": {"kind": "bart", "inner": 2, "same": False},
 }
 
@@ -196,7 +193,6 @@ def test_finite_differences_agree_with_exact(case: dict, second: float) -> None:
     assert float(near.norm() / right.norm()) == pytest.approx(1, abs=1e-3)
     assert approximate.outer == pytest.approx(exact.outer, rel=1e-12)
     assert approximate.inner == pytest.approx(exact.inner, rel=1e-12)
-    assert approximate.rates == pytest.approx(exact.rates, rel=1e-3)
 
 
 @pytest.mark.parametrize("case", [{}, {"inner": 2, "same": False}, {"kind": "bart"}], ids=str)
@@ -215,15 +211,6 @@ def test_finite_differences_in_single_precision(case: dict) -> None:
 def test_steps_of_size_zero_give_no_gradient_at_all(backend: str) -> None:
     _, gradient = Problem.of(rates=(0.0, 0.5), inner=2).gradient(backend)
     assert torch.equal(gradient, torch.zeros_like(gradient))
-
-
-def test_the_gradient_of_the_step_sizes() -> None:
-    problem, h = Problem.of(inner=2), 1e-5
-    result, _ = problem.gradient("exact")
-    values = [replace(problem, rates=(0.5 + sign * h, 0.3)).value() for sign in (1, -1)]
-    assert result.rates[0] + result.rates[2] == pytest.approx(
-        (values[0] - values[1]) / (2 * h), rel=1e-6
-    )
 
 
 def test_an_outer_loss_without_slope_gives_zero() -> None:
