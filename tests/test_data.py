@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking import Masker
-from maskwise.training import MaskedSource, TrainingSettings, look_ahead
+from maskwise.training import TrainingSettings, look_ahead
 from maskwise.training.data import WINDOW, Epochs, order_of
-from training_tools import Language, tokenizer
+from training_tools import Language
 
 DATA = Language(40)
 
@@ -66,14 +65,6 @@ def test_a_run_that_ends_early_ends_its_thread() -> None:
     assert threading.active_count() > before
     steps.close()
     assert threading.active_count() == before
-
-
-def test_masks_that_learn_are_made_at_their_step() -> None:
-    plain, taught = (
-        MaskedSource(DATA, Masker(tokenizer(), policy=p), TrainingSettings(batch_size=8))
-        for p in ("token", "group-weighted(pos, 2)")
-    )
-    assert (plain.ahead, taught.ahead) == (1, 0)
 
 
 def test_orders_of_two_sources_are_kept_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
