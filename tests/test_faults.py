@@ -27,7 +27,6 @@ from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, loop, train
 from maskwise.training import checkpoint as states_file
 from maskwise.training import log as log_file
-from maskwise.training.checkpoint import Best
 from processes import forked, two_ranks, wait_for
 from test_training import DATA, Unmasked, lines, run, same, settings
 from training_tools import model, tokenizer
@@ -232,40 +231,6 @@ def test_damaged_files_of_a_state_are_seen(
     assert re.search(
         r"skipping .*step-00000006: (\S+ is (damaged|missing)|no readable manifest)", said
     )
-
-
-# --- the best checkpoint
-
-
-def test_the_best_checkpoint_is_kept_and_known_after_a_stop(tmp_path: Path) -> None:
-    saved: list[str] = []
-
-    def save(target: Path) -> None:
-        write_folder(target, lambda partial: (partial / "weights").write_text(str(step)))
-        saved.append(target.name)
-
-    def offered(*losses: float) -> tuple[str, Any]:
-        nonlocal step
-        best = Best(tmp_path, save)
-        for loss in losses:
-            step += 1
-            best.offer(
-                step, [{"loss": loss, "masks": "token"}, {"loss": loss + 1.0}, {"score": 3.0}]
-            )
-        return (tmp_path / "best" / "weights").read_text(), json.loads(
-            (tmp_path / "best.json").read_text()
-        )
-
-    step = 0
-    assert offered(3.0, 2.0, math.nan, 2.5) == ("2", {"step": 2, "loss": 2.5})
-    assert offered(2.0, 1.5) == ("6", {"step": 6, "loss": 2.0}) and len(saved) == 3
-    (tmp_path / "best" / "weights").write_text("damaged")
-    assert offered(9.0) == ("7", {"step": 7, "loss": 9.5})
-
-
-def test_keep_best_needs_evaluations() -> None:
-    with pytest.raises(ValueError, match="keep_best chooses among evaluations: set eval_every"):
-        settings(keep_best=True)
 
 
 # --- not finite

@@ -1,9 +1,8 @@
-"""Commands that are told to end, and what they say; and the checkpoint that was best."""
+"""Commands that are told to end, and what they say."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForMaskedLM
 
 from maskwise.folders import damage
 from processes import PATIENCE, wait_for
-from tiny import load_json, maskwise, read_lines, start, write_inputs
+from tiny import maskwise, read_lines, start, write_inputs
 
 LONG = ("training.steps=400", "training.log_every=2", "training.save_every=200")
 """A state in the middle only, so that what is gone on from is what the signal saved."""
@@ -24,32 +22,6 @@ LONG = ("training.steps=400", "training.log_every=2", "training.save_every=200")
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def test_the_best_checkpoint_of_a_run(recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    more = ("training.steps=10", "training.eval_every=5", "training.keep_best=true")
-    assert maskwise("pretrain", recipe, *more, "--out", out, "--json") == 0
-    evaluated: dict[int, list[float]] = {}
-    for line in read_lines(out / "metrics.jsonl"):
-        if line["kind"] == "eval":
-            evaluated.setdefault(line["step"], []).append(line["loss"])
-    losses = {step: sum(values) / len(values) for step, values in evaluated.items()}
-    best = min(losses, key=lambda step: losses[step])
-    assert set(losses) == {5, 10}
-    assert load_json(out / "best.json") == {
-        "step": best,
-        "loss": pytest.approx(losses[best]),
-    }
-    assert damage(out / "best") is None and AutoModelForMaskedLM.from_pretrained(out / "best")
-    # A try that was killed before its first state leaves a best one, which is none of the recipe
-    # that follows.
-    for left in ("checkpoint", "resume"):
-        shutil.rmtree(out / left, ignore_errors=True)
-    (out / "done.json").unlink()
-    (out / "best.json").write_text('{"step": 5, "loss": 0.0}')
-    assert maskwise("pretrain", recipe, *more, "training.seed=7", "--out", out, "--json") == 0
-    assert load_json(out / "best.json")["loss"] > 1
 
 
 def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes_on(

@@ -131,10 +131,6 @@ class TrainingSettings(BaseModel):
     keep: int = Field(2, ge=1, json_schema_extra=NOTHING)
     """How many of the newest states are kept, in case the newest state is damaged."""
 
-    keep_best: bool = Field(False, json_schema_extra=NOTHING)
-    """Also keep the checkpoint with the lowest held-out loss (the mean over the kinds of masks), as
-    ``best/``. Every evaluation is compared, so set ``eval_every`` too."""
-
     on_nan: Literal["stop", "skip"] = Field("stop", json_schema_extra=NOTHING)
     """What happens if a loss or gradient is not finite. ``stop``: an error names the step.
     ``skip``: the update is skipped."""
@@ -160,12 +156,6 @@ class TrainingSettings(BaseModel):
             if isinstance(mark, dict) and mark.get("changes") in effects:
                 found.add(name)
         return found
-
-    @model_validator(mode="after")
-    def _aligned(self) -> TrainingSettings:
-        if self.keep_best and not self.eval_every:
-            raise ValueError("keep_best chooses among evaluations: set eval_every")
-        return self
 
     def micro_rows(self, ranks: int) -> int:
         """The number of rows in a micro-batch on one rank."""
