@@ -20,7 +20,6 @@ from maskwise.learning.labels import (
     NOT_IN_CONTEXT,
     Marked,
     answer_labels,
-    classifier_labels,
     labels_of,
 )
 from maskwise.learning.loop import CUT, LONG, FindSpans, LabelledWindows, learn_supervised
@@ -192,38 +191,16 @@ def test_answers_that_stand_in_no_context_are_refused(tmp_path):
         labels_of(str(tmp_path / "qa.jsonl"))
 
 
-def test_words_without_which_a_classifier_is_less_sure_are_labelled():
-    def confidence(texts, classes):
-        good = np.array([0.9 if "good" in text else 0.4 for text in texts])
-        return np.where(np.array(classes) == 1, good, 1 - good)
-
-    rows = [("a good film", 1), ("a good film", 0), ("good, good", 1)]
-    assert [*map(shown, classifier_labels(rows, confidence, drop=0.05))] == [["good"], [], []]
-
-
 @pytest.mark.parametrize("spec", ["squad-closed-book", "hf:a/questions(train_rows=9)"])
 def test_a_card_or_arguments_choose_the_columns_of_labels(spec, monkeypatch):
-    """Neither is the name of a file or of a data set: ``load_task`` reads both."""
-    asked = []
+    """Neither is the name of a file or of a data set: ``load_task`` reads both. Classes are no
+    labels."""
     rows = [{"text": f"Ada met Bo {n}", "label": "ab"[n % 2]} for n in range(60)]
     monkeypatch.setattr("maskwise.tasks.files.read_hub", lambda name: {"train": rows})
     known = {**CARDS, "squad-closed-book": {"hub": "a/questions", "options": {}}}
     monkeypatch.setattr("maskwise.tasks.loading.CARDS", known)
-
-    def classifier(task):
-        asked.append(len(task.splits["train"]))
-        return lambda texts, classes: np.array([float("Bo" in text) for text in texts])
-
-    assert labels_of(spec, classifier=classifier).kind == "classifier" and asked
-
-
-def test_pairs_of_texts_have_no_labels_of_a_classifier(tmp_path):
-    rows = []
-    for n, split in enumerate(["train", "train", "dev", "test"]):
-        rows.append({"sentence1": f"w{n}", "sentence2": "b", "label": "ab"[n % 2], "split": split})
-    write_lines(tmp_path / "pairs.jsonl", rows)
-    with pytest.raises(MaskwiseError, match="pairs"):
-        labels_of(str(tmp_path / "pairs.jsonl"))
+    with pytest.raises(MaskwiseError, match=r"neither answers nor targets.*learning\.method: meta"):
+        labels_of(spec)
 
 
 # What is learned
@@ -376,27 +353,6 @@ def test_a_stopped_learning_goes_on_to_the_same_policy(tmp_path, monkeypatch):
     assert (tmp_path / "part" / "resume").is_dir() and not (tmp_path / "part" / "policy").exists()
     assert maskwise(*command, "--out", tmp_path / "part") == 0
     assert weights(tmp_path / "whole") == weights(tmp_path / "part")
-
-
-def test_a_classification_task_gives_a_policy_too(tmp_path, capsys):
-    command = recipe(tmp_path)
-    write_lines(tmp_path / "task.jsonl", reviews())
-    write_lines(tmp_path / "corpus.jsonl", reviews())
-    tuned = {"steps": 60, "learning_rate": 0.02, "max_length": 16}
-    options = [
-        f"learning.task={tmp_path / 'task.jsonl'}",
-        f"learning.supervised.finetune={json.dumps(tuned)}",
-        "learning.supervised.training.steps=60",
-        # Sixty steps on forty rows: the classifier needs it, not to learn single words by heart.
-        "model.attention_dropout=0.1",
-    ]
-    assert maskwise(*command, *options, "--out", tmp_path / "out", "--json") == 0
-    result = json.loads(capsys.readouterr().out)
-    held_out = result["held_out"]
-    assert result["labels"] == "classifier"
-    assert held_out["weight_on_labels"] > 1.2 * held_out["labelled_words"] > 0
-    words = json.loads((tmp_path / "out" / "shown.json").read_text())["words"]
-    assert next(iter(words)) in ("good", "bad")
 
 
 @pytest.mark.parametrize(

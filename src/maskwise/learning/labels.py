@@ -4,30 +4,22 @@
   not see the question.
 - Summaries and other targets: their content words are labelled in the source. If hardly any source
   contains such a word, labels teach nothing, and only the meta-gradient can be used.
-- Classification: a word is labelled if the correct class becomes less probable for a classifier
-  when this word is left out.
 
-Source: Ye et al. 2021 (arXiv 2104.08840) for answers; Gu et al. 2020 (arXiv 2004.09733) for the
-    classifier. Gu et al. add words one by one; we leave out one word at a time, so the labels do
-    not depend on an order.
+Source: Ye et al. 2021 (arXiv 2104.08840) for answers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, counted
 from maskwise.learning.examples import contexts_of, given_context, occurrences
 from maskwise.learning.scorer import Head
 from maskwise.tasks import load_task
-from maskwise.tasks.classes import TextRow
 from maskwise.tasks.columns import read_answers
 from maskwise.tasks.files import (
     ANSWERS,
@@ -95,7 +87,7 @@ class Labels:
         counts: the number of rows without a label, for each reason.
     """
 
-    kind: Literal["answers", "target-words", "classifier"]
+    kind: Literal["answers", "target-words"]
     splits: dict[str, list[Marked]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -185,42 +177,6 @@ def placed_words(text: str) -> list[tuple[str, Place]]:
     return words
 
 
-Confidence = Callable[[Sequence[str], Sequence[int]], NDArray[np.float64]]
-"""Maps (texts, their classes) to (N,) a classifier's probabilities for these classes."""
-TrainClassifier: TypeAlias = Callable[[Task], Confidence]
-"""A function that trains a classifier on a task."""
-
-
-def classifier_labels(
-    rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
-) -> list[Marked]:
-    """Label a word in (text, class) rows if leaving it out lowers the probability of the class by
-    at least ``drop``."""
-    shown = []
-    classes = []
-    places = []
-    for text, label in rows:
-        # The whole text comes first: (0, 0) leaves nothing out.
-        for _, (start, end) in [("", (0, 0)), *placed_words(text)]:
-            shown.append(text[:start] + text[end:])
-            classes.append(label)
-            places.append((start, end))
-    # One call for all texts: the classifier batches them by length.
-    probabilities = confidence(shown, classes).tolist()
-    spans: list[list[Place]] = []
-    whole = 0.0
-    for place, probability in zip(places, probabilities, strict=True):
-        if place == (0, 0):
-            whole = probability
-            spans.append([])
-        elif whole - probability >= drop:
-            spans[-1].append(place)
-    marked = []
-    for (text, _), found in zip(rows, spans, strict=True):
-        marked.append(Marked(text, tuple(found)))
-    return marked
-
-
 # From a task
 # -------------------------------------------------------------------------------------------
 
@@ -230,28 +186,24 @@ def labels_of(
     *,
     kind: str | None = None,
     texts: Sequence[str] = (),
-    drop: float = 0.05,
-    classifier: TrainClassifier | None = None,
 ) -> Labels:
     """Derive the labels from a task.
 
     Args:
         spec: the task, as for ``load_task``.
-        kind: "answers", "target-words" or "classifier"; if None, it depends on the task's rows.
+        kind: "answers" or "target-words"; if None, it depends on the task's rows.
         texts: a corpus that is searched for contexts, for questions without a context.
-        drop: see ``classifier_labels``.
-        classifier: a function that trains a classifier on a task.
 
     Raises:
         MaskwiseError: there is nothing to label, or the labels would teach nothing: no answer is in
-            its context, there is a single class, or targets share no word with their sources.
+            its context, or targets share no word with their sources.
     """
     labels = None
     # Try raw records first: a task of a different kind may leave out its records' contexts.
     if kind in (None, "answers"):
         labels = _answers_of_file(spec)
     if labels is None:
-        labels = _of_task(load_task(spec), kind, texts, drop, classifier)
+        labels = _of_task(load_task(spec), kind, texts)
     if labels.kind == "target-words":
         total = sum(map(len, labels.splits.values()))
         share = (total - labels.counts[NO_SHARED_WORD]) / total
@@ -272,21 +224,13 @@ def labels_of(
     return labels
 
 
-def _of_task(
-    task: Task,
-    kind: str | None,
-    texts: Sequence[str],
-    drop: float,
-    classifier: TrainClassifier | None,
-) -> Labels:
+def _of_task(task: Task, kind: str | None, texts: Sequence[str]) -> Labels:
     rows = {split: task.splits[split] for split in SPLITS}
     first = next(chain.from_iterable(rows.values()))
-    if kind in (None, "classifier") and isinstance(first, TextRow):
-        return _by_classifier(task, classifier, drop)
-    if kind == "classifier" or not first.rights:
+    if not first.rights:
         raise MaskwiseError(
-            f"task {task.name} has no labels of this kind",
-            got=f"labels {kind}, kind of task {task.kind.name}",
+            f"task {task.name} has neither answers nor targets to learn from",
+            got=task.kind.name,
             do="use learning.method: meta, which needs no labels",
         )
     has_context = bool(given_context(first))
@@ -349,28 +293,4 @@ def _answers_of_file(spec: str) -> Labels | None:
     splits, _ = splits_of(keyed, f"task {spec!r}")
     for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)
-    return labels
-
-
-def _by_classifier(task: Task, classifier: TrainClassifier | None, drop: float) -> Labels:
-    """Label the words of single texts with a classifier that is trained on the same task."""
-    number = {label: place for place, label in enumerate(task.labels)}
-    rows: dict[str, list[tuple[str, int]]] = {}
-    for split in SPLITS:
-        rows[split] = []
-        for row in task.splits[split]:
-            assert isinstance(row, TextRow)
-            if row.pair is not None:
-                raise MaskwiseError(
-                    f"labels from a classifier need single texts, but {task.name} has pairs",
-                    do="use learning.method: meta",
-                )
-            # The classifier has no output for a class that is missing from train.
-            if row.label in number:
-                rows[split].append((row.text, number[row.label]))
-    assert classifier is not None, "labels from a classifier need a classifier"
-    confidence = classifier(task)
-    labels = Labels("classifier")
-    for split, part in rows.items():
-        labels.splits[split] = classifier_labels(part, confidence, drop=drop)
     return labels

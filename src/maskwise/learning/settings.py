@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
+
+FORMER: Mapping[str, dict[str, Any]] = {
+    "meta": {"learn_rates": False, "outer": "same", "draws": 8},
+    "supervised": {"drop": 0.05, "finetune": FinetuneSettings().model_dump(mode="json")},
+}
+"""Settings that no longer exist, with their defaults, for each section."""
 
 
 class MetaSettings(BaseModel):
@@ -49,11 +57,6 @@ class MetaSettings(BaseModel):
 
     gradient: Literal["exact", "finite-difference"] = "finite-difference"
     """How the meta-gradient is computed."""
-
-    # These three settings have no effect; they are part of the names of recorded stages.
-    learn_rates: Literal[False] = False
-    outer: Literal["same"] = "same"
-    draws: Literal[8] = 8
 
     units: Literal["token", "word"] = "word"
     """Masking units during learning."""
@@ -145,21 +148,13 @@ class SupervisedSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    labels: Literal["answers", "target-words", "classifier"] | None = None
+    labels: Literal["answers", "target-words"] | None = None
     """``answers``: correct answers in their contexts. ``target-words``: the content words that a
-    target shares with its source. ``classifier``: words without which the correct class is less
-    probable for a classifier. If None, the labels depend on what the task provides.
+    target shares with its source. If None, the labels depend on what the task provides.
     """
 
     training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
     """Settings for training the policy; the run provides the seed."""
-
-    finetune: FinetuneSettings = FinetuneSettings()
-    """Settings for fine-tuning the recipe's model as the classifier; the seeds are not used."""
-
-    drop: float = Field(0.05, gt=0, lt=1)
-    """A word is labelled if leaving it out lowers the correct class's probability by at least this
-    amount."""
 
 
 class LearningSettings(BaseModel):
@@ -181,3 +176,22 @@ class LearningSettings(BaseModel):
     policy: PolicySettings = PolicySettings()
     supervised: SupervisedSettings = SupervisedSettings()
     meta: MetaSettings = MetaSettings()
+
+    def named(self) -> dict[str, Any]:
+        """The settings in a stage's name, with former settings, so recorded stages keep their
+        names."""
+        plain = self.model_dump(mode="json")
+        for section, former in FORMER.items():
+            plain[section] |= former
+        plain["supervised"]["training"]["keep_best"] = False
+        return plain
+
+    @classmethod
+    def from_name(cls, plain: Mapping[str, Any]) -> LearningSettings:
+        """The inverse of ``named``."""
+        plain = deepcopy(dict(plain))
+        for section, former in FORMER.items():
+            for name in former:
+                del plain[section][name]
+        del plain["supervised"]["training"]["keep_best"]
+        return cls(**plain)
