@@ -19,7 +19,6 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from accelerator import GPU, There, accelerator
 from maskwise import devices
@@ -34,7 +33,7 @@ from maskwise.study.pretraining import learning
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, look_ahead, train
+from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 from tiny import SMALLER, maskwise, read_lines, write_inputs
 
@@ -325,55 +324,6 @@ def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_save
 
 
 # --- batches
-
-
-def tensors_of(batch: Any) -> dict[str, Tensor]:
-    """The tensors of a batch by name, but for those that stay on the host."""
-    stay = {"source", "choice", "ratio", "vocabulary"}
-    own = {name: value for name, value in vars(batch).items() if name not in stay}
-    leaves = {
-        name: [x for x in tree_leaves(value) if isinstance(x, Tensor)]
-        for name, value in own.items()
-    }
-    return {
-        f"{name} {number}": x for name, found in leaves.items() for number, x in enumerate(found)
-    }
-
-
-@pytest.mark.parametrize(("name", "layout"), [*CASES, ("several", "document")])
-def test_every_batch_goes_to_a_device_whole(name: str, layout: str) -> None:
-    chosen = settings()
-    batches = (
-        joined(ARMS, "sequential", chosen)[1] if name == "several" else source(name, layout, chosen)
-    )
-    for here, step in zip(
-        look_ahead(batches, range(3)), look_ahead(batches, range(3), device="meta"), strict=True
-    ):
-        [moved], [kept] = step.batches, here.batches
-        there = tensors_of(moved)
-        assert {"input_ids 0", "labels 0", "where 0"} <= set(there)
-        assert {x.device.type for x in there.values()} == {"meta"}
-        assert not any(x.dtype == torch.float64 for x in there.values())
-        assert (step.targets, step.counted, moved.arm) == (here.targets, here.counted, kept.arm)
-        assert moved.arm in (ARMS if name == "several" else ("",))
-        assert moved.where.shape == kept.where.shape and moved.targets == len(kept.where)
-
-
-def test_a_mapping_goes_to_a_device_too() -> None:
-    class Rows(MaskedSource):
-        ahead = 0  # type: ignore[assignment]
-
-        def __init__(self) -> None: ...
-
-        def batches(self, step: int, *, rank: int, ranks: int) -> list[Any]:
-            return [{"input_ids": torch.ones(2, 3), "labels": torch.tensor([1, -100])}]
-
-        def facts(self, batches: Any) -> dict[str, float]:
-            return {}
-
-    [step] = look_ahead(Rows(), range(1), device="meta")
-    assert {x.device.type for x in step.batches[0].values()} == {"meta"}
-    assert (step.targets, step.counted) == (1, 1)
 
 
 # --- at the precision of training

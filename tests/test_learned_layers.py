@@ -155,20 +155,6 @@ def rows_of(folder: str, texts: list[str], length: int = 32):
     return tokenizer, Rows.of(read_pieces(tokens, tokenizer=tokenizer, length=length), "document")
 
 
-def test_words_are_masked_by_their_weights(words):
-    texts = [" ".join(np.random.default_rng(n).permutation(WORDS)[:12]) for n in range(200)]
-    tokenizer, rows = rows_of(words, texts, length=64)
-    masker = Masker(
-        tokenizer, policy=f"learned({words!r}, power=3)", ratio=0.2, corruption="mask-only"
-    )
-    batch = masker(rows.batch(np.arange(len(rows))), epoch=0)
-    weight = batch.source.layer(f"learned {words}", scores=True)
-    content = batch.source.eligible
-    chosen = np.zeros_like(content)
-    chosen[np.flatnonzero(batch.choice.tokens)] = True
-    assert weight[chosen].mean() > 1.3 * weight[content].mean()
-
-
 def test_one_span_a_piece_is_masked_the_best_or_drawn_from_the_best(spans):
     texts = [" ".join(np.random.default_rng(n).permutation(WORDS)[:5]) for n in range(100)]
     tokenizer, rows = rows_of(spans, texts)

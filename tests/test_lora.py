@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +21,12 @@ from maskwise.study.costs import flops
 from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
 from maskwise.study.work import starting_from
 from maskwise.text import encode
-from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.data import Step
 from maskwise.training.log import Meter
 from maskwise.training.optim import hidden_matrices
 from maskwise.training.settings import ModelSettings
-from maskwise.weights import Lora, lora, merged
-from test_training import DATA
+from maskwise.weights import Lora, lora
 from tiny import maskwise, write_inputs
 from training_tools import model, tokenizer
 
@@ -104,28 +101,6 @@ def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
     meter = Meter(objective, torch.device("cpu"), "no", ranks=1, frozen=False, known=True)
     meter.add(Step(0, [], 60, {"tokens": 300.0}, 60))
     assert meter.flops == pytest.approx(found, rel=1e-6)
-
-
-def test_a_resumed_training_is_the_same(tmp_path: Path) -> None:
-    settings = TrainingSettings(steps=6, batch_size=4, save_every=2, precision="no")
-
-    def run(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
-        network = model("bert")
-        Lora(rank=2, dropout=0.2).add(network, seed=1)
-        done = train(
-            MaskedLanguageModelling(network),
-            MaskedSource(DATA, Masker(tokenizer()), settings),
-            settings,
-            folder=folder,
-            quiet=True,
-        )
-        return merged(network, network.state_dict()), done["resumed_at"]
-
-    whole, _ = run(tmp_path / "a")
-    shutil.copytree(tmp_path / "a" / "resume", tmp_path / "b" / "resume")
-    resumed, start = run(tmp_path / "b")
-    assert start == 4
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 WITHOUT_PEFT = """

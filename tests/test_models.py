@@ -22,12 +22,10 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 import maskwise
 from maskwise.annotate.weights import vectors_of
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, encoder_of
 from maskwise.folders import CARD, write_folder
 from maskwise.models import (
     check_start,
     has_head,
-    language_model,
     load_config,
     load_model,
     load_task_model,
@@ -262,16 +260,6 @@ def test_encoder_decoders_are_refused_where_their_decoder_would_be_read(
     ):
         with pytest.raises(MaskwiseError, match=f"needs an encoder; got {name}"):
             load(tmp_path)
-
-
-@pytest.mark.parametrize("name", SEQ2SEQ)
-def test_the_adapter_knows_where_the_encoder_of_an_encoder_decoder_is(name: str) -> None:
-    """``base_model`` has both halves in BART, and is the whole model in T5."""
-    adapter = adapter_of(SEQ2SEQ[name])
-    net = language_model(SEQ2SEQ[name]).from_config(SEQ2SEQ[name])
-    assert adapter.kind == "encoder-decoder" and encoder_of(net) is net.get_encoder()
-    reads = {id(p) for p in encoder_of(net).parameters()}
-    assert not any(id(p) in reads for n, p in net.named_parameters() if "decoder" in n)
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> None:

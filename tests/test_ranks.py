@@ -17,10 +17,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.masking.diffusion import Noising
 from maskwise.objectives import MaskedLanguageModelling, Objective, Outcome, objective
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
@@ -73,43 +71,6 @@ def test_two_processes_with_unequal_targets_train_as_one(tmp_path: Path) -> None
                 one.model.named_parameters(), loaded.parameters(), strict=True
             ):
                 torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=2e-5, msg=name)
-
-
-class Kept(Noising):
-    """Keeps what it masks: (epoch, example id, greatest weight, masked places) of every row."""
-
-    def __call__(self, rows: Any, **more: Any) -> Any:
-        batch = super().__call__(rows, **more)
-        columns = (rows["example_id"], batch.loss_weight.amax(1), batch.selected.int())
-        self.rows = getattr(self, "rows", [])
-        for number, weight, chosen in zip(*(column.tolist() for column in columns), strict=True):
-            self.rows.append([more["epoch"], number, weight, chosen])
-        return batch
-
-
-def diffusion(folder: Path) -> None:
-    """Train by masked diffusion, for more than one epoch, and write down the masks of this rank."""
-    chosen = settings(log_every=1, steps=7)
-    bell = {"ratio": "bell", "budget": "bernoulli", "visits": "complement"}
-    for name, how in {"exact": {}, "bell": bell}.items():
-        masker = Kept(tokenizer(), seed=1, **how)
-        source, out = MaskedSource(DATA, masker, chosen), folder / name
-        train(objective("diffusion", model("bert")), source, chosen, folder=out, quiet=True)
-        (out / f"masks-{rank_here()}.json").write_text(json.dumps(masker.rows))
-
-
-@pytest.mark.slow
-def test_masked_diffusion_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    """The same rates and masks for the same rows, and the same losses."""
-    diffusion(tmp_path / "one")
-    two_ranks(diffusion, tmp_path / "two")
-    for name in ("exact", "bell"):
-        one, two = tmp_path / "one" / name, tmp_path / "two" / name
-        paths = (one / "masks-0.json", two / "masks-0.json", two / "masks-1.json")
-        whole, first, second = (json.loads(path.read_text()) for path in paths)
-        assert len(first) == len(second) and sorted(whole) == sorted(first + second)
-        for a, b in zip(lines(one), lines(two), strict=True):
-            close(a, b, rel=1e-4)
 
 
 def resumed_ranks(folder: Path) -> None:

@@ -28,7 +28,7 @@ from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import arms_of, baseline_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
-from maskwise.tasks import FinetuneSettings, finetune, load_task
+from maskwise.tasks import finetune, load_task
 from maskwise.text import Prepared, load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from tiny import maskwise, read_lines, write_inputs
@@ -418,33 +418,29 @@ def test_a_new_head_is_told_once_unless_it_is_warmed(inputs, tmp_path, capfd):
 
 
 def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
-    arms = (
-        "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}"
-    )
-    second = ["intermediate.training.freeze=none", "intermediate.training.steps=3"]
     recipe = start(
         inputs,
         "headless",
         "training.freeze=encoder",
-        *second,
-        arms,
+        "intermediate.training.freeze=none",
+        "intermediate.training.steps=3",
+        "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}",
         "study.seeds=1",
         "study.baseline=a",
     )
     plan = make_plan(recipe)
-    first, *others = [run.trainings for run in plan.runs if run.pretrained]
-    assert first[0].name == others[0][0].name and first[1].name != others[0][1].name
+    first, other = [run.trainings for run in plan.runs if run.pretrained]
+    assert first[0].name == other[0].name and first[1].name != other[1].name
     for stage in plan.stages():
         run_stage(stage, tmp_path)
+    folders = [stage.folder(tmp_path) / "checkpoint" for stage in first]
+    warm, done = (load_model(folder).base_model.state_dict() for folder in folders)
     given = AutoModel.from_pretrained(inputs["headless"], add_pooling_layer=False).state_dict()
-    warm, done = (
-        load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict() for stage in first
-    )
-    assert all(torch.equal(given[key], warm[key]) for key in given)
-    assert not any(torch.equal(given[key], done[key]) for key in given if "dense.weight" in key)
-    results = [stage.result(tmp_path) for stage in first]
-    # a step of each
-    assert results[0] and results[1] and results[0]["flops"] / 4 < results[1]["flops"] / 3
+    for name, value in given.items():
+        assert torch.equal(value, warm[name])
+        assert "dense.weight" not in name or not torch.equal(value, done[name])
+    costs = [stage.result(tmp_path)["flops"] for stage in first]
+    assert costs[0] / 4 < costs[1] / 3  # of a step
 
 
 # The reference
@@ -455,16 +451,13 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     recipe = start(inputs, "whole", "study.seeds=2")
     assert reference_words(baseline_of(recipe)) == "the unchanged model"
     assert reference_words(baseline_of(read_recipe(inputs["recipe"]))) == "the untrained model"
-    runs = [run for run in make_plan(recipe).runs if run.arm == REFERENCE]
-    assert [run.row for run in runs] == ["the unchanged model"] * 2 and not any(
-        run.trainings for run in runs
-    )
-    for stage in runs[1].stages:
+    first, second = (run for run in make_plan(recipe).runs if run.arm == REFERENCE)
+    assert first.row == second.row == "the unchanged model" and not first.trainings
+    for stage in second.stages:
         run_stage(stage, tmp_path)
     (spec,) = recipe.tasks
-    found = runs[1].tasks[spec].result(tmp_path)
-    settings = FinetuneSettings(**recipe.finetune.model_dump())
-    task = load_task(spec)
+    found = second.tasks[spec].result(tmp_path)
+    settings, task = recipe.finetune, load_task(spec)
     expected = finetune(
         inputs["whole"],
         task,
@@ -473,9 +466,7 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
         seed=1000,
         max_length=settings.max_length,
     )
-    assert (
-        found and found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]
-    )
+    assert found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]
 
 
 def test_the_start_fills_masks_where_it_has_a_head_for_it(inputs, tmp_path):

@@ -69,25 +69,6 @@ def test_all_occurrences_of_all_answers_are_labelled_and_answers_that_are_not_th
     assert counts == {NOT_IN_CONTEXT: 2}
 
 
-def test_files_with_contexts_are_cut_by_article(tmp_path):
-    articles = []
-    for number in range(40):
-        asked = []
-        for answer in ("owls", "mice"):
-            answers = [{"text": answer, "answer_start": 0}]
-            asked.append({"id": answer, "question": "?", "answers": answers})
-        contexts = [f"text {number} {place} tells of owls" for place in range(3)]
-        parts = [{"context": context, "qas": asked} for context in contexts]
-        articles.append({"title": f"t{number}", "paragraphs": parts})
-    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
-    labels = labels_of(str(tmp_path / "squad.json"))
-    of = {split: {each.text.split()[1] for each in part} for split, part in labels.splits.items()}
-    assert all(len(part) == 3 * len(of[split]) for split, part in labels.splits.items())
-    assert len(of["train"] | of["dev"] | of["test"]) == sum(map(len, of.values())) == 40
-    assert len(of["train"]) > 20 and of["test"]
-    assert (labels.kind, labels.head, labels.counts[NOT_IN_CONTEXT]) == ("answers", "spans", 120)
-
-
 def asked(folder, count: int, **more) -> tuple[str, list[dict]]:
     """A file without splits, with a question about each of so many contexts; and its rows."""
     rows = []
@@ -340,21 +321,6 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert maskwise(*command, "--out", out) == 0
 
 
-def test_a_stopped_learning_goes_on_to_the_same_policy(tmp_path, monkeypatch):
-    command = recipe(tmp_path)
-    assert maskwise(*command, "--out", tmp_path / "whole") == 0
-
-    def stopped(*arguments, **more):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("maskwise.learning.run.judge", stopped)
-        assert maskwise(*command, "--out", tmp_path / "part") == 130
-    assert (tmp_path / "part" / "resume").is_dir() and not (tmp_path / "part" / "policy").exists()
-    assert maskwise(*command, "--out", tmp_path / "part") == 0
-    assert weights(tmp_path / "whole") == weights(tmp_path / "part")
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -429,14 +395,3 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     assert all("a step of mask_rate 1e+30 raises its own loss" in each for each in (said, page))
     policy = PolicyModel.from_pretrained(tmp_path / "wild" / "policy")
     assert not policy.head.weight.any() and not policy.head.bias.any()
-
-
-@pytest.mark.parametrize("method", ["supervised", "meta"])
-def test_a_task_of_one_class_teaches_nothing(method, tmp_path, capsys):
-    command = recipe(tmp_path)
-    write_lines(tmp_path / "one.jsonl", [{"text": f"w{n}", "label": "a"} for n in range(20)])
-    options = [f"learning.task={tmp_path / 'one.jsonl'}", f"learning.method={method}"]
-    assert maskwise(*command, *options, "--out", tmp_path / "out") == 2
-    error = capsys.readouterr().err.strip()
-    assert "at least two classes; got only 'a'" in error and len(error.splitlines()) == 1
-    assert not (tmp_path / "out").exists()

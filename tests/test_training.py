@@ -30,7 +30,7 @@ from maskwise.masking import IGNORE, Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
+from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, train
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.optim import (
@@ -410,18 +410,6 @@ def test_metrics_have_the_documented_fields(tmp_path: Path) -> None:
     assert facts["targets"] == sum(x["targets"] for x in found[:-1])
 
 
-def test_cutting_a_batch_changes_nothing(tmp_path: Path) -> None:
-    """One batch of 8 or 4 × 2: the same loss and gradient norm, though micro-batches differ in
-    targets.
-    """
-    masker = Masker(tokenizer(), ratio=0.3, budget="bernoulli", min_targets=0)
-    how = {"dropout": 0.0, "log_every": 1, "eval_every": 0, "masker": masker, "steps": 6}
-    for accumulate in (1, 4):
-        run(tmp_path / str(accumulate), accumulate=accumulate, **how)
-    for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / "4"), strict=True):
-        close(a, b, rel=2e-5)
-
-
 def test_a_ratio_that_rises_from_nothing_is_not_stopped_for_want_of_targets() -> None:
     """At first it asks for less than a target in fifty steps; one that asks for many and has none
     is stopped.
@@ -498,26 +486,6 @@ def test_trackers_get_the_numbers_of_evaluations_alone(monkeypatch: pytest.Monke
     line = {"masks": "token", "loss": 2.0, "note": None, "by": {"the": 1.0}}
     train(objective("mlm", model("bert")), source, chosen, evaluate=lambda _: [line], quiet=True)
     assert {name: sent[name] for name in sent if "eval" in name} == {"eval/token/loss": 2.0}
-
-
-def test_source_is_a_function_of_seed_and_step() -> None:
-    masker, chosen = Masker(tokenizer(), ratio="linear(0.5, 0.1)"), settings(accumulate=2)
-    source = MaskedSource(DATA, masker, chosen)
-
-    def ids(step: int, rank: int = 0, ranks: int = 1, source: Any = source) -> list[Any]:
-        batches = source.batches(step, rank=rank, ranks=ranks)
-        return [batch.source.example_id.tolist() for batch in batches]
-
-    first = [ids(step) for step in range(11)]
-    assert ids(7, source=MaskedSource(DATA, masker, chosen)) == first[7], "nothing before matters"
-    for epoch in (first[:5], first[5:10]):
-        assert sorted(i for step in epoch for part in step for i in part) == list(range(40))
-    assert first[:5] != first[5:10]
-    assert first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
-    left, right = ids(3, 0, 2), ids(3, 1, 2)
-    assert [a + b for a, b in zip(left, right, strict=True)] == first[3]
-    ratio = [float(source.batches(step, rank=0, ranks=1)[0].ratio[0]) for step in (0, 6, 11)]
-    assert ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
 
 
 def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskwise import attention
-from maskwise.attention import Documents, attend, dropped
+from maskwise.attention import dropped
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
 from maskwise.masking import Masker
@@ -112,37 +112,6 @@ def test_an_engine_that_cannot_start_leaves_the_model_as_it_was(
     with pytest.raises(MaskwiseError):
         Engine(trainee, settings(steps=2, **more), tmp_path)
     assert parts_of(trainee) == before
-
-
-class Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes of what is kept for the backward pass."""
-
-    def __init__(self, parameters: Any):
-        self.bytes, self.seen = 0, {p.data_ptr() for p in parameters}
-        super().__init__(self.keep, lambda tensor: tensor)
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in self.seen:
-            self.seen.add(tensor.data_ptr())
-            self.bytes += tensor.untyped_storage().nbytes()
-        return tensor
-
-
-def test_activations_computed_twice_keep_much_less() -> None:
-    kept = []
-    for twice in (False, True):
-        net = model("bert", num_hidden_layers=6, hidden_dropout_prob=0.1)
-        trainee = MaskedLanguageModelling(net)
-        chosen = settings(activation_checkpointing=twice)
-        engine = Engine(trainee, chosen)
-        [step] = look_ahead(MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen), range(1))
-        trainee.train()
-        counted = Kept(net.parameters())
-        with counted:
-            trainee(step.batches[0])
-        kept.append(counted.bytes)
-        engine.close()
-    assert kept[1] < 0.4 * kept[0]
 
 
 # --- compiled
@@ -286,26 +255,6 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
     torch.manual_seed(0)
     again, other = dropped(values, rate), dropped(values, rate)
     assert torch.equal(again, found) and torch.equal(other, found) == (rate in (0, 1))
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_attention_with_dropout_is_that_of_torch(
-    packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the same shares dropped, which a stand-in does; and the dropout is seen."""
-    query, key, value = (
-        torch.randn(3, 2, 2, 6, 8, generator=torch.manual_seed(0)).requires_grad_().unbind()
-    )
-    ids = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 1, 1, 1, 2, 2]])
-    module, options = torch.nn.Module(), {"documents": Documents(ids) if packed else None}
-    module.is_causal = False
-    expected = attend(module, query, key, value, None, dropout=0.0, **options)[0]
-    assert not torch.allclose(
-        attend(module, query, key, value, None, dropout=0.5, **options)[0], expected
-    )
-    monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
-    found = attend(module, query, key, value, None, dropout=0.5, **options)[0]
-    torch.testing.assert_close(found, expected)
 
 
 def test_barts_blocks_drop_by_the_fast_function(monkeypatch: pytest.MonkeyPatch) -> None:
