@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
 
-FORMER: Mapping[str, dict[str, Any]] = {
+Plain: TypeAlias = dict[str, Any]
+"""Settings as JSON values."""
+
+FORMER: Mapping[str, Plain] = {
     "meta": {"learn_rates": False, "outer": "same", "draws": 8},
     "supervised": {"drop": 0.05, "finetune": FinetuneSettings().model_dump(mode="json")},
 }
@@ -126,7 +129,7 @@ class PolicySettings(BaseModel):
     then uses this encoder's tokenizer.
     """
 
-    settings: dict[str, Any] = {}
+    settings: Plain = {}
     """Fields of the encoder's configuration; ``light`` has the fields hidden_size and window."""
 
     head: Literal["tokens", "spans"] | None = None
@@ -177,19 +180,19 @@ class LearningSettings(BaseModel):
     supervised: SupervisedSettings = SupervisedSettings()
     meta: MetaSettings = MetaSettings()
 
-    def named(self) -> dict[str, Any]:
+    def named(self) -> Plain:
         """The settings in a stage's name, with former settings, so recorded stages keep their
         names."""
         plain = self.model_dump(mode="json")
         for section, former in FORMER.items():
-            plain[section] |= former
+            plain[section] |= deepcopy(former)
         plain["supervised"]["training"]["keep_best"] = False
         return plain
 
     @classmethod
-    def from_name(cls, plain: Mapping[str, Any]) -> LearningSettings:
+    def from_name(cls, plain: Plain) -> LearningSettings:
         """The inverse of ``named``."""
-        plain = deepcopy(dict(plain))
+        plain = deepcopy(plain)
         for section, former in FORMER.items():
             for name in former:
                 del plain[section][name]
