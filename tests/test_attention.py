@@ -5,10 +5,12 @@ stood alone.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from maskwise import attention
 from maskwise.attention import Documents
@@ -274,19 +276,21 @@ def test_attention_of_variable_length_is_the_masked_one(
     def by_document(
         q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, **options: Any
     ) -> Any:
-        window = options["window_size"]
-        calls.append((window, q.shape[1], k.shape[1], options.get("enable_gqa", False)))
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        scale = options["scale"] or q.shape[-1] ** -0.5
-        out = torch.empty_like(q)
-        for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist()):
-            score = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * scale
-            distance = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
-            for far, side in zip((distance, -distance), window):
-                score = score.masked_fill((far > side) & (side >= 0), -torch.inf)
-            out[begin:end] = torch.einsum("hqk,khd->qhd", score.softmax(-1), v[begin:end])
-        return out
+        before, after = options["window_size"]
+        grouped = options.get("enable_gqa", False)
+        calls.append(((before, after), q.shape[1], k.shape[1], grouped))
+        parts = []
+        for begin, end in pairwise(ends.tolist()):
+            query, key, value = (x[begin:end].transpose(0, 1) for x in (q, k, v))
+            near = torch.ones(end - begin, end - begin, dtype=torch.bool)
+            if before >= 0:
+                near = near.triu(-before)
+            if after >= 0:
+                near = near.tril(after)
+            how = {"attn_mask": near, "scale": options["scale"], "enable_gqa": grouped}
+            part = scaled_dot_product_attention(query[None], key[None], value[None], **how)
+            parts.append(part[0].transpose(0, 1))
+        return torch.cat(parts)
 
     model = build(family, tokenizer)
     batch = Masker(tokenizer, ratio=0.3, seed=1)(rows.batch(range(len(rows))))

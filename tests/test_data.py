@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.training import TrainingSettings, look_ahead
-from maskwise.training.data import WINDOW, Epochs, order_of
+from maskwise.training import look_ahead
+from maskwise.training.data import WINDOW, order_of
 from training_tools import Language
 
 DATA = Language(40)
@@ -65,21 +65,6 @@ def test_a_run_that_ends_early_ends_its_thread() -> None:
     assert threading.active_count() > before
     steps.close()
     assert threading.active_count() == before
-
-
-def test_orders_of_two_sources_are_kept_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-
-    def draw(size: int, *, seed: int, epoch: int) -> Tensor:
-        drawn.append((size, epoch))
-        return torch.arange(size)
-
-    monkeypatch.setattr("maskwise.training.data.permutation", draw)
-    orders = [Epochs(size, TrainingSettings(batch_size=4)) for size in (5, 9)]
-    for step in (0, 0, 1, 2):
-        for order in orders:
-            order.draw(step)
-    assert drawn == [(5, 0), (9, 0), (5, 1), (5, 2), (9, 1)]
 
 
 @pytest.mark.parametrize("size", [64 * 4, 1000, 3])

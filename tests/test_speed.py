@@ -11,7 +11,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskwise import devices
-from maskwise.devices import matmul_rate
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource
@@ -87,16 +86,6 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(
     meter.add(Step(0, [], 0, {}, 0))
     now[0] += 1.0
     assert meter.read(left=0)["tokens_per_second"] == 0.0
-
-
-def test_the_rate_is_measured_once_for_a_device_and_precision(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    matmul_rate.cache_clear()
-    first = matmul_rate(CPU, "no")
-    monkeypatch.setattr(devices, "measured_rate", lambda *_: 5.0)
-    assert matmul_rate(CPU, "no") == first > 1e6 and matmul_rate(CPU, "bf16") == 5.0
-    matmul_rate.cache_clear()
 
 
 @pytest.mark.parametrize(("amx", "wanted"), [(False, "no"), (True, "bf16")])
