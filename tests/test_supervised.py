@@ -16,7 +16,6 @@ import torch
 from maskwise.errors import MaskwiseError
 from maskwise.learning.card import judge
 from maskwise.learning.labels import (
-    NO_SHARED_WORD,
     NOT_IN_CONTEXT,
     Marked,
     answer_labels,
@@ -115,7 +114,9 @@ def test_many_questions_about_few_texts_are_questions(tmp_path):
     write_lines(tmp_path / "qa.jsonl", rows)
     texts = [" ".join(f"{n} is w{n}." for n in range(900)), "none"]
     labels = labels_of(f"{tmp_path / 'qa.jsonl'}(kind='generation')", texts=texts)
-    assert labels.kind == "answers" and len(labels.splits["train"]) == 1
+    assert len(labels.splits["train"]) == 1
+    with pytest.raises(MaskwiseError, match=r"can be labelled.*without an answer in any text"):
+        labels_of(f"{tmp_path / 'qa.jsonl'}(kind='generation')", texts=["nothing"])
 
 
 def test_a_policy_with_labels_in_train_alone_is_evaluated_on_an_unseen_part_of_it(tmp_path):
@@ -134,34 +135,7 @@ def test_a_task_with_arguments_brings_its_contexts(tmp_path):
     """They were thrown away, and looked for in the corpus."""
     file, _ = asked(tmp_path, 60)
     labels = labels_of(f"{file}(kind='question-answering')", texts=["some other text is a thing."])
-    assert labels.kind == "answers" and labels.splits == labels_of(file).splits
-
-
-def sources(folder, rows: list[tuple[str, str]]) -> str:
-    """A task of texts to write from sources."""
-    lines = []
-    for (source, target), split in zip(rows, ("train", "train", "dev", "test"), strict=True):
-        lines.append({"source": source, "target": target, "split": split})
-    write_lines(folder / "rows.jsonl", lines)
-    return f"{folder / 'rows.jsonl'}(kind='generation', text='source', label='target')"
-
-
-def test_content_words_of_targets_are_labelled_in_the_source_whatever_the_corpus(tmp_path):
-    rows = [(f"The owl {n} hunts mice at night.", f"Owl hunts {n}") for n in range(4)]
-    rows[1] = (rows[1][0], "nothing of the kind")
-    spec = sources(tmp_path, rows)
-    labels = labels_of(spec, texts=["The owl 1 hunts mice at night."])
-    first, second = labels.splits["train"]
-    assert shown(first) == ["owl", "0", "hunts"] and not second.spans
-    assert labels.counts[NO_SHARED_WORD] == 1 and labels.head == "tokens"
-    with pytest.raises(MaskwiseError, match="can be labelled") as caught:
-        labels_of(spec, kind="answers", texts=["nothing"])
-    assert "without an answer in any text" in caught.value.got
-
-
-def test_targets_that_share_no_word_with_their_sources_are_refused_and_meta_is_named(tmp_path):
-    with pytest.raises(MaskwiseError, match=r"labels would teach nothing.*meta"):
-        labels_of(sources(tmp_path, [("rain falls on the hill", "more")] * 4))
+    assert labels.splits == labels_of(file).splits
 
 
 def test_answers_that_stand_in_no_context_are_refused(tmp_path):
@@ -180,7 +154,7 @@ def test_a_card_or_arguments_choose_the_columns_of_labels(spec, monkeypatch):
     monkeypatch.setattr("maskwise.tasks.files.read_hub", lambda name: {"train": rows})
     known = {**CARDS, "squad-closed-book": {"hub": "a/questions", "options": {}}}
     monkeypatch.setattr("maskwise.tasks.loading.CARDS", known)
-    with pytest.raises(MaskwiseError, match=r"neither answers nor targets.*learning\.method: meta"):
+    with pytest.raises(MaskwiseError, match=r"no answers to learn from.*learning\.method: meta"):
         labels_of(spec)
 
 

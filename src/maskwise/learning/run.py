@@ -120,8 +120,8 @@ class Lesson:
 
     def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         how = self.learning.supervised
-        labels = labels_of(self.task, kind=how.labels, texts=self.texts)
-        policy = self._new_policy(tokenizer, head=labels.head, seed=self.seed)
+        labels = labels_of(self.task, texts=self.texts)
+        policy = self._new_policy(tokenizer, head="spans", seed=self.seed)
         texts = labels.texts()
         before = weights_of(policy, texts)
         done, counts = learn_supervised(
@@ -133,7 +133,6 @@ class Lesson:
             quiet=self.quiet,
         )
         measures = {
-            "labels": labels.kind,
             "left_out": dict(labels.counts + counts),
             "loss": done["loss"],
         }
@@ -162,7 +161,7 @@ class Lesson:
         shown = texts
         # The meta-gradient needs no labels; if the task has answers, they evaluate the policy.
         with suppress(MaskwiseError):
-            labels = labels_of(self.task, kind="answers", texts=texts)
+            labels = labels_of(self.task, texts=texts)
             shown = labels.texts()
         log_unigram = _log_unigram(tokenizer, texts)
 

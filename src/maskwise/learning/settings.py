@@ -16,7 +16,11 @@ Plain: TypeAlias = dict[str, Any]
 
 FORMER: Mapping[str, Plain] = {
     "meta": {"learn_rates": False, "outer": "same", "draws": 8},
-    "supervised": {"drop": 0.05, "finetune": FinetuneSettings().model_dump(mode="json")},
+    "supervised": {
+        "labels": None,
+        "drop": 0.05,
+        "finetune": FinetuneSettings().model_dump(mode="json"),
+    },
 }
 """Settings that no longer exist, with their defaults, for each section."""
 
@@ -133,7 +137,7 @@ class PolicySettings(BaseModel):
     """Fields of the encoder's configuration; ``light`` has the fields hidden_size and window."""
 
     head: Literal["tokens", "spans"] | None = None
-    """What the policy scores. If None, spans if the labels are answers, and tokens otherwise."""
+    """What the policy scores. If None, spans for ``supervised`` and tokens for ``meta``."""
 
     length: int = Field(64, ge=4)
     """Maximum number of tokens in a window of text, including special tokens."""
@@ -143,18 +147,13 @@ class PolicySettings(BaseModel):
 
 
 class SupervisedSettings(BaseModel):
-    """How a policy is learned from labelled words or spans.
+    """How a policy is learned from labelled answers.
 
     >>> SupervisedSettings(training={"steps": 50}).training.batch_size
     32
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    labels: Literal["answers", "target-words"] | None = None
-    """``answers``: correct answers in their contexts. ``target-words``: the content words that a
-    target shares with its source. If None, the labels depend on what the task provides.
-    """
 
     training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
     """Settings for training the policy; the run provides the seed."""
@@ -170,7 +169,7 @@ class LearningSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["supervised", "meta"] = "supervised"
-    """``supervised``: from the task's labels. ``meta``: from how masking affects the task's
+    """``supervised``: from the task's answers. ``meta``: from how masking affects the task's
     loss."""
 
     task: str | None = None
