@@ -1,8 +1,8 @@
 """Evaluate a learned policy on held-out texts, summarise what it masks, and write its model card.
 
-``judge`` measures the exact match and F1 of the best span (Rajpurkar et al. 2016), the recall of the
-best spans, as many as the text has salient spans, and the share of the policy's weight on labelled
-words, to compare with their share of all words.
+``judge`` measures the exact match and F1 of the best span (Rajpurkar et al. 2016), the recall of
+the best spans, as many as the text has salient spans, and the share of the policy's weight on
+labelled words, to compare with their share of all words.
 """
 
 from __future__ import annotations
@@ -199,9 +199,10 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
     Returns:
         The numbers of ``texts`` and ``questions``; ``weight_on_labels``, the share of the policy's
         weight on labelled words; ``labelled_words``, their share of all words; ``exact_match`` and
-        ``f1`` of the best span; the measures of ``found_among`` for the best spans, as many as the text has salient spans; ``salient``, the same measures for the
-        salient spans; and ``covered_in_as_many_words``, for best spans that together have no more
-        words than the salient spans.
+        ``f1`` of the best span; the measures of ``found_among`` for the best spans, as many as the
+        text has salient spans; ``salient``, the same measures for the salient spans; and
+        ``covered_in_as_many_words``, for best spans that together have no more words than the
+        salient spans.
     """
     texts = [each.text for each in marked]
     questions = sum(len(each.questions) for each in marked)
