@@ -384,9 +384,7 @@ def _on_a_rank(folder: Path, how: dict) -> None:
 
 
 @pytest.mark.process
-def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(MaskwiseError, match="multiple of the number of processes; got 8 for 3"):
         learner()
-    with pytest.raises(MaskwiseError, match="the exact gradient runs on one process only"):
-        learner(batch_size=9, gradient="exact")

@@ -155,11 +155,6 @@ class MetaLearner:
                 "learning.meta.batch_size must be a multiple of the number of processes",
                 got=f"{settings.batch_size} for {self.ranks}",
             )
-        if self.ranks > 1 and settings.gradient != "finite-difference":
-            raise MaskwiseError(
-                "the exact gradient runs on one process only",
-                do="use finite-difference, or one process",
-            )
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
@@ -208,7 +203,7 @@ class MetaLearner:
         self.policy.zero_grad()
         steps = self._inner_steps(parts)
         theta = values_of(self.losses)
-        result = meta_gradient(theta, steps, outer, backend=s.gradient, agree=self._agree)
+        result = meta_gradient(theta, steps, outer, agree=self._agree)
         # The entropy is differentiated through the same graph of the policy, which is then kept.
         result.backward(steps, retain_graph=s.entropy > 0)
         entropy = torch.stack(entropies).mean()

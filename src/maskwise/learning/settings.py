@@ -15,7 +15,12 @@ Plain: TypeAlias = dict[str, Any]
 """Settings as JSON values."""
 
 FORMER: Mapping[str, Plain] = {
-    "meta": {"learn_rates": False, "outer": "same", "draws": 8},
+    "meta": {
+        "gradient": "finite-difference",
+        "learn_rates": False,
+        "outer": "same",
+        "draws": 8,
+    },
     "supervised": {
         "labels": None,
         "drop": 0.05,
@@ -28,7 +33,7 @@ FORMER: Mapping[str, Plain] = {
 class MetaSettings(BaseModel):
     """How a policy is learned by the meta-gradient.
 
-    >>> MetaSettings(steps=100, gradient="exact").batch_size
+    >>> MetaSettings(steps=100).batch_size
     32
     """
 
@@ -61,9 +66,6 @@ class MetaSettings(BaseModel):
 
     task_rate: float = Field(0.05, ge=0)
     """Size of an inner step on the task; 0 for no such steps."""
-
-    gradient: Literal["exact", "finite-difference"] = "finite-difference"
-    """How the meta-gradient is computed."""
 
     units: Literal["token", "word"] = "word"
     """Masking units during learning."""
