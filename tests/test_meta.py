@@ -293,17 +293,6 @@ def test_a_step_that_raises_its_own_loss_is_named(named: str | None) -> None:
         assert float(after) > float(before)
 
 
-def test_entropy_is_rewarded() -> None:
-    spread = []
-    for reward in (0.0, 5.0):
-        mine = learner(entropy=reward, learning_rate=0.02)
-        torch.nn.init.normal_(
-            mine.policy.head.weight, std=0.5, generator=torch.Generator().manual_seed(0)
-        )
-        spread.append([mine.step()["entropy"] for _ in range(4)])
-    assert spread[0][0] == spread[1][0] and spread[1][-1] > spread[0][-1] + 0.02
-
-
 def small_model():
     return new_model(new_config("bert", tokenizer(), 32, **SMALL), seed=0)
 
@@ -356,7 +345,7 @@ def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.process
 def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
-    how = {"reset_every": 0, "steps": 3, "eval_every": 3, "entropy": 0.01}
+    how = {"reset_every": 0, "steps": 3, "eval_every": 3}
     alone = learner(**how)
     start = weights(alone)
     for _ in range(3):

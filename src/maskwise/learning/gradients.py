@@ -70,11 +70,11 @@ class MetaGradient:
     inner: list[float]
     masks: list[Tensor | None]
 
-    def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
+    def backward(self, steps: Sequence[InnerStep]) -> None:
         """Backpropagate from the steps' masks into ``grad`` of the policy's parameters."""
         masks = [step.mask for step in steps if step.mask is not None]
         gradients = [gradient for gradient in self.masks if gradient is not None]
-        torch.autograd.backward(masks, gradients, retain_graph=retain_graph)
+        torch.autograd.backward(masks, gradients)
 
 
 class Losses(nn.Module):

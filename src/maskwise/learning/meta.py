@@ -198,17 +198,13 @@ class MetaLearner:
             rows = self._rows(number * s.inner_steps + k, order=0)
             masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
             parts.append(Part(rows, masked, self._total(masked.choice.budget)))
-            entropies.append(masked.choice.entropy(masked.logit_U))
+            entropies.append(masked.choice.entropy(masked.logit_U.detach()))
         outer = self._task_loss(np.concatenate([part.rows for part in parts]))
         self.policy.zero_grad()
         steps = self._inner_steps(parts)
         theta = values_of(self.losses)
         result = meta_gradient(theta, steps, outer, agree=self._agree)
-        # The entropy is differentiated through the same graph of the policy, which is then kept.
-        result.backward(steps, retain_graph=s.entropy > 0)
-        entropy = torch.stack(entropies).mean()
-        if s.entropy:
-            (-s.entropy / self.ranks * entropy).backward()
+        result.backward(steps)
         gradients = _gradients(self.policy)
         self._agree(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
@@ -235,7 +231,7 @@ class MetaLearner:
             "outer": result.outer,
             "inner": result.inner[0],
             "grad_norm": norm,
-            "entropy": float(entropy.detach()),
+            "entropy": float(torch.stack(entropies).mean()),
             "answers": float(answers.nanmean()),
         }
 

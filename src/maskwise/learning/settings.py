@@ -17,6 +17,7 @@ Plain: TypeAlias = dict[str, Any]
 FORMER: Mapping[str, Plain] = {
     "meta": {
         "gradient": "finite-difference",
+        "entropy": 0.0,
         "learn_rates": False,
         "outer": "same",
         "draws": 8,
@@ -83,9 +84,6 @@ class MetaSettings(BaseModel):
 
     clip: float = Field(0.0, ge=0)
     """Maximum norm of the policy's gradient; 0 turns clipping off."""
-
-    entropy: float = Field(0.0, ge=0)
-    """Bonus for spreading weight over units, in nats of outer loss per nat of entropy."""
 
     average: float = Field(0.95, ge=0, lt=1)
     """Decay of the policy's moving average, which is evaluated and saved; with 0, the policy itself
