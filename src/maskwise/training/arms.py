@@ -195,13 +195,14 @@ class Probe:
         self.rank = rank
         self.ranks = ranks
         self.rows: TensorDict = {}
-        for arm, rows in held_out.items():
-            free = torch.ones(len(rows), dtype=torch.bool)
+        # The sampler expects losses in the order of its arms.
+        for arm in source.sources:
+            free = torch.ones(len(held_out[arm]), dtype=torch.bool)
             free[list(skip.get(arm, ()))] = False
             numbers = free.nonzero().view(-1)
             seed = fold(source.settings.seed, PROBE_SEED)
             self.rows[arm] = numbers[permutation(len(numbers), seed=seed, epoch=0)]
-        self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in held_out}
+        self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in self.rows}
 
     def __call__(self, turn: int) -> Tensor:
         """(2, 4, K) on the device: for each half, the sums (``_counted``) over this rank's rows.
