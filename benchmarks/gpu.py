@@ -316,12 +316,10 @@ class Bench:
         def probe() -> Probe:
             return Probe(
                 arms,
-                sources,
+                batches,
                 dict.fromkeys(ARMS, held_out),
                 sizes=dict.fromkeys(ARMS, size),
                 skip={},
-                total_steps=steps,
-                maskers=batches.untaught,
             )
 
         clock = Clock(1, steps)

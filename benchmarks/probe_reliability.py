@@ -96,9 +96,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     kinds = {name: arm.kind for name, arm in recipe.objectives.items()}
     held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in kinds.items()}
     taken = {name: rows_with(rows, data.held_out, 64) for name, rows in held_out.items()}
-    watch = Watch(
-        {rows: list(_probes(joined, source, held_out, taken, rows, steps)) for rows in SETS}
-    )
+    watch = Watch({rows: list(_probes(joined, source, held_out, taken, rows)) for rows in SETS})
     others = {name: one for name, one in made.learners.items() if name != "sampler"}
     train(
         joined, source, recipe.training, folder=None, learners={**others, "sets": watch}, quiet=True
@@ -112,7 +110,6 @@ def _probes(
     held_out: Any,
     taken: dict[str, list[int]],
     rows: int,
-    steps: int,
 ) -> Iterator[Probe]:
     """Probes of two sets each, on rows that no other one has."""
     skip = {name: set(numbers) for name, numbers in taken.items()}
@@ -123,12 +120,10 @@ def _probes(
             sizes["cse"] = 2 * (rows * 3 // 2)
         probe = Probe(
             joined,
-            source.sources,
+            source,
             held_out,
             sizes=sizes,
             skip=skip,
-            total_steps=steps,
-            maskers=source.untaught,
         )
         for name, size in sizes.items():
             skip[name] = skip[name] | set(probe.rows[name][:size].tolist())

@@ -110,11 +110,10 @@ def _overhead(
     def probe(rows: int) -> Callable[[], Tensor]:
         made = Probe(
             arms,
-            sources,
+            source,
             dict.fromkeys(ARMS, held_out),
             sizes=dict.fromkeys(ARMS, rows),
             skip={},
-            total_steps=settings.steps,
         )
         return lambda: made(0)
 

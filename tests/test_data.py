@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking import Masker
-from maskwise.training import MaskedSource, TrainingSettings, look_ahead
-from maskwise.training.data import WINDOW, Epochs, order_of
-from training_tools import Language, tokenizer
+from maskwise.training import look_ahead
+from maskwise.training.data import WINDOW, order_of
+from training_tools import Language
 
 DATA = Language(40)
 
@@ -66,29 +65,6 @@ def test_a_run_that_ends_early_ends_its_thread() -> None:
     assert threading.active_count() > before
     steps.close()
     assert threading.active_count() == before
-
-
-def test_masks_that_learn_are_made_at_their_step() -> None:
-    plain, taught = (
-        MaskedSource(DATA, Masker(tokenizer(), policy=p), TrainingSettings(batch_size=8))
-        for p in ("token", "group-weighted(pos, 2)")
-    )
-    assert (plain.ahead, taught.ahead) == (1, 0)
-
-
-def test_orders_of_two_sources_are_kept_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-
-    def draw(size: int, *, seed: int, epoch: int) -> Tensor:
-        drawn.append((size, epoch))
-        return torch.arange(size)
-
-    monkeypatch.setattr("maskwise.training.data.permutation", draw)
-    orders = [Epochs(size, TrainingSettings(batch_size=4)) for size in (5, 9)]
-    for step in (0, 0, 1, 2):
-        for order in orders:
-            order.draw(step)
-    assert drawn == [(5, 0), (9, 0), (5, 1), (5, 2), (9, 1)]
 
 
 @pytest.mark.parametrize("size", [64 * 4, 1000, 3])

@@ -4,7 +4,6 @@ finite, two runs.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,7 +11,6 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, loop, train
 from maskwise.training import checkpoint as states_file
 from maskwise.training import log as log_file
-from maskwise.training.checkpoint import Best
 from processes import forked, two_ranks, wait_for
 from test_training import DATA, Unmasked, lines, run, same, settings
 from tiny import read_lines
@@ -229,36 +226,6 @@ def test_damaged_files_of_a_state_are_seen(
     assert re.search(
         r"skipping .*step-00000006: (\S+ is (damaged|missing)|no readable manifest)", said
     )
-
-
-# --- the best checkpoint
-
-
-def test_the_best_checkpoint_is_kept_and_known_after_a_stop(tmp_path: Path) -> None:
-    saved: list[str] = []
-    steps = count(1)
-
-    def save(target: Path) -> None:
-        write_folder(target, lambda partial: (partial / "weights").touch())
-        saved.append(target.name)
-
-    def offered(*losses: float) -> dict[str, Any]:
-        best = Best(tmp_path, save)
-        for loss in losses:
-            lines = [{"loss": loss, "masks": "token"}, {"loss": loss + 1.0}, {"score": 3.0}]
-            best.offer(next(steps), lines)
-        found: dict[str, Any] = json.loads((tmp_path / "best.json").read_text())
-        return found
-
-    assert offered(3.0, 2.0, math.nan, 2.5) == {"step": 2, "loss": 2.5}
-    assert offered(2.0, 1.5) == {"step": 6, "loss": 2.0} and len(saved) == 3
-    (tmp_path / "best" / "weights").write_text("damaged")
-    assert offered(9.0) == {"step": 7, "loss": 9.5}
-
-
-def test_keep_best_needs_evaluations() -> None:
-    with pytest.raises(ValueError, match="keep_best chooses among evaluations: set eval_every"):
-        settings(keep_best=True)
 
 
 # --- not finite

@@ -1,23 +1,20 @@
-"""Commands that are told to end, and what they say; and the checkpoint that was best."""
+"""Commands that are told to end, and what they say."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
-from transformers import AutoModelForMaskedLM
 
 from maskwise.folders import damage
 from processes import PATIENCE, wait_for
-from tiny import load_json, maskwise, read_lines, start, write_inputs
+from tiny import maskwise, read_lines, start, write_inputs
 
 LONG = ("training.steps=400", "training.log_every=2", "training.save_every=200")
 """A state in the middle only, so that what is gone on from is what the signal saved."""
@@ -26,26 +23,6 @@ LONG = ("training.steps=400", "training.log_every=2", "training.save_every=200")
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def test_the_best_checkpoint_of_a_run(recipe, tmp_path):
-    out = tmp_path / "out"
-    more = ("training.steps=10", "training.eval_every=5", "training.keep_best=true", "--out", out)
-    assert maskwise("pretrain", recipe, *more) == 0
-    losses: dict[int, list[float]] = {5: [], 10: []}
-    for line in read_lines(out / "metrics.jsonl"):
-        if line["kind"] == "eval":
-            losses[line["step"]].append(line["loss"])
-    loss, step = min((fmean(values), step) for step, values in losses.items())
-    assert load_json(out / "best.json") == {"step": step, "loss": pytest.approx(loss)}
-    assert damage(out / "best") is None and AutoModelForMaskedLM.from_pretrained(out / "best")
-    # A try that was killed before its first state leaves a best one, which is none of the recipe
-    # that follows.
-    shutil.rmtree(out / "checkpoint")
-    (out / "done.json").unlink()
-    (out / "best.json").write_text('{"step": 5, "loss": 0.0}')
-    assert maskwise("pretrain", recipe, *more, "training.seed=7") == 0
-    assert load_json(out / "best.json")["loss"] > 1
 
 
 def test_what_to_do_about_numbers_that_are_not_finite_can_change_when_a_run_goes_on(

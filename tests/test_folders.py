@@ -110,12 +110,9 @@ def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) ->
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     require_own(tmp_path / "new", "stages", what="a study")
-    require_own(tmp_path, "stages", what="a study")
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(
-        MaskwiseError,
-        match=r"something else; got thesis\.tex; give a new folder, or the folder of a study",
-    ):
+    says = r"something else; got thesis\.tex; give a new folder, or the folder of a study"
+    with pytest.raises(MaskwiseError, match=says):
         require_own(tmp_path, "stages", what="a study")
     (tmp_path / "stages").mkdir()
     require_own(tmp_path, "stages", what="a study")

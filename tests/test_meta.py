@@ -4,7 +4,6 @@ stop, and ends.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from functools import lru_cache
@@ -20,7 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import Examples, answers_in, contexts_of, find_contexts
 from maskwise.learning.gradients import Losses, values_of
 from maskwise.learning.loop import learn_policy, losses_of, new_learner
-from maskwise.learning.meta import Diverged, MetaLearner, Slopes
+from maskwise.learning.meta import MetaLearner, Slopes
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
@@ -33,6 +32,7 @@ from maskwise.text.settings import TokenizerSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings, log_frequencies
 from processes import two_ranks
+from tiny import read_lines
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed=0)"
 TRAINING = TrainingSettings(learning_rate=1e-3)
@@ -94,13 +94,8 @@ def weights(learner: MetaLearner) -> Tensor:
 
 
 def test_contexts_of_closed_book_questions() -> None:
-    told = [
-        "Ann Lee is a baker.",
-        "Ann Lee likes tea.",
-        "The baker Bob Lee slept.",
-        "A farmer met Ann Lee.",
-    ]
-    told += ["this is what it is"] * 20
+    told = ["Ann Lee is a baker.", "Ann Lee likes tea.", "The baker Bob Lee slept."]
+    told += ["A farmer met Ann Lee.", *["this is what it is"] * 20]
     asked = ["what is Ann Lee?", "what is Bob Lee?", "what is Zoe?", "who is Ann Lee?"]
     rights = [["baker", "farmer"], ["BAKER"], ["pilot"], ["bak"]]
     assert find_contexts(asked, rights, told) == [[0, 3], [2], [], []]
@@ -135,9 +130,8 @@ def test_examples_know_their_contexts_and_answers() -> None:
     rows = load_task(WORLD).splits["train"]
     for row, own, marked in zip(rows, ids, answer, strict=True):
         assert tokenizer().decode(own[marked]) == row.answers[0]
-        assert row.question.removeprefix("what job ").removesuffix(
-            "?"
-        ).casefold() in tokenizer().decode(own)
+        name = row.question.removeprefix("what job ").removesuffix("?").casefold()
+        assert name in tokenizer().decode(own)
     # Which context, and which draws, depend on the example and the seed alone.
     alone, _ = train.batch(np.array([7]), seed=3)
     assert alone.example_id[0] == batch.example_id[7]
@@ -148,48 +142,39 @@ def test_examples_know_their_contexts_and_answers() -> None:
     assert rows[7].question.casefold().split()[2] in tokenizer().decode(asked["input_ids"][0])
 
 
-def test_a_task_that_no_text_tells_of_is_refused() -> None:
-    with pytest.raises(MaskwiseError, match="no text contains an answer"):
-        Examples.of(
-            load_task(WORLD),
-            "train",
-            tokenizer(),
-            texts=["nothing of that"],
-            length=32,
-            max_length=16,
-        )
-
-
 def test_rows_of_the_task_that_are_cut_are_said() -> None:
     """A recipe for short questions, on a task of long ones, taught a policy from their first words
     without a word.
     """
+    how = {"length": 32, "max_length": 12}
     with pytest.warns(UserWarning, match="train: rows cut at 12 tokens"):
-        Examples.of(load_task(WORLD), "train", tokenizer(), texts=texts(), length=32, max_length=12)
+        Examples.of(load_task(WORLD), "train", tokenizer(), texts=texts(), **how)
+    with pytest.raises(MaskwiseError, match="no text contains an answer"):
+        Examples.of(load_task(WORLD), "train", tokenizer(), texts=["nothing of that"], **how)
 
 
-def test_rows_with_a_text_of_their_own_are_their_own_contexts() -> None:
-    task = load_task("trivia(train_rows=20)")
-    made = Examples.of(task, "train", tokenizer(), length=32, max_length=32)
-    assert len(made) == 20 and len(made.contexts) == 20 and made.without == 0
+def lines(folder: Path) -> list[dict]:
+    """Metrics without the time."""
+    return [line | {"seconds": 0} for line in read_lines(folder / "metrics.jsonl")]
 
 
 def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
     mine = learner(steps=30, eval_every=10, batch_size=20)
     end = learn_policy(mine, tmp_path, quiet=True)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    answers = [line["answers"] for line in lines if line["kind"] == "meta"]
+    found = lines(tmp_path)
+    answers = [line["answers"] for line in found if line["kind"] == "meta"]
     assert answers[0] == pytest.approx(1 / 15, abs=0.02) and np.mean(answers[-5:]) > 3 * answers[0]
     assert end.stopped is None and end.step == 30 and end.best > 0 and end.gain > 0.01
-    assert [line["step"] for line in lines if line["kind"] == "dev"] == [10, 20, 30]
-    assert all(0.05 < line["agreement"] <= 1 for line in lines if line["kind"] == "dev")
+    judged = [line for line in found if line["kind"] == "dev"]
+    assert [line["step"] for line in judged] == [10, 20, 30]
+    assert all(0.05 < line["agreement"] <= 1 for line in judged)
     assert mine.gain_of(mine.policy) == pytest.approx(end.gain)  # the best is what is kept
 
 
 def test_a_stopped_learning_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = {"reset_every": 0, "learn_rates": True, "warm": 2}
+    how = {"reset_every": 0, "warm": 2}
     whole = learner(**how)
     learn_policy(whole, tmp_path / "whole", quiet=True)
     step = MetaLearner.step
@@ -205,23 +190,11 @@ def test_a_stopped_learning_resumes_bit_for_bit(
     second = learner(**how)
     end = learn_policy(second, tmp_path / "part", quiet=True)
     assert torch.equal(weights(second), weights(whole)) and end == whole.now
-    logged = []
-    for name in ("whole", "part"):
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        logged.append([json.loads(line) | {"seconds": 0} for line in lines])
+    logged = [lines(tmp_path / name) for name in ("whole", "part")]
     assert logged[0] == logged[1] and len(logged[0]) == 8
-    with pytest.raises(
-        MaskwiseError, match=r"different learning settings; got ratio 0\.2 \(was 0\.3\)"
-    ):
+    says = r"different learning settings; got ratio 0\.2 \(was 0\.3\)"
+    with pytest.raises(MaskwiseError, match=says):
         learn_policy(learner(**how, ratio=0.2), tmp_path / "part", quiet=True)
-
-
-def test_a_loss_that_is_not_finite_ends_the_learning_and_keeps_the_best() -> None:
-    mine = learner(mask_rate=1e30)
-    before = weights(mine)
-    end = learn_policy(mine, quiet=True)
-    assert end.stopped.startswith("diverged: outer loss") and end.best == 0
-    assert torch.equal(weights(mine), before)
 
 
 def test_scores_that_overflow_end_the_learning_and_keep_the_best() -> None:
@@ -230,7 +203,7 @@ def test_scores_that_overflow_end_the_learning_and_keep_the_best() -> None:
         next(iter(mine.policy.parameters())).fill_(math.nan)
     end = learn_policy(mine, quiet=True)
     assert "a score of the policy is not finite" in (end.stopped or "") and end.step == 0
-    assert all(value.isfinite().all() for value in mine.policy.parameters())
+    assert weights(mine).isfinite().all()
 
 
 def test_a_row_with_several_labels_counts_once() -> None:
@@ -245,60 +218,44 @@ def test_a_row_with_several_labels_counts_once() -> None:
     assert totals == [8, 8, 3]
 
 
-def test_an_outer_loss_that_rises_ends_the_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([1.0] * 3 + [2.5] * 3)
-    monkeypatch.setattr(MetaLearner, "step", lambda self: _count(self, {"outer": next(losses)}))
-    end = learn_policy(learner(steps=9), quiet=True)
-    assert end.stopped == "diverged: the outer loss rose from 1 to 2.5 by step 6"
+@pytest.mark.parametrize(("signs", "agreement"), [((1, 1, 1, 1), 1), ((1, -1, 1, -1), 0)])
+def test_the_agreement_of_gradients(signs: tuple[int, ...], agreement: int) -> None:
+    slopes = Slopes()
+    assert math.isnan(slopes.agreement())
+    for sign in signs:
+        slopes.add([torch.tensor([2.0 * sign]), torch.tensor([[1.0 * sign]])])
+    assert slopes.agreement() == agreement
 
 
-def test_the_agreement_of_gradients() -> None:
-    same, noise, none = Slopes(), Slopes(), Slopes()
-    for sign in (1.0, -1.0, 1.0, -1.0):
-        same.add([torch.tensor([2.0]), torch.tensor([[1.0]])])
-        noise.add([torch.tensor([2.0 * sign]), torch.tensor([[1.0 * sign]])])
-        none.add([torch.zeros(1)])
-    assert (same.agreement(), noise.agreement()) == (1, 0) and np.isnan(none.agreement())
+@pytest.mark.parametrize(
+    ("outer", "gains", "stopped", "best"),
+    [
+        ([1.0] * 12, [0.5, 0.2, 0.1, 9.0], "nothing better on dev since step 3", (9, 3, 0.5)),
+        (
+            [1.0] * 3 + [2.5] * 3,
+            [0.0, 0.0],
+            "diverged: the outer loss rose from 1 to 2.5 by step 6",
+            (6, 0, 0.0),
+        ),
+    ],
+)
+def test_a_learning_that_gets_no_better_ends(
+    outer: list[float],
+    gains: list[float],
+    stopped: str,
+    best: tuple[int, int, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses, measured = iter(outer), iter(gains)
 
+    def step(self: MetaLearner) -> dict[str, float]:
+        self.now.step += 1
+        return {"outer": next(losses)}
 
-def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    gains = iter([0.5, 0.2, 0.1, 9.0])
-    monkeypatch.setattr(MetaLearner, "step", lambda self: _count(self, {"outer": 1.0}))
-    monkeypatch.setattr(MetaLearner, "gain_of", lambda self, policy: next(gains))
+    monkeypatch.setattr(MetaLearner, "step", step)
+    monkeypatch.setattr(MetaLearner, "gain_of", lambda self, policy: next(measured))
     end = learn_policy(learner(steps=12, patience=2), quiet=True)
-    assert (end.step, end.best, end.gain, end.stopped) == (
-        9,
-        3,
-        0.5,
-        "nothing better on dev since step 3",
-    )
-
-
-def _count(learner: MetaLearner, line: dict[str, float]) -> dict[str, float]:
-    learner.now.step += 1
-    return line
-
-
-def policy_gradient(**settings) -> Tensor:
-    mine = learner(**settings)
-    torch.nn.init.normal_(mine.policy.head.weight, generator=torch.Generator().manual_seed(0))
-    mine.step()
-    return torch.cat([p.grad.flatten() for p in mine.policy.parameters()])
-
-
-def test_back_ends_agree() -> None:
-    exact, near = (
-        policy_gradient(gradient=name, inner_steps=2) for name in ("exact", "finite-difference")
-    )
-    assert torch.nn.functional.cosine_similarity(exact, near, 0) > 0.999
-    assert float(near.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
-
-
-def test_without_an_inner_step_nothing_is_learned() -> None:
-    mine = learner(mask_rate=0.0)
-    before = weights(mine)
-    line = mine.step()
-    assert line["grad_norm"] == 0 and torch.equal(weights(mine), before)
+    assert end.stopped == stopped and (end.step, end.best, end.gain) == best
 
 
 def test_the_model_moves_or_is_reset() -> None:
@@ -336,31 +293,6 @@ def test_a_step_that_raises_its_own_loss_is_named(named: str | None) -> None:
         assert float(after) > float(before)
 
 
-def test_learned_step_sizes_move_and_others_do_not() -> None:
-    fixed, learned = learner(), learner(learn_rates=True)
-    for mine in (fixed, learned):
-        mine.step()
-    assert (fixed.now.mask_rate, fixed.now.task_rate) == (0.5, 0.1)
-    # a longer step of the task helps at once
-    assert learned.now.mask_rate != 0.5 and learned.now.task_rate > 0.1
-
-
-def test_entropy_is_rewarded() -> None:
-    spread = []
-    for reward in (0.0, 5.0):
-        mine = learner(entropy=reward, learning_rate=0.02)
-        torch.nn.init.normal_(
-            mine.policy.head.weight, std=0.5, generator=torch.Generator().manual_seed(0)
-        )
-        spread.append([mine.step()["entropy"] for _ in range(4)])
-    assert spread[0][0] == spread[1][0] and spread[1][-1] > spread[0][-1] + 0.02
-
-
-def test_other_examples_for_the_outer_loss() -> None:
-    same, other = (policy_gradient(outer=name) for name in ("same", "other"))
-    assert not torch.allclose(same, other)
-
-
 def small_model():
     return new_model(new_config("bert", tokenizer(), 32, **SMALL), seed=0)
 
@@ -372,22 +304,15 @@ def test_a_task_with_a_head_of_its_own_shares_the_encoder(tmp_path: Path) -> Non
     assert torch.equal(losses.task.model.bert.encoder.layer[0].output.dense.weight, weight)
     own = [name for name in values_of(losses) if name.startswith("task.")]
     assert own == ["task.model.classifier.weight", "task.model.classifier.bias"]
-    assert (
-        losses.denoising.model.get_output_embeddings().weight
-        is model.bert.embeddings.word_embeddings.weight
-    )
-    policy = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, length=32)
+    output = losses.denoising.model.get_output_embeddings()
+    assert output.weight is model.bert.embeddings.word_embeddings.weight
+    # The policy has 12 positions, so contexts are cut there.
+    policy = PolicyModel.new(tokenizer(), architecture="bert", settings=SMALL, length=12)
     settings = MetaSettings(steps=2, batch_size=8, dev_examples=8)
     end = learn(settings, policy=policy, task=task, texts=(), max_length=32, folder=tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first = lines(tmp_path)[0]
     # classes have no answers
-    assert end.step == 2 and lines[0]["grad_norm"] > 0 and "answers" not in lines[0]
-
-
-def test_contexts_are_no_longer_than_what_the_policy_reads() -> None:
-    """A policy with 12 positions and contexts of 32 tokens."""
-    policy = PolicyModel.new(tokenizer(), architecture="bert", settings=SMALL, length=12)
-    assert learn(MetaSettings(steps=1, batch_size=4, dev_examples=4), policy=policy).step == 1
+    assert end.step == 2 and first["grad_norm"] > 0 and "answers" not in first
 
 
 def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
@@ -406,13 +331,13 @@ def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
 
 def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
     frozen = load_task("trivia(kind='sentence-embedding', train_rows=20)")
-    with pytest.raises(MaskwiseError, match="this task has no loss; got sentence-embedding"):
-        losses_of(small_model(), frozen, tokenizer(), seed=0)
     written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
-    with pytest.raises(
-        MaskwiseError, match="kind generation is not for this model; got an encoder"
+    for task, says in (
+        (frozen, "this task has no loss; got sentence-embedding"),
+        (written, "kind generation is not for this model; got an encoder"),
     ):
-        losses_of(small_model(), written, tokenizer(), seed=0)
+        with pytest.raises(MaskwiseError, match=says):
+            losses_of(small_model(), task, tokenizer(), seed=0)
     spans = PolicyModel.new(tokenizer(), settings={"hidden_size": 8}, head="spans", length=32)
     with pytest.raises(MaskwiseError, match="needs a policy that scores tokens; got spans"):
         learn(MetaSettings(), policy=spans)
@@ -420,7 +345,7 @@ def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.process
 def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
-    how = {"reset_every": 0, "steps": 3, "eval_every": 3, "entropy": 0.01}
+    how = {"reset_every": 0, "steps": 3, "eval_every": 3}
     alone = learner(**how)
     start = weights(alone)
     for _ in range(3):
@@ -448,10 +373,7 @@ def _on_a_rank(folder: Path, how: dict) -> None:
 
 
 @pytest.mark.process
-def test_ranks_and_back_ends_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(MaskwiseError, match="multiple of the number of processes; got 8 for 3"):
         learner()
-    with pytest.raises(MaskwiseError, match="the exact gradient runs on one process only"):
-        learner(batch_size=9, gradient="exact")
-    assert issubclass(Diverged, Exception)

@@ -4,14 +4,14 @@ probabilities of orders.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import (
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
 
 import training_tools as tools
 from maskwise import Masker
@@ -68,12 +68,6 @@ def test_the_borders_of_the_budget() -> None:
     assert torch.autograd.grad(p.sum(), logit)[0].tolist() == [0, 0, 0, 0, 0]
 
 
-def test_units_far_apart_in_weight_have_a_solution() -> None:
-    logit, length, piece = flat([(0.0, 1), (-30.0, 1), (-55.0, 1)])
-    p = inclusion(logit, length, piece, torch.tensor([1.5], dtype=F64))
-    assert abs(float(p.sum()) - 1.5) < 1e-12 and p[0] > 0.999 > p[1] > p[2]
-
-
 def test_first_and_second_derivatives_are_those_of_the_exact_solution() -> None:
     logit, length, piece = flat(
         [(0.0, 1), (0.7, 2), (-1.2, 3), (2.0, 1)], [(0.3, 2), (-0.4, 2), (1.0, 1)], [(0.1, 1)]
@@ -82,11 +76,6 @@ def test_first_and_second_derivatives_are_those_of_the_exact_solution() -> None:
     inputs = (logit.requires_grad_(),)
     assert torch.autograd.gradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
     assert torch.autograd.gradgradcheck(lambda x: inclusion(x, length, piece, budget), inputs)
-
-
-def test_the_type_of_the_logits_is_kept() -> None:
-    logit, length, piece = flat([(0.0, 1), (0.7, 2)])
-    assert inclusion(logit.float(), length, piece, torch.tensor([1.0])).dtype == torch.float32
 
 
 def test_inclusion_is_that_of_the_race_at_its_stopping_time() -> None:
@@ -110,27 +99,21 @@ def test_inclusion_is_that_of_the_race_at_its_stopping_time() -> None:
 
 def test_straight_through_shows_the_choice_and_moves_all_units() -> None:
     batch = text_batch()
-    logit_BL = torch.randn(
-        batch.shape, dtype=F64, generator=torch.Generator().manual_seed(1)
-    ).requires_grad_()
+    draw = torch.Generator().manual_seed(1)
+    logit_BL = torch.randn(batch.shape, dtype=F64, generator=draw).requires_grad_()
     choice = choose(batch, logit_BL, 0.3, keys_of(batch))
     logit_U = choice.unit_logits(logit_BL)
     mask = choice.mask(logit_U)
-    assert (
-        torch.allclose(mask, mask.round(), atol=1e-15) and 0 < mask.sum() <= choice.budget_P.sum()
-    )
+    torch.testing.assert_close(mask.detach(), choice.hard().double(), atol=1e-15, rtol=0)
+    assert 0 < mask.sum() <= choice.budget_P.sum()
     outside = torch.ones(mask.numel(), dtype=torch.bool)
     outside[choice.token_M] = False
     assert not mask.flatten()[outside].any()
-    value = torch.randn(mask.shape, dtype=F64, generator=torch.Generator().manual_seed(2))
-    gradient = torch.autograd.grad((mask * value).sum(), logit_U)[0]
-    assert (gradient != 0).all() and not choice.chosen_U.all()  # also units that were not chosen
-    sizes = (choice.length_U, choice.piece_U, choice.budget_P)
-    shares = choice.spread(inclusion(choice.unit_logits(logit_BL), *sizes))
-    smooth = torch.autograd.grad((shares * value).sum(), logit_BL)[0]
-    hard = torch.autograd.grad((choice.mask(choice.unit_logits(logit_BL)) * value).sum(), logit_BL)[
-        0
-    ]
+    value = torch.randn(mask.shape, dtype=F64, generator=draw)
+    hard = torch.autograd.grad((mask * value).sum(), logit_U, retain_graph=True)[0]
+    assert (hard != 0).all() and not choice.chosen_U.all()  # also units that were not chosen
+    shares = inclusion(logit_U, choice.length_U, choice.piece_U, choice.budget_P)
+    smooth = torch.autograd.grad((choice.spread(shares) * value).sum(), logit_U)[0]
     assert torch.equal(hard, smooth)
 
 
@@ -138,20 +121,14 @@ def test_the_choice_is_that_of_the_masker() -> None:
     """The same units, weights and keys, as a policy by a layer of weights chooses them."""
     rows = tools.Language(3).batch(torch.arange(3))
     logit_BL = torch.randn(3, tools.LENGTH, dtype=F64, generator=torch.Generator().manual_seed(1))
-    choice = choose(
-        gather(rows, Vocabulary.of(tools.tokenizer())), logit_BL, 0.3, keys_of(text_batch(3), 5)
-    )
-    weights = logit_BL.view(3, -1).clone()
-    weights[:, 1:-1] = weights[:, 1:-1].view(3, -1, 2).mean(-1).repeat_interleave(2, 1)
-    rows["score"] = weights.exp()
-    masker = Masker(
-        tools.tokenizer(),
-        policy="weighted(layer='score', units='word')",
-        ratio=0.3,
-        budget="exact",
-        seed=0,
-    )
-    assert torch.equal(masker(rows, step=5).selected, choice.spread(choice.chosen_U.double()) > 0)
+    batch = gather(rows, Vocabulary.of(tools.tokenizer()))
+    choice = choose(batch, logit_BL, 0.3, keys_of(batch, 5))
+    # A word has two tokens, and its logit is their mean.
+    logit_BL[:, 1:-1] = logit_BL[:, 1:-1].view(3, -1, 2).mean(-1).repeat_interleave(2, 1)
+    rows["score"] = logit_BL.exp()
+    policy = "weighted(layer='score', units='word')"
+    masker = Masker(tools.tokenizer(), policy=policy, ratio=0.3, budget="exact", seed=0)
+    assert torch.equal(masker(rows, step=5).selected, choice.hard() > 0)
 
 
 def test_a_score_that_is_not_finite_is_refused() -> None:
@@ -160,14 +137,20 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
         choose(batch, torch.full(batch.shape, torch.nan), 0.3, keys_of(batch))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert", "modernbert"])
-def test_the_loss_of_a_hard_mask_is_masked_language_modelling(architecture: str) -> None:
-    model, batch = tools.model(architecture).eval(), text_batch()
+def masked(model: Any, mask_id: int, batch: AnnotatedBatch) -> tuple[Any, Tensor, Any, Tensor]:
+    """The choice, its mask, the inputs and the relaxed loss under a hard mask."""
     choice = choose(batch, torch.zeros(batch.shape, dtype=F64), 0.3, keys_of(batch))
     inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
-    mask = choice.spread(choice.chosen_U.float())
-    loss = RelaxedDenoising(model, tools.tokenizer().mask_token_id)(inputs, mask, choice.budget)
-    shown = torch.where(mask > 0, tools.tokenizer().mask_token_id, inputs["input_ids"])
+    mask = choice.hard()
+    loss = RelaxedDenoising(model, mask_id)(inputs, mask, choice.budget)
+    return choice, mask, inputs, loss
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert", "modernbert"])
+def test_the_loss_of_a_hard_mask_is_masked_language_modelling(architecture: str) -> None:
+    model, mask_id = tools.model(architecture).eval(), tools.tokenizer().mask_token_id
+    choice, mask, inputs, loss = masked(model, mask_id, text_batch())
+    shown = torch.where(mask > 0, mask_id, inputs["input_ids"])
     labels = torch.where(mask > 0, inputs["input_ids"], -100)
     outcome = MaskedLanguageModelling(model)({**inputs, "input_ids": shown, "labels": labels})
     torch.testing.assert_close(loss * choice.budget, outcome.loss, rtol=1e-5, atol=1e-5)
@@ -175,31 +158,20 @@ def test_the_loss_of_a_hard_mask_is_masked_language_modelling(architecture: str)
 
 def tiny_t5() -> T5ForConditionalGeneration:
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=45,
-        d_model=16,
-        d_kv=8,
-        d_ff=24,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=45, dropout_rate=0.0, decoder_start_token_id=0, **sizes)
     return T5ForConditionalGeneration(config).eval()
 
 
 @pytest.mark.parametrize("make", [tools.tiny_bart, tiny_t5])
 def test_an_encoder_decoder_reads_one_mask_a_token_and_writes_the_text(make) -> None:
-    model, batch, mask_id = make(), text_batch(), 44
-    choice = choose(batch, torch.zeros(batch.shape, dtype=F64), 0.3, keys_of(batch))
-    inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
-    mask = choice.spread(choice.chosen_U.float())
-    loss = RelaxedDenoising(model, mask_id)(inputs, mask, choice.budget)
-    text = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    model, mask_id = make(), 44
+    choice, mask, inputs, loss = masked(model, mask_id, text_batch())
+    ids, present = inputs["input_ids"], inputs["attention_mask"]
     logits = model(
-        input_ids=torch.where(mask > 0, mask_id, inputs["input_ids"]),
-        attention_mask=inputs["attention_mask"],
-        decoder_input_ids=decoder_inputs(model.config, text),
+        input_ids=torch.where(mask > 0, mask_id, ids),
+        attention_mask=present,
+        decoder_input_ids=decoder_inputs(model.config, ids.masked_fill(present == 0, -100)),
     ).logits
-    own = -logits.log_softmax(-1).gather(-1, inputs["input_ids"].unsqueeze(-1)).squeeze(-1)
+    own = -logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(loss, (mask * own).sum() / choice.budget_P.sum())

@@ -19,7 +19,7 @@ from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
-from maskwise.text import encode, read_documents, train_tokenizer
+from maskwise.text import encode, read_documents, tokenise, train_tokenizer
 from maskwise.text.documents import Document
 from maskwise.text.tokenizers import dna_note, load_tokenizer
 from maskwise.text.words import word_rule

@@ -11,11 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskwise import devices
-from maskwise.devices import matmul_rate
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource
-from maskwise.training.data import Step
+from maskwise.training.data import Step, look_ahead
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Meter
 from maskwise.weights import attention_work
@@ -31,36 +30,27 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "SIZES", {"cpu": 64})
 
 
-def step_of(source: MaskedSource, number: int) -> Step:
-    batches = source.batches(number, rank=0, ranks=1)
-    targets = sum(batch.targets for batch in batches)
-    return Step(number, batches, targets, source.facts(batches), targets)
-
-
 def test_the_flops_of_a_step_are_what_torch_counts() -> None:
     """Rows without padding, one document each: what is left out is the special tokens' share of the
     weights.
     """
     net = model("bert", hidden_size=128, intermediate_size=512)
     net.set_attn_implementation("eager")
-    chosen = settings()
-    step = step_of(MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen), 0)
+    source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), settings())
+    [step] = look_ahead(source, range(1))
     objective = MaskedLanguageModelling(net)
     with FlopCounterMode(display=False) as counter:
         objective(step.batches[0]).loss.backward()
-    meter = Meter(objective, CPU, "no", ranks=1, frozen=False, known=True)
-    meter.add(step)
+
+    def measured(step: Step, *, frozen: bool = False) -> float:
+        meter = Meter(objective, CPU, "no", ranks=1, frozen=frozen, known=True)
+        meter.add(step)
+        return meter.flops / counter.get_total_flops()
+
     # 14 of 16 tokens are no special tokens
-    assert 0.85 < meter.flops / counter.get_total_flops() <= 1.0
-    with_specials = Step(
-        0, step.batches, step.targets, {**step.facts, "tokens": step.facts["present"]}, 0
-    )
-    meter.read(left=0)
-    meter.add(with_specials)
-    assert meter.flops == pytest.approx(counter.get_total_flops(), rel=0.03)
-    frozen = Meter(objective, CPU, "no", ranks=1, frozen=True, known=True)
-    frozen.add(step)
-    assert frozen.flops < meter.flops
+    assert 0.85 < measured(step) <= 1.0 and measured(step, frozen=True) < measured(step)
+    with_specials = {**step.facts, "tokens": step.facts["present"]}
+    assert measured(step._replace(facts=with_specials)) == pytest.approx(1, rel=0.03)
 
 
 def test_attention_is_within_documents_and_windows() -> None:
@@ -96,17 +86,6 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(
     meter.add(Step(0, [], 0, {}, 0))
     now[0] += 1.0
     assert meter.read(left=0)["tokens_per_second"] == 0.0
-
-
-def test_the_rate_is_measured_once_for_a_device_and_precision(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    matmul_rate.cache_clear()
-    first = matmul_rate(CPU, "no")
-    assert first > 1e6
-    monkeypatch.setattr(devices, "measured_rate", lambda *_: 5.0)
-    assert matmul_rate(CPU, "no") == first and matmul_rate(CPU, "bf16") == 5.0
-    matmul_rate.cache_clear()
 
 
 @pytest.mark.parametrize(("amx", "wanted"), [(False, "no"), (True, "bf16")])

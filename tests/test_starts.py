@@ -4,7 +4,6 @@ start as an arm.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -13,30 +12,25 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModel
 
 import tiny
 from hub import talking_to_a_hub
 from maskwise import starts
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import evaluate_checkpoint
-from maskwise.families import most_tokens
 from maskwise.masking import Masker
 from maskwise.models import NO_HEAD, has_head, load_config, load_model
-from maskwise.objectives import MaskedLanguageModelling, predicting
+from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.starts import resolve_start
 from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import check_inputs
-from maskwise.study.costs import flops
 from maskwise.study.plan import arms_of, baseline_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
-from maskwise.tasks import FinetuneSettings, finetune, load_task
+from maskwise.tasks import finetune, load_task
 from maskwise.text import Prepared, load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.optim import Optimizers
 from tiny import maskwise, read_lines, write_inputs
 from training_tools import FIRST, WORDS, Language, model, tokenizer
 
@@ -191,19 +185,6 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(tmp_path):
         assert torch.equal(mine, theirs.float())
 
 
-@pytest.mark.parametrize(
-    ("name", "auto"), [("encoder", AutoModelForMaskedLM), ("seq2seq", AutoModelForSeq2SeqLM)]
-)
-def test_what_is_shipped_can_be_trained_without_maskwise(name, auto):
-    """In float32, which training needs, and with rows cut where the positions end."""
-    folder = resolve_start(f"bundled:{name}")
-    network, words = auto.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert network.dtype == torch.float32
-    assert (
-        len(words("word " * 999, truncation=True)["input_ids"]) == most_tokens(network.config) < 300
-    )
-
-
 def test_a_folder_that_changed_under_its_name_is_looked_at_again(tmp_path):
     folder = headless(tmp_path / "encoder")
     assert not has_head(str(folder))
@@ -218,25 +199,22 @@ def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
     folder = headless(tmp_path / architecture, architecture)
     capfd.readouterr()
     assert not has_head(str(folder))
-    with pytest.raises(
-        MaskwiseError, match="has no MLM head, and a random head cannot predict; train one"
-    ):
+    with pytest.raises(MaskwiseError, match="no MLM head, and a random head cannot predict; train"):
         load_model(folder)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
-    one, same, other = (
-        load_model(folder, seed=seed, log_unigram=log_unigram) for seed in (1, 1, 2)
-    )
+    one, same, other = (load_model(folder, seed=n, log_unigram=log_unigram) for n in (1, 1, 2))
     assert torch.equal(one.get_output_embeddings().bias[: len(log_unigram)], log_unigram)
+    assert not load_model(folder, seed=1).get_output_embeddings().bias.any()
+    given = model(architecture).base_model.state_dict()
+    for name, value in one.base_model.state_dict().items():
+        assert torch.equal(given[name], value)
     body = {id(p) for p in one.base_model.parameters()}
     fresh = [name for name, p in one.named_parameters() if id(p) not in body and p.ndim > 1]
-    given, state = model(architecture).base_model.state_dict(), one.base_model.state_dict()
-    assert fresh and all(torch.equal(given[key], state[key]) for key in state)
-    assert all(torch.equal(one.get_parameter(name), same.get_parameter(name)) for name in fresh)
-    assert not any(
-        torch.equal(one.get_parameter(name), other.get_parameter(name)) for name in fresh
-    )
-    plain = load_model(folder, seed=1).get_output_embeddings().bias
-    assert not plain.any()
+    assert fresh
+    for name in fresh:
+        made = one.get_parameter(name)
+        assert torch.equal(made, same.get_parameter(name))
+        assert not torch.equal(made, other.get_parameter(name))
     assert "".join(capfd.readouterr()) == ""  # neither bars nor reports
 
 
@@ -250,21 +228,19 @@ def test_a_new_head_begins_near_the_word_frequencies(architecture, tmp_path):
     folder = headless(tmp_path / architecture, architecture, initializer_range=0.3)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
     network = load_model(folder, seed=1, log_unigram=log_unigram).eval()
-    body = {id(p) for p in network.base_model.parameters()}
-    norms = [
-        p
-        for n, p in network.named_parameters()
-        if id(p) not in body and p.ndim == 1 and "weight" in n
+    (norm,) = [
+        weight
+        for name, weight in network.named_parameters()
+        if not name.startswith(network.base_model_prefix) and weight.ndim == 1 and "weight" in name
     ]
 
+    @torch.no_grad()
     def noise() -> float:
-        with torch.no_grad():
-            return float((network(Language(4).ids).logits - log_unigram).std())
+        return float((network(Language(4).ids).logits - log_unigram).std())
 
     quiet = noise()
-    for weight in norms:
-        weight.data.fill_(1)
-    assert len(norms) == 1 and noise() > 0.5 and quiet == pytest.approx(noise() / 10, rel=0.01)
+    norm.data.fill_(1)
+    assert noise() > 0.5 and quiet == pytest.approx(noise() / 10, rel=0.01)
 
 
 def test_loading_leaves_the_random_state_alone(tmp_path):
@@ -277,78 +253,42 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
 
 def test_half_an_encoder_is_refused(tmp_path):
     made = model("bert")
-    kept = {
-        k: v for k, v in made.state_dict().items() if "layer.1." not in k and "decoder" not in k
-    }
+    kept = {}
+    for name, value in made.state_dict().items():
+        if "layer.1." not in name and "decoder" not in name:
+            kept[name] = value
     made.save_pretrained(tmp_path, state_dict=kept)
-    with pytest.raises(
-        MaskwiseError, match=r"lacks weights of its encoder; got no bert\.encoder\.layer\.1"
-    ):
+    says = r"lacks weights of its encoder; got no bert\.encoder\.layer\.1"
+    with pytest.raises(MaskwiseError, match=says):
         load_model(tmp_path, seed=0)
-
-
-def test_evaluating_needs_a_head(package):
-    with pytest.raises(MaskwiseError, match="has no MLM head"):
-        evaluate_checkpoint("package:carried_model", ["pairs:bundled:pairs"])
 
 
 # Training a head on a frozen encoder
 # --------------------------------------------------------------------------
 
 
-def learn(network: Any, *, steps: int, rows: int = 256, **settings: Any) -> dict[str, Any]:
-    given = TrainingSettings(
-        **{
-            "steps": steps,
-            "learning_rate": 5e-3,
-            "muon_learning_rate": 5e-3,
-            "precision": "no",
-            **settings,
-        }
-    )
+def learn(network: Any, *, steps: int, **settings: Any) -> None:
+    """Train on the language."""
+    plain = {"learning_rate": 5e-3, "muon_learning_rate": 5e-3, "precision": "no"}
+    given = TrainingSettings(**{"steps": steps, **plain, **settings})
     masker = Masker(tokenizer(), ratio=0.3, corruption="mask-only", seed=0)
-    language: Any = Language(rows)
-    return train(
-        MaskedLanguageModelling(network), MaskedSource(language, masker, given), given, quiet=True
-    )
-
-
-def bodies(network: Any) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in network.base_model.state_dict().items()}
+    source = MaskedSource(Language(256), masker, given)
+    train(MaskedLanguageModelling(network), source, given, quiet=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
 def test_a_frozen_encoder_stays_bit_for_bit_and_its_head_learns(architecture, optimizer):
     network = model(architecture)
-    before, tied = bodies(network), network.get_output_embeddings().weight.clone()
-    head = {
-        n: p.clone()
-        for n, p in network.named_parameters()
-        if not n.startswith(network.base_model_prefix)
-    }
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    body = {id(value) for value in network.base_model.parameters()}
     learn(network, steps=3, freeze="encoder", optimizer=optimizer, weight_decay=0.5)
-    assert all(
-        torch.equal(before[name], value) for name, value in network.base_model.state_dict().items()
-    )
-    assert torch.equal(tied, network.get_output_embeddings().weight)  # the embeddings'
-    assert all(p.grad is None for p in network.base_model.parameters())
-    assert head and not any(
-        torch.equal(value, network.get_parameter(name)) for name, value in head.items()
-    )
-
-
-def test_optimisers_hold_nothing_of_a_frozen_encoder():
-    network = model("bert")
-    for parameter in network.base_model.parameters():
-        parameter.requires_grad_(False)
-    body = {id(p) for p in network.base_model.parameters()}
-    for name in ("adamw", "muon"):
-        made = Optimizers(MaskedLanguageModelling(network), TrainingSettings(optimizer=name))
-        held = [
-            p for member in made.members for group in member.param_groups for p in group["params"]
-        ]
-        assert held and not body & {id(p) for p in held}
+    # The output matrix is tied to the embeddings.
+    assert id(network.get_output_embeddings().weight) in body
+    for name, value in network.named_parameters():
+        frozen = id(value) in body
+        assert torch.equal(before[name], value) == frozen, name
+        assert not frozen or value.grad is None
 
 
 def test_a_frozen_encoder_has_no_dropout_and_the_head_is_trained_on_what_it_will_see():
@@ -370,31 +310,6 @@ def test_nothing_left_to_train_is_said():
         parameter.requires_grad_(False)
     with pytest.raises(MaskwiseError, match=r"nothing is left to train.*set training.freeze: none"):
         learn(network, steps=1, freeze="encoder")
-
-
-def test_flops_of_a_frozen_encoder_are_those_that_torch_counts():
-    """Matrix products alone; attention scores, which the formula leaves out, are other
-    operators.
-    """
-    rows, targets = 8, 20
-    # biases and norms hardly count
-    network = model("bert", hidden_size=64, intermediate_size=256, vocab_size=2000)
-    batch = Language(rows).batch(torch.arange(rows))["input_ids"]
-    labels = torch.full_like(batch, -100)
-    labels.view(-1)[torch.arange(targets) * 3] = 7
-    for frozen in (True, False):
-        for parameter in network.base_model.parameters():
-            parameter.requires_grad_(not frozen)
-        with FlopCounterMode(display=False) as counter:
-            MaskedLanguageModelling(network)({"input_ids": batch, "labels": labels}).loss.backward()
-        counted = sum(
-            n
-            for op, n in counter.get_flop_counts()["Global"].items()
-            if "mm" in str(op) and "bmm" not in str(op)
-        )
-        assert counted == pytest.approx(
-            flops(batch.numel(), targets, predicting(network), frozen=frozen), rel=0.03
-        )
 
 
 # In recipes
@@ -503,33 +418,29 @@ def test_a_new_head_is_told_once_unless_it_is_warmed(inputs, tmp_path, capfd):
 
 
 def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
-    arms = (
-        "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}"
-    )
-    second = ["intermediate.training.freeze=none", "intermediate.training.steps=3"]
     recipe = start(
         inputs,
         "headless",
         "training.freeze=encoder",
-        *second,
-        arms,
+        "intermediate.training.freeze=none",
+        "intermediate.training.steps=3",
+        "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}",
         "study.seeds=1",
         "study.baseline=a",
     )
     plan = make_plan(recipe)
-    first, *others = [run.trainings for run in plan.runs if run.pretrained]
-    assert first[0].name == others[0][0].name and first[1].name != others[0][1].name
+    first, other = [run.trainings for run in plan.runs if run.pretrained]
+    assert first[0].name == other[0].name and first[1].name != other[1].name
     for stage in plan.stages():
         run_stage(stage, tmp_path)
+    folders = [stage.folder(tmp_path) / "checkpoint" for stage in first]
+    warm, done = (load_model(folder).base_model.state_dict() for folder in folders)
     given = AutoModel.from_pretrained(inputs["headless"], add_pooling_layer=False).state_dict()
-    warm, done = (
-        load_model(stage.folder(tmp_path) / "checkpoint").base_model.state_dict() for stage in first
-    )
-    assert all(torch.equal(given[key], warm[key]) for key in given)
-    assert not any(torch.equal(given[key], done[key]) for key in given if "dense.weight" in key)
-    results = [stage.result(tmp_path) for stage in first]
-    # a step of each
-    assert results[0] and results[1] and results[0]["flops"] / 4 < results[1]["flops"] / 3
+    for name, value in given.items():
+        assert torch.equal(value, warm[name])
+        assert "dense.weight" not in name or not torch.equal(value, done[name])
+    costs = [stage.result(tmp_path)["flops"] for stage in first]
+    assert costs[0] / 4 < costs[1] / 3  # of a step
 
 
 # The reference
@@ -540,20 +451,17 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     recipe = start(inputs, "whole", "study.seeds=2")
     assert reference_words(baseline_of(recipe)) == "the unchanged model"
     assert reference_words(baseline_of(read_recipe(inputs["recipe"]))) == "the untrained model"
-    runs = [run for run in make_plan(recipe).runs if run.arm == REFERENCE]
-    assert len(runs) == 2 and not any(run.trainings for run in runs)
-    for stage in runs[1].stages:
+    first, second = (run for run in make_plan(recipe).runs if run.arm == REFERENCE)
+    assert not first.trainings
+    for stage in second.stages:
         run_stage(stage, tmp_path)
     (spec,) = recipe.tasks
-    found = runs[1].tasks[spec].result(tmp_path)
-    settings = FinetuneSettings(**recipe.finetune.model_dump())
-    task = load_task(spec)
+    found = second.tasks[spec].result(tmp_path)
+    settings, task = recipe.finetune, load_task(spec)
     expected = finetune(
         inputs["whole"], task, tokenizer=inputs["tools"], settings=settings, seed=1000
     )
-    assert (
-        found and found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]
-    )
+    assert found["fine_tuning"] == [expected["score"]] and found["dev"] == [expected["dev"]]
 
 
 def test_the_start_fills_masks_where_it_has_a_head_for_it(inputs, tmp_path):
@@ -567,32 +475,6 @@ def test_the_start_fills_masks_where_it_has_a_head_for_it(inputs, tmp_path):
     assert judged["whole"][0] and judged["whole"][0].name == judged["whole"][1].name
     # Without tasks too, as long as there is something to measure.
     assert arms_of(whole, {})[-1] == REFERENCE and REFERENCE not in arms_of(bare, {})
-
-
-def test_a_study_from_a_checkpoint_says_what_no_further_training_gives(inputs, tmp_path, capfd):
-    out, contrast = tmp_path / "out", 'study.contrasts=[["token-15", "no-pretraining"]]'
-    given = [*QUICK, f"model.pretrained={inputs['whole']}", "tasks=[]", contrast]
-    # Here, and not by the study: its worker imports torch anew, for seconds.
-    for stage in make_plan(read_recipe(inputs["recipe"], given)).stages():
-        run_stage(stage, tmp_path / "stages")
-    shared = "--stages", tmp_path / "stages"
-    assert maskwise("study", inputs["recipe"], *given, *shared, "--out", out, "--json") == 0
-    assert "the unchanged model" in capfd.readouterr().out
-    study, summary = (
-        json.loads((out / name).read_text()) for name in ("study.json", "summary.json")
-    )
-    assert study["reference"] == "the unchanged model"
-    page = (out / "report.html").read_text()
-    # beside the losses: two kinds of masks, two ratios
-    assert page.count("· the unchanged model: ") == 4
-    assert "<small>against the unchanged model, token masks</small>" in page
-    lines = [r for r in read_lines(out / "records.jsonl") if r["arm"] == REFERENCE]
-    assert {r["kind"] for r in lines} == {"heldout"} and {r["seed"] for r in lines} == {0, 1}
-    for kind, ratio in {(r["masks"], r["ratio"]) for r in lines}:
-        first, second = (r["loss"] for r in lines if (r["masks"], r["ratio"]) == (kind, ratio))
-        assert first == second > 0  # the same model, whatever the seed
-    (row,) = [row for row in summary["contrasts"] if row["primary"]]
-    assert row["outcome"] == "heldout:token" and "the unchanged model" in row["sentence"]
 
 
 def test_a_run_from_before_a_setting_was_known_goes_on(inputs, tmp_path):

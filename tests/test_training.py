@@ -7,14 +7,13 @@ import json
 import math
 import re
 import resource
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -25,15 +24,14 @@ from transformers import (
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
 from maskwise.families import most_tokens
-from maskwise.folders import damage, file_hash
+from maskwise.folders import file_hash
 from maskwise.masking import IGNORE, Masker
-from maskwise.models import load_model, new_config, new_model
+from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, permutation, train
+from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, train
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import save_checkpoint
-from maskwise.training.log import not_finite
 from maskwise.training.optim import (
     BatchedMuon,
     Optimizers,
@@ -108,21 +106,6 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "text"),
-    [
-        ({"steps": 0}, "greater than or equal to 1"),
-        ({"learning_rate": math.inf}, "finite number"),
-        ({"betas": (0.9, 1.0)}, "less than 1"),
-        ({"optimizer": "sgd"}, "'adamw' or 'muon'"),
-        ({"warm_up": 0.1}, "Extra inputs are not permitted"),
-    ],
-)
-def test_settings_say_what_is_wrong(wrong: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValidationError, match=text):
-        TrainingSettings(**wrong)
-
-
-@pytest.mark.parametrize(
     ("step", "warmup", "decay", "share", "factor"),
     [
         (0, 0.1, "constant", None, 0.1),
@@ -150,23 +133,12 @@ def test_rate_factor(step, warmup, decay, share, factor) -> None:
 BLOCKS = {
     "bert": r"bert\.encoder\.layer\.\d\."
     r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)",
-    "distilbert": r"distilbert\.transformer\.layer\.\d\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])",
     "modernbert": r"model\.layers\.\d\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))",
+    "albert": r"albert\.encoder\.albert_layer_groups\.0\.albert_layers\.0\."
+    r"(attention\.(query|key|value|dense)|ffn|ffn_output)",
 }
-BLOCKS["roberta"], BLOCKS["electra"] = (
-    BLOCKS["bert"].replace("bert", name, 1) for name in ("roberta", "electra")
-)
-BLOCKS["albert"] = (
-    r"albert\.encoder\.albert_layer_groups\.0\.albert_layers\.0\."
-    r"(attention\.(query|key|value|dense)|ffn|ffn_output)"
-)
-
-
 HEADS = {
     "bert": r"cls\.predictions\.transform\.dense",
-    "roberta": r"lm_head\.dense",
-    "distilbert": "vocab_transform",
-    "electra": r"generator_predictions\.dense",
     "modernbert": r"head\.dense",
     "albert": r"predictions\.dense",
 }
@@ -181,16 +153,15 @@ def test_hidden_matrices_are_those_of_blocks_and_prediction_head(
     units.
     """
     awkward = {"max_position_embeddings": 16, "type_vocab_size": 24, "num_labels": 30}
-    net = auto.from_config(
-        config(architecture, **({} if auto is AutoModelForMaskedLM else awkward))
-    )
-    for made in (net, auto.from_config(config(architecture, **awkward))):
-        ids = {id(p) for p in hidden_matrices(made)}
-        found = {name for name, p in made.named_parameters() if id(p) in ids}
-        head = f"|{HEADS[architecture]}" if auto is AutoModelForMaskedLM else ""
-        where = f"({BLOCKS[architecture]}{head})"
-        expected = {n for n, _ in made.named_parameters() if re.fullmatch(where + r"\.weight", n)}
-        assert found == expected and len(found) - bool(head) in (8, 12, 6)
+    where = BLOCKS[architecture]
+    if auto is AutoModelForMaskedLM:
+        where += f"|{HEADS[architecture]}"
+    made = auto.from_config(config(architecture, **awkward))
+    ids = {id(p) for p in hidden_matrices(made)}
+    found = {name for name, p in made.named_parameters() if id(p) in ids}
+    names = [name for name, _ in made.named_parameters()]
+    expected = {name for name in names if re.fullmatch(rf"({where})\.weight", name)}
+    assert found == expected and len(found) >= 6
 
 
 @pytest.mark.parametrize("architecture", ["bert", "electra"])
@@ -211,32 +182,19 @@ def test_every_parameter_has_one_optimiser_and_vectors_no_decay() -> None:
     groups = [group for member in made.members for group in member.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in net.parameters())
-    assert all(
-        (group["weight_decay"] == 0) == (p.ndim == 1) for group in groups for p in group["params"]
-    )
+    for group in groups:
+        assert {p.ndim == 1 for p in group["params"]} == {group["weight_decay"] == 0}
     made.set_rate(3)
     assert [g["lr"] for g in groups] == pytest.approx([3e-3 * 9 / 12, 3e-3 * 9 / 12, 0.02 * 9 / 12])
 
 
-def test_an_update_that_is_not_finite_on_another_rank_says_so() -> None:
-    said = str(not_finite([1.0, 2.0], step=3, rate=1e-3))
-    assert "gradient of another process is not finite at step 3; got finite values here" in said
-    assert "loss is not finite at step 3; got nan" in str(
-        not_finite([math.nan, 2.0], step=3, rate=1.0)
-    )
-
-
 def test_muon_needs_blocks() -> None:
-    with pytest.raises(
-        MaskwiseError,
-        match=r"optimizer muon needs trainable matrices .* got Linear; use optimizer: adamw",
-    ):
-        Optimizers(torch.nn.Linear(3, 3), settings(optimizer="muon"))
     frozen = model("bert")
     frozen.requires_grad_(False)
     frozen.get_input_embeddings().requires_grad_(True)
-    with pytest.raises(MaskwiseError, match="needs trainable matrices"):
-        Optimizers(frozen, settings(optimizer="muon"))
+    for network in (torch.nn.Linear(3, 3), frozen):
+        with pytest.raises(MaskwiseError, match=r"needs trainable matrices .*optimizer: adamw"):
+            Optimizers(network, settings(optimizer="muon"))
 
 
 def test_muon_in_batches_is_torch_s_muon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,46 +224,34 @@ def test_muon_in_batches_is_torch_s_muon(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("architecture", "more"),
-    [("bert", {}), ("modernbert", {"optimizer": "muon", "accumulate": 2, "precision": "bf16"})],
+    ("architecture", "stops", "more"),
+    [
+        ("bert", range(1, 13), {}),
+        (
+            "modernbert",
+            (1, 2, 3, 5, 6, 9, 12),
+            {"optimizer": "muon", "accumulate": 2, "precision": "bf16"},
+        ),
+        # A line of metrics every 5 steps, and a state every 2: sums are neither lost nor counted
+        # twice.
+        ("bert", (4, 7, 8, 11), {"log_every": 5, "on_nan": "skip"}),
+    ],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(
-    architecture: str, more: dict[str, Any], tmp_path: Path
+    architecture: str, stops: Sequence[int], more: dict[str, Any], tmp_path: Path
 ) -> None:
     """Stopped after every single step in turn; an epoch has 5 steps, a state is kept every 2."""
-    more = {"architecture": architecture, "save_every": 2, **more}
-    whole, facts = run(tmp_path / "whole", **more)
-    for stop in (1, 2, 3, 5, 6, 9, 12) if architecture == "modernbert" else range(1, 13):
+    how = {"architecture": architecture, "save_every": 2, **more}
+    plain, facts = run(tmp_path / "plain", **{**how, "save_every": 0})
+    for stop in stops:
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
-            run(folder, stop=stop, **more)
-        resumed, again = run(folder, **more)
+            run(folder, stop=stop, **how)
+        resumed, again = run(folder, **how)
         assert again["resumed_at"] == max(0, (stop - 1) // 2 * 2)
-        assert same(whole, resumed), stop
-        assert lines(folder) == lines(tmp_path / "whole"), stop
-        assert {k: again[k] for k in ("loss", "tokens", "targets")} == {
-            k: facts[k] for k in ("loss", "tokens", "targets")
-        }
-
-
-@pytest.mark.parametrize("more", [{}, {"on_nan": "skip"}])
-def test_states_need_not_stand_at_lines_of_metrics(more: dict[str, Any], tmp_path: Path) -> None:
-    """A state every 3 steps, a line every 5: what was summed up between is neither lost nor counted
-    twice.
-    """
-    every = {"log_every": 5, **more}
-    whole, facts = run(tmp_path / "whole", **every)
-    saved, _ = run(tmp_path / "saved", save_every=3, **every)
-    assert same(whole, saved) and lines(tmp_path / "saved") == lines(tmp_path / "whole")
-    for stop in (4, 7, 8, 11):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / str(stop), stop=stop, save_every=3, **every)
-        resumed, again = run(tmp_path / str(stop), save_every=3, **every)
-        assert again["resumed_at"] == (stop - 1) // 3 * 3
-        assert same(whole, resumed) and lines(tmp_path / str(stop)) == lines(tmp_path / "whole")
-        assert [again[k] for k in ("loss", "tokens", "targets")] == [
-            facts[k] for k in ("loss", "tokens", "targets")
-        ]
+        assert same(plain, resumed) and lines(folder) == lines(tmp_path / "plain"), stop
+        for name in ("loss", "tokens", "targets"):
+            assert again[name] == facts[name], name
 
 
 def test_the_environment_of_accelerate_divides_no_loss_again(
@@ -322,58 +268,28 @@ def test_states_of_another_run_are_refused(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=5, save_every=2)
-    wrong = (
-        r"resume/step-00000004 belongs to a run with different settings; got steps 14 \(was 12\); "
-        r"give a new folder"
-    )
+    wrong = r"step-00000004 belongs to a run with different settings; got steps 14 \(was 12\)"
     with pytest.raises(MaskwiseError, match=wrong):
         run(tmp_path, save_every=2, steps=14)
-    run(tmp_path, save_every=2, accumulate=2)
-    assert (
-        "with accumulate 2 (was 1): the same run except for rounding and dropout"
-        in capsys.readouterr().err
-    )
-
-
-def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop=3, save_every=2)
-    with pytest.raises(
-        MaskwiseError, match=r"step-00000002 belongs to a different model; give a new folder"
-    ):
+    with pytest.raises(MaskwiseError, match="step-00000004 belongs to a different model"):
         run(tmp_path, save_every=2, architecture="electra")
+    run(tmp_path, save_every=2, accumulate=2)
+    assert "with accumulate 2 (was 1): the same run except for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "words"),
-    [
-        ("manifest.json", "[]", "no readable manifest"),
-        ("manifest.json", '{"sha256": null}', "no readable manifest"),
-        ("state.json", '{"step": "2"}', "state.json is damaged"),
-        ("state.json", "[]", "state.json is damaged"),
-        ("tokens", "many", "state.json is damaged"),
-    ],
-)
 def test_a_state_with_nonsense_in_it_is_skipped(
-    file: str, content: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the manifest was made to fit; the run begins anew and ends as if nothing had
-    been.
-    """
+    """The manifest fits; the run begins anew and ends as if nothing had been."""
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=3, save_every=2)
     state = tmp_path / "resume" / "step-00000002"
-    if file == "tokens":
-        path = state / "state.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "tokens": content}))
-    else:
-        path = state / file
-        path.write_text(content)
-    if file != "manifest.json":
-        hashes = {p.name: file_hash(p) for p in state.iterdir() if p.name != "manifest.json"}
-        (state / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    path = state / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokens": "many"}))
+    hashes = {p.name: file_hash(p) for p in state.iterdir() if p.name != "manifest.json"}
+    (state / "manifest.json").write_text(json.dumps({"sha256": hashes}))
     assert run(tmp_path, save_every=2)[1]["resumed_at"] == 0
-    assert f"step-00000002: {words}" in capsys.readouterr().err
+    assert "step-00000002: state.json is damaged" in capsys.readouterr().err
 
 
 def test_damaged_metrics_do_not_stop_a_resumed_run(tmp_path: Path) -> None:
@@ -429,35 +345,23 @@ def test_a_full_disk_is_one_line_and_the_last_good_state_stays(size: int, tmp_pa
 def test_the_tokenizer_of_a_checkpoint_cuts_where_the_positions_end(tmp_path: Path) -> None:
     words = copy.copy(tokenizer())
     words.model_max_length = 3  # of the start that it came with
-    for architecture in ("bert", "roberta"):
-        network = model(architecture)
-        save_checkpoint(tmp_path / architecture, network, words)
-        saved = load_tokenizer(str(tmp_path / architecture))
-        assert 3 < saved.model_max_length == most_tokens(network.config) < 1000
-    save_checkpoint(
-        tmp_path / "t5",
-        T5ForConditionalGeneration(T5Config(d_model=8, num_layers=1, d_ff=8)),
-        tokenizer(),
-    )
-    # as transformers says "no limit"
-    assert load_tokenizer(str(tmp_path / "t5")).model_max_length > 1e20
+    t5 = T5ForConditionalGeneration(T5Config(d_model=8, num_layers=1, d_ff=8))
+    for network in (model("bert"), model("roberta"), t5):
+        folder = tmp_path / network.config.model_type
+        save_checkpoint(folder, network, words if network is not t5 else tokenizer())
+        most = load_tokenizer(str(folder)).model_max_length
+        # as transformers says "no limit"
+        assert most > 1e20 if network is t5 else 3 < most == most_tokens(network.config) < 1000
 
 
 def test_a_checkpoint_does_not_know_whether_there_was_a_network(tmp_path: Path) -> None:
-    tools = {}
+    manifests = set()
     for offline in (False, True):
-        tools[offline] = load_tokenizer(str(save_checkpoint_of(tmp_path / f"given-{offline}")))
-        tools[offline].init_kwargs |= {"local_files_only": offline}
-        save_checkpoint(tmp_path / str(offline), model("bert"), tools[offline])
-    assert damage(tmp_path / "True") is None
-    assert (tmp_path / "True" / "manifest.json").read_bytes() == (
-        tmp_path / "False" / "manifest.json"
-    ).read_bytes()
-
-
-def save_checkpoint_of(folder: Path) -> Path:
-    save_checkpoint(folder, model("bert"), tokenizer())
-    return folder
+        tools = copy.deepcopy(tokenizer())
+        tools.init_kwargs |= {"local_files_only": offline}
+        save_checkpoint(tmp_path / str(offline), model("bert"), tools)
+        manifests.add((tmp_path / str(offline) / "manifest.json").read_bytes())
+    assert len(manifests) == 1
 
 
 def test_without_states_a_run_starts_anew(tmp_path: Path) -> None:
@@ -490,44 +394,16 @@ def test_metrics_have_the_documented_fields(tmp_path: Path) -> None:
     assert facts["targets"] == sum(x["targets"] for x in found[:-1])
 
 
-def test_cutting_a_batch_changes_nothing(tmp_path: Path) -> None:
-    """One batch of 8 or 4 × 2: the same loss and gradient norm, though micro-batches differ in
-    targets.
-    """
-    masker = Masker(tokenizer(), ratio=0.3, budget="bernoulli", min_targets=0)
-    for name, accumulate in (("one", 1), ("four", 4)):
-        run(
-            tmp_path / name,
-            dropout=0.0,
-            accumulate=accumulate,
-            log_every=1,
-            eval_every=0,
-            masker=masker,
-            steps=6,
-        )
-    one, four = lines(tmp_path / "one"), lines(tmp_path / "four")
-    assert len(one) == 7 and one[-1]["kind"] == "eval"
-    for a, b in zip(one, four, strict=True):
-        close(a, b, rel=2e-5)
-
-
-def test_a_ratio_that_rises_from_nothing_is_not_stopped_for_want_of_targets(tmp_path: Path) -> None:
+def test_a_ratio_that_rises_from_nothing_is_not_stopped_for_want_of_targets() -> None:
     """At first it asks for less than a target in fifty steps; one that asks for many and has none
     is stopped.
     """
+    how: dict[str, Any] = {"steps": 60, "log_every": 60, "eval_every": 0}
     rising = Masker(tokenizer(), ratio="linear(0.0, 0.0004)", budget="bernoulli", min_targets=0)
-    _, facts = run(
-        tmp_path / "rising", masker=rising, steps=60, batch_size=1, log_every=60, eval_every=0
-    )
+    _, facts = run(masker=rising, batch_size=1, **how)
     assert facts["steps"] == 60 and facts["targets"] < 10
     with pytest.raises(MaskwiseError, match="not one target in the first 60 steps"):
-        run(
-            tmp_path / "none",
-            masker=Unmasked(lambda step: True),
-            steps=60,
-            log_every=60,
-            eval_every=0,
-        )
+        run(masker=Unmasked(lambda step: True), **how)
 
 
 class Unmasked:
@@ -546,18 +422,11 @@ class Unmasked:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_without_targets_changes_nothing(optimizer: str, tmp_path: Path) -> None:
-    more: dict[str, Any] = {
-        "eval_every": 0,
-        "optimizer": optimizer,
-        "log_every": 1,
-        "decay": "constant",
-        "warmup": 0.0,
-    }
-    for steps in (3, 4):
-        nets, done = run(tmp_path, steps=steps, masker=Unmasked(), **more)
-        if steps == 3:
-            kept = nets
-    assert same(kept, nets)
+    more: dict[str, Any] = {"eval_every": 0, "optimizer": optimizer, "log_every": 1}
+    more |= {"decay": "constant", "warmup": 0.0}
+    three, _ = run(tmp_path, steps=3, masker=Unmasked(), **more)
+    four, done = run(tmp_path, steps=4, masker=Unmasked(), **more)
+    assert same(three, four)
     found = [x for x in lines(tmp_path) if x["kind"] == "train"]
     # no loss, not 0
     assert (found[3]["loss"], found[3]["targets"], found[3]["grad_norm"]) == (None, 0, 0.0)
@@ -576,21 +445,21 @@ def test_a_run_that_goes_on_where_no_target_is_left_has_the_same_last_loss(tmp_p
     assert run(tmp_path / "cut", **how)[1]["loss"] == whole["loss"] > 1
 
 
-def test_batch_size_must_be_divisible() -> None:
-    with pytest.raises(MaskwiseError) as caught:
-        run(batch_size=8, accumulate=3)
-    assert (
-        str(caught.value)
-        == "batch_size must be a multiple of accumulate × processes; got 8 for 3 × 1"
-    )
-
-
-def test_a_corpus_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(
-        MaskwiseError,
-        match="smaller than one batch; got 40 rows; allowed: at least batch_size = 64",
-    ):
-        run(batch_size=64)
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"accumulate": 3}, "multiple of accumulate × processes; got 8 for 3 × 1"),
+        ({"batch_size": 64}, "than one batch; got 40 rows; allowed: at least batch_size = 64"),
+        ({"trackers": ("tensorbord",)}, "unknown or missing tracker 'tensorbord'"),
+        ({"trackers": ("dvclive",)}, "unknown or missing tracker 'dvclive'"),
+        ({"trackers": ("tensorboard",), "folder": None}, "trackers need a folder"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(
+    more: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MaskwiseError, match=text):
+        run(**{"folder": tmp_path, **more})
 
 
 def test_trackers_get_the_numbers_of_evaluations_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -601,35 +470,6 @@ def test_trackers_get_the_numbers_of_evaluations_alone(monkeypatch: pytest.Monke
     line = {"masks": "token", "loss": 2.0, "note": None, "by": {"the": 1.0}}
     train(objective("mlm", model("bert")), source, chosen, evaluate=lambda _: [line], quiet=True)
     assert {name: sent[name] for name in sent if "eval" in name} == {"eval/token/loss": 2.0}
-
-
-def test_trackers_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="unknown or missing tracker 'tensorbord'"):
-        run(tmp_path, trackers=("tensorbord",))
-    with pytest.raises(MaskwiseError, match="trackers need a folder"):
-        run(trackers=("tensorboard",))
-    with pytest.raises(MaskwiseError, match="unknown or missing tracker 'dvclive'"):
-        run(tmp_path, trackers=("dvclive",))
-
-
-def test_source_is_a_function_of_seed_and_step() -> None:
-    masker, chosen = Masker(tokenizer(), ratio="linear(0.5, 0.1)"), settings(accumulate=2)
-    source = MaskedSource(DATA, masker, chosen)
-
-    def ids(step: int, rank: int = 0, ranks: int = 1, source: Any = source) -> list[Any]:
-        batches = source.batches(step, rank=rank, ranks=ranks)
-        return [batch.source.example_id.tolist() for batch in batches]
-
-    first = [ids(step) for step in range(11)]
-    assert ids(7, source=MaskedSource(DATA, masker, chosen)) == first[7], "nothing before matters"
-    for epoch in (first[:5], first[5:10]):
-        assert sorted(i for step in epoch for part in step for i in part) == list(range(40))
-    assert first[:5] != first[5:10]
-    assert first[0][0] + first[0][1] == permutation(40, seed=0, epoch=0)[:8].tolist()
-    left, right = ids(3, 0, 2), ids(3, 1, 2)
-    assert [a + b for a, b in zip(left, right, strict=True)] == first[3]
-    ratio = [float(source.batches(step, rank=0, ranks=1)[0].ratio[0]) for step in (0, 6, 11)]
-    assert ratio == pytest.approx([masker.ratio(step, 12) for step in (0, 6, 11)])
 
 
 def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
@@ -658,28 +498,18 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
 
 
 def test_new_models_are_a_function_of_their_seed() -> None:
-    made = new_config(
-        "bert", tokenizer(), 16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    assert (
-        made.vocab_size == FIRST + WORDS
-        and made.pad_token_id == 0
-        and made.max_position_embeddings == 16
-    )
-    assert same(new_model(made, seed=1), new_model(made, seed=1)) and not same(
-        new_model(made, seed=1), new_model(made, seed=2)
-    )
-    for architecture in ("roberta", "camembert"):  # they count from pad + 1
-        fresh = new_config(architecture, tokenizer(), 16)
-        assert fresh.max_position_embeddings == 17 and most_tokens(fresh) == 16
+    made = config("bert")
+    assert same(new_model(made, seed=1), new_model(made, seed=1))
+    assert not same(new_model(made, seed=1), new_model(made, seed=2))
+    for architecture, positions in (("bert", 16), ("roberta", 17), ("camembert", 17)):
+        fresh = new_config(architecture, tokenizer(), 16)  # the others count from pad + 1
+        assert fresh.max_position_embeddings == positions and most_tokens(fresh) == 16
+        assert (fresh.vocab_size, fresh.pad_token_id) == (FIRST + WORDS, 0)
     with pytest.raises(MaskwiseError, match=r"unknown architecture 'bret'.*did you mean 'bert'"):
         new_config("bret", tokenizer(), 16)
-    with pytest.raises(
-        MaskwiseError, match=r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"
-    ):
+    says = r"unknown bert model setting 'hiden_size'.*did you mean 'hidden_size'"
+    with pytest.raises(MaskwiseError, match=says):
         new_config("bert", tokenizer(), 16, hiden_size=3)
-    with pytest.raises(MaskwiseError, match="there is no model or tokenizer in '/nowhere'"):
-        load_model("/nowhere")
 
 
 # has no such bias
@@ -698,46 +528,26 @@ def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> Non
 # --- two processes
 
 
+TWO: dict[str, Any] = {"dropout": 0.0, "log_every": 1, "steps": 6}
+
+
 def rank_of_two(folder: Path) -> None:
-    more: dict[str, Any] = {
-        "dropout": 0.0,
-        "log_every": 1,
-        "eval_every": 1,
-        "save_every": 2,
-        "steps": 6,
-        "accumulate": 2,
-        "masker": Masker(tokenizer(), ratio=0.3),
-    }
-    nets = []
-    for name in ("bert", "modernbert"):
-        more |= {"architecture": name, "optimizer": "muon" if name == "modernbert" else "adamw"}
-        nets.append(run(folder / name, **more)[0])
-        with suppress(KeyboardInterrupt):
-            run(folder / f"{name}-cut", stop=5, **more)
-        assert same(nets[-1], run(folder / f"{name}-cut", **more)[0])
-    for parameter in [p for net in nets for p in net.parameters()]:
-        gathered = [torch.empty_like(parameter) for _ in range(2)]
-        dist.all_gather(gathered, parameter.detach().contiguous())
-        assert torch.equal(*gathered), "ranks differ"
+    for name, optimizer in (("bert", "adamw"), ("modernbert", "muon")):
+        more: dict[str, Any] = {**TWO, "accumulate": 2, "architecture": name}
+        more |= {"optimizer": optimizer, "masker": Masker(tokenizer(), ratio=0.3)}
+        net, _ = run(folder / name, **more)
+        for parameter in net.parameters():
+            gathered = [torch.empty_like(parameter) for _ in range(2)]
+            dist.all_gather(gathered, parameter.detach().contiguous())
+            assert torch.equal(*gathered), "ranks differ"
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Two ranks: the same parameters on both, one process's losses, and resuming."""
-    (tmp_path / "two").mkdir()
-    two_ranks(rank_of_two, tmp_path / "two")
-    for name in ("bert", "modernbert"):
-        optimizer = "muon" if name == "modernbert" else "adamw"
-        run(
-            tmp_path / "one" / name,
-            architecture=name,
-            dropout=0.0,
-            log_every=1,
-            eval_every=1,
-            steps=6,
-            optimizer=optimizer,
-            masker=Masker(tokenizer(), ratio=0.3),
-        )
-        one, two = lines(tmp_path / "one" / name), lines(tmp_path / "two" / name)
-        assert lines(tmp_path / "two" / f"{name}-cut") == two
-        for a, b in zip(one, two, strict=True):
+    """Two ranks, in micro-batches: the same parameters on both, and one process's losses."""
+    two_ranks(rank_of_two, tmp_path)
+    for name, optimizer in (("bert", "adamw"), ("modernbert", "muon")):
+        alone = tmp_path / f"{name}-alone"
+        how = {**TWO, "masker": Masker(tokenizer(), ratio=0.3)}
+        run(alone, architecture=name, optimizer=optimizer, **how)
+        for a, b in zip(lines(alone), lines(tmp_path / name), strict=True):
             close(a, b, rel=1e-4)

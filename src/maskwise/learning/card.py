@@ -1,9 +1,8 @@
 """Evaluate a learned policy on held-out texts, summarise what it masks, and write its model card.
 
-For answers, ``judge`` measures the exact match and F1 of the best span (Rajpurkar et al. 2016), and
-the recall of the best spans, as many as the text has salient spans. For labels of any kind, it
-measures the share of the policy's weight on labelled words, to compare with their share of all
-words.
+``judge`` measures the exact match and F1 of the best span (Rajpurkar et al. 2016), the recall of
+the best spans, as many as the text has salient spans, and the share of the policy's weight on
+labelled words, to compare with their share of all words.
 """
 
 from __future__ import annotations
@@ -199,21 +198,19 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
 
     Returns:
         The numbers of ``texts`` and ``questions``; ``weight_on_labels``, the share of the policy's
-        weight on labelled words; and ``labelled_words``, their share of all words. With questions,
-        also ``exact_match`` and ``f1`` of the best span; the measures of ``found_among`` for the
-        best spans, as many as the text has salient spans; ``salient``, the same measures for the
-        salient spans; and ``covered_in_as_many_words``, for best spans that together have no more
-        words than the salient spans.
+        weight on labelled words; ``labelled_words``, their share of all words; ``exact_match`` and
+        ``f1`` of the best span; the measures of ``found_among`` for the best spans, as many as the
+        text has salient spans; ``salient``, the same measures for the salient spans; and
+        ``covered_in_as_many_words``, for best spans that together have no more words than the
+        salient spans.
     """
     texts = [each.text for each in marked]
     questions = sum(len(each.questions) for each in marked)
-    salient: list[Spans] = [[]] * len(texts)
-    if questions:
-        salient = []
-        for layers in annotator("salient").annotate(texts):
-            found = layers["salient"]
-            places = np.stack([found.start, found.end], axis=1)
-            salient.append(places.tolist())
+    salient: list[Spans] = []
+    for layers in annotator("salient").annotate(texts):
+        found = layers["salient"]
+        places = np.stack([found.start, found.end], axis=1)
+        salient.append(places.tolist())
     counts = [max(1, len(spans)) for spans in salient]
 
     weight = labelled_words = words = 0.0
@@ -245,13 +242,11 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         "questions": questions,
         "weight_on_labels": weight / max(words, 1.0),
         "labelled_words": labelled_words / max(words, 1.0),
+        "exact_match": float(np.mean(exact)),
+        "f1": float(np.mean(f1)),
+        **found_among(marked, best),
+        "salient": found_among(marked, salient),
     }
-    if not questions:
-        return measures
-    measures["exact_match"] = float(np.mean(exact))
-    measures["f1"] = float(np.mean(f1))
-    measures |= found_among(marked, best)
-    measures["salient"] = found_among(marked, salient)
     shorter = []
     for each, spans, baseline in zip(marked, best, salient, strict=True):
         most = _words_in(each.text, baseline)

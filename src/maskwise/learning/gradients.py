@@ -3,19 +3,16 @@
     θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m
 
 The result is a gradient with respect to the masks. One backward pass through the policy then gives
-the gradient of its parameters. Two back-ends compute the same numbers (``BACKENDS``):
+the gradient of its parameters.
 
-``exact``
-    Autograd through the gradients. It holds the graph of every step, and needs the plain attention
-    kernel (``MATH``), because fused attention has no second derivative.
-``finite-difference``
-    Start from v = ∇outer(θ_K). Backwards over the steps, ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε
-    and v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step, so this
-    back-end needs only as much memory as ordinary training; each step costs two more passes. The
-    update of v matters if a step follows the masked step: without this update, the cosine to the
-    exact gradient was .74 at a rate of 1 (tests/test_gradients.py).
+Start from v = ∇outer(θ_K). Backwards over the steps, ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
+v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step, so this needs
+only as much memory as ordinary training; each step costs two more passes. The update of v matters
+if a step follows the masked step: without this update, the cosine to the exact gradient was .74 at
+a rate of 1 (tests/test_gradients.py).
 
-Tests compare both back-ends with the gradient over all hard choices, found by enumeration.
+Tests compare the result with autograd through the gradients, and with the gradient over all hard
+choices, found by enumeration.
 """
 
 from __future__ import annotations
@@ -28,7 +25,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.masking.policies.base import TensorDict, Tensors
@@ -39,7 +35,6 @@ Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
 """Maps (parameters, mask or None) to a scalar loss."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
 """Sums tensors over all ranks, in place."""
-BACKENDS = ("exact", "finite-difference")
 
 
 def alone(tensors: Iterable[Tensor]) -> None:
@@ -69,19 +64,17 @@ class MetaGradient:
         outer: the outer loss after all steps.
         inner: the loss of each step, before its update.
         masks: ∂outer/∂mask for each step; None if the step has no mask.
-        rates: ∂outer/∂rate for each step.
     """
 
     outer: float
     inner: list[float]
     masks: list[Tensor | None]
-    rates: list[float]
 
-    def backward(self, steps: Sequence[InnerStep], *, retain_graph: bool = False) -> None:
+    def backward(self, steps: Sequence[InnerStep]) -> None:
         """Backpropagate from the steps' masks into ``grad`` of the policy's parameters."""
         masks = [step.mask for step in steps if step.mask is not None]
         gradients = [gradient for gradient in self.masks if gradient is not None]
-        torch.autograd.backward(masks, gradients, retain_graph=retain_graph)
+        torch.autograd.backward(masks, gradients)
 
 
 class Losses(nn.Module):
@@ -140,97 +133,45 @@ class Losses(nn.Module):
 
 
 def meta_gradient(
-    theta: Parameters,
-    steps: Sequence[InnerStep],
-    outer: Loss,
-    *,
-    backend: str = "finite-difference",
-    agree: Agree = alone,
+    theta: Parameters, steps: Sequence[InnerStep], outer: Loss, *, agree: Agree = alone
 ) -> MetaGradient:
-    """Differentiate the outer loss after inner steps with respect to the steps' masks and rates.
+    """Differentiate the outer loss after inner steps with respect to the steps' masks.
 
     Args:
         theta: the parameters, keyed by name; they are not modified.
         outer: the outer loss, called with the parameters after the last step, and None.
-        backend: one of ``BACKENDS``.
-        agree: a function that sums gradients over ranks, each of which has a part of the batch;
-            ``exact`` ignores it.
+        agree: a function that sums gradients over ranks, each of which has a part of the batch.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> mask = torch.tensor(1.0, dtype=torch.float64)
     >>> step = InnerStep(lambda theta, mask: mask * theta["x"] ** 2, rate=0.25, mask=mask)
-    >>> for backend in BACKENDS:  # x − 2·rate·mask·x = .5; its square has −2·.5·2·rate and −2·.5·2
-    ...     made = meta_gradient(theta, [step], lambda theta, _: theta["x"] ** 2, backend=backend)
-    ...     print(made.outer, round(float(made.masks[0]), 9), round(made.rates[0], 9))
-    0.25 -0.5 -2.0
-    0.25 -0.5 -2.0
+    >>> # x − 2·rate·mask·x = .5; its square has the slope −2·.5·2·rate
+    >>> made = meta_gradient(theta, [step], lambda theta, _: theta["x"] ** 2)
+    >>> made.outer, round(float(made.masks[0]), 9)
+    (0.25, -0.5)
     """
-    first = next(iter(theta.values()))
     # The length of a perturbation, as in DARTS (Liu et al. 2019, arXiv 1806.09055). Rounding errors
     # grow as 1/ε, so only double precision can afford a shorter perturbation.
-    epsilon = 0.01
-    if first.dtype == torch.float64:
-        epsilon = 0.001
-    # The rounding of bfloat16 would hide the difference between two gradients.
-    with torch.autocast(first.device.type, enabled=False):
-        if backend == "exact":
-            with sdpa_kernel(SDPBackend.MATH):
-                return _exact(theta, steps, outer)
-        return _finite_difference(theta, steps, outer, epsilon, agree)
-
-
-def _exact(theta: Parameters, steps: Sequence[InnerStep], outer: Loss) -> MetaGradient:
-    now = {}
-    for name, value in theta.items():
-        now[name] = value.detach().requires_grad_()
-    first = next(iter(now.values()))
-    masks = []
-    rates = []
-    inner = []
-    for step in steps:
-        mask = _leaf(step.mask)
-        masks.append(mask)
-        # The rate is also a tensor, so that the same graph gives its derivative.
-        rate = first.new_tensor(step.rate).requires_grad_()
-        rates.append(rate)
-        loss = step.loss(now, mask)
-        inner.append(float(loss.detach()))
-        slopes = _grad(loss, list(now.values()), create_graph=True)
-        now = shifted(now, dict(zip(now, slopes)), -rate)
-    total = outer(now, None)
-    real_masks = [mask for mask in masks if mask is not None]
-    # The gradients come in the order of the tensors: first for the masks, then for the rates.
-    gradients = iter(_grad(total, [*real_masks, *rates]))
-    of_masks = [None if mask is None else next(gradients) for mask in masks]
-    of_rates = [float(gradient) for gradient in gradients]
-    return MetaGradient(float(total.detach()), inner, of_masks, of_rates)
-
-
-def _finite_difference(
-    theta: Parameters, steps: Sequence[InnerStep], outer: Loss, epsilon: float, agree: Agree
-) -> MetaGradient:
+    double = next(iter(theta.values())).dtype == torch.float64
+    epsilon = 0.001 if double else 0.01
     now = theta
     visited = []
-    slopes = []
     inner = []
     for step in steps:
         loss, slope, _ = slope_of(step.loss, now, step.mask, agree)
         visited.append(now)
-        slopes.append(slope)
         inner.append(loss)
         now = shifted(now, slope, -step.rate)
     value, v, _ = slope_of(outer, now, None, agree)
     of_masks: list[Tensor | None] = []
     for step in steps:
         of_masks.append(None if step.mask is None else torch.zeros_like(step.mask))
-    of_rates = [0.0] * len(steps)
     for number in reversed(range(len(steps))):
         step = steps[number]
-        norm = _dot(v, v) ** 0.5
+        norm = _norm(v)
         # If the norm is 0, all earlier gradients are 0 too. A NaN also ends the loop.
         if not norm > 0:
             break
-        of_rates[number] = -_dot(v, slopes[number])
         # The derivative with respect to the parameters before the first step is not needed.
         needs_v = number > 0
         if step.mask is None and not needs_v:
@@ -245,7 +186,7 @@ def _finite_difference(
             of_masks[number] = factor * (mask_ahead - mask_back)
         if needs_v:
             v = shifted(v, shifted(slope_ahead, slope_back, -1), factor)
-    return MetaGradient(value, inner, of_masks, of_rates)
+    return MetaGradient(value, inner, of_masks)
 
 
 def slope_of(
@@ -266,14 +207,17 @@ def slope_of(
     leaves = {}
     for name, parameter in theta.items():
         leaves[name] = parameter.detach().requires_grad_(of_theta)
-    mask = _leaf(mask)
+    if mask is not None:
+        # Gradients stop at the mask, and do not reach the policy.
+        mask = mask.detach().requires_grad_()
     value = loss(leaves, mask)
     wanted: list[Tensor] = []
     if of_theta:
         wanted += leaves.values()
     if mask is not None:
         wanted.append(mask)
-    gradients = _grad(value, wanted)
+    # Gradients are 0 for tensors that the loss does not depend on.
+    gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
     slope = {}
     if of_theta:
         slope = dict(zip(leaves, gradients))
@@ -289,40 +233,19 @@ def descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
     return shifted(theta, slope, -step.rate), loss
 
 
-def _leaf(mask: Tensor | None) -> Tensor | None:
-    """Detach a mask from the policy's graph, to differentiate with respect to the mask alone."""
-    if mask is None:
-        return None
-    return mask.detach().requires_grad_()
-
-
-def _grad(value: Tensor, wanted: list[Tensor], *, create_graph: bool = False) -> Sequence[Tensor]:
-    """Return the gradients of a scalar; they are 0 for tensors that it does not depend on."""
-    return torch.autograd.grad(
-        value,
-        wanted,
-        create_graph=create_graph,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-
-
 def values_of(module: nn.Module) -> Parameters:
     """Return copies of a module's parameters, keyed by name; tied parameters appear once."""
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-def shifted(theta: Parameters, direction: Tensors, factor: float | Tensor) -> Parameters:
+def shifted(theta: Parameters, direction: Tensors, factor: float) -> Parameters:
     """Return θ + factor·direction."""
     return {name: value + factor * direction[name] for name, value in theta.items()}
 
 
-def _dot(a: Parameters, b: Parameters) -> float:
-    parts = []
-    for name in a:
-        product = wide(a[name]) * wide(b[name])
-        parts.append(product.sum())
-    return float(torch.stack(parts).sum())
+def _norm(tensors: Tensors) -> float:
+    squares = [wide(tensor).square().sum() for tensor in tensors.values()]
+    return float(torch.stack(squares).sum()) ** 0.5
 
 
 def wide(tensor: Tensor) -> Tensor:

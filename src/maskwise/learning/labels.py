@@ -1,33 +1,22 @@
-"""Derive labels for a policy from a task: the words or spans of a text that it should find.
+"""Derive labels for a policy from a task: the answers in a text that it should find.
 
-- Questions: an answer is labelled wherever it occurs in the context as whole words. The policy does
-  not see the question.
-- Summaries and other targets: their content words are labelled in the source. If hardly any source
-  contains such a word, labels teach nothing, and only the meta-gradient can be used.
-- Classification: a word is labelled if the correct class becomes less probable for a classifier
-  when this word is left out.
+An answer is labelled wherever it occurs in its context as whole words. The policy does not see the
+question. Tasks without answers have no labels; the meta-gradient needs none.
 
-Source: Ye et al. 2021 (arXiv 2104.08840) for answers; Gu et al. 2020 (arXiv 2004.09733) for the
-    classifier. Gu et al. add words one by one; we leave out one word at a time, so the labels do
-    not depend on an order.
+Source: Ye et al. 2021 (arXiv 2104.08840).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, counted
-from maskwise.learning.examples import contexts_of, given_context, occurrences
-from maskwise.learning.scorer import Head
+from maskwise.learning.examples import contexts_of, occurrences
 from maskwise.tasks import load_task
-from maskwise.tasks.classes import TextRow
 from maskwise.tasks.columns import read_answers
 from maskwise.tasks.files import (
     ANSWERS,
@@ -39,7 +28,6 @@ from maskwise.tasks.files import (
     splits_of,
 )
 from maskwise.tasks.task import SPLITS, Row, Task
-from maskwise.text.words import classify, words_in
 
 Place: TypeAlias = tuple[int, int]
 """(start, end) in characters."""
@@ -48,26 +36,8 @@ Pair: TypeAlias = tuple[str, Sequence[str]]
 Pairs: TypeAlias = Iterable[Pair]
 
 NOT_IN_CONTEXT = "answers that are not in their context"
-NO_SHARED_WORD = "targets without a content word of their source"
 IN_NO_TEXT = "questions without an answer in any text"
 NO_ANSWER = "questions without an answer"
-LEAST_LABELLED = 0.1
-"""Labels from targets are refused if a smaller share of the sources has a label."""
-LEAST_ANSWERED = 0.01
-"""Rows without contexts count as questions, not as summaries, if the texts contain answers to at
-least this share of them."""
-
-_FUNCTION_WORDS = """
-a about above after again against all also am an and any are as at be because been before being
-below between both but by can could did do does doing down during each few for from further had
-has have having he her here hers him his how i if in into is it its itself just may me might more
-most must my no nor not now of off on once one only or other our out over own same shall she
-should so some such than that the their them then there these they this those through to too under
-until up upon us very was we were what when where which while who whom whose why will with would
-you your
-"""
-FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words without content; they are never labelled as words of a target."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +46,7 @@ class Marked:
 
     Attributes:
         spans: the labelled spans, (start, end) in characters, sorted; they may repeat or overlap.
-        questions: for each question about the text, the correct answers that the text contains;
-            empty if the labels are words.
+        questions: for each question about the text, the correct answers that the text contains.
     """
 
     text: str
@@ -90,21 +59,12 @@ class Labels:
     """The labelled texts of each split.
 
     Attributes:
-        kind: how the labels were derived.
         splits: the labelled texts of train, dev and test.
         counts: the number of rows without a label, for each reason.
     """
 
-    kind: Literal["answers", "target-words", "classifier"]
     splits: dict[str, list[Marked]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def head(self) -> Head:
-        """The head of a policy that can learn these labels."""
-        if self.kind == "answers":
-            return "spans"
-        return "tokens"
 
     def marked(self, *splits: str) -> list[Marked]:
         """Return the labelled texts of the first of these splits that has any."""
@@ -151,162 +111,42 @@ def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     return marked
 
 
-def target_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
-    """Label in each source the content words of its targets, from (source, targets) pairs.
-
-    >>> target_labels([("Owls hunt mice at night.", ["Mice fear the owls."])], Counter())[0].spans
-    ((0, 4), (10, 14))
-    """
-    marked = []
-    for source, targets in pairs:
-        wanted = set[str]()
-        for target in targets:
-            for word, _ in placed_words(target):
-                wanted.add(word.casefold())
-        wanted -= FUNCTION_WORDS
-        spans = []
-        for word, place in placed_words(source):
-            # Punctuation marks are words too, and all texts have them in common.
-            is_sign = not any(map(str.isalnum, word))
-            if word.casefold() in wanted and not is_sign:
-                spans.append(place)
-        if not spans:
-            counts[NO_SHARED_WORD] += 1
-        marked.append(Marked(source, tuple(spans)))
-    return marked
-
-
-def placed_words(text: str) -> list[tuple[str, Place]]:
-    """Split a text into words, each with its (start, end)."""
-    words = []
-    start, end = words_in(classify(text))
-    for first, last in zip(start.tolist(), end.tolist()):
-        words.append((text[first:last], (first, last)))
-    return words
-
-
-Confidence = Callable[[Sequence[str], Sequence[int]], NDArray[np.float64]]
-"""Maps (texts, their classes) to (N,) a classifier's probabilities for these classes."""
-TrainClassifier: TypeAlias = Callable[[Task], Confidence]
-"""A function that trains a classifier on a task."""
-
-
-def classifier_labels(
-    rows: Sequence[tuple[str, int]], confidence: Confidence, *, drop: float
-) -> list[Marked]:
-    """Label a word in (text, class) rows if leaving it out lowers the probability of the class by
-    at least ``drop``."""
-    shown = []
-    classes = []
-    places = []
-    for text, label in rows:
-        # The whole text comes first: (0, 0) leaves nothing out.
-        for _, (start, end) in [("", (0, 0)), *placed_words(text)]:
-            shown.append(text[:start] + text[end:])
-            classes.append(label)
-            places.append((start, end))
-    # One call for all texts: the classifier batches them by length.
-    probabilities = confidence(shown, classes).tolist()
-    spans: list[list[Place]] = []
-    whole = 0.0
-    for place, probability in zip(places, probabilities, strict=True):
-        if place == (0, 0):
-            whole = probability
-            spans.append([])
-        elif whole - probability >= drop:
-            spans[-1].append(place)
-    marked = []
-    for (text, _), found in zip(rows, spans, strict=True):
-        marked.append(Marked(text, tuple(found)))
-    return marked
-
-
 # From a task
 # -------------------------------------------------------------------------------------------
 
 
-def labels_of(
-    spec: str,
-    *,
-    kind: str | None = None,
-    texts: Sequence[str] = (),
-    drop: float = 0.05,
-    classifier: TrainClassifier | None = None,
-) -> Labels:
+def labels_of(spec: str, *, texts: Sequence[str] = ()) -> Labels:
     """Derive the labels from a task.
 
     Args:
         spec: the task, as for ``load_task``.
-        kind: "answers", "target-words" or "classifier"; if None, it depends on the task's rows.
         texts: a corpus that is searched for contexts, for questions without a context.
-        drop: see ``classifier_labels``.
-        classifier: a function that trains a classifier on a task.
 
     Raises:
-        MaskwiseError: there is nothing to label, or the labels would teach nothing: no answer is in
-            its context, there is a single class, or targets share no word with their sources.
+        MaskwiseError: the task has no answers, or no answer is in its context.
     """
-    labels = None
     # Try raw records first: a task of a different kind may leave out its records' contexts.
-    if kind in (None, "answers"):
-        labels = _answers_of_file(spec)
-    if labels is None:
-        labels = _of_task(load_task(spec), kind, texts, drop, classifier)
-    if labels.kind == "target-words":
-        total = sum(map(len, labels.splits.values()))
-        share = (total - labels.counts[NO_SHARED_WORD]) / total
-        if share < LEAST_LABELLED:
-            raise MaskwiseError(
-                f"hardly any target of task {spec} shares a word with its source: labels would "
-                "teach nothing",
-                got=f"{share:.0%} of the sources have a label",
-                do="use learning.method: meta, which learns from the effect of masking",
-            )
+    labels = _answers_of_file(spec) or _of_task(load_task(spec), texts)
     if not labels.marked("train"):
         raise MaskwiseError(
             f"nothing in the training texts of task {spec} can be labelled",
             got=counted(+labels.counts) or "no label",
-            do="give contexts that contain their answers, set learning.supervised.labels, or use "
-            "learning.method: meta",
+            do="give contexts that contain their answers, or use learning.method: meta",
         )
     return labels
 
 
-def _of_task(
-    task: Task,
-    kind: str | None,
-    texts: Sequence[str],
-    drop: float,
-    classifier: TrainClassifier | None,
-) -> Labels:
-    rows = {split: task.splits[split] for split in SPLITS}
-    first = next(chain.from_iterable(rows.values()))
-    if kind in (None, "classifier") and isinstance(first, TextRow):
-        return _by_classifier(task, classifier, drop)
-    if kind == "classifier" or not first.rights:
+def _of_task(task: Task, texts: Sequence[str]) -> Labels:
+    if not task.splits["train"][0].rights:
         raise MaskwiseError(
-            f"task {task.name} has no labels of this kind",
-            got=f"labels {kind}, kind of task {task.kind.name}",
+            f"task {task.name} has no answers to learn from",
+            got=task.kind.name,
             do="use learning.method: meta, which needs no labels",
         )
-    has_context = bool(given_context(first))
-    if kind != "target-words" and (texts or has_context):
-        labels = Labels("answers")
-        for split, part in rows.items():
-            pairs = _answer_pairs(part, texts, labels.counts)
-            labels.splits[split] = answer_labels(pairs, labels.counts)
-        answered = 0
-        for each in labels.splits["train"]:
-            answered += len(each.questions)
-        # Without a context, a row may be a summary, which hardly any text of a corpus contains.
-        if kind or has_context or answered >= LEAST_ANSWERED * len(rows["train"]):
-            return labels
-    labels = Labels("target-words")
-    for split, part in rows.items():
-        sources = []
-        for row in part:
-            sources.append((row.texts[0], row.rights))
-        labels.splits[split] = target_labels(sources, labels.counts)
+    labels = Labels()
+    for split in SPLITS:
+        pairs = _answer_pairs(task.splits[split], texts, labels.counts)
+        labels.splits[split] = answer_labels(pairs, labels.counts)
     return labels
 
 
@@ -331,7 +171,7 @@ def _answers_of_file(spec: str) -> Labels | None:
     first = next(chain.from_iterable(records.values()), {})
     if first.keys().isdisjoint(CONTEXT) or first.keys().isdisjoint(ANSWERS):
         return None
-    labels = Labels("answers")
+    labels = Labels()
     keyed: dict[str, list[tuple[str, Pair]]] = {}
     for split, part in records.items():
         names = shared_names(part)
@@ -349,28 +189,4 @@ def _answers_of_file(spec: str) -> Labels | None:
     splits, _ = splits_of(keyed, f"task {spec!r}")
     for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)
-    return labels
-
-
-def _by_classifier(task: Task, classifier: TrainClassifier | None, drop: float) -> Labels:
-    """Label the words of single texts with a classifier that is trained on the same task."""
-    number = {label: place for place, label in enumerate(task.labels)}
-    rows: dict[str, list[tuple[str, int]]] = {}
-    for split in SPLITS:
-        rows[split] = []
-        for row in task.splits[split]:
-            assert isinstance(row, TextRow)
-            if row.pair is not None:
-                raise MaskwiseError(
-                    f"labels from a classifier need single texts, but {task.name} has pairs",
-                    do="use learning.method: meta",
-                )
-            # The classifier has no output for a class that is missing from train.
-            if row.label in number:
-                rows[split].append((row.text, number[row.label]))
-    assert classifier is not None, "labels from a classifier need a classifier"
-    confidence = classifier(task)
-    labels = Labels("classifier")
-    for split, part in rows.items():
-        labels.splits[split] = classifier_labels(part, confidence, drop=drop)
     return labels

@@ -18,13 +18,13 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -58,8 +58,7 @@ DRAWS = 2
 """How many contexts and masks are drawn for each dev example in an evaluation."""
 
 
-@dataclass
-class Point:
+class Point(BaseModel):
     """The progress of meta-learning, as saved in ``state.json``.
 
     Attributes:
@@ -68,7 +67,6 @@ class Point:
         gain: the gain of the best policy (``MetaLearner.gain_of``).
         waited: the number of evaluations since the best evaluation.
         first: the mean outer loss before the first evaluation.
-        mask_rate, task_rate: the sizes of the inner steps.
         stopped: why learning ended early; None if it did not.
         overshoot: a message if an inner step is too long (``MetaLearner.overshoot``), or None.
     """
@@ -78,8 +76,6 @@ class Point:
     gain: float = 0.0
     waited: int = 0
     first: float | None = None
-    mask_rate: float = 0.0
-    task_rate: float = 0.0
     stopped: str | None = None
     overshoot: str | None = None
 
@@ -159,11 +155,6 @@ class MetaLearner:
                 "learning.meta.batch_size must be a multiple of the number of processes",
                 got=f"{settings.batch_size} for {self.ranks}",
             )
-        if self.ranks > 1 and settings.gradient != "finite-difference":
-            raise MaskwiseError(
-                "the exact gradient runs on one process only",
-                do="use finite-difference, or one process",
-            )
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
@@ -174,7 +165,7 @@ class MetaLearner:
         self.optimizers.set_rate(0)
         self.adam = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.slopes = Slopes()
-        self.now = Point(mask_rate=settings.mask_rate, task_rate=settings.task_rate)
+        self.now = Point()
         theta: Parameters = dict(losses.named_parameters())
         for number in range(settings.warm):
             loss = self._task_loss(self._rows(number, order=2))
@@ -192,7 +183,7 @@ class MetaLearner:
             Figures for the log: ``outer``, the task's loss after the inner steps; ``inner``, the
             loss under the first mask; ``grad_norm``, the norm of the policy's gradient;
             ``entropy``, the entropy of the policy's weights in nats; ``answers``, the share of its
-            weight on correct answers; ``mask_rate`` and ``task_rate``.
+            weight on correct answers.
 
         Raises:
             Diverged: a loss or a gradient is not finite.
@@ -207,22 +198,13 @@ class MetaLearner:
             rows = self._rows(number * s.inner_steps + k, order=0)
             masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
             parts.append(Part(rows, masked, self._total(masked.choice.budget)))
-            entropies.append(masked.choice.entropy(masked.logit_U))
-        rows = np.concatenate([part.rows for part in parts])
-        if s.outer == "other":
-            rows = self._rows(number, order=1)
-        outer = self._task_loss(rows)
+            entropies.append(masked.choice.entropy(masked.logit_U.detach()))
+        outer = self._task_loss(np.concatenate([part.rows for part in parts]))
         self.policy.zero_grad()
         steps = self._inner_steps(parts)
         theta = values_of(self.losses)
-        result = meta_gradient(theta, steps, outer, backend=s.gradient, agree=self._agree)
-        # The entropy is differentiated through the same graph of the policy, which is then kept.
-        result.backward(steps, retain_graph=s.entropy > 0)
-        if s.learn_rates:
-            self._learn_rates(result.rates)
-        entropy = torch.stack(entropies).mean()
-        if s.entropy:
-            (-s.entropy / self.ranks * entropy).backward()
+        result = meta_gradient(theta, steps, outer, agree=self._agree)
+        result.backward(steps)
         gradients = _gradients(self.policy)
         self._agree(gradients)
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
@@ -249,10 +231,8 @@ class MetaLearner:
             "outer": result.outer,
             "inner": result.inner[0],
             "grad_norm": norm,
-            "entropy": float(entropy.detach()),
+            "entropy": float(torch.stack(entropies).mean()),
             "answers": float(answers.nanmean()),
-            "mask_rate": self.now.mask_rate,
-            "task_rate": self.now.task_rate,
         }
 
     def _rows(self, number: int, *, order: int) -> Array:
@@ -280,19 +260,10 @@ class MetaLearner:
         for part in parts:
             mask = part.masked.choice.mask(part.masked.logit_U)
             loss = self.losses.of(part.masked.inputs, part.budget)
-            steps.append(InnerStep(loss, self.now.mask_rate, mask))
-            if self.now.task_rate:
-                steps.append(InnerStep(self._task_loss(part.rows), self.now.task_rate))
+            steps.append(InnerStep(loss, self.settings.mask_rate, mask))
+            if self.settings.task_rate:
+                steps.append(InnerStep(self._task_loss(part.rows), self.settings.task_rate))
         return steps
-
-    def _learn_rates(self, slopes: Sequence[float]) -> None:
-        """Change the logarithm of each rate against its slope, by at most a tenth."""
-        now = self.now
-        if now.task_rate:
-            # Steps alternate: pre-training, task, pre-training, …
-            now.task_rate = _learned_rate(now.task_rate, slopes[1::2])
-            slopes = slopes[::2]
-        now.mask_rate = _learned_rate(now.mask_rate, slopes)
 
     def _train_model(self, parts: Sequence[Part]) -> None:
         """Train the model with ordinary steps, under the same masks and on the task."""
@@ -355,7 +326,7 @@ class MetaLearner:
         """Return a step of pre-training under a scorer's hard choice."""
         masked = self._masked(scorer, examples, rows, key=key)
         loss = self.losses.of(masked.inputs, masked.choice.budget)
-        return InnerStep(loss, self.now.mask_rate, masked.choice.hard())
+        return InnerStep(loss, self.settings.mask_rate, masked.choice.hard())
 
     def overshoot(self) -> str | None:
         """Return a message if an inner step raises its own loss on the first examples, which have
@@ -367,7 +338,7 @@ class MetaLearner:
         rows = self._rows(0, order=0)
         denoising = self._hard_step(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
         task = self.losses.of(self.train.task(rows, self.device))
-        steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.now.task_rate)}
+        steps = {"mask_rate": denoising, "task_rate": InnerStep(task, self.settings.task_rate)}
         for name, step in steps.items():
             theta, before = descended(self.start, step)
             with torch.no_grad():
@@ -400,7 +371,10 @@ class MetaLearner:
 
         def fill(target: Path) -> None:
             save_file(tensors, target / STATE_TENSORS)
-            state = {"settings": self.settings.model_dump(mode="json"), "now": vars(self.now)}
+            state = {
+                "settings": self.settings.model_dump(mode="json"),
+                "now": self.now.model_dump(),
+            }
             (target / STATE).write_text(json.dumps(state))
 
         write_folder(folder, fill)
@@ -432,11 +406,6 @@ class MetaLearner:
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
         self.now = Point(**state["now"])
-
-
-def _learned_rate(rate: float, slopes: Sequence[float]) -> float:
-    # tanh limits the change: even a noisy slope changes a rate by a factor of at most exp(0.1).
-    return rate * math.exp(-0.1 * math.tanh(rate * sum(slopes)))
 
 
 def set_values(module: nn.Module, values: Tensors) -> None:

@@ -168,7 +168,7 @@ class Choice:
     def entropy(self, logit_U: Tensor) -> Tensor:
         """The entropy of the shares in nats, averaged over pieces."""
         share_U = self.shares(logit_U)
-        # Without this minimum, 0·log 0 and its gradient would be NaN.
+        # Without this minimum, 0·log 0 would be NaN.
         log_share_U = share_U.clamp(min=1e-30).log()
         return -(share_U * log_share_U).sum() / len(self.budget_P)
 

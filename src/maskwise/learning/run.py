@@ -23,17 +23,14 @@ from maskwise.folders import finite, require_file, write_folder, write_json
 from maskwise.keys import fold
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
-from maskwise.learning.labels import Confidence, Labels, labels_of
+from maskwise.learning.labels import Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
-from maskwise.objectives import Classification
 from maskwise.tasks import FinetuneSettings, Task, load_task
-from maskwise.tasks.judge import load_network
-from maskwise.tasks.tensors import Cutter, TaskSource, batches, encode, padding_id, tokenizer_state
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.training import TrainingSettings, log_frequencies, train
+from maskwise.training import TrainingSettings, log_frequencies
 from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -123,14 +120,8 @@ class Lesson:
 
     def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         how = self.learning.supervised
-        labels = labels_of(
-            self.task,
-            kind=how.labels,
-            texts=self.texts,
-            drop=how.drop,
-            classifier=self._classifier,
-        )
-        policy = self._new_policy(tokenizer, head=labels.head, seed=self.seed)
+        labels = labels_of(self.task, texts=self.texts)
+        policy = self._new_policy(tokenizer, head="spans", seed=self.seed)
         texts = labels.texts()
         before = weights_of(policy, texts)
         done, counts = learn_supervised(
@@ -142,7 +133,6 @@ class Lesson:
             quiet=self.quiet,
         )
         measures = {
-            "labels": labels.kind,
             "left_out": dict(labels.counts + counts),
             "loss": done["loss"],
         }
@@ -171,7 +161,7 @@ class Lesson:
         shown = texts
         # The meta-gradient needs no labels; if the task has answers, they evaluate the policy.
         with suppress(MaskwiseError):
-            labels = labels_of(self.task, kind="answers", texts=texts)
+            labels = labels_of(self.task, texts=texts)
             shown = labels.texts()
         log_unigram = _log_unigram(tokenizer, texts)
 
@@ -317,51 +307,6 @@ class Lesson:
         # The other ranks wait here until the file has been written.
         require_file(shared / "tokenizer.json")
         return load_tokenizer(str(shared))
-
-    def _classifier(self, task: Task) -> Confidence:
-        """Fine-tune the recipe's model as a classifier for the task; returns a function that gives
-        its probabilities."""
-        settings = self.learning.supervised.finetune
-        length = settings.max_length
-        tokenizer = self._tokenizer(self.model_tokenizer)
-        checkpoint = self.model.pretrained
-        config = None
-        if not checkpoint:
-            config = self.model.config(tokenizer, length, kind="encoder")
-        network = load_network(
-            checkpoint,
-            task,
-            tokenizer,
-            config=config,
-            max_length=length,
-            seed=self.seed,
-        )
-        objective = Classification(network)
-        data = encode(task, tokenizer, max_length=length)
-        training = settings.fitting(network.num_parameters()).training(task, seed=self.seed)
-        title = f"classifier for {task.name}"
-        train(
-            objective,
-            TaskSource(data["train"], training),
-            training,
-            title=title,
-            quiet=self.quiet,
-        )
-        objective.eval()
-        cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), length)
-
-        @torch.inference_mode()
-        def confidence(texts: Sequence[str], classes: Sequence[int]) -> Floats:
-            confidence_N = torch.zeros(len(texts), dtype=torch.float64)
-            right_N = torch.tensor(classes)
-            device = next(objective.parameters()).device
-            for rows, batch in batches(cutter.flat(list(texts)), device):
-                probability = objective.logits(batch).float().softmax(-1).cpu()
-                of_right = probability[torch.arange(len(rows)), right_N[rows]]
-                confidence_N[rows] = of_right.double()
-            return confidence_N.numpy()
-
-        return confidence
 
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
+
+Plain: TypeAlias = dict[str, Any]
+"""Settings as JSON values."""
+
+FORMER: Mapping[str, Plain] = {
+    "meta": {
+        "gradient": "finite-difference",
+        "entropy": 0.0,
+        "learn_rates": False,
+        "outer": "same",
+        "draws": 8,
+    },
+    "supervised": {
+        "labels": None,
+        "drop": 0.05,
+        "finetune": FinetuneSettings().model_dump(mode="json"),
+    },
+}
+"""Settings that no longer exist, with their defaults, for each section."""
 
 
 class MetaSettings(BaseModel):
     """How a policy is learned by the meta-gradient.
 
-    >>> MetaSettings(steps=100, gradient="exact").batch_size
+    >>> MetaSettings(steps=100).batch_size
     32
     """
 
@@ -47,18 +68,6 @@ class MetaSettings(BaseModel):
     task_rate: float = Field(0.05, ge=0)
     """Size of an inner step on the task; 0 for no such steps."""
 
-    learn_rates: bool = False
-    """Whether to learn both step sizes, from the gradients of their logarithms."""
-
-    outer: Literal["same", "other"] = "same"
-    """Examples for the outer loss: the same as in the inner steps, or different examples."""
-
-    gradient: Literal["exact", "finite-difference"] = "finite-difference"
-    """How the meta-gradient is computed."""
-
-    draws: Literal[8] = 8
-    """Has no effect; kept because it is part of the names of recorded stages."""
-
     units: Literal["token", "word"] = "word"
     """Masking units during learning."""
 
@@ -75,9 +84,6 @@ class MetaSettings(BaseModel):
 
     clip: float = Field(0.0, ge=0)
     """Maximum norm of the policy's gradient; 0 turns clipping off."""
-
-    entropy: float = Field(0.0, ge=0)
-    """Bonus for spreading weight over units, in nats of outer loss per nat of entropy."""
 
     average: float = Field(0.95, ge=0, lt=1)
     """Decay of the policy's moving average, which is evaluated and saved; with 0, the policy itself
@@ -107,14 +113,6 @@ class MetaSettings(BaseModel):
     seed: int = 0
     """Seed for the order of examples, the contexts and the masks."""
 
-    @field_validator("gradient", mode="before")
-    @classmethod
-    def _no_reinforce(cls, gradient: object) -> object:
-        # Older recipes use this name, and pydantic's own error would not say that it was removed.
-        if gradient == "reinforce":
-            raise ValueError("reinforce was removed; use exact or finite-difference")
-        return gradient
-
 
 class PolicySettings(BaseModel):
     """A policy's model: an encoder with a head.
@@ -135,11 +133,11 @@ class PolicySettings(BaseModel):
     then uses this encoder's tokenizer.
     """
 
-    settings: dict[str, Any] = {}
+    settings: Plain = {}
     """Fields of the encoder's configuration; ``light`` has the fields hidden_size and window."""
 
     head: Literal["tokens", "spans"] | None = None
-    """What the policy scores. If None, spans if the labels are answers, and tokens otherwise."""
+    """What the policy scores. If None, spans for ``supervised`` and tokens for ``meta``."""
 
     length: int = Field(64, ge=4)
     """Maximum number of tokens in a window of text, including special tokens."""
@@ -149,7 +147,7 @@ class PolicySettings(BaseModel):
 
 
 class SupervisedSettings(BaseModel):
-    """How a policy is learned from labelled words or spans.
+    """How a policy is learned from labelled answers.
 
     >>> SupervisedSettings(training={"steps": 50}).training.batch_size
     32
@@ -157,21 +155,8 @@ class SupervisedSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    labels: Literal["answers", "target-words", "classifier"] | None = None
-    """``answers``: correct answers in their contexts. ``target-words``: the content words that a
-    target shares with its source. ``classifier``: words without which the correct class is less
-    probable for a classifier. If None, the labels depend on what the task provides.
-    """
-
     training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
     """Settings for training the policy; the run provides the seed."""
-
-    finetune: FinetuneSettings = FinetuneSettings()
-    """Settings for fine-tuning the recipe's model as the classifier; the seeds are not used."""
-
-    drop: float = Field(0.05, gt=0, lt=1)
-    """A word is labelled if leaving it out lowers the correct class's probability by at least this
-    amount."""
 
 
 class LearningSettings(BaseModel):
@@ -184,7 +169,7 @@ class LearningSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["supervised", "meta"] = "supervised"
-    """``supervised``: from the task's labels. ``meta``: from how masking affects the task's
+    """``supervised``: from the task's answers. ``meta``: from how masking affects the task's
     loss."""
 
     task: str | None = None
@@ -193,3 +178,22 @@ class LearningSettings(BaseModel):
     policy: PolicySettings = PolicySettings()
     supervised: SupervisedSettings = SupervisedSettings()
     meta: MetaSettings = MetaSettings()
+
+    def named(self) -> Plain:
+        """The settings in a stage's name, with former settings, so recorded stages keep their
+        names."""
+        plain = self.model_dump(mode="json")
+        for section, former in FORMER.items():
+            plain[section] |= deepcopy(former)
+        plain["supervised"]["training"]["keep_best"] = False
+        return plain
+
+    @classmethod
+    def from_name(cls, plain: Plain) -> LearningSettings:
+        """The inverse of ``named``."""
+        plain = deepcopy(plain)
+        for section, former in FORMER.items():
+            for name in former:
+                del plain[section][name]
+        del plain["supervised"]["training"]["keep_best"]
+        return cls(**plain)

@@ -34,7 +34,7 @@ from maskwise.study.costs import flops, flops_of_arms
 from maskwise.text import Prepared, Rows, Stream
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
-from maskwise.training.checkpoint import Best, save_checkpoint
+from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.loop import Training
 from maskwise.training.stream import StreamedRows
 
@@ -105,12 +105,8 @@ def pretrain(
         card = model_card(recipe, choices, losses, text=data.training)
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
-    best = Best(folder, save) if training.keep_best else None
-
     def curve(step: int) -> list[Plain]:
         losses[:] = [dict(line) for line in held_out(judged)]
-        if best:
-            best.offer(step, losses)
         return losses
 
     with closing(made):
@@ -359,16 +355,13 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     def probe() -> Probe:
         return Probe(
             joined,
-            sources,
+            source,
             held_out,
             sizes=sizes,
             skip=taken,
-            total_steps=training.steps,
-            seed=training.seed,
             fresh=fresh,
             rank=rank,
             ranks=ranks,
-            maskers=None if fresh else source.untaught,
         )
 
     # Samplers that do not learn are probed for the report only, so too little text is no error.

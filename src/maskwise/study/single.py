@@ -141,8 +141,6 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
         for folder in (*stale, *_earlier(out)):
             shutil.rmtree(folder, ignore_errors=True)
-        # Otherwise the new run would have to beat the old run's best loss.
-        (out / "best.json").unlink(missing_ok=True)
     write_whole(out / "recipe.yaml", recipe.to_yaml())
     for text in texts:
         run_stage(text, out / "stages")

@@ -29,6 +29,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.devices import fast_bf16
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, file_hash, read_json
+from maskwise.learning.settings import LearningSettings
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler
@@ -203,11 +204,13 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
         after: the training stage whose checkpoint the policy masks for; if None, the recipe's
             model.
     """
-    parts = {"learning", "objective", "training", "corpus"}
+    assert recipe.learning, "a task is learned from only in recipes with this section"
+    parts = {"objective", "training", "corpus"}
     what = recipe.unlearned().model_dump(mode="json", include=parts)
+    what |= {"learning": recipe.learning.named()}
     what |= {"task": task, "task_content": load_task(task).fingerprint}
     what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
-    if recipe.learning and recipe.learning.policy.pretrained:
+    if recipe.learning.policy.pretrained:
         what["policy_content"] = start_fingerprint(recipe.learning.policy.pretrained)
     _drop_new_defaults(what)
     for key in TrainingSettings.that_change("nothing"):
@@ -237,6 +240,8 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
     parts["training"] = how | stage.what["training"]
     if "model" in parts:
         parts["model"] = ModelSettings.from_name(parts["model"])
+    if "learning" in parts:
+        parts["learning"] = LearningSettings.from_name(parts["learning"])
     return Recipe.model_validate(parts | more)
 
 

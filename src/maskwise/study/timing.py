@@ -322,7 +322,6 @@ def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
             "eval_every": 1,
             "log_every": 1,
             "save_every": 0,
-            "keep_best": False,
             "on_nan": "skip",
             "trackers": (),
         }

@@ -22,7 +22,6 @@ from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
 from maskwise.masking.policies.base import Facts, Learner, Learners, Point, TensorDict, Tensors
 from maskwise.objectives import Objective, Outcome
-from maskwise.objectives.base import Maker, counted
+from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
 from maskwise.training.checkpoint import restore, states
@@ -162,66 +161,48 @@ class Probe:
 
     Args:
         objective: the arms.
-        sources: each arm's training data.
-        held_out: for each arm, rows that are never trained on.
+        source: the training data of the arms, with a sampler of the same arms.
+        held_out: for each arm, rows that are never trained on: a probe on training text would
+            reward memorisation. There are at least as many free rows as in ``sizes``.
         sizes: for each arm, the number of rows over all ranks (``probe_rows``).
         skip: for each arm, the indices of held-out rows that are reserved for evaluating the model.
-        total_steps: the number of steps in the run. Masks have the middle step's ratio.
-        seed: the run's seed, which selects the rows.
-        fresh: whether to use new rows and masks each time, and no dropout for ``cse``, as the
-            released code does.
+        fresh: whether to use new rows and masks each time, the current policies, and no dropout for
+            ``cse``, as the released code does.
         rank, ranks: this rank and the number of ranks; each rank measures its share of the rows.
-        maskers: each arm's masker (``ArmsSource.untaught``); if None, the maskers in ``sources``.
-
-    Raises:
-        MaskwiseError: an arm has too few rows, or some documents are also in the training data.
     """
 
     def __init__(
         self,
         objective: Arms,
-        sources: Mapping[str, MaskedSource],
+        source: ArmsSource,
         held_out: Mapping[str, Rows],
         *,
         sizes: Mapping[str, int],
         skip: Mapping[str, Iterable[int]],
-        total_steps: int,
-        seed: int = 0,
         fresh: bool = False,
         rank: int = 0,
         ranks: int = 1,
-        maskers: Mapping[str, Maker] | None = None,
     ):
         self.objective = objective
         self.held_out = held_out
-        self.maskers = maskers or {arm: source.masker for arm, source in sources.items()}
+        self.maskers = source.untaught
+        if fresh:
+            self.maskers = {arm: each.masker for arm, each in source.sources.items()}
         self.sizes = sizes
-        self.total_steps = total_steps
+        # Masks have the ratio of the middle step.
+        self.total_steps = source.settings.steps
         self.fresh = fresh
         self.rank = rank
         self.ranks = ranks
         self.rows: TensorDict = {}
-        for arm, source in sources.items():
-            count = len(held_out[arm])
-            free = torch.ones(count, dtype=torch.bool)
+        # The sampler expects losses in the order of its arms.
+        for arm in source.sources:
+            free = torch.ones(len(held_out[arm]), dtype=torch.bool)
             free[list(skip.get(arm, ()))] = False
-            rows = free.nonzero().view(-1)
-            check_enough(
-                arm,
-                len(rows),
-                of=count,
-                size=sizes[arm],
-            )
-            self.rows[arm] = rows[permutation(len(rows), seed=fold(seed, PROBE_SEED), epoch=0)]
-            # A probe on training text would reward memorisation.
-            both = np.intersect1d(source.rows.documents, held_out[arm].documents)
-            if len(both):
-                raise MaskwiseError(
-                    f"the probe of arm {arm!r} and its training data share documents",
-                    got=len(both),
-                    do="use different documents for the probe",
-                )
-        self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in sources}
+            numbers = free.nonzero().view(-1)
+            seed = fold(source.settings.seed, PROBE_SEED)
+            self.rows[arm] = numbers[permutation(len(numbers), seed=seed, epoch=0)]
+        self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in self.rows}
 
     def __call__(self, turn: int) -> Tensor:
         """(2, 4, K) on the device: for each half, the sums (``_counted``) over this rank's rows.

@@ -1,5 +1,4 @@
-"""The files of a training run: states to resume from, metrics, the best model, and transformers
-folders.
+"""The files of a training run: states to resume from, metrics, and transformers folders.
 
 A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``). It stores weights
 and optimiser states as safetensors, everything else as JSON, and no pickles. Training waits until
@@ -10,12 +9,10 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,15 +20,7 @@ from safetensors.torch import save_file
 
 from maskwise.constants import rank_here
 from maskwise.families import UNLIMITED, most_tokens
-from maskwise.folders import (
-    damage,
-    read_json,
-    read_lines,
-    write_folder,
-    write_json,
-    write_lines,
-    writing,
-)
+from maskwise.folders import damage, read_lines, write_folder, write_lines, writing
 from maskwise.masking.policies.base import Facts, Learner, TensorDict, Tensors
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
@@ -169,7 +158,7 @@ class Metrics:
         if path is None:
             return
         kept = read_lines(path) if keep_until else []
-        kept = [line for line in kept if _step(line) <= keep_until]
+        kept = [line for line in kept if line["step"] <= keep_until]
         write_lines(path, kept)
         # Unbuffered: after a failed write on a full disk, closing would flush the buffer again.
         with writing(path):
@@ -187,11 +176,6 @@ class Metrics:
     def close(self) -> None:
         if self.path:
             self.file.close()
-
-
-def _step(line: Facts) -> float:
-    step = line.get("step", 0)
-    return step if isinstance(step, int) else math.inf
 
 
 def states(learners: Mapping[str, Learner | Sampler]) -> TensorDict:
@@ -229,46 +213,6 @@ def changes(before: Facts, now: Facts) -> str:
         if before.get(name) != value:
             changed.append(f"{name} {value} (was {before.get(name)})")
     return ", ".join(changed)
-
-
-class Best:
-    """Keeps ``best/``, the checkpoint with the lowest held-out loss, and ``best.json``.
-
-    The loss is the mean over the kinds of masks that are evaluated (in nats per target, with fixed
-    masks). If two checkpoints have the same loss, the earlier checkpoint is kept.
-
-    Args:
-        folder: the run's folder.
-        save: a function that writes a checkpoint into a folder, atomically; every rank calls it.
-    """
-
-    def __init__(self, folder: Path, save: Callable[[Path], None]):
-        self.folder = folder / "best"
-        self.facts = folder / "best.json"
-        self.save = save
-        self.loss = math.inf
-        known = (read_json(self.facts) or {}).get("loss")
-        if isinstance(known, float) and damage(self.folder) is None:
-            self.loss = known
-
-    def offer(self, step: int, lines: Sequence[Facts]) -> None:
-        """Save the model if it is the best so far.
-
-        Args:
-            step: the number of updates done.
-            lines: the lines of metrics from its evaluation; only lines with a ``loss`` count.
-        """
-        losses = []
-        for line in lines:
-            loss = line.get("loss")
-            if isinstance(loss, float):
-                losses.append(loss)
-        loss = fmean(losses) if losses else math.nan
-        if loss < self.loss:
-            self.save(self.folder)
-            if not rank_here():
-                write_json(self.facts, {"step": step, "loss": loss})
-            self.loss = loss
 
 
 def save_checkpoint(

@@ -346,17 +346,10 @@ class Engine:
 
 def check_batch_size(settings: TrainingSettings, ranks: int) -> None:
     """Raise if ranks and micro-batches do not divide the batch size."""
-    size = settings.batch_size
-    if size < ranks:
-        raise MaskwiseError(
-            "more processes than rows in a batch",
-            got=f"batch_size {size} for {ranks} processes",
-            do="raise training.batch_size, or start fewer processes",
-        )
-    if size % (settings.accumulate * ranks):
+    if settings.batch_size % (settings.accumulate * ranks):
         raise MaskwiseError(
             "batch_size must be a multiple of accumulate × processes",
-            got=f"{size} for {settings.accumulate} × {ranks}",
+            got=f"{settings.batch_size} for {settings.accumulate} × {ranks}",
         )
 
 

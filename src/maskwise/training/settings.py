@@ -131,10 +131,6 @@ class TrainingSettings(BaseModel):
     keep: int = Field(2, ge=1, json_schema_extra=NOTHING)
     """How many of the newest states are kept, in case the newest state is damaged."""
 
-    keep_best: bool = Field(False, json_schema_extra=NOTHING)
-    """Also keep the checkpoint with the lowest held-out loss (the mean over the kinds of masks), as
-    ``best/``. Every evaluation is compared, so set ``eval_every`` too."""
-
     on_nan: Literal["stop", "skip"] = Field("stop", json_schema_extra=NOTHING)
     """What happens if a loss or gradient is not finite. ``stop``: an error names the step.
     ``skip``: the update is skipped."""
@@ -160,12 +156,6 @@ class TrainingSettings(BaseModel):
             if isinstance(mark, dict) and mark.get("changes") in effects:
                 found.add(name)
         return found
-
-    @model_validator(mode="after")
-    def _aligned(self) -> TrainingSettings:
-        if self.keep_best and not self.eval_every:
-            raise ValueError("keep_best chooses among evaluations: set eval_every")
-        return self
 
     def micro_rows(self, ranks: int) -> int:
         """The number of rows in a micro-batch on one rank."""
@@ -244,28 +234,19 @@ class ModelSettings(BaseModel):
         if self.pretrained or self.attention_dropout is None:
             return self
         usual = attention_dropout(self.architecture)
-        if usual is None:
-            raise MaskwiseError(
-                f"{self.architecture} has no separate attention dropout",
-                got=f"attention_dropout {self.attention_dropout}",
-                do="leave it out",
-            )
-        field, _ = usual
-        if field in self.settings:
+        if usual is not None and usual[0] in self.settings:
             raise MaskwiseError(
                 "attention dropout is given twice",
-                got=f"attention_dropout and settings.{field}",
+                got=f"attention_dropout and settings.{usual[0]}",
             )
         return self
 
     @property
     def changed_dropout(self) -> float | None:
         """The attention dropout, if it differs from that of the architecture or the checkpoint."""
-        if self.pretrained:
-            return self.attention_dropout
         usual = attention_dropout(self.architecture)
-        if usual is None:
-            return None
+        if self.pretrained or usual is None:
+            return self.attention_dropout
         field, default = usual
         rate = self.attention_dropout or 0.0
         if field in self.settings or rate == default:

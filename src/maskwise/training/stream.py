@@ -16,7 +16,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -87,15 +87,15 @@ class Ahead:
 
     def blocks(self, chunks: Iterator[Marked]) -> Iterator[Made]:
         """Yield the blocks for the chunks, in order."""
-        waiting: deque[Callable[[], Made]] = deque()
+        waiting = deque[tuple[Position, Chunk | None, Future[Rows | None] | None]]()
         for number, (at, chunk) in enumerate(chunks):
             # The workers take seconds to start, so the first block is made here.
             future = self.pool.submit(chunk) if chunk and number and self.pool else None
-            waiting.append(partial(self._made, at, chunk, future))
+            waiting.append((at, chunk, future))
             if len(waiting) > self.workers:
-                yield waiting.popleft()()
-        while waiting:
-            yield waiting.popleft()()
+                yield self._made(*waiting.popleft())
+        for each in waiting:
+            yield self._made(*each)
 
     def _made(self, at: Position, chunk: Chunk | None, future: Future[Rows | None] | None) -> Made:
         if chunk is None:

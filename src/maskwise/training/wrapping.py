@@ -202,9 +202,6 @@ class Sharded(nn.Module):
         ranks: the number of ranks.
         bf16: whether training computes in bfloat16. Weights are then gathered in bfloat16, which
             halves the traffic; gradients are still reduced in single precision.
-
-    Raises:
-        MaskwiseError: the weights are still whole on every rank.
     """
 
     def __init__(self, objective: nn.Module, device: torch.device, ranks: int, *, bf16: bool):
@@ -227,13 +224,6 @@ class Sharded(nn.Module):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self, mesh=mesh)
         register_fsdp_forward_method(self, "within")
-        here = sum(local(p).numel() for p in self.parameters())
-        whole = sum(p.numel() for p in self.parameters())
-        if ranks > 1 and here > whole / 2 + whole / ranks:
-            raise MaskwiseError(
-                "the weights were not sharded",
-                got=f"{here:,} of {whole:,} on one rank",
-            )
 
     def forward(self, batch: object) -> Outcome:
         return self.objective(batch)
