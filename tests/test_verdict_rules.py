@@ -15,7 +15,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.recipe import validate
 from maskwise.study import records as study_records
-from maskwise.study.prospects import prospect_lines, prospects_of
+from maskwise.study.statistics import prospect_lines, prospects_of
 from maskwise.study.statistics import (
     detectable_difference,
     look_weights,

@@ -9,7 +9,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import cycle
-from statistics import median
 
 from pandas import DataFrame
 
@@ -264,16 +263,9 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
             points.append({**place, "x": run.get(quantity), "measure": measure, "value": value})
     if not any(point["x"] for point in points):
         return None
-    crossings = []
-    for row in folder.summary["efficiency"]["crossings"]:
-        # A seed that never crosses counts as infinite, so an infinite median means no crossing.
-        shares = [math.inf if share is None else share for share in row["shares"].values()]
-        middle = median(shares)
-        crossings.append({**row, "median": middle if math.isfinite(middle) else None})
     return {
         "spec": choice_chart(points, colours, quantity=quantity),
         "companions": any(run["fraction"] < 1 for run in runs),
-        "crossings": crossings,
     }
 
 

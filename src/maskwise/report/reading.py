@@ -55,7 +55,7 @@ NO_SUMMARY: Summary = {
     "advice": [],
     "overlap": [],
     "tasks": {},
-    "efficiency": {"points": [], "crossings": []},
+    "efficiency": {"points": []},
 }
 REQUIRED = {
     "score": {"arm", "seed", "task", "score"},
@@ -240,8 +240,6 @@ def _summary(content: Line) -> Summary:
                 # Reasons about the choice of a test are dropped: today there is only one test.
                 if effect:
                     row["flags"].append({**reason, "effect": effect, "facts": {}})
-        points = content.get("efficiency", {}).get("points", [])
-        content["efficiency"] = {"crossings": [], "points": points}
     return cast(Summary, {**NO_SUMMARY, **content})
 
 

@@ -1,7 +1,8 @@
 """Statistics for few, expensive runs: pure functions of plain numbers.
 
 Every function works on paired differences d_1 … d_n, one per run, and none assumes large samples.
-Arms, tasks and verdicts are the subject of ``maskwise.study.verdict``.
+Arms, tasks and verdicts are the subject of ``maskwise.study.verdict``. Only the last section, about
+what a planned study can decide, reads a recipe.
 
 The interval inverts the test without a search. Split the runs into S and the rest, and flip the
 signs of S: the absolute sum of differences from r reaches the observed one exactly if r lies
@@ -18,13 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
+from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Estimate
+from maskwise.recipe import Recipe
 
 ALPHA = 0.05
 """The error rate of a study."""
@@ -325,12 +329,123 @@ def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int
     Args:
         alpha: the level that remains after Holm's correction.
     """
-    fewest = fewest_runs(alpha)
-    if sd == 0 and difference:
-        return fewest
-    if not difference or power_of(sd, difference, MOST_RUNS, alpha=alpha) < POWER:
+    if not difference or (sd and power_of(sd, difference, MOST_RUNS, alpha=alpha) < POWER):
         return None
-    runs = fewest
-    while power_of(sd, difference, runs, alpha=alpha) < POWER:
+    runs = fewest_runs(alpha)
+    while sd and power_of(sd, difference, runs, alpha=alpha) < POWER:
         runs += 1
     return runs
+
+
+# What a planned study can decide
+
+
+class Prospect(TypedDict):
+    """What a study can decide about one primary contrast."""
+
+    arm: str
+    baseline: str
+    runs: int
+    decidable: bool
+    fewest_runs: int
+    """The fewest runs of each arm that can decide anything."""
+    power: dict[str, float]
+    """The probability of deciding a true difference of 1 and of 1.5 SDs of paired differences."""
+    noise: float | None
+    """The SD of the paired differences (``study.noise``); None if unknown."""
+    unit: str
+    detectable: float
+    """The smallest difference that ``max(runs, fewest_runs)`` runs decide with probability .8."""
+    margin_runs: int | None
+    """The runs that decide a difference of ``study.margin`` with probability .8, if noise is known."""
+
+
+def prospects_of(recipe: Recipe) -> list[Prospect]:
+    """Compute what each primary contrast of a recipe can decide, the gate's first.
+
+    A study that is too small to decide is not rejected, because it may be a pilot.
+
+    >>> from maskwise.recipe import read_recipe
+    >>> gate, prospect = prospects_of(read_recipe("quick-start"))
+    >>> prospect["runs"], prospect["decidable"], prospect["fewest_runs"]
+    (6, True, 6)
+    """
+    study = recipe.study
+    runs = len(study.seed_list)
+    spent = ALPHA * look_weight(study.looks, runs)
+    tested = len(study.pairs) - bool(study.gate)
+    # Scores are printed in points of 100.
+    points = bool(recipe.tasks) and not study.outcome
+    scale = 100 if points else 1
+    # An untrained model has no held-out loss, so contrasts with it are judged by the tasks.
+    on_tasks = bool(study.outcome and recipe.tasks and recipe.model.pretrained is None)
+    prospects: list[Prospect] = []
+    for number, (arm, baseline) in enumerate(study.pairs):
+        # The gate comes first and is tested at the full level; the other contrasts share a level.
+        alpha = spent
+        if number or not study.gate:
+            alpha /= tested
+        noise = None
+        # If the noise is unknown, everything is given in units of the noise.
+        sd = 1.0
+        unit = "spreads"
+        margin_runs = None
+        if study.noise and not (on_tasks and REFERENCE in (arm, baseline)):
+            noise = sd = scale * study.noise
+            unit = "points" if points else NATS
+            if study.margin:
+                margin_runs = runs_to_decide(sd, scale * study.margin, alpha=alpha)
+        fewest = fewest_runs(alpha)
+        prospects.append(
+            {
+                "arm": arm,
+                "baseline": baseline,
+                "runs": runs,
+                "decidable": runs >= fewest,
+                "fewest_runs": fewest,
+                "power": powers(runs, alpha=alpha),
+                "noise": noise,
+                "unit": unit,
+                "detectable": detectable_difference(sd, max(runs, fewest), alpha=alpha),
+                "margin_runs": margin_runs,
+            }
+        )
+    return prospects
+
+
+def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
+    """Put prospects into words; a line that holds for several contrasts is printed once."""
+    pairs_of: dict[str, list[str]] = {}
+    for prospect in prospects:
+        for line in _lines(prospect):
+            pair = f"{prospect['arm']} against {prospect['baseline']}"
+            pairs_of.setdefault(line, []).append(pair)
+    lines = []
+    for line, pairs in pairs_of.items():
+        which = ", ".join(pairs)
+        if len(pairs) == len(prospects) > 1:
+            which = "every contrast"
+        lines.append(f"{which}: {line}")
+    return lines
+
+
+def _lines(prospect: Prospect) -> list[str]:
+    runs = prospect["runs"]
+    fewest = prospect["fewest_runs"]
+    margin_runs = prospect["margin_runs"]
+    lines = []
+    power = ""
+    if prospect["decidable"]:
+        shares = [f"{share:.2f} at {effect} SD" for effect, share in prospect["power"].items()]
+        power = f" (power {', '.join(shares)})"
+    else:
+        are = "1 run is" if runs == 1 else f"{runs} runs are"
+        lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
+    seen = f"{prospect['detectable']:.1f} SD or more{power}; set study.noise to see this in points"
+    if prospect["noise"] is not None:
+        noise = f"(noise {prospect['noise']:.2g}, study.noise)"
+        seen = f"{prospect['detectable']:.2g} {prospect['unit']} or more {noise}"
+    lines.append(f"{max(runs, fewest)} runs detect differences of {seen}")
+    if margin_runs is not None and margin_runs != runs:
+        lines.append(f"{margin_runs:,} runs detect a difference of study.margin")
+    return lines
