@@ -15,10 +15,11 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.recipe import validate
 from maskwise.study import records as study_records
-from maskwise.study.statistics import prospect_lines, prospects_of
 from maskwise.study.statistics import (
     detectable_difference,
     look_weights,
+    prospect_lines,
+    prospects_of,
     runs_to_decide,
     sign_flip_test,
 )

@@ -13,7 +13,6 @@ from itertools import cycle
 from pandas import DataFrame
 
 from maskwise.constants import BLUE, CORRELATIONS, ORANGE, REFERENCE, shade
-from maskwise.errors import plural
 from maskwise.estimates import outcome_label
 from maskwise.report.drawing import (
     GROUPS,
@@ -285,8 +284,6 @@ MOST_SMALL = 60
 """The largest number of points on a line in a small chart."""
 SMALL = 150
 """The height of a small chart."""
-MOST_NOTES = 5
-"""The largest number of a sampler's notes that are listed."""
 RELIABLE = 0.5
 """Below this reliability, most of the variance of a sampler's reward is noise."""
 
@@ -303,7 +300,6 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
         return None
     painted = dict(zip(names, cycle(GROUPS)))
     shares = []
-    notes = {}
     for arm, lines in lines_of.items():
         points = _shares(lines)
         if points:
@@ -318,9 +314,6 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
                 height=SMALL,
             )
             shares.append({"name": arm, "spec": spec})
-        found = _notes(lines)
-        if found:
-            notes[arm] = found
     recipe = folder.study["recipe"]
     return {
         "objectives": painted,
@@ -328,7 +321,6 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
         "table": [_row(folder, arm, lines, names) for arm, lines in lines_of.items()],
         "wanted": RELIABLE,
         "phases": bool(recipe.get("phases") or recipe.get("intermediate")),
-        "notes": notes,
     }
 
 
@@ -376,15 +368,3 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
         "flops": mean([cost["flops"] for cost in costs if "flops" in cost]),
     }
 
-
-def _notes(lines: list[Line]) -> list[str]:
-    """Return the samplers' most frequent notes, with their counts."""
-    counts: Counter[str] = Counter()
-    for line in lines:
-        for note in line.get("notes", ()):
-            # In one rollout, an objective may be starved by chance; the table has its share in the
-            # whole run.
-            if " is starved" not in note:
-                counts[note] += 1
-    common = counts.most_common(MOST_NOTES)
-    return [f"{note} ({plural(times, 'time')})" for note, times in common]

@@ -23,7 +23,7 @@ from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
 from maskwise.errors import install_command
-from maskwise.estimates import outcome_label, with_minus
+from maskwise.estimates import with_minus
 from maskwise.report.reading import Line
 
 # The extra "report" installs altair. Without altair, no function below that uses it is called.
@@ -350,7 +350,6 @@ FILTERS = {
     "short": short,
     "share": share,
     "powers": powers,
-    "outcome": outcome_label,
     "figures": figures,
 }
 """The templates' filters."""

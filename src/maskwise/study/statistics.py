@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,9 @@ from scipy import optimize, special, stats
 from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Estimate
-from maskwise.recipe import Recipe
+
+if TYPE_CHECKING:
+    from maskwise.recipe import Recipe
 
 ALPHA = 0.05
 """The error rate of a study."""
@@ -156,9 +158,6 @@ def estimated(differences: NDArray[np.float64]) -> Estimate:
     return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
-# Shares of a gain
-
-
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:
     """Return Fieller's 95 % interval for mean(numerators) / mean(denominators) of pairs.
 
@@ -192,9 +191,6 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
     """
     interval = stats.binomtest(count, of).proportion_ci(0.95, method="exact")
     return float(interval.low), float(interval.high)
-
-
-# Power
 
 
 def attainable_level(runs: int, alpha: float = ALPHA) -> float:
@@ -357,7 +353,7 @@ class Prospect(TypedDict):
     detectable: float
     """The smallest difference that ``max(runs, fewest_runs)`` runs decide with probability .8."""
     margin_runs: int | None
-    """The runs that decide a difference of ``study.margin`` with probability .8, if noise is known."""
+    """The runs that decide a difference of ``study.margin`` with probability .8, if known."""
 
 
 def prospects_of(recipe: Recipe) -> list[Prospect]:
