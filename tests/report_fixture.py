@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def study_of(
 ) -> tuple[dict, list[dict]]:
     """One task, one line per run; ``facts``: with searches and costs."""
     runs = max(map(len, scores.values()))
-    study = make_study(runs=runs, arms=dict.fromkeys(scores, 0), tasks=1, **changes)
+    study = make_study(runs=runs, arms=dict.fromkeys(scores, 0), tasks=1) | changes
     records = [
         score_record(arm, seed, "task-0", score)
         for arm, by_seed in scores.items()
@@ -99,11 +100,43 @@ def study_of(
     return study, records + (run_facts(study) if facts else [])
 
 
-def judged(scores: dict[str, list[float]], **changes: Any) -> dict:
-    """The row over all tasks of a study of two arms with one task."""
-    study, records = study_of(scores, **changes)
-    (row,) = rows_of(summarise(records, study))
+LOW = [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]
+HIGH = [x + 0.2 + 0.001 * i for i, x in enumerate(LOW)]
+CLEAR = {"token-15": LOW, "token-30": HIGH}
+"""The scores of eight runs of two arms, whose difference is decided."""
+
+
+def summary_of(
+    scores: dict[str, list[float]] = CLEAR,
+    *,
+    more: Sequence[dict] = (),
+    facts: Sequence[dict] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The summary of one task, one score per run; ``facts`` replace the searches and costs."""
+    study, records = study_of(scores, facts=facts is None, **changes)
+    summary = summarise([*records, *(facts or ()), *more], study)
+    json.dumps(summary, allow_nan=False)
+    return summary
+
+
+def row_of(*arguments: Any, **changes: Any) -> dict:
+    """The only primary row of ``summary_of``."""
+    (row,) = primary_rows(summary_of(*arguments, **changes))
     return row
+
+
+def losses(levels: dict[str, float], masks: str = "token", **more: Any) -> list[dict]:
+    """Eight runs of each arm, with held-out losses close to its level; the unigram loss is 6.28."""
+    return [
+        heldout_record(arm, seed, masks, level + 0.001 * seed) | more
+        for arm, level in levels.items()
+        for seed in range(8)
+    ]
+
+
+def facts_of(row: dict, code: str) -> dict:
+    return next(flag["facts"] for flag in row["flags"] if flag["code"] == code)
 
 
 def rows_of(summary: dict, outcome: str = "tasks") -> list[dict]:

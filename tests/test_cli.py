@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForMaskedLM,
@@ -169,14 +168,6 @@ def test_the_process_ends_with_2_and_one_line(tmp_path):
     process = start("study", "masking.ratio=1.5", "--out", tmp_path / "out")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2 and not out and err.count("\n") == 1 and "1.5" in err
-
-
-@pytest.mark.parametrize(
-    "what, said", [("nowhere", "no such folder"), (".", "neither a study nor")]
-)
-def test_report_of_nothing(what, said, tmp_path, capfd):
-    assert maskwise("report", tmp_path / what) == 2
-    assert said in capfd.readouterr().err
 
 
 # Single runs
@@ -346,15 +337,6 @@ def test_pretrain_under_torchrun(inputs, tmp_path):
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     AutoModelForMaskedLM.from_pretrained(both / "checkpoint")
-
-
-def test_recipes_of_people_are_found(inputs, tmp_path, capfd):
-    plain = yaml.safe_load((inputs / "recipe.yaml").read_text())
-    (tmp_path / "mine.yaml").write_text(
-        yaml.safe_dump({**plain, "masking": {"policy": "nonsense"}})
-    )
-    assert maskwise("pretrain", tmp_path / "mine.yaml", "--out", tmp_path / "out") == 2
-    assert "nonsense" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,28 @@
-"""The page: one file, no network, the user's texts escaped, and no crash over a missing piece."""
+"""What readers see: the page (one file, no network, the user's texts escaped, no crash over a
+missing piece), and the verdicts in the terminal.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from maskwise.cli import terminal as printing
 from maskwise.errors import MaskwiseError
 from maskwise.files import RULES
 from maskwise.report import compare_studies, drawing, summary_of, write_report
+from maskwise.report.charts import MOST_POINTS, MOST_SMALL, objectives_view
 from maskwise.report.drawing import arm_colours, dot_chart
 from maskwise.report.page import page_content, vega_code
-from maskwise.report.reading import read_folder
-from maskwise.report.tables import forest_groups
+from maskwise.report.reading import NO_STUDY, Folder, read_folder
+from maskwise.report.tables import forest_groups, task_table
 from maskwise.study.verdict import summarise
+from maskwise.study.verdict.words import advice_of
 from report_fixture import (
     evaluation_record,
     make_metrics,
@@ -160,116 +168,61 @@ def test_chips_tell_what_was_hidden(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["summary.json", "samples.json", "records.jsonl", "stages"])
-def test_missing_pieces_make_a_smaller_page(folder, lost):
+def test_missing_and_damaged_pieces_make_a_smaller_page(folder, lost):
     whole = len(page_of(folder))
     target = folder / lost
     target.rename(folder.parent / lost)
     assert len(page_of(folder)) < whole
-
-
-def test_a_study_that_has_only_begun(tmp_path):
-    study = make_study(runs=3)
-    write_json(tmp_path / "study.json", study)
-    content = content_of(tmp_path)
-    assert (
-        content["story"] is None and content["summary"]["headline"] == "" and not content["scores"]
-    )
-    assert "vegaEmbed(" not in page_of(tmp_path)
-
-
-def test_half_written_and_odd_lines_are_left_out(folder):
-    records, damaged = folder / "records.jsonl", folder / "summary.json"
-    lines = records.read_text().splitlines()
-    odd = [
-        '{"kind": "score", "arm": "token-15", "score": NaN}',
-        "[1]",
-        "",
-        '{"kind": "heldout", "arm": "token-15"}',
-    ]
-    records.write_text("\n".join([*lines, *odd, lines[0][: len(lines[0]) // 2]]))
-    damaged.write_text('{"headline": ')
-    metrics = next((folder / "stages").glob("*/metrics.jsonl"))
-    metrics.write_text(
-        metrics.read_text() + '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr'
-    )
-    assert content_of(folder)["story"] is None and "NaN" not in page_of(folder)
-    assert len(read_folder(folder).records) == len(lines)
-
-
-def test_a_stage_outside_of_the_study_is_not_read(folder):
-    write_run(folder.parent / "elsewhere", make_metrics("constant(0.9)"))
-    study = json.loads((folder / "study.json").read_text())
-    study["arms"]["token-15"]["runs"] = {"0": "../elsewhere"}
-    write_json(folder / "study.json", study)
-    assert not any(line["arm"] == "token-15" for line in read_folder(folder).curves)
-
-
-def test_a_single_run_has_a_smaller_page(tmp_path):
-    run = write_run(tmp_path / "my <run>", make_metrics("linear(0.3, 0.15)"))
-    target = write_report(run, tmp_path / "pages" / "run.html")
-    assert target == tmp_path / "pages" / "run.html"
-    page = target.read_text("utf-8")
-    assert "my &lt;run&gt;" in page and len(specs_of(page)) == 3
-    content = content_of(run)
-    assert ("Time", "26 s") in content["facts"] and not content["forests"] and not content["scores"]
-
-
-def test_a_page_says_how_fast_the_training_was(tmp_path):
-    metrics = make_metrics("constant(0.3)")
-    for number, line in enumerate(line for line in metrics if line["kind"] == "train"):
-        speed = {"tokens_per_second": 1000.0 * number, "mfu": 0.21, "memory_gib": 0.5 + number}
-        line |= {
-            "padding": 0.04,
-            "speed": speed if number > 2 else {},
-        }
-    facts = dict(content_of(write_run(tmp_path, metrics))["facts"])
-    last = max(
-        number for number, line in enumerate(line for line in metrics if line["kind"] == "train")
-    )
-    assert facts["Training"] == (
-        f"{500 * (3 + last):,.0f} tokens a second in each run, 21 % of the "
-        f"measured speed of matrix products (MFU), "
-        f"4 % padding, at most {0.5 + last:.1f} GiB of memory"
-    )
-
-
-@pytest.mark.parametrize("damaged", ["metrics.jsonl", "recipe.yaml", "done.json", "samples.json"])
-def test_a_damaged_file_of_a_run_makes_a_smaller_page(tmp_path, damaged):
-    run = write_run(tmp_path / "run", make_metrics("constant(0.3)"))
-    (run / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
-    assert len(page_of(run)) > 5000
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"[]",
-        b"\xff\xfe\x00",
-        b'{"arms": [',
-        b'{"arms": []}',
-        b'{"arms": {"a": 1}}',
-        b"[" * 100_000,
-    ],
-)
-def test_a_damaged_study_json_is_one_line(tmp_path, content):
-    (tmp_path / "study.json").write_bytes(content)
-    with pytest.raises(MaskwiseError, match=r"study\.json"):
-        write_report(tmp_path)
-    with pytest.raises(MaskwiseError, match=r"study\.json"):
-        summary_of(tmp_path)
-
-
-@pytest.mark.parametrize("damaged", ["records.jsonl", "summary.json", "samples.json"])
-def test_a_damaged_file_of_a_study_makes_a_smaller_page(folder, damaged):
-    (folder / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
-    assert len(page_of(folder)) > 5000
-    if damaged == "summary.json":
+    if lost == "stages":
+        return
+    target.write_bytes(b"\xff\xfe\x00{[\x80" * 50)
+    assert 5000 < len(page_of(folder)) < whole
+    if lost == "summary.json":
         with pytest.raises(MaskwiseError, match=r"summary\.json"):
             summary_of(folder)
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_half_written_lines_and_diverged_losses_are_left_out(folder):
+    records = folder / "records.jsonl"
+    lines = records.read_text().splitlines()
+    records.write_text("\n".join([*lines, "[1]", "", lines[0][: len(lines[0]) // 2]]))
+    metrics = next((folder / "stages").glob("*/metrics.jsonl"))
+    diverged = '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr'
+    metrics.write_text(metrics.read_text() + diverged)
+    assert len(read_folder(folder).records) == len(lines) and "NaN" not in page_of(folder)
+
+
+def test_stages_are_read_behind_links_and_not_outside_of_the_study(folder):
+    study = json.loads((folder / "study.json").read_text())
+    stage = folder / study["arms"]["token-15"]["runs"]["0"]
+    moved = folder.parent / "elsewhere"
+    stage.rename(moved)
+    stage.symlink_to(moved, target_is_directory=True)
+
+    def curves() -> set[tuple[str, int]]:
+        return {(line["arm"], line["seed"]) for line in read_folder(folder).curves}
+
+    assert ("token-15", 0) in curves()
+    study["arms"]["token-15"]["runs"]["0"] = "../elsewhere"
+    write_json(folder / "study.json", study)
+    assert ("token-15", 0) not in curves()
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "metrics.jsonl", "recipe.yaml", "done.json", "samples.json"]
+)
+def test_the_page_of_a_run(tmp_path, damaged):
+    run = write_run(tmp_path / "my <run>", make_metrics("linear(0.3, 0.15)"))
+    if damaged:
+        (run / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
+    target = write_report(run, tmp_path / "pages" / "run.html")
+    assert target == tmp_path / "pages" / "run.html"
+    page = target.read_text("utf-8")
+    assert "my &lt;run&gt;" in page and len(page) > 5000
+    assert damaged or ("Time", "26 s") in content_of(run)["facts"]
+
+
+def test_folders_without_a_readable_study_are_one_line(tmp_path):
     with pytest.raises(
         MaskwiseError,
         match=r"neither a study nor a pre-training run.*study\.json or metrics\.jsonl",
@@ -277,9 +230,11 @@ def test_other_folders_are_refused(tmp_path):
         write_report(tmp_path)
     with pytest.raises(MaskwiseError, match="no such folder"):
         write_report(tmp_path / "nowhere")
-    (tmp_path / "study.json").write_text("{")
-    with pytest.raises(MaskwiseError, match="cannot be read"):
-        write_report(tmp_path)
+    for content in (b"", b"[]", b"\xff\xfe\x00", b'{"arms": [', b"[" * 100_000):
+        (tmp_path / "study.json").write_bytes(content)
+        for read in (write_report, summary_of):
+            with pytest.raises(MaskwiseError, match=r"study\.json cannot be read"):
+                read(tmp_path)
     assert not list(tmp_path.glob("*.html*"))
 
 
@@ -446,17 +401,9 @@ def test_one_axis_of_compute_has_one_unit(rich):
     assert {row["x"] for row in dots_of(spec)} == {200, 400}
 
 
-def test_evaluations_and_choices_are_tables(rich):
+def test_evaluations_are_a_table(rich):
     page = page_of(rich)
     assert "hits@1" in page and page.count("0.250") >= 3 and "0.040" in page
-    (table,) = content_of(rich)["choices"]
-    assert [line["arm"] for line in table] == list(ARMS)
-    assert {(one["setting"], one["chosen"]) for line in table for one in line["candidates"]} == {
-        ("learning_rate 0.002", 0),
-        ("learning_rate 0.004", 6),
-        ("learning_rate 0.006", 0),
-    }
-    assert "<strong>0.600</strong><small> 6 of 6</small>" in page
 
 
 def test_what_was_learnt_is_drawn_per_arm(rich):
@@ -470,26 +417,23 @@ def test_what_was_learnt_is_drawn_per_arm(rich):
     ]
 
 
-def test_stages_behind_links_are_read(folder):
-    study = json.loads((folder / "study.json").read_text())
-    stage = folder / study["arms"]["token-15"]["runs"]["0"]
-    moved = folder.parent / "shared"
-    stage.rename(moved)
-    stage.symlink_to(moved, target_is_directory=True)
-    assert any(
-        (line["arm"], line["seed"]) == ("token-15", 0) for line in read_folder(folder).curves
-    )
-
-
-def test_the_summary_of_a_study(folder, tmp_path):
-    found = summary_of(folder)
-    assert found["rules"] == RULES
+def test_report_prints_the_summary_of_a_study(folder, tmp_path, capsys):
+    assert maskwise("report", folder, "--json", "--html", tmp_path / "page.html") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["rules"] == RULES and f"wrote {tmp_path / 'page.html'}" in err
     assert {row["verdict"] for row in primary_rows(found)} == {"open"}
+    flags = [flag for row in found["contrasts"] for flag in row["flags"]]
+    assert all(set(flag) == {"code", "effect", "sentence", "facts"} for flag in flags)
+    assert "token-30" in (tmp_path / "page.html").read_text()
+    assert not (folder / "report.html").exists()
     (folder / "summary.json").unlink()
     with pytest.raises(MaskwiseError, match="no summary yet"):
         summary_of(folder)
-    with pytest.raises(MaskwiseError, match="no verdicts"):
-        summary_of(write_run(tmp_path / "run", make_metrics("constant(0.3)")))
+    run = write_run(tmp_path / "run", make_metrics("constant(0.3)"))
+    assert maskwise("report", run, "--json") == 2
+    error = capsys.readouterr().err
+    assert "a single run has no verdicts" in error and error.count("\n") == 1
 
 
 def test_a_page_of_a_study_with_replicates_to_come_has_no_verdict(folder):
@@ -539,3 +483,208 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
     assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
     page = page_of(folder)
     assert "follow earlier rules" in page and "suggests" in page
+
+
+# Several objectives
+# ------------------------------------------------------------
+
+SAMPLERS = {"uniform": "#111111", "plus": "#222222", "turns": "#333333"}
+CSE = "<b>cse</b>"
+
+
+def line(arm: str, seed: int, step: int, **more: Any) -> dict[str, Any]:
+    turn = {"mlm": float(step % 20 == 0), CSE: float(step % 20 != 0)}
+    shares = {
+        "uniform": {"mlm": 0.5, CSE: 0.5},
+        "plus": {"mlm": 0.5 + step / 100, CSE: 0.5 - step / 100},
+        "turns": turn,
+    }
+    plain = {"kind": "train", "step": step, "arm": arm, "seed": seed, "seconds": 2.0 * step}
+    return {
+        **plain,
+        "probabilities": shares[arm],
+        "arm_steps": {"mlm": 6, CSE: 4},
+        "probe_step": step // 20 * 20,
+        "probe_losses": {"mlm": 5 - step / 20 + seed, CSE: 1.0},
+        **more,
+    }
+
+
+@pytest.fixture
+def view() -> dict[str, Any]:
+    lines = [
+        line(arm, seed, step) for arm in SAMPLERS for seed in (0, 1) for step in (10, 20, 30, 40)
+    ]
+    for one in lines:
+        if one["arm"] == "plus":
+            one |= {
+                "probe_seconds": one["step"] / 10,
+                "reliability": 0.1 * one["seed"] + one["step"] / 100,
+                "arm_steps": {"mlm": 9, CSE: 1},
+            }
+    records = [
+        {"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s, "probe_flops": 2}
+        for s in (0, 1)
+    ]
+    study = NO_STUDY | {
+        "arms": {
+            "plus": {"overrides": {"sampler": "mometas-plus(every=20)"}},
+            "turns": {"overrides": {"phases.2.sampler": "sequential"}, "sampler": "sequential"},
+        },
+        "recipe": {"sampler": "uniform"},
+    }
+    found = objectives_view(
+        Folder("study", "x", study=study, curves=lines, records=records), SAMPLERS
+    )
+    assert found
+    return found
+
+
+def test_shares_are_drawn_of_samplers_that_move_them(view: dict[str, Any]) -> None:
+    [chart] = view["shares"]
+    assert chart["name"] == "plus"
+    inner, rule, _ = chart["spec"]["layer"]
+    means = inner["layer"][1]
+    assert rule["data"]["values"][0]["at"] == 0.5 and means["encoding"]["y"]["aggregate"] == "mean"
+    rows = inner["data"]["values"]  # once for both layers
+    assert {(r["arm"], r["step"], r["value"]) for r in rows} >= {("mlm", 40, 0.9), (CSE, 10, 0.4)}
+
+
+def test_the_table_adds_up_what_objectives_were_given_and_what_it_cost(view: dict) -> None:
+    uniform, plus, turns = view["table"]
+    assert plus["shares"] == {"mlm": 0.9, CSE: 0.1} and plus["steps"] == 40
+    assert uniform["shares"] == {"mlm": 0.6, CSE: 0.4}
+    assert (plus["seconds"], plus["probing"]) == (80, 0.05) and uniform["probing"] is None
+    # at the ends of both runs
+    assert plus["reliability"] == pytest.approx(0.45) and uniform["reliability"] is None
+    assert plus["flops"] == 100.5
+    assert plus["sampler"] == "mometas-plus(every=20)" and uniform["sampler"] == "uniform"
+    assert turns["sampler"] == "sequential"  # of a phase, and not the recipe's
+
+
+def test_long_runs_are_thinned_in_charts_and_counted_whole() -> None:
+    lines = [line("plus", 0, step) for step in range(1, 3 * MOST_POINTS)]
+    found = objectives_view(Folder("run", "plus", curves=lines), {"plus": "#000"})
+    assert found and found["table"][0]["steps"] == 10 * len(lines)
+    assert len(json.dumps(found["shares"][0]["spec"])) < 80 * 2 * MOST_SMALL + 5000
+
+
+@pytest.mark.parametrize(("reliability", "said"), [(0.2, True), (0.6, False)])
+def test_the_page_of_a_study_over_objectives(
+    reliability: float, said: bool, tmp_path: Path
+) -> None:
+    study = make_study(runs=2, arms={"token-15": 0, "token-30": 0.01})
+    folder = write_study(tmp_path / "s", study, make_records(study, {}), summary=None, samples=None)
+    for facts in study["arms"].values():
+        for seed, stage in facts["runs"].items():
+            given = {"mlm": 9, CSE: 1}
+            more = {"arm_steps": given, "reliability": reliability}
+            lines = [line("plus", int(seed), step, **more) for step in (10, 20)]
+            write_lines(folder / stage / "metrics.jsonl", lines)
+    page = write_report(folder).read_text()
+    assert "&lt;b&gt;cse&lt;/b&gt;" in page and CSE not in page
+    assert ("sampler is noise (reliability 0.20; at least 0.5 is needed)" in page) == said
+
+
+def test_task_scores_are_means_with_their_spread_and_references(tmp_path: Path) -> None:
+    study = make_study(
+        runs=2, arms={"token-15": 0, "token-30": 0.01}, reference="the unchanged model"
+    )
+    records = [r for r in make_records(study, {}) if r["kind"] != "score"]
+    for arm, scores in {
+        "token-15": (0.5, 0.6),
+        "token-30": (0.7, 0.7),
+        "no-pretraining": (0.2, 0.2),
+    }.items():
+        records += [
+            {"kind": "score", "arm": arm, "seed": s, "task": "task-0", "score": x}
+            for s, x in enumerate(scores)
+        ]
+    table = task_table(
+        read_folder(write_study(tmp_path / "s", study, records, summary=None, samples=None))
+    )
+    assert table and table["tasks"] == {"task-0": "accuracy"}
+    rows = {row["arm"]: row["cells"]["task-0"] for row in table["rows"]}
+    assert rows["token-15"] == {"mean": "55.0", "sd": "7.1"}
+    assert rows["the unchanged model"] == {"mean": "20.0", "sd": "0.0"}
+    assert rows["commonest answer"] == {"mean": "5.0", "sd": ""}
+
+
+# The terminal
+# ------------------------------------------------------------
+
+
+@pytest.fixture
+def summary() -> dict:
+    """Six runs can decide one contrast, not two."""
+    effects = {"token-15": 0.0, "token-30": 0.1, "token-45": 0.0}
+    study = make_study(runs=6, arms=effects, search=None)
+    records = [line for line in make_records(study, effects) if line["kind"] != "selection"]
+    return summarise(records, study)
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    """What ``print_verdicts`` prints, by line."""
+    monkeypatch.setattr(printing, "out_console", Console(width=160))
+
+    def printed(summary: dict) -> list[str]:
+        printing.print_verdicts(summary)
+        return capsys.readouterr().out.splitlines()
+
+    return printed
+
+
+def test_the_terminal_names_an_arm_once_beside_a_flag(summary, terminal):
+    row, other = primary_rows(summary)
+    common = {"effect": "caps", "code": "x", "sentence": "the text is short", "facts": {}}
+    own = {"effect": "caps", "code": "x", "sentence": f"{row['arm']} read less", "facts": {}}
+    rows = [
+        row | {"flags": [common, own]},
+        row | {"baseline": "else", "flags": [common]},
+        other | {"flags": []},
+    ]
+    lines = terminal(summary | {"contrasts": rows})
+    assert f"  · {row['arm']}: the text is short" in lines
+    assert f"  · {row['arm']} read less" in lines
+
+
+def test_the_terminal_says_verdicts_flags_and_what_to_do(summary, terminal):
+    lines = terminal(summary)
+    flags = [flag for row in primary_rows(summary) for flag in row["flags"]]
+    (common,) = {flag["sentence"] for flag in flags if flag["code"] == "untuned"}
+    assert sum(common in line for line in lines) == 1  # common to both, so said once
+    assert all(f"  → {sentence}" in lines for sentence in summary["advice"])
+    assert lines[0].split()[-1] == "verdict" and len(lines) <= 12 and "points" in lines[1]
+    assert all(line.rstrip().endswith("open, at these settings") for line in lines[1:3])
+    row = primary_rows(summary)[0] | {"verdict": "decided", "better": "arm", "gate": True}
+    gate = terminal(summary | {"contrasts": [row], "advice": []})[1]
+    assert gate.rstrip().endswith("better (decided), at these settings, gate")
+
+
+def test_a_study_with_replicates_to_come_prints_one_sentence(folder, terminal):
+    study = json.loads((folder / "study.json").read_text()) | {"pending": [2]}
+    summary = summarise(read_folder(folder).records, study)
+    assert [line for line in terminal(summary) if line] == [summary["headline"]]
+
+
+def test_an_evaluation_is_not_called_held_out_loss(summary, terminal):
+    row = primary_rows(summary)[0] | {"unit": "score", "metric": "accuracy", "mean": 0.023}
+    row |= {"outcome": "evaluation:pairs:accuracy"}
+    lines = terminal(summary | {"contrasts": [row]})
+    assert "pairs (accuracy)" in lines[1] and "+2.3 points" in lines[1]
+
+
+def test_a_table_in_a_pipe_is_not_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    cell = "x" * 300
+    printing.print_table(("a long head", "another"), [(cell, cell)])
+    out = capfd.readouterr().out
+    assert "…" not in out and f"{cell}  {cell}" in out
+
+
+def test_arms_with_one_name_are_named_once(summary) -> None:
+    row = primary_rows(summary)[0]
+    hopeless = {**row, "detectable": {"runs": 6, "difference": 1.0}, "runs_to_decide": None}
+    both = [{**hopeless, "arm": arm} for arm in ("a", "b")]
+    names = {"a": "masking 45 %", "b": "masking 45 %", row["baseline"]: "the baseline"}
+    assert advice_of(both, names)["no-more-seeds"].count("masking 45 %") == 1
