@@ -458,7 +458,7 @@ def test_bad_records_are_told_in_one_line():
     without = [r for r in good if (r["arm"], r.get("seed")) != ("token-30", 2)]
     cases = {
         "lacks seeds": without,
-        "no runs; got token-30": [r for r in good if r["arm"] != "token-30"],
+        "lacks seeds that its partner has": [r for r in good if r["arm"] != "token-30"],
         "not a finite number": [first | {"score": math.nan}, *good[1:]],
         "measured twice": [*good, first],
         "unknown arm in records 'x'": [first | {"arm": "x"}, *good],

@@ -367,4 +367,3 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
         "reliability": mean(totals.reliability.dropna()),
         "flops": mean([cost["flops"] for cost in costs if "flops" in cost]),
     }
-

@@ -14,7 +14,6 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
-
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural

@@ -10,6 +10,7 @@ Reading order: ``study.outcomes`` (the numbers), ``contrasts`` (differences, tes
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import cast
@@ -84,7 +85,11 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     [('tasks', 'open'), ('t', None)]
     """
     lines = list(records)
-    table = Outcomes([line for line in lines if line.get("role") != "gate"], study)
+    by_length: dict[float, list[Record]] = defaultdict(list)
+    for line in lines:
+        if line.get("role") != "gate":
+            by_length[line.get("fraction", 1.0)].append(line)
+    table = Outcomes(by_length.pop(1.0, []), study)
     pending = study.get("pending")
     # A verdict before the planned runs are complete would be an unplanned look.
     pairs = [] if pending else primary_pairs(study)
@@ -95,6 +100,10 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     top = headline_row(asked, study["baseline"])
     # A gate that did not pass has advice as well.
     advice = advice_of(primary if table.gate else asked, table.names, study.get("looks") or ())
+    points = []
+    for length in sorted(by_length):
+        points += _points(Outcomes(by_length[length], study), length)
+    points += _points(table, 1.0)
     tasks: dict[str, TaskUse] = {}
     for task, helped in table.helped.items():
         tasks[task] = {"helped": helped, "counted": task in table.counted}
@@ -111,7 +120,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "advice": list(advice.values()),
         "overlap": table.lines["overlap"],
         "tasks": tasks,
-        "efficiency": {"points": _points(table)},
+        "efficiency": {"points": points},
     }
     if pending:
         planned = len(study["seeds"])
@@ -340,11 +349,15 @@ def transfer_cells(
 # Quality against compute
 
 
-def _points(table: Outcomes) -> list[Point]:
-    """Return the unscaled scores, their mean, the losses and the compute of every run."""
+def _points(table: Outcomes, fraction: float) -> list[Point]:
+    """Return the unscaled scores, their mean, the losses and the compute of every run.
+
+    Args:
+        fraction: the length of the runs, as a share of the steps.
+    """
     outcomes = [*table.tasks, *table.heldout, *table.evaluations]
     points = []
-    for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
+    for line in table.lines["cost"]:
         place = table.place(line)
         values = {}
         for name in outcomes:
@@ -356,10 +369,11 @@ def _points(table: Outcomes) -> list[Point]:
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
         spent = {}
-        for key, amount in line.items():
-            if key in QUANTITIES and amount:
+        for key in QUANTITIES:
+            amount = line.get(key)
+            if amount:
                 spent[key] = amount
         if values and spent:
-            run = {"arm": line["arm"], "seed": line["seed"], "fraction": line.get("fraction", 1.0)}
+            run = {"arm": line["arm"], "seed": line["seed"], "fraction": fraction}
             points.append(cast(Point, {**run, **spent, "values": values}))
     return points
