@@ -512,7 +512,7 @@ def view() -> dict[str, Any]:
 def test_shares_are_drawn_of_samplers_that_move_them(view: dict[str, Any]) -> None:
     [chart] = view["shares"]
     assert chart["name"] == "plus"
-    inner, rule, _ = chart["spec"]["layer"]
+    inner, rule = chart["spec"]["layer"]
     means = inner["layer"][1]
     assert rule["data"]["values"][0]["at"] == 0.5 and means["encoding"]["y"]["aggregate"] == "mean"
     rows = inner["data"]["values"]  # once for both layers

@@ -195,12 +195,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
     for (masks, ratio), lines in evaluated.items():
         unigrams = [line["unigram"] for line in lines if line.get("unigram") is not None]
         spec = line_chart(
-            _curve(lines, "loss"),
-            colours,
-            title="held-out loss, nats",
-            dots=True,
-            rule=mean(unigrams),
-            label="word frequencies",
+            _curve(lines, "loss"), colours, title="held-out loss, nats", rule=mean(unigrams)
         )
         views.append({"masks": masks, "ratio": ratio, "spec": spec})
     return {**charts, "eval": views}
@@ -240,10 +235,8 @@ def weight_charts(folder: Folder) -> list[View]:
         order = final.sort_values(ascending=False, kind="stable").index
         groups = dict.fromkeys([*order, *frame.arm])
         colours = dict(zip(groups, cycle(palette)))
-        spec = line_chart(
-            points, colours, title="weight", zero=True, means=True, legend=True, height=300
-        )
-        views.append({"name": name, "spec": spec})
+        spec = line_chart(points, colours, title="weight", zero=True, means=True)
+        views.append({"name": name, "colours": colours, "spec": spec})
     return views
 
 
@@ -282,8 +275,6 @@ def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
 
 MOST_SMALL = 60
 """The largest number of points on a line in a small chart."""
-SMALL = 150
-"""The height of a small chart."""
 RELIABLE = 0.5
 """Below this reliability, most of the variance of a sampler's reward is noise."""
 
@@ -311,7 +302,6 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
                 zero=True,
                 means=True,
                 rule=1 / len(names),
-                height=SMALL,
             )
             shares.append({"name": arm, "spec": spec})
     recipe = folder.study["recipe"]

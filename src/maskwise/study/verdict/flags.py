@@ -246,8 +246,7 @@ def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
     # A trained arm without a grid counts as different; an untrained model has nothing to tune.
     grids = dict.fromkeys(_trained(row, table), "")
     for line in _choices(row, table):
-        settings = [str(point["setting"]) for point in line["candidates"]]
-        grids[line["arm"]] = str(sorted(settings))
+        grids[line["arm"]] = str(sorted(str(point["setting"]) for point in line["candidates"]))
     return {} if len(set(grids.values())) > 1 else None
 
 
