@@ -73,17 +73,11 @@ def make_study(
 def _arm(name: str, runs: int) -> dict[str, Any]:
     policy, _, percent = name.rpartition("-")
     ratio = f"constant({int(percent) / 100:g})" if percent.isdigit() else "linear(0.3, 0.15)"
-    return {
-        "policy": policy if policy in ("token", "whole-word") else "token",
-        "units": "whole-word" if policy == "whole-word" else "token",
-        "judged_on": [policy if policy in ("token", "whole-word") else "token"],
-        "ratio": ratio,
-        "overrides": {"masking": {"ratio": ratio}},
-        "runs": {
-            str(seed): f"stages/pretrain-{abs(hash((name, seed))) % 16**8:08x}"
-            for seed in range(runs)
-        },
-    }
+    if policy != "whole-word":
+        policy = "token"
+    runs_of = {str(seed): f"stages/pretrain-{name.encode().hex()}-{seed}" for seed in range(runs)}
+    facts = {"policy": policy, "units": policy, "judged_on": [policy], "ratio": ratio}
+    return {**facts, "overrides": {"masking": {"ratio": ratio}}, "runs": runs_of}
 
 
 def study_of(
@@ -287,40 +281,17 @@ def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int =
     """metrics.jsonl of one run: a loss that falls from 7.6 towards `loss`, and the ratio in
     force.
     """
-    rng = np.random.default_rng(seed)
     numbers = [float(x) for x in ratio[ratio.index("(") + 1 : -1].split(",")]
     lines = []
     for step in range(20, steps + 1, 20):
         share = numbers[0] + (numbers[-1] - numbers[0]) * step / steps
-        now = loss + (7.6 - loss) * math.exp(-4 * step / steps) + rng.normal(0, 0.05)
-        lines.append(
-            {
-                "kind": "train",
-                "step": step,
-                "loss": now,
-                "ratio": share + rng.normal(0, 0.002),
-                "scheduled_ratio": share,
-            }
-            | {
-                "targets": 2210,
-                "tokens": step * 2048,
-                "lr": 0.006,
-                "grad_norm": 0.8,
-                "seconds": step / 15,
-            }
-        )
+        now = loss + (7.6 - loss) * math.exp(-4 * step / steps) + 0.01 * (seed % 5)
+        line = {"kind": "train", "step": step, "loss": now, "ratio": share, "targets": 2210}
+        times = {"tokens": step * 2048, "seconds": step / 15}
+        lines.append(line | times | {"scheduled_ratio": share})
         if step % 100 == 0:
-            lines.append(
-                {
-                    "kind": "eval",
-                    "step": step,
-                    "masks": "token",
-                    "ratio": 0.15,
-                    "loss": now + 0.05,
-                    "unigram": 6.28,
-                }
-                | {"targets": 1800}
-            )
+            held_out = {"masks": "token", "ratio": 0.15, "loss": now + 0.05, "unigram": 6.28}
+            lines.append({"kind": "eval", "step": step, **held_out})
     return lines
 
 

@@ -239,55 +239,40 @@ def test_one_corpus_is_one_stage_however_it_is_spelled(recipe, monkeypatch):
     assert read_recipe(recipe, ["corpus.source=hf:a//b"]).corpus.source == "hf:a//b"
 
 
-def test_other_arms_take_baseline_and_contrasts_with_them():
-    arms = "study.arms={a: {masking.ratio: 0.2}, b: {}}"
-    found = read_recipe("ratios", [arms]).study
-    assert (found.baseline, found.pairs, found.seeds) == (None, [("b", "a")], 10) and found.search
-    kept = read_recipe("ratios", ["study.arms={a: {}, constant-30: {}}"]).study
-    assert kept.pairs == [("a", "constant-30")]
-    assert read_recipe("ratios", [arms, "study.baseline=b"]).study.pairs == [("a", "b")]
-    assert read_recipe("ratios", ["study.contrasts=[[b, a]]", arms]).study.pairs == [("b", "a")]
-    with pytest.raises(
-        MaskwiseError, match=r"unknown arm in study\.baseline '15 %'; allowed: a, b"
-    ):
-        read_recipe("quick-start", [arms, "study.baseline=15 %"])
+TWO = "study.arms={a: {masking.ratio: 0.2}, b: {}}"
+OWN = "study.arms={own: {}, salient: {masking.policy: salient}}"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "pairs"),
+    [
+        ("ratios", [TWO], [("b", "a")]),
+        ("ratios", ["study.arms={a: {}, constant-30: {}}"], [("a", "constant-30")]),
+        ("ratios", [TWO, "study.baseline=b"], [("a", "b")]),
+        ("ratios", ["study.contrasts=[[b, a]]", TWO], [("b", "a")]),
+        ("intermediate", [OWN], [("own", REFERENCE), ("salient", "own")]),
+        ("continual", ["study.arms=words-30, token-15"], [("words-30", "token-15")]),
+        ("continual", ["study.arms=[token-15, words-30]"], [("words-30", "token-15")]),
+        ("ptw", ["study.arms.words=null"], [("ptw-faithful", "ptw")]),
+    ],
+)
+def test_other_arms_take_baseline_and_contrasts_with_them(name, overrides, pairs):
+    study = read_recipe(name, overrides).study
+    assert study.pairs == pairs
     # A held-out loss may not suit other arms.
     assert read_recipe("quick-start").study.outcome == "heldout:token@0.15"
-    assert read_recipe("quick-start", [arms]).study.outcome is None
-    assert read_recipe("ratios").study.outcome is None
+    assert read_recipe("quick-start", [TWO]).study.outcome is None
 
 
 def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
     fewer = "study.arms={random: {}, salient: {}, oracle: {}, supervised: {}}"
     study = read_recipe(find_recipe("learn-meta-full"), [fewer]).study
-    assert study.pairs == [
-        ("oracle", "random"),
-        ("supervised", "salient"),
-        ("supervised", "random"),
-    ]
+    others = [("supervised", "salient"), ("supervised", "random")]
+    assert study.pairs == [("oracle", "random"), *others]
     assert study.gate is not None and study.gate.contrast == ("oracle", "random")
     three = "study.arms={random: {}, salient: {}, oracle: {}}"
     study = read_recipe(find_recipe("learn-meta-full"), [three]).study
     assert study.primary == [("salient", "random"), ("oracle", "random")]
-    study = read_recipe(
-        "intermediate", ["study.arms={own: {}, salient: {masking.policy: salient}}"]
-    ).study
-    assert study.pairs == [("own", REFERENCE), ("salient", "own")]
-
-
-@pytest.mark.parametrize(
-    ("name", "override", "arms", "baseline", "pairs"),
-    [
-        ("continual", "study.arms.words-30=none", ["token-15", "token-30"], "token-30", 2),
-        ("continual", "study.arms=words-30, token-15", ["token-15", "words-30"], "token-15", 1),
-        ("continual", "study.arms=[token-15, words-30]", ["token-15", "words-30"], "token-15", 1),
-        ("ptw", "study.arms.words=null", ["ptw", "ptw-faithful"], "ptw", 1),
-    ],
-)
-def test_an_arm_is_left_out_by_an_override(name, override, arms, baseline, pairs) -> None:
-    recipe = read_recipe(name, [override])
-    assert ([*recipe.study.arms], recipe.baseline) == (arms, baseline)
-    assert len(recipe.study.pairs) == pairs
 
 
 def test_every_shipped_comparison_has_enough_runs_for_a_verdict() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -441,14 +440,11 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
         {"code": "no-dev-selection", "effect": "caps", "sentence": "no settings were searched"},
     ]
     row = contrast_row("tasks", "SDs", 1.0, primary=True, verdict="suggests", reasons=reasons)
-    row |= {"natural": {"mean": 0.02, "low": 0.01, "high": 0.03}, "brief": "b", "n": 3}
-    row |= {"arm": "token-30", "compute": {"by": "steps", "matched": True, "ratios": {}}}
+    row |= {"brief": "b", "compute": {"by": "steps", "matched": True, "ratios": {}}}
     del row["flags"]
-    efficiency = {"points": [], "time_to_quality": [{}]}
-    old = {"headline": "Perhaps.", "contrasts": [row], "efficiency": efficiency}
-    write_json(folder / "summary.json", old | {"verdict": "suggests", "advice": [], "arms": {}})
+    old = {"headline": "Perhaps.", "contrasts": [row], "verdict": "suggests"}
+    write_json(folder / "summary.json", old)
     (line,) = content_of(folder)["forests"][0]["rows"]
-    assert (line["row"]["verdict"], line["figure"]) == ("suggests", "+2.0")
     assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
     page = page_of(folder)
     assert "follow earlier rules" in page and "suggests" in page
@@ -536,23 +532,6 @@ def test_long_runs_are_thinned_in_charts_and_counted_whole() -> None:
     found = objectives_view(Folder("run", "plus", curves=lines), {"plus": "#000"})
     assert found and found["table"][0]["steps"] == 10 * len(lines)
     assert len(json.dumps(found["shares"][0]["spec"])) < 80 * 2 * MOST_SMALL + 5000
-
-
-@pytest.mark.parametrize(("reliability", "said"), [(0.2, True), (0.6, False)])
-def test_the_page_of_a_study_over_objectives(
-    reliability: float, said: bool, tmp_path: Path
-) -> None:
-    study = make_study(runs=2, arms={"token-15": 0, "token-30": 0.01})
-    folder = write_study(tmp_path / "s", study, make_records(study, {}), summary=None, samples=None)
-    for facts in study["arms"].values():
-        for seed, stage in facts["runs"].items():
-            given = {"mlm": 9, CSE: 1}
-            more = {"arm_steps": given, "reliability": reliability}
-            lines = [line("plus", int(seed), step, **more) for step in (10, 20)]
-            write_lines(folder / stage / "metrics.jsonl", lines)
-    page = write_report(folder).read_text()
-    assert "&lt;b&gt;cse&lt;/b&gt;" in page and CSE not in page
-    assert ("sampler is noise (reliability 0.20; at least 0.5 is needed)" in page) == said
 
 
 # The terminal
