@@ -12,7 +12,7 @@ import pytest
 
 from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
 from maskwise.study import records as study_records
 from maskwise.study.statistics import (
@@ -20,7 +20,6 @@ from maskwise.study.statistics import (
     look_weights,
     prospect_lines,
     prospects_of,
-    runs_to_decide,
     sign_flip_test,
 )
 from maskwise.study.verdict import primary_pairs, summarise
@@ -200,7 +199,6 @@ def test_before_every_planned_replicate_is_there_nothing_is_tested():
         ({"seeds": 10, "looks": [10]}, "study.looks; got"),
         ({"seeds": 10, "looks": [20, 10]}, "study.looks: .*numbers of runs"),
         ({"margin": 0}, "study.margin; got 0; allowed: > 0"),
-        ({"noise": 0.0}, "study.noise; got 0.0; allowed: > 0"),
         ({"helps": 2}, "study.helps; got 2; allowed: ≤ 1"),
     ],
 )
@@ -427,25 +425,9 @@ def test_a_study_that_can_never_decide_is_told_so_at_once():
 def test_the_power_of_a_plan_is_said_beforehand(runs, power):
     (one,) = prospects_of(recipe_of(seeds=runs, contrasts=[["b", "a"]]))
     assert tuple(one["power"].values()) == pytest.approx(power, abs=0.021)
+    assert one["detectable"] == pytest.approx(detectable_difference(1.0, runs))
     (line,) = prospect_lines([one])
-    assert (
-        f"{runs} runs detect" in line and "study.noise" in line and str(one["power"]["1"]) in line
-    )
-
-
-def test_with_noise_the_smallest_effect_and_the_runs_are_named():
-    one, _ = prospects_of(recipe_of(seeds=10, noise=0.02, margin=0.01))
-    assert one["unit"] == "points" and one["detectable"] == pytest.approx(
-        detectable_difference(2.0, 10, alpha=0.025)
-    )
-    assert one["margin_runs"] == runs_to_decide(0.02, 0.01, alpha=0.025) > 30
-    assert len(prospect_lines([one])) == 2
-
-
-def test_the_noise_of_an_outcome_is_not_that_of_a_contrast_judged_by_tasks():
-    gate, other = prospects_of(read_recipe("quick-start", ["study.noise=0.02"]))
-    assert other["noise"] == 0.02 and other["unit"] == "nats"
-    assert gate["noise"] is None and "no-pretraining" in (gate["arm"], gate["baseline"])
+    assert f"{runs} runs detect" in line and str(one["power"]["1"]) in line
 
 
 def test_planned_looks_are_in_the_prospects():

@@ -174,9 +174,6 @@ class StudySettings(Settings):
     margin: Fraction | None = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a contrast lies within ± margin, there is no difference that matters."""
-    noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """The standard deviation of paired differences, in the unit of ``margin``. It is used to
-    predict what the study can detect."""
     helps: float = Field(0.75, ge=0, le=1)
     """A task counts in the primary outcome if pre-training helps on it in at least this share of
     the runs, that is, if the mean score of all arms on dev rows is above that of the untouched

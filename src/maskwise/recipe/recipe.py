@@ -142,11 +142,6 @@ class Recipe(Settings):
     def _consistent(self) -> Recipe:
         if self.objectives:
             sampler(self.sampler, list(self.objectives))
-            if self.study.match != "steps":
-                raise MaskwiseError(
-                    "runs on several objectives can only be matched by steps",
-                    got=f"study.match {self.study.match}",
-                )
         elif self.sampler != "uniform":
             raise MaskwiseError(
                 "a sampler needs objectives, from which it chooses", got=f"sampler {self.sampler}"

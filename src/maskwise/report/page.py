@@ -238,10 +238,6 @@ def _missing(folder: Folder) -> list[str]:
     if not folder.summary["headline"]:
         why = "the study is still running, or was interrupted; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
-    if not folder.curves:
-        lines.append("No run has a learning curve (stages/…/metrics.jsonl).")
-    if not folder.samples:
-        lines.append("There are no masked sentences (samples.json).")
     # Another version may interpret the same files differently.
     made = folder.study["maskwise"]
     if made and made != __version__:

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Estimate
 
@@ -347,13 +346,9 @@ class Prospect(TypedDict):
     """The fewest runs of each arm that can decide anything."""
     power: dict[str, float]
     """The probability of deciding a true difference of 1 and of 1.5 SDs of paired differences."""
-    noise: float | None
-    """The SD of the paired differences (``study.noise``); None if unknown."""
-    unit: str
     detectable: float
-    """The smallest difference that ``max(runs, fewest_runs)`` runs decide with probability .8."""
-    margin_runs: int | None
-    """The runs that decide a difference of ``study.margin`` with probability .8, if known."""
+    """The smallest difference that ``max(runs, fewest_runs)`` runs decide with probability .8, in
+    SDs of paired differences."""
 
 
 def prospects_of(recipe: Recipe) -> list[Prospect]:
@@ -370,27 +365,12 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     runs = len(study.seed_list)
     spent = ALPHA * look_weight(study.looks, runs)
     tested = len(study.pairs) - bool(study.gate)
-    # Scores are printed in points of 100.
-    points = bool(recipe.tasks) and not study.outcome
-    scale = 100 if points else 1
-    # An untrained model has no held-out loss, so contrasts with it are judged by the tasks.
-    on_tasks = bool(study.outcome and recipe.tasks and recipe.model.pretrained is None)
     prospects: list[Prospect] = []
     for number, (arm, baseline) in enumerate(study.pairs):
         # The gate comes first and is tested at the full level; the other contrasts share a level.
         alpha = spent
         if number or not study.gate:
             alpha /= tested
-        noise = None
-        # If the noise is unknown, everything is given in units of the noise.
-        sd = 1.0
-        unit = "spreads"
-        margin_runs = None
-        if study.noise and not (on_tasks and REFERENCE in (arm, baseline)):
-            noise = sd = scale * study.noise
-            unit = "points" if points else NATS
-            if study.margin:
-                margin_runs = runs_to_decide(sd, scale * study.margin, alpha=alpha)
         fewest = fewest_runs(alpha)
         prospects.append(
             {
@@ -400,10 +380,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
                 "decidable": runs >= fewest,
                 "fewest_runs": fewest,
                 "power": powers(runs, alpha=alpha),
-                "noise": noise,
-                "unit": unit,
-                "detectable": detectable_difference(sd, max(runs, fewest), alpha=alpha),
-                "margin_runs": margin_runs,
+                "detectable": detectable_difference(1.0, max(runs, fewest), alpha=alpha),
             }
         )
     return prospects
@@ -428,7 +405,6 @@ def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
 def _lines(prospect: Prospect) -> list[str]:
     runs = prospect["runs"]
     fewest = prospect["fewest_runs"]
-    margin_runs = prospect["margin_runs"]
     lines = []
     power = ""
     if prospect["decidable"]:
@@ -437,11 +413,5 @@ def _lines(prospect: Prospect) -> list[str]:
     else:
         are = "1 run is" if runs == 1 else f"{runs} runs are"
         lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
-    seen = f"{prospect['detectable']:.1f} SD or more{power}; set study.noise to see this in points"
-    if prospect["noise"] is not None:
-        noise = f"(noise {prospect['noise']:.2g}, study.noise)"
-        seen = f"{prospect['detectable']:.2g} {prospect['unit']} or more {noise}"
-    lines.append(f"{max(runs, fewest)} runs detect differences of {seen}")
-    if margin_runs is not None and margin_runs != runs:
-        lines.append(f"{margin_runs:,} runs detect a difference of study.margin")
-    return lines
+    detected = f"differences of {prospect['detectable']:.1f} SD or more{power}"
+    return [*lines, f"{max(runs, fewest)} runs detect {detected}"]
