@@ -156,14 +156,6 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
         assert set(read_recipe(Path("part.yaml")).model_dump()) >= set(written) - {"extends"}
 
 
-def test_the_recipe_of_the_readme_says_what_it_seems_to_say() -> None:
-    (recipe,) = [block.text for block in of("yaml") if block.page.name == "README.md"]
-    read = validate(yaml.safe_load(recipe), origin="README")
-    assert set(read.study.arms) == {"default", "more", "decay", "words", "spans"}
-    policies = [read.arm(arm, seed=0).masking.policy for arm in ("words", "spans")]
-    assert policies == ["whole-word", "span(p=0.2)"]
-
-
 @pytest.mark.parametrize(
     ("record", "arm", "baseline", "sentence"),
     [
@@ -325,12 +317,6 @@ LINKS = re.compile(r"\]\([^)]*\)")
 def test_pages_for_users_are_no_diary(page: Path) -> None:
     text = LINKS.sub("]", page.read_text(encoding="utf-8"))
     assert DIARY.findall(text) == []
-
-
-def test_the_list_of_decisions_is_whole() -> None:
-    listed = (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
-    pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("0*.md"))
-    assert pages and [page for page in pages if f"({page})" not in listed] == []
 
 
 def test_the_tour_names_every_room() -> None:
