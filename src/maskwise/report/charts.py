@@ -38,12 +38,8 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         facts = folder.task(task)
         metric = facts.get("metric", "score")
         lower = folder.lower_is_better(task)
-        # Correlations are multiplied by 100, and shares have an axis in per cent.
-        is_correlation = metric in CORRELATIONS
-        are_shares = runs.value.between(0, 1).all()
-        percent = bool(are_shares) and not lower and not is_correlation
-        if is_correlation:
-            runs = runs.assign(value=100 * runs.value)
+        are_shares = metric not in CORRELATIONS and runs.value.between(0, 1).all()
+        percent = bool(are_shares) and not lower
         points = _points(runs, colours)
         if not points:
             continue
@@ -114,22 +110,20 @@ def coverage_table(folder: Folder) -> list[View]:
     The gain is the gain over the reference, which was not trained on the corpus. There are rows
     only for tasks whose answers may occur in texts.
     """
-    rows = []
     texts_of = defaultdict(list)
-    lines_of_arms = []
     for line in folder.of_kind("coverage"):
-        if "arm" in line:
-            lines_of_arms.append(line)
-        elif "standing" in line:
+        if "standing" in line:
             texts_of[line["task"]].append(line)
     scores = {}
     for (task, _), runs in folder.numbers("score").items():
-        sign = 1
-        if folder.lower_is_better(task):
-            sign = -1
+        sign = -1 if folder.lower_is_better(task) else 1
         for arm, score in runs.groupby("arm").value.mean().items():
             scores[task, arm] = sign * score
-    for line in lines_of_arms:
+    rows = []
+    for line in folder.of_kind("coverage"):
+        # The other lines are about a text, not about the masks of an arm.
+        if "arm" not in line:
+            continue
         task = line["task"]
         texts = texts_of[task]
         # Fact worlds have a corpus for each run; other studies have one corpus for all runs.
@@ -228,12 +222,7 @@ def weight_charts(folder: Folder) -> list[View]:
     views = []
     palette = [*GROUPS, *MUTED]
     for name, points in charts.items():
-        frame = DataFrame(points)
-        # The legend lists groups by final weight, in the order in which the lines end.
-        last = frame[frame.step == frame.step.max()]
-        final = last.groupby("arm").value.mean()
-        order = final.sort_values(ascending=False, kind="stable").index
-        groups = dict.fromkeys([*order, *frame.arm])
+        groups = dict.fromkeys(point["arm"] for point in points)
         colours = dict(zip(groups, cycle(palette)))
         spec = line_chart(points, colours, title="weight", zero=True, means=True)
         views.append({"name": name, "colours": colours, "spec": spec})
