@@ -22,7 +22,7 @@ from maskwise.study.stages import prepare_stage
 from maskwise.study.statistics import can_decide
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
-from tiny import SMALLER, find_recipe, maskwise, write_inputs
+from tiny import SMALLER, find_recipe, write_inputs
 
 BENCH_RECIPES = sorted(path.stem for path in find_recipe("transfer").parent.glob("*.yaml"))
 # These read files that their first lines say how to make, as test_scripts and test_trex do.
@@ -397,29 +397,6 @@ def test_an_arm_that_changes_nothing_may_be_left_empty(recipe):
     plain["study"]["arms"]["token-15"] = None
     recipe.write_text(yaml.safe_dump(plain))
     assert read_recipe(recipe).study.arms["token-15"] == {}
-
-
-def test_no_such_recipe():
-    with pytest.raises(MaskwiseError, match="unknown recipe 'quickstart'"):
-        read_recipe("quickstart")
-    with pytest.raises(MaskwiseError, match="no such recipe file"):
-        read_recipe("nowhere/x.yaml")
-
-
-@pytest.mark.parametrize(
-    "override, said",
-    [
-        ("finetune.max_length=64", "≤ 32"),
-        ("model.architecture=brt", "did you mean 'bert'"),
-        ("model.settings.hiden_size=8", "did you mean 'hidden_size'"),
-        ("masking.policy=salient", "needs the layer 'salient'"),
-        ("study.arms.x.masking.policy=phrase", "needs the layer 'phrase'"),
-        ("study.arms.x.corpus.source=nowhere.txt", "does not exist"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_any_work(recipe, tmp_path, override, said, capfd):
-    assert maskwise("study", recipe, override, "--out", tmp_path / "out") == 2
-    assert said in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
