@@ -189,7 +189,6 @@ def test_before_every_planned_replicate_is_there_nothing_is_tested():
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ({}, "sampler-control has the name of a positive control, but no gate"),
         ({"gate": ["oracel", "b"]}, "unknown arm in study.gate 'oracel'"),
         ({"gate": ["a", "a"]}, "study.gate must name two different arms"),
         (
@@ -203,7 +202,7 @@ def test_before_every_planned_replicate_is_there_nothing_is_tested():
     ],
 )
 def test_bad_rules_are_refused_in_one_line(study, message):
-    settings = {"name": "sampler-control", "study": {"arms": {"a": {}, "b": {}}, **study}}
+    settings = {"study": {"arms": {"a": {}, "b": {}}, **study}}
     with pytest.raises(MaskwiseError, match=message) as error:
         validate(settings, origin="")
     assert "\n" not in str(error.value)

@@ -238,14 +238,14 @@ class Outcomes:
             signed = [self.values[task] * self.measures[task].sign for task in tasks]
             metrics = {self.measures[task].metric for task in tasks}
             metric = metrics.pop() if len(metrics) == 1 else None
-            self.values[f"plain:{name}"] = np.mean(signed, axis=0)
+            plain = f"plain:{name}"
+            self.values[name] = self.values[plain] = np.mean(signed, axis=0)
+            self.measures[name] = self.measures[plain] = Measure(_unit(metric), metric)
             # A mean over nats and points has no unit, so only its standardised form is reported.
-            if len({self.measures[task].unit for task in tasks}) == 1:
-                self.measures[f"plain:{name}"] = Measure(_unit(metric), metric)
-            if np.isnan([*sds.values()]).any():
-                self.values[name] = self.values[f"plain:{name}"]
-                self.measures[name] = Measure(_unit(metric), metric)
-            else:
+            if len({self.measures[task].unit for task in tasks}) > 1:
+                del self.measures[plain]
+            # With one run per arm there is no SD.
+            if not np.isnan([*sds.values()]).any():
                 scaled = [runs / sds[task] for task, runs in zip(tasks, signed)]
                 self.values[name] = np.mean(scaled, axis=0)
                 self.measures[name] = Measure("SDs", metric)
