@@ -313,11 +313,13 @@ def compare_studies(first: Path, second: Path) -> View:
     old, new = map(_means, folders)
     outcomes = []
     for outcome, arm in dict.fromkeys([*old, *new]):
-        cells = [old.get((outcome, arm)), new.get((outcome, arm))]
+        one = old.get((outcome, arm))
+        other = new.get((outcome, arm))
         change = None
-        if all(cells):
-            change = cells[1]["mean"] - cells[0]["mean"]
-        outcomes.append({"outcome": outcome, "arm": arm, "studies": cells, "change": change})
+        if one and other:
+            change = other["mean"] - one["mean"]
+        studies = [one, other]
+        outcomes.append({"outcome": outcome, "arm": arm, "studies": studies, "change": change})
     # Outcomes that only one study has come last.
     outcomes.sort(key=lambda row: row["change"] is None)
     return {
