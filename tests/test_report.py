@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from typing import Any
 
 import pytest
@@ -457,78 +458,47 @@ SAMPLERS = {"uniform": "#111111", "plus": "#222222", "turns": "#333333"}
 CSE = "<b>cse</b>"
 
 
-def line(arm: str, seed: int, step: int, **more: Any) -> dict[str, Any]:
-    turn = {"mlm": float(step % 20 == 0), CSE: float(step % 20 != 0)}
-    shares = {
-        "uniform": {"mlm": 0.5, CSE: 0.5},
-        "plus": {"mlm": 0.5 + step / 100, CSE: 0.5 - step / 100},
-        "turns": turn,
-    }
-    plain = {"kind": "train", "step": step, "arm": arm, "seed": seed, "seconds": 2.0 * step}
-    return {
-        **plain,
-        "probabilities": shares[arm],
-        "arm_steps": {"mlm": 6, CSE: 4},
-        "probe_step": step // 20 * 20,
-        "probe_losses": {"mlm": 5 - step / 20 + seed, CSE: 1.0},
-        **more,
-    }
+def train_line(arm: str, seed: int, step: int, share: float, **more: Any) -> dict[str, Any]:
+    """A line of a run whose sampler draws mlm with this probability."""
+    line = {"kind": "train", "arm": arm, "seed": seed, "step": step, "seconds": 2.0 * step}
+    line |= {"probabilities": {"mlm": share, CSE: 1 - share}, "arm_steps": {"mlm": 6, CSE: 4}}
+    return line | more
 
 
-@pytest.fixture
-def view() -> dict[str, Any]:
-    lines = [
-        line(arm, seed, step) for arm in SAMPLERS for seed in (0, 1) for step in (10, 20, 30, 40)
-    ]
-    for one in lines:
-        if one["arm"] == "plus":
-            one |= {
-                "probe_seconds": one["step"] / 10,
-                "reliability": 0.1 * one["seed"] + one["step"] / 100,
-                "arm_steps": {"mlm": 9, CSE: 1},
-            }
-    records = [
-        {"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s, "probe_flops": 2}
-        for s in (0, 1)
-    ]
-    study = NO_STUDY | {
-        "arms": {
-            "plus": {"overrides": {"sampler": "mometas-plus(every=20)"}},
-            "turns": {"overrides": {"phases.2.sampler": "sequential"}, "sampler": "sequential"},
-        },
-        "recipe": {"sampler": "uniform"},
-    }
-    found = objectives_view(
-        Folder("study", "x", study=study, curves=lines, records=records), SAMPLERS
-    )
-    assert found
-    return found
-
-
-def test_shares_are_drawn_of_samplers_that_move_them(view: dict[str, Any]) -> None:
+def test_objectives_have_a_table_and_charts_of_the_samplers_that_move_shares() -> None:
+    lines = []
+    for seed, step in product((0, 1), (10, 20, 30, 40)):
+        lines.append(train_line("uniform", seed, step, 0.5))
+        lines.append(train_line("turns", seed, step, float(step % 20 == 0)))
+        probes = {"probe_seconds": step / 10, "reliability": 0.1 * seed + step / 100}
+        plus = train_line("plus", seed, step, 0.5 + step / 100, **probes)
+        lines.append(plus | {"arm_steps": {"mlm": 9, CSE: 1}})
+    arms = {"plus": {"overrides": {"sampler": "mometas-plus(every=20)"}}}
+    # The sampler of a phase, and not the recipe's.
+    arms["turns"] = {"overrides": {}, "sampler": "sequential"}
+    records = [{"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s} for s in (0, 1)]
+    study = NO_STUDY | {"arms": arms, "recipe": {"sampler": "uniform"}}
+    folder = Folder("study", "x", study=study, curves=lines, records=records)
+    view = objectives_view(folder, SAMPLERS)
     [chart] = view["shares"]
     assert chart["name"] == "plus"
     inner, rule = chart["spec"]["layer"]
     means = inner["layer"][1]
     assert rule["data"]["values"][0]["at"] == 0.5 and means["encoding"]["y"]["aggregate"] == "mean"
     rows = inner["data"]["values"]  # once for both layers
-    assert {(r["arm"], r["step"], r["value"]) for r in rows} >= {("mlm", 40, 0.9), (CSE, 10, 0.4)}
-
-
-def test_the_table_adds_up_what_objectives_were_given_and_what_it_cost(view: dict) -> None:
-    uniform, plus, turns = view["table"]
+    assert {("mlm", 40, 0.9), (CSE, 10, 0.4)} <= {(r["arm"], r["step"], r["value"]) for r in rows}
+    table = {row["arm"]: row for row in view["table"]}
+    plus = table["plus"]
     assert plus["shares"] == {"mlm": 0.9, CSE: 0.1} and plus["steps"] == 40
-    assert uniform["shares"] == {"mlm": 0.6, CSE: 0.4}
-    assert (plus["seconds"], plus["probing"]) == (80, 0.05) and uniform["probing"] is None
-    # at the ends of both runs
-    assert plus["reliability"] == pytest.approx(0.45) and uniform["reliability"] is None
-    assert plus["flops"] == 100.5
-    assert plus["sampler"] == "mometas-plus(every=20)" and uniform["sampler"] == "uniform"
-    assert turns["sampler"] == "sequential"  # of a phase, and not the recipe's
+    assert (plus["seconds"], plus["probing"], plus["flops"]) == (80, 0.05, 100.5)
+    assert plus["reliability"] == pytest.approx(0.45)  # at the ends of both runs
+    assert table["uniform"]["probing"] is None and table["uniform"]["reliability"] is None
+    samplers = [table[arm]["sampler"] for arm in SAMPLERS]
+    assert samplers == ["uniform", "mometas-plus(every=20)", "sequential"]
 
 
 def test_long_runs_are_thinned_in_charts_and_counted_whole() -> None:
-    lines = [line("plus", 0, step) for step in range(1, 3 * MOST_POINTS)]
+    lines = [train_line("plus", 0, step, step / 1000) for step in range(1, 3 * MOST_POINTS)]
     found = objectives_view(Folder("run", "plus", curves=lines), {"plus": "#000"})
     assert found and found["table"][0]["steps"] == 10 * len(lines)
     assert len(json.dumps(found["shares"][0]["spec"])) < 80 * 2 * MOST_SMALL + 5000
