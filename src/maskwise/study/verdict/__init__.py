@@ -72,8 +72,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
             nothing is tested or estimated.
 
     Raises:
-        MaskwiseError: the records cannot be compared: seeds without a partner, an arm without runs,
-            scores that are not finite, or a task that was measured in some runs only.
+        MaskwiseError: the records cannot be compared: seeds without a partner, scores that are not
+            finite, or a task that was measured in some runs only.
 
     >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
     >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
