@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,11 @@ def make_study(
 def _arm(name: str, runs: int) -> dict[str, Any]:
     policy, _, percent = name.rpartition("-")
     ratio = f"constant({int(percent) / 100:g})" if percent.isdigit() else "linear(0.3, 0.15)"
-    return {
-        "policy": policy if policy in ("token", "whole-word") else "token",
-        "units": "whole-word" if policy == "whole-word" else "token",
-        "judged_on": [policy if policy in ("token", "whole-word") else "token"],
-        "ratio": ratio,
-        "overrides": {"masking": {"ratio": ratio}},
-        "runs": {
-            str(seed): f"stages/pretrain-{abs(hash((name, seed))) % 16**8:08x}"
-            for seed in range(runs)
-        },
-    }
+    if policy != "whole-word":
+        policy = "token"
+    runs_of = {str(seed): f"stages/pretrain-{name.encode().hex()}-{seed}" for seed in range(runs)}
+    facts = {"policy": policy, "units": policy, "judged_on": [policy], "ratio": ratio}
+    return {**facts, "overrides": {"masking": {"ratio": ratio}}, "runs": runs_of}
 
 
 def study_of(
@@ -90,7 +85,7 @@ def study_of(
 ) -> tuple[dict, list[dict]]:
     """One task, one line per run; ``facts``: with searches and costs."""
     runs = max(map(len, scores.values()))
-    study = make_study(runs=runs, arms=dict.fromkeys(scores, 0), tasks=1, **changes)
+    study = make_study(runs=runs, arms=dict.fromkeys(scores, 0), tasks=1) | changes
     records = [
         score_record(arm, seed, "task-0", score)
         for arm, by_seed in scores.items()
@@ -99,11 +94,43 @@ def study_of(
     return study, records + (run_facts(study) if facts else [])
 
 
-def judged(scores: dict[str, list[float]], **changes: Any) -> dict:
-    """The row over all tasks of a study of two arms with one task."""
-    study, records = study_of(scores, **changes)
-    (row,) = rows_of(summarise(records, study))
+LOW = [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]
+HIGH = [x + 0.2 + 0.001 * i for i, x in enumerate(LOW)]
+CLEAR = {"token-15": LOW, "token-30": HIGH}
+"""The scores of eight runs of two arms, whose difference is decided."""
+
+
+def summary_of(
+    scores: dict[str, list[float]] = CLEAR,
+    *,
+    more: Sequence[dict] = (),
+    facts: Sequence[dict] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The summary of one task, one score per run; ``facts`` replace the searches and costs."""
+    study, records = study_of(scores, facts=facts is None, **changes)
+    summary = summarise([*records, *(facts or ()), *more], study)
+    json.dumps(summary, allow_nan=False)
+    return summary
+
+
+def row_of(*arguments: Any, **changes: Any) -> dict:
+    """The only primary row of ``summary_of``."""
+    (row,) = primary_rows(summary_of(*arguments, **changes))
     return row
+
+
+def losses(levels: dict[str, float], masks: str = "token", **more: Any) -> list[dict]:
+    """Eight runs of each arm, with held-out losses close to its level; the unigram loss is 6.28."""
+    return [
+        heldout_record(arm, seed, masks, level + 0.001 * seed) | more
+        for arm, level in levels.items()
+        for seed in range(8)
+    ]
+
+
+def facts_of(row: dict, code: str) -> dict:
+    return next(flag["facts"] for flag in row["flags"] if flag["code"] == code)
 
 
 def rows_of(summary: dict, outcome: str = "tasks") -> list[dict]:
@@ -254,40 +281,17 @@ def make_metrics(ratio: str, *, steps: int = 400, loss: float = 4.6, seed: int =
     """metrics.jsonl of one run: a loss that falls from 7.6 towards `loss`, and the ratio in
     force.
     """
-    rng = np.random.default_rng(seed)
     numbers = [float(x) for x in ratio[ratio.index("(") + 1 : -1].split(",")]
     lines = []
     for step in range(20, steps + 1, 20):
         share = numbers[0] + (numbers[-1] - numbers[0]) * step / steps
-        now = loss + (7.6 - loss) * math.exp(-4 * step / steps) + rng.normal(0, 0.05)
-        lines.append(
-            {
-                "kind": "train",
-                "step": step,
-                "loss": now,
-                "ratio": share + rng.normal(0, 0.002),
-                "scheduled_ratio": share,
-            }
-            | {
-                "targets": 2210,
-                "tokens": step * 2048,
-                "lr": 0.006,
-                "grad_norm": 0.8,
-                "seconds": step / 15,
-            }
-        )
+        now = loss + (7.6 - loss) * math.exp(-4 * step / steps) + 0.01 * (seed % 5)
+        line = {"kind": "train", "step": step, "loss": now, "ratio": share, "targets": 2210}
+        times = {"tokens": step * 2048, "seconds": step / 15}
+        lines.append(line | times | {"scheduled_ratio": share})
         if step % 100 == 0:
-            lines.append(
-                {
-                    "kind": "eval",
-                    "step": step,
-                    "masks": "token",
-                    "ratio": 0.15,
-                    "loss": now + 0.05,
-                    "unigram": 6.28,
-                }
-                | {"targets": 1800}
-            )
+            held_out = {"masks": "token", "ratio": 0.15, "loss": now + 0.05, "unigram": 6.28}
+            lines.append({"kind": "eval", "step": step, **held_out})
     return lines
 
 

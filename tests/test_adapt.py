@@ -32,7 +32,7 @@ from maskwise.study.adapt import (
     write_pairs,
 )
 from maskwise.study.plan import make_plan
-from maskwise.study.prospects import prospects_of
+from maskwise.study.statistics import prospects_of
 from maskwise.study.timing import _TIMERS
 from maskwise.tasks import load_task
 from tiny import WORDS, load_json, maskwise, records_of, write_lines

@@ -109,16 +109,6 @@ def write_labels(path: Path) -> Path:
     return path
 
 
-def test_a_file_may_be_called_like_a_control(tmp_path):
-    """The name of its study ended like that of a control, and a recipe for it was refused for want
-    of a gate.
-    """
-    write_texts(tmp_path / "case-control.txt", english=True)
-    path = tmp_path / "case-control.yaml"
-    path.write_text(starter(str(tmp_path / "case-control.txt")), encoding="utf-8")
-    assert read_recipe(path).name == "case-control-texts"
-
-
 @pytest.mark.parametrize("english", [True, False])
 def test_a_recipe_is_written_for_a_file_or_two(
     english,

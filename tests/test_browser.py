@@ -8,7 +8,6 @@ without them.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,37 +211,6 @@ def test_axe_finds_nothing_serious(scheme: str, browser: Any, page_file: Path) -
         ]
 
 
-@pytest.mark.slow
-def test_ten_thousand_records_open_in_two_seconds(browser: Any, tmp_path: Path) -> None:
-    study = make_study(runs=100, arms=ARMS)
-    study["tasks"] = {f"task-{n}": study["tasks"]["task-0"] for n in range(26)}
-    records = [
-        {
-            "kind": "score",
-            "arm": arm,
-            "seed": seed,
-            "task": task,
-            "metric": "accuracy",
-            "score": 0.5 + n / 100,
-            "fine_tuning": [0.5],
-        }
-        for arm in (*ARMS, "no-pretraining")
-        for n, task in enumerate(study["tasks"])
-        for seed in study["seeds"]
-    ]
-    assert len(records) > 10_000
-    file = write_report(write_study(tmp_path, study, records, summary=None, samples=None))
-    assert file.stat().st_size < 5e6
-    context = browser.new_context(offline=True)
-    page = context.new_page()
-    began = time.perf_counter()
-    page.goto(file.as_uri())
-    page.evaluate("1")  # answered when the page's own code is through
-    took = time.perf_counter() - began
-    context.close()
-    assert took < 2, f"{took:.1f} s"
-
-
 def test_a_half_finished_study_says_what_is_missing(browser: Any, tmp_path: Path) -> None:
     study = make_study(runs=6, arms=ARMS)
     records = [
@@ -250,14 +218,10 @@ def test_a_half_finished_study_says_what_is_missing(browser: Any, tmp_path: Path
     ]
     folder = write_study(tmp_path, study, records, summary=None, samples=None)
     write_json(folder / "study.json", study | {"maskwise": "0.0.9"})
-    with (folder / "records.jsonl").open("a") as file:
-        file.write('{"kind": "score", "arm": "tok')
     with Tab(browser, write_report(folder)) as page:
         said = page.locator(".missing").inner_text()
         for part in (
             "no verdicts yet",
-            "samples.json",
-            "1 line of records.jsonl",
             "maskwise 0.0.9",
         ):
             assert part in said

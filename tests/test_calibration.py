@@ -4,14 +4,29 @@ judge studies.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from false_positives import share_coverage
 
-from calibration import DIFFERENCES, called_equal, coverage, rejections, simulated_runs
-from maskwise.study.statistics import runs_to_decide, sign_flip_test
+from maskwise.study.statistics import (
+    fewest_runs,
+    runs_to_decide,
+    sign_flip_interval,
+    sign_flip_test,
+)
 
-NORMAL = DIFFERENCES["normal"]
+
+def differences(runs: int, draws: int, *, mean: float = 0.0, seed: int = 0) -> np.ndarray:
+    """Normal paired differences of many studies, a row for each study."""
+    return np.random.default_rng([seed, runs]).normal(mean, 1, (draws, runs))
+
+
+def rejections(runs: int, draws: int, *, seed: int = 0) -> float:
+    """The share of studies with p < .05 where there is no difference."""
+    rows = differences(runs, draws, seed=seed)
+    return float(np.mean([sign_flip_test(row) < 0.05 for row in rows]))
 
 
 @pytest.mark.parametrize("runs", [3, 5, 6, 8])
@@ -19,7 +34,7 @@ def test_the_test_keeps_its_level(runs):
     """Without any difference: never above .055 (exactly 1/32 at 6 runs, 12/256 at 8), none at all
     below 6.
     """
-    share = rejections(runs, NORMAL, draws=2000)
+    share = rejections(runs, 2000)
     assert share <= 0.055
     assert share >= 0.02 if runs >= 6 else share == 0
 
@@ -27,7 +42,7 @@ def test_the_test_keeps_its_level(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", range(3, 13))
 def test_rejection_under_the_null(runs):
-    share = rejections(runs, NORMAL, draws=20_000, seed=1)
+    share = rejections(runs, 20_000, seed=1)
     assert share <= 0.055
     # at 6 exactly .03125, ± 2 SD of 20,000
     assert share >= (0.03 if runs > 6 else 0.0285 if runs == 6 else 0)
@@ -42,13 +57,18 @@ def test_at_six_runs_the_level_is_one_in_thirty_two():
 
 @pytest.mark.parametrize(("runs", "level"), [(6, 0.969), (8, 0.953), (12, 0.95)])
 def test_the_interval_covers(runs, level):
-    assert coverage(runs, NORMAL, draws=2000) == pytest.approx(level, abs=0.015)
+    ends = np.array([sign_flip_interval(row) for row in differences(runs, 2000)])
+    covered = (ends[:, 0] <= 0) & (ends[:, 1] >= 0)
+    assert covered.mean() == pytest.approx(level, abs=0.015)
 
 
 @pytest.mark.parametrize(("runs", "contrasts"), [(6, 1), (8, 6), (12, 1)])
 def test_a_difference_of_the_whole_margin_is_seldom_called_equal(runs, contrasts):
-    share = called_equal(runs, contrasts, draws=2000)
-    assert 0 < share <= 0.05
+    equal = 0
+    for row in differences(runs, 2000, mean=2.0):
+        ends = sign_flip_interval(row, confidence=1 - 0.05 / contrasts)
+        equal += ends is not None and ends[0] >= -2.0 and ends[1] <= 2.0
+    assert 0 < equal / 2000 <= 0.05
 
 
 @pytest.mark.parametrize("failing", [0.0, 0.1, 0.3])
@@ -65,5 +85,9 @@ def test_the_interval_of_a_share_covers_where_learnings_fail(failing):
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
 @pytest.mark.parametrize("effect", [2.5, 1.75, 1.25, 1.0])
 def test_the_advice_on_runs_is_within_a_fifth(effect, alpha):
-    found = simulated_runs(effect, alpha)
-    assert abs(runs_to_decide(1.0, effect, alpha=alpha) - found) <= 0.2 * found
+    # The fewest runs with which four fifths of the studies decide the difference.
+    for runs in itertools.count(fewest_runs(alpha)):
+        rows = differences(runs, 4000, mean=effect)
+        if np.mean([sign_flip_test(row) < alpha for row in rows]) >= 0.8:
+            break
+    assert abs(runs_to_decide(1.0, effect, alpha=alpha) - runs) <= 0.2 * runs

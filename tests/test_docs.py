@@ -156,14 +156,6 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
         assert set(read_recipe(Path("part.yaml")).model_dump()) >= set(written) - {"extends"}
 
 
-def test_the_recipe_of_the_readme_says_what_it_seems_to_say() -> None:
-    (recipe,) = [block.text for block in of("yaml") if block.page.name == "README.md"]
-    read = validate(yaml.safe_load(recipe), origin="README")
-    assert set(read.study.arms) == {"default", "more", "decay", "words", "spans"}
-    policies = [read.arm(arm, seed=0).masking.policy for arm in ("words", "spans")]
-    assert policies == ["whole-word", "span(p=0.2)"]
-
-
 @pytest.mark.parametrize(
     ("record", "arm", "baseline", "sentence"),
     [
@@ -319,35 +311,12 @@ LINKS = re.compile(r"\]\([^)]*\)")
 """Names of recorded pages have their date."""
 
 
-def test_a_diary_is_found() -> None:
-    for written in (
-        "on an AMD EPYC",
-        "an Intel Xeon",
-        "on 3 May",
-        "in November 2026",
-        "2026-11-20",
-        "it was run twice",
-        "issue 7",
-        "see #12",
-        "the seeds 200 to 205",
-    ):
-        assert DIARY.search(written), written
-    for fine in ("Hong et al. 2026, in (arXiv 2603.1)", '"2026-11-20T08:20:00Z"', "seed 0"):
-        assert not DIARY.search(fine), fine
-
-
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.parent.name != "decisions"], ids=name
 )
 def test_pages_for_users_are_no_diary(page: Path) -> None:
     text = LINKS.sub("]", page.read_text(encoding="utf-8"))
     assert DIARY.findall(text) == []
-
-
-def test_the_list_of_decisions_is_whole() -> None:
-    listed = (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
-    pages = sorted(page.name for page in (ROOT / "docs" / "decisions").glob("0*.md"))
-    assert pages and [page for page in pages if f"({page})" not in listed] == []
 
 
 def test_the_tour_names_every_room() -> None:

@@ -25,7 +25,6 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.report.reading import read_folder
 from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study
 from maskwise.study.design import Design, _scores, choose
-from maskwise.study.prospects import prospects_of
 from maskwise.study.records import collect, describe, pending
 from maskwise.study.stages import Stage
 from maskwise.study.work import RUNNERS
@@ -285,17 +284,11 @@ def test_a_pair_may_be_the_gate_and_a_contrast_of_searched_arms(recipe, tmp_path
         (True, "at these settings", 6),
         (False, "each arm tuned", 6),
     ]
-    # Runs of the gate are pooled with others neither on the page nor as noise.
+    # Runs of the gate are not pooled with others on the page.
     pooled = read_folder(out).of_kind("heldout")
     assert {record["seed"] for record in pooled} == set(range(FRESH_RUN, FRESH_RUN + 6))
     for record in read_lines(out / "records.jsonl"):
         assert record.get("role") == ("gate" if record.get("seed", FRESH_RUN) < FRESH_RUN else None)
-    # the runs of the two arms differ in nothing
-    prospects = prospects_of(quick(recipe, *gate, f"study.noise={out}"))
-    assert [prospect["noise"] for prospect in prospects] == [None]
-    [only] = Design(quick(recipe, "study.seeds=2", *gate), tmp_path).plans()
-    # without a search they are the ordinary runs
-    assert [run.role for run in only.runs] == [""] * 4
 
 
 def test_gates_say_what_they_close(recipe):

@@ -1,20 +1,28 @@
-"""The page: one file, no network, the user's texts escaped, and no crash over a missing piece."""
+"""What readers see: the page (one file, no network, the user's texts escaped, no crash over a
+missing piece), and the verdicts in the terminal.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from itertools import product
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from maskwise.cli import terminal as printing
 from maskwise.errors import MaskwiseError
 from maskwise.files import RULES
 from maskwise.report import compare_studies, drawing, summary_of, write_report
+from maskwise.report.charts import MOST_POINTS, MOST_SMALL, objectives_view
 from maskwise.report.drawing import arm_colours, dot_chart
 from maskwise.report.page import page_content, vega_code
-from maskwise.report.reading import read_folder
+from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import forest_groups
 from maskwise.study.verdict import summarise
+from maskwise.study.verdict.words import advice_of
 from report_fixture import (
     evaluation_record,
     make_metrics,
@@ -74,33 +82,25 @@ def test_a_study_makes_one_file_with_everything(folder):
     assert sorted(p.name for p in folder.iterdir() if p.suffix == ".html") == ["report.html"]
 
 
-def test_a_page_is_made_where_the_code_of_charts_cannot_be(folder, monkeypatch):
-    """Under a limit of address space V8 ends its process, with a signal."""
-    monkeypatch.setattr(drawing, "VEGA", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    drawing.made_vega.cache_clear()
-    try:
-        text = write_report(folder).read_text("utf-8")
-    finally:
-        drawing.made_vega.cache_clear()
-    assert "exit code -9" in text
-    assert 'id="chart-' not in text and "vegaEmbed" not in text
-    assert len(text) < 300_000 and "<table" in text
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
 
-@pytest.mark.parametrize("missing", ["altair", "vl_convert"])
-def test_tables_stand_in_place_of_charts_without_the_extra(folder, monkeypatch, missing):
+@pytest.mark.parametrize("missing", ["altair", "vl_convert", ""])
+def test_tables_stand_in_place_of_charts_that_cannot_be_made(folder, monkeypatch, missing):
+    """The extra is not installed, or a limit of address space ends V8's process with a signal."""
     monkeypatch.setattr("maskwise.errors.find_spec", lambda name: None if name == missing else 1)
+    monkeypatch.setattr(drawing, "VEGA", KILLED)
     drawing.made_vega.cache_clear()
     try:
-        content = page_content(read_folder(folder))
         text = write_report(folder).read_text("utf-8")
     finally:
         drawing.made_vega.cache_clear()
-    assert "pip install &#39;maskwise[report]&#39;" in text and "vegaEmbed" not in text
+    said = "pip install &#39;maskwise[report]&#39;" if missing else "exit code -9"
+    assert said in text and 'id="chart-' not in text and "vegaEmbed" not in text
     for runs in read_folder(folder).numbers("score").values():
-        drawn = runs[runs.arm.isin([*content["colours"]])]
+        drawn = runs[runs.arm.isin([*ARMS])]
         assert all(f"<td>{value:.4g}</td>" in text for value in drawn.value)
-    assert text.count('class="dataframe"') > len(content["scores"])
+    assert text.count('class="dataframe"') > 2 and len(text) < 300_000
 
 
 def test_a_table_of_a_curve_ends_where_the_curve_ends():
@@ -160,116 +160,61 @@ def test_chips_tell_what_was_hidden(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["summary.json", "samples.json", "records.jsonl", "stages"])
-def test_missing_pieces_make_a_smaller_page(folder, lost):
+def test_missing_and_damaged_pieces_make_a_smaller_page(folder, lost):
     whole = len(page_of(folder))
     target = folder / lost
     target.rename(folder.parent / lost)
     assert len(page_of(folder)) < whole
-
-
-def test_a_study_that_has_only_begun(tmp_path):
-    study = make_study(runs=3)
-    write_json(tmp_path / "study.json", study)
-    content = content_of(tmp_path)
-    assert (
-        content["story"] is None and content["summary"]["headline"] == "" and not content["scores"]
-    )
-    assert "vegaEmbed(" not in page_of(tmp_path)
-
-
-def test_half_written_and_odd_lines_are_left_out(folder):
-    records, damaged = folder / "records.jsonl", folder / "summary.json"
-    lines = records.read_text().splitlines()
-    odd = [
-        '{"kind": "score", "arm": "token-15", "score": NaN}',
-        "[1]",
-        "",
-        '{"kind": "heldout", "arm": "token-15"}',
-    ]
-    records.write_text("\n".join([*lines, *odd, lines[0][: len(lines[0]) // 2]]))
-    damaged.write_text('{"headline": ')
-    metrics = next((folder / "stages").glob("*/metrics.jsonl"))
-    metrics.write_text(
-        metrics.read_text() + '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr'
-    )
-    assert content_of(folder)["story"] is None and "NaN" not in page_of(folder)
-    assert len(read_folder(folder).records) == len(lines)
-
-
-def test_a_stage_outside_of_the_study_is_not_read(folder):
-    write_run(folder.parent / "elsewhere", make_metrics("constant(0.9)"))
-    study = json.loads((folder / "study.json").read_text())
-    study["arms"]["token-15"]["runs"] = {"0": "../elsewhere"}
-    write_json(folder / "study.json", study)
-    assert not any(line["arm"] == "token-15" for line in read_folder(folder).curves)
-
-
-def test_a_single_run_has_a_smaller_page(tmp_path):
-    run = write_run(tmp_path / "my <run>", make_metrics("linear(0.3, 0.15)"))
-    target = write_report(run, tmp_path / "pages" / "run.html")
-    assert target == tmp_path / "pages" / "run.html"
-    page = target.read_text("utf-8")
-    assert "my &lt;run&gt;" in page and len(specs_of(page)) == 3
-    content = content_of(run)
-    assert ("Time", "26 s") in content["facts"] and not content["forests"] and not content["scores"]
-
-
-def test_a_page_says_how_fast_the_training_was(tmp_path):
-    metrics = make_metrics("constant(0.3)")
-    for number, line in enumerate(line for line in metrics if line["kind"] == "train"):
-        speed = {"tokens_per_second": 1000.0 * number, "mfu": 0.21, "memory_gib": 0.5 + number}
-        line |= {
-            "padding": 0.04,
-            "speed": speed if number > 2 else {},
-        }
-    facts = dict(content_of(write_run(tmp_path, metrics))["facts"])
-    last = max(
-        number for number, line in enumerate(line for line in metrics if line["kind"] == "train")
-    )
-    assert facts["Training"] == (
-        f"{500 * (3 + last):,.0f} tokens a second in each run, 21 % of the "
-        f"measured speed of matrix products (MFU), "
-        f"4 % padding, at most {0.5 + last:.1f} GiB of memory"
-    )
-
-
-@pytest.mark.parametrize("damaged", ["metrics.jsonl", "recipe.yaml", "done.json", "samples.json"])
-def test_a_damaged_file_of_a_run_makes_a_smaller_page(tmp_path, damaged):
-    run = write_run(tmp_path / "run", make_metrics("constant(0.3)"))
-    (run / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
-    assert len(page_of(run)) > 5000
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"[]",
-        b"\xff\xfe\x00",
-        b'{"arms": [',
-        b'{"arms": []}',
-        b'{"arms": {"a": 1}}',
-        b"[" * 100_000,
-    ],
-)
-def test_a_damaged_study_json_is_one_line(tmp_path, content):
-    (tmp_path / "study.json").write_bytes(content)
-    with pytest.raises(MaskwiseError, match=r"study\.json"):
-        write_report(tmp_path)
-    with pytest.raises(MaskwiseError, match=r"study\.json"):
-        summary_of(tmp_path)
-
-
-@pytest.mark.parametrize("damaged", ["records.jsonl", "summary.json", "samples.json"])
-def test_a_damaged_file_of_a_study_makes_a_smaller_page(folder, damaged):
-    (folder / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
-    assert len(page_of(folder)) > 5000
-    if damaged == "summary.json":
+    if lost == "stages":
+        return
+    target.write_bytes(b"\xff\xfe\x00{[\x80" * 50)
+    assert 5000 < len(page_of(folder)) < whole
+    if lost == "summary.json":
         with pytest.raises(MaskwiseError, match=r"summary\.json"):
             summary_of(folder)
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_half_written_lines_and_diverged_losses_are_left_out(folder):
+    records = folder / "records.jsonl"
+    lines = records.read_text().splitlines()
+    records.write_text("\n".join([*lines, "[1]", "", lines[0][: len(lines[0]) // 2]]))
+    metrics = next((folder / "stages").glob("*/metrics.jsonl"))
+    diverged = '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr'
+    metrics.write_text(metrics.read_text() + diverged)
+    assert len(read_folder(folder).records) == len(lines) and "NaN" not in page_of(folder)
+
+
+def test_stages_are_read_behind_links_and_not_outside_of_the_study(folder):
+    study = json.loads((folder / "study.json").read_text())
+    stage = folder / study["arms"]["token-15"]["runs"]["0"]
+    moved = folder.parent / "elsewhere"
+    stage.rename(moved)
+    stage.symlink_to(moved, target_is_directory=True)
+
+    def curves() -> set[tuple[str, int]]:
+        return {(line["arm"], line["seed"]) for line in read_folder(folder).curves}
+
+    assert ("token-15", 0) in curves()
+    study["arms"]["token-15"]["runs"]["0"] = "../elsewhere"
+    write_json(folder / "study.json", study)
+    assert ("token-15", 0) not in curves()
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "metrics.jsonl", "recipe.yaml", "done.json", "samples.json"]
+)
+def test_the_page_of_a_run(tmp_path, damaged):
+    run = write_run(tmp_path / "my <run>", make_metrics("linear(0.3, 0.15)"))
+    if damaged:
+        (run / damaged).write_bytes(b"\xff\xfe\x00{[\x80" * 50)
+    target = write_report(run, tmp_path / "pages" / "run.html")
+    assert target == tmp_path / "pages" / "run.html"
+    page = target.read_text("utf-8")
+    assert "my &lt;run&gt;" in page and len(page) > 5000
+    assert damaged or ("Time", "26 s") in content_of(run)["facts"]
+
+
+def test_folders_without_a_readable_study_are_one_line(tmp_path):
     with pytest.raises(
         MaskwiseError,
         match=r"neither a study nor a pre-training run.*study\.json or metrics\.jsonl",
@@ -277,9 +222,11 @@ def test_other_folders_are_refused(tmp_path):
         write_report(tmp_path)
     with pytest.raises(MaskwiseError, match="no such folder"):
         write_report(tmp_path / "nowhere")
-    (tmp_path / "study.json").write_text("{")
-    with pytest.raises(MaskwiseError, match="cannot be read"):
-        write_report(tmp_path)
+    for content in (b"", b"[]", b"\xff\xfe\x00", b'{"arms": [', b"[" * 100_000):
+        (tmp_path / "study.json").write_bytes(content)
+        for read in (write_report, summary_of):
+            with pytest.raises(MaskwiseError, match=r"study\.json cannot be read"):
+                read(tmp_path)
     assert not list(tmp_path.glob("*.html*"))
 
 
@@ -400,19 +347,6 @@ def rich(tmp_path):
     return folder
 
 
-def test_plain_words_stand_first_and_warnings_beside_them(rich):
-    page, content = page_of(rich).replace("\u00a0", " "), content_of(rich)
-    compared = content["story"]["compared"]
-    places = [page.index(text) for text in (compared, 'class="advice"', 'class="forest"')]
-    assert places == sorted(places)
-    for fact in ("3 ways", "6 runs", "task-0, task-1", "equal steps"):
-        assert fact in compared
-    primary = [row["verdict"] for row in primary_rows(content["summary"])]
-    assert [line["verdict"] for line in content["story"]["lines"]] == primary
-    [warning] = content["warnings"]
-    assert "7 of 400" in warning and "task-0" in warning and EVIL in warning
-
-
 def test_arms_with_another_grid_have_a_table_of_their_own(rich):
     """Scores of one arm stood below the settings of another, whose search had more points."""
     lines = list(read_lines(rich / "records.jsonl"))
@@ -446,17 +380,9 @@ def test_one_axis_of_compute_has_one_unit(rich):
     assert {row["x"] for row in dots_of(spec)} == {200, 400}
 
 
-def test_evaluations_and_choices_are_tables(rich):
+def test_evaluations_are_a_table(rich):
     page = page_of(rich)
     assert "hits@1" in page and page.count("0.250") >= 3 and "0.040" in page
-    (table,) = content_of(rich)["choices"]
-    assert [line["arm"] for line in table] == list(ARMS)
-    assert {(one["setting"], one["chosen"]) for line in table for one in line["candidates"]} == {
-        ("learning_rate 0.002", 0),
-        ("learning_rate 0.004", 6),
-        ("learning_rate 0.006", 0),
-    }
-    assert "<strong>0.600</strong><small> 6 of 6</small>" in page
 
 
 def test_what_was_learnt_is_drawn_per_arm(rich):
@@ -470,36 +396,23 @@ def test_what_was_learnt_is_drawn_per_arm(rich):
     ]
 
 
-def test_stages_behind_links_are_read(folder):
-    study = json.loads((folder / "study.json").read_text())
-    stage = folder / study["arms"]["token-15"]["runs"]["0"]
-    moved = folder.parent / "shared"
-    stage.rename(moved)
-    stage.symlink_to(moved, target_is_directory=True)
-    assert any(
-        (line["arm"], line["seed"]) == ("token-15", 0) for line in read_folder(folder).curves
-    )
-
-
-def test_the_summary_of_a_study(folder, tmp_path):
-    found = summary_of(folder)
-    assert found["rules"] == RULES
+def test_report_prints_the_summary_of_a_study(folder, tmp_path, capsys):
+    assert maskwise("report", folder, "--json", "--html", tmp_path / "page.html") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["rules"] == RULES and f"wrote {tmp_path / 'page.html'}" in err
     assert {row["verdict"] for row in primary_rows(found)} == {"open"}
+    flags = [flag for row in found["contrasts"] for flag in row["flags"]]
+    assert all(set(flag) == {"code", "effect", "sentence", "facts"} for flag in flags)
+    assert "token-30" in (tmp_path / "page.html").read_text()
+    assert not (folder / "report.html").exists()
     (folder / "summary.json").unlink()
     with pytest.raises(MaskwiseError, match="no summary yet"):
         summary_of(folder)
-    with pytest.raises(MaskwiseError, match="no verdicts"):
-        summary_of(write_run(tmp_path / "run", make_metrics("constant(0.3)")))
-
-
-def test_a_page_of_a_study_with_replicates_to_come_has_no_verdict(folder):
-    study = json.loads((folder / "study.json").read_text()) | {"pending": [2]}
-    write_json(folder / "study.json", study)
-    summary = summarise(read_folder(folder).records, study)
-    write_json(folder / "summary.json", summary)
-    page, content = page_of(folder), content_of(folder)
-    assert "2 of 3 planned runs" in page and not content["forests"] and content["story"] is None
-    assert "p = " not in page.partition("<script")[0]
+    run = write_run(tmp_path / "run", make_metrics("constant(0.3)"))
+    assert maskwise("report", run, "--json") == 2
+    error = capsys.readouterr().err
+    assert "a single run has no verdicts" in error and error.count("\n") == 1
 
 
 def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
@@ -528,14 +441,144 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
         {"code": "no-dev-selection", "effect": "caps", "sentence": "no settings were searched"},
     ]
     row = contrast_row("tasks", "SDs", 1.0, primary=True, verdict="suggests", reasons=reasons)
-    row |= {"natural": {"mean": 0.02, "low": 0.01, "high": 0.03}, "brief": "b", "n": 3}
-    row |= {"arm": "token-30", "compute": {"by": "steps", "matched": True, "ratios": {}}}
+    row |= {"brief": "b", "compute": {"by": "steps", "matched": True, "ratios": {}}}
     del row["flags"]
-    efficiency = {"points": [], "time_to_quality": [{}]}
-    old = {"headline": "Perhaps.", "contrasts": [row], "efficiency": efficiency}
-    write_json(folder / "summary.json", old | {"verdict": "suggests", "advice": [], "arms": {}})
+    old = {"headline": "Perhaps.", "contrasts": [row], "verdict": "suggests"}
+    write_json(folder / "summary.json", old)
     (line,) = content_of(folder)["forests"][0]["rows"]
-    assert (line["row"]["verdict"], line["figure"]) == ("suggests", "+2.0")
     assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
     page = page_of(folder)
     assert "follow earlier rules" in page and "suggests" in page
+
+
+# Several objectives
+# ------------------------------------------------------------
+
+SAMPLERS = {"uniform": "#111111", "plus": "#222222", "turns": "#333333"}
+CSE = "<b>cse</b>"
+
+
+def train_line(arm: str, seed: int, step: int, share: float, **more: Any) -> dict[str, Any]:
+    """A line of a run whose sampler draws mlm with this probability."""
+    line = {"kind": "train", "arm": arm, "seed": seed, "step": step, "seconds": 2.0 * step}
+    line |= {"probabilities": {"mlm": share, CSE: 1 - share}, "arm_steps": {"mlm": 6, CSE: 4}}
+    return line | more
+
+
+def test_objectives_have_a_table_and_charts_of_the_samplers_that_move_shares() -> None:
+    lines = []
+    for seed, step in product((0, 1), (10, 20, 30, 40)):
+        lines.append(train_line("uniform", seed, step, 0.5))
+        lines.append(train_line("turns", seed, step, float(step % 20 == 0)))
+        probes = {"probe_seconds": step / 10, "reliability": 0.1 * seed + step / 100}
+        plus = train_line("plus", seed, step, 0.5 + step / 100, **probes)
+        lines.append(plus | {"arm_steps": {"mlm": 9, CSE: 1}})
+    arms = {"plus": {"overrides": {"sampler": "mometas-plus(every=20)"}}}
+    # The sampler of a phase, and not the recipe's.
+    arms["turns"] = {"overrides": {}, "sampler": "sequential"}
+    records = [{"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s} for s in (0, 1)]
+    study = NO_STUDY | {"arms": arms, "recipe": {"sampler": "uniform"}}
+    folder = Folder("study", "x", study=study, curves=lines, records=records)
+    view = objectives_view(folder, SAMPLERS)
+    [chart] = view["shares"]
+    assert chart["name"] == "plus"
+    inner, rule = chart["spec"]["layer"]
+    means = inner["layer"][1]
+    assert rule["data"]["values"][0]["at"] == 0.5 and means["encoding"]["y"]["aggregate"] == "mean"
+    rows = inner["data"]["values"]  # once for both layers
+    assert {("mlm", 40, 0.9), (CSE, 10, 0.4)} <= {(r["arm"], r["step"], r["value"]) for r in rows}
+    table = {row["arm"]: row for row in view["table"]}
+    plus = table["plus"]
+    assert plus["shares"] == {"mlm": 0.9, CSE: 0.1} and plus["steps"] == 40
+    assert (plus["seconds"], plus["probing"], plus["flops"]) == (80, 0.05, 100.5)
+    assert plus["reliability"] == pytest.approx(0.45)  # at the ends of both runs
+    assert table["uniform"]["probing"] is None and table["uniform"]["reliability"] is None
+    samplers = [table[arm]["sampler"] for arm in SAMPLERS]
+    assert samplers == ["uniform", "mometas-plus(every=20)", "sequential"]
+
+
+def test_long_runs_are_thinned_in_charts_and_counted_whole() -> None:
+    lines = [train_line("plus", 0, step, step / 1000) for step in range(1, 3 * MOST_POINTS)]
+    found = objectives_view(Folder("run", "plus", curves=lines), {"plus": "#000"})
+    assert found and found["table"][0]["steps"] == 10 * len(lines)
+    assert len(json.dumps(found["shares"][0]["spec"])) < 80 * 2 * MOST_SMALL + 5000
+
+
+# The terminal
+# ------------------------------------------------------------
+
+
+@pytest.fixture
+def summary() -> dict:
+    """Six runs can decide one contrast, not two."""
+    effects = {"token-15": 0.0, "token-30": 0.1, "token-45": 0.0}
+    study = make_study(runs=6, arms=effects, search=None)
+    records = [line for line in make_records(study, effects) if line["kind"] != "selection"]
+    return summarise(records, study)
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    """What ``print_verdicts`` prints, by line."""
+    monkeypatch.setattr(printing, "out_console", Console(width=160))
+
+    def printed(summary: dict) -> list[str]:
+        printing.print_verdicts(summary)
+        return capsys.readouterr().out.splitlines()
+
+    return printed
+
+
+def test_the_terminal_names_an_arm_once_beside_a_flag(summary, terminal):
+    row, other = primary_rows(summary)
+    common = {"effect": "caps", "code": "x", "sentence": "the text is short", "facts": {}}
+    own = {"effect": "caps", "code": "x", "sentence": f"{row['arm']} read less", "facts": {}}
+    rows = [
+        row | {"flags": [common, own]},
+        row | {"baseline": "else", "flags": [common]},
+        other | {"flags": []},
+    ]
+    lines = terminal(summary | {"contrasts": rows})
+    assert f"  · {row['arm']}: the text is short" in lines
+    assert f"  · {row['arm']} read less" in lines
+
+
+def test_the_terminal_says_verdicts_flags_and_what_to_do(summary, terminal):
+    lines = terminal(summary)
+    flags = [flag for row in primary_rows(summary) for flag in row["flags"]]
+    (common,) = {flag["sentence"] for flag in flags if flag["code"] == "untuned"}
+    assert sum(common in line for line in lines) == 1  # common to both, so said once
+    assert all(f"  → {sentence}" in lines for sentence in summary["advice"])
+    assert lines[0].split()[-1] == "verdict" and len(lines) <= 12 and "points" in lines[1]
+    assert all(line.rstrip().endswith("open, at these settings") for line in lines[1:3])
+    row = primary_rows(summary)[0] | {"verdict": "decided", "better": "arm", "gate": True}
+    gate = terminal(summary | {"contrasts": [row], "advice": []})[1]
+    assert gate.rstrip().endswith("better (decided), at these settings, gate")
+
+
+def test_a_study_with_replicates_to_come_prints_one_sentence(folder, terminal):
+    study = json.loads((folder / "study.json").read_text()) | {"pending": [2]}
+    summary = summarise(read_folder(folder).records, study)
+    assert [line for line in terminal(summary) if line] == [summary["headline"]]
+
+
+def test_an_evaluation_is_not_called_held_out_loss(summary, terminal):
+    row = primary_rows(summary)[0] | {"unit": "score", "metric": "accuracy", "mean": 0.023}
+    row |= {"outcome": "evaluation:pairs:accuracy"}
+    lines = terminal(summary | {"contrasts": [row]})
+    assert "pairs (accuracy)" in lines[1] and "+2.3 points" in lines[1]
+
+
+def test_a_table_in_a_pipe_is_not_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    cell = "x" * 300
+    printing.print_table(("a long head", "another"), [(cell, cell)])
+    out = capfd.readouterr().out
+    assert "…" not in out and f"{cell}  {cell}" in out
+
+
+def test_arms_with_one_name_are_named_once(summary) -> None:
+    row = primary_rows(summary)[0]
+    hopeless = {**row, "detectable": {"runs": 6, "difference": 1.0}, "runs_to_decide": None}
+    both = [{**hopeless, "arm": arm} for arm in ("a", "b")]
+    names = {"a": "masking 45 %", "b": "masking 45 %", row["baseline"]: "the baseline"}
+    assert advice_of(both, names)["no-more-seeds"].count("masking 45 %") == 1

@@ -23,7 +23,10 @@ import pytest
 from maskwise.report import write_report
 from maskwise.study.verdict import summarise
 from report_fixture import (
+    CLEAR,
     COST,
+    HIGH,
+    LOW,
     cost_record,
     evaluation_record,
     failure_record,
@@ -35,6 +38,7 @@ from report_fixture import (
     old_selection,
     run_facts,
     score_record,
+    summary_of,
     write_json,
     write_lines,
     write_run,
@@ -42,32 +46,9 @@ from report_fixture import (
 )
 
 SNAPSHOT = Path(__file__).with_name("sentences.json")
-LOW = [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]
-HIGH = [x + 0.2 + 0.001 * i for i, x in enumerate(LOW)]
 CLOSE = [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]
-CLEAR = {"token-15": LOW, "token-30": HIGH}
 NOISY = [0.53, 0.50, 0.53, 0.55, 0.49, 0.54, 0.52, 0.52]
 STARTS = [heldout_record("no-pretraining", seed, "token", 5.5) for seed in range(8)]
-
-
-def summary_of(
-    scores: dict[str, list[float]],
-    *,
-    more: Sequence[dict] = (),
-    facts: list[dict] | None = None,
-    **changes: Any,
-) -> dict[str, Any]:
-    """The summary of one task, one score per run."""
-    study = (
-        make_study(runs=max(map(len, scores.values())), arms=dict.fromkeys(scores, 0), tasks=1)
-        | changes
-    )
-    lines = [
-        score_record(arm, s, "task-0", x)
-        for arm, runs in scores.items()
-        for s, x in enumerate(runs)
-    ]
-    return summarise([*lines, *(run_facts(study) if facts is None else facts), *more], study)
 
 
 def without_tasks(
@@ -79,13 +60,13 @@ def without_tasks(
     return summarise([*records, *run_facts(study)], study)
 
 
-def losses(better: float, *, level: float = 4.0) -> list[dict]:
-    gain = {"token-15": 0.0, "token-30": better}
-    return [
-        heldout_record(arm, s, "token", level - gain[arm] + 0.01 * s * (arm == "token-30"))
-        for arm in gain
-        for s in range(8)
-    ]
+def pair_losses(better: float, *, level: float = 4.0) -> list[dict]:
+    """Eight runs of each arm; the second arm is better by nearly as much in every run."""
+    lines = []
+    for seed in range(8):
+        lines.append(heldout_record("token-15", seed, "token", level))
+        lines.append(heldout_record("token-30", seed, "token", level - better + 0.01 * seed))
+    return lines
 
 
 def evaluations() -> list[dict]:
@@ -200,7 +181,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "one run": lambda: summary_of({"token-15": [0.5], "token-30": [0.9]}),
     "one arm": lambda: summary_of({"token-15": [0.5, 0.6]}),
     "nothing measured": lambda: without_tasks(
-        [line | {"masks": "whole-word"} for line in losses(0.2)]
+        [line | {"masks": "whole-word"} for line in pair_losses(0.2)]
     ),
     "equal": lambda: summary_of({"token-15": [0.5] * 3, "token-30": [0.5] * 3}),
     "not-significant": lambda: summary_of(
@@ -219,20 +200,22 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "two tasks": two_tasks,
     "opposite tasks": opposite_tasks,
-    "floor": lambda: summary_of(CLEAR, more=losses(0.1, level=6.1)),
-    "worse than word frequencies": lambda: without_tasks(losses(0.1, level=7.1)),
-    "fell back": lambda: without_tasks([*losses(0.8, level=6.1), *STARTS]),
+    "floor": lambda: summary_of(CLEAR, more=pair_losses(0.1, level=6.1)),
+    "worse than word frequencies": lambda: without_tasks(pair_losses(0.1, level=7.1)),
+    "fell back": lambda: without_tasks([*pair_losses(0.8, level=6.1), *STARTS]),
     "chance-level": lambda: summary_of({"token-15": [0.05] * 8, "token-30": [0.06, 0.05] * 4}),
-    "losses": lambda: without_tasks(losses(0.2)),
-    "different-units": lambda: without_tasks([*losses(0.2), *evaluations()], units="whole-word"),
+    "losses": lambda: without_tasks(pair_losses(0.2)),
+    "different-units": lambda: without_tasks(
+        [*pair_losses(0.2), *evaluations()], units="whole-word"
+    ),
     "different-tokenizers": lambda: without_tasks(
-        losses(0.2),
+        pair_losses(0.2),
         arms={
             name: facts | {"tokenizer": name} for name, facts in make_study(runs=8)["arms"].items()
         },
     ),
     "different-formats": lambda: without_tasks(
-        losses(0.2),
+        pair_losses(0.2),
         arms={
             name: facts | {"judged_on": [f"token {name}"]}
             for name, facts in make_study(runs=8)["arms"].items()
@@ -281,13 +264,12 @@ def study_page(folder: Path) -> Path:
     arms = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
     study = make_study(runs=3, arms=arms)
     records = [*make_records(study, arms), OVERLAP, failure_record("token-15", 9)]
-    for r in [r for r in records if r["kind"] in ("score", "cost") and r["arm"] in arms]:
-        change = (
-            {"score": r["score"] - 0.05}
-            if r["kind"] == "score"
-            else {"steps": 200, "targets": 61_440}
-        )
-        records.append(r | {"fraction": 0.5} | change)
+    for line in list(records):
+        half = line | {"fraction": 0.5}
+        if line["kind"] == "score" and line["arm"] in arms:
+            records.append(half | {"score": line["score"] - 0.05})
+        elif line["kind"] == "cost":
+            records.append(half | {"steps": 200, "targets": 61_440})
     for arm in arms:
         records += [
             evaluation_record(arm, s, "facts", "hits@1", 0.25, chance=0.04) for s in study["seeds"]
@@ -308,10 +290,6 @@ def study_page(folder: Path) -> Path:
                     "arm_steps": {"mlm": 18, "cse": 2},
                     "probabilities": shares,
                     "weights": {"NOUN": 0.9},
-                }
-                line |= {
-                    "probe_losses": {"mlm": 5.0, "cse": 1.0},
-                    "notes": ["cse is starved: never drawn"],
                 }
         write_lines(folder / stage / "metrics.jsonl", lines)
     return write_report(folder)

@@ -21,7 +21,6 @@ from maskwise.study.statistics import (
     estimated,
     fewest_runs,
     holm,
-    look_weights,
     power_of,
     ratio_interval,
     runs_to_decide,
@@ -36,13 +35,6 @@ MAIZE = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 
 def test_sign_flip_on_darwins_maize():
     assert sign_flip_test(MAIZE) == 1726 / 2**15  # Fisher counted 863 on one side
-
-
-@pytest.mark.parametrize(
-    "runs, smallest", [(1, 1.0), (3, 0.25), (5, 0.0625), (8, 0.0078125), (10, 0.001953125)]
-)
-def test_the_smallest_p(runs, smallest):
-    assert sign_flip_test(np.arange(1, runs + 1) / 7) == smallest
 
 
 def test_sign_flip_is_scipys():
@@ -131,11 +123,6 @@ def test_power_of_a_single_step_is_that_of_one_sign_in_all_runs():
     assert power_of(1.0, 1.0, 8, alpha=0.05 / 6) == pytest.approx(stats.norm.cdf(1) ** 8, abs=1e-4)
 
 
-def test_what_six_and_eight_runs_see():
-    found = [power_of(1.0, effect, runs) for runs in (6, 8) for effect in (1, 1.5)]
-    assert found == pytest.approx([0.36, 0.66, 0.65, 0.94], abs=0.02)
-
-
 def test_the_level_that_can_be_attained():
     assert [attainable_level(n) for n in (5, 6, 7, 8)] == [0, 1 / 32, 3 / 64, 6 / 128]
     # below, not at
@@ -160,12 +147,6 @@ def test_runs_to_decide():
 def test_the_detectable_difference_has_the_power():
     for runs in (6, 9, 34):
         assert power_of(2.0, detectable_difference(2.0, runs), runs) == pytest.approx(0.8)
-
-
-def test_the_weights_of_looks_are_spent_once():
-    assert sum(look_weights([6, 12, 18])) == pytest.approx(1)
-    # 2 − 2 Φ(1.96 / √.5) = .00557, of .05
-    assert look_weights([10, 20])[0] == pytest.approx(0.1115, abs=1e-4)
 
 
 def test_numbers_are_checked():

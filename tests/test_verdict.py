@@ -1,95 +1,105 @@
-"""Verdicts on constructed cases, against the rules of methods, section 5."""
+"""The rows of a summary on constructed cases: estimates, tests, flags and shares.
+
+``test_sentences.py`` pins verdicts, figures and flags of further studies by their sentences.
+"""
 
 from __future__ import annotations
 
-import json
 import math
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.statistics import runs_to_decide
+from maskwise.estimates import shown
+from maskwise.masking.policies import policy
+from maskwise.study.outcomes import is_loss
 from maskwise.study.verdict import primary_pairs, summarise
 from report_fixture import (
+    CLEAR,
+    COST,
+    HIGH,
+    LOW,
     advice_codes,
     codes,
+    cost_record,
+    evaluation_record,
+    facts_of,
     failure_record,
-    judged,
+    heldout_record,
+    losses,
     make_records,
     make_study,
+    old_selection,
     primary_rows,
+    row_of,
     rows_of,
+    run_facts,
     score_record,
+    selection_record,
     study_of,
+    summary_of,
 )
-
-
-def test_ten_clear_runs_decide():
-    arms = {"token-15": 0.0, "token-30": 0.03, "decay": 0.0}
-    study = make_study(runs=10, arms=arms)
-    summary = summarise(make_records(study, arms), study)
-    clear, null = rows_of(summary)
-    assert (clear["verdict"], clear["scope"], clear["better"]) == (
-        "decided",
-        "each arm tuned",
-        "arm",
-    )
-    assert clear["p"] == 2 / 1024 and clear["p_adjusted"] == 4 / 1024  # Holm over two
-    assert clear["natural"]["mean"] == pytest.approx(0.03, abs=0.006) and clear["unit"] == "SDs"
-    assert (null["verdict"], null["better"]) == ("open", None)
-    assert null["runs_to_decide"] is None or null["runs_to_decide"] > 10
-    assert "token-30" in summary["headline"] and summary["verdict"] == "decided"
-    assert advice_codes(primary_rows(summary))[0] == "use"
-    json.dumps(summary, allow_nan=False)
-
 
 TIE = {
     "token-15": [0.70, 0.71, 0.69, 0.70, 0.72, 0.68],
     "token-30": [0.71, 0.70, 0.70, 0.69, 0.72, 0.69],
 }
+START = "no-pretraining"
+
+
+def by_outcome(summary: dict) -> dict[str, dict]:
+    return {row["outcome"]: row for row in summary["contrasts"]}
+
+
+# Margins
+# ----------------------------------------------------------------------------
 
 
 def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matters():
-    study, records = study_of(TIE)
-    (row,) = rows_of(summarise(records, study))
-    assert row["verdict"] == "open"  # without a margin nothing is called equal
-    (row,) = rows_of(summary := summarise(records, study | {"margin": 0.05}))
-    assert (row["verdict"], row["better"], row["runs_to_decide"]) == (
-        "no difference that matters",
-        None,
-        None,
-    )
+    # Without a margin nothing is called equal, nor with one that the interval exceeds.
+    assert [row_of(TIE, margin=margin)["verdict"] for margin in (None, 0.009)] == ["open"] * 2
+    row = row_of(TIE, margin=0.05)
+    assert (row["verdict"], row["better"]) == ("no difference that matters", None)
     assert row["equivalence"] == pytest.approx(
         {"margin": 0.05, "confidence": 0.95, "low": -0.01, "high": 0.01}
     )
-    assert summary["verdict"] == "no difference that matters"
-    (row,) = rows_of(summarise(records, study | {"margin": 0.009}))
-    assert row["verdict"] == "open"
+    better = [x + 0.02 for x in TIE["token-15"]]
+    assert row_of(TIE | {"token-30": better}, margin=0.05)["verdict"] == "decided"
+    study = make_study(runs=8, tasks=0, margin=0.05)
+    records = [
+        heldout_record(arm, seed, "token", loss)
+        for arm, runs in (("token-15", LOW), ("token-30", [0.51, 0.51, 0.52, 0.52] * 2))
+        for seed, loss in enumerate(runs)
+    ]
+    (row,) = primary_rows(summarise(records + run_facts(study), study))
+    assert row["verdict"] == "no difference that matters"  # a margin in nats
 
 
 @pytest.mark.parametrize(("runs", "most"), [(5, 0), (6, 1), (7, 3), (8, 6)])
 def test_so_many_contrasts_can_so_few_runs_call_equal(runs, most):
     """With too few runs for an interval at 1 − .05/k there is none, and everything stays open."""
-    base = [0.70, 0.71, 0.69, 0.70, 0.72, 0.68, 0.70, 0.71]
+    base = [0.70, 0.71, 0.69, 0.70, 0.72, 0.68, 0.70, 0.71][:runs]
+    tie = [x + 0.001 * (-1) ** s for s, x in enumerate(base)]
     for contrasts in range(1, 7):
-        tie = {
-            f"token-{20 + i}": [x + 0.001 * (-1) ** s for s, x in enumerate(base[:runs])]
-            for i in range(contrasts)
-        }
-        study, records = study_of({"token-15": base[:runs]} | tie, margin=0.05)
-        verdicts = {row["verdict"] for row in rows_of(summarise(records, study))}
+        arms = {f"token-{20 + i}": tie for i in range(contrasts)}
+        summary = summary_of({"token-15": base} | arms, margin=0.05)
+        verdicts = {row["verdict"] for row in rows_of(summary)}
         assert verdicts == {"no difference that matters" if contrasts <= most else "open"}
 
 
 def test_a_margin_leaves_a_look_to_come_its_share_of_the_error():
-    study, records = study_of({arm: [*runs, *runs] for arm, runs in TIE.items()}, margin=0.05)
-    found = [rows_of(summarise(records, study | {"looks": looks}))[0] for looks in (None, [12, 24])]
-    assert found[0]["equivalence"]["confidence"] == 0.95 < found[1]["equivalence"]["confidence"]
-    study, records = study_of(TIE, margin=0.05, looks=[6, 12])
+    twice = {arm: [*runs, *runs] for arm, runs in TIE.items()}
+    found = [row_of(twice, margin=0.05, looks=looks)["equivalence"] for looks in (None, [12, 24])]
+    assert found[0]["confidence"] == 0.95 < found[1]["confidence"]
     # six runs have no interval at that level
-    assert rows_of(summarise(records, study))[0]["verdict"] == "open"
+    assert row_of(TIE, margin=0.05, looks=[6, 12])["verdict"] == "open"
 
+
+# Shares of a gain
+# ----------------------------------------------------------------------------
 
 SHARED = {
     "random": [0.10, 0.06, 0.08, 0.12],
@@ -97,29 +107,16 @@ SHARED = {
     "meta": [0.70, 0.71, 0.66, 0.72],
     "none": [0.0, 0.01, 0.0, 0.02],
 }
-
-
-def test_the_share_of_a_gain_is_that_of_the_mean_gains_over_pairs():
-    study, records = study_of(SHARED)
-    meta, none = summarise(records, study | {"share": ("oracle", "random")})["shares"]
-    gains = {arm: np.mean(SHARED[arm]) - np.mean(SHARED["random"]) for arm in SHARED}
-    assert (meta["arm"], meta["task"], meta["n"], meta["failed"]) == ("meta", "task-0", 4, 0)
-    assert meta["share"] == pytest.approx(gains["meta"] / gains["oracle"])
-    assert meta["low"] < meta["share"] < meta["high"] and none["high"] < 0
-    assert "shares" not in summarise(records, study)
+PAIR = ("oracle", "random")
 
 
 def test_runs_that_failed_outright_are_counted_and_not_averaged():
     """One learning in ten fails: the interval is of the others, and the failures have their own."""
     whole = [0.70, 0.66, 0.68, 0.72, 0.69, 0.71, 0.67, 0.70, 0.73, 0.68]
     gains = [0.60, 0.55, 0.02, 0.62, 0.57, 0.61, 0.56, 0.59, 0.63, 0.58]
-    scores = {
-        "random": [0.1] * 10,
-        "oracle": [0.1 + x for x in whole],
-        "meta": [0.1 + x for x in gains],
-    }
-    study, records = study_of(scores, share=("oracle", "random"))
-    (meta,) = summarise(records, study)["shares"]
+    scores = {"random": [0.1] * 10, "oracle": [0.1 + x for x in whole]}
+    scores["meta"] = [0.1 + x for x in gains]
+    (meta,) = summary_of(scores, share=PAIR)["shares"]
     learned = [i for i, gain in enumerate(gains) if gain > 0.1]
     expected = np.mean([gains[i] for i in learned]) / np.mean([whole[i] for i in learned])
     assert (meta["n"], meta["failed"], meta["share"]) == (10, 1, pytest.approx(expected))
@@ -127,62 +124,32 @@ def test_runs_that_failed_outright_are_counted_and_not_averaged():
     assert 0.8 < meta["low"] < expected < meta["high"] < 0.9
     # An arm that gains a little in every run has not failed in any of them.
     weak = [0.02, 0.20, 0.05, 0.15, 0.09, 0.12, 0.03, 0.18, 0.11, 0.07]
-    study, records = study_of(
-        scores | {"meta": [0.1 + x for x in weak]}, share=("oracle", "random")
-    )
-    (meta,) = summarise(records, study)["shares"]
+    scores["meta"] = [0.1 + x for x in weak]
+    (meta,) = summary_of(scores, share=PAIR)["shares"]
     assert meta["failed"] == 0 and meta["share"] == pytest.approx(np.mean(weak) / np.mean(whole))
 
 
-def test_shares_stay_within_one_output_format():
-    study, records = study_of(SHARED, share=("oracle", "random"))
-    for arm, masks in (
-        ("random", "token full"),
-        ("oracle", "token full"),
-        ("meta", "token sentinels"),
-    ):
-        study["arms"][arm]["judged_on"] = [masks]
+def test_there_is_no_share_of_nothing_nor_of_what_cannot_be_compared():
+    for row in summary_of(SHARED, share=("none", "random"))["shares"]:
+        assert (row["share"], row["low"], row["high"]) == (None, None, None)
+    one_run = {arm: scores[:1] for arm, scores in SHARED.items()}
+    meta, _ = summary_of(one_run, share=PAIR)["shares"]
+    assert meta["share"] == pytest.approx(0.6 / 0.7) and meta["low"] is None
+    study, records = study_of(SHARED, share=PAIR)
+    for arm in ("random", "oracle", "meta"):
+        study["arms"][arm]["judged_on"] = ["token full" if arm != "meta" else "token sentinels"]
     meta, none = summarise(records, study)["shares"]
     assert meta["share"] is None and "format" in meta["sentence"] and none["share"] is not None
+    levels = {"random": 5.0, "oracle": 4.0, "words": 4.4}
+    study = make_study(runs=8, arms=levels, tasks=0, share=PAIR)
+    for units, share in (("whole-word", None), ("token", pytest.approx(0.6, abs=0.01))):
+        study["arms"]["words"]["units"] = units
+        [line] = summarise([*losses(levels), *run_facts(study)], study)["shares"]
+        assert line["share"] == share and ("units" in line["sentence"]) is (share is None)
 
 
-def test_there_is_no_share_of_nothing():
-    study, records = study_of(SHARED)
-    for row in summarise(records, study | {"share": ("none", "random")})["shares"]:
-        assert (row["share"], row["low"], row["high"]) == (None, None, None)
-    study, records = study_of({arm: scores[:1] for arm, scores in SHARED.items()})
-    meta, _ = summarise(records, study | {"share": ("oracle", "random")})["shares"]
-    assert meta["share"] == pytest.approx(0.6 / 0.7) and meta["low"] is None
-
-
-def test_a_difference_that_is_decided_is_not_equal_however_small():
-    better = [x + 0.02 for x in TIE["token-15"]]
-    row = judged({"token-15": TIE["token-15"], "token-30": better}, margin=0.05)
-    assert (row["verdict"], row["better"]) == ("decided", "arm")
-
-
-def test_below_six_runs_there_is_no_p_no_interval_and_no_decision():
-    for runs in (2, 3, 5):
-        study, records = study_of(
-            {"token-15": [0.5 + 0.001 * i for i in range(runs)], "token-30": [0.9] * runs}
-        )
-        summary = summarise(records, study)
-        (row,) = rows_of(summary)
-        assert (row["verdict"], row["p"], row["low"], row["runs_to_decide"]) == (
-            "open",
-            None,
-            None,
-            6,
-        )
-        assert advice_codes(primary_rows(summary)) == ["add-seeds"]
-
-
-def test_open_says_how_many_runs_would_decide():
-    d = np.array([0.03, -0.01, 0.02, 0.04, -0.02, 0.01])
-    row = judged({"token-15": [0.5] * 6, "token-30": (0.5 + d).tolist()})
-    assert row["verdict"] == "open"
-    assert row["runs_to_decide"] == runs_to_decide(d.std(ddof=1), d.mean())
-    assert f"{row['runs_to_decide']} runs" in row["sentence"]
+# Tasks
+# ----------------------------------------------------------------------------
 
 
 def test_seeds_times_tasks_are_never_pooled():
@@ -195,42 +162,14 @@ def test_seeds_times_tasks_are_never_pooled():
     for tasks in (1, 8):
         study = make_study(runs=6, arms=scores, tasks=tasks)
         records = [
-            score_record(arm, s, task, x)
+            score_record(arm, seed, task, x)
             for arm, row in scores.items()
-            for s, x in enumerate(row)
+            for seed, x in enumerate(row)
             for task in study["tasks"]
         ]
         found.append(rows_of(summarise(records, study))[0])
-    assert found[0]["n"] == found[1]["n"] == 6
-    for key in ("mean", "low", "high", "p"):
+    for key in ("n", "mean", "low", "high", "p"):
         assert found[0][key] == pytest.approx(found[1][key])
-    assert found[0]["verdict"] == found[1]["verdict"] == "open"
-
-
-def test_a_task_of_wide_scores_does_not_outweigh_one_of_narrow_scores():
-    """The arm wins by 2 SDs on a narrow task and loses by 1 SD on a task ten times as wide: it is
-    ahead.
-    """
-    base = np.array([-1.0, 0, 1, 0])
-    study = make_study(runs=4, tasks=2)
-    records = []
-    for arm, gains in (("token-15", (0, 0)), ("token-30", (2, -1))):
-        for s in range(4):
-            records.append(score_record(arm, s, "task-0", 0.5 + 0.01 * (base[s] + gains[0])))
-            records.append(score_record(arm, s, "task-1", 0.5 + 0.10 * (base[s] + gains[1])))
-    (row,) = rows_of(summarise(records, study))
-    sd = math.sqrt(2 / 3)
-    assert row["mean"] == pytest.approx((2 - 1) / 2 / sd)
-    assert row["natural"]["mean"] < 0  # and the sentence must not sell these points
-    assert "points" not in row["sentence"]
-
-
-def test_equal_scores_do_not_divide_by_zero():
-    study, records = study_of({"token-15": [0.5] * 3, "token-30": [0.5] * 3})
-    summary = summarise(records, study)
-    (row,) = rows_of(summary)
-    assert (row["verdict"], row["mean"], row["runs_to_decide"]) == ("open", 0, None)
-    json.dumps(summary, allow_nan=False)
 
 
 SPEARMAN = {"metric": "spearman", "majority": 0.0, "classes": 0}
@@ -255,19 +194,245 @@ def test_chance_is_void_only_where_both_are_within_two_standard_errors(facts, fi
     assert ("chance" in codes(row)) is void and (row["verdict"] == "not comparable") is void
 
 
-def test_a_failed_run_costs_its_pair_only():
-    arms = {"token-15": 0.0, "token-30": 0.03}
-    study = make_study(runs=7, arms=arms)
-    records = [r for r in make_records(study, arms) if (r["arm"], r.get("seed")) != ("token-30", 2)]
-    failure = failure_record("token-30", 2)
-    summary = summarise([*records, failure], study)
-    assert rows_of(summary)[0]["n"] == 6 and summary["arms"]["token-30"]["failures"] == 1
-    scores = summary["arms"]["token-30"]["scores"]["task-0"]
-    assert [score is None for score in scores] == [False, False, True, False, False, False, False]
-    others = [r for r in records if r["arm"] != "token-30"]
-    failures = [failure | {"seed": s} for s in range(7)]
-    (row,) = rows_of(summarise(others + failures, study))
-    assert (row["verdict"], codes(row)[0], row["n"]) == ("not comparable", "no-pairs", 0)
+def test_chance_is_that_of_each_task_and_voids_the_task_alone():
+    """Of the answers that were asked, as the records have it."""
+    scores = {"token-15": 0.12, "token-30": 0.10}
+    told = [
+        score_record(arm, seed, "task-0", x, majority=0.11)
+        for arm, x in scores.items()
+        for seed in range(8)
+    ]
+    facts = {"metric": "exact-match", "test_items": 400, "majority": None}
+    study = make_study(runs=8, arms=scores) | {"tasks": {"task-0": facts}}
+    (row,) = primary_rows(summarise(told + run_facts(study), study))
+    assert "chance" in codes(row) and advice_codes([row])[0] == "chance"
+
+
+def in_nats(values: dict[str, float], **more: Any) -> dict[str, Any]:
+    """The summary of a study with one task in nats per token, where lower is better."""
+    study = make_study(runs=10, arms=values, tasks=1)
+    study["tasks"]["task-0"] |= {"metric": "nats", "majority": None}
+    records = []
+    for arm, seed in product(values, range(10)):
+        luck = 0.01 * (seed % 3) + 0.003 * (seed % 2) * (arm == "arm")
+        facts = {"metric": "nats", "majority": 5.0, **more}
+        records.append(score_record(arm, seed, "task-0", values[arm] + luck, **facts))
+    return summarise(records, study)
+
+
+def test_fewer_nats_are_better() -> None:
+    tasks, alone = in_nats({"base": 4.0, "arm": 3.5}, item_sd=2.0)["contrasts"]
+    assert (tasks["outcome"], tasks["better"], tasks["higher_is_better"]) == ("tasks", "arm", True)
+    assert tasks["mean"] > 0 and tasks["natural"]["mean"] == pytest.approx(0.4985)
+    assert (alone["unit"], alone["verdict"], alone["higher_is_better"]) == ("nats", None, False)
+    assert alone["mean"] == pytest.approx(-0.4985)
+    assert shown(tasks).unit == shown(alone).unit == "nats"
+    # The spread of 400 items: 1.96 · 2 / √400.
+    assert alone["items"]["high"] - alone["items"]["low"] == pytest.approx(2 * 1.96 * 2 / 20)
+    void = in_nats({"base": 5.1, "arm": 5.0})["contrasts"]
+    assert [row["flags"][0]["code"] for row in void] == ["chance"] * 2
+
+
+def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
+    study = make_study(runs=3, arms={"base": 0.0, "arm": 0.1})
+    study["tasks"]["task-1"] |= {"metric": "nats", "majority": None}
+    records = []
+    for arm, seed in product(("base", "arm"), range(3)):
+        gain = 0.1 * (arm == "arm")
+        luck = 0.01 * (seed + (arm == "arm") * seed % 2)
+        records.append(score_record(arm, seed, "task-0", 0.5 + gain + luck))
+        records.append(score_record(arm, seed, "task-1", 4.0 - gain + luck, metric="nats"))
+    row = summarise(records, study)["contrasts"][0]
+    assert row["mean"] > 0 and "natural" not in row
+    assert row["metric"] is None and row["items"] is None
+    assert shown(row).unit == "SDs between seeds"
+
+
+def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_twice():
+    """Two tasks on the same sentences are lucky together: half the independent tasks' gain in
+    certainty is gone.
+    """
+
+    def half(**facts: Any) -> float:
+        study = make_study(runs=8, tasks=2)
+        task_facts = {"metric": "entity-f1", "test_items": 9, **facts}
+        study["tasks"] = dict.fromkeys(study["tasks"], task_facts)
+        lines = [
+            score_record(arm, seed, task, x, metric="entity-f1", item_error=0.03)
+            for arm, runs in CLEAR.items()
+            for seed, x in enumerate(runs)
+            for task in study["tasks"]
+        ]
+        rows = by_outcome(summarise([*lines, *run_facts(study)], study))
+        one = rows["task-0"]
+        assert one["items"]["high"] - one["mean"] == pytest.approx(1.96 * 0.03)
+        return rows["tasks"]["items"]["high"] - rows["tasks"]["natural"]["mean"]
+
+    assert half() == pytest.approx(1.96 * 0.03 / 2**0.5)
+    assert half(test_texts="ab12") == pytest.approx(1.96 * 0.03)
+
+
+def test_the_noise_of_items_falls_with_their_number_and_needs_a_share():
+    close = CLEAR | {"token-30": [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]}
+    facts = {"metric": "accuracy", "classes": 20, "majority": 0.05, "test_items": 10_000}
+    assert "items" not in codes(row_of(close, tasks={"task-0": facts}))
+    assert row_of(close, tasks={"task-0": facts | {"metric": "macro-f1"}})["items"] is None
+
+
+def test_overlap_below_a_hundredth_needs_no_advice():
+    line = {"kind": "overlap", "task": "task-0", "corpus": "wiki", "items": 400, "overlapping": 3}
+    summary = summary_of(more=[line])
+    assert "overlap" in codes(primary_rows(summary)[0]) and summary["overlap"] == [line]
+    assert "Remove" not in " ".join(summary["advice"])
+    assert "overlap" not in codes(row_of(more=[line | {"overlapping": 0}]))
+
+
+# Floors
+# ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("levels", "start", "flag", "arms"),
+    [
+        # On a text that is learned by heart, held-out text is worse than unigrams.
+        ((7.5, 7.49), None, "floor", ["token-30", "token-15"]),
+        ((6.2, 6.19), None, "floor", ["token-30", "token-15"]),
+        ((6.276 - 0.29, 6.276 - 0.29), None, "floor", ["token-30", "token-15"]),
+        ((6.276 - 0.31, 6.276 - 0.31), None, None, []),
+        # One side above the floor and one at it is an answer, unless it fell back from its start.
+        ((6.2, 4.0), None, "near-floor", ["token-15"]),
+        ((4.0, 6.2), 5.5, "floor", ["token-30"]),
+        ((4.0, 6.2), 6.25, "near-floor", ["token-30"]),
+    ],
+)
+def test_sides_at_the_floor_of_word_frequencies(levels, start, flag, arms):
+    lines = losses(dict(zip(CLEAR, levels, strict=True)))
+    if start is not None:
+        lines += losses({START: start})
+    rows = by_outcome(summary_of(more=lines))
+    loss = rows["heldout:token"]
+    assert [code for code in codes(loss) if "floor" in code] == [flag] * (flag is not None)
+    assert (loss["verdict"] == "not comparable") is (flag == "floor")
+    assert flag is None or facts_of(loss, flag)["arms"] == arms
+    # The loss is void, and tasks still count.
+    assert rows["tasks"]["verdict"] == "decided" and codes(rows["tasks"]) == []
+
+
+def test_a_gap_next_to_the_floor_does_not_read_as_the_floor():
+    rows = by_outcome(summary_of(more=losses(dict.fromkeys(CLEAR, 6.276 - 0.298))))
+    assert facts_of(rows["heldout:token"], "floor")["words"] == "+0.299 and +0.299"
+
+
+@pytest.mark.parametrize(
+    ("steps", "when"),
+    [({"token-15": 300, "token-30": 450}, "after 300 steps"), ({}, "at this length")],
+)
+def test_a_named_outcome_decides_and_says_how_far_a_side_at_the_floor_carries(steps, when):
+    costs = [cost_record(arm, seed, steps=steps[arm]) for arm, seed in product(steps, range(8))]
+    more = losses({"token-15": 6.2, "token-30": 4.0})
+    summary = summary_of(more=more, facts=costs, outcome="heldout:token")
+    (row,) = primary_rows(summary)
+    assert (row["outcome"], row["verdict"], row["better"]) == ("heldout:token", "decided", "arm")
+    assert facts_of(row, "near-floor")["when"] == when
+    assert when.split()[-2] in summary["headline"] and "token-15" in summary["headline"]
+    assert {"use", "near-floor"} <= set(advice_codes([row]))
+
+
+def test_a_single_ratio_decides_by_its_mean_or_by_its_name():
+    lines = losses(dict.fromkeys(CLEAR, 4.0))
+    for outcome in ("heldout:token", "heldout:token@0.15"):
+        assert row_of(more=lines, outcome=outcome)["outcome"] == "heldout:token"
+
+
+def test_an_outcome_that_one_side_lacks_leaves_a_contrast_to_the_tasks():
+    more = [score_record(START, seed, "task-0", 0.3) for seed in range(8)]
+    more += losses(dict.fromkeys(CLEAR, 4.0))
+    gate = {"contrast": ["token-30", START], "closes": [["token-30", "token-15"]]}
+    changes = {"outcome": "heldout:token", "gate": gate, "reference": "the untrained model"}
+    rows = primary_rows(summary_of(more=more, **changes))
+    found = {row["baseline"]: row["outcome"] for row in rows}
+    assert found == {START: "tasks", "token-15": "heldout:token"}
+
+
+def test_the_floor_is_judged_at_the_arms_own_masks_and_any_ratio():
+    lines = losses(dict.fromkeys(CLEAR, 6.1))
+    lines += losses(dict.fromkeys(CLEAR, 5.5), ratio=0.4)
+    # context was learned, as the harder ratio shows
+    summary = summary_of(more=lines)
+    assert summary["arms"]["token-15"]["gap_nats"] == pytest.approx(6.28 - 5.5, abs=0.01)
+    # the mean over ratios is taken inside the run
+    assert summary["arms"]["token-15"]["scores"]["heldout:token"][0] == pytest.approx(5.8)
+    foreign = losses(dict.fromkeys(CLEAR, 6.5), "whole-word")
+    for found in (summary, summary_of(more=[*lines, *foreign])):
+        assert not any("floor" in codes(row) for row in found["contrasts"])
+
+
+# What was tuned, and what is missing
+# ----------------------------------------------------------------------------
+
+FACTS = run_facts(make_study(runs=8))
+COSTS = [line for line in FACTS if line["kind"] == "cost"]
+OLD = [*COSTS, old_selection("token-30")]
+OWN_CHOICE = {"chosen": {"training.learning_rate": 0.002}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict", "scope", "flags"),
+    [
+        (FACTS, "decided", "each arm tuned", []),
+        (COSTS, "decided", "at these settings", ["untuned"]),
+        # Every replicate may choose settings of its own.
+        (
+            [*COSTS, *(selection_record("token-15", seed) for seed in range(8))]
+            + [selection_record("token-30", seed, **OWN_CHOICE) for seed in range(8)],
+            "decided",
+            "each arm tuned",
+            [],
+        ),
+        # One arm has no grid.
+        (
+            [*COSTS, *(selection_record("token-30", seed) for seed in range(8))],
+            "decided",
+            "each arm tuned",
+            ["grids-differ"],
+        ),
+        # One search for all seeds decides only where both sides kept the same setting.
+        ([*OLD, old_selection("token-15")], "decided", "at these settings", []),
+        (
+            [*OLD, old_selection("token-15", 0.002)],
+            "open",
+            "at these settings",
+            ["settings-differ"],
+        ),
+        (OLD, "decided", "at these settings", ["grids-differ"]),
+    ],
+)
+def test_what_was_tuned(facts, verdict, scope, flags):
+    row = row_of(facts=facts)
+    assert (row["verdict"], row["scope"], codes(row)) == (verdict, scope, flags)
+    assert row["p_adjusted"] < 0.05 and (row["better"] == "arm") is (verdict == "decided")
+
+
+def test_the_model_as_it_is_has_nothing_to_tune():
+    start = [score_record(START, seed, "task-0", 0.1) for seed in range(8)]
+    row = row_of(more=start, contrasts=[("token-30", START)])
+    assert (row["scope"], codes(row)) == ("each arm tuned", [])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_no_pair_is_no_comparison_where_runs_failed(left):
+    lost = [failure_record("token-30", seed) for seed in range(left, 8)]
+    summary = summary_of(CLEAR | {"token-30": HIGH[:left]}, more=lost)
+    (row,) = primary_rows(summary)
+    assert (row["verdict"], codes(row)[0]) == ("not comparable", "no-pairs")
+    assert summary["arms"]["token-30"]["failures"] == 8 - left
+
+
+def test_missing_runs_are_noted_where_those_of_the_start_failed():
+    lines = [score_record(START, seed, "task-0", 0.4) for seed in range(7)]
+    lost = [failure_record(START, 7)]
+    row = row_of(more=[*lines, *lost], contrasts=[["token-30", START]], reference=START)
+    assert facts_of(row, "missing-runs") == {"missing": 1, "planned": 8}
 
 
 def test_a_half_fine_tuned_failed_run_is_left_out_whole():
@@ -275,8 +440,10 @@ def test_a_half_fine_tuned_failed_run_is_left_out_whole():
     records = [r for r in make_records(study, {}) if r["kind"] == "score"]
     lost = ("token-30", 1, "task-1")
     cut = [r for r in records if (r["arm"], r["seed"], r["task"]) != lost]
-    failure = failure_record("token-30", 1)
-    assert rows_of(summarise([*cut, failure], study), "task-0")[0]["n"] == 2
+    summary = summarise([*cut, failure_record("token-30", 1)], study)
+    assert rows_of(summary, "task-0")[0]["n"] == 2
+    scores = summary["arms"]["token-30"]["scores"]["task-0"]
+    assert [score is None for score in scores] == [False, True, False]
     with pytest.raises(
         MaskwiseError, match=r"some runs only; got no task-1 for arm 'token-30', seed 1"
     ):
@@ -286,73 +453,178 @@ def test_a_half_fine_tuned_failed_run_is_left_out_whole():
 def test_bad_records_are_told_in_one_line():
     study = make_study(runs=3)
     good = make_records(study, {})
-
-    def told(records) -> str:
+    first = good[0]
+    ratios = [heldout_record("token-15", 0, "token", 4.0) | {"ratio": 0.4}]
+    without = [r for r in good if (r["arm"], r.get("seed")) != ("token-30", 2)]
+    cases = {
+        "lacks seeds": without,
+        "lacks seeds that its partner has": [r for r in good if r["arm"] != "token-30"],
+        "not a finite number": [first | {"score": math.nan}, *good[1:]],
+        "measured twice": [*good, first],
+        "unknown arm in records 'x'": [first | {"arm": "x"}, *good],
+        "unknown arm in records 'y'": [*good, failure_record("y", 0)],
+        "allowed: [0, 1, 2]": [*good, first | {"seed": 9}],
+        "measured in some runs only": [*good, *ratios],
+    }
+    for said, records in cases.items():
         with pytest.raises(MaskwiseError) as error:
             summarise(records, study)
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    assert "lacks seeds" in told([r for r in good if (r["arm"], r.get("seed")) != ("token-30", 2)])
-    assert "no runs; got token-30" in told([r for r in good if r["arm"] != "token-30"])
-    assert "not a finite number" in told([good[0] | {"score": math.nan}, *good[1:]])
-    assert "not a finite number" in told([good[0] | {"score": None}, *good[1:]])
-    assert "measured twice" in told([*good, good[0]])
-    assert "unknown arm in records 'x'" in told([good[0] | {"arm": "x"}, *good])
-    assert "allowed: [0, 1, 2]" in told([*good, good[0] | {"seed": 9}])
+        assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_reference_is_a_contrast_only_where_something_is_measured_of_it():
-    study = make_study(
-        runs=3, contrasts=[["token-30", "no-pretraining"], ["token-30", "no-pretraining"]]
-    )
-    assert primary_pairs(study) == [("token-30", "no-pretraining")]
-    with pytest.raises(MaskwiseError, match=r"no-pretraining.*allowed: token-15, token-30"):
-        primary_pairs(study | {"tasks": {}})
-    assert primary_pairs(study | {"tasks": {}, "reference": "the unchanged model"})
+# Measures that differ
+# ----------------------------------------------------------------------------
 
 
-def test_rows_that_are_not_primary_have_an_interval_and_no_verdict():
-    arms = {"token-15": 0.0, "token-30": 0.05}
-    for tasks in (2, 1):
-        study = make_study(runs=10, arms=arms, tasks=tasks)
-        summary = summarise(make_records(study, arms), study)
-        assert rows_of(summary)[0]["verdict"] == "decided"
-        for outcome in ("task-0", "heldout:token"):
-            (row,) = rows_of(summary, outcome)
-            assert row["low"] < row["mean"] < row["high"]
-            assert (row["verdict"], row["better"], row["p"], row["p_adjusted"]) == (
-                None,
-                None,
-                None,
-                None,
-            )
+def without_tasks(*lines: dict, arms: dict[str, dict], **changes: Any) -> dict[str, dict]:
+    """The rows by outcome of a study without tasks, whose arms have these facts."""
+    study = make_study(runs=8, arms=dict.fromkeys(arms, 0), tasks=0, **changes)
+    for arm, facts in arms.items():
+        study["arms"][arm] |= facts
+    return by_outcome(summarise([*lines, *run_facts(study)], study))
 
 
-def test_without_tasks_the_held_out_loss_is_primary_and_lower_is_better():
-    arms = {"token-15": 0.0, "token-30": 0.2}
-    study = make_study(runs=6, arms=arms, tasks=0)
-    summary = summarise(make_records(study, arms), study)
-    (row,) = rows_of(summary, "heldout:token")
-    assert (
-        row["primary"] and row["mean"] < 0 and (row["verdict"], row["better"]) == ("decided", "arm")
-    )
-    assert "nats" in summary["headline"]
+def evaluated(name: str, metric: str, **more: Any) -> list[dict]:
+    return [
+        evaluation_record(arm, seed, name, metric, x, **more)
+        for arm, runs in CLEAR.items()
+        for seed, x in enumerate(runs)
+    ]
+
+
+LEVELS = {"token-15": 4.0, "token-30": 3.0}
+
+
+@pytest.mark.parametrize("other", ["a", "b"])
+def test_numbers_per_token_do_not_compare_tokenizers(other):
+    arms = {"token-15": {"tokenizer": "a"}, "token-30": {"tokenizer": other}}
+    lines = losses(LEVELS) + evaluated("facts", "hits@1", chance=0.05)
+    lines += evaluated("facts", "open-hits@1", chance=0.05) + evaluated("bound", "nats per token")
+    rows = without_tasks(*lines, *evaluated("bound", "bits per byte"), arms=arms)
+    apart = {name for name, row in rows.items() if "different-tokenizers" in codes(row)}
+    per_token = ["facts:open-hits@1", "bound:nats per token"]
+    per_token = {"heldout:token", *(f"evaluation:{name}" for name in per_token)}
+    assert apart == (per_token if other == "b" else set())
+    (primary,) = (name for name, row in rows.items() if row["primary"])
+    assert primary == ("evaluation:facts:hits@1" if other == "b" else "heldout:token")
+    study, lines = study_of(CLEAR)
+    study["tasks"]["task-0"]["metric"] = "nats"
+    study["arms"]["token-15"]["tokenizer"] = "a"
+    study["arms"]["token-30"]["tokenizer"] = other
+    nats = [line | {"metric": "nats"} for line in lines]
+    for row in summarise(nats, study)["contrasts"]:
+        assert ("different-tokenizers" in codes(row)) is (other == "b")
+
+
+@pytest.mark.parametrize("pair", [("token-15", "token-30"), ("token-30", "token-15")])
+def test_formats_that_decoders_learned_are_not_compared_in_one_of_them(pair):
+    """Each arm was decided to beat the other, by the order of their names."""
+    lines = losses(LEVELS, "token full") + losses({"token-15": 6.0, "token-30": 5.0}, "token spans")
+    arms = {"token-15": {"judged_on": ["token full"]}, "token-30": {"judged_on": ["token spans"]}}
+    rows = without_tasks(*lines, arms=arms, contrasts=[pair]).values()
+    assert {(row["verdict"], *codes(row)) for row in rows} == {
+        ("not comparable", "different-formats")
+    }
+    same = {arm: {"judged_on": ["token full"]} for arm in arms}
+    rows = without_tasks(*lines, arms=same).values()
+    assert not any("different-formats" in codes(row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("units", "comparable"),
+    [
+        (("whole-word", "whole-word"), True),  # whole-word against pos-weighted
+        (("span", "token span"), False),  # span against span(over="token")
+        (("whole-word", "token"), False),  # weighted against weighted(units="token")
+    ],
+)
+def test_comparability_follows_from_units_and_not_from_the_name_of_the_policy(units, comparable):
+    arms = {arm: {"units": unit, "policy": "x"} for arm, unit in zip(CLEAR, units, strict=True)}
+    row = without_tasks(*losses(LEVELS), arms=arms)["heldout:token"]
+    assert ("different-units" not in codes(row)) is comparable
+    assert (row["verdict"] == "not comparable") is not comparable
+
+
+@pytest.mark.parametrize(
+    ("spec", "kinds"),
+    [
+        ("token", ("token",)),
+        ("whole-word", ("whole-word",)),
+        ("span", ("whole-word",)),
+        ("span(over='token')", ("token",)),
+        ("t5-span", ("token",)),
+        ("weighted(units='word')", ("whole-word",)),
+        ("weighted(units='token')", ("token", "whole-word")),
+        ("mixture(whole-word, span)", ("whole-word",)),
+        ("mixture(whole-word, token)", ("token", "whole-word")),
+    ],
+)
+def test_a_policy_is_judged_by_its_own_kind_of_mask(spec: str, kinds: tuple[str, ...]) -> None:
+    assert policy(spec).judged_on() == kinds
+
+
+def test_a_mixture_of_words_is_not_on_the_plateau_for_its_token_masks() -> None:
+    facts = {"units": "mixture", "judged_on": ["whole-word"]}
+    lines = losses(dict.fromkeys(CLEAR, 6.8)) + losses(dict.fromkeys(CLEAR, 4.3), "whole-word")
+    rows = without_tasks(*lines, arms=dict.fromkeys(CLEAR, facts))
+    assert not any("floor" in codes(row) for row in rows.values())
+    assert [name for name, row in rows.items() if row["primary"]] == ["heldout:whole-word"]
+
+
+def test_a_loss_is_known_by_its_measure():
+    """A set of texts may be called anything."""
+    assert not is_loss("evaluation:perplexity-quiz:accuracy")
+    assert is_loss("evaluation:pseudo-perplexity:token") and is_loss("heldout:token@0.15")
+
+
+def test_compute_counts_as_equal_within_a_twentieth_and_is_written_without_exponents():
+    facts = [r for r in FACTS if (r["kind"], r["arm"]) != ("cost", "token-30")]
+
+    def compute(**spent: float) -> dict:
+        mine = [cost_record("token-30", seed, **spent) for seed in range(8)]
+        return facts_of(row_of(facts=facts + mine), "compute")
+
+    within = {"targets": 1.04 * COST["targets"], "flops": 1.2 * COST["flops"]}
+    assert compute(**within)["ratios"] == pytest.approx({"flops": 1.2})
+    told = compute(targets=120 * COST["targets"])["told"]
+    assert "used 120 times the targets (tokens to predict)" in told
+    unknown = row_of(facts=facts)  # it was not recorded of one side
+    assert facts_of(unknown, "compute")["minor"] and "compute" not in advice_codes([unknown])
+
+
+def test_companions_are_never_pooled_with_full_runs():
+    half = {"fraction": 0.5}
+    short = [score_record(arm, seed, "task-0", 0.3, **half) for arm in CLEAR for seed in range(8)]
+    short += [cost_record(arm, seed, steps=200, **half) for arm in CLEAR for seed in range(8)]
+    # A companion that failed costs no pair.
+    lost = failure_record("token-30", 2, **half)
+    more = [line for line in short if (line["arm"], line["seed"]) != ("token-30", 2)]
+    both = summary_of(more=[*more, lost])
+    assert both["contrasts"] == summary_of()["contrasts"]
+    assert both["arms"]["token-30"]["failures"] == 0
+    points = both["efficiency"]["points"]
+    assert len(points) == 2 * 16 - 1 and points[0]["steps"] == 200
+    assert points[0]["values"]["task-0"] == 0.3
+
+
+# Headline and primary rows
+# ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "worse"), [(0.3, False), (0.6, False), (0.9, True)])
+def test_a_winner_that_is_worse_than_the_start_is_told(start: float, worse: bool):
+    more = [score_record(START, seed, "task-0", start) for seed in range(8)]
+    told = "All arms have a worse mean than the untrained model on the tasks."
+    for study in ({}, {"contrasts": [["token-15", START]]}):
+        headline = summary_of(more=more, reference="the untrained model", **study)["headline"]
+        assert headline.endswith(told) == ("worse mean" in headline) == worse
 
 
 def test_the_headline_keeps_a_baseline_that_nothing_beats():
-    study, records = study_of(
-        {"token-15": [0.80 + 0.001 * i for i in range(6)], "token-30": [0.50] * 6}
-    )
-    summary = summarise(records, study)
-    (row,) = rows_of(summary)
+    summary = summary_of({"token-15": HIGH, "token-30": LOW})
+    (row,) = primary_rows(summary)
     assert (row["verdict"], row["better"]) == ("decided", "baseline")
-    assert summary["headline"].startswith("Keep token-15")
-    assert len(summary["headline"].split()) <= 20 and advice_codes(primary_rows(summary)) == [
-        "keep"
-    ]
-    study, records = study_of({"token-15": [0.5, 0.6]})
-    assert summarise(records, study)["contrasts"] == []
+    assert summary["headline"].startswith("Keep token-15") and advice_codes([row]) == ["keep"]
 
 
 def test_of_several_gains_the_headline_names_the_arm_that_is_behind_no_other():
@@ -364,9 +636,16 @@ def test_of_several_gains_the_headline_names_the_arm_that_is_behind_no_other():
         arm: [mean + 0.5 * noise[(i + j) % 10] for i in range(10)]
         for j, (arm, mean) in enumerate(means.items())
     }
-    study, records = study_of(scores)
-    study["contrasts"] = [("d30", "c15"), ("d30", "c30"), ("d45", "c15"), ("d45", "c30")]
-    headline = summarise(records, study)["headline"]
+    pairs = [("d30", "c15"), ("d30", "c30"), ("d45", "c15"), ("d45", "c30")]
+    headline = summary_of(scores, contrasts=pairs)["headline"]
     assert headline.startswith("d45 is 0.8") and "than c30" in headline
-    study["contrasts"] = [("d30", "c15"), ("c15", "c30"), ("d30", "c30")]
-    assert summarise(records, study)["headline"].startswith("c30 is 2")
+    pairs = [("d30", "c15"), ("c15", "c30"), ("d30", "c30")]
+    assert summary_of(scores, contrasts=pairs)["headline"].startswith("c30 is 2")
+
+
+def test_the_reference_is_a_contrast_only_where_something_is_measured_of_it():
+    study = make_study(runs=3, contrasts=[["token-30", START], ["token-30", START]])
+    assert primary_pairs(study) == [("token-30", START)]
+    with pytest.raises(MaskwiseError, match=r"no-pretraining.*allowed: token-15, token-30"):
+        primary_pairs(study | {"tasks": {}})
+    assert primary_pairs(study | {"tasks": {}, "reference": "the unchanged model"})

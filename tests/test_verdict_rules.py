@@ -12,39 +12,41 @@ import pytest
 
 from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
 from maskwise.study import records as study_records
-from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.study.statistics import (
     detectable_difference,
     look_weights,
-    runs_to_decide,
+    prospect_lines,
+    prospects_of,
     sign_flip_test,
 )
 from maskwise.study.verdict import primary_pairs, summarise
-from maskwise.study.verdict.words import advice_of
 from maskwise.tasks.judge import TRIAL_SEED
 from report_fixture import (
+    CLEAR,
+    HIGH,
+    LOW,
     codes,
+    facts_of,
     failure_record,
-    heldout_record,
-    make_records,
     make_study,
     old_selection,
     primary_rows,
+    row_of,
     run_facts,
     score_record,
     study_of,
+    summary_of,
     write_json,
-    write_lines,
 )
 
-BASE = [0.50, 0.52, 0.51, 0.53, 0.50, 0.52, 0.51, 0.52]
-BETTER = [x + 0.2 + 0.001 * i for i, x in enumerate(BASE)]
 ALIKE = [0.51, 0.51, 0.52, 0.52, 0.51, 0.51, 0.52, 0.51]
-CLEAR = {"token-15": BASE, "token-30": BETTER}
-GATED = {"random": BASE, "oracle": BETTER, "method": [x - 0.02 for x in BETTER]}
+METHOD = [x - 0.02 for x in HIGH]
+GATED = {"random": LOW, "oracle": HIGH, "method": METHOD}
+PAIRS = [["oracle", "random"], ["method", "random"]]
+GATE = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
 
 
 def primaries(summary: dict) -> dict[tuple[str, str], dict]:
@@ -56,28 +58,26 @@ def primaries(summary: dict) -> dict[tuple[str, str], dict]:
 
 
 def gated(
-    scores: dict[str, list[float]], **changes: Any
+    scores: dict[str, list[float]] = GATED, **changes: Any
 ) -> tuple[dict, dict[tuple[str, str], dict]]:
-    pairs = [["oracle", "random"], ["method", "random"]]
-    study, records = study_of(scores, gate=["oracle", "random"], contrasts=pairs, **changes)
-    return (summary := summarise(records, study)), primaries(summary)
+    """The summary and the primary rows of a study with a gate that closes everything."""
+    settings = {"gate": ["oracle", "random"], "contrasts": PAIRS} | changes
+    summary = summary_of(scores, **settings)
+    return summary, primaries(summary)
 
 
 def test_an_open_gate_lets_the_others_be_judged_at_the_full_level():
-    summary, rows = gated(GATED)
+    summary, rows = gated()
     assert {row["verdict"] for row in rows.values()} == {"decided"}
-    assert [row["p_adjusted"] for row in rows.values()] == [
-        2 / 256
-    ] * 2  # not 4/256: the gate is no part of Holm's family
+    # not 4/256: the gate is no part of Holm's family
+    assert [row["p_adjusted"] for row in rows.values()] == [2 / 256] * 2
     assert "method" in summary["headline"] and "oracle" not in summary["headline"]
     assert not any("oracle" in line for line in summary["advice"])
 
 
-@pytest.mark.parametrize("oracle", [ALIKE, [x - 0.2 for x in BASE]])
-def test_behind_a_gate_that_does_not_pass_nothing_is_judged(oracle):
-    """It was not decided, or the oracle is decided to be worse."""
-    summary, rows = gated(GATED | {"oracle": oracle})
-    assert rows["oracle", "random"]["verdict"] in ("open", "decided")
+def test_behind_a_gate_whose_oracle_is_decided_to_be_worse_nothing_is_judged():
+    summary, rows = gated(GATED | {"oracle": [x - 0.2 for x in LOW]})
+    assert rows["oracle", "random"]["verdict"] == "decided"
     method = [row for row in summary["contrasts"] if row["arm"] == "method"]
     assert {(row["verdict"], row["p"], codes(row)[0]) for row in method} == {
         ("not comparable", None, "gate-closed")
@@ -86,102 +86,86 @@ def test_behind_a_gate_that_does_not_pass_nothing_is_judged(oracle):
 
 
 def test_a_gate_closes_the_contrasts_that_it_names_and_no_others():
-    scores = GATED | {"oracle": ALIKE, "other": BETTER}
-    study, records = study_of(scores, contrasts=[["method", "random"], ["other", "random"]])
-    gate = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
-    rows = primaries(summarise(records, study | {"gate": gate}))
+    scores = GATED | {"oracle": ALIKE, "other": HIGH}
+    contrasts = [["method", "random"], ["other", "random"]]
+    _, rows = gated(scores, gate=GATE, contrasts=contrasts)
     assert list(rows) == [("oracle", "random"), ("method", "random"), ("other", "random")]
     assert rows["method", "random"]["verdict"] == "not comparable"
-    assert (rows["other", "random"]["verdict"], rows["other", "random"]["p"]) == (
-        "decided",
-        2 / 256,
-    )
+    other = rows["other", "random"]
+    assert (other["verdict"], other["p"]) == ("decided", 2 / 256)
 
 
 def test_a_gate_has_runs_of_its_own_at_default_settings():
     """Its records have another role and other seeds, and are never pooled with the judged runs."""
-    study, records = study_of(GATED, contrasts=[["method", "random"]])
-    study["gate"] = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
     own = [
-        score_record(arm, s - FRESH_RUN, "task-0", x, role="gate")
-        for arm, scores in (("oracle", ALIKE), ("random", BASE))
-        for s, x in enumerate(scores)
+        score_record(arm, seed - FRESH_RUN, "task-0", x, role="gate")
+        for arm, scores in (("oracle", ALIKE), ("random", LOW))
+        for seed, x in enumerate(scores)
     ]
-    rows = primaries(summarise([*records, *own], study))
+    settings = {"gate": GATE, "contrasts": [["method", "random"]]}
+    _, rows = gated(**settings, more=own)
     gate = rows["oracle", "random"]
-    assert (gate["n"], gate["verdict"], gate["scope"], gate["gate"]) == (
-        8,
-        "open",
-        "at these settings",
-        True,
-    )
+    found = gate["n"], gate["verdict"], gate["scope"], gate["gate"]
+    assert found == (8, "open", "at these settings", True)
     assert rows["method", "random"]["n"] == 8 and "gate-closed" in codes(rows["method", "random"])
     # no runs of its own
-    assert primaries(summarise(records, study))["oracle", "random"]["verdict"] == "decided"
+    assert gated(**settings)[1]["oracle", "random"]["verdict"] == "decided"
     # It is judged by the looks and the tasks of the study.
-    looked = study | {"looked": [{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]}
-    assert "looked-before" in codes(
-        primaries(summarise([*records, *own], looked))["oracle", "random"]
-    )
+    looked = [{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]
+    _, rows = gated(**settings, more=own, looked=looked)
+    assert "looked-before" in codes(rows["oracle", "random"])
 
 
 def test_a_gate_has_a_headline_where_every_compared_run_failed():
-    study, _ = study_of(GATED, contrasts=[["method", "random"]])
-    study["gate"] = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
+    study, _ = study_of(GATED, contrasts=[["method", "random"]], gate=GATE)
     records = [failure_record(arm, seed) for arm in GATED for seed in study["seeds"]]
-    for arm, scores in (("oracle", BETTER), ("random", BASE)):
-        for s, score in enumerate(scores):
-            records.append(score_record(arm, s - FRESH_RUN, "task-0", score, role="gate"))
+    for arm, scores in (("oracle", HIGH), ("random", LOW)):
+        for seed, score in enumerate(scores):
+            records.append(score_record(arm, seed - FRESH_RUN, "task-0", score, role="gate"))
     assert summarise(records, study)["headline"].startswith("oracle is")
 
 
-def test_a_contrast_with_the_start_needs_a_measure_of_it_behind_a_gate_too():
-    study = make_study(runs=8, arms=dict.fromkeys(GATED, 0), tasks=0)
-    study["contrasts"] = [("method", "no-pretraining")]
+def test_the_pairs_of_a_study_with_a_gate():
+    study = make_study(runs=8, arms=dict.fromkeys(GATED, 0), tasks=1)
     study["gate"] = {"contrast": ("oracle", "random"), "closes": []}
-    study["reference"] = None
+    # With a search, the pair of the gate is compared at its best settings too.
+    study["contrasts"] = [("oracle", "random"), ("oracle", "random")]
+    assert primary_pairs(study) == [("oracle", "random")] * 2
+    assert primary_pairs(study | {"search": None}) == [("oracle", "random")]
+    study |= {"contrasts": [("method", "no-pretraining")], "tasks": {}, "reference": None}
     with pytest.raises(MaskwiseError, match="for which nothing is measured"):
         primary_pairs(study)
 
 
-def test_the_pair_of_a_gate_with_a_search_is_compared_at_its_best_too():
-    study = make_study(runs=8, arms=dict.fromkeys(GATED, 0), tasks=1)
-    study["contrasts"] = [("oracle", "random"), ("oracle", "random")]
-    study["gate"] = {"contrast": ("oracle", "random"), "closes": []}
-    assert primary_pairs(study) == [("oracle", "random")] * 2
-    assert primary_pairs(study | {"search": None}) == [("oracle", "random")]
-
-
 def test_no_share_is_told_behind_a_gate_that_closes_nothing_else():
-    study, records = study_of(
-        GATED | {"oracle": ALIKE}, contrasts=[["oracle", "random"]], share=("oracle", "random")
-    )
-    study["gate"] = {"contrast": ["oracle", "random"], "closes": []}
-    assert all(line["share"] is None for line in summarise(records, study)["shares"])
+    gate = {"contrast": ["oracle", "random"], "closes": []}
+    settings = {"contrasts": [["oracle", "random"]], "share": ("oracle", "random"), "gate": gate}
+    summary, _ = gated(GATED | {"oracle": ALIKE}, **settings)
+    assert all(line["share"] is None for line in summary["shares"])
 
 
 def test_a_gate_is_not_opened_by_runs_that_were_added():
-    _, rows = gated(
-        GATED, looked=[{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]
-    )
-    assert "looked-before" in codes(rows["oracle", "random"]) and "gate-closed" in codes(
-        rows["method", "random"]
-    )
+    looked = [{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]
+    _, rows = gated(looked=looked)
+    assert "looked-before" in codes(rows["oracle", "random"])
+    assert "gate-closed" in codes(rows["method", "random"])
 
 
 def test_different_settings_of_a_gate_in_older_studies_leave_it_open_and_do_not_close_it():
-    pairs = [["oracle", "random"], ["method", "random"]]
-    study, records = study_of(GATED, gate=["oracle", "random"], contrasts=pairs, facts=False)
     chosen = {"oracle": 0.002, "random": 0.004, "method": 0.004}
-    rows = primaries(
-        summarise([*records, *(old_selection(arm, rate) for arm, rate in chosen.items())], study)
-    )
+    _, rows = gated(facts=[old_selection(arm, rate) for arm, rate in chosen.items()])
     assert rows["oracle", "random"]["verdict"] == "open"
+    assert facts_of(rows["oracle", "random"], "settings-differ")["arms"] == ["oracle", "random"]
     assert rows["method", "random"]["verdict"] == "decided"
-    (flag,) = [
-        flag for flag in rows["oracle", "random"]["flags"] if flag["code"] == "settings-differ"
-    ]
-    assert flag["effect"] == "caps"
+
+
+def test_the_gate_is_the_first_contrast_and_none_of_the_six():
+    arms = {name: {} for name in ("random", "oracle", *"abcdef")}
+    contrasts = [[name, "random"] for name in "abcdef"]
+    settings = {"arms": arms, "gate": ["oracle", "random"], "contrasts": contrasts}
+    recipe = validate({"name": "a-control", "study": settings}, origin="")
+    assert recipe.study.pairs == [("oracle", "random"), *((name, "random") for name in "abcdef")]
+    assert recipe.arm("oracle", seed=0).study.gate is None  # the recipe of a run compares nothing
 
 
 # Blocks
@@ -189,47 +173,39 @@ def test_different_settings_of_a_gate_in_older_studies_leave_it_open_and_do_not_
 
 
 def test_before_every_planned_replicate_is_there_nothing_is_tested():
-    study, records = study_of(
-        {arm: runs[:6] for arm, runs in CLEAR.items()}, share=("token-30", "token-15")
-    )
-    study |= {"seeds": [*range(8)], "pending": [6, 7]}
-    summary = summarise(records, study)
+    scores = {arm: runs[:6] for arm, runs in CLEAR.items()}
+    blocks = {"seeds": [*range(8)], "pending": [6, 7], "share": ("token-30", "token-15")}
+    summary = summary_of(scores, **blocks)
     assert (summary["contrasts"], summary["verdict"], summary["advice"]) == ([], None, [])
-    assert summary["pending"] == {"planned": 8, "done": 6} and "6 of 8" in summary["headline"]
+    assert summary["pending"] == {"planned": 8, "done": 6}
     assert "shares" not in summary and not re.search(r"p = |95 %", json.dumps(summary))
-    study, records = study_of(CLEAR, pending=[])
-    assert summarise(records, study)["verdict"] == "decided"
+    assert summary_of(pending=[])["verdict"] == "decided"
 
 
-ARMS = {"oracle": {}, "random": {"masking.ratio": 0.3}}
+# Settings
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ({"arms": ARMS}, "sampler-control has the name of a positive control, but no gate"),
-        ({"arms": ARMS, "gate": ["oracel", "random"]}, "unknown arm in study.gate 'oracel'"),
-        ({"arms": ARMS, "gate": ["oracle", "oracle"]}, "study.gate must name two different arms"),
+        ({"gate": ["oracel", "b"]}, "unknown arm in study.gate 'oracel'"),
+        ({"gate": ["a", "a"]}, "study.gate must name two different arms"),
+        (
+            {"seeds": 8, "looks": [10, 20]},
+            "study.seeds is not one of .*got 8; allowed: \\[10, 20\\]",
+        ),
+        ({"seeds": 10, "looks": [10]}, "study.looks; got"),
+        ({"seeds": 10, "looks": [20, 10]}, "study.looks: .*numbers of runs"),
+        ({"margin": 0}, "study.margin; got 0; allowed: > 0"),
+        ({"helps": 2}, "study.helps; got 2; allowed: ≤ 1"),
     ],
 )
-def test_a_control_without_its_gate_is_refused(study, message):
+def test_bad_rules_are_refused_in_one_line(study, message):
+    settings = {"study": {"arms": {"a": {}, "b": {}}, **study}}
     with pytest.raises(MaskwiseError, match=message) as error:
-        validate({"name": "sampler-control", "study": study}, origin="")
+        validate(settings, origin="")
     assert "\n" not in str(error.value)
-
-
-def test_the_gate_is_the_first_contrast_and_none_of_the_six():
-    arms = {name: {} for name in ("random", "oracle", *"abcdef")}
-    contrasts = [[name, "random"] for name in "abcdef"]
-    settings = {
-        "arms": arms,
-        "baseline": "random",
-        "gate": ["oracle", "random"],
-        "contrasts": contrasts,
-    }
-    recipe = validate({"name": "a-control", "study": settings}, origin="")
-    assert recipe.study.pairs == [("oracle", "random"), *((name, "random") for name in "abcdef")]
-    assert recipe.arm("oracle", seed=0).study.gate is None  # the recipe of a run compares nothing
 
 
 # Looks
@@ -239,10 +215,8 @@ def test_the_gate_is_the_first_contrast_and_none_of_the_six():
 def test_planned_looks_share_one_error_whichever_of_them_decides():
     early = [0.1 + 0.001 * i for i in range(10)]  # clear at the first look, noise at the second
     late = [(-1) ** i * 0.2 + 0.003 * i for i in range(10)]
-    study, records = study_of(
-        {"token-15": [0.5] * 20, "token-30": [0.5 + x for x in early + late]}, looks=[10, 20]
-    )
-    (row,) = primaries(summarise(records, study)).values()
+    scores = {"token-15": [0.5] * 20, "token-30": [0.5 + x for x in early + late]}
+    row = row_of(scores, looks=[10, 20])
     first, last = sign_flip_test(early), sign_flip_test(early + late)
     weights = look_weights([10, 20])
     assert row["p"] == pytest.approx(min(first / weights[0], last / weights[1]))
@@ -250,15 +224,10 @@ def test_planned_looks_share_one_error_whichever_of_them_decides():
 
 
 def test_a_look_whose_runs_all_failed_decides_nothing():
-    study, records = study_of(
-        {"token-15": [0.5] * 8, "token-30": [0.6 + 0.001 * i for i in range(8)]}, looks=[2, 8]
-    )
-    lost = [
-        {"kind": "failure", "arm": "token-30", "seed": s, "stage": "x", "error": "x"}
-        for s in (0, 1)
-    ]
+    study, records = study_of(CLEAR, looks=[2, 8])
     kept = [r for r in records if r["kind"] != "score" or r["arm"] != "token-30" or r["seed"] > 1]
-    (row,) = primaries(summarise([*kept, *lost], study)).values()
+    lost = [failure_record("token-30", seed) for seed in (0, 1)]
+    (row,) = primary_rows(summarise([*kept, *lost], study))
     assert row["n"] == 6 and row["p"] is not None
 
 
@@ -266,36 +235,12 @@ def test_a_verdict_is_remembered_with_the_contrasts_that_it_had():
     """Six runs could decide one contrast; that they could not decide two was taken for no look at
     all.
     """
-    scores = {"token-15": BASE, "token-30": BETTER, "token-45": BASE}
-    pairs = [("token-30", "token-15"), ("token-45", "token-15")]
+    scores = CLEAR | {"token-45": LOW}
     # A first look at a gate alone has no contrasts.
     for contrasts, capped in ((0, True), (1, True), (2, False)):
         looked = [{"runs": 6, "seeds": [*range(6)], "contrasts": contrasts, "looks": None}]
-        study, records = study_of(scores, looked=looked)
-        study["contrasts"] = pairs
-        row = primaries(summarise(records, study))[pairs[0]]
+        row = primary_rows(summary_of(scores, looked=looked))[0]
         assert ("looked-before" in codes(row)) == capped
-
-
-@pytest.mark.parametrize(
-    ("study", "message"),
-    [
-        (
-            {"seeds": 8, "looks": [10, 20]},
-            "study.seeds is not one of .*got 8; allowed: \\[10, 20\\]",
-        ),
-        ({"seeds": 10, "looks": [10]}, "study.looks; got"),
-        ({"seeds": 10, "looks": [20, 10]}, "study.looks: .*numbers of runs"),
-        ({"margin": 0}, "study.margin; got 0; allowed: > 0"),
-        ({"margin": -0.1}, "study.margin; got -0.1; allowed: > 0"),
-        ({"noise": 0.0}, "study.noise; got 0.0; allowed: > 0"),
-        ({"helps": 2}, "study.helps; got 2; allowed: ≤ 1"),
-    ],
-)
-def test_bad_rules_are_refused_in_one_line(study, message):
-    with pytest.raises(MaskwiseError, match=message) as error:
-        validate({"study": {"arms": {"a": {}, "b": {}}, **study}}, origin="")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +253,7 @@ def test_bad_rules_are_refused_in_one_line(study, message):
         ([{"runs": 8, "looks": None}], None, "decided"),  # the same runs once more
         ([{"runs": 6, "looks": [6, 8]}], [6, 8], "decided"),
         ([{"runs": 6, "looks": None}], [6, 8], "open"),  # planned afterwards
-        ([{"runs": 10, "looks": None}], None, "open"),  # fewer than before
+        ([{"runs": 10, "seeds": [*range(10)], "looks": None}], None, "open"),  # fewer than before
         ([{"runs": 8, "seeds": [*range(8)], "looks": None}], None, "decided"),
         ([{"runs": 8, "seeds": [*range(10, 18)], "looks": None}], None, "open"),  # as many others
         # others than were planned
@@ -316,9 +261,8 @@ def test_bad_rules_are_refused_in_one_line(study, message):
     ],
 )
 def test_runs_that_are_added_without_a_plan_are_no_proof(looked, looks, verdict):
-    looked = [{"seeds": [*range(look["runs"])], "contrasts": 1} | look for look in looked]
-    study, records = study_of(CLEAR, looked=looked, looks=looks)
-    (row,) = primaries(summarise(records, study)).values()
+    """Looks of older studies have neither seeds nor contrasts."""
+    row = row_of(looked=looked, looks=looks)
     assert row["verdict"] == verdict and ("looked-before" in codes(row)) == (verdict == "open")
 
 
@@ -326,50 +270,37 @@ def test_runs_that_are_added_without_a_plan_are_no_proof(looked, looks, verdict)
 def test_a_verdict_under_other_settings_counts_on_the_same_runs_and_in_a_plan(looks):
     look = {"runs": 8, "seeds": [*range(8)], "contrasts": 1, "looks": looks}
     for more, verdict in (({}, "decided"), ({"settings_changed": True}, "open")):
-        study, records = study_of(CLEAR, looked=[look | more], looks=looks)
-        (row,) = primaries(summarise(records, study)).values()
-        assert row["verdict"] == verdict
-        assert ("looked-before" in codes(row)) == bool(more)
+        row = row_of(looked=[look | more], looks=looks)
+        assert row["verdict"] == verdict and ("looked-before" in codes(row)) == bool(more)
+
+
+def with_recipe(study: dict, *, steps: int = 10, **rules: Any) -> dict:
+    rules = {"arms": {"a": {}}, "seeds": len(study["seeds"]), **rules}
+    return study | {"recipe": {"training": {"steps": steps}, "study": rules}}
 
 
 def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
-    def so_far(folder, study):
-        before = json.loads((folder / "study.json").read_text())
-        return study_records.so_far(folder, before, study)
+    def looks(before: dict, study: dict) -> list[dict]:
+        return study_records.so_far(tmp_path, before, study).get("looked", [])
 
-    study = make_study(runs=8) | {
-        "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}
-    }
-    before = make_study(runs=6) | {
-        "recipe": {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 6}}
-    }
-    write_json(tmp_path / "study.json", before)
-    assert "looked" not in so_far(tmp_path, study)  # it had no verdict yet
+    six = with_recipe(make_study(runs=6))
+    eight = with_recipe(make_study(runs=8))
+    assert looks(six, eight) == []  # it had no verdict yet
     write_json(tmp_path / "summary.json", {})
-    memory = so_far(tmp_path, study)
-    look = {"runs": 6, "seeds": [*range(6)], "contrasts": len(before["contrasts"]), "looks": None}
-    assert memory["looked"] == [look] and not (tmp_path / "summary.json").exists()
-    write_json(tmp_path / "study.json", study | memory)  # stopped, and begun again
-    assert so_far(tmp_path, study)["looked"] == [look]
-    again = study | {"seeds": [*range(10, 18)]}
+    look = {"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}
+    assert looks(six, eight) == [look] and not (tmp_path / "summary.json").exists()
+    stopped = eight | {"looked": [look]}  # and begun again
+    assert looks(stopped, eight) == [look]
     # nothing was judged on 0 to 7 yet
-    assert [each["seeds"][0] for each in so_far(tmp_path, again)["looked"]] == [0]
+    other_seeds = eight | {"seeds": [*range(10, 18)]}
+    assert looks(stopped, other_seeds) == [look]
     write_json(tmp_path / "summary.json", {})
-    write_json(tmp_path / "study.json", study | memory)
-    assert [each["runs"] for each in so_far(tmp_path, again)["looked"]] == [6, 8]
+    assert [each["runs"] for each in looks(stopped, other_seeds)] == [6, 8]
+    assert looks(eight, eight) == []
     write_json(tmp_path / "summary.json", {})
-    write_json(tmp_path / "study.json", study)
-    margin = {"arms": {"a": {}}, "seeds": 8, "margin": 0.01}
-    asked = study | {"recipe": {"training": {"steps": 10}, "study": margin}}
-    assert so_far(tmp_path, study).get("looked", []) == []
-    write_json(tmp_path / "summary.json", {})
-    assert so_far(tmp_path, asked)["looked"] == [
-        look | {"runs": 8, "seeds": [*range(8)], "settings_changed": True}
-    ]
-    other = study | {
-        "recipe": {"training": {"steps": 20}, "study": {"arms": {"a": {}}, "seeds": 8}}
-    }
-    assert "looked" not in so_far(tmp_path, other)
+    changed = look | {"runs": 8, "seeds": [*range(8)], "settings_changed": True}
+    assert looks(eight, with_recipe(eight, margin=0.01)) == [changed]
+    assert looks(eight, with_recipe(eight, steps=20)) == []
 
 
 @pytest.mark.parametrize(
@@ -385,38 +316,15 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
 )
 def test_a_verdict_by_other_contrasts_or_rules_counts_as_a_look(tmp_path, change, caps):
     """Only margin, gate, search and matching were compared, and the number of contrasts."""
-    recipe = {"training": {"steps": 10}, "study": {"arms": {"a": {}}, "seeds": 8}}
-    before = make_study(runs=8) | {"recipe": recipe, "helps": 0.75, "baseline": "token-15"}
+    before = with_recipe(make_study(runs=8)) | {"helps": 0.75, "baseline": "token-15"}
     before["contrasts"] = [("token-30", "token-15")]
     write_json(tmp_path / "summary.json", {})
     found = study_records.so_far(tmp_path, json.loads(json.dumps(before)), before | change)
-    assert bool(found.get("looked")) == caps
-    if caps:
-        assert found["looked"][0]["settings_changed"]
+    assert [look["settings_changed"] for look in found.get("looked", [])] == [True] * caps
     # Older files have no such keys.
     for key in ("helps", "baseline"):
         older = {name: value for name, value in before.items() if name != key}
         assert "looked" not in study_records.so_far(tmp_path, older, before)
-
-
-@pytest.mark.parametrize(
-    ("runs", "looks", "code"),
-    [(4, None, "add-seeds"), (8, None, "new-study"), (8, [8, 16], "next-look")],
-)
-def test_the_advice_on_runs_spends_no_error_twice(runs, looks, code):
-    row = {
-        "verdict": "open",
-        "n": runs,
-        "runs_to_decide": runs + 4,
-        "detectable": None,
-        "mean": 0.1,
-        "better": None,
-        "flags": [],
-        "arm": "a",
-        "baseline": "b",
-        "outcome": "tasks",
-    }
-    assert next(iter(advice_of([row], {"a": "a", "b": "b"}, looks or ()))) == code
 
 
 # Tasks that can tell
@@ -490,21 +398,6 @@ def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
     assert row["verdict"] == "decided" and codes(row)[0] == "no-help"
 
 
-# The margin
-# ----------------------------------------------------------------------------
-
-
-def test_a_margin_in_nats_compares_losses():
-    study = make_study(runs=8, tasks=0, margin=0.05)
-    records = [
-        heldout_record(arm, s, "token", loss)
-        for arm, runs in (("token-15", BASE), ("token-30", ALIKE))
-        for s, loss in enumerate(runs)
-    ]
-    (row,) = primaries(summarise(records + run_facts(study), study)).values()
-    assert row["verdict"] == "no difference that matters" and row["equivalence"]["margin"] == 0.05
-
-
 # What can be told, beforehand
 # ----------------------------------------------------------------------------
 
@@ -531,38 +424,9 @@ def test_a_study_that_can_never_decide_is_told_so_at_once():
 def test_the_power_of_a_plan_is_said_beforehand(runs, power):
     (one,) = prospects_of(recipe_of(seeds=runs, contrasts=[["b", "a"]]))
     assert tuple(one["power"].values()) == pytest.approx(power, abs=0.021)
+    assert one["detectable"] == pytest.approx(detectable_difference(1.0, runs))
     (line,) = prospect_lines([one])
-    assert (
-        f"{runs} runs detect" in line and "study.noise" in line and str(one["power"]["1"]) in line
-    )
-
-
-def test_with_noise_the_smallest_effect_and_the_runs_are_named():
-    (one, _) = prospects_of(recipe_of(seeds=10, noise=0.02, margin=0.01))
-    assert one["unit"] == "points" and one["detectable"] == pytest.approx(
-        detectable_difference(2.0, 10, alpha=0.025)
-    )
-    assert one["margin_runs"] == runs_to_decide(0.02, 0.01, alpha=0.025) > 30
-    assert len(prospect_lines([one])) == 2
-
-
-def test_the_noise_of_an_outcome_is_not_that_of_a_contrast_judged_by_tasks():
-    gate, other = prospects_of(read_recipe("quick-start", ["study.noise=0.02"]))
-    assert other["noise"] == 0.02 and other["unit"] == "nats"
-    assert gate["noise"] is None and "no-pretraining" in (gate["arm"], gate["baseline"])
-
-
-def test_an_earlier_study_tells_the_noise(tmp_path):
-    arms = {"a": 0.0, "b": 0.03, "c": 0.0}
-    study = make_study(runs=5, arms=arms)
-    write_json(tmp_path / "study.json", study)
-    write_lines(tmp_path / "records.jsonl", make_records(study, arms))
-    first, second = prospects_of(recipe_of(seeds=8, noise=str(tmp_path)))
-    assert 0 < first["noise"] < 2 and "5 runs" in first["noise_from"]
-    assert first["noise"] == second["noise"]  # the mean variance of both contrasts
-    assert prospects_of(recipe_of(seeds=8))[0]["noise"] is None
-    with pytest.raises(MaskwiseError, match="names a folder without a study"):
-        prospects_of(recipe_of(seeds=8, noise=str(tmp_path / "nowhere")))
+    assert f"{runs} runs detect" in line and str(one["power"]["1"]) in line
 
 
 def test_planned_looks_are_in_the_prospects():

@@ -39,10 +39,6 @@ FIXED = "at these settings"
 TUNED = "each arm tuned"
 """The two scopes of a verdict."""
 
-CONTROL = "-control"
-"""The suffix that marks a positive control: a study that is void unless its oracle wins
-(``study.gate``)."""
-
 MOST_PRIMARY = 6
 """The largest number of primary contrasts in a study: after Holm's correction for more contrasts,
 ten runs could not decide any of the contrasts."""

@@ -283,20 +283,6 @@ class Point(TypedDict, total=False):
     values: dict[str, float]
 
 
-class Crossing(TypedDict):
-    """The share of the baseline's compute at which an arm first reaches the baseline's final score.
-
-    ``shares`` has a share for each seed (a string, as in JSON), or None if the arm never reaches
-    that score.
-    """
-
-    arm: str
-    baseline: str
-    outcome: str
-    by: str
-    shares: dict[str, float | None]
-
-
 class TransferCell(Estimate):
     """The gain over the baseline on ``task`` of a policy that was learned from ``learned_from``."""
 
@@ -366,7 +352,6 @@ class Pending(TypedDict):
 
 class Efficiency(TypedDict):
     points: list[Point]
-    crossings: list[Crossing]
 
 
 class Summary(TypedDict):

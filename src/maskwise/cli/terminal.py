@@ -108,7 +108,7 @@ def has_colours() -> bool:
 
 def print_plan(plan: Facts) -> None:
     """Print a dry run: each kind of stage, the cost of each training phase, and the total time."""
-    from maskwise.study.prospects import prospect_lines
+    from maskwise.study.statistics import prospect_lines
 
     stages = []
     for kind, facts in plan["stages"].items():

@@ -174,11 +174,6 @@ class StudySettings(Settings):
     margin: Fraction | None = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a contrast lies within ± margin, there is no difference that matters."""
-    noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = None
-    """The standard deviation of paired differences, in the unit of ``margin``, or the folder of an
-    earlier study with the same outcome. It is used to predict what the study can detect. If null,
-    it is taken from an earlier study in the same folder.
-    """
     helps: float = Field(0.75, ge=0, le=1)
     """A task counts in the primary outcome if pre-training helps on it in at least this share of
     the runs, that is, if the mean score of all arms on dev rows is above that of the untouched

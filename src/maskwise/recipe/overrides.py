@@ -23,9 +23,6 @@ from maskwise.specs import leaves
 Plain = dict[str, Any]
 """Nested settings, as read from YAML or JSON."""
 
-MOST_VALUES = 100_000
-"""Limit on the values in one YAML text: with aliases, a short text may expand enormously."""
-
 NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "share", "transfer")
 """Settings of a study that name its arms, or that depend on all of them."""
 
@@ -72,16 +69,19 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     group: Any = settings
     for part in path:
         key = _key(group, part, dotted)
+        inner = group[key] if isinstance(group, list) else group.get(key)
+        if inner is None:
+            inner = {}
+        # A list of phases holds changes, whose keys may be dotted.
         if isinstance(group, list):
-            # A list of phases holds changes, whose keys may be dotted.
-            group[key] = nested(group[key] or {})
-        elif group.get(key) is None:
-            group[key] = {}
-        group = group[key]
-        if not isinstance(group, dict | list):
+            inner = nested(inner)
+        if not isinstance(inner, dict | list):
             raise MaskwiseError(
                 f"cannot set {dotted}", got=f"{part} is a value, not a group of settings"
             )
+        # In YAML, an alias may put the same group in two places, so a copy is changed.
+        group[key] = inner.copy()
+        group = group[key]
     key = _key(group, last, dotted)
     if not clear and value == {} and isinstance(group, dict) and isinstance(group.get(key), dict):
         return
@@ -184,37 +184,19 @@ class Yaml(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-    values = 0
-    """The number of values so far, with aliases expanded."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node, or raise an error with its line."""
-        # Each alias of an anchor gets a value of its own, so an override changes only one of them.
-        self.constructed_objects.pop(node, None)
-        self._count(1)
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
                 raise ValueError
-        except MaskwiseError:
-            raise
         # PyYAML does not catch these errors in !!timestamp, !!int and others.
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
             problem = f"cannot read {str(node.value)[:40]!r} as {kind}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
         return value
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Expand merge keys (``<<``), which are not constructed one by one."""
-        before = len(node.value)
-        super().flatten_mapping(node)
-        self._count(max(0, len(node.value) - before))
-
-    def _count(self, values: int) -> None:
-        self.values += values
-        if self.values > MOST_VALUES:
-            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
 
 
 # The table of resolvers is keyed by first character; the booleans of YAML 1.1 are left out.
@@ -236,7 +218,7 @@ def read_yaml(text: str) -> object:
 
     Raises:
         yaml.YAMLError: the text is not YAML.
-        MaskwiseError: the text is nested too deeply, or has more than ``MOST_VALUES`` values.
+        MaskwiseError: the text is nested too deeply.
     """
     try:
         # ``Yaml`` is a safe loader, without the booleans of YAML 1.1.

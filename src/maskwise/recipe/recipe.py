@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from maskwise.annotate.registry import annotator, check_names
-from maskwise.constants import CONTROL, DIFFUSION
+from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
@@ -65,7 +65,7 @@ class Recipe(Settings):
     """
 
     name: str = "recipe"
-    """The name of the study, in files and on its page. If it ends in -control, a gate is needed."""
+    """The name of the study, in files and on its page."""
     description: str = ""
     """The question that the study answers, for its page."""
     corpus: CorpusSettings = CorpusSettings()
@@ -142,11 +142,6 @@ class Recipe(Settings):
     def _consistent(self) -> Recipe:
         if self.objectives:
             sampler(self.sampler, list(self.objectives))
-            if self.study.match != "steps":
-                raise MaskwiseError(
-                    "runs on several objectives can only be matched by steps",
-                    got=f"study.match {self.study.match}",
-                )
         elif self.sampler != "uniform":
             raise MaskwiseError(
                 "a sampler needs objectives, from which it chooses", got=f"sampler {self.sampler}"
@@ -162,12 +157,6 @@ class Recipe(Settings):
             only = objective_class(self.objective)
             require_fit(self._masking.corruption, only, who=f"objective {self.objective}")
         self.remarks()
-        # A control without a gate could pass without finding the difference that it must find.
-        if self.name.endswith(CONTROL) and self.study.arms and self.study.gate is None:
-            raise MaskwiseError(
-                f"{self.name} has the name of a positive control, but no gate",
-                do="name the arm that must win and its baseline: study.gate: [oracle, baseline]",
-            )
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
             raise MaskwiseError("study.search.by=dev needs tasks", do="name tasks or use held-out")
         self._check_phases()

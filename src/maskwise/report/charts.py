@@ -9,12 +9,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import cycle
-from statistics import median
 
 from pandas import DataFrame
 
 from maskwise.constants import BLUE, CORRELATIONS, ORANGE, REFERENCE, shade
-from maskwise.errors import plural
 from maskwise.estimates import outcome_label
 from maskwise.report.drawing import (
     GROUPS,
@@ -40,12 +38,8 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         facts = folder.task(task)
         metric = facts.get("metric", "score")
         lower = folder.lower_is_better(task)
-        # Correlations are multiplied by 100, and shares have an axis in per cent.
-        is_correlation = metric in CORRELATIONS
-        are_shares = runs.value.between(0, 1).all()
-        percent = bool(are_shares) and not lower and not is_correlation
-        if is_correlation:
-            runs = runs.assign(value=100 * runs.value)
+        are_shares = metric not in CORRELATIONS and runs.value.between(0, 1).all()
+        percent = bool(are_shares) and not lower
         points = _points(runs, colours)
         if not points:
             continue
@@ -116,22 +110,20 @@ def coverage_table(folder: Folder) -> list[View]:
     The gain is the gain over the reference, which was not trained on the corpus. There are rows
     only for tasks whose answers may occur in texts.
     """
-    rows = []
     texts_of = defaultdict(list)
-    lines_of_arms = []
     for line in folder.of_kind("coverage"):
-        if "arm" in line:
-            lines_of_arms.append(line)
-        elif "standing" in line:
+        if "standing" in line:
             texts_of[line["task"]].append(line)
     scores = {}
     for (task, _), runs in folder.numbers("score").items():
-        sign = 1
-        if folder.lower_is_better(task):
-            sign = -1
+        sign = -1 if folder.lower_is_better(task) else 1
         for arm, score in runs.groupby("arm").value.mean().items():
             scores[task, arm] = sign * score
-    for line in lines_of_arms:
+    rows = []
+    for line in folder.of_kind("coverage"):
+        # The other lines are about a text, not about the masks of an arm.
+        if "arm" not in line:
+            continue
         task = line["task"]
         texts = texts_of[task]
         # Fact worlds have a corpus for each run; other studies have one corpus for all runs.
@@ -197,12 +189,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
     for (masks, ratio), lines in evaluated.items():
         unigrams = [line["unigram"] for line in lines if line.get("unigram") is not None]
         spec = line_chart(
-            _curve(lines, "loss"),
-            colours,
-            title="held-out loss, nats",
-            dots=True,
-            rule=mean(unigrams),
-            label="word frequencies",
+            _curve(lines, "loss"), colours, title="held-out loss, nats", rule=mean(unigrams)
         )
         views.append({"masks": masks, "ratio": ratio, "spec": spec})
     return {**charts, "eval": views}
@@ -235,17 +222,10 @@ def weight_charts(folder: Folder) -> list[View]:
     views = []
     palette = [*GROUPS, *MUTED]
     for name, points in charts.items():
-        frame = DataFrame(points)
-        # The legend lists groups by final weight, in the order in which the lines end.
-        last = frame[frame.step == frame.step.max()]
-        final = last.groupby("arm").value.mean()
-        order = final.sort_values(ascending=False, kind="stable").index
-        groups = dict.fromkeys([*order, *frame.arm])
+        groups = dict.fromkeys(point["arm"] for point in points)
         colours = dict(zip(groups, cycle(palette)))
-        spec = line_chart(
-            points, colours, title="weight", zero=True, means=True, legend=True, height=300
-        )
-        views.append({"name": name, "spec": spec})
+        spec = line_chart(points, colours, title="weight", zero=True, means=True)
+        views.append({"name": name, "colours": colours, "spec": spec})
     return views
 
 
@@ -264,16 +244,9 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
             points.append({**place, "x": run.get(quantity), "measure": measure, "value": value})
     if not any(point["x"] for point in points):
         return None
-    crossings = []
-    for row in folder.summary["efficiency"]["crossings"]:
-        # A seed that never crosses counts as infinite, so an infinite median means no crossing.
-        shares = [math.inf if share is None else share for share in row["shares"].values()]
-        middle = median(shares)
-        crossings.append({**row, "median": middle if math.isfinite(middle) else None})
     return {
         "spec": choice_chart(points, colours, quantity=quantity),
         "companions": any(run["fraction"] < 1 for run in runs),
-        "crossings": crossings,
     }
 
 
@@ -291,10 +264,6 @@ def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
 
 MOST_SMALL = 60
 """The largest number of points on a line in a small chart."""
-SMALL = 150
-"""The height of a small chart."""
-MOST_NOTES = 5
-"""The largest number of a sampler's notes that are listed."""
 RELIABLE = 0.5
 """Below this reliability, most of the variance of a sampler's reward is noise."""
 
@@ -311,7 +280,6 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
         return None
     painted = dict(zip(names, cycle(GROUPS)))
     shares = []
-    notes = {}
     for arm, lines in lines_of.items():
         points = _shares(lines)
         if points:
@@ -323,12 +291,8 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
                 zero=True,
                 means=True,
                 rule=1 / len(names),
-                height=SMALL,
             )
             shares.append({"name": arm, "spec": spec})
-        found = _notes(lines)
-        if found:
-            notes[arm] = found
     recipe = folder.study["recipe"]
     return {
         "objectives": painted,
@@ -336,7 +300,6 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
         "table": [_row(folder, arm, lines, names) for arm, lines in lines_of.items()],
         "wanted": RELIABLE,
         "phases": bool(recipe.get("phases") or recipe.get("intermediate")),
-        "notes": notes,
     }
 
 
@@ -383,16 +346,3 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
         "reliability": mean(totals.reliability.dropna()),
         "flops": mean([cost["flops"] for cost in costs if "flops" in cost]),
     }
-
-
-def _notes(lines: list[Line]) -> list[str]:
-    """Return the samplers' most frequent notes, with their counts."""
-    counts: Counter[str] = Counter()
-    for line in lines:
-        for note in line.get("notes", ()):
-            # In one rollout, an objective may be starved by chance; the table has its share in the
-            # whole run.
-            if " is starved" not in note:
-                counts[note] += 1
-    common = counts.most_common(MOST_NOTES)
-    return [f"{note} ({plural(times, 'time')})" for note, times in common]

@@ -23,7 +23,7 @@ from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
 from maskwise.errors import install_command
-from maskwise.estimates import outcome_label, with_minus
+from maskwise.estimates import with_minus
 from maskwise.report.reading import Line
 
 # The extra "report" installs altair. Without altair, no function below that uses it is called.
@@ -39,7 +39,6 @@ MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
 GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
 INK = "#2b2b2b"
 FAINT = "#e9e6df"
-LABEL = "#7a4d22"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 Spec: TypeAlias = Line
 """A chart in Vega-Lite's JSON."""
@@ -50,7 +49,6 @@ Points: TypeAlias = Sequence[Line]
 """The marks of a chart, each with "arm" (or objective, or group), "seed", "value" and position."""
 
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
-LABELLED: Spec = {"color": LABEL, "fontSize": 12}
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 MOST_COLUMNS = 8
@@ -194,11 +192,7 @@ def line_chart(
     percent: bool = False,
     zero: bool = False,
     means: bool = False,
-    dots: bool = False,
     rule: float | None = None,
-    label: str = "",
-    legend: bool = False,
-    height: int = 260,
 ) -> Spec:
     """Draw a line for each run, and a dotted line for "scheduled" values if rows have them.
 
@@ -206,26 +200,20 @@ def line_chart(
         x: the quantity on the horizontal axis: "step" or "tokens".
         zero: whether the axis of values starts at 0.
         means: whether runs are faint, with the arms' means drawn over them.
-        dots: whether lines have a dot at each value.
-        rule: the position of a dashed line; ``label`` is its text.
-        legend: whether the chart has its own legend; the page has a legend for all arms.
+        rule: the position of a dashed line.
     """
     if not vega_code():
         return table_of(rows, "arm", across=x)
     data = _data(rows)
-    colour = _arm_colour(colours, legend=legend)
+    colour = _arm_colour(colours)
     across = "tokens read" if x == "tokens" else x
-    tick_count = 6 if height > 200 else 4
-    scale = alt.Scale(domainMin=0)
-    axis_x = alt.X(f"{x}:Q", title=across, scale=scale, axis=_count_axis(tick_count))
-    digits = ".0%" if percent else ".2~f"
-    axis = alt.Axis(format=digits, tickCount=tick_count)
+    axis_x = alt.X(f"{x}:Q", title=across, scale=alt.Scale(domainMin=0), axis=_count_axis())
+    axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=6)
     up: Spec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
     tips = ["arm:N", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
     width = 1.0 if means else 1.9
     opacity = 0.3 if means else 0.75
-    points = {"size": 26} if dots else False
-    lines = data.mark_line(strokeWidth=width, opacity=opacity, point=points)
+    lines = data.mark_line(strokeWidth=width, opacity=opacity)
     y = alt.Y("value:Q", **up)
     layers = [lines.encode(x=axis_x, y=y, color=colour, detail="seed:N", tooltip=tips)]
     if means:
@@ -237,15 +225,9 @@ def line_chart(
         y = alt.Y("scheduled:Q", title=title)
         layers.append(planned.encode(x=axis_x, y=y, detail=["arm:N", "seed:N"]))
     if rule is not None:
-        at = _data([{"at": rule, "label": label}])
-        text = at.mark_text(**LABELLED, align="right", dx=-4, dy=-5, baseline="bottom")
         # An inner layer, because lines that share their data must not repeat it in the page.
-        layers = [
-            alt.layer(*layers),
-            _dashed(at).encode(y="at:Q"),
-            text.encode(y="at:Q", x=alt.value("width"), text="label:N"),
-        ]
-    return _finish(layers, height=height)
+        layers = [alt.layer(*layers), _dashed(_data([{"at": rule}])).encode(y="at:Q")]
+    return _finish(layers, height=260)
 
 
 # Parts of all charts
@@ -267,21 +249,14 @@ def _dashed(data: alt.Chart) -> alt.Chart:
     return data.mark_rule(strokeDash=[5, 4], color=BROWN, strokeWidth=1.5)
 
 
-def _count_axis(ticks: int = 6) -> alt.Axis:
-    return alt.Axis(format="~s", tickCount=ticks, grid=False)
+def _count_axis() -> alt.Axis:
+    return alt.Axis(format="~s", tickCount=6, grid=False)
 
 
-def _arm_colour(colours: Colours, *, legend: bool = False) -> alt.Color:
-    look = alt.Legend(
-        title=None,
-        orient="right",
-        symbolType="stroke",
-        symbolStrokeWidth=3,
-        symbolOpacity=1,
-        columns=1 + len(colours) // 12,
-    )
+def _arm_colour(colours: Colours) -> alt.Color:
+    # The page has a legend for all arms.
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("arm:N", scale=scale, legend=look if legend else None)
+    return alt.Color("arm:N", scale=scale, legend=None)
 
 
 def _finish(
@@ -350,7 +325,6 @@ FILTERS = {
     "short": short,
     "share": share,
     "powers": powers,
-    "outcome": outcome_label,
     "figures": figures,
 }
 """The templates' filters."""

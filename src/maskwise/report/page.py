@@ -14,9 +14,6 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-from pandas import DataFrame
-
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
@@ -41,7 +38,7 @@ from maskwise.report.drawing import (
     made_vega,
     vega_code,
 )
-from maskwise.report.reading import Folder, Line, mean, read_folder
+from maskwise.report.reading import Folder, Line, read_folder
 from maskwise.report.tables import (
     choices,
     evaluation_table,
@@ -119,7 +116,7 @@ def page_content(folder: Folder) -> View:
         "moments": moments,
         "failures": failures,
         "finished": bool(facts),
-        "facts": facts + _speed(folder),
+        "facts": facts,
         "recipe_yaml": folder.study["recipe_yaml"],
     }
 
@@ -241,12 +238,6 @@ def _missing(folder: Folder) -> list[str]:
     if not folder.summary["headline"]:
         why = "the study is still running, or was interrupted; the same command resumes it"
         lines.append(f"There are no verdicts yet (summary.json): {why}.")
-    if not folder.curves:
-        lines.append("No run has a learning curve (stages/…/metrics.jsonl).")
-    if not folder.samples:
-        lines.append("There are no masked sentences (samples.json).")
-    if folder.unread:
-        lines.append(f"{plural(folder.unread, 'line')} of records.jsonl cannot be used.")
     # Another version may interpret the same files differently.
     made = folder.study["maskwise"]
     if made and made != __version__:
@@ -335,25 +326,6 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
     return [(name, text) for name, text in facts.items() if text]
 
 
-def _speed(folder: Folder) -> list[tuple[str, str]]:
-    """Return speed, padding and peak memory of training."""
-    trained = [line for line in folder.curves if line["kind"] == "train"]
-    lines = [line for line in trained if line.get("speed")]
-    if not lines:
-        return []
-    speeds = DataFrame([line["speed"] for line in lines])
-    # Medians are used because the first lines of a run include compilation.
-    parts = [f"{speeds.tokens_per_second.median():,.0f} tokens a second in each run"]
-    if "mfu" in speeds:
-        products = "of the measured speed of matrix products (MFU)"
-        parts.append(f"{100 * speeds.mfu.median():.0f} % {products}")
-    padding = mean([line["padding"] for line in lines if "padding" in line])
-    if padding is not None:
-        parts.append(f"{100 * padding:.0f} % padding")
-    parts.append(f"at most {speeds.memory_gib.max():.1f} GiB of memory")
-    return [("Training", ", ".join(parts))]
-
-
 # The page of a learned policy
 
 NAMES = {
@@ -426,25 +398,18 @@ def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
     than two points.
     """
     logged = [line for line in lines if line["kind"] == kind and key in line]
-    points = [(line["step"], line[key]) for line in logged]
-    if len(points) < 2:
+    if len(logged) < 2:
         return None
-    steps, values = np.array(points, dtype=float).T
-    low = values.min()
-    high = values.max()
-    width = steps[-1] - steps[0]
+    steps = [line["step"] for line in logged]
+    values = [line[key] for line in logged]
+    low = min(values)
     # A box without height would not be drawn.
-    height = (high - low) or 1.0
+    height = (max(values) - low) or 1.0
     return {
         "name": name,
         # In SVG, y grows downwards, so the sign of the values is changed.
-        "points": " ".join(f"{step:g},{-value:.6g}" for step, value in points),
-        "box": f"{steps[0]:g} {-high:.6g} {width:g} {height:.6g}",
-        "steps": (int(steps[0]), int(steps[-1])),
-        "first": values[0],
-        "last": values[-1],
-        "low": low,
-        "high": high,
-        "mean": values.mean(),
-        "sd": values.std(ddof=1),
+        "points": " ".join(f"{step:g},{-value:.6g}" for step, value in zip(steps, values)),
+        "box": f"{steps[0]:g} {-low - height:.6g} {steps[-1] - steps[0]:g} {height:.6g}",
+        "steps": steps,
+        "values": values,
     }

@@ -1,8 +1,7 @@
 """Reads the folder of a study, or of one pre-training run, for the page.
 
 A study must have study.json, and a run must have metrics.jsonl. Every other file may be missing or
-incomplete; for example, the page of a running study is smaller. Numbers that are not finite are
-dropped, and so are records that lack a required number, so the rest of the report needs no checks.
+incomplete; for example, the page of a running study is smaller.
 """
 
 from __future__ import annotations
@@ -55,18 +54,7 @@ NO_SUMMARY: Summary = {
     "advice": [],
     "overlap": [],
     "tasks": {},
-    "efficiency": {"points": [], "crossings": []},
-}
-REQUIRED = {
-    "score": {"arm", "seed", "task", "score"},
-    "heldout": {"arm", "seed", "masks", "ratio", "loss"},
-    "evaluation": {"arm", "seed", "name", "metric", "value"},
-    "cost": {"arm", "seed"},
-    "policy": {"arm", "seed"},
-    "failure": {"arm", "seed", "stage", "error"},
-    "selection": {"arm", "by", "chosen", "candidates"},
-    "overlap": {"task", "corpus", "items", "overlapping"},
-    "coverage": {"task", "corpus"},
+    "efficiency": {"points": []},
 }
 MEASURES = {
     "score": ("task", "metric", "score"),
@@ -86,7 +74,6 @@ class Folder:
     Attributes:
         kind: "study" or "run"; a single run is read as a study with one arm and one seed.
         steps: the number of optimiser steps in a finished single run.
-        unread: the number of lines in records.jsonl that are damaged or incomplete.
     """
 
     kind: str
@@ -97,7 +84,6 @@ class Folder:
     samples: dict[str, list[Line]] = field(default_factory=dict)
     curves: list[Line] = field(default_factory=list)
     steps: int | None = None
-    unread: int = 0
 
     @property
     def arms(self) -> list[str]:
@@ -198,32 +184,17 @@ def summary_of(folder: Path) -> Summary:
 
 def _read_study(folder: Path) -> Folder:
     study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
-    arms = study["arms"]
-    if not isinstance(arms, dict) or not all(isinstance(facts, dict) for facts in arms.values()):
-        raise MaskwiseError(
-            "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
-        )
     curves = []
-    for arm, facts in arms.items():
+    for arm, facts in study["arms"].items():
         for seed, stage in facts.get("runs", {}).items():
             # Stages may be links into a shared folder, so paths are compared before links resolve.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
-    records = []
-    for line in read_lines(folder / "records.jsonl"):
-        required = REQUIRED.get(line.get("kind", ""))
-        line = _finite(line)
-        if required is not None and required <= line.keys():
-            records.append(line)
-    written = 0
-    if (folder / "records.jsonl").is_file():
-        written = sum(bool(line.strip()) for line in (folder / "records.jsonl").open("rb"))
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
         study=study,
-        records=records,
-        unread=written - len(records),
+        records=list(read_lines(folder / "records.jsonl")),
         summary=_summary(read_json(folder / "summary.json") or {}),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
@@ -240,8 +211,6 @@ def _summary(content: Line) -> Summary:
                 # Reasons about the choice of a test are dropped: today there is only one test.
                 if effect:
                     row["flags"].append({**reason, "effect": effect, "facts": {}})
-        points = content.get("efficiency", {}).get("points", [])
-        content["efficiency"] = {"crossings": [], "points": points}
     return cast(Summary, {**NO_SUMMARY, **content})
 
 

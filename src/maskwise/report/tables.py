@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from pandas import DataFrame, concat
 
@@ -24,9 +23,6 @@ from maskwise.report.reading import Folder, mean, read_folder
 from maskwise.specs import leaves
 
 COMMONEST = "commonest answer"
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 def task_table(folder: Folder) -> View | None:
@@ -304,22 +300,26 @@ def compare_studies(first: Path, second: Path) -> View:
         MaskwiseError: a folder does not hold a study.
     """
     paths = (Path(first), Path(second))
-    one, other = folders = [read_folder(path) for path in paths]
+    folders = [read_folder(path) for path in paths]
     for path, folder in zip(paths, folders):
         if folder.kind != "study":
             raise MaskwiseError("only studies can be compared, but this is a run", got=str(path))
-    settings = _pairs(_settings(one), _settings(other))
-    differences = [
-        {"setting": key, "values": values}
-        for key, values in settings.items()
-        if values[0] != values[1]
-    ]
+    before, after = map(_settings, folders)
+    differences = []
+    for key in dict.fromkeys([*before, *after]):
+        values = [before.get(key), after.get(key)]
+        if values[0] != values[1]:
+            differences.append({"setting": key, "values": values})
+    old, new = map(_means, folders)
     outcomes = []
-    means = _pairs(_means(one), _means(other))
-    for (outcome, arm), cells in means.items():
-        before, after = cells
-        change = after["mean"] - before["mean"] if before and after else None
-        outcomes.append({"outcome": outcome, "arm": arm, "studies": cells, "change": change})
+    for outcome, arm in dict.fromkeys([*old, *new]):
+        one = old.get((outcome, arm))
+        other = new.get((outcome, arm))
+        change = None
+        if one and other:
+            change = other["mean"] - one["mean"]
+        studies = [one, other]
+        outcomes.append({"outcome": outcome, "arm": arm, "studies": studies, "change": change})
     # Outcomes that only one study has come last.
     outcomes.sort(key=lambda row: row["change"] is None)
     return {
@@ -327,12 +327,6 @@ def compare_studies(first: Path, second: Path) -> View:
         "differences": differences[:MOST_DIFFERENCES],
         "outcomes": outcomes,
     }
-
-
-def _pairs(one: Mapping[K, V], other: Mapping[K, V]) -> dict[K, list[V | None]]:
-    """Return the two values for each key of two tables; None if a table lacks the key."""
-    keys = dict.fromkeys([*one, *other])
-    return {key: [one.get(key), other.get(key)] for key in keys}
 
 
 def write_comparison(first: Path, second: Path, html: Path | None = None) -> Path:

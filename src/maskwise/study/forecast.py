@@ -302,7 +302,7 @@ def dry_run(
         MaskwiseError: bad input, the same as in ``run_study``.
     """
     # Imported here because workers import this module, and importing scipy takes a second.
-    from maskwise.study.prospects import prospects_of
+    from maskwise.study.statistics import prospects_of
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     jobs = jobs or jobs_here()

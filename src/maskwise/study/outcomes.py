@@ -1,4 +1,4 @@
-"""What a study measured: for each outcome an array (lengths, arms, seeds), NaN for missing runs.
+"""What a study measured: for each outcome an array (arms, seeds), NaN for missing runs.
 
 Outcomes are named as in summary.json: a task's name; "tasks" (the standardised scores, averaged
 within each run); "heldout:token" (the mean over ratios) and, with several ratios,
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.files import Contrast, Look, Record, Study
+from maskwise.files import Contrast, Record, Study
 from maskwise.folders import read_json, read_lines
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -57,15 +57,14 @@ class Measure:
 
 
 class Outcomes:
-    """The numbers of a study's runs, and the properties of its arms and outcomes.
+    """The numbers of a study's runs of one length, and the properties of its arms and outcomes.
 
     Attributes:
         lines: the records of each kind.
-        lengths: the lengths of runs as fractions of the full number of steps; full runs come last.
-        values: for each outcome its numbers, of shape (lengths, arms, seeds).
+        values: for each outcome its numbers, of shape (arms, seeds).
         measures: the properties of each outcome.
         parts: for each held-out outcome, the outcomes at its ratios.
-        failed: the (arm, seed) of each full run that failed.
+        failed: the (arm, seed) of each run that failed.
         tasks, heldout, evaluations: the names of the outcomes of each kind.
         helped: for each task the share of seeds in which pre-training helps, or None (``_helped``).
         counted: the tasks that the primary outcome averages (``study.helps``).
@@ -74,8 +73,8 @@ class Outcomes:
         closed: the (arm, baseline) pairs that this gate closes.
 
     Raises:
-        MaskwiseError: a number is not finite or was measured twice, an arm or seed is unknown, an
-            arm has no runs, or an outcome was measured in some runs only.
+        MaskwiseError: a number is not finite or was measured twice, an arm or seed is unknown, or
+            an outcome was measured in some runs only.
     """
 
     def __init__(
@@ -84,14 +83,10 @@ class Outcomes:
         self.study = study
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines: dict[str, list[Record]] = defaultdict(list)
-        fractions = {1.0}
         for record in records:
             # Records of a text and a task have no arm, and the sides of transfer have no records.
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
             self.lines[record["kind"]].append(record)
-            fractions.add(record.get("fraction", 1.0))
-        # A run cannot be longer than a full run, so index -1 of every array selects the full runs.
-        self.lengths = sorted(fractions)
         self.values: dict[str, Numbers] = {}
         self.measures: dict[str, Measure] = {}
         self.parts: dict[str, list[str]] = {}
@@ -101,10 +96,7 @@ class Outcomes:
         self.names[OTHER_TASKS] = "policies learned from other tasks"
         self.gate: Contrast | None = None
         self.closed: list[Pair] = []
-        self.failed: set[tuple[str, int]] = set()
-        for line in self.lines["failure"]:
-            if line.get("fraction", 1.0) == 1:
-                self.failed.add((line["arm"], line["seed"]))
+        self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
         self._read_scores()
         self.tasks = list(self.measures)
         self.heldout = self._read_heldout()
@@ -120,12 +112,6 @@ class Outcomes:
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
-        # A failed run explains an arm without numbers.
-        explained = {arm for arm, _ in self.failed}
-        for arm in study["arms"]:
-            runs = [self.runs(outcome, arm) for outcome in self.measures]
-            if arm not in explained and not np.isfinite(runs).any():
-                raise MaskwiseError("an arm has no runs", got=arm, do="run the study to its end")
         if study.get("learned"):
             self._add_sides_of_transfer(study["learned"])
         self.helped = {task: self._helped(task) for task in self.tasks}
@@ -147,21 +133,16 @@ class Outcomes:
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise MaskwiseError(f"{where} is not a finite number", got=value, do="rerun that stage")
         if outcome not in self.values:
-            shape = (len(self.lengths), len(self.arms), len(seeds))
-            self.values[outcome] = np.full(shape, np.nan)
+            self.values[outcome] = np.full((len(self.arms), len(seeds)), np.nan)
         values = self.values[outcome]
         place = self.place(record)
         if not np.isnan(values[place]):
             raise MaskwiseError(f"{where} is measured twice", do="keep one line of records.jsonl")
         values[place] = value
 
-    def place(self, record: Record) -> tuple[int, int, int]:
+    def place(self, record: Record) -> tuple[int, int]:
         """Return the index of a record's run in the arrays."""
-        return (
-            self.lengths.index(record.get("fraction", 1.0)),
-            self.arms.index(record["arm"]),
-            self.study["seeds"].index(record["seed"]),
-        )
+        return self.arms.index(record["arm"]), self.study["seeds"].index(record["seed"])
 
     def _read_scores(self) -> None:
         for line in self.lines["score"]:
@@ -225,7 +206,7 @@ class Outcomes:
         """
         if not outcomes:
             return
-        missing = np.isnan([self.values[outcome][-1] for outcome in outcomes])
+        missing = np.isnan([self.values[outcome] for outcome in outcomes])
         partial = missing.any(axis=0) & ~missing.all(axis=0)
         for arm, seed in np.argwhere(partial):
             run = self.arms[arm], self.study["seeds"][seed]
@@ -237,7 +218,7 @@ class Outcomes:
                     do="run the study to its end",
                 )
         for outcome in outcomes:
-            self.values[outcome][-1, partial] = np.nan
+            self.values[outcome][partial] = np.nan
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
         """Average, for each task, the arms that learned from it, and the arms that did not."""
@@ -246,8 +227,8 @@ class Outcomes:
         for task in self.tasks:
             runs = self.values[task]
             from_task = sources == task
-            runs[:, self.arms.index(OWN_TASK)] = runs[:, places[from_task]].mean(axis=1)
-            runs[:, self.arms.index(OTHER_TASKS)] = runs[:, places[~from_task]].mean(axis=1)
+            runs[self.arms.index(OWN_TASK)] = runs[places[from_task]].mean(axis=0)
+            runs[self.arms.index(OTHER_TASKS)] = runs[places[~from_task]].mean(axis=0)
 
     def _average_tasks(self) -> None:
         """Average the signed scores of tasks within each run, plain and standardised."""
@@ -257,21 +238,21 @@ class Outcomes:
             signed = [self.values[task] * self.measures[task].sign for task in tasks]
             metrics = {self.measures[task].metric for task in tasks}
             metric = metrics.pop() if len(metrics) == 1 else None
-            self.values[f"plain:{name}"] = np.mean(signed, axis=0)
+            plain = f"plain:{name}"
+            self.values[name] = self.values[plain] = np.mean(signed, axis=0)
+            self.measures[name] = self.measures[plain] = Measure(_unit(metric), metric)
             # A mean over nats and points has no unit, so only its standardised form is reported.
-            if len({self.measures[task].unit for task in tasks}) == 1:
-                self.measures[f"plain:{name}"] = Measure(_unit(metric), metric)
-            if np.isnan([*sds.values()]).any():
-                self.values[name] = self.values[f"plain:{name}"]
-                self.measures[name] = Measure(_unit(metric), metric)
-            else:
+            if len({self.measures[task].unit for task in tasks}) > 1:
+                del self.measures[plain]
+            # With one run per arm there is no SD.
+            if not np.isnan([*sds.values()]).any():
                 scaled = [runs / sds[task] for task, runs in zip(tasks, signed)]
                 self.values[name] = np.mean(scaled, axis=0)
                 self.measures[name] = Measure("SDs", metric)
 
     def _pooled_sd(self, task: str) -> float:
-        """Return the SD of full runs about the mean of their arm; NaN with one run per arm."""
-        runs = self.values[task][-1, : len(self.study["arms"])]
+        """Return the SD of runs about the mean of their arm; NaN with one run per arm."""
+        runs = self.values[task][: len(self.study["arms"])]
         runs = runs[np.isfinite(runs).any(axis=1)]
         freedom = np.isfinite(runs).sum() - len(runs)
         if freedom == 0:
@@ -299,10 +280,10 @@ class Outcomes:
     # Queries about arms and outcomes
 
     def runs(self, outcome: str, arm: str) -> Numbers:
-        """Return the outcome of an arm's full run for each seed; NaN for a missing run."""
+        """Return the outcome of an arm's run for each seed; NaN for a missing run."""
         if outcome not in self.values:
             return np.full(len(self.study["seeds"]), np.nan)
-        runs: Numbers = self.values[outcome][-1, self.arms.index(arm)]
+        runs: Numbers = self.values[outcome][self.arms.index(arm)]
         return runs
 
     def gains(self, outcome: str, arm: str, baseline: str) -> Numbers:
@@ -311,7 +292,7 @@ class Outcomes:
         return self.measures[outcome].sign * differences
 
     def mean(self, outcome: str, arm: str) -> float | None:
-        """Return the mean over full runs; None if there are none."""
+        """Return the mean over runs; None if there are none."""
         return _mean_of_finite(self.runs(outcome, arm))
 
     def measured(self, outcome: str, *pair: str) -> list[str]:
@@ -323,7 +304,7 @@ class Outcomes:
         return [outcome]
 
     def compute(self, arm: str) -> dict[str, float]:
-        """Return the mean cost of a full run in each quantity that was measured."""
+        """Return the mean cost of a run in each quantity that was measured."""
         costs = {}
         for quantity in QUANTITIES:
             cost = self.mean(f"cost:{quantity}", arm)
@@ -362,10 +343,6 @@ class Outcomes:
         if facts is None:
             return "token"
         return facts.get("units", facts["policy"])
-
-    def seen_seeds(self, look: Look) -> list[int]:
-        """Return the seeds of an earlier verdict; older files store only how many there were."""
-        return look.get("seeds", self.study["seeds"][: look["runs"]])
 
     def own_heldout(self, arm: str) -> list[str]:
         """Return the held-out losses on the arm's own kind of mask.
@@ -416,8 +393,8 @@ def read_outcomes(folder: Path) -> Outcomes | None:
     """Read the numbers of a study's compared runs; None for a folder without a study."""
     study = cast(Study, read_json(folder / "study.json"))
     lines = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    # Runs of a search or a gate have a role.
-    records = [line for line in lines if "role" not in line]
+    # Runs of a gate have a role, and companion runs have a fraction of the steps.
+    records = [line for line in lines if not {"role", "fraction"} & line.keys()]
     if not study or not records:
         return None
     return Outcomes(records, study)

@@ -25,9 +25,9 @@ from maskwise.study.checks import MOST_UNKNOWN, UNKNOWN_ADVICE, start_of
 from maskwise.study.costs import counts_over
 from maskwise.study.forecast import dry_run
 from maskwise.study.pretraining import masked_source
-from maskwise.study.prospects import prospect_lines
 from maskwise.study.single import with_own_seed
 from maskwise.study.starter import recipe_for
+from maskwise.study.statistics import prospect_lines
 from maskwise.study.timing import Sample, Samples, time_stages
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT

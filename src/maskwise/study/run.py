@@ -80,7 +80,7 @@ def run_study(
     """
     # Imported here because workers import this module and need neither scipy nor altair.
     from maskwise.report import write_report
-    from maskwise.study.prospects import prospect_lines, prospects_of
+    from maskwise.study.statistics import prospect_lines, prospects_of
     from maskwise.study.verdict import primary_pairs, summarise
 
     began = time.perf_counter()

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from maskwise.constants import CONTROL
 from maskwise.errors import MaskwiseError
 from maskwise.families import most_tokens
 from maskwise.folders import read_lines, write_lines
@@ -222,7 +221,6 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     return environment.get_template("starter.yaml.j2").render(
         name=name,
         # Names with this suffix are reserved for studies with a gate.
-        name_is_taken=name.endswith(CONTROL),
         source=source,
         field=facts.text_field,
         length=length,

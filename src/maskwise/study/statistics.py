@@ -1,7 +1,8 @@
 """Statistics for few, expensive runs: pure functions of plain numbers.
 
 Every function works on paired differences d_1 … d_n, one per run, and none assumes large samples.
-Arms, tasks and verdicts are the subject of ``maskwise.study.verdict``.
+Arms, tasks and verdicts are the subject of ``maskwise.study.verdict``. Only the last section, about
+what a planned study can decide, reads a recipe.
 
 The interval inverts the test without a search. Split the runs into S and the rest, and flip the
 signs of S: the absolute sum of differences from r reaches the observed one exactly if r lies
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +27,9 @@ from scipy import optimize, special, stats
 
 from maskwise.errors import MaskwiseError
 from maskwise.files import Estimate
+
+if TYPE_CHECKING:
+    from maskwise.recipe import Recipe
 
 ALPHA = 0.05
 """The error rate of a study."""
@@ -152,9 +157,6 @@ def estimated(differences: NDArray[np.float64]) -> Estimate:
     return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
-# Shares of a gain
-
-
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:
     """Return Fieller's 95 % interval for mean(numerators) / mean(denominators) of pairs.
 
@@ -188,9 +190,6 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
     """
     interval = stats.binomtest(count, of).proportion_ci(0.95, method="exact")
     return float(interval.low), float(interval.high)
-
-
-# Power
 
 
 def attainable_level(runs: int, alpha: float = ALPHA) -> float:
@@ -325,12 +324,94 @@ def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int
     Args:
         alpha: the level that remains after Holm's correction.
     """
-    fewest = fewest_runs(alpha)
-    if sd == 0 and difference:
-        return fewest
-    if not difference or power_of(sd, difference, MOST_RUNS, alpha=alpha) < POWER:
+    if not difference or (sd and power_of(sd, difference, MOST_RUNS, alpha=alpha) < POWER):
         return None
-    runs = fewest
-    while power_of(sd, difference, runs, alpha=alpha) < POWER:
+    runs = fewest_runs(alpha)
+    while sd and power_of(sd, difference, runs, alpha=alpha) < POWER:
         runs += 1
     return runs
+
+
+# What a planned study can decide
+
+
+class Prospect(TypedDict):
+    """What a study can decide about one primary contrast."""
+
+    arm: str
+    baseline: str
+    runs: int
+    decidable: bool
+    fewest_runs: int
+    """The fewest runs of each arm that can decide anything."""
+    power: dict[str, float]
+    """The probability of deciding a true difference of 1 and of 1.5 SDs of paired differences."""
+    detectable: float
+    """The smallest difference that ``max(runs, fewest_runs)`` runs decide with probability .8, in
+    SDs of paired differences."""
+
+
+def prospects_of(recipe: Recipe) -> list[Prospect]:
+    """Compute what each primary contrast of a recipe can decide, the gate's first.
+
+    A study that is too small to decide is not rejected, because it may be a pilot.
+
+    >>> from maskwise.recipe import read_recipe
+    >>> gate, prospect = prospects_of(read_recipe("quick-start"))
+    >>> prospect["runs"], prospect["decidable"], prospect["fewest_runs"]
+    (6, True, 6)
+    """
+    study = recipe.study
+    runs = len(study.seed_list)
+    spent = ALPHA * look_weight(study.looks, runs)
+    tested = len(study.pairs) - bool(study.gate)
+    prospects: list[Prospect] = []
+    for number, (arm, baseline) in enumerate(study.pairs):
+        # The gate comes first and is tested at the full level; the other contrasts share a level.
+        alpha = spent
+        if number or not study.gate:
+            alpha /= tested
+        fewest = fewest_runs(alpha)
+        prospects.append(
+            {
+                "arm": arm,
+                "baseline": baseline,
+                "runs": runs,
+                "decidable": runs >= fewest,
+                "fewest_runs": fewest,
+                "power": powers(runs, alpha=alpha),
+                "detectable": detectable_difference(1.0, max(runs, fewest), alpha=alpha),
+            }
+        )
+    return prospects
+
+
+def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
+    """Put prospects into words; a line that holds for several contrasts is printed once."""
+    pairs_of: dict[str, list[str]] = {}
+    for prospect in prospects:
+        for line in _lines(prospect):
+            pair = f"{prospect['arm']} against {prospect['baseline']}"
+            pairs_of.setdefault(line, []).append(pair)
+    lines = []
+    for line, pairs in pairs_of.items():
+        which = ", ".join(pairs)
+        if len(pairs) == len(prospects) > 1:
+            which = "every contrast"
+        lines.append(f"{which}: {line}")
+    return lines
+
+
+def _lines(prospect: Prospect) -> list[str]:
+    runs = prospect["runs"]
+    fewest = prospect["fewest_runs"]
+    lines = []
+    power = ""
+    if prospect["decidable"]:
+        shares = [f"{share:.2f} at {effect} SD" for effect, share in prospect["power"].items()]
+        power = f" (power {', '.join(shares)})"
+    else:
+        are = "1 run is" if runs == 1 else f"{runs} runs are"
+        lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
+    detected = f"differences of {prospect['detectable']:.1f} SD or more{power}"
+    return [*lines, f"{max(runs, fewest)} runs detect {detected}"]

@@ -10,23 +10,21 @@ Reading order: ``study.outcomes`` (the numbers), ``contrasts`` (differences, tes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise, product
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import FRESH_RUN, REFERENCE
+from maskwise.constants import FRESH_RUN
 from maskwise.estimates import with_minus
 from maskwise.files import (
     RULES,
     ArmSummary,
     Contrast,
-    Crossing,
-    Efficiency,
     GainShare,
-    Look,
     Planned,
     Point,
     Record,
@@ -74,8 +72,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
             nothing is tested or estimated.
 
     Raises:
-        MaskwiseError: the records cannot be compared: seeds without a partner, an arm without runs,
-            scores that are not finite, or a task that was measured in some runs only.
+        MaskwiseError: the records cannot be compared: seeds without a partner, scores that are not
+            finite, or a task that was measured in some runs only.
 
     >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
     >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
@@ -87,7 +85,11 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     [('tasks', 'open'), ('t', None)]
     """
     lines = list(records)
-    table = Outcomes([line for line in lines if line.get("role") != "gate"], study)
+    by_length: dict[float, list[Record]] = defaultdict(list)
+    for line in lines:
+        if line.get("role") != "gate":
+            by_length[line.get("fraction", 1.0)].append(line)
+    table = Outcomes(by_length.pop(1.0, []), study)
     pending = study.get("pending")
     # A verdict before the planned runs are complete would be an unplanned look.
     pairs = [] if pending else primary_pairs(study)
@@ -98,6 +100,10 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     top = headline_row(asked, study["baseline"])
     # A gate that did not pass has advice as well.
     advice = advice_of(primary if table.gate else asked, table.names, study.get("looks") or ())
+    points = []
+    for length in sorted(by_length):
+        points += _points(Outcomes(by_length[length], study), length)
+    points += _points(table, 1.0)
     tasks: dict[str, TaskUse] = {}
     for task, helped in table.helped.items():
         tasks[task] = {"helped": helped, "counted": task in table.counted}
@@ -114,7 +120,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "advice": list(advice.values()),
         "overlap": table.lines["overlap"],
         "tasks": tasks,
-        "efficiency": efficiency(table, pairs),
+        "efficiency": {"points": points},
     }
     if pending:
         planned = len(study["seeds"])
@@ -155,25 +161,19 @@ def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contr
 def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     """Return the runs at default settings that only the gate compares; without any, all runs.
 
-    These runs have the seeds of the search, and the looks and tasks of the study.
+    These runs have the seeds of the search. They are read with the seeds of the compared runs, so
+    that the looks and tasks of the study apply to them.
     """
-    runs = [line for line in lines if line.get("role") == "gate"]
+    runs: list[Record] = []
+    for line in lines:
+        if line.get("role") == "gate":
+            runs.append({**line, "seed": line["seed"] + FRESH_RUN})
     if not runs:
         return table
     compared = {line["arm"] for line in runs}
+    arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
+    study: Study = {**table.study, "arms": arms, "learned": {}}
     overlap = [line for line in lines if line["kind"] == "overlap"]
-    seeds = table.study["seeds"]
-    looked: list[Look] = []
-    for look in table.study.get("looked") or ():
-        seen = table.seen_seeds(look)
-        looked.append({**look, "seeds": [seed - FRESH_RUN for seed in seen]})
-    study: Study = {
-        **table.study,
-        "arms": {arm: facts for arm, facts in table.study["arms"].items() if arm in compared},
-        "seeds": [seed - FRESH_RUN for seed in seeds],
-        "learned": {},
-        "looked": looked,
-    }
     # The gate counts the study's tasks, so that gate and contrasts are about the same outcome.
     return Outcomes([*runs, *overlap], study, counted=table.counted)
 
@@ -349,84 +349,15 @@ def transfer_cells(
 # Quality against compute
 
 
-def efficiency(table: Outcomes, pairs: Sequence[Pair]) -> Efficiency:
-    """Return every run's quality and compute, and where arms reach the baseline's final quality.
+def _points(table: Outcomes, fraction: float) -> list[Point]:
+    """Return the unscaled scores, their mean, the losses and the compute of every run.
 
-    Companion runs are runs with a fraction of the steps. For each seed the arm's qualities at its
-    lengths are joined by straight lines over compute. A first crossing is where these lines reach
-    the final quality of the baseline, as a share of the baseline's compute. On a noisy curve the
-    crossing comes too early. On a concave curve it comes too late, because the lines lie below it.
+    Args:
+        fraction: the length of the runs, as a share of the steps.
     """
-    crossings: list[Crossing] = []
-    if len(table.lengths) > 1:
-        for arm, baseline in pairs:
-            crossings += _crossings(table, arm, baseline)
-    return {"points": _points(table), "crossings": crossings}
-
-
-def _crossings(table: Outcomes, arm: str, baseline: str) -> list[Crossing]:
-    """Return the first crossings of a pair, in the tasks and in the losses that can compare it."""
-    outcomes = ["tasks"] if table.tasks else []
-    if REFERENCE not in (arm, baseline):
-        for name in table.own_heldout(arm):
-            if name in table.measures and not table.incomparable(arm, baseline, name):
-                outcomes.append(name)
-    crossings: list[Crossing] = []
-    for outcome, by in product(outcomes, QUANTITIES):
-        shares = _first_crossings(table, arm, baseline, outcome, f"cost:{by}")
-        if shares:
-            crossings.append(
-                {"arm": arm, "baseline": baseline, "outcome": outcome, "by": by, "shares": shares}
-            )
-    return crossings
-
-
-def _first_crossings(
-    table: Outcomes, arm: str, baseline: str, outcome: str, cost: str
-) -> dict[str, float | None]:
-    """Return the first crossing of each seed; None if the quality is never reached.
-
-    A seed that lacks a run of any length is left out.
-    """
-    if cost not in table.values:
-        return {}
-    shares: dict[str, float | None] = {}
-    sign = table.measures[outcome].sign
-    place = table.arms.index(arm)
-    qualities = sign * table.values[outcome][:, place].T
-    costs = table.values[cost][:, place].T
-    goals = sign * table.runs(outcome, baseline)
-    wholes = table.runs(cost, baseline)
-    for seed, quality, compute, goal, whole in zip(
-        table.study["seeds"], qualities, costs, goals.tolist(), wholes.tolist()
-    ):
-        if np.isfinite([goal, whole, *quality, *compute]).all():
-            at = crossing(sorted(zip(compute.tolist(), quality.tolist())), goal)
-            shares[str(seed)] = None if at is None else at / whole
-    return shares
-
-
-def crossing(points: Sequence[tuple[float, float]], goal: float) -> float | None:
-    """Return where the line through (compute, quality) points first reaches goal, or None.
-
-    >>> crossing([(1, 0.4), (2, 0.5)], 0.45)
-    1.5
-    """
-    first, quality = points[0]
-    if quality >= goal:
-        return first
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if y1 >= goal:
-            part = (goal - y0) / (y1 - y0)
-            return float(x0 + part * (x1 - x0))
-    return None
-
-
-def _points(table: Outcomes) -> list[Point]:
-    """Return the unscaled scores, their mean, the losses and the compute of every run."""
     outcomes = [*table.tasks, *table.heldout, *table.evaluations]
     points = []
-    for line in sorted(table.lines["cost"], key=lambda line: line.get("fraction", 1.0)):
+    for line in table.lines["cost"]:
         place = table.place(line)
         values = {}
         for name in outcomes:
@@ -438,10 +369,11 @@ def _points(table: Outcomes) -> list[Point]:
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
         spent = {}
-        for key, amount in line.items():
-            if key in QUANTITIES and amount:
+        for key in QUANTITIES:
+            amount = line.get(key)
+            if amount:
                 spent[key] = amount
         if values and spent:
-            run = {"arm": line["arm"], "seed": line["seed"], "fraction": line.get("fraction", 1.0)}
+            run = {"arm": line["arm"], "seed": line["seed"], "fraction": fraction}
             points.append(cast(Point, {**run, **spent, "values": values}))
     return points

@@ -160,14 +160,15 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     """Return an earlier verdict on other runs or settings that was not a planned look."""
     looks = table.study.get("looks")
-    seeds = set(table.study["seeds"])
+    seeds = table.study["seeds"]
     for look in table.study.get("looked") or ():
-        seen = set(table.seen_seeds(look))
-        planned = looks is not None and look["looks"] == looks and seen <= seeds
+        # Older files store only how many seeds there were.
+        seen = set(look.get("seeds", seeds[: look["runs"]]))
+        planned = looks is not None and look["looks"] == looks and seen <= {*seeds}
         what = ""
         if look.get("settings_changed"):
             what = "contrasts or the verdict rules were"
-        elif not planned and seen != seeds:
+        elif not planned and seen != {*seeds}:
             what = "runs were"
         # A look that could decide nothing spent no error rate. A look at a gate has no contrasts.
         if what and can_decide(look["runs"], max(1, look.get("contrasts", 1))):
@@ -245,8 +246,7 @@ def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
     # A trained arm without a grid counts as different; an untrained model has nothing to tune.
     grids = dict.fromkeys(_trained(row, table), "")
     for line in _choices(row, table):
-        settings = [str(point["setting"]) for point in line["candidates"]]
-        grids[line["arm"]] = str(sorted(settings))
+        grids[line["arm"]] = str(sorted(str(point["setting"]) for point in line["candidates"]))
     return {} if len(set(grids.values())) > 1 else None
 
 
