@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
-from torch.utils.checkpoint import checkpoint
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, masked_logits, prediction_head, width_of
@@ -63,7 +62,7 @@ class MaskedLanguageModelling(Objective):
         self.model = model
 
     compiled: Mapping[Part, Part] = MappingProxyType({})
-    """Compiled versions of ``head_losses`` and ``chunk_losses``, if they exist."""
+    """Compiled versions of ``head_losses``, ``losses_of`` and ``slopes_of``, if they exist."""
 
     tells_right = False
     """Whether outcomes have ``right``; in that case the compiled head is not used."""
@@ -95,7 +94,7 @@ class MaskedLanguageModelling(Objective):
         family = adapter_of(self.model.config)
         if family.ends_in_output and len(truth) * self.model.config.vocab_size > ENTRIES:
             weights = output_of(self.model, states_MH)
-            return in_chunks(*weights, truth, compute=self.compiled.get(chunk_losses, chunk_losses))
+            return in_chunks(*weights, truth, compiled=self.compiled)
         compute = self.compiled.get(head_losses, head_losses)
         losses: Tensor = compute(self.model, states_MH, truth)
         return losses
@@ -103,7 +102,7 @@ class MaskedLanguageModelling(Objective):
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""
         if prediction_head(self.model) is not None:
-            parts: list[Part] = [head_losses, chunk_losses]
+            parts: list[Part] = [head_losses, losses_of, slopes_of]
             # The number of targets varies from step to step.
             self.compiled = dict(zip(parts, map(partial(torch.compile, dynamic=True), parts)))
 
@@ -327,21 +326,35 @@ def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor
     return before_MH, layer.weight, layer.bias
 
 
-def chunk_losses(
+def losses_of(
+    states_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, truth_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses (M,) of a chunk, and the log-sum-exp (M,) of its logits."""
+    logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
+    total_M = logits_MV.logsumexp(-1)
+    return total_M - logits_MV.gather(-1, truth_M[:, None]).squeeze(-1), total_M
+
+
+def slopes_of(
     states_MH: Tensor,
     weight_VH: Tensor,
     bias_V: Tensor | None,
     truth_M: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The losses (M,) of a chunk, whose logits are computed in ``dtype``."""
-    with torch.autocast(states_MH.device.type, enabled=False):
-        # Each chunk casts the weights itself: autocast would keep one copy for all chunks, and add
-        # up their gradients in half precision.
-        bias = None if bias_V is None else bias_V.to(dtype)
-        logits_MV = unrounded(linear(states_MH.to(dtype), weight_VH.to(dtype), bias))
-        truth_logits_M = logits_MV.gather(-1, truth_M[:, None]).squeeze(-1)
-        return logits_MV.logsumexp(-1) - truth_logits_M
+    total_M: Tensor,
+    slope_M: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a chunk with respect to states, weight and bias.
+
+    Args:
+        total_M: from ``losses_of``.
+        slope_M: the gradients with respect to the losses.
+    """
+    logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
+    share_MV = (logits_MV - total_M[:, None]).exp()
+    right_MV = torch.zeros_like(share_MV).scatter_(1, truth_M[:, None], 1.0)
+    slope_MV = (share_MV - right_MV) * slope_M[:, None]
+    rounded_MV = slope_MV.to(states_MH.dtype)
+    return rounded_MV @ weight_VH, rounded_MV.mT @ states_MH, slope_MV.sum(0)
 
 
 def in_chunks(
@@ -350,7 +363,7 @@ def in_chunks(
     bias_V: Tensor | None,
     truth_M: Tensor,
     *,
-    compute: Part = chunk_losses,
+    compiled: Mapping[Part, Part] = MappingProxyType({}),
 ) -> Tensor:
     """(M,) losses in single precision (in double precision if the states are double).
 
@@ -358,25 +371,79 @@ def in_chunks(
         states_MH: the output layer's input.
         weight_VH, bias_V: the output layer's weight and bias.
         truth_M: the correct tokens.
-        compute: ``chunk_losses``, or its compiled version, which saves most of the memory traffic
-            for a chunk.
+        compiled: compiled versions of ``losses_of`` and ``slopes_of``, which save most of the
+            memory traffic for a chunk.
     """
     device = states_MH.device.type
     dtype = states_MH.dtype
+    # ``_InChunks`` turns autocast off, so it needs the dtype.
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    rows = max(1, ENTRIES // len(weight_VH))
-    losses = []
-    for states, truth in zip(states_MH.split(rows), truth_M.split(rows), strict=True):
-        loss = checkpoint(
-            compute,
-            states,
-            weight_VH,
-            bias_V,
-            truth,
-            dtype,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        losses.append(loss)
-    return torch.cat(losses)
+    losses: Tensor = _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)
+    return losses
+
+
+class _InChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_MH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        truth_M: Tensor,
+        dtype: torch.dtype,
+        compiled: Mapping[Part, Part],
+    ) -> Tensor:
+        ctx.dtype = dtype
+        ctx.compiled = compiled
+        compute = compiled.get(losses_of, losses_of)
+        losses = []
+        totals = []
+        with torch.autocast(states_MH.device.type, enabled=False):
+            weight, bias = _cast(dtype, weight_VH, bias_V)
+            rows = _rows(weight_VH)
+            for states, truth in zip(
+                states_MH.split(rows),
+                truth_M.split(rows),
+                strict=True,
+            ):
+                loss, total = compute(states.to(dtype), weight, bias, truth)
+                losses.append(loss)
+                totals.append(total)
+        ctx.save_for_backward(states_MH, weight_VH, bias_V, truth_M, torch.cat(totals))
+        return torch.cat(losses)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope_M: Tensor) -> tuple[Tensor | None, ...]:
+        states_MH, weight_VH, bias_V, truth_M, total_M = ctx.saved_tensors
+        of_states = torch.empty_like(states_MH)
+        # Sums over chunks have the same precision as the weights.
+        of_weight = torch.zeros_like(weight_VH)
+        of_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        compute = ctx.compiled.get(slopes_of, slopes_of)
+        with torch.autocast(states_MH.device.type, enabled=False):
+            weight, bias = _cast(ctx.dtype, weight_VH, bias_V)
+            rows = _rows(weight_VH)
+            columns = (states_MH, truth_M, total_M, slope_M, of_states)
+            for part in zip(*(column.split(rows) for column in columns), strict=True):
+                states, truth, total, slope, into = part
+                own, of_weights, of_biases = compute(
+                    states.to(ctx.dtype), weight, bias, truth, total, slope
+                )
+                into.copy_(own)
+                of_weight += of_weights
+                if of_bias is not None:
+                    of_bias += of_biases
+        return of_states, of_weight, of_bias, None, None, None
+
+
+def _cast(
+    dtype: torch.dtype, weight_VH: Tensor, bias_V: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    return weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
+
+
+def _rows(weight_VH: Tensor) -> int:
+    """The number of targets in a chunk."""
+    return max(1, ENTRIES // len(weight_VH))
