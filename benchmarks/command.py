@@ -1,0 +1,28 @@
+"""The command line of the benches in this folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+
+import typer
+
+
+def run(main: Callable[..., object], about: str | None) -> None:
+    """Run ``main``, whose parameters are the arguments and options, and print its result as JSON.
+
+    Args:
+        about: the text of ``--help``.
+    """
+
+    @functools.wraps(main)
+    def printed(*args: object, **options: object) -> None:
+        result = main(*args, **options)
+        if result is not None:
+            sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(help=about)(printed)
+    app()
