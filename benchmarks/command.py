@@ -7,8 +7,6 @@ import json
 import sys
 from collections.abc import Callable
 
-import typer
-
 
 def run(main: Callable[..., object], about: str | None) -> None:
     """Run ``main``, whose parameters are the arguments and options, and print its result as JSON.
@@ -16,6 +14,8 @@ def run(main: Callable[..., object], about: str | None) -> None:
     Args:
         about: the text of ``--help``.
     """
+    # The machine on which gpu.py runs may lack typer.
+    import typer
 
     @functools.wraps(main)
     def printed(*args: object, **options: object) -> None:

@@ -36,17 +36,15 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import train
-import transformers
-from rich.console import Console
-from rich.table import Table
 from timing import Clock
 from torch.nn.attention import varlen
 from torch.profiler import ProfilerActivity, profile
@@ -68,6 +66,7 @@ DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B
 ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
 LENGTHS = (128, 1024, 512)
 FAMILIES = ("bert", "modernbert")
+PROMISED = (("bert", 128), ("modernbert", 1024))
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "modernbert": "attention_dropout"}
 SMALL = {
     "hidden_size": 32,
@@ -80,6 +79,19 @@ BATCH = 65_536
 """Tokens of a step; a side that runs out of memory gets half as many, and its line says so."""
 COPIED = 1 << 30
 """Bytes that are copied to measure the memory's rate."""
+SHOWN = (
+    "card",
+    "ms_per_step",
+    "tokens_per_second",
+    "mfu_data_sheet",
+    "mfu_measured",
+    "memory_gib",
+    "waits_in_a_step",
+    "error",
+    "left_out",
+)
+"""What is also printed."""
+Part = tuple[str, Callable[[], dict[str, Any]]]
 
 
 def main() -> None:
@@ -105,9 +117,14 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
     """
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench(smoke=smoke)
+    # Without a GPU, blocks are traced but not compiled, which takes minutes on a processor.
+    traced = patch.object(torch, "compile", partial(torch.compile, backend="eager"))
     lines: list[dict[str, Any]] = []
     began = time.perf_counter()
-    with (out / "gpu.jsonl").open("w", encoding="utf-8") as file, compiler(smoke):
+    with (
+        (out / "gpu.jsonl").open("w", encoding="utf-8") as file,
+        traced if smoke else nullcontext(),
+    ):
         for name, part in bench.parts(out):
             line: dict[str, Any] = {"part": name}
             free_memory()
@@ -124,8 +141,9 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
             lines.append(line)
             file.write(json.dumps(line) + "\n")
             file.flush()
-            sys.stderr.write(f"{time.perf_counter() - began:5.0f} s  {name}\n")
-    Console(width=120).print(render(lines))
+            shown = {key: line[key] for key in SHOWN if line.get(key) is not None}
+            sys.stdout.write(f"{time.perf_counter() - began:5.0f} s  {name}: {shown}\n")
+            sys.stdout.flush()
     return lines
 
 
@@ -134,18 +152,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def compiler(smoke: bool) -> Iterator[None]:
-    """Without a GPU, blocks are traced but not compiled, which takes minutes on a processor."""
-    before = torch.compile
-    if smoke:
-        torch.compile = partial(before, backend="eager")  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.compile = before  # type: ignore[assignment]
 
 
 class Bench:
@@ -169,26 +175,28 @@ class Bench:
         self.tokenizer = train_tokenizer(texts, vocab_size=300 if smoke else 8192)
         self.contests: dict[str, train.Contest] = {}
 
-    def parts(self, out: Path) -> Iterator[tuple[str, Any]]:
+    def parts(self, out: Path) -> Iterator[Part]:
         """Names and functions, in the order in which time is given to them."""
         yield "machine", self.machine
         yield "waits", partial(self.waits, "token", 0)
-        shapes = {(f, length): self.shape(f, length) for f in FAMILIES for length in LENGTHS}
-        if self.smoke:
-            shapes = {key: shapes[key] for key in [("bert", 128), ("modernbert", 128)]}
         # The two figures that the project promises come before all others.
-        promised = [key for key in (("bert", 128), ("modernbert", 1024)) if key in shapes]
-        rest = [key for key in shapes if key not in promised]
-        for keys in (promised, rest):
-            for compiled in (False, True):
-                for key in keys:
-                    for side in (train.OURS, f"{train.PEER} {self.precision}"):
-                        yield from self.contestant(shapes[key], side, compiled=compiled)
-            if keys is promised:
-                yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
-                yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
-                yield "several objectives", self.several
-                yield "trace", partial(self.trace, out)
+        yield from self.contestants(PROMISED)
+        yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
+        yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
+        yield "several objectives", self.several
+        yield "trace", partial(self.trace, out)
+        if not self.smoke:
+            shapes = [(family, length) for family in FAMILIES for length in LENGTHS]
+            yield from self.contestants([each for each in shapes if each not in PROMISED])
+
+    def contestants(self, shapes: Sequence[tuple[str, int]]) -> Iterator[Part]:
+        """Both sides training each model, as it is and compiled."""
+        for end in ("", " compiled"):
+            for family, length in shapes:
+                shape = self.shape(family, length)
+                for side in (train.OURS, f"{train.PEER} {self.precision}"):
+                    if side == train.OURS or not (self.smoke and end):
+                        yield f"{shape.name}: {side}{end}", partial(self.timed, shape, side + end)
 
     @property
     def precision(self) -> str:
@@ -196,11 +204,20 @@ class Bench:
 
     def shape(self, family: str, length: int) -> train.Shape:
         """A base model and its batches, or one of two small layers."""
-        base = train._base(family, length)
-        fields = base.fields | {ATTENTION_DROPOUT[family]: 0.0}
+        fields = {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "vocab_size": 30528,
+        }
+        if family == "modernbert":
+            fields |= {"num_hidden_layers": 22, "intermediate_size": 1152, "vocab_size": 50368}
+        fields[ATTENTION_DROPOUT[family]] = 0.0
+        name = f"{family}-base, {length}"
         if self.smoke:
-            return base._replace(fields=fields | SMALL, batch_size=4, length=32, steps=1)
-        return base._replace(fields=fields, batch_size=BATCH // length)
+            return train.Shape(name, family, fields | SMALL, batch_size=4, length=32, steps=1)
+        return train.Shape(name, family, fields, BATCH // length, length, steps=20)
 
     def contest(self, shape: train.Shape) -> train.Contest:
         """The texts and the weights that both sides train; made once for each shape."""
@@ -235,16 +252,6 @@ class Bench:
             "torch_lacks": lacks,
         }
 
-    def contestant(
-        self, shape: train.Shape, side: str, *, compiled: bool
-    ) -> Iterator[tuple[str, Any]]:
-        """One side training one model."""
-        peer = side.startswith(train.PEER)
-        if self.smoke and peer and compiled:
-            return
-        name = f"{side} compiled" if compiled else side
-        yield f"{shape.name}: {name}", partial(self.timed, shape, name)
-
     def timed(self, shape: train.Shape, name: str) -> dict[str, Any]:
         """Time, tokens of text a second, MFU, memory and the last loss."""
         contest = self.contest(shape)
@@ -257,20 +264,14 @@ class Bench:
             # Outside of the handler, whose traceback holds the tensors of the failed step.
             free_memory()
             return self.timed(shape._replace(batch_size=shape.batch_size // 2), name)
-        line = next(line for line in contest.lines() if line["name"] == name)
-        del line["ours_over_it"], line["ours_over_it_range"]
+        line = contest.line(name)
+        for key in ("mfu", "ours_over_it", "ours_over_it_range"):
+            line.pop(key, None)
         # The work of a token is the same for both sides: padding and what is done twice is waste.
-        per_token = contest._shares(1.0)["mfu"] * self.rate / self.tokens_of_a_step(contest)
-        flops = per_token * line["tokens_per_second"]
+        flops = contest.flops / contest.tokens(train.OURS) * line["tokens_per_second"]
         line["mfu_measured"] = round(flops / self.rate, 4)
         line["mfu_data_sheet"] = round(flops / self.sheet, 4) if self.sheet else None
-        line.pop("mfu", None)
         return line
-
-    def tokens_of_a_step(self, contest: train.Contest) -> float:
-        """Tokens of text in a step of ours."""
-        rows = contest.rows[train.OURS]
-        return contest.shape.batch_size * rows.tokens / len(rows)
 
     def waits(self, policy: str, lag: int, steps: int = 6) -> dict[str, Any]:
         """How often the host waits in a step, as torch warns of it; and the time of a step."""
@@ -292,13 +293,12 @@ class Bench:
             "waits_in_a_step": len(waits) / (steps - 1) if on_card else None,
             "waits_at": sorted(set(waits)),
             "ms_per_step": round(1000 * seconds, 2),
-            "tokens_per_second": round(self.tokens_of_a_step(contest) / seconds),
+            "tokens_per_second": round(contest.tokens(train.OURS) / seconds),
         }
 
     def several(self) -> dict[str, Any]:
         """MOMETAS with five objectives: time of a step, and the last losses of its probe."""
         shape = self.shape("bert", 128)
-        rows = self.rows(shape.length, self.documents)
         # Documents of the probe are not trained on.
         count = len(self.documents) * 4 // 5
         shown = self.rows(shape.length, self.documents[:count])
@@ -330,7 +330,7 @@ class Bench:
         train_ours(arms, batches, settings, learners=learners, quiet=True)
         return {
             "objectives": list(ARMS),
-            "rows": len(rows),
+            "rows": len(shown) + len(held_out),
             "ms_per_step": round(1000 * clock.seconds_per_step, 2),
             "probe_losses": dict(learner.facts())["probe_losses"],
             "memory_gib": round(peak_memory(self.device) / 2**30, 3),
@@ -419,26 +419,6 @@ class Traced(Clock):
     def tick(self, done: int) -> None:
         if done == self.warm:
             self.profiler.start()
-
-
-def render(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """One line for each part; the first says what the card is."""
-    machine = lines[0]
-    title = f"{machine.get('card')}, torch {torch.__version__}, transformers"
-    table = Table(title=f"{title} {transformers.__version__}", title_justify="left", box=None)
-    heads = ("part", "ms a step", "tokens/s", "MFU sheet", "MFU here", "GiB", "waits")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "part" else "right")
-    keys = ("ms_per_step", "tokens_per_second", "mfu_data_sheet", "mfu_measured", "memory_gib")
-    for line in lines:
-        trouble = line.get("error") or line.get("left_out")
-        name = f"{line['part']}: {trouble}"[:150] if trouble else line["part"]
-        cells = []
-        for key in (*keys, "waits_in_a_step"):
-            value = line.get(key)
-            cells.append("" if value is None else f"{value:,}")
-        table.add_row(name, *cells)
-    return table
 
 
 if __name__ == "__main__":
