@@ -141,7 +141,7 @@ def overlap_scores(
     """
     found = [layers["salient"] for layers in find(list(texts))]
     count = sum(map(len, gold))
-    scores: dict[str, Any] = {"gold": count}
+    scores = {"gold": count}
     for view, of_kinds in (("names", [NAME]), ("all", range(4))):
         spans = met = right = exact = 0
         for layer, names in zip(found, gold):
@@ -163,13 +163,6 @@ def overlap_scores(
 def touching(these: Sequence[Name], those: Sequence[Name]) -> int:
     """How many of these overlap any of those."""
     return sum(any(a < d and c < b for c, d in those) for a, b in these)
-
-
-def entities_alone(pipeline: SpacyPipeline, texts: list[str]) -> Iterable[dict[str, CharSpans]]:
-    """What the entity recogniser finds by itself."""
-    for doc in pipeline.nlp.pipe(texts):
-        rows = [(entity.start_char, entity.end_char, NAME) for entity in doc.ents]
-        yield {"salient": CharSpans.of(rows, pipeline.layers["salient"])}
 
 
 def speed(batches: int) -> list[dict[str, Any]]:
@@ -225,16 +218,13 @@ def main(data: Path = GOLD, batches: int = 10) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     both = SpacyPipeline()
-    ways = {"salient": both.annotate, "entities alone": partial(entities_alone, both)}
     files = {**TAGGED, **NAMED}
     missing = [name for name, file in files.items() if not (data / file).is_file()]
     salient = []
     for name in NAMED:
         if name not in missing:
             texts, gold = named_set(data / NAMED[name])
-            for how, find in ways.items():
-                scores = overlap_scores(texts, gold, find)
-                salient.append({"data": name, "spans": how} | scores)
+            salient.append({"data": name} | overlap_scores(texts, gold, both.annotate))
     pos = [{"data": name} | tag_accuracy(both, gold) for name, gold in tagged_sets(data).items()]
     with threadpool_limits(1):
         rates = speed(batches)

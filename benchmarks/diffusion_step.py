@@ -11,15 +11,15 @@ batch: rates from U(0, 1) mask half of the tokens on average, and masked languag
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Callable
-from statistics import median
+from functools import partial
+from statistics import mean, median
 from typing import Any
 
 import torch
+from command import run
+from timing import relative
 
 from maskwise.bench import DIFFUSION, Sample, surroundings
 from maskwise.masking import Masker, Vocabulary
@@ -32,98 +32,80 @@ from maskwise.training import MaskedSource
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 
+WARM = 3
+"""Rounds that do not count."""
 
-def steps() -> dict[str, Callable[[], int]]:
-    """By objective: one more step, which gives the number of its targets."""
+
+def steps() -> dict[str, Callable[[int], int]]:
+    """By objective: the step of a number, which returns the number of its targets."""
     recipe = read_recipe("quick-start")
     documents = list(read_documents(recipe.corpus.source, limit=400))
-    tokenizer = train_tokenizer((d.text for d in documents), vocab_size=recipe.tokenizer.vocab_size)
-    pieces = read_pieces(
-        tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length
-    )
-    config = new_config(
-        recipe.model.architecture, tokenizer, recipe.corpus.length, **recipe.model.settings
-    )
-    maskers: dict[str, Any] = {
+    texts = (document.text for document in documents)
+    tokenizer = train_tokenizer(texts, vocab_size=recipe.tokenizer.vocab_size)
+    length = recipe.corpus.length
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
+    config = new_config(recipe.model.architecture, tokenizer, length, **recipe.model.settings)
+    maskers = {
         "mlm": Masker(tokenizer, ratio=0.5, corruption="mask-only"),
         "diffusion": Noising(tokenizer),
     }
 
-    def step(name: str) -> Callable[[], int]:
-        source = MaskedSource(Rows.of(pieces, "packed"), maskers[name], recipe.training)
+    def step(source: MaskedSource, engine: Engine, number: int) -> int:
+        [batches] = look_ahead(source, range(number, number + 1))
+        return int(engine.update(batches, lambda *_: None).targets)
+
+    found = {}
+    for name, masker in maskers.items():
+        source = MaskedSource(Rows.of(pieces, "packed"), masker, recipe.training)
         engine = Engine(objective(name, new_model(config, seed=0)), recipe.training)
-        number = iter(range(recipe.training.steps))
-
-        def more() -> int:
-            now = next(number)
-            [batches] = look_ahead(source, range(now, now + 1))
-            return int(engine.update(batches, lambda *_: None).targets)
-
-        return more
-
-    return {name: step(name) for name in maskers}
+        found[name] = partial(step, source, engine)
+    return found
 
 
-def masks() -> dict[str, Callable[[], int]]:
-    """By masker: the masks of one more batch."""
+def masks() -> dict[str, Callable[[int], int]]:
+    """By masker: the masks of the batch of a number."""
     sample = Sample(8192)
     batches = sample.batches(32, 512, "documents")
     vocabulary = Vocabulary.of(sample.tokenizer)
     maskers = {"token": Masker(vocabulary, policy="token", ratio=0.15)}
     maskers |= {name: Noising(vocabulary, **how) for name, how in DIFFUSION.items()}
 
-    def mask(masker: Masker) -> Callable[[], int]:
-        number = iter(range(10**6))
+    def mask(masker: Masker, number: int) -> int:
+        return masker(batches[number % len(batches)], epoch=number).targets
 
-        def more() -> int:
-            now = next(number)
-            return masker(batches[now % len(batches)], epoch=now).targets
-
-        return more
-
-    return {name: mask(masker) for name, masker in maskers.items()}
+    return {name: partial(mask, masker) for name, masker in maskers.items()}
 
 
 def contest(
-    sides: dict[str, Callable[[], int]], rounds: int, against: str
+    sides: dict[str, Callable[[int], int]], rounds: int, against: str
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of each side, and the median over rounds of its ratio to ``against``."""
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    targets = dict.fromkeys(sides, 0)
-    for number in range(rounds + 3):
-        for name, more in sides.items():
+    spent = {name: [] for name in sides}
+    targets = {name: [] for name in sides}
+    for number in range(WARM + rounds):
+        for name, side in sides.items():
             began = time.process_time()
-            count = more()
-            if number >= 3:  # the first ones warm up
-                spent[name].append(time.process_time() - began)
-                targets[name] += count
-    return {
-        name: {
-            "milliseconds": round(1e3 * median(seconds), 3),
-            "times_as_long": round(
-                median(a / b for a, b in zip(seconds, spent[against], strict=True)), 3
-            ),
-            "targets": round(targets[name] / rounds, 1),
+            targets[name].append(side(number))
+            spent[name].append(time.process_time() - began)
+    found = {}
+    for name, seconds in spent.items():
+        ratio, _ = relative(seconds[WARM:], spent[against][WARM:])
+        found[name] = {
+            "milliseconds": round(1e3 * median(seconds[WARM:]), 3),
+            "times_as_long": ratio,
+            "targets": round(mean(targets[name][WARM:]), 1),
         }
-        for name, seconds in spent.items()
-    }
+    return found
 
 
-def main() -> None:
-    """Run the bench, and print its figures as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
+def main(rounds: int = 60) -> dict[str, Any]:
     torch.set_num_threads(1)
-    result = {
+    return {
         "steps": contest(steps(), rounds, "mlm"),
         "masks": contest(masks(), rounds, "token"),
         "hardware": surroundings(("torch", "numpy", "maskwise")),
     }
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -32,7 +32,6 @@ import numpy as np
 from command import run
 from numpy.typing import NDArray
 
-from maskwise.files import Study
 from maskwise.study.design import choose
 from maskwise.study.statistics import ALPHA, can_decide, holm, look_weights, ratio_interval
 from maskwise.study.verdict import learned_something, summarise
@@ -234,13 +233,10 @@ def tuned_difference(world: World, draws: int = 200_000) -> float:
 
 
 def simulated(design: Design, studies: int, **facts: object) -> Row:
-    """Return the share of studies with a hit on any contrast, and its standard error."""
+    """Return the share of studies in which anything is decided, and its standard error."""
     _, differences = draw(design, studies)
-    if design.margin is None:
-        hits = decided(differences, design.looks)
-    else:
-        hits = within_margin(differences, design.margin)
-    return design.facts() | facts | _share(int(hits.any(axis=1).sum()), studies)
+    hits = decided(differences, design.looks).any(axis=1)
+    return design.facts() | facts | _share(int(hits.sum()), studies)
 
 
 def _share(hits: int, of: int) -> dict[str, float]:
@@ -272,14 +268,6 @@ def powers(studies: int) -> Iterator[Row]:
     """How often a true difference is found, with a search and without."""
     for world, runs, gain in product((NO_SEARCH, SEARCHED), RUNS, (1.0, 1.5)):
         yield simulated(Design(world, 1, runs, gain=gain), studies)
-
-
-def margins(studies: int) -> Iterator[Row]:
-    """How often a true difference as large as the margin is called no difference that matters."""
-    for contrasts, runs, margin in product(CONTRASTS, RUNS, (0.5, 1.0, 2.0)):
-        if can_decide(runs, contrasts):
-            design = Design(NO_SEARCH, contrasts, runs, gain=margin, margin=margin)
-            yield simulated(design, studies)
 
 
 def shares(studies: int) -> Iterator[Row]:
@@ -374,7 +362,7 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
         record = {"kind": "score", "arm": name, "seed": seed, "task": "t", "metric": "f1"}
         records.append(record | {"score": score})
     arm = {"policy": "token", "ratio": "constant(0.3)", "overrides": {}}
-    facts: Study = {
+    facts = {
         "baseline": "baseline",
         "seeds": seeds,
         "arms": dict.fromkeys(names, arm),
@@ -390,7 +378,7 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
 
 def summary(rows: Iterable[Row]) -> Row:
     """Return the mean and the worst cell of every part."""
-    parts: dict[str, list[Row]] = {}
+    parts = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row)
     found = {}
@@ -405,7 +393,7 @@ def summary(rows: Iterable[Row]) -> Row:
     return found
 
 
-TABLES = {table.__name__: table for table in (real_code, false_positives, powers, margins, shares)}
+TABLES = {table.__name__: table for table in (real_code, false_positives, powers, shares)}
 
 
 def main(
@@ -420,7 +408,7 @@ def main(
         out: a JSON file for the results.
     """
     began = time.perf_counter()
-    results: dict[str, object] = {"command": " ".join(sys.argv), "seed": SEED}
+    results = {"command": " ".join(sys.argv), "seed": SEED}
     for name in [only] if only else TABLES:
         sys.stdout.write(f"\n{TABLES[name].__doc__}\n")
         rows = results[name] = []

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from maskwise.constants import PLATEAU_NATS
+from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
-from maskwise.study import pretrain, run_study
+from maskwise.study import run_study
 from maskwise.study.outlook import PLATEAU_VOCABULARY, outlook_of, plateau_targets
-from maskwise.text import Prepared, read_documents, tokenise, train_tokenizer
+from maskwise.study.single import run_pretrain
 
 
 def minutes(*recipes: str) -> Any:
@@ -77,7 +78,7 @@ def plateau() -> Any:
     """Targets until the held-out loss is 0.3 nats below that of word frequencies, beside the rule
     of ``check``.
     """
-    lines: list[dict[str, Any]] = []
+    lines = []
     for corpus, vocabulary, ratio, steps in CASES:
         targets = _leaves(corpus, vocabulary, ratio, steps)
         line = {
@@ -102,40 +103,27 @@ def plateau() -> Any:
 
 
 def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | None:
-    recipe = read_recipe(
-        "quick-start",
-        [
-            f"corpus.source={corpus}",
-            f"tokenizer.vocab_size={vocabulary}",
-            f"masking.ratio={ratio}",
-            f"training.steps={steps}",
-            "training.log_every=5",
-            "training.save_every=0",
-            f"training.eval_every={EVERY}",
-            f"evaluation.ratios=[{ratio}]",
-            "evaluation.masks=[token]",
-            f"evaluation.rows={ROWS}",
-            "tasks=[]",
-            "study.arms={}",
-            "study.contrasts=[]",
-            "study.gate=null",
-            "study.baseline=null",
-        ],
-    )
+    settings = [
+        f"corpus.source={corpus}",
+        "corpus.limit=1500",
+        f"tokenizer.vocab_size={vocabulary}",
+        f"masking.ratio={ratio}",
+        f"training.steps={steps}",
+        "training.log_every=5",
+        "training.save_every=0",
+        f"training.eval_every={EVERY}",
+        f"evaluation.ratios=[{ratio}]",
+        "evaluation.masks=[token]",
+        f"evaluation.rows={ROWS}",
+        "tasks=[]",
+        "study.arms={}",
+        "study.contrasts=[]",
+        "study.gate=null",
+        "study.baseline=null",
+    ]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        documents = list(read_documents(corpus, limit=1500))
-        tokenizer = train_tokenizer([each.text for each in documents], vocab_size=vocabulary)
-        data = Prepared.make(
-            folder / "text",
-            tokenise(documents, tokenizer),
-            tokenizer,
-            length=recipe.corpus.length,
-            layout="packed",
-            held_out=0.02,
-        )
-        pretrain(data, recipe, folder=folder / "run", quiet=True)
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+        run_pretrain(read_recipe("quick-start", settings), Path(name), quiet=True)
+        lines = list(read_lines(Path(name) / "metrics.jsonl"))
     seen = before = last = 0.0  # the loss is taken to fall evenly between two looks
     for line in lines:
         if line["kind"] == "train":
@@ -151,7 +139,5 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
 if __name__ == "__main__":
     part, *given = sys.argv[1:]
     result = {"minutes": minutes, "plateau": plateau}[part](*given)
-    sys.stdout.write(
-        json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1)
-        + "\n"
-    )
+    facts = {part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}
+    sys.stdout.write(json.dumps(facts, indent=1) + "\n")

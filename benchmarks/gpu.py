@@ -55,8 +55,8 @@ from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
 from maskwise.samplers import sampler
-from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.text import read_documents, split, train_tokenizer
+from maskwise.training import MaskedSource
 from maskwise.training import train as train_ours
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 
@@ -119,14 +119,14 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
     bench = Bench(smoke=smoke)
     # Without a GPU, blocks are traced but not compiled, which takes minutes on a processor.
     traced = patch.object(torch, "compile", partial(torch.compile, backend="eager"))
-    lines: list[dict[str, Any]] = []
+    lines = []
     began = time.perf_counter()
     with (
         (out / "gpu.jsonl").open("w", encoding="utf-8") as file,
         traced if smoke else nullcontext(),
     ):
         for name, part in bench.parts(out):
-            line: dict[str, Any] = {"part": name}
+            line = {"part": name}
             free_memory()
             start = time.perf_counter()
             if start - began > seconds:
@@ -173,7 +173,7 @@ class Bench:
         self.documents = list(read_documents("bundled:wikipedia", limit=60 if smoke else 2000))
         texts = (document.text for document in self.documents)
         self.tokenizer = train_tokenizer(texts, vocab_size=300 if smoke else 8192)
-        self.contests: dict[str, train.Contest] = {}
+        self.contests = {}
 
     def parts(self, out: Path) -> Iterator[Part]:
         """Names and functions, in the order in which time is given to them."""
@@ -298,17 +298,21 @@ class Bench:
 
     def several(self) -> dict[str, Any]:
         """MOMETAS with five objectives: time of a step, and the last losses of its probe."""
-        shape = self.shape("bert", 128)
-        # Documents of the probe are not trained on.
-        count = len(self.documents) * 4 // 5
-        shown = self.rows(shape.length, self.documents[:count])
-        held_out = self.rows(shape.length, self.documents[count:])
-        contest = self.contest(shape)
+        contest = self.contest(self.shape("bert", 128))
+        # One document a row, which every objective reads; those of the probe are not trained on.
+        pieces = contest.rows[train.PEER].pieces
+        shown, held_out = split(pieces, held_out=0.2, layout="document")
         steps = 6 if self.smoke else 30
         settings = contest.source(steps)[1]
         model = contest.model()
         arms = Arms({name: objective(name, model) for name in ARMS})
-        sources = {name: self.source_of(name, shown, settings) for name in ARMS}
+        sources = {}
+        for name in ARMS:
+            # Salient spans are words here.
+            masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
+            kind = objective_class(name)
+            masker = kind.maker(self.tokenizer, seed=0, length=shown.length, **masking)
+            sources[name] = MaskedSource(shown, masker, settings)
         size = 8 if self.smoke else 64
         chooser = sampler(f"mometas(every={steps // 3}, rows={size})", list(ARMS), steps=steps)
         batches = ArmsSource(sources, chooser, settings)
@@ -335,19 +339,6 @@ class Bench:
             "probe_losses": dict(learner.facts())["probe_losses"],
             "memory_gib": round(peak_memory(self.device) / 2**30, 3),
         }
-
-    def rows(self, length: int, documents: Sequence[Any]) -> Rows:
-        """One document a row, which every objective reads."""
-        tokens = tokenise(documents, self.tokenizer)
-        pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=length)
-        return Rows.of(pieces, "document")
-
-    def source_of(self, name: str, rows: Rows, settings: TrainingSettings) -> MaskedSource:
-        """Batches of an objective; salient spans are words here."""
-        masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
-        kind = objective_class(name)
-        masker = kind.maker(self.tokenizer, seed=0, length=rows.length, **masking)
-        return MaskedSource(rows, masker, settings)
 
     def trace(self, out: Path) -> dict[str, Any]:
         """A trace of a few steps of ModernBERT, compiled; and what takes the card's time."""

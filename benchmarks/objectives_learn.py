@@ -79,7 +79,7 @@ def learnt(
     arm, source = made.objective.arm(name), made.source.sources[name]  # type: ignore[attr-defined]
     held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)
     rows = torch.arange(ROWS) * len(held_out) // ROWS
-    when: dict[str, int] = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
+    when = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
     batches = [
         source.masker(held_out.batch(part), **when) for part in rows.split(settings.batch_size)
     ]
@@ -93,8 +93,8 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
     """On held-out batches, in nats a target: ``loss``; ``constant``, the best there is; for yes or
     no, ``share`` and ``auc``. For rtd these are of its detector, and ``generator``, ``unigram`` of
     the other half."""
-    spoken: list[Tensor] = []
-    read: list[Tensor] = []
+    spoken = []
+    read = []
     base = arm.model.base_model
     hooks = [
         base.register_forward_pre_hook(
@@ -117,7 +117,8 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
         return {"loss": loss, "constant": math.log(len(batches[0].input_ids) - 1)}
     truth = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
     # The losses of words: the generator's for rtd.
-    words = sum(float(outcome.losses.sum()) for outcome in outcomes) / count
+    known = [outcome.losses for outcome in outcomes if outcome.losses is not None]
+    words = sum(float(losses.sum()) for losses in known) / count
     if not kind.endswith("TokenDetection"):
         return {"loss": words, "constant": unigram_loss(truth, learn), "borders": loss - words}
     found = {"loss": loss}

@@ -10,14 +10,13 @@ of several rounds in turn.
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
 import time
-from datetime import date
+from typing import Any
 
 import torch
+from command import run
 
+from maskwise.bench import surroundings
 from maskwise.learning.annotator import score_words
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
@@ -30,43 +29,38 @@ ROUNDS, STEPS, TEXTS = 3, 20, 150
 WANTED = {"light": 5.0, "the model's shape": 3.0}
 
 
-def main() -> None:
-    """Measure, and print one JSON object."""
+def main() -> dict[str, Any]:
     torch.set_num_threads(1)
     recipe = read_recipe(
         "quick-start", [f"training.steps={STEPS}", "training.eval_every=0", "training.save_every=0"]
     )
     documents = list(read_documents("bundled:wikipedia", limit=TEXTS))
-    tokenizer = recipe.tokenizer.tokenizer(documents)
     texts = [document.text for document in documents]
-    pieces = read_pieces(
-        tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length
-    )
+    tokenizer = recipe.tokenizer.tokenizer(documents)
+    length = recipe.corpus.length
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
     data = Prepared(tokenizer, *split(pieces, held_out=0.05))
     tokens = int(pieces.offsets[-1])
     counts = torch.from_numpy(data.training.unigram_counts(len(tokenizer)))
-    network = recipe.model.model(
-        tokenizer, recipe.corpus.length, kind="encoder", seed=0, log_unigram=log_frequencies(counts)
-    )
     shape = recipe.model
+    unigram = log_frequencies(counts)
+    network = shape.model(tokenizer, length, kind="encoder", seed=0, log_unigram=unigram)
+    same = {"architecture": shape.architecture, "settings": shape.settings}
     policies = {
         "light": PolicyModel.new(tokenizer, length=64),
-        "the model's shape": PolicyModel.new(
-            tokenizer, architecture=shape.architecture, settings=shape.settings, length=64
-        ),
+        "the model's shape": PolicyModel.new(tokenizer, length=64, **same),
     }
-    best: dict[str, float] = {}
+    rates = {"training": [], **{name: [] for name in policies}}
     for _ in range(ROUNDS):
         made = learning(network, data, recipe)
         began = time.process_time()
         done = train(made.objective, made.source, recipe.training, quiet=True)
-        best["training"] = max(
-            best.get("training", 0.0), done["tokens"] / (time.process_time() - began)
-        )
+        rates["training"].append(done["tokens"] / (time.process_time() - began))
         for name, policy in policies.items():
             began = time.process_time()
             score_words(policy, texts)
-            best[name] = max(best.get(name, 0.0), tokens / (time.process_time() - began))
+            rates[name].append(tokens / (time.process_time() - began))
+    best = {name: max(own) for name, own in rates.items()}
     lines = {
         name: {
             "tokens_per_second": round(best[name]),
@@ -75,24 +69,15 @@ def main() -> None:
         }
         for name, asked in WANTED.items()
     }
-    about = {
-        "date": str(date.today()),
+    return {
         "command": "OMP_NUM_THREADS=1 python benchmarks/policies.py",
+        "hardware": surroundings(["torch"]),
+        "tokens": tokens,
+        "rounds": ROUNDS,
+        "training": {"tokens_per_second": round(best["training"])},
+        **lines,
     }
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": 1,
-    }
-    training = {"tokens_per_second": round(best["training"])}
-    sys.stdout.write(
-        json.dumps(
-            {**about, **machine, "tokens": tokens, "rounds": ROUNDS, "training": training, **lines},
-            indent=1,
-        )
-        + "\n"
-    )
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -45,7 +45,7 @@ class Watch(Learner):
 
     def __init__(self, probes: Mapping[int, list[Probe]]):
         self.probes = probes
-        self.losses: dict[int, list[Tensor]] = {rows: [] for rows in probes}
+        self.losses = {rows: [] for rows in probes}
 
     def after(self, now: Point) -> None:
         if now.done % EVERY == 0:
@@ -83,7 +83,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     kinds = {name: arm.kind for name, arm in recipe.objectives.items()}
     held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in kinds.items()}
     taken = {name: rows_with(rows, data.held_out, 64) for name, rows in held_out.items()}
-    probes: dict[int, list[Probe]] = {rows: [] for rows in SETS}
+    probes = {rows: [] for rows in SETS}
     for rows, sets in SETS.items():
         # Probes of two sets each, on rows that no other one has.
         skip = {name: set(numbers) for name, numbers in taken.items()}

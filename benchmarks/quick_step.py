@@ -139,8 +139,8 @@ def _start(source: Path, steps: int) -> subprocess.Popen[str]:
 
 
 def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> dict[str, object]:
-    turns: dict[str, list[float]] = {name: [] for name in sides}
-    losses: dict[str, list[float]] = {name: [] for name in sides}
+    turns = {name: [] for name in sides}
+    losses = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             assert side.stdin and side.stdout
@@ -170,7 +170,7 @@ class CountingCollator(DataCollatorWithPadding):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         super().__init__(tokenizer)
-        self.counts: list[tuple[int, int]] = []
+        self.counts = []
 
     def __call__(self, features: list[dict[str, Any]]) -> Any:
         batch = super().__call__(features)
@@ -217,7 +217,7 @@ class Finetuning:
         usual = settings.training(self.task, seed=0)
         self.settings = usual.model_copy(update={"steps": self.last, "log_every": self.last})
         self.data = encode(self.task, self.tokenizer, max_length=MAX_LENGTH)["train"]
-        self.rounds: dict[str, list[Took]] = {name: [] for name in (OURS, *PEERS)}
+        self.rounds = {name: [] for name in (OURS, *PEERS)}
 
     def network(self) -> PreTrainedModel:
         """The model that all contestants begin with."""

@@ -13,7 +13,6 @@ rate at the theory's best; ``loss-proportional`` is told losses in proportion to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -25,7 +24,7 @@ from maskwise.samplers import Mometas, sampler
 
 ARMS = ("a", "b", "c", "d", "e")
 EVERY = 10
-WORLDS: dict[str, Callable[[float], list[float]]] = {
+WORLDS = {
     "no effect": lambda t: [0.1] * 5,
     "one arm is best": lambda t: [0.3, 0.05, 0.05, 0.05, 0.05],
     "the best arm changes": lambda t: (

@@ -1,13 +1,8 @@
-"""What a sampler that learns costs, and how fast the batches of the arms are made.
+"""What a sampler that learns costs: a probe of all arms, over the steps between two probes.
 
-**Overhead**: a probe of all arms, over the hundred training steps between two probes, for a model
-of MiniLM's size and a tiny one; with probes of half a batch, as ours are, and of a whole one. Rows
-are the bundled Wikipedia's.
-
-**Batches**: tokens per second of one core, from tensors to what each objective reads, 64 rows at
-once.
-
-What samplers gain is measured by sampler_regret.py.
+Figures are of a model of MiniLM's size and a tiny one, with probes of half a batch, as ours are,
+and of a whole one. Rows are the bundled Wikipedia's. What samplers gain is measured by
+sampler_regret.py.
 
     python benchmarks/samplers.py > samplers.json
 """
@@ -16,24 +11,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
-from statistics import mean
 from typing import Any
 
 import torch
 from command import run
 from torch import Tensor
 
-from maskwise.bench import in_turn, surroundings
+from maskwise.bench import surroundings
 from maskwise.models import new_config, new_model
-from maskwise.objectives import OBJECTIVES, objective, objective_class
+from maskwise.objectives import objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.text import read_documents, read_pieces, split, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.arms import Arms, ArmsSource, Probe
 
 ARMS = {"mlm": {}, "mlm-40": {"ratio": 0.4}, "atd": {}, "dtd": {}, "cse": {}}
-SIZES: dict[str, dict[str, Any]] = {
+SIZES = {
     "tiny (2 x 128)": {
         "hidden_size": 128,
         "num_hidden_layers": 2,
@@ -49,7 +42,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 EVERY = 100  # training steps between two probes
 BATCH_SIZE, LENGTH = 16, 128
-PREPARED_ROWS = 64
 
 
 class Data:
@@ -129,38 +121,12 @@ def seconds_of(call: Callable[[int], object], times: int) -> float:
     return (time.process_time() - began) / times
 
 
-def batches(data: Data) -> list[dict[str, Any]]:
-    """Tokens a second of each objective's masker."""
-    columns = []
-    for start in range(20):
-        rows = (torch.arange(PREPARED_ROWS) + start * PREPARED_ROWS) % len(data.training)
-        one = data.training.tensors(rows)
-        # Every fifth word stands for what is salient; emlm masks half of that.
-        one["salient"] = torch.where(one["word_ids"] % 5 == 0, one["word_ids"], -1)
-        columns.append(one)
-    tokens = mean(int(one["attention_mask"].sum()) for one in columns)
-
-    def call(maker: Any, number: int) -> Any:
-        return maker(columns[number % 20], epoch=number)
-
-    def checked(name: str, number: int, batch: Any) -> None:
-        assert len(batch.input_ids) == PREPARED_ROWS
-
-    calls = {name: partial(call, data.maker(name)) for name in OBJECTIVES}
-    found = in_turn(calls, batches=60, check=checked)
-    return [
-        {"arm": name, "ms": round(1000 * seconds, 3), "tokens_per_second": round(tokens / seconds)}
-        for name, seconds in found.items()
-    ]
-
-
 def main(steps: int = 12) -> dict[str, Any]:
     torch.set_num_threads(1)
     data = Data()
     return {
         "bench": "samplers",
         "overhead": [overhead(size, data, steps) for size in SIZES],
-        "batches": batches(data),
         "hardware": surroundings(["torch", "transformers"]),
     }
 

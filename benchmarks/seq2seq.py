@@ -77,7 +77,7 @@ class Contest:
         )
         self.rows = {who: Rows.of(pieces, layout) for who, layout in LAYOUTS.items()}
         self.masker = Masker(self.tokenizer, policy="span", ratio=0.3, corruption=FORMATS[wanted])
-        self.seconds: dict[str, list[float]] = {who: [] for who in LAYOUTS}
+        self.seconds = {who: [] for who in LAYOUTS}
 
     def model(self) -> Any:
         fields = TINY[self.family]

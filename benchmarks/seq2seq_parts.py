@@ -52,7 +52,7 @@ class Marks(Clock):
 
     def __init__(self, warm: int, last: int):
         super().__init__(warm, last)
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds = defaultdict(float)
         self.mark = 0.0
 
     def end_of(self, part: str, *_: object) -> None:

@@ -67,7 +67,7 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.peaks: dict[str, float] = {}
+        self.peaks = {}
         self.part = "begin"
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -113,7 +113,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     """All parts for one stream."""
     torch.set_num_threads(1)
     watch = Watch()
-    facts: dict[str, Any] = {}
+    facts = {}
     corpus = CorpusSettings(source=str(folder), stream=True, length=LENGTH)
     with watch.during("prepare"):
         began = time.perf_counter()
@@ -124,7 +124,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
         facts["prepare_seconds"] = round(time.perf_counter() - began, 1)
     masker = Masker(data.tokenizer)
     how = TrainingSettings(steps=10**9, batch_size=BATCH, workers=workers)
-    states: list[tuple[int, dict[str, torch.Tensor]]] = []
+    states = []
     with watch.during("drain"), closing(StreamedRows(data.training, how)) as rows:
         source = MaskedSource(rows, masker, how)
         began = time.perf_counter()

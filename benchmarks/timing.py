@@ -68,7 +68,7 @@ class Clock(Learner, TrainerCallback):
         self.warm = warm
         self.last = last
         self.device = best_device()
-        self.marks: list[tuple[float, float]] = []
+        self.marks = []
 
     def tick(self, done: int) -> None:
         """Note the time, if it is one of the two."""

@@ -144,8 +144,8 @@ class Contest:
         )
         ours, theirs = ("joined", "joined") if text == "full" else ("packed", "document")
         self.rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
-        self.seconds: dict[str, list[float]] = {}
-        self.facts: dict[str, dict[str, float]] = {}
+        self.seconds = {}
+        self.facts = {}
 
     def model(self) -> Any:
         """A model with the weights that all begin with."""

@@ -11,11 +11,12 @@ no word is correct by itself.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+
+import typer
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data" / "pairs.jsonl.gz"
@@ -59,19 +60,13 @@ def agreement() -> Iterator[Pair]:
 
 def distant_agreement() -> Iterator[Pair]:
     """A noun of the other number is between subject and verb."""
+    name = "agreement-across-noun"
     for number, (one, many) in enumerate(NOUNS):
-        place, places = PLACES[number % 3], PLURAL_PLACES[number % 3]
+        single = f"The {one} {PLURAL_PLACES[number % 3]}"
+        several = f"The {many} {PLACES[number % 3]}"
         for singular, plural in (("was", "were"), ("is", "are")):
-            yield (
-                "agreement-across-noun",
-                f"The {one} {places} {singular} new.",
-                f"The {one} {places} {plural} new.",
-            )
-            yield (
-                "agreement-across-noun",
-                f"The {many} {place} {plural} new.",
-                f"The {many} {place} {singular} new.",
-            )
+            yield name, f"{single} {singular} new.", f"{single} {plural} new."
+            yield name, f"{several} {plural} new.", f"{several} {singular} new."
 
 
 def determiner_noun() -> Iterator[Pair]:
@@ -81,16 +76,12 @@ def determiner_noun() -> Iterator[Pair]:
         "They wrote about {} in the year.",
         "She went to {} with her family.",
     ]
+    name = "determiner-noun"
     for number, (one, many) in enumerate(NOUNS):
         frame = frames[number % 3]
         for singular, plural in (("this", "these"), ("that", "those")):
-            good, bad = frame.format(f"{singular} {one}"), frame.format(f"{plural} {one}")
-            yield "determiner-noun", good, bad
-            yield (
-                "determiner-noun",
-                frame.format(f"{plural} {many}"),
-                frame.format(f"{singular} {many}"),
-            )
+            yield name, frame.format(f"{singular} {one}"), frame.format(f"{plural} {one}")
+            yield name, frame.format(f"{plural} {many}"), frame.format(f"{singular} {many}")
 
 
 def anaphor() -> Iterator[Pair]:
@@ -136,5 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    main()
+    typer.run(main)

@@ -28,10 +28,11 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
 from maskwise.constants import UPOS
-from maskwise.text.labelled import POS, read_conllu
+from maskwise.tasks.metrics import entities
+from maskwise.text.labelled import POS, read_conllu, read_records
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from conll import entities, join_tokens, read_columns
+from conll import join_tokens
 
 NAMES = {  # one set of types over both sources
     "PER": "PER",
@@ -109,7 +110,7 @@ def small_corpus(path: str, lower: float, unknown: float) -> Callable[..., Itera
     read; the model then must use its ending, its shape and its neighbours, as for the unknown
     words of other texts.
     """
-    counts: Counter[str] = Counter(
+    counts = Counter(
         t.norm_ for d in DocBin().from_disk(path).get_docs(spacy.blank("en").vocab) for t in d
     )
 
@@ -170,34 +171,32 @@ def _tagged(nlp: spacy.Language, text: str, rows: list[tuple[int, int, str]]) ->
 
 
 def wnut_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
-    for tokens, tags in read_columns(path):
-        text, offsets = join_tokens(tokens)
-        yield _named(nlp, text, offsets, tags)
+    for row in read_records(path):
+        text, offsets = join_tokens(row["tokens"])
+        yield _named(nlp, text, offsets, row["tags"])
 
 
 def uner_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         texts = re.findall(r"^# text = (.*)$", file.read(), re.MULTILINE)
-    for text, (tokens, tags) in zip(texts, read_columns(path, token=1, tag=2), strict=True):
+    for text, row in zip(texts, read_records(path), strict=True):
         offsets, end = [], 0
-        for token in tokens:
+        for token in row["tokens"]:
             start = text.index(token, end)
             end = start + len(token)
             offsets.append((start, end))
-        yield _named(nlp, text, offsets, tags)
+        yield _named(nlp, text, offsets, row["tags"])
 
 
 def _named(nlp: spacy.Language, text: str, offsets: list[tuple[int, int]], tags: list[str]) -> Doc:
     doc = nlp.make_doc(text)
-    spans = [
-        doc.char_span(
-            offsets[first][0], offsets[behind - 1][1], NAMES[kind], alignment_mode="expand"
-        )
-        for first, behind, kind in entities(tags)
-    ]
-    doc.set_ents(
-        spacy.util.filter_spans([span for span in spans if span is not None]), default="outside"
-    )
+    spans = []
+    for first, behind, kind in sorted(entities(tags)):
+        start, end = offsets[first][0], offsets[behind - 1][1]
+        span = doc.char_span(start, end, NAMES[kind], alignment_mode="expand")
+        if span is not None:
+            spans.append(span)
+    doc.set_ents(spacy.util.filter_spans(spans), default="outside")
     return doc
 
 
