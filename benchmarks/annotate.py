@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.tagger import NAME, SpacyPipeline
-from maskwise.bench import in_turn, surroundings
+from maskwise.bench import Figures, in_turn, surroundings
 from maskwise.constants import UPOS
 from maskwise.folders import bundled_file
 from maskwise.tasks.metrics import entities
@@ -95,7 +95,7 @@ def named_set(path: Path) -> tuple[list[str], list[list[Name]]]:
     return texts, gold
 
 
-def tag_accuracy(pipeline: SpacyPipeline, gold: Sequence[GoldDocument]) -> dict[str, Any]:
+def tag_accuracy(pipeline: SpacyPipeline, gold: Sequence[GoldDocument]) -> Figures:
     """Shares (0 to 1) of gold words with the right tag; the module says how they are counted."""
     from spacy.tokens import Doc
 
@@ -131,7 +131,7 @@ def overlap_scores(
     texts: Sequence[str],
     gold: Sequence[Sequence[Name]],
     find: Callable[[list[str]], Iterable[dict[str, CharSpans]]],
-) -> dict[str, Any]:
+) -> Figures:
     """Recall, precision and exact F1 (0 to 1) of salient spans, by the definitions of the module.
 
     Args:
@@ -165,7 +165,7 @@ def touching(these: Sequence[Name], those: Sequence[Name]) -> int:
     return sum(any(a < d and c < b for c, d in those) for a, b in these)
 
 
-def speed(batches: int) -> list[dict[str, Any]]:
+def speed(batches: int) -> list[Figures]:
     """Words per second of processor time; "times_bare": how many times those of bare spaCy with the
     same layers.
     """
@@ -208,7 +208,7 @@ def speed(batches: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main(data: Path = GOLD, batches: int = 10) -> dict[str, Any]:
+def main(data: Path = GOLD, batches: int = 10) -> Figures:
     """Measure the accuracy of the shipped pipeline on the gold sets, and words per second.
 
     Args:

@@ -11,39 +11,31 @@ batch: rates from U(0, 1) mask half of the tokens on average, and masked languag
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import mean, median
-from typing import Any
+from statistics import mean
 
 import torch
 from command import run
-from timing import relative
+from timing import sample_text
 
-from maskwise.bench import DIFFUSION, Sample, surroundings
+from maskwise.bench import DIFFUSION, Figures, Sample, in_turn, surroundings
 from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.models import new_config, new_model
 from maskwise.objectives import objective
 from maskwise.recipe import read_recipe
-from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
+from maskwise.text import Rows
 from maskwise.training import MaskedSource
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
-
-WARM = 3
-"""Rounds that do not count."""
 
 
 def steps() -> dict[str, Callable[[int], int]]:
     """By objective: the step of a number, which returns the number of its targets."""
     recipe = read_recipe("quick-start")
-    documents = list(read_documents(recipe.corpus.source, limit=400))
-    texts = (document.text for document in documents)
-    tokenizer = train_tokenizer(texts, vocab_size=recipe.tokenizer.vocab_size)
     length = recipe.corpus.length
-    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
+    tokenizer, pieces = sample_text(400, vocabulary=recipe.tokenizer.vocab_size, length=length)
     config = new_config(recipe.model.architecture, tokenizer, length, **recipe.model.settings)
     maskers = {
         "mlm": Masker(tokenizer, ratio=0.5, corruption="mask-only"),
@@ -78,27 +70,25 @@ def masks() -> dict[str, Callable[[int], int]]:
 
 def contest(
     sides: dict[str, Callable[[int], int]], rounds: int, against: str
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of each side, and the median over rounds of its ratio to ``against``."""
-    spent = {name: [] for name in sides}
+) -> dict[str, Figures]:
+    """Milliseconds of each side, relative to ``against``, and its targets."""
     targets = {name: [] for name in sides}
-    for number in range(WARM + rounds):
-        for name, side in sides.items():
-            began = time.process_time()
-            targets[name].append(side(number))
-            spent[name].append(time.process_time() - began)
+
+    def keep(name: str, number: int, count: int) -> None:
+        targets[name].append(count)
+
+    seconds = in_turn(sides, batches=rounds, check=keep)
     found = {}
-    for name, seconds in spent.items():
-        ratio, _ = relative(seconds[WARM:], spent[against][WARM:])
+    for name, spent in seconds.items():
         found[name] = {
-            "milliseconds": round(1e3 * median(seconds[WARM:]), 3),
-            "times_as_long": ratio,
-            "targets": round(mean(targets[name][WARM:]), 1),
+            "milliseconds": round(1e3 * spent, 3),
+            "times_as_long": round(spent / seconds[against], 3),
+            "targets": round(mean(targets[name]), 1),
         }
     return found
 
 
-def main(rounds: int = 60) -> dict[str, Any]:
+def main(rounds: int = 60) -> Figures:
     torch.set_num_threads(1)
     return {
         "steps": contest(steps(), rounds, "mlm"),

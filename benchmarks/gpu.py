@@ -49,7 +49,7 @@ from timing import Clock
 from torch.nn.attention import varlen
 from torch.profiler import ProfilerActivity, profile
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.constants import UPOS
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.masking import Masker
@@ -91,7 +91,7 @@ SHOWN = (
     "left_out",
 )
 """What is also printed."""
-Part = tuple[str, Callable[[], dict[str, Any]]]
+Part = tuple[str, Callable[[], Figures]]
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
     bench(given.out, seconds=given.seconds, smoke=given.smoke)
 
 
-def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
+def bench(out: Path, *, seconds: float, smoke: bool) -> list[Figures]:
     """Run every part for which there is time, the most important ones first.
 
     Args:
@@ -232,7 +232,7 @@ class Bench:
 
     # Parts
 
-    def machine(self) -> dict[str, Any]:
+    def machine(self) -> Figures:
         """The card, the versions, the rates, and what this torch lacks."""
         lacks = []
         if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
@@ -252,7 +252,7 @@ class Bench:
             "torch_lacks": lacks,
         }
 
-    def timed(self, shape: train.Shape, name: str) -> dict[str, Any]:
+    def timed(self, shape: train.Shape, name: str) -> Figures:
         """Time, tokens of text a second, MFU, memory and the last loss."""
         contest = self.contest(shape)
         try:
@@ -273,7 +273,7 @@ class Bench:
         line["mfu_data_sheet"] = round(flops / self.sheet, 4) if self.sheet else None
         return line
 
-    def waits(self, policy: str, lag: int, steps: int = 6) -> dict[str, Any]:
+    def waits(self, policy: str, lag: int, steps: int = 6) -> Figures:
         """How often the host waits in a step, as torch warns of it; and the time of a step."""
         shape = self.shape("bert", 128)
         contest = self.contest(shape)
@@ -296,7 +296,7 @@ class Bench:
             "tokens_per_second": round(contest.tokens(train.OURS) / seconds),
         }
 
-    def several(self) -> dict[str, Any]:
+    def several(self) -> Figures:
         """MOMETAS with five objectives: time of a step, and the last losses of its probe."""
         contest = self.contest(self.shape("bert", 128))
         # One document a row, which every objective reads; those of the probe are not trained on.
@@ -340,7 +340,7 @@ class Bench:
             "memory_gib": round(peak_memory(self.device) / 2**30, 3),
         }
 
-    def trace(self, out: Path) -> dict[str, Any]:
+    def trace(self, out: Path) -> Figures:
         """A trace of a few steps of ModernBERT, compiled; and what takes the card's time."""
         shape = self.shape("modernbert", 1024)
         contest = self.contest(shape)

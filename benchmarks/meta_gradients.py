@@ -14,14 +14,13 @@ import multiprocessing
 import time
 from itertools import product
 from statistics import median
-from typing import Any
 
 import torch
 from command import memory, run
 from torch import Tensor
 from transformers import ModernBertConfig
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.learning.gradients import BACKENDS, InnerStep, Losses, meta_gradient, values_of
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.models import new_model
@@ -79,7 +78,7 @@ def work(what: str, losses: Losses, rows: int, inner: int) -> None:
         torch.autograd.grad(step.loss(leaves, step.mask), list(leaves.values()), allow_unused=True)
 
 
-def measure(what: str, size: str, rows: int, inner: int, rounds: int) -> dict[str, Any]:
+def measure(what: str, size: str, rows: int, inner: int, rounds: int) -> Figures:
     losses = model_of(*SIZES[size])
     before = memory("VmRSS")
     seconds = []
@@ -97,7 +96,7 @@ def measure(what: str, size: str, rows: int, inner: int, rounds: int) -> dict[st
     }
 
 
-def main(rows: int = 32, rounds: int = 3) -> dict[str, Any]:
+def main(rows: int = 32, rounds: int = 3) -> Figures:
     torch.set_num_threads(1)
     results = []
     for size, inner, what in product(SIZES, (1, 3), ("training steps", *BACKENDS)):

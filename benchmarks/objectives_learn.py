@@ -28,7 +28,7 @@ from command import run
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
 from maskwise.objectives import ObjectiveSettings
@@ -57,7 +57,7 @@ def laboratory_in(folder: Path) -> tuple[Any, Prepared]:
 
 def learnt(
     laboratory: tuple[Any, Prepared], name: str, *, start: Any = None, **training: Any
-) -> tuple[Any, dict[str, float], dict[str, float]]:
+) -> tuple[Any, Figures, Figures]:
     """Train a new model, or a copy of ``start``, on one objective alone.
 
     Returns:
@@ -89,7 +89,7 @@ def learnt(
     return network, before, judged(arm, batches, learn)
 
 
-def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
+def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
     """On held-out batches, in nats a target: ``loss``; ``constant``, the best there is; for yes or
     no, ``share`` and ``auc``. For rtd these are of its detector, and ``generator``, ``unigram`` of
     the other half."""

@@ -4,19 +4,16 @@ thread, one process.
     OMP_NUM_THREADS=1 python benchmarks/policies.py > benchmarks/results/policies-DATE.json
 
 The model is the quick start's: two pre-norm layers of 128, rows of 64, batches of 32. Scoring
-begins with text: it has the tokenizer, the encoder and the words to pay. Processor time, the best
+begins with text: it has the tokenizer, the encoder and the words to pay. Processor time, the median
 of several rounds in turn.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import torch
 from command import run
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, in_turn, surroundings
 from maskwise.learning.annotator import score_words
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
@@ -29,7 +26,7 @@ ROUNDS, STEPS, TEXTS = 3, 20, 150
 WANTED = {"light": 5.0, "the model's shape": 3.0}
 
 
-def main() -> dict[str, Any]:
+def main() -> Figures:
     torch.set_num_threads(1)
     recipe = read_recipe(
         "quick-start", [f"training.steps={STEPS}", "training.eval_every=0", "training.save_every=0"]
@@ -50,21 +47,22 @@ def main() -> dict[str, Any]:
         "light": PolicyModel.new(tokenizer, length=64),
         "the model's shape": PolicyModel.new(tokenizer, length=64, **same),
     }
-    rates = {"training": [], **{name: [] for name in policies}}
-    for _ in range(ROUNDS):
+
+    def training(number: int) -> None:
         made = learning(network, data, recipe)
-        began = time.process_time()
-        done = train(made.objective, made.source, recipe.training, quiet=True)
-        rates["training"].append(done["tokens"] / (time.process_time() - began))
-        for name, policy in policies.items():
-            began = time.process_time()
-            score_words(policy, texts)
-            rates[name].append(tokens / (time.process_time() - began))
-    best = {name: max(own) for name, own in rates.items()}
+        trained.append(train(made.objective, made.source, recipe.training, quiet=True)["tokens"])
+
+    trained = []
+    calls = {"training": training}
+    for name, policy in policies.items():
+        calls[name] = lambda number, policy=policy: score_words(policy, texts)
+    seconds = in_turn(calls, batches=ROUNDS, turn=1)
+    rates = {name: tokens / seconds[name] for name in policies}
+    rate = trained[-1] / seconds["training"]
     lines = {
         name: {
-            "tokens_per_second": round(best[name]),
-            "times_training": round(best[name] / best["training"], 2),
+            "tokens_per_second": round(rates[name]),
+            "times_training": round(rates[name] / rate, 2),
             "asked": asked,
         }
         for name, asked in WANTED.items()
@@ -74,7 +72,7 @@ def main() -> dict[str, Any]:
         "hardware": surroundings(["torch"]),
         "tokens": tokens,
         "rounds": ROUNDS,
-        "training": {"tokens_per_second": round(best["training"])},
+        "training": {"tokens_per_second": round(rate)},
         **lines,
     }
 

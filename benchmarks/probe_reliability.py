@@ -16,14 +16,13 @@ import tempfile
 from collections.abc import Mapping
 from itertools import combinations, pairwise, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from command import run
 from torch import Tensor
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.masking.policies.base import Learner, Point
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
@@ -110,7 +109,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     return {rows: torch.stack(losses) for rows, losses in watch.losses.items()}
 
 
-def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
+def summarise(losses: Tensor, *, every: int, least: float) -> Figures:
     """Mean correlation of two sets, the mean of split-half over pairs of sets, and the noise of one
     set's reward.
     """
@@ -130,7 +129,7 @@ def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
     }
 
 
-def main(seeds: int = 2, first: int = 300, steps: int = 300) -> dict[str, Any]:
+def main(seeds: int = 2, first: int = 300, steps: int = 300) -> Figures:
     """
     Args:
         first: steps of masked words alone.

@@ -38,7 +38,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from maskwise.bench import spread, surroundings
+from maskwise.bench import Figures, spread, surroundings
 from maskwise.devices import cpu_name
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.judge import load_network
@@ -109,7 +109,7 @@ for line in sys.stdin:
 """
 
 
-def beside_commit(commit: str, *, rounds: int, steps: int) -> dict[str, object]:
+def beside_commit(commit: str, *, rounds: int, steps: int) -> Figures:
     """Let both source trees take turns, and compare the seconds of a step."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(
@@ -138,7 +138,7 @@ def _start(source: Path, steps: int) -> subprocess.Popen[str]:
     )
 
 
-def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> dict[str, object]:
+def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> Figures:
     turns = {name: [] for name in sides}
     losses = {name: [] for name in sides}
     for _ in range(rounds):
@@ -172,7 +172,7 @@ class CountingCollator(DataCollatorWithPadding):
         super().__init__(tokenizer)
         self.counts = []
 
-    def __call__(self, features: list[dict[str, Any]]) -> Any:
+    def __call__(self, features: list[Any]) -> Any:
         batch = super().__call__(features)
         mask = batch["attention_mask"]
         self.counts.append((int(mask.sum()), mask.numel()))
@@ -265,7 +265,7 @@ class Finetuning:
         )
         return collator.counts, loss
 
-    def line(self, name: str) -> dict[str, object]:
+    def line(self, name: str) -> Figures:
         """What was measured of a contestant; rates are tokens a second."""
         rounds = self.rounds[name]
         tokens = sum(took.tokens for took in rounds)
@@ -288,7 +288,7 @@ class Finetuning:
 
 def beside_trainer(
     *, rounds: int = 3, warm: int = WARM, timed: int = TIMED, task: str = "banking77"
-) -> dict[str, object]:
+) -> Figures:
     """Fine-tune models of all ``SIZES`` in turn, and compare tokens of text a second.
 
     Args:
@@ -324,7 +324,7 @@ def main(
     rounds: int = 8,
     steps: int = 5,
     trainer: bool = False,
-) -> dict[str, object]:
+) -> Figures:
     """Run one of the two benches.
 
     Args:

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
 
 import numpy as np
 from command import run
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.samplers import Mometas, sampler
 
 ARMS = ("a", "b", "c", "d", "e")
@@ -75,7 +74,7 @@ def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tu
     return regret / rollouts, largest / rollouts
 
 
-def main(games: int = 100) -> dict[str, Any]:
+def main(games: int = 100) -> Figures:
     """
     Args:
         games: of each player in each world.

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from command import run
+from timing import sample_text
 from torch import Tensor
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.models import new_config, new_model
 from maskwise.objectives import objective, objective_class
 from maskwise.samplers import sampler
-from maskwise.text import read_documents, read_pieces, split, tokenise, train_tokenizer
+from maskwise.text import split
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.arms import Arms, ArmsSource, Probe
 
@@ -50,11 +51,7 @@ class Data:
     """
 
     def __init__(self) -> None:
-        documents = list(read_documents("bundled:wikipedia", limit=600))
-        texts = (document.text for document in documents)
-        self.tokenizer = train_tokenizer(texts, vocab_size=2048)
-        tokens = tokenise(documents, self.tokenizer)
-        pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=LENGTH)
+        self.tokenizer, pieces = sample_text(600, vocabulary=2048, length=LENGTH)
         self.training, self.held_out = split(pieces, held_out=0.2, layout="document")
 
     def maker(self, arm: str) -> Any:
@@ -63,7 +60,7 @@ class Data:
         return kind.maker(self.tokenizer, seed=0, length=LENGTH, **settings)
 
 
-def overhead(size: str, data: Data, steps: int) -> dict[str, Any]:
+def overhead(size: str, data: Data, steps: int) -> Figures:
     """What a probe costs over the training steps between two probes.
 
     Args:
@@ -121,7 +118,7 @@ def seconds_of(call: Callable[[int], object], times: int) -> float:
     return (time.process_time() - began) / times
 
 
-def main(steps: int = 12) -> dict[str, Any]:
+def main(steps: int = 12) -> Figures:
     torch.set_num_threads(1)
     data = Data()
     return {

@@ -25,7 +25,7 @@ import torch
 import typer
 from command import memory, run
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE, AnnotatedBatch
 from maskwise.models import build_model, config_of
@@ -75,7 +75,7 @@ def batch_of(rows: int, length: int, seed: int) -> MaskedBatch:
     return MaskedBatch(*tensors, None, source, torch.zeros(rows), targets=targets)
 
 
-def train(cell: Cell) -> dict[str, float]:
+def train(cell: Cell) -> Figures:
     """What one process of a cell measures."""
     layers, width = SIZES[cell.size]
     before = memory("VmRSS")
@@ -118,7 +118,7 @@ def train(cell: Cell) -> dict[str, float]:
     }
 
 
-def measured(cell: Cell) -> dict[str, Any]:
+def measured(cell: Cell) -> Figures:
     """A cell: its processes are copies of this one, which has imported everything and computed
     nothing.
     """

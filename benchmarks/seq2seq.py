@@ -22,16 +22,16 @@ from typing import Any, Literal
 
 import torch
 from command import run
-from timing import Clock, in_rounds, relative, time_trainer
+from timing import Clock, in_rounds, relative, sample_text, time_trainer
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from maskwise.bench import spread, surroundings
+from maskwise.bench import Figures, spread, surroundings
 from maskwise.devices import fast_bf16
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.objectives.base import trained
-from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
+from maskwise.text import Rows
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
@@ -70,11 +70,7 @@ class Contest:
     def __init__(self, family: str, wanted: str):
         self.family = family
         self.wanted = wanted
-        texts = list(read_documents("bundled:wikipedia", limit=DOCUMENTS))
-        self.tokenizer = train_tokenizer((text.text for text in texts), vocab_size=2048)
-        pieces = read_pieces(
-            tokenise(texts, self.tokenizer), tokenizer=self.tokenizer, length=LENGTH
-        )
+        self.tokenizer, pieces = sample_text(DOCUMENTS, vocabulary=2048, length=LENGTH)
         self.rows = {who: Rows.of(pieces, layout) for who, layout in LAYOUTS.items()}
         self.masker = Masker(self.tokenizer, policy="span", ratio=0.3, corruption=FORMATS[wanted])
         self.seconds = {who: [] for who in LAYOUTS}
@@ -140,7 +136,7 @@ class Contest:
             train_sampling_strategy="group_by_length",
         )
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[Figures]:
         """The figures of all contestants."""
         rates = {}
         for who, rounds in self.seconds.items():
@@ -163,7 +159,7 @@ class Contest:
             lines.append(line)
         return lines
 
-    def flops(self) -> dict[str, Any]:
+    def flops(self) -> Figures:
         """Tokens of a step on rows of documents, and the FLOPs of each half."""
         read, written = self.work(PEER)
         network = self.model()
@@ -180,7 +176,7 @@ class Contest:
         }
 
 
-def bench_seq2seq(family: str, *, rounds: int = 3) -> dict[str, Any]:
+def bench_seq2seq(family: str, *, rounds: int = 3) -> Figures:
     """
     Returns:
         "contestants": a dict for each format and loop, with ``ms_per_step``, ``tokens_per_second``
@@ -203,7 +199,7 @@ def bench_seq2seq(family: str, *, rounds: int = 3) -> dict[str, Any]:
     }
 
 
-def main(model: Family = "bart", rounds: int = 3, out: Path | None = None) -> dict[str, Any] | None:
+def main(model: Family = "bart", rounds: int = 3, out: Path | None = None) -> Figures | None:
     result = bench_seq2seq(model, rounds=rounds)
     if out is None:
         return result

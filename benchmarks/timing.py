@@ -22,12 +22,24 @@ from transformers import (
     TrainingArguments,
 )
 
-from maskwise.bench import Noise
+from maskwise.bench import Figures, Noise
 from maskwise.devices import best_device
 from maskwise.masking.policies.base import Learner, Point
+from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
 
 
-def in_rounds(turns: Sequence[Callable[[], object]], rounds: int) -> dict[str, object]:
+def sample_text(limit: int, *, vocabulary: int, length: int) -> tuple[Any, Any]:
+    """Return a tokenizer trained on the first articles of the bundled Wikipedia, and their
+    pieces.
+    """
+    documents = list(read_documents("bundled:wikipedia", limit=limit))
+    texts = (document.text for document in documents)
+    tokenizer = train_tokenizer(texts, vocab_size=vocabulary)
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
+    return tokenizer, pieces
+
+
+def in_rounds(turns: Sequence[Callable[[], object]], rounds: int) -> Figures:
     """Call every contestant once in each round.
 
     Returns:
@@ -102,7 +114,7 @@ def time_trainer(
     clock: Clock,
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, Any]],
-    collator: Callable[[list[dict[str, Any]]], Any],
+    collator: Callable[[list[Figures]], Any],
     *,
     batch_size: int,
     loop: type[Trainer] = Trainer,

@@ -29,7 +29,7 @@ from command import run
 from timing import Clock, in_rounds, relative, time_trainer
 from transformers import DataCollatorForLanguageModeling
 
-from maskwise.bench import spread, surroundings
+from maskwise.bench import Figures, spread, surroundings
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
@@ -59,7 +59,7 @@ class Shape(NamedTuple):
 
     name: str
     architecture: str
-    fields: dict[str, Any]
+    fields: Figures
     batch_size: int
     length: int
     steps: int
@@ -84,7 +84,7 @@ def bench_train(
     rounds: int = 3,
     vocabulary: int = 8192,
     documents: int = 2000,
-) -> dict[str, Any]:
+) -> Figures:
     """
     Args:
         shapes: what is trained.
@@ -215,7 +215,7 @@ class Contest:
         """Tokens of text a second in each round."""
         return [self.tokens(name) / seconds for seconds in self.seconds[name]]
 
-    def line(self, name: str) -> dict[str, Any]:
+    def line(self, name: str) -> Figures:
         """Return what was measured: medians over the rounds, and ours relative to this one."""
         rates = self.rates(name)
         seconds = median(self.seconds[name])
@@ -250,7 +250,7 @@ class Contest:
         return meter.flops / steps
 
 
-def main(rounds: int = 3) -> dict[str, Any]:
+def main(rounds: int = 3) -> Figures:
     return bench_train(rounds=rounds)
 
 

@@ -27,7 +27,6 @@ from spacy.cli.train import train
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
-from maskwise.constants import UPOS
 from maskwise.tasks.metrics import entities
 from maskwise.text.labelled import POS, read_conllu, read_records
 
@@ -76,7 +75,8 @@ def main(data: Path, out: Path, *overrides: str) -> None:
         print(name, len(docs), "documents", sum(map(len, docs)), "tokens")
         DocBin(docs=docs).to_disk(out / f"{name}.spacy")
     wanted = {f"paths.{name}": str(out / f"{name}.spacy") for name in parts}
-    for key, value in (override.split("=", 1) for override in overrides):
+    for override in overrides:
+        key, _, value = override.partition("=")
         wanted[key] = json.loads(value)
     started = time.process_time()
     fill_config(out / "config.cfg", HERE / "config.cfg")  # with spaCy's defaults
@@ -138,22 +138,19 @@ def _in_lower_case(doc: Doc) -> Doc:
 def ewt_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
     """Documents with parts of speech, split at ends of paragraphs or sentences."""
     for document in read_conllu(path):
-        spans = document.layers["pos"]
-        begin = first = 0
-        for i, end in enumerate(spans.end):
-            ends = UPOS[spans.value[i] - 1] == "PUNCT" and document.text[end : end + 1] in (
-                " ",
-                "\n",
-                "",
-            )
-            if (ends and end - begin > CHARACTERS) or i + 1 == len(spans.end):
-                rows = zip(
-                    spans.start[first : i + 1], spans.end[first : i + 1], spans.value[first : i + 1]
-                )
-                yield _tagged(
-                    nlp, document.text, [(int(s), int(e), POS.labels[v - 1]) for s, e, v in rows]
-                )
-                begin, first = end, i + 1
+        text = document.text
+        part = []
+        begin = 0
+        for start, end, code in zip(*document.layers["pos"]):
+            tag = POS.labels[code - 1]
+            part.append((int(start), int(end), tag))
+            ends = tag == "PUNCT" and text[end : end + 1] in (" ", "\n", "")
+            if ends and end - begin > CHARACTERS:
+                yield _tagged(nlp, text, part)
+                part = []
+                begin = end
+        if part:
+            yield _tagged(nlp, text, part)
 
 
 def _tagged(nlp: spacy.Language, text: str, rows: list[tuple[int, int, str]]) -> Doc:
