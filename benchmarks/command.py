@@ -1,9 +1,10 @@
-"""The command line of the benches in this folder."""
+"""What the benches in this folder share: the command line, memory, and processor time."""
 
 from __future__ import annotations
 
 import functools
 import json
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,3 +40,12 @@ def memory(name: str) -> float:
         Path("/proc/self/clear_refs").write_text("5")
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) / 1024
+
+
+def worked() -> float:
+    """Processor seconds of this process and of all that it has waited for."""
+    seconds = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        use = resource.getrusage(who)
+        seconds += use.ru_utime + use.ru_stime
+    return seconds

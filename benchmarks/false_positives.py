@@ -30,13 +30,12 @@ from typing import NamedTuple
 
 import numpy as np
 from command import run
-from numpy.typing import NDArray
 
 from maskwise.study.design import choose
 from maskwise.study.statistics import ALPHA, can_decide, holm, look_weights, ratio_interval
 from maskwise.study.verdict import learned_something, summarise
 
-Array = NDArray[np.float64]
+Array = np.ndarray
 Row = dict[str, object]
 
 SEED = 20_261_123
@@ -154,7 +153,7 @@ def _signed_sums(values: Array) -> Array:
     return values @ patterns.T
 
 
-def decided(differences: Array, looks: Sequence[int]) -> NDArray[np.bool_]:
+def decided(differences: Array, looks: Sequence[int]) -> Array:
     """Return which contrasts are decided: (contrasts, studies, runs) → (studies, contrasts)."""
     looks = looks or [differences.shape[2]]
     p = np.ones(differences.shape[:2])
@@ -164,7 +163,7 @@ def decided(differences: Array, looks: Sequence[int]) -> NDArray[np.bool_]:
     return np.array([holm(study) for study in p.T]) < ALPHA
 
 
-def within_margin(differences: Array, margin: float) -> NDArray[np.bool_]:
+def within_margin(differences: Array, margin: float) -> Array:
     """Return which intervals at 1 − alpha / contrasts lie within ± margin: (contrasts, studies,
     runs) → (studies, contrasts).
 
@@ -192,7 +191,7 @@ class Side(NamedTuple):
     """
 
     dev: Array
-    chosen: NDArray[np.int64]
+    chosen: Array
     test: Array
 
 
@@ -290,7 +289,7 @@ def share_coverage(share: float, failing: float, runs: int, studies: int) -> dic
     """
     rng = np.random.default_rng([SEED, runs, int(100 * share), int(100 * failing)])
 
-    def gains_of(runs: int) -> tuple[Array, Array, NDArray[np.bool_]]:
+    def gains_of(runs: int) -> tuple[Array, ...]:
         """What an arm and the oracle gain in each run, and which of the arm's runs failed."""
         whole = rng.normal(7, 1, runs)
         failed = rng.random(runs) < failing

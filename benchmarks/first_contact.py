@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import worked
 
 from maskwise.constants import PLATEAU_NATS
 from maskwise.folders import read_lines
@@ -40,25 +40,17 @@ def minutes(*recipes: str) -> Any:
         times = outlook_of(name, overrides)["time"]
         predicted = sum(kind["seconds"] for kind in times["stages"].values())
         with tempfile.TemporaryDirectory() as folder:
-            began, before = time.perf_counter(), _worked()
+            began, before = time.perf_counter(), worked()
             run_study(read_recipe(name, overrides), Path(folder) / "out", quiet=True)
-            took, work = time.perf_counter() - began, _worked() - before
+            took, work = time.perf_counter() - began, worked() - before
         table[words] = {
             "predicted": times["seconds"],
             "took": round(took, 1),
-            "ratio": round(took / times["seconds"], 3),
             "predicted_work": round(predicted, 1),
             "work": round(work, 1),
-            "ratio_of_work": round(work / predicted, 3),
         }
         sys.stderr.write(f"{words}: {table[words]}\n")
     return table
-
-
-def _worked() -> float:
-    """Processor seconds of this process and of all that it has waited for."""
-    each = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(use.ru_utime + use.ru_stime for use in each)
 
 
 CASES = [

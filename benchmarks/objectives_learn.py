@@ -37,7 +37,7 @@ from maskwise.study.pretraining import learning
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
-from maskwise.training import TrainingSettings, log_frequencies, train
+from maskwise.training import log_frequencies, train
 
 ROWS, SEED = 480, 1
 """Held-out rows that judge, and where chance begins in judging (dropout of cse, replacements of
@@ -64,9 +64,8 @@ def learnt(
         the model, and what ``judged`` says before and after.
     """
     recipe, data = laboratory
-    settings = TrainingSettings(
-        **{**recipe.training.model_dump(), "eval_every": 0, "save_every": 0, **training}
-    )
+    changes = {"eval_every": 0, "save_every": 0, **training}
+    settings = recipe.training.model_copy(update=changes)
     unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
     shape = new_config(
         recipe.model.architecture, data.tokenizer, data.training.length, **recipe.model.settings
@@ -80,9 +79,8 @@ def learnt(
     held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)
     rows = torch.arange(ROWS) * len(held_out) // ROWS
     when = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
-    batches = [
-        source.masker(held_out.batch(part), **when) for part in rows.split(settings.batch_size)
-    ]
+    parts = rows.split(settings.batch_size)
+    batches = [source.masker(held_out.batch(part), **when) for part in parts]
     learn = [source.masker(source.rows.batch(part), **when) for part in torch.arange(960).split(64)]
     before = judged(arm, batches, learn)
     train(made.objective, made.source, settings, learners=made.learners, quiet=True)

@@ -19,7 +19,7 @@ import numpy as np
 from command import run
 
 from maskwise.bench import Figures, surroundings
-from maskwise.samplers import Mometas, sampler
+from maskwise.samplers import sampler
 
 ARMS = ("a", "b", "c", "d", "e")
 EVERY = 10
@@ -36,41 +36,49 @@ NOISES, LENGTHS = (0.1, 0.4, 0.8), (12, 60, 240)
 PLAYERS = ("uniform", "loss-proportional", "exp-weights", "mometas", "mometas-plus")
 
 
+class ExpWeights:
+    """A bandit of exponential weights over so many rollouts."""
+
+    def __init__(self, rollouts: int):
+        self.rate = math.sqrt(2 * math.log(len(ARMS)) / (rollouts * len(ARMS)))
+        self.weights = np.zeros(len(ARMS))
+
+    def probabilities(self) -> np.ndarray:
+        shares = np.exp(self.weights - np.logaddexp.reduce(self.weights))
+        return 0.9 * shares + 0.1 / len(ARMS)
+
+
 def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tuple[float, float]:
     """One game: the mean regret of a rollout, and the mean of the largest probability behind every
     update.
     """
-    draws, regret, largest = np.random.default_rng(seed), 0.0, 0.0
-    rate = math.sqrt(2 * math.log(len(ARMS)) / (rollouts * len(ARMS)))
-    weights, player = np.zeros(len(ARMS)), None
-    if name != "exp-weights":
+    draws = np.random.default_rng(seed)
+    regret = largest = 0.0
+    if name == "exp-weights":
+        player = ExpWeights(rollouts)
+    else:
         spec = name if name == "uniform" else f"{name}(every={EVERY})"
         player = sampler(spec, ARMS, seed=seed, steps=rollouts * EVERY)
     for turn in range(rollouts):
         worth = np.array(WORLDS[world](turn / rollouts))
-        if player is None:
-            p = 0.9 * np.exp(weights - np.logaddexp.reduce(weights)) + 0.1 / len(ARMS)
-            share = draws.multinomial(EVERY, p) / EVERY
-        elif name == "mometas-plus":  # has draws of its own
+        p = np.asarray(player.probabilities())
+        if name == "mometas-plus":  # has draws of its own
             names = [player.draw(turn * EVERY + step) for step in range(EVERY)]
-            share = np.array([names.count(arm) for arm in ARMS]) / EVERY
+            counts = np.array([names.count(arm) for arm in ARMS])
         else:
-            counts = draws.multinomial(EVERY, player.probabilities().numpy())
-            share = counts / EVERY
-            if isinstance(player, Mometas):
-                player.rollout = dict(enumerate(np.repeat(ARMS, counts).tolist()))
+            counts = draws.multinomial(EVERY, p)
+        if name == "mometas":
+            player.rollout = dict(enumerate(np.repeat(ARMS, counts).tolist()))
+        share = counts / EVERY
         regret += float(worth.max() - share @ worth)
         reward = float(share @ worth) + noise * draws.standard_normal()
-        if player is None:
-            weights += rate * reward * share / p
-            p = 0.9 * np.exp(weights - np.logaddexp.reduce(weights)) + 0.1 / len(ARMS)
+        if name == "exp-weights":
+            player.weights += player.rate * reward * share / p
         elif name == "loss-proportional":
             player.update([1.0] * 5, (1 - worth).tolist())
-            p = player.probabilities().numpy()
         else:  # five gains whose sum is the reward
             player.update([1.0] * 5, [1.0 - reward / 5] * 5)
-            p = player.probabilities().numpy()
-        largest += float(p.max())
+        largest += float(max(player.probabilities()))
     return regret / rollouts, largest / rollouts
 
 

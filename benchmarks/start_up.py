@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from statistics import median
 from typing import Annotated
 
 import typer
-from command import run
+from command import run, worked
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = int(os.environ.get("STARTS", "3"))
@@ -61,12 +60,6 @@ def start(source: Path, arguments: list[str]) -> tuple[float, float, int]:
         began = time.perf_counter()
         done = subprocess.run(command, env=os.environ | own, capture_output=True, cwd=folder)
         return time.perf_counter() - began, worked() - spent, done.returncode
-
-
-def worked() -> float:
-    """Processor seconds of the processes that were waited for."""
-    use = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return use.ru_utime + use.ru_stime
 
 
 def main(sources: Annotated[list[str] | None, typer.Argument()] = None) -> dict[str, object]:

@@ -116,12 +116,10 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     facts = {}
     corpus = CorpusSettings(source=str(folder), stream=True, length=LENGTH)
     with watch.during("prepare"):
-        began = time.perf_counter()
         settings = TokenizerSettings(vocab_size=8192)
         tokenizer = settings.tokenizer(first_characters(corpus.documents()))
         Prepared.begin(out, corpus, tokenizer)
         data = Prepared.open(out)
-        facts["prepare_seconds"] = round(time.perf_counter() - began, 1)
     masker = Masker(data.tokenizer)
     how = TrainingSettings(steps=10**9, batch_size=BATCH, workers=workers)
     states = []
@@ -143,9 +141,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     facts |= {
         "steps": step,
         "tokens": tokens,
-        "drain_seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds),
-        "state_bytes": len(middle[1]["place"]),
     }
     del source, batch
     steps = min(STEPS, max(1, step // 4))

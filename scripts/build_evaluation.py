@@ -43,30 +43,55 @@ PEOPLE = [
     ("boy", "boys", "him"),
     ("girl", "girls", "her"),
 ]
+VERBS = [("was", "were"), ("is", "are"), ("has been", "have been")]
+ENDS = ["very old", "known in the country", "built by the family", "on the list"]
 PLACES = ["in the city", "near the town", "of the old state"]
 PLURAL_PLACES = ["in the cities", "near the towns", "of the old states"]
 Pair = tuple[str, str, str]
 
+# Correct sentences, and the same ones with an error.
+AGREEMENT = [
+    ("The {one} {singular} {end}.", "The {one} {plural} {end}."),
+    ("The {many} {plural} {end}.", "The {many} {singular} {end}."),
+]
+DISTANT_AGREEMENT = [
+    ("The {one} {places} {singular} new.", "The {one} {places} {plural} new."),
+    ("The {many} {place} {plural} new.", "The {many} {place} {singular} new."),
+]
+WORD_ORDER = [
+    ("The {one} {place} was old.", "The {place} {one} was old."),
+    ("It was the first {one} in the world.", "It was first the {one} in the world."),
+    ("There are many {many} {place}.", "There are {many} many {place}."),
+    ("He was born near the {one}.", "He was born the near {one}."),
+]
+
+
+def filled(name: str, templates: list[tuple[str, str]], **words: str) -> Iterator[Pair]:
+    for good, bad in templates:
+        yield name, good.format(**words), bad.format(**words)
+
 
 def agreement() -> Iterator[Pair]:
     """Subject and verb: "the river was", "the rivers were"."""
-    ends = ["very old", "known in the country", "built by the family", "on the list"]
     for number, (one, many) in enumerate(NOUNS):
-        end = ends[number % len(ends)]
-        for singular, plural in (("was", "were"), ("is", "are"), ("has been", "have been")):
-            yield "agreement", f"The {one} {singular} {end}.", f"The {one} {plural} {end}."
-            yield "agreement", f"The {many} {plural} {end}.", f"The {many} {singular} {end}."
+        words = {"one": one, "many": many, "end": ENDS[number % 4]}
+        for singular, plural in VERBS:
+            yield from filled("agreement", AGREEMENT, singular=singular, plural=plural, **words)
 
 
 def distant_agreement() -> Iterator[Pair]:
     """A noun of the other number is between subject and verb."""
     name = "agreement-across-noun"
+    for words in nouns():
+        for singular, plural in VERBS[:2]:
+            yield from filled(name, DISTANT_AGREEMENT, singular=singular, plural=plural, **words)
+
+
+def nouns() -> Iterator[dict[str, str]]:
+    """A noun and a place in both numbers."""
     for number, (one, many) in enumerate(NOUNS):
-        single = f"The {one} {PLURAL_PLACES[number % 3]}"
-        several = f"The {many} {PLACES[number % 3]}"
-        for singular, plural in (("was", "were"), ("is", "are")):
-            yield name, f"{single} {singular} new.", f"{single} {plural} new."
-            yield name, f"{several} {plural} new.", f"{several} {singular} new."
+        place, places = PLACES[number % 3], PLURAL_PLACES[number % 3]
+        yield {"one": one, "many": many, "place": place, "places": places}
 
 
 def determiner_noun() -> Iterator[Pair]:
@@ -102,16 +127,8 @@ def anaphor() -> Iterator[Pair]:
 
 def word_order() -> Iterator[Pair]:
     """The same words, in an order that is not English."""
-    for number, (one, many) in enumerate(NOUNS):
-        place = PLACES[number % 3]
-        yield "word-order", f"The {one} {place} was old.", f"The {place} {one} was old."
-        yield (
-            "word-order",
-            f"It was the first {one} in the world.",
-            f"It was first the {one} in the world.",
-        )
-        yield "word-order", f"There are many {many} {place}.", f"There are {many} many {place}."
-        yield "word-order", f"He was born near the {one}.", f"He was born the near {one}."
+    for words in nouns():
+        yield from filled("word-order", WORD_ORDER, **words)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ missing. Texts are tokenised by spaCy, as at inference, and gold words are align
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import re
@@ -28,7 +27,7 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
 from maskwise.tasks.metrics import entities
-from maskwise.text.labelled import POS, read_conllu, read_records
+from maskwise.text.labelled import POS, read_conllu, read_records, read_text
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from conll import join_tokens
@@ -174,8 +173,7 @@ def wnut_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
 
 
 def uner_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        texts = re.findall(r"^# text = (.*)$", file.read(), re.MULTILINE)
+    texts = re.findall(r"^# text = (.*)$", read_text(path), re.MULTILINE)
     for text, row in zip(texts, read_records(path), strict=True):
         offsets, end = [], 0
         for token in row["tokens"]:
