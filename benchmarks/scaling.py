@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -70,13 +70,16 @@ def batch_of(rows: int, length: int, seed: int) -> MaskedBatch:
     source = AnnotatedBatch(
         (rows, length), ids.ravel(), None, everything, everything, starts, np.arange(rows)
     )
-    targets = int((labels != IGNORE).sum())
-    tensors = torch.from_numpy(ids), torch.from_numpy(labels)
-    return MaskedBatch(*tensors, None, source, torch.zeros(rows), targets=targets)
+    return MaskedBatch.unmasked(source, torch.from_numpy(labels), int((labels != IGNORE).sum()))
 
 
-def train(cell: Cell) -> Figures:
-    """What one process of a cell measures."""
+def train(cell: Cell, variables: dict[str, str]) -> Figures:
+    """What one process of a cell measures.
+
+    Args:
+        variables: of the environment, for several processes.
+    """
+    os.environ.update(variables)
     layers, width = SIZES[cell.size]
     before = memory("VmRSS")
     rows = TOKENS // cell.length
@@ -104,7 +107,9 @@ def train(cell: Cell) -> Figures:
     for number in range(WARM + STEPS):
         batch = batch_of(rows, cell.length, number)
         began, spent = time.perf_counter(), time.process_time()
-        engine.update(Step(number, [batch], batch.targets, {}, batch.targets), lambda *_: None)
+        count = batch.targets
+        sums = engine.summed({"targets": count, "counted": count})
+        engine.update(Step(number, [batch], count, {}, count, sums), lambda *_: None)
         wall.append(time.perf_counter() - began)
         work.append(time.process_time() - spent)
     peak = memory("VmHWM") - before
@@ -125,8 +130,7 @@ def measured(cell: Cell) -> Figures:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
+    ranks = []
     for rank in range(cell.processes):
         variables = {
             "RANK": str(rank),
@@ -136,9 +140,9 @@ def measured(cell: Cell) -> Figures:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        own = variables if cell.processes > 1 else {}
-        context.Process(target=_child, args=(cell, results, own)).start()
-    found = [results.get() for _ in range(cell.processes)]
+        ranks.append((cell, variables if cell.processes > 1 else {}))
+    with multiprocessing.get_context("fork").Pool(cell.processes) as pool:
+        found = pool.starmap(train, ranks, chunksize=1)
     tokens = TOKENS * cell.processes
     return {
         **cell._asdict(),
@@ -147,12 +151,6 @@ def measured(cell: Cell) -> Figures:
         "tokens_per_processor_second": round(tokens / sum(each["processor"] for each in found)),
         "mib_of_a_process": round(max(each["mib"] for each in found)),
     }
-
-
-def _child(cell: Cell, results: Any, variables: dict[str, str]) -> None:
-    os.environ.update(variables)
-    results.put(train(cell))
-    os._exit(0)
 
 
 def main(
