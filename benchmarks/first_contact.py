@@ -76,8 +76,6 @@ def plateau() -> Any:
         line = {
             "corpus": Path(corpus).name,
             "vocabulary": vocabulary,
-            "ratio": ratio,
-            "steps": steps,
             "targets": targets,
             "rule": round(plateau_targets(vocabulary)),
         }
@@ -89,7 +87,6 @@ def plateau() -> Any:
     for line in lines:
         fitted = float(np.exp(level) * (line["vocabulary"] / PLATEAU_VOCABULARY) ** power)
         line["fitted"] = round(fitted)
-        line["factor"] = round(line["targets"] / fitted, 2) if line["targets"] else None
     fit = {"targets_at_1024": round(float(np.exp(level))), "power": round(float(power), 3)}
     return {**fit, "cases": lines}
 

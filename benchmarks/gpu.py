@@ -40,7 +40,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -48,6 +47,7 @@ import train
 from timing import Clock
 from torch.nn.attention import varlen
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
 
 from maskwise.bench import Figures, surroundings
 from maskwise.constants import UPOS
@@ -166,9 +166,10 @@ class Bench:
         self.device = best_device()
         self.dtype = torch.bfloat16 if fast_bf16() else torch.float32
         self.rate = measured_rate(self.device, self.dtype)
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else self.device.type
-        self.card = name
-        known = [rate for part, rate in DATA_SHEET.items() if part in name]
+        self.card = self.device.type
+        if torch.cuda.is_available():
+            self.card = torch.cuda.get_device_name()
+        known = [rate for part, rate in DATA_SHEET.items() if part in self.card]
         self.sheet = known[0] if known else None
         self.documents = list(read_documents("bundled:wikipedia", limit=60 if smoke else 2000))
         texts = (document.text for document in self.documents)
@@ -237,10 +238,11 @@ class Bench:
         lacks = []
         if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
             lacks.append("varlen_attn with grouped heads")
-        matrix = torch.empty(COPIED >> (14 if self.smoke else 0), dtype=torch.uint8)
-        there = matrix.to(self.device)
+        size = COPIED >> (14 if self.smoke else 0)
+        there = torch.empty(size, dtype=torch.uint8, device=self.device)
         into = torch.empty_like(there)
-        copying = self.seconds_of(lambda: into.copy_(there))
+        names = {"into": into, "there": there}
+        copying = Timer("into.copy_(there)", globals=names).timeit(5).median
         return {
             **surroundings(["torch", "transformers", "accelerate"]),
             "card": self.card,
@@ -248,7 +250,7 @@ class Bench:
             "precision": self.precision,
             "matmul_flops": self.rate,
             "data_sheet_flops": self.sheet,
-            "copied_bytes_per_second": round(2 * len(there) / copying),
+            "copied_bytes_per_second": round(2 * size / copying),
             "torch_lacks": lacks,
         }
 
@@ -278,7 +280,7 @@ class Bench:
         shape = self.shape("bert", 128)
         contest = self.contest(shape)
         rows = contest.rows[train.OURS]
-        settings = contest.source(2 * steps)[1].model_copy(update={"lag": lag} if lag else {})
+        settings = contest.source(2 * steps).settings.model_copy(update={"lag": lag})
         source = MaskedSource(rows, Masker(self.tokenizer, policy=policy, ratio=0.3), settings)
         watch = Watched(steps, 2 * steps - 1)
         learners = {**source.learners(), "watch": watch}
@@ -303,7 +305,7 @@ class Bench:
         pieces = contest.rows[train.PEER].pieces
         shown, held_out = split(pieces, held_out=0.2, layout="document")
         steps = 6 if self.smoke else 30
-        settings = contest.source(steps)[1]
+        settings = contest.source(steps).settings
         model = contest.model()
         arms = Arms({name: objective(name, model) for name in ARMS})
         sources = {}
@@ -345,8 +347,8 @@ class Bench:
         shape = self.shape("modernbert", 1024)
         contest = self.contest(shape)
         steps = 2 if self.smoke else 12
-        source, settings = contest.source(steps)
-        settings = settings.model_copy(update={"compile": True})
+        source = contest.source(steps)
+        settings = source.settings.model_copy(update={"compile": True})
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -368,17 +370,6 @@ class Bench:
             "bytes": path.stat().st_size,
             "shares": {name: round(spent[name] / total, 4) for name in most},
         }
-
-    def seconds_of(self, call: Any, times: int = 5) -> float:
-        """The least seconds of a call, with what it started on the card."""
-        found = []
-        for _ in range(times):
-            began = time.perf_counter()
-            call()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            found.append(time.perf_counter() - began)
-        return min(found)
 
 
 class Watched(Clock):

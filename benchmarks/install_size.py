@@ -12,7 +12,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -35,20 +34,17 @@ def measure(extra: str, folder: Path) -> dict[str, object]:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
     empty = megabytes(folder)
-    began = time.perf_counter()
     wanted = [f"{ROOT}[{extra}]" if extra else str(ROOT)]
     if extra in ("all", "data"):
         wanted.append(str(DATA))
     install = [*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", *wanted]
     subprocess.run(install, check=True)
-    seconds = time.perf_counter() - began
     listed = json.loads(subprocess.check_output([*pip, "list", "--format", "json"]))
     names = {line["name"] for line in listed} - {"pip", "setuptools"}
     return {
         "extra": extra or "(none)",
         "megabytes": round(megabytes(folder) - empty, 1),
         "distributions": len(names),
-        "install_seconds": round(seconds),
     }
 
 

@@ -125,7 +125,6 @@ def summarise(losses: Tensor, *, every: int, least: float) -> Figures:
         "between_sets": round(float(np.nanmean([correlations[i, j] for i, j in pairs])), 3),
         "split_half_of_two_sets": round(float(np.mean(known)), 3),
         "noise": round(float(late.std(axis=1, ddof=1).mean()), 4),
-        "signal": round(float(late.mean(axis=1).std(ddof=1)), 4),
     }
 
 

@@ -204,7 +204,6 @@ def main(model: Family = "bart", rounds: int = 3, out: Path | None = None) -> Fi
     if out is None:
         return result
     out.write_text(json.dumps(result, indent=2) + "\n")
-    return None
 
 
 if __name__ == "__main__":

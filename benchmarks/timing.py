@@ -73,37 +73,30 @@ class Clock(Learner, TrainerCallback):
 
     Attributes:
         device: the device that is waited for at both.
-        marks: wall-clock and this process's processor seconds at both.
+        wall, processor: wall-clock and this process's processor seconds between both.
     """
 
     def __init__(self, warm: int, last: int):
         self.warm = warm
         self.last = last
         self.device = best_device()
-        self.marks = []
+        self.wall = self.processor = 0.0
 
     def tick(self, done: int) -> None:
         """Note the time, if it is one of the two."""
-        if done in (self.warm, self.last):
-            if self.device.type != "cpu":
-                torch.accelerator.synchronize()
-            self.marks.append((time.perf_counter(), time.process_time()))
+        if done not in (self.warm, self.last):
+            return
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        # The time at the first of them is subtracted from that at the second.
+        self.wall = time.perf_counter() - self.wall
+        self.processor = time.process_time() - self.processor
 
     def after(self, now: Point) -> None:
         self.tick(now.done)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.tick(state.global_step)
-
-    @property
-    def wall(self) -> float:
-        """Seconds between the two updates."""
-        return self.marks[1][0] - self.marks[0][0]
-
-    @property
-    def processor(self) -> float:
-        """Processor seconds of this process between the two updates."""
-        return self.marks[1][1] - self.marks[0][1]
 
     @property
     def seconds_per_step(self) -> float:

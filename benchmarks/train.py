@@ -154,12 +154,11 @@ class Contest:
         )
         return new_model(config, seed=0)
 
-    def source(self, steps: int) -> tuple[MaskedSource, TrainingSettings]:
+    def source(self, steps: int) -> MaskedSource:
         settings = TrainingSettings(
             steps=steps, batch_size=self.shape.batch_size, log_every=steps, learning_rate=5e-5
         )
-        masker = Masker(self.tokenizer, ratio=RATIO)
-        return MaskedSource(self.rows[OURS], masker, settings), settings
+        return MaskedSource(self.rows[OURS], Masker(self.tokenizer, ratio=RATIO), settings)
 
     def time(self, name: str) -> None:
         """Let a contestant train, and keep its time of a step."""
@@ -174,8 +173,8 @@ class Contest:
         }
 
     def _ours(self, clock: Clock, name: str) -> float:
-        source, settings = self.source(clock.last)
-        settings = settings.model_copy(update={"compile": name.endswith("compiled")})
+        source = self.source(clock.last)
+        settings = source.settings.model_copy(update={"compile": name.endswith("compiled")})
         objective = MaskedLanguageModelling(self.model())
         loss = train(objective, source, settings, learners={"clock": clock}, quiet=True)["loss"]
         assert loss is not None
@@ -240,7 +239,7 @@ class Contest:
     def flops(self) -> float:
         """FLOPs of a step of ours, the mean over four."""
         steps = 4
-        source, _ = self.source(1000)
+        source = self.source(1000)
         objective = MaskedLanguageModelling(self.model())
         meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
         # Known, so that the meter counts.

@@ -186,7 +186,7 @@ def trivia(folder: Path) -> Iterator[Row]:
 
 def spread(items: list[Any], count: int) -> list[Any]:
     """`count` items at even intervals."""
-    assert count <= len(items), f"{count} of {len(items)}"
+    assert count <= len(items)
     return [items[place * len(items) // count] for place in range(count)]
 
 

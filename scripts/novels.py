@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -75,15 +76,10 @@ def draw(passages: list[str], rng: random.Random) -> list[int]:
 def between(passages: list[str], drawn: set[int]) -> list[str]:
     """The texts between the drawn passages."""
     texts = []
-    part = []
-    for place, passage in enumerate(passages):
-        if place in drawn:
-            texts.append("\n".join(part))
-            part = []
-        else:
-            part.append(passage)
-    texts.append("\n".join(part))
-    return [text for text in texts if text]
+    for taken, places in groupby(range(len(passages)), key=lambda place: place in drawn):
+        if not taken:
+            texts.append("\n".join(passages[place] for place in places))
+    return texts
 
 
 if __name__ == "__main__":
