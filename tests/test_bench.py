@@ -133,7 +133,7 @@ def test_a_part_without_time_is_named(tmp_path: Path) -> None:
 
 
 def test_denoising_is_timed_beside_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seq2seq, "DOCUMENTS", 10)
+    monkeypatch.setattr(seq2seq, "DOCUMENTS", 20)
     found = seq2seq.bench_seq2seq("t5", rounds=1)
     assert len(found["contestants"]) == len(seq2seq.FORMATS) * len(seq2seq.LAYOUTS)
     for line in found["contestants"]:
