@@ -71,7 +71,6 @@ def main() -> Figures:
         "command": "OMP_NUM_THREADS=1 python benchmarks/policies.py",
         "hardware": surroundings(["torch"]),
         "tokens": tokens,
-        "rounds": ROUNDS,
         "training": {"tokens_per_second": round(rate)},
         **lines,
     }
