@@ -114,7 +114,6 @@ def main(steps: int = 12) -> Figures:
     torch.set_num_threads(1)
     data = Data()
     return {
-        "bench": "samplers",
         "overhead": [overhead(size, data, steps) for size in SIZES],
         "hardware": surroundings(["torch", "transformers"]),
     }
