@@ -11,119 +11,91 @@ batch: rates from U(0, 1) mask half of the tokens on average, and masked languag
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
 from collections.abc import Callable
-from statistics import median
-from typing import Any
+from functools import partial
+from statistics import mean
 
 import torch
+from command import run
+from timing import sample_text
 
-from maskwise.bench import DIFFUSION, Sample, surroundings
+from maskwise.bench import DIFFUSION, Figures, Sample, in_turn, surroundings
 from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.models import new_config, new_model
 from maskwise.objectives import objective
 from maskwise.recipe import read_recipe
-from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
+from maskwise.text import Rows
 from maskwise.training import MaskedSource
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 
 
-def steps() -> dict[str, Callable[[], int]]:
-    """By objective: one more step, which gives the number of its targets."""
+def steps() -> dict[str, Callable[[int], int]]:
+    """By objective: the step of a number, which returns the number of its targets."""
     recipe = read_recipe("quick-start")
-    documents = list(read_documents(recipe.corpus.source, limit=400))
-    tokenizer = train_tokenizer((d.text for d in documents), vocab_size=recipe.tokenizer.vocab_size)
-    pieces = read_pieces(
-        tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length
-    )
-    config = new_config(
-        recipe.model.architecture, tokenizer, recipe.corpus.length, **recipe.model.settings
-    )
-    maskers: dict[str, Any] = {
+    length = recipe.corpus.length
+    tokenizer, pieces = sample_text(400, vocabulary=recipe.tokenizer.vocab_size, length=length)
+    config = new_config(recipe.model.architecture, tokenizer, length, **recipe.model.settings)
+    maskers = {
         "mlm": Masker(tokenizer, ratio=0.5, corruption="mask-only"),
         "diffusion": Noising(tokenizer),
     }
 
-    def step(name: str) -> Callable[[], int]:
-        source = MaskedSource(Rows.of(pieces, "packed"), maskers[name], recipe.training)
+    def step(source: MaskedSource, engine: Engine, number: int) -> int:
+        [batches] = look_ahead(source, range(number, number + 1))
+        return int(engine.update(batches, lambda *_: None).targets)
+
+    found = {}
+    for name, masker in maskers.items():
+        source = MaskedSource(Rows.of(pieces, "packed"), masker, recipe.training)
         engine = Engine(objective(name, new_model(config, seed=0)), recipe.training)
-        number = iter(range(recipe.training.steps))
-
-        def more() -> int:
-            now = next(number)
-            [batches] = look_ahead(source, range(now, now + 1))
-            return int(engine.update(batches, lambda *_: None).targets)
-
-        return more
-
-    return {name: step(name) for name in maskers}
+        found[name] = partial(step, source, engine)
+    return found
 
 
-def masks() -> dict[str, Callable[[], int]]:
-    """By masker: the masks of one more batch."""
+def masks() -> dict[str, Callable[[int], int]]:
+    """By masker: the masks of the batch of a number."""
     sample = Sample(8192)
     batches = sample.batches(32, 512, "documents")
     vocabulary = Vocabulary.of(sample.tokenizer)
     maskers = {"token": Masker(vocabulary, policy="token", ratio=0.15)}
     maskers |= {name: Noising(vocabulary, **how) for name, how in DIFFUSION.items()}
 
-    def mask(masker: Masker) -> Callable[[], int]:
-        number = iter(range(10**6))
+    def mask(masker: Masker, number: int) -> int:
+        return masker(batches[number % len(batches)], epoch=number).targets
 
-        def more() -> int:
-            now = next(number)
-            return masker(batches[now % len(batches)], epoch=now).targets
-
-        return more
-
-    return {name: mask(masker) for name, masker in maskers.items()}
+    return {name: partial(mask, masker) for name, masker in maskers.items()}
 
 
 def contest(
-    sides: dict[str, Callable[[], int]], rounds: int, against: str
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of each side, and the median over rounds of its ratio to ``against``."""
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    targets = dict.fromkeys(sides, 0)
-    for number in range(rounds + 3):
-        for name, more in sides.items():
-            began = time.process_time()
-            count = more()
-            if number >= 3:  # the first ones warm up
-                spent[name].append(time.process_time() - began)
-                targets[name] += count
-    return {
-        name: {
-            "milliseconds": round(1e3 * median(seconds), 3),
-            "times_as_long": round(
-                median(a / b for a, b in zip(seconds, spent[against], strict=True)), 3
-            ),
-            "targets": round(targets[name] / rounds, 1),
+    sides: dict[str, Callable[[int], int]], rounds: int, against: str
+) -> dict[str, Figures]:
+    """Milliseconds of each side, relative to ``against``, and its targets."""
+    targets = {name: [] for name in sides}
+
+    def keep(name: str, number: int, count: int) -> None:
+        targets[name].append(count)
+
+    seconds = in_turn(sides, batches=rounds, check=keep)
+    found = {}
+    for name, spent in seconds.items():
+        found[name] = {
+            "milliseconds": round(1e3 * spent, 3),
+            "times_as_long": round(spent / seconds[against], 3),
+            "targets": round(mean(targets[name]), 1),
         }
-        for name, seconds in spent.items()
-    }
+    return found
 
 
-def main() -> None:
-    """Run the bench, and print its figures as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
+def main(rounds: int = 60) -> Figures:
     torch.set_num_threads(1)
-    result = {
+    return {
         "steps": contest(steps(), rounds, "mlm"),
         "masks": contest(masks(), rounds, "token"),
         "hardware": surroundings(("torch", "numpy", "maskwise")),
     }
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

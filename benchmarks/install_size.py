@@ -12,9 +12,12 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from command import run
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "packages" / "maskwise-data"
@@ -31,34 +34,28 @@ def measure(extra: str, folder: Path) -> dict[str, object]:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
     empty = megabytes(folder)
-    began = time.perf_counter()
     wanted = [f"{ROOT}[{extra}]" if extra else str(ROOT)]
     if extra in ("all", "data"):
         wanted.append(str(DATA))
     install = [*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", *wanted]
     subprocess.run(install, check=True)
-    seconds = time.perf_counter() - began
-    listed = subprocess.run(
-        [*pip, "list", "--format", "json"], check=True, capture_output=True, text=True
-    )
-    tools = {"pip", "setuptools"}
-    names = [line["name"] for line in json.loads(listed.stdout) if line["name"] not in tools]
+    listed = json.loads(subprocess.check_output([*pip, "list", "--format", "json"]))
+    names = {line["name"] for line in listed} - {"pip", "setuptools"}
     return {
         "extra": extra or "(none)",
         "megabytes": round(megabytes(folder) - empty, 1),
         "distributions": len(names),
-        "install_seconds": round(seconds),
     }
 
 
-def main(extras: list[str]) -> None:
+def main(extras: Annotated[list[str] | None, typer.Argument()] = None) -> dict[str, object]:
     lines = []
     for extra in extras or ["", "all"]:
         with TemporaryDirectory() as folder:
             lines.append(measure(extra, Path(folder) / "new"))
     machine = {"python": platform.python_version(), "system": platform.platform()}
-    sys.stdout.write(json.dumps({"environments": lines, **machine}, indent=1) + "\n")
+    return {"environments": lines, **machine}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main, __doc__)

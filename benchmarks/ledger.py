@@ -10,7 +10,6 @@ nothing that was run is left out. `tests/test_ledger.py` fails where a record la
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import subprocess
@@ -18,17 +17,20 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+
+from command import run
 
 from maskwise.files import RULES, Study
+from maskwise.folders import read_json, read_lines, write_lines
 from maskwise.study.verdict import summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LEDGER = RESULTS / "ledger.jsonl"
+RECIPES = ("src/maskwise/recipes", "benchmarks/recipes")
 KEY = ("record", "arm", "baseline", "outcome")
 
-Line: TypeAlias = dict[str, object]
+Line = dict[str, object]
 
 
 def recorded() -> list[Path]:
@@ -46,46 +48,37 @@ def commit_of_plan(study: Study) -> str | None:
     """The last commit of the recipe's file before the study began; None where its recipe was never
     committed.
     """
-    files = f"src/maskwise/recipes/{study['name']}.yaml", f"benchmarks/recipes/{study['name']}.yaml"
+    files = [f"{folder}/{study['name']}.yaml" for folder in RECIPES]
     command = ["git", "log", "-1", "--format=%h", f"--before={study['started']}", "--", *files]
-    found = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return found or None
+    return subprocess.check_output(command, cwd=ROOT, text=True).strip() or None
 
 
 def lines_of(folder: Path) -> list[Line]:
     """The lines of one recorded study, without the commit of its plan."""
-    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    records = [
-        json.loads(line)
-        for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    study = read_json(folder / "study.json")
+    summary = summarise(read_lines(folder / "records.jsonl"), study)
+    return [
+        {
+            "record": folder.name,
+            "recipe": recipe_hash(study),
+            "arm": row["arm"],
+            "baseline": row["baseline"],
+            "outcome": row["outcome"],
+            "gate": bool(row.get("gate")),
+            "n": row["n"],
+            "verdict": row["verdict"],
+            "scope": row["scope"],
+            "unit": row["unit"],
+            "difference": _rounded(row["mean"]),
+            "low": _rounded(row["low"]),
+            "high": _rounded(row["high"]),
+            "p": _rounded(row["p_adjusted"]),
+            "flags": [flag["code"] for flag in row["flags"]],
+            "rules": RULES,
+        }
+        for row in summary["contrasts"]
+        if row["primary"]
     ]
-    lines = []
-    for row in summarise(records, study)["contrasts"]:
-        if not row["primary"]:
-            continue
-        lines.append(
-            {
-                "record": folder.name,
-                "recipe": recipe_hash(study),
-                "arm": row["arm"],
-                "baseline": row["baseline"],
-                "outcome": row["outcome"],
-                "gate": bool(row.get("gate")),
-                "n": row["n"],
-                "verdict": row["verdict"],
-                "scope": row["scope"],
-                "unit": row["unit"],
-                "difference": _rounded(row["mean"]),
-                "low": _rounded(row["low"]),
-                "high": _rounded(row["high"]),
-                "p": _rounded(row["p_adjusted"]),
-                "flags": [flag["code"] for flag in row["flags"]],
-                "rules": RULES,
-            }
-        )
-    return lines
 
 
 def _rounded(value: float | None) -> float | None:
@@ -99,32 +92,23 @@ def key_of(line: Mapping[str, object]) -> tuple[object, ...]:
 
 
 def read_ledger() -> dict[tuple[object, ...], Line]:
-    """The lines by their names; nothing where there is no ledger."""
-    if not LEDGER.exists():
-        return {}
-    lines = [json.loads(text) for text in LEDGER.read_text(encoding="utf-8").splitlines()]
-    return {key_of(line): line for line in lines}
+    """The lines by their names."""
+    return {key_of(line): line for line in read_lines(LEDGER)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rejudge", action="store_true", help="judge all lines anew")
-    arguments = parser.parse_args()
+def main(rejudge: bool = False) -> None:
+    """Add missing lines, or judge all lines anew."""
     known = read_ledger()
     lines = []
     for folder in recorded():
-        study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        commit = commit_of_plan(study)
+        commit = commit_of_plan(read_json(folder / "study.json"))
         for line in lines_of(folder):
-            old = known.get(key_of(line))
-            if old is not None and not arguments.rejudge:
-                lines.append(old)
-            else:
-                lines.append({"plan": commit} | line)
-    LEDGER.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            new = {"plan": commit} | line
+            lines.append(new if rejudge else known.get(key_of(line), new))
+    write_lines(LEDGER, lines)
     counts = Counter(str(line["verdict"]) for line in lines)
     sys.stdout.write(f"{len(lines)} lines: {dict(counts)}\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

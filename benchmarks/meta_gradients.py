@@ -5,26 +5,22 @@ One thread, single precision, invented contexts of 64 tokens, one question a con
 taken in a process of its own: processor time is the median over the rounds, memory the peak above
 what the process held before (model, parameters and inputs not counted).
 
-    python benchmarks/meta_gradients.py [--json]
+    python benchmarks/meta_gradients.py [--rows 32] [--rounds 3]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import re
 import time
-from pathlib import Path
+from itertools import product
 from statistics import median
-from typing import Any
 
 import torch
-from rich.console import Console
+from command import memory, run
 from torch import Tensor
 from transformers import ModernBertConfig
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.learning.gradients import BACKENDS, InnerStep, Losses, meta_gradient, values_of
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.models import new_model
@@ -69,15 +65,11 @@ def work(what: str, losses: Losses, rows: int, inner: int) -> None:
     task in turn.
     """
     text, mask, asked = rows_of(rows)
-    budget, theta = mask.sum(), values_of(losses)
     steps = [
-        step
-        for _ in range(inner)
-        for step in (
-            InnerStep(losses.of(text, budget), 0.5, mask),
-            InnerStep(losses.of(asked), 0.1),
-        )
-    ]
+        InnerStep(losses.of(text, mask.sum()), 0.5, mask),
+        InnerStep(losses.of(asked), 0.1),
+    ] * inner
+    theta = values_of(losses)
     if what in BACKENDS:
         meta_gradient(theta, steps, losses.of(asked), backend=what)
         return
@@ -86,58 +78,32 @@ def work(what: str, losses: Losses, rows: int, inner: int) -> None:
         torch.autograd.grad(step.loss(leaves, step.mask), list(leaves.values()), allow_unused=True)
 
 
-def measure(what: str, size: str, rows: int, inner: int, rounds: int) -> dict[str, Any]:
+def measure(what: str, size: str, rows: int, inner: int, rounds: int) -> Figures:
     losses = model_of(*SIZES[size])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, seconds = _megabytes("VmRSS"), []
+    before = memory("VmRSS")
+    seconds = []
     for _ in range(rounds):
-        begin = time.process_time()
+        began = time.process_time()
         work(what, losses, rows, inner)
-        seconds.append(time.process_time() - begin)
-    peak = _megabytes("VmHWM") - before
+        seconds.append(time.process_time() - began)
     return {
         "what": what,
         "model": size,
         "rows": rows,
         "inner_steps": inner,
         "seconds": round(median(seconds), 3),
-        "peak_megabytes": round(peak),
+        "peak_megabytes": round(memory("VmHWM") - before),
     }
 
 
-def _megabytes(name: str) -> float:
-    line = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert line
-    return int(line[1]) / 1024
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+def main(rows: int = 32, rounds: int = 3) -> Figures:
     torch.set_num_threads(1)
     results = []
-    for size in SIZES:
-        for inner in (1, 3):
-            for what in ("training steps", *BACKENDS):
-                with multiprocessing.get_context("fork").Pool(1) as pool:
-                    results.append(
-                        pool.apply(measure, (what, size, arguments.rows, inner, arguments.rounds))
-                    )
-                if not arguments.json:
-                    line = (
-                        "{what:18} {model:8} inner steps {inner_steps}: {seconds:7.3f} s "
-                        "{peak_megabytes:6} MB"
-                    )
-                    Console(highlight=False).print(line.format(**results[-1]))
-    if arguments.json:
-        facts = surroundings(["torch", "transformers"])
-        Console().print_json(json.dumps({**facts, "results": results}))
+    for size, inner, what in product(SIZES, (1, 3), ("training steps", *BACKENDS)):
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            results.append(pool.apply(measure, (what, size, rows, inner, rounds)))
+    return {**surroundings(["torch", "transformers"]), "results": results}
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -1,7 +1,6 @@
 """How well each objective learns real text alone: some hundred steps, evaluated on held-out rows.
 
-    PYTHONPATH=src python benchmarks/objectives_learn.py FILE   writes the table of
-    docs/objectives.md
+    python benchmarks/objectives_learn.py FILE   # writes the table of docs/objectives.md
 
 Two baselines. *Chance*: a uniform guess (ln V for a word, ln 2 for yes or no). The *best constant*:
 the frequencies of the answers alone. Where 13 tokens in a hundred were added, 13 % for every token
@@ -25,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import run
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, surroundings
 from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
 from maskwise.objectives import ObjectiveSettings
@@ -37,7 +37,7 @@ from maskwise.study.pretraining import learning
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
-from maskwise.training import TrainingSettings, log_frequencies, train
+from maskwise.training import log_frequencies, train
 
 ROWS, SEED = 480, 1
 """Held-out rows that judge, and where chance begins in judging (dropout of cse, replacements of
@@ -57,16 +57,15 @@ def laboratory_in(folder: Path) -> tuple[Any, Prepared]:
 
 def learnt(
     laboratory: tuple[Any, Prepared], name: str, *, start: Any = None, **training: Any
-) -> tuple[Any, dict[str, float], dict[str, float]]:
+) -> tuple[Any, Figures, Figures]:
     """Train a new model, or a copy of ``start``, on one objective alone.
 
     Returns:
         the model, and what ``judged`` says before and after.
     """
     recipe, data = laboratory
-    settings = TrainingSettings(
-        **{**recipe.training.model_dump(), "eval_every": 0, "save_every": 0, **training}
-    )
+    changes = {"eval_every": 0, "save_every": 0, **training}
+    settings = recipe.training.model_copy(update=changes)
     unigram = log_frequencies(torch.from_numpy(data.training.unigram_counts(len(data.tokenizer))))
     shape = new_config(
         recipe.model.architecture, data.tokenizer, data.training.length, **recipe.model.settings
@@ -79,24 +78,24 @@ def learnt(
     arm, source = made.objective.arm(name), made.source.sources[name]  # type: ignore[attr-defined]
     held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)
     rows = torch.arange(ROWS) * len(held_out) // ROWS
-    when: dict[str, int] = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
-    batches = [
-        source.masker(held_out.batch(part), **when) for part in rows.split(settings.batch_size)
-    ]
+    when = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
+    parts = rows.split(settings.batch_size)
+    batches = [source.masker(held_out.batch(part), **when) for part in parts]
     learn = [source.masker(source.rows.batch(part), **when) for part in torch.arange(960).split(64)]
     before = judged(arm, batches, learn)
     train(made.objective, made.source, settings, learners=made.learners, quiet=True)
     return network, before, judged(arm, batches, learn)
 
 
-def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
+def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
     """On held-out batches, in nats a target: ``loss``; ``constant``, the best there is; for yes or
     no, ``share`` and ``auc``. For rtd these are of its detector, and ``generator``, ``unigram`` of
     the other half."""
-    spoken: list[Tensor] = []
-    read: list[Tensor] = []
+    spoken = []
+    read = []
+    base = arm.model.base_model
     hooks = [
-        arm.model.base_model.register_forward_pre_hook(
+        base.register_forward_pre_hook(
             lambda _, args, given: read.append(given["input_ids"]), with_kwargs=True
         )
     ]
@@ -109,38 +108,30 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> dict[str, float]:
     arm.train()
     for hook in hooks:
         hook.remove()
-    total, count = (sum(float(getattr(o, k)) for o in outcomes) for k in ("loss", "targets"))
+    count = sum(float(outcome.targets) for outcome in outcomes)
+    loss = sum(float(outcome.loss) for outcome in outcomes) / count
     kind = type(arm).__name__
     if kind == "ContrastiveSentences":
-        return {"loss": total / count, "constant": math.log(len(batches[0].input_ids) - 1)}
+        return {"loss": loss, "constant": math.log(len(batches[0].input_ids) - 1)}
     truth = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
-    if kind.endswith("TokenDetection"):
-        found: dict[str, float] = {"loss": total / count}
-        score = torch.cat([s[:, -1] - (s[:, 0] if s.shape[1] == 2 else 0) for s in spoken])
-        if kind == "ReplacedTokenDetection":
-            generator = sum(float(o.losses.sum()) for o in outcomes) / count
-            found = {
-                "loss": (total / count - generator) / arm.weight,
-                "generator": generator,
-                "unigram": unigram_loss(truth, learn),
-            }
-            text = [torch.where(b.labels == IGNORE, b.input_ids, b.labels) for b in batches]
-            truth = torch.cat(
-                [
-                    (ids != t).flatten()[b.source.content]
-                    for ids, t, b in zip(read, text, batches, strict=True)
-                ]
-            )
-        share = float(truth.double().mean())
-        entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
-        return {
-            **found,
-            "constant": entropy,
-            "share": share,
-            "auc": float(roc_auc_score(truth, score)),
-        }
-    plain = sum(float(o.losses.sum()) for o in outcomes) / count
-    return {"loss": plain, "constant": unigram_loss(truth, learn), "borders": total / count - plain}
+    # The losses of words: the generator's for rtd.
+    known = [outcome.losses for outcome in outcomes if outcome.losses is not None]
+    words = sum(float(losses.sum()) for losses in known) / count
+    if not kind.endswith("TokenDetection"):
+        return {"loss": words, "constant": unigram_loss(truth, learn), "borders": loss - words}
+    found = {"loss": loss}
+    if kind == "ReplacedTokenDetection":
+        found["loss"] = (loss - words) / arm.weight
+        found |= {"generator": words, "unigram": unigram_loss(truth, learn)}
+        replaced = []
+        for ids, batch in zip(read, batches, strict=True):
+            text = torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels)
+            replaced.append((ids != text).flatten()[batch.source.content])
+        truth = torch.cat(replaced)
+    share = float(truth.double().mean())
+    found["constant"] = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    score = torch.cat([s[:, -1] - (s[:, 0] if s.shape[1] == 2 else 0) for s in spoken])
+    return {**found, "share": share, "auc": float(roc_auc_score(truth, score))}
 
 
 def unigram_loss(truth: Tensor, learn: list[Any]) -> float:
@@ -154,30 +145,22 @@ SPOKEN = {"dtd": 300, "rtd": 300}
 """Steps from fresh weights, and from the model that has left the plateau."""
 
 
-def measured(folder: Path) -> list[dict[str, Any]]:
-    """Every objective alone, before and after its steps."""
-    place = laboratory_in(folder)
-    start, *_ = learnt(place, "mlm", steps=1400)
-    runs = [(name, steps, None) for name, steps in FRESH.items()] + [
-        (n, steps, start) for n, steps in SPOKEN.items()
-    ]
+def main(file: Path) -> None:
+    """Train every objective alone, and write what was judged before and after its steps."""
     rows = []
-    for name, steps, begin in runs:
-        _, before, after = learnt(place, name, start=begin, steps=steps)
-        rows.append(
-            {
-                "objective": name,
-                "steps": steps,
-                "fresh": begin is None,
-                "before": before,
-                "after": after,
-            }
-        )
-        sys.stdout.write(json.dumps(rows[-1]) + "\n")
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        place = laboratory_in(Path(folder))
+        start, *_ = learnt(place, "mlm", steps=1400)
+        runs = [(name, steps, None) for name, steps in FRESH.items()]
+        runs += [(name, steps, start) for name, steps in SPOKEN.items()]
+        for name, steps, begin in runs:
+            _, before, after = learnt(place, name, start=begin, steps=steps)
+            row = {"objective": name, "steps": steps, "fresh": begin is None}
+            rows.append(row | {"before": before, "after": after})
+            sys.stdout.write(json.dumps(rows[-1]) + "\n")
+    table = {**surroundings(["torch", "transformers"]), "rows": rows}
+    file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        table = {**surroundings(["torch", "transformers"]), "rows": measured(Path(folder))}
-    Path(sys.argv[1]).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    run(main, __doc__)

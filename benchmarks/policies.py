@@ -4,20 +4,16 @@ thread, one process.
     OMP_NUM_THREADS=1 python benchmarks/policies.py > benchmarks/results/policies-DATE.json
 
 The model is the quick start's: two pre-norm layers of 128, rows of 64, batches of 32. Scoring
-begins with text: it has the tokenizer, the encoder and the words to pay. Processor time, the best
+begins with text: it has the tokenizer, the encoder and the words to pay. Processor time, the median
 of several rounds in turn.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
-import time
-from datetime import date
-
 import torch
+from command import run
 
+from maskwise.bench import Figures, in_turn, surroundings
 from maskwise.learning.annotator import score_words
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
@@ -30,69 +26,55 @@ ROUNDS, STEPS, TEXTS = 3, 20, 150
 WANTED = {"light": 5.0, "the model's shape": 3.0}
 
 
-def main() -> None:
-    """Measure, and print one JSON object."""
+def main() -> Figures:
     torch.set_num_threads(1)
     recipe = read_recipe(
         "quick-start", [f"training.steps={STEPS}", "training.eval_every=0", "training.save_every=0"]
     )
     documents = list(read_documents("bundled:wikipedia", limit=TEXTS))
-    tokenizer = recipe.tokenizer.tokenizer(documents)
     texts = [document.text for document in documents]
-    pieces = read_pieces(
-        tokenise(documents, tokenizer), tokenizer=tokenizer, length=recipe.corpus.length
-    )
+    tokenizer = recipe.tokenizer.tokenizer(documents)
+    length = recipe.corpus.length
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
     data = Prepared(tokenizer, *split(pieces, held_out=0.05))
     tokens = int(pieces.offsets[-1])
     counts = torch.from_numpy(data.training.unigram_counts(len(tokenizer)))
-    network = recipe.model.model(
-        tokenizer, recipe.corpus.length, kind="encoder", seed=0, log_unigram=log_frequencies(counts)
-    )
     shape = recipe.model
+    unigram = log_frequencies(counts)
+    network = shape.model(tokenizer, length, kind="encoder", seed=0, log_unigram=unigram)
+    same = {"architecture": shape.architecture, "settings": shape.settings}
     policies = {
         "light": PolicyModel.new(tokenizer, length=64),
-        "the model's shape": PolicyModel.new(
-            tokenizer, architecture=shape.architecture, settings=shape.settings, length=64
-        ),
+        "the model's shape": PolicyModel.new(tokenizer, length=64, **same),
     }
-    best: dict[str, float] = {}
-    for _ in range(ROUNDS):
+
+    def training(number: int) -> None:
         made = learning(network, data, recipe)
-        began = time.process_time()
-        done = train(made.objective, made.source, recipe.training, quiet=True)
-        best["training"] = max(
-            best.get("training", 0.0), done["tokens"] / (time.process_time() - began)
-        )
-        for name, policy in policies.items():
-            began = time.process_time()
-            score_words(policy, texts)
-            best[name] = max(best.get(name, 0.0), tokens / (time.process_time() - began))
+        trained.append(train(made.objective, made.source, recipe.training, quiet=True)["tokens"])
+
+    trained = []
+    calls = {"training": training}
+    for name, policy in policies.items():
+        calls[name] = lambda number, policy=policy: score_words(policy, texts)
+    seconds = in_turn(calls, batches=ROUNDS, turn=1)
+    rates = {name: tokens / seconds[name] for name in policies}
+    rate = trained[-1] / seconds["training"]
     lines = {
         name: {
-            "tokens_per_second": round(best[name]),
-            "times_training": round(best[name] / best["training"], 2),
+            "tokens_per_second": round(rates[name]),
+            "times_training": round(rates[name] / rate, 2),
             "asked": asked,
         }
         for name, asked in WANTED.items()
     }
-    about = {
-        "date": str(date.today()),
+    return {
         "command": "OMP_NUM_THREADS=1 python benchmarks/policies.py",
+        "hardware": surroundings(["torch"]),
+        "tokens": tokens,
+        "training": {"tokens_per_second": round(rate)},
+        **lines,
     }
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": 1,
-    }
-    training = {"tokens_per_second": round(best["training"])}
-    sys.stdout.write(
-        json.dumps(
-            {**about, **machine, "tokens": tokens, "rounds": ROUNDS, "training": training, **lines},
-            indent=1,
-        )
-        + "\n"
-    )
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -12,20 +12,18 @@ quarter; ``split-half`` is what a run logs that probes two sets.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections.abc import Iterator, Mapping
-from itertools import combinations, pairwise
+from collections.abc import Mapping
+from itertools import combinations, pairwise, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
+from command import run
 from torch import Tensor
 
-from maskwise.bench import surroundings
-from maskwise.masking.policies.base import Point
+from maskwise.bench import Figures, surroundings
+from maskwise.masking.policies.base import Learner, Point
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import LEAST, gains
@@ -41,30 +39,18 @@ SETS = {6: 20, 64: 4}
 """Rows of a set, and how many sets there are. Sets of 64 rows have 96 for cse."""
 
 
-class Watch:
+class Watch(Learner):
     """Measures the arms on all sets, and learns nothing."""
 
     def __init__(self, probes: Mapping[int, list[Probe]]):
         self.probes = probes
-        self.losses: dict[int, list[Tensor]] = {rows: [] for rows in probes}
-
-    def observe(self, batch: Any, outcome: Any) -> None:
-        pass
+        self.losses = {rows: [] for rows in probes}
 
     def after(self, now: Point) -> None:
         if now.done % EVERY == 0:
             for rows, probes in self.probes.items():
                 halves = torch.cat([probe(0) for probe in probes])  # (sets, 3, K)
                 self.losses[rows].append(halves[:, 0] / halves[:, 1].clamp(min=1))
-
-    def facts(self) -> dict[str, object]:
-        return {}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        pass
 
 
 def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Tensor]:
@@ -96,95 +82,73 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     kinds = {name: arm.kind for name, arm in recipe.objectives.items()}
     held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in kinds.items()}
     taken = {name: rows_with(rows, data.held_out, 64) for name, rows in held_out.items()}
-    watch = Watch({rows: list(_probes(joined, source, held_out, taken, rows)) for rows in SETS})
-    others = {name: one for name, one in made.learners.items() if name != "sampler"}
-    train(
-        joined, source, recipe.training, folder=None, learners={**others, "sets": watch}, quiet=True
-    )
+    probes = {rows: [] for rows in SETS}
+    for rows, sets in SETS.items():
+        # Probes of two sets each, on rows that no other one has.
+        skip = {name: set(numbers) for name, numbers in taken.items()}
+        sizes = dict.fromkeys(skip, 2 * rows)
+        if rows > 6:
+            # Pairs of sentences need more rows for the same number of examples.
+            sizes["cse"] = 3 * rows
+        for _ in range(sets // 2):
+            probe = Probe(
+                joined,
+                source,
+                held_out,
+                sizes=sizes,
+                skip=skip,
+            )
+            probes[rows].append(probe)
+            for name, size in sizes.items():
+                skip[name] = skip[name] | set(probe.rows[name][:size].tolist())
+    watch = Watch(probes)
+    learners = {name: one for name, one in made.learners.items() if name != "sampler"}
+    train(joined, source, recipe.training, learners={**learners, "sets": watch}, quiet=True)
     return {rows: torch.stack(losses) for rows, losses in watch.losses.items()}
 
 
-def _probes(
-    joined: Arms,
-    source: ArmsSource,
-    held_out: Any,
-    taken: dict[str, list[int]],
-    rows: int,
-) -> Iterator[Probe]:
-    """Probes of two sets each, on rows that no other one has."""
-    skip = {name: set(numbers) for name, numbers in taken.items()}
-    for _ in range(SETS[rows] // 2):
-        sizes = dict.fromkeys(skip, 2 * rows)
-        # Pairs of sentences need more rows for the same number of examples.
-        if rows > 6 and "cse" in skip:
-            sizes["cse"] = 2 * (rows * 3 // 2)
-        probe = Probe(
-            joined,
-            source,
-            held_out,
-            sizes=sizes,
-            skip=skip,
-        )
-        for name, size in sizes.items():
-            skip[name] = skip[name] | set(probe.rows[name][:size].tolist())
-        yield probe
-
-
-def rewards(losses: Tensor, *, every: int, least: float) -> Tensor:
-    """(T, sets) rewards of rollouts of ``every`` steps, from losses (T, sets, K) every ``EVERY``
-    steps.
-    """
-    some = losses[:: every // EVERY]
-    return torch.stack([gains(a, b, least=least).sum(-1) for a, b in pairwise(some)])
-
-
-def summarise(losses: Tensor, *, every: int, least: float) -> dict[str, float]:
+def summarise(losses: Tensor, *, every: int, least: float) -> Figures:
     """Mean correlation of two sets, the mean of split-half over pairs of sets, and the noise of one
     set's reward.
     """
-    reward_TS = rewards(losses, every=every, least=least)
-    late = reward_TS[len(reward_TS) // 4 :].numpy()
+    # (T, sets) rewards of rollouts of ``every`` steps; there are losses every ``EVERY`` steps.
+    some = losses[:: every // EVERY]
+    rewards = torch.stack([gains(a, b, least=least).sum(-1) for a, b in pairwise(some)])
+    late = rewards[len(rewards) // 4 :].numpy()
     correlations = np.corrcoef(late.T)
     pairs = combinations(range(late.shape[1]), 2)
-    halves = [reliability(reward_TS[:, [2 * i, 2 * i + 1]]) for i in range(late.shape[1] // 2)]
+    halves = [reliability(rewards[:, [2 * i, 2 * i + 1]]) for i in range(late.shape[1] // 2)]
     known = [half for half in halves if half is not None]
     return {
         "between_sets": round(float(np.nanmean([correlations[i, j] for i, j in pairs])), 3),
         "split_half_of_two_sets": round(float(np.mean(known)), 3),
         "noise": round(float(late.std(axis=1, ddof=1).mean()), 4),
-        "signal": round(float(late.mean(axis=1).std(ddof=1)), 4),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--first", type=int, default=300, help="steps of masked words alone")
-    parser.add_argument("--steps", type=int, default=300, help="steps of five objectives")
-    given = parser.parse_args()
+def main(seeds: int = 2, first: int = 300, steps: int = 300) -> Figures:
+    """
+    Args:
+        first: steps of masked words alone.
+        steps: steps of five objectives.
+    """
     torch.set_num_threads(1)
     rows = []
-    for seed in range(given.seeds):
+    for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            losses = measure(seed, first=given.first, steps=given.steps, folder=Path(folder))
-        for size, measured in losses.items():
-            for every in (10, 20):
-                for name, least in (("published", 0.0), ("mometas-plus", LEAST)):
-                    figures = summarise(measured, every=every, least=least)
-                    rows.append(
-                        {"seed": seed, "rows": size, "every": every, "gains": name, **figures}
-                    )
-    result = {
+            losses = measure(seed, first=first, steps=steps, folder=Path(folder))
+        ways = product(losses, (10, 20), (("published", 0.0), ("mometas-plus", LEAST)))
+        for size, every, (name, least) in ways:
+            figures = summarise(losses[size], every=every, least=least)
+            rows.append({"seed": seed, "rows": size, "every": every, "gains": name, **figures})
+    return {
         "bench": "probe_reliability",
-        "first": given.first,
-        "steps": given.steps,
+        "first": first,
+        "steps": steps,
         "rows": rows,
         "hardware": surroundings(["torch", "transformers"]),
     }
-    Console().print_json(data=result)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -17,19 +17,20 @@ machine move less.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from timing import Clock, time_trainer
+import typer
+from command import run
+from timing import Clock, in_rounds, relative, time_trainer
 from transformers import (
     BertConfig,
     DataCollatorWithPadding,
@@ -37,11 +38,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from maskwise.bench import Noise, spread, surroundings
+from maskwise.bench import Figures, spread, surroundings
 from maskwise.devices import cpu_name
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.judge import load_network
-from maskwise.tasks.tensors import Encoded, TaskSource, encode
+from maskwise.tasks.tensors import TaskSource, encode
 from maskwise.text import train_tokenizer
 from maskwise.training import train
 
@@ -108,62 +109,38 @@ for line in sys.stdin:
 """
 
 
-def main() -> None:
-    """Run the bench, and print its figures as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("commit", nargs="?", default=BEFORE)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5, help="of a turn")
-    parser.add_argument("--trainer", action="store_true", help="fine-tuning beside Trainer")
-    given = parser.parse_args()
-    if given.trainer:
-        sys.stdout.write(json.dumps(beside_trainer(rounds=given.rounds), indent=1) + "\n")
-        return
+def beside_commit(commit: str, *, rounds: int, steps: int) -> Figures:
+    """Let both source trees take turns, and compare the seconds of a step."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(
-            ["git", "-C", ROOT, "archive", given.commit, "src"], check=True, capture_output=True
+            ["git", "-C", ROOT, "archive", commit, "src"], check=True, capture_output=True
         )
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         sides = {
-            "before": _start(Path(folder) / "src", given.steps),
-            "now": _start(ROOT / "src", given.steps),
+            "before": _start(Path(folder) / "src", steps),
+            "now": _start(ROOT / "src", steps),
         }
-        results = {
-            kind: _contest(sides, kind, given.rounds) for kind in ("pretraining", "finetuning")
-        }
+        results = {kind: _contest(sides, kind, rounds) for kind in ("pretraining", "finetuning")}
         for side in sides.values():
-            side.stdin.close()  # type: ignore[union-attr]
-            side.wait()
-    facts = {
-        "commit": given.commit,
-        "threads": 1,
-        "processor": cpu_name(),
-        "amx": torch.cpu._is_amx_tile_supported(),
-    }
-    sys.stdout.write(json.dumps({**facts, **results}, indent=1) + "\n")
+            side.communicate()
+    amx = torch.cpu._is_amx_tile_supported()
+    return {"commit": commit, "threads": 1, "processor": cpu_name(), "amx": amx, **results}
 
 
 def _start(source: Path, steps: int) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(source),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    own = {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", CHILD, str(steps)],
-        env=environment,
+        env=os.environ | own,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
 
 
-def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> dict[str, object]:
-    turns: dict[str, list[float]] = {name: [] for name in sides}
-    losses: dict[str, list[float]] = {name: [] for name in sides}
+def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> Figures:
+    turns = {name: [] for name in sides}
+    losses = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             assert side.stdin and side.stdout
@@ -172,9 +149,9 @@ def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) ->
             seconds, loss = json.loads(side.stdout.readline())
             turns[name].append(seconds)
             losses[name].append(round(loss, 3))
-    ratios = [now / before for now, before in zip(turns["now"], turns["before"], strict=True)]
+    ratio, _ = relative(turns["now"], turns["before"])
     spent = {f"ms_{name}": round(1000 * median(seconds), 1) for name, seconds in turns.items()}
-    return {**spent, "now_over_before": round(median(ratios), 3), "losses": losses}
+    return {**spent, "now_over_before": ratio, "losses": losses}
 
 
 # Fine-tuning beside Trainer
@@ -193,13 +170,25 @@ class CountingCollator(DataCollatorWithPadding):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         super().__init__(tokenizer)
-        self.counts: list[tuple[int, int]] = []
+        self.counts = []
 
-    def __call__(self, features: list[dict[str, Any]]) -> Any:
+    def __call__(self, features: list[Any]) -> Any:
         batch = super().__call__(features)
         mask = batch["attention_mask"]
         self.counts.append((int(mask.sum()), mask.numel()))
         return batch
+
+
+class Took(NamedTuple):
+    """What a contestant took in a round: seconds by both clocks, tokens, positions with padding,
+    and its loss.
+    """
+
+    wall: float
+    processor: float
+    tokens: int
+    positions: int
+    loss: float
 
 
 class Finetuning:
@@ -224,10 +213,11 @@ class Finetuning:
             num_attention_heads=width // 64,
             intermediate_size=4 * width,
         )
-        self.settings = FinetuneSettings(precision="no", max_length=MAX_LENGTH)
+        settings = FinetuneSettings(precision="no", max_length=MAX_LENGTH)
+        usual = settings.training(self.task, seed=0)
+        self.settings = usual.model_copy(update={"steps": self.last, "log_every": self.last})
         self.data = encode(self.task, self.tokenizer, max_length=MAX_LENGTH)["train"]
-        # For each contestant and round: seconds, processor seconds, tokens, positions, loss.
-        self.rounds: dict[str, list[tuple[float, float, int, int, float]]] = {}
+        self.rounds = {name: [] for name in (OURS, *PEERS)}
 
     def network(self) -> PreTrainedModel:
         """The model that all contestants begin with."""
@@ -238,43 +228,36 @@ class Finetuning:
     def time(self, name: str) -> None:
         """Let a contestant train, and keep what it took."""
         clock = Clock(self.warm, self.last)
-        side = self._ours if name == OURS else self._theirs
-        counts, loss = side(clock, name)
+        counts, loss = self._ours(clock) if name == OURS else self._theirs(clock, PEERS[name])
         tokens, positions = map(sum, zip(*counts[self.warm : self.last], strict=True))
-        seconds = clock.times[self.last] - clock.times[self.warm]
-        spent = clock.spent[self.last] - clock.spent[self.warm]
-        self.rounds.setdefault(name, []).append((seconds, spent, tokens, positions, loss))
+        took = Took(clock.wall, clock.processor, tokens, positions, loss)
+        self.rounds[name].append(took)
 
-    def _ours(self, clock: Clock, name: str) -> tuple[list[tuple[int, int]], float]:
-        settings = self.settings.training(self.task, seed=0)
-        settings = settings.model_copy(update={"steps": self.last, "log_every": self.last})
-        source = TaskSource(self.data, settings)
+    def _ours(self, clock: Clock) -> tuple[list[tuple[int, int]], float]:
+        source = TaskSource(self.data, self.settings)
         objective = self.task.kind.objective(self.network())
-        loss = train(objective, source, settings, learners={"clock": clock}, quiet=True)["loss"]
-        assert loss is not None
+        done = train(objective, source, self.settings, learners={"clock": clock}, quiet=True)
         lengths = [self.data.lengths[source.planned(step)[:, 0]] for step in range(self.last)]
         counts = [(int(each.sum()), len(each) * int(each.max())) for each in lengths]
-        return counts, loss
+        return counts, done["loss"] or 0.0
 
-    def _theirs(self, clock: Clock, name: str) -> tuple[list[tuple[int, int]], float]:
-        assert isinstance(self.data, Encoded)
+    def _theirs(self, clock: Clock, order: str) -> tuple[list[tuple[int, int]], float]:
         ids = self.data.flat.ids.split(self.data.lengths.tolist())
         rows = [
             {"input_ids": each.tolist(), "labels": int(label)}
             for each, label in zip(ids, self.data.targets, strict=True)
         ]
-        ours = self.settings.training(self.task, seed=0)
         collator = CountingCollator(self.tokenizer)
         loss = time_trainer(
             clock,
             self.network(),
             rows,
             collator,
-            batch_size=ours.batch_size,
-            learning_rate=ours.learning_rate,
-            weight_decay=ours.weight_decay,
-            max_grad_norm=ours.clip,
-            train_sampling_strategy=PEERS[name],
+            batch_size=self.settings.batch_size,
+            learning_rate=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            max_grad_norm=self.settings.clip,
+            train_sampling_strategy=order,
             use_cpu=True,
             # Rows are in memory: workers would only compete for the core.
             dataloader_num_workers=0,
@@ -282,42 +265,35 @@ class Finetuning:
         )
         return collator.counts, loss
 
-    def lines(self) -> Iterator[dict[str, object]]:
-        """What was measured, contestant by contestant; rates are tokens a second."""
-        ours = self.rounds[OURS]
-        for name, rounds in self.rounds.items():
-            line: dict[str, object] = {"name": name, "loss": round(rounds[-1][4], 3)}
-            tokens = sum(each[2] for each in rounds)
-            line["padding"] = round(1 - tokens / sum(each[3] for each in rounds), 3)
-            for clock, part in {"wall": 0, "processor": 1}.items():
-                rates = [each[2] / each[part] for each in rounds]
-                their = [each[2] / each[part] for each in ours]
-                ratios = [mine / its for mine, its in zip(their, rates, strict=True)]
-                line[clock] = {
-                    "median": round(median(rates)),
-                    "best": round(max(rates)),
-                    "spread": spread(rates),
-                    "ours_over_it": round(median(ratios), 2),
-                    "ours_over_it_range": [round(min(ratios), 2), round(max(ratios), 2)],
-                    "best_over_best": round(max(their) / max(rates), 2),
-                }
-            yield line
+    def line(self, name: str) -> Figures:
+        """What was measured of a contestant; rates are tokens a second."""
+        rounds = self.rounds[name]
+        tokens = sum(took.tokens for took in rounds)
+        padding = 1 - tokens / sum(took.positions for took in rounds)
+        line = {"name": name, "loss": round(rounds[-1].loss, 3), "padding": round(padding, 3)}
+        for clock in ("wall", "processor"):
+            rates = [took.tokens / getattr(took, clock) for took in rounds]
+            ours = [took.tokens / getattr(took, clock) for took in self.rounds[OURS]]
+            ratio, ends = relative(ours, rates)
+            line[clock] = {
+                "median": round(median(rates)),
+                "best": round(max(rates)),
+                "spread": spread(rates),
+                "ours_over_it": ratio,
+                "ours_over_it_range": ends,
+                "best_over_best": round(max(ours) / max(rates), 2),
+            }
+        return line
 
 
 def beside_trainer(
-    *,
-    rounds: int = 3,
-    warm: int = WARM,
-    timed: int = TIMED,
-    sizes: Sequence[str] = tuple(SIZES),
-    task: str = "banking77",
-) -> dict[str, object]:
-    """Fine-tune in turn, and compare tokens of text a second.
+    *, rounds: int = 3, warm: int = WARM, timed: int = TIMED, task: str = "banking77"
+) -> Figures:
+    """Fine-tune models of all ``SIZES`` in turn, and compare tokens of text a second.
 
     Args:
         rounds: how often each contestant is timed.
         warm, timed: steps before the clock starts, and steps that are timed.
-        sizes: of ``SIZES``.
         task: a classification task, whose rows are trained on.
 
     Returns:
@@ -325,25 +301,40 @@ def beside_trainer(
         rounds, and their ``spread``), and ours over theirs in each round; "noise": see
         ``maskwise.bench.Noise``.
     """
-    noise = Noise()
+    contests = {}
+    turns = []
+    for size, shape in SIZES.items():
+        contests[size] = Finetuning(*shape, warm=warm, timed=timed, task=task)
+        turns += [partial(contests[size].time, name) for name in (OURS, *PEERS)]
+    noise = in_rounds(turns, rounds)
     found = {}
-    for size in sizes:
-        layers, width = SIZES[size]
-        contest = Finetuning(layers, width, warm=warm, timed=timed, task=task)
-        for _ in range(rounds):
-            noise.probe()
-            for name in (OURS, *PEERS):
-                contest.time(name)
-        found[size] = list(contest.lines())
-    noise.probe()
+    for size, contest in contests.items():
+        found[size] = [contest.line(name) for name in contest.rounds]
     return {
         "task": task,
         "rounds": rounds,
         "sizes": found,
-        "noise": noise.report(),
+        "noise": noise,
         "hardware": surroundings(["torch", "transformers", "accelerate"]),
     }
 
 
+def main(
+    commit: Annotated[str, typer.Argument()] = BEFORE,
+    rounds: int = 8,
+    steps: int = 5,
+    trainer: bool = False,
+) -> Figures:
+    """Run one of the two benches.
+
+    Args:
+        steps: of a turn.
+        trainer: whether to fine-tune beside ``Trainer``.
+    """
+    if trainer:
+        return beside_trainer(rounds=rounds)
+    return beside_commit(commit, rounds=rounds, steps=steps)
+
+
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

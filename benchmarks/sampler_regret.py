@@ -12,20 +12,18 @@ rate at the theory's best; ``loss-proportional`` is told losses in proportion to
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable
-from typing import Any
+from itertools import product
 
 import numpy as np
-from rich.console import Console
+from command import run
 
-from maskwise.bench import surroundings
-from maskwise.samplers import Mometas, sampler
+from maskwise.bench import Figures, surroundings
+from maskwise.samplers import sampler
 
 ARMS = ("a", "b", "c", "d", "e")
 EVERY = 10
-WORLDS: dict[str, Callable[[float], list[float]]] = {
+WORLDS = {
     "no effect": lambda t: [0.1] * 5,
     "one arm is best": lambda t: [0.3, 0.05, 0.05, 0.05, 0.05],
     "the best arm changes": lambda t: (
@@ -38,95 +36,81 @@ NOISES, LENGTHS = (0.1, 0.4, 0.8), (12, 60, 240)
 PLAYERS = ("uniform", "loss-proportional", "exp-weights", "mometas", "mometas-plus")
 
 
+class ExpWeights:
+    """A bandit of exponential weights over so many rollouts."""
+
+    def __init__(self, rollouts: int):
+        self.rate = math.sqrt(2 * math.log(len(ARMS)) / (rollouts * len(ARMS)))
+        self.weights = np.zeros(len(ARMS))
+
+    def probabilities(self) -> np.ndarray:
+        shares = np.exp(self.weights - np.logaddexp.reduce(self.weights))
+        return 0.9 * shares + 0.1 / len(ARMS)
+
+
 def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tuple[float, float]:
     """One game: the mean regret of a rollout, and the mean of the largest probability behind every
     update.
     """
-    draws, regret, largest = np.random.default_rng(seed), 0.0, 0.0
-    rate = math.sqrt(2 * math.log(len(ARMS)) / (rollouts * len(ARMS)))
-    weights, player = np.zeros(len(ARMS)), None
-    if name != "exp-weights":
+    draws = np.random.default_rng(seed)
+    regret = largest = 0.0
+    if name == "exp-weights":
+        player = ExpWeights(rollouts)
+    else:
         spec = name if name == "uniform" else f"{name}(every={EVERY})"
         player = sampler(spec, ARMS, seed=seed, steps=rollouts * EVERY)
     for turn in range(rollouts):
         worth = np.array(WORLDS[world](turn / rollouts))
-        if player is None:
-            p = 0.9 * np.exp(weights - np.logaddexp.reduce(weights)) + 0.1 / len(ARMS)
-            share = draws.multinomial(EVERY, p) / EVERY
-        elif name == "mometas-plus":  # has draws of its own
+        p = np.asarray(player.probabilities())
+        if name == "mometas-plus":  # has draws of its own
             names = [player.draw(turn * EVERY + step) for step in range(EVERY)]
-            share = np.array([names.count(arm) for arm in ARMS]) / EVERY
+            counts = np.array([names.count(arm) for arm in ARMS])
         else:
-            counts = draws.multinomial(EVERY, player.probabilities().numpy())
-            share = counts / EVERY
-            if isinstance(player, Mometas):
-                player.rollout = dict(enumerate(np.repeat(ARMS, counts).tolist()))
+            counts = draws.multinomial(EVERY, p)
+        if name == "mometas":
+            player.rollout = dict(enumerate(np.repeat(ARMS, counts).tolist()))
+        share = counts / EVERY
         regret += float(worth.max() - share @ worth)
         reward = float(share @ worth) + noise * draws.standard_normal()
-        if player is None:
-            weights += rate * reward * share / p
-            p = 0.9 * np.exp(weights - np.logaddexp.reduce(weights)) + 0.1 / len(ARMS)
+        if name == "exp-weights":
+            player.weights += player.rate * reward * share / p
         elif name == "loss-proportional":
             player.update([1.0] * 5, (1 - worth).tolist())
-            p = player.probabilities().numpy()
         else:  # five gains whose sum is the reward
             player.update([1.0] * 5, [1.0 - reward / 5] * 5)
-            p = player.probabilities().numpy()
-        largest += float(p.max())
+        largest += float(max(player.probabilities()))
     return regret / rollouts, largest / rollouts
 
 
-def games(*, count: int) -> list[dict[str, Any]]:
-    """All players in all worlds."""
+def main(games: int = 100) -> Figures:
+    """
+    Args:
+        games: of each player in each world.
+    """
     rows = []
-    for world in WORLDS:
-        for rollouts in LENGTHS:
-            for noise in NOISES:
-                found = {
-                    name: [
-                        play(name, world, noise=noise, rollouts=rollouts, seed=seed)
-                        for seed in range(count)
-                    ]
-                    for name in PLAYERS
-                }
-                rows.append(
-                    {
-                        "world": world,
-                        "rollouts": rollouts,
-                        "noise": noise,
-                        "regret": {
-                            n: round(float(np.mean([r for r, _ in f])), 4) for n, f in found.items()
-                        },
-                        "error": {n: round(_error([r for r, _ in f]), 4) for n, f in found.items()},
-                        "largest": {
-                            n: round(float(np.mean([p for _, p in f])), 3) for n, f in found.items()
-                        },
-                    }
-                )
-    return rows
-
-
-def _error(values: list[float]) -> float:
-    """The standard error of a mean."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--games", type=int, default=100, help="games of each player in each world")
-    given = parser.parse_args()
-    rows = games(count=given.games)
-    result = {
+    for world, rollouts, noise in product(WORLDS, LENGTHS, NOISES):
+        row = {"world": world, "rollouts": rollouts, "noise": noise}
+        row |= {"regret": {}, "error": {}, "largest": {}}
+        for name in PLAYERS:
+            found = [
+                play(name, world, noise=noise, rollouts=rollouts, seed=seed)
+                for seed in range(games)
+            ]
+            regret, largest = np.mean(found, axis=0)
+            # The standard error of a mean.
+            error = np.std(found, axis=0, ddof=1)[0] / math.sqrt(games)
+            row["regret"][name] = round(float(regret), 4)
+            row["error"][name] = round(float(error), 4)
+            row["largest"][name] = round(float(largest), 3)
+        rows.append(row)
+    return {
         "bench": "sampler_regret",
-        "games": given.games,
+        "games": games,
         "every": EVERY,
         "rows": rows,
         "hardware": surroundings(["torch", "numpy"]),
     }
-    Console().print_json(data=result)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

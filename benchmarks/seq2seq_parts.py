@@ -15,23 +15,24 @@ is what the thread that trains did from one mark to the next:
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections import defaultdict
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
+from command import run
 from rich.console import Console
 from rich.progress import track
-from seq2seq import CONTESTANTS, FORMATS, PEER, TINY, Contest, Noise, Runner
+from seq2seq import FORMATS, LAYOUTS, Contest, Family
+from timing import Clock
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from maskwise.bench import surroundings
+from maskwise.bench import Figures, Noise, surroundings
 
 EPOCHS = 4
 PARTS = (
@@ -46,127 +47,77 @@ PARTS = (
 )
 
 
-class Marks:
-    """Sums of the thread's processor time between marks, by the part that ends there."""
+class Marks(Clock):
+    """Sums the thread's processor time between marks, by the part that ends there."""
 
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.last = time.thread_time()
+    def __init__(self, warm: int, last: int):
+        super().__init__(warm, last)
+        self.seconds = defaultdict(float)
+        self.mark = 0.0
 
-    def end_of(self, part: str) -> None:
+    def end_of(self, part: str, *_: object) -> None:
         now = time.thread_time()
-        self.seconds[part] += now - self.last
-        self.last = now
+        self.seconds[part] += now - self.mark
+        self.mark = now
+
+    def tick(self, done: int) -> None:
+        self.end_of("batches and loop")
+        super().tick(done)
+        if done == self.warm:
+            self.seconds.clear()
 
     def attach(self, network: Any) -> None:
         """Set the hooks of a model: marks before and after each half, in both directions."""
-        for half, after_backward in (("encoder", "decoder"), ("decoder", None)):
+        for half, ends in (("encoder", "decoder, backward"), ("decoder", "head and loss")):
             module = getattr(network, f"get_{half}")()
+            module.register_forward_pre_hook(partial(self.end_of, "batches and loop"))
+            module.register_forward_hook(partial(self._after, f"{half}, forward", ends))
 
-            def before(*_: object) -> None:
-                self.end_of("batches and loop")
-
-            def after(
-                _module: object,
-                _inputs: object,
-                output: Any,
-                half: str = half,
-                after_backward: str | None = after_backward,
-            ) -> None:
-                self.end_of(f"{half}, forward")
-                # The gradient of an output is complete when what reads it has gone backward.
-                ends = f"{after_backward}, backward" if after_backward else "head and loss"
-                output.last_hidden_state.register_hook(lambda gradient: self.end_of(ends))
-
-            module.register_forward_pre_hook(before)
-            module.register_forward_hook(after)
+    def _after(self, part: str, ends: str, _module: Any, _inputs: Any, output: Any) -> None:
+        self.end_of(part)
+        # The gradient of an output is complete when what reads it has gone backward.
+        output.last_hidden_state.register_hook(partial(self.end_of, ends))
 
 
-class PartsRunner(Runner):
-    """Takes no turns: empties the sums once the first epoch is over.
-
-    Args:
-        marks: whose sums are kept.
-    """
-
-    def __init__(self, marks: Marks):
-        self.marks = marks
-        self.line = self
-        self.per_epoch = 0
-        self.calls = 0
-        self.began = 0.0
-
-    def send(self, per_epoch: int) -> None:
-        """Called with the number of steps of an epoch before the training starts."""
-        self.per_epoch = per_epoch
-
-    def step_done(self, tokens: int) -> None:
-        # The first call precedes the first step.
-        if self.calls == self.per_epoch:
-            self.marks.seconds.clear()
-            self.marks.last = time.thread_time()
-            self.began = time.process_time()
-        self.calls += 1
-
-
-class MarkedContest(Contest):
-    """A contest whose models have the hooks of ``marks``."""
-
-    marks: Marks
-
-    def model(self) -> Any:
-        network = super().model()
-        self.marks.attach(network)
-        return network
-
-
-def parts_of(family: str, wanted: str, who: str) -> dict[str, Any]:
+def parts_of(family: str, wanted: str, who: str) -> Figures:
     """Milliseconds of a step by part, for one contestant and format."""
-    contest = MarkedContest(family, wanted, EPOCHS)
-    marks = contest.marks = Marks()
-    runner = PartsRunner(marks)
+    contest = Contest(family, wanted)
+    network = contest.model()
+    epoch = contest.epoch(who)
+    marks = Marks(epoch, EPOCHS * epoch)
+    marks.attach(network)
     hooks = [
-        register_optimizer_step_pre_hook(lambda *_: marks.end_of("encoder, backward")),
-        register_optimizer_step_post_hook(lambda *_: marks.end_of("optimiser")),
+        register_optimizer_step_pre_hook(partial(marks.end_of, "encoder, backward")),
+        register_optimizer_step_post_hook(partial(marks.end_of, "optimiser")),
     ]
     try:
-        if who == PEER:
-            contest.peer(runner)
-        else:
-            contest.ours(who, runner)
+        contest.train(who, network, marks)
     finally:
         for hook in hooks:
             hook.remove()
-    spent = time.process_time() - runner.began
-    marks.end_of("batches and loop")
-    marks.seconds["other threads"] = spent - sum(marks.seconds.values())
-    steps = (EPOCHS - 1) * runner.per_epoch
+    marks.seconds["other threads"] = marks.processor - sum(marks.seconds.values())
+    steps = marks.last - marks.warm
     figures = {part: round(1000 * marks.seconds[part] / steps, 2) for part in PARTS}
-    return {"format": wanted, "name": who, **figures, "sum": round(1000 * spent / steps, 2)}
+    total = round(1000 * marks.processor / steps, 2)
+    return {"format": wanted, "name": who, **figures, "sum": total}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=TINY, default="bart")
-    given = parser.parse_args()
+def main(model: Family = "bart") -> Figures:
     torch.set_num_threads(1)
     noise = Noise()
-    turns = [(wanted, who) for wanted in FORMATS for who in CONTESTANTS]
     lines = []
+    turns = list(product(FORMATS, LAYOUTS))
     for wanted, who in track(turns, "timing parts", console=Console(stderr=True)):
         noise.probe()
-        lines.append(parts_of(given.model, wanted, who))
+        lines.append(parts_of(model, wanted, who))
     noise.probe()
-    result = {
-        "model": given.model,
+    return {
+        "model": model,
         "milliseconds_per_step": lines,
         "noise": noise.report(),
         "hardware": surroundings(["torch", "transformers", "accelerate"]),
     }
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

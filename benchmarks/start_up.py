@@ -9,16 +9,18 @@ after=src``.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Annotated
+
+import typer
+from command import run, worked
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = int(os.environ.get("STARTS", "3"))
@@ -48,47 +50,37 @@ COMMANDS = {
 }
 
 
-def seconds(source: Path, arguments: list[str]) -> tuple[float, float, int]:
+def start(source: Path, arguments: list[str]) -> tuple[float, float, int]:
     """Wall and processor time of one start, and its exit code."""
+    own = {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         given = [folder + "/out" if word == "OUT" else word for word in arguments]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(source),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        code = "import sys; from maskwise.cli import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *given], env=environment, capture_output=True, cwd=folder
-        )
-        wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (
-        wall,
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        done.returncode,
-    )
+        command = [sys.executable, "-c", "from maskwise.cli import main; main()", *given]
+        spent = worked()
+        began = time.perf_counter()
+        done = subprocess.run(command, env=os.environ | own, capture_output=True, cwd=folder)
+        return time.perf_counter() - began, worked() - spent, done.returncode
 
 
-def main(*sources: str) -> None:
-    named = dict(each.split("=", 1) for each in sources) or {"now": str(ROOT / "src")}
-    table = {name: {} for name in COMMANDS}
+def main(sources: Annotated[list[str] | None, typer.Argument()] = None) -> dict[str, object]:
+    named = dict(each.split("=", 1) for each in sources or [f"now={ROOT / 'src'}"])
+    table = {}
     for name, arguments in COMMANDS.items():
+        table[name] = {}
         for label, source in named.items():
-            starts = [seconds(Path(source).resolve(), arguments) for _ in range(STARTS)]
-            wall, work = (round(median(start[at] for start in starts), 2) for at in (0, 1))
-            table[name][label] = {"wall": wall, "processor": work, "code": starts[0][2]}
-            sys.stderr.write(
-                f"{name}: {label} {wall} s, processor {work} s, exit code {starts[0][2]}\n"
-            )
-    facts = {
+            starts = [start(Path(source).resolve(), arguments) for _ in range(STARTS)]
+            wall, work, code = map(median, zip(*starts))
+            line = {"wall": round(wall, 2), "processor": round(work, 2), "code": code}
+            table[name][label] = line
+            sys.stderr.write(f"{name}: {label} {line}\n")
+    return {
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
+        "starts": STARTS,
+        "seconds": table,
     }
-    sys.stdout.write(json.dumps({**facts, "starts": STARTS, "seconds": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(main, __doc__)

@@ -15,17 +15,49 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Annotated, Any
 
-from prepare_memory import MEGABYTE, _anonymous, write_text
+import numpy as np
+import torch
+import typer
+from command import run
+from transformers import BertConfig, BertForMaskedLM
 
+from maskwise.masking import Masker
+from maskwise.masking.policies.base import Point
+from maskwise.objectives import objective
+from maskwise.text import Prepared
+from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
+from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.stream import StreamedRows
+
+MEGABYTE = 1 << 20
 SHARDS, LENGTH, BATCH, STEPS = 4, 128, 32, 200
+
+
+def write_text(path: Path, megabytes: float, *, seed: int) -> None:
+    """Write distinct articles of about 2,000 letters, whose words follow Zipf's law over half a
+    million made-up ones.
+    """
+    alphabet = np.random.default_rng(0).integers(97, 123, size=(1 << 19, 7), dtype=np.uint8)
+    letters = alphabet.view("S7")[:, 0]
+    share = np.cumsum(1 / np.arange(1, len(letters) + 1))
+    share /= share[-1]
+    draw = np.random.default_rng([0, seed])
+    size = 0
+    with path.open("wb") as file:
+        while size < megabytes * MEGABYTE:
+            words = letters[np.searchsorted(share, draw.random(250))]
+            size += file.write(b'{"text": "' + b" ".join(words.tolist()) + b'"}\n')
 
 
 class Watch:
@@ -34,17 +66,19 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.peaks: dict[str, float] = {}
-        self.part, self.done = "begin", threading.Event()
+        self.peaks = {}
+        self.part = "begin"
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
-        while not self.done.wait(0.02):
-            part, now = self.part, _anonymous() / MEGABYTE
-            self.peaks[part] = max(self.peaks.get(part, 0.0), round(now, 1))
+        while True:
+            part = self.part
+            now = round(anonymous() / MEGABYTE, 1)
+            self.peaks[part] = max(self.peaks.get(part, 0.0), now)
+            time.sleep(0.02)
 
     @contextmanager
-    def during(self, part: str):
+    def during(self, part: str) -> Iterator[None]:
         """Whatever happens here belongs to this part."""
         gc.collect()
         self.part = part
@@ -52,121 +86,104 @@ class Watch:
         self.part = "between"
 
 
-def measure(folder: Path, out: Path, workers: int) -> dict[str, object]:
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process and its children.
+
+    A child that still bears our command line is between fork and exec: its pages are ours, and
+    would count twice.
+    """
+    ours = Path("/proc/self/cmdline").read_bytes()
+    pids = ["self"]
+    for file in Path("/proc/self/task").glob("*/children"):
+        pids += file.read_text().split()
+    total = 0
+    for pid in pids:
+        try:
+            if pid != "self" and Path(f"/proc/{pid}/cmdline").read_bytes() == ours:
+                continue
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+    return total
+
+
+def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     """All parts for one stream."""
-    import torch
-    from transformers import BertConfig, BertForMaskedLM
-
-    from maskwise.masking import Masker
-    from maskwise.masking.policies.base import Point
-    from maskwise.objectives import objective
-    from maskwise.text import Prepared
-    from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
-    from maskwise.training import MaskedSource, TrainingSettings, train
-    from maskwise.training.stream import StreamedRows
-
     torch.set_num_threads(1)
-    watch, facts = Watch(), dict[str, object]()
+    watch = Watch()
     corpus = CorpusSettings(source=str(folder), stream=True, length=LENGTH)
     with watch.during("prepare"):
-        began = time.perf_counter()
         settings = TokenizerSettings(vocab_size=8192)
         tokenizer = settings.tokenizer(first_characters(corpus.documents()))
-        Prepared.begin(out / "data", corpus, tokenizer)
-        data = Prepared.open(out / "data")
-        facts["prepare_seconds"] = round(time.perf_counter() - began, 1)
+        Prepared.begin(out, corpus, tokenizer)
+        data = Prepared.open(out)
+    masker = Masker(data.tokenizer)
     how = TrainingSettings(steps=10**9, batch_size=BATCH, workers=workers)
-    states: list[tuple[int, dict[str, torch.Tensor]]] = []
+    states = []
     with watch.during("drain"), closing(StreamedRows(data.training, how)) as rows:
-        source = MaskedSource(rows, Masker(data.tokenizer), how)
-        began, step, tokens, epoch = time.perf_counter(), 0, 0, 0
-        while True:
+        source = MaskedSource(rows, masker, how)
+        step = tokens = epoch = 0
+        while not epoch:
             rows.after(Point(step, how.steps, lambda sums: sums))
             if step % 50 == 0:
                 states.append((step, rows.state_dict()))
             [batch] = source.batches(step, rank=0, ranks=1)
             _, epoch = rows.draw(step)
-            if epoch:
-                break
-            tokens, step = tokens + batch.tokens, step + 1
-        seconds = time.perf_counter() - began
-    facts |= {
-        "steps": step,
-        "tokens": tokens,
-        "drain_seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds),
-    }
-    facts["state_bytes"] = len(states[len(states) // 2][1]["place"])
+            if not epoch:
+                tokens += batch.tokens
+                step += 1
+    middle = states[len(states) // 2]
+    facts = {"steps": step, "tokens": tokens}
     del source, batch
-    few = how.model_copy(
-        update={"steps": min(STEPS, max(1, step // 4)), "precision": "no", "log_every": 50}
+    steps = min(STEPS, max(1, step // 4))
+    few = how.model_copy(update={"steps": steps, "precision": "no", "log_every": 50})
+    config = BertConfig(
+        vocab_size=len(data.tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=512,
+        max_position_embeddings=LENGTH,
     )
-    for part, (at, state) in {
-        "start": states[0],
-        "middle": states[len(states) // 2],
-        "end": states[-5:][0],
-    }.items():
+    places = {"start": states[0], "middle": middle, "end": states[-5:][0]}
+    for part, (at, state) in places.items():
         with watch.during(part), closing(StreamedRows(data.training, few)) as rows:
             # The training here counts its steps from 0.
-            text = json.loads(state["place"].numpy().tobytes()) | {"step": 0}
+            place = json.loads(state["place"].numpy().tobytes()) | {"step": 0}
+            text = bytearray(json.dumps(place).encode())
             began = time.perf_counter()
-            rows.load_state_dict(
-                {"place": torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)}
-            )
-            source = MaskedSource(rows, Masker(data.tokenizer), few)
+            rows.load_state_dict({"place": torch.frombuffer(text, dtype=torch.uint8)})
+            source = MaskedSource(rows, masker, few)
             source.batches(0, rank=0, ranks=1)
             facts[f"{part}_first_batch_seconds"] = round(time.perf_counter() - began, 2)
             torch.manual_seed(0)
-            config = BertConfig(
-                vocab_size=len(data.tokenizer),
-                hidden_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=512,
-                max_position_embeddings=LENGTH,
-            )
             done = train(objective("mlm", BertForMaskedLM(config)), source, few, quiet=True)
-            facts[f"{part}_step"], facts[f"{part}_loss"] = at, round(done["loss"] or 0.0, 3)
-    watch.done.set()
-    return {**facts, "peak_mb": watch.peaks}
+            facts[f"{part}_step"] = at
+            facts[f"{part}_loss"] = round(done["loss"] or 0.0, 3)
+    return {**facts, "peak_mb": dict(watch.peaks)}
 
 
-def main(*sizes: str) -> None:
+def main(megabytes: Annotated[list[int] | None, typer.Argument()] = None, workers: int = 1) -> None:
     """Read each size in a process of its own and print what it took."""
-    workers = next((int(size[10:]) for size in sizes if size.startswith("--workers=")), 1)
     peaks = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for size in [size for size in sizes if size.isdecimal()] or ("2", "20"):
-            folder = Path(scratch) / size
+    for size in megabytes or [2, 20]:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "texts"
             folder.mkdir()
             for shard in range(SHARDS):
-                write_text(folder / f"{shard}.jsonl", int(size) / SHARDS, seed=shard)
-            command = [
-                sys.executable,
-                __file__,
-                "--one",
-                str(folder),
-                str(Path(scratch) / "out"),
-                str(workers),
-            ]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            facts = json.loads(done.stdout.splitlines()[-1])
-            peaks.append(facts["peak_mb"])
-            sys.stdout.write(f"{size} MB, {workers} workers: {json.dumps(facts)}\n")
-            sys.stdout.flush()
-            for path in folder.iterdir():
-                path.unlink()
-    more = {
-        part: round(peaks[-1][part] - peaks[0][part], 1) for part in peaks[0] if part in peaks[-1]
-    }
+                write_text(folder / f"{shard}.jsonl", size / SHARDS, seed=shard)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                facts = pool.submit(measure, folder, Path(scratch) / "data", workers).result()
+        peaks.append(facts["peak_mb"])
+        sys.stdout.write(f"{size} MB, {workers} workers: {json.dumps(facts)}\n")
+        sys.stdout.flush()
+    small, large = peaks[0], peaks[-1]
+    more = {part: round(large[part] - small[part], 1) for part in small if part in large}
     sys.stdout.write(
         f"the last size takes so many megabytes more than the first: {json.dumps(more)}\n"
     )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        result = measure(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
-        sys.stdout.write(f"{json.dumps(result)}\n")
-    else:
-        main(*sys.argv[1:])
+    run(main, __doc__)

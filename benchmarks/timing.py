@@ -1,18 +1,18 @@
-"""Clocks for the benches in this folder: seconds of a step without start-up, of whole runs and
-inside a training. How noisy the machine was is said by ``maskwise.bench.Noise``: call ``probe()``
-between repetitions, and keep ``report()`` and ``spread(…)`` with the figures.
+"""What benches of trainings share: contestants that take turns, the clock inside a training, and
+transformers' ``Trainer`` as a contestant.
 """
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -22,120 +22,103 @@ from transformers import (
     TrainingArguments,
 )
 
-from maskwise.bench import Noise
+from maskwise.bench import Figures, Noise
 from maskwise.devices import best_device
 from maskwise.masking.policies.base import Learner, Point
+from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
 
-Result = TypeVar("Result")
 
-
-def seconds_per_step(
-    contestants: Mapping[str, Callable[[int], Result]],
-    *,
-    steps: int,
-    rounds: int,
-    clock: Callable[[], float] = time.process_time,
-) -> tuple[dict[str, float], dict[str, Result]]:
-    """Median seconds of a step of each contestant, and what its last run gave.
-
-    A step is the difference between a run of twice as many steps and one of ``steps``, so that
-    start-up does not count.
-
-    Args:
-        contestants: what to call with a number of steps, by name; they take turns.
-        clock: by default the processor's time.
+def sample_text(limit: int, *, vocabulary: int, length: int) -> tuple[Any, Any]:
+    """Return a tokenizer trained on the first articles of the bundled Wikipedia, and their
+    pieces.
     """
-    seconds, results = repeated_steps(contestants, steps=steps, rounds=rounds, clock=clock)
-    return {name: median(values) for name, values in seconds.items()}, results
+    documents = list(read_documents("bundled:wikipedia", limit=limit))
+    texts = (document.text for document in documents)
+    tokenizer = train_tokenizer(texts, vocab_size=vocabulary)
+    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
+    return tokenizer, pieces
 
 
-def repeated_steps(
-    contestants: Mapping[str, Callable[[int], Result]],
-    *,
-    steps: int,
-    rounds: int,
-    clock: Callable[[], float] = time.process_time,
-    noise: Noise | None = None,
-) -> tuple[dict[str, list[float]], dict[str, Result]]:
-    """Like ``seconds_per_step``, with the seconds of every round.
+def in_rounds(turns: Sequence[Callable[[], object]], rounds: int) -> Figures:
+    """Call every contestant once in each round.
 
-    Args:
-        noise: is probed before each round and after the last.
+    Returns:
+        how busy the machine was meanwhile (``maskwise.bench.Noise``).
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    results: dict[str, Result] = {}
-    for _ in range(rounds):
-        if noise:
-            noise.probe()
-        for name, call in contestants.items():
-            spent = []
-            for count in (steps, 2 * steps):
-                gc.collect()
-                start = clock()
-                results[name] = call(count)
-                spent.append(clock() - start)
-            seconds[name].append((spent[1] - spent[0]) / steps)
-    if noise:
+    noise = Noise()
+    for _ in track(range(rounds), "timing rounds", console=Console(stderr=True)):
         noise.probe()
-    return seconds, results
+        for turn in turns:
+            turn()
+    noise.probe()
+    return noise.report()
 
 
-class Clock(Learner):
-    """The time of a step inside a training: a learner of our loop, and with ``PeerClock`` a
-    callback of ``Trainer``.
+def relative(rates: Sequence[float], to: Sequence[float]) -> tuple[float, list[float]]:
+    """Return the median over rounds of one contestant's rate relative to another's, and its range.
+
+    >>> relative([2.0, 3.0, 3.0], [1.0, 1.0, 2.0])
+    (2.0, [1.5, 3.0])
+    """
+    ratios = [round(rate / other, 3) for rate, other in zip(rates, to, strict=True)]
+    return median(ratios), [min(ratios), max(ratios)]
+
+
+class Clock(Learner, TrainerCallback):
+    """Takes the time of the steps of a training, as a learner of our loop or a callback of
+    ``Trainer``.
 
     Args:
-        warm, last: numbers of updates done, between which the time is taken.
+        warm, last: the numbers of completed updates between which the time is taken.
 
     Attributes:
-        device: that is waited for at both.
-        times, spent: wall-clock and this process's processor seconds at both.
+        device: the device that is waited for at both.
+        wall, processor: wall-clock and this process's processor seconds between both.
     """
 
     def __init__(self, warm: int, last: int):
-        self.warm, self.last, self.device = warm, last, best_device()
-        self.times: dict[int, float] = {}
-        self.spent: dict[int, float] = {}
+        self.warm = warm
+        self.last = last
+        self.device = best_device()
+        self.wall = self.processor = 0.0
 
     def tick(self, done: int) -> None:
         """Note the time, if it is one of the two."""
-        if done in (self.warm, self.last):
-            if self.device.type != "cpu":
-                torch.accelerator.synchronize()
-            self.times[done] = time.perf_counter()
-            self.spent[done] = time.process_time()
-
-    @property
-    def seconds_per_step(self) -> float:
-        return (self.times[self.last] - self.times[self.warm]) / (self.last - self.warm)
+        if done not in (self.warm, self.last):
+            return
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        # The time at the first of them is subtracted from that at the second.
+        self.wall = time.perf_counter() - self.wall
+        self.processor = time.process_time() - self.processor
 
     def after(self, now: Point) -> None:
         self.tick(now.done)
 
-
-class PeerClock(TrainerCallback):
-    """A ``Clock`` for ``Trainer``."""
-
-    def __init__(self, clock: Clock):
-        self.clock = clock
-
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.clock.tick(state.global_step)
+        self.tick(state.global_step)
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.wall / (self.last - self.warm)
 
 
 def time_trainer(
     clock: Clock,
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, Any]],
-    collator: Callable[[list[dict[str, Any]]], Any],
+    collator: Callable[[list[Figures]], Any],
     *,
     batch_size: int,
+    loop: type[Trainer] = Trainer,
+    settings: type[TrainingArguments] = TrainingArguments,
     **arguments: Any,
 ) -> float:
     """Let transformers' ``Trainer`` make ``clock.last`` updates.
 
     Args:
         clock: takes the time.
+        loop, settings: the class of the loop, and that of its arguments.
         arguments: of ``TrainingArguments``, beyond those that every bench sets: fused AdamW, no
             logging, no checkpoints.
 
@@ -143,7 +126,7 @@ def time_trainer(
         The mean loss of its steps.
     """
     with tempfile.TemporaryDirectory() as folder:
-        chosen = TrainingArguments(
+        chosen = settings(
             folder,
             max_steps=clock.last,
             per_device_train_batch_size=batch_size,
@@ -154,14 +137,7 @@ def time_trainer(
             disable_tqdm=True,
             **arguments,
         )
-        trainer = Trainer(model, chosen, data_collator=collator, train_dataset=rows)
+        trainer = loop(model, chosen, data_collator=collator, train_dataset=rows)
         trainer.pop_callback(PrinterCallback)
-        trainer.add_callback(PeerClock(clock))
+        trainer.add_callback(clock)
         return float(trainer.train().training_loss)
-
-
-def processor_seconds(call: Callable[[], object]) -> float:
-    """What one call costs this process."""
-    began = time.process_time()
-    call()
-    return time.process_time() - began

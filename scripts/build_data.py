@@ -10,17 +10,16 @@ CC BY-SA) is included, a few megabytes in all.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from conll import read_columns
+import typer
+
+from maskwise.text.labelled import read_records, sentences
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"
@@ -96,13 +95,17 @@ POSTS = {"train": 1500, "dev": 300, "test": 1287}
 Row = dict[str, Any]
 
 
-def main(source: Path) -> None:
-    TARGET.mkdir(parents=True, exist_ok=True)
+Pairs = list[tuple[str, str]]
+
+
+def main(source: Annotated[Path, typer.Argument()] = Path("../shared/data")) -> None:
+    """Write all files."""
     write("wikipedia", wikipedia(source / "wikipedia_en"))
     write("banking77", banking77(source / "glue_like" / "banking77"))
     write("clinc150", clinc150(source / "glue_like" / "clinc150"))
     write("ud_ewt_pos", ud_ewt_pos(source / "ud_english_ewt"))
-    write("wikigold", wikigold(source / "ner_wikigold"))
+    # Sentences from Wikipedia with their names, as published, unsplit: {"tokens", "tags"}.
+    write("wikigold", read_records(source / "ner_wikigold" / "wikigold.conll.txt.gz"))
     write("wnut17", wnut17(source / "ner_wnut17"))
     write("trivia", trivia(source / "qa" / "open_trivia_qa"))
 
@@ -110,18 +113,17 @@ def main(source: Path) -> None:
 def wikipedia(folder: Path) -> list[Row]:
     """Every eighth article: {"id", "title", "text"}."""
     files = sorted(folder.glob("*.jsonl.gz"))
-    lines = b"".join(gzip.decompress(file.read_bytes()) for file in files).splitlines()
-    return [json.loads(line) for line in lines[::WIKIPEDIA_STRIDE]]
+    return list(chain.from_iterable(map(read_records, files)))[::WIKIPEDIA_STRIDE]
 
 
 def banking77(folder: Path) -> Iterator[Row]:
     """Train and dev from the official training rows, and the official test: {"split", "text",
     "label"}.
     """
-    with gzip.open(folder / "train.csv.gz", "rt", encoding="utf-8", newline="") as file:
-        train = [(row["text"], row["category"]) for row in csv.DictReader(file)]
-    with open(folder / "test.csv", encoding="utf-8", newline="") as file:
-        test = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+    train, test = (
+        [(row["text"], row["category"]) for row in read_records(folder / name)]
+        for name in ("train.csv.gz", "test.csv")
+    )
     unseen = without(train, test)
     dev = spread_intents(unseen, BANKING77, PER_INTENT["dev"])
     yield from rows("train", spread_intents(without(unseen, dev), BANKING77, PER_INTENT["train"]))
@@ -131,11 +133,7 @@ def banking77(folder: Path) -> Iterator[Row]:
 
 def clinc150(folder: Path) -> Iterator[Row]:
     """Train, validation and test as published, in the same format."""
-    with gzip.open(folder / "data_full.json.gz", "rt", encoding="utf-8") as file:
-        data = {
-            split: [(text, label) for text, label in pairs]
-            for split, pairs in json.load(file).items()
-        }
+    data = json.loads(gzip.decompress((folder / "data_full.json.gz").read_bytes()))
     dev = without(data["val"], data["test"])
     train = without(without(data["train"], data["test"]), dev)
     yield from rows("train", spread_intents(train, CLINC150, PER_INTENT["train"]))
@@ -144,18 +142,24 @@ def clinc150(folder: Path) -> Iterator[Row]:
 
 
 def ud_ewt_pos(folder: Path) -> Iterator[Row]:
-    """Sentences of 4 to 40 words, as published: {"split", "tokens", "tags", "relations"}."""
+    """Sentences of 4 to 40 words, as published: {"split", "tokens", "tags", "relations"}.
+
+    Relations are universal ones to the heads, without subtypes.
+    """
     for split, count in SENTENCES.items():
-        with gzip.open(folder / f"en_ewt-ud-{split}.conllu.gz", "rt", encoding="utf-8") as file:
-            chosen = [sentence for sentence in read_conllu(file) if 4 <= len(sentence[0]) <= 40]
-        for tokens, tags, relations in spread(chosen, count):
-            yield {"split": split, "tokens": tokens, "tags": tags, "relations": relations}
-
-
-def wikigold(folder: Path) -> Iterator[Row]:
-    """Sentences from Wikipedia with their names, as published, unsplit: {"tokens", "tags"}."""
-    for tokens, tags in read_columns(folder / "wikigold.conll.txt.gz"):
-        yield {"tokens": tokens, "tags": tags}
+        chosen = []
+        for _, lines in sentences(folder / f"en_ewt-ud-{split}.conllu.gz", columns=10):
+            # "1-2" lines repeat words, "1.1" lines are not in the text.
+            words = [columns for columns in lines if columns[0].isdigit()]
+            if 4 <= len(words) <= 40:
+                chosen.append(words)
+        for words in spread(chosen, count):
+            yield {
+                "split": split,
+                "tokens": [columns[1] for columns in words],
+                "tags": [columns[3] for columns in words],
+                "relations": [columns[7].split(":")[0] for columns in words],
+            }
 
 
 def wnut17(folder: Path) -> Iterator[Row]:
@@ -164,65 +168,51 @@ def wnut17(folder: Path) -> Iterator[Row]:
     """
     files = {"train": "train.conll.gz", "dev": "dev.conll", "test": "test.conll"}
     for split, count in POSTS.items():
-        for tokens, tags in spread(list(read_columns(folder / files[split])), count):
-            yield {"split": split, "tokens": tokens, "tags": tags}
+        for post in spread(read_records(folder / files[split]), count):
+            yield {"split": split, **post}
 
 
 def trivia(folder: Path) -> Iterator[Row]:
     """Quiz questions and their topics: {"split", "text", "label"}; no question
     twice.
     """
-    with gzip.open(folder / "open_trivia_qa.jsonl.gz", "rt", encoding="utf-8") as file:
-        left = without([(row["question"], row["category"]) for row in map(json.loads, file)], [])
+    records = read_records(folder / "open_trivia_qa.jsonl.gz")
+    left = without([(row["question"], row["category"]) for row in records], [])
     for split, count in PER_CATEGORY.items():
         chosen = spread_intents(left, TRIVIA, count)
         left = without(left, chosen)
         yield from rows(split, chosen)
 
 
-def read_conllu(lines: Iterable[str]) -> Iterator[tuple[list[str], list[str], list[str]]]:
-    """(words, universal tags, universal relations to their heads, without subtypes) per sentence.
-
-    "1-2" lines repeat words, "1.1" lines are not in the text."""
-    words: list[tuple[str, str, str]] = []
-    for line in chain(lines, [""]):
-        columns = line.rstrip("\n").split("\t")
-        if columns[0].isdigit():
-            words.append((columns[1], columns[3], columns[7].split(":")[0]))
-        elif not line.strip() and words:
-            tokens, tags, relations = (list(column) for column in zip(*words))
-            yield tokens, tags, relations
-            words = []
-
-
 def spread(items: list[Any], count: int) -> list[Any]:
     """`count` items at even intervals."""
-    assert count <= len(items), f"{count} of {len(items)}"
+    assert count <= len(items)
     return [items[place * len(items) // count] for place in range(count)]
 
 
-def spread_intents(
-    pairs: list[tuple[str, str]], intents: list[str], count: int
-) -> list[tuple[str, str]]:
+def spread_intents(pairs: Pairs, intents: list[str], count: int) -> Pairs:
     """`count` rows of each intent, in turn, so that every prefix of the list is balanced."""
     columns = [spread([pair for pair in pairs if pair[1] == intent], count) for intent in intents]
     return list(chain.from_iterable(zip(*columns)))
 
 
-def without(pairs: list[tuple[str, str]], others: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def without(pairs: Pairs, others: Pairs) -> Pairs:
     """The pairs whose text, apart from case and spacing, is new; each once."""
     seen = {plain(text) for text, _ in others}
-    return [pair for pair in pairs if not (plain(pair[0]) in seen or seen.add(plain(pair[0])))]
+    new = {}
+    for text, label in pairs:
+        if plain(text) not in seen:
+            new.setdefault(plain(text), (text, label))
+    return list(new.values())
 
 
 def plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def rows(split: str, pairs: list[tuple[str, str]]) -> Iterator[Row]:
-    return (
-        {"split": split, "text": " ".join(text.split()), "label": label} for text, label in pairs
-    )
+def rows(split: str, pairs: Pairs) -> Iterator[Row]:
+    for text, label in pairs:
+        yield {"split": split, "text": " ".join(text.split()), "label": label}
 
 
 def write(name: str, content: Iterable[Row]) -> None:
@@ -233,4 +223,4 @@ def write(name: str, content: Iterable[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data"))
+    typer.run(main)

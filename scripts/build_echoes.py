@@ -10,11 +10,12 @@ else can be predicted.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
 from pathlib import Path
+
+import typer
 
 TEXTS, WORDS, LENGTH = 3000, 200, 31
 """How many texts; different words; words of a text, said twice (64 tokens with [CLS] and [SEP])."""
@@ -24,6 +25,7 @@ OUT = ROOT / "packages/maskwise-data/src/maskwise_data" / "echoes.jsonl.gz"
 
 
 def main() -> None:
+    """Write the file."""
     draw = random.Random(31)
     syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
     words = draw.sample([first + second for first in syllables for second in syllables], WORDS)
@@ -36,5 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    main()
+    typer.run(main)

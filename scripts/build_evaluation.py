@@ -11,11 +11,12 @@ no word is correct by itself.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+
+import typer
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data" / "pairs.jsonl.gz"
@@ -42,36 +43,55 @@ PEOPLE = [
     ("boy", "boys", "him"),
     ("girl", "girls", "her"),
 ]
+VERBS = [("was", "were"), ("is", "are"), ("has been", "have been")]
+ENDS = ["very old", "known in the country", "built by the family", "on the list"]
 PLACES = ["in the city", "near the town", "of the old state"]
 PLURAL_PLACES = ["in the cities", "near the towns", "of the old states"]
 Pair = tuple[str, str, str]
 
+# Correct sentences, and the same ones with an error.
+AGREEMENT = [
+    ("The {one} {singular} {end}.", "The {one} {plural} {end}."),
+    ("The {many} {plural} {end}.", "The {many} {singular} {end}."),
+]
+DISTANT_AGREEMENT = [
+    ("The {one} {places} {singular} new.", "The {one} {places} {plural} new."),
+    ("The {many} {place} {plural} new.", "The {many} {place} {singular} new."),
+]
+WORD_ORDER = [
+    ("The {one} {place} was old.", "The {place} {one} was old."),
+    ("It was the first {one} in the world.", "It was first the {one} in the world."),
+    ("There are many {many} {place}.", "There are {many} many {place}."),
+    ("He was born near the {one}.", "He was born the near {one}."),
+]
+
+
+def filled(name: str, templates: list[tuple[str, str]], **words: str) -> Iterator[Pair]:
+    for good, bad in templates:
+        yield name, good.format(**words), bad.format(**words)
+
 
 def agreement() -> Iterator[Pair]:
     """Subject and verb: "the river was", "the rivers were"."""
-    ends = ["very old", "known in the country", "built by the family", "on the list"]
     for number, (one, many) in enumerate(NOUNS):
-        end = ends[number % len(ends)]
-        for singular, plural in (("was", "were"), ("is", "are"), ("has been", "have been")):
-            yield "agreement", f"The {one} {singular} {end}.", f"The {one} {plural} {end}."
-            yield "agreement", f"The {many} {plural} {end}.", f"The {many} {singular} {end}."
+        words = {"one": one, "many": many, "end": ENDS[number % 4]}
+        for singular, plural in VERBS:
+            yield from filled("agreement", AGREEMENT, singular=singular, plural=plural, **words)
 
 
 def distant_agreement() -> Iterator[Pair]:
     """A noun of the other number is between subject and verb."""
+    name = "agreement-across-noun"
+    for words in nouns():
+        for singular, plural in VERBS[:2]:
+            yield from filled(name, DISTANT_AGREEMENT, singular=singular, plural=plural, **words)
+
+
+def nouns() -> Iterator[dict[str, str]]:
+    """A noun and a place in both numbers."""
     for number, (one, many) in enumerate(NOUNS):
         place, places = PLACES[number % 3], PLURAL_PLACES[number % 3]
-        for singular, plural in (("was", "were"), ("is", "are")):
-            yield (
-                "agreement-across-noun",
-                f"The {one} {places} {singular} new.",
-                f"The {one} {places} {plural} new.",
-            )
-            yield (
-                "agreement-across-noun",
-                f"The {many} {place} {plural} new.",
-                f"The {many} {place} {singular} new.",
-            )
+        yield {"one": one, "many": many, "place": place, "places": places}
 
 
 def determiner_noun() -> Iterator[Pair]:
@@ -81,16 +101,12 @@ def determiner_noun() -> Iterator[Pair]:
         "They wrote about {} in the year.",
         "She went to {} with her family.",
     ]
+    name = "determiner-noun"
     for number, (one, many) in enumerate(NOUNS):
         frame = frames[number % 3]
         for singular, plural in (("this", "these"), ("that", "those")):
-            good, bad = frame.format(f"{singular} {one}"), frame.format(f"{plural} {one}")
-            yield "determiner-noun", good, bad
-            yield (
-                "determiner-noun",
-                frame.format(f"{plural} {many}"),
-                frame.format(f"{singular} {many}"),
-            )
+            yield name, frame.format(f"{singular} {one}"), frame.format(f"{plural} {one}")
+            yield name, frame.format(f"{plural} {many}"), frame.format(f"{singular} {many}")
 
 
 def anaphor() -> Iterator[Pair]:
@@ -111,16 +127,8 @@ def anaphor() -> Iterator[Pair]:
 
 def word_order() -> Iterator[Pair]:
     """The same words, in an order that is not English."""
-    for number, (one, many) in enumerate(NOUNS):
-        place = PLACES[number % 3]
-        yield "word-order", f"The {one} {place} was old.", f"The {place} {one} was old."
-        yield (
-            "word-order",
-            f"It was the first {one} in the world.",
-            f"It was first the {one} in the world.",
-        )
-        yield "word-order", f"There are many {many} {place}.", f"There are {many} many {place}."
-        yield "word-order", f"He was born near the {one}.", f"He was born the near {one}."
+    for words in nouns():
+        yield from filled("word-order", WORD_ORDER, **words)
 
 
 def main() -> None:
@@ -136,5 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    main()
+    typer.run(main)

@@ -10,11 +10,12 @@ columns shift. Beyond letter frequencies, a model can learn the family, and with
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
 from pathlib import Path
+
+import typer
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 FREQUENCY = [
@@ -50,7 +51,7 @@ def family(draw: random.Random) -> list[str]:
     length = draw.randint(44, 60)
     consensus = draw.choices(LETTERS, FREQUENCY, k=length)
     kinds = draw.choices(["conserved", "free", "first"], [0.5, 0.3, 0.2], k=length)
-    partner: dict[int, int] = {}
+    partner = {}
     later = [i for i in range(length) if kinds[i] == "free"]
     for first in (i for i in range(length) if kinds[i] == "first"):
         far = [i for i in later if i > first + 8 and i not in partner]
@@ -78,6 +79,7 @@ def family(draw: random.Random) -> list[str]:
 
 
 def main() -> None:
+    """Write the file."""
     draw = random.Random(17)
     lines = []
     for number in range(FAMILIES):
@@ -89,5 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    main()
+    typer.run(main)

@@ -10,10 +10,14 @@ of training and dev questions, from which a policy can learn.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+from bisect import bisect
+from itertools import accumulate
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from maskwise.folders import write_lines
 from maskwise.text.opening import opened
@@ -23,19 +27,18 @@ SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
 ORDER_SEED = 0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("squad", type=Path, help="SQuAD's JSON, also .gz")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--most-test", type=int, default=2000, help="test questions at most")
-    given = parser.parse_args()
-    with opened(given.squad) as file:
+def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 2000) -> None:
+    """Write the corpus and the questions.
+
+    Args:
+        squad: SQuAD's JSON, also .gz.
+        most_test: the largest number of test questions.
+    """
+    with opened(squad) as file:
         articles = json.load(file)["data"]
     random.Random(ORDER_SEED).shuffle(articles)
-    contexts: list[dict[str, object]] = []
-    questions: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+    contexts = []
+    questions = {split: [] for split in SPLITS}
     for number, article in enumerate(articles):
         split = split_of(number / len(articles))
         for place, paragraph in enumerate(article["paragraphs"]):
@@ -51,30 +54,26 @@ def main() -> None:
             name = f"{article['title']} {number} {place}"
             contexts.append({"id": name, "text": paragraph["context"], "spans": disjoint(spans)})
     random.Random(ORDER_SEED).shuffle(questions["test"])
-    questions["test"] = questions["test"][: given.most_test]
-    write_lines(given.out / "contexts.jsonl", contexts)
+    questions["test"] = questions["test"][:most_test]
+    write_lines(out / "contexts.jsonl", contexts)
     for split, rows in questions.items():
         closed = [{key: row[key] for key in ("question", "answers")} for row in rows]
-        write_lines(given.out / "closed" / f"{split}.jsonl", closed)
+        write_lines(out / "closed" / f"{split}.jsonl", closed)
         if split != "test":
-            write_lines(given.out / "open" / f"{split}.jsonl", rows)
+            write_lines(out / "open" / f"{split}.jsonl", rows)
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in questions.items())
     print(f"{len(contexts)} paragraphs of {len(articles)} articles; questions: {counts}")
 
 
 def split_of(share: float) -> str:
     """The split of an article, by its position in the shuffled list."""
-    edge = 0.0
-    for split, size in SPLITS.items():
-        edge += size
-        if share < edge:
-            return split
-    return "test"
+    names = list(SPLITS)
+    return names[bisect(list(accumulate(SPLITS.values())), share)]
 
 
 def disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The spans without those that overlap an earlier one."""
-    kept: list[tuple[int, int]] = []
+    kept = []
     for start, end in spans:
         if not kept or start >= kept[-1][1]:
             kept.append((start, end))
@@ -82,4 +81,4 @@ def disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -8,32 +8,30 @@ SQuAD's format.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from maskwise.folders import write_json, write_lines
 from maskwise.text.labelled import read_text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--articles", type=int, help="use only the first articles, this many")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    articles = json.loads(read_text(given.file))["data"][: given.articles]
-    contexts = dict.fromkeys(
-        part["context"] for article in articles for part in article["paragraphs"]
-    )
+def main(file: Path, out: Annotated[Path, typer.Option()], articles: int | None = None) -> None:
+    """Write the corpus and the task.
+
+    Args:
+        articles: use only the first articles, this many.
+    """
+    used = json.loads(read_text(file))["data"][:articles]
+    contexts = dict.fromkeys(part["context"] for article in used for part in article["paragraphs"])
     documents = (
-        {"id": f"{given.file.name} {number}", "text": text} for number, text in enumerate(contexts)
+        {"id": f"{file.name} {number}", "text": text} for number, text in enumerate(contexts)
     )
-    write_lines(given.out / "contexts.jsonl", documents)
-    write_json(given.out / "questions.json", {"data": articles})
+    write_lines(out / "contexts.jsonl", documents)
+    write_json(out / "questions.json", {"data": used})
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -32,6 +32,20 @@ AT_MOST = {
     "longest_file": 450,
 }
 AT_LEAST = {"comment_lines_percent": 3.0}
+FIGURES = (
+    "files",
+    "lines",
+    "code",
+    "nodes",
+    "ternaries",
+    "comprehensions",
+    "nested_comprehensions",
+    "walruses",
+    "tuple_assignments",
+    "any",
+    "getattr3",
+    "fmt_skip",
+)
 ANCHORS = """
 anchors, same measure             nanochat datatrove equinox sentence-transformers torchtune
 nodes (thousand)                        35       107      60          138               160
@@ -54,103 +68,94 @@ def is_docstring(node):
 
 
 def is_nested(comprehension):
-    inner = (node for node in ast.walk(comprehension) if node is not comprehension)
-    return len(comprehension.generators) > 1 or any(
-        isinstance(node, COMPREHENSIONS) for node in inner
-    )
+    inner = [node for node in ast.walk(comprehension) if isinstance(node, COMPREHENSIONS)]
+    return len(comprehension.generators) > 1 or len(inner) > 1
+
+
+def names_of(node):
+    """Yield the figures that a node of the syntax tree counts for, besides nodes."""
+    if isinstance(node, ast.IfExp):
+        yield "ternaries"
+    elif isinstance(node, ast.NamedExpr):
+        yield "walruses"
+    elif isinstance(node, COMPREHENSIONS):
+        yield "comprehensions"
+        if is_nested(node):
+            yield "nested_comprehensions"
+    elif isinstance(node, ast.Assign):
+        if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield "tuple_assignments"
+    elif isinstance(node, ast.Name) and node.id == "Any":
+        yield "any"
+    elif is_getattr(node) and len(node.args) == 3:
+        yield "getattr3"
+
+
+def is_getattr(node):
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr"
 
 
 def counts_of(path):
-    """Counts of one file, and its widest line."""
+    """Return the counts of one file."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     counts = Counter(files=1, lines=len(lines))
     docstring_lines = set()
     for node in ast.walk(ast.parse(text)):
         counts["nodes"] += 1
+        counts.update(names_of(node))
         if is_docstring(node):
             counts["nodes"] -= 2
-            docstring_lines |= set(range(node.lineno, node.end_lineno + 1))
-        elif isinstance(node, ast.IfExp):
-            counts["ternaries"] += 1
-        elif isinstance(node, ast.NamedExpr):
-            counts["walruses"] += 1
-        elif isinstance(node, COMPREHENSIONS):
-            counts["comprehensions"] += 1
-            counts["nested_comprehensions"] += is_nested(node)
-        elif isinstance(node, ast.Assign):
-            counts["tuple_assignments"] += isinstance(node.targets[0], ast.Tuple) and isinstance(
-                node.value, ast.Tuple
-            )
-        elif isinstance(node, ast.Name):
-            counts["any"] += node.id == "Any"
-        elif isinstance(node, ast.Call):
-            counts["getattr3"] += getattr(node.func, "id", "") == "getattr" and len(node.args) == 3
-    comment_lines = {
-        token.start[0]
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type == tokenize.COMMENT and lines[token.start[0] - 1].lstrip().startswith("#")
-    }
+            docstring_lines.update(range(node.lineno, node.end_lineno + 1))
+    comment_lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        number = token.start[0]
+        if token.type == tokenize.COMMENT and lines[number - 1].lstrip().startswith("#"):
+            comment_lines.add(number)
+    blank_lines = {number for number, line in enumerate(lines, 1) if not line.strip()}
     counts["comment_lines"] = len(comment_lines)
     counts["fmt_skip"] = len(re.findall(r"# fmt: ?(?:skip|off)", text))
-    other = docstring_lines | comment_lines
-    counts["code"] = sum(
-        1 for number, line in enumerate(lines, 1) if line.strip() and number not in other
-    )
-    return counts, max(map(len, lines), default=0)
+    counts["code"] = len(lines) - len(docstring_lines | comment_lines | blank_lines)
+    counts["widest"] = max(map(len, lines), default=0)
+    return counts
 
 
 def measure(root):
-    """Every figure of a folder, and the counts of its subfolders by name."""
-    total, rooms, longest, widest = Counter(), defaultdict(Counter), 0, 0
+    """Return every figure of a folder, and the counts of its subfolders by name."""
+    rooms = defaultdict(Counter)
+    longest = widest = 0
     for path in sorted(root.rglob("*.py")):
-        counts, width = counts_of(path)
+        counts = counts_of(path)
+        longest = max(longest, counts["lines"])
+        widest = max(widest, counts.pop("widest"))
         part = path.relative_to(root).parts
         rooms[part[0] if len(part) > 1 else "(top)"] += counts
-        total += counts
-        longest = max(longest, counts["lines"])
-        widest = max(widest, width)
-    figures = {name: total[name] for name in ("files", "lines", "code", "nodes")}
+    total = sum(rooms.values(), Counter())
+    figures = {name: total[name] for name in FIGURES}
     figures["nodes_a_code_line"] = round(total["nodes"] / max(1, total["code"]), 1)
-    for name in (
-        "ternaries",
-        "comprehensions",
-        "nested_comprehensions",
-        "walruses",
-        "tuple_assignments",
-    ):
-        figures[name] = total[name]
-    figures |= {"any": total["any"], "getattr3": total["getattr3"], "fmt_skip": total["fmt_skip"]}
     figures |= {"widest": widest, "longest_file": longest}
-    figures["comment_lines_percent"] = round(
-        100 * total["comment_lines"] / max(1, total["lines"]), 1
-    )
+    comments = 100 * total["comment_lines"] / max(1, total["lines"])
+    figures["comment_lines_percent"] = round(comments, 1)
     return figures, rooms
 
 
 def main():
     folders = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    root = Path(folders[0] if folders else "src/maskwise")
-    figures, rooms = measure(root)
+    figures, rooms = measure(Path(folders[0] if folders else "src/maskwise"))
     missed = []
     for name, value in figures.items():
-        line = f"{name:24s}{value:>10g}"
-        if name in AT_MOST or name in AT_LEAST:
-            goal = AT_MOST.get(name, AT_LEAST.get(name))
-            short = value > goal if name in AT_MOST else value < goal
-            line += (
-                f"   goal {'at most' if name in AT_MOST else 'at least'} "
-                f"{goal:g}{'   missed' if short else ''}"
-            )
-            missed += [f"{name} {value:g} ({goal:g} wanted)"] * short
-        print(line)
+        print(f"{name:24s}{value:>10g}")
+        if value > AT_MOST.get(name, value):
+            missed.append(f"{name} {value:g} (at most {AT_MOST[name]:g} wanted)")
+        if value < AT_LEAST.get(name, value):
+            missed.append(f"{name} {value:g} (at least {AT_LEAST[name]:g} wanted)")
     if "--rooms" in sys.argv:
         for name, counts in sorted(rooms.items(), key=lambda item: -item[1]["nodes"]):
             density = counts["nodes"] / max(1, counts["code"])
-            sizes = (
-                f"{counts['files']:>4d} files{counts['lines']:>7d} lines{counts['nodes']:>8d} nodes"
+            print(
+                f"  {name:14s}{counts['files']:>4d} files{counts['lines']:>7d} lines"
+                f"{counts['nodes']:>8d} nodes{density:>6.1f} a code line"
             )
-            print(f"  {name:14s}{sizes}{density:>6.1f} a code line")
     print(ANCHORS)
     print("; ".join(missed) or "in shape")
     sys.exit(bool(missed))

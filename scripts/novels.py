@@ -10,10 +10,13 @@ two passages are neighbours.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+from itertools import groupby
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from maskwise.folders import write_lines
 from maskwise.text.opening import opened
@@ -24,18 +27,13 @@ TRAIN_ROWS, TEST_ROWS = 10, 20
 """Passages of each novel."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("novels", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+def main(novels: Path, out: Annotated[Path, typer.Option()]) -> None:
+    """Write the texts and the passages."""
     rng = random.Random(0)
-    train: list[dict[str, str]] = []
-    test: list[dict[str, str]] = []
-    texts: list[dict[str, str]] = []
-    with opened(given.novels) as file:
+    train = []
+    test = []
+    texts = []
+    with opened(novels) as file:
         for line in file:
             novel = json.loads(line)
             passages = passages_of(novel["text"])
@@ -47,16 +45,16 @@ def main() -> None:
             test += rows[TRAIN_ROWS:]
     rng.shuffle(train)
     rng.shuffle(test)
-    write_lines(given.out / "novels.jsonl", texts)
-    write_lines(given.out / "novels" / "train.jsonl", train)
-    write_lines(given.out / "novels" / "test.jsonl", test)
+    write_lines(out / "novels.jsonl", texts)
+    write_lines(out / "novels" / "train.jsonl", train)
+    write_lines(out / "novels" / "test.jsonl", test)
     print(f"{len(texts)} texts; {len(train)} passages to train on, {len(test)} to test")
 
 
 def passages_of(text: str) -> list[str]:
     """Paragraphs, each joined with the following ones until it has ``SHORTEST`` words."""
-    passages: list[str] = []
-    words: list[str] = []
+    passages = []
+    words = []
     for paragraph in text.split("\n"):
         words += paragraph.split()
         if len(words) >= SHORTEST:
@@ -68,7 +66,7 @@ def passages_of(text: str) -> list[str]:
 def draw(passages: list[str], rng: random.Random) -> list[int]:
     """The positions of passages to label, no two of them neighbours."""
     short = [n for n, passage in enumerate(passages) if len(passage.split()) <= LONGEST]
-    drawn: set[int] = set()
+    drawn = set()
     for place in rng.sample(short, len(short)):
         if len(drawn) < TRAIN_ROWS + TEST_ROWS and not {place - 1, place + 1} & drawn:
             drawn.add(place)
@@ -77,17 +75,12 @@ def draw(passages: list[str], rng: random.Random) -> list[int]:
 
 def between(passages: list[str], drawn: set[int]) -> list[str]:
     """The texts between the drawn passages."""
-    texts: list[str] = []
-    part: list[str] = []
-    for place, passage in enumerate(passages):
-        if place in drawn:
-            texts.append("\n".join(part))
-            part = []
-        else:
-            part.append(passage)
-    texts.append("\n".join(part))
-    return [text for text in texts if text]
+    texts = []
+    for taken, places in groupby(range(len(passages)), key=lambda place: place in drawn):
+        if not taken:
+            texts.append("\n".join(passages[place] for place in places))
+    return texts
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -74,7 +74,7 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 def recipe_page() -> str:
     """Return a table of the keys of each section of a recipe."""
-    sections: dict[str, list[Key]] = {"": []}
+    sections = {"": []}
     for key in keys_of(Recipe):
         section, dot, _ = key.name.partition(".")
         sections.setdefault(section if dot else "", []).append(key)

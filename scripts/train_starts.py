@@ -29,16 +29,11 @@ def main(name: str, source: Path) -> None:
     with TemporaryDirectory() as folder:
         texts, run = Path(folder, "texts"), Path(folder, "run")
         texts.mkdir()
-        for file in (file for name in TEXTS for file in sorted((source / name).glob("*.jsonl.gz"))):
-            (texts / file.name).symlink_to(file.resolve())
-        command = [
-            "maskwise",
-            "pretrain",
-            f"general-{name}",
-            f"corpus.source={texts}",
-            "--out",
-            str(run),
-        ]
+        for part in TEXTS:
+            for file in (source / part).glob("*.jsonl.gz"):
+                (texts / file.name).symlink_to(file.resolve())
+        command = ["maskwise", "pretrain", f"general-{name}", f"corpus.source={texts}"]
+        command += ["--out", str(run)]
         subprocess.run(command, check=True)
         ship(run / "checkpoint", DATA / TARGETS[name])
 

@@ -14,13 +14,16 @@ tokenizer that a study trains on the corpus. T-REx is CC BY-NC: keep OUT out of 
 """
 
 import argparse
-import gzip
 import json
 import random
+from bisect import bisect
 from collections import Counter, defaultdict
+from itertools import accumulate
 from pathlib import Path
 
+from maskwise.folders import read_lines
 from maskwise.text import train_tokenizer
+from maskwise.text.labelled import read_records
 
 MASK = "[MASK]"
 MOST_WORDS = 30
@@ -31,9 +34,7 @@ def read_facts(path, relations):
     """Return the facts whose answer is one word and occurs verbatim in a sentence."""
     facts = defaultdict(list)
     known = set()
-    # Sentences hold line separators other than the end of a line.
-    for line in gzip.decompress(path.read_bytes()).decode().strip().split("\n"):
-        fact = json.loads(line)
+    for fact in read_records(path):
         relation, subject, answer = fact["predicate_id"], fact["sub_label"], fact["obj_label"]
         sentences = []
         for evidence in fact["evidences"]:
@@ -92,10 +93,6 @@ def world_of(facts, asked, args, seed):
             facts[relation] = [fact for fact in known if fact[2] not in long]
 
 
-def write(path, records):
-    path.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("facts_file", metavar="TREX.jsonl.gz", type=Path)
@@ -110,41 +107,34 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
 
     names = {}
-    for line in args.names_file.read_text(encoding="utf-8").splitlines():
-        relation = json.loads(line)
+    for relation in read_lines(args.names_file):
         names[relation["relation"]] = relation["label"].partition(" / ")[0]
     asked = args.asked or args.relations
     facts = read_facts(args.facts_file, args.relations)
+    edges = list(accumulate(SHARES.values()))
     for seed in args.seeds:
         drawn, spans, rng = world_of(facts, asked, args, seed)
         subjects = sorted({fact[1] for fact in drawn})
         rng.shuffle(subjects)
         split_of = {}
         for place, subject in enumerate(subjects):
-            share = place / len(subjects)
-            split_of[subject] = "train"
-            if share >= SHARES["train"]:
-                split_of[subject] = "dev"
-            if share >= SHARES["train"] + SHARES["dev"]:
-                split_of[subject] = "test"
-        questions = defaultdict(list)
+            split_of[subject] = list(SHARES)[bisect(edges, place / len(subjects))]
+        files = defaultdict(list)
+        for text, places in spans.items():
+            files["corpus"].append({"text": text, "spans": sorted(places)})
         for relation, subject, answer, _ in drawn:
-            questions["questions" if relation in asked else relation].append(
-                {
-                    "question": f"{names[relation]} of {subject} ?",
-                    "answers": [answer],
-                    "relation": relation,
-                    "split": split_of[subject],
-                }
-            )
+            question = {
+                "question": f"{names[relation]} of {subject} ?",
+                "answers": [answer],
+                "relation": relation,
+                "split": split_of[subject],
+            }
+            files["questions" if relation in asked else relation].append(question)
         folder = args.out / str(seed)
         folder.mkdir(parents=True, exist_ok=True)
-        write(
-            folder / "corpus.jsonl",
-            [{"text": text, "spans": sorted(places)} for text, places in spans.items()],
-        )
-        for name, rows in questions.items():
-            write(folder / f"{name}.jsonl", rows)
+        for name, records in files.items():
+            lines = [json.dumps(record) + "\n" for record in records]
+            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         answers = {(fact[0], fact[2]) for fact in drawn}
         print(f"{seed}: {len(drawn)} facts, {len(spans)} sentences, {len(answers)} answers")
 

@@ -10,18 +10,21 @@ dev and test splits, with all questions about an article in the same split.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from maskwise.folders import write_lines
 from maskwise.learning.examples import find_contexts
 from maskwise.learning.labels import FUNCTION_WORDS
 from maskwise.text import read_documents
-from maskwise.text.opening import opened
+from maskwise.text.labelled import read_records
 from maskwise.text.words import text_id
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
@@ -40,23 +43,21 @@ SHORTEST, LONGEST = 20, 120
 """Words of a paragraph. Headings are shorter."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("corpus")
-    parser.add_argument(
-        "--rare", type=int, default=2, help="words that a question and its context share"
-    )
-    parser.add_argument(
-        "--limit", type=int, help="use only the first texts of the corpus, this many"
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    with opened(given.questions) as lines:
-        rows = [json.loads(line) for line in lines]
-    articles, texts = zip(*paragraphs(given.corpus, given.limit), strict=True)
+def main(
+    questions_file: Annotated[Path, typer.Argument(metavar="QUESTIONS")],
+    corpus: str,
+    out: Annotated[Path, typer.Option()],
+    rare_words: Annotated[int, typer.Option("--rare")] = 2,
+    limit: int | None = None,
+) -> None:
+    """Write the contexts and the questions.
+
+    Args:
+        rare_words: that a question and its context share.
+        limit: use only the first texts of the corpus, this many.
+    """
+    rows = read_records(questions_file)
+    articles, texts = zip(*paragraphs(corpus, limit), strict=True)
     questions = [row["question"] for row in rows]
     places = find_contexts(questions, [[row["answer"]] for row in rows], texts, most=2)
     frequency = Counter(word for text in texts for word in words(text))
@@ -66,14 +67,14 @@ def main() -> None:
         for n, own in enumerate(places)
         if own
         and rows[n]["answer"].casefold() not in NO_ANSWERS
-        and len(rare & words(questions[n]) & words(texts[own[0]])) >= given.rare
+        and len(rare & words(questions[n]) & words(texts[own[0]])) >= rare_words
     ]
     used = sorted({place for n in kept for place in places[n]})
     write_lines(
-        given.out / "contexts.jsonl", ({"id": f"{articles[p]} {p}", "text": texts[p]} for p in used)
+        out / "contexts.jsonl", ({"id": f"{articles[p]} {p}", "text": texts[p]} for p in used)
     )
     asked = ({**rows[n], "split": split_of(articles[places[n][0]])} for n in kept)
-    write_lines(given.out / "questions.jsonl", asked)
+    write_lines(out / "questions.jsonl", asked)
     print(f"{len(kept)} of {len(rows)} questions, {len(used)} of {len(texts)} paragraphs")
 
 
@@ -91,13 +92,9 @@ def paragraphs(corpus: str, limit: int | None) -> Iterator[tuple[str, str]]:
 
 def split_of(article: str) -> str:
     """The split of all questions about an article."""
-    place, edge = text_id(article) / 2**63, 0.0
-    for split, share in SPLITS.items():
-        edge += share
-        if place < edge:
-            return split
-    return "test"
+    names = list(SPLITS)
+    return names[bisect(list(accumulate(SPLITS.values())), text_id(article) / 2**63)]
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -216,6 +216,14 @@ def test_sentences_with_a_chosen_token_change_places() -> None:
         "<s> f . a . d e . b c . </s>",
         "<s> f . b c . d e . a . </s>",
     }
+    inner = {
+        show("permute-sentences(inner=infill(mean=None))", "<s> {a b} . c {d} . </s>", seed=s)[0]
+        for s in range(20)
+    }
+    assert inner == {
+        ("<s> <mask> . c <mask> . </s>", "<s> a b . c d . </s>"),
+        ("<s> c <mask> . <mask> . </s>", "<s> a b . c d . </s>"),
+    }
 
 
 def test_modes_are_read_from_the_mask() -> None:

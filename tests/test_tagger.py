@@ -10,14 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spacy
-from benchmarks.annotate import (
-    _bundled,
-    entities,
-    join_tokens,
-    overlap_scores,
-    read_columns,
-    tag_accuracy,
-)
+from annotate import bundled, join_tokens, named_set, overlap_scores, tag_accuracy
 from spacy.training import Example
 
 from maskwise.annotate import tagger as tagger_module
@@ -66,7 +59,7 @@ def test_matrix_products_are_numpys() -> None:
 
 
 def test_accuracy_on_the_bundled_part_of_the_ewt_test(tagger: SpacyPipeline) -> None:
-    found = tag_accuracy(tagger, _bundled()[::4])
+    found = tag_accuracy(tagger, bundled()[::4])
     assert found["raw"] > 0.92 and found["gold_tokens"] > 0.91 and found["words"] > 1500
 
 
@@ -250,12 +243,12 @@ def test_columns_entities_and_running_text(tmp_path: Path) -> None:
     path.write_text(
         'In O\nNew B-LOC\nYork I-LOC\nJohn B-PER\n( O\n" O\nx O\n" O\n) O\n. O\n\nHi O\n'
     )
-    (tokens, marks), (hi, _) = read_columns(path)
+    texts, names = named_set(path)
+    assert texts == ['In New York John ("x").', "Hi"]
+    assert [texts[0][a:b] for a, b in names[0]] == ["New York", "John"] and names[1] == []
+    tokens = ["It", "is", "n't", '"', "so", '"', "yet"]
     text, offsets = join_tokens(tokens)
-    assert text == 'In New York John ("x").' and hi == ["Hi"]
-    assert [text[a:b] for a, b in offsets] == tokens
-    assert entities(marks) == [(1, 3, "LOC"), (3, 4, "PER")]
-    assert entities(["I-A", "I-A", "O", "I-A", "I-B"]) == [(0, 2, "A"), (3, 4, "A"), (4, 5, "B")]
+    assert text == 'It isn\'t "so" yet' and [text[a:b] for a, b in offsets] == tokens
 
 
 def test_given_spans() -> None:

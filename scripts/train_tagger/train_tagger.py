@@ -11,7 +11,6 @@ missing. Texts are tokenised by spaCy, as at inference, and gold words are align
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import re
@@ -27,11 +26,11 @@ from spacy.cli.train import train
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
-from maskwise.constants import UPOS
-from maskwise.text.labelled import POS, read_conllu
+from maskwise.tasks.metrics import entities
+from maskwise.text.labelled import POS, read_conllu, read_records, read_text
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from conll import entities, join_tokens, read_columns
+from conll import join_tokens
 
 NAMES = {  # one set of types over both sources
     "PER": "PER",
@@ -75,7 +74,8 @@ def main(data: Path, out: Path, *overrides: str) -> None:
         print(name, len(docs), "documents", sum(map(len, docs)), "tokens")
         DocBin(docs=docs).to_disk(out / f"{name}.spacy")
     wanted = {f"paths.{name}": str(out / f"{name}.spacy") for name in parts}
-    for key, value in (override.split("=", 1) for override in overrides):
+    for override in overrides:
+        key, _, value = override.partition("=")
         wanted[key] = json.loads(value)
     started = time.process_time()
     fill_config(out / "config.cfg", HERE / "config.cfg")  # with spaCy's defaults
@@ -109,7 +109,7 @@ def small_corpus(path: str, lower: float, unknown: float) -> Callable[..., Itera
     read; the model then must use its ending, its shape and its neighbours, as for the unknown
     words of other texts.
     """
-    counts: Counter[str] = Counter(
+    counts = Counter(
         t.norm_ for d in DocBin().from_disk(path).get_docs(spacy.blank("en").vocab) for t in d
     )
 
@@ -137,22 +137,19 @@ def _in_lower_case(doc: Doc) -> Doc:
 def ewt_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
     """Documents with parts of speech, split at ends of paragraphs or sentences."""
     for document in read_conllu(path):
-        spans = document.layers["pos"]
-        begin = first = 0
-        for i, end in enumerate(spans.end):
-            ends = UPOS[spans.value[i] - 1] == "PUNCT" and document.text[end : end + 1] in (
-                " ",
-                "\n",
-                "",
-            )
-            if (ends and end - begin > CHARACTERS) or i + 1 == len(spans.end):
-                rows = zip(
-                    spans.start[first : i + 1], spans.end[first : i + 1], spans.value[first : i + 1]
-                )
-                yield _tagged(
-                    nlp, document.text, [(int(s), int(e), POS.labels[v - 1]) for s, e, v in rows]
-                )
-                begin, first = end, i + 1
+        text = document.text
+        part = []
+        begin = 0
+        for start, end, code in zip(*document.layers["pos"]):
+            tag = POS.labels[code - 1]
+            part.append((int(start), int(end), tag))
+            ends = tag == "PUNCT" and text[end : end + 1] in (" ", "\n", "")
+            if ends and end - begin > CHARACTERS:
+                yield _tagged(nlp, text, part)
+                part = []
+                begin = end
+        if part:
+            yield _tagged(nlp, text, part)
 
 
 def _tagged(nlp: spacy.Language, text: str, rows: list[tuple[int, int, str]]) -> Doc:
@@ -170,34 +167,31 @@ def _tagged(nlp: spacy.Language, text: str, rows: list[tuple[int, int, str]]) ->
 
 
 def wnut_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
-    for tokens, tags in read_columns(path):
-        text, offsets = join_tokens(tokens)
-        yield _named(nlp, text, offsets, tags)
+    for row in read_records(path):
+        text, offsets = join_tokens(row["tokens"])
+        yield _named(nlp, text, offsets, row["tags"])
 
 
 def uner_docs(nlp: spacy.Language, path: Path) -> Iterator[Doc]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        texts = re.findall(r"^# text = (.*)$", file.read(), re.MULTILINE)
-    for text, (tokens, tags) in zip(texts, read_columns(path, token=1, tag=2), strict=True):
+    texts = re.findall(r"^# text = (.*)$", read_text(path), re.MULTILINE)
+    for text, row in zip(texts, read_records(path), strict=True):
         offsets, end = [], 0
-        for token in tokens:
+        for token in row["tokens"]:
             start = text.index(token, end)
             end = start + len(token)
             offsets.append((start, end))
-        yield _named(nlp, text, offsets, tags)
+        yield _named(nlp, text, offsets, row["tags"])
 
 
 def _named(nlp: spacy.Language, text: str, offsets: list[tuple[int, int]], tags: list[str]) -> Doc:
     doc = nlp.make_doc(text)
-    spans = [
-        doc.char_span(
-            offsets[first][0], offsets[behind - 1][1], NAMES[kind], alignment_mode="expand"
-        )
-        for first, behind, kind in entities(tags)
-    ]
-    doc.set_ents(
-        spacy.util.filter_spans([span for span in spans if span is not None]), default="outside"
-    )
+    spans = []
+    for first, behind, kind in sorted(entities(tags)):
+        start, end = offsets[first][0], offsets[behind - 1][1]
+        span = doc.char_span(start, end, NAMES[kind], alignment_mode="expand")
+        if span is not None:
+            spans.append(span)
+    doc.set_ents(spacy.util.filter_spans(spans), default="outside")
     return doc
 
 

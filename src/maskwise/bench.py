@@ -44,6 +44,7 @@ Figures: TypeAlias = dict[str, Any]
 RATIO = 0.15
 PEER = "transformers"
 PEER_WORDS = "transformers, whole words"
+PEER_STEP = "transformers, masking step from tensors"
 LAYOUTS = ("documents", "packed", "sentences")
 WITH_ARGUMENTS = {
     "mixture": "mixture(whole-word, span, token)",
@@ -267,9 +268,16 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callab
         for row, places in zip(ids.tolist(), offsets.tolist()):
             rows.append({"input_ids": row, "offset_mapping": places})
         with_offsets.append(rows)
+    special = batches[0]["word_ids"] < 0
+
+    def masking_step(number: int) -> object:
+        ids = batches[number % len(batches)]["input_ids"].clone()
+        return plain.torch_mask_tokens(ids, special_tokens_mask=special)
+
     return {
         PEER: lambda number: plain(bare[number % len(bare)]),
         PEER_WORDS: lambda number: whole(with_offsets[number % len(bare)]),
+        PEER_STEP: masking_step,
     }
 
 

@@ -168,8 +168,10 @@ def show_masks(
     masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
     corruption = masker.corruption
     # A permuted token is shown at a different position, so it cannot be compared at its own.
-    permuted = isinstance(corruption, PermuteSentences)
-    in_place = corruption.keeps_length and not permuted
+    in_place = corruption.keeps_length and not isinstance(corruption, PermuteSentences)
+    chosen_state = "masked"
+    if isinstance(corruption, PermuteSentences) and corruption.inner is None:
+        chosen_state = "kept"
     pieces = []
     end = 0
     for place, (start, stop) in enumerate(encoding.offsets):
@@ -178,7 +180,7 @@ def show_masks(
         state = "shown"
         replacement = ""
         if choice.tokens[place]:
-            state = "kept" if permuted else "masked"
+            state = chosen_state
             if in_place:
                 token = int(masked.input_ids[place])
                 if token == batch.input_ids[place]:

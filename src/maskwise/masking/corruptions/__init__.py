@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from maskwise.masking.corruptions.base import (
     whole_text,
 )
 from maskwise.masking.select import Selection
+from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import changes, offsets, owners, rank_within, sums_within
 from maskwise.specs import Call, build
@@ -298,22 +299,52 @@ class PermuteSentences(Corruption):
     """Sentences with a selected token are permuted with each other; other sentences do not move.
 
     Therefore ``policy="sentence", ratio=1`` permutes all sentences, as in BART; a smaller ratio
-    permutes fewer sentences. Sentences are runs of equal numbers ≥ 0 in ``layer``. The order is
-    drawn uniformly by hash; it may be the old order.
+    permutes fewer sentences. ``inner`` is a second corruption, for the selected tokens of the
+    permuted piece (BART-large: ``infill``); without ``inner`` these tokens are unchanged. Sentences
+    are runs of equal numbers ≥ 0 in ``layer``. The order is drawn uniformly by hash; it may be the
+    old order.
 
     Targets: the whole piece.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
     """
 
     layer: str = "sentence"
+    inner: Corruption | None = None
 
-    shows_mask = False
+    @property
+    def keeps_length(self) -> bool:
+        return self.inner is None or self.inner.keeps_length
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        if self.inner is not None:
+            self.inner.check(vocabulary)
 
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
     ) -> Corrupted:
+        units = choice.units
         source = self._sources(batch, batch.layer(self.layer), choice.tokens, keys)
-        return Corrupted(batch.input_ids.take(source), labels_in_place(choice, "full"))
+        ids = batch.input_ids.take(source)
+        if self.inner is None:
+            return Corrupted(ids, labels_in_place(choice, "full"))
+        permuted = replace(
+            batch,
+            input_ids=ids,
+            eligible=batch.eligible.take(source),
+            layers={name: layer.take(source) for name, layer in batch.layers.items()},
+        )
+        # The inverse permutation gives the new position of each token.
+        place = np.empty_like(source)
+        place[source] = np.arange(len(source))
+        moved = Units.of_tokens(
+            permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight
+        )
+        moved.by_token = units.by_token
+        shown = self.inner.corrupt(permuted, replace(choice, units=moved), keys, vocabulary)
+        if shown.lengths is None:
+            return replace(shown, labels=labels_in_place(choice, "full"))
+        labels, label_lengths = whole_text(choice, vocabulary.eos)
+        return replace(shown, labels=labels, label_lengths=label_lengths)
 
     def _sources(self, batch: AnnotatedBatch, marked: Array, chosen: Array, keys: Keys) -> Array:
         """(T,) int64: the old position of the token at each new position."""
@@ -346,6 +377,13 @@ class PermuteSentences(Corruption):
         return source
 
 
+def permute_sentences(
+    layer: str = "sentence", inner: Corruption | str | Call | None = None
+) -> PermuteSentences:
+    """Permute sentences; ``inner`` (a corruption, or its name) corrupts the selected tokens."""
+    return PermuteSentences(layer, None if inner is None else corruption(inner))
+
+
 CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
     "bert": Bert,
     "mask-only": mask_only,
@@ -355,7 +393,7 @@ CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
     "infill": Infill,
     "t5": T5,
     "ul2": Ul2,
-    "permute-sentences": PermuteSentences,
+    "permute-sentences": permute_sentences,
 }
 
 

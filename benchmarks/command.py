@@ -1,0 +1,51 @@
+"""What the benches in this folder share: the command line, memory, and processor time."""
+
+from __future__ import annotations
+
+import functools
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def run(main: Callable[..., object], about: str | None) -> None:
+    """Run ``main``, whose parameters are the arguments and options, and print its result as JSON.
+
+    Args:
+        about: the text of ``--help``.
+    """
+    # The machine on which gpu.py runs may lack typer.
+    import typer
+
+    @functools.wraps(main)
+    def printed(*args: object, **options: object) -> None:
+        result = main(*args, **options)
+        if result is not None:
+            sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(help=about)(printed)
+    app()
+
+
+def memory(name: str) -> float:
+    """MiB of this process's memory, by /proc (Linux alone).
+
+    Args:
+        name: "VmRSS", what it has now, from where the peak begins anew; or "VmHWM", the peak.
+    """
+    if name == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) / 1024
+
+
+def worked() -> float:
+    """Processor seconds of this process and of all that it has waited for."""
+    seconds = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        use = resource.getrusage(who)
+        seconds += use.ru_utime + use.ru_stime
+    return seconds
