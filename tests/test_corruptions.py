@@ -122,6 +122,12 @@ def test_t5_is_the_published_example() -> None:
             "<extra_id_0> for inviting <extra_id_1> last <extra_id_2>",
         ),
     )
+    # The runs of two rows stay two runs, though nothing lies between them.
+    table(
+        "t5(eos=False)",
+        ("{a}", "<extra_id_0>", "<extra_id_0> a <extra_id_1>"),
+        ("{b}", "<extra_id_0>", "<extra_id_0> b <extra_id_1>"),
+    )
     table(
         "t5",
         ("a {b c} d </s>", "a <extra_id_0> d </s>", "<extra_id_0> b c <extra_id_1> </s>"),
