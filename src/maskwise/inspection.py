@@ -328,7 +328,7 @@ def text_layers(
     return layers
 
 
-def annotated_layers(maker: Layered, tokenizer: FastTokenizer, text: str, **cut: Any) -> Layers:
+def annotated_layers(maker: Layered, tokenizer: FastTokenizer, text: str, **cut: object) -> Layers:
     """Return an annotator's layers (L,) by name; ``cut`` has settings to truncate the text."""
     encodings = tokenizer([text], **cut).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
