@@ -66,7 +66,11 @@ BAD = {
     "cut.jsonl.gz": (ARCHIVE[: len(ARCHIVE) // 2], ["corpus.source=FILE"], "cut.jsonl.gz"),
     "corpus.jsonl": (None, ["corpus.source=FILE", "corpus.text_field=body"], "'body'"),
     "maskless": (None, ["tokenizer.name=FILE"], "no mask token"),
-    "slow": (None, ["tokenizer.name=FILE"], "is slow: it has no offsets"),
+    "slow": (
+        None,
+        ["tokenizer.name=FILE", "masking.policy=whole-word", "tasks=[]"],
+        "a slow tokenizer has no character offsets",
+    ),
     "nothing": (None, ["tokenizer.name=FILE"], "there is no model or tokenizer"),
     "unlabelled.jsonl": (UNLABELLED, ["tasks=[FILE]"], "no label column"),
     "blank.jsonl": (BLANK, ["tasks=[FILE]"], "no label"),

@@ -192,6 +192,18 @@ def test_names_never_change_and_unknown_tokens_are_counted() -> None:
     assert "unknown tokens" not in cut([known]).counts
 
 
+def test_tokens_without_words(tmp_path: Path) -> None:
+    """A slow tokenizer has no offsets: pieces are cut anywhere, and there is no layer of words."""
+    slow = document("a", 7)
+    del slow.columns["word_ids"]
+    some = cut([slow], length=7, out=tmp_path / "pieces")
+    assert table(Rows.of(some))["input_ids"] == [
+        [2, 100, 101, 102, 103, 104, 3],
+        [2, 105, 106, 3, 0, 0, 0],
+    ]
+    assert set(some.columns) == {"input_ids"}
+
+
 words_of_documents = st.lists(
     st.lists(st.integers(-3, 9).filter(bool), max_size=12), min_size=1, max_size=12
 ).filter(any)

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import EsmTokenizer
+from transformers import EsmTokenizer, ProphetNetTokenizer
 
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.evaluate import evaluate_checkpoint
+from maskwise.evaluation.generate import Writer
 from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
+from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, tokenise, train_tokenizer
@@ -187,6 +190,87 @@ def test_letters_outside_the_alphabet(proteins: str, tmp_path: Path) -> None:
     train_tokenizer(["acgt"] * 9, kind="letter", vocab_size=64).save_pretrained(tmp_path / "dna")
     with pytest.raises(MaskwiseError, match=r"unknown to the tokenizer.*letter"):
         pretrained(tmp_path, proteins, tokenizer={"name": str(tmp_path / "dna")})
+
+
+@pytest.fixture(scope="module")
+def slow_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """ProphetNet's, which transformers has in Python alone."""
+    folder = tmp_path_factory.mktemp("slow")
+    # It splits a word into a first piece and others.
+    pieces = [*AMINO, *(f"##{letter}" for letter in AMINO)]
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[X_SEP]", "[MASK]", *pieces]
+    (folder / "vocab.txt").write_text("\n".join(names))
+    made = ProphetNetTokenizer(str(folder / "vocab.txt"), do_lower_case=False)
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def test_tokens_of_a_slow_tokenizer(slow_tokenizer: str) -> None:
+    with pytest.raises(MaskwiseError, match=r"is slow: it has no offsets; convert it"):
+        load_tokenizer(slow_tokenizer)
+    slow = load_tokenizer(slow_tokenizer, needs_words=False)
+    documents = [Document("a", "ACD"), Document("b", ""), Document("c", "A")]
+    (plain,) = tokenise(documents, slow)
+    assert plain.columns["input_ids"].tolist() == [6, 27, 28, 6]
+    assert list(plain.columns) == ["input_ids"] and plain.lengths.tolist() == [3, 0, 1]
+    (each,) = tokenise(documents, slow, words="token")
+    assert each.columns["word_ids"].tolist() == [0, 1, 2, 0]
+    for more in ({"layers": object()}, {"words": "spaces"}, {"places": True}):
+        with pytest.raises(MaskwiseError, match=r"need a fast tokenizer, .*; got ProphetNet"):
+            list(tokenise(documents, slow, **more))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"masking": {"policy": "whole-word"}},
+        {"evaluation": {"masks": ["token", "whole-word"]}},
+        {"corpus": {"words": "spaces"}},
+        {"evaluation": {"pairs": ["bundled:pairs"]}},
+        {"corpus": {"layers": ["prompt(until='A')"], "words": "token"}},
+    ],
+)
+def test_words_that_a_slow_tokenizer_cannot_find(
+    proteins: str, slow_tokenizer: str, changed: dict[str, Any]
+) -> None:
+    with pytest.raises(MaskwiseError, match=r"a (slow|fast) tokenizer|is slow"):
+        check_inputs(recipe(proteins, tokenizer={"name": slow_tokenizer}, **changed))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"corpus": {"layout": "packed"}},
+        {"corpus": {"stream": True}},
+        {"masking": {"policy": "whole-word", "budget": "expected"}, "corpus": {"words": "token"}},
+    ],
+)
+def test_pretraining_with_a_slow_tokenizer(
+    proteins: str, slow_tokenizer: str, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    source = tmp_path / "lines.txt"
+    documents = read_documents(proteins)
+    source.write_text("\n\n".join(document.text for document in documents))
+    made = recipe(str(source), tokenizer={"name": slow_tokenizer}, **more)
+    assert check_inputs(made) == []
+    assert run_pretrain(made, tmp_path / "run", quiet=True)["targets"] > 500
+    checkpoint = str(tmp_path / "run" / "checkpoint")
+    *losses, pseudo = evaluate_checkpoint(checkpoint, ["pseudo-perplexity:2"], text=proteins)
+    assert [loss["masks"] for loss in losses] == ["token", "token"]
+    assert pseudo["metric"] == "token" and pseudo["value"] > 1
+    *_, last = Writer(checkpoint).write("A", length=3)
+    assert len(last.text) == 4
+
+
+def test_a_study_with_a_slow_tokenizer_ends_with_a_page(
+    proteins: str, slow_tokenizer: str, tmp_path: Path
+) -> None:
+    """It shows no texts, since their masks are shown by character offsets."""
+    study = {"arms": {"more": {"masking.ratio": 0.3}}, "seeds": 1, "outcome": "heldout:token"}
+    training = {"steps": 2}
+    arms = recipe(proteins, tokenizer={"name": slow_tokenizer}, training=training, study=study)
+    run_study(arms, tmp_path / "out", jobs=1, quiet=True)
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("architecture", ["esm", "esmc"])

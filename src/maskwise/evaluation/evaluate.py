@@ -359,7 +359,10 @@ def evaluate_checkpoint(
     logging.disable_progress_bar()
     network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
-    tokenizer = load_tokenizer(model, needs_mask=False)
+    tokenizer = load_tokenizer(model, needs_mask=False, needs_words=False)
+    # Words are found by character offsets, which a slow tokenizer does not have.
+    if not tokenizer.is_fast:
+        settings = settings.model_copy(update={"masks": ("token",)})
     data = Text(tokenizer)
     if text is not None:
         documents = require_documents(read_documents(text, text_field=text_field))

@@ -65,7 +65,7 @@ class Writer:
     """
 
     def __init__(self, model: str):
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model, needs_words=False)
         self.model: PreTrainedModel = load_model(model, kind=None)
         require_kind(self.model.config, "encoder", use="filling gaps")
         check_fit(self.model.config, len(self.tokenizer), do="use the model's own tokenizer")

@@ -267,13 +267,13 @@ def pseudo_perplexity(
 ) -> list[Measurement]:
     """Return exp of the mean of −log p over the tokens in the given rows, each token masked alone.
 
-    There are two records: ``token`` (Salazar et al. 2020), and ``within-word``, which also masks
-    the later pieces of the word (Kauf & Ivanova 2023). The two figures are per token, so only
-    models with the same tokenizer can be compared. ``chance`` is the figure from token frequencies.
+    The records are ``token`` (Salazar et al. 2020) and, if rows have ``word_ids``, ``within-word``,
+    which also masks the later pieces of the word (Kauf & Ivanova 2023). The figures are per token,
+    so only models with the same tokenizer can be compared. ``chance`` is from token frequencies.
 
     Args:
-        rows: as for ``masking.gather``, with ``word_ids``. In packed rows, the model sees the
-            neighbouring documents, as in training.
+        rows: as for ``masking.gather``. In packed rows, the model sees the neighbouring documents,
+            as in training.
         log_unigram: (V,) log-probabilities of tokens in the training text, if known.
     """
     batch = gather(rows, Vocabulary.of(tokenizer))
@@ -284,13 +284,13 @@ def pseudo_perplexity(
     if log_unigram is not None:
         ids = torch.from_numpy(batch.input_ids[batch.eligible])
         chance = float((-log_unigram[ids].double().mean()).exp())
+    metrics = ["token"]
+    if "word_ids" in batch.layers:
+        metrics.append("within-word")
     records: list[Measurement] = []
-    for metric in ("token", "within-word"):
+    for metric in metrics:
         log_p = log_probabilities(
-            model,
-            batch,
-            mask=tokenizer.mask_token_id,
-            within_word=metric == "within-word",
+            model, batch, mask=tokenizer.mask_token_id, within_word=metric == "within-word"
         )
         records.append(
             {

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
-from maskwise.constants import ranks_here
+from maskwise.constants import DIFFUSION, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
@@ -37,6 +37,7 @@ from maskwise.text.layers import token_layers
 from maskwise.text.pieces import unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.tokenizers import dna_note
+from maskwise.text.words import require_offsets
 from maskwise.text.worlds import of_run
 from maskwise.training import MaskedSource
 from maskwise.training.stream import StreamedRows
@@ -158,7 +159,11 @@ def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     # A configuration needs only the size and the special tokens of a tokenizer.
     tokenizer = cast("PreTrainedTokenizerFast", _Untrained(arm.tokenizer))
     if given:
-        tokenizer = load_tokenizer(given, needs_mask=arm.kind == "encoder")
+        # Test items and labelled rows are placed by character offsets.
+        needs_offsets = bool(arm.tasks or arm.evaluation.cloze or arm.evaluation.pairs)
+        tokenizer = load_tokenizer(
+            given, needs_mask=arm.kind == "encoder", needs_words=needs_offsets
+        )
     return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
 
 
@@ -182,6 +187,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
     for link in links:
         yield from _check_text(link)
         if arm.tokenizer_name:
+            _check_words(link, tokenizer)
             some = map(attrgetter("text"), link.corpus.documents())
             note = dna_note(tokenizer, islice(some, FEW_DOCUMENTS))
             if note:
@@ -254,6 +260,28 @@ def _check_text(link: Recipe) -> Iterator[str]:
                     f"{who} the layer {layer!r}, which this corpus does not have",
                     got=f"layers {', '.join(layers)}",
                     do="name its annotator in corpus.layers (maskwise list annotators)",
+                )
+
+
+def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Check that layers and policies that need words have a fast tokenizer.
+
+    If each token is a word, policies work with a slow tokenizer too.
+    """
+    corpus = link.corpus
+    require_offsets(tokenizer, layers=bool(corpus.annotators), words=corpus.words)
+    if tokenizer.is_fast or corpus.words == "token":
+        return
+    used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}
+    for setting, names in used.items():
+        for name in names:
+            # Diffusion draws its masks itself, so it is no policy.
+            if name != DIFFUSION and "word_ids" in policy(name).layers():
+                raise MaskwiseError(
+                    f"{setting} {name} needs words, and a slow tokenizer has no character "
+                    "offsets to find them",
+                    got=type(tokenizer).__name__,
+                    do="use token, set corpus.words: token, or convert it to a tokenizer.json",
                 )
 
 

@@ -268,6 +268,9 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
     """
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in _maskers(runs, stages):
+        # Texts are shown by the character offsets of their tokens.
+        if not data.tokenizer.is_fast:
+            continue
         steps = link.training.steps
         length = min(link.corpus.length, SAMPLE_TOKENS)
         specs = link.corpus.annotators

@@ -148,7 +148,9 @@ class Samples:
         corpus = link.corpus
         folder = self.folder / f"sample-{len(self.prepared)}"
         if link.tokenizer_name:
-            tokenizer = load_tokenizer(link.tokenizer_name, needs_mask=link.kind == "encoder")
+            tokenizer = load_tokenizer(
+                link.tokenizer_name, needs_mask=link.kind == "encoder", needs_words=False
+            )
         else:
             tokenizer = link.tokenizer.tokenizer(sample)
         store = None

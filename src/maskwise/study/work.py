@@ -102,7 +102,7 @@ def prepare(stage: Stage, stages: Path) -> Plain:
     documents = corpus.documents()
     require_documents(documents)
     if stage.needs:
-        tokenizer = load_tokenizer(tokenizer_folder(stage, stages))
+        tokenizer = load_tokenizer(tokenizer_folder(stage, stages), needs_words=False)
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
         tokenizer = settings.tokenizer(_beginning(corpus) if corpus.stream else documents)

@@ -56,6 +56,8 @@ BUNDLED = (
 )
 UNNAMED = "the list of documents"
 """The name for a corpus that is given as a list."""
+# The limit is in characters, so a batch holds fewer novels than tweets.
+BATCH_CHARACTERS = 1 << 20
 HEAD_RECORDS = 200
 """The number of records whose fields `longest_field` compares."""
 EMPTY = "empty"

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from maskwise import folders
 from maskwise.errors import MaskwiseError
 from maskwise.segments import Array, changes, owners, rank_within, sums_within
-from maskwise.text.documents import Document, batches, source_of
+from maskwise.text.documents import BATCH_CHARACTERS, Document, batches, source_of
 from maskwise.text.layers import Columns, Layered, align, digest
 from maskwise.text.readers import whole_name
 from maskwise.text.words import (
@@ -37,6 +37,8 @@ from maskwise.text.words import (
     flat_offsets,
     number_words,
     place_tokens,
+    require_offsets,
+    slow_columns,
     text_id,
     tokenizing,
 )
@@ -45,8 +47,6 @@ from maskwise.text.words import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-# The limit is in characters, so a batch holds fewer novels than tweets.
-BATCH_CHARACTERS = 1 << 20
 # Formats 1 and 2 were Arrow files.
 FORMAT = 3
 INDEX = "columns.json"
@@ -64,7 +64,7 @@ class Tokens(NamedTuple):
         documents: the documents.
         lengths: (N,) int64, the number of tokens in each document.
         columns: name → (T,): "input_ids" int32, "word_ids" int32 (from 0 in every document, −1 for
-            no word) and other layers, document after document.
+            no word; missing for a slow tokenizer) and other layers, document after document.
     """
 
     documents: Sequence[Document]
@@ -85,22 +85,32 @@ def tokenise(
 
     Args:
         documents: names and texts.
-        tokenizer: a fast tokenizer.
+        tokenizer: a tokenizer; a slow one has no character offsets, so its tokens have no words.
         batch_size: the maximum number of documents that go through the tokenizer together.
         layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
         places: whether to add the layers "start" and "end", the visible characters of the document
             that each token covers.
         words: the word rule: auto, spaces, token (each token is a word) or regex:PATTERN.
+
+    Raises:
+        MaskwiseError: the tokenizer is slow, but layers or words in characters are wanted.
     """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    # A special token's name that occurs in a text is plain text.
-    backend.encode_special_tokens = True
+    require_offsets(tokenizer, layers=places or layers is not None, words=words)
+    backend = None
+    if tokenizer.is_fast:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        # A special token's name that occurs in a text is plain text.
+        backend.encode_special_tokens = True
     for batch in batches(
         documents, BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
     ):
         texts = [document.text for document in batch]
+        if backend is None:
+            columns, lengths = slow_columns(tokenizer, texts, numbered=words == "token")
+            yield Tokens(batch, lengths, columns)
+            continue
         with tokenizing():
             encodings = backend.encode_batch(texts, add_special_tokens=False)
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
@@ -154,7 +164,7 @@ class Pieces:
 
     Attributes:
         columns: name → (T,): "input_ids" int32, "word_ids" int16 (from 0 in every piece, −1 for
-            no word) and other layers, piece after piece.
+            no word; missing for a slow tokenizer) and other layers, piece after piece.
         offsets: (P + 1,) int64; piece p has the tokens from ``offsets[p]`` to ``offsets[p + 1]``.
         example_ids: (P,) int64, the permanent name of each piece.
         documents: (P,) int64, a hash of the name of each piece's (whole) document.
@@ -310,7 +320,8 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     """
     lengths = window.lengths
     total = int(lengths.sum())
-    words = window.columns["word_ids"]
+    # A slow tokenizer finds no words, so its pieces are cut anywhere.
+    words = window.columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owners(lengths))
     word_T = opens.cumsum() - 1
     # Half a word must never be masked, so words that are longer than a row are not masked at all.
@@ -353,9 +364,11 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     }
     # Each of these is counted only if it occurs, which keeps reports short.
     counts.update({reason: number for reason, number in unusual.items() if number})
+    columns = dict(window.columns)
+    if "word_ids" in columns:
+        columns["word_ids"] = np.where(words >= 0, number_T, -1).astype(np.int16)
     return {
-        **window.columns,
-        "word_ids": np.where(words >= 0, number_T, -1).astype(np.int16),
+        **columns,
         "offsets": offsets,
         "example_id": np.array(example_ids, dtype=np.int64),
         "document": np.array(documents, dtype=np.int64),

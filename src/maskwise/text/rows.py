@@ -78,7 +78,9 @@ class PieceBatch(NamedTuple):
         packed = len(self.rows) > shape[0]
         if packed:
             layers["example_id"] = self.example_ids.repeat(self.lengths)
-            layers["word_ids"] = self._words_of_rows(shape[0])
+            # A slow tokenizer finds no words.
+            if "word_ids" in layers:
+                layers["word_ids"] = self._words_of_rows(shape[0])
         for name, values in layers.items():
             columns[name] = layout.column(values).reshape(shape)
         if not packed:

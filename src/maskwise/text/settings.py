@@ -293,8 +293,8 @@ class TokenizerSettings(BaseModel):
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
         if self.name:
-            # The code that uses mask tokens checks that the tokenizer has them.
-            return load_tokenizer(self.name, needs_mask=False)
+            # The code that uses mask tokens and words checks that the tokenizer has them.
+            return load_tokenizer(self.name, needs_mask=False, needs_words=False)
         texts = (document.text for document in documents)
         tokenizer = train_tokenizer(
             texts, kind=self.kind, vocab_size=self.vocab_size, lowercase=self.lowercase, k=self.k
@@ -414,7 +414,7 @@ class Prepared:
                 got=wrong,
                 do="run the same command again, which prepares it again",
             )
-        tokenizer = load_tokenizer(str(folder / TOKENIZER))
+        tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)
         # Instead of training rows, a stream's folder has the settings for reading the stream.

@@ -29,8 +29,7 @@ from tokenizers import (
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
 from maskwise.starts import TOKENIZER_FILES, find_start
-from maskwise.text.documents import batches
-from maskwise.text.pieces import BATCH_CHARACTERS
+from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
 from maskwise.text.words import classify, codes_of, is_white, text_id, word_starts
 
@@ -60,13 +59,16 @@ with a token for each capital letter."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
-def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    name_or_path: str, *, needs_mask: bool = True, needs_words: bool = True
+) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or the hub, without running code that comes with it.
 
     Args:
         name_or_path: as for ``starts.find_start``.
         needs_mask: whether to refuse a tokenizer without a mask token (T5's have none) or without a
             padding token.
+        needs_words: whether to reject a slow tokenizer, which has no character offsets.
 
     Raises:
         MaskwiseError: the tokenizer is not found, is damaged, cannot be read without its own code,
@@ -101,8 +103,7 @@ def load_tokenizer(name_or_path: str, *, needs_mask: bool = True) -> PreTrainedT
             got=largest,
             allowed=f"< {MOST_TOKENS:,}",
         )
-    # A slow tokenizer has no character offsets, by which words and layers are found.
-    if not tokenizer.is_fast:
+    if needs_words and not tokenizer.is_fast:
         raise MaskwiseError(
             f"{name} is slow: it has no offsets",
             do="convert it to a tokenizer.json; words are found by character offsets",

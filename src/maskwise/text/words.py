@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
-from maskwise.segments import changes, offsets
+from maskwise.segments import Array, changes, offsets, rank_within
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -382,6 +382,36 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
     count = 2 * int(lengths.sum())
     numbers = np.fromiter(chain.from_iterable(pairs), dtype=np.int64, count=count)
     return numbers.reshape(-1, 2), lengths
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: str) -> None:
+    """Reject a slow tokenizer, which has no character offsets, if layers or words need them.
+
+    Raises:
+        MaskwiseError: the tokenizer is slow, and there are layers or words in characters.
+    """
+    if not tokenizer.is_fast and (layers or words not in ("auto", "token")):
+        raise MaskwiseError(
+            "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",
+            got=type(tokenizer).__name__,
+            do="convert it to a tokenizer.json",
+        )
+
+
+def slow_columns(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, numbered: bool
+) -> tuple[dict[str, Array], Ints]:
+    """Return columns (T,) and lengths (N,) of N texts from a slow tokenizer.
+
+    Args:
+        numbered: whether each token is a word; otherwise there are no "word_ids".
+    """
+    ids = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    columns: dict[str, Array] = {"input_ids": np.fromiter(chain.from_iterable(ids), np.int32)}
+    if numbered:
+        columns["word_ids"] = rank_within(lengths).astype(np.int32)
+    return columns, lengths
 
 
 @contextmanager
