@@ -22,13 +22,21 @@ import typer
 
 from maskwise.folders import write_lines
 from maskwise.learning.examples import find_contexts
-from maskwise.learning.labels import FUNCTION_WORDS
 from maskwise.text import read_documents
 from maskwise.text.labelled import read_records
 from maskwise.text.words import text_id
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
-NO_ANSWERS = FUNCTION_WORDS | {
+FUNCTION_WORDS = """
+a about above after again against all also am an and any are as at be because been before being
+below between both but by can could did do does doing down during each few for from further had
+has have having he her here hers him his how i if in into is it its itself just may me might more
+most must my no nor not now of off on once one only or other our out over own same shall she
+should so some such than that the their them then there these they this those through to too under
+until up upon us very was we were what when where which while who whom whose why will with would
+you your
+"""
+NO_ANSWERS = set(FUNCTION_WORDS.split()) | {
     "true",
     "false",
     "yes",

@@ -31,10 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tasks_are_done_here() -> Iterator[None]:
-    """Studies and annotations start no workers, each of which imports torch for seconds."""
+def tasks_are_done_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Studies and annotations start no workers, each of which imports torch for seconds.
+
+    Times that the user's own studies have measured are neither read nor changed.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(jobs.ENGINES, "local", SamePool)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -575,7 +575,10 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     assert found == {"selection", "cost", "heldout", "score", "overlap"}
 
 
-def test_a_dry_run_writes_nothing_and_knows_what_is_there(recipe, tmp_path, done, capfd):
+def test_a_dry_run_writes_nothing_and_knows_what_is_there(
+    recipe, tmp_path, done, capfd, monkeypatch, tmp_path_factory
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     shared = tmp_path / "shared"
 
     def counted(*overrides: str) -> tuple[Any, dict[str, tuple[int, int]]]:

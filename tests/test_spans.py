@@ -48,7 +48,7 @@ def look(text: str, policies: str, **settings: Any) -> list[Any]:
 def test_marked_spans_are_masked_and_nothing_else() -> None:
     found = look("[[Marie Curie]] was born in [[Warsaw]] in 1867.", "salient", ratio=1.0)[0]
     assert (
-        "".join(piece.text for piece in found.shown.pieces if piece.state == "masked")
+        "".join(piece.text for piece in found.pieces if piece.state == "masked")
         == "Marie Curie Warsaw"
     )
     assert found.text == "Marie Curie was born in Warsaw in 1867."
@@ -57,13 +57,13 @@ def test_marked_spans_are_masked_and_nothing_else() -> None:
 def test_weights_and_sentences_and_frequencies() -> None:
     text = "The cat sat on the [[mat|50000]] today. It slept there all day."
     weighted, sentence, frequent = look(text, "weighted,sentence,frequency", budget="expected")
-    assert "mat" in "".join(p.text for p in weighted.shown.pieces if p.state == "masked")
+    assert "mat" in "".join(p.text for p in weighted.pieces if p.state == "masked")
     states = [
-        {p.state for p in sentence.shown.pieces[:8]},
-        {p.state for p in sentence.shown.pieces[-4:]},
+        {p.state for p in sentence.pieces[:8]},
+        {p.state for p in sentence.pieces[-4:]},
     ]
     assert all(len(state) == 1 for state in states)  # a sentence goes as a whole
-    assert 0 < frequent.shown.ratio < 1
+    assert 0 < frequent.ratio < 1
 
 
 def test_a_text_without_marks_says_how_to_mark() -> None:
@@ -71,6 +71,4 @@ def test_a_text_without_marks_says_how_to_mark() -> None:
         look("Marie Curie was born in Warsaw.", "token,phrase")
     # what the shipped tagger finds
     found = look("Marie Curie was born in Warsaw.", "salient", ratio=1.0)[0]
-    assert (
-        "".join(p.text for p in found.shown.pieces if p.state == "masked") == "Marie Curie Warsaw"
-    )
+    assert "".join(p.text for p in found.pieces if p.state == "masked") == "Marie Curie Warsaw"

@@ -25,7 +25,7 @@ FORMER: Mapping[str, Plain] = {
     "supervised": {
         "labels": None,
         "drop": 0.05,
-        "finetune": FinetuneSettings().model_dump(mode="json"),
+        "finetune": {**FinetuneSettings().model_dump(mode="json"), "patience": None},
     },
 }
 """Settings that no longer exist, with their defaults, for each section."""

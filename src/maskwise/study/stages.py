@@ -273,6 +273,8 @@ def finetune_stage(
     """
     newer = set() if recipe.finetune.search_rate else {"search_rate"}
     settings = recipe.finetune.model_dump(mode="json", exclude=newer)
+    # A setting of earlier versions, at its default: so stages that they finished are still found.
+    settings["patience"] = None
     what: Plain = {"task": task, "task_content": content, "finetune": settings}
     if pretrained is None:
         length = recipe.links()[0].corpus.length

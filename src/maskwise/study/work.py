@@ -247,7 +247,10 @@ def _overlap(stage: Stage, stages: Path) -> Plain:
 
 def _finetune(stage: Stage, stages: Path) -> Plain:
     what = stage.what
-    settings = FinetuneSettings(**what["finetune"])
+    given = dict(what["finetune"])
+    # A former setting, which is still part of the stage's name.
+    given.pop("patience", None)
+    settings = FinetuneSettings(**given)
     tokenizer = load_tokenizer(tokenizer_folder(stage, stages))
     checkpoint: str | Path | None = checkpoint_of(stage, stages)
     config = None
