@@ -1,5 +1,4 @@
-"""What a meta-gradient costs: time and memory of both back-ends, beside an ordinary training step
-on the same rows.
+"""What a meta-gradient costs: its time and memory, beside ordinary training steps on the same rows.
 
 One thread, single precision, invented contexts of 64 tokens, one question a context. Each figure is
 taken in a process of its own: processor time is the median over the rounds, memory the peak above
@@ -21,11 +20,12 @@ from torch import Tensor
 from transformers import ModernBertConfig
 
 from maskwise.bench import Figures, surroundings
-from maskwise.learning.gradients import BACKENDS, InnerStep, Losses, meta_gradient, values_of
+from maskwise.learning.gradients import InnerStep, Losses, meta_gradient, values_of
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.models import new_model
 from maskwise.objectives import MaskedLanguageModelling
 
+WHAT = ("training steps", "meta-gradient")
 SIZES = {"2 × 128": (128, 2), "6 × 384": (384, 6)}
 VOCABULARY, LENGTH, QUESTION, MASK = 2048, 64, 16, 4
 
@@ -61,17 +61,15 @@ def rows_of(rows: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
 
 
 def work(what: str, losses: Losses, rows: int, inner: int) -> None:
-    """A meta-gradient by a back-end, or the gradients of as many ordinary steps: masked text and
-    task in turn.
-    """
+    """A meta-gradient, or the gradients of as many ordinary steps: masked text and task in turn."""
     text, mask, asked = rows_of(rows)
     steps = [
         InnerStep(losses.of(text, mask.sum()), 0.5, mask),
         InnerStep(losses.of(asked), 0.1),
     ] * inner
     theta = values_of(losses)
-    if what in BACKENDS:
-        meta_gradient(theta, steps, losses.of(asked), backend=what)
+    if what == "meta-gradient":
+        meta_gradient(theta, steps, losses.of(asked))
         return
     leaves = {name: value.requires_grad_() for name, value in theta.items()}
     for step in steps:
@@ -99,7 +97,7 @@ def measure(what: str, size: str, rows: int, inner: int, rounds: int) -> Figures
 def main(rows: int = 32, rounds: int = 3) -> Figures:
     torch.set_num_threads(1)
     results = []
-    for size, inner, what in product(SIZES, (1, 3), ("training steps", *BACKENDS)):
+    for size, inner, what in product(SIZES, (1, 3), WHAT):
         with multiprocessing.get_context("fork").Pool(1) as pool:
             results.append(pool.apply(measure, (what, size, rows, inner, rounds)))
     return {**surroundings(["torch", "transformers"]), "results": results}

@@ -478,3 +478,14 @@ def test_an_arm_that_is_added_while_another_goes_drops_the_old_contrasts(order):
     apply_overrides(settings, [overrides[place] for place in order])
     assert sorted(settings["study"]["arms"]) == ["a", "c", "d"]
     assert not settings["study"].get("contrasts")
+
+
+def test_former_settings_are_dropped_at_their_defaults_alone(tmp_path):
+    """Earlier versions wrote every setting into recipe.yaml."""
+    path = tmp_path / "recipe.yaml"
+    former = "extends: quick-start\ntraining: {keep_best: KEPT}\nstudy: {noise: null}\n"
+    path.write_text(former.replace("KEPT", "false"))
+    assert read_recipe(path).training == read_recipe("quick-start").training
+    path.write_text(former.replace("KEPT", "true"))
+    with pytest.raises(MaskwiseError, match="keep_best"):
+        read_recipe(path)

@@ -210,7 +210,10 @@ def slope_of(
     if mask is not None:
         # Gradients stop at the mask, and do not reach the policy.
         mask = mask.detach().requires_grad_()
-    value = loss(leaves, mask)
+    device = next(iter(theta.values())).device.type
+    # The rounding of bfloat16 would hide the difference between two gradients.
+    with torch.autocast(device, enabled=False):
+        value = loss(leaves, mask)
     wanted: list[Tensor] = []
     if of_theta:
         wanted += leaves.values()

@@ -8,13 +8,14 @@ is looked up when the recipe is read, so no run can fail after an hour because o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import yaml
 
 from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
+from maskwise.learning.settings import FORMER as FORMER_OF_LEARNING
 from maskwise.recipe.overrides import (
     Plain,
     explain,
@@ -27,6 +28,15 @@ from maskwise.recipe.overrides import (
 from maskwise.recipe.recipe import Recipe, validate
 
 __all__ = ["Recipe", "explain", "parse_value", "read_recipe", "shipped", "validate"]
+
+
+FORMER: Mapping[str, Plain] = {
+    "training": {"keep_best": False},
+    "finetune": {"patience": None},
+    "study": {"noise": None},
+    **FORMER_OF_LEARNING,
+}
+"""Settings that no longer exist, with their defaults, for each section."""
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -170,6 +180,20 @@ def _check_arm(recipe: Recipe, name: str) -> None:
         )
 
 
+def _drop_former(settings: Plain) -> None:
+    """Drop settings that no longer exist and have their defaults.
+
+    Earlier versions wrote all settings into ``recipe.yaml``, so their runs can be resumed.
+    """
+    for name, group in settings.items():
+        if not isinstance(group, dict):
+            continue
+        for former, default in FORMER.get(name, {}).items():
+            if former in group and group[former] == default:
+                del group[former]
+        _drop_former(group)
+
+
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
     """Read the settings of a file, merged into those of the recipe that it extends."""
     path = recipe_path(source)
@@ -189,6 +213,7 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
             allowed="keys and values",
             do="write settings into the file, or name a shipped recipe: maskwise list recipes",
         )
+    _drop_former(settings)
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:
