@@ -664,3 +664,12 @@ def test_ten_megabytes_in_one_document(tmp_path):
     )
     more = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path)
     assert int(more) < 900, "MiB more than before"
+
+
+@pytest.mark.parametrize("result", [[], [{}]])
+def test_an_annotator_that_leaves_out_results_is_named(monkeypatch, result):
+    """Texts without spans were stored as finished."""
+    maker = annotator("words")
+    monkeypatch.setattr(type(maker), "annotate", lambda self, texts: result)
+    with pytest.raises(MaskwiseError, match="words must return all its layers of every text"):
+        shard.spans_of(maker, ["a text"], Counter())

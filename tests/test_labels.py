@@ -68,6 +68,8 @@ def test_what_else_is_missing_is_said_by_the_user(
     assert load_task(f"{path}(missing={missing!r})") == task
     unused = load_task(path, missing=(missing, "ZZ"))
     assert said(unused, "missing='ZZ' is not among the labels") and unused == task
+    with pytest.raises(MaskwiseError, match="missing must hold labels"):
+        load_task(path, missing={"NA": -1})
 
 
 def test_the_lowest_score_is_a_score(tmp_path: Path) -> None:

@@ -241,7 +241,14 @@ def _annotate(maker: Annotator, texts: Sequence[str]) -> list[Found]:
         parts += [text[start:end] for start, end in cuts]
         counts.append(len(cuts))
     found = maker.annotate(parts)
-    for part, layers in zip(parts, found, strict=True):
+    names = set(maker.layers)
+    if len(found) != len(parts) or not all(names <= set(layers) for layers in found):
+        raise MaskwiseError(
+            f"{maker.name} must return all its layers of every text",
+            got=f"{len(found)} results for {len(parts)} texts",
+            allowed=sorted(names),
+        )
+    for part, layers in zip(parts, found):
         for name, layer in maker.layers.items():
             where = f"{maker.name}: {name} of {part[:40]!r}…"
             check_spans(layers[name], layer, len(part), name=where)
@@ -328,7 +335,7 @@ def _layer_facts(
     # Strings are cut and counted in C: a Python loop would take longer than the annotators.
     pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
     texts: dict[str, dict[str, int]] = {}
-    for (code, text), number in pairs.items():
+    for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
         texts.setdefault(str(code), {})[text] = number
     top = {code: _commonest(counts, layer) for code, counts in texts.items()}
     return {**facts, "labels": labels, "top": top}

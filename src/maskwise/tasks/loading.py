@@ -244,6 +244,9 @@ def _read_task(
         require_known("kind of task", kind, KINDS)
     require_known("pooling", pooling, POOLINGS)
     place = f"task {spec!r}"
+    if isinstance(missing, Mapping):
+        allowed = "a label, or several: ('NA', -1)"
+        raise MaskwiseError(f"missing must hold labels in {place}", got=missing, allowed=allowed)
     absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
