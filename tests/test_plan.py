@@ -575,6 +575,15 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     assert found == {"selection", "cost", "heldout", "score", "overlap"}
 
 
+def test_pairs_have_fine_tuning_seeds_of_their_own(recipe):
+    """All runs that were trained had the seeds of run 0, so one lucky seed won every pair."""
+    seeds = {}
+    for each in make_plan(read_recipe(recipe, [*QUICK, "study.seeds=3"])).runs:
+        for stage in each.tasks.values():
+            seeds.setdefault(each.seed, set()).add(stage.what.get("seed", 0))
+    assert seeds == {0: {0}, 1: {1}, 2: {2}}
+
+
 def test_a_dry_run_writes_nothing_and_knows_what_is_there(
     recipe, tmp_path, done, capfd, monkeypatch, tmp_path_factory
 ):

@@ -276,9 +276,15 @@ def finetune_stage(
     # A setting of earlier versions, at its default: so stages that they finished are still found.
     settings["patience"] = None
     what: Plain = {"task": task, "task_content": content, "finetune": settings}
+    # The runs of a pair have the same fine-tuning seeds, and each pair has its own: with the same
+    # seeds in all pairs, an arm could win by their luck alone.
+    seed = recipe.training.seed
     if pretrained is None:
         length = recipe.links()[0].corpus.length
-        what |= {"length": length, "seed": recipe.training.seed, "kind": recipe.kind}
+        what |= {"length": length, "seed": seed, "kind": recipe.kind}
+    elif seed:
+        # Left out for seed 0, whose stages of earlier versions remain valid.
+        what["seed"] = seed
     return _stage_on("finetune", recipe, what, prepared, pretrained)
 
 

@@ -260,7 +260,6 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         checkpoint = model.pretrained
         if checkpoint is None:
             config = model.config(tokenizer, what["length"], kind=what["kind"])
-    # Random starts differ between runs, as checkpoints do.
     first = what.get("seed", 0) * 1000
     record = task_record(
         checkpoint,
