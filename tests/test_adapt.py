@@ -279,6 +279,10 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     plan, printed = planned("adapt", "bundled:encoder", text, kept, *options)
     assert plan["seconds"] > 1200 >= plan["smaller"]["seconds"] and plan["memory_gib"] == 0.5
     assert [*plan["cut"].values()] == [0.0] and printed[-1] == plan["smaller"]["command"]
+    # A limit that the user gave is kept.
+    assert maskwise("adapt", "bundled:encoder", text, kept, *options) == 2
+    assert "the study takes longer than --time" in capfd.readouterr().err
+    assert not (tmp_path / "my out").exists()
     program, *words = shlex.split(printed[-1])
     assert program == "maskwise" and str(text) in words and kept in words
     again, _ = planned(*words)

@@ -31,6 +31,7 @@ from maskwise.cli.terminal import (
     print_policy,
     print_table,
     print_verdicts,
+    require_time,
     say,
     time_limit,
     warn,
@@ -170,10 +171,7 @@ def adapt(
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each arm; a decision needs at least six.")
     ] = 6,
-    limit: Annotated[
-        str,
-        typer.Option("--time", help="Limit: 2h, 90m or 1h30m; if too short, shows a smaller plan."),
-    ] = "2h",
+    limit: Annotated[str, typer.Option("--time", help="A limit: 2h, 90m or 1h30m.")] = "2h",
     out: Out = Path("runs/adapt"),
     jobs: Jobs = None,
     dry_run: DryRun = False,
@@ -243,6 +241,8 @@ def adapt(
             say(line, to=console)
     if dry_run:
         return
+    if not as_json:
+        require_time(context, plan, limit)
     result = studies.run_study(recipe, out, jobs=jobs, quiet=as_json)
     best = steps_of.best_arm(out)
     folders = steps_of.save_adapted(out, best) if best else ()

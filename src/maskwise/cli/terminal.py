@@ -253,10 +253,23 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
     over = f"That is more than --time {limit}"
     smaller = plan["smaller"]
     if smaller is None:
-        do = "Use fewer labelled rows: --task 'FILE(train_rows=100)'."
+        rows = "the labelled rows: --task 'FILE(train_rows=100)'"
+        do = f"Lower --steps, --head-steps, corpus.length or {rows}."
         return [*lines, f"{over}, and nothing smaller fits. {do}"]
     minutes = math.ceil(smaller["seconds"] / 60)
     return [*lines, f"{over}. This takes about {minutes} min:", smaller["command"]]
+
+
+def require_time(context: typer.Context, plan: Facts, limit: str) -> None:
+    """Raise if a plan of adapt takes longer than the user's own limit, not the default."""
+    source = context.get_parameter_source("limit")
+    if "smaller" in plan and source and source.name == "COMMANDLINE":
+        raise MaskwiseError(
+            "the study takes longer than --time",
+            got=duration(plan["seconds"]),
+            allowed=limit,
+            do="use a smaller plan, or leave out --time",
+        )
 
 
 def print_outlook(facts: Facts) -> None:
