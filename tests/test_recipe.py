@@ -489,3 +489,10 @@ def test_former_settings_are_dropped_at_their_defaults_alone(tmp_path):
     path.write_text(former.replace("KEPT", "true"))
     with pytest.raises(MaskwiseError, match="keep_best"):
         read_recipe(path)
+
+
+def test_a_file_of_texts_says_how_to_get_a_recipe(tmp_path):
+    path = tmp_path / "news.txt"
+    path.write_text("Paris: rain: none\n")
+    with pytest.raises(MaskwiseError, match="study --new .*news.txt"):
+        read_recipe(path)

@@ -93,7 +93,7 @@ class MaskingCollator:
             warnings.warn(
                 "rows carry no step or no epoch, so masks are dynamic; without a step, masks are "
                 "not reproducible across workers, and a schedule follows each worker's own count "
-                "of batches; use StepBatchSampler and SteppedDataset",
+                "of batches; use StepBatchSampler and SteppedDataset, or MaskingTrainer",
                 stacklevel=3,
             )
         if step is None:

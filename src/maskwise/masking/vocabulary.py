@@ -133,9 +133,11 @@ class Vocabulary:
             MaskwiseError: the tokenizer has no mask token.
         """
         if self.mask is None:
-            raise MaskwiseError(
-                "the tokenizer has no mask token",
-                do="use a masked-language-model tokenizer, or "
-                "tokenizer.add_special_tokens({'mask_token': '[MASK]'})",
+            do = (
+                "use a masked-language-model tokenizer, or "
+                "tokenizer.add_special_tokens({'mask_token': '[MASK]'})"
             )
+            if self.sentinels:
+                do = "use policy='t5-span' with corruption='t5', which needs only sentinels"
+            raise MaskwiseError("the tokenizer has no mask token", do=do)
         return self.mask

@@ -247,4 +247,6 @@ def _read(path: Path) -> object:
             got = f"line {mark.line + 1}: {error.problem}"
             if "'\\t'" in got:
                 do = "replace the tabs with spaces: YAML is indented only with spaces"
+        if path.suffix not in (".yaml", ".yml"):
+            do = f"to write a recipe for a file of texts: maskwise study --new {path}"
         raise MaskwiseError(f"{path} is not valid YAML", got=got, do=do) from None

@@ -156,8 +156,8 @@ def _story(folder: Folder) -> View | None:
 def _power(folder: Folder) -> str:
     """Describe what the planned runs can decide."""
     planned = folder.summary.get("planned")
-    # Summaries of earlier rules have no plan.
-    if planned is None:
+    # Summaries of earlier rules have no plan, and a study of one arm compares nothing.
+    if planned is None or not planned["contrasts"]:
         return ""
     contrasts = plural(planned["contrasts"], "comparison")
     power = planned["power"]
