@@ -494,5 +494,16 @@ def test_former_settings_are_dropped_at_their_defaults_alone(tmp_path):
 def test_a_file_of_texts_says_how_to_get_a_recipe(tmp_path):
     path = tmp_path / "news.txt"
     path.write_text("Paris: rain: none\n")
-    with pytest.raises(MaskwiseError, match="study --new .*news.txt"):
+    with pytest.raises(MaskwiseError, match=r"study --new .*news\.txt"):
+        read_recipe(path)
+
+
+def test_former_settings_of_phases_and_circles(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    phases = "phases: [{training: {steps: 3, keep_best: false}}, {training.keep_best: false}]\n"
+    path.write_text(f"extends: quick-start\n{phases}")
+    first, *_ = read_recipe(path).links()
+    assert first.training.steps == 3
+    path.write_text("training: &t {steps: 5, x: *t}\n")
+    with pytest.raises(MaskwiseError, match="nested too deeply"):
         read_recipe(path)

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from maskwise.tasks import FinetuneSettings
 from maskwise.training import TrainingSettings
 
 Plain: TypeAlias = dict[str, Any]
 """Settings as JSON values."""
-
-FORMER: Mapping[str, Plain] = {
-    "meta": {
-        "gradient": "finite-difference",
-        "entropy": 0.0,
-        "learn_rates": False,
-        "outer": "same",
-        "draws": 8,
-    },
-    "supervised": {
-        "labels": None,
-        "drop": 0.05,
-        "finetune": {**FinetuneSettings().model_dump(mode="json"), "patience": None},
-    },
-}
-"""Settings that no longer exist, with their defaults, for each section."""
 
 
 class MetaSettings(BaseModel):
@@ -178,22 +159,3 @@ class LearningSettings(BaseModel):
     policy: PolicySettings = PolicySettings()
     supervised: SupervisedSettings = SupervisedSettings()
     meta: MetaSettings = MetaSettings()
-
-    def named(self) -> Plain:
-        """The settings in a stage's name, with former settings, so recorded stages keep their
-        names."""
-        plain = self.model_dump(mode="json")
-        for section, former in FORMER.items():
-            plain[section] |= deepcopy(former)
-        plain["supervised"]["training"]["keep_best"] = False
-        return plain
-
-    @classmethod
-    def from_name(cls, plain: Plain) -> LearningSettings:
-        """The inverse of ``named``."""
-        plain = deepcopy(plain)
-        for section, former in FORMER.items():
-            for name in former:
-                del plain[section][name]
-        del plain["supervised"]["training"]["keep_best"]
-        return cls(**plain)

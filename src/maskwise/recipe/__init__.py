@@ -15,7 +15,6 @@ import yaml
 
 from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
-from maskwise.learning.settings import FORMER as FORMER_OF_LEARNING
 from maskwise.recipe.overrides import (
     Plain,
     explain,
@@ -26,17 +25,78 @@ from maskwise.recipe.overrides import (
     read_yaml,
 )
 from maskwise.recipe.recipe import Recipe, validate
+from maskwise.tasks.finetuning import FinetuneSettings
 
-__all__ = ["Recipe", "explain", "parse_value", "read_recipe", "shipped", "validate"]
+__all__ = [
+    "Recipe",
+    "explain",
+    "parse_value",
+    "read_recipe",
+    "shipped",
+    "validate",
+    "with_former",
+    "without_former",
+]
 
 
 FORMER: Mapping[str, Plain] = {
     "training": {"keep_best": False},
     "finetune": {"patience": None},
     "study": {"noise": None},
-    **FORMER_OF_LEARNING,
+    "meta": {
+        "gradient": "finite-difference",
+        "entropy": 0.0,
+        "learn_rates": False,
+        "outer": "same",
+        "draws": 8,
+    },
+    "supervised": {
+        "labels": None,
+        "drop": 0.05,
+        "finetune": {**FinetuneSettings().model_dump(mode="json"), "patience": None},
+    },
 }
 """Settings that no longer exist, with their defaults, for each section."""
+
+
+def without_former(settings: Plain, section: str = "") -> Plain:
+    """Copy settings without those that no longer exist and have their defaults.
+
+    Earlier versions wrote all settings into ``recipe.yaml``, so their runs can be resumed.
+
+    >>> without_former({"training": {"steps": 9, "keep_best": False}, "study.noise": None})
+    {'training': {'steps': 9}}
+    """
+    kept: Plain = {}
+    for key, value in settings.items():
+        # Arms and phases may have dotted names.
+        *outer, name = [section, *str(key).split(".")]
+        former = FORMER.get(outer[-1], {})
+        if name not in former or value != former[name]:
+            kept[key] = _current(value, name)
+    return kept
+
+
+def _current(value: object, section: str = "") -> object:
+    if isinstance(value, dict):
+        return without_former(value, section)
+    if isinstance(value, list):
+        return list(map(_current, value))
+    return value
+
+
+def with_former(settings: Plain, section: str) -> Plain:
+    """The inverse of ``without_former``: the settings of a section as stages are named after.
+
+    >>> with_former({"seeds": 3}, "finetune")
+    {'seeds': 3, 'patience': None}
+    """
+    named: Plain = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            value = with_former(value, name)
+        named[name] = value
+    return named | FORMER.get(section, {})
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -180,20 +240,6 @@ def _check_arm(recipe: Recipe, name: str) -> None:
         )
 
 
-def _drop_former(settings: Plain) -> None:
-    """Drop settings that no longer exist and have their defaults.
-
-    Earlier versions wrote all settings into ``recipe.yaml``, so their runs can be resumed.
-    """
-    for name, group in settings.items():
-        if not isinstance(group, dict):
-            continue
-        for former, default in FORMER.get(name, {}).items():
-            if former in group and group[former] == default:
-                del group[former]
-        _drop_former(group)
-
-
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
     """Read the settings of a file, merged into those of the recipe that it extends."""
     path = recipe_path(source)
@@ -213,7 +259,13 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
             allowed="keys and values",
             do="write settings into the file, or name a shipped recipe: maskwise list recipes",
         )
-    _drop_former(settings)
+    try:
+        settings = without_former(settings)
+    except RecursionError:
+        # An alias may refer to the settings that contain it.
+        raise MaskwiseError(
+            f"{path}: settings are nested too deeply", do="write fewer levels"
+        ) from None
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:

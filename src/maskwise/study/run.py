@@ -22,7 +22,7 @@ from maskwise.folders import claim_run, read_json, read_lines, write_json, write
 from maskwise.inspection import annotated_layers, show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
-from maskwise.recipe import Recipe
+from maskwise.recipe import Recipe, without_former
 from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import LOCK, check_study, notes_of_texts, say, shared_folder
 from maskwise.study.design import Design
@@ -100,7 +100,8 @@ def run_study(
     running = "another study is running in"
     with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
         # Read under the lock: a different block may have finished while this block waited.
-        before = read_json(out / "study.json") or {}
+        # The recipe in it may be from a version with other settings.
+        before = without_former(read_json(out / "study.json") or {})
         others = Others()
         if seeds is not None:
             require_same_recipe(out, before, study)

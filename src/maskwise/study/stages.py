@@ -29,8 +29,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.devices import fast_bf16
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, file_hash, read_json
-from maskwise.learning.settings import LearningSettings
-from maskwise.recipe import Recipe
+from maskwise.recipe import Recipe, with_former, without_former
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
@@ -207,7 +206,8 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     assert recipe.learning, "a task is learned from only in recipes with this section"
     parts = {"objective", "training", "corpus"}
     what = recipe.unlearned().model_dump(mode="json", include=parts)
-    what |= {"learning": recipe.learning.named()}
+    learning = recipe.learning.model_dump(mode="json")
+    what |= {"learning": with_former(learning, "learning")}
     what |= {"task": task, "task_content": load_task(task).fingerprint}
     what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
     if recipe.learning.policy.pretrained:
@@ -241,7 +241,7 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
     if "model" in parts:
         parts["model"] = ModelSettings.from_name(parts["model"])
     if "learning" in parts:
-        parts["learning"] = LearningSettings.from_name(parts["learning"])
+        parts["learning"] = without_former(parts["learning"])
     return Recipe.model_validate(parts | more)
 
 
@@ -273,9 +273,8 @@ def finetune_stage(
     """
     newer = set() if recipe.finetune.search_rate else {"search_rate"}
     settings = recipe.finetune.model_dump(mode="json", exclude=newer)
-    # A setting of earlier versions, at its default: so stages that they finished are still found.
-    settings["patience"] = None
-    what: Plain = {"task": task, "task_content": content, "finetune": settings}
+    named = with_former(settings, "finetune")
+    what: Plain = {"task": task, "task_content": content, "finetune": named}
     # The runs of a pair have the same fine-tuning seeds, and each pair has its own: with the same
     # seeds in all pairs, an arm could win by their luck alone.
     seed = recipe.training.seed

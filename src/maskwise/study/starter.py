@@ -220,7 +220,6 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)
     return environment.get_template("starter.yaml.j2").render(
         name=name,
-        # Names with this suffix are reserved for studies with a gate.
         source=source,
         field=facts.text_field,
         length=length,

@@ -17,7 +17,7 @@ from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.learning.run import Lesson
 from maskwise.masking.policies.given import Learned
 from maskwise.objectives import objective_class
-from maskwise.recipe import Recipe
+from maskwise.recipe import Recipe, without_former
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import Call
 from maskwise.study.pretraining import pretrain
@@ -247,10 +247,7 @@ def _overlap(stage: Stage, stages: Path) -> Plain:
 
 def _finetune(stage: Stage, stages: Path) -> Plain:
     what = stage.what
-    given = dict(what["finetune"])
-    # A former setting, which is still part of the stage's name.
-    given.pop("patience", None)
-    settings = FinetuneSettings(**given)
+    settings = FinetuneSettings(**without_former(what["finetune"], "finetune"))
     tokenizer = load_tokenizer(tokenizer_folder(stage, stages))
     checkpoint: str | Path | None = checkpoint_of(stage, stages)
     config = None
