@@ -177,7 +177,8 @@ def test_missing_and_damaged_pieces_make_a_smaller_page(folder, lost):
 def test_half_written_lines_and_diverged_losses_are_left_out(folder):
     records = folder / "records.jsonl"
     lines = records.read_text().splitlines()
-    records.write_text("\n".join([*lines, "[1]", "", lines[0][: len(lines[0]) // 2]]))
+    lacking = ['{"kind": "score", "task": "x", "score": 0.5}', '{"a": 1}']
+    records.write_text("\n".join([*lines, *lacking, "[1]", "", lines[0][: len(lines[0]) // 2]]))
     metrics = next((folder / "stages").glob("*/metrics.jsonl"))
     diverged = '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr'
     metrics.write_text(metrics.read_text() + diverged)
@@ -227,6 +228,10 @@ def test_folders_without_a_readable_study_are_one_line(tmp_path):
         for read in (write_report, summary_of):
             with pytest.raises(MaskwiseError, match=r"study\.json cannot be read"):
                 read(tmp_path)
+    for arms in ("[]", "null", '{"a": "b"}'):
+        (tmp_path / "study.json").write_text(f'{{"name": "x", "arms": {arms}}}')
+        with pytest.raises(MaskwiseError, match="names no arms"):
+            write_report(tmp_path)
     assert not list(tmp_path.glob("*.html*"))
 
 

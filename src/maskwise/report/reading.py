@@ -56,6 +56,18 @@ NO_SUMMARY: Summary = {
     "tasks": {},
     "efficiency": {"points": []},
 }
+REQUIRED = {
+    "score": {"arm", "seed", "task", "score"},
+    "heldout": {"arm", "seed", "masks", "ratio", "loss"},
+    "evaluation": {"arm", "seed", "name", "metric", "value"},
+    "cost": {"arm", "seed"},
+    "policy": {"arm", "seed"},
+    "failure": {"arm", "seed", "stage", "error"},
+    "selection": {"arm", "by", "chosen", "candidates"},
+    "overlap": {"task", "corpus", "items", "overlapping"},
+    "coverage": {"task", "corpus"},
+}
+"""The keys of each kind of record; a line without them is left out."""
 MEASURES = {
     "score": ("task", "metric", "score"),
     "heldout": ("masks", "ratio", "loss"),
@@ -184,8 +196,18 @@ def summary_of(folder: Path) -> Summary:
 
 def _read_study(folder: Path) -> Folder:
     study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
+    arms = study["arms"]
+    if not isinstance(arms, dict) or not all(isinstance(facts, dict) for facts in arms.values()):
+        raise MaskwiseError(
+            "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
+        )
+    records = []
+    for line in read_lines(folder / "records.jsonl"):
+        required = REQUIRED.get(line.get("kind", ""))
+        if required is not None and required <= line.keys():
+            records.append(line)
     curves = []
-    for arm, facts in study["arms"].items():
+    for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():
             # Stages may be links into a shared folder, so paths are compared before links resolve.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
@@ -194,7 +216,7 @@ def _read_study(folder: Path) -> Folder:
         kind="study",
         name=study["name"] or folder.resolve().name,
         study=study,
-        records=list(read_lines(folder / "records.jsonl")),
+        records=records,
         summary=_summary(read_json(folder / "summary.json") or {}),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
@@ -211,7 +233,8 @@ def _summary(content: Line) -> Summary:
                 # Reasons about the choice of a test are dropped: today there is only one test.
                 if effect:
                     row["flags"].append({**reason, "effect": effect, "facts": {}})
-    return cast(Summary, {**NO_SUMMARY, **content})
+    efficiency = NO_SUMMARY["efficiency"] | content.get("efficiency", {})
+    return cast(Summary, {**NO_SUMMARY, **content, "efficiency": efficiency})
 
 
 def _read_run(folder: Path) -> Folder:
