@@ -197,7 +197,7 @@ def summary_of(folder: Path) -> Summary:
 def _read_study(folder: Path) -> Folder:
     study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
     arms = study["arms"]
-    if not isinstance(arms, dict) or not all(isinstance(facts, dict) for facts in arms.values()):
+    if not isinstance(arms, dict) or set(map(type, arms.values())) - {dict}:
         raise MaskwiseError(
             "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
         )
