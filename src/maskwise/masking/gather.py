@@ -179,14 +179,14 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
     """(T,) uint8: the ``Vocabulary.kind`` of each token."""
-    for extreme in (ids.min(initial=0), ids.max(initial=0)):
-        whole_number(
-            "an id in input_ids",
-            int(extreme),
-            least=0,
-            most=vocabulary.size - 1,
-            do="use the tokenizer that made these rows",
-        )
+    lowest = int(ids.min(initial=0))
+    whole_number(
+        "an id in input_ids",
+        lowest if lowest < 0 else int(ids.max(initial=0)),
+        least=0,
+        most=vocabulary.size - 1,
+        do="use the tokenizer that made these rows",
+    )
     return vocabulary.kind.take(ids)
 
 
@@ -259,18 +259,23 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
     _require_ids(rows)
     columns = {}
     for name, value in rows.items():
-        if name not in _IGNORED and _common_kind(name, [value]) != MISSING:
+        if name in _IGNORED:
+            continue
+        # Looking for text in an array or a tensor would take longer than reading it.
+        is_array = hasattr(value, "ndim") and value.ndim > 0
+        if is_array or _common_kind(name, [value]) != MISSING:
             columns[name] = read_numbers(name, value)
     ids = columns["input_ids"]
     if ids.ndim != 2:
         raise MaskwiseError("input_ids must have the shape (B, L)", got=ids.shape)
-    shapes = {"example_id": (ids.shape, ids.shape[:1])}
+    shape = ids.shape
     for name, column in columns.items():
-        if column.shape not in shapes.get(name, (ids.shape,)):
+        one_per_row = name == "example_id" and column.shape == shape[:1]
+        if column.shape != shape and not one_per_row:
             raise MaskwiseError(
                 f"column {name!r} does not fit input_ids",
                 got=column.shape,
-                allowed=ids.shape,
+                allowed=shape,
             )
     return columns
 
@@ -383,7 +388,7 @@ def read_numbers(name: str, value: object) -> Array:
             # ``force`` copies from any device, with or without a gradient.
             value = value.numpy(force=True)
         array = np.asarray(value)
-        if array.dtype == object and name not in _FILL:
+        if array.dtype.kind == "O" and name not in _FILL:
             items = [-1 if item is None else item for item in array.ravel()]
             array = np.array(items).reshape(array.shape)
     except (ValueError, TypeError, RuntimeError):

@@ -106,11 +106,17 @@ class Units:
     @cached_property
     def count(self) -> Array:
         """(P,) int64: the number of units in each piece."""
+        if self.start is not None:
+            # Searching the edges of the pieces is faster than counting every unit.
+            return self.batch.count_at(self.start)
         return np.bincount(self.piece, minlength=self.batch.pieces)
 
     @cached_property
     def tokens_P(self) -> Array:
         """(P,) int64: the number of tokens in units of any weight, of which ratios are shares."""
+        if self.start is not None:
+            total = np.append(0, self.length.cumsum())
+            return np.diff(total[np.append(0, self.count.cumsum())])
         return np.bincount(self.piece, self.length, self.batch.pieces).astype(np.int64)
 
     def draw(self, keys: Keys, purpose: Purpose) -> Array:
