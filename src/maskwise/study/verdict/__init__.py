@@ -102,7 +102,11 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     advice = advice_of(primary if table.gate else asked, table.names, study.get("looks") or ())
     points = []
     for length in sorted(by_length):
-        points += _points(Outcomes(by_length[length], study), length)
+        companions = Outcomes(by_length[length], study, companions=True)
+        points += _points(companions, length)
+        for arm, seed in sorted(companions.unfinished):
+            run = f"the companion run of {arm} with seed {seed} ({length:g} of the steps)"
+            advice[run] = f"Run the study to its end: {run} is incomplete, and left out."
     points += _points(table, 1.0)
     tasks: dict[str, TaskUse] = {}
     for task, helped in table.helped.items():
