@@ -196,6 +196,13 @@ def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
     assert pairs.read_bytes() == before
 
 
+def test_steps_are_an_option_and_no_setting(texts, tmp_path, capfd):
+    command = ["adapt", "bundled:encoder", texts, "training.steps=120", "--out", tmp_path / "out"]
+    assert maskwise(*command, "--dry-run") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("adapt has an option for training.steps; give --steps 120")
+
+
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
     monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
     for options, steps in (
@@ -265,7 +272,7 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
         monkeypatch.setitem(_TIMERS, kind, lambda *_: {"seconds": 1})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = texts.rename(tmp_path / "my texts.jsonl")
-    # The new --steps replaces training.steps, but no setting that only ends like it.
+    # Only the setting of the training itself is refused.
     kept = "learning.supervised.training.steps=7"
 
     def planned(*command: Any) -> tuple[Any, list[str]]:

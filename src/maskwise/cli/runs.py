@@ -190,11 +190,7 @@ def adapt(
     limit_seconds = time_limit(limit)
 
     def command(*changes: str, **options: object) -> str:
-        kept = given
-        # The setting would override the option.
-        if "steps" in options:
-            kept = [each for each in given if not each.startswith("training.steps=")]
-        return command_of(context, overrides=[*kept, *changes], **options)
+        return command_of(context, overrides=[*given, *changes], **options)
 
     # A dry run must not overwrite the pairs of an earlier study.
     with tempfile.TemporaryDirectory() as aside:

@@ -35,7 +35,7 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings to change, such as training.steps=500 masking.ratio=0.3"),
+    typer.Argument(help="Settings to change, such as training.batch_size=32 masking.ratio=0.3"),
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[

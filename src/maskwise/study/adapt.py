@@ -33,7 +33,7 @@ from maskwise.models import (
     without_advice,
 )
 from maskwise.recipe import Recipe, apply_overrides, validate
-from maskwise.recipe.overrides import Plain, nested
+from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.specs import with_options
 from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.outlook import cut_share, row_sizes
@@ -105,11 +105,17 @@ def adapt_recipe(
         head_steps: the number of steps that train a new head beforehand; if None, the same as
             ``steps``, but at most ``STEPS``.
         pairs, aside: as in ``write_pairs``, for the titles and texts.
-        overrides: ``key=value`` settings, which replace the recipe's.
+        overrides: ``key=value`` settings, which replace the recipe's, except ``steps``.
 
     Raises:
         MaskwiseError: bad input, or neither tasks nor titles.
     """
+    # The option also sets the steps of evaluations and of a new head, and smaller plans lower it.
+    for key, value in map(parse_override, overrides):
+        if key == "training.steps":
+            raise MaskwiseError(
+                "adapt has an option for training.steps", do=f"give --steps {value}"
+            )
     config = load_config(model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
