@@ -289,7 +289,11 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     # A limit that the user gave is kept.
     assert maskwise("adapt", "bundled:encoder", text, kept, *options) == 2
     assert "the study takes longer than --time" in capfd.readouterr().err
-    assert not (tmp_path / "my out").exists()
+    assert maskwise("adapt", "bundled:encoder", text, kept, *options, "--json") == 2
+    said = capfd.readouterr()
+    *_, smaller, error = said.err.splitlines()
+    assert smaller == plan["smaller"]["command"] and "longer than --time" in error
+    assert not said.out and not (tmp_path / "my out").exists()
     program, *words = shlex.split(printed[-1])
     assert program == "maskwise" and str(text) in words and kept in words
     again, _ = planned(*words)

@@ -69,6 +69,12 @@ def command_of(context: typer.Context, **changes: object) -> str:
     return shlex.join(words)
 
 
+def was_given(context: typer.Context, name: str) -> bool:
+    """Return whether the command line sets a parameter."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def print_json(value: object) -> None:
     # rich would break and colour lines.
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
@@ -260,10 +266,9 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
     return [*lines, f"{over}. This takes about {minutes} min:", smaller["command"]]
 
 
-def require_time(context: typer.Context, plan: Facts, limit: str) -> None:
-    """Raise if a plan of adapt takes longer than the user's own limit, not the default."""
-    source = context.get_parameter_source("limit")
-    if "smaller" in plan and source and source.name == "COMMANDLINE":
+def require_time(plan: Facts, limit: str) -> None:
+    """Raise if a plan of adapt takes longer than the limit."""
+    if "smaller" in plan:
         raise MaskwiseError(
             "the study takes longer than --time",
             got=duration(plan["seconds"]),
