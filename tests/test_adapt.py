@@ -126,6 +126,7 @@ def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "
     return out
 
 
+ROW = {"primary": True, "outcome": "tasks", "sentence": "One is better.", "arm": "words-30"}
 EVEN = {arm: dict.fromkeys(range(6), score) for arm, score in SCORES.items()}
 # The start failed with seed 1, with which words-30 was lucky.
 LUCKY = {
@@ -205,12 +206,20 @@ def test_steps_are_an_option_and_no_setting(texts, tmp_path, capfd):
 
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
     monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    row = ROW | {"verdict": "open", "better": None}
     for options, steps in (
         ({"steps": 50}, [50, 50]),
         ({"head_steps": 7}, [7, 600]),
         ({"steps": 2000}, [600, 2000]),
+        ({"overrides": ["phases.0.training.steps=9"]}, [9, 600]),
     ):
         recipe = adapted(**options)
+        # The page begins with the description.
+        for said in (recipe.description, answer_of({"contrasts": [row], "seconds": 9}, recipe)):
+            head = (
+                f"a new masked-language-model head, trained {steps[0]} steps on the frozen encoder"
+            )
+            assert head in said
         assert [link.training.steps for link in recipe.arm("words-30", seed=0).links()] == steps
     # one training of the head for all runs, and further training of each
     counted = {}
@@ -312,9 +321,6 @@ def test_what_is_no_time_is_one_line(text, capfd):
     assert maskwise("adapt", "bundled:encoder", "any.txt", "--time", text) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "--time" in line and repr(text) in line and "1h30m" in line
-
-
-ROW = {"primary": True, "outcome": "tasks", "sentence": "One is better.", "arm": "words-30"}
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,21 @@ def adapt_recipe(
             changes[name] = {f"phases.1.{key}": value for key, value in arm.items()}
     settings["study"]["arms"] = changes
     apply_overrides(settings, overrides)
-    return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+    recipe = validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+    head = _new_head(recipe)
+    if head:
+        said = f"{recipe.description} It starts with {head}."
+        recipe = recipe.model_copy(update={"description": said})
+    return recipe
+
+
+def _new_head(recipe: Recipe) -> str:
+    """Describe the head that is trained first; "" if the model has a head."""
+    first, *further = recipe.links()
+    if not further or first.training.freeze != "encoder":
+        return ""
+    steps = f"{first.training.steps:,} steps on the frozen encoder"
+    return f"a new masked-language-model head, trained {steps}"
 
 
 def _longest(model: str, tasks: Sequence[str]) -> int:
@@ -261,10 +275,11 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     if row["verdict"] == "not comparable":
         return row["sentence"]
     answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell:")
-    *head, last = recipe.arm(row["arm"], seed=0).links()
-    cost = f"Training takes {last.training.steps:,} steps per run"
+    steps = recipe.arm(row["arm"], seed=0).links()[-1].training.steps
+    cost = f"Training takes {steps:,} steps per run"
+    head = _new_head(recipe)
     if head:
-        cost += f", and {head[0].training.steps:,} once for a new head"
+        cost += f" and starts with {head}, once for all runs"
     # The answer already says that the question is open.
     sentence = row["sentence"].removeprefix("Open: ")
     return f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."
