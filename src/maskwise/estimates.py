@@ -86,6 +86,12 @@ def shown(row: Contrast) -> Shown:
     return Shown(scaled(estimate["mean"]), low, high, scale, unit, digits)
 
 
+def detected_words(size: float) -> str:
+    """Put the difference that a plan detects, in SDs of the paired differences, into words."""
+    sds = f"{size:.1f} standard deviations (of the paired differences)"
+    return f"only a difference of {sds} or more is detected with probability 0.8"
+
+
 def with_minus(text: str) -> str:
     """Replace the hyphen before a number with a minus sign."""
     return re.sub(r"-(?=[\d.])", "−", text)

@@ -38,7 +38,9 @@ from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes, Pair, finite_
 from maskwise.study.statistics import (
     ALPHA,
     binomial_interval,
+    detectable_difference,
     estimated,
+    fewest_runs,
     look_weight,
     powers,
     ratio_interval,
@@ -204,7 +206,12 @@ def _planned(study: Study) -> Planned:
     if gate_of(study):
         contrasts -= 1
     alpha = ALPHA * look_weight(study.get("looks"), runs) / max(contrasts, 1)
-    return {"runs": runs, "contrasts": contrasts, "power": powers(runs, alpha=alpha)}
+    return {
+        "runs": runs,
+        "contrasts": contrasts,
+        "power": powers(runs, alpha=alpha),
+        "detectable": detectable_difference(1.0, max(runs, fewest_runs(alpha)), alpha=alpha),
+    }
 
 
 # Results that are reported but not tested: gain shares, transfer, quality against compute
