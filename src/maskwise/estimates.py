@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from maskwise.constants import DIFFUSION, NATS
@@ -111,3 +113,22 @@ def outcome_label(outcome: str) -> str:
     if ratio:
         return f"{masks} masks, {100 * float(ratio):g} %"
     return f"{masks} masks"
+
+
+def outcome_labels(outcomes: Iterable[str]) -> dict[str, str]:
+    """Label outcomes that are shown together; a mean over ratios names them.
+
+    >>> list(outcome_labels(["heldout:token", "heldout:token@0.15", "heldout:token@0.4"]).values())
+    ['token masks, mean of 15 and 40 %', 'token masks, 15 %', 'token masks, 40 %']
+    """
+    labels = {}
+    ratios = defaultdict(list)
+    for outcome in dict.fromkeys(outcomes):
+        labels[outcome] = outcome_label(outcome)
+        mean, _, ratio = outcome.partition("@")
+        if ratio and mean.startswith("heldout:"):
+            ratios[mean].append(f"{100 * float(ratio):g}")
+    for mean, shares in ratios.items():
+        if mean in labels:
+            labels[mean] += f", mean of {' and '.join(shares)} %"
+    return labels
