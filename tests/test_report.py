@@ -283,7 +283,7 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
     views = forest_groups(rows, {"a": "#000"})
     found = [(view["title"], view["unit"], view["rows"][0]["figure"]) for view in views]
     assert found == [
-        ("On the tasks", "SDs between seeds", "+0.5"),
+        ("On the tasks", "SDs of runs within an arm", "+0.5"),
         ("Task by task", "points", "+2.0"),
         ("Tasks that do not count", "points", "−3.0"),
         ("Tasks that do not count", "nats", "+0.200"),

@@ -245,7 +245,7 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     row = summarise(records, study)["contrasts"][0]
     assert row["mean"] > 0 and "natural" not in row
     assert row["metric"] is None and row["items"] is None
-    assert shown(row).unit == "SDs between seeds"
+    assert shown(row).unit == "SDs of runs within an arm"
 
 
 def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_twice():

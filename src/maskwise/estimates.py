@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from maskwise.constants import DIFFUSION, NATS
 from maskwise.files import Contrast, Estimate
 
-SPREADS = "SDs between seeds"
+SPREADS = "SDs of runs within an arm"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Shown:
     Attributes:
         mean, low, high: the estimate and the ends of its interval; None where they are unknown.
         scale: the factor that converts the recorded unit into the displayed unit.
-        unit: points, nats, SDs between seeds, or an evaluation's own unit.
+        unit: points, nats, SDs of runs within an arm, or an evaluation's own unit.
         digits: the number of decimals to show.
     """
 
@@ -53,8 +53,8 @@ class Shown:
 def shown(row: Contrast) -> Shown:
     """Return the estimate in a row, in the unit for display.
 
-    SDs between seeds are shown only if tasks have no common unit, or if the plain mean and the
-    standardised mean have opposite signs.
+    SDs of runs within an arm are shown only if tasks have no common unit, or if the plain mean and
+    the standardised mean have opposite signs.
     """
     estimate: Estimate = row
     scale = 1.0
