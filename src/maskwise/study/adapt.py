@@ -185,9 +185,9 @@ def adapt_recipe(
     settings["study"]["arms"] = changes
     apply_overrides(settings, overrides)
     recipe = validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
-    head = _new_head(recipe)
-    if head:
-        said = f"{recipe.description} It starts with {head}."
+    new_head = _new_head(recipe)
+    if new_head:
+        said = f"{recipe.description} It starts with {new_head}."
         recipe = recipe.model_copy(update={"description": said})
     return recipe
 
