@@ -126,6 +126,7 @@ def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "
     return out
 
 
+ROW = {"primary": True, "outcome": "tasks", "sentence": "One is better.", "arm": "words-30"}
 EVEN = {arm: dict.fromkeys(range(6), score) for arm, score in SCORES.items()}
 # The start failed with seed 1, with which words-30 was lucky.
 LUCKY = {
@@ -196,14 +197,29 @@ def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
     assert pairs.read_bytes() == before
 
 
+def test_steps_are_an_option_and_no_setting(texts, tmp_path, capfd):
+    command = ["adapt", "bundled:encoder", texts, "training.steps=120", "--out", tmp_path / "out"]
+    assert maskwise(*command, "--dry-run") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("adapt has an option for training.steps; give --steps 120")
+
+
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
     monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    row = ROW | {"verdict": "open", "better": None}
     for options, steps in (
         ({"steps": 50}, [50, 50]),
         ({"head_steps": 7}, [7, 600]),
         ({"steps": 2000}, [600, 2000]),
+        ({"overrides": ["phases.0.training.steps=9"]}, [9, 600]),
     ):
         recipe = adapted(**options)
+        # The page begins with the description.
+        for said in (recipe.description, answer_of({"contrasts": [row], "seconds": 9}, recipe)):
+            head = (
+                f"a new masked-language-model head, trained {steps[0]} steps on the frozen encoder"
+            )
+            assert head in said
         assert [link.training.steps for link in recipe.arm("words-30", seed=0).links()] == steps
     # one training of the head for all runs, and further training of each
     counted = {}
@@ -265,7 +281,7 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
         monkeypatch.setitem(_TIMERS, kind, lambda *_: {"seconds": 1})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = texts.rename(tmp_path / "my texts.jsonl")
-    # The new --steps replaces training.steps, but no setting that only ends like it.
+    # Only the setting of the training itself is refused.
     kept = "learning.supervised.training.steps=7"
 
     def planned(*command: Any) -> tuple[Any, list[str]]:
@@ -282,7 +298,11 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     # A limit that the user gave is kept.
     assert maskwise("adapt", "bundled:encoder", text, kept, *options) == 2
     assert "the study takes longer than --time" in capfd.readouterr().err
-    assert not (tmp_path / "my out").exists()
+    assert maskwise("adapt", "bundled:encoder", text, kept, *options, "--json") == 2
+    said = capfd.readouterr()
+    *_, smaller, error = said.err.splitlines()
+    assert smaller == plan["smaller"]["command"] and "longer than --time" in error
+    assert not said.out and not (tmp_path / "my out").exists()
     program, *words = shlex.split(printed[-1])
     assert program == "maskwise" and str(text) in words and kept in words
     again, _ = planned(*words)
@@ -301,9 +321,6 @@ def test_what_is_no_time_is_one_line(text, capfd):
     assert maskwise("adapt", "bundled:encoder", "any.txt", "--time", text) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "--time" in line and repr(text) in line and "1h30m" in line
-
-
-ROW = {"primary": True, "outcome": "tasks", "sentence": "One is better.", "arm": "words-30"}
 
 
 @pytest.mark.parametrize(

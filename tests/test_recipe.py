@@ -5,6 +5,7 @@ work.
 from __future__ import annotations
 
 import json
+import tracemalloc
 from itertools import chain
 from pathlib import Path
 
@@ -376,6 +377,29 @@ def test_settings_nested_without_end_are_refused(tmp_path):
         read_recipe(tmp_path / "r.yaml")
     with pytest.raises(MaskwiseError, match="nested too deeply"):
         parse_value(text)
+
+
+@pytest.mark.parametrize("inner", ["[{}]", "{{a: {0}, b: {0}, c: {0}, d: {0}}}", "{{<<: [{}]}}"])
+def test_aliases_that_expand_enormously_are_refused_before_they_are_built(inner, tmp_path):
+    lines = ["a0: &a0 {key: 1, other: 2}"]
+    for level in range(1, 12):
+        aliases = ", ".join([f"*a{level - 1}"] * 9)
+        if "{0}" in inner:
+            aliases = f"*a{level - 1}"
+        lines.append(f"a{level}: &a{level} {inner.format(aliases)}")
+    (tmp_path / "r.yaml").write_text("\n".join(lines))
+    tracemalloc.start()
+    with pytest.raises(MaskwiseError, match="too many values; allowed: at most 100,000"):
+        read_recipe(tmp_path / "r.yaml")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_a_value_that_holds_itself_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("extends: quick-start\nstudy: &all {arms: *all}\n")
+    with pytest.raises(MaskwiseError, match="nested too deeply"):
+        read_recipe(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize(

@@ -276,11 +276,14 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
         contrast_row("evaluation:bound:nats per token", "nats per token", 0.2),
         contrast_row("evaluation:bound:bits per byte", "bits per byte", 0.1),
         contrast_row("heldout:token@0.15", "nats", -0.3),
+        contrast_row("heldout:token@0.4", "nats", -0.1),
+        contrast_row("heldout:token", "nats", -0.2),
+        contrast_row("heldout:span", "nats", -0.2),
     ]
     views = forest_groups(rows, {"a": "#000"})
     found = [(view["title"], view["unit"], view["rows"][0]["figure"]) for view in views]
     assert found == [
-        ("On the tasks", "SDs between seeds", "+0.5"),
+        ("On the tasks", "SDs of runs within an arm", "+0.5"),
         ("Task by task", "points", "+2.0"),
         ("Tasks that do not count", "points", "−3.0"),
         ("Tasks that do not count", "nats", "+0.200"),
@@ -290,7 +293,12 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
         ("The bound of masked diffusion", "bits per byte", "−0.100"),
         ("Held-out loss", "nats", "+0.300"),
     ]
-    assert views[-1]["rows"][0]["label"] == "token masks, 15 %"
+    assert [line["label"] for line in views[-1]["rows"]] == [
+        "token masks, 15 %",
+        "token masks, 40 %",
+        "token masks, mean of 15 and 40 %",
+        "span masks",
+    ]
 
 
 def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():

@@ -283,6 +283,21 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert maskwise("inspect", "bada is a kefe", "--policy", policy, "--ratio", "0.5") == 0
     assert maskwise(*command, "training.seed=1", "--out", out) == 2
     assert "policy of a different recipe" in capsys.readouterr().err
+    # A damaged stage.json does not hide the change.
+    stage = (out / "stage.json").read_text()
+    (out / "stage.json").write_text(stage[:40])
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for lost in ((), ("done.json",)):
+        for name in lost:
+            kept.pop(out / name)
+            (out / name).unlink()
+        assert maskwise(*command, "training.seed=1", "--out", out) == 2
+        assert "policy of a different recipe" in capsys.readouterr().err
+        assert kept == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert maskwise(*command, "--out", out, "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["held_out"] == result["held_out"]
+    assert (out / "stage.json").read_text() == stage
     assert maskwise(*command, "--out", tmp_path / "again") == 0
     assert weights(out) == weights(tmp_path / "again")
     for file in ("qa", "corpus"):  # the recipe names the same files, and they hold something else

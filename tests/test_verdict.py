@@ -245,7 +245,7 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     row = summarise(records, study)["contrasts"][0]
     assert row["mean"] > 0 and "natural" not in row
     assert row["metric"] is None and row["items"] is None
-    assert shown(row).unit == "SDs between seeds"
+    assert shown(row).unit == "SDs of runs within an arm"
 
 
 def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_twice():
@@ -605,6 +605,20 @@ def test_companions_are_never_pooled_with_full_runs():
     points = both["efficiency"]["points"]
     assert len(points) == 2 * 16 - 1 and points[0]["steps"] == 200
     assert points[0]["values"]["task-0"] == 0.3
+
+
+def test_a_companion_that_was_not_finished_is_reported_and_costs_no_verdict():
+    half = {"fraction": 0.5}
+    short = [cost_record(arm, seed, steps=200, **half) for arm in CLEAR for seed in range(8)]
+    for task in ("task-0", "task-1"):
+        short += [score_record(arm, seed, task, 0.3, **half) for arm in CLEAR for seed in range(8)]
+    short.remove(score_record("token-30", 2, "task-1", 0.3, **half))
+    summary = summary_of(more=short)
+    assert summary["contrasts"] == summary_of()["contrasts"]
+    (said,) = [line for line in summary["advice"] if "companion" in line]
+    assert "token-30 with seed 2 (0.5 of the steps) is incomplete" in said
+    runs = {(one["arm"], one["seed"], one["fraction"]) for one in summary["efficiency"]["points"]}
+    assert len(runs) == 2 * 16 - 1 and ("token-30", 2, 0.5) not in runs
 
 
 # Headline and primary rows

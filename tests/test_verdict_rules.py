@@ -426,7 +426,11 @@ def test_the_power_of_a_plan_is_said_beforehand(runs, power):
     assert tuple(one["power"].values()) == pytest.approx(power, abs=0.021)
     assert one["detectable"] == pytest.approx(detectable_difference(1.0, runs))
     (line,) = prospect_lines([one])
-    assert f"{runs} runs detect" in line and str(one["power"]["1"]) in line
+    detected = "only a difference of {:.1f} standard deviations (of the paired differences) or more"
+    assert line == (
+        f"b against a: with {runs} pairs of runs, {detected.format(one['detectable'])} "
+        "is detected with probability 0.8"
+    )
 
 
 def test_planned_looks_are_in_the_prospects():

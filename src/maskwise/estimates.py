@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from maskwise.constants import DIFFUSION, NATS
 from maskwise.files import Contrast, Estimate
 
-SPREADS = "SDs between seeds"
+SPREADS = "SDs of runs within an arm"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Shown:
     Attributes:
         mean, low, high: the estimate and the ends of its interval; None where they are unknown.
         scale: the factor that converts the recorded unit into the displayed unit.
-        unit: points, nats, SDs between seeds, or an evaluation's own unit.
+        unit: points, nats, SDs of runs within an arm, or an evaluation's own unit.
         digits: the number of decimals to show.
     """
 
@@ -51,8 +53,8 @@ class Shown:
 def shown(row: Contrast) -> Shown:
     """Return the estimate in a row, in the unit for display.
 
-    SDs between seeds are shown only if tasks have no common unit, or if the plain mean and the
-    standardised mean have opposite signs.
+    SDs of runs within an arm are shown only if tasks have no common unit, or if the plain mean and
+    the standardised mean have opposite signs.
     """
     estimate: Estimate = row
     scale = 1.0
@@ -86,6 +88,12 @@ def shown(row: Contrast) -> Shown:
     return Shown(scaled(estimate["mean"]), low, high, scale, unit, digits)
 
 
+def detected_words(size: float) -> str:
+    """Put the difference that a plan detects, in SDs of the paired differences, into words."""
+    sds = f"{size:.1f} standard deviations (of the paired differences)"
+    return f"only a difference of {sds} or more is detected with probability 0.8"
+
+
 def with_minus(text: str) -> str:
     """Replace the hyphen before a number with a minus sign."""
     return re.sub(r"-(?=[\d.])", "−", text)
@@ -105,3 +113,22 @@ def outcome_label(outcome: str) -> str:
     if ratio:
         return f"{masks} masks, {100 * float(ratio):g} %"
     return f"{masks} masks"
+
+
+def outcome_labels(outcomes: Iterable[str]) -> dict[str, str]:
+    """Label outcomes that are shown together; a mean over ratios names them.
+
+    >>> list(outcome_labels(["heldout:token", "heldout:token@0.15", "heldout:token@0.4"]).values())
+    ['token masks, mean of 15 and 40 %', 'token masks, 15 %', 'token masks, 40 %']
+    """
+    labels = {}
+    ratios = defaultdict(list)
+    for outcome in dict.fromkeys(outcomes):
+        labels[outcome] = outcome_label(outcome)
+        mean, _, ratio = outcome.partition("@")
+        if ratio and mean.startswith("heldout:"):
+            ratios[mean].append(f"{100 * float(ratio):g}")
+    for mean, shares in ratios.items():
+        if mean in labels:
+            labels[mean] += f", mean of {' and '.join(shares)} %"
+    return labels

@@ -341,6 +341,8 @@ class Planned(TypedDict):
     runs: int
     contrasts: int
     power: dict[str, float]
+    detectable: NotRequired[float]
+    """As in ``Detectable``, in SDs of the paired differences; older files lack it."""
 
 
 class Pending(TypedDict):

@@ -13,6 +13,7 @@ import typer
 from maskwise.cli.terminal import (
     DryRun,
     Engine,
+    Facts,
     Jobs,
     Json,
     Out,
@@ -35,6 +36,7 @@ from maskwise.cli.terminal import (
     say,
     time_limit,
     warn,
+    was_given,
 )
 from maskwise.constants import accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError
@@ -188,13 +190,12 @@ def adapt(
 
     given = overrides or []
     limit_seconds = time_limit(limit)
+    # Nothing is run if the study takes longer than the user's own limit, unlike the default.
+    own_limit = was_given(context, "limit")
+    plan: Facts = {}
 
     def command(*changes: str, **options: object) -> str:
-        kept = given
-        # The setting would override the option.
-        if "steps" in options:
-            kept = [each for each in given if not each.startswith("training.steps=")]
-        return command_of(context, overrides=[*kept, *changes], **options)
+        return command_of(context, overrides=[*given, *changes], **options)
 
     # A dry run must not overwrite the pairs of an earlier study.
     with tempfile.TemporaryDirectory() as aside:
@@ -219,7 +220,7 @@ def adapt(
             return studies.dry_run(changed, out, jobs=jobs, probe=probe)["seconds"] or math.inf
 
         recipe = recipe_with([], steps)
-        if dry_run or not as_json:
+        if dry_run or own_limit or not as_json:
             probe = probe_of(recipe, Path(aside))
             plan = studies.dry_run(recipe, out, jobs=jobs, probe=probe)
             plan["max_length"] = recipe.finetune.max_length
@@ -231,7 +232,7 @@ def adapt(
                     smaller["command"] = command(*smaller["overrides"], steps=smaller["steps"])
     if as_json and dry_run:
         print_json(plan)
-    elif not as_json:
+    elif plan:
         console = err_console
         # The plan is the result of a dry run, and belongs on stdout.
         if dry_run:
@@ -241,8 +242,8 @@ def adapt(
             say(line, to=console)
     if dry_run:
         return
-    if not as_json:
-        require_time(context, plan, limit)
+    if own_limit:
+        require_time(plan, limit)
     result = studies.run_study(recipe, out, jobs=jobs, quiet=as_json)
     best = steps_of.best_arm(out)
     folders = steps_of.save_adapted(out, best) if best else ()
@@ -422,9 +423,8 @@ def annotate(
 
 def _refuse_options_of_a_run(context: typer.Context) -> None:
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        given = source is not None and source.name == "COMMANDLINE"
-        if given and parameter.name not in ("recipe", "overrides", "new"):
+        name = parameter.name or ""
+        if name not in ("recipe", "overrides", "new") and was_given(context, name):
             raise MaskwiseError(
                 "study --new writes a recipe and runs nothing",
                 got=parameter.opts[0],

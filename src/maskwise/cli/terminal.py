@@ -35,7 +35,7 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings to change, such as training.steps=500 masking.ratio=0.3"),
+    typer.Argument(help="Settings to change, such as training.batch_size=32 masking.ratio=0.3"),
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
@@ -67,6 +67,12 @@ def command_of(context: typer.Context, **changes: object) -> str:
                 words.append(parameter.opts[0])
             words.append(str(each))
     return shlex.join(words)
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Return whether the command line sets a parameter."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def print_json(value: object) -> None:
@@ -260,10 +266,9 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
     return [*lines, f"{over}. This takes about {minutes} min:", smaller["command"]]
 
 
-def require_time(context: typer.Context, plan: Facts, limit: str) -> None:
-    """Raise if a plan of adapt takes longer than the user's own limit, not the default."""
-    source = context.get_parameter_source("limit")
-    if "smaller" in plan and source and source.name == "COMMANDLINE":
+def require_time(plan: Facts, limit: str) -> None:
+    """Raise if a plan of adapt takes longer than the limit."""
+    if "smaller" in plan:
         raise MaskwiseError(
             "the study takes longer than --time",
             got=duration(plan["seconds"]),

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, ClassVar, get_args
 
 import yaml
@@ -47,6 +48,9 @@ PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "train
 
 MOST_NUMBER = 1 << 63
 """Limit on whole numbers; Python raises an error for numbers of more than 4,300 digits."""
+
+MOST_VALUES = 100_000
+"""Limit on the values in one YAML text: with aliases, a short text may expand enormously."""
 
 
 def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
@@ -218,13 +222,33 @@ def read_yaml(text: str) -> object:
 
     Raises:
         yaml.YAMLError: the text is not YAML.
-        MaskwiseError: the text is nested too deeply.
+        MaskwiseError: the text is nested too deeply, or has more than ``MOST_VALUES`` values.
     """
+    # ``Yaml`` is a safe loader, without the booleans of YAML 1.1.
+    loader = Yaml(text)
     try:
-        # ``Yaml`` is a safe loader, without the booleans of YAML 1.1.
-        return yaml.load(text, Loader=Yaml)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # Values are counted before they are built: merge keys would copy them while building.
+        if _values(node, {}) > MOST_VALUES:
+            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
+        return loader.construct_document(node)
     except RecursionError:
         raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Count the values of a node with aliases expanded; ``known`` holds the counts so far."""
+    if node not in known:
+        inner: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = chain.from_iterable(node.value)
+        # The count is stored last: a node that holds itself has no end.
+        known[node] = 1 + sum(_values(each, known) for each in inner)
+    return known[node]
 
 
 ALLOWED = {

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import cycle
+from itertools import chain, cycle
 
 from pandas import DataFrame
 
 from maskwise.constants import BLUE, CORRELATIONS, ORANGE, REFERENCE, shade
-from maskwise.estimates import outcome_label
+from maskwise.estimates import outcome_labels
 from maskwise.report.drawing import (
     GROUPS,
     MUTED,
@@ -235,12 +235,13 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
     # Some runs of older studies have no FLOPs; if so, steps are used, because an axis has one unit.
     quantity = "flops" if all("flops" in run for run in runs) else "steps"
     points = []
+    labels = outcome_labels(chain.from_iterable(run["values"] for run in runs))
     for run in runs:
         place = {"arm": run["arm"], "seed": run["seed"], "fraction": run["fraction"]}
         for name, value in run["values"].items():
-            measure = outcome_label(name)
+            measure = labels[name]
             if name.startswith("heldout:"):
-                measure = f"{measure} loss"
+                measure = f"loss on {measure}"
             points.append({**place, "x": run.get(quantity), "measure": measure, "value": value})
     if not any(point["x"] for point in points):
         return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
-from maskwise.estimates import outcome_label
+from maskwise.estimates import detected_words, outcome_label
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
@@ -156,18 +156,14 @@ def _story(folder: Folder) -> View | None:
 def _power(folder: Folder) -> str:
     """Describe what the planned runs can decide."""
     planned = folder.summary.get("planned")
-    # Summaries of earlier rules have no plan, and a study of one arm compares nothing.
-    if planned is None or not planned["contrasts"]:
+    # Older summaries do not say this, and a study of one arm compares nothing.
+    if planned is None or "detectable" not in planned or not planned["contrasts"]:
         return ""
     contrasts = plural(planned["contrasts"], "comparison")
-    power = planned["power"]
-    if not any(power.values()):
+    if not any(planned["power"].values()):
         return f"This number of runs cannot decide {contrasts}."
-    chances = [f"{chance:.2f} for {effect} SD" for effect, chance in power.items()]
-    return (
-        f"With {contrasts}, the probability of deciding a true difference is "
-        f"{' and '.join(chances)} of paired differences."
-    )
+    detected = detected_words(planned["detectable"])
+    return f"With {planned['runs']} pairs of runs and {contrasts}, {detected}."
 
 
 def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> View:

@@ -15,7 +15,7 @@ from pandas import DataFrame, concat
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import Shown, outcome_label, shown
+from maskwise.estimates import Shown, outcome_labels, shown
 from maskwise.files import Contrast
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
@@ -230,12 +230,13 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     # With few runs, an interval can be a hundred times the effect; its ends are then cut off.
     widest = min(widest, 4 * largest)
     reach = 1.1 * max(widest, largest, 1e-9)
+    labels = outcome_labels(row["outcome"] for row in contrasts)
     lines = []
     for row in comparable + others:
         lines.append(
             {
                 "row": row,
-                "label": outcome_label(row["outcome"]),
+                "label": labels[row["outcome"]],
                 "colour": VOID if row in others else colours.get(row["arm"], SLATE),
                 "notes": _notes(row),
                 **_places(shown(row), reach),

@@ -33,7 +33,7 @@ from maskwise.models import (
     without_advice,
 )
 from maskwise.recipe import Recipe, apply_overrides, validate
-from maskwise.recipe.overrides import Plain, nested
+from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.specs import with_options
 from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.outlook import cut_share, row_sizes
@@ -105,11 +105,17 @@ def adapt_recipe(
         head_steps: the number of steps that train a new head beforehand; if None, the same as
             ``steps``, but at most ``STEPS``.
         pairs, aside: as in ``write_pairs``, for the titles and texts.
-        overrides: ``key=value`` settings, which replace the recipe's.
+        overrides: ``key=value`` settings, which replace the recipe's, except ``steps``.
 
     Raises:
         MaskwiseError: bad input, or neither tasks nor titles.
     """
+    # The option also sets the steps of evaluations and of a new head, and smaller plans lower it.
+    for key, value in map(parse_override, overrides):
+        if key == "training.steps":
+            raise MaskwiseError(
+                "adapt has an option for training.steps", do=f"give --steps {value}"
+            )
     config = load_config(model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
@@ -178,7 +184,21 @@ def adapt_recipe(
             changes[name] = {f"phases.1.{key}": value for key, value in arm.items()}
     settings["study"]["arms"] = changes
     apply_overrides(settings, overrides)
-    return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+    recipe = validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+    new_head = _new_head(recipe)
+    if new_head:
+        said = f"{recipe.description} It starts with {new_head}."
+        recipe = recipe.model_copy(update={"description": said})
+    return recipe
+
+
+def _new_head(recipe: Recipe) -> str:
+    """Describe the head that is trained first; "" if the model has a head."""
+    first, *further = recipe.links()
+    if not further or first.training.freeze != "encoder":
+        return ""
+    steps = f"{first.training.steps:,} steps on the frozen encoder"
+    return f"a new masked-language-model head, trained {steps}"
 
 
 def _longest(model: str, tasks: Sequence[str]) -> int:
@@ -255,10 +275,11 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     if row["verdict"] == "not comparable":
         return row["sentence"]
     answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell:")
-    *head, last = recipe.arm(row["arm"], seed=0).links()
-    cost = f"Training takes {last.training.steps:,} steps per run"
+    steps = recipe.arm(row["arm"], seed=0).links()[-1].training.steps
+    cost = f"Training takes {steps:,} steps per run"
+    head = _new_head(recipe)
     if head:
-        cost += f", and {head[0].training.steps:,} once for a new head"
+        cost += f" and starts with {head}, once for all runs"
     # The answer already says that the question is open.
     sentence = row["sentence"].removeprefix("Open: ")
     return f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."

@@ -65,6 +65,7 @@ class Outcomes:
         measures: the properties of each outcome.
         parts: for each held-out outcome, the outcomes at its ratios.
         failed: the (arm, seed) of each run that failed.
+        unfinished: the (arm, seed) of each companion run that lacks outcomes without a failure.
         tasks, heldout, evaluations: the names of the outcomes of each kind.
         helped: for each task the share of seeds in which pre-training helps, or None (``_helped``).
         counted: the tasks that the primary outcome averages (``study.helps``).
@@ -74,13 +75,19 @@ class Outcomes:
 
     Raises:
         MaskwiseError: a number is not finite or was measured twice, an arm or seed is unknown, or
-            an outcome was measured in some runs only.
+            an outcome was measured in some runs only, which are no companions.
     """
 
     def __init__(
-        self, records: Iterable[Record], study: Study, *, counted: Sequence[str] | None = None
+        self,
+        records: Iterable[Record],
+        study: Study,
+        *,
+        counted: Sequence[str] | None = None,
+        companions: bool = False,
     ):
         self.study = study
+        self.companions = companions
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines: dict[str, list[Record]] = defaultdict(list)
         for record in records:
@@ -97,6 +104,7 @@ class Outcomes:
         self.gate: Contrast | None = None
         self.closed: list[Pair] = []
         self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
+        self.unfinished: set[tuple[str, int]] = set()
         self._read_scores()
         self.tasks = list(self.measures)
         self.heldout = self._read_heldout()
@@ -202,7 +210,7 @@ class Outcomes:
         """Clear the values of these outcomes that a failed run measured before it failed.
 
         Raises:
-            MaskwiseError: a run that did not fail lacks some of the outcomes.
+            MaskwiseError: a full run that did not fail lacks some of the outcomes.
         """
         if not outcomes:
             return
@@ -210,7 +218,10 @@ class Outcomes:
         partial = missing.any(axis=0) & ~missing.all(axis=0)
         for arm, seed in np.argwhere(partial):
             run = self.arms[arm], self.study["seeds"][seed]
-            if run not in self.failed:
+            # No verdict is about companions, so they do not have to be complete.
+            if self.companions and run not in self.failed:
+                self.unfinished.add(run)
+            elif run not in self.failed:
                 lacking = np.array(outcomes)[missing[:, arm, seed]]
                 raise MaskwiseError(
                     "an outcome was measured in some runs only",

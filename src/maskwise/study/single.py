@@ -237,11 +237,13 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     recipe = with_own_seed(recipe)
     if _is_first():
         require_own(out, "recipe.yaml", what="a policy of this recipe")
-    link = recipe.links()[0]
-    stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
+    stage = _learned_from(recipe)
     before = read_json(out / STAGE)
+    # If stage.json is damaged, the recipe still tells how the policy was learned.
+    if not before and (out / "recipe.yaml").is_file():
+        before = _learned_from(read_recipe(out / "recipe.yaml"))
     # The files that a recipe names may have changed, too.
-    if before and before != json.loads(json.dumps(stage)):
+    if before and before != stage:
         raise MaskwiseError(
             f"--out {out} holds the policy of a different recipe, or one learned from other data: "
             "a file, a library or the machine has changed",
@@ -264,3 +266,11 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
             result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
             write_json(out / DONE, result)
     return result
+
+
+def _learned_from(recipe: Recipe) -> Plain:
+    """Return everything that a policy depends on, as stage.json holds it."""
+    link = recipe.links()[0]
+    stage = learn_stage(link, recipe.learned_task, prepare_stage(link))
+    plain: Plain = json.loads(json.dumps(stage.as_dict()))
+    return plain

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
 from maskwise.errors import MaskwiseError
+from maskwise.estimates import detected_words
 from maskwise.files import Estimate
 
 if TYPE_CHECKING:
@@ -406,12 +407,8 @@ def _lines(prospect: Prospect) -> list[str]:
     runs = prospect["runs"]
     fewest = prospect["fewest_runs"]
     lines = []
-    power = ""
-    if prospect["decidable"]:
-        shares = [f"{share:.2f} at {effect} SD" for effect, share in prospect["power"].items()]
-        power = f" (power {', '.join(shares)})"
-    else:
+    if not prospect["decidable"]:
         are = "1 run is" if runs == 1 else f"{runs} runs are"
         lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
-    detected = f"differences of {prospect['detectable']:.1f} SD or more{power}"
-    return [*lines, f"{max(runs, fewest)} runs detect {detected}"]
+    detected = detected_words(prospect["detectable"])
+    return [*lines, f"with {max(runs, fewest)} pairs of runs, {detected}"]

@@ -38,7 +38,9 @@ from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes, Pair, finite_
 from maskwise.study.statistics import (
     ALPHA,
     binomial_interval,
+    detectable_difference,
     estimated,
+    fewest_runs,
     look_weight,
     powers,
     ratio_interval,
@@ -102,7 +104,11 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     advice = advice_of(primary if table.gate else asked, table.names, study.get("looks") or ())
     points = []
     for length in sorted(by_length):
-        points += _points(Outcomes(by_length[length], study), length)
+        companions = Outcomes(by_length[length], study, companions=True)
+        points += _points(companions, length)
+        for arm, seed in sorted(companions.unfinished):
+            run = f"the companion run of {arm} with seed {seed} ({length:g} of the steps)"
+            advice[run] = f"Run the study to its end: {run} is incomplete, and left out."
     points += _points(table, 1.0)
     tasks: dict[str, TaskUse] = {}
     for task, helped in table.helped.items():
@@ -200,7 +206,12 @@ def _planned(study: Study) -> Planned:
     if gate_of(study):
         contrasts -= 1
     alpha = ALPHA * look_weight(study.get("looks"), runs) / max(contrasts, 1)
-    return {"runs": runs, "contrasts": contrasts, "power": powers(runs, alpha=alpha)}
+    return {
+        "runs": runs,
+        "contrasts": contrasts,
+        "power": powers(runs, alpha=alpha),
+        "detectable": detectable_difference(1.0, max(runs, fewest_runs(alpha)), alpha=alpha),
+    }
 
 
 # Results that are reported but not tested: gain shares, transfer, quality against compute

@@ -1,6 +1,6 @@
 """Sentences for people: rows, headline and advice.
 
-Differences are given in score points first and in spreads between seeds second, because people
+Differences are given in score points first and in SDs of runs within an arm second, because people
 think in points.
 """
 
@@ -105,7 +105,7 @@ def _facts(row: Contrast, *, brief: bool) -> str:
         if amount.low is not None:
             facts.append(f"95 % interval {amount.ends(ahead=True)}")
         if row["unit"] == "SDs" and amount.unit != SPREADS and row["mean"]:
-            facts.append(f"{abs(row['mean']):.1f} times the spread between seeds")
+            facts.append(f"{abs(row['mean']):.1f} times the SD of runs within an arm")
     if row["p_adjusted"] is not None:
         p = f"p = {row['p_adjusted']:.2g}"
         # A gate is tested first and alone.
