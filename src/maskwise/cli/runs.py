@@ -171,8 +171,8 @@ def adapt(
         typer.Option(min=1, help="Steps to train a new head, once for all runs; by default ≤ 600."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each arm; a decision needs at least six.")
-    ] = 6,
+        str, typer.Option(help="Runs of each arm (at least 6 to decide), or their seeds: 6-57.")
+    ] = "6",
     limit: Annotated[str, typer.Option("--time", help="A limit: 2h, 90m or 1h30m.")] = "2h",
     out: Out = Path("runs/adapt"),
     jobs: Jobs = None,
@@ -209,7 +209,7 @@ def adapt(
                 policy=policy,
                 steps=steps,
                 head_steps=head_steps,
-                seeds=seeds,
+                seeds=int(seeds) if seeds.isdecimal() else _seeds(seeds),
                 pairs=out.parent / f"{out.name}-pairs.jsonl",
                 aside=Path(aside) if dry_run else None,
                 overrides=[*given, *changes],

@@ -54,6 +54,8 @@ ARMS: dict[str, Plain] = {
     "token-30": {"masking.ratio": 0.30},
     "tsdae": {"objectives": {"tsdae": {}}},
 }
+OPTIONS = {"training.steps": "--steps", "study.seeds": "--seeds"}
+"""Settings that are options of the command, which uses them for more than this setting."""
 ROW_TOKENS = 128
 USUAL_TOKENS = 512
 FITTING_SHARE = 0.99
@@ -88,7 +90,7 @@ def adapt_recipe(
     policy: str | None = None,
     steps: int = STEPS,
     head_steps: int | None = None,
-    seeds: int = 6,
+    seeds: int | list[int] = 6,
     pairs: Path | None = None,
     aside: Path | None = None,
     overrides: Sequence[str] = (),
@@ -104,18 +106,16 @@ def adapt_recipe(
         steps: the number of further training steps.
         head_steps: the number of steps that train a new head beforehand; if None, the same as
             ``steps``, but at most ``STEPS``.
+        seeds: the number of runs of each arm, or their seeds.
         pairs, aside: as in ``write_pairs``, for the titles and texts.
-        overrides: ``key=value`` settings, which replace the recipe's, except ``steps``.
+        overrides: ``key=value`` settings, which replace the recipe's, except ``OPTIONS``.
 
     Raises:
         MaskwiseError: bad input, or neither tasks nor titles.
     """
-    # The option also sets the steps of evaluations and of a new head, and smaller plans lower it.
-    for key, value in map(parse_override, overrides):
-        if key == "training.steps":
-            raise MaskwiseError(
-                "adapt has an option for training.steps", do=f"give --steps {value}"
-            )
+    for key, _ in map(parse_override, overrides):
+        if key in OPTIONS:
+            raise MaskwiseError(f"adapt has an option for {key}", do=f"use {OPTIONS[key]}")
     config = load_config(model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
@@ -321,10 +321,9 @@ def next_of(
         changes.append("finetune.search_rate=true")
     elif row["runs_to_decide"]:
         # Testing again after more runs inflates the error rate, so other seeds are used.
-        first = max(recipe.study.seed_list) + 1
-        seeds = range(first, first + row["runs_to_decide"])
+        last = max(recipe.study.seed_list)
         why = "this would decide the question if the difference is as large as it looks"
-        changes.append(f"study.seeds=[{','.join(map(str, seeds))}]")
+        options["seeds"] = f"{last + 1}-{last + row['runs_to_decide']}"
     else:
         why = "more runs would not decide this, but more steps may"
         options["steps"] = 2 * recipe.training.steps
