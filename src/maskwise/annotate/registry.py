@@ -189,7 +189,7 @@ def _known(
     known: Mapping[int, Found],
     version: str,
 ) -> ByText:
-    """Build an annotator that looks up the hash of a text in ``known``; other texts get no spans."""
+    """Build an annotator that looks texts up by hash in ``known``; other texts get no spans."""
     empty = no_spans(layers)
 
     def find(text: str) -> Found:
