@@ -54,7 +54,7 @@ class TaskFacts(TypedDict, total=False):
 
 
 class Matching(TypedDict):
-    """The quantity in which all arms are equal, such as steps, and the planned costs of each arm."""
+    """The quantity in which all arms are equal, such as steps, and the planned costs of arms."""
 
     by: str | None
     arms: dict[str, dict[str, float]]
