@@ -228,7 +228,7 @@ class Equivalence(Ends):
 
 
 class RaisedFlag(TypedDict):
-    """A problem of a row. Effects: the row is *not comparable*, *open* at most, or only noted."""
+    """A problem of a row, which makes it *not comparable*, *open* at most, or is only noted."""
 
     code: str
     effect: Effect
@@ -323,7 +323,7 @@ class TaskUse(TypedDict):
 
 
 class ArmSummary(TypedDict):
-    """The results of an arm. ``scores`` has a score per seed for each outcome, or None."""
+    """The results of an arm. ``scores`` has a score per seed, or None, keyed by outcome."""
 
     units: str
     gap_nats: float | None

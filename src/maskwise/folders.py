@@ -31,7 +31,7 @@ CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Error numbers on file systems without locks."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
-"""Name, modification time in nanoseconds, and size of each file. Any change of a file shows."""
+"""Name, modification time in nanoseconds, and size of each file, compared to detect changes."""
 RELEASE_SECONDS = 0.2
 """Time to retry a lock, because another process may be removing the lock file."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
@@ -310,7 +310,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Wait for a file from rank 0, longer than a collective operation of torch would wait.
+    """Wait up to an hour for a file from rank 0; a collective operation would time out earlier.
 
     Raises:
         MaskwiseError: the file did not appear within an hour.
@@ -429,7 +429,7 @@ def recipe_path(source: str | Path) -> Path:
 def write_page(
     path: Path, template: str, filters: Mapping[str, object] | None = None, **values: object
 ) -> None:
-    """Write a self-contained HTML page; every text is escaped.
+    """Write a self-contained HTML page, in which all texts are escaped.
 
     Args:
         template: the name of a file in ``report``.

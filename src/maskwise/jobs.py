@@ -3,8 +3,9 @@
     with open_pool(function, engine="local", jobs=2) as pool:
         future = pool.submit(task)
 
-Each task runs in one process with one thread, because two parallel tasks are faster than two tasks
-in turn with two threads. A failed task raises ``Failure``. A worker that dies is replaced.
+Each task runs in one process with one thread, because running two tasks in parallel is faster than
+running one after the other on two threads. A failed task raises ``Failure``. A worker that dies is
+replaced.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Words(NamedTuple):
         return self.folded[start:end]
 
     def spans(self, first: Ints, last: Ints, *values: Array) -> list[CharSpans]:
-        """Build spans from their first words (S,), last words (S,) and values (S,), by text."""
+        """Return the spans of each text, from indices of first and last words, and values (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
         first_of_text = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
@@ -303,7 +303,8 @@ class Spill:
 # ``Counted.lost``. With a table of 300,000, this bound was 7 for the words of Wikipedia, and 98 %
 # of the phrases were the same.
 
-# Markers between the keys in a spill file, larger than any pair of ids. Their ids are −1 and −2.
+# Markers between the keys in a spill file. They are larger than any pair of ids, and have the ids
+# −1 and −2.
 _BORDER = np.uint64(2**64 - 1)
 _DOCUMENT = np.uint64(2**64 - 2)
 
@@ -323,7 +324,7 @@ class Level(NamedTuple):
     documents: Ints
 
     def parts(self, ids: Ints) -> tuple[Ints, Ints]:
-        """Return the ids of the first n − 1 words and of the last n − 1 words of n-grams."""
+        """Return the ids of the (n − 1)-grams at the start and at the end of n-grams."""
         return halves(self.keys[ids])
 
 

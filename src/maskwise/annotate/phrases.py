@@ -9,11 +9,11 @@ edit. A text file with one phrase per line works, too.
   that many articles share ("mollusk in the family conidae") pass this threshold.
 - Phrases of 2, 3, 4 and 5 words have the published shares: 50, 25, 12.5 and 12.5 %. If the corpus
   has too few phrases of one length, phrases of other lengths do not replace them.
-- The size is 800,000 × √(words / 2.6 billion). The published list has 800,000 phrases, from 16 GB
-  of text. With this size, about half of all words are in phrases (.495 on 9 million words of
-  Wikipedia, with 47,000 phrases), which is also how the paper chose its size. The published score
-  favours frequent n-grams: "of the" is among the best phrases and "via the" among the last. A third
-  of this size covers a third of the words, with few phrases like "via the".
+- The size is 800,000 × √(words / 2.6 billion), because the published list has 800,000 phrases from
+  16 GB of text. Phrases then contain about half of all words (.495 on 9 million words of Wikipedia,
+  with 47,000 phrases). The paper chose its size by the same criterion. The published score favours
+  frequent n-grams: "of the" is among the best phrases and "via the" among the last. A vocabulary a
+  third as large covers a third of the words, and has few phrases like "via the".
 - Fragments are dropped (not in the paper). An n-gram is a fragment ("seri begawan") if 9 in 10 of
   its occurrences are inside one (n+1)-gram, and this (n+1)-gram is in the vocabulary or is a
   fragment itself. In a text, the longer phrase would win anyway, so dropping fragments makes space

@@ -4,7 +4,7 @@ files, users' functions.
 A user's function maps a list of texts to a list of spans for each text. A span is (start, end) or
 (start, end, value), in characters; the value is a label or a weight. Equal texts must get equal
 spans. A function runs code, so only ``--function`` and Python may name a function; recipes and
-``--with`` may not. For the inspection of a policy, marks in the text replace an annotator:
+``--with`` may not. When users inspect a policy, marks in the text replace an annotator:
 ``born in [[Warsaw]] in [[1867|3]]`` marks two spans, the second with weight 3. Heavy libraries
 (spaCy, torch) are imported at their first use.
 """
@@ -177,7 +177,7 @@ def spans(
     if not known:
         raise MaskwiseError(
             f"no record of {path} has {text_field!r} and {field!r}",
-            do="set field and text_field to its fields",
+            do="set field and text_field to fields of the records",
         )
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)

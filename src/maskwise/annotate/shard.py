@@ -45,7 +45,7 @@ from maskwise.text.words import classify, join_texts, word_starts
 PART_CHARACTERS = 100_000
 _BORDERS = ("\n", " ")
 SURE_FAILURES = 8
-"""Number of texts in a shard from which an annotator that fails on all texts counts as broken."""
+"""Minimum number of texts in a shard. If an annotator fails on all of them, the run ends."""
 TOP_SPANS = 200
 """Number of most common span texts that a shard stores, in a layer of spans."""
 TOP_WORDS = 20

@@ -5,8 +5,8 @@ A study reads its corpus several times: to train a tokenizer, to annotate and to
 skips malformed lines and counts them by reason, because one bad line must neither stop a long job
 nor vanish silently.
 
-Time is spent on decompressing and parsing. Memory is eight bytes per document, for a hash that
-detects repeated texts. Without the hash, a text could be on both sides of a held-out split.
+Time is spent on decompressing and parsing. Memory is eight bytes per document, for hashes that
+detect repeated texts. Otherwise, copies of a text could be on both sides of a held-out split.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
-    """A text and its name. Names must be unique and stable, because masks depend on them."""
+    """A text and its name. Splits and masks depend on names, so names must be unique and stable."""
 
     id: str
     text: str
@@ -195,7 +195,7 @@ def source_of(document: Document) -> int:
 
 
 def inside(record: Mapping[str, object], field: str) -> Any:
-    """Return the value of a field, or of a path into nested objects; None if there is none.
+    """Return the value of a field, or of a path into nested objects; None if it is missing.
 
     >>> inside({"article": {"body": "It rained."}}, "article.body")
     'It rained.'

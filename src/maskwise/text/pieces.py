@@ -2,7 +2,7 @@
 
 The Rust tokenizer processes batches of texts, and the words of a whole batch are numbered at once.
 A corpus contains no control tokens: "[MASK]" in a text is plain text. Some tokenizer files set
-truncation and padding (sentence encoders truncate at 128 tokens); a copy without either is used.
+truncation and padding (sentence encoders truncate at 128 tokens), which are ignored here.
 
 A *piece* is a part of a document that fits in one row and is cut between words. Pieces depend
 neither on the layout of rows nor on the held-out split, so their names and masks are stable. The
@@ -133,7 +133,7 @@ def tokenise(
 
 
 class Frame(NamedTuple):
-    """Ids of the special tokens that open a text and close a piece (−1 for none), and padding."""
+    """Ids of the tokens that open a text (−1 for none), close a piece (−1 for none) and pad rows."""
 
     first: int
     last: int

@@ -43,7 +43,7 @@ class PieceBatch(NamedTuple):
             no word) and other layers, all without special tokens.
         lengths: (P,) the number of tokens in each piece.
         example_ids: (P,) int64, the permanent name of each piece, which seeds its masks.
-        rows: (P,) int64, ascending: the index in the batch of the row with the piece.
+        rows: (P,) int64, ascending: the row of each piece, as an index in the batch.
         length: L, the number of tokens in a row.
         frame: the special tokens around the pieces.
         apart: whether each piece is a separate text that begins with ``frame.first``; if not, the

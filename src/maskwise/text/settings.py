@@ -366,7 +366,7 @@ class Prepared:
         """Write the folder of a stream; read only the beginning of the stream.
 
         Returns:
-            The number of characters, ``read_characters``, of rows, ``held_out_rows``, and of
+            A dict with the numbers ``read_characters`` and ``held_out_rows``, and the numbers of
             skipped records by reason, ``skipped``.
 
         Raises:

@@ -118,7 +118,7 @@ class Shard(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash that shows changes of the shard. Of a large file, only parts are read."""
+        """Return a hash that changes with the shard. Of a large file, only parts are hashed."""
 
 
 @dataclass(eq=False)

@@ -54,8 +54,8 @@ SAMPLE_CHARACTERS = 1 << 24
 MOST_TOKENS = 1 << 24
 WORDS = "bundled:tokenizer"
 LETTERS = "letter"
-"""Default tokenizers: of the bundled encoder, for text; one token for each capital letter, for
-FASTA files."""
+"""Default tokenizers. ``WORDS``, for text, is the tokenizer of the bundled encoder. ``LETTERS``,
+for FASTA files, has a token for each capital letter."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
@@ -136,8 +136,8 @@ def train_tokenizer(
     Args:
         texts: the corpus.
         kind: "wordpiece" has an alphabet of the commonest characters (a twelfth of the vocabulary,
-            but usually at least 100), and encodes other characters as [UNK]. "bpe" has byte pairs.
-            "letter" makes a token of each letter, "k-mer" of each part with ``k`` letters.
+            but usually at least 100), and encodes other characters as [UNK]. "bpe" merges bytes.
+            "letter" makes each letter a token, and "k-mer" each part of ``k`` letters.
         vocab_size: the maximum number of tokens, including special tokens.
         lowercase: whether the tokenizer lowercases texts.
         k: the number of letters per token, for "k-mer".
@@ -226,7 +226,7 @@ class LightTokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> LightTokenizer | None:
-        """Read a folder from ``save_pretrained``; return None if only transformers can read it."""
+        """Read a folder from ``save_pretrained``; return None if that fails here."""
         names = {}
         # The library tokenizers raises plain `Exception`s.
         try:

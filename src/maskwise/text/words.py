@@ -1,9 +1,9 @@
 """Find the words of a text, and the word of each token.
 
-Words are found in the *text*, not in the tokens, so they are the same with every tokenizer. One
-scan over the characters finds words, and character offsets map tokens to words. The ``word_ids`` of
-a tokenizer cannot be used, because they number its pre-tokens: with ``Metaspace(split=False)``, a
-pre-token is a whole sentence.
+Words are found in the *text*, not in the tokens, so every tokenizer gives the same words. One scan
+over the characters finds words, and character offsets map tokens to words. The ``word_ids`` of a
+tokenizer cannot be used. They number pre-tokens, and with ``Metaspace(split=False)``, a pre-token
+is a whole sentence.
 
 These rules for characters give the words of BERT's pre-tokenizer on ordinary text:
 
@@ -16,9 +16,9 @@ These rules for characters give the words of BERT's pre-tokenizer on ordinary te
   character before them. Emoji joined by ZWJ and pairs of flag letters are one word.
 - White space, including no-break and zero-width spaces, belongs to no word.
 
-The rules cut more often than BERT at non-ASCII symbols ("20€" is two words, like "20$"), in the
+The rules find more words than BERT at non-ASCII symbols ("20€" is two words, like "20$"), in the
 scripts above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
-are outdated. They cut less often only between a punctuation mark and its combining mark.
+are outdated. The rules find fewer words only where a combining mark follows a punctuation mark.
 
 These rules map tokens to words: A token that covers several words joins them into one word. The
 next token continues this word if the token begins before the word ends. All tokens of a single
@@ -183,7 +183,7 @@ def _class_before(kinds: Classes, extend: Flags) -> Classes:
 
 
 def words_in(kinds: Classes) -> tuple[Ints, Ints]:
-    """Return the first characters of all words, and the ends (exclusive) of all words."""
+    """Return the start and the end (exclusive) of each word, as two arrays."""
     start = np.flatnonzero(word_starts(kinds))
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
     next_white = white[white.searchsorted(start)]

@@ -3,11 +3,11 @@
 The texts of ``factworld`` are about invented people. A question asks for an attribute of a person,
 and only the corpus has the answer: fine-tuning uses *other* people, and teaches only the form of
 questions. In ``causalworld``, answers follow from a rule that no text states, so pre-training
-cannot help. A world replaces a corpus or a task: ``factworld(people=300, asked="job", seed=0)``.
-The texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
-the attribute in question. All worlds share a lexicon, so a model can be trained further in a
-different world. ``seed`` selects the people. ``seed="run"`` stands for the seed of the run, so each
-replicate of a study has different people.
+cannot help. Recipes name worlds as a corpus or a task: ``factworld(people=300, asked="job")``. The
+texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of the
+attribute in question. All worlds share a lexicon, so a model can be trained further in a different
+world. ``seed`` selects the people. ``seed="run"`` stands for the seed of the run, so each replicate
+of a study has different people.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class FactWorld(World):
         friends: whether a biography also says whom the person met, and where.
         fillers: number of sentences in a biography that are about nobody.
         decoys: number of sentences in a biography with a misleading word of the asked kind.
-        others: whether the texts are about other people than the questions.
+        others: whether the texts are about people who do not occur in the questions.
         tags: whether the texts have a third layer, ``tag``, with the kind (``TAGS``) of each word.
         seed: the seed that selects the people and the texts.
 
