@@ -18,7 +18,8 @@ Copy ``.whl`` to the machine, and run there:
     export PYTHONPATH=/tmp/site:src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 &&
     python3 benchmarks/gpu.py --out DIR
 
-With a torch below 2.13 some paths are missing. The first line names them; they are not measured.
+Versions of torch below 2.13 lack some features, which are not measured. The first line of gpu.jsonl
+lists the missing features.
 
 maskwise and ``Trainer`` train the same weights on the same documents, in bfloat16 and without
 attention dropout, which ragged attention lacks. maskwise trains on packed rows with attention
@@ -158,7 +159,7 @@ def free_memory() -> None:
 
 
 class Bench:
-    """The parts of the benchmark, and their shared texts, tokenizer and FLOP/s of the card.
+    """The parts of the benchmark, which share texts, a tokenizer and the FLOP/s of the card.
 
     Args:
         smoke: whether to use models with two small layers, short rows and one step.
@@ -229,7 +230,7 @@ class Bench:
         if key not in self.contests:
             made = train.Contest(shape, "varied", self.documents, self.tokenizer, self.rate)
             columns = made.rows[train.OURS].pieces.columns
-            # Random parts of speech are enough, because the cost does not depend on the tags.
+            # Arbitrary parts of speech are enough, because the cost does not depend on the tags.
             columns["pos"] = columns["word_ids"] % len(UPOS)
             self.contests[key] = made
         return self.contests[key]
@@ -374,7 +375,7 @@ class Bench:
 
 
 class Watched(Clock):
-    """A clock that also makes torch warn of each synchronisation between the two steps."""
+    """A clock that also makes torch warn of each synchronisation between its start and stop."""
 
     def tick(self, done: int) -> None:
         if done == self.last:

@@ -47,7 +47,7 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
                 answers = [answer["text"] for answer in question["answers"]]
                 row = {"question": question["question"], "answers": sorted(set(answers))}
                 questions[split].append(row | {"context": paragraph["context"]})
-                # Only one answer per question is marked, the first in SQuAD's list, the commonest.
+                # Only the commonest answer is marked, which is the first in SQuAD's list.
                 first = question["answers"][0]
                 asked.add((first["answer_start"], first["answer_start"] + len(first["text"])))
             spans = sorted(asked) if split == "test" else []

@@ -41,7 +41,7 @@ def main(name: str, source: Path) -> None:
 def ship(checkpoint: Path, target: Path) -> None:
     """Write the checkpoint in half precision, and keep the model card in `target`."""
     load_model(checkpoint, kind=None).half().save_pretrained(target)
-    # transformers loads the type in config.json, and training in half precision diverges.
+    # transformers loads weights in the dtype of config.json. Training in half precision diverges.
     config = target / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(target)

@@ -45,7 +45,7 @@ from maskwise.text.words import classify, join_texts, word_starts
 PART_CHARACTERS = 100_000
 _BORDERS = ("\n", " ")
 SURE_FAILURES = 8
-"""Minimum number of texts in a shard. If an annotator fails on all of them, the run ends."""
+"""Minimum number of texts in a shard for ending the run if an annotator fails on all of them."""
 TOP_SPANS = 200
 """Number of most common span texts that a shard stores, in a layer of spans."""
 TOP_WORDS = 20

@@ -8,8 +8,8 @@
 
 "KEY" in the name of a file is a hash of everything that the file depends on: the documents of the
 shard and the version of the annotator. Files are written atomically, so an existing file is
-complete. A second run therefore writes nothing, a killed run resumes, and a new tagger or a changed
-text affects only some files.
+complete. A second run therefore has nothing to annotate, a killed run resumes, and a new tagger or
+a changed text affects only some files.
 
 A shard ends after a document with a certain hash (about 1 in 128) or when the shard is full. A new
 or changed document therefore changes only the shard with this document.

@@ -148,7 +148,7 @@ class Fitted(Annotator, Protocol):
     def fitted(self) -> bool:
         """Whether the annotator was built from a saved fit.
 
-        Before the fit, ``version`` is a hash of the settings alone, and `annotate` is never called.
+        Before the fit, ``version`` covers only the settings, and `annotate` is never called.
         """
         ...
 

@@ -133,7 +133,7 @@ def tokenise(
 
 
 class Frame(NamedTuple):
-    """Ids of the tokens that open a text (−1 for none), close a piece (−1 for none) and pad rows."""
+    """Ids of the tokens that open a text (or −1), close a piece (or −1) and pad a row."""
 
     first: int
     last: int
