@@ -206,7 +206,7 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     if long > len(words) / 2:
         warnings.warn(
             f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens; use "
-            "policy='token' or 'span(over=\"token\")': whole-word masking would mask whole sequences",
+            "policy='token' or 'span(over=\"token\")', because a word is a whole sequence here",
             stacklevel=3,
         )
 

@@ -71,8 +71,8 @@ def load_tokenizer(
         needs_words: whether to reject a slow tokenizer, which has no character offsets.
 
     Raises:
-        MaskwiseError: the tokenizer is not found, is damaged, cannot be read without its own code,
-            is slow, has no mask or padding token, or has ids of 2²⁴ or more.
+        MaskwiseError: the tokenizer is not found, is damaged, needs custom code, is slow, has no
+            mask or padding token, or has ids of 2²⁴ or more.
     """
     from transformers import AutoTokenizer
 
