@@ -368,7 +368,7 @@ def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
     for name, layer in maker.layers.items():
         parts = [facts["layers"][name] for facts in shards]
         layers[name] = _summary(parts, name, layer, words)
-    # ``notice`` is optional, too.
+    # ``notice`` is optional, because the protocol `Annotator` does not have it.
     notice = maker.notice if hasattr(maker, "notice") else None
     return {
         "notice": notice,

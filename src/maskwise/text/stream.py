@@ -209,7 +209,7 @@ def _chunks_of_rows(
     *,
     state: Callable[[], object] | None = None,
 ) -> Chunks:
-    """Group rows into chunks. A place has ``state()``, or by default the number of rows so far."""
+    """Group rows into chunks, each with the next place: ``state()``, or the number of rows."""
     records: list[Record] = []
     characters = 0
     number = place.records
