@@ -1,20 +1,19 @@
-"""The shipped tagger against gold annotations, and its speed beside bare spaCy, in one run.
-
-**Parts of speech**: the share of gold words with the right tag. With *gold tokens* the pipeline is
-given the words; *from raw text* it has to cut the text itself, and a gold word has the tag of the
-token that holds its first character. ``raw_f1`` is stricter, as in the CoNLL shared tasks: a token
-counts if both its borders and its tag are right (EWT writes "!!!!" and "____" as one word, spaCy as
-many).
-
-**Salient spans** by overlap: a gold name is found if a predicted span holds one of its characters
-(recall), a predicted span is right if it holds a character of a gold name (precision); ``exact_f1``
-asks for the same borders. The gold sets have no dates and numbers. So under ``names``, the
-headline, predicted dates and numbers count as neither right nor wrong, and a gold name that only
-they touch is missed; under ``all`` they are spans as others are.
-
-Texts of gold sets that are tokens only are joined by `join_tokens`, one sentence each.
+"""Accuracy of the bundled tagger on gold annotations, and speed of the annotator and bare spaCy.
 
     python benchmarks/annotate.py > annotate.json
+
+**Parts of speech**: the share of gold words with the right tag. For *gold tokens*, the pipeline
+gets the words. For *raw text*, the pipeline splits the text into tokens, and a gold word gets the
+tag of the token with its first character. ``raw_f1`` is stricter, as in the CoNLL shared tasks: a
+token counts only if its boundaries and its tag are right. (EWT writes "!!!!" and "____" as one
+word, spaCy as many.)
+
+**Salient spans**: recall is the share of gold names that overlap a predicted span. Precision is the
+share of predicted spans that overlap a gold name. ``exact_f1`` requires equal boundaries. The gold
+sets have no dates or numbers. Under ``names``, the headline, predicted dates and numbers are
+therefore ignored. Under ``all``, predicted dates and numbers count like names.
+
+Some gold sets have only tokens. Their sentences are joined by `join_tokens`; a sentence is a text.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ Name = tuple[int, int]
 
 
 def lowered(gold: Sequence[GoldDocument]) -> list[GoldDocument]:
-    """The documents in lower case, without those whose length changes."""
+    """Return the documents in lower case, without documents whose length changes."""
     lower = []
     for document in gold:
         text = document.text.lower()
@@ -62,7 +61,7 @@ def lowered(gold: Sequence[GoldDocument]) -> list[GoldDocument]:
 
 
 def bundled() -> list[GoldDocument]:
-    """The bundled sample of EWT's test part."""
+    """Return the bundled sample of EWT's test split."""
     documents = []
     for number, row in enumerate(read_records(bundled_path("ud_ewt_pos"))):
         if row["split"] == "test":
@@ -73,7 +72,7 @@ def bundled() -> list[GoldDocument]:
 
 
 def named_set(path: Path) -> tuple[list[str], list[list[Name]]]:
-    """The texts of a gold set, and the names of each."""
+    """Return the texts of a gold set, and the names in each text."""
     texts = []
     gold = []
     for row in read_records(path):
@@ -85,7 +84,7 @@ def named_set(path: Path) -> tuple[list[str], list[list[Name]]]:
 
 
 def tag_accuracy(pipeline: SpacyPipeline, gold: Sequence[GoldDocument]) -> Figures:
-    """Shares (0 to 1) of gold words with the right tag; the module says how they are counted."""
+    """Return the shares (0 to 1) of gold words with the right tag, as defined above."""
     from spacy.tokens import Doc
 
     found = pipeline.annotate([document.text for document in gold])
@@ -121,12 +120,12 @@ def overlap_scores(
     gold: Sequence[Sequence[Name]],
     find: Callable[[list[str]], Iterable[dict[str, CharSpans]]],
 ) -> Figures:
-    """Recall, precision and exact F1 (0 to 1) of salient spans, by the definitions of the module.
+    """Return recall, precision and exact F1 (0 to 1) of salient spans, as defined above.
 
     Args:
         texts: N texts.
-        gold: the names of each: (start, end) in characters, in order.
-        find: makes the layer "salient" of texts.
+        gold: the names in each text, as (start, end) in characters, in order.
+        find: a function that annotates texts with the layer "salient".
     """
     found = [layers["salient"] for layers in find(list(texts))]
     count = sum(map(len, gold))
@@ -150,13 +149,13 @@ def overlap_scores(
 
 
 def touching(these: Sequence[Name], those: Sequence[Name]) -> int:
-    """How many of these overlap any of those."""
+    """Return how many spans of ``these`` overlap a span of ``those``."""
     return sum(any(a < d and c < b for c, d in those) for a, b in these)
 
 
 def speed(batches: int) -> list[Figures]:
-    """Words per second of processor time; "times_bare": how many times those of bare spaCy with the
-    same layers.
+    """Return words per second of processor time. "times_bare" is the speed relative to bare spaCy
+    with the same layers.
     """
     import spacy
 
@@ -173,7 +172,7 @@ def speed(batches: int) -> list[Figures]:
     rows = []
     for layers, left_out in ((["pos"], ["ner"]), (["pos", "salient"], [])):
         what = " and ".join(layers)
-        # Each has a pipeline of its own, for spaCy is faster on words that it has met before.
+        # spaCy is faster on words that it has seen, so no two contestants share a pipeline.
         calls = {
             f"bare spaCy, {what}": partial(drain, spacy.load(SHIPPED, exclude=left_out)),
             f"bare spaCy with numpy's matrix product, {what}": partial(
@@ -190,12 +189,11 @@ def speed(batches: int) -> list[Figures]:
 
 
 def main(data: Path = GOLD, batches: int = 10) -> Figures:
-    """Measure the accuracy of the shipped pipeline on the gold sets, and words per second.
+    """Measure the accuracy of the bundled pipeline on the gold sets, and words per second.
 
     Args:
-        data: folder with the files of ``TAGGED`` and ``NAMED``; those that it lacks are named in
-            "missing".
-        batches: of the bundled Wikipedia texts, timed.
+        data: the folder with the files ``TAGGED`` and ``NAMED``; "missing" lists missing files.
+        batches: the number of batches of the bundled Wikipedia texts that are timed.
     """
     torch.set_num_threads(1)
     both = SpacyPipeline()

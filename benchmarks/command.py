@@ -1,4 +1,4 @@
-"""What the benches in this folder share: the command line, memory, and processor time."""
+"""Helpers of the benchmarks: the command line, memory, and processor time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 
 
 def run(main: Callable[..., object], about: str | None) -> None:
-    """Run ``main``, whose parameters are the arguments and options, and print its result as JSON.
+    """Run ``main`` as a command, and print the result as JSON.
 
     Args:
+        main: a function whose parameters become arguments and options.
         about: the text of ``--help``.
     """
-    # The machine on which gpu.py runs may lack typer.
+    # Imported here, because the machine on which gpu.py runs may lack typer.
     import typer
 
     @functools.wraps(main)
@@ -31,10 +32,10 @@ def run(main: Callable[..., object], about: str | None) -> None:
 
 
 def memory(name: str) -> float:
-    """MiB of this process's memory, by /proc (Linux alone).
+    """Return the memory of this process in MiB, from /proc (only on Linux).
 
     Args:
-        name: "VmRSS", what it has now, from where the peak begins anew; or "VmHWM", the peak.
+        name: "VmRSS" for the current memory, which also resets the peak; "VmHWM" for the peak.
     """
     if name == "VmRSS":
         Path("/proc/self/clear_refs").write_text("5")
@@ -43,7 +44,7 @@ def memory(name: str) -> float:
 
 
 def worked() -> float:
-    """Processor seconds of this process and of all that it has waited for."""
+    """Return the processor seconds of this process and its finished children."""
     seconds = 0.0
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         use = resource.getrusage(who)

@@ -1,4 +1,4 @@
-"""Running text from the tokens of gold annotations. For benches and scripts."""
+"""Join the tokens of gold annotations into running text, for benchmarks and scripts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _NO_SPACE_BEHIND = frozenset([*"([{$£#@", "``"])
 
 
 def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Return running text from tokens, by the usual rules of English punctuation, and the
-    characters of every token.
+    """Join tokens by the usual rules of English punctuation.
+
+    Returns:
+        The text, and the character offsets (start, end) of each token.
 
     >>> join_tokens(["It", "is", "n't", "(", "yet", ")", "."])[0]
     "It isn't (yet)."
@@ -30,6 +32,6 @@ def join_tokens(tokens: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
             text += " "
         offsets.append((len(text), len(text) + len(token)))
         text += token
-        # An opening quotation mark holds on to its word.
+        # There is no space after an opening quotation mark.
         before = "(" if token == '"' and quoted else token
     return text, offsets

@@ -1,12 +1,11 @@
-"""What masked diffusion costs beside masked language modelling: a step with as many targets, and
-its masks.
+"""The cost of masked diffusion relative to masked language modelling: training steps and masking.
 
     python benchmarks/diffusion_step.py [--rounds N]
 
-All take turns in one process with one thread, and figures are processor time, so that neighbours on
-the machine hit all alike. A step is one of the quick start (12 × 64 tokens), with the making of its
-batch: rates from U(0, 1) mask half of the tokens on average, and masked language modelling masks
-    half of each row. Masks are those of 32 × 512 tokens.
+Contestants take turns in one process with one thread. Figures are processor time, because other
+processes on the machine affect it least. A step is a step of the quick start (12 × 64 tokens) and
+includes making the batch. Diffusion draws rates from U(0, 1), which mask half of the tokens on
+average, so masked language modelling masks half of each row. Masks are timed on 32 × 512 tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from maskwise.training.engine import Engine
 
 
 def steps() -> dict[str, Callable[[int], int]]:
-    """By objective: the step of a number, which returns the number of its targets."""
+    """Return, for each objective, a function that does step n and returns its number of targets."""
     recipe = read_recipe("quick-start")
     length = recipe.corpus.length
     tokenizer, pieces = sample_text(400, vocabulary=recipe.tokenizer.vocab_size, length=length)
@@ -55,7 +54,7 @@ def steps() -> dict[str, Callable[[int], int]]:
 
 
 def masks() -> dict[str, Callable[[int], int]]:
-    """By masker: the masks of the batch of a number."""
+    """Return, for each masker, a function that masks batch n and returns its number of targets."""
     sample = Sample(8192)
     batches = sample.batches(32, 512, "documents")
     vocabulary = Vocabulary.of(sample.tokenizer)
@@ -71,7 +70,7 @@ def masks() -> dict[str, Callable[[int], int]]:
 def contest(
     sides: dict[str, Callable[[int], int]], rounds: int, against: str
 ) -> dict[str, Figures]:
-    """Milliseconds of each side, relative to ``against``, and its targets."""
+    """Return the milliseconds of each side, also relative to ``against``, and the targets."""
     targets = {name: [] for name in sides}
 
     def keep(name: str, number: int, count: int) -> None:

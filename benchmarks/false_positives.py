@@ -1,20 +1,20 @@
-"""How often is *decided* wrong? Studies without a difference, by the rules of docs/evidence.md.
+"""How often is the verdict *decided* wrong? This simulates studies without a true difference.
 
     python benchmarks/false_positives.py --out benchmarks/results/false-positives-DATE.json
 
-A cell is a design (contrasts, runs, a grid of settings for either side, planned looks) and a world
-(how good every setting is). Noise is normal. The unit is the spread of a paired difference. Of the
-variance of a run's dev score, 80 % is luck that its test score shares, as in recorded studies.
-Curves of both sides have equal maxima, so no arm is better than another at its best setting.
+The verdict rules are those of docs/evidence.md. A cell combines a design (contrasts, runs, grids of
+settings, planned looks) with a world (the true quality of each setting). Noise is normal. The unit
+of scores is the standard deviation of a paired difference, called spread. Of the variance of a
+run's dev score, 80 % is luck that the test score shares, as in recorded studies. All arms are
+equally good at their best settings.
 
-Tuning can still make a true difference: where two settings are nearly as good, an arm picks the
-worse one in some replicates, and an arm with one setting never does. The column "tuned" is this
-true difference of the tuned procedures in spreads; "decided" is an error only where it is 0. Every
-cell is shown.
+Tuning can still make a true difference. If two settings are nearly equal, an arm chooses the worse
+setting in some replicates, but an arm with one setting never does. The column "tuned" has this true
+difference, in spreads. *Decided* is an error only in cells where "tuned" is 0. Every cell is shown.
 
-`--real N` also judges N studies of each design through the code that judges users' studies
-(`choose`, `summarise`), and demands the same outcome for every study. Cost: about half an hour on
-one core, most of it for 20 runs.
+`--real N` also judges N studies of each design with the code for users' studies (`choose`,
+`summarise`), and fails if an outcome differs. Cost: about half an hour on one core, mostly for
+designs with 20 runs.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ Array = np.ndarray
 Row = dict[str, object]
 
 SEED = 20_261_123
-"""Fixed before the first run."""
+"""Seed of the simulation, fixed before the first run."""
 SHARED = 0.8
-"""The share of the variance of a dev score that is luck of the run, which the test score shares."""
+"""Share of the variance of a run's dev score that is luck and is also in the test score."""
 SPREAD = 2**-0.5
-"""Of a run, so that a paired difference has spread 1."""
+"""Standard deviation of a run's score, which gives a paired difference the standard deviation 1."""
 GAPS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-"""Between the two best settings of a grid."""
+"""Differences in quality between the two best settings of a grid."""
 RUNS = (6, 8, 10, 20)
 CONTRASTS = (1, 3, 6)
 
 
 class World(NamedTuple):
-    """How good the settings are that either side of every contrast may choose, in spreads.
+    """The true quality of all settings, in spreads.
 
     Attributes:
-        arm: of the arms that are compared with the baseline.
-        baseline: of the baseline; one setting is a side that has nothing to tune.
-        spread: of the arms' runs, in spreads of the baseline's runs.
+        arm: the quality of the settings of each arm.
+        baseline: the quality of the baseline's settings; a single setting means no tuning.
+        spread: the standard deviation of the arms' runs relative to the baseline's runs.
     """
 
     name: str
@@ -66,9 +66,7 @@ class World(NamedTuple):
 
 
 class Design(NamedTuple):
-    """A study: its world, how many arms are compared with the baseline, and how many runs each
-    has.
-    """
+    """A design of studies: the world, the number of contrasts, and the number of runs per arm."""
 
     world: World
     contrasts: int
@@ -78,12 +76,12 @@ class Design(NamedTuple):
     margin: float | None = None
 
     def generator(self) -> np.random.Generator:
-        """Return a stream of its own for each cell, so that cells can be run alone."""
+        """Return the random generator of this cell, which does not depend on other cells."""
         words = " ".join(map(str, [self.world.name, *self[1:]]))
         return np.random.default_rng([SEED, *words.encode()])
 
     def facts(self) -> Row:
-        """Return what names a cell."""
+        """Return the facts that identify this cell."""
         named = self._asdict() | {"world": self.world.name}
         return {key: value for key, value in named.items() if value}
 
@@ -100,7 +98,7 @@ FLAT_THREE = World("a flat grid of three against nothing to tune", (0.0,) * 3)
 
 
 def worlds() -> Iterator[World]:
-    """Yield all worlds in which no arm is better at its best setting."""
+    """Yield all worlds in which all arms are equally good at their best settings."""
     yield NO_SEARCH
     for gap in GAPS:
         three = (-0.5 - gap, 0.0, -gap)
@@ -122,17 +120,16 @@ def worlds() -> Iterator[World]:
     yield World("five points, spreads of 2 against 1", FIVE, FIVE, spread=2.0)
 
 
-# The rules, vectorised over studies
+# The verdict rules, vectorised over studies
 
 
 def sign_flip_p(differences: Array) -> Array:
-    """Return the exact two-sided p of each row of (studies, runs): the share of sign patterns with
-    as large a sum.
+    """Return the exact two-sided p value of the sign-flip test for each row of (studies, runs).
 
-    A pattern is cut into two halves. The sums of one half are sorted, and those of the other are
-    looked up in them, so 2^20 patterns cost two times 2^10 sums. Rows whose mean is less than 1.2
-    standard errors from 0 have p near .25 and get 1: they are not decided, whatever their p, and do
-    not change Holm's p of the others.
+    The p value is the share of sign patterns with an equally large sum. A pattern is cut into two
+    halves, and the sums of one half are looked up in the sorted sums of the other half. 2^20
+    patterns thus cost 2 · 2^10 sums. Rows whose mean is less than 1.2 standard errors from 0 have p
+    near .25 and get p = 1. Such rows are never decided and do not affect Holm's correction.
     """
     studies, runs = differences.shape
     p = np.ones(studies)
@@ -148,7 +145,7 @@ def sign_flip_p(differences: Array) -> Array:
 
 
 def _signed_sums(values: Array) -> Array:
-    """Return the sum of every row under every pattern of signs: (rows, n) → (rows, 2^n)."""
+    """Return the sums of each row for all sign patterns: (rows, n) → (rows, 2^n)."""
     patterns = np.array(list(product((1.0, -1.0), repeat=values.shape[1])))
     return values @ patterns.T
 
@@ -164,11 +161,11 @@ def decided(differences: Array, looks: Sequence[int]) -> Array:
 
 
 def within_margin(differences: Array, margin: float) -> Array:
-    """Return which intervals at 1 − alpha / contrasts lie within ± margin: (contrasts, studies,
+    """Return which intervals at 1 − alpha / contrasts are within ± margin: (contrasts, studies,
     runs) → (studies, contrasts).
 
-    The inverted test has no end beyond the margin where both ends of the margin are rejected as the
-    true difference.
+    The interval of the inverted test is within ± margin if the test rejects both ends of the margin
+    as the true difference.
     """
     level = ALPHA / len(differences)
     inside = np.abs(differences.mean(axis=2)) < margin
@@ -182,12 +179,12 @@ def within_margin(differences: Array, margin: float) -> Array:
 
 
 class Side(NamedTuple):
-    """What one arm brings into a comparison.
+    """The simulated scores of one arm.
 
     Attributes:
-        dev: (studies, settings, runs) scores that choose.
-        chosen: (studies, runs) places in the grid.
-        test: (studies, runs) scores of the fresh runs.
+        dev: (studies, settings, runs) dev scores, which choose the setting.
+        chosen: (studies, runs) index of the chosen setting.
+        test: (studies, runs) test scores of the fresh runs.
     """
 
     dev: Array
@@ -198,7 +195,7 @@ class Side(NamedTuple):
 def draw_side(
     rng: np.random.Generator, curve: Sequence[float], studies: int, runs: int, spread: float
 ) -> Side:
-    """Draw the grid on dev in every replicate, and one fresh run at the best setting."""
+    """Draw the dev scores of the grid in each replicate, and a fresh run at the best setting."""
     quality = np.array(curve)
     shape = (studies, len(quality), runs)
     luck = rng.normal(0, spread, shape)
@@ -220,8 +217,8 @@ def draw(design: Design, studies: int) -> tuple[list[Side], Array]:
 
 
 def tuned_difference(world: World, draws: int = 200_000) -> float:
-    """Return the true difference of the tuned procedures: the mean quality of what either side
-    chooses.
+    """Return the true difference of the tuned arms: the difference in mean quality of the chosen
+    settings.
     """
     rng = np.random.default_rng([SEED, *world.name.encode()])
     means = []
@@ -232,7 +229,7 @@ def tuned_difference(world: World, draws: int = 200_000) -> float:
 
 
 def simulated(design: Design, studies: int, **facts: object) -> Row:
-    """Return the share of studies in which anything is decided, and its standard error."""
+    """Return the share of studies with a decided contrast, and the standard error of the share."""
     _, differences = draw(design, studies)
     hits = decided(differences, design.looks).any(axis=1)
     return design.facts() | facts | _share(int(hits.sum()), studies)
@@ -247,7 +244,7 @@ def _share(hits: int, of: int) -> dict[str, float]:
 
 
 def false_positives(studies: int) -> Iterator[Row]:
-    """Every design without a difference that can decide anything."""
+    """Yield the rate of *decided* in each design without a true difference at the best settings."""
     for world in worlds():
         gap = tuned_difference(world)
         part = "tuning costs one side more" if gap else "procedures equal"
@@ -264,16 +261,16 @@ def false_positives(studies: int) -> Iterator[Row]:
 
 
 def powers(studies: int) -> Iterator[Row]:
-    """How often a true difference is found, with a search and without."""
+    """Yield the rates at which a true difference is decided, with and without a search."""
     for world, runs, gain in product((NO_SEARCH, SEARCHED), RUNS, (1.0, 1.5)):
         yield simulated(Design(world, 1, runs, gain=gain), studies)
 
 
 def shares(studies: int) -> Iterator[Row]:
-    """How often the interval of a share of an oracle's gain holds the share of the runs that
-    learned something.
+    """Yield the coverage of the interval of a share of an oracle's gain, for each design.
 
-    "misjudged" is how often the rule takes a failed run for a learned one or the other way round.
+    The true share is the share among runs that learned something. "misjudged" is the rate at which
+    the rule confuses failed runs with runs that learned something.
     """
     for share, failing, runs in product((0.85, 0.5, 0.15), (0.0, 0.1, 0.2, 0.3), (8, 10, 20)):
         world = f"share {share:g}, {failing:.0%} of runs fail"
@@ -283,14 +280,14 @@ def shares(studies: int) -> Iterator[Row]:
 def share_coverage(share: float, failing: float, runs: int, studies: int) -> dict[str, float]:
     """Return the coverage of one design, by the rule and by Fieller's interval over all runs.
 
-    The oracle gains 7 spreads on average. A run that learned gains a part of what the oracle gains
-    in the same run, a failed one gains nothing, and both have noise. The true share is that of all
-    runs which the rule counts as learned.
+    The oracle gains 7 spreads on average. A run that learned something gains a part of the oracle's
+    gain in the same run, a failed run gains nothing, and both gains have noise. The true share is
+    the share over all runs that the rule counts as learned.
     """
     rng = np.random.default_rng([SEED, runs, int(100 * share), int(100 * failing)])
 
     def gains_of(runs: int) -> tuple[Array, ...]:
-        """What an arm and the oracle gain in each run, and which of the arm's runs failed."""
+        """Draw the gains of an arm and the oracle in each run, and whether the arm's run failed."""
         whole = rng.normal(7, 1, runs)
         failed = rng.random(runs) < failing
         gains = np.where(failed, 0.0, share * whole) + rng.normal(0, 0.3, runs)
@@ -321,9 +318,7 @@ def _holds(ends: tuple[float, float] | None, truth: float) -> bool:
 
 
 def real_code(studies: int) -> Iterator[Row]:
-    """How many studies the code of the package and this simulation judge alike; all of them, or
-    there is an error.
-    """
+    """Yield the number of studies that the package and this simulation judge alike."""
     for world, contrasts, runs in product((NO_SEARCH, SEARCHED, FLAT_THREE), CONTRASTS, (8, 10)):
         yield compared(Design(world, contrasts, runs), studies)
     yield compared(Design(SEARCHED, 1, 20), studies)
@@ -334,7 +329,7 @@ def real_code(studies: int) -> Iterator[Row]:
 
 
 def compared(design: Design, studies: int) -> Row:
-    """Return how many simulated studies of a design ``choose`` and ``summarise`` judge alike."""
+    """Return the number of simulated studies that ``choose`` and ``summarise`` judge alike."""
     sides, differences = draw(design, studies)
     expected = np.where(decided(differences, design.looks), "decided", "open")
     if design.margin is not None:
@@ -349,7 +344,7 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
     """Return the verdicts of one simulated study by the package.
 
     Raises:
-        AssertionError: ``choose`` takes another setting than the simulation.
+        AssertionError: ``choose`` and the simulation choose different settings.
     """
     seeds = list(range(design.runs))
     names = ["baseline", *(f"arm-{number}" for number in range(design.contrasts))]
@@ -376,7 +371,7 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
 
 
 def summary(rows: Iterable[Row]) -> Row:
-    """Return the mean and the worst cell of every part."""
+    """Return the mean and the worst cell of each part of the table."""
     parts = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row)
@@ -401,9 +396,9 @@ def main(
     """Write every table, or one of them.
 
     Args:
-        studies: simulated for each cell.
-        real: studies of a design that the package judges, too.
-        only: a key of ``TABLES``.
+        studies: the number of simulated studies per cell.
+        real: the number of studies per design that the package also judges.
+        only: the key of the only table to write, from ``TABLES``.
         out: a JSON file for the results.
     """
     began = time.perf_counter()

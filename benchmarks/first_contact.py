@@ -1,10 +1,10 @@
-"""Two figures that a newcomer relies on: the minutes and the plateau of `check`.
+"""Accuracy of two predictions of `maskwise check`: the time of a study, and the end of the plateau.
 
     python benchmarks/first_contact.py minutes  RECIPE …        predicted and measured time
     python benchmarks/first_contact.py plateau         targets until a model leaves the plateau
 
-Each prints JSON. ``minutes`` takes as long as the recipes, ``plateau`` about a quarter of an hour
-on one core. A recipe may have overrides behind it: "quick-start study.seeds=2".
+Both commands print JSON. ``minutes`` runs the recipes; ``plateau`` takes about a quarter of an hour
+on one core. A recipe may be followed by overrides: "quick-start study.seeds=2".
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from maskwise.study.single import run_pretrain
 
 
 def minutes(*recipes: str) -> Any:
-    """Seconds that check predicts for whole studies, and those that they take, with as many stages
-    at once as cores.
+    """Return the predicted and measured seconds of whole studies, with a stage per core at a time.
 
-    ``work`` is the processor time of all stages: on a busy machine only this can be compared.
+    ``work`` is the processor time of all stages, the only comparable figure on a busy machine.
     """
     table = {}
     for words in recipes:
@@ -54,7 +53,7 @@ def minutes(*recipes: str) -> Any:
 
 
 CASES = [
-    # corpus, vocabulary, ratio, steps; the last two are not used for the fit
+    # Corpus, vocabulary, ratio, steps. The last two cases are not used for the fit.
     ("bundled:wikipedia", 512, 0.30, 500),
     ("bundled:wikipedia", 1024, 0.30, 600),
     ("bundled:wikipedia", 2048, 0.30, 800),
@@ -63,12 +62,12 @@ CASES = [
 ]
 FITTED = 3
 EVERY, ROWS = 20, 64
-"""Steps between two looks at the held-out loss, and the rows of each."""
+"""Number of steps between two evaluations of the held-out loss, and of rows in an evaluation."""
 
 
 def plateau() -> Any:
-    """Targets until the held-out loss is 0.3 nats below that of word frequencies, beside the rule
-    of ``check``.
+    """Return the number of targets until the held-out loss is 0.3 nats below the unigram loss, and
+    the prediction of ``check``.
     """
     lines = []
     for corpus, vocabulary, ratio, steps in CASES:
@@ -113,7 +112,8 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
     with tempfile.TemporaryDirectory() as name:
         run_pretrain(read_recipe("quick-start", settings), Path(name), quiet=True)
         lines = list(read_lines(Path(name) / "metrics.jsonl"))
-    seen = before = last = 0.0  # the loss is taken to fall evenly between two looks
+    # Between two evaluations, the loss is interpolated.
+    seen = before = last = 0.0
     for line in lines:
         if line["kind"] == "train":
             seen += line["targets"]

@@ -1,29 +1,30 @@
-"""What a training does on one real card: speed beside ``Trainer``, MFU, memory, waits, a trace.
+"""Training on a GPU: speed relative to ``Trainer``, MFU, memory, synchronisations, and a trace.
 
     python benchmarks/gpu.py [--out DIR] [--seconds 500] [--smoke]
 
-It ends within ten minutes, needs nothing but this repository (models have random weights, texts are
-bundled), and writes every figure to DIR/gpu.jsonl as soon as it is known, so that a run that is cut
-off has shown something. ``--smoke`` runs every part on any machine with models of two small layers.
+The benchmark takes less than ten minutes and needs only this repository, because models have random
+weights and texts are bundled. Each figure is appended to DIR/gpu.jsonl at once, so an interrupted
+run loses only the unfinished part. ``--smoke`` runs each part on any machine, with tiny models.
 
-A machine without a network may lack some packages; 5 MB of wheels bring them (python 3.12):
+On a machine without a network, missing packages can be installed from 5 MB of wheels (Python 3.12):
 
     python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl \\
         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --implementation cp \\
         annotated-types datasets dill loky multiprocess pydantic pydantic-core typing-inspection
 
-With ``.whl`` copied there:
+Copy ``.whl`` to the machine, and run there:
 
     python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
     export PYTHONPATH=/tmp/site:src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 &&
     python3 benchmarks/gpu.py --out DIR
 
-With a torch below 2.13 some paths are missing. The first line names them; they are not measured.
+Versions of torch below 2.13 lack some features, which are not measured. The first line of gpu.jsonl
+lists the missing features.
 
-Both sides train the same weights on the same documents, without dropout in attention (ragged
-attention has none) and in bfloat16. Ours reads packed rows, document by document; ``Trainer`` pads.
-MFU is the work of the text's tokens over the data sheet's rate and over the rate that a large
-matrix product reaches here.
+maskwise and ``Trainer`` train the same weights on the same documents, in bfloat16 and without
+attention dropout, which ragged attention lacks. maskwise trains on packed rows with attention
+within documents; ``Trainer`` pads. MFU is the FLOP/s for tokens of text, divided by the FLOP/s of
+the data sheet and by the FLOP/s of a large matrix product on this machine.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from maskwise.training import train as train_ours
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
-"""Dense bfloat16 FLOPs a second, by a part of the card's name; SXM cards."""
+"""Dense bfloat16 FLOP/s of SXM cards, keyed by a part of the card's name."""
 
 ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
 LENGTHS = (128, 1024, 512)
@@ -76,9 +77,9 @@ SMALL = {
     "vocab_size": 512,
 }
 BATCH = 65_536
-"""Tokens of a step; a side that runs out of memory gets half as many, and its line says so."""
+"""Tokens per step. A side that runs out of memory gets half as many, which its line shows."""
 COPIED = 1 << 30
-"""Bytes that are copied to measure the memory's rate."""
+"""Number of bytes that are copied to measure the memory bandwidth."""
 SHOWN = (
     "card",
     "ms_per_step",
@@ -90,15 +91,17 @@ SHOWN = (
     "error",
     "left_out",
 )
-"""What is also printed."""
+"""Figures that are also printed."""
 Part = tuple[str, Callable[[], Figures]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")))
-    parser.add_argument("--seconds", type=float, default=500, help="after which no part starts")
-    parser.add_argument("--smoke", action="store_true", help="every part, with tiny models")
+    parser.add_argument(
+        "--seconds", type=float, default=500, help="time after which no part is started"
+    )
+    parser.add_argument("--smoke", action="store_true", help="run every part with tiny models")
     given = parser.parse_args()
     if not (given.smoke or torch.cuda.is_available()):
         sys.exit("there is no GPU here; --smoke runs every part in miniature")
@@ -106,18 +109,19 @@ def main() -> None:
 
 
 def bench(out: Path, *, seconds: float, smoke: bool) -> list[Figures]:
-    """Run every part for which there is time, the most important ones first.
+    """Run parts while there is time, the most important parts first.
 
     Args:
-        out: a folder for gpu.jsonl and the trace.
-        seconds: after which no part starts.
+        out: the folder for gpu.jsonl and the trace.
+        seconds: the time after which no part is started.
+        smoke: whether to run each part with tiny models.
 
     Returns:
-        The lines of gpu.jsonl; a part that failed has its "error".
+        The lines of gpu.jsonl. The line of a failed part has the key "error".
     """
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench(smoke=smoke)
-    # Without a GPU, blocks are traced but not compiled, which takes minutes on a processor.
+    # Without a GPU, blocks are traced but not compiled, because compiling for a CPU takes minutes.
     traced = patch.object(torch, "compile", partial(torch.compile, backend="eager"))
     lines = []
     began = time.perf_counter()
@@ -134,7 +138,7 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[Figures]:
             else:
                 try:
                     line |= part()
-                # One part that fails on an unknown machine must not hide the figures of the others.
+                # If a part fails on an unknown machine, the other parts must still run.
                 except Exception as error:
                     line["error"] = f"{type(error).__name__}: {error}"[:2000]
             line["seconds"] = round(time.perf_counter() - start, 1)
@@ -148,17 +152,17 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[Figures]:
 
 
 def free_memory() -> None:
-    """Give back what models of earlier parts held, also those that hang in reference cycles."""
+    """Free the memory of earlier parts, including models in reference cycles."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class Bench:
-    """The parts, and what they share: texts, a tokenizer, rates of the card.
+    """The parts of the benchmark, which share texts, a tokenizer and the FLOP/s of the card.
 
     Args:
-        smoke: models of two small layers, short rows, one step.
+        smoke: whether to use models with two small layers, short rows and one step.
     """
 
     def __init__(self, *, smoke: bool):
@@ -177,10 +181,10 @@ class Bench:
         self.contests = {}
 
     def parts(self, out: Path) -> Iterator[Part]:
-        """Names and functions, in the order in which time is given to them."""
+        """Yield the name and the function of each part, most important first."""
         yield "machine", self.machine
         yield "waits", partial(self.waits, "token", 0)
-        # The two figures that the project promises come before all others.
+        # The documentation promises these two figures, so they come first.
         yield from self.contestants(PROMISED)
         yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
         yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
@@ -191,7 +195,7 @@ class Bench:
             yield from self.contestants([each for each in shapes if each not in PROMISED])
 
     def contestants(self, shapes: Sequence[tuple[str, int]]) -> Iterator[Part]:
-        """Both sides training each model, as it is and compiled."""
+        """Yield a part for each model and side, without and with compilation."""
         for end in ("", " compiled"):
             for family, length in shapes:
                 shape = self.shape(family, length)
@@ -204,7 +208,7 @@ class Bench:
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     def shape(self, family: str, length: int) -> train.Shape:
-        """A base model and its batches, or one of two small layers."""
+        """Return a base model and its batch shape; with ``smoke``, a model of two small layers."""
         fields = {
             "hidden_size": 768,
             "num_hidden_layers": 12,
@@ -221,12 +225,12 @@ class Bench:
         return train.Shape(name, family, fields, BATCH // length, length, steps=20)
 
     def contest(self, shape: train.Shape) -> train.Contest:
-        """The texts and the weights that both sides train; made once for each shape."""
+        """Return the contest of both sides for a shape, from a cache."""
         key = f"{shape.name}, {shape.batch_size}"
         if key not in self.contests:
             made = train.Contest(shape, "varied", self.documents, self.tokenizer, self.rate)
             columns = made.rows[train.OURS].pieces.columns
-            # A made-up part of speech for every word: the cost does not depend on which.
+            # Arbitrary parts of speech are enough, because the cost does not depend on the tags.
             columns["pos"] = columns["word_ids"] % len(UPOS)
             self.contests[key] = made
         return self.contests[key]
@@ -234,7 +238,7 @@ class Bench:
     # Parts
 
     def machine(self) -> Figures:
-        """The card, the versions, the rates, and what this torch lacks."""
+        """Return the card, versions, FLOP/s, bandwidth, and features that this torch lacks."""
         lacks = []
         if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
             lacks.append("varlen_attn with grouped heads")
@@ -255,7 +259,7 @@ class Bench:
         }
 
     def timed(self, shape: train.Shape, name: str) -> Figures:
-        """Time, tokens of text a second, MFU, memory and the last loss."""
+        """Return time, tokens of text per second, MFU, memory and the last loss of a side."""
         contest = self.contest(shape)
         try:
             contest.time(name)
@@ -263,20 +267,20 @@ class Bench:
         except torch.OutOfMemoryError:
             fits = False
         if not fits:
-            # Outside of the handler, whose traceback holds the tensors of the failed step.
+            # In the except block, the traceback would keep the tensors of the failed step alive.
             free_memory()
             return self.timed(shape._replace(batch_size=shape.batch_size // 2), name)
         line = contest.line(name)
         for key in ("mfu", "ours_over_it", "ours_over_it_range"):
             line.pop(key, None)
-        # The work of a token is the same for both sides: padding and what is done twice is waste.
+        # FLOPs per token of text are the same for both sides. Padding and recomputing are waste.
         flops = contest.flops / contest.tokens(train.OURS) * line["tokens_per_second"]
         line["mfu_measured"] = round(flops / self.rate, 4)
         line["mfu_data_sheet"] = round(flops / self.sheet, 4) if self.sheet else None
         return line
 
     def waits(self, policy: str, lag: int, steps: int = 6) -> Figures:
-        """How often the host waits in a step, as torch warns of it; and the time of a step."""
+        """Return how often the host waits for the GPU in a step (as torch warns), and times."""
         shape = self.shape("bert", 128)
         contest = self.contest(shape)
         rows = contest.rows[train.OURS]
@@ -299,9 +303,9 @@ class Bench:
         }
 
     def several(self) -> Figures:
-        """MOMETAS with five objectives: time of a step, and the last losses of its probe."""
+        """Return the step time and the last probe losses of MOMETAS with five objectives."""
         contest = self.contest(self.shape("bert", 128))
-        # One document a row, which every objective reads; those of the probe are not trained on.
+        # Every objective accepts rows of one document. The probe uses held-out rows.
         pieces = contest.rows[train.PEER].pieces
         shown, held_out = split(pieces, held_out=0.2, layout="document")
         steps = 6 if self.smoke else 30
@@ -310,7 +314,7 @@ class Bench:
         arms = Arms({name: objective(name, model) for name in ARMS})
         sources = {}
         for name in ARMS:
-            # Salient spans are words here.
+            # Words stand in for salient spans.
             masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
             kind = objective_class(name)
             masker = kind.maker(self.tokenizer, seed=0, length=shown.length, **masking)
@@ -341,7 +345,7 @@ class Bench:
         }
 
     def trace(self, out: Path) -> Figures:
-        """A trace of a few steps of ModernBERT, compiled; and what takes the card's time."""
+        """Write a trace of some steps of compiled ModernBERT, and return the shares of kernels."""
         shape = self.shape("modernbert", 1024)
         contest = self.contest(shape)
         steps = 2 if self.smoke else 12
@@ -371,7 +375,7 @@ class Bench:
 
 
 class Watched(Clock):
-    """Lets torch warn of every wait between the two steps, beside the time."""
+    """A clock that also makes torch warn of each synchronisation between its start and stop."""
 
     def tick(self, done: int) -> None:
         if done == self.last:
@@ -386,10 +390,11 @@ class Watched(Clock):
 
 
 class Traced(Clock):
-    """Starts a profiler after the first steps, which compile.
+    """Starts a profiler after the first steps, in which torch compiles.
 
     Args:
-        first: updates done before.
+        profiler: the profiler.
+        first: the number of updates before the profiler starts.
     """
 
     def __init__(self, profiler: profile, first: int):

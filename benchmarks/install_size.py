@@ -1,9 +1,9 @@
-"""How large an environment is with maskwise and each of its extras: megabytes and distributions.
+"""Size of an environment with maskwise and its extras: megabytes, and number of packages.
 
     python benchmarks/install_size.py [EXTRA …] > install-size.json     # default: none, and all
 
-Every environment is new, and constraints.txt holds, so torch is the build that pip finds here. It
-takes minutes and some gigabytes, which are deleted at the end.
+Each extra is installed into a new environment with constraints.txt. torch is the build that pip
+finds on this machine. This takes minutes and some gigabytes, which are deleted at the end.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ DATA = ROOT / "packages" / "maskwise-data"
 
 
 def megabytes(folder: Path) -> float:
-    """The size of all files, links apart."""
+    """Return the size of all files in a folder, without links."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return round(sum(path.stat().st_size for path in files) / 1e6, 1)
 
 
 def measure(extra: str, folder: Path) -> dict[str, object]:
-    """Install maskwise with an extra ("": none), and weigh what is there then."""
+    """Install maskwise with an extra ("" for none), and return the size of the environment."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
     empty = megabytes(folder)

@@ -1,11 +1,10 @@
-"""The ledger: one line for each primary contrast of every recorded study, judged by the rules of
-today.
+"""The ledger: a line for each primary contrast of every recorded study, by the current rules.
 
     python benchmarks/ledger.py   # adds missing lines, and prints how often each verdict occurs
-    python benchmarks/ledger.py --rejudge  # judges all lines anew, after the rules have changed
+    python benchmarks/ledger.py --rejudge  # judges all lines again, after a change of the rules
 
-A verdict counts for little by itself: of twenty studies without a difference, one is decided. So
-nothing that was run is left out. `tests/test_ledger.py` fails where a record lacks its line.
+A single verdict is weak evidence, because one in twenty studies without a difference is decided.
+The ledger therefore lists every recorded study. `tests/test_ledger.py` fails if a line is missing.
 """
 
 from __future__ import annotations
@@ -34,27 +33,25 @@ Line = dict[str, object]
 
 
 def recorded() -> list[Path]:
-    """The folders of recorded studies."""
+    """Return the folders of recorded studies."""
     return sorted(path.parent for path in RESULTS.glob("*/study.json"))
 
 
 def recipe_hash(study: Study) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of the recipe as it was filled in."""
+    """Return the first 12 hex digits of the SHA-256 of the complete recipe."""
     text = json.dumps(study["recipe"], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def commit_of_plan(study: Study) -> str | None:
-    """The last commit of the recipe's file before the study began; None where its recipe was never
-    committed.
-    """
+    """Return the last commit of the recipe's file before the study began; None if there is none."""
     files = [f"{folder}/{study['name']}.yaml" for folder in RECIPES]
     command = ["git", "log", "-1", "--format=%h", f"--before={study['started']}", "--", *files]
     return subprocess.check_output(command, cwd=ROOT, text=True).strip() or None
 
 
 def lines_of(folder: Path) -> list[Line]:
-    """The lines of one recorded study, without the commit of its plan."""
+    """Return the ledger lines of one recorded study, without the commit of the recipe."""
     study = read_json(folder / "study.json")
     summary = summarise(read_lines(folder / "records.jsonl"), study)
     return [
@@ -82,22 +79,22 @@ def lines_of(folder: Path) -> list[Line]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six significant digits, so that two processors write the same line."""
+    """Round to six significant digits, so different processors write the same line."""
     return None if value is None else float(f"{value:.6g}")
 
 
 def key_of(line: Mapping[str, object]) -> tuple[object, ...]:
-    """What names a line."""
+    """Return the key of a ledger line."""
     return tuple(line[name] for name in KEY)
 
 
 def read_ledger() -> dict[tuple[object, ...], Line]:
-    """The lines by their names."""
+    """Return the ledger lines by key."""
     return {key_of(line): line for line in read_lines(LEDGER)}
 
 
 def main(rejudge: bool = False) -> None:
-    """Add missing lines, or judge all lines anew."""
+    """Add missing lines to the ledger, or judge all lines again."""
     known = read_ledger()
     lines = []
     for folder in recorded():

@@ -1,10 +1,10 @@
-"""What a meta-gradient costs: its time and memory, beside ordinary training steps on the same rows.
-
-One thread, single precision, invented contexts of 64 tokens, one question a context. Each figure is
-taken in a process of its own: processor time is the median over the rounds, memory the peak above
-what the process held before (model, parameters and inputs not counted).
+"""Time and memory of a meta-gradient, compared with ordinary training steps on the same rows.
 
     python benchmarks/meta_gradients.py [--rows 32] [--rounds 3]
+
+One thread, single precision, random contexts of 64 tokens, one question per context. Each figure
+comes from a new process. Processor time is the median over the rounds. Memory is the peak minus the
+memory of the process before the first round, which includes the model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def model_of(width: int, layers: int) -> Losses:
 
 
 def rows_of(rows: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-    """Contexts, a mask of 15 % of their tokens, and questions with one answer each."""
+    """Return contexts, a mask of 15 % of their tokens, and questions with one answer each."""
     ids = torch.randint(5, VOCABULARY, (rows, LENGTH))
     question = torch.randint(5, VOCABULARY, (rows, QUESTION))
     labels = torch.full_like(question, -100)
@@ -61,7 +61,10 @@ def rows_of(rows: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
 
 
 def work(what: str, losses: Losses, rows: int, inner: int) -> None:
-    """A meta-gradient, or the gradients of as many ordinary steps: masked text and task in turn."""
+    """Compute a meta-gradient, or the gradients of equally many ordinary steps.
+
+    Steps alternate between masked text and the task.
+    """
     text, mask, asked = rows_of(rows)
     steps = [
         InnerStep(losses.of(text, mask.sum()), 0.5, mask),

@@ -1,17 +1,18 @@
-"""How well each objective learns real text alone: some hundred steps, evaluated on held-out rows.
+"""Train each objective alone on real text for some hundred steps, and evaluate held-out rows.
 
     python benchmarks/objectives_learn.py FILE   # writes the table of docs/objectives.md
 
-Two baselines. *Chance*: a uniform guess (ln V for a word, ln 2 for yes or no). The *best constant*:
-the frequencies of the answers alone. Where 13 tokens in a hundred were added, 13 % for every token
-costs .39 nats, not ln 2 = .69, so the constant is the baseline, with the area under the ROC curve,
-which is .5 for any constant. For cse any constant is at chance, and the untrained encoder is a
-second baseline, because dropout leaves twins somewhat alike.
+There are two baselines. *Chance* is the loss of a uniform guess (ln V for a word, ln 2 for a binary
+label). The *best constant* is the loss of always predicting the label frequencies. If 13 % of the
+tokens were added, the best constant has a loss of .39 nats, well below ln 2 = .69. Binary
+objectives are therefore compared with the best constant, and by ROC AUC, which is .5 for any
+constant. For cse, the best constant is chance. Its second baseline is the untrained encoder, which
+is better than chance because dropout leaves two encodings of a sentence similar.
 
-dtd must know which two words are adjacent (a table of bigrams reaches an area of .89), which yes or
-no teaches slowly: it stayed at the best constant for 400 steps from fresh weights (area .50), and
-for 300 after 500 steps of mlm (.51). So it continues from a model that has left the plateau, as in
-the paper, which continues from BERT.
+dtd must learn which words are adjacent (a bigram table has an AUC of .89). Binary labels teach this
+slowly. dtd stayed at the best constant for 400 steps from random weights (AUC .50), and for 300
+steps after 500 steps of mlm (.51). dtd therefore starts from a model that has left the plateau, as
+in the paper, which starts from BERT.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from maskwise.text import Prepared
 from maskwise.training import log_frequencies, train
 
 ROWS, SEED = 480, 1
-"""Held-out rows that judge, and where chance begins in judging (dropout of cse, replacements of
-rtd).
+"""Number of held-out rows to evaluate, and the seed of the evaluation (dropout of cse, replacements
+of rtd).
 """
 
 
 def laboratory_in(folder: Path) -> tuple[Any, Prepared]:
-    """The quick start's recipe, with the layer that emlm needs, on 800 of its articles."""
+    """Return the quick-start recipe with the layer for emlm, and 800 prepared articles."""
     recipe = read_recipe(
         "quick-start", ["corpus.layers=[salient]", "corpus.limit=800", "corpus.held_out=0.06"]
     )
@@ -61,7 +62,7 @@ def learnt(
     """Train a new model, or a copy of ``start``, on one objective alone.
 
     Returns:
-        the model, and what ``judged`` says before and after.
+        The model, and the result of ``judged`` before and after training.
     """
     recipe, data = laboratory
     changes = {"eval_every": 0, "save_every": 0, **training}
@@ -88,9 +89,12 @@ def learnt(
 
 
 def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
-    """On held-out batches, in nats a target: ``loss``; ``constant``, the best there is; for yes or
-    no, ``share`` and ``auc``. For rtd these are of its detector, and ``generator``, ``unigram`` of
-    the other half."""
+    """Return the losses of an objective on held-out batches, in nats per target.
+
+    Returns:
+        ``loss`` and ``constant`` (the best constant). Binary objectives also have ``share`` (of
+        positive labels) and ``auc``. For rtd, these figures are for the detector; ``generator`` and
+        ``unigram`` are the generator's loss and best constant."""
     spoken = []
     read = []
     base = arm.model.base_model
@@ -114,7 +118,7 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
     if kind == "ContrastiveSentences":
         return {"loss": loss, "constant": math.log(len(batches[0].input_ids) - 1)}
     truth = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
-    # The losses of words: the generator's for rtd.
+    # Losses of predicted words; for rtd, the losses of the generator.
     known = [outcome.losses for outcome in outcomes if outcome.losses is not None]
     words = sum(float(losses.sum()) for losses in known) / count
     if not kind.endswith("TokenDetection"):
@@ -135,18 +139,18 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
 
 
 def unigram_loss(truth: Tensor, learn: list[Any]) -> float:
-    """Of knowing how often each word is a target of this very objective."""
+    """Return the loss of always predicting the frequencies of the objective's target words."""
     targets = torch.cat([batch.labels[batch.labels != IGNORE] for batch in learn])
     return -float(log_frequencies(torch.bincount(targets, minlength=1024))[truth].mean())
 
 
 FRESH = {"mlm": 500, "emlm": 300, "sbo": 300, "atd": 300, "cse": 150, "dtd": 400, "rtd": 300}
 SPOKEN = {"dtd": 300, "rtd": 300}
-"""Steps from fresh weights, and from the model that has left the plateau."""
+"""Numbers of steps from random weights, and from a model that has left the plateau."""
 
 
 def main(file: Path) -> None:
-    """Train every objective alone, and write what was judged before and after its steps."""
+    """Train each objective alone, and write its losses before and after training."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         place = laboratory_in(Path(folder))

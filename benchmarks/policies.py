@@ -1,11 +1,10 @@
-"""How fast a learned policy scores a corpus, beside a training step over the same tokens: one
-thread, one process.
+"""The speed of scoring a corpus with a learned policy, relative to a training step on its tokens.
 
     OMP_NUM_THREADS=1 python benchmarks/policies.py > benchmarks/results/policies-DATE.json
 
-The model is the quick start's: two pre-norm layers of 128, rows of 64, batches of 32. Scoring
-begins with text: it has the tokenizer, the encoder and the words to pay. Processor time, the median
-of several rounds in turn.
+The model is that of the quick start: two pre-norm layers of width 128, rows of 64 tokens, batches
+of 32. Scoring starts from text, so its time includes tokenising, the encoder and finding words.
+Times are processor time on one thread, the median of several rounds in turn.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How much of a sampler's reward is chance: disjoint probes of one training, by their size and the
-way gains are taken.
-
-The recipe ``mometas`` in short: a small encoder learns masked words, and then goes on with its five
-objectives, drawn evenly. Every ten steps all arms are measured on disjoint sets of held-out rows:
-twenty of 6 rows (3 pairs for cse), as probes were until November 2026, and four of 64 (48 pairs).
-The reliability of the reward is the mean correlation of two sets over the rollouts behind the first
-quarter; ``split-half`` is what a run logs that probes two sets.
+"""The reliability of a sampler's reward, by the size of the probe and the formula for gains.
 
     python benchmarks/probe_reliability.py [--seeds 2] > reliability.json
+
+This is a short version of the recipe ``mometas``: a small encoder first trains on masked words, and
+then on five objectives, drawn uniformly. Every ten steps, all arms are evaluated on disjoint sets
+of held-out rows: twenty sets of 6 rows (3 pairs for cse), the size of probes until November 2026,
+and four sets of 64 rows (48 pairs). The reliability of the reward is the mean correlation between
+two sets, over all rollouts after the first quarter. ``split-half`` is the estimate that a run with
+a probe of two sets logs.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from maskwise.training.arms import Arms, ArmsSource, Probe
 
 EVERY = 10
 SETS = {6: 20, 64: 4}
-"""Rows of a set, and how many sets there are. Sets of 64 rows have 96 for cse."""
+"""Number of rows in a set → number of sets. For cse, sets of 64 rows have 96 rows."""
 
 
 class Watch(Learner):
-    """Measures the arms on all sets, and learns nothing."""
+    """A learner that only evaluates the arms on all sets."""
 
     def __init__(self, probes: Mapping[int, list[Probe]]):
         self.probes = probes
@@ -54,8 +54,9 @@ class Watch(Learner):
 
 
 def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Tensor]:
-    """By the rows of a set: (T, sets, K) losses, of a run of ``steps`` behind ``first`` of masked
-    words alone.
+    """Return the losses (T, sets, K) of a run, keyed by the number of rows in a set.
+
+    The run has ``first`` steps on masked words alone, then ``steps`` steps on all objectives.
     """
     over = [
         "tasks=[]",
@@ -84,11 +85,11 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     taken = {name: rows_with(rows, data.held_out, 64) for name, rows in held_out.items()}
     probes = {rows: [] for rows in SETS}
     for rows, sets in SETS.items():
-        # Probes of two sets each, on rows that no other one has.
+        # Each probe has two sets. Probes do not share rows.
         skip = {name: set(numbers) for name, numbers in taken.items()}
         sizes = dict.fromkeys(skip, 2 * rows)
         if rows > 6:
-            # Pairs of sentences need more rows for the same number of examples.
+            # cse needs more rows for the same number of examples, which are pairs of sentences.
             sizes["cse"] = 3 * rows
         for _ in range(sets // 2):
             probe = Probe(
@@ -108,10 +109,10 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
 
 
 def summarise(losses: Tensor, *, every: int, least: float) -> Figures:
-    """Mean correlation of two sets, the mean of split-half over pairs of sets, and the noise of one
-    set's reward.
+    """Return the mean correlation between two sets, the mean split-half reliability over pairs of
+    sets, and the standard deviation of the reward over sets.
     """
-    # (T, sets) rewards of rollouts of ``every`` steps; there are losses every ``EVERY`` steps.
+    # Losses exist every ``EVERY`` steps. Rewards (T, sets) are for rollouts of ``every`` steps.
     some = losses[:: every // EVERY]
     rewards = torch.stack([gains(a, b, least=least).sum(-1) for a, b in pairwise(some)])
     late = rewards[len(rewards) // 4 :].numpy()
@@ -127,10 +128,12 @@ def summarise(losses: Tensor, *, every: int, least: float) -> Figures:
 
 
 def main(seeds: int = 2, first: int = 300, steps: int = 300) -> Figures:
-    """
+    """Measure the reliability for each seed, probe size, rollout length and formula for gains.
+
     Args:
-        first: steps of masked words alone.
-        steps: steps of five objectives.
+        seeds: the number of seeds.
+        first: the number of steps on masked words alone.
+        steps: the number of steps on five objectives.
     """
     torch.set_num_threads(1)
     rows = []

@@ -1,18 +1,18 @@
-"""What a step of the quick start costs, beside an earlier commit: pre-training (12 × 64 tokens) and
-fine-tuning. With ``--trainer``: what fine-tuning costs beside transformers' ``Trainer``.
+"""The time of a step of the quick start, compared with an earlier commit or with ``Trainer``.
 
     python benchmarks/quick_step.py [COMMIT] [--rounds N]     # default: before the work on speed
     OMP_NUM_THREADS=1 python benchmarks/quick_step.py --trainer --rounds 3
 
-Both source trees take turns, a few steps each, in two processes with one thread that live as long
-as the bench: so neighbours on the machine and its clock hit both alike. A turn's figure is the
-processor time of its fastest step, which a busy machine moves least; the ratio is the median over
-the turns. Losses after the same steps show that both learn alike.
+The first command times pre-training (12 × 64 tokens) and fine-tuning with the current source and
+with the source of a commit. Both take turns of a few steps, in two processes with one thread, so
+other processes and the clock rate affect both equally. The figure of a turn is the processor time
+of the fastest step, which a busy machine affects least. The ratio is the median over the turns.
+Losses after the same steps show whether both train equally well.
 
-Beside ``Trainer`` all contestants start from the same weights and train in turn, in one process and
-in single precision, on the rows of a classification task. Rates are tokens of the text, without
-padding: a second of wall-clock time, and of this process's processor time, which neighbours on the
-machine move less.
+With ``--trainer``, maskwise and transformers' ``Trainer`` fine-tune the same weights in turn, in
+one process and in single precision, on the rows of a classification task. Rates are tokens of text,
+without padding, per second of wall time and per second of processor time. Other processes affect
+processor time less.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from maskwise.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = "6183319^"
-"""The commit before Muon went over all matrices of one shape together."""
+"""The commit before Muon updated all matrices of one shape together."""
 
 CHILD = """
 import json, sys, time, torch
@@ -110,7 +110,7 @@ for line in sys.stdin:
 
 
 def beside_commit(commit: str, *, rounds: int, steps: int) -> Figures:
-    """Let both source trees take turns, and compare the seconds of a step."""
+    """Time steps of both source trees in turn, and compare the times."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(
             ["git", "-C", ROOT, "archive", commit, "src"], check=True, capture_output=True
@@ -154,19 +154,19 @@ def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) ->
     return {**spent, "now_over_before": ratio, "losses": losses}
 
 
-# Fine-tuning beside Trainer
+# Fine-tuning compared with Trainer
 
 OURS = "maskwise"
 PEERS = {"Trainer": "random", "Trainer, grouped by length": "group_by_length"}
-"""Contestants of transformers, with the order of their rows."""
+"""Contestants with ``Trainer`` → ``train_sampling_strategy``, the order of the rows."""
 SIZES = {"tiny (2 × 128)": (2, 128), "mini (4 × 256)": (4, 256)}
 WARM, TIMED = 16, 64
-"""Steps before the clock starts, and steps that are timed: whole windows of our order."""
+"""Numbers of untimed and timed steps, both multiples of the window in which rows are sorted."""
 MAX_LENGTH = 64
 
 
 class CountingCollator(DataCollatorWithPadding):
-    """Notes the tokens and positions of every batch."""
+    """A collator that records the numbers of tokens and positions of each batch."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         super().__init__(tokenizer)
@@ -180,8 +180,8 @@ class CountingCollator(DataCollatorWithPadding):
 
 
 class Took(NamedTuple):
-    """What a contestant took in a round: seconds by both clocks, tokens, positions with padding,
-    and its loss.
+    """The figures of a contestant in a round: wall and processor seconds, tokens, positions
+    (including padding), and loss.
     """
 
     wall: float
@@ -192,12 +192,12 @@ class Took(NamedTuple):
 
 
 class Finetuning:
-    """One model and task: all contestants fine-tune the same weights, one after the other.
+    """A contest on one model and task, in which all contestants fine-tune the same weights.
 
     Args:
-        layers, width: of a BERT.
-        warm, timed: steps before the clock starts, and steps that are timed.
-        task: a classification task.
+        layers, width: the size of a BERT model.
+        warm, timed: the numbers of untimed and timed steps.
+        task: the name of a classification task.
     """
 
     def __init__(self, layers: int, width: int, *, warm: int, timed: int, task: str):
@@ -220,13 +220,13 @@ class Finetuning:
         self.rounds = {name: [] for name in (OURS, *PEERS)}
 
     def network(self) -> PreTrainedModel:
-        """The model that all contestants begin with."""
+        """Return the untrained model, the same for all contestants."""
         return load_network(
             None, self.task, self.tokenizer, config=self.config, max_length=MAX_LENGTH, seed=0
         )
 
     def time(self, name: str) -> None:
-        """Let a contestant train, and keep what it took."""
+        """Train a contestant once, and store its figures."""
         clock = Clock(self.warm, self.last)
         counts, loss = self._ours(clock) if name == OURS else self._theirs(clock, PEERS[name])
         tokens, positions = map(sum, zip(*counts[self.warm : self.last], strict=True))
@@ -259,14 +259,14 @@ class Finetuning:
             max_grad_norm=self.settings.clip,
             train_sampling_strategy=order,
             use_cpu=True,
-            # Rows are in memory: workers would only compete for the core.
+            # Rows are already in memory, so workers would only compete for the core.
             dataloader_num_workers=0,
             dataloader_pin_memory=False,
         )
         return collator.counts, loss
 
     def line(self, name: str) -> Figures:
-        """What was measured of a contestant; rates are tokens a second."""
+        """Return the figures of a contestant over all rounds; rates are tokens per second."""
         rounds = self.rounds[name]
         tokens = sum(took.tokens for took in rounds)
         padding = 1 - tokens / sum(took.positions for took in rounds)
@@ -289,17 +289,17 @@ class Finetuning:
 def beside_trainer(
     *, rounds: int = 3, warm: int = WARM, timed: int = TIMED, task: str = "banking77"
 ) -> Figures:
-    """Fine-tune models of all ``SIZES`` in turn, and compare tokens of text a second.
+    """Fine-tune models of all ``SIZES`` in turn, and compare tokens of text per second.
 
     Args:
-        rounds: how often each contestant is timed.
-        warm, timed: steps before the clock starts, and steps that are timed.
-        task: a classification task, whose rows are trained on.
+        rounds: the number of times that each contestant is timed.
+        warm, timed: the numbers of untimed and timed steps.
+        task: the name of a classification task.
 
     Returns:
-        for each size its contestants: rates by either clock (the ``median`` and the ``best`` of the
-        rounds, and their ``spread``), and ours over theirs in each round; "noise": see
-        ``maskwise.bench.Noise``.
+        A dict with "sizes" and "noise" (see ``maskwise.bench.Noise``). "sizes" has the figures of
+        each contestant, keyed by model size: rates for wall and processor time (``median``,
+        ``best`` and ``spread`` over rounds), and maskwise's rate relative to the contestant's rate.
     """
     contests = {}
     turns = []
@@ -325,11 +325,13 @@ def main(
     steps: int = 5,
     trainer: bool = False,
 ) -> Figures:
-    """Run one of the two benches.
+    """Run one of the two comparisons.
 
     Args:
-        steps: of a turn.
-        trainer: whether to fine-tune beside ``Trainer``.
+        commit: the commit to compare with.
+        rounds: the number of turns.
+        steps: the number of steps in a turn.
+        trainer: whether to compare fine-tuning with ``Trainer`` instead of a commit.
     """
     if trainer:
         return beside_trainer(rounds=rounds)

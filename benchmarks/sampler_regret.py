@@ -1,13 +1,14 @@
-"""What samplers lose against always drawing the best arm, at the noise that rewards really have.
-
-Five arms of known worth, in units of a rollout's reward. A rollout's reward is the mean worth of
-what was drawn, plus normal noise: .4 to .8 was measured with probes of 6 rows, and probes of 64
-have less (probe_reliability.py). Regret is the mean over rollouts of what was lost, and ``largest``
-the mean of the largest probability: where no arm is better it should stay near .2. ``exp-weights``
-is a bandit of exponential weights (EXP3) that is told the reward of each rollout, with its learning
-rate at the theory's best; ``loss-proportional`` is told losses in proportion to 1 − worth.
+"""Regret of samplers in a simulation with realistic noise of the rewards.
 
     python benchmarks/sampler_regret.py [--games 100] > regret.json
+
+There are five arms of known worth. The reward of a rollout is the mean worth of the drawn arms,
+plus normal noise. Measured noise was .4 to .8 with probes of 6 rows, and less with probes of 64
+rows (probe_reliability.py). Regret is the worth of the best arm minus the mean worth of the drawn
+arms, averaged over rollouts. ``largest`` is the mean of the largest probability, which should stay
+near .2 if all arms are equal. ``exp-weights`` is EXP3, a bandit with exponential weights, which
+gets the reward of each rollout and has the learning rate that theory gives. ``loss-proportional``
+gets losses proportional to 1 − worth.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ WORLDS = {
     ),
     "one arm harms": lambda t: [0.05, 0.05, 0.05, 0.05, -0.4],
 }
-"""The reward of a rollout of each arm alone, by the share of the run that is over."""
+"""Worth of the five arms, as a function of the share of the run that is done."""
 NOISES, LENGTHS = (0.1, 0.4, 0.8), (12, 60, 240)
 PLAYERS = ("uniform", "loss-proportional", "exp-weights", "mometas", "mometas-plus")
 
 
 class ExpWeights:
-    """A bandit of exponential weights over so many rollouts."""
+    """EXP3, a bandit with exponential weights, with the learning rate for a number of rollouts."""
 
     def __init__(self, rollouts: int):
         self.rate = math.sqrt(2 * math.log(len(ARMS)) / (rollouts * len(ARMS)))
@@ -49,8 +50,8 @@ class ExpWeights:
 
 
 def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tuple[float, float]:
-    """One game: the mean regret of a rollout, and the mean of the largest probability behind every
-    update.
+    """Play one game; return the mean regret per rollout, and the mean of the largest probability
+    after each update.
     """
     draws = np.random.default_rng(seed)
     regret = largest = 0.0
@@ -62,7 +63,7 @@ def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tu
     for turn in range(rollouts):
         worth = np.array(WORLDS[world](turn / rollouts))
         p = np.asarray(player.probabilities())
-        if name == "mometas-plus":  # has draws of its own
+        if name == "mometas-plus":  # It draws arms itself.
             names = [player.draw(turn * EVERY + step) for step in range(EVERY)]
             counts = np.array([names.count(arm) for arm in ARMS])
         else:
@@ -76,16 +77,17 @@ def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tu
             player.weights += player.rate * reward * share / p
         elif name == "loss-proportional":
             player.update([1.0] * 5, (1 - worth).tolist())
-        else:  # five gains whose sum is the reward
+        else:  # The sampler gets five gains, whose sum is the reward.
             player.update([1.0] * 5, [1.0 - reward / 5] * 5)
         largest += float(max(player.probabilities()))
     return regret / rollouts, largest / rollouts
 
 
 def main(games: int = 100) -> Figures:
-    """
+    """Play all games.
+
     Args:
-        games: of each player in each world.
+        games: the number of games of each player in each world.
     """
     rows = []
     for world, rollouts, noise in product(WORLDS, LENGTHS, NOISES):
@@ -97,7 +99,7 @@ def main(games: int = 100) -> Figures:
                 for seed in range(games)
             ]
             regret, largest = np.mean(found, axis=0)
-            # The standard error of a mean.
+            # Standard error of the mean regret.
             error = np.std(found, axis=0, ddof=1)[0] / math.sqrt(games)
             row["regret"][name] = round(float(regret), 4)
             row["error"][name] = round(float(error), 4)

@@ -1,9 +1,9 @@
-"""What a sampler that learns costs: a probe of all arms, over the steps between two probes.
-
-Figures are of a model of MiniLM's size and a tiny one, with probes of half a batch. Rows are the
-bundled Wikipedia's. What samplers gain is measured by sampler_regret.py.
+"""The cost of a sampler that learns: the time of a probe relative to the steps between two probes.
 
     python benchmarks/samplers.py > samplers.json
+
+A probe evaluates all arms on half a batch each. The models are one of MiniLM's size and a tiny one;
+the text is the bundled Wikipedia. sampler_regret.py measures the benefit of samplers.
 """
 
 from __future__ import annotations
@@ -39,14 +39,12 @@ SIZES = {
         "intermediate_size": 1536,
     },
 }
-EVERY = 100  # training steps between two probes
+EVERY = 100  # Training steps between two probes.
 BATCH_SIZE, LENGTH = 16, 128
 
 
 class Data:
-    """The bundled Wikipedia as rows for training and for probes, and what makes an arm's batches of
-    them.
-    """
+    """The bundled Wikipedia as rows for training and for probes, and the maskers of all arms."""
 
     def __init__(self) -> None:
         self.tokenizer, pieces = sample_text(600, vocabulary=2048, length=LENGTH)
@@ -59,10 +57,12 @@ class Data:
 
 
 def overhead(size: str, data: Data, steps: int) -> Figures:
-    """What a probe costs over the training steps between two probes.
+    """Return the time of a probe relative to the training steps between two probes.
 
     Args:
-        steps: training steps of each arm that are timed, and probes.
+        size: the size of the model.
+        data: the rows.
+        steps: the number of timed training steps per arm, and of timed probes.
     """
     settings = TrainingSettings(steps=steps * len(ARMS), batch_size=BATCH_SIZE)
     model = new_model(new_config("bert", data.tokenizer, LENGTH, **SIZES[size]), seed=0)
@@ -86,7 +86,7 @@ def overhead(size: str, data: Data, steps: int) -> Figures:
         skip={},
     )
     arms.train()
-    for step in range(len(ARMS)):  # every arm once, untimed
+    for step in range(len(ARMS)):  # Each arm trains once untimed, to warm up.
         train(step)
     step_seconds = seconds_of(train, settings.steps)
     probe_seconds = seconds_of(lambda number: probe(0), steps)
@@ -102,7 +102,7 @@ def overhead(size: str, data: Data, steps: int) -> Figures:
 
 
 def seconds_of(call: Callable[[int], object], times: int) -> float:
-    """Mean processor seconds of a call."""
+    """Return the mean processor seconds of a call."""
     began = time.process_time()
     for number in range(times):
         call(number)

@@ -1,12 +1,12 @@
-"""Tokens per second and memory against model size, length and processes.
+"""Tokens per second and memory for different model sizes, row lengths and numbers of processes.
 
     python benchmarks/scaling.py [--json FILE] [--quick]
 
-Each cell trains BERT in processes of its own with one thread each, and on random tokens, because
-what is read costs nothing here: 2 steps that do not count, then 5. Memory is the peak of a process
-above what it had before there was a model, by /proc (Linux alone). Tokens per second are of all
-processes together, by the clock of the fastest step; and per second of a processor, which a busy
-machine moves less. The whole takes about three minutes of processor time.
+A cell trains BERT on random tokens, because reading text is not timed here, in new processes with
+one thread each: 2 untimed steps, then 5 timed steps. Memory is the peak of a process minus its
+memory before the model was built, from /proc (only on Linux). Tokens per second are for all
+processes together, for the wall time of the fastest step. Tokens per processor second are less
+affected by a busy machine. All cells take about three minutes of processor time.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from maskwise.training.engine import Engine
 
 VOCABULARY, WARM, STEPS, TOKENS = 8192, 2, 5, 2048
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512)}
-"""Layers and width."""
+"""Name of a model size → number of layers, and width."""
 
 
 class Cell(NamedTuple):
-    """One training. ``way``: DDP, FSDP2 (``training.shard``), or "twice"
+    """A training run to time.
+
+    ``way`` is "DDP", "FSDP2" (``training.shard``) or "twice"
     (``training.activation_checkpointing``).
     """
 
@@ -61,7 +63,7 @@ CELLS = (
 
 
 def batch_of(rows: int, length: int, seed: int) -> MaskedBatch:
-    """Rows of random tokens, 15 % of them targets."""
+    """Return rows of random tokens, of which 15 % are targets."""
     draw = np.random.default_rng(seed)
     ids = draw.integers(5, VOCABULARY, size=(rows, length))
     labels = np.where(draw.random(ids.shape) < 0.15, ids, IGNORE)
@@ -74,10 +76,11 @@ def batch_of(rows: int, length: int, seed: int) -> MaskedBatch:
 
 
 def train(cell: Cell, variables: dict[str, str]) -> Figures:
-    """What one process of a cell measures.
+    """Train in one process of a cell, and return its figures.
 
     Args:
-        variables: of the environment, for several processes.
+        cell: the cell.
+        variables: environment variables for distributed training; empty for a single process.
     """
     os.environ.update(variables)
     layers, width = SIZES[cell.size]
@@ -124,8 +127,10 @@ def train(cell: Cell, variables: dict[str, str]) -> Figures:
 
 
 def measured(cell: Cell) -> Figures:
-    """A cell: its processes are copies of this one, which has imported everything and computed
-    nothing.
+    """Return the figures of a cell.
+
+    The processes of the cell are forks of this process, which has imported all libraries but has
+    computed nothing.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -156,7 +161,7 @@ def measured(cell: Cell) -> Figures:
 def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None, quick: bool = False
 ) -> None:
-    """Measure every cell, or with ``quick`` the first alone, and print its figures."""
+    """Measure all cells, or with ``quick`` only the first cell, and print the figures."""
     torch.set_num_threads(1)
     lines = []
     for cell in CELLS[: 1 if quick else None]:

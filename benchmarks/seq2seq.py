@@ -1,15 +1,14 @@
-"""What a step of denoising costs: our loop beside transformers' ``Seq2SeqTrainer`` at its best, on
-the same tiny BART or T5.
-
-All train with AdamW, in bfloat16, or in single precision where the processor only emulates it: the
-peer on batches of similar length, ours on such batches and on packed rows, whose documents are read
-and written each by itself. They take turns, in one process with one thread. In each round, each
-trains for an epoch first, so that start-up does not count, and then for one that is measured: every
-document is seen equally often, whichever order a loop takes. The cost is the process's processor
-time. The peer is given examples that are masked already and pays for no masking; ours masks anew at
-every step. Rates are tokens that are no padding, of encoder and decoder together.
+"""The time of a denoising step of a tiny model, in maskwise and transformers' ``Seq2SeqTrainer``.
 
     python benchmarks/seq2seq.py [--model t5] [--out RECORD.json]
+
+All contestants train the same BART or T5 with AdamW, in bfloat16, or in single precision if the
+processor only emulates bfloat16. ``Seq2SeqTrainer`` trains on batches of similar length. maskwise
+trains on such batches, and on packed rows with attention within documents. Contestants take turns
+in one process with one thread. In a round, a contestant trains for an untimed epoch and then for a
+timed epoch, so each document is used equally often. Times are processor times. ``Seq2SeqTrainer``
+gets examples that are already masked; maskwise masks in every step. Rates count the tokens of
+encoder and decoder, without padding.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
 PEER = "transformers.Seq2SeqTrainer"
 LAYOUTS = {"maskwise": "document", "maskwise, packed rows": "packed", PEER: "document"}
-"""The contestants, and how their rows are laid out."""
+"""Contestants → the layout of their rows."""
 TINY = {
     "bart": {
         "d_model": 128,
@@ -57,14 +56,14 @@ Family = Literal["bart", "t5"]
 
 
 class Contest:
-    """What all contestants share: a family, its data, and what it writes.
+    """The contestants on one model family and one format of targets.
 
     Args:
-        family: a key of ``TINY``.
-        wanted: a key of ``FORMATS``.
+        family: the model family, a key of ``TINY``.
+        wanted: the format of the targets, a key of ``FORMATS``.
 
     Attributes:
-        seconds: processor seconds of a step, by contestant and round.
+        seconds: the processor seconds per step in each round, keyed by contestant.
     """
 
     def __init__(self, family: str, wanted: str):
@@ -81,28 +80,28 @@ class Contest:
         return new_model(config, seed=0)
 
     def epoch(self, who: str) -> int:
-        """The steps of an epoch of a contestant."""
+        """Return the number of steps in an epoch of a contestant."""
         return len(self.rows[who]) // BATCH_SIZE
 
     def masked(self, who: str) -> MaskedBatch:
-        """The rows of an epoch, masked once."""
+        """Return the rows of an epoch, masked once."""
         return self.masker(self.rows[who].batch(range(self.epoch(who) * BATCH_SIZE)), epoch=0)
 
     def work(self, who: str) -> tuple[float, float]:
-        """Tokens that a step reads and writes."""
+        """Return the mean numbers of encoder and decoder tokens in a step."""
         batch = self.masked(who)
         written = int((batch.labels != IGNORE).sum())
         return int(batch.attention_mask.sum()) / self.epoch(who), written / self.epoch(who)
 
     def time(self, who: str) -> None:
-        """Let a contestant train for two epochs, and keep its time of a step in the second."""
+        """Train a contestant for two epochs, and store the time per step in the second epoch."""
         epoch = self.epoch(who)
         clock = Clock(epoch, 2 * epoch)
         self.train(who, self.model(), clock)
         self.seconds[who].append(clock.processor / epoch)
 
     def train(self, who: str, network: Any, clock: Clock) -> None:
-        """Train until the end of the clock, with our loop or with transformers'."""
+        """Train for ``clock.last`` steps, with maskwise or with transformers."""
         if who == PEER:
             self._peer(network, clock)
             return
@@ -137,7 +136,7 @@ class Contest:
         )
 
     def lines(self) -> list[Figures]:
-        """The figures of all contestants."""
+        """Return the figures of all contestants."""
         rates = {}
         for who, rounds in self.seconds.items():
             tokens = sum(self.work(who))
@@ -160,7 +159,7 @@ class Contest:
         return lines
 
     def flops(self) -> Figures:
-        """Tokens of a step on rows of documents, and the FLOPs of each half."""
+        """Return the tokens of a step on rows of single documents, and the FLOPs of each half."""
         read, written = self.work(PEER)
         network = self.model()
         writes, crossed = decoder_weights(network)
@@ -177,12 +176,13 @@ class Contest:
 
 
 def bench_seq2seq(family: str, *, rounds: int = 3) -> Figures:
-    """
+    """Time all contestants on both formats of targets.
+
     Returns:
-        "contestants": a dict for each format and loop, with ``ms_per_step``, ``tokens_per_second``
-        (encoder and decoder, without padding), its ``spread`` over repetitions, and
-        ``rate_over_peer`` with its range; "formats": tokens read and written in a step, and the
-        FLOPs of each half; "noise" of the machine (``Noise.report``).
+        A dict with "contestants", "formats" and "noise" (``Noise.report``). "contestants" has a
+        dict for each format and contestant: ``ms_per_step``, ``tokens_per_second`` (encoder and
+        decoder, without padding), ``spread`` over rounds, and ``rate_over_peer`` with its range.
+        "formats" has the encoder and decoder tokens of a step, and the FLOPs of each half.
     """
     torch.set_num_threads(1)
     contests = [Contest(family, wanted) for wanted in FORMATS]

@@ -1,16 +1,15 @@
-"""Where the time of an encoder–decoder's training step goes, in our loop and in transformers'.
+"""The time of each part of an encoder–decoder training step, in maskwise and in transformers.
 
     python benchmarks/seq2seq_parts.py [--model bart] > parts.json
 
-The contests are those of ``seq2seq.py``. Figures are milliseconds of processor time of one core,
-means of a step over the epochs after the first. Hooks between the parts take the time, so a part
-is what the thread that trains did from one mark to the next:
+The contestants are as in ``seq2seq.py``. Figures are milliseconds of processor time per step, means
+over all epochs except the first. Hooks mark the end of each part in the training thread:
 
-- *encoder* and *decoder*, forward and backward;
-- *head and loss*, from the end of the decoder to the beginning of its backward pass;
-- *optimiser*: its step alone; clipping counts as backward pass of the encoder;
-- *batches and loop*: everything else, masking and padding among it;
-- *other threads*: what the process spent outside this thread.
+- *encoder* and *decoder*: forward and backward passes;
+- *head and loss*: from the end of the decoder to the beginning of the decoder's backward pass;
+- *optimiser*: only the optimiser step; clipping counts as the encoder's backward pass;
+- *batches and loop*: everything else, including masking and padding;
+- *other threads*: the time of the process outside the training thread.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ PARTS = (
 
 
 class Marks(Clock):
-    """Sums the thread's processor time between marks, by the part that ends there."""
+    """A clock that sums the thread's processor time between marks, keyed by part."""
 
     def __init__(self, warm: int, last: int):
         super().__init__(warm, last)
@@ -67,7 +66,7 @@ class Marks(Clock):
             self.seconds.clear()
 
     def attach(self, network: Any) -> None:
-        """Set the hooks of a model: marks before and after each half, in both directions."""
+        """Register hooks before and after the encoder and the decoder, in both passes."""
         for half, ends in (("encoder", "decoder, backward"), ("decoder", "head and loss")):
             module = getattr(network, f"get_{half}")()
             module.register_forward_pre_hook(partial(self.end_of, "batches and loop"))
@@ -75,12 +74,12 @@ class Marks(Clock):
 
     def _after(self, part: str, ends: str, _module: Any, _inputs: Any, output: Any) -> None:
         self.end_of(part)
-        # The gradient of an output is complete when what reads it has gone backward.
+        # The gradient of an output is complete when all later parts have finished backward.
         output.last_hidden_state.register_hook(partial(self.end_of, ends))
 
 
 def parts_of(family: str, wanted: str, who: str) -> Figures:
-    """Milliseconds of a step by part, for one contestant and format."""
+    """Return the milliseconds of each part of a step, for one contestant and format."""
     contest = Contest(family, wanted)
     network = contest.model()
     epoch = contest.epoch(who)

@@ -1,10 +1,9 @@
-"""How long every command takes until it answers: wall and processor time, the middle of some
-starts, as JSON.
+"""The time that each command takes: the median wall and processor time of several starts, as JSON.
 
     python benchmarks/start_up.py [NAME=SOURCE_FOLDER …] > start-up.json
 
-Without arguments this checkout is timed; with them several, in turn, such as ``before=/tmp/old/src
-after=src``.
+Without arguments, this checkout is timed. With arguments, several source folders are timed in turn,
+such as ``before=/tmp/old/src after=src``.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ COMMANDS = {
 
 
 def start(source: Path, arguments: list[str]) -> tuple[float, float, int]:
-    """Wall and processor time of one start, and its exit code."""
+    """Run a command once; return its wall time, processor time and exit code."""
     own = {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         given = [folder + "/out" if word == "OUT" else word for word in arguments]

@@ -1,14 +1,13 @@
-"""Does a stream need memory that grows with it? Peak anonymous memory of training on streams of two
-sizes.
+"""Does memory grow with the size of a stream? The peak memory of training on two streams.
 
     python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]   # default: 2 20; the claim: 20 2000
 
-Each size is read in a process of its own, from four shards of JSON lines with distinct documents.
-The process prepares the stream (tokenizer, held-out text), drains an epoch of masked batches into a
-model that computes nothing, and then trains a real model (BERT, 2 × 128) for 200 steps at the
-beginning, in the middle and at the end. Each of the three goes on from a saved state in a new
-reader; the seconds until its first batch are measured. A thread reads the anonymous memory of the
-process and its workers (RssAnon of /proc) every 20 ms; pages of files are not counted.
+A new process reads each stream, from four shards of JSON lines with distinct documents. The process
+prepares the stream (tokenizer, held-out text) and reads all masked batches of an epoch without
+training. Then the process trains BERT (2 × 128) for up to 200 steps at the beginning, in the middle
+and at the end of the stream. Each training resumes from a saved state with a new reader, and the
+seconds until the first batch are measured. Every 20 ms, a thread reads the anonymous memory of the
+process and its workers (RssAnon in /proc), which excludes pages of files.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ SHARDS, LENGTH, BATCH, STEPS = 4, 128, 32, 200
 
 
 def write_text(path: Path, megabytes: float, *, seed: int) -> None:
-    """Write distinct articles of about 2,000 letters, whose words follow Zipf's law over half a
-    million made-up ones.
+    """Write distinct articles of about 2,000 letters, from half a million random words with Zipf's
+    frequencies.
     """
     alphabet = np.random.default_rng(0).integers(97, 123, size=(1 << 19, 7), dtype=np.uint8)
     letters = alphabet.view("S7")[:, 0]
@@ -61,9 +60,7 @@ def write_text(path: Path, megabytes: float, *, seed: int) -> None:
 
 
 class Watch:
-    """The peak of the anonymous memory of this process and its children, part by part, in
-    megabytes.
-    """
+    """Records the peak anonymous memory of this process and its children, in megabytes per part."""
 
     def __init__(self) -> None:
         self.peaks = {}
@@ -79,7 +76,7 @@ class Watch:
 
     @contextmanager
     def during(self, part: str) -> Iterator[None]:
-        """Whatever happens here belongs to this part."""
+        """Record the peak in this context under the name ``part``."""
         gc.collect()
         self.part = part
         yield
@@ -87,10 +84,10 @@ class Watch:
 
 
 def anonymous() -> int:
-    """Bytes of anonymous memory of this process and its children.
+    """Return the bytes of anonymous memory of this process and its children.
 
-    A child that still bears our command line is between fork and exec: its pages are ours, and
-    would count twice.
+    A child with the command line of this process is between fork and exec. It shares the pages of
+    this process, which must not count twice.
     """
     ours = Path("/proc/self/cmdline").read_bytes()
     pids = ["self"]
@@ -109,7 +106,7 @@ def anonymous() -> int:
 
 
 def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
-    """All parts for one stream."""
+    """Run all parts on one stream, and return the peaks and times."""
     torch.set_num_threads(1)
     watch = Watch()
     corpus = CorpusSettings(source=str(folder), stream=True, length=LENGTH)
@@ -149,7 +146,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     places = {"start": states[0], "middle": middle, "end": states[-5:][0]}
     for part, (at, state) in places.items():
         with watch.during(part), closing(StreamedRows(data.training, few)) as rows:
-            # The training here counts its steps from 0.
+            # This training counts steps from 0, unlike the saved state.
             place = json.loads(state["place"].numpy().tobytes()) | {"step": 0}
             text = bytearray(json.dumps(place).encode())
             began = time.perf_counter()
@@ -165,7 +162,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
 
 
 def main(megabytes: Annotated[list[int] | None, typer.Argument()] = None, workers: int = 1) -> None:
-    """Read each size in a process of its own and print what it took."""
+    """Run all parts on a stream of each size, in new processes, and print the figures."""
     peaks = []
     for size in megabytes or [2, 20]:
         with tempfile.TemporaryDirectory() as scratch:
@@ -181,7 +178,7 @@ def main(megabytes: Annotated[list[int] | None, typer.Argument()] = None, worker
     small, large = peaks[0], peaks[-1]
     more = {part: round(large[part] - small[part], 1) for part in small if part in large}
     sys.stdout.write(
-        f"the last size takes so many megabytes more than the first: {json.dumps(more)}\n"
+        f"megabytes that the last size takes more than the first: {json.dumps(more)}\n"
     )
 
 

@@ -1,6 +1,4 @@
-"""What benches of trainings share: contestants that take turns, the clock inside a training, and
-transformers' ``Trainer`` as a contestant.
-"""
+"""Helpers to time training: rounds of contestants, a clock inside a run, and ``Trainer``."""
 
 from __future__ import annotations
 
@@ -29,8 +27,8 @@ from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
 
 
 def sample_text(limit: int, *, vocabulary: int, length: int) -> tuple[Any, Any]:
-    """Return a tokenizer trained on the first articles of the bundled Wikipedia, and their
-    pieces.
+    """Return a tokenizer trained on the first articles of the bundled Wikipedia, and the pieces of
+    these articles.
     """
     documents = list(read_documents("bundled:wikipedia", limit=limit))
     texts = (document.text for document in documents)
@@ -40,10 +38,10 @@ def sample_text(limit: int, *, vocabulary: int, length: int) -> tuple[Any, Any]:
 
 
 def in_rounds(turns: Sequence[Callable[[], object]], rounds: int) -> Figures:
-    """Call every contestant once in each round.
+    """Call each contestant once in each round.
 
     Returns:
-        how busy the machine was meanwhile (``maskwise.bench.Noise``).
+        A report of how busy the machine was (``maskwise.bench.Noise``).
     """
     noise = Noise()
     for _ in track(range(rounds), "timing rounds", console=Console(stderr=True)):
@@ -55,7 +53,7 @@ def in_rounds(turns: Sequence[Callable[[], object]], rounds: int) -> Figures:
 
 
 def relative(rates: Sequence[float], to: Sequence[float]) -> tuple[float, list[float]]:
-    """Return the median over rounds of one contestant's rate relative to another's, and its range.
+    """Return the median and the range, over rounds, of the ratio of two contestants' rates.
 
     >>> relative([2.0, 3.0, 3.0], [1.0, 1.0, 2.0])
     (2.0, [1.5, 3.0])
@@ -65,15 +63,14 @@ def relative(rates: Sequence[float], to: Sequence[float]) -> tuple[float, list[f
 
 
 class Clock(Learner, TrainerCallback):
-    """Takes the time of the steps of a training, as a learner of our loop or a callback of
-    ``Trainer``.
+    """Times the steps of a training run, as a learner of maskwise or a callback of ``Trainer``.
 
     Args:
-        warm, last: the numbers of completed updates between which the time is taken.
+        warm, last: the numbers of completed updates at which the clock starts and stops.
 
     Attributes:
-        device: the device that is waited for at both.
-        wall, processor: wall-clock and this process's processor seconds between both.
+        device: the device, which is synchronised at the start and the stop.
+        wall, processor: the wall and processor seconds between the start and the stop.
     """
 
     def __init__(self, warm: int, last: int):
@@ -83,12 +80,12 @@ class Clock(Learner, TrainerCallback):
         self.wall = self.processor = 0.0
 
     def tick(self, done: int) -> None:
-        """Note the time, if it is one of the two."""
+        """Start or stop the clock if ``done`` is one of the two numbers of updates."""
         if done not in (self.warm, self.last):
             return
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
-        # The time at the first of them is subtracted from that at the second.
+        # At the start, this stores the time; at the stop, it subtracts the start from the time.
         self.wall = time.perf_counter() - self.wall
         self.processor = time.process_time() - self.processor
 
@@ -114,16 +111,20 @@ def time_trainer(
     settings: type[TrainingArguments] = TrainingArguments,
     **arguments: Any,
 ) -> float:
-    """Let transformers' ``Trainer`` make ``clock.last`` updates.
+    """Train with transformers' ``Trainer`` for ``clock.last`` updates.
 
     Args:
-        clock: takes the time.
-        loop, settings: the class of the loop, and that of its arguments.
-        arguments: of ``TrainingArguments``, beyond those that every bench sets: fused AdamW, no
-            logging, no checkpoints.
+        clock: the clock, added as a callback.
+        model: the model to train.
+        rows: the training data.
+        collator: a collator for the rows.
+        batch_size: the number of rows in a batch.
+        loop, settings: the classes of the trainer and of its arguments.
+        arguments: further ``TrainingArguments``. Fused AdamW, no logging and no checkpoints are
+            already set.
 
     Returns:
-        The mean loss of its steps.
+        The mean training loss.
     """
     with tempfile.TemporaryDirectory() as folder:
         chosen = settings(

@@ -1,20 +1,21 @@
-"""What a training step costs on a CPU: our loop beside transformers' ``Trainer`` as people run it,
-on the same models and text. On a GPU, gpu.py compares them.
+"""The time of a training step on a CPU, in maskwise and in transformers' ``Trainer``.
 
     python benchmarks/train.py > train.json
 
-Both train from the same weights with AdamW and dropout on all cores, in turn. The peer runs in
-single precision, and in bfloat16 where the hardware trains faster in it; ours at its default. Two
-kinds of text: *full* rows, and *varied* ones, where the peer pads documents of any length and ours
-packs them and reads each alone. Wall-clock time of a step is taken inside a run, after its first
-steps; medians over the rounds, of which each has all contestants. So the machine has to be quiet:
-neighbours cost the faster contestant more. How quiet it was is said by load averages, by a fixed
-piece of work between rounds, and by the spread of each figure.
+gpu.py makes the same comparison on a GPU. Both sides train the same weights in turn, with AdamW and
+dropout, on all cores. ``Trainer`` runs in single precision, and also in bfloat16 if that is faster
+on the hardware. maskwise runs with its default precision. There are two kinds of text. In *full*
+rows, both sides train on joined text. In *varied* rows, ``Trainer`` pads documents of any length,
+and maskwise packs documents, with attention within documents.
 
-Rates are tokens of the text, without padding. The share of the hardware (MFU) is that of
-``training.log``: the FLOPs of a step (matrix products forward and backward, attention within
-documents, the head on the targets alone) over the rate of a square matrix product that is measured
-in the same run.
+Times are wall times of a step, after the first steps of a run, and medians over rounds. A round
+runs all contestants. The machine must be idle, because other processes slow down the faster
+contestant more. Load averages, the time of a fixed piece of work between rounds, and the spread of
+each figure show whether it was idle.
+
+Rates are tokens of text per second, without padding. MFU is as in ``training.log``: the FLOPs of a
+step (forward and backward matrix products, attention within documents, the head on the targets
+only) per second, divided by the FLOP/s of a square matrix product in the same run.
 """
 
 from __future__ import annotations
@@ -44,17 +45,21 @@ if TYPE_CHECKING:
 
 PEER, OURS = "transformers.Trainer", "maskwise"
 RATIO, WARM = 0.15, 2
-"""The share of masked tokens; the steps before the clock starts (kernels are chosen, memory is
-asked for).
+"""Share of masked tokens, and number of untimed steps, in which torch chooses kernels and allocates
+memory.
 """
 
 
 class Shape(NamedTuple):
-    """A model and its batches.
+    """A model and the shape of its batches.
 
     Attributes:
-        fields: of the configuration.
-        steps: that are timed.
+        name: the name of the model size.
+        architecture: the model type of transformers.
+        fields: fields of the model's configuration.
+        batch_size: the number of rows in a batch.
+        length: the number of tokens in a row.
+        steps: the number of timed steps.
     """
 
     name: str
@@ -85,15 +90,17 @@ def bench_train(
     vocabulary: int = 8192,
     documents: int = 2000,
 ) -> Figures:
-    """
+    """Time all contestants on all shapes and both kinds of text.
+
     Args:
-        shapes: what is trained.
-        rounds: how often each contestant is timed.
-        documents: of the bundled Wikipedia.
+        shapes: the models and batches.
+        rounds: the number of times that each contestant is timed.
+        vocabulary: the vocabulary size of the tokenizer.
+        documents: the number of documents of the bundled Wikipedia.
 
     Returns:
-        "contestants": for each shape, text and contestant the figures of ``Contest.line``;
-        "matmul_flops": a second; "noise": see ``maskwise.bench.Noise``.
+        A dict with "contestants" (the figures of ``Contest.line`` for each shape, text and
+        contestant), "matmul_flops" (FLOP/s), and "noise" (see ``maskwise.bench.Noise``).
     """
     found = list(read_documents("bundled:wikipedia", limit=documents))
     tokenizer = train_tokenizer((document.text for document in found), vocab_size=vocabulary)
@@ -119,15 +126,18 @@ def bench_train(
 
 
 class Contest:
-    """One shape and text: all contestants train the same weights on it, one after the other.
+    """A contest on one shape and kind of text, in which all contestants train the same weights.
 
     Args:
-        text: "full" rows, which both read as one text, or "varied" ones.
-        rate: FLOPs per second of a matrix product.
+        shape: the model and its batches.
+        text: "full" rows of joined text, or "varied" rows of documents.
+        documents: the documents.
+        tokenizer: the tokenizer.
+        rate: the FLOP/s of a matrix product.
 
     Attributes:
-        seconds: of a step, by contestant and round.
-        facts: the last loss and the memory, by contestant.
+        seconds: the seconds per step in each round, keyed by contestant.
+        facts: the last loss and the peak memory, keyed by contestant.
     """
 
     def __init__(
@@ -148,7 +158,7 @@ class Contest:
         self.facts = {}
 
     def model(self) -> Any:
-        """A model with the weights that all begin with."""
+        """Return the untrained model, with the same weights for all contestants."""
         config = new_config(
             self.shape.architecture, self.tokenizer, self.rows[PEER].length, **self.shape.fields
         )
@@ -161,7 +171,7 @@ class Contest:
         return MaskedSource(self.rows[OURS], Masker(self.tokenizer, ratio=RATIO), settings)
 
     def time(self, name: str) -> None:
-        """Let a contestant train, and keep its time of a step."""
+        """Train a contestant once, and store its seconds per step."""
         clock = Clock(WARM, WARM + self.shape.steps)
         if clock.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -181,8 +191,8 @@ class Contest:
         return loss
 
     def _theirs(self, clock: Clock, name: str) -> float:
-        """``Trainer`` with what its users set for speed: fused AdamW, loading processes and pinned
-        memory on a GPU.
+        """Train with ``Trainer`` and its usual settings for speed: fused AdamW and, on a GPU,
+        loader processes and pinned memory.
         """
         rows, size = self.rows[PEER], self.shape.batch_size
         laid = rows.batch(range(min(len(rows), size * clock.last))).laid_out()
@@ -206,16 +216,16 @@ class Contest:
         )
 
     def tokens(self, name: str) -> float:
-        """Tokens of text in a step of a contestant."""
+        """Return the mean number of tokens of text in a step of a contestant."""
         rows = self.rows[name.split()[0]]
         return self.shape.batch_size * rows.tokens / len(rows)
 
     def rates(self, name: str) -> list[float]:
-        """Tokens of text a second in each round."""
+        """Return the tokens of text per second in each round."""
         return [self.tokens(name) / seconds for seconds in self.seconds[name]]
 
     def line(self, name: str) -> Figures:
-        """Return what was measured: medians over the rounds, and ours relative to this one."""
+        """Return the figures of a contestant: medians over rounds, and maskwise relative to it."""
         rates = self.rates(name)
         seconds = median(self.seconds[name])
         line = {
@@ -237,12 +247,12 @@ class Contest:
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of a step of ours, the mean over four."""
+        """FLOPs of a training step of maskwise, the mean over four steps."""
         steps = 4
         source = self.source(1000)
         objective = MaskedLanguageModelling(self.model())
         meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
-        # Known, so that the meter counts.
+        # The meter only counts FLOPs if it knows the rate of the device.
         meter.rate = self.rate
         for step in look_ahead(source, range(steps)):
             meter.add(step)

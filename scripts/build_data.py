@@ -1,11 +1,12 @@
-"""Make the data of maskwise and maskwise-data from public data sets:
-`python scripts/build_data.py SOURCE`.
+"""Build the data of maskwise and maskwise-data from public data sets.
 
-SOURCE has wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and qa/ (origins
-and licences are in the README.md next to the data). Nothing is random: rows are taken at even
-intervals, and gzip files have no time stamp, so a second run writes the same bytes (another zlib
-may compress the same rows differently). Only data under licences that allow redistribution (CC BY,
-CC BY-SA) is included, a few megabytes in all.
+    python scripts/build_data.py SOURCE
+
+SOURCE is a folder with wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and
+qa/. The README.md next to the data lists origins and licences. Nothing is random: rows are selected
+at even intervals, and gzip files have no time stamp, so a second run writes the same bytes. (A
+different version of zlib may compress the same rows differently.) All data have licences that allow
+redistribution (CC BY, CC BY-SA), and are a few megabytes in total.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from maskwise.text.labelled import read_records, sentences
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"
-# The wheel of maskwise has what the quick start needs.
+# The wheel of maskwise contains the data for the quick start.
 QUICK_START = {"wikipedia": ROOT / "src/maskwise/data", "ud_ewt_pos": ROOT / "src/maskwise/data"}
 WIKIPEDIA_STRIDE = 8
 
-# Frequent intents whose names say what they are: the near-twins among the 77 measure annotators
-# more than models.
+# Frequent intents with distinct meanings. Near-duplicates among the 77 intents test annotators more
+# than models.
 BANKING77 = [
     "activate_my_card",
     "age_limit",
@@ -51,7 +52,7 @@ BANKING77 = [
     "transaction_charged_twice",
     "visa_or_mastercard",
 ]
-# Two or three of every domain but banking and credit cards.
+# Two or three intents of every domain except banking and credit cards.
 CLINC150 = [
     "book_flight",
     "lost_luggage",
@@ -74,7 +75,7 @@ CLINC150 = [
     "greeting",
     "change_language",
 ]
-# Categories of trivia questions that say what they are about.
+# Categories of trivia questions that are topics.
 TRIVIA = [
     "animals",
     "geography",
@@ -104,21 +105,21 @@ def main(source: Annotated[Path, typer.Argument()] = Path("../shared/data")) -> 
     write("banking77", banking77(source / "glue_like" / "banking77"))
     write("clinc150", clinc150(source / "glue_like" / "clinc150"))
     write("ud_ewt_pos", ud_ewt_pos(source / "ud_english_ewt"))
-    # Sentences from Wikipedia with their names, as published, unsplit: {"tokens", "tags"}.
+    # Sentences from Wikipedia with their named entities, without splits: {"tokens", "tags"}.
     write("wikigold", read_records(source / "ner_wikigold" / "wikigold.conll.txt.gz"))
     write("wnut17", wnut17(source / "ner_wnut17"))
     write("trivia", trivia(source / "qa" / "open_trivia_qa"))
 
 
 def wikipedia(folder: Path) -> list[Row]:
-    """Every eighth article: {"id", "title", "text"}."""
+    """Return every eighth article: {"id", "title", "text"}."""
     files = sorted(folder.glob("*.jsonl.gz"))
     return list(chain.from_iterable(map(read_records, files)))[::WIKIPEDIA_STRIDE]
 
 
 def banking77(folder: Path) -> Iterator[Row]:
-    """Train and dev from the official training rows, and the official test: {"split", "text",
-    "label"}.
+    """Return train and dev rows from the official training split, and test rows from the official
+    test split: {"split", "text", "label"}.
     """
     train, test = (
         [(row["text"], row["category"]) for row in read_records(folder / name)]
@@ -132,7 +133,7 @@ def banking77(folder: Path) -> Iterator[Row]:
 
 
 def clinc150(folder: Path) -> Iterator[Row]:
-    """Train, validation and test as published, in the same format."""
+    """Return the official train, validation and test splits, in the same format."""
     data = json.loads(gzip.decompress((folder / "data_full.json.gz").read_bytes()))
     dev = without(data["val"], data["test"])
     train = without(without(data["train"], data["test"]), dev)
@@ -142,14 +143,14 @@ def clinc150(folder: Path) -> Iterator[Row]:
 
 
 def ud_ewt_pos(folder: Path) -> Iterator[Row]:
-    """Sentences of 4 to 40 words, as published: {"split", "tokens", "tags", "relations"}.
+    """Return sentences of 4 to 40 words: {"split", "tokens", "tags", "relations"}.
 
-    Relations are universal ones to the heads, without subtypes.
+    Relations are the universal relations to the heads, without subtypes.
     """
     for split, count in SENTENCES.items():
         chosen = []
         for _, lines in sentences(folder / f"en_ewt-ud-{split}.conllu.gz", columns=10):
-            # "1-2" lines repeat words, "1.1" lines are not in the text.
+            # Lines "1-2" repeat words, and words on lines "1.1" are not in the text.
             words = [columns for columns in lines if columns[0].isdigit()]
             if 4 <= len(words) <= 40:
                 chosen.append(words)
@@ -163,7 +164,7 @@ def ud_ewt_pos(folder: Path) -> Iterator[Row]:
 
 
 def wnut17(folder: Path) -> Iterator[Row]:
-    """Posts and comments with their names, in the published splits: {"split", "tokens",
+    """Return posts and comments with named entities, in the official splits: {"split", "tokens",
     "tags"}.
     """
     files = {"train": "train.conll.gz", "dev": "dev.conll", "test": "test.conll"}
@@ -173,9 +174,7 @@ def wnut17(folder: Path) -> Iterator[Row]:
 
 
 def trivia(folder: Path) -> Iterator[Row]:
-    """Quiz questions and their topics: {"split", "text", "label"}; no question
-    twice.
-    """
+    """Return quiz questions and their topics, without duplicates: {"split", "text", "label"}."""
     records = read_records(folder / "open_trivia_qa.jsonl.gz")
     left = without([(row["question"], row["category"]) for row in records], [])
     for split, count in PER_CATEGORY.items():
@@ -185,19 +184,19 @@ def trivia(folder: Path) -> Iterator[Row]:
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
-    """`count` items at even intervals."""
+    """Return `count` items at even intervals."""
     assert count <= len(items)
     return [items[place * len(items) // count] for place in range(count)]
 
 
 def spread_intents(pairs: Pairs, intents: list[str], count: int) -> Pairs:
-    """`count` rows of each intent, in turn, so that every prefix of the list is balanced."""
+    """Return `count` rows of each intent, in turn, so the first n rows are balanced for any n."""
     columns = [spread([pair for pair in pairs if pair[1] == intent], count) for intent in intents]
     return list(chain.from_iterable(zip(*columns)))
 
 
 def without(pairs: Pairs, others: Pairs) -> Pairs:
-    """The pairs whose text, apart from case and spacing, is new; each once."""
+    """Return the pairs whose text is new, ignoring case and spacing, without duplicates."""
     seen = {plain(text) for text, _ in others}
     new = {}
     for text, label in pairs:

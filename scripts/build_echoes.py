@@ -1,11 +1,10 @@
-"""Make the bundled data set ``echoes``: texts that say everything twice, so it is known what can be
-learned.
-
-A text is a sequence of invented words, drawn uniformly, followed by the same sequence again. A
-model that has learned to look at the other copy knows every word that is unmasked there; nothing
-else can be predicted.
+"""Build the bundled data set ``echoes``, whose texts consist of two copies of a random sequence.
 
     python scripts/build_echoes.py   # writes echoes.jsonl.gz of maskwise-data, always the same
+
+A text is a sequence of invented words, drawn uniformly, followed by the same sequence. A model that
+attends to the other copy knows every word that is not masked there. Nothing else is predictable, so
+the best possible loss is known.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ from pathlib import Path
 import typer
 
 TEXTS, WORDS, LENGTH = 3000, 200, 31
-"""How many texts; different words; words of a text, said twice (64 tokens with [CLS] and [SEP])."""
+"""Numbers of texts, of different words, and of words in a sequence. A text has 64 tokens with
+[CLS] and [SEP]."""
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "packages/maskwise-data/src/maskwise_data" / "echoes.jsonl.gz"
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the data set."""
     draw = random.Random(31)
     syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
     words = draw.sample([first + second for first in syllables for second in syllables], WORDS)

@@ -2,11 +2,11 @@
 
     python scripts/build_evaluation.py
 
-The phenomena are those of BLiMP (Warstadt et al. 2020), the sentences are new. They have common
-words, so that small vocabularies contain them. Nothing is random: every template uses its words in
-turn, so a second run writes the same bytes. The sentences of a pair differ in one word, or in word
-order; if one word differs, each of the two forms is also in the correct sentence of other pairs, so
-no word is correct by itself.
+The phenomena are those of BLiMP (Warstadt et al. 2020), but the sentences are new. The words are
+common, so small vocabularies contain them. Nothing is random: every template uses its words in
+turn, so a second run writes the same bytes. The sentences of a pair differ in one word or in word
+order. If they differ in one word, both forms also occur in correct sentences of other pairs, so no
+form is always correct.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PLACES = ["in the city", "near the town", "of the old state"]
 PLURAL_PLACES = ["in the cities", "near the towns", "of the old states"]
 Pair = tuple[str, str, str]
 
-# Correct sentences, and the same ones with an error.
+# Correct sentences, each followed by the same sentence with an error.
 AGREEMENT = [
     ("The {one} {singular} {end}.", "The {one} {plural} {end}."),
     ("The {many} {plural} {end}.", "The {many} {singular} {end}."),
@@ -72,7 +72,7 @@ def filled(name: str, templates: list[tuple[str, str]], **words: str) -> Iterato
 
 
 def agreement() -> Iterator[Pair]:
-    """Subject and verb: "the river was", "the rivers were"."""
+    """Yield pairs for subject–verb agreement: "the river was", "the rivers were"."""
     for number, (one, many) in enumerate(NOUNS):
         words = {"one": one, "many": many, "end": ENDS[number % 4]}
         for singular, plural in VERBS:
@@ -80,7 +80,7 @@ def agreement() -> Iterator[Pair]:
 
 
 def distant_agreement() -> Iterator[Pair]:
-    """A noun of the other number is between subject and verb."""
+    """Yield pairs for agreement with a noun of the other number between subject and verb."""
     name = "agreement-across-noun"
     for words in nouns():
         for singular, plural in VERBS[:2]:
@@ -88,14 +88,14 @@ def distant_agreement() -> Iterator[Pair]:
 
 
 def nouns() -> Iterator[dict[str, str]]:
-    """A noun and a place in both numbers."""
+    """Yield a noun and a place, in both numbers."""
     for number, (one, many) in enumerate(NOUNS):
         place, places = PLACES[number % 3], PLURAL_PLACES[number % 3]
         yield {"one": one, "many": many, "place": place, "places": places}
 
 
 def determiner_noun() -> Iterator[Pair]:
-    """ "this river", "these rivers"."""
+    """Yield pairs for determiner–noun agreement: "this river", "these rivers"."""
     frames = [
         "He saw {} in the north.",
         "They wrote about {} in the year.",
@@ -110,7 +110,7 @@ def determiner_noun() -> Iterator[Pair]:
 
 
 def anaphor() -> Iterator[Pair]:
-    """ "the king … himself": gender, and number."""
+    """Yield pairs for the gender and number of reflexive pronouns: "the king … himself"."""
     frames = [
         "The {} gave {} a new name.",
         "The {} found {} a new home.",
@@ -126,7 +126,7 @@ def anaphor() -> Iterator[Pair]:
 
 
 def word_order() -> Iterator[Pair]:
-    """The same words, in an order that is not English."""
+    """Yield pairs in which the wrong sentence has the same words in an ungrammatical order."""
     for words in nouns():
         yield from filled("word-order", WORD_ORDER, **words)
 

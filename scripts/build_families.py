@@ -1,11 +1,12 @@
-"""Make the bundled data set ``families``: invented protein families with a known structure.
-
-Each family has a consensus. A column is conserved (the consensus letter in 9 of 10 sequences), free
-(drawn by the frequencies of amino acids in nature), or one half of a pair: its letter follows from
-the letter in a distant column, by a rule of the family. Sequences lose or gain a few letters, so
-columns shift. Beyond letter frequencies, a model can learn the family, and within it the pairs.
+"""Build the bundled data set ``families``: invented protein families with a known structure.
 
     python scripts/build_families.py   # writes families.jsonl.gz of maskwise-data, always the same
+
+Each family has a consensus sequence. A column of the alignment is conserved (9 of 10 sequences have
+the consensus letter), free (drawn by the natural frequencies of amino acids), or part of a pair. In
+a pair, the letter in one column follows from the letter in a distant column, by a rule of the
+family. Sequences lose or gain a few letters, which shifts columns. Beyond letter frequencies, a
+model can learn the families and the pairs.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ FREQUENCY = [
     1.1,
     2.9,
 ]
-"""Per cent of each letter in Swiss-Prot, rounded."""
+"""Percentage of each letter in Swiss-Prot, rounded."""
 FAMILIES, SEQUENCES = 16, 160
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "packages/maskwise-data/src/maskwise_data" / "families.jsonl.gz"
 
 
 def family(draw: random.Random) -> list[str]:
-    """The sequences of one family."""
+    """Return the sequences of one family."""
     length = draw.randint(44, 60)
     consensus = draw.choices(LETTERS, FREQUENCY, k=length)
     kinds = draw.choices(["conserved", "free", "first"], [0.5, 0.3, 0.2], k=length)
@@ -79,7 +80,7 @@ def family(draw: random.Random) -> list[str]:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the data set."""
     draw = random.Random(17)
     lines = []
     for number in range(FAMILIES):

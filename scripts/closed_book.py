@@ -1,10 +1,10 @@
-"""Make a closed-book test from a file in SQuAD's format, for the study D1 of PLAN.md.
+"""Build a closed-book test from a file in SQuAD's format, for the study D1 of PLAN.md.
 
     python scripts/closed_book.py new_wiki_v1.0.json.gz --out trivia
 
-Every paragraph is a text of the corpus (``OUT/contexts.jsonl``), with the answers to test questions
-as its ``spans``. Questions are split by article, so that no policy and no model learns from an
-article of the test: ``OUT/closed`` has questions and answers, ``OUT/open`` also has the paragraphs
+``OUT/contexts.jsonl`` is the corpus. Each paragraph is a text, and ``spans`` are the answers to
+test questions. Questions are split by article, so no policy and no model learns from questions
+about test articles. ``OUT/closed`` has questions and answers. ``OUT/open`` also has the paragraphs
 of training and dev questions, from which a policy can learn.
 """
 
@@ -23,7 +23,7 @@ from maskwise.folders import write_lines
 from maskwise.text.opening import opened
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
-"""Shares of the articles."""
+"""Shares of the articles in the splits."""
 ORDER_SEED = 0
 
 
@@ -31,8 +31,8 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
     """Write the corpus and the questions.
 
     Args:
-        squad: SQuAD's JSON, also .gz.
-        most_test: the largest number of test questions.
+        squad: a file in SQuAD's format, also .gz.
+        most_test: the maximum number of test questions.
     """
     with opened(squad) as file:
         articles = json.load(file)["data"]
@@ -47,7 +47,7 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
                 answers = [answer["text"] for answer in question["answers"]]
                 row = {"question": question["question"], "answers": sorted(set(answers))}
                 questions[split].append(row | {"context": paragraph["context"]})
-                # One answer of a question is marked: the commonest is the first of SQuAD's list.
+                # Only the commonest answer is marked, which is the first in SQuAD's list.
                 first = question["answers"][0]
                 asked.add((first["answer_start"], first["answer_start"] + len(first["text"])))
             spans = sorted(asked) if split == "test" else []
@@ -66,13 +66,13 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
 
 
 def split_of(share: float) -> str:
-    """The split of an article, by its position in the shuffled list."""
+    """Return the split of an article, by its position in the shuffled list."""
     names = list(SPLITS)
     return names[bisect(list(accumulate(SPLITS.values())), share)]
 
 
 def disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The spans without those that overlap an earlier one."""
+    """Return the spans that do not overlap an earlier span."""
     kept = []
     for start, end in spans:
         if not kept or start >= kept[-1][1]:

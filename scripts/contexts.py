@@ -1,9 +1,10 @@
-"""Turn questions about contexts into a corpus and a task:
-`python scripts/contexts.py FILE.json[.gz] --out FOLDER`.
+"""Turn a file of contexts and questions into a corpus and a task.
 
-FILE is in SQuAD's format (SQuADShifts, XQuAD). FOLDER/contexts.jsonl has each context once, as a
-document without questions; FOLDER/questions.json has the same articles with their questions, in
-SQuAD's format.
+    python scripts/contexts.py FILE.json[.gz] --out FOLDER
+
+FILE has SQuAD's format (as SQuADShifts and XQuAD have). FOLDER/contexts.jsonl has each context
+once, without questions. FOLDER/questions.json has the same articles and questions in SQuAD's
+format.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def main(file: Path, out: Annotated[Path, typer.Option()], articles: int | None 
     """Write the corpus and the task.
 
     Args:
-        articles: use only the first articles, this many.
+        articles: the number of articles to use; by default all.
     """
     used = json.loads(read_text(file))["data"][:articles]
     contexts = dict.fromkeys(part["context"] for article in used for part in article["paragraphs"])

@@ -1,7 +1,6 @@
-"""A mkdocs hook that makes the pages of docs/gallery.md from benchmarks/results, by today's rules.
+"""A mkdocs hook that builds the pages of docs/gallery.md from benchmarks/results.
 
-The folders have study.json and records.jsonl; verdicts are recomputed, so that all pages follow the
-same rules.
+Verdicts are recomputed from study.json and records.jsonl, so all pages follow the current rules.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ LINK = re.compile(r"\(gallery/([\w-]+)\.html\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add every page that the gallery links to."""
+    """Add the pages to which the gallery links."""
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     for name in dict.fromkeys(LINK.findall(text)):
         files.append(
@@ -36,13 +35,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def page_of(folder: Path) -> str:
-    """The page of a folder of results."""
+    """Return the page for a folder of results."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
         for file in ("study.json", "records.jsonl"):
             shutil.copy(folder / file, copy / file)
         recorded = json.loads((copy / "study.json").read_text(encoding="utf-8"))
-        # a rule that some studies are older than
+        # Older studies lack this setting.
         study = {"helps": StudySettings().helps} | recorded
         summary = summarise(list(read_lines(copy / "records.jsonl")), study)
         (copy / "summary.json").write_text(json.dumps(summary), encoding="utf-8")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measure the complexity of the source, in figures that formatting can hardly change.
+"""Measure the complexity of the source code, almost independently of its formatting.
 
     house.py [FOLDER] [--rooms]        default: src/maskwise; exit code 1 if a goal is missed
 
-Nodes of the syntax tree, without docstrings, count what there is to understand. Nodes per code line
-count how much is on a line. Counts are absolute, so spreading code over more lines improves only
-the density.
+The number of nodes of the syntax tree, without docstrings, measures how much code there is to read.
+The number of nodes per code line measures how dense the code is. Most figures are absolute, so
+spreading the code over more lines improves only the density.
 """
 
 import ast
@@ -73,7 +73,7 @@ def is_nested(comprehension):
 
 
 def names_of(node):
-    """Yield the figures that a node of the syntax tree counts for, besides nodes."""
+    """Yield the names of the figures in which a node of the syntax tree counts, except "nodes"."""
     if isinstance(node, ast.IfExp):
         yield "ternaries"
     elif isinstance(node, ast.NamedExpr):
@@ -121,7 +121,7 @@ def counts_of(path):
 
 
 def measure(root):
-    """Return every figure of a folder, and the counts of its subfolders by name."""
+    """Return all figures of a folder, and the counts of its subfolders, keyed by name."""
     rooms = defaultdict(Counter)
     longest = widest = 0
     for path in sorted(root.rglob("*.py")):

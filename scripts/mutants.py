@@ -1,11 +1,13 @@
-"""Run mutation tests: ``python scripts/mutants.py [PART OF A FILE'S NAME …]``.
+"""Run mutation tests.
 
-``tests/mutants.json`` lists the mutants: in ``file`` (of ``src/maskwise``) the text ``old``, which
-occurs there once, becomes ``new``, and ``test`` must fail. Each is tried in a copy of the package.
-The result is a line for each: ``killed``, ``SURVIVED``, or ``stale`` if ``old`` is no longer in the
-file; update a stale entry, so that it changes the same thing. The exit code is 1 if any mutant
-survived or is stale. Each takes two or three seconds on one core, because the libraries are
-imported once and every mutant runs in a process forked from there. Not for Windows.
+    python scripts/mutants.py [PART OF A FILE'S NAME …]
+
+``tests/mutants.json`` lists the mutants. A mutant replaces the text ``old``, which must occur once
+in ``file`` (in ``src/maskwise``), by ``new`` in a copy of the package, and ``test`` must then fail.
+The result of a mutant is a line: ``killed``, ``SURVIVED``, or ``stale`` if ``old`` is not in the
+file. Update a stale mutant so that it changes the same behaviour. The exit code is 1 if a mutant
+survived or is stale. A mutant takes two or three seconds on one core, because it runs in a fork of
+a process that has already imported the libraries. Windows is not supported.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def main(wanted: list[str]) -> int:
 
 
 def tried(mutant: dict[str, str], source: Path) -> str:
-    """The result of a mutant: killed, SURVIVED or stale."""
+    """Run one mutant; return killed, SURVIVED or stale."""
     file = source / "maskwise" / mutant["file"]
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     if text.count(mutant["old"]) != 1:
@@ -52,13 +54,13 @@ def tried(mutant: dict[str, str], source: Path) -> str:
     file.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
     code = outcome_of(mutant["test"], source)
     file.write_text(text, encoding="utf-8")
-    if code in (4, 5):  # pytest finds no such test
+    if code in (4, 5):  # pytest found no such test.
         return "stale"
     return "SURVIVED" if code == 0 else "killed"
 
 
 def outcome_of(test: str, source: Path) -> int:
-    """The exit code of pytest for one test, run in a separate process on the package ``source``."""
+    """Return the exit code of pytest for one test on the package ``source``, in a new process."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

@@ -1,11 +1,11 @@
-"""Make unlabelled text from novels, and passages labelled by their novel (PLAN.md, D9).
+"""Build a corpus from novels, and a task to recognise the novel of a passage (PLAN.md, D9).
 
     python scripts/novels.py eltec_eng-00.jsonl.gz --out OUT
 
 The file has a JSON object for each novel, with ``title`` and ``text`` (a paragraph on each line).
-``OUT/novels`` is the task: passages of 30 to 60 words and the title of their novel, 10 of each
-novel for training and 20 for the test. ``OUT/novels.jsonl`` has the text between these passages; no
-two passages are neighbours.
+``OUT/novels`` is the task: passages of 30 to 60 words, labelled with the title. Each novel has 10
+passages for training and 20 for testing, and no two passages are adjacent. ``OUT/novels.jsonl``,
+the corpus, has the text between these passages.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from maskwise.folders import write_lines
 from maskwise.text.opening import opened
 
 SHORTEST, LONGEST = 30, 60
-"""Words of a passage that may be labelled."""
+"""Minimum and maximum number of words in a labelled passage."""
 TRAIN_ROWS, TEST_ROWS = 10, 20
-"""Passages of each novel."""
+"""Numbers of passages of each novel."""
 
 
 def main(novels: Path, out: Annotated[Path, typer.Option()]) -> None:
-    """Write the texts and the passages."""
+    """Write the corpus and the task."""
     rng = random.Random(0)
     train = []
     test = []
@@ -52,7 +52,7 @@ def main(novels: Path, out: Annotated[Path, typer.Option()]) -> None:
 
 
 def passages_of(text: str) -> list[str]:
-    """Paragraphs, each joined with the following ones until it has ``SHORTEST`` words."""
+    """Return passages: consecutive paragraphs, joined until they have ``SHORTEST`` words."""
     passages = []
     words = []
     for paragraph in text.split("\n"):
@@ -64,7 +64,7 @@ def passages_of(text: str) -> list[str]:
 
 
 def draw(passages: list[str], rng: random.Random) -> list[int]:
-    """The positions of passages to label, no two of them neighbours."""
+    """Return the indices of the passages to label, no two of them adjacent."""
     short = [n for n, passage in enumerate(passages) if len(passage.split()) <= LONGEST]
     drawn = set()
     for place in rng.sample(short, len(short)):
@@ -74,7 +74,7 @@ def draw(passages: list[str], rng: random.Random) -> list[int]:
 
 
 def between(passages: list[str], drawn: set[int]) -> list[str]:
-    """The texts between the drawn passages."""
+    """Return the texts between the labelled passages."""
     texts = []
     for taken, places in groupby(range(len(passages)), key=lambda place: place in drawn):
         if not taken:

@@ -1,7 +1,7 @@
-"""A mkdocs hook that writes the reference of recipe keys, commands and names from the source.
+"""A mkdocs hook that writes reference pages from the source code.
 
-``recipe.md`` has every key of a recipe, ``commands.md`` every option, ``names.md`` every policy,
-schedule, corruption, objective, sampler and annotator.
+``recipe.md`` lists all keys of a recipe, ``commands.md`` all options of commands, and ``names.md``
+all policies, schedules, corruptions, objectives, samplers and annotators.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 class Key(NamedTuple):
-    """A key of a recipe. A key that contains other keys has no default."""
+    """A key of a recipe. A key with nested keys has no default."""
 
     name: str
     default: str
@@ -35,7 +35,7 @@ class Key(NamedTuple):
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the three pages."""
+    """Add the three reference pages."""
     pages = {"recipe.md": recipe_page(), "commands.md": commands_page(), "names.md": names_page()}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -43,7 +43,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
-    """Yield the keys of a group of settings, each followed by the keys of a group within it."""
+    """Yield the keys of a group of settings; a key is followed by its nested keys."""
     documented = griffe.load(settings.__module__)[settings.__name__]
     schema = settings.model_json_schema()["properties"]
     for name, field in settings.model_fields.items():
@@ -59,13 +59,13 @@ def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
         within = (
             f"{before}{name}.NAME." if get_origin(field.annotation) is dict else f"{before}{name}."
         )
-        # the training and fine-tuning of a policy have the same keys as a recipe's
+        # These sections of a policy have the same keys as those of a recipe.
         if not before or name not in Recipe.model_fields:
             yield from keys_of(groups[0], within)
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """Return the values or the range that a JSON schema allows."""
+    """Return the values, or the range of values, that a JSON schema allows."""
     one = schema.get("anyOf", [schema])[0]
     if "enum" in one:
         return ", ".join(one["enum"])
@@ -73,7 +73,7 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 def recipe_page() -> str:
-    """Return a table of the keys of each section of a recipe."""
+    """Return the page with a table of keys for each section of a recipe."""
     sections = {"": []}
     for key in keys_of(Recipe):
         section, dot, _ = key.name.partition(".")
@@ -90,7 +90,7 @@ def recipe_page() -> str:
 
 
 def commands_page() -> str:
-    """Return what each command does, and a table of its arguments and options."""
+    """Return the page with a description and a table of options for each command."""
     lines = ["# Commands", "", "`maskwise COMMAND --help` shows the same."]
     for name, command in typer.main.get_command(app).commands.items():
         lines += [
@@ -114,7 +114,7 @@ def commands_page() -> str:
 
 
 def names_page() -> str:
-    """Return the docstring of every name that a recipe may use."""
+    """Return the page with the docstring of every name that a recipe may use."""
     lines = [
         "# Names",
         "",
@@ -133,7 +133,7 @@ def names_page() -> str:
 
 
 def _markdown(docstring: str) -> str:
-    """Return a docstring without examples and errors, its sections as items of a list."""
+    """Return a docstring as Markdown, without examples and errors, with arguments as a list."""
     text = re.sub(r"^>>> .*?(?:\n\n|\Z)", "", docstring, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^Raises:\n(?:    .*\n?)+", "", text, flags=re.MULTILINE)
     text = re.sub(
@@ -145,6 +145,6 @@ def _markdown(docstring: str) -> str:
 
 
 def _row(*cells: str) -> str:
-    """Return a row of a table, each cell on one line."""
+    """Return a row of a Markdown table, with each cell on one line."""
     plain = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(plain)} |"

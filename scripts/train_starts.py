@@ -1,11 +1,11 @@
-"""Train a bundled model: `python scripts/train_starts.py encoder|seq2seq [SOURCE]`.
+"""Train a bundled model, in about an hour on one core.
 
-It takes about an hour on one core.
+    python scripts/train_starts.py encoder|seq2seq [SOURCE]
 
-SOURCE has wikipedia_en/ and wikinews_en/ (origins and licences are in the README.md next to the
-model). The recipes are the shipped `general-encoder` and `general-seq2seq`; the result is the
-checkpoint in half precision, which is loaded in single precision. A second run on the same machine,
-with the same number of threads, writes the same bytes.
+SOURCE is a folder with wikipedia_en/ and wikinews_en/. The README.md next to the model lists
+origins and licences. The recipes are `general-encoder` and `general-seq2seq`. The result is a
+checkpoint in half precision, which maskwise loads in single precision. A second run on the same
+machine, with the same number of threads, writes the same bytes.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def main(name: str, source: Path) -> None:
 
 
 def ship(checkpoint: Path, target: Path) -> None:
-    """Write the checkpoint in half precision; the card in `target` is kept."""
+    """Write the checkpoint in half precision, and keep the model card in `target`."""
     load_model(checkpoint, kind=None).half().save_pretrained(target)
-    # transformers loads what config.json names, and training in half precision diverges.
+    # transformers loads weights in the dtype of config.json. Training in half precision diverges.
     config = target / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(target)

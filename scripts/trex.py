@@ -1,16 +1,16 @@
-"""Draw fact worlds of real sentences from T-REx, one for each seed.
+"""Draw fact worlds with real sentences from T-REx, one world for each seed.
 
     python scripts/trex.py TREX.jsonl.gz RELATIONS.jsonl OUT --relations P106 P413 --seeds 0 500 501
 
 Each folder OUT/SEED has
 
 - corpus.jsonl: ``text``, and ``spans``, the positions of the answers to the questions;
-- questions.jsonl: ``question``, ``answers``, ``relation``, ``split``. A subject is in one split, so
-  the sentences about test subjects are only in the corpus;
-- RELATION.jsonl: the same for a relation of the corpus that is not among ``--asked``.
+- questions.jsonl: ``question``, ``answers``, ``relation``, ``split``. All questions about a subject
+  are in one split, so training questions reveal nothing about test subjects;
+- RELATION.jsonl: questions about a relation in the corpus that is not in ``--asked``.
 
-Facts are drawn anew for each seed, equally many of each relation. Answers are one token of the
-tokenizer that a study trains on the corpus. T-REx is CC BY-NC: keep OUT out of the repository.
+Each seed draws new facts, equally many per relation. An answer is a single token of the tokenizer
+that a study trains on the corpus. T-REx is CC BY-NC, so do not add OUT to the repository.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def read_facts(path, relations):
                 start = sentence.index(MASK)
                 text = sentence.replace(MASK, surface)
                 sentences.append((text, [start, start + len(surface)]))
-        # A subject with two answers to one question would be asked for one of them only.
+        # If a subject has two answers to a question, the question is ambiguous.
         key = (relation, subject.lower())
         if relation in relations and sentences and answer.isalpha() and key not in known:
             known.add(key)
@@ -67,7 +67,7 @@ def draw(facts, number, most, rng):
 
 
 def corpus_of(drawn, asked):
-    """Return the sentences with the positions of the answers of the asked relations."""
+    """Return the sentences, and the positions of the answers for the asked relations."""
     spans = {}
     for relation, _, _, sentences in drawn:
         for text, place in sentences:
@@ -78,10 +78,10 @@ def corpus_of(drawn, asked):
 
 
 def world_of(facts, asked, args, seed):
-    """Draw facts until every answer is one token of the tokenizer of their sentences."""
+    """Draw facts until each answer is one token of a tokenizer trained on the drawn sentences."""
     facts = dict(facts)
     while True:
-        # The same stream each time: a fact that goes changes little else.
+        # With the same random numbers each time, removing a fact changes few other facts.
         rng = random.Random(f"trex {seed}")
         drawn = draw(facts, args.facts, args.most, rng)
         spans = corpus_of(drawn, asked)
@@ -98,11 +98,11 @@ def main(arguments=None):
     parser.add_argument("facts_file", metavar="TREX.jsonl.gz", type=Path)
     parser.add_argument("names_file", metavar="RELATIONS.jsonl", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
-    parser.add_argument("--relations", nargs="+", required=True, help="those of the corpus")
-    parser.add_argument("--asked", nargs="+", help="those of the questions; default: all")
+    parser.add_argument("--relations", nargs="+", required=True, help="relations in the corpus")
+    parser.add_argument("--asked", nargs="+", help="relations of questions; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--facts", type=int, default=500)
-    parser.add_argument("--most", type=int, default=45, help="facts to draw from, an answer")
+    parser.add_argument("--most", type=int, default=45, help="maximum facts per answer")
     parser.add_argument("--vocabulary", type=int, default=4096, help="the study's vocab_size")
     args = parser.parse_args(arguments)
 

@@ -1,11 +1,12 @@
-"""Find questions whose answers occur in a corpus: `python scripts/trivia_contexts.py
-QUESTIONS.jsonl CORPUS --out FOLDER`.
+"""Find questions whose answers occur in a corpus.
 
-QUESTIONS (also .gz) has `question` and `answer`, as in OpenTriviaQA; CORPUS is a file or folder of
-texts. For each question, paragraphs are kept that contain its answer and share its rarest words: at
-least two rare ones, because a short answer may occur anywhere. FOLDER/contexts.jsonl has each such
-paragraph once, as a document without questions; FOLDER/questions.jsonl has the questions in train,
-dev and test splits, with all questions about an article in the same split.
+    python scripts/trivia_contexts.py QUESTIONS.jsonl CORPUS --out FOLDER
+
+QUESTIONS (also .gz) has `question` and `answer`, as in OpenTriviaQA. CORPUS is a file or folder of
+texts. A paragraph belongs to a question if the paragraph contains the answer and at least two rare
+words of the question, because a short answer may occur anywhere. FOLDER/contexts.jsonl has each
+such paragraph once, without questions. FOLDER/questions.jsonl has the questions in train, dev and
+test splits. All questions about an article are in the same split.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ NO_ANSWERS = set(FUNCTION_WORDS.split()) | {
     "none of these",
 }
 RARE = 0.002
-"""The largest share of paragraphs that contain a rare word."""
+"""Maximum share of paragraphs that contain a rare word."""
 SHORTEST, LONGEST = 20, 120
-"""Words of a paragraph. Headings are shorter."""
+"""Minimum and maximum number of words in a paragraph. Headings are shorter."""
 
 
 def main(
@@ -61,8 +62,8 @@ def main(
     """Write the contexts and the questions.
 
     Args:
-        rare_words: that a question and its context share.
-        limit: use only the first texts of the corpus, this many.
+        rare_words: the minimum number of rare words that a question and its context share.
+        limit: the maximum number of texts of the corpus.
     """
     rows = read_records(questions_file)
     articles, texts = zip(*paragraphs(corpus, limit), strict=True)
@@ -91,7 +92,7 @@ def words(text: str) -> set[str]:
 
 
 def paragraphs(corpus: str, limit: int | None) -> Iterator[tuple[str, str]]:
-    """The name of every article and one paragraph of it."""
+    """Yield the name of an article and one of its paragraphs, for all paragraphs."""
     for document in read_documents(corpus, limit=limit):
         for text in document.text.split("\n"):
             if SHORTEST <= len(text.split()) <= LONGEST:
@@ -99,7 +100,7 @@ def paragraphs(corpus: str, limit: int | None) -> Iterator[tuple[str, str]]:
 
 
 def split_of(article: str) -> str:
-    """The split of all questions about an article."""
+    """Return the split of all questions about an article."""
     names = list(SPLITS)
     return names[bisect(list(accumulate(SPLITS.values())), text_id(article) / 2**63)]
 

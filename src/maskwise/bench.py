@@ -1,13 +1,13 @@
 """``maskwise bench mask``: the speed of masking on one core, compared with transformers' collator.
 
 The rows come from the bundled sample, tokenised by a small WordPiece tokenizer, in three layouts:
-one document per row; packed rows of five documents; packed rows of sentences of 20 tokens. All
-contestants get the same rows: transformers' collator gets lists of dicts, with character offsets
-for whole words, and maskwise gets tensors.
+one document per row, packed rows of five documents, and packed rows of sentences with 20 tokens.
+All contestants get the same rows. transformers' collator gets lists of dicts, with character
+offsets for whole words; maskwise gets tensors.
 
-Times are CPU seconds on one thread, because wall time on a shared machine also measures other
-processes. Contestants take turns, so that other processes, which share the caches, affect all
-contestants equally. By default, everything is timed three times, and the report shows how much the
+Times are CPU seconds on one thread, because wall time on a shared machine includes other processes.
+Contestants take turns, because other processes share the caches and must affect all contestants
+equally. By default, each contestant is timed in three repetitions. The report shows how much the
 times vary and how busy the machine was.
 """
 
@@ -56,9 +56,9 @@ POLICY_FOR = {
     "ul2": "ul2",
     "permute-sentences": "sentence",
 }
-"""The policy with which a corruption is timed; for all other corruptions, it is ``token``."""
+"""Policy for timing each corruption; other corruptions are timed with ``token``."""
 PROBED = 1_000_000
-"""How many numbers the probe in ``Noise`` sorts."""
+"""Number of floats that the probe in ``Noise`` sorts."""
 DIFFUSION: dict[str, Figures] = {
     "diffusion": {},
     "diffusion, bernoulli": {"budget": "bernoulli"},
@@ -68,22 +68,22 @@ DIFFUSION: dict[str, Figures] = {
 
 
 def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192) -> Figures:
-    """Time every policy and corruption at 32 × 512, and token and whole-word in other shapes too.
+    """Time every policy and corruption at 32 × 512, and token and whole-word in other shapes.
 
     Args:
-        batches: the number of batches timed per contestant and repetition (a tenth for long rows).
-        repetitions: how often everything is timed.
-        vocab_size: the vocabulary size of the WordPiece tokenizer that is trained.
+        batches: the number of timed batches per contestant and repetition (a tenth for long rows).
+        repetitions: the number of times that each contestant is timed.
+        vocab_size: the vocabulary size of the WordPiece tokenizer, which is trained on the sample.
 
     Returns:
-        ``results``, one dict per contestant: ``name``, ``layout``, ``rows``, ``length``,
-        ``milliseconds`` (CPU time per batch: each repetition has a median over batches, and this is
-        the median of these medians), ``spread`` (the range of these medians, divided by their
-        median), ``tokens_per_second``, ``times_random`` and ``times_whole_word`` (the speed
-        relative to transformers' random and whole-word masking); ``repetitions``, ``noise`` (see
-        ``Noise``), and ``hardware``.
+        A dict with ``results``, ``repetitions``, ``noise`` (see ``Noise``) and ``hardware``.
+        ``results`` has one dict per contestant and shape: ``name``, ``layout``, ``rows``,
+        ``length``, ``milliseconds`` (CPU time per batch: the median over repetitions of the median
+        over batches), ``spread`` (the range of the repetitions' medians, divided by
+        ``milliseconds``), ``tokens_per_second``, ``times_random`` and ``times_whole_word`` (speed
+        relative to transformers' random and whole-word masking).
     """
-    # A data loader's workers have one thread too.
+    # One thread, as in a worker of a data loader.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -125,14 +125,14 @@ class Shape(NamedTuple):
 
 
 Timed = dict[tuple[str, Shape], list[float]]
-"""For each contestant, the seconds per batch in every repetition."""
+"""Seconds per batch in each repetition, keyed by contestant and shape."""
 
 
 class Sample:
-    """The bundled sample as batches of any shape, with made-up layers for every policy.
+    """The bundled sample as batches of any shape, with synthetic layers for every policy.
 
     Args:
-        vocab_size: the vocabulary size of the WordPiece tokenizer that is trained.
+        vocab_size: the vocabulary size of the WordPiece tokenizer, which is trained on the sample.
     """
 
     def __init__(self, vocab_size: int):
@@ -144,20 +144,20 @@ class Sample:
         first = 0
         for tokens in tokenise(documents, self.tokenizer, batch_size=1):
             word_ids = tokens.columns["word_ids"]
-            # A row may hold several documents, so word numbers must differ between documents.
+            # A row may contain several documents, so no two documents may share word numbers.
             numbered = np.where(word_ids >= 0, word_ids + first, -1)
             first = int(numbered.max(initial=first)) + 1
             ids.append(tokens.columns["input_ids"])
             words.append(numbered)
         self.ids = np.concatenate(ids).astype(np.int64)
         self.words = np.concatenate(words).astype(np.int64)
-        # The corruption t5 needs sentinels, and ul2 also needs mode tokens.
+        # The corruption t5 needs sentinels; ul2 needs sentinels and mode tokens.
         sentinels = [f"<extra_id_{number}>" for number in range(120)]
         names = [*sentinels, "[R]", "[S]", "[X]"]
         self.tokenizer.add_special_tokens({"additional_special_tokens": names})
 
     def batches(self, rows: int, length: int, layout: str) -> list[dict[str, Tensor]]:
-        """Return the whole sample in batches with the given layout, with [SEP] after each piece."""
+        """Return the whole sample in batches of one shape, with [SEP] at the end of each piece."""
         room = length - 2
         count = len(self.ids) // (rows * room)
         # [CLS] and [SEP] are written over the padding below.
@@ -175,7 +175,7 @@ class Sample:
         layers = {
             "input_ids": ids,
             "word_ids": word,
-            # The values of the following layers do not affect the time.
+            # The values of these layers are arbitrary, because they do not affect the time.
             "sentence": np.where(word >= 0, word // 20, -1),
             "salient": np.where(word % 10 < 2, word // 10, -1),
             "phrase": np.where(word % 6 < 3, word // 6, -1),
@@ -189,7 +189,7 @@ class Sample:
             batch = {name: torch.from_numpy(values[number]) for name, values in layers.items()}
             example = np.arange(number * rows, (number + 1) * rows)
             if layout != "documents":
-                # Each piece of a packed row is an example, whose budget is rounded separately.
+                # In a packed row, each piece is an example with its own masking budget.
                 example = example[:, None] * length + pieces
             batch["example_id"] = torch.from_numpy(example)
             batches.append(batch)
@@ -212,7 +212,7 @@ def _maskers(vocabulary: Vocabulary) -> dict[str, Masker]:
 def _contest(
     timed: Timed, sample: Sample, maskers: dict[str, Masker], number: int, shape: Shape
 ) -> None:
-    """Time the maskers and transformers' collator once more on batches of one shape."""
+    """Time the maskers and transformers' collator for one repetition, on batches of one shape."""
     batches = sample.batches(*shape)
     calls = _peers(sample, batches)
     for name, masker in maskers.items():
@@ -223,7 +223,7 @@ def _contest(
 
 
 def _results(timed: Timed) -> list[Figures]:
-    """Summarise the repetitions, contestant by contestant."""
+    """Summarise the repetitions of each contestant and shape."""
     results = []
     for (name, shape), seconds in timed.items():
         spent = median(seconds)
@@ -242,14 +242,14 @@ def _results(timed: Timed) -> list[Figures]:
 
 
 def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
-    # Every call gets a different (batch, epoch); otherwise the CPU could learn to predict branches.
+    # Every call has a new (batch, epoch). With repeated masks, the CPU could predict branches.
     return masker(batches[number % len(batches)], epoch=number // len(batches))
 
 
 def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callable[[int], Any]]:
     plain = DataCollatorForLanguageModeling(sample.tokenizer, mlm_probability=RATIO)
     with warnings.catch_warnings():
-        # transformers warns that, with whole words, every selected token becomes [MASK].
+        # transformers warns that whole-word masking replaces all selected tokens with [MASK].
         warnings.simplefilter("ignore")
         whole = DataCollatorForLanguageModeling(
             sample.tokenizer, mlm_probability=RATIO, whole_word_mask=True
@@ -260,7 +260,7 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callab
         ids, words = batch["input_ids"], batch["word_ids"]
         starts = torch.ones_like(words)
         starts[:, 1:] = (words[:, 1:] != words[:, :-1]).long()
-        # transformers finds the boundaries of words at gaps between offsets.
+        # transformers finds word boundaries at gaps between offsets.
         end = torch.arange(1, words.shape[1] + 1) + starts.cumsum(1)
         offsets = torch.stack((end - 1, end), 2) * (words >= 0)[..., None]
         bare.append([{"input_ids": row} for row in ids.tolist()])
@@ -291,16 +291,15 @@ def in_turn(
     """Return the median CPU seconds per call of each contestant.
 
     Args:
-        contestants: the functions, keyed by name; they are called with the numbers 0, 1, ….
+        contestants: functions keyed by name. A function is called with the numbers 0, 1, ….
         batches: the number of timed calls per contestant.
-        check: a function that is called with (name, number, result) for every timed call; it is not
-            timed itself.
-        turn: the number of timed calls in a contestant's turn, which begins with an untimed call.
+        check: a function of (name, number, result) that is called after a turn for each timed call.
+        turn: the number of timed calls in a turn. A turn begins with an untimed call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for first in range(0, batches, turn):
         for name, call in contestants.items():
-            # Refill the caches, which hold the previous contestant's data.
+            # Warm up: the caches have the data of the previous contestant.
             call(first)
             results = []
             for number in range(first, min(first + turn, batches)):
@@ -315,9 +314,9 @@ def in_turn(
 
 
 class Noise:
-    """Measures how busy the machine is with other work during a benchmark.
+    """Measures how busy other processes keep the machine during a benchmark.
 
-    The probe is a fixed piece of work, which always takes the same time on an idle machine.
+    The probe sorts a fixed array, which takes a constant time on an idle machine.
 
     >>> noise = Noise()
     >>> for repetition in range(3):
@@ -330,18 +329,18 @@ class Noise:
         self.numbers = np.random.default_rng(0).random(PROBED)
         self.before = _load()
         self.milliseconds: list[float] = []
-        # The first call is always slower, so it is not timed.
+        # The first call is slower than all others, so this call is not timed.
         np.sort(self.numbers)
 
     def probe(self) -> None:
-        """Time the probe once, in wall time."""
+        """Run the probe and record its wall time."""
         began = time.perf_counter()
         for _ in range(3):
             np.sort(self.numbers)
         self.milliseconds.append(round(1e3 * (time.perf_counter() - began), 2))
 
     def report(self) -> dict[str, object]:
-        """Return load averages (for the last minute), the probe's times, and how much they vary."""
+        """Return load averages of one minute, the times of the probe, and their spread."""
         return {
             "load_before": self.before,
             "load_after": _load(),
@@ -351,7 +350,7 @@ class Noise:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return the range of repeated measurements relative to their median.
+    """Return the range of repeated measurements, divided by the median.
 
     >>> spread([10.0, 11.0, 12.0])
     0.182
@@ -360,14 +359,14 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _load() -> float | None:
-    """Return the load average for the last minute; None if it is unknown, as on Windows."""
+    """Return the load average of the last minute, or None if unknown, as on Windows."""
     if not hasattr(os, "getloadavg"):
         return None
     return round(os.getloadavg()[0], 2)
 
 
 def surroundings(packages: Sequence[str]) -> dict[str, object]:
-    """Return the processor, threads, versions and date, on which measurements depend."""
+    """Return facts that measurements depend on: processor, threads, versions and date."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "processor": cpu_name(),
@@ -381,7 +380,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, object]:
 
 
 def render_mask(result: Figures) -> RenderableType:
-    """Draw the result of ``bench_mask`` as a table."""
+    """Format the result of ``bench_mask`` as a table."""
     hardware = result["hardware"]
     title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
     noise = result["noise"]

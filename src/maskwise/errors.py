@@ -1,7 +1,7 @@
-"""Errors that a user can correct, and checks and phrases for messages.
+"""Errors that a user can correct, checks of arguments, and helpers for messages.
 
-Every message is one line: *what* is wrong, what we *got*, what is *allowed*, what to *do*. The
-command line prints it and exits with code 2. Bugs in maskwise itself raise ``AssertionError``.
+An error message is one line: *what* is wrong, what we *got*, what is *allowed*, what to *do*. The
+command line prints the message and exits with code 2. Bugs in maskwise raise ``AssertionError``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 LONGEST = 400
-"""The largest number of characters in each part of an error message."""
+"""Maximum number of characters in each part of an error message."""
 
 
 EXTRAS = {
@@ -27,14 +27,14 @@ EXTRAS = {
     "peft": "lora",
     "maskwise_data": "data",
 }
-"""Libraries that only some users need, each with the extra of maskwise that installs it."""
+"""Optional libraries → the extra of maskwise that installs the library."""
 
 CHECKOUT = Path(__file__).parents[2] / "packages" / "maskwise-data"
-"""The distribution maskwise-data in a checkout of the project."""
+"""Folder of the package maskwise-data in a checkout of the project."""
 
 
 class MaskwiseError(ValueError):
-    """Bad input, such as a recipe, a file, a layer or an argument. The message is one line.
+    """An error in the user's input: a recipe, a file, a layer or an argument.
 
     >>> print(MaskwiseError("a ratio is a share", got=1.5, allowed="0 to 1", do="write 0.15"))
     a ratio is a share; got 1.5; allowed: 0 to 1; write 0.15
@@ -45,8 +45,7 @@ class MaskwiseError(ValueError):
         allowed: the values that are valid.
         do: how to correct the mistake.
 
-    The message shortens long attributes in their middle, because it quotes file names, labels and
-    arguments of any length.
+    The message is one line. Long attributes, such as file names, are shortened in the middle.
     """
 
     def __init__(
@@ -69,14 +68,14 @@ class MaskwiseError(ValueError):
 def unknown_name(
     kind: str, name: object, known: Iterable[str], *, do: str | None = None
 ) -> MaskwiseError:
-    """Build the error for a name that is not in a table; it suggests the most similar known name.
+    """Return an error about an unknown name, which suggests the most similar known name.
 
     >>> print(unknown_name("recipe", "quickstart", ["ptw", "quick-start"], do="or name a file"))
     unknown recipe 'quickstart'; allowed: ptw, quick-start; did you mean 'quick-start'? or name a
     file
     """
     names = sorted(known)
-    # Comparing takes time quadratic in the length, and a user may have pasted a whole file.
+    # Comparing takes quadratic time, and a user may have pasted a whole file.
     near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=0.5)
     if near:
         hint = f"did you mean {near[0]!r}?"
@@ -86,32 +85,33 @@ def unknown_name(
 
 
 def require_known(setting: str, name: str, known: Collection[str]) -> None:
-    """Raise unless ``name`` is one of the known names."""
+    """Raise a `MaskwiseError` if ``name`` is not one of the known names."""
     if name not in known:
         raise unknown_name(setting, name, known)
 
 
 def install_command(module: str) -> str | None:
-    """Return the command that installs an optional library, which is a key in `EXTRAS`.
+    """Return the command that installs an optional library, or None if it is installed.
 
-    None if the library is installed.
+    Args:
+        module: the library, a key of `EXTRAS`.
     """
     if find_spec(module):
         return None
     if module != "maskwise_data":
         return f"pip install 'maskwise[{EXTRAS[module]}]'"
-    # A checkout contains the data that match its code.
+    # In a checkout, the data must match the code, so they are installed from there.
     if CHECKOUT.is_dir():
         return f"pip install -e {CHECKOUT}"
     return "pip install maskwise-data"
 
 
 def require_library(module: str, *, use: str) -> None:
-    """Raise an error unless an optional library is installed. Call this before work starts.
+    """Raise a `MaskwiseError` if an optional library is missing. Call this before any work.
 
     Args:
-        module: the library, a key in `EXTRAS`.
-        use: what needs the library, such as "the metric rouge-1".
+        module: the library, a key of `EXTRAS`.
+        use: the feature that needs the library, such as "the metric rouge-1".
     """
     command = install_command(module)
     if command:
@@ -126,14 +126,13 @@ def whole_number(
     most: float = math.inf,
     do: str | None = None,
 ) -> int:
-    """Return a whole number from ``least`` to ``most``, of Python or numpy, as an int.
+    """Return ``value`` as an int if it is a whole number from ``least`` to ``most``.
 
     >>> whole_number("step", 3, least=0)
     3
 
     Raises:
-        MaskwiseError: any other value. Bools are refused, floats are not rounded, and text is not
-            parsed.
+        MaskwiseError: any other value, including bools, floats and text.
     """
     return int(_checked(Integral, "a whole number", name, value, least, most, do))
 
@@ -141,7 +140,7 @@ def whole_number(
 def finite_number(
     name: str, value: object, *, least: float = -math.inf, most: float = math.inf
 ) -> int | float:
-    """Return a finite number from ``least`` to ``most`` as an int or a float.
+    """Return ``value`` as an int or a float if it is a finite number from ``least`` to ``most``.
 
     Raises:
         MaskwiseError: any other value, including bools and NaN.
@@ -158,9 +157,9 @@ def _checked(
     most: float,
     do: str | None = None,
 ) -> int | float:
-    # True is an Integral, but where a number is expected, it is a mistake.
+    # In Python, True is an Integral. A user who gives True instead of a number made a mistake.
     if isinstance(value, kind) and not isinstance(value, bool):
-        # An integer may be too large for a float.
+        # Integers stay ints, because an int may be too large for a float.
         number = int(value) if isinstance(value, Integral) else float(value)
         if least <= number <= most and number not in (math.inf, -math.inf):
             return number
@@ -172,13 +171,13 @@ def _checked(
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's message (the rest is advice), or the error's type."""
+    """Return the first line of an error's message, or the error's type if there is no message."""
     message = str(error).strip() or type(error).__name__
     return message.splitlines()[0]
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """Return counts of reasons, the most frequent first: "3 × no label, 1 × no text"."""
+    """Format counts of reasons, most frequent first: "3 × no label, 1 × no text"."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
@@ -205,7 +204,7 @@ def duration(seconds: float | None) -> str:
 
 
 def shortened(value: object, limit: int = LONGEST) -> str:
-    """Show a value on one line of an error; the middle of a long value is left out.
+    """Format a value on one line of at most ``limit`` characters; omit the middle if it is longer.
 
     >>> shortened("a" * 500 + " is not in the table", 40)
     'aaaaaaaaaaaaaaaaaaaaa … not in the table'
@@ -218,6 +217,6 @@ def shortened(value: object, limit: int = LONGEST) -> str:
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
-    # Both ends are kept, because file names and values differ most there.
+    # Both ends stay, because the ends of file names and values distinguish them best.
     end = 2 * limit // 5
     return f"{text[: limit - end - 3]} … {text[-end:]}"

@@ -1,8 +1,8 @@
-"""Types for the files of a study, which docs/files.md describes.
+"""Types of the files of a study; docs/files.md describes the files.
 
-The study writes ``study.json`` and ``records.jsonl``, the verdicts write ``summary.json``, and the
-report and the commands read all three. Every type is a ``TypedDict``: plain JSON at run time,
-checked by mypy.
+A study writes ``study.json``, ``records.jsonl`` and, with the verdicts, ``summary.json``. The
+report and the commands read all three. Every type is a ``TypedDict``: mypy checks it, and at run
+time it is plain JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 2
-"""The version of the verdict rules; summaries without a version were written by earlier rules."""
+"""Version of the verdict rules. Summaries without a version follow earlier rules."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
@@ -23,15 +23,15 @@ class ArmFacts(TypedDict):
     ratio: str
     overrides: dict[str, object]
     units: NotRequired[str]
-    """The value of a ``maskwise.masking.UnitKind``. Files written by hand may omit this key; the
-    policy is then used instead."""
+    """Masking units, a value of ``maskwise.masking.UnitKind``. If a file written by hand lacks this
+    key, the policy stands for the units."""
     setting: NotRequired[dict[str, object]]
-    """The settings that a search chose, by dotted name."""
+    """Settings that a search chose, keyed by dotted name."""
     judged_on: NotRequired[list[str]]
-    """The held-out masks that suit the arm's policy, and on which the arm is evaluated."""
+    """Held-out masks on which the arm is evaluated; they suit the policy of the arm."""
     tokenizer: NotRequired[str]
     runs: NotRequired[dict[str, str]]
-    """For each seed, the folder of the pre-training run."""
+    """Folders of the pre-training runs, keyed by seed."""
     sampler: NotRequired[str]
 
 
@@ -43,19 +43,18 @@ class TaskFacts(TypedDict, total=False):
     classes: int
     test_items: int
     test_texts: str
-    """A hash of the test texts: if two tasks have the same texts, their scores have correlated
-    errors."""
+    """Hash of the test texts. Scores of two tasks with the same texts have correlated errors."""
     majority: float | None
-    """The score that guessing gets; see ``tasks.Task.majority``."""
+    """Score of the best guess that ignores the text; see ``tasks.Task.majority``."""
     notes: list[str]
     skipped: dict[str, int]
-    """The number of skipped rows, keyed by "split: reason"."""
+    """Number of skipped rows, keyed by "split: reason"."""
     higher_is_better: bool
     """Present only if false."""
 
 
 class Matching(TypedDict):
-    """The quantity by which arms are matched to the baseline, and the planned cost of each arm."""
+    """The quantity in which all arms are equal, such as steps, and the planned costs of arms."""
 
     by: str | None
     arms: dict[str, dict[str, float]]
@@ -66,25 +65,25 @@ class Search(TypedDict, total=False):
     own: object
     by: str | None
     seeds: list[int]
-    """In older files: the seeds that chose one setting for all runs of an arm."""
+    """Only in older files: the seeds of the runs that chose one setting for all runs of an arm."""
 
 
 class Gate(TypedDict):
-    """A positive control: a contrast that must be decided before others are tested (``closes``)."""
+    """A positive control: the contrasts ``closes`` are tested only if ``contrast`` is decided."""
 
     contrast: tuple[str, str]
     closes: list[tuple[str, str]]
 
 
 class Look(TypedDict):
-    """An earlier verdict of a study, with its runs, seeds, contrasts and planned looks."""
+    """An earlier verdict of the study: its runs, seeds, number of contrasts, and planned looks."""
 
     runs: int
     seeds: list[int]
     contrasts: int
     looks: list[int] | None
     settings_changed: NotRequired[bool]
-    """Present, and true, only if the contrasts or a verdict rule (``study.records``) differed."""
+    """Present, and true, only if the contrasts or a verdict rule were different."""
 
 
 class Study(TypedDict, total=False):
@@ -106,7 +105,7 @@ class Study(TypedDict, total=False):
     tasks: dict[str, TaskFacts]
     contrasts: list[tuple[str, str]]
     outcome: NotRequired[str | None]
-    """The outcome that decides, if the recipe names an outcome."""
+    """Primary outcome, if the recipe names one."""
     match: Matching | None
     companions: list[float]
     margin: NotRequired[float | None]
@@ -115,48 +114,48 @@ class Study(TypedDict, total=False):
     helps: NotRequired[float]
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
-    """The two arms whose difference counts as the whole gain (``study.share``)."""
+    """The arm with the whole gain, and the baseline of all gains (``study.share``)."""
     gate: NotRequired[Gate | tuple[str, str] | None]
-    """Older files contain only the pair, which is then also one of the contrasts."""
+    """In older files, a pair of arms, which is also one of the contrasts."""
     pending: NotRequired[list[int]]
-    """The seeds of compared runs that have not run yet; present only if there are any."""
+    """Seeds of planned runs that are missing; present only if there are any."""
     learned: NotRequired[dict[str, str]]
-    """For each arm, the task from which its policy was learned; only in studies of transfer."""
+    """Task from which the policy of each arm was learned; only in studies of transfer."""
 
 
 class Candidate(TypedDict):
-    """A point of a searched grid."""
+    """A point of the grid of a search."""
 
     setting: dict[str, object]
     score: float | None
-    """The mean over outcomes, each standardised over the grid; None if the run failed."""
+    """Mean over outcomes, each standardised over the grid; None if the run failed."""
     mean: NotRequired[float | None]
-    """The score in older files."""
+    """The same as ``score``, in older files."""
     scores: dict[str, float] | None
-    """The score of each outcome; higher is better. Older files contain a list of such dicts, with
-    one dict per seed."""
+    """Score of each outcome; higher is better. In older files, a list of such dicts, one per
+    seed."""
 
 
 class Record(TypedDict, total=False):
-    """The keys of records.jsonl that are read; docs/files.md lists all keys of each ``kind``."""
+    """A line of records.jsonl, with the keys that maskwise reads; docs/files.md lists all keys."""
 
     kind: str
     arm: str
     seed: int
     fraction: float
-    """The length of a companion run, as a share of the steps; absent in full runs."""
+    """Length of a companion run, as a share of the steps; absent in full runs."""
     task: str
     metric: str
     score: float
     majority: float | None
-    """The score that guessing gets, for tasks that are answered in words."""
+    """Score of the best guess that ignores the text, for tasks with free-text answers."""
     item_error: float
-    """The standard error of the score over test items, from resampled sentences and documents."""
+    """Standard error of the score over test items, from resampled sentences and documents."""
     item_sd: float
-    """The standard deviation of the items' scores, for tasks that are answered in words."""
+    """Standard deviation of the scores of items, for tasks with free-text answers."""
     dev: list[float | None]
     others: dict[str, float]
-    """Further metrics on the same items, such as macro-f1 in addition to accuracy."""
+    """Scores in further metrics on the same items, such as macro-f1 in addition to accuracy."""
     masks: str
     ratio: float
     loss: float
@@ -173,20 +172,20 @@ class Record(TypedDict, total=False):
     error: str
     by: str
     search_seed: int
-    """The seed of the search runs; ``seed`` is the seed of the compared run."""
+    """Seed of the search runs; ``seed`` is the seed of the compared run."""
     chosen: dict[str, object] | None
     candidates: list[Candidate]
     tied: bool
     """Whether all points of the grid have the same scores."""
     role: str
-    """"gate": a run at the settings as written, for the gate of a study with a search."""
+    """"gate" for a run at the settings in the recipe, for the gate of a study with a search."""
     corpus: str
     overlapping: int
     standing: int
-    """How many items have a correct answer that occurs in the corpus."""
+    """Number of items with a correct answer that occurs in the corpus."""
     occurrences: int
-    """How often correct answers occur in the masked rows. In ``whole`` of these occurrences, all
-    tokens of the answer were masked; in ``part`` of them, only some tokens were."""
+    """Number of occurrences of correct answers in the masked rows. All tokens of the answer were
+    masked in ``whole`` of these occurrences, and some tokens in ``part`` of these occurrences."""
     whole: int
     part: int
 
@@ -197,7 +196,7 @@ class Ends(TypedDict):
 
 
 class Estimate(TypedDict):
-    """A mean difference with its interval; values are None if there are too few runs."""
+    """A mean difference and its interval; a value is None if there are too few runs."""
 
     mean: float | None
     low: float | None
@@ -205,8 +204,8 @@ class Estimate(TypedDict):
 
 
 class Compute(TypedDict):
-    """The matched quantity, whether the arms match in it, and the arm's costs divided by the
-    baseline's."""
+    """The matched quantity, whether it is equal in both arms, and the ratios of the arm's costs to
+    the baseline's costs."""
 
     by: str | None
     matched: bool
@@ -214,22 +213,22 @@ class Compute(TypedDict):
 
 
 class Detectable(TypedDict):
-    """The smallest difference that ``runs`` runs detect with probability .8, in scores or in the
-    row's unit."""
+    """The smallest difference that ``runs`` runs detect with probability .8, in plain scores or in
+    the unit of the row."""
 
     runs: int
     difference: float
 
 
 class Equivalence(Ends):
-    """An interval within the margin of a study, in plain scores or nats, with its confidence."""
+    """An interval inside the margin of the study, in plain scores or nats, and its confidence."""
 
     margin: float
     confidence: float
 
 
 class RaisedFlag(TypedDict):
-    """A problem that makes a row not comparable, caps its verdict at *open*, or is only noted."""
+    """A problem of a row, which makes it *not comparable*, *open* at most, or is only noted."""
 
     code: str
     effect: Effect
@@ -245,23 +244,23 @@ class Contrast(Estimate):
     outcome: str
     primary: bool
     gate: NotRequired[bool]
-    """Present only if true: the contrasts that this gate closes wait until it is decided."""
+    """Present only if true: other contrasts are tested only after this contrast is decided."""
     n: int
     higher_is_better: bool
     unit: str
     metric: str | None
     natural: NotRequired[Estimate]
-    """The same estimate in plain scores, for the outcome "tasks" only."""
+    """The estimate in plain scores, only for the outcome "tasks"."""
     compute: Compute
     items: Ends | None
     p: float | None
     p_adjusted: float | None
     verdict: Verdict | None
-    """None for secondary rows, unless they are not comparable."""
+    """None for a secondary row, unless it is not comparable."""
     better: Literal["arm", "baseline"] | None
-    """The side that is better according to a *decided* verdict."""
+    """The better side, if the verdict is *decided*."""
     scope: str
-    """Whether the verdict holds only "at these settings", or each arm was tuned."""
+    """Whether the verdict holds "at these settings" only, or for tuned arms."""
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
     runs_to_decide: int | None
@@ -271,7 +270,7 @@ class Contrast(Estimate):
 
 
 class Point(TypedDict, total=False):
-    """The compute of a run of any length, and its score on each outcome."""
+    """The compute of a full or companion run, and the run's score on each outcome."""
 
     arm: str
     seed: int
@@ -284,7 +283,7 @@ class Point(TypedDict, total=False):
 
 
 class TransferCell(Estimate):
-    """The gain over the baseline on ``task`` of a policy that was learned from ``learned_from``."""
+    """The gain over the baseline on ``task``, with a policy learned from ``learned_from``."""
 
     arm: str
     learned_from: str
@@ -295,10 +294,10 @@ class TransferCell(Estimate):
 class GainShare(TypedDict):
     """The gain of an arm over the ``baseline`` as a share of the gain of the ``best`` arm.
 
-    In ``failed`` of ``n`` pairs of runs, the arm learned nothing; ``failed_low`` and
+    In ``failed`` of ``n`` pairs of runs, the arm learned nothing. ``failed_low`` and
     ``failed_high`` are the ends of an exact interval for this failure rate. ``share`` and its 95 %
-    interval are estimated from the other runs; they are None if there are no other runs, or if the
-    arms cannot be compared.
+    interval are estimated from the other runs, and are None if there are no other runs or the arms
+    cannot be compared.
     """
 
     arm: str
@@ -317,26 +316,26 @@ class GainShare(TypedDict):
 
 class TaskUse(TypedDict):
     """The share of runs in which pre-training helps on a task (None if unknown), and whether the
-    task counts."""
+    task counts in the outcome "tasks"."""
 
     helped: float | None
     counted: bool
 
 
 class ArmSummary(TypedDict):
-    """An arm's results; for each outcome, ``scores`` has a score per seed, None if it failed."""
+    """The results of an arm. ``scores`` has a score per seed, or None, keyed by outcome."""
 
     units: str
     gap_nats: float | None
-    """The unigram loss minus the arm's loss, on masks of its own policy."""
+    """Unigram loss minus loss of the arm, in nats, on masks of the arm's policy."""
     failures: int
     compute: dict[str, float]
     scores: dict[str, list[float | None]]
 
 
 class Planned(TypedDict):
-    """The number of runs of each arm, the number of contrasts without the gate, and the probability
-    of deciding a true difference of 1 and of 1.5 SDs of paired differences."""
+    """The number of runs of each arm, the number of contrasts without the gate, and the power to
+    decide a true difference of 1 and of 1.5 SDs of paired differences."""
 
     runs: int
     contrasts: int
@@ -346,7 +345,7 @@ class Planned(TypedDict):
 
 
 class Pending(TypedDict):
-    """How many runs of each arm are planned, and how many of them are done."""
+    """The numbers of planned and of finished runs of each arm."""
 
     planned: int
     done: int
@@ -360,10 +359,10 @@ class Summary(TypedDict):
     """summary.json."""
 
     rules: NotRequired[int]
-    """The version ``RULES``; absent in summaries of earlier rules."""
+    """Version of the verdict rules (``RULES``); absent in summaries of earlier rules."""
     planned: NotRequired[Planned]
     pending: NotRequired[Pending | None]
-    """Present while planned runs are missing; nothing is tested until they are done."""
+    """Present while planned runs are missing. Nothing is tested until all runs are finished."""
     baseline: str
     matched_by: str | None
     arms: dict[str, ArmSummary]

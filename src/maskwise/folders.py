@@ -1,8 +1,8 @@
-"""Atomic writes, manifests, locks, JSON lines, and the search for recipes.
+"""Files and folders: atomic writes, manifests, locks, JSON lines, and paths of recipes.
 
-Files are written under a temporary name and then renamed, so an interruption leaves either the old
-or the new content. A manifest (``write_folder``) lists the hashes of a folder's files; hashing
-takes about a second per gigabyte.
+Files are written under a temporary name and then renamed, so after an interruption a file has
+either its old or its new content. A manifest (``write_folder``) lists the hashes of all files in a
+folder. Hashing takes about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from maskwise.specs import split_options
 MANIFEST = "manifest.json"
 CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""The errors that file systems without locks raise."""
+"""Error numbers on file systems without locks."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
-"""Name, modification time in nanoseconds, and size of each file, to notice changes."""
+"""Name, modification time in nanoseconds, and size of each file, compared to detect changes."""
 RELEASE_SECONDS = 0.2
-"""How long to retry a lock, since another process may just be removing the lock file."""
+"""Time to retry a lock, because another process may be removing the lock file."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
-"""How long to wait for files from a different machine, and for files from rank 0."""
+"""Time to wait for files from another machine, and for files from rank 0."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors that occur while writing to ``path`` into errors of one line.
+    """Turn errors while writing to ``path`` into one-line errors.
 
     Raises:
         MaskwiseError: the disk is full, or the folder is missing or read-only.
@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
         got = str(error)
         if isinstance(error, OSError):
             got = error.strerror or got
-        # If the disk is full, safetensors and tokenizers raise Rust errors.
+        # On a full disk, safetensors and tokenizers raise Rust errors, not OSErrors.
         elif "(os error " not in got:
             raise
         do = "free disk space, or give a writable folder; finished work is kept"
@@ -64,7 +64,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         MaskwiseError: the file cannot be written.
     """
-    # A rename is atomic only within one file system, so the partial file is in the same folder.
+    # A rename is atomic only within a file system, so the partial file is in the same folder.
     partial = _partial(path)
     with writing(path):
         try:
@@ -81,7 +81,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Replace infinite numbers and NaN with None, because JSON has no such numbers.
+    """Replace infinite numbers and NaN with None, because JSON has neither.
 
     >>> finite({"score": float("nan"), "dev": [0.5]})
     {'score': None, 'dev': [0.5]}
@@ -101,20 +101,20 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read the JSON object in a file; None if the file is missing or damaged."""
+    """Return the JSON object in a file, or None if the file is missing or damaged."""
     try:
         value = json.loads(path.read_bytes())
-    # Damaged files may nest brackets too deeply for the parser.
+    # In a damaged file, brackets may be nested too deeply for the parser.
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a file of JSON lines; nothing if the file is missing."""
+    """Yield the JSON objects in a file of JSON lines; yield nothing if the file is missing."""
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
-            # After a power failure, a line may be incomplete; it is skipped.
+            # Skip incomplete lines, which a power failure may leave.
             with suppress(ValueError, RecursionError):
                 value = json.loads(line)
                 if isinstance(value, dict):
@@ -122,13 +122,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Write a folder with its manifest under a temporary name, then rename it.
+    """Write a folder and its manifest under a temporary name, then rename the folder.
 
-    An existing folder of that name is replaced. Content can be lost only if the process is killed
-    between removing the old folder and renaming the new one.
+    An existing folder is replaced. Content can be lost only if the process is killed between the
+    removal of the old folder and the renaming of the new folder.
 
     Args:
-        fill: a function that writes the files into the folder that it is given.
+        folder: the folder to write.
+        fill: a function that writes the files into the temporary folder.
 
     Raises:
         MaskwiseError: the folder cannot be written.
@@ -141,11 +142,11 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
             fill(partial)
             hashes = {}
             for path in sorted(partial.rglob("*")):
-                # A card is not hashed because people may edit it.
+                # Cards are not hashed, because users may edit them.
                 if path.is_file() and path.name != CARD:
                     hashes[str(path.relative_to(partial))] = file_hash(path)
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-            # A folder cannot be renamed to the name of a folder that is not empty.
+            # `rename` fails if the target is a folder with files.
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -154,10 +155,10 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
-    """Describe the damage to a folder that ``write_folder`` wrote; None if no file has changed.
+    """Compare a folder with its manifest; return a description of the damage, or None.
 
     Args:
-        weights: whether to hash ``*.safetensors`` too.
+        weights: whether to also hash ``*.safetensors``, which may be large.
     """
     hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
     if not isinstance(hashes, dict):
@@ -174,15 +175,15 @@ def damage(folder: Path, *, weights: bool = True) -> str | None:
 
 
 def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
-    """Refuse a damaged folder.
+    """Raise an error if a folder is damaged. Folders without a manifest are accepted.
 
     Args:
-        weights: whether to check the hashes of ``*.safetensors`` too.
+        weights: whether to also check the hashes of ``*.safetensors``.
 
     Raises:
         MaskwiseError: a file has changed since the manifest was written.
     """
-    # Folders from the hub have no manifest.
+    # Models from the hub have no manifest.
     if not (folder / MANIFEST).exists():
         return
     wrong = damage(folder, weights=weights)
@@ -192,13 +193,13 @@ def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_state(path: Path) -> FilesState:
-    """Return name, modification time and size of a file, or of each file in a folder."""
+    """Return the name, modification time and size of a file, or of each file in a folder."""
     path = path.absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     state = []
@@ -217,9 +218,10 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
     nothing is locked.
 
     Args:
-        what: how the second process's error begins, such as "another study runs in".
+        folder: the folder; it is created if necessary.
+        what: the beginning of the error message, such as "another study runs in".
         lock: the name of the lock file in the folder.
-        stays: whether the lock file is kept at the end.
+        stays: whether to keep the lock file at the end.
 
     Raises:
         MaskwiseError: another process holds the lock, or the folder cannot be written.
@@ -236,7 +238,7 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
                 holder = path.read_text() or None
             do = "wait for it, or give another folder"
             raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
-    # Only a second process's error quotes this text, so it may be missing if the disk is full.
+    # The text is only for the error message in other processes, so a full disk is no problem.
     with suppress(OSError):
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
@@ -249,12 +251,13 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
 
 @contextmanager
 def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
-    """Claim the folder of a run; a new folder is removed again if the run fails before any work.
+    """Lock the folder of a run; remove a new folder if the run fails before any work is done.
 
     Args:
+        out: the folder.
         what: as for ``claim``.
         lock: the path of the lock file in the folder.
-        work: a pattern that matches files in the folder only if some work was done.
+        work: a pattern of files that exist only after some work was done.
     """
     new = not out.is_dir() or not any(out.iterdir())
     path = out / lock
@@ -268,10 +271,10 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
 
 
 def locked(path: Path, *, wait: float) -> FileLock:
-    """Acquire the lock of a file; on a file system without locks, nothing is locked.
+    """Acquire a lock file and return the lock. On a file system without locks, nothing is locked.
 
     Args:
-        wait: seconds to wait for another process; if negative, there is no limit.
+        wait: seconds to wait for another process; negative for no limit.
 
     Raises:
         Timeout: another process still holds the lock.
@@ -279,7 +282,7 @@ def locked(path: Path, *, wait: float) -> FileLock:
     held = FileLock(path, timeout=wait, fallback_to_soft=False)
     try:
         held.acquire()
-    # ``Timeout`` is an OSError without a number.
+    # ``Timeout`` is an OSError without an error number, so it is raised again.
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -290,7 +293,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
     """Wait for a file, because files from other machines may appear late.
 
     Args:
-        within: time limit in seconds; if None, ``LATE_SECONDS``.
+        within: the time limit in seconds; None stands for ``LATE_SECONDS``.
 
     Returns:
         Whether the file exists.
@@ -307,7 +310,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Wait for a file from rank 0; this can wait longer than a collective operation would.
+    """Wait up to an hour for a file from rank 0; a collective operation would time out earlier.
 
     Raises:
         MaskwiseError: the file did not appear within an hour.
@@ -317,11 +320,11 @@ def require_file(path: Path) -> None:
 
 
 def require_own(folder: Path, *marks: str, what: str) -> None:
-    """Refuse an output folder with unrelated content.
+    """Raise an error if an output folder has unrelated content.
 
     Args:
         folder: the folder, which may be missing or empty.
-        marks: patterns of names; a folder of the expected kind matches at least one pattern.
+        marks: patterns of file names; the folder must match at least one pattern.
         what: the expected kind of folder, such as "a study".
 
     Raises:
@@ -363,17 +366,17 @@ MOVED = {
     *("mometas-encoder", "mrd", "ptw-mrd", "diffusion-policies", "online-policies"),
     "continual-minilm",
 }
-"""Recipes for single experiments, which are no longer part of the package."""
+"""Names of recipes that were part of the package and are now in benchmarks/recipes."""
 
 
 def shipped() -> dict[str, Path]:
-    """Return the recipes in the package, keyed by name."""
+    """Return the paths of the recipes in the package, keyed by name."""
     folder = Path(str(files("maskwise") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def bundled_file(name: str) -> Path:
-    """Return a file or folder that comes with maskwise, or with the distribution maskwise-data.
+    """Return a file or folder that comes with maskwise, or with the package maskwise-data.
 
     Raises:
         MaskwiseError: the file is in maskwise-data, which is not installed.
@@ -383,19 +386,19 @@ def bundled_file(name: str) -> Path:
         require_library("maskwise_data", use=f"bundled {name}")
         path = Path(str(files("maskwise_data") / name))
     if not path.exists():
-        # The installed maskwise-data is outdated or damaged.
+        # The installed maskwise-data is too old or damaged.
         do = "pip install --force-reinstall maskwise-data"
         raise MaskwiseError(f"maskwise-data has no {name}", got=f"no {path}", do=do)
     return path
 
 
 def looked_in(path: Path) -> str | None:
-    """Name the working folder, for the error about a missing relative path."""
+    """Return a phrase with the working folder, for errors about a missing relative path."""
     return None if path.is_absolute() else f"no such path in {Path.cwd()}"
 
 
 def refuse_missing(*names: str) -> None:
-    """Refuse names that look like files but do not exist."""
+    """Raise a `MaskwiseError` if a name looks like a file but does not exist."""
     for name in names:
         file, _ = split_options(name)
         if file.startswith(("hf:", "bundled:")):
@@ -406,7 +409,7 @@ def refuse_missing(*names: str) -> None:
 
 
 def recipe_path(source: str | Path) -> Path:
-    """Find the file of a recipe from its path, or from the name of a shipped recipe.
+    """Return the file of a recipe, which is given by its path or by the name of a shipped recipe.
 
     Raises:
         MaskwiseError: there is no such recipe.
@@ -426,7 +429,7 @@ def recipe_path(source: str | Path) -> Path:
 def write_page(
     path: Path, template: str, filters: Mapping[str, object] | None = None, **values: object
 ) -> None:
-    """Write a self-contained HTML page; every text is escaped.
+    """Write a self-contained HTML page, in which all texts are escaped.
 
     Args:
         template: the name of a file in ``report``.
@@ -436,7 +439,7 @@ def write_page(
     Raises:
         MaskwiseError: the page cannot be written.
     """
-    # Imported here because commands that write no page start faster without jinja2.
+    # Imported here, because commands that write no page start faster without jinja2.
     from jinja2 import Environment, PackageLoader
 
     loader = PackageLoader("maskwise", "report")

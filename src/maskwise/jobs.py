@@ -1,10 +1,11 @@
-"""Pools that call one function on many tasks, in processes on this machine or on a Ray cluster.
+"""Pools of processes that call one function on many tasks, on this machine or a Ray cluster.
 
     with open_pool(function, engine="local", jobs=2) as pool:
         future = pool.submit(task)
 
-Each task runs in one process with one thread, because two tasks in parallel are faster than one
-task on two threads. A failed task raises ``Failure``, and a worker that dies is replaced.
+Each task runs in one process with one thread, because running two tasks in parallel is faster than
+running one after the other on two threads. A failed task raises ``Failure``. A worker that dies is
+replaced.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from maskwise.signals import Asked, leave_when_asked, leave_with
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Libraries read these variables on import, so the variables are set before a worker starts.
+# Libraries read these variables on import, so a worker must start with them.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PATIENCE_SECONDS = 20.0
-"""The time that a worker gets to finish a step and save its state before it is killed."""
+"""Time that a worker has to finish a step and save its state before it is killed."""
 STORE_BYTES = 100 * 2**20
-"""The size of Ray's object store in a cluster that maskwise starts; tasks are small."""
-# Prefixes of the variables that Ray workers inherit: where models are, and how numbers are rounded.
+"""Size of Ray's object store in a cluster that maskwise starts. Small, because tasks are small."""
+# Prefixes of variables that are copied to Ray workers: locations of models, and numerical settings.
 CARRIED = (
     *("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "MASKWISE_"),
     *("ATEN_", "MKL_", "CUBLAS_", "TORCH_"),
@@ -55,12 +56,12 @@ class Failure(Exception):
 
     Attributes:
         error: the reason, in one line.
-        passing: whether a retry may succeed because the fault was the machine's: a dead worker, a
-            lost node, or a file that could not be read or written.
+        passing: whether a retry may succeed, because a worker died, a node was lost, or a file
+            could not be read or written.
     """
 
     def __init__(self, error: str, passing: bool):
-        # Pickle restores an exception from these arguments.
+        # Pickle restores an exception from the arguments of `Exception`.
         super().__init__(error, passing)
         self.error = error
         self.passing = passing
@@ -74,39 +75,37 @@ class Pool(ABC, Generic[Task, Result]):
 
     Args:
         function: a function that can be pickled, such as a function at the top of a module.
-        jobs: the number of tasks at once; if None, as many as there are cores (or GPUs).
-        gpu: whether each task gets one GPU, if there are GPUs; with more jobs than GPUs, tasks
+        jobs: the maximum number of parallel tasks; None stands for the number of cores (or GPUs).
+        gpu: whether to give each task a GPU, if there are any. With more jobs than GPUs, tasks
             share GPUs.
     """
 
     @property
     @abstractmethod
     def places(self) -> int:
-        """The number of tasks that can run at once."""
+        """Maximum number of parallel tasks."""
 
     @abstractmethod
     def submit(self, task: Task) -> Future[Result]:
-        """Start a task, or queue it if all places are taken; if it fails, its future raises
-        ``Failure``.
-        """
+        """Start or queue a task. If the task fails, the future raises ``Failure``."""
 
     @abstractmethod
     def close(self) -> None:
         """Stop all workers, including those with running tasks."""
 
     def warm(self, count: int) -> None:
-        """Start ``count`` workers, which import the function; this does not wait for them."""
+        """Start ``count`` workers, which import the function, without waiting for the workers."""
         return
 
     def results(
         self, tasks: Iterable[Task], *, at_once: int | None = None
     ) -> Iterator[tuple[Task, Result]]:
-        """Yield every task with its result, in the order in which the tasks finish.
+        """Yield each task and its result, in the order in which tasks finish.
 
         Args:
-            tasks: the tasks. A task is drawn only when a worker is free, because there may be many
-                large tasks.
-            at_once: a limit on running tasks that is lower than ``places``.
+            tasks: the tasks. They are drawn one by one as workers become free, because all tasks
+                together may not fit in memory.
+            at_once: a limit on parallel tasks, below ``places``.
 
         Raises:
             MaskwiseError: a task failed. Nothing is retried.
@@ -119,7 +118,7 @@ class Pool(ABC, Generic[Task, Result]):
                 running[self.submit(task)] = task
             if not running:
                 return
-            # The time limit lets the loop notice that a cluster has grown.
+            # After a second, the loop checks whether the cluster has grown.
             ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in ended:
                 task = running.pop(future)
@@ -143,7 +142,7 @@ def open_pool(
     jobs: int | None = None,
     gpu: bool = False,
 ) -> Pool[Task, Result]:
-    """Open a pool of an engine ("local" or "ray"); for the other arguments see ``Pool``.
+    """Open a pool. The engine is "local" or "ray"; ``Pool`` describes the other arguments.
 
     >>> with open_pool(len, jobs=1) as pool:
     ...     print(list(pool.results(["one", "seven"])))
@@ -157,12 +156,12 @@ def open_pool(
 
 
 def require_engine(name: str) -> None:
-    """Refuse an unknown engine."""
+    """Raise a `MaskwiseError` if the engine is unknown."""
     require_known("engine", name, ENGINES)
 
 
 def one_line(error: Exception) -> str:
-    """Format an error as one line, with its position in the code unless it is a user's mistake."""
+    """Format an error as one line, and add the line of code unless it is a `MaskwiseError`."""
     if isinstance(error, MaskwiseError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -170,7 +169,7 @@ def one_line(error: Exception) -> str:
 
 
 def call(function: bytes, task: Any) -> tuple[Any, Failure | None]:
-    """Run a task in a worker; returns its result, or its failure."""
+    """Run a task in a worker; return the result and None, or None and the failure."""
     try:
         return _load(function)(task), None
     # Not every exception can be pickled, so only the text of an exception is returned.
@@ -185,13 +184,14 @@ _load = cache(pickle.loads)
 
 
 class LocalPool(Pool[Task, Result]):
-    """Up to ``jobs`` processes on this machine, each served by a thread of this process.
+    """A pool of up to ``jobs`` processes on this machine.
 
-    Workers are new interpreters, so scripts need no ``if __name__ == "__main__":``, and are reused.
+    Workers are new interpreters, so scripts need no ``if __name__ == "__main__":``. A worker runs
+    many tasks, one after the other.
     """
 
     def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
-        # The function is pickled once: every worker gets the same bytes.
+        # The function is pickled only once, because every worker gets the same bytes.
         self.function = pickle.dumps(function)
         self.cards: list[str] = []
         if gpu:
@@ -201,9 +201,9 @@ class LocalPool(Pool[Task, Result]):
         self.workers: list[_Worker] = []
         self.idle: list[_Worker] = []
         self.closed = False
-        # Workers inherit the blocked signal from their thread, so Ctrl-C reaches the parent alone.
+        # Workers inherit the blocked SIGINT from their threads, so Ctrl-C reaches only the parent.
         block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
-        # Each worker has a thread that waits for it, so a dead worker fails only its own task.
+        # A separate thread waits for each worker, so if a worker dies, only one task fails.
         self.threads = ThreadPoolExecutor(self.jobs, "maskwise", initializer=block)
 
     @property
@@ -233,7 +233,7 @@ class LocalPool(Pool[Task, Result]):
         return found
 
     def _worker(self) -> _Worker:
-        # Other threads also take idle workers, so the list may be empty by the time of the pop.
+        # Another thread may take the last idle worker first; `pop` then raises an IndexError.
         with suppress(IndexError):
             while True:
                 worker = self.idle.pop()
@@ -244,7 +244,7 @@ class LocalPool(Pool[Task, Result]):
 
     def _hire(self) -> _Worker:
         with self.hiring:
-            # Several workers may share a card, but each worker has only one card.
+            # A worker uses one card, the one with the fewest workers.
             taken = [worker.card for worker in self.workers]
             card = min(self.cards, key=taken.count, default=None)
             worker = _Worker(self.function, card)
@@ -256,7 +256,7 @@ class LocalPool(Pool[Task, Result]):
 
     def close(self) -> None:
         """Stop idle workers by closing their pipes, and busy workers with a signal."""
-        # Set before the list is copied, because a thread may be starting a worker right now.
+        # Set before the list is copied: a thread may be starting a worker at this moment.
         self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         workers = list(self.workers)
@@ -265,7 +265,7 @@ class LocalPool(Pool[Task, Result]):
                 worker.pipe.close()
             else:
                 worker.process.terminate()
-        # All workers have been asked to end, so they share the time limit.
+        # The time limit is for all workers together, because all were asked to end at once.
         end = time.monotonic() + PATIENCE_SECONDS
         for worker in workers:
             with suppress(subprocess.TimeoutExpired):
@@ -275,7 +275,7 @@ class LocalPool(Pool[Task, Result]):
 
 
 class _Worker:
-    """A process that calls the pool's function on every task that it receives through ``pipe``."""
+    """A process that receives tasks through ``pipe`` and calls the function of the pool on them."""
 
     def __init__(self, function: bytes, card: str | None):
         self.card = card
@@ -286,15 +286,15 @@ class _Worker:
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self.process = subprocess.Popen(
-            # -P keeps files of the working folder from shadowing modules of the library.
+            # With -P, files in the working folder cannot shadow modules.
             [sys.executable, "-P", "-c", serve],
             pass_fds=[theirs.fileno()],
-            # Otherwise a worker would read input that is meant for the study.
+            # Workers must not read input that is meant for the study.
             stdin=subprocess.DEVNULL,
             env=environment | {"PYTHONPATH": modules},
         )
         theirs.close()
-        # If the worker has died already, the first task reports it.
+        # If the worker is already dead, the first task fails and reports it.
         with suppress(OSError):
             self.pipe.send(function)
 
@@ -303,23 +303,23 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     """Run the main loop of a local worker."""
     leave_when_asked()
     Asked.said = False
-    # The watch starts first, because the function's imports take seconds.
+    # This thread ends the worker if the parent dies. It starts before the imports, which are slow.
     threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
     code = 0
     try:
         function = pipe.recv()
-        # If an import fails here, the first task will raise the same error.
+        # If an import fails here, the first task raises the same error.
         with suppress(Exception):
             _load(function)
         while True:
             pipe.send(call(function, pipe.recv()))
     except SystemExit as end:
         code = int(end.code or 0)
-    except (EOFError, OSError):  # The parent has closed the pipe, or has died.
+    except (EOFError, OSError):  # The parent closed the pipe or died.
         pass
     sys.stdout.flush()
-    # With torch, a normal exit would take seconds.
+    # A normal exit takes seconds if torch is loaded.
     os._exit(code)
 
 
@@ -329,10 +329,10 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
 class RayPool(Pool[Task, Result]):
     """A pool on a Ray cluster; see ``Pool``.
 
-    Each task gets one core and, if there are GPUs, a GPU or a share of a GPU. The pool joins the
-    cluster at RAY_ADDRESS or a cluster that runs on this machine, or else starts a cluster here
-    (with RAY_ADDRESS "local", always). A task may run twice at once, because a node that was given
-    up as lost may still be alive.
+    Each task gets one core and, with ``gpu``, a GPU or a share of a GPU. The pool joins the cluster
+    at RAY_ADDRESS, or a cluster that already runs on this machine. If there is none, or if
+    RAY_ADDRESS is "local", the pool starts a cluster on this machine. Two copies of a task may run
+    at the same time, because a node that counts as lost may still be alive.
 
     Raises:
         MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
@@ -352,7 +352,7 @@ class RayPool(Pool[Task, Result]):
         remote = self.ray.remote(
             num_cpus=1,
             num_gpus=share_of_card(jobs, cards),
-            # The study retries stages itself.
+            # The study itself retries stages.
             max_retries=0,
             runtime_env={"env_vars": carried | ONE_THREAD},
         )(_call_there)
@@ -360,30 +360,30 @@ class RayPool(Pool[Task, Result]):
 
     @property
     def places(self) -> int:
-        # Not cached, because nodes may join and leave the cluster.
+        # Nodes may join and leave the cluster, so the number is not cached.
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
     def submit(self, task: Task) -> Future[Result]:
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
         self.references[future] = reference = self.remote(task)
-        # Ray's future would not distinguish Ray's own errors from a failure of the task.
+        # `_end` separates errors of Ray from failures of the task; Ray's future does not.
         reference.future().add_done_callback(partial(self._end, future))
         return future
 
     def close(self) -> None:
-        """Cancel running tasks; the connection stays open for the next plan of a study."""
+        """Cancel running tasks. The connection to the cluster stays open for the next pool."""
         for future, reference in self.references.items():
             if not future.done():
                 self.ray.cancel(reference, force=True)
         self.references.clear()
 
     def _end(self, future: Future[Any], answer: Future[Any]) -> None:
-        """Pass a task's result or failure to our future; Ray calls this when the task ends."""
+        """Copy the result or failure from Ray's future; Ray calls this when the task ends."""
         result = None
         try:
             result, failure = answer.result()
-        # Raised, for example, if maskwise cannot be imported on the node.
+        # Raised, for example, if the node cannot import maskwise.
         except self.ray.exceptions.RayTaskError as error:
             failure = Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
@@ -404,7 +404,7 @@ def _quiet_ray() -> ModuleType:
     require_library("ray", use="--engine ray")
     import ray
 
-    # Otherwise Ray prints lost nodes on stdout, which must contain nothing but JSON with --json.
+    # By default, Ray reports lost nodes on stdout, where --json allows only JSON.
     ray._private.worker._worker_logs_enabled = False
     module: ModuleType = ray
     return module
@@ -416,7 +416,7 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
     if given not in ("auto", "local"):
         _require_answer(given)
     if given != "local":
-        # If no cluster runs on this machine, one is started below.
+        # If there is no cluster on this machine, the code below starts a cluster.
         with suppress(ConnectionError):
             ray.init(address=given, **settings)
             return
@@ -425,7 +425,7 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address where no cluster answers; Ray would retry and print for minutes."""
+    """Raise an error if no cluster answers at an address; Ray would retry and print for minutes."""
     host, _, port = address.rpartition("://")[2].partition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
@@ -439,12 +439,12 @@ def _require_answer(address: str) -> None:
 
 def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:
     """Run a task on a node of the cluster."""
-    # Paths in recipes are relative to the folder in which the command was started.
+    # Paths in recipes are relative to the folder where the user started the command.
     if Path(folder).is_dir():
         os.chdir(folder)
     return call(function, task)
 
 
 def _first_sentence(error: Exception) -> str:
-    """Shorten a Ray error to its first sentence; the rest is meant for Ray's developers."""
+    """Return the first sentence of a Ray error; the rest is for developers of Ray."""
     return first_line(error).split(". ")[0]

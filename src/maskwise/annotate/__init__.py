@@ -1,5 +1,5 @@
-"""Layers of texts: parts of speech, salient spans, phrases and weights, as spans of characters.
+"""Annotate texts with layers: parts of speech, salient spans, phrases and word weights.
 
-Layers are made once for each corpus and aligned with the tokens of any tokenizer (``text.layers``).
-May import from ``text``, ``models`` and the layers below them.
+Layers are computed once for each corpus, and can be aligned with any tokenizer (``text.layers``).
+This package may import ``text``, ``models`` and all packages below these two.
 """

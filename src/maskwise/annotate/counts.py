@@ -1,9 +1,9 @@
-"""Words of texts as 64-bit hashes, tables of their counts, and the frequent n-grams of a corpus.
+"""Hash words to 64 bits, count words, and count the frequent n-grams of a corpus.
 
-Words are found by the rule in words.py and converted to lower case. A word's hash sums the hashes
-of its (letter, position) pairs; the probability that any two of a million words collide is 3 in
-10⁸. Strings are kept only for display.
-Cost: 0.5 µs per word, because numpy handles thousands of words at once.
+Words are found by the rules in words.py and converted to lower case. The hash of a word is based on
+the sum of the hashes of its (letter, position) pairs. The probability of any collision among a
+million words is 3 in 10⁸. Strings are stored only for display.
+Cost: 0.5 µs per word, because numpy processes thousands of words at once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Keys = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 
 BLOCK_CHARACTERS = 1 << 21
-"""The number of characters that are processed together, in 130 MB, about 60 bytes per character."""
+"""Number of characters in a block. Processing takes about 60 bytes per character, so 130 MB."""
 RULES = "counts-1"
-"""Part of the version of each annotator that depends on hashes or word borders."""
+"""Part of the version of each annotator that depends on hashes or word boundaries."""
 LAST = np.uint64(2**64 - 3)
-"""The largest hash; callers use the two larger numbers as markers."""
+"""Largest hash; the two larger numbers are markers."""
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
@@ -55,7 +55,7 @@ class Words(NamedTuple):
         letter: (W,) the code point of the word's first character, in lower case.
         key: (W,) the hash of the word in lower case, at most ``LAST``.
         plain: (W,) whether the word begins with a letter or digit and follows no apostrophe.
-        fresh: (W,) whether the word is the first in a text or a line.
+        fresh: (W,) whether the word is the first word of a text or line.
         folded: the concatenated texts in lower case.
         base: (N,) the offset of each text in ``folded``.
     """
@@ -71,19 +71,19 @@ class Words(NamedTuple):
     base: Ints
 
     def name(self, place: int) -> str:
-        """Return a word in lower case."""
+        """Return the word with the index ``place``, in lower case."""
         base = int(self.base[self.text[place]])
         start = base + int(self.start[place])
         end = base + int(self.end[place])
         return self.folded[start:end]
 
     def spans(self, first: Ints, last: Ints, *values: Array) -> list[CharSpans]:
-        """Build each text's spans, from words ``first`` to ``last`` (S,), with values (S,)."""
+        """Return the spans of each text, from indices of first and last words, and values (S,)."""
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
         first_of_text = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
         columns = [np.split(column, first_of_text) for column in (start, end, *values)]
-        # ``split`` returns one part even if there is no text.
+        # ``split`` returns a part even if there are no texts.
         return list(map(CharSpans, *columns))[: len(self.base)]
 
 
@@ -117,13 +117,13 @@ def words_of(texts: Sequence[str]) -> Words:
 
 
 def fold(text: str) -> str:
-    """Convert to lower case without changing the number of characters."""
-    # ``lower`` turns İ into two characters, and Σ into ς or σ, depending on the next letter.
+    """Convert a text to lower case without changing the number of characters."""
+    # `str.lower` turns İ into two characters, and Σ into ς or σ, depending on the next letter.
     return text.replace("İ", "i").lower().replace("ς", "σ")
 
 
 def keys_of(words: Sequence[str]) -> Keys:
-    """(W,) the hashes of words that are given as strings."""
+    """Return the hashes (W,) of words that are given as strings."""
     joined, start = join_texts(list(map(fold, words)))
     # Each word ends at a line break, right before the next word.
     end = np.append(start[1:], len(joined)) - 1
@@ -131,14 +131,14 @@ def keys_of(words: Sequence[str]) -> Keys:
 
 
 def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
-    """(W,) for each word, the sum of the hashes of its (letter, position) pairs, mixed again."""
+    """Return the hashes (W,) of words: the sum of their (letter, position) hashes, hashed again."""
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
     lengths = np.diff(start, prepend=0, append=len(codes))
     position = rank_within(lengths).astype(np.uint64)
     # Code points have 21 bits, so a letter and its position do not overlap.
     letters = mixed(codes + (position << np.uint64(21)))
-    # Every second sum belongs to the characters between two words.
+    # Every second sum is over the characters between two words, and is dropped.
     borders = np.stack([start, end], 1).ravel()
     sums = np.add.reduceat(letters, borders)[::2]
     return np.minimum(mixed(sums), LAST)
@@ -152,7 +152,7 @@ def mixed(x: Keys) -> Keys:
 
 
 def blocks(texts: Iterable[str]) -> Iterator[Words]:
-    """Yield the words in a stream of texts, one block of texts at a time."""
+    """Yield the words of texts, one block of texts at a time."""
     return map(words_of, batches(texts, BLOCK_CHARACTERS))
 
 
@@ -161,11 +161,11 @@ def blocks(texts: Iterable[str]) -> Iterator[Words]:
 
 
 class Table:
-    """A table that counts at most ``limit`` 64-bit keys.
+    """Counts of at most ``limit`` distinct 64-bit keys; rare keys are pruned.
 
     Attributes:
-        lost: an upper bound on the error in any count, and on the count of a missing key.
-        total: the number of keys added, with repetition.
+        lost: an upper bound on the error of any count, and on the count of a pruned key.
+        total: the number of keys added, including repeated keys.
     """
 
     def __init__(self, *, limit: int = 15_000_000):
@@ -177,28 +177,28 @@ class Table:
         self.total = 0
 
     def add(self, keys: Keys) -> None:
-        """Count keys; a key that occurs twice counts twice."""
+        """Count keys, including repeated keys."""
         self.total += len(keys)
         self._waiting.append(keys)
-        # Every merge copies the table, so keys wait until there are many.
+        # Every merge copies the table, so new keys are collected before a merge.
         waiting = sum(map(len, self._waiting))
         if waiting > max(1 << 21, len(self._keys) // 2):
             self._merge()
 
     @property
     def keys(self) -> Keys:
-        """(K,) the keys, ascending."""
+        """The keys (K,), ascending."""
         self._merge()
         return self._keys
 
     @property
     def counts(self) -> Ints:
-        """(K,) the count of each key."""
+        """The count of each key, (K,)."""
         self._merge()
         return self._counts
 
     def of(self, wanted: Keys) -> Ints:
-        """(W,) the counts of the wanted keys; 0 for missing keys."""
+        """Return the counts of the wanted keys, (W,); 0 for missing keys."""
         return np.append(self.counts, 0)[find(self.keys, wanted)]
 
     def _merge(self) -> None:
@@ -215,7 +215,7 @@ class Table:
         keys = keys[first]
         counts = np.add.reduceat(counts, first)
         if len(keys) > self.limit:
-            # The table is pruned to half of the limit, so pruning is rare.
+            # Pruning to half of the limit makes pruning rare.
             place = len(keys) - self.limit // 2
             least = int(np.partition(counts, place)[place])
             keep = counts > least
@@ -227,7 +227,7 @@ class Table:
 
 
 class Vocabulary(Table):
-    """The words in a corpus with their counts, and a string for each word."""
+    """The counts of the words in a corpus, and the string of each word."""
 
     def __init__(self) -> None:
         super().__init__(limit=4_000_000)
@@ -252,7 +252,7 @@ class Vocabulary(Table):
 
 
 def find(keys: Array, wanted: Array) -> Ints:
-    """(W,) the index of each wanted key in the ascending ``keys`` (K,); −1 for a missing key."""
+    """Return the index of each wanted key, (W,), in ascending ``keys``; −1 for a missing key."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
     place = keys.searchsorted(wanted).clip(max=len(keys) - 1)
@@ -260,23 +260,23 @@ def find(keys: Array, wanted: Array) -> Ints:
 
 
 def pair_keys(left: Ints, right: Ints) -> Keys:
-    """Pack pairs of numbers below 2³² into keys, the left numbers in the upper 32 bits."""
+    """Pack pairs of numbers below 2³² into keys; the left number is in the upper 32 bits."""
     upper = left.astype(np.uint64) << _HALF
     return upper | right.astype(np.uint64)
 
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
-    """Unpack keys that ``pair_keys`` made into the left and the right numbers."""
+    """Return the left and the right numbers of keys from ``pair_keys``."""
     left = (keys >> _HALF).astype(np.int64)
     right = (keys & _LOW).astype(np.int64)
     return left, right
 
 
 class Spill:
-    """Blocks of numbers in a temporary file, which are read back in order."""
+    """A temporary file of arrays, which can be read back in order."""
 
     def __init__(self, folder: Path):
-        # The file stays open as long as this object exists, so ``with`` cannot be used.
+        # The file stays open for the lifetime of this object, so ``with`` cannot be used.
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._blocks = 0
 
@@ -293,27 +293,28 @@ class Spill:
 # Counting n-grams
 # -------------------------------------------------------------------------------------------
 #
-# N-grams are counted by ascending length. An n-gram is a pair of overlapping (n−1)-grams, and only
-# pairs of frequent (n−1)-grams are counted, because no n-gram is more frequent than its parts. Rare
-# n-grams are therefore kept for one length only. The text is read once and kept as ids in a
-# temporary file, 16 bytes per word. N-grams never cross punctuation or a line or document end.
+# N-grams are counted by ascending length. An n-gram is a pair of overlapping (n−1)-grams. Only
+# pairs of frequent (n−1)-grams are counted, because no n-gram is more frequent than its parts. This
+# limits the number of rare n-grams in memory. The corpus is read once; its ids are in a temporary
+# file, 16 bytes per word. N-grams never cross punctuation or the end of a line or document.
 #
 # Counts are exact as long as the candidates of one length fit in the table of 15 million (9 million
-# words of Wikipedia have 1.4 million candidates). Beyond that, ``Counted.lost`` is a bound on how
-# much too low a count may be: with a table of 300,000, the bound was 7 for these words, and 98 % of
-# the phrases were the same.
+# words of Wikipedia have 1.4 million candidates). In larger corpora, counts are too low by at most
+# ``Counted.lost``. With a table of 300,000, this bound was 7 for the words of Wikipedia, and 98 %
+# of the phrases were the same.
 
-# Markers among the keys in a spill file; no pair of ids is as large. Markers have the ids −1, −2.
+# Markers between the keys in a spill file. They are larger than any pair of ids, and have the ids
+# −1 and −2.
 _BORDER = np.uint64(2**64 - 1)
 _DOCUMENT = np.uint64(2**64 - 2)
 
 
 class Level(NamedTuple):
-    """The G frequent n-grams of one length, by ascending key. The index of an n-gram is its id.
+    """The G frequent n-grams of one length, by ascending key. The id of an n-gram is its index.
 
     Attributes:
-        keys: (G,) hashes of words; for longer n-grams, the ids of their first n − 1 words and of
-            their last n − 1 words, 32 bits each.
+        keys: (G,) the hashes of words (n = 1), or pairs of ids of (n − 1)-grams: the first n − 1
+            words of the n-gram in the upper 32 bits, the last n − 1 in the lower 32 bits.
         counts: (G,) the number of times that each n-gram occurs.
         documents: (G,) the number of texts in which each n-gram occurs.
     """
@@ -323,7 +324,7 @@ class Level(NamedTuple):
     documents: Ints
 
     def parts(self, ids: Ints) -> tuple[Ints, Ints]:
-        """Return the ids, one level below, of the n-grams' first n − 1 and last n − 1 words."""
+        """Return the ids of the (n − 1)-grams at the start and at the end of n-grams."""
         return halves(self.keys[ids])
 
 
@@ -333,7 +334,7 @@ class Counted(NamedTuple):
     Attributes:
         levels: the n-grams of length 1, 2, ….
         total: the number of words in the corpus.
-        lost: an upper bound on the error in any count.
+        lost: an upper bound on the error of any count.
         names: the words as strings.
     """
 
@@ -343,7 +344,7 @@ class Counted(NamedTuple):
     names: Vocabulary
 
     def texts(self, length: int, ids: Ints) -> list[str]:
-        """Return n-grams as strings, with a space between words."""
+        """Return the n-grams with these ids as strings, with a space between words."""
         level = self.levels[length - 1]
         if length == 1:
             return self.names.names(level.keys[ids])
@@ -351,7 +352,7 @@ class Counted(NamedTuple):
         texts = []
         openings = self.texts(length - 1, heads)
         endings = self.texts(length - 1, tails)
-        # The two parts overlap in all words except the first and the last.
+        # The head lacks only the last word of the n-gram.
         for opening, ending in zip(openings, endings, strict=True):
             last_word = ending.rpartition(" ")[2]
             texts.append(f"{opening} {last_word}")
@@ -369,8 +370,11 @@ def count_ngrams(
     """Count n-grams of up to ``longest`` words that occur more than ``min_count`` times.
 
     Args:
-        texts: the documents; they are read once.
+        texts: the documents, which are read once.
         folder: the folder for temporary files.
+        min_count: the number of occurrences that an n-gram must exceed.
+        min_documents: the minimum number of documents in which an n-gram occurs.
+        longest: the maximum number of words in an n-gram.
     """
     names = Vocabulary()
     corpus = Spill(folder)
@@ -394,7 +398,7 @@ def count_ngrams(
 
 
 def _bordered(words: Words) -> Keys:
-    """Return the keys of words, with markers for punctuation and before each line and document."""
+    """Return the keys of words, with markers in place of punctuation and before lines and texts."""
     keys = np.where(words.plain, words.key, _BORDER)
     at = np.flatnonzero(words.fresh)
     marks = np.where(changes(words.text[at]), _DOCUMENT, _BORDER)

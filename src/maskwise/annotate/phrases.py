@@ -1,26 +1,26 @@
-"""Phrases: n-grams of 2 to 5 words that co-occur more often than chance, masked as one unit.
+"""Phrases: n-grams of 2 to 5 words that co-occur more often than by chance, masked as one unit.
 
-A vocabulary of phrases is built once from a corpus; its phrases are then found in any text by their
-hashes. The vocabulary is a Parquet file of plain phrases, best first, which you may edit; a text
-file with one phrase per line works too.
+A fit builds a vocabulary of phrases from a corpus. The annotator then finds these phrases in any
+text by their hashes. The vocabulary is a Parquet file of plain phrases, best first, which you may
+edit. A text file with one phrase per line works, too.
 
 - Phrases occur more than 10 times, in at least 5 documents. The second threshold is not in the
-  paper: without it, the best scores go to names from single articles ("stavely makepeace").
-  Templates that many articles share ("mollusk in the family conidae") pass this threshold.
+  paper. Without it, names from single articles ("stavely makepeace") get the best scores. Templates
+  that many articles share ("mollusk in the family conidae") pass this threshold.
 - Phrases of 2, 3, 4 and 5 words have the published shares: 50, 25, 12.5 and 12.5 %. If the corpus
-  has too few phrases of one length, phrases of other lengths do not fill the gap.
-- The size is 800,000 × √(words / 2.6 billion); the published list is for 16 GB of text. With this
-  size, about half of all words are in phrases (.495 on 9 million words of Wikipedia, with 47,000
-  phrases); the published size was chosen by the same criterion. The published score favours
-  frequent n-grams: "of the" is among the best and "via the" among the last. A vocabulary a third as
-  large covers a third of the words and has few phrases like "via the".
-- Fragments are dropped. A fragment is an n-gram with 9 in 10 of its occurrences inside one n-gram
-  that is a word longer, and that is in the vocabulary or itself a fragment ("seri begawan"). The
-  longer phrase wins there anyway, so dropping fragments only makes space for other phrases (not in
-  the paper). The rule chains: if "p q" occurs 100 times, "p q r" 90 times and "p q r s" 81 times,
-  only the longest is kept.
-- If phrases overlap in a text, the longest wins, then the leftmost. The paper draws one of the
-  phrases at random; here, a layer depends only on its text.
+  has too few phrases of one length, phrases of other lengths do not replace them.
+- The size is 800,000 × √(words / 2.6 billion), because the published list has 800,000 phrases from
+  16 GB of text. Phrases then contain about half of all words (.495 on 9 million words of Wikipedia,
+  with 47,000 phrases). The paper chose its size by the same criterion. The published score favours
+  frequent n-grams: "of the" is among the best phrases and "via the" among the last. A vocabulary a
+  third as large covers a third of the words, and has few phrases like "via the".
+- Fragments are dropped (not in the paper). An n-gram is a fragment ("seri begawan") if 9 in 10 of
+  its occurrences are inside one (n+1)-gram, and this (n+1)-gram is in the vocabulary or is a
+  fragment itself. In a text, the longer phrase would win anyway, so dropping fragments makes space
+  for other phrases. If "p q" occurs 100 times, "p q r" 90 times and "p q r s" 81 times, only the
+  longest is kept.
+- If phrases overlap in a text, the longest wins, then the leftmost. The paper chooses at random,
+  but a layer must depend only on the text.
 
 Cost: counting 9 million words takes 20 to 30 s and 310 MB; finding phrases takes 0.6 µs per word.
 Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
@@ -69,25 +69,25 @@ SHARES = {
 }
 FRAGMENT = 0.9
 FEW = 0.2
-"""A vocabulary below this share of the usual size gets a notice: so few n-grams passed the
-thresholds that the scores made no difference. A corpus of 100,000 words reaches .09, with "is a"
-among the best phrases; 300,000 words reach .26."""
+"""Share of the usual vocabulary size below which the user gets a notice. So few n-grams passed the
+thresholds that nearly all are in the vocabulary, whatever their scores. A corpus of 100,000 words
+reaches .09, with "is a" among the best phrases; 300,000 words reach .26."""
 FILE = "phrases.parquet"
 FACTS = "facts.json"
 
 
 @dataclass(kw_only=True)
 class Phrases:
-    """Annotate the layer ``phrase``: the phrases of a vocabulary in a text.
+    """The layer ``phrase``: where the phrases of a vocabulary occur in a text.
 
     Args:
         vocabulary: the folder written by a fit, or a text file with one phrase per line. Without a
-            vocabulary the annotator must be fitted, with the settings below.
-        size: the maximum number of phrases; if None, computed from the size of the corpus.
+            vocabulary, the annotator must be fitted; the other settings are for the fit.
+        size: the maximum number of phrases; None computes it from the size of the corpus.
         min_count: the number of occurrences that a phrase must exceed.
         min_documents: the minimum number of documents in which a phrase occurs (published: 1).
-        paper: whether to score with log p(w), as in the paper's equation, instead of 2·log p(w),
-            which gave the published lists.
+        paper: whether to score with log p(w), as in the paper's equation. The default is 2·log
+            p(w), which gave the published lists.
 
     Raises:
         MaskwiseError: a setting is out of range, or the vocabulary cannot be read.
@@ -130,10 +130,10 @@ class Phrases:
 
     @property
     def notice(self) -> str | None:
-        """A line that says why the vocabulary is empty or small, and what to do; else None."""
+        """A line for the user if the vocabulary is empty or small; otherwise None."""
         if not self.fitted:
             return None
-        # A user's text file comes without facts.
+        # There are no facts about a user's text file.
         if not (self._path / FACTS).is_file():
             if self._phrases:
                 return None
@@ -158,8 +158,8 @@ class Phrases:
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Build a vocabulary from a corpus: phrases.parquet and facts.json in ``folder``.
 
-        A corpus without a frequent phrase gives an empty vocabulary and a `notice` instead of an
-        error, which lets the other annotators in the same run finish.
+        If no phrase is frequent enough, the vocabulary is empty, and the fitted annotator has a
+        `notice`. An error would stop the other annotators of the run.
         """
         floors = {"min_count": self.min_count, "min_documents": self.min_documents}
         counted = count_ngrams(texts, folder, **floors)
@@ -200,7 +200,7 @@ def vocabulary_size(words: int) -> int:
 
 
 def read_phrases(path: Path) -> list[str]:
-    """Read the phrases of a saved vocabulary, or of a text file with a phrase on each line."""
+    """Return the phrases of a saved vocabulary, or of a text file with one phrase per line."""
     if path.is_dir():
         phrases: list[str] = read_table(path / FILE, "phrase")["phrase"].to_pylist()
         return phrases
@@ -223,23 +223,24 @@ def choose_phrases(
     """Choose the best n-grams of each length, ``SHARES[n]`` of ``size``.
 
     Returns:
-        A table with the columns phrase, length (in words), count, documents (with the phrase) and
-        score, sorted by rank ÷ share, so any prefix keeps the shares.
+        A table with the columns phrase, length (number of words), count, documents (number of
+        documents with the phrase) and score. The table is sorted by rank ÷ share, so the first k
+        rows have the same shares of lengths, for any k.
     """
     tables = []
     scores = score_ngrams(counted, paper=paper)
-    # The ids of the (n + 1)-grams that are phrases or fragments.
+    # Ids of the (n + 1)-grams that are phrases or fragments.
     inside = np.zeros(0, dtype=np.int64)
     for n in sorted(scores, reverse=True):
         level = counted.levels[n - 1]
-        # For each n-gram, the largest count of an (n + 1)-gram in ``inside`` that contains it.
+        # For each n-gram, the largest count of an (n + 1)-gram that contains the n-gram.
         longer = np.zeros(len(level.keys), dtype=np.int64)
         if len(inside):
             above = counted.levels[n]
             for part in above.parts(inside):
                 np.maximum.at(longer, part, above.counts[inside])
         fragment = longer >= FRAGMENT * level.counts
-        # Fragments come last and are cut off.
+        # An infinite cost sorts fragments last, where they are cut off.
         cost = np.where(fragment, np.inf, -scores[n])
         most = min(round(size * SHARES[n]), np.count_nonzero(~fragment))
         best = cost.argsort(kind="stable")[:most]
@@ -264,7 +265,11 @@ def choose_phrases(
 
 
 def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
-    """Hash phrases, keyed by their number of words; single words are left out."""
+    """Return the hashes of phrases, keyed by the number of words, without single words.
+
+    Raises:
+        MaskwiseError: a phrase has punctuation.
+    """
     if not phrases:
         return {}
     words = words_of(phrases)
@@ -283,9 +288,9 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
 
 
 def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
-    """Find each text's phrases: longest first, leftmost first among phrases of the same length."""
+    """Find the phrases of each text: longest first, and leftmost first if equally long."""
     size = len(words.key)
-    # Words between two borders share a number; each punctuation mark has a number of its own.
+    # Words without punctuation between them share a number, so phrases never cross punctuation.
     border = words.fresh | ~words.plain
     border[1:] |= ~words.plain[:-1]
     stretch = border.cumsum()
@@ -309,7 +314,7 @@ def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
 
 
 def leftmost(at: Ints, width: int) -> Ints:
-    """Keep ascending positions greedily from the left, at least ``width`` apart."""
+    """Select positions greedily from the left, at least ``width`` apart; ``at`` is ascending."""
     taken = []
     free = 0
     for place in at.tolist():
@@ -320,7 +325,10 @@ def leftmost(at: Ints, width: int) -> Ints:
 
 
 def _gram_keys(keys: Keys, n: int) -> Keys:
-    """(W,) the hash of the n words from each word on; meaningless for the last n − 1 words."""
+    """Return the hash of the n-gram that begins at each word, (W,).
+
+    The last n − 1 hashes are meaningless.
+    """
     total = keys
     for skip in range(1, n):
         total = mixed(total)
@@ -333,12 +341,13 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
 
 
 def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, Floats]:
-    """Score the n-grams of each length from 2 on, in the order of their ids; phrases score high.
+    """Score the n-grams of each length n ≥ 2, in the order of their ids; higher is better.
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)
 
-    where p = count / words of the corpus. Equation 3 of the paper has no factor 2
-    (``paper=True``). The factor favours frequent n-grams, and was used for the published lists.
+    where p is the count divided by the number of words in the corpus. Equation 3 of the paper has
+    no factor 2 (``paper=True``), but the published lists were scored with the factor, which favours
+    frequent n-grams.
     """
     # best[n − 1] is the largest Σ log p over all segmentations of an n-gram, including the uncut
     # n-gram. A cut after k words gives log p of these k words plus the best value of the rest.

@@ -1,12 +1,12 @@
-"""The table of annotators, and the annotators without a model: words, sentences, prompts, spans
-from files, the user's functions.
+"""The table of annotators, and annotators without a model: words, sentences, prompts, spans from
+files, users' functions.
 
-A function maps a list of texts to a list of spans for each text: (start, end) or (start, end,
-value) in characters, where the value is a label or a weight. Equal texts must get equal spans.
-Because a function runs code, recipes and ``--with`` cannot name functions; only ``--function`` and
-Python can. When a policy is inspected, marks in the text replace an annotator:
+A user's function maps a list of texts to a list of spans for each text. A span is (start, end) or
+(start, end, value), in characters; the value is a label or a weight. Equal texts must get equal
+spans. A function runs code, so only ``--function`` and Python may name a function; recipes and
+``--with`` may not. When users inspect a policy, marks in the text replace an annotator:
 ``born in [[Warsaw]] in [[1867|3]]`` marks two spans, the second with weight 3. Heavy libraries
-(spaCy, torch) are imported when they are first used.
+(spaCy, torch) are imported at their first use.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from maskwise.text.worlds import WORLDS
 
 SPANS = Layer("spans")
 Finder: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
-"""A user's function: texts → a list of spans for each text."""
+"""A user's function, which maps texts to a list of spans for each text."""
 
 
 @dataclass(eq=False)
@@ -55,8 +55,11 @@ class ByText:
     """An annotator that applies a function to each text.
 
     Args:
-        find: a function that maps a text to its spans, keyed by layer.
-        whole_texts: whether long texts are passed whole instead of in parts.
+        name: the name of the annotator.
+        layers: the layers, keyed by name.
+        find: a function from a text to the spans of the text, keyed by layer.
+        version: the annotator's version; see `Annotator`.
+        whole_texts: whether ``find`` gets long texts whole instead of in parts.
     """
 
     name: str
@@ -71,7 +74,7 @@ class ByText:
 
 
 def words() -> ByText:
-    """Annotate words: runs of letters and digits, and every symbol and ideograph by itself."""
+    """Annotate words, by the rules in words.py: runs of letters and digits, and single symbols."""
 
     def find(text: str) -> Found:
         start, end = words_in(classify(text))
@@ -81,7 +84,7 @@ def words() -> ByText:
 
 
 def sentences() -> ByText:
-    """Annotate sentences, by their final punctuation."""
+    """Annotate sentences, which end at final punctuation."""
 
     def find(text: str) -> Found:
         return {"sentence": CharSpans.of(sentence_spans(text), SPANS)}
@@ -90,9 +93,12 @@ def sentences() -> ByText:
 
 
 def prompt(until: str = "\n", *, last: bool = False) -> ByText:
-    """Annotate the prompt of a text: everything up to the end of the first (or ``last``) ``until``.
+    """Annotate the prompt of a text, which ends with the first (or ``last``) ``until``.
 
     With ``masking.keep: prompt``, prompts are never masked. A text without ``until`` has no prompt.
+
+    Raises:
+        MaskwiseError: ``until`` is empty.
     """
     if not until:
         raise MaskwiseError(
@@ -113,7 +119,7 @@ def prompt(until: str = "\n", *, last: bool = False) -> ByText:
 
 
 def gold(file: str) -> ByText:
-    """Annotate the documents in a CoNLL-U file (``.gz`` allowed) with its parts of speech."""
+    """Annotate the texts of a CoNLL-U file (``.gz`` allowed) with the file's parts of speech."""
     path = _existing(file)
     known = {text_id(document.text): document.layers for document in read_conllu(path)}
     return _known("gold", {"pos": POS}, known, digest("gold", 2, path))
@@ -127,9 +133,12 @@ def spans(
     labels: tuple[str, ...] = (),
     layer: str = "spans",
 ) -> ByText:
-    """Annotate the texts in a JSON lines or Parquet file with the spans in the field ``field``.
+    """Annotate the texts of a JSON lines or Parquet file with the spans in its field ``field``.
 
     Spans are lists [start, end] or, with ``labels``, [start, end, label], in characters.
+
+    Raises:
+        MaskwiseError: the file cannot be read or has no spans, or a record's spans are not valid.
     """
     path = _existing(file)
     if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
@@ -140,7 +149,7 @@ def spans(
     kind = Layer("spans", tuple(labels))
     known = {}
     for record in read_file(path, path.name, Fields(text_field, field)):
-        # Corpora count the broken lines that are skipped; a missing text needs no spans.
+        # The reader of the corpus reports skipped lines, so they are ignored here.
         if isinstance(record, Skip):
             continue
         place, fields = record
@@ -154,7 +163,7 @@ def spans(
             if not isinstance(marked, list):
                 raise MaskwiseError("the spans are not a list", got=marked, allowed="a list")
             if not labels:
-                # A label is allowed but not used.
+                # Labels in the file are ignored if the layer has none.
                 for span in marked:
                     if isinstance(span, list) and len(span) == 3:
                         del span[2]
@@ -168,7 +177,7 @@ def spans(
     if not known:
         raise MaskwiseError(
             f"no record of {path} has {text_field!r} and {field!r}",
-            do="set field and text_field to its fields",
+            do="set field and text_field to fields of the records",
         )
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)
@@ -180,7 +189,7 @@ def _known(
     known: Mapping[int, Found],
     version: str,
 ) -> ByText:
-    """Build an annotator that looks texts up by their hash; unknown texts get no spans."""
+    """Build an annotator that looks texts up by hash in ``known``; other texts get no spans."""
     empty = no_spans(layers)
 
     def find(text: str) -> Found:
@@ -201,12 +210,12 @@ def _existing(file: str) -> Path:
 
 
 class Function:
-    """An annotator whose layer comes from a user's function.
+    """An annotator that calls a user's function.
 
     Args:
         place: "module:function"; the module may be in the current folder.
-        kind: "spans", "categorical" or "weight".
-        labels: the allowed values; "categorical" requires labels, "weight" has none.
+        kind: the kind of layer: "spans", "categorical" or "weight".
+        labels: the allowed values: required for "categorical", optional for "spans".
         layer: the name of the layer; by default the name of the function.
 
     Raises:
@@ -263,10 +272,10 @@ def spec_of(function: str) -> Call:
 
 
 def _load(place: str) -> tuple[Finder, str]:
-    """Import a function; return it with its module's source, which is part of the version."""
+    """Import a function; return the function and the source of its module, for the version."""
     module_name, _, name = place.partition(":")
-    # ``python script.py`` searches the script's folder; a console script searches neither that
-    # folder nor the current folder.
+    # ``python script.py`` puts the folder of the script on sys.path. The command ``maskwise`` does
+    # not put the current folder on sys.path, so this function does.
     folder = str(Path.cwd())
     if "" not in sys.path and folder not in sys.path:
         sys.path.insert(0, folder)
@@ -278,7 +287,7 @@ def _load(place: str) -> tuple[Finder, str]:
         source = inspect.getsource(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
-    # A user's module may raise anything while it is being imported.
+    # Importing a user's module may raise anything.
     except (Exception, SystemExit) as error:
         raise MaskwiseError(
             f"cannot load the function {place}",
@@ -305,7 +314,7 @@ class Span(NamedTuple):
 
 
 def read_marks(text: str) -> tuple[str, list[Span]]:
-    """Remove the ``[[…]]`` marks from a text; return the text with the marked spans.
+    """Remove the ``[[…]]`` marks from a text; return the plain text and the marked spans.
 
     >>> read_marks("born in [[Warsaw]]")
     ('born in Warsaw', [Span(start=8, stop=14, weight=1.0)])
@@ -324,11 +333,11 @@ def read_marks(text: str) -> tuple[str, list[Span]]:
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """Find sentences by final punctuation, which is only a rough rule."""
+    """Find sentences by a rough rule: a sentence ends at final punctuation."""
     return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
 
 
-# The table of annotators; add new ones here
+# The table of annotators; add a new annotator here
 # -------------------------------------------------------------------------------------------
 
 
@@ -369,7 +378,7 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
         functions: whether to also allow ``function("module:name")``, which runs the user's code.
 
     Raises:
-        MaskwiseError: the name is unknown, or the annotator does not have the arguments.
+        MaskwiseError: the name is unknown, or the annotator has no such argument.
     """
     table = dict(ANNOTATORS)
     if functions:
@@ -379,7 +388,7 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
 
 
 def check_names(annotators: Sequence[Annotator]) -> None:
-    """Refuse two annotators that make the same layer."""
+    """Raise a `MaskwiseError` if two annotators make the same layer."""
     owner: dict[str, str] = {}
     for each in annotators:
         for name in each.layers:

@@ -1,8 +1,8 @@
 """``maskwise annotate``: annotate a corpus and write a store (store.py).
 
-The corpus is read twice: first to find which shards are missing, then to annotate those shards.
-Annotators that count over the whole corpus read it once more in between. A pool of workers
-(jobs.py) annotates shards and returns the files to this process, the only process that writes, so a
+The corpus is read twice: first to find out which shards are missing, then to annotate these shards.
+In between, annotators that count over the whole corpus read it once more. A pool of workers
+(jobs.py) annotates shards and sends the files to this process. Only this process writes, so a
 cluster needs a shared disk only for the files that annotators read. All engines write the same
 bytes.
 """
@@ -54,15 +54,15 @@ Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Document
 LOCK = ".lock"
 FIT = "annotator.json"
 WORKER_CHARACTERS = 4_000_000
-"""Characters per additional process: tagging them takes six seconds, twice as long as starting the
-process."""
+"""Number of characters for which another process is started. Tagging them takes six seconds, and
+starting a process takes three."""
 
 
 class Summary(TypedDict):
     """The content of ``summary.json``.
 
-    ``corpus`` is the key of the corpus; ``made`` counts the files that this run wrote; ``skipped``
-    maps reasons to numbers of documents; ``annotators`` has an entry for each requested spec.
+    ``corpus`` is the hash of the corpus, ``made`` the number of files that this run wrote.
+    ``skipped`` has numbers of documents, keyed by reason; ``annotators`` is keyed by spec.
     """
 
     source: str
@@ -77,7 +77,7 @@ class Summary(TypedDict):
 
 
 class _Wanted(NamedTuple):
-    """An annotator with its spec as the user wrote it, and the spec from which workers build it."""
+    """An annotator, the spec that the user wrote, and the spec from which workers build it."""
 
     asked: str
     spec: str
@@ -101,9 +101,9 @@ def annotate_corpus(
     functions: Sequence[str] = (),
     quiet: bool = True,
 ) -> Summary:
-    """Annotate a corpus into the folder ``out``, skipping finished files.
+    """Annotate a corpus and write the layers into the folder ``out``.
 
-    Layers of other annotators for the same corpus are kept.
+    Finished files are skipped. Layers from earlier calls for the same corpus are kept.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -114,20 +114,24 @@ def annotate_corpus(
     (7, 2)
 
     Args:
-        source: whatever `read_documents` takes or returns, or a CoNLL-U file, for its texts.
+        source: a corpus for `read_documents`, a `Documents`, or a CoNLL-U file, whose texts are
+            annotated.
         annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has
             the names.
+        out: the folder to write.
         text_field, limit: as for `read_documents`.
         engine: "local" or "ray".
-        jobs: the number of processes in the local engine, or the maximum number of cores in a Ray
-            cluster. None stands for one process per core, or fewer for a small corpus; with Ray,
-            for all cores.
-        functions: your own functions as annotators (registry.py), such as "module:function".
-        quiet: whether to show no progress bar.
+        jobs: the number of local processes, or the maximum number of cores in a Ray cluster. None
+            stands for one process per core, fewer for a small corpus; with Ray, for all cores.
+        functions: users' functions as annotators (registry.py), such as "module:function".
+        quiet: whether to hide the progress bar.
+
+    Returns:
+        The content of ``summary.json``.
 
     Raises:
-        MaskwiseError: the input is bad, the folder holds something else or layers that would be
-            lost, or the disk is full. Finished shards are kept; a run that fails before its first
+        MaskwiseError: the input is not valid, the folder has other contents or layers that would be
+            lost, or the disk is full. Finished shards are kept. A run that fails before the first
             shard is finished leaves nothing behind.
     """
     out = Path(out)
@@ -150,10 +154,10 @@ def annotate_corpus(
             pool.warm(jobs or 1)
 
         before = None
-        # A missing or damaged manifest is written again at the end.
+        # A missing or damaged manifest is no error, because the run writes a new manifest.
         with suppress(MaskwiseError):
             before = Manifest.load(out)
-        # Only hashes of the texts are kept, because a corpus may be larger than memory.
+        # A corpus may be larger than memory, so only hashes of its texts are kept.
         keys = []
         lengths = []
         count = 0
@@ -173,12 +177,12 @@ def annotate_corpus(
                 path = out / "shards" / part.file(key)
                 facts[spec].append(stored_facts(path))
 
-        # If several annotators lack a shard, its texts are sent once for all of them.
+        # The texts of a shard are sent only once, even if several annotators lack the shard.
         missing = []
         for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
             missing.append(tuple(lacking))
-        # Only shards that at least one annotator lacks count.
+        # The progress bar counts only the shards that at least one annotator lacks.
         characters = sum(compress(lengths, missing))
         shown = bars.add_task("annotating", total=characters)
         workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
@@ -217,7 +221,7 @@ def annotate_corpus(
         write_json(out / MANIFEST, asdict(manifest))
         named = {part.file(key) for part, key in product(manifest.annotators, keys)}
         for path in (out / "shards").iterdir():
-            # The file is for earlier texts, or from a different version of an annotator.
+            # The file belongs to earlier texts, or to a different version of an annotator.
             if path.name not in named:
                 path.unlink()
     return summary
@@ -229,7 +233,11 @@ def open_corpus(
     text_field: str = "text",
     limit: int | None = None,
 ) -> Documents:
-    """Open the documents in a corpus, or the texts in a CoNLL-U file."""
+    """Open a corpus, or the texts of a CoNLL-U file.
+
+    Raises:
+        MaskwiseError: the corpus cannot be read, or has no documents.
+    """
     if isinstance(source, Documents):
         return require_documents(source)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
@@ -246,7 +254,7 @@ def _workers(
     characters: int,
     shards: int,
 ) -> int | None:
-    """Return how many shards to annotate in parallel: 1 in this process, None if Ray decides."""
+    """Return the number of worker processes; 1 stands for this process, None lets Ray decide."""
     if engine == "ray":
         return None
     enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
@@ -261,9 +269,9 @@ def _annotated(
     if workers != 1:
         yield from pool.results(tasks, at_once=workers)
         return
-    # This process may have annotated before, with an older version of a file.
+    # Cached annotators of an earlier run may have read an older version of a file.
     forget()
-    # As in the workers, a job uses one core.
+    # One core, as in a worker.
     with threadpool_limits(1, user_api="blas"):
         for task in tasks:
             yield task, annotate_shard(task)
@@ -293,7 +301,7 @@ def _fitted(
     out: Path,
     bars: Progress,
 ) -> _Wanted:
-    """Fit an annotator to the corpus if it needs fitting and no earlier run has fitted it."""
+    """Fit an annotator to the corpus if necessary; reuse the fit of an earlier run."""
     unfitted = wanted.annotator
     if not isinstance(unfitted, Fitted) or unfitted.fitted:
         return wanted
@@ -305,7 +313,7 @@ def _fitted(
         read = bars.track(documents, description=title, total=documents.read)
 
         def fill(partial: Path) -> None:
-            # The folder is renamed after the fit, and users may move the store later.
+            # The spec must not contain the path: the folder is renamed, and users may move it.
             spec = unfitted.fit((document.text for document in read), partial)
             text = json.dumps({"spec": spec.replace(repr(str(partial)), "{folder}")})
             (partial / FIT).write_text(text, encoding="utf-8")
@@ -327,7 +335,7 @@ def _require_nothing_lost(
     wanted: Sequence[_Wanted],
     out: Path,
 ) -> None:
-    """Refuse to replace a different corpus's layers, or to lose layers of a changed corpus."""
+    """Raise an error if this run would replace or lose layers of a different or older corpus."""
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not set(keys) & set(before.shards):
         raise MaskwiseError(
@@ -349,7 +357,7 @@ def _require_nothing_lost(
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
-    """Return an earlier run's annotators, without the layers that this run writes again."""
+    """Return the annotators of an earlier run, without the layers that this run writes again."""
     taken: set[str] = set()
     for part in new:
         taken.update(part.layers)
@@ -363,18 +371,18 @@ def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """Lock the folder for this process, and remove an empty one after an error."""
+    """Lock the folder for this process; after an error, remove the folder if it is empty."""
     require_own(out, LOCK, what="annotations")
     existed = out.is_dir()
     with claim(out, "another run annotates into", lock=LOCK):
         sweep(out)
         try:
             yield
-        # Ctrl-C is not an ``Exception``, so the folder is kept, and the same command resumes.
+        # Ctrl-C is not an ``Exception``: the folder stays, and the same command resumes.
         except Exception:
             # Without a finished shard, there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
-                # Other files in the folder are not ours to remove.
+                # Files that this program did not write must stay.
                 for part in ("shards", "fitted"):
                     shutil.rmtree(out / part, ignore_errors=True)
                 (out / LOCK).unlink(missing_ok=True)

@@ -1,15 +1,15 @@
-"""Annotate one shard: from texts and annotator specs to the bytes of files.
+"""Annotate one shard: turn texts and annotator specs into the bytes of files.
 
-To bound memory, long documents are passed to annotators in parts of at most `PART_CHARACTERS`
-characters, cut at line breaks or spaces; annotators with ``whole_texts`` get whole documents. A
-text on which an annotator fails gets no spans and is counted. The run ends if all texts in a shard
-fail, or if a file, the network or memory fails.
+To bound memory, annotators get long documents in parts of at most `PART_CHARACTERS` characters, cut
+at line breaks or spaces. Annotators with ``whole_texts`` get whole documents. If an annotator fails
+on a text, the text has no spans and is counted as a failure. The run ends if an annotator fails on
+all texts of a shard, or if a file, the network or memory fails.
 
-Spans are counted here too, while the text is in memory. Totals are exact. The most common words and
-spans in the corpus are merged from the most common ones in each shard, so words and spans that are
-rare in every shard may be missed. Counting costs 0.4 µs per span.
+Spans are also counted here, while the text is in memory. Totals are exact. The lists of the most
+common words and spans are merged from the lists of all shards, so these lists may lack words and
+spans that are not among the most common of any shard. Counting costs 0.4 µs per span.
 
-`Live` annotates the texts of a stream, for which nothing is stored.
+`Live` annotates the texts of a stream, without a store.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from maskwise.text.words import classify, join_texts, word_starts
 PART_CHARACTERS = 100_000
 _BORDERS = ("\n", " ")
 SURE_FAILURES = 8
-"""If at least this many texts in a shard fail and none succeeds, the annotator is broken."""
+"""Minimum number of texts in a shard for ending the run if an annotator fails on all of them."""
 TOP_SPANS = 200
-"""How many of the most common span texts are counted per shard, for a layer of spans."""
+"""Number of most common span texts that a shard stores, in a layer of spans."""
 TOP_WORDS = 20
-"""How many of the most common texts are counted per shard, for each label of any other layer."""
+"""Number of most common texts that a shard stores for each label, in other layers."""
 SHORT_CHARACTERS = 60
-"""The texts of longer spans, such as sentences, are not counted."""
+"""Maximum length of spans whose texts are counted. Longer spans (sentences) rarely repeat."""
 
 
 class ShardTask(NamedTuple):
-    """A shard, its index in the corpus, and the specs of the annotators that it lacks."""
+    """A shard: its index in the corpus, its documents, and the specs of annotators to run."""
 
     number: int
     documents: list[Document]
@@ -63,7 +63,7 @@ class ShardTask(NamedTuple):
 
 
 class LayerSummary(TypedDict):
-    """Counts for a layer in the corpus; ``weight`` has the keys mean, least and greatest."""
+    """Counts of a layer in the corpus. The keys of ``weight`` are mean, least and greatest."""
 
     kind: str
     spans: int
@@ -74,28 +74,28 @@ class LayerSummary(TypedDict):
 
 
 class AnnotatorSummary(TypedDict):
-    """An annotator's message for the user (or None), failures (error → texts) and layers."""
+    """An annotator's message for the user, numbers of failed texts by error, and layers."""
 
     notice: str | None
     failures: dict[str, int]
     layers: dict[str, LayerSummary]
 
 
-# Users' functions are allowed here, because run.py has checked that the run may use functions. Each
-# process builds an annotator only once, because an annotator may load a model.
+# Users' functions are allowed: run.py has already checked whether the user named them. Each process
+# builds an annotator only once, because an annotator may load a model.
 _annotator = cache(partial(annotator, functions=True))
 
 
 def forget() -> None:
-    """Clear the annotator cache: a file that an annotator reads may have changed."""
+    """Clear the cache of annotators, because a file that an annotator reads may have changed."""
     _annotator.cache_clear()
 
 
 def annotate_shard(task: ShardTask) -> list[bytes]:
-    """Annotate a shard; return one file for each annotator.
+    """Annotate a shard, and return the bytes of one file for each annotator.
 
     Raises:
-        MaskwiseError: spans do not fit their text, or an annotator fails on all texts.
+        MaskwiseError: spans do not fit the text, or an annotator fails on all texts.
     """
     texts = [document.text for document in task.documents]
     files = []
@@ -111,7 +111,7 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
 class Live:
     """Annotate any texts with several annotators, without a store.
 
-    Only the specs are pickled; each process builds its annotators once.
+    Only the specs are pickled, and each process builds the annotators once.
 
     Args:
         specs: the names of annotators, with arguments.
@@ -145,7 +145,7 @@ class Live:
         return layers
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return each text's spans, keyed by layer; if an annotator fails, its text has no spans.
+        """Return the spans of each text, keyed by layer; no spans if an annotator fails on a text.
 
         Raises:
             MaskwiseError: an annotator fails on all texts.
@@ -162,7 +162,7 @@ def require_live(spec: str, maker: Annotator) -> None:
     """Check that an annotator can annotate a stream.
 
     Raises:
-        MaskwiseError: the annotator must read the whole corpus first.
+        MaskwiseError: the annotator must be fitted to the whole corpus first.
     """
     if not isinstance(maker, Fitted) or maker.fitted:
         return
@@ -186,17 +186,17 @@ def spans_of(
     texts: Sequence[str],
     failures: Counter[str],
 ) -> list[Found]:
-    """Return each text's spans, keyed by layer, and count the failures for each error.
+    """Return the spans of each text, keyed by layer; add failures to ``failures``, keyed by error.
 
     Raises:
-        MaskwiseError: spans do not fit their text, or the annotator fails on all texts.
+        MaskwiseError: spans do not fit the text, or the annotator fails on all texts.
     """
     try:
         return _annotate(maker, texts)
     except MaskwiseError:
         raise
     except Exception:
-        # One text must not end the work on a million others, so each text is tried alone.
+        # One bad text must not stop the run, so the texts are annotated one by one.
         found = []
         for text in texts:
             found += _try_alone(maker, text, failures)
@@ -210,14 +210,14 @@ def spans_of(
 
 
 def _try_alone(maker: Annotator, text: str, failures: Counter[str]) -> list[Found]:
-    """Annotate a text, which has no spans if the annotator fails."""
+    """Annotate one text; return no spans and count the failure if the annotator fails."""
     try:
         return _annotate(maker, [text])
     except MaskwiseError:
         raise
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        # These errors are not caused by the text, so the shard must not be stored as finished.
+        # The text does not cause these errors, so the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
             raise MaskwiseError(
                 f"{maker.name} failed",
@@ -229,9 +229,9 @@ def _try_alone(maker: Annotator, text: str, failures: Counter[str]) -> list[Foun
 
 
 def _annotate(maker: Annotator, texts: Sequence[str]) -> list[Found]:
-    """Annotate texts in parts, check the spans, and join those of each text."""
+    """Annotate texts in parts, check the spans, and join the spans of all parts of a text."""
     most = PART_CHARACTERS
-    # The flag ``whole_texts`` is optional: an annotator needs only what `Annotator` lists.
+    # ``whole_texts`` is optional, because the protocol `Annotator` does not have it.
     if hasattr(maker, "whole_texts") and maker.whole_texts:
         most = sys.maxsize
     parts = []
@@ -276,20 +276,22 @@ def shard_facts(
     found: Sequence[Mapping[str, CharSpans]],
     layers: Layers,
 ) -> Facts:
-    """Count the spans for one shard and annotator, as JSON.
-
-    The keys are ``words``, ``failures`` (error → texts) and ``layers``; each layer has ``spans``,
-    ``words``, and either ``weight`` (sum, smallest, largest) or ``labels`` and ``top``, keyed by
-    codes as strings.
+    """Count the spans of one annotator in one shard.
 
     Args:
         texts: N texts.
-        found: each text's spans, keyed by layer.
+        found: the spans of each text, keyed by layer.
+        layers: the annotator's layers.
+
+    Returns:
+        JSON with the keys ``words``, ``failures`` (numbers of texts, by error) and ``layers``. Each
+        layer has ``spans``, ``words``, and either ``weight`` (sum, smallest, largest) or ``labels``
+        and ``top``, both keyed by label code.
     """
     joined, base = join_texts(texts)
     begins = []
     for text, origin in zip(texts, base, strict=True):
-        # Texts are classified part by part, because this takes 60 bytes per character.
+        # Classifying takes 60 bytes per character, so long texts are classified in parts.
         for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=_BORDERS):
             kinds = classify(text[start:end])
             begins.append(np.flatnonzero(word_starts(kinds)) + origin + start)
@@ -312,17 +314,23 @@ def _layer_facts(
     layer: Layer,
     words: Ints,
 ) -> Facts:
-    """Count the spans of texts that are at ``base`` (N,) in ``joined``, with words at ``words``."""
+    """Count the spans of one layer.
+
+    Args:
+        joined: the N texts, joined.
+        base: (N,) the position of each text in ``joined``.
+        words: the positions of all words in ``joined``.
+    """
     start, end, codes = joined_spans(found, base)
-    # A word is covered if the last span that begins at or before its first character ends after
-    # that character. A word before all spans gets index −1, the appended 0, which covers nothing.
+    # A word is covered if its first character is before the end of the last span that begins at or
+    # before the word. For a word before all spans, index −1 gives the appended end 0.
     last = start.searchsorted(words, side="right") - 1
     covered = np.append(end, 0)[last] > words
     facts = {"spans": len(start), "words": int(covered.sum())}
     if codes is None:
         codes = np.zeros_like(start)
     if layer.kind == "weight":
-        # A layer without spans has three zeros.
+        # Without spans, there is no smallest or largest weight.
         weight = [0.0, 0.0, 0.0]
         if len(codes):
             weights = codes.astype(np.float64)
@@ -332,7 +340,7 @@ def _layer_facts(
     labels = dict(zip(map(str, distinct.tolist()), times.tolist()))
     short = end - start <= SHORT_CHARACTERS
     cuts = map(slice, start[short].tolist(), end[short].tolist())
-    # Strings are cut and counted in C: a Python loop would take longer than the annotators.
+    # `map` and `Counter` are in C. A Python loop would take longer than the annotators.
     pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
     texts: dict[str, dict[str, int]] = {}
     for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
@@ -344,13 +352,13 @@ def _layer_facts(
 def _commonest(counts: Mapping[str, int], layer: Layer) -> dict[str, int]:
     """Return the most common texts with their counts."""
     most = TOP_SPANS if layer.kind == "spans" else TOP_WORDS
-    # Ties are broken by text, because input order must not matter.
+    # The text breaks ties, so the result does not depend on the order of ``counts``.
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return dict(ordered[:most])
 
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
-    """Merge an annotator's facts from all shards."""
+    """Merge the facts of all shards for one annotator."""
     words = 0
     failures = Counter[str]()
     for facts in shards:
@@ -360,7 +368,7 @@ def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
     for name, layer in maker.layers.items():
         parts = [facts["layers"][name] for facts in shards]
         layers[name] = _summary(parts, name, layer, words)
-    # ``notice`` is optional, like ``whole_texts``.
+    # ``notice`` is optional, because the protocol `Annotator` does not have it.
     notice = maker.notice if hasattr(maker, "notice") else None
     return {
         "notice": notice,
@@ -386,7 +394,7 @@ def _summary(
         "share_of_words": covered / max(1, words),
     }
     if layer.kind == "weight":
-        # A shard without spans has (0, 0, 0), but this 0 is not the smallest weight of any span.
+        # The zeros of a shard without spans must not count as the smallest weight.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
@@ -412,7 +420,7 @@ def _summary(
     for code, number in sorted(labels.items(), key=lambda item: (-item[1], int(item[0]))):
         label = names[int(code)]
         summary["labels"][label] = number
-        # A label may have only long spans, whose texts are not counted.
+        # A label with only long spans has no counted texts.
         top = _commonest(texts.get(code, {}), layer)
         summary["top"][label] = list(map(list, top.items()))
     return summary

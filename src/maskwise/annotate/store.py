@@ -6,19 +6,19 @@
       fitted/NAME-KEY/           what an annotator learned from the whole corpus
       summary.json               counts of all layers
 
-The name of a shard's file contains a hash of everything that the file depends on: its documents and
-the annotator's version. Files are written atomically, so an existing file is complete: a second run
-is instant, a killed run resumes, and a new tagger or a changed text rewrites only the files that it
-affects.
+"KEY" in the name of a file is a hash of everything that the file depends on: the documents of the
+shard and the version of the annotator. Files are written atomically, so an existing file is
+complete. A second run therefore has nothing to annotate, a killed run resumes, and a new tagger or
+a changed text affects only some files.
 
 A shard ends after a document with a certain hash (about 1 in 128) or when the shard is full. A new
-or longer document therefore changes only the shard that contains it.
+or changed document therefore changes only the shard with this document.
 
 Columns: ``id``, ``text`` (int64, `text_id` of the text) and, for each layer, ``NAME.start``,
 ``NAME.end`` (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
 
-Cost: 3 to 6 bytes on disk per word and layer; 16 bytes of memory per document, to find the document
-again.
+Cost: 3 to 6 bytes on disk per word and layer; 16 bytes of memory per document, for an index of the
+documents.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
 """Average number of documents per shard; the maximum is four times as large."""
 SHARD_CHARACTERS = 1 << 19
-"""Tagging this many characters takes a second or two. The limit bounds the work that a killed run
-loses and the time that one process waits for another."""
+"""Maximum number of characters per shard, give or take a document. Tagging them takes a second or
+two, so a killed run loses little work, and processes wait little for each other."""
 Facts: TypeAlias = dict[str, Any]
-"""Counts for one shard and annotator, as JSON in the file's footer; see `shard.shard_facts`."""
+"""Counts of one annotator in one shard, JSON in the footer of the file; see `shard_facts`."""
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Group documents into shards."""
+    """Group consecutive documents into shards."""
     shard = []
     characters = 0
     for document in documents:
@@ -70,7 +70,7 @@ def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def shard_key(shard: Sequence[Document]) -> str:
-    """Hash the names and texts of a shard."""
+    """Return a hash of the names and texts of a shard."""
     parts: list[object] = []
     for document in shard:
         parts += [document.id, text_id(document.text)]
@@ -83,10 +83,12 @@ def to_parquet(
     layers: Mapping[str, Layer],
     facts: Facts,
 ) -> bytes:
-    """Encode the file of a shard; equal arguments give equal bytes.
+    """Encode a shard as a Parquet file; equal arguments give equal bytes.
 
     Args:
-        spans: each document's spans, keyed by layer.
+        shard: the documents.
+        spans: the spans of each document, keyed by layer.
+        layers: the layers to write.
         facts: the JSON for the footer.
     """
     names, texts = zip(*shard)
@@ -101,7 +103,7 @@ def to_parquet(
         of_texts = zip(*[found[name] for found in spans])
         for (side, kind), values in zip(sides.items(), of_texts):
             columns[f"{name}.{side}"] = pa.array(values, pa.list_(kind))
-    # The facts are in the footer, where they can be read without decoding a column.
+    # A footer can be read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -109,9 +111,9 @@ def to_parquet(
 
 
 def stored_facts(path: Path) -> Facts:
-    """Read the facts from a shard's file; {} if the file is missing or damaged."""
+    """Return the facts in the file of a shard; {} if the file is missing or damaged."""
     try:
-        # The whole table is read to verify its checksums, because a damaged file must be replaced.
+        # Reading the whole table verifies all checksums; a damaged file must be replaced.
         table = pq.read_table(path, page_checksum_verification=True)
         facts: Facts = json.loads((table.schema.metadata or {})[b"maskwise"])
         return facts
@@ -121,7 +123,7 @@ def stored_facts(path: Path) -> Facts:
 
 @dataclass(frozen=True)
 class Part:
-    """An annotator in a store: its name, its spec as the user wrote it, its version and layers."""
+    """An annotator in a store: name, spec as the user wrote it, version and layers."""
 
     name: str
     spec: str
@@ -138,7 +140,8 @@ class Manifest:
     """The contents of a store.
 
     Attributes:
-        source: the origin of the texts.
+        format: the version of the file format.
+        source: the name of the corpus.
         corpus: the hash of all documents, in order.
         documents: the number of documents.
         characters: the number of characters in all documents.
@@ -177,7 +180,7 @@ class Manifest:
 
 
 class Store:
-    """Reads the layers of texts from disk, as an annotator.
+    """An annotator that reads layers from a store.
 
     Args:
         folder: the folder that ``maskwise annotate`` wrote.
@@ -205,12 +208,12 @@ class Store:
         for name in wanted - stored.keys():
             raise unknown_name(f"layer in {folder}:", name, stored)
         self.layers = {name: layer for name, layer in stored.items() if name in wanted}
-        # Texts mostly come in order, so the last shard of each annotator stays in memory.
+        # Texts mostly come in order, so caching one shard of each annotator is enough.
         self._held: dict[str, tuple[int, dict[str, pa.Array]]] = {}
 
     @property
     def version(self) -> str:
-        """A hash of the texts and the annotators."""
+        """Hash of the texts and the annotators."""
         makers = []
         for part in self.manifest.annotators:
             if part.layers.keys() & self.layers:
@@ -218,10 +221,10 @@ class Store:
         return digest(self.manifest.corpus, makers, [*self.layers])
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return each text's spans, keyed by layer.
+        """Return the spans of each text, keyed by layer.
 
         Raises:
-            MaskwiseError: a text was not annotated (every character counts), or a file is damaged.
+            MaskwiseError: a text differs from all annotated texts, or a file is damaged.
         """
         known, shard, row = self._index
         keys = np.array(list(map(text_id, texts)), dtype=np.int64)
@@ -244,7 +247,7 @@ class Store:
 
     @cached_property
     def _index(self) -> tuple[Ints, Array, Array]:
-        """(D,) sorted text keys, and the shard and row of each text."""
+        """The sorted keys of D texts, and the shard and row of each text, (D,) each."""
         # The files of all annotators list the same texts.
         part = self.manifest.annotators[0]
         columns = []

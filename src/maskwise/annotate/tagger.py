@@ -1,13 +1,13 @@
-"""Annotate parts of speech and salient spans with a spaCy pipeline, shipped or installed.
+"""Annotate parts of speech and salient spans with a spaCy pipeline, bundled or installed.
 
-One pass over the text gives both layers. The shipped pipeline (data/tagger-en, with its card) is a
-tagger and an entity recogniser on an encoder of two convolutions. If only ``pos`` is wanted, the
+One pass over the text gives both layers. The bundled pipeline (data/tagger-en, with a model card)
+has a tagger and an entity recogniser on an encoder with two convolutions. For ``pos`` alone, the
 recogniser is skipped.
 
-Every text is accepted. Surrogates, which spaCy cannot hash, are replaced with U+FFFD. Long texts
-are cut at the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the
-longest text (4.5 GB for 10 MB). Words of a thousand characters or more are cut too, because spaCy's
-tokenizer may need minutes for such a word. White space has no part of speech.
+Every text is accepted. Surrogates, which spaCy cannot hash, become U+FFFD. Long texts are cut at
+the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest text
+(4.5 GB for 10 MB). Words of a thousand characters or more are cut, too, because spaCy's tokenizer
+may need minutes for such a word. White space has no part of speech.
 
 Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``), half of it in matrix products.
 The products use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
@@ -87,13 +87,14 @@ TOKEN = np.dtype(
         ("one", np.bool_),
     ]
 )
-"""A token that is not white space: its character offsets; its `UPOS` code, 0 for none; NAME, DATE
-or NUMBER inside an entity of that kind, else NONE; whether its first letter is a capital; whether
-all its letters are in lower case; whether it is "one", which is rarely a number worth masking."""
+"""A token that is not white space. ``start`` and ``end`` are character offsets. ``tag`` is a `UPOS`
+code, or 0. ``entity`` is NAME, DATE or NUMBER inside an entity, else NONE. ``title``: the token
+begins with a capital. ``lower``: all letters are in lower case. ``one``: the token is "one", which
+is rarely a number worth masking."""
 
 
 def _tagged(tokens: Array, *tags: str) -> Flags:
-    """(T,) whether each token has one of these tags."""
+    """Return a flag for each token, (T,): true if the token has one of these tags."""
     return np.isin(tokens["tag"], [_CODES[tag] for tag in tags])
 
 
@@ -104,16 +105,16 @@ def _within(tokens: Array, match: re.Match[str]) -> slice:
 
 
 def salient_spans(text: str, tokens: Array) -> CharSpans:
-    """Find a text's salient spans, with the codes of `SALIENT`.
+    """Find the salient spans of a text, with the codes of `SALIENT`.
 
-    A *name* is a run of entities and proper nouns. A capitalised adjective, noun or verb counts
-    too, unless it opens its sentence: "Japanese", "United" in "United States", which Universal
-    Dependencies do not tag as proper nouns. A proper noun in lower case is a name only if the whole
-    text is in lower case or the entity recogniser finds the noun. *Dates* and *numbers* are found
-    by their form, then by their tag.
+    A *name* is a run of entities and proper nouns. Capitalised adjectives, nouns and verbs count as
+    proper nouns, except at the start of a sentence, because Universal Dependencies do not tag
+    "Japanese", or "United" in "United States", as proper nouns. A proper noun in lower case is a
+    name only if the whole text is in lower case or the entity recogniser finds it. *Dates* and
+    *numbers* are found by patterns, then by tags.
 
-    Tags find names that the small entity recogniser misses; entities find names in lower case. The
-    rules were tuned on data that no reported score uses (scripts/train_tagger/README.md).
+    Tags find names that the small entity recogniser misses; the recogniser finds names in lower
+    case. The rules were tuned on data that no reported score uses (scripts/train_tagger/README.md).
     """
     start = tokens["start"]
     end = tokens["end"]
@@ -121,12 +122,12 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
         return CharSpans.of((), SALIENT)
     codes = codes_of(text)
     lines = np.cumsum(codes == ord("\n"))
-    # The last character of each token's predecessor.
+    # Position of the last character of the previous token.
     before = end[:-1] - 1
     # No span crosses the end of a line.
     breaks = np.ones(len(start), dtype=bool)
     breaks[1:] = lines[start[1:]] > lines[before]
-    # The first word of a sentence has a capital letter whether or not it is a name.
+    # The first word of a sentence is capitalised even if it is not a name.
     opens = breaks.copy()
     opens[1:] |= np.isin(codes[before], _OPENERS)
 
@@ -140,7 +141,7 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
     proper = sure[1:-1] | (proper & sure[:-2] & sure[2:])
     content = _tagged(tokens, "ADJ", "NOUN", "VERB")
     kind[proper | (content & title & ~opens)] = NAME
-    # Matches are numbered, so two dates or amounts in a row stay two spans.
+    # The number of the match keeps two adjacent dates or amounts apart.
     form = np.zeros(len(kind), dtype=np.int64)
     for number, match in enumerate(_FORMS.finditer(text), start=1):
         inside = _within(tokens, match)
@@ -159,7 +160,7 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
     end = end[last]
     kind = kind[begin]
     is_salient = kind != NONE
-    # Taggers may tag emoji and stray punctuation as PROPN, but neither is a name.
+    # Taggers may tag emoji or stray punctuation as PROPN; such spans are dropped.
     first_class = classify(text)[start]
     for span in np.flatnonzero(is_salient & (first_class != LETTER)):
         is_salient[span] = any(map(str.isalnum, text[start[span] : end[span]]))
@@ -169,11 +170,11 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
 PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
-"""Texts per batch. With 64 or more texts, the arrays outgrow the processor's cache, and annotating
-takes a third longer."""
+"""Number of texts per batch. With 64 or more texts, the arrays outgrow the processor's cache, and
+annotating takes a third longer."""
 MAX_NEW_WORDS = 200_000
-"""spaCy caches every word; after this many new words (about 100 MB) the pipeline is reloaded.
-spaCy's memory zones would drop the cache, but they made annotating a third slower.
+"""Number of new words after which the pipeline is reloaded, because spaCy caches every word (about
+100 MB by then). spaCy's memory zones would clear the cache, but made annotating a third slower.
 """
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
@@ -198,15 +199,15 @@ _ENTITIES = ["ner", "entity_ruler"]
 
 
 NO_MODEL = (".md", ".pyc")
-"""Extensions of files in a pipeline's folder that do not affect its tags."""
+"""Extensions of files that do not affect the tags of a pipeline."""
 
 
 class SpacyPipeline:
     """An annotator with the layers "pos" (17 universal tags), "salient", or both.
 
     Args:
-        layers: the names of the layers. Both layers are made in one pass; "pos" alone is faster.
-        model: an installed spaCy pipeline or its folder; None stands for the shipped pipeline.
+        layers: the names of the layers. One pass gives both layers; "pos" alone is faster.
+        model: an installed spaCy pipeline, or a folder; None stands for the bundled pipeline.
 
     Raises:
         MaskwiseError: the pipeline is not installed, cannot be loaded, or gives no universal tags.
@@ -221,7 +222,7 @@ class SpacyPipeline:
 
     @cached_property
     def version(self) -> str:
-        """A hash of the pipeline (not its card), spaCy's version and the rules in this module."""
+        """Hash of the pipeline (without its card), spaCy's version and the rules in this module."""
         named: list[object] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.suffix not in NO_MODEL:
@@ -239,7 +240,7 @@ class SpacyPipeline:
                 pieces.append(_SURROGATE.sub("\ufffd", text[begin:end]))
             begins_of_texts.append(begins)
         if len(self.nlp.vocab) > self._words_at_load + MAX_NEW_WORDS:
-            # This is a cached property: the pipeline is loaded again when it is next used.
+            # `nlp` is a cached property, so the next access loads the pipeline again.
             del self.nlp
         docs = self.nlp.pipe(pieces, batch_size=BATCH)
         found = []
@@ -257,16 +258,16 @@ class SpacyPipeline:
         return found
 
     def _tokens(self, begins: Sequence[int], docs: Iterator[Any]) -> Array:
-        """(T,) the tokens of a text as an array of `TOKEN`.
+        """Return the T tokens of a text as an array (T,) of `TOKEN`.
 
         Args:
-            begins: the first character of each piece of the text.
+            begins: the position of each piece in the text.
             docs: spaCy's documents; the next documents are the pieces of this text.
         """
         rows = []
         for begin, doc in zip(begins, docs):
             for token in doc:
-                # spaCy makes tokens of white space, which have no part of speech.
+                # spaCy also makes tokens of white space.
                 if token.is_space:
                     continue
                 start = begin + token.idx
@@ -286,7 +287,7 @@ class SpacyPipeline:
 
     @cached_property
     def nlp(self) -> Any:
-        """The spaCy pipeline, loaded when it is first needed."""
+        """The spaCy pipeline, loaded at the first access."""
         import spacy
         from thinc.api import Model, NumpyOps
 
@@ -295,13 +296,13 @@ class SpacyPipeline:
             unused += _ENTITIES
         try:
             nlp = spacy.load(self.folder, exclude=unused)
-        # Components from other packages may raise anything.
+        # Components of third-party packages may raise anything.
         except Exception as error:
             raise MaskwiseError(
                 f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}",
             ) from error
         self._words_at_load = len(nlp.vocab)
-        # numpy's matrix product replaces BLIS, but not the ops for a GPU or Apple's library.
+        # Only BLIS is replaced with numpy's BLAS, not the ops for a GPU or Apple's library.
         ops = NumpyOps(use_blis=False)
         for _, component in nlp.pipeline:
             # Rule-based components have no model.
@@ -313,7 +314,7 @@ class SpacyPipeline:
 
     @cached_property
     def _tag_of(self) -> attrgetter[str]:
-        """A function for a token's tag, which is in ``tag_`` in pipelines trained on UD."""
+        """Function that returns a token's tag, from ``pos_`` or, in some pipelines, ``tag_``."""
         probe = self.nlp("The old house stands in Paris.")
         if any(token.pos_ for token in probe):
             return attrgetter("pos_")
@@ -328,7 +329,7 @@ class SpacyPipeline:
 
 
 def pos(*, model: str | None = None, salient: bool = False) -> SpacyPipeline:
-    """Annotate parts of speech and, with ``salient``, also salient spans in the same pass."""
+    """Annotate parts of speech. With ``salient``, the same pass annotates salient spans, too."""
     if salient:
         return SpacyPipeline(model=model)
     return SpacyPipeline(("pos",), model=model)
@@ -340,7 +341,7 @@ def salient(*, model: str | None = None) -> SpacyPipeline:
 
 
 def one_pass(specs: Sequence[str]) -> list[str]:
-    """Join "pos" and "salient" with the same pipeline into ``pos(salient=True)``."""
+    """Replace "pos" and "salient" with the same arguments by one ``pos(salient=True)``."""
     calls = list(map(parse_call, specs))
     joined = []
     for call in calls:
@@ -353,7 +354,7 @@ def one_pass(specs: Sequence[str]) -> list[str]:
 
 
 def _folder(model: str | None) -> Path:
-    """Find the folder of a pipeline.
+    """Return the folder of a pipeline.
 
     Raises:
         MaskwiseError: the pipeline is not installed.
@@ -367,7 +368,7 @@ def _folder(model: str | None) -> Path:
         if model.isidentifier():
             package = find_spec(model)
     if package and package.origin:
-        # A spaCy package has its pipeline in a folder NAME-VERSION.
+        # In a spaCy package, the pipeline is in a subfolder NAME-VERSION.
         for file in Path(package.origin).parent.glob("*/config.cfg"):
             path = file.parent
     if not (path / "config.cfg").is_file():
@@ -387,10 +388,14 @@ def cut_text(
     most: int,
     borders: Sequence[str],
 ) -> Iterator[tuple[int, int]]:
-    """Cut a stretch of a text into parts of at most ``most`` characters.
+    """Yield the parts of a stretch of text, of at most ``most`` characters, as (start, end).
 
-    A part ends after the last border in its second half. The first kind of border that occurs there
-    is used; if there is no border, the part is cut at ``most`` characters.
+    Args:
+        text: the text.
+        start, stop: the stretch of the text to cut.
+        most: the maximum number of characters in a part.
+        borders: strings at which to cut, best first. A part ends after the last border in its
+            second half; without a border there, it has ``most`` characters.
     """
     while stop - start > most:
         end = start + most
@@ -405,7 +410,7 @@ def cut_text(
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Cut a text into pieces up to `PIECE_CHARACTERS`, and words up to `WORD_CHARACTERS`."""
+    """Cut a text into pieces of at most `PIECE_CHARACTERS`, and words at `WORD_CHARACTERS`."""
     start = 0
     if len(max(text.split(), key=len, default="")) >= WORD_CHARACTERS:
         for match in _LONG_WORD.finditer(text):

@@ -1,7 +1,7 @@
-"""Annotators that look up word weights in a table: frequency, informativeness and difference.
+"""Annotators that look up the weights of words: frequency, informativeness and difference.
 
-A fit writes the table, a Parquet file with the columns "word" and "weight", which users may edit.
-Words are looked up in lower case. Cost: 0.5 µs per word.
+A fit writes a Parquet file with the columns "word" and "weight", which users may edit. Words are
+looked up in lower case. Cost: 0.5 µs per word.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ Matrix = NDArray[np.float32]
 
 @dataclass(kw_only=True)
 class WordWeights(ABC):
-    """An annotator with one layer of weights, which has the annotator's name.
+    """An annotator with one layer of weights. The layer has the name of the annotator.
 
     Args:
-        table: the folder written by a fit. Without a table, the annotator must be fitted, with the
-            other settings.
+        table: the folder written by a fit. Without a table, the annotator must be fitted.
 
     Raises:
         MaskwiseError: a setting is out of range, or the table cannot be read.
@@ -59,9 +58,9 @@ class WordWeights(ABC):
 
     name: ClassVar[str]
     unseen: ClassVar[float] = 0.0
-    """The weight of words that are missing from the table."""
+    """Weight of words that are not in the table."""
     punctuation: ClassVar[bool] = False
-    """Whether punctuation and parts after an apostrophe have weights too."""
+    """Whether punctuation marks and the parts of words after an apostrophe have weights, too."""
 
     def __post_init__(self) -> None:
         for value in self.settings.values():
@@ -80,7 +79,7 @@ class WordWeights(ABC):
         keys = keys_of(words)
         order = keys.argsort(kind="stable")
         self._keys = keys[order]
-        # ``find`` gives missing words the index −1, which is the last weight.
+        # ``find`` returns −1 for missing words, which selects the last weight.
         self._weights = np.append(weights[order], self.unseen)
 
     @property
@@ -100,7 +99,7 @@ class WordWeights(ABC):
     def version(self) -> str:
         content = list(self._content)
         if not self.fitted:
-            # The result of a fit depends on the files that the settings name.
+            # Settings may name files, and the fit depends on the contents of these files.
             for value in self.settings.values():
                 if isinstance(value, str):
                     path = Path(value)
@@ -109,10 +108,10 @@ class WordWeights(ABC):
 
     @abstractmethod
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read a corpus once and save a table in ``folder``; return a spec that reads the table."""
+        """Read a corpus, and save a table in ``folder``; return a spec that reads the table."""
 
     def _save(self, folder: Path, columns: Mapping[str, object], **needed: object) -> str:
-        """Write the table; ``needed`` are further arguments for the spec that reads the table."""
+        """Write the table; return a spec that reads the table, with ``needed`` as arguments."""
         write_table(folder / FILE, columns)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
@@ -127,13 +126,13 @@ class WordWeights(ABC):
         return found
 
     def weigh(self, words: Words) -> Floats:
-        """(W,) the weight of each word."""
+        """Return the weight of each word, (W,)."""
         return self._weights[find(self._keys, words.key)]
 
 
 @dataclass(kw_only=True)
 class Frequency(WordWeights):
-    """The layer ``frequency``: the counts of words, in lower case, and of punctuation marks."""
+    """The layer ``frequency``: how often each word or punctuation mark occurs in the corpus."""
 
     name = "frequency"
     punctuation = True
@@ -156,15 +155,17 @@ _UNSPACED_STOPS = list(map(ord, "。！？"))
 
 @dataclass(kw_only=True)
 class Informativeness(WordWeights):
-    """The layer ``informativeness``: a word's PMI with its neighbours, clipped at 0, with mean 1.
+    """The layer ``informativeness``: a word's summed PMI with its neighbours.
+
+    Sums below 0 become 0, and weights are scaled to a mean of 1.
 
     Args:
-        per: with "text", a word's weight depends on its neighbours in the text; with "word", a
-            word's weight is the same everywhere.
-        window: maximum number of neighbours on each side.
-        words: size of the table, which has the most frequent words.
-        min_count: the minimum number of times that a word must occur to be in the table.
-        min_pairs: the number of occurrences below which a pair's PMI is set to 0.
+        per: "text" sums over the neighbours of the word in the text; "word" gives a word the same
+            weight everywhere, its mean over the corpus.
+        window: the maximum number of neighbours on each side.
+        words: the maximum number of words in the table, most frequent first.
+        min_count: the minimum number of occurrences of a word in the table.
+        min_pairs: the minimum number of occurrences of a pair; rarer pairs have PMI 0.
     """
 
     name = "informativeness"
@@ -188,7 +189,7 @@ class Informativeness(WordWeights):
             MaskwiseError: no word is frequent enough.
         """
         seen = Vocabulary()
-        # Word ids are known only after the first pass, so the corpus is kept as hashes.
+        # Word ids exist only after the first pass, so a temporary file keeps the hashes.
         corpus = Spill(folder)
         for words in blocks(texts):
             plain = words.plain
@@ -202,7 +203,7 @@ class Informativeness(WordWeights):
                 f"no word occurs {self.min_count} times",
                 do="give more text, or lower min_count",
             )
-        # Sorted, because ``find`` searches ascending keys; a word's id is its index there.
+        # ``find`` needs ascending keys. The id of a word is its index in these keys.
         frequent = np.sort(frequent)
         known = seen.keys[frequent]
         counts = seen.counts[frequent]
@@ -228,8 +229,7 @@ class Informativeness(WordWeights):
             positive += float(sums.clip(min=0).sum())
             number += len(sums)
         rate = (total / counts).clip(min=0)
-        # Weights are divided by their mean over the corpus, so their new mean is 1; a mean of 0 is
-        # replaced with 1.
+        # Weights are divided by their mean over the corpus, or by 1 if this mean is 0.
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0
         scaled = (pmi / by_text).astype(np.float32)
@@ -260,7 +260,7 @@ class Informativeness(WordWeights):
 
     @cached_property
     def _pmi(self) -> tuple[Keys, Floats]:
-        """(P,) the pairs and (P + 1,) their PMI; the last value, 0, is for all other pairs."""
+        """The pairs (P,) and their PMI (P + 1,). The last PMI, 0, is for all other pairs."""
         assert self.table, "fit first"
         columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
         pairs = columns["pair"].to_numpy()
@@ -269,10 +269,10 @@ class Informativeness(WordWeights):
 
 
 def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
-    """(P,) the PMI of pairs of word ids, smaller id first, from their counts in both orders."""
+    """Return the PMI (P,) of pairs of word ids, smaller id first, from their counts (P,)."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
-    # The marginals count each pair from both sides, so a pair of equal words also counts twice.
+    # The marginals count every pair twice, so a pair of equal words must be counted twice, too.
     ordered = counts * np.where(first == second, 2, 1)
     expected = marginal[first] * marginal[second]
     return np.log(ordered * marginal.sum() / expected)
@@ -281,10 +281,10 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
 def summed_pmi(
     ids: Ints, sentence: Ints | Keys, pairs: Keys, pmi: Floats, *, window: int
 ) -> Floats:
-    """(W,) each word's summed PMI with its neighbours.
+    """Return the sum of each word's PMI with its neighbours, (W,).
 
     Args:
-        ids: (W,) the ids of the words; −1 for words that are missing from the table.
+        ids: (W,) the ids of the words; −1 for words that are not in the table.
         sentence: (W,) the number of each word's sentence, ascending.
         pairs: (P,) the keys of the pairs, ascending.
         pmi: (P + 1,) the PMI of the pairs; the last value is for all other pairs.
@@ -298,7 +298,7 @@ def summed_pmi(
 
 
 def _neighbours(ids: Ints, sentence: Ints | Keys, window: int) -> Iterator[tuple[int, Ints]]:
-    """Yield, for each distance, the known words with a known neighbour in the same sentence."""
+    """Yield each distance, and the indices of known words with a known word at this distance."""
     for distance in range(1, min(window, len(ids) - 1) + 1):
         near = sentence[distance:] == sentence[:-distance]
         known = (ids[distance:] >= 0) & (ids[:-distance] >= 0)
@@ -312,9 +312,9 @@ def _pairs(ids: Ints, at: Ints, distance: int) -> Keys:
 
 
 def sentences_of(words: Words) -> Ints:
-    """(W,) the sentence of every word: ascending numbers over all texts.
+    """Return the number of each word's sentence, (W,), ascending over all texts.
 
-    A sentence ends with its text, its line, or final punctuation before a space.
+    A sentence ends at the end of a text or line, or at final punctuation before a space.
     """
     opens = words.fresh.copy()
     # A stop inside "3.5" or "U.S.A" ends no sentence. Chinese and Japanese stops need no space.
@@ -329,27 +329,27 @@ def sentences_of(words: Words) -> Ints:
 class Difference(WordWeights):
     """The layer ``difference``: high weights for words that distinguish the target corpus.
 
-    Words get TF-ICF scores, high if frequent in the target corpus but rare in the general corpus:
+    The TF-ICF score is high for words that are frequent here but rare in a general corpus:
 
         score(w) = max(0, log(1 + c(w)) · log(p(w) / q(w)))
 
     where c and p are the count and share of w in the target corpus, and q is the share of w in the
-    general corpus, with 1 added to each count. The words with the highest scores are anchors, and a
-    word's weight is its cosine to the nearest anchor. Without ``vectors``, the weight is the score,
-    which favours the best words much more; the policy's ``power`` can flatten the weights. Weights
-    average 1 over the target corpus; words that are not in this corpus have weight 0.
+    general corpus, with 1 added to each count. The words with the highest scores are anchors. With
+    ``vectors``, the weight of a word is its cosine similarity to the nearest anchor. Otherwise, the
+    weight is the score, which favours the best words much more; the policy's ``power`` can flatten
+    the weights. Weights have a mean of 1 over the target corpus; other words have weight 0.
 
-    Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3; 20 anchors and the
-        cosine to the nearest as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et
-        al. 2006 (TF-ICF): with p(w), the anchors for novels against Wikipedia were "i", "you",
-        "her". The log-ratio, the floor under the cosine and the scale are ours.
+    Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3. The 20 anchors and
+        the cosine are as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et al.
+        2006 (TF-ICF): with p(w) instead, the anchors for novels against Wikipedia were "i", "you",
+        "her". The log-ratio, the minimum of 0 and the scale are maskwise's.
 
     Args:
         general: the general corpus, as for `read_documents`.
-        anchors: number of anchors.
-        min_documents: minimum number of target texts in which an anchor must occur; this excludes
-            names from a single text.
-        vectors: a checkpoint folder, whose input embeddings are used.
+        anchors: the number of anchors.
+        min_documents: the minimum number of target texts with an anchor, which excludes names from
+            a single text.
+        vectors: a checkpoint folder with input embeddings.
     """
 
     name = "difference"
@@ -370,7 +370,7 @@ class Difference(WordWeights):
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
-            # A stable sort keeps the texts in order, so each word is counted once per text.
+            # A stable sort keeps texts in order, so `changes` finds each word once per text.
             order = words.key.argsort(kind="stable")
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
@@ -385,7 +385,7 @@ class Difference(WordWeights):
         counts = target.counts[order]
         scores = scores[order]
         names = target.names(keys)
-        # If a corpus has few texts, no word can occur in many texts.
+        # In a corpus of few texts, a word cannot occur in ``min_documents`` texts.
         spread = documents.of(keys) >= min(self.min_documents, seen)
         chosen = np.flatnonzero((scores > 0) & spread)[: self.anchors]
         if not len(chosen):
@@ -414,7 +414,7 @@ class Difference(WordWeights):
 
 
 def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
-    """(W,) the TF-ICF score of each word of the target corpus.
+    """Return the TF-ICF score of each word of the target corpus, (W,).
 
     Args:
         counts: (W,) the counts of all words in the target corpus.
@@ -427,7 +427,7 @@ def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
 
 
 def nearest(vectors: Matrix, anchors: Ints) -> Floats:
-    """(W,) each word's cosine to the nearest anchor, at least 0."""
+    """Return each word's cosine similarity to the nearest anchor, (W,), at least 0."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / norms.clip(min=1e-12)
     cosines = unit @ unit[anchors].T
@@ -435,13 +435,13 @@ def nearest(vectors: Matrix, anchors: Ints) -> Floats:
 
 
 def vectors_of(words: Sequence[str], folder: Path) -> Matrix:
-    """(W, d) the input embeddings of words in a checkpoint, averaged over each word's tokens."""
+    """Return the input embeddings of words, (W, d), averaged over the tokens of a word."""
     from maskwise.models import load_model
 
     tokenizer = load_tokenizer(str(folder), needs_mask=False)
-    # Words follow a space, as inside a text: some tokenizers split a text's first word differently.
+    # Some tokenizers split a word differently without a space before it.
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
-    # ``reduceat`` needs at least one token per word.
+    # ``reduceat`` needs at least one token per word; token 0 stands in for words without tokens.
     tokens = [ids or [0] for ids in encoded["input_ids"]]
     lengths = np.array(list(map(len, tokens)))
     model = load_model(folder, kind=None, seed=0)

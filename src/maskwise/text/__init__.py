@@ -1,8 +1,7 @@
-"""From documents to rows: readers, tokenizers, words, layers and their alignment, pieces on disk,
-row plans.
+"""Turn documents into rows: read, tokenise, find words, align annotations, cut pieces, plan rows.
 
-From maskwise, this package imports only ``constants``, ``errors``, ``folders``, ``segments``,
-``specs`` and ``starts``, and ``annotate.registry`` when ``encode`` makes layers.
+Within maskwise, this package imports only ``constants``, ``errors``, ``folders``, ``segments``,
+``specs`` and ``starts``. Only ``encode`` with layers also imports ``annotate.registry``.
 """
 
 from maskwise.text.documents import (

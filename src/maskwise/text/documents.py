@@ -1,11 +1,12 @@
-"""Documents from files, folders, lists, `datasets` and the bundled samples, one at a time.
+"""Read documents from files, folders, lists, `datasets` and the bundled samples.
 
-A corpus is read several times (to train a tokenizer, to annotate, to pack), so `Documents` is
-re-iterable and holds only a function that opens its source. A bad line should neither end an hour's
-work nor vanish silently, so it is skipped, and skipped lines are counted for each reason.
+A study reads its corpus several times: to train a tokenizer, to annotate and to pack rows.
+`Documents` is therefore re-iterable and stores only a function that opens the source. `Documents`
+skips malformed lines and counts them by reason, because one bad line must neither stop a long job
+nor vanish silently.
 
-Cost: decompressing and parsing, and eight bytes of memory per document to recognise repeated texts,
-which could otherwise be on both sides of a held-out split.
+Time is spent on decompressing and parsing. Memory is eight bytes per document, for hashes that
+detect repeated texts. Otherwise, copies of a text could be on both sides of a held-out split.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ BUNDLED = (
     "wnut17",
 )
 UNNAMED = "the list of documents"
-"""The name for a corpus that is given as a list."""
-# The limit is in characters, so a batch holds fewer novels than tweets.
+"""Name of a corpus that is given as a list."""
+# Batches are limited in characters, because the lengths of documents differ too much.
 BATCH_CHARACTERS = 1 << 20
 HEAD_RECORDS = 200
-"""The number of records whose fields `longest_field` compares."""
+"""Number of records from which `longest_field` chooses the text field."""
 EMPTY = "empty"
 NO_TEXT = "no text field"
 REPEATED = "repeated text"
@@ -67,14 +68,14 @@ BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
-    """A text and its name. Splits and masks depend on the name: keep it unique and stable."""
+    """A text and its name. Splits and masks depend on names, so names must be unique and stable."""
 
     id: str
     text: str
 
 
 class JoinedDocument(Document):
-    """A document from one of several corpora; ``source`` is the number of its corpus."""
+    """A document of a mix of corpora; ``source`` is the index of the document's corpus."""
 
     source: int
 
@@ -86,8 +87,10 @@ class Documents:
     Attributes:
         name: the name of the source, for messages and reports.
         fields: the names of the record fields that hold the text and the document's name.
+        limit: the maximum number of documents; None for no limit.
+        keep_repeated: whether to yield a text that equals an earlier text.
         read: the number of documents that the latest iteration yielded.
-        skipped: reason → the number of documents that the latest iteration left out.
+        skipped: the number of records that the latest iteration skipped, keyed by reason.
     """
 
     open_records: Opener
@@ -105,7 +108,7 @@ class Documents:
         return islice(self._counted(), self.limit)
 
     def _counted(self) -> Iterator[Document]:
-        """Yield and count the documents, leaving out texts that have occurred before."""
+        """Yield and count the documents; skip repeated texts."""
         seen = _Seen()
         for document in self._documents():
             if not self.keep_repeated and seen.before(text_id(document.text)):
@@ -118,7 +121,7 @@ class Documents:
         return chain.from_iterable(map(self._parts, self.open_records()))
 
     def _parts(self, record: Record) -> Iterator[Document]:
-        """Yield a record's document, in parts if it is long; count records without a document."""
+        """Yield the document of a record, in parts if the text is long; count skipped records."""
         found = self._document(record)
         if isinstance(found, Skip):
             self.skipped[found.reason] += 1
@@ -162,10 +165,9 @@ class Documents:
 
 
 class Joined(Documents):
-    """Several corpora, one after the other; a text that has occurred before is left out.
+    """Several corpora, read one after the other, without repeated texts.
 
-    Documents keep their names, so each document is on the same side of a held-out split as if its
-    corpus were used alone.
+    Documents keep their names, so a corpus has the same held-out documents in a mix as alone.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
     >>> [(document.text, source_of(document)) for document in Joined(parts)]
@@ -180,7 +182,7 @@ class Joined(Documents):
     def _documents(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
-                # The source is an attribute, because a document must stay a pair of name and text.
+                # The source is an attribute, because callers unpack a document as (id, text).
                 joined = JoinedDocument(*document)
                 joined.source = number
                 yield joined
@@ -188,12 +190,12 @@ class Joined(Documents):
 
 
 def source_of(document: Document) -> int:
-    """Return the number of a document's corpus; 0 if there is only one corpus."""
+    """Return the index of a document's corpus; 0 if there is only one corpus."""
     return document.source if isinstance(document, JoinedDocument) else 0
 
 
 def inside(record: Mapping[str, object], field: str) -> Any:
-    """Return the value of a field, or the value at a path into nested objects.
+    """Return the value of a field, or of a path into nested objects; None if it is missing.
 
     >>> inside({"article": {"body": "It rained."}}, "article.body")
     'It rained.'
@@ -221,7 +223,11 @@ def paths(record: Mapping[str, object]) -> Iterator[str]:
 
 
 def longest_field(source: str) -> str:
-    """Return the field with the longest texts, or "text" if it exists or records have no fields.
+    """Guess which field of a corpus holds the text.
+
+    Returns:
+        "text" if the records have such a field or no fields; otherwise the field whose texts have
+        the most characters in total.
 
     Raises:
         MaskwiseError: the source cannot be read, or is a table whose first row is data.
@@ -233,7 +239,7 @@ def longest_field(source: str) -> str:
             text = inside(record, path)
             if isinstance(text, str):
                 sizes[path] += len(text)
-    # The usual name wins, even if a different field has longer texts.
+    # The conventional name wins, even if a different field has longer texts.
     if "text" in sizes or not sizes:
         return "text"
     longest = max(sizes, key=sizes.__getitem__)
@@ -249,7 +255,7 @@ def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
 
 
 def lines_note(source: str) -> str | None:
-    """Return a note on a plain text file that is read line by line, as it has no blank lines."""
+    """Return a note if a plain text file without blank lines is read line by line, else None."""
     path = Path(source).expanduser()
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
@@ -260,15 +266,15 @@ def lines_note(source: str) -> str | None:
 
 
 class _Seen:
-    """The set of numbers seen so far."""
+    """A set of integers that takes about eight bytes per integer."""
 
     def __init__(self) -> None:
-        # A set takes ten times the memory of an array, so the set holds only the latest numbers.
+        # A set takes ten times the memory of an array, so the set holds only the newest numbers.
         self.recent: set[int] = set()
         self.sorted = np.zeros(0, dtype=np.int64)
 
     def before(self, number: int) -> bool:
-        """Tell whether a number has been seen before, and remember the number."""
+        """Return whether a number is in the set, and add the number."""
         place = self.sorted.searchsorted(number)
         if number in self.recent or number in self.sorted[place : place + 1]:
             return True
@@ -289,7 +295,7 @@ def read_documents(
     limit: int | None = None,
     keep_repeated: bool = False,
 ) -> Documents:
-    """Open a corpus of almost any kind.
+    """Open a corpus: a file, a folder, a list, a data set or an invented world.
 
     Args:
         source: one of
@@ -307,21 +313,21 @@ def read_documents(
             - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for
               ``datasets.load_dataset`` (CONFIG may be empty; SPLIT is "train" by default).
 
-            A text of more than four million characters comes in parts, NAME~1, NAME~2, …, which
-            stay on one side of a held-out split.
+            A text of more than four million characters is split into documents NAME~1, NAME~2, …,
+            which are all on the same side of a held-out split.
         text_field: the field that holds the text; "article.body" is the field "body" of the object
             in the field "article".
-        id_field: the field that holds the name. A document without a name is called "FILE#NUMBER";
-            in a list, its name is its index.
-        text_per: the unit of plain text: "line", "block", or "auto", which decides from the
-            beginning of the file.
+        id_field: the field that holds the document's name. Documents without a name are called
+            "FILE#NUMBER", or "0", "1", … in a list.
+        text_per: the unit of plain text: "line", "block" (between blank lines), or "auto", which
+            guesses the unit from the beginning of the file.
         limit: the maximum number of documents.
-        keep_repeated: whether to also yield a text that is identical to an earlier text.
+        keep_repeated: whether to yield a text that equals an earlier text.
 
     Raises:
-        MaskwiseError: immediately, if the source does not exist or has an unknown file extension;
-            while reading, if a file is binary, mostly not UTF-8 or damaged, or a table lacks the
-            text field.
+        MaskwiseError: the source does not exist or has an unknown file extension. While documents
+            are read: a file is binary, mostly not UTF-8 or damaged, or a table lacks the text
+            field.
 
     >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
     >>> [document.id for document in documents], dict(documents.skipped)
@@ -335,7 +341,7 @@ def read_documents(
 
 
 def require_documents(documents: Documents) -> Documents:
-    """Return `documents`, or raise a `MaskwiseError` with the reason if there are none."""
+    """Return `documents`; raise a `MaskwiseError` with the reason if the corpus is empty."""
     # One document is enough, so reading stops after the first.
     if next(iter(documents), None) is not None:
         return documents
@@ -358,11 +364,11 @@ def batches(
     measure: Callable[[Item], int] = len,  # type: ignore[assignment]  # texts
     most: int | None = None,
 ) -> Iterator[list[Item]]:
-    """Group items in lists, because processing many items at once costs less.
+    """Group items into lists of about equal total size.
 
     Args:
         items: items of any kind.
-        size: the total size of its items at which a list ends.
+        size: the total size of the items at which a list is complete.
         measure: a function that returns the size of an item; by default its length.
         most: the maximum number of items in a list.
 
@@ -383,11 +389,11 @@ def batches(
 
 
 def bundled_path(name: str) -> Path:
-    """Return the file of a bundled sample, which holds gzipped JSON lines; see docs/data.md.
+    """Return the path of a bundled sample, a file of gzipped JSON lines; see docs/data.md.
 
     Raises:
-        MaskwiseError: the name is not in `BUNDLED`, or the sample is in maskwise-data, which is not
-            installed.
+        MaskwiseError: the name is not in `BUNDLED`, or the package maskwise-data with the sample is
+            not installed.
     """
     if name not in BUNDLED:
         raise unknown_name("bundled data", name, BUNDLED)
@@ -395,7 +401,7 @@ def bundled_path(name: str) -> Path:
 
 
 def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
-    """Return a function that opens the records of a source, and the source's name."""
+    """Return a function that opens the source's records, and the name of the source."""
     world = read_world(source)
     if world:
         return world.documents, str(world)

@@ -1,10 +1,10 @@
-"""Rows with words and example ids for a ``Masker``, from texts or from rows of tokens.
+"""Make rows with word ids and example ids for a ``Masker``, from texts or from token ids.
 
-``encode`` finds words in the texts. If only tokens are left, as in run_mlm's blocks,
-``annotate_rows`` joins the characters of the tokens and applies the same rule.
+``encode`` starts from texts. ``annotate_rows`` starts from rows of token ids, such as the blocks of
+run_mlm: it decodes the tokens and finds words in the decoded text by the same rule.
 
-Cost: for texts, almost only the tokenizer's time; for a row of tokens, a look-up per token and a
-few array operations.
+Cost: for texts, almost only the tokenizer's time; for token ids, one look-up per token and a few
+array operations per row.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
-"""In tokens. If most tokens are in longer words, the text has no real words, as with proteins."""
+"""Number of tokens. If most tokens are in longer words, the text has no real words (proteins)."""
 MOST_UNKNOWN = 0.5
-"""If a larger share of the tokens is unknown, the text's alphabet is likely not the tokenizer's."""
+"""Share of unknown tokens above which the tokenizer probably lacks the alphabet of the text."""
 LEAST_ID = -(2**63)
 MOST_ID = 2**64 - 1
 
@@ -58,19 +58,19 @@ def encode(
         tokenizer: a fast transformers tokenizer.
         texts: the texts; each becomes one row.
         max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
-            truncated, and a word that is cut gets −1, because half a word must not be masked.
-        ids: the example ids, from which masks are drawn; by default hashes of the texts
-            (`text_id`).
-        layers: annotators for further layers, such as ``salient`` and ``pos``, which use the
-            bundled tagger. Annotators that count over a corpus, such as phrases, are read from a
-            folder that ``annotate_corpus`` wrote: ``stored("FOLDER")``.
+            truncated. The tokens of a word that is cut get −1, because half a word must not be
+            masked.
+        ids: the example ids, which seed the masks; by default hashes of the texts (`text_id`).
+        layers: the names of annotators whose layers are added to the rows, such as ``salient`` and
+            ``pos`` (both use the bundled tagger). An annotator that counts over a corpus, such as
+            ``phrases``, needs ``annotate_corpus`` first; then give ``stored("FOLDER")`` here.
 
     Returns:
         For each text, a dict with lists under "input_ids", "attention_mask", "word_ids" and the
         names of the layers, and an int under "example_id".
 
     Raises:
-        MaskwiseError: the tokenizer is slow, ``texts`` holds anything but texts, the numbers of
+        MaskwiseError: the tokenizer is slow, an item of ``texts`` is not a string, the numbers of
             ids and texts differ, or `max_length` leaves no room for text.
 
     >>> from maskwise.text import train_tokenizer
@@ -97,7 +97,7 @@ def encode(
         )
     if not texts:
         return []
-    # Rows are truncated below, because only then is it known which word is cut.
+    # The tokenizer must not truncate: the word that is cut is found from the whole text.
     with tokenizing():
         encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
@@ -111,10 +111,10 @@ def encode(
         )
     tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
     added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
-    # Here, "[MASK]" written in a text counts as a control token.
+    # Unlike in a corpus, "[MASK]" in a text is a control token here and is never masked.
     special = added | np.isin(tokens, special_ids(tokenizer))
     columns = annotated(annotators, texts, offsets, lengths, special=special)
-    # Words are numbered within each text.
+    # Word numbers restart in every text, so the number of the text is added in the upper bits.
     numbers = columns["word_ids"]
     words = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
     _warn_of_letters(tokens[~special], words[~special], tokenizer.unk_token_id)
@@ -142,7 +142,7 @@ def encode(
 
 
 def _annotators(specs: Iterable[str]) -> list[Annotator]:
-    """Build the annotators that ``layers`` names.
+    """Build the annotators that are named in ``layers``.
 
     Raises:
         MaskwiseError: a name is unknown, or an annotator must count over a corpus first.
@@ -171,9 +171,10 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
 
 
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Refuse anything but a fast tokenizer, because character offsets are needed to find words.
+    """Return the tokenizer if it is fast; convert ESM's slow tokenizer.
 
-    ESM's slow tokenizer is converted.
+    Raises:
+        MaskwiseError: the tokenizer has no character offsets, which are needed to find words.
     """
     if is_esm(tokenizer):
         return fast_esm(tokenizer)
@@ -190,7 +191,7 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
-    """Warn of texts whose words are whole sequences, and of texts with many unknown tokens."""
+    """Warn if most tokens are unknown, or if most tokens are in very long words."""
     unknown_tokens = int((tokens == unknown).sum())
     if unknown_tokens > MOST_UNKNOWN * len(tokens):
         share = unknown_tokens / len(tokens)
@@ -205,14 +206,14 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     if long > len(words) / 2:
         warnings.warn(
             f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens; use "
-            "policy='token' or 'span(over=\"token\")': whole words would hide whole sequences",
+            "policy='token' or 'span(over=\"token\")', because a word is a whole sequence here",
             stacklevel=3,
         )
 
 
 def _checked(texts: object) -> list[str]:
-    """Return the texts as a list, or raise if a tokenizer could not read them."""
-    # A string would pass as an iterable of texts of one character each.
+    """Return the texts as a list; raise an error if they are not valid strings."""
+    # A string is also an iterable of strings, with one character each.
     if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
         raise MaskwiseError(NO_TEXTS, got=type(texts).__name__, do="give [text]")
     found = list(texts)
@@ -229,9 +230,9 @@ def _checked(texts: object) -> list[str]:
 
 
 def _dropped(added: Array, limit: int | None) -> Array:
-    """Return the indices of the tokens to drop for a row of ``limit`` tokens.
+    """Return the indices of the tokens to drop so that ``limit`` tokens remain.
 
-    Special tokens are kept.
+    Special tokens are never dropped.
     """
     if limit is None or len(added) <= limit:
         return np.zeros(0, np.int64)
@@ -247,7 +248,7 @@ def _dropped(added: Array, limit: int | None) -> Array:
 
 
 def _without_cut_word(words: Array, dropped: Array) -> Array:
-    """Set the tokens of a word whose end is dropped to −1."""
+    """Return ``words`` with −1 at the tokens of the word that loses its end."""
     if not len(dropped):
         return words
     # If the first dropped token's word began before that token, the word is cut.
@@ -267,27 +268,26 @@ def annotate_rows(
 ) -> dict[str, Any]:
     """Add "word_ids", "example_id" and layers to a batch, for ``datasets.map`` (batched or not).
 
-    Rows of tokens may be lines, or blocks of a fixed length that were cut out of joined texts, as
-    in run_mlm. Words are found in the characters of the tokens, so a word that is cut between two
-    blocks counts as one word in each block. A batch without "input_ids" is encoded first.
+    A row may be a line of text, or a block of fixed length cut from concatenated texts, as in
+    run_mlm. Words are found in the decoded tokens, so if a word is cut between two blocks, each
+    part counts as a word. A batch without "input_ids" is encoded first.
 
     Args:
-        batch: the columns, keyed by name. "input_ids" has a list of token ids for each row, or is
-            a single list if the batch is one row.
+        batch: the columns, keyed by name. "input_ids" is a list of rows of token ids, or a single
+            row if the batch is one example.
         tokenizer: the fast tokenizer that made the rows.
         text_field: the column of texts, used if there is no "input_ids".
         max_length: as in ``encode``; not used for rows of tokens.
-        layers: as in ``encode``. For rows of tokens, annotators see the text that the tokens spell,
-            which is in lower case with an uncased tokenizer; annotators find names better in the
-            original texts.
+        layers: as in ``encode``. For token ids, annotators see the decoded text. An uncased
+            tokenizer loses capitals, so annotators find names better in the original texts.
 
     Returns:
         All columns of the batch except its texts, with "word_ids" (as long as the row, −1 for no
-        word) and "example_id" (a hash of the row's text or tokens, from which its masks are drawn).
+        word) and "example_id" (a hash of the row's text or tokens, which seeds its masks).
 
     Raises:
-        MaskwiseError: the batch has neither column, rows are not token ids, or the tokenizer is
-            slow.
+        MaskwiseError: the batch has neither "input_ids" nor texts, rows are not token ids, or the
+            tokenizer is slow.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -332,7 +332,7 @@ def annotate_rows(
 
 
 def _is_one_row(rows: Any) -> bool:
-    """Tell whether "input_ids" is a single row of ids rather than a list of rows."""
+    """Return whether "input_ids" is a single row of ids rather than a list of rows."""
     if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
         raise _no_token_ids(rows)
     return len(rows) > 0 and not hasattr(rows[0], "__len__")
@@ -360,7 +360,7 @@ def _no_token_ids(got: object) -> MaskwiseError:
 
 
 class _Surfaces:
-    """The characters of each token in a vocabulary."""
+    """Decodes rows of tokens and finds their words; caches the bytes of each token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -419,7 +419,7 @@ class _Surfaces:
 
 
 def _offsets(codes: CodePoints, sizes: Ints) -> Ints:
-    """(L, 2) the characters of each token, from all code points and the bytes per token."""
+    """Return the character offsets (L, 2) of tokens, from code points and bytes per token."""
     # From each of these code points on, a character takes one more byte in UTF-8.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
     # A lone surrogate stands for a byte that is not part of a whole character.

@@ -1,9 +1,8 @@
-"""Labelled text in files: task records and gold annotations.
+"""Read labelled files: task records and gold annotations.
 
-In a corpus, a bad line is skipped and counted. In a labelled file, a bad line is an error that
-gives the line's position, because a score on part of a test set would be wrong. Each file is
-therefore read completely before it is used. Nothing is unpickled, and code that comes with a data
-set is never run.
+Corpus readers skip and count malformed lines. These readers raise an error with the line number
+instead, because a score on part of a test set would be wrong. A file is therefore read completely
+before it is used. Readers never unpickle, and never run code that comes with a data set.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from maskwise.text.readers import known_ending, load_hub, parquet_rows
 
 POS = Layer("categorical", UPOS)
 
-# In bytes after decompression, which has no limit of its own; files are held in memory.
+# In bytes after decompression. Files are held in memory, and a small .gz file may be huge inside.
 _LARGEST_FILE = 1 << 30
 # A comment precedes a sentence and has no tab. "# O" is not a comment: the token "#" is tagged O.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
 
 Span = tuple[int, int, int]
-"""The first character, the character after the last, and the code of the label."""
+"""(start, end, label code) in characters; the end is exclusive."""
 
 
 def read_records(path: Path, *, header: bool = True) -> list[Record]:
@@ -54,18 +53,18 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
 
 
 def ending_of(path: Path) -> str | None:
-    """Return the file extension that decides the reader; None if there is no reader."""
+    """Return the file extension that selects the reader; None if no reader knows the file."""
     return known_ending(Path(path.name.lower().removesuffix(".gz")), READERS)
 
 
 def read_hub(spec: str) -> dict[str, list[Record]]:
-    """Read all splits of "hf:ID[:config]", with class names in place of class numbers."""
+    """Return the records of "hf:ID[:config]", keyed by split; class numbers become names."""
     name, _, config = spec.removeprefix("hf:").partition(":")
     splits = {}
     for split, rows in load_hub(spec, name, config).items():
         names = {}
         for column, feature in rows.features.items():
-            # In tagging tasks, the feature is a list, and its items have the classes.
+            # In tagging tasks, the feature is a list, and the feature of its items has the names.
             if hasattr(feature, "feature"):
                 feature = feature.feature
             if hasattr(feature, "int2str"):
@@ -79,7 +78,7 @@ def read_hub(spec: str) -> dict[str, list[Record]]:
 
 
 def _named(value: object, names: list[str]) -> object:
-    """Replace class numbers with class names; other values stay."""
+    """Replace class numbers with class names; return other values unchanged."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
     if isinstance(value, int) and 0 <= value < len(names):
@@ -131,7 +130,7 @@ def _read_json_lines(path: Path) -> list[Record]:
 
 
 def _read_json(path: Path) -> list[Record]:
-    """Read SQuAD's or TriviaQA's tree, a list of objects, objects keyed by name, or JSON lines."""
+    """Read SQuAD's or TriviaQA's JSON, a list or dict of objects, or JSON lines."""
     whole = _parsed(read_text(path))
     if isinstance(whole, dict):
         if isinstance(whole.get("data"), list):
@@ -147,12 +146,12 @@ def _read_json(path: Path) -> list[Record]:
 
 
 def _squad(articles: list[Any], path: Path) -> list[Record]:
-    """Flatten data > paragraphs > context (ROPES: background, situation), qas > question."""
+    """Return one record per question of SQuAD's nested JSON, or of ROPES's."""
     records = []
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
-                # ROPES has two texts for each question.
+                # SQuAD has one text for each question, ROPES has two.
                 texts = ("background", "situation") if "situation" in paragraph else ("context",)
                 given = {name: paragraph[name] for name in texts}
                 for qa in paragraph["qas"]:
@@ -172,7 +171,7 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
 
 
 def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> list[Record]:
-    """Read a table. With tabs, quotes count only if nearly every row has a quoted cell."""
+    """Read a .csv or .tsv file; `opening.read_table` describes the arguments."""
     return read_table(read_text(path), path, header=header, usual=usual)
 
 
@@ -215,10 +214,10 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
 
 
 def _read_conll_records(path: Path) -> list[Record]:
-    """Read the tokens and tags of sentences: the first and the last column.
+    """Return the tokens and tags of each sentence, from the first and the last column.
 
-    In CoNLL-U files, tokens and tags are in the columns FORM and UPOS, or in the last two of three
-    columns; in Universal NER's files, they are in the second and third columns.
+    A .conllu file has tokens and tags in the columns FORM and UPOS, or in the last two of three
+    columns. Universal NER's .iob2 files have tokens and tags in the second and third of five.
     """
     ending = ending_of(path)
     records = []
@@ -242,7 +241,7 @@ def _read_conll_records(path: Path) -> list[Record]:
 
 
 class GoldDocument(NamedTuple):
-    """A text with gold annotations, in layers like an annotator's."""
+    """A text and its gold annotations, in the same form as an annotator's layers."""
 
     id: str
     text: str
@@ -252,10 +251,10 @@ class GoldDocument(NamedTuple):
 def read_conllu(path: Path) -> Iterator[GoldDocument]:
     """Yield the documents of a CoNLL-U file (``.gz`` allowed) with their layer "pos".
 
-    Sentences are joined by a space, paragraphs (``# newpar``) by a line break. A surface word that
-    consists of several syntactic words ("don't" = do + n't) is cut into the forms of these words;
-    if the forms do not spell the surface word ("im" = I + am), the whole surface word gets the tag
-    of the first syntactic word. Without ``# newdoc`` the file is one document.
+    Sentences are joined by a space, paragraphs (``# newpar``) by a line break. A surface word may
+    consist of several syntactic words. If their forms spell the surface word ("don't" = do + n't),
+    each form gets a tag. Otherwise ("im" = I + am), the surface word gets the tag of the first
+    syntactic word. Without ``# newdoc``, the file is one document.
 
     Raises:
         MaskwiseError: the file cannot be read, or a line is not CoNLL-U.
@@ -302,7 +301,7 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
 
 
 def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
-    """Return the forms and tags of a sentence; a space between words has the tag "_"."""
+    """Return the forms and tags of a sentence; the spaces between words have the tag "_"."""
     words = []
     by_number = {row[0]: row for row in rows}
     # Rows up to this number are parts of a surface word that has already been added.

@@ -1,31 +1,31 @@
-"""Layers: annotations as spans of the characters of a text, and their alignment with tokens.
+"""Layers: annotations of character spans, and their alignment with tokens.
 
-Annotations (parts of speech, names, phrases, informativeness) are layers over *characters*. An
-annotator maps texts to spans once for each corpus, without a tokenizer. Its output is stored under
-the hash of the text and the annotator's ``version``, which covers everything that the output
-depends on. Workers rebuild an annotator from a string such as ``pos(model="en_core_web_sm")``, so
-the annotator is never pickled. An annotator that must read the whole corpus first (phrases,
-frequency, …) is `Fitted`.
+A layer holds one kind of annotation (parts of speech, names, phrases, weights) as spans of the
+*characters* of a text. An annotator finds these spans without a tokenizer, once for each corpus.
+The spans are stored under the hash of the text and the annotator's ``version``, which is a hash of
+everything else that the spans depend on. Worker processes rebuild an annotator from a string such
+as ``pos(model="en_core_web_sm")``, so annotators are never pickled. An annotator that must read the
+whole corpus first (phrases, frequency, …) is `Fitted`.
 
-`align` maps spans to tokens with the tokenizer's offsets, without tokenising the text again, so the
-tags are the same with every tokenizer. The rules for the tokens of a text:
+`align` maps spans to tokens by the tokenizer's offsets, so tags do not depend on the tokenizer:
 
-- a **span** gets the tokens whose first visible character it covers (a lone space or "▁" belongs to
-  the word right after it, other white space to the span that covers it, so no span has gaps);
-- a **tag** or **weight** belongs to words: all tokens of a word (words.py) get the tag or weight
-  that covers the word's first visible character, even if the annotator split the word ("gim|me").
+- A **span** covers a token if the span covers the token's first visible character. A lone space or
+  "▁" counts as part of the next word, and other white space belongs to the span around it, so no
+  span has gaps.
+- A **tag** or **weight** applies to a whole word (words.py). All tokens of a word get the value at
+  the word's first visible character, even if the annotator split the word ("gim|me").
 
-A span that begins inside a token therefore loses that token, but a span that ends inside a token
-keeps it. In layers over tokens, −1 stands for no label, so the stored code of a label is one more
-than its number over tokens. The types of layers over tokens:
+A span that begins inside a token therefore loses that token, and a span that ends inside a token
+includes it. Character layers store code 0 for no label and i + 1 for label i; token layers store −1
+for no label and i for label i. Token layers have these types:
 
-- ``spans``: int32, the number of the span in its document; labels, if there are any, are in a
-  second layer NAME_label, int16, like tags;
-- ``categorical``: int16, the index of the label in ``Layer.labels``;
+- ``spans``: int32, the number of the span in its document. If spans have labels, a second layer,
+  NAME_label, holds them as int16.
+- ``categorical``: int16, the index of the label in ``Layer.labels``.
 - ``weight``: float32, 0 if missing.
 
-A piece that ends inside a span cuts the span in two. Masking only one half reveals nothing, because
-the other half is in a different piece, which the model does not see.
+If a document is cut into pieces inside a span, each part becomes a span. Masking one part leaks
+nothing, because the model does not see the other part, which is in a different piece.
 
 Cost of `align`: one binary search for each token and layer, 0.1 µs.
 """
@@ -52,12 +52,12 @@ Kind = Literal["categorical", "spans", "weight"]
 class Layer:
     """The kind of a layer and its labels.
 
-    - ``categorical``: one of ``labels`` per word, such as a part of speech. Values are int16 codes.
-    - ``spans``: stretches of text that belong together, such as names; each span has a code if the
-      layer has ``labels``, otherwise no value.
-    - ``weight``: a float32 per word or span.
+    - ``categorical``: each word has one of ``labels``, such as a part of speech, as an int16 code.
+    - ``spans``: stretches of text that belong together, such as names. Each span has an int16 code
+      if the layer has ``labels``, and no value otherwise.
+    - ``weight``: each word or span has a float32.
 
-    In every layer, code 0 means "none" and code i + 1 means ``labels[i]``.
+    Code 0 means "none", and code i + 1 means ``labels[i]``.
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Layer:
 
     @property
     def dtype(self) -> type[np.generic] | None:
-        """The type of the values; None for a layer without values."""
+        """The numpy type of the values; None for a layer without values."""
         if self.kind == "weight":
             return np.float32
         if self.kind == "categorical" or self.labels:
@@ -74,10 +74,10 @@ class Layer:
 
 
 class CharSpans(NamedTuple):
-    """S spans over the characters of one text: sorted, not overlapping, none empty.
+    """S spans of the characters of one text: sorted, without overlaps, none empty.
 
     Attributes:
-        start, end: (S,) the characters where each span begins and ends; the end is exclusive.
+        start, end: (S,) where each span begins and ends, in characters; the end is exclusive.
         value: (S,) int16 codes or float32 weights; None if the layer has no values.
     """
 
@@ -87,7 +87,7 @@ class CharSpans(NamedTuple):
 
     @classmethod
     def of(cls, spans: Iterable[Sequence[object]], layer: Layer) -> CharSpans:
-        """Sort spans that are given as (start, end) or (start, end, value)."""
+        """Build and sort spans from tuples (start, end) or (start, end, value)."""
         found = sorted(spans, key=itemgetter(0))
         start = np.array(list(map(itemgetter(0), found)), dtype=np.int32)
         end = np.array(list(map(itemgetter(1), found)), dtype=np.int32)
@@ -98,11 +98,11 @@ class CharSpans(NamedTuple):
 
 
 Found: TypeAlias = dict[str, CharSpans]
-"""A text's spans in each layer, keyed by the layer's name."""
+"""The spans of one text, keyed by layer name."""
 Layers: TypeAlias = Mapping[str, Layer]
 """Layers, keyed by name."""
 Columns: TypeAlias = dict[str, Array]
-"""The values of T tokens in each column, (T,), keyed by the column's name."""
+"""Arrays (T,) with a value for each of T tokens, keyed by column name."""
 
 
 class Layered(Protocol):
@@ -114,7 +114,7 @@ class Layered(Protocol):
         ...
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return each text's spans, keyed by layer. Empty texts and noise must not raise an error.
+        """Return the spans of each text, keyed by layer. No text, however odd, may raise an error.
 
         Long texts are passed in parts, except to a class with ``whole_texts = True``.
         """
@@ -122,7 +122,7 @@ class Layered(Protocol):
 
 
 class Annotator(Layered, Protocol):
-    """Makes layers for texts. Its output for a text depends on that text alone."""
+    """An annotator, which makes the layers of a text from that text alone."""
 
     @property
     def name(self) -> str:
@@ -131,7 +131,7 @@ class Annotator(Layered, Protocol):
 
     @property
     def version(self) -> str:
-        """A hash (`digest`) of all inputs but the texts: settings, rules, weights, vocabulary."""
+        """Hash (`digest`) of all inputs but the texts: settings, rules, weights, vocabulary."""
         ...
 
 
@@ -139,15 +139,16 @@ class Annotator(Layered, Protocol):
 class Fitted(Annotator, Protocol):
     """An annotator that counts over the whole corpus before it can annotate.
 
-    If the annotator finds nothing in the corpus, it may set ``notice``, a line for the user, and
-    return empty layers, or `fit` may raise an error, which ends the run.
+    For a corpus in which there is nothing to find, `fit` may raise an error, which ends the run.
+    Alternatively, the fitted annotator may set ``notice``, a line for the user, and return empty
+    layers.
     """
 
     @property
     def fitted(self) -> bool:
         """Whether the annotator was built from a saved fit.
 
-        If not, its ``version`` covers only its settings, and `annotate` is never called.
+        Before the fit, ``version`` covers only the settings, and `annotate` is never called.
         """
         ...
 
@@ -163,7 +164,7 @@ class Fitted(Annotator, Protocol):
 
 
 def digest(*parts: object) -> str:
-    """Hash parts to 16 hex digits: bytes, the contents of files, and other objects as strings."""
+    """Return a hash of 16 hex digits over the parts: bytes, file contents (`Path`) or strings."""
     total = hashlib.blake2b(digest_size=8)
     for part in parts:
         if isinstance(part, Path):
@@ -179,7 +180,7 @@ def digest(*parts: object) -> str:
 
 
 def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer") -> None:
-    """Refuse spans that do not fit a text of ``size`` characters.
+    """Raise an error if the spans do not fit the layer or a text of ``size`` characters.
 
     Raises:
         MaskwiseError: spans are out of order, overlapping, empty or outside the text; the number or
@@ -220,16 +221,16 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
 def given_spans(
     spans: Iterable[Sequence[object]], layer: Layer, *, name: str = "given spans"
 ) -> CharSpans:
-    """Check spans from a file or a user's function, and replace labels with their codes.
+    """Check spans from a file or from a user's function, and replace labels with codes.
 
     Args:
         spans: (start, end) or (start, end, value) in characters, in any order. Spans have values
             only if the layer has labels or weights.
         layer: the layer that the spans belong to.
-        name: the origin of the spans, for error messages.
+        name: where the spans come from, for error messages.
 
     Raises:
-        MaskwiseError: a span has a different form, or a label is unknown.
+        MaskwiseError: a span is malformed, or a label is unknown.
     """
     # Code 0 stands for no label.
     codes: dict[object, int] = {None: 0}
@@ -260,16 +261,16 @@ def given_spans(
 
 
 def no_spans(layers: Layers) -> Found:
-    """Return the layers of a text in which nothing was found."""
+    """Return empty layers, for a text in which nothing was found."""
     return {name: CharSpans.of([], layer) for name, layer in layers.items()}
 
 
 LABEL = "_label"
-"""The suffix that names the second layer, which holds the labels of spans."""
+"""Suffix of the token layer that holds the labels of spans."""
 
 
 def token_layers(layers: Layers) -> tuple[str, ...]:
-    """Return the names of the layers over tokens."""
+    """Return the names of the token layers: spans with labels have two, NAME and NAME_label."""
     names = []
     for name, layer in layers.items():
         names.append(name)
@@ -284,16 +285,16 @@ def align(
     placed: Placed,
     word_ids: Ints32,
 ) -> Columns:
-    """Map the spans of N texts to layers over their T tokens.
+    """Map the spans of N texts to token layers over the T tokens of these texts.
 
     Args:
-        found: each text's spans, keyed by layer, as `Layered.annotate` returns them.
+        found: the spans of each text, keyed by layer, as `Layered.annotate` returns them.
         layers: the layers, keyed by name.
         placed: the result of `place_tokens`.
         word_ids: (T,) the result of `number_words`.
 
     Returns:
-        Name → (T,) values, for each name that `token_layers` returns.
+        Arrays (T,) keyed by the names that `token_layers` returns.
     """
     # All tokens of a word get the tag of the word's first token.
     opens = changes(word_ids, owners(placed.lengths)) | (word_ids < 0)
@@ -325,7 +326,7 @@ def align(
         if layer.kind == "weight":
             result[name] = _scattered(values, covered, missing=0)
         else:
-            # In layers over tokens, code 0, "none", becomes −1.
+            # In token layers, code 0, "none", becomes −1.
             result[label_layer] = _scattered(values - 1, covered, missing=-1)
     return result
 
@@ -338,7 +339,7 @@ def annotated(
     *,
     special: Flags,
 ) -> Columns:
-    """Return "word_ids" and the annotators' layers, (T,) each, for the T tokens of N texts.
+    """Return "word_ids" (T,) and the annotators' layers (T,) for the T tokens of N texts.
 
     Args:
         makers: the annotators.
@@ -353,14 +354,17 @@ def annotated(
 
 
 def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:
-    """(T,) the values at the covered tokens, and ``missing`` elsewhere."""
+    """Return an array (T,) with the values at the covered tokens and ``missing`` elsewhere."""
     full = np.full(len(covered), missing, dtype=values.dtype)
     full[covered] = values
     return full
 
 
 def joined_spans(parts: Sequence[CharSpans], base: Ints) -> tuple[Ints, Ints, Array | None]:
-    """Concatenate the starts, ends and values of N texts' spans, shifted by ``base`` (N,)."""
+    """Concatenate the starts, ends and values of the spans of N texts.
+
+    ``base`` (N,) is added to the starts and ends.
+    """
     starts, ends, values = zip(*parts)
     shift = base.repeat(list(map(len, starts)))
     start = np.concatenate(starts) + shift

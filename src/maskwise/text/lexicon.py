@@ -1,4 +1,4 @@
-"""The words of invented worlds and the templates of their sentences, the same in every world."""
+"""Words and sentence templates of invented worlds, shared by all worlds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from maskwise.folders import bundled_file
 
 ATTRIBUTES = ("job", "city", "year", "university", "employer")
-"""The attributes of a person that questions can ask for. All but the job are named entities."""
+"""Attributes of a person that questions can ask for. All but the job are named entities."""
 SAME_WORDS = {
     "trade": "job",
     "place": "city",
@@ -21,9 +21,9 @@ SAME_WORDS = {
     "school": "university",
     "firm": "employer",
 }
-"""Word kinds in sentences about no person, each with the attribute that uses the same words."""
+"""Word kinds in sentences that are about no person → the attribute with the same words."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
-"""Word kinds in a biography: facts about the person, facts about others, or the language."""
+"""Labels of the layer ``tag``: facts about the person, facts about others, general language."""
 
 Piece = tuple[str, str]
 """A word or name, and its kind: an attribute, ``name``, ``friend``, ``change``, or ""."""
@@ -31,15 +31,15 @@ Piece = tuple[str, str]
 
 @cache
 def language() -> dict[str, Any]:
-    """Return sentence templates, words, and parts of names."""
+    """Return the contents of worlds.yaml: sentence templates, words and parts of names."""
     text = bundled_file("worlds.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
 @cache
 def lexicon() -> dict[str, list[str]]:
-    """Return all worlds' words, keyed by kind. Each invented name is used for one thing only."""
-    # The seed is constant, so that a model can be trained further in a different world.
+    """Return the words of all worlds, keyed by kind. No invented name has two kinds."""
+    # The seed is constant: a model from one world is trained further in another with these words.
     draw = random.Random("words of invented worlds")
     words = {kind: text.split() for kind, text in language()["words"].items()}
     words["noun"] += words["cause"]
@@ -62,7 +62,7 @@ def lexicon() -> dict[str, list[str]]:
 
 
 def filled(templates: Sequence[str], person: Mapping[str, str], draw: random.Random) -> list[Piece]:
-    """Fill templates with the attributes of a person, and with random words of other kinds."""
+    """Fill templates with a person's attributes, and other slots with random words."""
     pieces = []
     for word in " ".join(templates).split():
         kind = ""

@@ -1,7 +1,7 @@
-"""Open files: decompressed bytes, text in UTF-8, its lines or blocks, and tables.
+"""Open files: decompress, check for UTF-8, guess the unit of plain text, and read tables.
 
-Tables are separated by commas, semicolons, tabs or bars, with any usual quoting. The separator is
-the one that cuts the first rows into the same number of cells, at least two.
+A table may use commas, semicolons, tabs or bars as its separator, and any usual quoting. The reader
+picks the separator that gives the first rows equally many cells, at least two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError
 
-# A few bad lines are skipped; with a larger share, the file is not in UTF-8.
+# A few bad lines are skipped. If more than this share is bad, the file is not in UTF-8.
 _MAX_BAD_SHARE = 0.35
 HEAD_BYTES = 1 << 16
 
@@ -32,7 +32,7 @@ QUOTED_SHARE = 0.9
 """In a tab-separated table, quotes count only if at least this share of the rows has a quoted cell.
 GLUE's tables are not quoted, but contain lone quotation marks."""
 
-# With fewer lines, whether each line is a text cannot be guessed.
+# A file with fewer lines does not show whether each line is a text.
 LEAST_LINES = 8
 
 Record = dict[str, Any]
@@ -41,13 +41,13 @@ LineKind: TypeAlias = Literal["json", "line", "block"]
 
 
 def opened(path: Path, at: int = 0) -> IO[bytes]:
-    """Open a file from the byte ``at`` on, decompressed if its name ends in ``.gz`` or ``.zst``."""
+    """Open a file at the byte ``at`` of its content; ``.gz`` and ``.zst`` are decompressed."""
     name = path.name.lower()
     if name.endswith(".zst"):
         import pyarrow as pa
 
         stream = io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-        # This stream cannot seek, so the bytes before the place are read.
+        # This stream cannot seek, so the bytes before ``at`` are read and dropped.
         for start in range(0, at, HEAD_BYTES):
             stream.read(min(HEAD_BYTES, at - start))
         return stream
@@ -73,7 +73,7 @@ def damaged(path: Path) -> Iterator[None]:
 
 
 def is_utf8(text: str) -> bool:
-    """Tell whether a string can be encoded as UTF-8; JSON may hold half of a surrogate pair."""
+    """Return whether a string is valid in UTF-8; in JSON, it may hold half a surrogate pair."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeError:
@@ -81,7 +81,7 @@ def is_utf8(text: str) -> bool:
 
 
 def refuse_unreadable(path: Path) -> None:
-    """Refuse a file whose first 64 KiB are binary or mostly not UTF-8."""
+    """Raise a `MaskwiseError` if the first 64 KiB of a file are binary or mostly not UTF-8."""
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
     if b"\0" in head:
@@ -107,8 +107,9 @@ def refuse_unreadable(path: Path) -> None:
 def text_per(path: Path) -> LineKind:
     """Guess from the head of a plain text file whether a text is a "line" or a "block".
 
-    Lines are texts if there are at least ``LEAST_LINES`` lines and none is blank, unless the lines
-    look like a single wrapped text: many begin with a small letter and few end like a sentence.
+    The guess is "line" if there are at least ``LEAST_LINES`` lines and none is blank. Lines that
+    look like a single wrapped text are the exception: many begin in lower case, and few end like a
+    sentence.
     """
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
@@ -143,8 +144,8 @@ def read_table(
         text: the whole table. Without a header its rows may differ in length, as STS-B's do.
         path: the file of the table, for error messages and the usual separator.
         header: whether the first row has the names of the columns.
-        usual: the separator to use if it fits or if no separator fits; None stands for commas in
-            .csv files and tabs in other files.
+        usual: the separator to prefer if several fit, and to use if none fits; None stands for
+            commas in .csv files and tabs in other files.
 
     Raises:
         MaskwiseError: a row does not have a cell for each column, or a quotation mark is never
@@ -171,11 +172,11 @@ def read_table(
 
 
 def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:
-    """Refuse a table whose first row was read as column names but looks like data.
+    """Raise an error if the column names of a table look like a row of data.
 
     Raises:
-        MaskwiseError: the name of the text column has several words, and the name of a different
-            column is also a value in that column.
+        MaskwiseError: the name of the text column has several words, and the name of another
+            column also occurs as a value in that other column.
     """
     if len(text.split()) == 1:
         return
@@ -191,7 +192,7 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, whe
 
 def separator_of(text: str, *, usual: str) -> str:
     """Return the separator that gives the first rows equally many cells, or the usual separator."""
-    # A row that is cut off at the end of the head would have fewer cells.
+    # The last row of the head may be incomplete and would have too few cells.
     head = text[:HEAD_CHARACTERS]
     if len(text) > len(head):
         head = head[: head.rfind("\n") + 1]
@@ -213,7 +214,7 @@ def separator_of(text: str, *, usual: str) -> str:
 def _cells(
     text: str, separator: str, *, strict: bool = True, escape: str | None = None
 ) -> Iterator[list[str]]:
-    # A cell may hold a long document.
+    # By default, csv refuses cells of more than 131,072 characters; a document may be longer.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     lines = list(filter(str.strip, _head(text)))
     single = sum(line.startswith("'") for line in lines)
@@ -240,7 +241,7 @@ def _head(text: str) -> list[str]:
 
 
 def _is_quoted(text: str) -> bool:
-    """Tell whether nearly every row of a tab-separated table has a cell in quotation marks."""
+    """Return whether nearly every row of a tab-separated table has a quoted cell."""
     lines = list(filter(str.strip, _head(text)[1:]))
     quoted = len(list(filter(_QUOTED_CELL.search, lines)))
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
@@ -268,7 +269,7 @@ def _records(
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """Number the columns that share a name: a, a.1, a.2."""
+    """Make column names distinct by a number: a, a.1, a.2."""
     seen = Counter[str]()
     distinct = []
     for name in names:

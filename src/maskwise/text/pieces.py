@@ -1,12 +1,12 @@
-"""Documents → tokens with their words → pieces: a corpus as flat columns, in memory or mapped.
+"""Tokenise documents and cut them into pieces, stored as flat columns in memory or on disk.
 
-The Rust tokenizer tokenises texts in batches, and the words of a whole batch are numbered at once.
-Nothing in a corpus is a control token: "[MASK]" written in a text is text. If a tokenizer file sets
-truncation and padding (sentence encoders cut at 128 tokens), both are switched off in a copy.
+The Rust tokenizer processes batches of texts, and the words of a whole batch are numbered at once.
+A corpus contains no control tokens: "[MASK]" in a text is plain text. Some tokenizer files set
+truncation and padding (sentence encoders truncate at 128 tokens), which are ignored here.
 
-A *piece* is as much of a document as fits in one row, cut between words. Pieces do not depend on
-the layout of rows or on the held-out split, so their names and masks never change. Pieces are not
-cut to fill rows exactly, which costs a few per cent of padding in packed rows.
+A *piece* is a part of a document that fits in one row and is cut between words. Pieces depend
+neither on the layout of rows nor on the held-out split, so their names and masks are stable. The
+price is a few per cent of padding in packed rows, because no piece is cut just to fill a row.
 
 Cost: almost only the Rust tokenizer's time; finding words adds about a sixth, and each piece takes
 about 1 µs of Python. Documents are read in batches, so memory does not grow with the corpus.
@@ -63,8 +63,8 @@ class Tokens(NamedTuple):
     Attributes:
         documents: the documents.
         lengths: (N,) int64, the number of tokens in each document.
-        columns: name → (T,): "input_ids" int32, "word_ids" int32 (from 0 in every document, −1 for
-            no word; missing for a slow tokenizer) and other layers, document after document.
+        columns: (T,) arrays, keyed by name: "input_ids" int32, "word_ids" int32 (from 0 in every
+            document, −1 for no word; missing for a slow tokenizer) and other layers.
     """
 
     documents: Sequence[Document]
@@ -85,15 +85,15 @@ def tokenise(
 
     Args:
         documents: names and texts.
-        tokenizer: a tokenizer; a slow one has no character offsets, so its tokens have no words.
+        tokenizer: a tokenizer. Without character offsets (a slow tokenizer) there are no words.
         batch_size: the maximum number of documents that go through the tokenizer together.
         layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
-        places: whether to add the layers "start" and "end", the visible characters of the document
-            that each token covers.
+        places: whether to add the columns "start" and "end", the offsets of each token's visible
+            characters in its document.
         words: the word rule: auto, spaces, token (each token is a word) or regex:PATTERN.
 
     Raises:
-        MaskwiseError: the tokenizer is slow, but layers or words in characters are wanted.
+        MaskwiseError: the tokenizer is slow, but the layers or the word rule need offsets.
     """
     require_offsets(tokenizer, layers=places or layers is not None, words=words)
     backend = None
@@ -101,7 +101,7 @@ def tokenise(
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()
         backend.no_padding()
-        # A special token's name that occurs in a text is plain text.
+        # If a text contains the name of a special token, the name is plain text.
         backend.encode_special_tokens = True
     for batch in batches(
         documents, BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
@@ -115,7 +115,7 @@ def tokenise(
             encodings = backend.encode_batch(texts, add_special_tokens=False)
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         offsets, lengths = flat_offsets(encodings)
-        # Layers are aligned by BERT's rule, whatever the word rule is.
+        # Layers are always aligned by the word rule "auto".
         placed = place_tokens(texts, offsets, lengths)
         if words == "token":
             word_ids = rank_within(lengths).astype(np.int32)
@@ -133,7 +133,7 @@ def tokenise(
 
 
 class Frame(NamedTuple):
-    """Special token ids: `first` opens a text, `last` closes every piece; −1 if there is none."""
+    """Ids of the tokens that open a text (or −1), close a piece (or −1) and pad a row."""
 
     first: int
     last: int
@@ -163,17 +163,17 @@ class Pieces:
     """P pieces with T tokens in total; `read_pieces` makes them.
 
     Attributes:
-        columns: name → (T,): "input_ids" int32, "word_ids" int16 (from 0 in every piece, −1 for
-            no word; missing for a slow tokenizer) and other layers, piece after piece.
-        offsets: (P + 1,) int64; piece p has the tokens from ``offsets[p]`` to ``offsets[p + 1]``.
-        example_ids: (P,) int64, the permanent name of each piece.
-        documents: (P,) int64, a hash of the name of each piece's (whole) document.
-        frame: the special tokens of the rows for which the pieces were cut.
-        length: L, the number of tokens in these rows.
-        counts: the numbers of documents, pieces, tokens and unknown tokens, and of everything that
-            was left out or is not eligible.
-        tokenizer: the tokenizer's key (`tokenizer_key`); "" if unknown.
-        sources: (P,) int16, ascending: the number of each piece's corpus; None if there is only
+        columns: (T,) arrays, keyed by name: "input_ids" int32, "word_ids" int16 (from 0 in every
+            piece, −1 for no word; missing for a slow tokenizer) and other layers.
+        offsets: (P + 1,) int64; piece p has the tokens ``offsets[p]:offsets[p + 1]``.
+        example_ids: (P,) int64, the permanent name of each piece, which seeds its masks.
+        documents: (P,) int64, the hash of the name of the (whole) document of each piece.
+        frame: the special tokens that a row adds to pieces.
+        length: L, the maximum number of tokens in a row.
+        counts: the numbers of documents, pieces, tokens, unknown tokens, documents without tokens
+            and words that are too long to be masked.
+        tokenizer: the key of the tokenizer (`tokenizer_key`); "" if unknown.
+        sources: (P,) int16, ascending: the index of the corpus of each piece; None if there is only
             one corpus.
     """
 
@@ -202,7 +202,7 @@ class Pieces:
                 pieces.
 
         Raises:
-            MaskwiseError: the folder has no pieces of this version, or their tokenizer is another.
+            MaskwiseError: the folder has no pieces of this version, or the tokenizer differs.
         """
         pieces = cls._of(*read_columns(Path(folder)))
         key = tokenizer_key(tokenizer)
@@ -243,16 +243,16 @@ def read_pieces(
 ) -> Pieces:
     """Cut documents, as `tokenise` yields them, into pieces for rows of ``length`` tokens.
 
-    A word that is longer than a row is cut anywhere and counted, and its tokens get −1 (they are
-    not eligible). An example id is a hash of the document's name and of the index of the piece's
+    A word that is longer than a row is cut anywhere and counted. The word's tokens get −1, so they
+    are never masked. An example id is a hash of the document's name and of the index of the piece's
     first token.
 
     Args:
         tokens: the documents.
         tokenizer: the tokenizer that made the tokens, for its special tokens.
         length: L, the number of tokens in a row, including special tokens.
-        out: a folder that is written batch by batch; the pieces are then memory-mapped.
-            Otherwise the pieces are held in memory, about 6 bytes per token.
+        out: a folder to write batch by batch and to memory-map. By default, the pieces are held in
+            memory, about 6 bytes per token.
 
     Raises:
         MaskwiseError: the length leaves no room for text, there are no tokens, or the folder cannot
@@ -286,7 +286,7 @@ def read_pieces(
     parts = list(windows)
     columns = {}
     for name in list(parts[0]):
-        # Columns are popped, so memory never holds the corpus twice.
+        # `pop` frees each part, so memory never holds the corpus twice.
         columns[name] = np.concatenate([part.pop(name) for part in parts])
     return Pieces._of(columns, about)
 
@@ -315,8 +315,8 @@ def _windows(
 def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -> Columns:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
-    Words are numbered from 0 in each piece. The number of unknown tokens and the other counts are
-    added to ``counts``.
+    Word numbers restart at 0 in each piece. Documents, pieces, tokens and unusual cases are added
+    to ``counts``.
     """
     lengths = window.lengths
     total = int(lengths.sum())
@@ -324,7 +324,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     words = window.columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owners(lengths))
     word_T = opens.cumsum() - 1
-    # Half a word must never be masked, so words that are longer than a row are not masked at all.
+    # Half a word must never be masked, so a word that is longer than a row is not masked at all.
     size_T = np.bincount(word_T)[word_T]
     long = (size_T > room) & (words >= 0)
     words = np.where(long, -1, words)
@@ -377,19 +377,19 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Hash a tokenizer's vocabulary, which defines what ids mean; "" if it has no vocabulary."""
+    """Return a hash of a tokenizer's vocabulary; "" without a tokenizer or vocabulary."""
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return ""
     return digest(json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def unknown_share(counts: Mapping[str, int]) -> float:
-    """Return the share of a text's tokens that are unknown."""
+    """Return the share of unknown tokens among all tokens."""
     return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
 
 
 def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
-    """Refuse a text that the tokenizer can hardly read.
+    """Check that the tokenizer knows most of a text, called ``title`` in the error message.
 
     Raises:
         MaskwiseError: more than half of the tokens are unknown.
@@ -405,15 +405,15 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
         )
 
 
-# Columns in a folder: an index, and one file of raw values per column, which can be written in
-# parts and memory-mapped at any size.
+# Columns in a folder: an index, and a file of raw values for each column. Unlike .npy files, files
+# of raw values can be written in parts.
 # -------------------------------------------------------------------------------------------
 
 
 def write_columns(
     folder: Path, parts: Iterable[Mapping[str, Array]], about: Mapping[str, object]
 ) -> None:
-    """Write columns that come in parts: a file of raw values for each column, then the index."""
+    """Write columns part by part: a file of raw values for each column, then the index."""
     types: dict[str, str] = {}
     with ExitStack() as stack:
         files = []
@@ -430,7 +430,7 @@ def write_columns(
 
 
 def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
-    """Open what `write_columns` wrote, memory-mapped.
+    """Open a folder that `write_columns` wrote, memory-mapped; return the columns and ``about``.
 
     Raises:
         MaskwiseError: the folder is missing, or has a different format.
@@ -445,6 +445,6 @@ def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
         )
     columns = {}
     for place, (name, dtype) in enumerate(about.pop("columns").items()):
-        # Columns are plain arrays, because indexing a memmap is slower.
+        # Indexing a plain array is faster than indexing a memmap.
         columns[name] = np.asarray(np.memmap(folder / f"{place}.bin", dtype, "r"))
     return columns, about

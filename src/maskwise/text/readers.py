@@ -1,8 +1,8 @@
-"""Readers: the records in files of any known format and in data sets from `datasets`.
+"""Read the records of corpus files, and of data sets from `datasets`.
 
-A reader yields the name and content of each record. A bad line becomes a `Skip` with the reason; a
+A reader yields the name and content of each record. A bad line becomes a `Skip` with the reason. A
 bad file (binary, mostly not UTF-8, damaged, without the text column) raises a `MaskwiseError`.
-Nothing is unpickled, and code that comes with a data set is never run.
+Readers never unpickle, and never run code that comes with a data set.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 NO_LETTERS = "sequence with characters that are not letters"
 NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
-# In bytes. A longer line, as in a file without line breaks, is not held in memory.
+# In bytes. Longer lines, as in a file without line breaks, are skipped to save memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
-# In characters: about a million tokens, which take about 300 MB while they are processed.
+# In characters: about a million tokens, which need about 300 MB of memory in processing.
 LONGEST_TEXT = 1 << 22
 
 
 class Skip(NamedTuple):
-    """A record without a usable document."""
+    """Stands in for a record without a usable document, and gives the reason."""
 
     reason: str
 
@@ -57,15 +57,15 @@ class Fields(NamedTuple):
 
 
 Record = Skip | tuple[str, Any]
-"""A name and the content of the record: a string, or an object with fields."""
+"""The name and the content of a record; the content is a string or an object with fields."""
 
 
 class Place(NamedTuple):
-    """A place between two records of a file or another source.
+    """A position between two records of a source, from which reading can resume.
 
     Attributes:
-        at: the offset in (decompressed) bytes in a file of lines, the offset in rows in a Parquet
-            file, or the state of an `IterableDataset`.
+        at: the position in (decompressed) bytes in a file of lines, in rows in a Parquet file, or
+            the state of an `IterableDataset`.
         records: the number of records before this place.
         whole: the name of the document that continues here; None if a new document begins.
     """
@@ -83,7 +83,7 @@ Opener: TypeAlias = Callable[[], Iterable[Record]]
 
 
 class PartName(str):
-    """The name of a part of a document that is too long to be processed whole.
+    """The name of one part of a document that was too long and therefore split.
 
     Attributes:
         whole: the name of the document. All parts are on the same side of a held-out split.
@@ -93,14 +93,14 @@ class PartName(str):
 
     @classmethod
     def of(cls, name: str, whole: str) -> PartName:
-        """Name a part of the document ``whole``, which may itself be a part."""
+        """Name a part of the document ``whole``, which may be a part of a document, too."""
         part = cls(name)
         part.whole = whole_name(whole)
         return part
 
 
 def whole_name(name: str) -> str:
-    """Return the name of a document, or of the document that a part belongs to.
+    """Return the name of the whole document; `name` is its name, or the name of a part.
 
     >>> whole_name(PartName.of("novel~2", "novel")), whole_name("novel")
     ('novel', 'novel')
@@ -115,7 +115,7 @@ def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def known_ending(path: Path, endings: Iterable[str] | None = None) -> str | None:
-    """Return the first of these file extensions that a file has; by default, of all readers'."""
+    """Return the file extension if it is in ``endings`` (default: in `READERS`), else None."""
     for ending in endings or READERS:
         if path.name.lower().endswith(ending):
             return ending
@@ -123,7 +123,7 @@ def known_ending(path: Path, endings: Iterable[str] | None = None) -> str | None
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return a folder's visible files, or a single file, keyed and sorted by relative path."""
+    """Return the visible files of a folder, or a single file, keyed and sorted by relative path."""
     files = {}
     if folder.is_file():
         if known_ending(folder) in endings:
@@ -151,7 +151,7 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
 
 
 def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
-    """Yield the lines of a file that is open at the byte ``at``, each with the byte after it.
+    """Yield each line of a file, and the offset after the line; ``at`` is the current offset.
 
     A line that is too long or not UTF-8 becomes a `Skip`. An empty line follows the last line.
     """
@@ -177,10 +177,10 @@ def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
 def line_records(
     file: IO[bytes], name: str, kind: LineKind, place: Place = BEGINNING
 ) -> Iterator[tuple[Record, Place | None]]:
-    """Yield the records of a file of lines, each with the place after it; JSON is not parsed yet.
+    """Yield each record of a file of lines, and the place after the record; JSON is not parsed.
 
-    The file is open at ``place``; the place after a bad line inside a block is None. ``name`` is
-    the prefix of the records' names.
+    The file is open at ``place``. ``name`` is the prefix of the records' names. After a bad line
+    inside a block, the place is None, because reading cannot resume there.
     """
     lines = _lines(file, place.at)
     if kind == "block":
@@ -244,7 +244,7 @@ def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def parsed(record: Record) -> Record:
-    """Parse the JSON of a record."""
+    """Parse a record that is a line of JSON; return a `Skip` if the line is not JSON."""
     if isinstance(record, Skip):
         return record
     name, line = record
@@ -260,7 +260,7 @@ def parsed(record: Record) -> Record:
 def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
     with opened(path) as file:
-        # Bad bytes remain in their cells as surrogates, so only rows with bad bytes are skipped.
+        # Bad bytes become surrogates in their cells, so only rows with bad bytes are skipped.
         text = file.read().decode("utf-8-sig", "surrogateescape")
     rows = read_table(text, path)
     if rows:
@@ -269,11 +269,11 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 
 
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
-    """Yield the sequences of a FASTA file in capitals, without gaps (- and .) and the final *.
+    """Yield the sequences of a FASTA file in capitals, without gaps (- and .) or the final *.
 
-    Long sequences come in parts. Small letters are the same residues, marked as repeats or as
-    unaligned. The name of a sequence is its header, so its masks and its side of the held-out split
-    do not depend on its file.
+    Long sequences are split. Lower-case letters are the same residues, marked as repeats or as
+    unaligned. Sequences are named by their headers, so their masks and the held-out split do not
+    depend on the file.
     """
     refuse_unreadable(path)
     number = 0
@@ -282,7 +282,7 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     title = ""
     letters: list[str] = []
     with opened(path) as file:
-        # A header ends the sequence before it, so a last header is added at the end.
+        # A header ends the previous sequence, so an extra header ends the last one.
         for line in chain(file, [b">"]):
             # Bad bytes become characters that are not letters, so the sequence is skipped.
             text = line.decode(errors="replace").strip()
@@ -355,7 +355,7 @@ def parquet_rows(
 
 
 def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
-    """Return the columns to read; other columns may be images, which are slow to decode.
+    """Return the columns to read. Other columns may be images, which are slow to decode.
 
     Raises:
         MaskwiseError: there is no text column.
@@ -382,7 +382,7 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
 
 
 def saved_dataset(path: Path, fields: Fields) -> Opener:
-    """Open a folder that `Dataset.save_to_disk` wrote; of several splits, open the train split."""
+    """Open a folder that `save_to_disk` wrote; if it has several splits, open "train"."""
     import datasets
 
     try:
@@ -402,7 +402,7 @@ def saved_dataset(path: Path, fields: Fields) -> Opener:
 
 
 def hub_dataset(source: str, fields: Fields) -> Opener:
-    """Return a function that loads "hf:NAME[:CONFIG[:SPLIT]]" and returns its records."""
+    """Return a function that loads "hf:NAME[:CONFIG[:SPLIT]]" and yields the records."""
     name, config, split = hub_parts(source)
 
     def records() -> Iterator[Record]:

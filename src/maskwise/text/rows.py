@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAYOUTS = ("packed", "joined", "document")
-# The number of tokens that are planned or counted together.
+# Number of tokens that are planned or counted together.
 WINDOW_TOKENS = 1 << 20
 
 
@@ -39,15 +39,15 @@ class PieceBatch(NamedTuple):
     """The P pieces of B rows with T tokens in total: the input of a `Masker`.
 
     Attributes:
-        columns: name → (T,): "input_ids", "word_ids" (from 0 in every piece; −1 for no word) and
-            other layers, piece after piece, without special tokens.
+        columns: (T,) arrays, keyed by name: "input_ids", "word_ids" (from 0 in every piece, −1 for
+            no word) and other layers, all without special tokens.
         lengths: (P,) the number of tokens in each piece.
-        example_ids: (P,) int64, the permanent name of each piece.
-        rows: (P,) int64, ascending: the row of each piece in the batch.
+        example_ids: (P,) int64, the permanent name of each piece, which seeds its masks.
+        rows: (P,) int64, ascending: the row of each piece, as an index in the batch.
         length: L, the number of tokens in a row.
         frame: the special tokens around the pieces.
-        apart: whether each piece is a separate text, opened by ``frame.first``; otherwise each row
-            is one text.
+        apart: whether each piece is a separate text that begins with ``frame.first``; if not, the
+            row is one text.
     """
 
     columns: Columns
@@ -62,9 +62,9 @@ class PieceBatch(NamedTuple):
         """Return the rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding.
 
         Returns:
-            "input_ids", "attention_mask" and the layers, (B, L). Layers are −1 (float layers 0) at
-            special tokens and padding, and words are numbered from 0 in every row. "example_id" is
-            (B,) if every row has one piece, else (B, L).
+            "input_ids", "attention_mask" and the layers, (B, L). At special tokens and padding,
+            layers are −1 (0 if they are floats). Words are numbered from 0 in every row.
+            "example_id" is (B,) if every row has one piece, else (B, L).
         """
         layout = framed(
             self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
@@ -88,7 +88,7 @@ class PieceBatch(NamedTuple):
         return columns
 
     def _words_of_rows(self, rows: int) -> Ints:
-        """Return (T,) word numbers that continue from one piece of a row to the next."""
+        """Return word numbers (T,) that restart in each row, not in each piece."""
         words = self.columns["word_ids"].astype(np.int64)
         first_token_P = offsets(self.lengths)
         # A piece's words are numbered from 0, so their count is the largest number plus one.
@@ -106,13 +106,13 @@ class PieceBatch(NamedTuple):
 
 @dataclass(eq=False)
 class Rows:
-    """N rows of `length` tokens: pieces, and the plan that assigns them to rows.
+    """N rows of `length` tokens: pieces, and a plan that assigns pieces to rows.
 
     Attributes:
         pieces: all pieces of the corpus, including the pieces on the other side of a split.
-        order: the numbers of the pieces, row by row.
+        order: the indices of the pieces, row by row.
         first: (N + 1,) int64; row r has the pieces ``order[first[r]:first[r + 1]]``.
-        layout: "packed", "joined" or "document" (one piece in each row).
+        layout: "packed", "joined" or "document" (see `of`).
     """
 
     pieces: Pieces
@@ -126,13 +126,13 @@ class Rows:
 
         Args:
             pieces: P pieces.
-            layout: "packed" puts several pieces in a row, each framed and attending only to itself;
-                "joined" puts several pieces in a row, as one text; "document" puts one piece in
-                each row.
-            chosen: (P',) the numbers of the chosen pieces, ascending.
+            layout: "packed" puts several pieces in a row, each with special tokens, and attention
+                stays within a piece; "joined" makes one text of the pieces in a row; "document"
+                puts one piece in each row.
+            chosen: (P',) the indices of the chosen pieces, ascending.
 
         Raises:
-            MaskwiseError: an unknown layout.
+            MaskwiseError: the layout is unknown.
         """
         if layout not in LAYOUTS:
             raise unknown_name("layout", layout, LAYOUTS)
@@ -148,8 +148,8 @@ class Rows:
         else:
             # A joined row is one text, so it is opened only once.
             space -= opening >= 0
-        # Rows are planned in windows: the pieces of a row are then close to each other in the
-        # corpus, and the time grows linearly with the corpus.
+        # Planning window by window keeps the pieces of a row close to each other in the corpus, and
+        # the time linear in the size of the corpus.
         window_of_piece = cost.cumsum() // WINDOW_TOKENS
         borders = np.flatnonzero(np.diff(window_of_piece)) + 1
         if pieces.sources is not None:
@@ -176,7 +176,7 @@ class Rows:
 
     @property
     def lengths(self) -> Ints:
-        """(N,) int64: the number of tokens in each row, without special tokens."""
+        """The number of tokens in each row, (N,) int64, without special tokens."""
         sizes = np.diff(self.pieces.offsets)[self.order]
         ends = np.cumsum(np.append(0, sizes))
         return np.diff(ends[self.first])
@@ -193,11 +193,11 @@ class Rows:
 
     @property
     def documents(self) -> Ints:
-        """(D,) sorted hashes of the names of all documents in the rows."""
+        """Hashes of the names of all documents in the rows, (D,), sorted."""
         return np.unique(self.pieces.documents[self.order])
 
     def by_source(self, count: int) -> list[int]:
-        """Return the number of rows from each of ``count`` sources; rows are sorted by source."""
+        """Return the number of rows from each of ``count`` sources, in the order of the sources."""
         sources = self.pieces.sources
         if sources is None:
             sources = np.zeros(len(self.pieces), np.int16)
@@ -209,7 +209,7 @@ class Rows:
         """Return the pieces of B rows.
 
         Args:
-            rows: (B,) the numbers of the rows.
+            rows: (B,) the indices of the rows.
         """
         at = np.asarray(rows, dtype=np.int64).reshape(-1)
         pieces = self.pieces
@@ -239,13 +239,13 @@ class Rows:
         return Rows.of(self.pieces, layout, chosen=np.sort(self.order))
 
     def holding(self, example_ids: Ints) -> Ints:
-        """Return the numbers of the rows with at least one of these pieces, in ascending order."""
+        """Return the indices of the rows with at least one of these pieces, ascending."""
         names = self.pieces.example_ids[self.order]
         places = np.flatnonzero(np.isin(names, example_ids))
         return np.unique(self.first.searchsorted(places, side="right") - 1)
 
     def unigram_counts(self, vocab_size: int) -> Ints:
-        """(V,) the count of each token in the text; special tokens and padding are not counted.
+        """Return the count of each token in the text, (V,), without special tokens and padding.
 
         Raises:
             MaskwiseError: a token is outside the vocabulary.
@@ -276,7 +276,7 @@ class Rows:
 
 
 def require_in_vocabulary(largest: int, vocab_size: int) -> None:
-    """Refuse a text whose largest token id is outside the vocabulary."""
+    """Raise a `MaskwiseError` if the largest token id of a text is outside the vocabulary."""
     if largest >= vocab_size:
         raise MaskwiseError(
             "a token id is outside the vocabulary",
@@ -287,7 +287,7 @@ def require_in_vocabulary(largest: int, vocab_size: int) -> None:
 
 
 def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:
-    """Return training and held-out rows; the hash of its name decides if a document is held out.
+    """Split documents by the hashes of their names, and return training and held-out rows.
 
     Args:
         pieces: the pieces of the corpus.
@@ -295,7 +295,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
         layout: the layout of the training rows and of the held-out rows.
 
     Raises:
-        MaskwiseError: the share leaves a side empty.
+        MaskwiseError: the share leaves no training documents or no held-out documents.
     """
     out = pieces.documents < held_out_below(held_out)
     sides = []
@@ -313,17 +313,19 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
 
 
 def held_out_below(share: float) -> int:
-    """Return a threshold: documents whose names have hashes (`text_id`) below it are held out."""
+    """Return a threshold: a document is held out if its hash (`text_id`) is smaller."""
     # The hashes are uniform below 2⁶³.
     return int(share * 2**63)
 
 
 def _best_fit(cost: Ints, space: int) -> Ints:
-    """(P,) the row assigned to each piece: longest first, into the fullest row with enough room.
+    """Assign pieces to rows, longest piece first, into the fullest row with enough room.
 
-    Open rows are kept in stacks, one stack for each amount of room that is left. The bits of one
-    integer mark the stacks that are not empty, so the tightest fit is the lowest set bit at or
-    above the cost of the piece.
+    Rows with the same room left are on one stack. The bits of an integer mark the stacks that are
+    not empty, so the lowest set bit at or above the cost of a piece gives the tightest fit.
+
+    Returns:
+        The row of each piece, (P,).
     """
     row_of_piece = np.empty(len(cost), dtype=np.int64)
     order = np.argsort(-cost, kind="stable")

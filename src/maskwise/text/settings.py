@@ -54,45 +54,43 @@ class CorpusSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str | dict[str, float] | tuple[str, ...] = "bundled:wikipedia"
-    """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a datasets id, the bundled
-    sample, or an invented world such as ``factworld(people=300)``. Several sources are mixed:
-    ``{FILE: 2, OTHER: 1}`` gives their weights; ``[FILE, OTHER]`` mixes in proportion to size."""
+    """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a data set on the hub, the
+    bundled sample, or an invented world such as ``factworld(people=300)``. A mix of sources has
+    weights, ``{FILE: 2, OTHER: 1}``, or is a list, ``[FILE, OTHER]``, mixed by size."""
     temperature: float | None = Field(None, gt=0)
-    """T, for a list of sources: a source's share is proportional to size ** (1/T). None means 1."""
+    """T, for a list of sources: shares are proportional to size ** (1/T). None stands for 1."""
     text_field: str = "text"
     """The field that holds the text, in files with fields; ``article.body`` is a nested field."""
     text_per: Literal["auto", "line", "block"] = "auto"
-    """The unit of plain text: a line, or a block between blank lines. ``auto`` guesses the unit
-    from the beginning of the file.
-    """
+    """Unit of plain text: a line, or a block between blank lines. ``auto`` inspects the file."""
     limit: int | None = Field(None, ge=1)
     """Maximum number of documents from each source."""
     length: int = Field(64, ge=4)
     """Number of positions in a row."""
     layout: Literal["packed", "document"] = "packed"
-    """Rows that are filled with one document after another, or that hold one piece each."""
+    """``packed`` puts several documents in a row, ``document`` only one piece of a document."""
     attention: Literal["document", "row"] = "document"
-    """In packed rows, whether attention stays within each document or spans the row."""
+    """Whether attention in packed rows stays within each document or spans the whole row."""
     held_out: float = Field(0.02, gt=0, lt=0.5)
-    """Share of the documents that is never trained on."""
+    """Share of the documents that is held out from training."""
     stream: bool = False
-    """Whether to read the text during training and to prepare only its beginning, for text that is
-    too large to prepare: files (a folder, or a pattern such as ``texts/*.parquet``) or ``hf:NAME``.
+    """Whether to read the text during training, for text that is too large to prepare. The source
+    is a file, a folder, a pattern such as ``texts/*.parquet``, or ``hf:NAME``.
     """
     shuffle: float = Field(1.0, ge=0, le=1024)
-    """In a stream, the megabytes of text whose rows are shuffled together; the order of the files
-    is random too. With 0, rows and files keep their order."""
+    """Megabytes of text in a chunk of a stream. Rows are shuffled within a chunk, and the order of
+    the files is random, too. With 0, rows and files keep their order."""
     repeat: bool = True
-    """Whether to read a stream again if it ends before training does; if not, raise an error."""
+    """Whether to read a stream again if it ends before training does. If false, raise an error."""
     words: str = "auto"
     """Word rule: ``auto`` (BERT's), ``spaces``, ``token`` or ``regex:PATTERN``."""
     layers: tuple[str, ...] = ()
-    """Annotators that make layers of the rows, such as pos; stored("FOLDER") reads saved layers."""
+    """Annotators that add layers to the rows, such as pos; stored("FOLDER") reads saved layers."""
 
     @field_validator("source", mode="before")
     @classmethod
     def _normalised(cls, source: object) -> object:
-        """Normalise names, so one source has only one stage; a mix of one source is that source."""
+        """Normalise names, because stages are named by them; replace a mix of one by its source."""
         if isinstance(source, str):
             return _one_spelling(source)
         if not isinstance(source, dict | list | tuple):
@@ -110,7 +108,7 @@ class CorpusSettings(BaseModel):
                     got=repr(name),
                     allowed="a file, bundled:wikipedia, …",
                 )
-        # Normalised names are compared, because ./a.txt and a.txt are the same source.
+        # Names are compared after normalisation: ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))
@@ -151,7 +149,7 @@ class CorpusSettings(BaseModel):
         return self
 
     def _refuse(self, what: str, *names: str) -> None:
-        """Raise if any of these settings differs from its default."""
+        """Raise an error if any of these settings differs from its default."""
         for name in names:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
@@ -182,14 +180,14 @@ class CorpusSettings(BaseModel):
 
     @property
     def text(self) -> CorpusSettings:
-        """The settings without the weights of a mix, because rows do not depend on weights."""
+        """The settings without the weights of a mix, which do not affect the rows."""
         if isinstance(self.source, str):
             return self
         return self.model_copy(update={"source": self.sources, "temperature": None})
 
     @property
     def annotators(self) -> tuple[str, ...]:
-        """The annotators in ``layers``; if a world is the only source, the world is one more."""
+        """The annotators in ``layers``, and the source if it is an invented world."""
         world = read_world(self.source)
         if world is None:
             return self.layers
@@ -227,7 +225,7 @@ class CorpusSettings(BaseModel):
         return shards
 
     def block_maker(self, tokenizer: PreTrainedTokenizerFast, layers: Layered | None) -> BlockMaker:
-        """Return what makes rows from a stream's chunks."""
+        """Return the callable that makes rows from the chunks of a stream."""
         fields = self.record_fields
         return BlockMaker(tokenizer, self.length, self.row_layout, self.held_out, fields, layers)
 
@@ -280,7 +278,7 @@ class TokenizerSettings(BaseModel):
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None stands for the pre-trained
     model's tokenizer, or for a new tokenizer."""
     kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
-    """The tokens of a new tokenizer: parts of words, bytes, letters, or ``k`` letters each."""
+    """Tokens of a new tokenizer: word pieces, byte pairs, single letters, or ``k`` letters."""
     k: int = Field(3, ge=1, le=12)
     """Letters per token, for the kind ``k-mer``."""
     vocab_size: int = Field(2048, ge=64)
@@ -306,8 +304,8 @@ class TokenizerSettings(BaseModel):
         return tokenizer
 
 
-# A folder of prepared text has what is computed before the first step: the tokenizer, pieces, and
-# the rows of both sides (rows.py); for a stream, the tokenizer, held-out rows and token counts.
+# A folder of prepared text has the results of all work before the first step: the tokenizer, the
+# pieces, and the rows of both sides. For a stream: the tokenizer, held-out rows and token counts.
 # -------------------------------------------------------------------------------------------
 
 TRAINING = "training"
@@ -317,7 +315,7 @@ TOKENIZER = "tokenizer"
 STREAM = "stream.json"
 
 LiveLayers = Callable[[Sequence[str]], Layered]
-"""A function that takes the names of annotators and builds an annotator for any text."""
+"""A function from the names of annotators to one annotator that computes all their layers."""
 
 
 @dataclass(eq=False)
@@ -339,7 +337,7 @@ class Prepared:
         layout: str,
         held_out: float,
     ) -> Prepared:
-        """Write a corpus's folder, window by window, and open it; an old folder is replaced.
+        """Write the folder of a corpus, batch by batch, and open it; replace an old folder.
 
         Raises:
             MaskwiseError: `read_pieces` or `split` refuses the corpus, or the folder cannot be
@@ -365,10 +363,11 @@ class Prepared:
         *,
         layers: Layered | None = None,
     ) -> dict[str, object]:
-        """Write a stream's folder; only the beginning of the stream is read.
+        """Write the folder of a stream; read only the beginning of the stream.
 
         Returns:
-            A dict with ``read_characters`` (in the beginning), ``held_out_rows`` and ``skipped``.
+            A dict with the numbers ``read_characters`` and ``held_out_rows``, and the numbers of
+            skipped records by reason, ``skipped``.
 
         Raises:
             MaskwiseError: the beginning has no training text or no held-out text, or the folder
@@ -396,7 +395,7 @@ class Prepared:
 
     @classmethod
     def open(cls, folder: Path, *, live: LiveLayers | None = None) -> Prepared:
-        """Open the folder, memory-mapped. Each process checks it against its manifest only once.
+        """Open a folder, memory-mapped. A process checks a folder against its manifest only once.
 
         Args:
             folder: the folder that `make` or `begin` wrote.
@@ -405,7 +404,7 @@ class Prepared:
         Raises:
             MaskwiseError: the folder is damaged, or a stream's files are missing.
         """
-        # The result is cached with the time when the folder was written: a new folder is checked.
+        # The time of writing is part of the cache key, so a folder that is rewritten is checked.
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:

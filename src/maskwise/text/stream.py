@@ -1,15 +1,14 @@
-"""Streams: text that becomes rows while a model is being trained on it.
+"""Streams: text that is tokenised and packed during training.
 
-A *shard* is a file in the stream, or a shard of a `datasets.IterableDataset`. A *chunk* is a
-sequence of consecutive records in a shard; all chunks have about the same size, and the end of a
-chunk depends only on the shard, this size and the beginning of the chunk. The documents of a chunk
-are tokenised, cut and packed without documents from other chunks, and become a *block*. Any process
-can therefore make a block, and to resume, a run needs only the place of a chunk and a number of
-rows. The price is one partly filled row among the thousands of rows in a block.
+A *shard* is a file, or a shard of a `datasets.IterableDataset`. A *chunk* is a sequence of
+consecutive records in a shard. Chunks have about the same size, and the end of a chunk depends only
+on the shard, this size and the start of the chunk. The documents of a chunk are tokenised, cut and
+packed into a *block* of rows without documents from other chunks. Any process can therefore make a
+block, and a run can resume from the place of a chunk and a number of rows. The price is one partly
+filled row in each block of thousands.
 
-The hash of a document's text, not of its name, decides whether the document is held out, so
-repeated texts are on one side. Repeated texts are not dropped: a stream keeps no record of earlier
-texts.
+A document is held out by the hash of its text, not of its name, so all copies of a text are on the
+same side. Copies are not dropped, because a stream does not remember earlier texts.
 
 Cost: each process reads about 2 MB of text per second; skipping 100 MB of a compressed file takes
 0.3 s.
@@ -63,11 +62,11 @@ ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 MEGABYTE = 1 << 20
 PROBES = 16
 PROBE_BYTES = 1 << 12
-"""The fingerprint of a large file covers `PROBES` stretches of `PROBE_BYTES` bytes each."""
+"""The fingerprint of a large file is a hash of `PROBES` stretches of `PROBE_BYTES` bytes."""
 
 
 class Chunk(NamedTuple):
-    """Consecutive records of a shard, as sent to the process that makes rows from them.
+    """Consecutive records of a shard, which one process turns into rows.
 
     Attributes:
         name: the name of the shard.
@@ -91,8 +90,8 @@ class Chunk(NamedTuple):
 
 
 Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
-"""The chunks of a shard, each with the place where the next chunk begins; after the last chunk, it
-is the `BEGINNING` of the next shard."""
+"""Chunks of a shard, each with the place of the next chunk. After the last chunk, this place is
+`BEGINNING`, because the next chunk is in the next shard."""
 
 
 class Shard(ABC):
@@ -106,12 +105,12 @@ class Shard(ABC):
 
     @abstractmethod
     def chunks(self, place: Place, size: int) -> Chunks:
-        """Yield the chunks after a place, each with the place where it ends.
+        """Yield each chunk after a place, and the place of the next chunk.
 
         Args:
-            place: `BEGINNING`, or the place where another chunk ends.
-            size: the size of a chunk, in bytes in a file of lines, else in characters; a chunk ends
-                with the record that reaches this size.
+            place: `BEGINNING`, or a place that this method yielded.
+            size: the size of a chunk, in bytes for a file of lines, else in characters. A chunk
+                ends with the record that reaches this size.
 
         Raises:
             MaskwiseError: the shard cannot be read.
@@ -119,7 +118,7 @@ class Shard(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash the shard, to notice changes; of a large file, only a few stretches are read."""
+        """Return a hash that changes with the shard. Of a large file, only parts are hashed."""
 
 
 @dataclass(eq=False)
@@ -193,7 +192,7 @@ class DatasetShard(Shard):
             raise MaskwiseError(f"cannot read {self.name}: {first_line(error)}") from error
 
     def _needed(self, row: Mapping[str, object]) -> dict[str, object]:
-        """Drop the other columns: they may be large, and chunks are sent to other processes."""
+        """Keep the text and the name. Chunks are sent to processes, so columns must be small."""
         names = {self.fields.id, self.fields.text, self.fields.text.split(".")[0]}
         return {name: row[name] for name in names & row.keys()}
 
@@ -210,7 +209,7 @@ def _chunks_of_rows(
     *,
     state: Callable[[], object] | None = None,
 ) -> Chunks:
-    """Collect rows in chunks; without ``state``, places are numbers of rows."""
+    """Group rows into chunks, each with the next place: ``state()``, or the number of rows."""
     records: list[Record] = []
     characters = 0
     number = place.records
@@ -227,7 +226,7 @@ def _chunks_of_rows(
 
 
 def rename_alike(shards: Sequence[Shard]) -> None:
-    """Name files by their full paths if two share a name, because masks depend on names."""
+    """Name files by their full paths if two files share a name; masks depend on the names."""
     if len({shard.name for shard in shards}) < len(shards):
         for shard in shards:
             if isinstance(shard, FileShard):
@@ -266,7 +265,7 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
         for name, file in files_in(path, ENDINGS).items():
             shards.append(FileShard(file, name, fields))
     else:
-        # A pattern with several ** may match a file more than once.
+        # A pattern with several ** may match a file twice; a dict removes duplicates.
         matches = dict.fromkeys(glob.glob(str(path), recursive=True))
         found = list(filter(Path.is_file, map(Path, matches)))
         if not found:
@@ -290,15 +289,15 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
 
 @dataclass(frozen=True, eq=False)
 class BlockMaker:
-    """Makes rows from chunks, in any process, and can be pickled.
+    """Makes rows from chunks. A maker can be pickled, and works in any process.
 
     Attributes:
         tokenizer: a fast tokenizer.
         length: L, the number of tokens in a row.
         layout: the layout of the rows, as for ``Rows.of``.
-        held_out: the share of the documents that is left out.
+        held_out: the share of the documents that is held out.
         fields: the fields that hold the text and the name of a record.
-        layers: an annotator, for layers in addition to words.
+        layers: an annotator whose layers are added to the rows; None for no layers.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -319,8 +318,8 @@ class BlockMaker:
         return Rows.of(pieces, self.layout)
 
     def holds_out(self, document: Document) -> bool:
-        """Decide by its text whether a document is held out, or by its name if it is in parts."""
-        # If the text decides, repeated texts are on one side without being remembered.
+        """Return whether a document is held out: by its text, or by its name if it was split."""
+        # With a hash of the text, copies are on the same side, and no text must be remembered.
         if not self.held_out:
             return False
         key = document.text
@@ -331,15 +330,15 @@ class BlockMaker:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Text to train on that is read when it is needed.
+    """Training text that is read on demand.
 
     Attributes:
-        sources: the shards of each source in a mix, keyed by name; one source if there is no mix.
-        maker: a callable that makes blocks from chunks of the shards.
-        shuffle: the megabytes of text whose rows are shuffled together (the order of shards is
-            random, too); with 0, rows and shards keep their order.
+        sources: the shards of each source, keyed by the name of the source.
+        maker: a callable that makes rows from chunks of the shards.
+        shuffle: the megabytes of text in a chunk. Rows are shuffled within a chunk, and the order
+            of shards is random, too. With 0, rows and shards keep their order.
         repeat: whether the text is read again if it ends before training does.
-        counts: (V,) the count of each token at the beginning of the stream.
+        counts: (V,) the count of each token in the beginning of the stream; None if not counted.
 
     >>> from maskwise.text import bundled_path, shards_of, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -367,7 +366,7 @@ class Stream:
 
     @property
     def chunk_size(self) -> int:
-        """The size of a chunk in bytes of text."""
+        """Size of a chunk, in bytes of text."""
         return max(1, round((self.shuffle or 1) * MEGABYTE))
 
     def laid(self, layout: str) -> Stream:
@@ -375,7 +374,7 @@ class Stream:
         return replace(self, maker=replace(self.maker, layout=layout))
 
     def unigram_counts(self, vocab_size: int) -> Ints:
-        """(V,) the count of each token at the beginning of the stream.
+        """Return the count of each token in the beginning of the stream, (V,); 0 if not counted.
 
         Raises:
             MaskwiseError: a token is outside the vocabulary.
@@ -400,20 +399,21 @@ def read_shards(shards: Sequence[Shard], fields: Fields, *, name: str) -> Docume
 
 
 MOST_CHARACTERS = 1 << 26
-"""Maximum number of characters that are read before training, the same from each source."""
+"""Maximum number of characters read before training, divided equally among the sources."""
 HELD_OUT_CHARACTERS = 1 << 20
-"""Number of held-out characters that are kept for evaluation; the others are not trained on."""
-# Number of characters of a stream in which tokens are counted.
+"""Number of held-out characters to evaluate on. More held-out text in the stream is not used."""
+# Number of training characters from which token frequencies are estimated.
 COUNTED_CHARACTERS = 1 << 22
 
 
 def read_beginning(
     sources: Mapping[str, Sequence[Shard]], maker: BlockMaker
 ) -> tuple[list[Document], list[Document], dict[str, object]]:
-    """Read every source until its shares of the training and held-out sides are full.
+    """Read the beginning of each source, until there is enough training and held-out text.
 
     Returns:
-        The training documents, the held-out documents, and the facts about what was read.
+        The training documents, the held-out documents, and a dict with the number of characters
+        read and of records skipped, by reason.
 
     Raises:
         MaskwiseError: there are no training documents or no held-out documents.
@@ -430,7 +430,7 @@ def read_beginning(
             size = len(document.text)
             characters += size
             held_out = maker.holds_out(document)
-            # Documents beyond the limit on their side are dropped.
+            # If a side is full, further documents on this side are dropped.
             if kept[held_out] < most[held_out]:
                 sides[held_out].append(document)
                 kept[held_out] += size

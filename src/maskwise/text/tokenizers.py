@@ -1,6 +1,6 @@
-"""Tokenizers: loaded ones, trained WordPiece, BPE and letter tokenizers, and ESM's tokenizer.
+"""Load tokenizers, train new tokenizers (WordPiece, BPE, letters), and convert ESM's tokenizer.
 
-Backends are objects of the library ``tokenizers``, which gives character offsets.
+A backend is a ``Tokenizer`` of the library ``tokenizers``, which gives character offsets.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # WordPiece replaces longer words with [UNK].
 LONGEST_WORD = 100
-# A private Unicode plane, for letters inside a word.
+# First code point of a private Unicode plane, which stands for letters inside a word.
 INSIDE = 0xF0000
 NUCLEOTIDES = frozenset("ACGTN")
 # Letters that stand for amino acids but not for nucleotides. No amino acid has the letter J.
@@ -54,8 +54,8 @@ SAMPLE_CHARACTERS = 1 << 24
 MOST_TOKENS = 1 << 24
 WORDS = "bundled:tokenizer"
 LETTERS = "letter"
-"""The tokenizers that are used if none is named: the bundled encoder's tokenizer, or a tokenizer
-with a token for each capital letter."""
+"""Default tokenizers. ``WORDS``, for text, is the tokenizer of the bundled encoder. ``LETTERS``,
+for FASTA files, has a token for each capital letter."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
@@ -65,14 +65,14 @@ def load_tokenizer(
     """Load a tokenizer from a folder or the hub, without running code that comes with it.
 
     Args:
-        name_or_path: as for ``starts.find_start``.
-        needs_mask: whether to refuse a tokenizer without a mask token (T5's have none) or without a
+        name_or_path: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
+        needs_mask: whether to reject a tokenizer without a mask token, such as T5's, or without a
             padding token.
         needs_words: whether to reject a slow tokenizer, which has no character offsets.
 
     Raises:
-        MaskwiseError: the tokenizer is not found, is damaged, cannot be read without its own code,
-            is slow, has no mask or padding token, or has ids of 2²⁴ or more.
+        MaskwiseError: the tokenizer is not found, is damaged, needs custom code, is slow, has no
+            mask or padding token, or has ids of 2²⁴ or more.
     """
     from transformers import AutoTokenizer
 
@@ -129,17 +129,17 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer like BERT's (WordPiece) or GPT-2's (byte-level BPE), or for letters.
 
-    Rows are framed as [CLS] … [SEP]. The same texts give the same tokenizer. A corpus of more than
-    `SAMPLE_CHARACTERS` characters is sampled, by the hashes of its texts. Words are cut into parts
-    of 100 characters, because the training time is quadratic in the length of a word.
+    The tokenizer encodes a text as [CLS] … [SEP]. Training is deterministic. Of a corpus with more
+    than `SAMPLE_CHARACTERS` characters, only a sample is used, drawn by the hashes of the texts.
+    Words are cut after 100 characters, because training time is quadratic in the word length.
 
     Args:
         texts: the corpus.
-        kind: "wordpiece" keeps only the commonest characters, a twelfth of the vocabulary or 100,
-            because rare characters are [UNK] either way. "letter" makes each letter a token,
-            "k-mer" each part of ``k`` letters.
+        kind: "wordpiece" has an alphabet of the commonest characters (a twelfth of the vocabulary,
+            but usually at least 100), and encodes other characters as [UNK]. "bpe" merges bytes.
+            "letter" makes each letter a token, and "k-mer" each part of ``k`` letters.
         vocab_size: the maximum number of tokens, including special tokens.
-        lowercase: whether texts are lowercased.
+        lowercase: whether the tokenizer lowercases texts.
         k: the number of letters per token, for "k-mer".
 
     Raises:
@@ -159,7 +159,7 @@ def train_tokenizer(
     }
     if kind not in train:
         raise unknown_name("kind of tokenizer", kind, train)
-    # Bytes are the alphabet of BPE.
+    # The alphabet of byte-level BPE is all 256 bytes.
     least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
         raise MaskwiseError(
@@ -185,8 +185,8 @@ def train_tokenizer(
 
 
 def _sample(texts: Iterable[str]) -> list[str]:
-    """Return all texts of a small corpus, else the texts with the smallest hashes, in order."""
-    # Hashes are negated, because a heap's first item is its smallest.
+    """Return the texts with the smallest hashes, up to `SAMPLE_CHARACTERS`, in corpus order."""
+    # Hashes are negated, because `heappop` removes the smallest item.
     kept: list[tuple[int, int, str]] = []
     size = 0
     limit = 1 << 63
@@ -204,9 +204,9 @@ def _sample(texts: Iterable[str]) -> list[str]:
 
 
 class LightTokenizer:
-    """A tokenizer.json with the part of transformers' interface that masking needs.
+    """A tokenizer from a tokenizer.json, with the methods of transformers that masking needs.
 
-    Using this class avoids importing transformers, which takes two seconds.
+    Importing transformers, which takes two seconds, is avoided.
     """
 
     is_fast = True
@@ -226,9 +226,9 @@ class LightTokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> LightTokenizer | None:
-        """Read what ``save_pretrained`` wrote; None if reading fails or needs transformers."""
+        """Read a folder from ``save_pretrained``; return None if that fails here."""
         names = {}
-        # The library tokenizers raises no exception narrower than Exception.
+        # The library tokenizers raises plain `Exception`s.
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             for role in ROLES:
@@ -272,7 +272,7 @@ def usual_tokenizer(text: str) -> str:
 
 
 def light_tokenizer(name: str) -> Any:
-    """Load a tokenizer without transformers if possible."""
+    """Load a tokenizer, if possible without importing transformers."""
     if name == LETTERS:
         roles = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
         return LightTokenizer(letter_backend([*ascii_uppercase], 64, lowercase=False), roles)
@@ -293,15 +293,15 @@ def light_tokenizer(name: str) -> Any:
 def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     """Train WordPiece with the BPE trainer.
 
-    The library's own WordPiece trainer breaks ties in the order of a randomly seeded hash map, so
-    no two runs agree. The BPE trainer is deterministic, and WordPiece training is BPE on words in
-    which a letter inside the word differs from the same letter at the start. Letters inside words
-    are therefore moved to a private Unicode plane, and moved back when the vocabulary is read.
+    The library's WordPiece trainer breaks ties in the order of a randomly seeded hash map, so two
+    runs give different vocabularies. The BPE trainer is deterministic. WordPiece training equals
+    BPE training if a letter inside a word differs from the same letter at the start. Letters inside
+    words are therefore moved to a private Unicode plane, and moved back after training.
     (Characters beyond the basic plane, such as emoji, become [UNK].)
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
 
-    # The moved text is generated twice; keeping it would take four bytes of memory per character.
+    # The moved text is computed twice, because storing it would take four bytes per character.
     def moved() -> Iterator[str]:
         for texts in batches(corpus, BATCH_CHARACTERS):
             yield _moved_inside(normalizer.normalize_str("\n".join(texts)))
@@ -329,7 +329,7 @@ def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> To
 def _moved_inside(text: str) -> str:
     """Put a space before each word, and move letters inside words to `INSIDE` + their code point.
 
-    Words are also cut after every `LONGEST_WORD` letters; later parts begin with a moved letter.
+    Words are cut after every `LONGEST_WORD` letters; a part after a cut begins with a moved letter.
     """
     codes = codes_of(text)
     kinds = classify(text)
@@ -345,7 +345,7 @@ def _moved_inside(text: str) -> str:
 
 
 def _commonest_characters(texts: Iterable[str], count: int) -> list[str]:
-    """Return the commonest characters except the space; ties are broken by code point."""
+    """Return the ``count`` commonest characters except the space; code points break ties."""
     total = np.zeros(0x110000, dtype=np.int64)
     for text in texts:
         codes, times = np.unique(codes_of(text), return_counts=True)
@@ -378,15 +378,15 @@ def bpe_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenize
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(corpus, _bpe_trainer(vocab_size, alphabet))
-    # Long words are cut only while the tokenizer is being trained.
+    # Long words are cut only for training.
     backend.pre_tokenizer = split_bytes
     return backend
 
 
 def letter_backend(corpus: list[str], vocab_size: int, lowercase: bool, k: int = 1) -> Tokenizer:
-    """Train a tokenizer that cuts every run of characters between spaces into parts of k letters.
+    """Train a tokenizer that cuts the text between spaces into parts of k letters.
 
-    The vocabulary has the commonest parts in the corpus; all other parts become [UNK].
+    The vocabulary has the commonest parts in the corpus. All other parts become [UNK].
     """
     backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     if lowercase:
@@ -406,7 +406,7 @@ def is_esm(tokenizer: object) -> bool:
 
 
 def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """Convert ESM's tokenizer, because transformers has only a slow version, without offsets.
+    """Convert ESM's tokenizer to a fast tokenizer; transformers has only one without offsets.
 
     Residues keep their ids. Any other character becomes one unknown token.
     """
@@ -432,9 +432,9 @@ def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
 
 
 def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
-    """Return a warning if all texts look like DNA and the tokens are amino acids.
+    """Return a warning if all texts look like DNA but the tokens are amino acids; else None.
 
-    All nucleotide letters are also amino acid letters, so no token is unknown.
+    Unknown tokens do not reveal this mistake, because A, C, G, T and N are also amino acids.
     """
     tokens = tokenizer.get_vocab()
     if len(tokens) > MOST_PROTEIN_TOKENS or NO_RESIDUE in tokens:

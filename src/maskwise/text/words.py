@@ -1,29 +1,29 @@
-"""Words: where they begin in a text, and which word each token belongs to.
+"""Find the words of a text, and the word of each token.
 
-Words are found in the *text*, never in the tokens. With byte-level and metaspace tokenizers there
-are no gaps between offsets, and a tokenizer's own ``word_ids`` number its pre-tokens, which are
-whole sentences with ``Metaspace(split=False)``. Instead, one scan over the characters finds words,
-and character offsets map tokens to words: the words are the same with every tokenizer.
+Words are found in the *text*, not in the tokens, so every tokenizer gives the same words. One scan
+over the characters finds words, and character offsets map tokens to words. The ``word_ids`` of a
+tokenizer cannot be used. They number pre-tokens, and with ``Metaspace(split=False)``, a pre-token
+is a whole sentence.
 
-The rule for characters, which equals BERT's pre-tokenizer on ordinary text:
+These rules for characters give the words of BERT's pre-tokenizer on ordinary text:
 
-- a run of letters, digits and marks is a word, so "don't" has three words (don ' t); kana and
-  hangul form runs;
-- every punctuation mark, every symbol and every ideograph is a word of its own;
-- every letter of Thai, Lao, Khmer, Myanmar and related scripts, which are written without spaces,
-  is a word too (BERT makes one word of a whole sentence);
-- combining marks, joiners, variation selectors, skin tones and control characters continue the
-  character before them; emoji joined by ZWJ and pairs of flag letters are one word;
-- white space, no-break and zero-width spaces included, belongs to no word.
+- A run of letters, digits and marks is a word, so "don't" has three words (don ' t). Kana and
+  hangul form runs, too.
+- Each punctuation mark, each symbol and each ideograph is a word.
+- Each letter of Thai, Lao, Khmer, Myanmar and related scripts, which are written without spaces, is
+  a word. (For BERT, a whole sentence is one word.)
+- Combining marks, joiners, variation selectors, skin tones and control characters continue the
+  character before them. Emoji joined by ZWJ and pairs of flag letters are one word.
+- White space, including no-break and zero-width spaces, belongs to no word.
 
-The rule is finer than BERT's at non-ASCII symbols ("20€" is two words, like "20$"), in the scripts
-named above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
-are outdated. It is coarser only where BERT separates a combining mark from a punctuation mark.
+The rules find more words than BERT at non-ASCII symbols ("20€" is two words, like "20$"), in the
+scripts above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
+are outdated. The rules find fewer words only where a combining mark follows a punctuation mark.
 
-The rule for tokens: a token that covers several words joins them; the next token belongs to the
-same word if it continues the last of them. The tokens of one character (byte fallback) stay
-together, and a lone space or "▁" joins the word right after it; other white-space tokens belong to
-no word (−1).
+These rules map tokens to words: A token that covers several words joins them into one word. The
+next token continues this word if the token begins before the word ends. All tokens of a single
+character (byte fallback) belong to one word. A lone space or "▁" belongs to the next word, and
+other white-space tokens belong to no word (−1).
 
 Cost: about 50 ns per character and 0.2 µs per token (tokenising takes 1 µs per token).
 """
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
-"""Part of the keys of stored annotations, which expire if the rule or Unicode changes."""
+"""Part of the keys of stored annotations: a new word rule or Unicode version changes the keys."""
 
 SPACE, BLANK, EXTEND, JOINER, TONE, FLAG, LETTER, ALONE, SYMBOL, UNSEEN = range(10)
 _IDEOGRAPHS = (
@@ -79,12 +79,12 @@ Ints32 = NDArray[np.int32]
 
 
 def codes_of(text: str) -> CodePoints:
-    """(C,) the code points of the characters."""
+    """Return the code points (C,) of a text."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
-    """Join N texts, each followed by a line break; also return the offset (N,) of each text.
+    """Return N texts joined, each followed by a line break, and the offset (N,) of each text.
 
     No word and no run of marks crosses a line break, so no word spans two texts.
     """
@@ -93,7 +93,7 @@ def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
 
 
 def classify(text: str) -> Classes:
-    """(C,) the class of each character."""
+    """Return the class of each character, (C,)."""
     codes = codes_of(text)
     kinds = _classes[codes]
     unseen = kinds == UNSEEN
@@ -107,7 +107,7 @@ def classify(text: str) -> Classes:
 def _class_of(code: int) -> int:
     char = chr(code)
     category = unicodedata.category(char)
-    # Scripts without spaces may mark word borders with zero-width spaces.
+    # Scripts without spaces may mark word boundaries with zero-width spaces.
     if char == "\u200b" or char.isspace():
         if category == "Zs":
             return BLANK
@@ -137,21 +137,21 @@ def _in_ranges(code: int, ranges: Sequence[tuple[int, int]]) -> bool:
 
 
 def is_white(kinds: Classes) -> Flags:
-    """(C,) true for characters that belong to no word."""
+    """Return a flag for each character, (C,): true for white space."""
     return kinds <= BLANK
 
 
 def word_starts(kinds: Classes) -> Flags:
-    """(C,) true where a word begins, from the classes of the characters (`classify`)."""
+    """Return a flag for each character, (C,), true where a word begins; see `classify`."""
     kinds = kinds.copy()
     joiner = kinds == JOINER
     tone = kinds == TONE
     extend = joiner | (kinds == EXTEND)
     before = _class_before(kinds, extend)
-    # Most texts have no such characters, so the second pass is skipped.
+    # Most texts have no marks or skin tones, so this second pass is usually skipped.
     if extend.any() or tone.any():
         extend |= tone & (before == SYMBOL)
-        # A mark after white space, or at the beginning, extends nothing and counts as a letter.
+        # A mark after white space or at the beginning of a text extends nothing, so it is a letter.
         orphan = extend & is_white(before)
         kinds[orphan] = LETTER
         extend &= ~orphan
@@ -164,7 +164,7 @@ def word_starts(kinds: Classes) -> Flags:
         starts[1:] &= ~(symbols & (kinds[:-1] == JOINER))
     flag = kinds == FLAG
     if flag.any():
-        # Flag letters form pairs from the left, so every second flag letter continues a word.
+        # Flag letters form pairs from the left: every second letter continues a word.
         place = np.arange(len(kinds))
         last_other = np.maximum.accumulate(np.where(flag, -1, place))
         second = (place - last_other) % 2 == 0
@@ -173,7 +173,7 @@ def word_starts(kinds: Classes) -> Flags:
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
-    """(C,) the class of the last base character before each character; at first, SPACE."""
+    """Return the class of the last base character before each character, (C,); at first, SPACE."""
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
     place = np.arange(len(padded))
     # The running maximum passes over runs of marks to the character that they extend.
@@ -183,7 +183,7 @@ def _class_before(kinds: Classes, extend: Flags) -> Classes:
 
 
 def words_in(kinds: Classes) -> tuple[Ints, Ints]:
-    """Return where words begin, and where they end: at white space or at the next word."""
+    """Return the start and the end (exclusive) of each word, as two arrays."""
     start = np.flatnonzero(word_starts(kinds))
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
     next_white = white[white.searchsorted(start)]
@@ -192,7 +192,7 @@ def words_in(kinds: Classes) -> tuple[Ints, Ints]:
 
 
 def word_rule(value: str) -> str:
-    """Check a word rule: ``auto`` (see above), ``spaces``, ``token`` or ``regex:PATTERN``.
+    """Check and return a word rule: ``auto``, ``spaces``, ``token`` or ``regex:PATTERN``.
 
     Raises:
         MaskwiseError: the rule is unknown, or the pattern is not valid or matches an empty word.
@@ -211,7 +211,7 @@ def word_rule(value: str) -> str:
 
 
 def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the words that match a pattern begin and end; an empty word is an error."""
+    """Yield the start and end of each match; an empty match raises a `MaskwiseError`."""
     for match in re.finditer(pattern, text):
         if not match[0]:
             raise MaskwiseError(
@@ -223,7 +223,7 @@ def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tuple[Classes, Flags]:
-    """(C,) the classes of all characters, and (C,) true where a word begins by the word rule."""
+    """Return the class of each character, (C,), and a flag, (C,), true where a word begins."""
     kinds = classify(joined)
     if rule.startswith("regex:"):
         found = np.full(len(kinds), SPACE, np.uint8)
@@ -241,17 +241,17 @@ def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tup
 
 
 def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None) -> Ints32:
-    """(L,) int32: the number of each token's word in a text, from 0; −1 for tokens without a word.
+    """Return the word number of each token, (L,) int32, from 0; −1 for tokens without a word.
 
     Args:
         text: the text exactly as it was passed to the tokenizer.
         offsets: (L, 2) character offsets into the text, end exclusive, as from fast tokenizers.
         special: (L,) true for tokens that are not content ([CLS], [SEP], padding). By default,
-            true for tokens at (0, 0), which is wrong only for a "▁" that the tokenizer put before
-            the text.
+            true for tokens with the offsets (0, 0). The default is wrong only for a "▁" that the
+            tokenizer adds before the text.
 
     Raises:
-        MaskwiseError: offsets do not fit the text.
+        MaskwiseError: offsets do not fit the text, or the numbers of offsets and flags differ.
 
     >>> word_ids("don't", [[0, 0], [0, 2], [2, 3], [3, 4], [4, 5], [0, 0]]).tolist()
     [-1, 0, 0, 1, 2, -1]
@@ -277,19 +277,18 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
 
 
 class Placed(NamedTuple):
-    """Where the T tokens of N texts are, as positions in the joined text (`join_texts`).
+    """Positions of the T tokens of N texts in the joined text of C characters (`join_texts`).
 
     Attributes:
         lengths: (N,) the number of tokens in each text.
         base: (N,) the position of each text in the joined text.
-        first: (T,) the position of a token's first visible character; for a lone space, of the
-            first character of the word after it; for other white space, of its first character; −1
-            for a special or empty token.
-        last: (T,) the position of the token's last character.
-        inked: (T,) whether a token has a visible character, or is a space that joins the word
-            after it.
-        word_of: (C,) the number of each character's word; for white space, the number of the word
-            before it.
+        first: (T,) the position of the first visible character of each token. For a lone space, it
+            is the start of the next word; for other white space, the start of the white space; for
+            a special or empty token, −1.
+        last: (T,) the position of the last character of each token.
+        inked: (T,) whether a token has a visible character, or is a space that joins the next word.
+        word_of: (C,) the number of the word of each character; white space has the number of the
+            previous word.
     """
 
     lengths: Ints
@@ -315,7 +314,7 @@ def place_tokens(
         offsets: (T, 2) character offsets, text after text, each relative to its own text.
         lengths: (N,) the number of tokens in each text; they sum to T.
         special: (T,) true for tokens that are not content; by default all tokens are content.
-        rule: how words are found (`word_rule`).
+        rule: the word rule (`word_rule`), except ``token``.
     """
     content = np.ones(len(offsets), dtype=bool)
     if special is not None:
@@ -328,7 +327,7 @@ def place_tokens(
     place = np.where(is_white(kinds), len(kinds), np.arange(len(kinds)))
     next_visible = np.minimum.accumulate(place[::-1])[::-1]
 
-    # A token is visible, or a lone space before a word, or other white space, or empty.
+    # A token is visible, a lone space before a word, other white space, or empty.
     first = next_visible[start]
     visible = content & (first < end)
     at_word = visible & (first == start)
@@ -343,9 +342,13 @@ def place_tokens(
 
 
 def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> Flags:
-    """(T,) true for tokens of at most one space, right before a token that starts visibly."""
+    """Return a flag for each token, (T,): true for a lone space right before a word.
+
+    Args:
+        at_word: (T,) true for tokens that begin with a visible character.
+    """
     one_blank = (end == start + 1) & (kinds[start] == BLANK)
-    # A "▁" that the tokenizer added covers no character.
+    # A "▁" that the tokenizer added covers no character, so start equals end.
     lone = one_blank | (end == start)
     lone[:-1] &= at_word[1:] & (start[1:] == end[:-1])
     # Byte fallback cuts a wide space into several tokens, the last of which is not a lone space.
@@ -355,7 +358,7 @@ def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> 
 
 
 def number_words(placed: Placed) -> Ints32:
-    """(T,) the number of each token's word, from 0 in each text; −1 for tokens without a word."""
+    """Return the word number of each token, (T,), from 0 in each text; −1 for no word."""
     lengths = placed.lengths
     result = np.full(len(placed.first), -1, dtype=np.int32)
     inked = np.flatnonzero(placed.inked)
@@ -376,7 +379,7 @@ def number_words(placed: Placed) -> Ints32:
 
 
 def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
-    """Return offsets (T, 2) and lengths (N,) of the encodings of N texts."""
+    """Return the offsets (T, 2) of all tokens, and the number of tokens (N,) of each text."""
     lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
     pairs = chain.from_iterable(encoding.offsets for encoding in encodings)
     count = 2 * int(lengths.sum())
@@ -401,10 +404,10 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: 
 def slow_columns(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, numbered: bool
 ) -> tuple[dict[str, Array], Ints]:
-    """Return columns (T,) and lengths (N,) of N texts from a slow tokenizer.
+    """Tokenise N texts with a slow tokenizer, and return columns (T,) and lengths (N,).
 
     Args:
-        numbered: whether each token is a word; otherwise there are no "word_ids".
+        numbered: whether to number each token as a word; if not, there are no "word_ids".
     """
     ids = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -441,5 +444,5 @@ def bytes_id(content: bytes) -> int:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that are never content. [UNK] is content, because it stands for a word."""
+    """Return the ids of special tokens except [UNK], which stands for a word of the text."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})

@@ -1,13 +1,13 @@
-"""Invented worlds: a corpus and questions about it for which the best policy is known.
+"""Invented worlds: a corpus, and questions about the corpus, for which the best policy is known.
 
-The texts of ``factworld`` are about invented people. A question asks for a person's attribute, and
-only the corpus has the answer: fine-tuning teaches the form of questions, with *other* people. In
-``causalworld``, the answer follows from a rule that no text states, so pre-training cannot help.
-A world can be named in place of a corpus or a task: ``factworld(people=300, asked="job", seed=0)``.
-Its texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of
-the attribute in question. All worlds share a lexicon, so a model can be trained further in a
-different world. ``seed`` decides which people are in the world. With ``seed="run"``, the run's seed
-is used, so each replicate of a study has different people.
+The texts of ``factworld`` are about invented people. A question asks for an attribute of a person,
+and only the corpus has the answer: fine-tuning uses *other* people, and teaches only the form of
+questions. In ``causalworld``, answers follow from a rule that no text states, so pre-training
+cannot help. Recipes name worlds as a corpus or a task: ``factworld(people=300, asked="job")``. The
+texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of the
+attribute in question. All worlds share a lexicon, so a model can be trained further in a different
+world. ``seed`` selects the people. ``seed="run"`` stands for the seed of the run, so each replicate
+of a study has different people.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from maskwise.text.words import text_id
 
 TRAIN_SHARE = 0.5
 DEV_SHARE = 0.1
-"""The shares of people or questions for training and for choosing settings; the rest tests."""
+"""Shares of people or questions in the train and dev splits; the rest is the test split."""
 RUN = "run"
 
 Row = TypeVar("Row")
@@ -42,7 +42,7 @@ Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
 
 @dataclass(frozen=True, kw_only=True)
 class World(ABC):
-    """An invented world: texts, their layers and questions; also an annotator for these texts."""
+    """An invented world: texts, layers and questions. A world is an annotator of its texts."""
 
     seed: int | str = 0
 
@@ -51,7 +51,7 @@ class World(ABC):
     salient: ClassVar[frozenset[str]]
     """Kinds of words that are named entities."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]]
-    """The smallest and largest values allowed for options that are numbers."""
+    """Smallest and largest allowed value of each numeric option."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in self.ranges.items():
@@ -61,9 +61,9 @@ class World(ABC):
             whole_number(f"seed of {self.name}", self.seed, do=f"or use {RUN!r}")
 
     def __str__(self) -> str:
-        """Write the name with the options that differ from their defaults, the seed last."""
+        """Return the world's spec: the name, and the options that differ from their defaults."""
         changed = {}
-        # The seed is the first field, because subclasses add their fields after it.
+        # The seed is the first field, but is written last.
         seed, *others = fields(self)
         for option in (*others, seed):
             value = getattr(self, option.name)
@@ -73,11 +73,11 @@ class World(ABC):
 
     @abstractmethod
     def _texts(self) -> Texts:
-        """Yield the name and the pieces of every text."""
+        """Yield the name and the words (`Piece`) of each text."""
 
     @abstractmethod
     def questions(self) -> Questions:
-        """Return, for each split, records with ``question``, ``answers``, perhaps ``relation``."""
+        """Return each split's records: ``question``, ``answers`` and, in some, ``relation``."""
 
     @property
     def task_name(self) -> str:
@@ -135,14 +135,14 @@ class World(ABC):
         return _version(self)
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return the spans of the world's texts; any other text has none."""
+        """Return the spans of the world's texts, and no spans for any other text."""
         none = no_spans(self.layers)
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
-        """Return the random generator for a purpose; different purposes are independent."""
+        """Return the random generator for a purpose. Generators of two purposes are independent."""
         seed = self.seed
-        # Outside a run, ``seed="run"`` gives the world of the first run.
+        # Outside a run, ``seed="run"`` stands for seed 0.
         if seed == RUN:
             seed = 0
         return random.Random(f"{self.name} {seed} {purpose}")
@@ -165,16 +165,16 @@ class FactWorld(World):
 
     Attributes:
         people: number of people.
-        asked: one or several of ``ATTRIBUTES``, for which questions ask.
+        asked: one or several of ``ATTRIBUTES``, about which questions are asked.
         facts: facts in a biography: birth (city, year), work (job, employer), study (university).
         biographies: number of texts about each person, with the same facts in a different order.
         paraphrases: number of wordings for each fact, up to three.
         friends: whether a biography also says whom the person met, and where.
         fillers: number of sentences in a biography that are about nobody.
         decoys: number of sentences in a biography with a misleading word of the asked kind.
-        others: whether the texts are about people who are not in the questions, with other names.
+        others: whether the texts are about people who do not occur in the questions.
         tags: whether the texts have a third layer, ``tag``, with the kind (``TAGS``) of each word.
-        seed: the seed that decides the people and the texts.
+        seed: the seed that selects the people and the texts.
 
     >>> world = FactWorld(people=20, fillers=0, friends=False)
     >>> world.documents()[0][1].partition(".")[0]
@@ -243,13 +243,13 @@ class FactWorld(World):
         """The name and the attributes of each person."""
         words = lexicon()
         names = list(map(" ".join, product(words["first"], words["last"])))
-        # People and others are taken from the two ends of one list, so they share no name.
+        # Others come from the end of the same list, so they share no name with the people.
         self._draw("names").shuffle(names)
         if self.others:
             names = names[-self.people :]
         persons = [{"name": name} for name in names[: self.people]]
         for attribute in ATTRIBUTES:
-            # Values are dealt out evenly: no answer may be much more frequent than the others.
+            # Values are dealt out evenly, so no answer is much more frequent than another.
             dealt = list(islice(cycle(words[attribute]), self.people))
             self._draw(f"{attribute} of {self._who}").shuffle(dealt)
             for person, value in zip(persons, dealt):
@@ -283,7 +283,7 @@ class FactWorld(World):
     def questions(self) -> Questions:
         """Return questions about all people; only the corpus has the answers of the test split."""
         questions: Questions = {}
-        # People are split, so nobody in the test split is in a different split.
+        # People, not questions, are split: nobody in the test split is in another split.
         for split, people in _split(self.persons).items():
             questions[split] = []
             for person, asked in product(people, self.answers):
@@ -298,15 +298,15 @@ class FactWorld(World):
 class CausalWorld(World):
     """Weather and crops: a question implies its answer, which no text states.
 
-    Each cause helps or harms all crops. A question names changes in a few causes, and its answer is
-    ``more`` if most changes help, else ``less``. The texts mention changes without their effects.
+    Each cause helps or harms all crops. A question names changes of a few causes. The answer is
+    ``more`` if most changes help, else ``less``. The texts mention changes without any effects.
 
     Attributes:
-        causes: number of causes; the seed decides whether a cause helps or harms.
+        causes: number of causes; the seed selects which causes help.
         influences: number of changes in a question; an odd number, which prevents ties.
         asked: number of questions in all splits together.
         texts: number of texts in the corpus.
-        noise: share of questions with the opposite answer, which keeps scores below 100 %.
+        noise: share of questions with the wrong answer, which keeps scores below 100 %.
 
     >>> world = CausalWorld(asked=20)
     >>> world.questions()["train"][0]
@@ -346,9 +346,9 @@ class CausalWorld(World):
             yield f"report-{number}", filled(templates, {}, draw)
 
     def questions(self) -> Questions:
-        """Return distinct questions, each with the answer that follows from it."""
+        """Return distinct questions with their answers, in splits."""
         draw = self._draw("questions")
-        # A separate random stream, so that noise changes no question.
+        # A separate generator keeps the questions the same for any noise.
         noise = self._draw("noise")
         causes = lexicon()["cause"][: self.causes]
         crops = lexicon()["crop"]
@@ -386,17 +386,17 @@ WORLDS: Mapping[str, Callable[..., World]] = {"factworld": FactWorld, "causalwor
 
 
 def _split(rows: list[Row]) -> dict[str, list[Row]]:
-    """Cut rows, which come in a random order, into splits."""
+    """Cut rows into splits. The rows must be in random order."""
     first = round(TRAIN_SHARE * len(rows))
     second = round((TRAIN_SHARE + DEV_SHARE) * len(rows))
     return {"train": rows[:first], "dev": rows[first:second], "test": rows[second:]}
 
 
 def read_world(source: object) -> World | None:
-    """Return the world with the name ``source``; None for a file and any other source.
+    """Return the world that ``source`` names; None for a file and any other source.
 
     Raises:
-        MaskwiseError: the world does not have one of the options.
+        MaskwiseError: the world has no such option, or a value is not allowed.
 
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
@@ -430,7 +430,7 @@ def _plain(value: object) -> object:
 
 
 def of_run(settings: Any, seed: int) -> Any:
-    """Put a run's seed into worlds with ``seed="run"``, and into paths with ``{seed}``.
+    """Replace ``seed="run"`` in worlds and ``{seed}`` in paths with a run's seed.
 
     >>> of_run({"source": "factworld(seed=run)", "tasks": ["facts/{seed}.jsonl"]}, 7)
     {'source': 'factworld(seed=7)', 'tasks': ['facts/7.jsonl']}
