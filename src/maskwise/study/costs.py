@@ -1,5 +1,7 @@
-"""Count the compute of a training run by one formula, so that arms with different ratios, lengths,
-models or objectives can be compared.
+"""What the stages of a study cost: FLOPs, seconds and memory.
+
+FLOPs are counted by one formula, so that arms with different ratios, lengths, models or objectives
+can be compared:
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
@@ -14,19 +16,34 @@ a higher ratio costs more. ``Objective.work`` defines which weights are applied 
 step is counted for the objective that was drawn. A sampler's probes cost 2 instead of 6. Not
 counted: attention scores (2·L·H per token and layer, a few per cent at the lengths used here),
 padding, the optimiser, evaluation.
+
+Seconds and memory depend on the machine, so they are measured. ``Forecast`` holds the seconds of
+finished stages, and the rates that ``timing`` measured. The rates are in ``timings.json`` in the
+cache folder; delete that file to measure again, for example if the machine was busy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from heapq import heappop, heappush
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
+from maskwise.devices import best_device, cache_folder, cpu_name, fast_bf16
+from maskwise.errors import MaskwiseError
+from maskwise.folders import read_json, write_json
 from maskwise.masking import MaskedBatch
-from maskwise.objectives import Objective, objective
+from maskwise.objectives import Objective, objective, objective_class
 from maskwise.objectives.base import trained
-from maskwise.training import MaskedSource
+from maskwise.recipe.overrides import Plain
+from maskwise.study.stages import Stage, digest
+from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.arms import Arms
 from maskwise.weights import held_share
 
@@ -35,6 +52,47 @@ if TYPE_CHECKING:
 
 SAMPLED_STEPS = 32
 """The number of steps, spread evenly over a run, whose batches are masked to estimate its costs."""
+
+PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
+"""The number of targets until a small new model with the quick-start settings beats the unigram
+loss by 0.3 nats, for a vocabulary of ``PLATEAU_VOCABULARY``, and the exponent of its growth with
+the vocabulary. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
+plateau); accurate within a factor of 2. Not valid for letters: some protein families took 1,000
+steps, others more than twice the prediction."""
+PLATEAU_VOCABULARY = 1024
+LEAST_VOCABULARY = 256
+
+Rates: TypeAlias = dict[str, float]
+"""Measured rates of a stage, in seconds: ``start`` (once), a ``step`` and an evaluation (``judge``)
+of a training stage, or the ``seconds`` of a whole stage; optionally its ``memory_gib``."""
+
+Seconds: TypeAlias = dict[str, float | None]
+"""The seconds of stages, keyed by name, in the order in which they are done; None if unknown."""
+
+CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
+    *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
+    *("warmup", "decay", "decay_share", "clip"),
+}
+"""Training settings that do not change the time of a step. All others are part of the key, so a
+setting added later makes a time unknown rather than wrong."""
+
+START_SECONDS = 8.0
+"""Seconds until the workers of a study have imported torch."""
+
+ROWS = ("length", "layout", "attention", "stream")
+"""Corpus settings that decide how long a row is and how it is read."""
+
+DEPENDS = {
+    "pretrain": ("objective", "objectives", "sampler"),
+    "learn": ("learning", "objective", "task_content", "max_length"),
+    "evaluate": ("evaluation", "content"),
+    "finetune": ("task_content", "finetune"),
+}
+"""For each kind of stage, what its time depends on besides model, tokenizer, rows and training."""
+
+
+# FLOPs
+# ------------------------------------------------------------------------------------------------
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
@@ -46,12 +104,6 @@ def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False
         frozen: whether only the heads are trained.
     """
     return trained(one.work(tokens, targets), frozen=frozen, held=held_share(one.model))
-
-
-def without_weights(spec: str, network: PreTrainedModel) -> Objective:
-    """Build an objective whose heads take no memory, for counting only."""
-    with torch.device("meta"):
-        return objective(spec, network)
 
 
 def flops_of_arms(
@@ -112,15 +164,234 @@ def counts_over(source: MaskedSource, most: int) -> Counts:
     return counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
 
 
-def per_step(source: MaskedSource, one: Objective) -> dict[str, float]:
+def per_step(source: MaskedSource, spec: str, network: PreTrainedModel) -> dict[str, float]:
     """Measure the mean costs of a step: ``steps`` (1), ``tokens``, ``targets`` and ``flops``.
 
     Args:
         source: the batches of the training run, masked at their ratios.
-        one: the objective; its weights may be empty.
+        spec: the objective.
+        network: the model; its weights may be empty.
     """
+    # Only the sizes of the heads matter here, so they take no memory.
+    with torch.device("meta"):
+        one = objective(spec, network)
     counts = counts_over(source, SAMPLED_STEPS)
     tokens = counts.tokens / counts.steps
     targets = counts.targets / counts.steps
     spent = flops(tokens, targets, one, frozen=source.settings.freeze == "encoder")
     return {"steps": 1, "tokens": tokens, "targets": targets, "flops": spent}
+
+
+def plateau_targets(vocabulary: int) -> float:
+    """Estimate the targets until a small new model beats the unigram loss by 0.3 nats."""
+    return PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** PLATEAU_POWER
+
+
+# Seconds and memory
+# ------------------------------------------------------------------------------------------------
+
+
+class Forecast:
+    """Forecasts the seconds of stages.
+
+    >>> from maskwise.recipe import read_recipe
+    >>> from maskwise.study.plan import make_plan
+    >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=2"]))
+    >>> named = {stage.name: stage for stage in plan.stages()}
+    >>> first, second = [name for name in named if name.startswith("pretrain")][:2]
+    >>> forecast = Forecast(named, Path("stages"))
+    >>> forecast.add(first, 5.0)
+    >>> forecast.seconds(second)
+    5.0
+
+    Args:
+        named: stages keyed by name, including all stages that they need.
+        stages: the folder of the stages, from which the finished ones are read.
+
+    Attributes:
+        finished: the seconds of the finished stages, keyed by name.
+        rates: the measured rates, keyed by ``key``.
+    """
+
+    def __init__(self, named: Mapping[str, Stage], stages: Path):
+        self.named = named
+        self.stages = stages
+        self.key = cache(self._key)
+        self.finished: dict[str, float] = {}
+        # The seconds of finished stages that are alike, for each key and amount of work.
+        self.alike: dict[tuple[str, Work], list[float]] = defaultdict(list)
+        self.file = cache_folder() / "timings.json"
+        self.rates: dict[str, Rates] = read_json(self.file) or {}
+        for name in named:
+            self.look(name)
+
+    def look(self, name: str) -> None:
+        """Add a stage if its result is there."""
+        result = self.named[name].result(self.stages)
+        if result:
+            self.add(name, result["seconds"])
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add a finished stage."""
+        self.finished[name] = seconds
+        self.alike[self.key(name), work_of(self.named[name])].append(seconds)
+
+    def seconds(self, name: str) -> float | None:
+        """Forecast the seconds of a stage; None if no similar stage is known.
+
+        Finished stages with the same amount of work come before rates, because nothing is scaled.
+        """
+        key = self.key(name)
+        work = work_of(self.named[name])
+        if not key:
+            return None
+        if (key, work) in self.alike:
+            return median(self.alike[key, work])
+        if key in self.rates:
+            rates = self.rates[key]
+            return sum(amount * rates.get(rate, 0.0) for rate, amount in work)
+        return None
+
+    def keep(self, name: str, rates: Rates) -> None:
+        """Store the measured rates of a stage in the cache file."""
+        key = self.key(name)
+        if not key:
+            return
+        # Another process may have written to the file, so it is read again before each write.
+        self.rates |= read_json(self.file) or {}
+        self.rates[key] = rates
+        # The forecast also works without its cache, for example in a read-only home.
+        with suppress(MaskwiseError):
+            write_json(self.file, self.rates)
+
+    def memory_gib(self) -> float | None:
+        """Return the peak memory of a process over the timed stages; None if it is unknown."""
+        rates = [self.rates.get(self.key(name), {}) for name in self.named]
+        return max((rate.get("memory_gib", 0.0) for rate in rates), default=0.0) or None
+
+    def _key(self, name: str) -> str:
+        """Hash everything that the time of a stage, or of a training step, depends on.
+
+        Return "" if a stage that this stage needs is not known.
+        """
+        stage = self.named[name]
+        try:
+            return digest([stage.kind, _machine(), self._parts(stage)])
+        except KeyError:
+            return ""
+
+    def _parts(self, stage: Stage) -> list[object]:
+        what = stage.what
+        if stage.kind not in DEPENDS:
+            return [what]
+        text = self.named[stage.needs[0]]
+        # Only the first training stage of a chain names the model, and only its first text names
+        # the tokenizer.
+        start = self._first("model", stage, 1)
+        first = self._first("tokenizer", text, 0)
+        kind = start.what.get("kind")
+        if kind is None:
+            kind = objective_class(start.what.get("objective", "mlm")).kind
+        settings = what.get("training", {})
+        parts: list[object] = [
+            [kind, start.what.get("model"), start.what.get("model_content")],
+            [first.what.get("tokenizer"), first.what.get("tokenizer_content")],
+            [what.get(name) for name in DEPENDS[stage.kind]],
+            {name: settings[name] for name in settings.keys() - CHANGE_NO_TIME},
+        ]
+        # Fine-tuning reads the rows of its task, whatever the rows of the corpus are.
+        if stage.kind != "finetune":
+            corpus = text.what.get("corpus", {})
+            parts.append([corpus.get(name) for name in ROWS])
+        if stage.kind == "learn":
+            parts.append(settings.get("steps"))
+        if stage.kind == "pretrain":
+            parts.append([stage.how.get("evaluation", {}).get("rows"), stage.how.get("workers")])
+        return parts
+
+    def _first(self, key: str, stage: Stage, need: int) -> Stage:
+        """Follow the needs of a stage, at position ``need``, to the stage that names ``key``."""
+        while key not in stage.what and len(stage.needs) > need:
+            stage = self.named[stage.needs[need]]
+        return stage
+
+
+Work: TypeAlias = tuple[tuple[str, int], ...]
+"""The amount of work of a stage: how often each of its rates counts."""
+
+
+def work_of(stage: Stage) -> Work:
+    """Return the amount of work of a stage; stages without training count once."""
+    if stage.kind != "pretrain":
+        return (("seconds", 1),)
+    steps = stage.what["training"]["steps"]
+    evaluations = 1
+    if stage.how.get("eval_every"):
+        evaluations += steps // stage.how["eval_every"]
+    return ("start", 1), ("step", steps), ("judge", evaluations)
+
+
+@cache
+def _machine() -> Plain:
+    device = best_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {"device": name, "torch": torch.__version__, "bf16": fast_bf16()}
+
+
+def total(seconds: Collection[float | None]) -> float | None:
+    """Add up seconds of work; None if some of them are unknown."""
+    if None in seconds:
+        return None
+    return round(sum(filter(None, seconds)), 1)
+
+
+def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
+    """Sum up the work that is left.
+
+    Args:
+        planned: all stages, keyed by name.
+        seconds: the forecast for every stage that is not done.
+        jobs: the number of stages that run in parallel.
+
+    Returns:
+        ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work. ``unknown``: the
+        kinds whose time is unknown. ``seconds``: the time until the end (``until_end``), None if
+        the time of a kind is unknown.
+    """
+    kinds: dict[str, Plain] = {}
+    for kind in dict.fromkeys(stage.kind for stage in planned.values()):
+        names = [name for name, stage in planned.items() if stage.kind == kind]
+        work = [seconds[name] for name in names if name in seconds]
+        done = len(names) - len(work)
+        kinds[kind] = {"done": done, "to_do": len(work), "seconds": total(work)}
+    unknown = [kind for kind, counts in kinds.items() if counts["seconds"] is None]
+    until = None
+    if not seconds:
+        until = 0.0
+    elif not unknown:
+        until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
+    return {"stages": kinds, "unknown": unknown, "seconds": until}
+
+
+def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
+    """Simulate the scheduler: a free worker takes the first stage whose needs are done.
+
+    Args:
+        planned: stages keyed by name.
+        seconds: the seconds of every stage that is left; unknown times count as 0.
+        jobs: the number of workers.
+    """
+    waiting = list(seconds)
+    unfinished = set(seconds)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while unfinished:
+        for name in list(waiting):
+            if len(running) == jobs:
+                break
+            if unfinished.isdisjoint(planned[name].needs):
+                heappush(running, (now + (seconds[name] or 0.0), name))
+                waiting.remove(name)
+        now, ended = heappop(running)
+        unfinished.remove(ended)
+    return now
