@@ -25,7 +25,7 @@ cache folder; delete that file to measure again, for example if the machine was 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from heapq import heappop, heappush
@@ -41,7 +41,9 @@ from maskwise.folders import read_json, write_json
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import Objective, objective, objective_class
 from maskwise.objectives.base import trained
+from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.study.plan import Run
 from maskwise.study.stages import Stage, digest
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.arms import Arms
@@ -371,6 +373,42 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
     elif not unknown:
         until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
     return {"stages": kinds, "unknown": unknown, "seconds": until}
+
+
+def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
+    """Sum up the training phases of the full-length runs.
+
+    Each entry has its ``phase`` (from 0) and ``arms``; for one run the ``steps``, ``batch_size``,
+    ``length`` and ``tokens`` (at most); the number of ``runs``, how many of them are ``to_do``, and
+    their ``seconds`` of work (None if no similar stage was timed).
+    """
+    phases: dict[Stage, tuple[int, Recipe]] = {}
+    arms: dict[Stage, dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        if run.compared:
+            for stage, phase in zip(run.trainings, enumerate(run.recipe.links())):
+                phases[stage] = phase
+                # Runs of several arms may share a training stage.
+                arms[stage][run.arm] = None
+    # Training stages of different seeds that the same arms share form one row of the table.
+    lines = defaultdict(list)
+    for stage, (number, _) in phases.items():
+        lines[number, tuple(arms[stage])].append(stage)
+    for (number, names), stages in sorted(lines.items(), key=lambda line: line[0][0]):
+        _, link = phases[stages[0]]
+        training = link.training
+        left = [seconds[stage.name] for stage in stages if stage.name in seconds]
+        yield {
+            "phase": number,
+            "arms": list(names),
+            "steps": training.steps,
+            "batch_size": training.batch_size,
+            "length": link.corpus.length,
+            "tokens": training.steps * training.batch_size * link.corpus.length,
+            "runs": len(stages),
+            "to_do": len(left),
+            "seconds": total(left),
+        }
 
 
 def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,17 +32,16 @@ from maskwise.study.checks import (
 from maskwise.study.costs import (
     LEAST_VOCABULARY,
     Forecast,
-    Seconds,
     counts_over,
+    phases_of,
     plateau_targets,
     summary,
-    total,
 )
 from maskwise.study.design import Design
 from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.single import with_own_seed
-from maskwise.study.stages import Stage, linked, named, stages_in
+from maskwise.study.stages import linked, named, stages_in
 from maskwise.study.starter import recipe_for
 from maskwise.study.timing import Sample, Samples, time_stages
 from maskwise.tasks import Task, load_task
@@ -88,7 +87,7 @@ def dry_run(
 
     Returns:
         ``plans``: the purpose, runs and stages to do of each plan. ``phases``: the training phases
-        of a run in order, with the arms that share them and their costs (``_phases``).
+        of a run in order, with the arms that share them and their costs (``costs.phases_of``).
         ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work (None if no similar
         stage was timed). ``seconds``: the time until the end with ``jobs`` stages at once, None if
         unknown. ``memory_gib``: the memory of one process, None if unknown. ``unknown``: the kinds
@@ -126,49 +125,13 @@ def dry_run(
         "out": str(out),
         "jobs": jobs,
         "plans": listed,
-        "phases": list(_phases(design, left)),
+        "phases": list(phases_of(design.runs, left)),
         **summary(planned, left, jobs),
         "memory_gib": forecast.memory_gib(),
         "contrasts": prospects_of(recipe),
         "doubts": notes,
         "notes": notes + list(design.open_questions()),
     }
-
-
-def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
-    """List the training phases of the full-length runs.
-
-    Each entry has its ``phase`` (from 0) and ``arms``; for one run the ``steps``, ``batch_size``,
-    ``length`` and ``tokens`` (at most); the number of ``runs``, how many of them are ``to_do``, and
-    their ``seconds`` of work (None if no similar stage was timed).
-    """
-    phases: dict[Stage, tuple[int, Recipe]] = {}
-    arms: dict[Stage, dict[str, None]] = defaultdict(dict)
-    for run in design.runs:
-        if run.compared:
-            for stage, phase in zip(run.trainings, enumerate(run.recipe.links())):
-                phases[stage] = phase
-                # Runs of several arms may share a training stage.
-                arms[stage][run.arm] = None
-    # Training stages of different seeds that the same arms share form one row of the table.
-    lines = defaultdict(list)
-    for stage, (number, _) in phases.items():
-        lines[number, tuple(arms[stage])].append(stage)
-    for (number, names), stages in sorted(lines.items(), key=lambda line: line[0][0]):
-        _, link = phases[stages[0]]
-        training = link.training
-        left = [seconds[stage.name] for stage in stages if stage.name in seconds]
-        yield {
-            "phase": number,
-            "arms": list(names),
-            "steps": training.steps,
-            "batch_size": training.batch_size,
-            "length": link.corpus.length,
-            "tokens": training.steps * training.batch_size * link.corpus.length,
-            "runs": len(stages),
-            "to_do": len(left),
-            "seconds": total(left),
-        }
 
 
 # maskwise check
@@ -229,10 +192,11 @@ class Outlook:
             what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
             self.doubt(what, UNKNOWN_ADVICE, **facts)
         if sample.skipped:
-            what = "left out of the text: " + counted(sample.skipped)
+            what = "left out of the text: {left_out}"
             if not sample.whole:
                 what += " (in the first {documents:,} documents)"
-            self.doubt(what, "inspect these places if there are many", **facts)
+            left_out = counted(sample.skipped)
+            self.doubt(what, "inspect these places if there are many", left_out=left_out, **facts)
 
     def model(self, sample: Sample) -> PreTrainedConfig:
         """Describe the model, and return its configuration."""
@@ -354,8 +318,12 @@ class Outlook:
                 **facts,
             )
         if facts["skipped"]:
-            what = "left out of {task}: " + counted(facts["skipped"])
-            self.doubt(what, "inspect these rows if there are many", **facts)
+            self.doubt(
+                "left out of {task}: {left_out}",
+                "inspect these rows if there are many",
+                left_out=counted(facts["skipped"]),
+                **facts,
+            )
 
     def plan(self, plan: Plain) -> None:
         """Report what the planned runs can decide, and how long they take.
@@ -426,7 +394,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         samples = Samples(outlook.first, Path(name))
         plan = dry_run(study, samples.folder / "study", samples=samples if timing else None)
         for note in plan["doubts"]:
-            outlook.doubt(note)
+            outlook.doubt("{note}", note=note)
         sample = samples.first
         outlook.text(sample)
         outlook.training(sample, outlook.model(sample))
@@ -434,10 +402,6 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         outlook.plan(plan)
     found = {"recipe": recipe.to_yaml(), "doubts": outlook.doubts, "lines": outlook.lines}
     return outlook.facts | found
-
-
-# Counts
-# ------------------------------------------------------------------------------------------------
 
 
 def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | None:
