@@ -17,14 +17,14 @@ step is counted for the objective that was drawn. A sampler's probes cost 2 inst
 counted: attention scores (2·L·H per token and layer, a few per cent at the lengths used here),
 padding, the optimiser, evaluation.
 
-Seconds and memory depend on the machine, so they are measured. ``Forecast`` holds the seconds of
-finished stages, and the rates that ``timing`` measured. The rates are in ``timings.json`` in the
-cache folder; delete that file to measure again, for example if the machine was busy.
+Seconds and memory depend on the machine, so they are measured. A ``Forecast`` uses the seconds of
+finished stages, or the seconds per step that ``timing`` measured. The cache file ``timings.json``
+stores the measured seconds. Delete it to measure again, for example if the machine was busy.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -65,8 +65,12 @@ PLATEAU_VOCABULARY = 1024
 LEAST_VOCABULARY = 256
 
 Rates: TypeAlias = dict[str, float]
-"""Measured rates of a stage, in seconds: ``start`` (once), a ``step`` and an evaluation (``judge``)
-of a training stage, or the ``seconds`` of a whole stage; optionally its ``memory_gib``."""
+"""The measured seconds of a stage. A training stage has the seconds of its ``start``, of one
+``step`` and of one evaluation (``judge``); other stages have the ``seconds`` of the whole stage.
+Rates may also have the peak memory, ``memory_gib``."""
+
+Work: TypeAlias = tuple[tuple[str, int], ...]
+"""The work of a stage: for each of its rates, how often it is done."""
 
 Seconds: TypeAlias = dict[str, float | None]
 """The seconds of stages, keyed by name, in the order in which they are done; None if unknown."""
@@ -91,10 +95,6 @@ DEPENDS = {
     "finetune": ("task_content", "finetune"),
 }
 """For each kind of stage, what its time depends on besides model, tokenizer, rows and training."""
-
-
-# FLOPs
-# ------------------------------------------------------------------------------------------------
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
@@ -145,23 +145,24 @@ class Counts(NamedTuple):
 
 
 def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
-    """Count the tokens, targets, pieces and units in the batches of the given steps."""
-    counted = tokens = targets = pieces = units = eligible = 0
+    """Count tokens, targets, pieces and units in the batches of each of the given steps."""
+    sums: Counter[str] = Counter()
     for batches in steps:
-        counted += 1
+        sums["steps"] += 1
         for batch in batches:
-            tokens += batch.tokens
-            targets += batch.targets
-            pieces += len(batch.ratio)
+            sums.update(tokens=batch.tokens, targets=batch.targets, pieces=len(batch.ratio))
             # A corruption without a policy, such as next-token prediction, chooses no units.
             if batch.choice:
-                units += len(batch.choice.units.length)
-                eligible += int(batch.choice.units.length.sum())
-    return Counts(counted, tokens, targets, pieces, units, eligible)
+                lengths = batch.choice.units.length
+                sums.update(units=len(lengths), eligible=int(lengths.sum()))
+    return Counts(**sums)
 
 
 def counts_over(source: MaskedSource, most: int) -> Counts:
-    """Count in at most ``most`` steps, spread evenly because ratios and row lengths change."""
+    """Count the batches of at most ``most`` steps.
+
+    The steps are spread evenly over the run, because ratios and row lengths may change.
+    """
     steps = over_a_run(source.settings.steps, most)
     return counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
 
@@ -170,9 +171,9 @@ def per_step(source: MaskedSource, spec: str, network: PreTrainedModel) -> dict[
     """Measure the mean costs of a step: ``steps`` (1), ``tokens``, ``targets`` and ``flops``.
 
     Args:
-        source: the batches of the training run, masked at their ratios.
+        source: the masked batches of the training run.
         spec: the objective.
-        network: the model; its weights may be empty.
+        network: the model; its weights are not used.
     """
     # Only the sizes of the heads matter here, so they take no memory.
     with torch.device("meta"):
@@ -194,7 +195,7 @@ def plateau_targets(vocabulary: int) -> float:
 
 
 class Forecast:
-    """Forecasts the seconds of stages.
+    """Forecasts the seconds of stages from finished stages or from measured rates.
 
     >>> from maskwise.recipe import read_recipe
     >>> from maskwise.study.plan import make_plan
@@ -208,7 +209,7 @@ class Forecast:
 
     Args:
         named: stages keyed by name, including all stages that they need.
-        stages: the folder of the stages, from which the finished ones are read.
+        stages: the folder that contains the stages.
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
@@ -220,7 +221,7 @@ class Forecast:
         self.stages = stages
         self.key = cache(self._key)
         self.finished: dict[str, float] = {}
-        # The seconds of finished stages that are alike, for each key and amount of work.
+        # The seconds of all finished stages with the same key and the same work.
         self.alike: dict[tuple[str, Work], list[float]] = defaultdict(list)
         self.file = cache_folder() / "timings.json"
         self.rates: dict[str, Rates] = read_json(self.file) or {}
@@ -228,20 +229,20 @@ class Forecast:
             self.look(name)
 
     def look(self, name: str) -> None:
-        """Add a stage if its result is there."""
+        """Record the seconds of a stage if it is finished."""
         result = self.named[name].result(self.stages)
         if result:
             self.add(name, result["seconds"])
 
     def add(self, name: str, seconds: float) -> None:
-        """Add a finished stage."""
+        """Record the seconds of a finished stage."""
         self.finished[name] = seconds
         self.alike[self.key(name), work_of(self.named[name])].append(seconds)
 
     def seconds(self, name: str) -> float | None:
         """Forecast the seconds of a stage; None if no similar stage is known.
 
-        Finished stages with the same amount of work come before rates, because nothing is scaled.
+        Finished stages with the same work are preferred to rates, because rates must be scaled.
         """
         key = self.key(name)
         work = work_of(self.named[name])
@@ -268,13 +269,15 @@ class Forecast:
 
     def memory_gib(self) -> float | None:
         """Return the peak memory of a process over the timed stages; None if it is unknown."""
-        rates = [self.rates.get(self.key(name), {}) for name in self.named]
-        return max((rate.get("memory_gib", 0.0) for rate in rates), default=0.0) or None
+        peak = 0.0
+        for key in map(self.key, self.named):
+            peak = max(peak, self.rates.get(key, {}).get("memory_gib", 0.0))
+        return peak or None
 
     def _key(self, name: str) -> str:
-        """Hash everything that the time of a stage, or of a training step, depends on.
+        """Hash all settings that change the rates of a stage.
 
-        Return "" if a stage that this stage needs is not known.
+        Returns "" if a stage that it needs is not in ``named``.
         """
         stage = self.named[name]
         try:
@@ -287,8 +290,8 @@ class Forecast:
         if stage.kind not in DEPENDS:
             return [what]
         text = self.named[stage.needs[0]]
-        # Only the first training stage of a chain names the model, and only its first text names
-        # the tokenizer.
+        # Only the first training stage of a run names the model, and only the first text names the
+        # tokenizer.
         start = self._first("model", stage, 1)
         first = self._first("tokenizer", text, 0)
         kind = start.what.get("kind")
@@ -312,25 +315,27 @@ class Forecast:
         return parts
 
     def _first(self, key: str, stage: Stage, need: int) -> Stage:
-        """Follow the needs of a stage, at position ``need``, to the stage that names ``key``."""
+        """Follow ``needs[need]`` from stage to stage until a stage has ``key`` in ``what``."""
         while key not in stage.what and len(stage.needs) > need:
             stage = self.named[stage.needs[need]]
         return stage
 
 
-Work: TypeAlias = tuple[tuple[str, int], ...]
-"""The amount of work of a stage: how often each of its rates counts."""
-
-
 def work_of(stage: Stage) -> Work:
-    """Return the amount of work of a stage; stages without training count once."""
+    """Return the work of a stage. Only pre-training is split into steps and evaluations."""
     if stage.kind != "pretrain":
         return (("seconds", 1),)
     steps = stage.what["training"]["steps"]
-    evaluations = 1
-    if stage.how.get("eval_every"):
-        evaluations += steps // stage.how["eval_every"]
-    return ("start", 1), ("step", steps), ("judge", evaluations)
+    judged = evaluations(steps, stage.how.get("eval_every"))
+    return ("start", 1), ("step", steps), ("judge", judged)
+
+
+def evaluations(steps: int, every: int | None) -> int:
+    """Count the evaluations of a training: one after every ``every`` steps, and one at the end."""
+    count = 1
+    if every:
+        count += steps // every
+    return count
 
 
 @cache
@@ -356,16 +361,20 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
         jobs: the number of stages that run in parallel.
 
     Returns:
-        ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work. ``unknown``: the
-        kinds whose time is unknown. ``seconds``: the time until the end (``until_end``), None if
-        the time of a kind is unknown.
+        ``stages``: for each kind of stage, the number of stages that are ``done`` and ``to_do``,
+        and the ``seconds`` of work that are left. ``unknown``: the kinds whose time is unknown.
+        ``seconds``: the time until the study ends (``until_end``), or None if it is unknown.
     """
     kinds: dict[str, Plain] = {}
-    for kind in dict.fromkeys(stage.kind for stage in planned.values()):
-        names = [name for name, stage in planned.items() if stage.kind == kind]
-        work = [seconds[name] for name in names if name in seconds]
-        done = len(names) - len(work)
-        kinds[kind] = {"done": done, "to_do": len(work), "seconds": total(work)}
+    for name, stage in planned.items():
+        counts = kinds.setdefault(stage.kind, {"done": 0, "to_do": 0, "seconds": []})
+        if name in seconds:
+            counts["to_do"] += 1
+            counts["seconds"].append(seconds[name])
+        else:
+            counts["done"] += 1
+    for counts in kinds.values():
+        counts["seconds"] = total(counts["seconds"])
     unknown = [kind for kind, counts in kinds.items() if counts["seconds"] is None]
     until = None
     if not seconds:
@@ -376,11 +385,12 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
 
 
 def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
-    """Sum up the training phases of the full-length runs.
+    """Yield the cost of every training phase of the full-length runs.
 
-    Each entry has its ``phase`` (from 0) and ``arms``; for one run the ``steps``, ``batch_size``,
-    ``length`` and ``tokens`` (at most); the number of ``runs``, how many of them are ``to_do``, and
-    their ``seconds`` of work (None if no similar stage was timed).
+    An entry has the number of the ``phase`` (from 0) and the names of its ``arms``. ``steps``,
+    ``batch_size``, ``length`` and the maximum of ``tokens`` are for one run. ``runs`` and ``to_do``
+    count all runs and the unfinished runs. ``seconds`` is the work of the unfinished runs, or None
+    if it is unknown.
     """
     phases: dict[Stage, tuple[int, Recipe]] = {}
     arms: dict[Stage, dict[str, None]] = defaultdict(dict)
@@ -390,7 +400,7 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
                 phases[stage] = phase
                 # Runs of several arms may share a training stage.
                 arms[stage][run.arm] = None
-    # Training stages of different seeds that the same arms share form one row of the table.
+    # Stages of the same phase and arms differ only in their seeds, so they share one entry.
     lines = defaultdict(list)
     for stage, (number, _) in phases.items():
         lines[number, tuple(arms[stage])].append(stage)
@@ -412,11 +422,13 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
 
 
 def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
-    """Simulate the scheduler: a free worker takes the first stage whose needs are done.
+    """Return the seconds until all stages are finished.
+
+    The scheduler is simulated: a free worker takes the first stage whose needs are finished.
 
     Args:
         planned: stages keyed by name.
-        seconds: the seconds of every stage that is left; unknown times count as 0.
+        seconds: the forecast for every unfinished stage; an unknown time counts as 0.
         jobs: the number of workers.
     """
     waiting = list(seconds)

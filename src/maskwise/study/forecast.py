@@ -1,8 +1,8 @@
-"""Forecast what a recipe would train, how long it takes, and what is doubtful about it.
+"""Forecast a study: the stages it runs, the time it takes, and its likely problems.
 
-``dry_run`` plans a study without running it. ``outlook_of``, for ``maskwise check``, also counts
-tokens, [UNK], units and targets on a prepared sample of the text. Unknown times come from a few
-real steps (``timing``). Nothing is written except the cache of times. Cost: less than 30 seconds.
+``dry_run`` plans a study without running it. ``outlook_of`` does the work of ``maskwise check``: it
+also counts the tokens, unknown tokens, units and targets of a sample of the text. Both write
+nothing except the cache of measured times. Cost: less than 30 seconds for ``outlook_of``.
 """
 
 from __future__ import annotations
@@ -77,23 +77,21 @@ def dry_run(
     seeds: Sequence[int] | None = None,
     samples: Samples | None = None,
 ) -> Plain:
-    """List what ``run_study`` with the same arguments would do; nothing is written or trained.
+    """List what ``run_study`` with the same arguments would do, without training or writing.
 
-    Searching and matching have not happened yet: runs after a search are counted at the first
-    point of the grid, and matched runs with their steps as written.
+    The results of searching and matching are not known yet. Runs after a search are counted at the
+    first point of the grid, and matched runs with their steps as written.
 
     Args:
-        samples: if given, stages that the forecast does not know are timed on these samples.
+        samples: samples on which stages with unknown times are timed; if None, they are not timed.
 
     Returns:
-        ``plans``: the purpose, runs and stages to do of each plan. ``phases``: the training phases
-        of a run in order, with the arms that share them and their costs (``costs.phases_of``).
-        ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work (None if no similar
-        stage was timed). ``seconds``: the time until the end with ``jobs`` stages at once, None if
-        unknown. ``memory_gib``: the memory of one process, None if unknown. ``unknown``: the kinds
-        without a time. ``contrasts``: what each contrast can decide (``prospects``). ``doubts``:
-        warnings about the recipe and its files. ``notes``: these warnings, and what is not known
-        yet.
+        ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
+        stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
+        ``unknown`` and ``seconds``: see ``costs.summary``. ``memory_gib``: the peak memory of one
+        process, or None if it is unknown. ``contrasts``: what each contrast can decide
+        (``prospects_of``). ``doubts``: warnings about the recipe and its files. ``notes``: these
+        warnings, and what is not known before the study runs.
 
     Raises:
         MaskwiseError: bad input, the same as in ``run_study``.
@@ -107,7 +105,7 @@ def dry_run(
         design = Design(recipe, stages, seeds=block, forecast=True)
         plans = list(design.plans())
         planned = stages_of(plans)
-        # Stages of other recipes in these folders may be similar, so they give times, too.
+        # Finished stages of other recipes in these folders may be similar.
         forecast = Forecast(named(stages_in(stages)) | planned, stages)
     todo = [name for name in planned if name not in forecast.finished]
     if samples and None in map(forecast.seconds, todo):
@@ -115,7 +113,7 @@ def dry_run(
     left = {name: forecast.seconds(name) for name in todo}
     listed = []
     new = set(left)
-    # A stage that several plans share is done by the first of them.
+    # If several plans need a stage, the first of them runs it.
     for plan in plans:
         own = new.intersection(named(plan.stages()))
         listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
@@ -139,7 +137,7 @@ def dry_run(
 
 
 class Outlook:
-    """Collects the facts about a recipe, the lines that print them, and warnings.
+    """Collects facts about a recipe, lines of text with these facts, and warnings.
 
     Attributes:
         arms: for each arm, the recipe of its last phase; empty for a recipe without arms.
@@ -156,11 +154,15 @@ class Outlook:
         self.doubts: list[Plain] = []
 
     def say(self, name: str, line: str, facts: Plain) -> None:
-        """Add a line, formatted with facts."""
+        """Add a line of text.
+
+        Args:
+            line: a format string over the facts.
+        """
         self.lines.append((name, line.format(**facts)))
 
     def doubt(self, what: str, do: str = "", **facts: object) -> None:
-        """Add a warning and an advice, formatted with facts."""
+        """Add a warning and advice; both are format strings over the facts."""
         self.doubts.append({"what": what.format(**facts), "do": do.format(**facts)})
 
     def text(self, sample: Sample) -> None:
@@ -183,8 +185,9 @@ class Outlook:
             "vocabulary": len(sample.data.tokenizer),
         }
         self.facts["corpus"] = facts
-        at_least = "" if sample.whole else "at least "
-        line = "{title}: " + at_least + "{documents:,} documents, {characters:,} characters"
+        line = "{title}: {documents:,} documents, {characters:,} characters"
+        if not sample.whole:
+            line = "{title}: at least {documents:,} documents, {characters:,} characters"
         self.say("text", line, facts)
         line = "{rows:,} of {length} tokens, {held_out_rows:,} held out; about {tokens:,} tokens; "
         self.say("rows", line + "{unknown:.1%} [UNK]", facts)
@@ -213,13 +216,15 @@ class Outlook:
             "vocabulary": config.vocab_size,
         }
         self.facts["model"] = facts
-        begun = "continued from {start}: " if start else "new: "
-        line = "{type}, " + begun + "{millions:.1f} M weights, vocabulary {vocabulary:,}"
+        line = "{type}, new: "
+        if start:
+            line = "{type}, continued from {start}: "
+        line += "{millions:.1f} M weights, vocabulary {vocabulary:,}"
         self.say("model", line, facts | {"millions": weights / 1e6})
         return config
 
     def training(self, sample: Sample, config: PreTrainedConfig) -> None:
-        """Count targets, passes over the text and the steps that the plateau takes."""
+        """Count targets, passes over the text, and the steps until the loss leaves its plateau."""
         first = self.first
         how = first.training
         arms = {}
@@ -326,12 +331,8 @@ class Outlook:
             )
 
     def plan(self, plan: Plain) -> None:
-        """Report what the planned runs can decide, and how long they take.
-
-        Args:
-            plan: the result of ``dry_run``.
-        """
-        # Imported here because workers import this module, and importing scipy takes a second.
+        """Report what the planned runs can decide and how long they take."""
+        # Imported here for the same reason as in ``dry_run``.
         from maskwise.study.statistics import prospect_lines
 
         prospects = plan["contrasts"]
@@ -349,10 +350,12 @@ class Outlook:
         for counts in plan["stages"].values():
             # Shared stages of other studies may be done.
             counts["stages"] = counts.pop("to_do") + counts.pop("done")
-        runs = {line["purpose"]: line["runs"] for line in plan["plans"]}
         parts = []
-        if self.arms:
-            parts = [f"{count} runs ({purpose})" for purpose, count in runs.items()]
+        runs = {}
+        for line in plan["plans"]:
+            runs[line["purpose"]] = line["runs"]
+            if self.arms:
+                parts.append("{runs} runs ({purpose})".format(**line))
         if plan["seconds"] is None:
             parts.append(f"unknown: no similar {', '.join(plan['unknown'])} was timed here yet")
         else:
@@ -379,7 +382,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         and ``lines``: the same facts in words.
 
     Raises:
-        MaskwiseError: a recipe that ``run_study`` refuses.
+        MaskwiseError: a recipe that ``run_study`` rejects.
     """
     recipe = recipe_for(subject, overrides)
     if not recipe.study.arms:
@@ -392,7 +395,10 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         study = recipe.model_copy(update={"study": single})
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
         samples = Samples(outlook.first, Path(name))
-        plan = dry_run(study, samples.folder / "study", samples=samples if timing else None)
+        timed_on = None
+        if timing:
+            timed_on = samples
+        plan = dry_run(study, samples.folder / "study", samples=timed_on)
         for note in plan["doubts"]:
             outlook.doubt("{note}", note=note)
         sample = samples.first
@@ -407,7 +413,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
 def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | None:
     """Count the mean targets and tokens of a training step.
 
-    None for several objectives, which take turns, and for a policy that is not learned yet.
+    Returns None if objectives take turns, or if the policy is not learned yet.
     """
     if link.objectives or link.learns:
         return None

@@ -1,7 +1,7 @@
-"""Sample a recipe's text and time a few real steps of each stage on it.
+"""Time the stages of a study on a sample of its text.
 
-Only stages that a ``Forecast`` does not know yet are timed; it stores the measured rates. Cost: a
-few seconds for each kind of training and each task.
+Training stages are timed for a few steps. A stage is timed only if the ``Forecast`` has no time for
+a similar stage. Cost: a few seconds for each kind of training and each task.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from maskwise.families import width_of
 from maskwise.objectives import Objective
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.costs import Forecast, Rates
+from maskwise.study.costs import Forecast, Rates, evaluations
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import learning, network_of
 from maskwise.study.stages import Stage
@@ -48,13 +48,15 @@ if TYPE_CHECKING:
 
 SAMPLE_CHARACTERS = 600_000
 """The size of a text sample."""
-CHECK_SECONDS, DRY_RUN_SECONDS = 25.0, 60.0
-"""Time limits: stages that are not timed by then keep an unknown time."""
+CHECK_SECONDS = 25.0
+"""Time limit of ``check``: stages that are not timed by then keep an unknown time."""
+DRY_RUN_SECONDS = 60.0
+"""Time limit of a dry run."""
 STEPS, STEP_SECONDS = 12, 6.0
-"""The number of timed steps of a training stage, and the time after which fewer steps (at least 2)
-are enough."""
+"""The number of timed steps of a training stage. After ``STEP_SECONDS``, two timed steps are
+enough."""
 ITEMS = 48
-"""How many rows of a task are answered, or how many held-out rows are evaluated, to take times."""
+"""The number of timed rows of a task, or of held-out rows."""
 TRIED_RATES = 3
 """The number of extra fine-tuning runs with ``finetune.search_rate``."""
 
@@ -66,8 +68,8 @@ SHORT = {
     "on_nan": "skip",
     "trackers": (),
 }
-"""Settings of a timed training. The clock is called as an evaluation, so there is one after each
-step. Saving would add to the time of a step."""
+"""Settings of a timed training. ``_Clock`` takes the place of the evaluation, so there is an
+evaluation after every step. Saving would add to the time of a step."""
 
 
 # Samples
@@ -117,10 +119,7 @@ class Samples:
 
     @cached_property
     def first(self) -> Sample:
-        """The sample whose text is counted, taken when it is first needed.
-
-        The whole text is counted for a few seconds.
-        """
+        """The sample for the counts. The whole text is read for at most a few seconds."""
         corpus = self.link.corpus
         documents = corpus.documents()
         some = [*first_characters(documents, SAMPLE_CHARACTERS)]
@@ -145,7 +144,7 @@ class Samples:
         )
 
     def of(self, link: Recipe) -> Prepared:
-        """Return a sample as rows of a training phase; ``first`` must have been taken before."""
+        """Return a sample as the rows of a training phase."""
         link = link.unlearned()
         known = self.prepared.get(_rows_of(link))
         if known:
@@ -205,14 +204,16 @@ def _rows_of(link: Recipe) -> tuple[object, ...]:
 
 
 def samples_of(recipe: Recipe, folder: Path) -> Samples:
-    """Return the samples on which a dry run times the stages of a recipe."""
-    # A recipe without arms is refused by the dry run itself.
-    first = recipe.arm(recipe.baseline, seed=0) if recipe.baseline else recipe
+    """Return the samples for a dry run of a recipe, which are written to ``folder``."""
+    first = recipe
+    # The dry run itself rejects a recipe without arms.
+    if recipe.baseline:
+        first = recipe.arm(recipe.baseline, seed=0)
     return Samples(first.links()[0], folder, most_seconds=DRY_RUN_SECONDS)
 
 
 def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> None:
-    """Time the stages that a forecast does not know yet, beginning with the training stages."""
+    """Time the stages whose seconds are unknown, and store their rates in the forecast."""
     # A text may be too short for a single training row.
     if not len(samples.first.rows):
         return
@@ -222,14 +223,14 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             links = run.recipe.links()
             trained = dict(zip(run.trainings, links))
             for stage in run.stages:
-                # Stages after training work on the model of the last phase.
+                # Stages after training use the model of the last phase.
                 works.setdefault(stage, trained.get(stage, links[-1]))
     end = time.perf_counter() + samples.most_seconds
     for kind, timer in TIMERS.items():
         for stage, link in works.items():
             if stage.kind != kind or forecast.seconds(stage.name) is not None:
                 continue
-            # Other stages are short; they are always timed, or the whole time would be unknown.
+            # One unknown time makes the total unknown, so short stages are always timed.
             if kind in ("pretrain", "finetune") and time.perf_counter() > end:
                 continue
             # If the sample has too few rows for a stage, its time stays unknown.
@@ -391,10 +392,8 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     row_seconds = (_now() - began) / len(few["test"])
     # Dev rows are answered at every evaluation and at the end. Test rows are counted as often,
     # because a forecast that is too long does less harm than one that is too short.
-    evaluations = 1
-    if how.eval_every:
-        evaluations += how.steps // how.eval_every
-    answers = evaluations * (len(task.splits["dev"]) + len(task.splits["test"]))
+    rows = len(task.splits["dev"]) + len(task.splits["test"])
+    answers = rows * evaluations(how.steps, how.eval_every)
     seconds += how.steps * clock.step + answers * row_seconds
     fine_tunings = settings.seeds
     if settings.search_rate:
