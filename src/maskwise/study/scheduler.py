@@ -208,11 +208,12 @@ class Progress:
         self.shows = self.console.is_terminal and not quiet
         self.began = time.perf_counter()
         self.printed_at = self.began
+        self.named = named(plan.stages())
         # If several runs need a stage, it is shown as a part of the first of them.
         self.titles: dict[str, str] = {}
         for run in reversed(plan.runs):
             self.titles |= dict.fromkeys(named(run.stages), run.title)
-        self.forecast = Forecast(named(plan.stages()), stages)
+        self.forecast = Forecast(self.named, stages)
         self.first_seen: dict[str, float] = {}
         self.lines: dict[str, Plain] = {}
         self.errors: Collection[str] = ()
@@ -248,7 +249,7 @@ class Progress:
 
     def last_line(self, name: str) -> Plain:
         """Read the last training line in metrics.jsonl; empty before the first."""
-        metrics = self.forecast.named[name].folder(self.stages) / "metrics.jsonl"
+        metrics = self.named[name].folder(self.stages) / "metrics.jsonl"
         try:
             with metrics.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -267,7 +268,7 @@ class Progress:
 
     def line_of(self, name: str) -> Text:
         """Return a running stage with its run and the share of its steps that is done."""
-        line = f"  {self.titles[name]}: {self.forecast.named[name].kind}"
+        line = f"  {self.titles[name]}: {self.named[name].kind}"
         if self.lines[name]:
             line += f" {100 * self._share(name):.0f} %"
         return Text(line, "cyan", no_wrap=True)
@@ -275,7 +276,7 @@ class Progress:
     def summary(self) -> Text:
         """Return the stages that are done and failed, the time so far, and the time left."""
         left, complete = self.left()
-        parts = [f"{len(self.forecast.finished)} of {len(self.forecast.named)} stages"]
+        parts = [f"{len(self.forecast.finished)} of {len(self.named)} stages"]
         if self.errors:
             parts.append(f"{len(self.errors)} failed")
         parts.append(duration(time.perf_counter() - self.began))
@@ -294,7 +295,7 @@ class Progress:
         now = time.perf_counter()
         left: Seconds = {}
         # Running stages keep their workers, so they come first.
-        for name in dict.fromkeys([*self.first_seen, *self.forecast.named]):
+        for name in dict.fromkeys([*self.first_seen, *self.named]):
             if name in self.forecast.finished or name in self.errors:
                 continue
             seconds = self.forecast.seconds(name)
@@ -305,10 +306,10 @@ class Progress:
             elif seconds is not None:
                 seconds = max(0.0, seconds - now + self.first_seen.get(name, now))
             left[name] = seconds
-        return until_end(self.forecast.named, left, self.jobs), None not in left.values()
+        return until_end(self.named, left, self.jobs), None not in left.values()
 
     def _share(self, name: str) -> float:
         """Return the share of its steps that a training stage has done."""
-        training = self.forecast.named[name].what["training"]
+        training = self.named[name].what["training"]
         done: float = self.lines[name]["step"] / training["steps"]
         return min(1.0, done)
