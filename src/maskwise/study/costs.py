@@ -168,7 +168,7 @@ def counts_over(source: MaskedSource, most: int) -> Counts:
 
 
 def per_step(source: MaskedSource, spec: str, network: PreTrainedModel) -> dict[str, float]:
-    """Measure the mean costs of a step: ``steps`` (1), ``tokens``, ``targets`` and ``flops``.
+    """Measure the mean costs of a step, ``targets`` and ``flops``.
 
     Args:
         source: the masked batches of the training run.
@@ -182,7 +182,7 @@ def per_step(source: MaskedSource, spec: str, network: PreTrainedModel) -> dict[
     tokens = counts.tokens / counts.steps
     targets = counts.targets / counts.steps
     spent = flops(tokens, targets, one, frozen=source.settings.freeze == "encoder")
-    return {"steps": 1, "tokens": tokens, "targets": targets, "flops": spent}
+    return {"targets": targets, "flops": spent}
 
 
 def plateau_targets(vocabulary: int) -> float:

@@ -41,7 +41,6 @@ from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task
 from maskwise.study.pretraining import masked_source
 from maskwise.study.stages import named
 from maskwise.study.work import open_text
-from maskwise.text import Prepared
 
 Scores = dict[str, float]
 """One number for each outcome; higher is better."""
@@ -403,6 +402,4 @@ def _measured_step(settings: str, text: Path) -> dict[str, float]:
     return per_step(source, link.objective, link.model.empty(config))
 
 
-@lru_cache(maxsize=4)
-def _load(text: Path) -> Prepared:
-    return open_text(text)
+_load = lru_cache(maxsize=4)(open_text)
