@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLED_STEPS = 32
-"""The number of steps, spread evenly over a run, whose batches are masked to estimate its costs."""
+"""The number of steps of a run whose batches are masked to estimate the costs of a step."""
 
 PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
 """The number of targets until a small new model with the quick-start settings beats the unigram
@@ -128,7 +128,7 @@ def flops_of_arms(
 
 
 def over_a_run(steps: int, most: int) -> list[int]:
-    """Choose at most ``most`` steps, spread evenly over a run."""
+    """Choose at most ``most`` steps of a run, evenly spaced."""
     count = min(steps, most)
     return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
 

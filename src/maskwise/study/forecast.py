@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 COUNTED_STEPS = 4
-"""How many steps, spread evenly over a run, have their batches masked to count targets."""
+"""The number of steps of a run whose batches are masked to count targets."""
 FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
@@ -368,7 +368,7 @@ class Outlook:
 
 
 def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
-    """Report what a recipe, or the recipe for a file, would do.
+    """Report what a recipe would train, how long this takes, and its likely problems.
 
     Args:
         subject: the name or file of a recipe; or a corpus or a file of labels, for which

@@ -68,8 +68,8 @@ SHORT = {
     "on_nan": "skip",
     "trackers": (),
 }
-"""Settings of a timed training. ``_Clock`` takes the place of the evaluation, so there is an
-evaluation after every step. Saving would add to the time of a step."""
+"""Settings of a timed training. ``train`` calls a ``_Clock`` as its evaluation, here after every
+step. Nothing is saved, because saving would add to the time of a step."""
 
 
 # Samples
@@ -103,7 +103,9 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """Samples for all phases of a recipe, each with the row length and tokenizer it needs.
+    """Prepares samples of a recipe's text for all training phases.
+
+    Phases with the same tokenizer, row length and layout share a sample.
 
     Args:
         link: the recipe of the phase whose text is counted.
@@ -119,7 +121,7 @@ class Samples:
 
     @cached_property
     def first(self) -> Sample:
-        """The sample for the counts. The whole text is read for at most a few seconds."""
+        """The sample of ``link``. The whole text is counted, but only for a few seconds."""
         corpus = self.link.corpus
         documents = corpus.documents()
         some = [*first_characters(documents, SAMPLE_CHARACTERS)]
