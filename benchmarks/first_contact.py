@@ -24,7 +24,8 @@ from maskwise.constants import PLATEAU_NATS
 from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
 from maskwise.study import run_study
-from maskwise.study.outlook import PLATEAU_VOCABULARY, outlook_of, plateau_targets
+from maskwise.study.costs import PLATEAU_VOCABULARY, plateau_targets
+from maskwise.study.forecast import outlook_of
 from maskwise.study.single import run_pretrain
 
 

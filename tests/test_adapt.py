@@ -33,7 +33,7 @@ from maskwise.study.adapt import (
 )
 from maskwise.study.plan import make_plan
 from maskwise.study.statistics import prospects_of
-from maskwise.study.timing import _TIMERS
+from maskwise.study.timing import TIMERS
 from maskwise.tasks import load_task
 from tiny import WORDS, load_json, maskwise, records_of, write_lines
 
@@ -289,9 +289,9 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
 ):
     # Every step takes a second, so that a plan takes hours.
     entry = {"start": 0.0, "step": 1.0, "judge": 0.0, "memory_gib": 0.5}
-    monkeypatch.setitem(_TIMERS, "pretrain", lambda *_: entry)
+    monkeypatch.setitem(TIMERS, "pretrain", lambda *_: entry)
     for kind in ("finetune", "evaluate"):
-        monkeypatch.setitem(_TIMERS, kind, lambda *_: {"seconds": 1})
+        monkeypatch.setitem(TIMERS, kind, lambda *_: {"seconds": 1})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = texts.rename(tmp_path / "my texts.jsonl")
     # Only the setting of the training itself is refused.

@@ -15,7 +15,7 @@ from maskwise import __version__
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
-from maskwise.study.outlook import outlook_of
+from maskwise.study.forecast import outlook_of
 from maskwise.study.starter import look_at, recipe_for, starter
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs, write_lines
@@ -255,7 +255,7 @@ def test_a_missing_file_is_told_before_torch_is_imported(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "maskwise.study.starter", None)
-    monkeypatch.setitem(sys.modules, "maskwise.study.outlook", None)
+    monkeypatch.setitem(sys.modules, "maskwise.study.forecast", None)
     assert maskwise(*arguments) == 2
     assert said in capfd.readouterr().err
 

@@ -366,7 +366,7 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     assert table.left() == (75.0, False)  # 75 steps; nothing is known of tasks
     assert "2 of 5 stages" in str(table.summary())
     finish(task_a.folder(tmp_path), 8.0)
-    table.done(task_a.name)
+    table.forecast.look(task_a.name)
     assert table.left() == (83.0, True)
     assert str(table.line_of(b.name)) == "  b, seed 0: pretrain 25 %"
     table.errors = {task_b.name: "failed"}

@@ -13,8 +13,8 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
-from maskwise.study.forecast import CHANGE_NO_TIME, Forecast, until_end
-from maskwise.study.outlook import outlook_of
+from maskwise.study.costs import CHANGE_NO_TIME, Forecast, until_end
+from maskwise.study.forecast import outlook_of
 from maskwise.study.scheduler import Progress
 from maskwise.study.stages import Stage
 from maskwise.training import TrainingSettings
@@ -30,20 +30,13 @@ def recipe(tmp_path, monkeypatch):
     return write_inputs(tmp_path / "in")
 
 
-def stages_of(recipe: Path, *overrides: str) -> dict[str, Stage]:
-    return {
-        stage.name: stage for stage in make_plan(read_recipe(recipe, [*SMALL, *overrides])).stages()
-    }
+def forecast_of(recipe: Path, *overrides: str) -> Forecast:
+    stages = make_plan(read_recipe(recipe, [*SMALL, *overrides])).stages()
+    return Forecast({stage.name: stage for stage in stages}, recipe.parent)
 
 
-def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
-    """The keys of the stages of each kind."""
-    named = stages_of(recipe, *overrides)
-    forecast = Forecast(named)
-    found: dict[str, list[str | None]] = {}
-    for name, stage in named.items():
-        found.setdefault(stage.kind, []).append(forecast.key(name))
-    return found
+def of_kind(kind: str, forecast: Forecast) -> list[str]:
+    return [name for name, stage in forecast.named.items() if stage.kind == kind]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +59,11 @@ def keys(recipe: Path, *overrides: str) -> dict[str, list[str | None]]:
 )
 def test_the_key_holds_all_that_time_depends_on(override, changes, recipe):
     base = "finetune.max_length=12"
-    before = keys(recipe, base)
-    after = keys(recipe, base, *override.split())
-    assert {kind for kind in before if before[kind] != after[kind]} == changes
+    before = forecast_of(recipe, base)
+    after = forecast_of(recipe, base, *override.split())
+    for kind in {stage.kind for stage in before.named.values()}:
+        keys = [[*map(each.key, of_kind(kind, each))] for each in (before, after)]
+        assert (keys[0] != keys[1]) == (kind in changes)
 
 
 def test_what_changes_no_time_is_a_setting():
@@ -78,15 +73,16 @@ def test_what_changes_no_time_is_a_setting():
 def test_what_was_done_counts_more_than_what_was_timed(recipe):
     named: dict[str, Stage] = {}
     for steps in (100, 50):
-        named |= stages_of(recipe, f"training.steps={steps}", "training.eval_every=0")
-    whole, half = [name for name, stage in named.items() if stage.kind == "pretrain"]
-    forecast = Forecast(named)
+        more = (f"training.steps={steps}", "training.eval_every=0")
+        named |= forecast_of(recipe, *more).named
+    forecast = Forecast(named, recipe.parent)
+    whole, half = of_kind("pretrain", forecast)
     assert forecast.seconds(half) is None
     forecast.add(whole, 100.0)
     assert forecast.seconds(half) is None
     forecast.keep(whole, {"start": 5.0, "step": 0.5, "judge": 2.0})
     assert forecast.seconds(half) == 32.0  # from steps that were timed
-    assert Forecast(named).seconds(half) == 32.0  # which the cache keeps
+    assert Forecast(named, recipe.parent).seconds(half) == 32.0  # which the cache keeps
     assert forecast.seconds(whole) == 100.0  # whole stages of this size
     forecast.add(half, 40.0)
     assert forecast.seconds(half) == 40.0
@@ -95,14 +91,12 @@ def test_what_was_done_counts_more_than_what_was_timed(recipe):
 def test_check_times_each_phase_in_rows_of_its_own(recipe):
     asked = ["corpus.length=64", "intermediate.corpus.length=16", "tasks=[]"]
     asked += ["training.eval_every=0"]
-    named = stages_of(recipe, *asked)
-    long, short = [name for name, stage in named.items() if stage.kind == "pretrain"]
-    forecast = Forecast(named)
-    forecast.add(long, 60.0)
-    assert forecast.seconds(short) is None
+    forecast = forecast_of(recipe, *asked)
+    phases = of_kind("pretrain", forecast)
+    forecast.add(phases[0], 60.0)
+    assert forecast.seconds(phases[1]) is None
     assert not outlook_of(str(recipe), [*SMALL, *asked])["time"]["unknown"]
-    timed = Forecast(named).timed
-    assert {forecast.key(long), forecast.key(short)} <= timed.keys()
+    assert {*map(forecast.key, phases)} <= forecast_of(recipe, *asked).rates.keys()
     planned = dry_run(read_recipe(recipe, [*SMALL, *asked]), Path("none"), jobs=1)
     assert planned["unknown"] == []
 
@@ -138,7 +132,7 @@ def table(recipe, tmp_path):
 @pytest.mark.parametrize("weights", [0, 2000])
 def test_the_first_line_of_metrics_is_seen_however_long(weights, table, tmp_path):
     progress = table()
-    name = next(name for name, stage in progress.named.items() if stage.kind == "pretrain")
+    name, *_ = of_kind("pretrain", progress.forecast)
     line = {"kind": "train", "step": 5} | dict.fromkeys(map(str, range(weights)), "a weight")
     (tmp_path / name).mkdir()
     (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + '\n{"kind": "train", "st')
@@ -148,18 +142,14 @@ def test_the_first_line_of_metrics_is_seen_however_long(weights, table, tmp_path
 def test_a_plan_begins_with_a_line_of_what_it_will_take(table, capfd):
     forecast = table().forecast
     for name in forecast.named:
-        forecast.keep(name, {"seconds": 100.0})
+        forecast.keep(name, {"seconds": 100.0, "start": 100.0})
     with table():
         pass
     said = capfd.readouterr().err
     assert f"0 of {len(forecast.named)} stages" in said and "about" in said
 
 
-def test_a_log_has_a_line_a_minute(
-    table,
-    capfd,
-    monkeypatch,
-):
+def test_a_log_has_a_line_a_minute(table, capfd, monkeypatch):
     progress = table()
     printed = []
     for seconds in (0, 59, 60, 61, 119, 121):

@@ -16,8 +16,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import Stage, run_stage
-from maskwise.study.forecast import stages_in
-from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, recipe_of
+from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, recipe_of, stages_in
 from maskwise.study.work import RUNNERS
 from maskwise.text import train_tokenizer
 from tiny import flip, load_json, maskwise, write_inputs, write_lines

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskwise.study.outlook import outlook_of
+from maskwise.study.forecast import outlook_of
 from test_stream import texts
 from tiny import interrupt, maskwise, read_lines, write_inputs, write_lines
 

@@ -104,10 +104,10 @@ def study(
         "seeds": None if seeds is None else _seeds(seeds),
     }
     if dry_run:
-        from maskwise.study.timing import probe_of
+        from maskwise.study.timing import samples_of
 
         with tempfile.TemporaryDirectory() as folder:
-            plan = studies.dry_run(whole, out, probe=probe_of(whole, Path(folder)), **where)
+            plan = studies.dry_run(whole, out, samples=samples_of(whole, Path(folder)), **where)
         print_json(plan) if as_json else print_plan(plan)
         return
     result = studies.run_study(whole, out, quiet=as_json, retries=retries, **where)
@@ -186,7 +186,7 @@ def adapt(
     """
     from maskwise import study as studies
     from maskwise.study import adapt as steps_of
-    from maskwise.study.timing import probe_of
+    from maskwise.study.timing import samples_of
 
     given = overrides or []
     limit_seconds = time_limit(limit)
@@ -217,12 +217,12 @@ def adapt(
 
         def seconds_of(changes: list[str], steps: int) -> float:
             changed = recipe_with(changes, steps)
-            return studies.dry_run(changed, out, jobs=jobs, probe=probe)["seconds"] or math.inf
+            return studies.dry_run(changed, out, jobs=jobs, samples=samples)["seconds"] or math.inf
 
         recipe = recipe_with([], steps)
         if dry_run or own_limit or not as_json:
-            probe = probe_of(recipe, Path(aside))
-            plan = studies.dry_run(recipe, out, jobs=jobs, probe=probe)
+            samples = samples_of(recipe, Path(aside))
+            plan = studies.dry_run(recipe, out, jobs=jobs, samples=samples)
             plan["max_length"] = recipe.finetune.max_length
             plan["cut"] = steps_of.cut_rows(recipe)
             if (plan["seconds"] or 0.0) > limit_seconds:

@@ -57,7 +57,7 @@ def check(
     if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
         # Refuse a typo before the slow imports.
         recipe_path(subject)
-    from maskwise.study.outlook import outlook_of
+    from maskwise.study.forecast import outlook_of
 
     facts = outlook_of(subject, overrides or [], timing=timing)
     if as_json:

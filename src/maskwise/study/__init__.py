@@ -3,7 +3,7 @@
 Stages are addressed by content and run by workers. Read in this order: ``plan`` (runs and their
 stages), ``design`` (the order of plans, and the decisions between them), ``work`` and
 ``pretraining`` (what stages do), ``run`` (run them all), ``verdict`` (compare the results).
-``single`` does one training run without a study.
+``forecast`` plans a study without running it. ``single`` does one training run without a study.
 """
 
 from maskwise.study.forecast import dry_run

@@ -35,8 +35,8 @@ from maskwise.models import (
 from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.specs import with_options
+from maskwise.study.checks import cut_share, row_sizes
 from maskwise.study.outcomes import ALL_TASKS, read_outcomes
-from maskwise.study.outlook import cut_share, row_sizes
 from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at, write_pairs
 from maskwise.study.statistics import P_FROM_RUNS, can_decide

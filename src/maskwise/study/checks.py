@@ -44,7 +44,7 @@ from maskwise.training.stream import StreamedRows
 from maskwise.weights import lora
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 LOCK = ".lock"
 """The lock file in ``stages/``, held while a study runs. It also marks the folder of a study."""
@@ -53,6 +53,8 @@ FEW_STEPS = 8
 whether there are targets."""
 FEW_DOCUMENTS = 8
 """How many documents are searched for letters that are not nucleotides."""
+MEASURED_ROWS = 1000
+"""The largest number of rows of a split whose tokens are counted."""
 MOST_UNKNOWN = 0.01
 """A larger share of unknown tokens gives a warning, because they are never masked."""
 UNKNOWN_ADVICE = (
@@ -348,6 +350,32 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
                 f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are "
                 f"never masked: {UNKNOWN_ADVICE}"
             )
+
+
+def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Count the tokens of a sample of a task's rows; empty if long rows are read in windows."""
+    if task.kind.windows:
+        return []
+    texts = []
+    for split in ("train", "test"):
+        rows = task.splits.get(split, ())
+        # Files may be sorted, so rows are sampled evenly.
+        every = -(-len(rows) // MEASURED_ROWS) or 1
+        texts += [row.texts for row in rows[::every]]
+    # Tasks without fine-tuning embed every text alone.
+    if task.frozen:
+        texts = [(text,) for text in chain.from_iterable(texts)]
+    sizes = []
+    for parts in texts:
+        if 1 <= len(parts) <= 2:
+            # By default the tokenizer warns of rows that are too long for the model.
+            sizes.append(len(tokenizer(*parts, verbose=False)["input_ids"]))
+    return sizes
+
+
+def cut_share(sizes: Sequence[int], most_tokens: int) -> float:
+    """Return the share of rows with more tokens than a model reads."""
+    return sum(size > most_tokens for size in sizes) / max(1, len(sizes))
 
 
 def say(notes: Iterable[str]) -> None:

@@ -36,12 +36,11 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Record
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.costs import per_step, without_weights
+from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.pretraining import masked_source
 from maskwise.study.stages import named
 from maskwise.study.work import open_text
-from maskwise.text import Prepared
 
 Scores = dict[str, float]
 """One number for each outcome; higher is better."""
@@ -177,6 +176,26 @@ class Design:
             role=role,
         )
         return replace(run, fraction=fraction, setting=setting)
+
+    def open_questions(self) -> Iterator[str]:
+        """State what is not known before the study runs."""
+        undone = [choice["chosen"] for choice in self.choices].count(None)
+        if undone:
+            yield (
+                f"{undone} of {len(self.choices)} searches (one for each arm and seed) "
+                "are not done, so the settings of the runs after them are not known yet"
+            )
+        if any(run.prepared.what["corpus"].get("stream") for run in self.runs):
+            yield (
+                "the text is a stream: it is not counted in advance, and only its beginning is "
+                "prepared"
+            )
+        by = self.recipe.study.match
+        if by != "steps" and self.budget is None:
+            yield (
+                f"steps will be matched by {by} once the texts are prepared; "
+                "until then they are counted as written"
+            )
 
     # Matching
     # --------------------------------------------------------------------------------------------
@@ -380,9 +399,7 @@ def _measured_step(settings: str, text: Path) -> dict[str, float]:
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     # A policy that learns is measured with its initial weights.
     source = masked_source(data, link, config)
-    return per_step(source, without_weights(link.objective, link.model.empty(config)))
+    return per_step(source, link.objective, link.model.empty(config))
 
 
-@lru_cache(maxsize=4)
-def _load(text: Path) -> Prepared:
-    return open_text(text)
+_load = lru_cache(maxsize=4)(open_text)

@@ -1,272 +1,70 @@
-"""Forecast how long stages take, from finished stages or from steps timed on this machine.
+"""Forecast a study: the stages it runs, the time it takes, and its likely problems.
 
-``dry_run`` lists what a study would do. ``timing`` times steps and stores the seconds in the cache
-folder (``timings.json``); delete that file to time again, for example if the machine was busy.
+``dry_run`` plans a study without running it. ``outlook_of`` does the work of ``maskwise check``: it
+also counts the tokens, unknown tokens, units and targets of a sample of the text. Both write
+nothing except the cache of measured times. Cost: less than 30 seconds for ``outlook_of``.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache
-from heapq import heappop, heappush
+from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from statistics import median
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
-import torch
-
-from maskwise.constants import jobs_here
-from maskwise.devices import best_device, cache_folder, cpu_name, fast_bf16
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_json, write_json
-from maskwise.objectives import objective_class
+from maskwise.constants import accuracy_misleads, jobs_here
+from maskwise.errors import MaskwiseError, counted, duration, plural
+from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import check_study, shared_folder
+from maskwise.study.checks import (
+    MOST_UNKNOWN,
+    UNKNOWN_ADVICE,
+    check_study,
+    cut_share,
+    row_sizes,
+    shared_folder,
+    start_of,
+)
+from maskwise.study.costs import (
+    LEAST_VOCABULARY,
+    Forecast,
+    counts_over,
+    phases_of,
+    plateau_targets,
+    summary,
+)
 from maskwise.study.design import Design
-from maskwise.study.plan import Plan, stages_of
-from maskwise.study.stages import STAGE, Stage, digest, named
-from maskwise.training import TrainingSettings
+from maskwise.study.plan import stages_of
+from maskwise.study.pretraining import masked_source
+from maskwise.study.single import with_own_seed
+from maskwise.study.stages import linked, named, stages_in
+from maskwise.study.starter import recipe_for
+from maskwise.study.timing import Sample, Samples, time_stages
+from maskwise.tasks import Task, load_task
+from maskwise.tasks.tensors import MOST_CUT
+from maskwise.text.pieces import UNKNOWN
+from maskwise.text.worlds import of_run
 
-CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
-    *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
-    *("warmup", "decay", "decay_share", "clip"),
-}
-"""Training settings that do not change the time of a step. All others are part of the key, so a
-setting added later makes a time unknown rather than wrong."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-START_SECONDS = 8.0
-"""Seconds until the workers of a study have imported torch."""
+COUNTED_STEPS = 4
+"""The number of steps of a run whose batches are masked to count targets."""
+FEW_TARGETS = 32
+"""Below this number of targets the gradient of a step is mostly noise."""
+FEW_TEST_ITEMS = 200
+MOST_PASSES = 8
+"""Above this number of passes over a text, overfitting is likely."""
 
-ROWS = ("length", "layout", "attention", "stream")
-"""Corpus settings that decide how long a row is and how it is read."""
-
-Size: TypeAlias = tuple[int, int]
-"""The number of steps and of evaluations."""
-
-Seconds: TypeAlias = dict[str, float | None]
-"""The seconds of stages, keyed by name, in the order in which they are done; None if unknown."""
-
-DEPENDS = {
-    "pretrain": ("objective", "objectives", "sampler"),
-    "learn": ("learning", "objective", "task_content", "max_length"),
-    "evaluate": ("evaluation", "content"),
-    "finetune": ("task_content", "finetune"),
-}
-"""For each kind of stage, what its time depends on besides model, tokenizer, rows and training."""
-
-
-class Forecast:
-    """Forecasts the seconds of stages.
-
-    >>> from maskwise.recipe import read_recipe
-    >>> from maskwise.study.plan import make_plan
-    >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=2"]))
-    >>> named = {stage.name: stage for stage in plan.stages()}
-    >>> first, second = [name for name in named if name.startswith("pretrain")][:2]
-    >>> forecast = Forecast(named)
-    >>> forecast.add(first, 5.0)
-    >>> forecast.seconds(second)
-    5.0
-
-    Args:
-        named: stages keyed by name, including all stages that they need.
-    """
-
-    def __init__(self, named: Mapping[str, Stage]):
-        self.named = named
-        self.key = cache(self._key)
-        # Seconds of finished stages for each key and size.
-        self.done: dict[tuple[str, Size], list[float]] = defaultdict(list)
-        self.file = cache_folder() / "timings.json"
-        self.timed: dict[str, dict[str, float]] = read_json(self.file) or {}
-
-    def add(self, name: str, seconds: float) -> None:
-        """Record the seconds of a finished stage."""
-        self.done[self.key(name), _size(self.named[name])].append(seconds)
-
-    def seconds(self, name: str) -> float | None:
-        """Forecast the seconds of a stage; None if no similar stage is known.
-
-        Finished stages of the same size come first, and then timed steps.
-        """
-        key = self.key(name)
-        if not key:
-            return None
-        size = _size(self.named[name])
-        # Nothing is scaled, so this forecast is the most reliable.
-        if (key, size) in self.done:
-            return median(self.done[key, size])
-        if key in self.timed:
-            entry = self.timed[key]
-            steps, evaluations = size
-            once = entry.get("seconds", entry.get("start", 0.0))
-            return once + steps * entry.get("step", 0.0) + evaluations * entry.get("judge", 0.0)
-        return None
-
-    def keep(self, name: str, entry: dict[str, float]) -> None:
-        """Store timed seconds in the cache file.
-
-        Args:
-            entry: the ``seconds`` of a whole stage; for a training stage, the seconds of its
-                ``start``, of a ``step`` and of an evaluation (``judge``); optionally
-                ``memory_gib``.
-        """
-        key = self.key(name)
-        if not key:
-            return
-        self.timed[key] = entry
-        # Another process may have written to the file, so it is read again before each write.
-        entries = read_json(self.file) or {}
-        entries[key] = entry
-        # The forecast also works without its cache, for example in a read-only home.
-        with suppress(MaskwiseError):
-            write_json(self.file, entries)
-
-    def memory_gib(self) -> float | None:
-        """Return the peak memory of a process over the timed stages; None if it is unknown."""
-        peak = 0.0
-        for name in self.named:
-            entry = self.timed.get(self.key(name), {})
-            peak = max(peak, entry.get("memory_gib", 0.0))
-        return peak or None
-
-    def _key(self, name: str) -> str:
-        """Hash everything that the time of a stage, or of a training step, depends on.
-
-        Return "" if a stage that this stage needs is not known.
-        """
-        stage = self.named[name]
-        try:
-            return digest([stage.kind, _machine(), self._parts(stage)])
-        except KeyError:
-            return ""
-
-    def _parts(self, stage: Stage) -> list[object]:
-        what = stage.what
-        if stage.kind not in DEPENDS:
-            return [what]
-        # Only the first training stage of a chain names the model, and only its first text names
-        # the tokenizer.
-        start = stage
-        while "model" not in start.what and len(start.needs) > 1:
-            start = self.named[start.needs[1]]
-        text = self.named[stage.needs[0]]
-        first = text
-        while "tokenizer" not in first.what and first.needs:
-            first = self.named[first.needs[0]]
-        kind = start.what.get("kind")
-        if kind is None:
-            kind = objective_class(start.what.get("objective", "mlm")).kind
-        settings = what.get("training", {})
-        training = {name: settings[name] for name in settings.keys() - CHANGE_NO_TIME}
-        parts: list[object] = [
-            [kind, start.what.get("model"), start.what.get("model_content")],
-            [first.what.get("tokenizer"), first.what.get("tokenizer_content")],
-            [what.get(name) for name in DEPENDS[stage.kind]],
-            training,
-        ]
-        # Fine-tuning reads the rows of its task, whatever the rows of the corpus are.
-        if stage.kind != "finetune":
-            corpus = text.what.get("corpus", {})
-            parts.append([corpus.get(name) for name in ROWS])
-        if stage.kind == "learn":
-            parts.append(settings.get("steps"))
-        if stage.kind == "pretrain":
-            parts.append([stage.how.get("evaluation", {}).get("rows"), stage.how.get("workers")])
-        return parts
-
-
-def _size(stage: Stage) -> Size:
-    """Return (steps, evaluations) of a training stage; any other stage counts as one step."""
-    if stage.kind != "pretrain":
-        return 1, 0
-    steps = stage.what["training"]["steps"]
-    every = stage.how.get("eval_every")
-    if not every:
-        return steps, 1
-    return steps, 1 + steps // every
-
-
-@cache
-def _machine() -> Plain:
-    device = best_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {"device": name, "torch": torch.__version__, "bf16": fast_bf16()}
-
-
-def total(seconds: Collection[float | None]) -> float | None:
-    """Add up seconds of work; None if some of the times are unknown."""
-    work: float = 0
-    for part in seconds:
-        if part is None:
-            return None
-        work += part
-    return round(work, 1)
-
-
-def _summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
-    """Sum up the work that is left.
-
-    Args:
-        planned: all stages, keyed by name.
-        seconds: the forecast for every stage that is not done.
-        jobs: the number of stages that run in parallel.
-
-    Returns:
-        ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work. ``unknown``: the
-        kinds whose time is unknown. ``seconds``: the time until the end (``until_end``), None if
-        the time of a kind is unknown.
-    """
-    kinds: dict[str, Plain] = {}
-    for name, stage in planned.items():
-        kind = kinds.setdefault(stage.kind, {"done": 0, "to_do": 0, "seconds": []})
-        if name in seconds:
-            kind["to_do"] += 1
-            kind["seconds"].append(seconds[name])
-        else:
-            kind["done"] += 1
-    for kind in kinds.values():
-        kind["seconds"] = total(kind["seconds"])
-    unknown = [name for name, kind in kinds.items() if kind["seconds"] is None]
-    until = None
-    if not unknown:
-        until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
-    if not seconds:
-        until = 0.0
-    return {"stages": kinds, "unknown": unknown, "seconds": until}
-
-
-def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
-    """Simulate the scheduler: a free worker takes the first stage whose needs are done.
-
-    Args:
-        planned: stages keyed by name.
-        seconds: the seconds of every stage that is left; unknown times count as 0.
-        jobs: the number of workers.
-    """
-    waiting = list(seconds)
-    unfinished = set(seconds)
-    running: list[tuple[float, str]] = []
-    now = 0.0
-    while unfinished:
-        for name in list(waiting):
-            if len(running) == jobs:
-                break
-            if unfinished.isdisjoint(planned[name].needs):
-                heappush(running, (now + (seconds[name] or 0.0), name))
-                waiting.remove(name)
-        now, ended = heappop(running)
-        unfinished.remove(ended)
-    return now
+SAFE_TIMES = 1.5
 
 
 # A dry run
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def dry_run(
@@ -277,26 +75,23 @@ def dry_run(
     engine: str = "local",
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
-    probe: Callable[[list[Plan], Forecast], None] | None = None,
+    samples: Samples | None = None,
 ) -> Plain:
-    """List what ``run_study`` with the same arguments would do; nothing is written or trained.
+    """List what ``run_study`` with the same arguments would do, without training or writing.
 
-    Searching and matching have not happened yet: runs after a search are counted at the first
-    point of the grid, and matched runs with their steps as written.
+    The results of searching and matching are not known yet. Runs after a search are counted at the
+    first point of the grid, and matched runs with their steps as written.
 
     Args:
-        probe: a function that times the stages which the forecast does not know
-            (``timing.probe_of``).
+        samples: samples on which stages with unknown times are timed; if None, they are not timed.
 
     Returns:
-        ``plans``: the purpose, runs and stages to do of each plan. ``phases``: the training phases
-        of a run in order, with the arms that share them and their costs (``_phases``).
-        ``stages``: for each kind ``done``, ``to_do`` and ``seconds`` of work (None if no similar
-        stage was timed). ``seconds``: the time until the end with ``jobs`` stages at once, None if
-        unknown. ``memory_gib``: the memory of one process, None if unknown. ``unknown``: the kinds
-        without a time. ``contrasts``: what each contrast can decide (``prospects``). ``doubts``:
-        warnings about the recipe and its files. ``notes``: these warnings, and what is not known
-        yet.
+        ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
+        stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
+        ``unknown`` and ``seconds``: see ``costs.summary``. ``memory_gib``: the peak memory of one
+        process, or None if it is unknown. ``contrasts``: what each contrast can decide
+        (``prospects_of``). ``doubts``: warnings about the recipe and its files. ``notes``: these
+        warnings, and what is not known before the study runs.
 
     Raises:
         MaskwiseError: bad input, the same as in ``run_study``.
@@ -306,24 +101,19 @@ def dry_run(
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     jobs = jobs or jobs_here()
-    with _view(out / "stages", shared_folder(recipe, cache)) as stages:
+    with linked(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages, seeds=block, forecast=True)
         plans = list(design.plans())
         planned = stages_of(plans)
-        known = named(stages_in(stages))
-        # Stages of other recipes in these folders may be similar, so they give times, too.
-        forecast = Forecast(known | planned)
-        results = {name: stage.result(stages) for name, stage in forecast.named.items()}
-    for name, result in results.items():
-        if result:
-            forecast.add(name, result["seconds"])
-    todo = [name for name in planned if not results[name]]
-    if probe and None in map(forecast.seconds, todo):
-        probe(plans, forecast)
+        # Finished stages of other recipes in these folders may be similar.
+        forecast = Forecast(named(stages_in(stages)) | planned, stages)
+    todo = [name for name in planned if name not in forecast.finished]
+    if samples and None in map(forecast.seconds, todo):
+        time_stages(plans, forecast, samples)
     left = {name: forecast.seconds(name) for name in todo}
     listed = []
     new = set(left)
-    # A stage that several plans share is done by the first of them.
+    # If several plans need a stage, the first of them runs it.
     for plan in plans:
         own = new.intersection(named(plan.stages()))
         listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
@@ -333,88 +123,325 @@ def dry_run(
         "out": str(out),
         "jobs": jobs,
         "plans": listed,
-        "phases": list(_phases(design, left)),
-        **_summary(planned, left, jobs),
+        "phases": list(phases_of(design.runs, left)),
+        **summary(planned, left, jobs),
         "memory_gib": forecast.memory_gib(),
         "contrasts": prospects_of(recipe),
         "doubts": notes,
-        "notes": notes + list(_notes(recipe, design)),
+        "notes": notes + list(design.open_questions()),
     }
 
 
-def _phases(design: Design, seconds: Seconds) -> Iterator[Plain]:
-    """List the training phases of the full-length runs.
+# maskwise check
+# ------------------------------------------------------------------------------------------------
 
-    Each entry has its ``phase`` (from 0) and ``arms``; for one run the ``steps``, ``batch_size``,
-    ``length`` and ``tokens`` (at most); the number of ``runs``, how many of them are ``to_do``, and
-    their ``seconds`` of work (None if no similar stage was timed).
+
+class Outlook:
+    """Collects facts about a recipe, lines of text with these facts, and warnings.
+
+    Attributes:
+        arms: for each arm, the recipe of its last phase; empty for a recipe without arms.
+        first: the recipe of the phase whose text, model and steps are reported.
+        facts, lines, doubts: as ``outlook_of`` returns them.
     """
-    arms: dict[tuple[int, Stage], dict[str, Recipe]] = defaultdict(dict)
-    for run in design.runs:
-        if run.compared:
-            for phase, stage in enumerate(run.trainings):
-                # Runs of all seeds may share a training stage.
-                arms[phase, stage][run.arm] = run.recipe
-    # Training stages of different seeds that the same arms share form one row of the table.
-    lines = defaultdict(list)
-    for (phase, stage), recipes in arms.items():
-        lines[phase, tuple(recipes)].append(stage)
-    for phase, names in sorted(lines, key=lambda line: line[0]):
-        stages = lines[phase, names]
-        link = arms[phase, stages[0]][names[0]].links()[phase]
-        training = link.training
-        left = [seconds[stage.name] for stage in stages if stage.name in seconds]
-        yield {
-            "phase": phase,
-            "arms": list(names),
-            "steps": training.steps,
-            "batch_size": training.batch_size,
-            "length": link.corpus.length,
-            "tokens": training.steps * training.batch_size * link.corpus.length,
-            "runs": len(stages),
-            "to_do": len(left),
-            "seconds": total(left),
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.arms = {name: recipe.arm(name, seed=0).links()[-1] for name in recipe.study.arms}
+        self.first = next(iter(self.arms.values()), recipe.links()[-1])
+        self.facts: Plain = {"name": recipe.name}
+        self.lines: list[tuple[str, str]] = []
+        self.doubts: list[Plain] = []
+
+    def say(self, name: str, line: str, facts: Plain) -> None:
+        """Add a line of text.
+
+        Args:
+            line: a format string over the facts.
+        """
+        self.lines.append((name, line.format(**facts)))
+
+    def doubt(self, what: str, do: str = "", **facts: object) -> None:
+        """Add a warning and advice; both are format strings over the facts."""
+        self.doubts.append({"what": what.format(**facts), "do": do.format(**facts)})
+
+    def text(self, sample: Sample) -> None:
+        """Count documents, rows, tokens and unknown tokens."""
+        corpus = self.first.corpus
+        counts = sample.rows.pieces.counts
+        tokens = max(1, counts.get("tokens", sample.rows.tokens))
+        facts: Plain = {
+            "title": corpus.title,
+            "documents": sample.documents,
+            "characters": sample.characters,
+            "whole": sample.whole,
+            "skipped": dict(sample.skipped),
+            # Counts of the sample are scaled to the whole text.
+            "rows": round(len(sample.rows) * sample.scale),
+            "held_out_rows": round(len(sample.data.held_out) * sample.scale),
+            "length": corpus.length,
+            "tokens": round(tokens * sample.scale),
+            "unknown": counts.get(UNKNOWN, 0) / tokens,
+            "vocabulary": len(sample.data.tokenizer),
         }
+        self.facts["corpus"] = facts
+        line = "{title}: {documents:,} documents, {characters:,} characters"
+        if not sample.whole:
+            line = "{title}: at least {documents:,} documents, {characters:,} characters"
+        self.say("text", line, facts)
+        line = "{rows:,} of {length} tokens, {held_out_rows:,} held out; about {tokens:,} tokens; "
+        self.say("rows", line + "{unknown:.1%} [UNK]", facts)
+        if facts["unknown"] > MOST_UNKNOWN:
+            what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
+            self.doubt(what, UNKNOWN_ADVICE, **facts)
+        if sample.skipped:
+            what = "left out of the text: {left_out}"
+            if not sample.whole:
+                what += " (in the first {documents:,} documents)"
+            left_out = counted(sample.skipped)
+            self.doubt(what, "inspect these places if there are many", left_out=left_out, **facts)
+
+    def model(self, sample: Sample) -> PreTrainedConfig:
+        """Describe the model, and return its configuration."""
+        start = self.first.model.pretrained
+        _, config = start_of(self.first)
+        # A trained tokenizer, such as one of letters, may have fewer tokens than requested.
+        if start is None:
+            config.vocab_size = len(sample.data.tokenizer)
+        weights = weights_of(config)
+        facts: Plain = {
+            "start": start,
+            "type": config.model_type,
+            "weights": weights,
+            "vocabulary": config.vocab_size,
+        }
+        self.facts["model"] = facts
+        line = "{type}, new: "
+        if start:
+            line = "{type}, continued from {start}: "
+        line += "{millions:.1f} M weights, vocabulary {vocabulary:,}"
+        self.say("model", line, facts | {"millions": weights / 1e6})
+        return config
+
+    def training(self, sample: Sample, config: PreTrainedConfig) -> None:
+        """Count targets, passes over the text, and the steps until the loss leaves its plateau."""
+        first = self.first
+        how = first.training
+        arms = {}
+        for name, link in (self.arms or {self.recipe.name: first}).items():
+            try:
+                counts = _targets(link, sample, config)
+            # For example, the text may have fewer rows than a batch.
+            except MaskwiseError as error:
+                self.doubt("arm {name} cannot be trained: {error}", name=name, error=error)
+                continue
+            if counts is not None:
+                arms[name] = counts
+                if counts["targets_per_step"] < FEW_TARGETS:
+                    self.doubt(
+                        "arm {arm} has {targets_per_step:.0f} targets per step",
+                        "raise training.batch_size, corpus.length or the ratio",
+                        arm=name,
+                        **counts,
+                    )
+        self.facts["arms"] = arms
+        facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
+        line = "{steps:,} steps, "
+        if sample.whole or not first.corpus.stream:
+            rows = max(1, self.facts["corpus"]["rows"])
+            facts["passes"] = how.steps * how.batch_size / rows
+            line += "{passes:.1f} passes over the text"
+        else:
+            line += "on a stream, which is not counted"
+        fewest = min((arm["targets_per_step"] for arm in arms.values()), default=0)
+        vocabulary = len(sample.data.tokenizer)
+        # The plateau was measured for new encoders on word pieces only.
+        new = first.model.pretrained is None and first.kind == "encoder"
+        if new and vocabulary >= LEAST_VOCABULARY and fewest > 0:
+            facts["plateau_steps"] = round(plateau_targets(vocabulary) / fewest)
+            line += "; about {plateau_steps:,} to leave the plateau"
+        self.facts["training"] = facts
+        self.say("training", line, facts)
+        if (facts["passes"] or 0) > MOST_PASSES:
+            self.doubt(
+                "training makes {passes:.0f} passes over the text, and may overfit",
+                "use more text, or lower training.steps",
+                **facts,
+            )
+        safe = SAFE_TIMES * (facts["plateau_steps"] or 0)
+        if how.steps < safe:
+            self.doubt(
+                "{steps} steps may be too few to leave the plateau of word frequencies, which "
+                "takes about {plateau_steps}",
+                "set training.steps={safe} to be safe, or use a pretrained model "
+                "(model.pretrained)",
+                safe=10 * math.ceil(safe / 10),
+                **facts,
+            )
+
+    def tasks(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Count rows, labels and truncated rows of the tasks."""
+        tasks = {}
+        for spec in of_run(self.recipe.tasks, 0):
+            task = load_task(spec)
+            facts = _task_facts(task, self.first, tokenizer)
+            tasks[task.name] = facts
+            line = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+            if facts["classes"]:
+                line += ", {classes} labels"
+            if facts["most"]:
+                line += ", the most frequent {most:.0%}"
+            if task.majority is not None:
+                line += "; guessing gives {majority:.3f} {metric}"
+            self.say(f"task {task.name}", "{kind}: " + line, facts)
+            self._doubt_task(facts | {"task": task.name})
+            for note in facts.get("notes", []):
+                self.doubt("{task}: {note}", task=task.name, note=note)
+        self.facts["tasks"] = tasks
+
+    def _doubt_task(self, facts: Plain) -> None:
+        if accuracy_misleads(facts["metric"], facts["most"]):
+            self.doubt(
+                "{most:.0%} of the rows of {task} have the same label, so accuracy says little",
+                "the page also shows macro F1; to decide by it, set metric='macro-f1'",
+                **facts,
+            )
+        if facts["test_items"] < FEW_TEST_ITEMS:
+            self.doubt(
+                "{task} is evaluated on {test_items} items, which alone makes a score uncertain by "
+                "±{error:.0f} points",
+                "use a larger test set, or ignore small differences",
+                # The standard error of a share near one half, in points.
+                error=50 / facts["test_items"] ** 0.5,
+                **facts,
+            )
+        if facts["cut"] > MOST_CUT:
+            self.doubt(
+                "{cut:.0%} of the rows of {task} are longer than {max_length} tokens and are "
+                "truncated",
+                "raise finetune.max_length: the longest row has {longest:,} tokens",
+                **facts,
+            )
+        if facts["skipped"]:
+            self.doubt(
+                "left out of {task}: {left_out}",
+                "inspect these rows if there are many",
+                left_out=counted(facts["skipped"]),
+                **facts,
+            )
+
+    def plan(self, plan: Plain) -> None:
+        """Report what the planned runs can decide and how long they take."""
+        # Imported here for the same reason as in ``dry_run``.
+        from maskwise.study.statistics import prospect_lines
+
+        prospects = plan["contrasts"]
+        self.facts["contrasts"] = prospects
+        self.lines += [("contrasts", line) for line in prospect_lines(prospects)]
+        short = [prospect for prospect in prospects if not prospect["decidable"]]
+        if short:
+            self.doubt(
+                "{runs} runs of each arm cannot decide {contrasts}",
+                "set study.seeds={fewest}, or list fewer study.contrasts",
+                runs=short[0]["runs"],
+                contrasts=plural(len(short), "contrast"),
+                fewest=max(prospect["fewest_runs"] for prospect in short),
+            )
+        for counts in plan["stages"].values():
+            # Shared stages of other studies may be done.
+            counts["stages"] = counts.pop("to_do") + counts.pop("done")
+        parts = []
+        runs = {}
+        for line in plan["plans"]:
+            runs[line["purpose"]] = line["runs"]
+            if self.arms:
+                parts.append("{runs} runs ({purpose})".format(**line))
+        if plan["seconds"] is None:
+            parts.append(f"unknown: no similar {', '.join(plan['unknown'])} was timed here yet")
+        else:
+            parts.append(f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once")
+            if plan["memory_gib"] is not None:
+                parts.append(f"{plan['memory_gib']:.1f} GiB for each")
+        self.lines.append(("time", ", ".join(parts)))
+        kept = ("jobs", "stages", "unknown", "seconds", "memory_gib")
+        self.facts["time"] = {"runs": runs, **{key: plan[key] for key in kept}}
 
 
-@contextmanager
-def _view(own: Path, shared: Path | None) -> Iterator[Path]:
-    """Link the stages of a study and the shared stages into a temporary folder."""
-    folders = [own]
-    if shared:
-        folders.append(shared)
+def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
+    """Report what a recipe would train, how long this takes, and its likely problems.
+
+    Args:
+        subject: the name or file of a recipe; or a corpus or a file of labels, for which
+            ``starter`` writes a recipe.
+        overrides: ``key=value`` settings.
+        timing: whether to time stages that were not timed here before.
+
+    Returns:
+        ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``contrasts``, ``time``,
+        ``doubts`` (warnings with ``what`` and ``do``), ``recipe`` (with every default filled in),
+        and ``lines``: the same facts in words.
+
+    Raises:
+        MaskwiseError: a recipe that ``run_study`` rejects.
+    """
+    recipe = recipe_for(subject, overrides)
+    if not recipe.study.arms:
+        recipe = with_own_seed(recipe)
+    outlook = Outlook(recipe)
+    study = recipe
+    # A recipe without arms is timed as a study of one run.
+    if not outlook.arms:
+        single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
+        study = recipe.model_copy(update={"study": single})
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        for stage in chain.from_iterable(folder.glob("*-*/") for folder in folders):
-            link = Path(name) / stage.name
-            # If two stages have the same name, the study's own is used, as in ``link_shared``.
-            if not link.is_symlink():
-                link.symlink_to(stage.resolve(), target_is_directory=True)
-        yield Path(name)
+        samples = Samples(outlook.first, Path(name))
+        timed_on = None
+        if timing:
+            timed_on = samples
+        plan = dry_run(study, samples.folder / "study", samples=timed_on)
+        for note in plan["doubts"]:
+            outlook.doubt("{note}", note=note)
+        sample = samples.first
+        outlook.text(sample)
+        outlook.training(sample, outlook.model(sample))
+        outlook.tasks(sample.data.tokenizer)
+        outlook.plan(plan)
+    found = {"recipe": recipe.to_yaml(), "doubts": outlook.doubts, "lines": outlook.lines}
+    return outlook.facts | found
 
 
-def stages_in(folder: Path) -> Iterator[Stage]:
-    """Read the stages in a folder."""
-    for path in folder.iterdir():
-        # A file that is damaged, or was written by a different version, is skipped.
-        with suppress(KeyError, TypeError):
-            yield Stage.from_dict(read_json(path / STAGE) or {})
+def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | None:
+    """Count the mean targets and tokens of a training step.
+
+    Returns None if objectives take turns, or if the policy is not learned yet.
+    """
+    if link.objectives or link.learns:
+        return None
+    counts = counts_over(masked_source(sample.data, link, config), COUNTED_STEPS)
+    tokens_per_unit = None
+    if counts.units:
+        tokens_per_unit = counts.eligible / counts.units
+    return {
+        "masks": f"{link.masking.policy} {link.masking.ratio}",
+        "targets_per_step": counts.targets / counts.steps,
+        "tokens_per_step": counts.tokens / counts.steps,
+        "share": counts.targets / max(1, counts.tokens),
+        "tokens_per_unit": tokens_per_unit,
+    }
 
 
-def _notes(recipe: Recipe, design: Design) -> Iterator[str]:
-    """State what is not known before the study runs."""
-    undone = [choice["chosen"] for choice in design.choices].count(None)
-    if undone:
-        yield (
-            f"{undone} of {len(design.choices)} searches (one for each arm and seed) "
-            "are not done, so the settings of the runs after them are not known yet"
-        )
-    if any(run.prepared.what["corpus"].get("stream") for run in design.runs):
-        yield (
-            "the text is a stream: it is not counted in advance, and only its beginning is prepared"
-        )
-    by = recipe.study.match
-    if by != "steps" and design.budget is None:
-        yield (
-            f"steps will be matched by {by} once the texts are prepared; "
-            "until then they are counted as written"
-        )
+def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
+    most_tokens = link.finetune.max_length
+    labels = Counter(chain.from_iterable(row.classes for row in task.splits["train"]))
+    sizes = row_sizes(task, tokenizer)
+    return {
+        **task.facts(),
+        "rows": {split: len(rows) for split, rows in task.splits.items()},
+        "labels": dict(labels.most_common(12)),
+        "most": max(labels.values(), default=0) / max(1, labels.total()),
+        "majority": task.majority,
+        "skipped": dict(task.skipped),
+        "cut": cut_share(sizes, most_tokens),
+        "longest": max(sizes, default=0),
+        "max_length": most_tokens,
+    }

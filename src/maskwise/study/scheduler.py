@@ -24,7 +24,7 @@ from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears, locked
 from maskwise.jobs import Failure, open_pool
 from maskwise.recipe.overrides import Plain
-from maskwise.study.forecast import Forecast, Seconds, until_end
+from maskwise.study.costs import Forecast, Seconds, until_end
 from maskwise.study.plan import Plan
 from maskwise.study.stages import DONE, Stage, named
 from maskwise.study.work import run_stage
@@ -104,7 +104,7 @@ def execute(
                 name = stage.name
                 failure = _failure(future, stages / name)
                 if failure is None:
-                    progress.done(name)
+                    progress.forecast.look(name)
                     continue
                 tries[name] += 1
                 if failure.passing and tries[name] <= retries:
@@ -213,13 +213,10 @@ class Progress:
         self.titles: dict[str, str] = {}
         for run in reversed(plan.runs):
             self.titles |= dict.fromkeys(named(run.stages), run.title)
-        self.forecast = Forecast(self.named)
-        self.finished: set[str] = set()
+        self.forecast = Forecast(self.named, stages)
         self.first_seen: dict[str, float] = {}
         self.lines: dict[str, Plain] = {}
         self.errors: Collection[str] = ()
-        for name in self.named:
-            self.done(name)
 
     def __enter__(self) -> Progress:
         if self.shows:
@@ -234,13 +231,6 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a permanent line above the live lines."""
         self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-
-    def done(self, name: str) -> None:
-        """Mark a stage as finished if its result is there."""
-        result = self.named[name].result(self.stages)
-        if result is not None:
-            self.finished.add(name)
-            self.forecast.add(name, result["seconds"])
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
         """Draw the new state; without a terminal, print a line each minute."""
@@ -286,14 +276,14 @@ class Progress:
     def summary(self) -> Text:
         """Return the stages that are done and failed, the time so far, and the time left."""
         left, complete = self.left()
-        parts = [f"{len(self.finished)} of {len(self.named)} stages"]
+        parts = [f"{len(self.forecast.finished)} of {len(self.named)} stages"]
         if self.errors:
             parts.append(f"{len(self.errors)} failed")
         parts.append(duration(time.perf_counter() - self.began))
         # Before any stage has finished, a partial sum would be far too low.
         if left and complete:
             parts.append(f"about {duration(left)} left")
-        elif left and self.finished:
+        elif left and self.forecast.finished:
             parts.append(f"more than {duration(left)} left")
         line = ", ".join(parts)
         if self.plan.purpose != "main":
@@ -306,7 +296,7 @@ class Progress:
         left: Seconds = {}
         # Running stages keep their workers, so they come first.
         for name in dict.fromkeys([*self.first_seen, *self.named]):
-            if name in self.finished or name in self.errors:
+            if name in self.forecast.finished or name in self.errors:
                 continue
             seconds = self.forecast.seconds(name)
             line = self.lines.get(name)

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -120,6 +122,29 @@ class Stage:
 def named(stages: Iterable[Stage]) -> dict[str, Stage]:
     """Return stages keyed by name, in the given order."""
     return {stage.name: stage for stage in stages}
+
+
+def stages_in(folder: Path) -> Iterator[Stage]:
+    """Read the stages in a folder."""
+    for path in folder.iterdir():
+        # A file that is damaged, or was written by a different version, is skipped.
+        with suppress(KeyError, TypeError):
+            yield Stage.from_dict(read_json(path / STAGE) or {})
+
+
+@contextmanager
+def linked(own: Path, shared: Path | None) -> Iterator[Path]:
+    """Link the stages of a study and the shared stages into a temporary folder."""
+    folders = [own]
+    if shared:
+        folders.append(shared)
+    with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
+        for stage in chain.from_iterable(folder.glob("*-*/") for folder in folders):
+            link = Path(name) / stage.name
+            # If two stages have the same name, the study's own is used, as in ``link_shared``.
+            if not link.is_symlink():
+                link.symlink_to(stage.resolve(), target_is_directory=True)
+        yield Path(name)
 
 
 def digest(value: object) -> str:

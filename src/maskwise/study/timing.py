@@ -1,7 +1,7 @@
-"""Sample a recipe's text and time a few real steps of each stage on it.
+"""Time the stages of a study on a sample of its text.
 
-``maskwise check`` times the stages that ``forecast`` does not know yet, and stores the times there.
-Cost: a few seconds for each kind of training and each task, at most about ``SECONDS`` in all.
+Training stages are timed for a few steps. A stage is timed only if the ``Forecast`` has no time for
+a similar stage. Cost: a few seconds for each kind of training and each task.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ from maskwise.families import width_of
 from maskwise.objectives import Objective
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.forecast import Forecast
+from maskwise.study.costs import Forecast, Rates, evaluations
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import learning, network_of
 from maskwise.study.stages import Stage
@@ -48,20 +48,28 @@ if TYPE_CHECKING:
 
 SAMPLE_CHARACTERS = 600_000
 """The size of a text sample."""
-SECONDS = 25.0
-"""Time limit of ``check``: stages that it has not timed by then keep an unknown time."""
-PROBE_SECONDS = 60.0
+CHECK_SECONDS = 25.0
+"""Time limit of ``check``: stages that are not timed by then keep an unknown time."""
+DRY_RUN_SECONDS = 60.0
 """Time limit of a dry run."""
 STEPS, STEP_SECONDS = 12, 6.0
-"""The number of timed steps of a training stage, and the time after which fewer steps (at least 2)
-are enough."""
+"""The number of timed steps of a training stage. After ``STEP_SECONDS``, two timed steps are
+enough."""
 ITEMS = 48
-"""How many rows of a task are answered, or how many held-out rows are evaluated, to take times."""
+"""The number of timed rows of a task, or of held-out rows."""
 TRIED_RATES = 3
 """The number of extra fine-tuning runs with ``finetune.search_rate``."""
 
-Entry = dict[str, float]
-"""The timed seconds of a stage, as ``Forecast.keep`` takes them."""
+SHORT = {
+    "steps": STEPS,
+    "eval_every": 1,
+    "log_every": 1,
+    "save_every": 0,
+    "on_nan": "skip",
+    "trackers": (),
+}
+"""Settings of a timed training. ``train`` calls a ``_Clock`` as its evaluation, here after every
+step. Nothing is saved, because saving would add to the time of a step."""
 
 
 # Samples
@@ -73,7 +81,7 @@ class Sample(NamedTuple):
 
     Attributes:
         scale: the size of the whole text relative to the sample.
-        seconds: the preparation time per character, in seconds.
+        seconds: the time to prepare the whole text, in seconds.
         documents, characters: counts of the whole text, or of the part that was read.
         whole: whether the whole text was read.
         skipped: for each reason, the number of documents in that part that were skipped.
@@ -95,24 +103,25 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """Samples for all phases of a recipe, each with the row length and tokenizer it needs.
+    """Prepares samples of a recipe's text for all training phases.
+
+    Phases with the same tokenizer, row length and layout share a sample.
 
     Args:
         link: the recipe of the phase whose text is counted.
         folder: the folder for the samples.
+        most_seconds: the time limit for timing stages on the samples.
     """
 
-    def __init__(self, link: Recipe, folder: Path):
+    def __init__(self, link: Recipe, folder: Path, *, most_seconds: float = CHECK_SECONDS):
         self.link = link.unlearned()
         self.folder = folder
+        self.most_seconds = most_seconds
         self.prepared: dict[tuple[object, ...], Prepared] = {}
 
     @cached_property
     def first(self) -> Sample:
-        """The sample whose text is counted, taken when it is first needed.
-
-        The whole text is counted for a few seconds.
-        """
+        """The sample of ``link``. The whole text is counted, but only for a few seconds."""
         corpus = self.link.corpus
         documents = corpus.documents()
         some = [*first_characters(documents, SAMPLE_CHARACTERS)]
@@ -123,14 +132,21 @@ class Samples:
         data = self._prepare(self.link, some, whole=whole)
         seconds = (time.process_time() - began) / max(1, size)
         if whole or corpus.stream:
-            return Sample(data, 1.0, seconds, len(some), size, whole, documents.skipped)
+            return Sample(data, 1.0, seconds * size, len(some), size, whole, documents.skipped)
         seen = look_at(corpus.documents())
-        scale = seen.characters / size
-        counted = seen.documents, seen.characters, seen.whole, seen.skipped
-        return Sample(data, scale, seconds, *counted)
+        characters = seen.characters
+        return Sample(
+            data,
+            characters / size,
+            seconds * characters,
+            seen.documents,
+            characters,
+            seen.whole,
+            seen.skipped,
+        )
 
     def of(self, link: Recipe) -> Prepared:
-        """Return a sample as rows of a training phase; ``first`` must have been taken before."""
+        """Return a sample as the rows of a training phase."""
         link = link.unlearned()
         known = self.prepared.get(_rows_of(link))
         if known:
@@ -189,54 +205,39 @@ def _rows_of(link: Recipe) -> tuple[object, ...]:
 # -------------------------------------------------------------------------------------------
 
 
-def probe_of(recipe: Recipe, folder: Path) -> Callable[[list[Plan], Forecast], None]:
-    """Return the probe of a dry run, which writes its samples of the text to a folder."""
+def samples_of(recipe: Recipe, folder: Path) -> Samples:
+    """Return the samples for a dry run of a recipe, which are written to ``folder``."""
     first = recipe
-    # A recipe without arms is refused by the dry run itself.
+    # The dry run itself rejects a recipe without arms.
     if recipe.baseline:
         first = recipe.arm(recipe.baseline, seed=0)
-    samples = Samples(first.links()[0], folder)
-    return partial(time_stages, samples=samples, most_seconds=PROBE_SECONDS)
+    return Samples(first.links()[0], folder, most_seconds=DRY_RUN_SECONDS)
 
 
-def time_stages(
-    plans: Iterable[Plan],
-    forecast: Forecast,
-    *,
-    samples: Samples,
-    most_seconds: float = SECONDS,
-) -> None:
-    """Time the stages that a forecast does not know yet, beginning with the training stages."""
-    sample = samples.first
+def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> None:
+    """Time the stages whose seconds are unknown, and store their rates in the forecast."""
     # A text may be too short for a single training row.
-    if not len(sample.rows):
+    if not len(samples.first.rows):
         return
-    seconds = sample.characters * sample.seconds
-    works: dict[str, tuple[Stage, Recipe]] = {}
+    works: dict[Stage, Recipe] = {}
     for plan in plans:
         for run in plan.runs:
             links = run.recipe.links()
             trained = dict(zip(run.trainings, links))
             for stage in run.stages:
-                # Stages after training work on the model of the last phase.
-                works.setdefault(stage.name, (stage, trained.get(stage, links[-1])))
-    end = time.perf_counter() + most_seconds
-    # Training takes most of a study's time, so training stages are timed first.
-    for kind in ("pretrain", "finetune", "evaluate", "prepare", "overlap"):
-        for name, (stage, link) in works.items():
-            if stage.kind != kind or forecast.seconds(name) is not None:
+                # Stages after training use the model of the last phase.
+                works.setdefault(stage, trained.get(stage, links[-1]))
+    end = time.perf_counter() + samples.most_seconds
+    for kind, timer in TIMERS.items():
+        for stage, link in works.items():
+            if stage.kind != kind or forecast.seconds(stage.name) is not None:
                 continue
-            if kind == "prepare":
-                # Preparing the sample was timed already, and scales with the characters.
-                forecast.keep(name, {"seconds": seconds})
-            elif kind == "overlap":
-                # Splitting a text into words takes about half as long as tokenising it.
-                forecast.keep(name, {"seconds": seconds / 2})
-            # Evaluations are short; they are always timed, or the whole time would be unknown.
-            elif kind == "evaluate" or time.perf_counter() < end:
-                # If the sample has too few rows for a stage, its time stays unknown.
-                with _one_thread(), suppress(MaskwiseError):
-                    forecast.keep(name, _TIMERS[kind](stage, link, samples.of(link)))
+            # One unknown time makes the total unknown, so short stages are always timed.
+            if kind in ("pretrain", "finetune") and time.perf_counter() > end:
+                continue
+            # If the sample has too few rows for a stage, its time stays unknown.
+            with _one_thread(), suppress(MaskwiseError):
+                forecast.keep(stage.name, timer(stage, link, samples))
 
 
 @contextmanager
@@ -260,7 +261,7 @@ def _now() -> float:
 
 
 class _Clock:
-    """Times steps. ``train`` calls it as its evaluation after every step.
+    """Times the steps of a training with the settings ``SHORT``.
 
     Attributes:
         ticks: the start time, and the time after each step.
@@ -309,26 +310,16 @@ def _require_memory(link: Recipe, objective: Objective) -> None:
         )
 
 
-def _time_training(stage: Stage, link: Recipe, data: Prepared) -> Entry:
+def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    data = samples.of(link)
     began = _now()
     network = _network(link, data)
     made = learning(network, data, link)
     _require_memory(link, made.objective)
     start = _now() - began
     clock = _Clock()
-    # The clock is called as an evaluation, so there is an evaluation after every step. Saving would
-    # add to the time of a step.
-    settings = link.training.model_copy(
-        update={
-            "steps": STEPS,
-            "eval_every": 1,
-            "log_every": 1,
-            "save_every": 0,
-            "on_nan": "skip",
-            "trackers": (),
-        }
-    )
-    train(made.objective, made.source, settings, learners=made.learners, evaluate=clock, quiet=True)
+    short = link.training.model_copy(update=SHORT)
+    train(made.objective, made.source, short, learners=made.learners, evaluate=clock, quiet=True)
     return {
         "start": start + clock.warm_up,
         "step": clock.step,
@@ -356,7 +347,8 @@ def _time_heldout(link: Recipe, data: Prepared, network: PreTrainedModel) -> flo
     return (_now() - began) * rows / few
 
 
-def _time_evaluation(stage: Stage, link: Recipe, data: Prepared) -> Entry:
+def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    data = samples.of(link)
     network = _network(link, data)
     torch.nn.Module.to(network, best_device())
     ratio_seconds = _time_heldout(link, data, network)
@@ -364,7 +356,8 @@ def _time_evaluation(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     return {"seconds": 1.0 + len(link.evaluation.ratios) * ratio_seconds}
 
 
-def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
+def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    data = samples.of(link)
     settings = link.finetune
     tokenizer = data.tokenizer
     task = load_task(stage.what["task"])
@@ -394,17 +387,15 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     clock = _Clock()
     how = settings.fitting(network.num_parameters()).training(task, seed=0)
     objective = task.kind.objective(network)
-    short = how.model_copy(update={"steps": STEPS, "eval_every": 1, "log_every": 1})
+    short = how.model_copy(update=SHORT)
     train(objective, TaskSource(tensors["train"], short), short, evaluate=clock, quiet=True)
     began = _now()
     answer(objective, tensors["test"])
     row_seconds = (_now() - began) / len(few["test"])
     # Dev rows are answered at every evaluation and at the end. Test rows are counted as often,
     # because a forecast that is too long does less harm than one that is too short.
-    evaluations = 1
-    if how.eval_every:
-        evaluations += how.steps // how.eval_every
-    answers = evaluations * (len(task.splits["dev"]) + len(task.splits["test"]))
+    rows = len(task.splits["dev"]) + len(task.splits["test"])
+    answers = rows * evaluations(how.steps, how.eval_every)
     seconds += how.steps * clock.step + answers * row_seconds
     fine_tunings = settings.seeds
     if settings.search_rate:
@@ -413,8 +404,21 @@ def _time_task(stage: Stage, link: Recipe, data: Prepared) -> Entry:
     return {"seconds": fine_tunings * seconds, "memory_gib": memory}
 
 
-_TIMERS: dict[str, Callable[[Stage, Recipe, Prepared], Entry]] = {
+def _time_preparation(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    # Preparing the sample was timed already, and scales with the characters.
+    return {"seconds": samples.first.seconds}
+
+
+def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    # Splitting a text into words takes about half as long as tokenising it.
+    return {"seconds": samples.first.seconds / 2}
+
+
+TIMERS: dict[str, Callable[[Stage, Recipe, Samples], Rates]] = {
+    # Training takes most of a study's time, so training stages are timed first.
     "pretrain": _time_training,
     "finetune": _time_task,
     "evaluate": _time_evaluation,
+    "prepare": _time_preparation,
+    "overlap": _time_overlap,
 }
