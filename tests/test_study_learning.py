@@ -288,7 +288,7 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path):
         lines = read_lines(out / facts["runs"]["0"] / "metrics.jsonl")
         last = [line for line in lines if line["kind"] == "train"][-1]
         assert set(last["probe_losses"]) == {"mlm", "atd", "rtd"} and last["probe_step"] == 8
-    assert "Which objective trained" in (out / "report.html").read_text()
+    assert "How often each objective was trained" in (out / "report.html").read_text()
 
 
 def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_path):

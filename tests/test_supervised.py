@@ -269,7 +269,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     page = (out / "report.html").read_text()
     # it was overwritten, or fell
     assert maskwise("report", out) == 2 and (out / "report.html").read_text() == page
-    assert "a learned policy, which has a page of its own" in capsys.readouterr().err
+    assert "a learned policy, and its page exists already" in capsys.readouterr().err
     card = (out / "policy" / "README.md").read_text()
     assert "masking-policy" in card and "Heaviest words" in card and "exact_match" in card
     policy, salient = result["held_out"], result["held_out"]["salient"]
