@@ -219,10 +219,10 @@ def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_p
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("intermediate={training.steps: 3}", "intermediate is the short form of two phases"),
+        ("intermediate={training.steps: 3}", "cannot have both phases and intermediate"),
         (
             "study.arms={a: {intermediate: {training.steps: 3}}}",
-            "intermediate is the short form of two phases",
+            "cannot have both phases and intermediate",
         ),
         (
             "study.arms={a: {phases.3.training.steps: 3}}",

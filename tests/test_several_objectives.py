@@ -268,7 +268,7 @@ def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
 
 
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="a sampler needs objectives, from which it chooses"):
+    with pytest.raises(MaskwiseError, match="a sampler needs objectives to choose from"):
         read_recipe(write_inputs(tmp_path), ["sampler=mometas"])
 
 

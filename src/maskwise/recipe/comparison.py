@@ -40,8 +40,7 @@ def _dotted(grid: object) -> object:
         return dict(leaves(grid))
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
         return [dict(leaves(point)) for point in grid]
-    allowed = "settings with lists of values, or a list of points"
-    raise MaskwiseError("not a grid", got=grid, allowed=allowed)
+    raise MaskwiseError("not a grid", got=grid, allowed="lists of values, or a list of points")
 
 
 Values = Annotated[tuple[object, ...], Field(min_length=1)]

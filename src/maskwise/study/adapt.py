@@ -276,8 +276,7 @@ def next_of(
     row = _primary(result)
     model = str(recipe.model.pretrained)
     if result["failures"] or row is None:
-        do = "fix the errors, then repeat the command, which redoes only the failed work"
-        return f"Next: {do}: {command()}"
+        return f"Next: fix the errors; this command repeats only the failed work: {command()}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
         enough = command(seeds=P_FROM_RUNS)
@@ -337,9 +336,8 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
         return "No arm has a better mean than the unchanged model, so no model is saved."
     where = " and ".join(map(str, folders))
     if helps is None:
-        doubt = "which may be due to chance."
-        keep = "For now, keep the unchanged model."
-        return f"{best} has the best mean, {doubt} {best} is saved in {where}. {keep}"
+        doubt = "This lead may be due to chance, so keep the unchanged model for now."
+        return f"{best} has the best mean, and is saved in {where}. {doubt}"
     saved = f"{best} has the best mean, and is saved in {where}."
     if helps == best:
         return saved

@@ -222,8 +222,7 @@ def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) ->
             tokenizers.add(tokenizer_of(prepare_stage(links[0])))
             if not links[-1].judged_on():
                 raise MaskwiseError(
-                    f"study.search by held-out loss cannot compare settings of arm {name!r}, "
-                    "which has no held-out loss",
+                    f"study.search by held-out loss needs held-out losses of arm {name!r}",
                     got="an arm that masks nothing",
                     do=do,
                 )
@@ -366,7 +365,7 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
             source = CorpusSettings(**stage.what["corpus"]).title
             yield (
                 f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are "
-                f"never masked; {UNKNOWN_ADVICE}"
+                f"never masked: {UNKNOWN_ADVICE}"
             )
 
 

@@ -260,8 +260,7 @@ def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     # Contrasts with the reference use all tasks.
     if not left or REFERENCE in _pair(row):
         return None
-    no_other = "but no other task is left"
-    effect = "which the primary outcome leaves out" if table.counted else no_other
+    effect = "left out of the primary outcome" if table.counted else "counted: no other task left"
     return {"tasks": left, "names": ", ".join(left), "effect": effect}
 
 
@@ -431,7 +430,7 @@ FLAGS = (
         "no-help",
         "notes",
         _without_help,
-        "pre-training helps too rarely on {names} (study.helps), {effect}",
+        "pre-training helps too rarely on {names} (study.helps): {effect}",
     ),
     Flag(
         "items",
