@@ -47,8 +47,8 @@ from maskwise.text import load_tokenizer
 
 BEST = "words-30"
 STEPS = 600
-"""Default number of further training steps, and the most steps that train a new head by
-default."""
+"""Default number of further training steps, and default maximum of the steps that train a new
+head."""
 ARMS: dict[str, Plain] = {
     BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
     "token-15": {"masking.ratio": 0.15},

@@ -7,9 +7,9 @@ from the results in the folders of stages, so a resumed study makes the same dec
 
 **Searching.** For every seed and arm, the search chooses the setting with the best scores on dev
 rows. Contrasts never use search runs: the best run of a grid is partly the luckiest, and an arm
-with a flat curve has more such luck. Instead, a new run at the chosen setting is compared, with
-seed + ``FRESH_RUN``. The pairs of runs stay independent, and both arms are treated alike. A poor
-choice of setting adds to the variance of the differences.
+with a flat curve has more such luck. Instead, contrasts use a new run at the chosen setting, with
+``FRESH_RUN`` added to the seed. Pairs of runs stay independent, and both arms are treated alike. A
+poor choice of setting adds to the variance of the differences.
 
 **Matching.** By default, arms train for the same number of steps, and an arm with a higher masking
 ratio then predicts more targets. If arms are matched by targets, this arm trains for fewer steps.

@@ -38,7 +38,7 @@ class Run:
     Attributes:
         arm: the name of the arm.
         seed: the seed of the pre-training run.
-        recipe: the arm's settings with the seed, and with the settings of a search or matching.
+        recipe: the arm's recipe with the seed, the chosen grid point and the matched length.
         chain: the stages that prepare texts, learn policies and train, in topological order. The
             reference arm has no training stage.
         evaluated: the stage that evaluates the checkpoint without fine-tuning; None for a reference
@@ -85,7 +85,7 @@ class Run:
     def texts(self) -> list[Stage]:
         """The stages that prepare the training texts, in training order.
 
-        The reference arm is not trained; its list holds the text of its tokenizer.
+        For the reference arm, the list contains only the text that provides the tokenizer.
         """
         by_name = named(self.chain)
         texts = [by_name[training.needs[0]] for training in self.trainings]
@@ -233,7 +233,7 @@ def make_run(
     """Plan the stages of one run.
 
     Args:
-        contents: the tasks that evaluate the run, as returned by ``task_contents``.
+        contents: hashes of the rows of the tasks that evaluate the run, from ``task_contents``.
         more: settings that override the arm's settings.
         evaluated: whether to evaluate the checkpoint also without fine-tuning.
         role: the role of the run, as in ``Run``.

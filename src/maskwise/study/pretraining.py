@@ -217,7 +217,7 @@ without maskwise.
 
 
 class Learning(NamedTuple):
-    """The arguments of ``training.train``, and ``words`` for the model card."""
+    """The arguments of ``training.train``, and the masking settings (``words``) for the card."""
 
     objective: Objective
     source: Source

@@ -37,8 +37,8 @@ PAUSE_SECONDS = 2.0
 
 
 Task = tuple[str, Plain]
-"""A message to a worker: the name of a stage and its fields. The worker recomputes the name from
-the fields, which fails if its libraries differ."""
+"""A message to a worker: the name of a stage and its fields. The worker computes the name again
+from the fields; a different name means that its libraries differ."""
 
 
 def execute(

@@ -185,7 +185,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     # The hash sorts keys, but the sampler's draws depend on the order of the arms.
     what["arms"] = list(recipe.objectives)
     if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
-        # Probes use held-out rows that are not evaluated, so these depend on the evaluated rows.
+        # Probes avoid the evaluated rows, so the number of evaluated rows affects training.
         what["evaluated_rows"] = recipe.evaluation.rows
     if len(recipe.corpus.sources) > 1:
         # The weights of a mix affect the batches but not the prepared rows.
@@ -286,8 +286,8 @@ def finetune_stage(
     settings = recipe.finetune.model_dump(mode="json", exclude=newer)
     named = with_former(settings, "finetune")
     what: Plain = {"task": task, "task_content": content, "finetune": named}
-    # The arms share the fine-tuning seeds of a run, but different runs use different ones. If all
-    # runs used the same ones, the luck of a few fine-tuning seeds could decide a contrast.
+    # Fine-tuning seeds depend on the run's seed: they are equal for both runs of a pair, and differ
+    # between pairs. With equal seeds in all pairs, their luck alone could decide a contrast.
     seed = recipe.training.seed
     if pretrained is None:
         length = recipe.links()[0].corpus.length

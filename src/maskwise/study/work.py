@@ -89,7 +89,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
 
 
 def prepare(stage: Stage, stages: Path) -> Plain:
-    """Prepare a text.
+    """Prepare the rows and the tokenizer of a text.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or holds no text to train on.

@@ -223,7 +223,7 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
         lead = f"not matched by {COSTS[by]}: "
     elif by:
         lead = f"at equal {COSTS[by]}, "
-    told = f"{lead}{row['arm']} used {', '.join(spent)} of {row['baseline']}"
+    told = f"{lead}{row['arm']} used {' and '.join(spent)} of {row['baseline']}"
     return {"told": told, "ratios": off}
 
 
@@ -386,7 +386,7 @@ FLAGS = (
         _settings_differ,
         "one search served all seeds and chose different settings for {arms}, so the difference "
         "may be due to the settings",
-        "Run the study again: every seed now chooses its own settings (study.search).",
+        "Run the study again: a search now chooses settings for every seed (study.search).",
     ),
     Flag(
         "near-floor",
