@@ -138,8 +138,8 @@ def _story(folder: Folder) -> View | None:
     if outcome:
         by = f"by the held-out loss on {outcome_label(outcome)}, and {by}"
     compared = [
-        f"The study compares {ways} to pre-train, evaluated {by}, with {runs} of each on the same "
-        "seeds."
+        f"The study compares {ways} to pre-train, with {runs} of each on the same seeds. The "
+        f"models are evaluated {by}."
     ]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
         compared.append(f"All arms used equal {summary['matched_by']}.")

@@ -230,7 +230,11 @@ class Outcomes:
             self.values[outcome][partial] = np.nan
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
-        """Compute both sides of transfer: means over arms that learned from a task or not."""
+        """Compute both sides of transfer on every task.
+
+        One side is the mean over the arms that learned from this task, and the other side is the
+        mean over all other arms.
+        """
         places = np.array([self.arms.index(arm) for arm in learned])
         sources = np.array(list(learned.values()))
         for task in self.tasks:

@@ -419,6 +419,6 @@ def _lines(prospect: Prospect) -> list[str]:
         power = f" (power {', '.join(shares)})"
     else:
         are = "1 run is" if runs == 1 else f"{runs} runs are"
-        lines.append(f"{are} too few for a verdict; set study.seeds={fewest}")
+        lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
     detected = f"differences of {prospect['detectable']:.1f} SD or more{power}"
     return [*lines, f"{max(runs, fewest)} runs detect {detected}"]

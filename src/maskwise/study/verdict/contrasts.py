@@ -149,8 +149,8 @@ def _compute(table: Outcomes, arm: str, baseline: str) -> Compute:
 def _compared(
     table: Outcomes, arm: str, baseline: str, outcome: str, compute: Compute, *, primary: bool
 ) -> Comparison:
-    # Tasks count if arms beat the reference. A contrast with the reference tests just that, so it
-    # must use all tasks.
+    # Tasks count if arms beat the reference on dev rows. A contrast with the reference would be
+    # biased by this selection, so it uses all tasks.
     name = ALL_TASKS if outcome == "tasks" and REFERENCE in (arm, baseline) else outcome
     differences = _paired(table, name, arm, baseline)
     measure = table.measures[name]

@@ -342,13 +342,13 @@ FLAGS = (
         "different-tokenizers",
         "invalid",
         _differs("different-tokenizers"),
-        "the arms have different tokenizers, so losses per token are not comparable",
+        "the arms have different tokenizers, and a loss per token depends on the tokenizer",
     ),
     Flag(
         "different-formats",
         "invalid",
         _differs("different-formats"),
-        "the arms learned different output formats, so their losses are not comparable",
+        "the arms learned different output formats, and the loss depends on the format",
     ),
     Flag(
         "different-units",

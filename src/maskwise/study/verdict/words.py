@@ -218,7 +218,7 @@ def headline_sentence(
         study: the content of study.json.
     """
     if row is None and len(study["arms"]) > 1:
-        missing = "both sides have no outcome in common; add tasks or held-out masks"
+        missing = "no measured outcome is valid for both sides; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
     if row is None:
         return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
