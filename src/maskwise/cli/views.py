@@ -346,7 +346,7 @@ INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
 def list_names(
     what: Annotated[str, typer.Argument(help=", ".join(TABLES))], as_json: Json = False
 ) -> None:
-    """List names with a description and an example."""
+    """List names, each with a description and an example."""
     require_known("list", what, TABLES)
     rows = describe_table(what)
     if as_json:

@@ -325,7 +325,7 @@ class Recipe(Settings):
         return masks
 
     def links(self) -> tuple[Recipe, ...]:
-        """Return a complete recipe without phases for every phase."""
+        """Return the complete recipe of every phase; these recipes have no phases."""
         alone = self.model_copy(update={"phases": None, "intermediate": None})
         links = []
         for n, (prefix, changes) in enumerate(self._changes.items()):

@@ -103,9 +103,10 @@ def adapt_recipe(
         arms: names in ``ARMS``. The first arm is compared with the unchanged model.
         policy: the folder of a learned policy, for an additional arm ``learned``.
         steps: the number of further training steps.
-        head_steps: the number of steps that train a new head; None for min(``steps``, ``STEPS``).
-        pairs, aside: output files, as in ``write_pairs``.
-        overrides: ``key=value`` settings that override the recipe.
+        head_steps: the number of steps that train a new head beforehand; if None, the same as
+            ``steps``, but at most ``STEPS``.
+        pairs, aside: as in ``write_pairs``, for the titles and texts.
+        overrides: ``key=value`` settings, which replace the recipe's.
 
     Raises:
         MaskwiseError: bad input, or neither tasks nor titles.
@@ -259,7 +260,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     cost = f"Training takes {last.training.steps:,} steps per run"
     if head:
         cost += f", and {head[0].training.steps:,} once for a new head"
-    # ANSWERS already says that the question is open.
+    # The answer already says that the question is open.
     sentence = row["sentence"].removeprefix("Open: ")
     return f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."
 
@@ -305,7 +306,7 @@ def next_of(
         why = "a study with more runs would decide, if the difference is as large as it looks"
         changes.append(f"study.seeds=[{','.join(map(str, seeds))}]")
     else:
-        why = "more runs would not decide, but more training steps may"
+        why = "more runs would not decide this, but more steps may"
         options["steps"] = 2 * recipe.training.steps
     return f"Next: keep {model} for now; {why}: {command(*changes, **options)}"
 
@@ -333,7 +334,7 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
         helps: the arm that the study decided to be better than the model; None without one.
     """
     if best is None:
-        return "No arm has a better mean than the unchanged model, so no model is saved."
+        return "No arm has a better mean than the model as it is, so nothing is saved."
     where = " and ".join(map(str, folders))
     if helps is None:
         doubt = "This lead may be due to chance, so keep the unchanged model for now."

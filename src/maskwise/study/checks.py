@@ -51,7 +51,7 @@ LOCK = ".lock"
 FEW_STEPS = 8
 """Number of batches, spread evenly over a run, that are masked before training to count targets."""
 FEW_DOCUMENTS = 8
-"""Number of documents that are searched for letters other than nucleotides."""
+"""How many documents are searched for letters that are not nucleotides."""
 MOST_UNKNOWN = 0.01
 """Share of unknown tokens above which a warning is shown. Unknown tokens are never masked."""
 UNKNOWN_ADVICE = (

@@ -244,7 +244,7 @@ class Progress:
         self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def done(self, name: str) -> None:
-        """Mark a stage as finished if it has a result."""
+        """Mark a stage as finished if its result is there."""
         result = self.named[name].result(self.stages)
         if result is not None:
             self.finished.add(name)

@@ -251,10 +251,10 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link)).as_dict()
     before = read_json(out / STAGE)
-    # Even if the recipe is unchanged, the files that it names may have changed.
+    # The files that a recipe names may have changed, too.
     if before and before != json.loads(json.dumps(stage)):
         raise MaskwiseError(
-            f"--out {out} holds a policy learned with a different recipe or other data: a setting, "
+            f"--out {out} holds the policy of a different recipe, or one learned from other data: "
             "a file, a library or the machine has changed",
             do=ANOTHER_FOLDER,
         )

@@ -1,6 +1,7 @@
 """Sentences for rows, headlines and advice.
 
-Differences are given in score points first, which are familiar, and then in spreads between seeds.
+Differences are given in score points first and in spreads between seeds second, because people
+think in points.
 """
 
 from __future__ import annotations
