@@ -192,9 +192,13 @@ def inspect(
     ratio: Annotated[
         str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")
     ] = "0.15",
-    budget: Annotated[str, typer.Option(help="expected, exact or bernoulli.")] = "expected",
-    corruption: Annotated[str, typer.Option(help="How chosen tokens are replaced.")] = "bert",
-    fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
+    budget: Annotated[
+        str, typer.Option(help="Budget of masked tokens: expected, exact or bernoulli.")
+    ] = "expected",
+    corruption: Annotated[str, typer.Option(help="How selected tokens are replaced.")] = "bert",
+    fill: Annotated[
+        str, typer.Option(help="Use of a budget that units leave: none, random or skip-row.")
+    ] = "none",
     tokenizer: Annotated[
         str | None,
         typer.Option(help="A folder or hub id. Default: a small bundled tokenizer."),
@@ -263,7 +267,8 @@ def report(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False
+    name: Annotated[str, typer.Argument(help="The benchmark: mask.")] = "mask",
+    as_json: Json = False,
 ) -> None:
     """Compare the speed of masking with transformers' collator, in one run on this machine."""
     # Earlier versions also had a benchmark called "train".

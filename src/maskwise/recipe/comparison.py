@@ -229,8 +229,8 @@ class StudySettings(Settings):
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
                 raise MaskwiseError(
-                    f"with a search, compared runs have the seeds of the search + {FRESH_RUN:,}, "
-                    "and these must be different",
+                    f"with a search, compared runs have the seeds of search runs + {FRESH_RUN:,}, "
+                    "and no seed may occur in both",
                     got=sorted(shared),
                     do=f"use seeds below {FRESH_RUN:,}",
                 )
