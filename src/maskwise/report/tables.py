@@ -176,15 +176,18 @@ FORESTS = {
     ),
     "perplexity": (
         "Pseudo-perplexity",
-        "The sign is reversed, so better is to the right. Arms must mask the same units.",
+        "The sign is reversed, so better is to the right. Only arms with equal units are "
+        "comparable.",
     ),
     "bound": (
         "The bound of masked diffusion",
-        "The sign is reversed, so better is to the right. Arms must have the same tokenizer.",
+        "The sign is reversed, so better is to the right. Only arms with the same tokenizer are "
+        "comparable.",
     ),
     "heldout": (
         "Held-out loss",
-        "In nats. The sign is reversed, so better is to the right. Arms must mask the same units.",
+        "In nats. The sign is reversed, so better is to the right. Only arms with equal units are "
+        "comparable.",
     ),
 }
 NOT_COMPARABLE = ("not comparable", "void")

@@ -326,7 +326,7 @@ FLAGS = (
         "gate-closed",
         "invalid",
         _gate_closed,
-        "the positive control failed: {oracle} was not shown to beat {beaten}, so this study "
+        "the positive control failed ({oracle} was not shown to beat {beaten}), so this study "
         "cannot detect smaller differences",
         "Fix the positive control first, with more runs, longer training or easier tasks. Until "
         "the control passes, the contrasts that depend on it have no verdict.",
