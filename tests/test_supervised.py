@@ -327,7 +327,7 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count(">before</div>") == page.count(">after</div>") > 0
     assert "gain" in result and "held_out" not in result
-    assert "<figcaption>agreement of the gradients" in page
+    assert "<figcaption>agreement of gradients" in page
 
     # Of several tries the best is kept, with its own measures; the first is the one that alone
     # would have been made.

@@ -281,7 +281,7 @@ def next_of(
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
         enough = command(seeds=P_FROM_RUNS)
-        return f"Next: add runs, because a decision needs at least {P_FROM_RUNS}: {enough}"
+        return f"Next: a decision needs at least {P_FROM_RUNS} runs; this adds runs: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
         if arm_that_helps(result):
