@@ -82,7 +82,7 @@ def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
     for model, source, arm, said in (
         ("bundled:seq2seq", texts, "words-30", bart),
         ("bundled:encoder", texts, "words", r"unknown arm 'words'; allowed: .*words-30"),
-        ("bundled:encoder", short, "words-30", "nothing to evaluate on"),
+        ("bundled:encoder", short, "words-30", "no task to evaluate on"),
     ):
         with pytest.raises(MaskwiseError, match=said):
             adapt_recipe(model, str(source), arms=[arm], pairs=tmp_path / "p.jsonl")
@@ -96,7 +96,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert maskwise(*command, "--dry-run") == 0
     # a table; JSON where it is asked for
     printed = capfd.readouterr().out
-    assert printed.lstrip().startswith("stages") and "min in all" in printed and "GiB" in printed
+    assert printed.lstrip().startswith("stages") and "min in total" in printed and "GiB" in printed
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
@@ -263,7 +263,7 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
     unknown = plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h")
     assert unknown == ["Time unknown: learn could not be timed."]
-    assert "nothing smaller" in plan_lines(plan | {"smaller": None}, "2h")[-1]
+    assert "even the smallest study does" in plan_lines(plan | {"smaller": None}, "2h")[-1]
 
 
 def test_the_smaller_plan_is_the_least_change_that_fits(adapted):

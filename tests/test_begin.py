@@ -242,7 +242,7 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch)
     ("arguments", "said"),
     [
         (["check", "nowhere.txt"], "file 'nowhere.txt' does not exist"),
-        (["study", "--new"], "--new needs a file of texts"),
+        (["study", "--new"], "--new needs a file with texts"),
         (["study", "--new", "missing.txt", "labels.csv"], "file 'missing.txt' does not exist"),
     ],
 )

@@ -69,7 +69,7 @@ BAD = {
     "slow": (
         None,
         ["tokenizer.name=FILE", "masking.policy=whole-word", "tasks=[]"],
-        "a slow tokenizer has no character offsets",
+        "which a slow tokenizer cannot find without character offsets",
     ),
     "nothing": (None, ["tokenizer.name=FILE"], "there is no model or tokenizer"),
     "unlabelled.jsonl": (UNLABELLED, ["tasks=[FILE]"], "no label column"),
@@ -138,7 +138,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "--jobs", "0"], "--jobs"),
         (["study", "nowhere.yaml"], "no such recipe file"),
         (["study", "quickstart"], "unknown recipe 'quickstart'"),
-        (["study", "RECIPE", "study.arms={}"], "compares nothing"),
+        (["study", "RECIPE", "study.arms={}"], "has no arms to compare"),
         (["study", "RECIPE", "tasks=[bankng77]"], "bankng77"),
         (
             ["study", "RECIPE", "tasks=[ud-pos, ud-pos(train_rows=100)]"],
@@ -372,7 +372,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capfd):
     [
         (["list", "policies"], "nothing is left half-written"),
         (["pretrain", "quick-start"], "the same command resumes"),
-        (["adapt", "m", "a b.txt"], "resumes from them: maskwise adapt m 'a b.txt'"),
+        (["adapt", "m", "a b.txt"], "resumes the work: maskwise adapt m 'a b.txt'"),
         (["adapt", "m", "a b.txt", "--dry-run"], "nothing is left half-written"),
     ],
 )

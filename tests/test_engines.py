@@ -143,7 +143,7 @@ def test_a_text_that_all_need_ends_the_study_in_one_line(plan, tmp_path, scripte
 def test_done_elsewhere_and_not_seen_here_is_a_failure(plan, tmp_path, scripted, monkeypatch):
     monkeypatch.setattr(folders, "LATE_SECONDS", 0.0)
     monkeypatch.setattr("test_engines.finish", lambda folder: None)
-    with pytest.raises(MaskwiseError, match="its folder is not visible here"):
+    with pytest.raises(MaskwiseError, match="its folder is not visible on this machine"):
         do(plan, tmp_path, retries=0)
 
 

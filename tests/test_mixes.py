@@ -242,7 +242,7 @@ def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd
             ["training.batch_size=40"],
             "copies.jsonl has fewer rows than its share of a batch; got 0",
         ),
-        (["training.group_by_length=true"], "a mix are not grouped by length"),
+        (["training.group_by_length=true"], "a mix cannot be grouped by length"),
     ],
 )
 def test_what_does_not_go_with_a_mix(folder, read, more, said, tmp_path):

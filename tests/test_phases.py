@@ -219,18 +219,18 @@ def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_p
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("intermediate={training.steps: 3}", "intermediate is the short form of two phases"),
+        ("intermediate={training.steps: 3}", "cannot have both phases and intermediate"),
         (
             "study.arms={a: {intermediate: {training.steps: 3}}}",
-            "intermediate is the short form of two phases",
+            "cannot have both phases and intermediate",
         ),
         (
             "study.arms={a: {phases.3.training.steps: 3}}",
-            "no such entry in the list, whose first entry is number 0; got 3; allowed: [0, 1, 2]",
+            "the list has no such entry (the first entry is 0); got 3; allowed: [0, 1, 2]",
         ),
         (
             "study.arms={a: {phases.last.training.steps: 3}}",
-            "first entry is number 0; got last; allowed: [0, 1, 2]",
+            "first entry is 0); got last; allowed: [0, 1, 2]",
         ),
         ("study.arms={a: {phases: []}}", "arm 'a': phases: the list is empty"),
     ],

@@ -456,9 +456,13 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         ("cannot choose between tokenizers", "tasks=[]", f"study.search={{{sizes}}}"),
         ("cannot choose between tokenizers", f"study.search={{{sizes}, by: held-out}}"),
         ("cannot choose between tokenizers", "tasks=[]", limits),
-        ("study.search chooses by dev rows", frozen, f"study.search={{{rates}}}"),
+        ("study.search compares dev scores", frozen, f"study.search={{{rates}}}"),
         # An arm without masks of its own would tie at every point.
-        ("cannot compare settings", "objective=clm", f"study.search={{{rates}, by: held-out}}"),
+        (
+            "needs held-out losses of arm",
+            "objective=clm",
+            f"study.search={{{rates}, by: held-out}}",
+        ),
     ):
         with pytest.raises(MaskwiseError, match=said):
             compare(recipe, more, tmp_path / "out")
@@ -671,7 +675,7 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
             "study.search={grid: {training.learning_rate: [1, 2]}, own: {a: 3}}",
             "study.search.own.a: not a grid; got 3",
         ),
-        ("study.search={grid: {training.learning_rate: [1]}}", "offers no choice"),
+        ("study.search={grid: {training.learning_rate: [1]}}", "has a single point"),
         ("study.search={grid: {training.learning_rate: 1}}", "allowed: a list"),
         ("study.search={grid: {evaluation.rows: [1, 2]}}", "cannot change evaluation.rows"),
         ("study.match=target", "targets"),

@@ -73,7 +73,8 @@ def test_a_study_makes_one_file_with_everything(folder):
     assert summary["headline"].split(":")[0] in page.replace("\u00a0", " ")
     # what an interval is of
     assert (
-        "holds for this corpus, these tasks" in page and "says nothing about other corpora" in page
+        "runs on this corpus, with these tasks" in page
+        and "say nothing about other corpora" in page
     )
     charts = specs_of(page)
     assert (
@@ -461,7 +462,7 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
     (line,) = content_of(folder)["forests"][0]["rows"]
     assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
     page = page_of(folder)
-    assert "follow earlier rules" in page and "suggests" in page
+    assert "follow the rules of an earlier version" in page and "suggests" in page
 
 
 # Several objectives

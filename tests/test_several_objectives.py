@@ -138,7 +138,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
                 "study.match=targets",
                 "study.arms={a: {}, b: {objectives: {cse: }}}",
             ],
-            "arm 'b' trains on several objectives, which are matched by steps; "
+            "arm 'b' has several objectives, and such arms can be matched by steps only; "
             "got study.match targets",
         ),
     ],
@@ -157,11 +157,11 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         ),
         (
             ["training.batch_size=7", "sampler=single(cse)"],
-            "and training.batch_size is too small or odd; got 7 rows per micro-batch; ",
+            "so training.batch_size must be even and large; got 7 rows per micro-batch; ",
         ),
         (
             ["training.batch_size=2"],
-            "arm 'cse': cse reads half of the rows twice, and training.batch_size is too",
+            "arm 'cse': cse reads half of the rows twice, so training.batch_size must be",
         ),
         (
             ["training.accumulate=4", "training.batch_size=8"],
@@ -268,7 +268,7 @@ def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
 
 
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="a sampler needs objectives, from which it chooses"):
+    with pytest.raises(MaskwiseError, match="a sampler needs objectives to choose from"):
         read_recipe(write_inputs(tmp_path), ["sampler=mometas"])
 
 

@@ -76,7 +76,7 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(recipe, tmp_path
         ("corpus.source=factworld", "an invented world cannot be a stream"),
         ("corpus.layers=[phrases]", "need the whole corpus"),
         ("corpus.layers=[frequency]", "need the whole corpus"),
-        ("training.group_by_length=true", "not grouped by length"),
+        ("training.group_by_length=true", "cannot be grouped by length"),
         ("corpus.source=nowhere", "does not exist"),
         ("corpus.text_field=body", "body"),
         ("training.batch_size=500", "the stream is smaller than one batch"),

@@ -207,7 +207,7 @@ def test_a_plan_runs_every_arm_before_the_second_of_any(recipe):
     assert shared(f"tasks=[{task}(train_rows=8)]") == {"prepare", "pretrain", "evaluate"}
     same = Stage.from_dict(json.loads(json.dumps(plan.stages()[-1].as_dict())))
     assert same.name == plan.stages()[-1].name
-    with pytest.raises(MaskwiseError, match="compares nothing"):
+    with pytest.raises(MaskwiseError, match="has no arms to compare"):
         make_plan(read_recipe(recipe, ["study.arms={}"]))
 
 

@@ -144,7 +144,7 @@ def test_the_page_says_what_the_policies_found(finished, tmp_path):
     assert "How much of oracle's gain do the other arms achieve?" in page
     assert "What the learned policies found" in page
     assert page.count("inner steps too large in 2 of 2") == 1
-    assert "stopped early" not in page and page.count("each the best of 3 tries") == 1
+    assert "stopped early" not in page and page.count("every policy is the best of 3 tries") == 1
 
 
 def test_the_text_is_masked_by_what_the_run_learned(finished, recipe):
@@ -288,7 +288,7 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path):
         lines = read_lines(out / facts["runs"]["0"] / "metrics.jsonl")
         last = [line for line in lines if line["kind"] == "train"][-1]
         assert set(last["probe_losses"]) == {"mlm", "atd", "rtd"} and last["probe_step"] == 8
-    assert "Which objective trained" in (out / "report.html").read_text()
+    assert "How often each objective was trained" in (out / "report.html").read_text()
 
 
 def test_samples_of_a_policy_that_learns_have_its_layers_and_last_weights(tmp_path):

@@ -269,7 +269,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     page = (out / "report.html").read_text()
     # it was overwritten, or fell
     assert maskwise("report", out) == 2 and (out / "report.html").read_text() == page
-    assert "a learned policy, which has a page of its own" in capsys.readouterr().err
+    assert "a learned policy, and its page exists already" in capsys.readouterr().err
     card = (out / "policy" / "README.md").read_text()
     assert "masking-policy" in card and "Heaviest words" in card and "exact_match" in card
     policy, salient = result["held_out"], result["held_out"]["salient"]
@@ -342,7 +342,7 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count(">before</div>") == page.count(">after</div>") > 0
     assert "gain" in result and "held_out" not in result
-    assert "<figcaption>agreement of the gradients" in page
+    assert "<figcaption>agreement of gradients" in page
 
     # Of several tries the best is kept, with its own measures; the first is the one that alone
     # would have been made.
@@ -351,7 +351,7 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     gains = [each["gain"] for each in kept["tries"]]
     told = ", ".join(f"{gain:.4f}" for gain in gains)
     page = (tmp_path / "tries/report.html").read_text()
-    assert f"The best of 3 tries; their gains on dev, in nats: {told}." in page
+    assert f"This policy is the best of 3 tries. Gains on dev, in nats: {told}." in page
     assert gains[0] == single["gain"] < max(gains) == kept["gain"] and len(set(gains)) == 3, gains
     of_best = tmp_path / "tries" / f"try-{gains.index(max(gains))}" / "metrics.jsonl"
     assert (tmp_path / "tries/metrics.jsonl").read_text() == of_best.read_text()

@@ -123,8 +123,8 @@ def test_the_recipe_says_what_each_arm_learned_from():
     one = "random: {}, from-jobs: {masking.policy: learned}"
     third = f"masking.policy: learned, learning.task: {json.dumps(recipe.tasks[2])}"
     for arms, said in (
-        (one, "needs two tasks or more"),
-        (f"{one}, from-causes: {{{third}}}", "each of the study's tasks"),
+        (one, "needs at least two tasks"),
+        (f"{one}, from-causes: {{{third}}}", "for every task an arm that learns"),
     ):
         with pytest.raises(MaskwiseError, match=said):
             learned_from(read_recipe(path, [f"study.arms={{{arms}}}"]))

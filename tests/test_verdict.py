@@ -457,8 +457,8 @@ def test_bad_records_are_told_in_one_line():
     ratios = [heldout_record("token-15", 0, "token", 4.0) | {"ratio": 0.4}]
     without = [r for r in good if (r["arm"], r.get("seed")) != ("token-30", 2)]
     cases = {
-        "lacks seeds": without,
-        "lacks seeds that its partner has": [r for r in good if r["arm"] != "token-30"],
+        "lacks a seed": without,
+        "lacks a seed that the other arm has": [r for r in good if r["arm"] != "token-30"],
         "not a finite number": [first | {"score": math.nan}, *good[1:]],
         "measured twice": [*good, first],
         "unknown arm in records 'x'": [first | {"arm": "x"}, *good],

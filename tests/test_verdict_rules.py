@@ -133,7 +133,7 @@ def test_the_pairs_of_a_study_with_a_gate():
     assert primary_pairs(study) == [("oracle", "random")] * 2
     assert primary_pairs(study | {"search": None}) == [("oracle", "random")]
     study |= {"contrasts": [("method", "no-pretraining")], "tasks": {}, "reference": None}
-    with pytest.raises(MaskwiseError, match="for which nothing is measured"):
+    with pytest.raises(MaskwiseError, match="which has no measured outcome"):
         primary_pairs(study)
 
 
@@ -193,7 +193,7 @@ def test_before_every_planned_replicate_is_there_nothing_is_tested():
         ({"gate": ["a", "a"]}, "study.gate must name two different arms"),
         (
             {"seeds": 8, "looks": [10, 20]},
-            "study.seeds is not one of .*got 8; allowed: \\[10, 20\\]",
+            "number of study.seeds is not in .*got 8; allowed: \\[10, 20\\]",
         ),
         ({"seeds": 10, "looks": [10]}, "study.looks; got"),
         ({"seeds": 10, "looks": [20, 10]}, "study.looks: .*numbers of runs"),

@@ -1,9 +1,9 @@
-"""The command line: each command is a function with typed arguments.
+"""The command line. Every command is a function with typed arguments.
 
-This module registers all commands, and answers bad input with an error of one line and exit code 2.
-``runs`` has the commands that write a folder, ``views`` has the commands that only read, and
-``terminal`` has their common options and output. A command imports the library only when it runs,
-so ``--help`` is quick.
+This module registers the commands. For bad input it prints a one-line error and exits with code 2.
+The module ``runs`` has the commands that write a folder, ``views`` has the commands that only read,
+and ``terminal`` has common options and output. Commands import the library when they run, so
+``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 FIRST_STEPS = {
-    'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "see what is masked, before any "
+    'maskwise inspect "Marie Curie was born in Warsaw in 1867."': "show masks, without any "
     "training",
-    "maskwise check my_texts.txt": "see what would be trained on your text, how long this takes, "
-    "and what to reconsider",
-    "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your own text and "
+    "maskwise check my_texts.txt": "show what a study would train on your text, how long it would "
+    "take, and warnings",
+    "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your text and your "
     "labels",
-    "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask; ends with a verdict "
+    "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask, and write a verdict "
     "and a page",
     "maskwise adapt bundled:encoder my_texts.txt --task my_labels.csv": "find out whether further "
     "training of a model helps",
-    "maskwise list recipes": "list recipes; or policies, schedules, objectives, tasks, …",
+    "maskwise list recipes": "list recipes; also policies, schedules, objectives, tasks, …",
 }
 
 
@@ -62,14 +62,14 @@ def begin(
         raise typer.Exit
     if context.invoked_subcommand is not None:
         return
-    say("maskwise compares ways to mask text, in pre-training and in further training.\n")
+    say("maskwise compares ways to mask text in pre-training and further training.\n")
     say("Where to begin", "bold")
     for command, purpose in FIRST_STEPS.items():
         say(f"  {command}", "cyan")
         out_console.print(Padding(Text(purpose, "dim"), (0, 0, 0, 6)))
-    # typer declares the context of any command, which may have no subcommands.
+    # typer's type of the context is that of any command, with or without subcommands.
     names = ", ".join(context.command.list_commands(context))  # type: ignore[attr-defined]
-    say(f"\nCommands: {names}. Each of them has --help.")
+    say(f"\nCommands: {names}. All commands have --help.")
 
 
 app.callback(invoke_without_command=True)(begin)
@@ -91,26 +91,29 @@ for command in (
 app.command("list")(views.list_names)
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""The operating system's errors when nothing more can be written."""
+"""Errors of the operating system for failed writes, such as on a full disk."""
 
 RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
-"""The commands that resume from their folder."""
+"""Commands that resume interrupted work."""
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, the same as in shells."""
+"""Exit code after Ctrl-C, as in shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run a command and exit.
 
-    The exit code is 2 for bad input (with an error of one line), 130 after Ctrl-C, 143 after
-    SIGTERM and 138 after SIGUSR1.
+    The exit code is 2 for bad input (with a one-line error), 130 after Ctrl-C, 143 after SIGTERM
+    and 138 after SIGUSR1.
+
+    Args:
+        arguments: the arguments of the command line; None for ``sys.argv``.
     """
     leave_when_asked()
-    # Print a warning as one line, without the line of code that raised it.
+    # Print warnings as one line, without the source line that raised them.
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The hub would print a line for each failed attempt.
+    # By default, huggingface_hub prints a line for every failed attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="maskwise")
@@ -132,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _let_go_of_stdout()
         _fail(f"{error.filename or 'the output could not be written'}: {error.strerror}")
     except Exception as error:
-        # Usage errors have this method. Their class cannot be named: typer does not export it.
+        # typer does not export the class of usage errors, which have this method.
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
@@ -144,13 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _kept(arguments: Sequence[str] | None) -> str:
-    """Describe what an interrupted command leaves behind, and how to resume it."""
+    """Return a sentence that says what an interrupted command saved, and how to continue."""
     if arguments is None:
         arguments = sys.argv[1:]
     again = shlex.join(["maskwise", *arguments])
     if not arguments or arguments[0] not in RESUMED or "--dry-run" in arguments:
         return f"nothing is left half-written; run the command again: {again}"
-    kept = "finished stages and saved states are kept, and the same command resumes from them"
+    kept = "finished stages and saved states are kept, and the same command resumes the work"
     # Under torchrun, the arguments are only a part of the command.
     if "WORLD_SIZE" not in os.environ:
         kept += f": {again}"
@@ -158,12 +161,12 @@ def _kept(arguments: Sequence[str] | None) -> str:
 
 
 def _let_go_of_stdout() -> None:
-    """Redirect stdout to the null device; otherwise Python flushes it at exit and fails again."""
+    """Redirect stdout to the null device, because Python flushes stdout at exit and would fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str) -> NoReturn:
-    # Under torchrun, only one process prints the error.
+    # Under torchrun, only rank 0 prints the error.
     if rank_here():
         sys.exit(2)
     say(f"maskwise: {' '.join(line.split())}", "red", to=err_console)

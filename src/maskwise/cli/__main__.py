@@ -1,4 +1,4 @@
-"""Makes ``python -m maskwise.cli`` work, which torchrun needs."""
+"""Entry point of ``python -m maskwise.cli``, which torchrun needs."""
 
 from __future__ import annotations
 

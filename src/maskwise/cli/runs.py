@@ -1,4 +1,4 @@
-"""Commands that write a folder, and can be resumed: study, adapt, pretrain, learn and others."""
+"""Commands that write a folder and can be resumed: study, adapt, pretrain, learn and others."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def study(
         bool,
         typer.Option(
             "--new",
-            help="Run nothing: write a recipe for a file of texts and files of labels, FILE "
+            help="Only write a recipe for a file with texts and files with labels: FILE "
             "[LABELS …].",
         ),
     ] = False,
@@ -68,30 +68,30 @@ def study(
     ] = 2,
     seeds: Annotated[
         str | None,
-        typer.Option(help="Run only these seeds: 100-105 or 100,103. Verdicts need all seeds."),
+        typer.Option(help="Run only some seeds: 100-105 or 100,103. Verdicts need all seeds."),
     ] = None,
     stages: Annotated[
         Path | None,
-        typer.Option(help="Folder of stages that studies share: common parts run only once."),
+        typer.Option(help="Folder of stages that studies share, to run common parts once."),
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Compare masking choices: arms x seeds x tasks, with verdicts and a report.
+    """Compare ways to mask: run all arms with all seeds, and write verdicts and a report.
 
-    The same command resumes an interrupted study. The exit code is 1 if any run failed.
+    The same command resumes an interrupted study. The exit code is 1 if a run failed.
     """
     changes = overrides or []
-    # With --new, the options for running a study would be ignored silently.
+    # Options for running a study have no effect with --new, so they are errors.
     if new:
         _refuse_options_of_a_run(context)
         write_new_recipe(recipe, changes)
         return
-    # `maskwise study training.steps=10` is the quick start with an override.
+    # `maskwise study training.steps=10` means the quick start with an override.
     if "=" in recipe and not Path(recipe).exists():
         changes = [recipe, *changes]
         recipe = "quick-start"
-    # Refuse a typo before the slow imports.
+    # Check the name of the recipe before slow imports.
     recipe_path(recipe)
     from maskwise import study as studies
     from maskwise.recipe import read_recipe
@@ -122,14 +122,14 @@ def study(
 
 
 def write_new_recipe(texts: str, tasks: list[str]) -> None:
-    """Write the recipe of ``maskwise study --new``, named after the file of texts.
+    """Write the recipe of ``maskwise study --new``, named after the file with texts.
 
     Raises:
-        MaskwiseError: a file cannot be read, or a recipe of that name exists already.
+        MaskwiseError: a file cannot be read, or a recipe with this name exists already.
     """
     if texts in shipped() and not Path(texts).exists():
         raise MaskwiseError(
-            "--new needs a file of texts",
+            "--new needs a file with texts",
             got=f"the recipe {texts}",
             do="maskwise study --new my_texts.txt my_labels.csv",
         )
@@ -140,7 +140,7 @@ def write_new_recipe(texts: str, tasks: list[str]) -> None:
     if target.exists():
         raise MaskwiseError(f"{target} exists already", do="move this file, or edit it by hand")
     write_whole(target, starter(texts, tasks))
-    # A name may contain spaces and brackets.
+    # The name may contain spaces and brackets.
     recipe = quote(str(target))
     say(f"wrote {target}")
     say(f"next: maskwise check {recipe}")
@@ -156,33 +156,33 @@ def adapt(
     overrides: Overrides = None,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="A file of labels to fine-tune on. May be repeated."),
+        typer.Option("--task", help="A file with labels to fine-tune on. May be repeated."),
     ] = None,
     arms: Annotated[
         str, typer.Option(help="Any of words-30, token-15, token-30, tsdae, separated by commas.")
     ] = "words-30",
     policy: Annotated[
         str | None,
-        typer.Option(help="A policy of maskwise learn: adds an arm that uses this policy."),
+        typer.Option(help="A policy from maskwise learn, for an additional arm."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the further training.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of further training.")] = 600,
     head_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps to train a new head, once for all runs; by default ≤ 600."),
+        typer.Option(min=1, help="Steps that train a new head, once for all runs. Default: ≤ 600."),
     ] = None,
     seeds: Annotated[
         str, typer.Option(help="Runs of each arm (at least 6 to decide), or their seeds: 6-57.")
     ] = "6",
-    limit: Annotated[str, typer.Option("--time", help="A limit: 2h, 90m or 1h30m.")] = "2h",
+    limit: Annotated[str, typer.Option("--time", help="Time limit: 2h, 90m or 1h30m.")] = "2h",
     out: Out = Path("runs/adapt"),
     jobs: Jobs = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train a real encoder further on your own text: does it help, by how much, at what cost?
+    """Train an encoder further on your text, and test whether this helps, and at what cost.
 
     The same command resumes an interrupted run. OUT/model is a folder for transformers, and
-    OUT/sentence-model a folder for sentence-transformers.
+    OUT/sentence-model is a folder for sentence-transformers.
     """
     from maskwise import study as studies
     from maskwise.study import adapt as steps_of
@@ -197,7 +197,7 @@ def adapt(
     def command(*changes: str, **options: object) -> str:
         return command_of(context, overrides=[*given, *changes], **options)
 
-    # A dry run must not overwrite the pairs of an earlier study.
+    # In a dry run, write pairs to a temporary folder, because an earlier study may need its pairs.
     with tempfile.TemporaryDirectory() as aside:
 
         def recipe_with(changes: list[str], steps: int) -> Recipe:
@@ -234,7 +234,7 @@ def adapt(
         print_json(plan)
     elif plan:
         console = err_console
-        # The plan is the result of a dry run, and belongs on stdout.
+        # The plan is the result of a dry run, so it is printed to stdout.
         if dry_run:
             print_plan(plan)
             console = out_console
@@ -266,7 +266,7 @@ def pretrain(
     out: Out = Path("runs/pretrain"),
     as_json: Json = False,
 ) -> None:
-    """Pre-train one model, also under torchrun. The checkpoint is a folder for transformers."""
+    """Pre-train one model, also with torchrun. The checkpoint is a folder for transformers."""
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain
@@ -274,7 +274,7 @@ def pretrain(
 
     result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
     leave()
-    if rank_here():  # rank 0 prints for all
+    if rank_here():  # only rank 0 prints
         return
     if as_json:
         print_json(result)
@@ -300,7 +300,7 @@ def finetune(
     out: Out = Path("runs/finetune"),
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a checkpoint on tasks, with several seeds each, and score it on the test sets."""
+    """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
     from maskwise.study.single import run_finetune
 
     results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
@@ -315,7 +315,7 @@ def finetune(
         chance = figure(majority, missing="–")
         items = str(line["test_items"])
         rows.append((line["task"], metric, figure(line["score"]), scores, chance, items))
-        # Accuracy is high without any learning if one label is frequent.
+        # If one label is frequent, accuracy is high without any learning.
         macro = line["others"].get("macro-f1")
         if macro is not None and accuracy_misleads(metric, majority):
             rows.append(("", "macro-f1", figure(macro), "", "", ""))
@@ -327,13 +327,13 @@ def finetune(
 
 def learn(
     recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe or a YAML file, with a learning section.")
+        str, typer.Argument(help="A shipped recipe or a YAML file with a learning section.")
     ],
     overrides: Overrides = None,
     out: Out = Path("runs/learn"),
     as_json: Json = False,
 ) -> None:
-    """Learn what to mask from a task, also under torchrun. To use the policy, write
+    """Learn from a task what to mask, also with torchrun. To use the policy, set
     masking.policy: learned("OUT/policy") in a recipe.
     """
     recipe_path(recipe)
@@ -370,16 +370,16 @@ def annotate(
     function: Annotated[
         list[str] | None,
         typer.Option(
-            help="Run your own code: module:function, or module:function(kind='weight'). "
+            help="Annotate with your code: module:function, or module:function(kind='weight'). "
             "May be repeated."
         ),
     ] = None,
     html: Page = None,
     as_json: Json = False,
 ) -> None:
-    """Annotate a corpus once with words, parts of speech, names, phrases, … for policies to read.
+    """Annotate a corpus with words, parts of speech, names, phrases, …, which policies can use.
 
-    The same command resumes an interrupted run and repeats nothing.
+    The same command resumes an interrupted run.
     """
     from maskwise.annotate.run import annotate_corpus, open_corpus
     from maskwise.annotate.store import Store
@@ -415,7 +415,7 @@ def annotate(
         if entry["notice"]:
             warn(f"{spec}: {entry['notice']}")
         for error, count in entry["failures"].items():
-            warn(f"{spec} failed on {count} texts, which lack its layers: {error}", "red")
+            warn(f"{spec} failed on {count} texts, so these texts lack its layers: {error}", "red")
     skipped = [f", skipped {count} × {reason}" for reason, count in summary["skipped"].items()]
     counts = f"{summary['documents']:,} documents, {summary['words']:,} words"
     say(f"{out}: {counts}{''.join(skipped)}")
@@ -428,7 +428,7 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
             raise MaskwiseError(
                 "study --new writes a recipe and runs nothing",
                 got=parameter.opts[0],
-                do="give this option when you run the study",
+                do="use this option when you run the study",
             )
 
 
@@ -441,7 +441,7 @@ def _seeds(text: str) -> list[int]:
             if not dash:
                 last = first
             span = range(int(first), int(last) + 1)
-            # No study needs more seeds, and a longer range would fill the memory.
+            # No study needs more seeds, and a very long range would exhaust the memory.
             if not 0 < len(span) <= MOST_SEEDS - len(seeds):
                 raise ValueError
             seeds.update(span)

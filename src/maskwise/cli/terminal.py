@@ -1,4 +1,4 @@
-"""Consoles, options, tables and JSON of all commands, and the printing of plans and verdicts."""
+"""Options and output that several commands share: consoles, tables, JSON, plans and verdicts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from maskwise.files import Contrast
 
 Facts: TypeAlias = dict[str, Any]
-"""A command's result, as JSON values."""
+"""The result of a command, as JSON values."""
 PIPE_WIDTH = 10_000
-# Users' texts are not markup, and figures are printed without colours.
+"""Width in characters of tables in pipes and files."""
+# Texts of users must not be parsed as markup, and numbers have no colours.
 PLAIN: Facts = {"markup": False, "emoji": False, "highlight": False}
 out_console = Console(**PLAIN)
 err_console = Console(stderr=True, **PLAIN)
 
 Out = Annotated[
-    Path, typer.Option("--out", help="Folder for all results. Give it again to resume a run.")
+    Path, typer.Option("--out", help="Folder for all results. Use the same folder to resume.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Overrides = Annotated[
@@ -39,20 +40,18 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Parallel processes; by default one per core or GPU.")
+    int | None, typer.Option(min=1, help="Parallel processes. Default: one per core or GPU.")
 ]
 Engine = Annotated[str, typer.Option(help="Where to run: local, or ray (on a cluster).")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would run and for how long; write nothing.")
+    bool, typer.Option("--dry-run", help="Print what would run and how long; write nothing.")
 ]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
-TextField = Annotated[str, typer.Option(help="The field that holds the text.")]
+TextField = Annotated[str, typer.Option(help="The field that contains the text.")]
 
 
 def command_of(context: typer.Context, **changes: object) -> str:
-    """Write out the command that was given, with changed parameters, but without flags and
-    defaults.
-    """
+    """Return the user's command line with changed parameters, without flags and defaults."""
     words = context.command_path.split()
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -76,12 +75,12 @@ def was_given(context: typer.Context, name: str) -> bool:
 
 
 def print_json(value: object) -> None:
-    # rich would break and colour lines.
+    # rich would wrap and colour lines.
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def say(text: str, style: str = "", *, to: Console | None = None) -> None:
-    """Print a line unchanged, without breaking it."""
+    """Print a line without wrapping it."""
     (to or out_console).print(text, style=style, soft_wrap=True)
 
 
@@ -90,11 +89,11 @@ def warn(text: str, style: str = "yellow") -> None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table without ruled lines."""
+    """Print a table without borders."""
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*row)
-    # A file or a pipe has no width, so no cell is cut.
+    # A file or a pipe has no width, so cells are not truncated.
     console = out_console
     if not console.is_terminal:
         console = Console(width=PIPE_WIDTH, **PLAIN)
@@ -113,7 +112,7 @@ def has_colours() -> bool:
 
 
 def print_plan(plan: Facts) -> None:
-    """Print a dry run: each kind of stage, the cost of each training phase, and the total time."""
+    """Print a dry run: stages by kind, costs of training phases, and the total time."""
     from maskwise.study.statistics import prospect_lines
 
     stages = []
@@ -145,7 +144,7 @@ def print_plan(plan: Facts) -> None:
     left = f"about {duration(plan['seconds'])}"
     if plan["seconds"] is None:
         kinds = ", ".join(plan["unknown"])
-        left = f"time unknown: no similar {kinds} was timed here yet; maskwise check does this"
+        left = f"time unknown, because no similar {kinds} was timed here; run maskwise check"
     say(f"With {plan['jobs']} at once: {left}. Nothing was written.")
 
 
@@ -158,17 +157,17 @@ COLOURS = {
 
 
 def print_verdicts(summary: Facts) -> None:
-    """Print the primary contrasts, the headline, the flags and the advice of a summary."""
+    """Print the primary contrasts, headline, flags and advice of a summary."""
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
         heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
         print_table(heads, map(_cells, rows))
     say(summary["headline"], "bold")
-    # A flag of several rows is printed only once, with the arms of these rows.
+    # A flag on several rows is printed once, with the arms of these rows.
     arms_of: dict[str, dict[str, None]] = {}
     for row in rows:
         for flag in row["flags"]:
-            # This flag is raised for nearly every task, and its numbers are on the page.
+            # The flag "items" is raised for nearly all tasks, and the page shows its numbers.
             if flag["code"] != "items":
                 arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
     all_arms = {row["arm"] for row in rows}
@@ -186,7 +185,7 @@ def _cells(row: Contrast) -> list[str | Text]:
     from maskwise.estimates import shown
     from maskwise.study.verdict.words import outcome_words
 
-    # The page uses the same units.
+    # Amounts have the same units as on the page.
     amount = shown(row)
     mean = amount.figure()
     if mean:
@@ -205,7 +204,7 @@ def _cells(row: Contrast) -> list[str | Text]:
         verdict = f"worse ({verdict})"
     if row["verdict"] != "not comparable":
         verdict += f", {row['scope']}"
-    # The words begin with "on" or "in", which is superfluous under this column head.
+    # Remove the preposition: the column shows "the tasks" and not "on the tasks".
     outcome = outcome_words(row["outcome"]).partition(" ")[2]
     if row.get("gate"):
         verdict += ", gate"
@@ -214,7 +213,7 @@ def _cells(row: Contrast) -> list[str | Text]:
 
 
 def short(number: float) -> str:
-    """Format a count with three digits.
+    """Format a count with three significant digits.
 
     >>> short(538_000), short(1.72e12), short(12)
     ('538 k', '1.72 T', '12')
@@ -226,14 +225,14 @@ def short(number: float) -> str:
 
 
 def time_limit(text: str) -> float:
-    """Convert a duration such as 2h, 90m or 1h30m to seconds; a number alone means minutes."""
+    """Convert a duration such as 2h, 90m or 1h30m to seconds; a bare number means minutes."""
     import pandas as pd
 
     try:
         seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
     except ValueError:
         seconds = 0.0
-    # This form also refuses NaT, for which every comparison is false.
+    # Written with ``not``, this also rejects NaT, for which all comparisons are false.
     if not seconds >= 60:
         raise MaskwiseError(
             "--time must be a duration",
@@ -244,26 +243,26 @@ def time_limit(text: str) -> float:
 
 
 def plan_lines(plan: Facts, limit: str) -> list[str]:
-    """Describe a plan of adapt: its time, its memory, the rows that are cut, and a smaller plan."""
+    """Return sentences about a plan of adapt: time, memory, truncated rows, a smaller plan."""
     if plan["seconds"] is None:
         return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
     minutes = math.ceil(plan["seconds"] / 60)
-    total = f"about {minutes} min in all, {plan['jobs']} stages at once"
+    total = f"about {minutes} min in total, with {plan['jobs']} stages at once"
     lines = [f"Time: {total}; memory: {plan['memory_gib'] or 0.0:.1f} GiB per stage."]
     for task, share in plan["cut"].items():
         if share:
             rows = f"{share:.1%} of the rows of {task}"
-            lines.append(f"{rows} have more than {plan['max_length']} tokens and are cut.")
+            lines.append(f"{rows} have more than {plan['max_length']} tokens and are truncated.")
     if "smaller" not in plan:
         return lines
-    over = f"That is more than --time {limit}"
+    over = f"This exceeds --time {limit}"
     smaller = plan["smaller"]
     if smaller is None:
         rows = "the labelled rows: --task 'FILE(train_rows=100)'"
         do = f"Lower --steps, --head-steps, corpus.length or {rows}."
-        return [*lines, f"{over}, and nothing smaller fits. {do}"]
+        return [*lines, f"{over}, and even the smallest study does. {do}"]
     minutes = math.ceil(smaller["seconds"] / 60)
-    return [*lines, f"{over}. This takes about {minutes} min:", smaller["command"]]
+    return [*lines, f"{over}. The next command takes about {minutes} min:", smaller["command"]]
 
 
 def require_time(plan: Facts, limit: str) -> None:
@@ -273,12 +272,12 @@ def require_time(plan: Facts, limit: str) -> None:
             "the study takes longer than --time",
             got=duration(plan["seconds"]),
             allowed=limit,
-            do="use a smaller plan, or leave out --time",
+            do="use a smaller plan, or remove --time",
         )
 
 
 def print_outlook(facts: Facts) -> None:
-    """Print the text, the tasks, the model, each arm's targets, the time, and the warnings."""
+    """Print the outlook of a study: text, tasks, model, targets of arms, time and warnings."""
     print_table(("", ""), ((Text(name, "bold"), line) for name, line in facts["lines"]))
     if facts["arms"]:
         say("")
@@ -297,11 +296,11 @@ def print_outlook(facts: Facts) -> None:
 
 
 HARDLY_MORE = 1.1
-"""A policy is suspect unless labelled words have more weight than this multiple of their share."""
+"""A warning is printed if the weight of labelled words is at most this multiple of their share."""
 
 
 def print_policy(result: Facts) -> None:
-    """Print the figures of a learned policy, and warnings about the policy."""
+    """Print the measures of a learned policy, and warnings."""
     held_out = result.get("held_out") or {}
     salient = held_out.get("salient", {})
     figures = {**held_out, GAIN: result.get("gain")}
@@ -313,15 +312,15 @@ def print_policy(result: Facts) -> None:
     print_table(("on held-out texts", "policy", "salient spans"), rows)
     for reason, count in result.get("left_out", {}).items():
         warn(f"{count} {reason}")
-    # A policy that hardly prefers answers to other words has learned nothing.
+    # A policy with nearly equal weights has learned nothing.
     weight = held_out.get("weight_on_labels", 1.0)
     even = held_out.get("labelled_words", 0.0)
     if result.get("gain", 1) <= 0 or weight <= HARDLY_MORE * even:
-        warn("these figures are hardly better than those of equal weights: is the policy useless?")
+        warn("the policy is hardly better than equal weights and may be useless")
     if result.get("stopped"):
-        kept = f"the policy from step {result['best_step']} is kept"
+        kept = f"the saved policy is from step {result['best_step']}"
         warn(f"learning stopped early: {result['stopped']}; {kept}")
     if result.get("overshoot"):
-        do = "lower this rate under learning.meta, or the policy may learn something else"
+        do = "lower this rate in learning.meta; otherwise the policy may not learn the task"
         warn(f"{result['overshoot']}: {do}")
     say(f"Policy: {result['policy']}   Page: {result['report']}  ({result['seconds']:.0f} s)")

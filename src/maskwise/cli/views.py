@@ -1,5 +1,5 @@
-"""The commands that only read, and write at most a page: check, evaluate, generate, inspect,
-report, bench, list.
+"""Commands that only read, and write at most a page: check, evaluate, generate, inspect, report,
+bench, list.
 """
 
 from __future__ import annotations
@@ -38,24 +38,23 @@ def check(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|FILE", help="A recipe, a file or folder of texts, or a file of labels."
+            metavar="RECIPE|FILE", help="A recipe, a file or folder of texts, or labels."
         ),
     ],
     overrides: Overrides = None,
     timing: Annotated[
         bool,
-        typer.Option(help="Time a few real steps, unless similar ones were timed here before."),
+        typer.Option(help="Time a few steps, unless similar steps were timed here before."),
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe would train, how long it takes, and what to reconsider. Nothing is
-    written.
+    """Show what a recipe would train, how long this takes, and warnings. Nothing is written.
 
-    A file of texts or of labels is checked with the recipe that `maskwise study --new` would write
-    for this file.
+    For a file with texts or labels, the command checks the recipe that `maskwise study --new` would
+    write for this file.
     """
     if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
-        # Refuse a typo before the slow imports.
+        # Check the name of the recipe before slow imports.
         recipe_path(subject)
     from maskwise.study.forecast import outlook_of
 
@@ -74,10 +73,10 @@ def evaluate(
         str,
         typer.Option(
             "--with",
-            help="pairs:FILE, cloze:FILE (with options: cloze:FILE(items=500)), "
-            "pseudo-perplexity[:ROWS], "
-            "bound[:DRAWS] (of masked diffusion), heldout; separated by commas. "
-            "pairs:bundled:pairs ships with the package.",
+            help="Measures, separated by commas: pairs:FILE, cloze:FILE (with options: "
+            "cloze:FILE(items=500)), pseudo-perplexity[:ROWS], "
+            "bound[:DRAWS] (of masked diffusion), heldout. "
+            "pairs:bundled:pairs is part of the package.",
         ),
     ] = "",
     text: Annotated[
@@ -131,22 +130,22 @@ def generate(
         int, typer.Option(min=0, help="Tokens to write after a prompt without gaps.")
     ] = 32,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps; by default as many as tokens to write.")
+        int | None, typer.Option(min=1, help="Steps. Default: one per token to write.")
     ] = None,
     order: Annotated[
         str, typer.Option(help="Order in which gaps are filled: confidence, random or block.")
     ] = "confidence",
     temperature: Annotated[
-        float, typer.Option(help="Sampling temperature; 0 always takes the likeliest token.")
+        float, typer.Option(help="Sampling temperature; 0 for the most likely token.")
     ] = 1.0,
     block: Annotated[int, typer.Option(min=1, help="Tokens per block, for --order block.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed for drawing tokens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling tokens.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write text by masked diffusion: the model fills gaps step by step, and the terminal shows
-    each step.
+    """Write text by masked diffusion. The model fills gaps step by step, and the terminal shows
+    every step.
 
-    The model is one that the diffusion objective has trained, or any other encoder with a
+    The model may be trained with the diffusion objective, or may be any other encoder with a
     masked-language-model head.
     """
     from rich.live import Live
@@ -164,7 +163,7 @@ def generate(
         block=block,
         seed=seed,
     )
-    # In a pipe only the final text is useful.
+    # In a pipe, only the final text is useful.
     if out_console.is_terminal and not as_json:
         with Live(console=out_console, refresh_per_second=12) as live:
             for stage in stages:
@@ -186,19 +185,23 @@ def inspect(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="One or more policies, separated by commas; by default token,whole-word, or "
-            "token,span(over='token') for sequences."
+            help="One or more policies, separated by commas. Default: token,whole-word; for "
+            "sequences token,span(over='token')."
         ),
     ] = None,
     ratio: Annotated[
         str, typer.Option(help="A number, or a schedule such as linear(0.3, 0.15).")
     ] = "0.15",
-    budget: Annotated[str, typer.Option(help="expected, exact or bernoulli.")] = "expected",
-    corruption: Annotated[str, typer.Option(help="How chosen tokens are replaced.")] = "bert",
-    fill: Annotated[str, typer.Option(help="none, random or skip-row.")] = "none",
+    budget: Annotated[
+        str, typer.Option(help="Budget of masked tokens: expected, exact or bernoulli.")
+    ] = "expected",
+    corruption: Annotated[str, typer.Option(help="How selected tokens are replaced.")] = "bert",
+    fill: Annotated[
+        str, typer.Option(help="Use of a budget that units leave: none, random or skip-row.")
+    ] = "none",
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="A folder or hub id; by default a small bundled tokenizer."),
+        typer.Option(help="A folder or hub id. Default: a small bundled tokenizer."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for the masks.")] = 0,
     step: Annotated[int, typer.Option(help="Step in the schedule.")] = 0,
@@ -206,7 +209,7 @@ def inspect(
     html: Page = None,
     as_json: Json = False,
 ) -> None:
-    """See the masks: the same text under one or more policies."""
+    """Show how one or more policies mask a text."""
     from maskwise.inspection import inspect_text, render_masks, write_masks
     from maskwise.text.tokenizers import LETTERS, usual_tokenizer
 
@@ -236,17 +239,17 @@ def inspect(
 def report(
     folder: Annotated[Path, typer.Argument(help="A study or pre-training folder.")],
     other: Annotated[
-        Path | None, typer.Argument(help="Another study: both are compared, side by side.")
+        Path | None, typer.Argument(help="Another study to compare with the first one.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Where to write the page; by default FOLDER/report.html.")
+        Path | None, typer.Option(help="Path of the page. Default: FOLDER/report.html.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the page of a study (or of one run) again, from its files.
+    """Write the page of a study or a run again, from the files in its folder.
 
-    --json prints the verdicts with all reasons instead; --json with --html does both. With two
-    studies, FOLDER OTHER, the page OTHER/compared.html shows how their recipes and results differ.
+    --json prints the verdicts with all reasons and writes no page; --json with --html does both.
+    With two studies, the page OTHER/compared.html shows differences in their recipes and results.
     """
     from maskwise.report import compare_studies, summary_of, write_comparison, write_report
 
@@ -264,14 +267,15 @@ def report(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="mask.")] = "mask", as_json: Json = False
+    name: Annotated[str, typer.Argument(help="The benchmark: mask.")] = "mask",
+    as_json: Json = False,
 ) -> None:
     """Compare the speed of masking with transformers' collator, in one run on this machine."""
-    # Earlier versions also had the benchmark "train".
+    # Earlier versions also had a benchmark called "train".
     if name == "train":
         raise MaskwiseError(
             "bench train is no longer part of the package",
-            do="in a checkout of the project: python benchmarks/train.py",
+            do="run it in a checkout of the project: python benchmarks/train.py",
         )
     require_known("bench", name, ["mask"])
     from maskwise.bench import bench_mask, render_mask
@@ -294,7 +298,7 @@ TABLES = {
     "cards": "maskwise.tasks:CARDS",
     "recipes": "maskwise.folders:shipped",
 }
-"""The module and the table of each list."""
+"""Module and table of every list."""
 
 
 EXAMPLES = {
@@ -308,7 +312,7 @@ EXAMPLES = {
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
     "recipes": "maskwise study {call} --out runs/{call}",
 }
-"""An example of how to use a member of each list; {call} is its name, with required arguments."""
+"""Usage examples for every list; {call} is a name with its required arguments."""
 
 REQUIRED = {
     "start": "0.3",
@@ -338,10 +342,10 @@ REQUIRED = {
     "shares": "2, 1",
     "until": "'?'",
 }
-"""Values for required arguments in examples."""
+"""Values of required arguments in examples."""
 
 INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
-"""Arguments that a study passes, and that recipes cannot set."""
+"""Arguments that the package passes itself, and that recipes cannot set."""
 
 
 def list_names(
@@ -363,7 +367,7 @@ def list_names(
 
 
 def names_in(what: str) -> dict[str, Any]:
-    """The members of a list, keyed by name."""
+    """Return the members of a list, keyed by name."""
     module, _, name = TABLES[what].partition(":")
     table = getattr(importlib.import_module(module), name)
     if callable(table):
@@ -372,7 +376,7 @@ def names_in(what: str) -> dict[str, Any]:
 
 
 def describe_table(what: str) -> list[dict[str, str]]:
-    """Return the name, the arguments, a sentence and an example for every member of a list."""
+    """Return name, arguments, description and example of every member of a list."""
     rows = []
     for name, member in names_in(what).items():
         call = name
@@ -382,7 +386,7 @@ def describe_table(what: str) -> list[dict[str, str]]:
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
         elif what == "recipes":
-            # Every recipe begins with a comment that describes it, and parsing the YAML is slow.
+            # Recipes begin with a comment that describes them. Parsing the YAML would be slow.
             lines = member.read_text(encoding="utf-8").splitlines()
             comment = takewhile(lambda line: line.startswith("#"), lines)
             line = _sentence(" ".join(text.lstrip("# ") for text in comment))

@@ -1,9 +1,9 @@
-"""Recipes: YAML, validated by pydantic, with ``key=value`` overrides.
+"""Recipes: YAML files with all settings of a study, validated by pydantic.
 
-A recipe combines the settings of all parts of the package below ``study``. It defines what a study
-varies (``study.arms``: overrides of settings) and what all arms share, and may extend another
-recipe (``extends``). The error for an unknown key suggests the most similar known key. Every name
-is looked up when the recipe is read, so no run can fail after an hour because of a typo.
+A recipe contains the settings that all arms share, and the settings that a study varies
+(``study.arms``). It may extend another recipe (``extends``), and ``key=value`` overrides change
+single settings. All names are checked when a recipe is read, so a typo cannot make a run fail after
+an hour. The error for an unknown name suggests the most similar known name.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ FORMER: Mapping[str, Plain] = {
         "finetune": {**FinetuneSettings().model_dump(mode="json"), "patience": None},
     },
 }
-"""Settings that no longer exist, with their defaults, for each section."""
+"""Removed settings and their defaults, keyed by section."""
 
 
 def without_former(settings: Plain, section: str = "") -> Plain:
-    """Copy settings without those that no longer exist and have their defaults.
+    """Return a copy of settings without removed settings that have their defaults.
 
-    Earlier versions wrote all settings into ``recipe.yaml``, so their runs can be resumed.
+    Older versions wrote all settings into ``recipe.yaml``, and their runs can still be resumed.
 
     >>> without_former({"training": {"steps": 9, "keep_best": False}, "study.noise": None})
     {'training': {'steps': 9}}
     """
     kept: Plain = {}
     for key, value in settings.items():
-        # Arms and phases may have dotted names.
+        # Arms and phases may contain dotted names.
         *outer, name = [section, *str(key).split(".")]
         former = FORMER.get(outer[-1], {})
         if name not in former or value != former[name]:
@@ -86,7 +86,7 @@ def _current(value: object, section: str = "") -> object:
 
 
 def with_former(settings: Plain, section: str) -> Plain:
-    """The inverse of ``without_former``: the settings of a section as stages are named after.
+    """Add removed settings with their defaults, for stage names (inverse of ``without_former``).
 
     >>> with_former({"seeds": 3}, "finetune")
     {'seeds': 3, 'patience': None}
@@ -100,15 +100,15 @@ def with_former(settings: Plain, section: str) -> Plain:
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe, apply overrides, and validate the whole recipe and each of its arms.
+    """Read a recipe, apply overrides, and validate the recipe and all arms.
 
     Args:
         source: the name of a shipped recipe, or the path of a file.
-        overrides: settings to change, each written as ``key=value``.
+        overrides: settings to change, as ``key=value``.
 
     Raises:
-        MaskwiseError: the recipe does not exist, is not YAML, has an unknown key or name, or has a
-            value out of range.
+        MaskwiseError: the recipe does not exist, is not valid YAML, has an unknown key or name, or
+            has a value out of range.
 
     >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
     10
@@ -122,10 +122,10 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
-    """Apply ``key=value`` overrides to nested settings; an override can also leave out arms.
+    """Apply ``key=value`` overrides to nested settings, in place.
 
-    ``study.arms.tsdae=null`` leaves out one arm, and ``study.arms=a,b`` leaves out all arms but a
-    and b. Settings that name a missing arm, such as contrasts and the gate, are then dropped.
+    ``study.arms.NAME=null`` removes an arm, and ``study.arms=a,b`` removes all arms except a and b.
+    Contrasts, gates and other settings that name a removed arm are removed, too.
 
     Raises:
         MaskwiseError: an override has no key or value, or names an unknown arm.
@@ -145,7 +145,9 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             key = "study.arms"
             value = [name for name in known if name != arm]
             if not value:
-                raise MaskwiseError("no arm is left", got=f"study.arms.{arm}=null", do="keep one")
+                raise MaskwiseError(
+                    "no arm is left", got=f"study.arms.{arm}=null", do="keep at least one arm"
+                )
         if key == "study.arms" and known and isinstance(value, str | list):
             names = value
             if isinstance(names, str):
@@ -153,7 +155,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             _require_arms(names, known)
             value = {name: changes for name, changes in known.items() if name in names}
         put(settings, key, value)
-    # Other settings of the file may name arms that were dropped.
+    # Other settings may name arms that were removed.
     if _arms(settings).keys() != old_arms.keys():
         _follow_arms(settings["study"], old=old_arms.keys(), overridden=changes.keys())
 
@@ -161,12 +163,12 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
 def _require_arms(names: Iterable[str], known: Plain) -> None:
     for name in names:
         if name not in known:
-            do = "to add an arm, name what it changes: study.arms.NAME='{masking.ratio: 0.3}'"
+            do = "to add an arm, give its settings: study.arms.NAME='{masking.ratio: 0.3}'"
             raise unknown_name("arm in study.arms", name, known, do=do)
 
 
 def _arms(settings: Plain) -> Plain:
-    """Return the arms; an empty dict if the settings are malformed."""
+    """Return the arms in nested settings; an empty dict if the settings are malformed."""
     study = settings.get("study")
     if isinstance(study, dict) and isinstance(study.get("arms"), dict):
         return study["arms"]
@@ -174,8 +176,12 @@ def _arms(settings: Plain) -> Plain:
 
 
 def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[str]) -> None:
-    """Drop settings that name a missing arm; if arms were added, also drop settings that may not
-    fit the new arms.
+    """Remove settings that name a removed arm, or that may not fit an added arm.
+
+    Args:
+        study: the study settings, with the new arms.
+        old: the names of the arms before overrides.
+        overridden: the names of overridden settings, which are not removed.
     """
     arms = _arms({"study": study})
     gone = {*old} - {*arms}
@@ -186,20 +192,20 @@ def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[s
     for key in ("baseline", "gate", "share", "contrasts", "outcome", "transfer"):
         if f"study.{key}" in overridden:
             continue
-        # A loss, for example, may not be comparable between arms with different units.
+        # A new arm may, for example, mask other units, and its loss may not be comparable.
         if added and key in ("contrasts", "outcome", "transfer"):
             study.pop(key, None)
         else:
             study[key] = _without(study.get(key), gone)
-            # If no contrasts are given, every arm is compared with the baseline.
+            # Without contrasts, every arm is compared with the baseline.
             if study[key] in (None, []):
                 del study[key]
 
 
 def _without(setting: object, gone: set[str]) -> object:
-    """Return a setting without the pairs that contain an arm that is gone.
+    """Remove pairs with a removed arm from a setting.
 
-    None if the setting itself is such an arm or pair.
+    The result is None if the setting is a removed arm, or a pair with a removed arm.
     """
     if isinstance(setting, dict):
         kept = {key: _without(value, gone) for key, value in setting.items()}
@@ -218,30 +224,30 @@ def _without(setting: object, gone: set[str]) -> object:
 
 
 def _check_arm(recipe: Recipe, name: str) -> None:
-    """Validate an arm at every point of the search, and check that it has an outcome."""
+    """Validate an arm at every point of the search grid, and check that it has an outcome."""
     match = recipe.study.match
     for point in recipe.study.points_of(name):
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
             raise MaskwiseError(
-                f"arm {name!r} trains on several objectives, which are matched by steps",
+                f"arm {name!r} has several objectives, and such arms can be matched by steps only",
                 got=f"study.match {match}",
             )
-    # A grid does not change the kinds of masks, so it is enough to check the last point.
+    # All points of a grid have the same kinds of masks, so the last point is enough.
     kinds = set()
     for link in links:
         kinds |= {kind.split()[0] for kind in link.judged_on()}
     masks = links[-1].evaluation.masks
     if not recipe.tasks and not kinds & set(masks):
         raise MaskwiseError(
-            f"arm {name!r} is not measured: no tasks, and no held-out masks of the arm's kind",
+            f"arm {name!r} has no outcome: there are no tasks, and no held-out masks of its kind",
             got=f"evaluation.masks {list(masks)}",
             allowed=" or ".join(sorted(kinds)) or "tasks",
         )
 
 
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
-    """Read the settings of a file, merged into those of the recipe that it extends."""
+    """Read the settings of a file, merged into the settings of the recipe that it extends."""
     path = recipe_path(source)
     chain = (*extending, path.resolve())
     if path.resolve() in extending:
@@ -257,14 +263,14 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
             f"{path} is not a recipe",
             got=got,
             allowed="keys and values",
-            do="write settings into the file, or name a shipped recipe: maskwise list recipes",
+            do="add settings to the file, or name a shipped recipe: maskwise list recipes",
         )
     try:
         settings = without_former(settings)
     except RecursionError:
-        # An alias may refer to the settings that contain it.
+        # In YAML, an alias may refer to the settings that contain it.
         raise MaskwiseError(
-            f"{path}: settings are nested too deeply", do="write fewer levels"
+            f"{path}: settings are nested too deeply", do="use fewer levels"
         ) from None
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
@@ -291,14 +297,14 @@ def _read(path: Path) -> object:
     except yaml.YAMLError as error:
         got = str(error)
         do = None
-        # Errors about characters that YAML does not allow have no position.
+        # Errors about forbidden characters have no position.
         if isinstance(error, yaml.MarkedYAMLError):
-            # Some errors have only the position where the surrounding block begins.
+            # Some errors only have the position of the surrounding block.
             mark = error.problem_mark or error.context_mark
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"
             if "'\\t'" in got:
-                do = "replace the tabs with spaces: YAML is indented only with spaces"
+                do = "replace tabs with spaces, because YAML allows only spaces for indentation"
         if path.suffix not in (".yaml", ".yml"):
-            do = f"to write a recipe for a file of texts: maskwise study --new {path}"
+            do = f"to write a recipe for a file with texts: maskwise study --new {path}"
         raise MaskwiseError(f"{path} is not valid YAML", got=got, do=do) from None

@@ -1,4 +1,4 @@
-"""The study part of a recipe: arms, runs and contrasts, and the rules of a fair comparison."""
+"""The study section of a recipe: arms, runs, contrasts and the rules of a fair comparison."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from maskwise.recipe.overrides import Plain
 from maskwise.specs import leaves
 
 MOST_SEEDS = 1000
-"""Limit on runs per arm, because a plan lists every stage of every run."""
+"""Maximum number of runs per arm. A plan holds all stages of all runs in memory."""
 
 Pair = tuple[str, str]
-"""An arm and its baseline."""
+"""The names of an arm and its baseline."""
 
 
 class Settings(BaseModel):
-    """Settings that refuse unknown keys and never change."""
+    """Immutable settings without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _dotted(grid: object) -> object:
-    """Flatten a grid, or each of its points, to dotted names."""
+    """Flatten a grid, or a list of points, to dotted names."""
     if isinstance(grid, Mapping):
         return dict(leaves(grid))
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
         return [dict(leaves(point)) for point in grid]
-    raise MaskwiseError("not a grid", got=grid, allowed="a list per setting, or a list of points")
+    raise MaskwiseError("not a grid", got=grid, allowed="lists of values, or a list of points")
 
 
 Values = Annotated[tuple[object, ...], Field(min_length=1)]
@@ -48,7 +48,7 @@ Grid = Annotated[dict[str, Values] | tuple[Plain, ...], BeforeValidator(_dotted)
 
 
 def _points(grid: Grid) -> list[Plain]:
-    """Return the points of a grid, each as a dict that maps dotted names to values."""
+    """List the points of a grid as dicts of settings, keyed by dotted name."""
     if isinstance(grid, tuple):
         return [dict(point) for point in grid]
     points = []
@@ -58,7 +58,8 @@ def _points(grid: Grid) -> list[Plain]:
 
 
 class SearchSettings(Settings):
-    """A grid from which each seed chooses settings for each arm, using runs that are not reported.
+    """A grid of settings. For every seed and arm, search runs choose a point; only fresh runs at
+    the chosen points are compared.
 
     >>> grid = {"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}
     >>> len(SearchSettings(grid=grid).points)
@@ -66,30 +67,30 @@ class SearchSettings(Settings):
     """
 
     grid: Grid
-    """A list of values for each setting, of which all combinations are tried; or a list of points,
-    each a dict of settings."""
+    """Lists of values, keyed by setting, to try all combinations; or a list of points, which are
+    dicts of settings."""
     by: Literal["dev", "held-out"] | None = None
     """The criterion of the choice. ``dev``: scores on the tasks' dev rows. ``held-out``: loss on
-    the arm's kind of mask. If null, ``dev`` if there are tasks, else ``held-out``."""
+    the arm's kind of mask. null: ``dev`` with tasks, ``held-out`` without tasks."""
     own: dict[str, Grid] = {}
-    """Additional grids for single arms, for example of fixed shares; each is combined with the
-    common grid."""
+    """Additional grids for single arms, such as shares of objectives. All combinations with the
+    common grid are tried."""
 
     @model_validator(mode="after")
     def _offers_a_choice(self) -> SearchSettings:
         if len(self.points) < 2:
             raise MaskwiseError(
-                "study.search.grid offers no choice", got=self.grid, allowed="≥ 2 points"
+                "study.search.grid has a single point", got=self.grid, allowed="≥ 2 points"
             )
         return self
 
     @property
     def points(self) -> list[Plain]:
-        """The points of the common grid. If several points tie, the first one is chosen."""
+        """The points of the common grid. The first point wins ties."""
         return _points(self.grid)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """Return the points tried for an arm: each common point with each point of the arm's grid.
+        """List the points for an arm: all combinations of the common grid and the arm's grid.
 
         >>> own = {"shares": {"sampler": ["shares(1, 3)", "shares(3, 1)"]}}
         >>> search = SearchSettings(grid={"training.learning_rate": [1e-3, 2e-3]}, own=own)
@@ -103,22 +104,22 @@ class SearchSettings(Settings):
 
 
 class GateSettings(Settings):
-    """A positive control: a difference that must be found before other contrasts are tested.
+    """A positive control: a contrast that must be decided before other contrasts are tested.
 
     >>> GateSettings(contrast=("oracle", "random")).closes is None
     True
     """
 
     contrast: Pair
-    """[oracle, baseline]: the arm that must win and the arm that it must beat. No search chooses
-    their settings."""
+    """[oracle, baseline]: the arm that must win and the arm that must lose. Both use the settings
+    in the recipe, without a search."""
     closes: tuple[Pair, ...] | None = None
-    """The primary contrasts that are not tested unless the oracle wins; null means all of them."""
+    """The primary contrasts that are tested only if the oracle wins; null for all."""
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise MaskwiseError("the seeds of a study must differ", got=list(seeds))
+        raise MaskwiseError("the seeds of a study must be distinct", got=list(seeds))
     return seeds
 
 
@@ -146,68 +147,68 @@ class StudySettings(Settings):
     """The arms, runs and contrasts of a study, and the rules of a fair comparison."""
 
     arms: dict[str, Plain] = {}
-    """For each arm, by its name, overrides of settings, such as ``{masking.ratio: 0.30}``."""
+    """The settings that arms change, keyed by arm, such as ``{masking.ratio: 0.30}``."""
     baseline: str | None = None
-    """The arm with which the other arms are compared; if null, the first arm."""
+    """The arm that other arms are compared with; null for the first arm."""
     seeds: Count | Seeds = 3
-    """The number of pre-training runs of each arm, or a list of their seeds. The runs are the
-    replicates, and arms are compared between runs with the same seed.
+    """The number of pre-training runs of each arm, or a list of seeds. Runs are the replicates;
+    arms are compared in pairs of runs with the same seed.
     """
     contrasts: tuple[Pair, ...] | None = None
-    """The primary contrasts, at most six, each as [arm, baseline]; if null, every other arm is
-    compared with the baseline."""
+    """At most six primary contrasts as [arm, baseline]; null to compare every arm with the
+    baseline."""
     outcome: str | None = None
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
-    mean over ``evaluation.ratios``. If null, the tasks decide if there are any, else the loss on
-    the arm's own kind of mask. If one side of a contrast has no such loss (a new model without
-    training), the contrast is decided as if this setting were null.
+    mean over ``evaluation.ratios``. With null, the tasks decide; without tasks, the loss on the
+    arm's own kind of mask. If a side of a contrast lacks this loss, as a new model without training
+    does, the contrast is decided as with null.
     """
     match: Literal["steps", "targets", "flops"] = "steps"
-    """The quantity that is equal for all arms. For targets and FLOPs, ``training.steps`` is derived
-    from the baseline's steps.
+    """The quantity that is equal for all arms. With targets or FLOPs, ``training.steps`` of the
+    arms is computed from the baseline's steps.
     """
     looks: Looks | None = None
     """Planned numbers of runs at which results are read, such as [10, 20]. ``seeds`` must be one of
-    these numbers, and may later be raised to the next. Without planned looks, if seeds are added
-    after a verdict, the next verdict is *open* at best.
+    these numbers, and may be increased to the next number later. Without planned looks, a verdict
+    after adding seeds is at most *open*.
     """
     margin: Fraction | None = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
-    of a contrast lies within ± margin, there is no difference that matters."""
+    of a contrast is within ± margin, the verdict is *no difference that matters*."""
     helps: float = Field(0.75, ge=0, le=1)
-    """A task counts in the primary outcome if pre-training helps on it in at least this share of
-    the runs, that is, if the mean score of all arms on dev rows is above that of the untouched
-    start. With 0, all tasks count."""
+    """A task counts in the primary outcome if pre-training helps in at least this share of the
+    runs: the mean dev score of all arms is higher than the dev score of the untrained or unchanged
+    model. With 0, all tasks count."""
     share: Pair | None = None
-    """[oracle, random]: the gain of the other arms over ``random`` is also given as a share of the
-    gain of ``oracle``."""
+    """[oracle, random]: also report the gain of other arms over ``random`` as a share of the gain
+    of ``oracle``."""
     gate: GateSettings | None = None
     """A positive control, ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm,
-    baseline], …]}``. The contrasts in ``closes`` (by default all) are tested only if it is decided
-    that the oracle beats the baseline. The gate is tested first, without a search, at the full
-    level of significance, and does not lower the level of the other contrasts.
+    baseline], …]}``. The contrasts in ``closes`` (default: all) are tested only if the study
+    decides that the oracle beats the baseline. The gate is tested first, without a search and at
+    the full level, and does not lower the level of other contrasts.
     """
     transfer: bool = False
-    """Whether arms learned their policies from the study's tasks. The primary contrasts are then
-    ``own-task`` (for each task, the arm that learned from this task) and ``other-tasks`` (for each
-    task, the mean of the arms that learned from other tasks), each with the baseline."""
+    """Whether arms learn their policies from the study's tasks. The primary contrasts are then
+    ``own-task`` and ``other-tasks`` against the baseline. On every task, ``own-task`` is the arm
+    that learned from this task, and ``other-tasks`` is the mean of arms that learned from others.
+    """
     search: SearchSettings | None = None
-    """A grid from which each seed chooses settings for each arm. A new run with the chosen settings
-    is then compared.
+    """A grid of settings. For every seed and arm, search runs choose a point, and a new run at this
+    point is compared.
     """
     companions: Fractions = ()
-    """The lengths of additional shorter runs, as shares of the steps, to show quality against
-    compute. Schedules of the ratio and of the learning rate depend on the length of a run, so a
-    long run that is cut short cannot replace a short run.
+    """The lengths of additional shorter runs, as shares of the steps, to show quality by compute.
+    Schedules of the ratio and the learning rate depend on the length of a run, so a checkpoint of a
+    long run cannot replace a short run.
     """
     cache: str | None = None
-    """A folder where stages are shared with other studies; if null, ``stages/`` in the study's
-    folder."""
+    """A folder of stages that several studies share; null for ``stages/`` in the study's folder."""
 
     @field_validator("arms", mode="before")
     @classmethod
     def _empty_arms(cls, arms: object) -> object:
-        """Read ``token-15:`` without a value as an arm that changes nothing."""
+        """Read an arm without a value (``token-15:``) as an arm without changes."""
         if not isinstance(arms, dict):
             return arms
         return {name: changes or {} for name, changes in arms.items()}
@@ -224,21 +225,22 @@ class StudySettings(Settings):
     def _consistent(self) -> StudySettings:
         self._check_names()
         if self.search:
-            # Runs used to choose a setting look better than they are, so they are not compared.
+            # Chosen search runs are partly lucky, so compared runs must have other seeds.
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
                 raise MaskwiseError(
-                    f"with a search, the seed of a compared run is its search seed + {FRESH_RUN:,}",
+                    f"with a search, compared runs have the seeds of search runs + {FRESH_RUN:,}, "
+                    "and no seed may occur in both",
                     got=sorted(shared),
                     do=f"use seeds below {FRESH_RUN:,}",
                 )
         if self.looks and len(self.seed_list) not in self.looks:
             raise MaskwiseError(
-                "study.seeds is not one of study.looks",
+                "the number of study.seeds is not in study.looks",
                 got=len(self.seed_list),
                 allowed=list(self.looks),
             )
-        # The gate is tested at its own level, so it does not count among the primary contrasts.
+        # The gate does not share the level of the primary contrasts.
         tested = self._ungated
         for pair in self.closed:
             if pair not in tested:
@@ -257,7 +259,7 @@ class StudySettings(Settings):
         return self
 
     def _check_names(self) -> None:
-        """Refuse reserved or empty names of arms, and settings that name unknown arms."""
+        """Check the names of arms, and the settings that name arms."""
         for name in self.arms:
             if not name.strip():
                 raise MaskwiseError("an arm of study.arms has no name", got=[*self.arms])
@@ -266,7 +268,7 @@ class StudySettings(Settings):
         compared = [*self.arms, REFERENCE]
         if self.transfer:
             compared += [OWN_TASK, OTHER_TASKS]
-        # The untouched start can be a side of contrasts, but is not an arm that is trained.
+        # The reference arm may be a side of contrasts, although it is not trained.
         pairs = [("contrasts", pair, compared) for pair in self.contrasts or ()]
         if self.gate:
             pairs.append(("gate", self.gate.contrast, compared))
@@ -286,22 +288,23 @@ class StudySettings(Settings):
             require_known("arm in study.baseline", self.baseline, self.arms)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """Return the points of the search for an arm; without a search, a single empty point."""
+        """List the grid points for an arm; without a search, a single empty point."""
         if self.search is None:
             return [{}]
         return self.search.points_of(arm)
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds of each arm's runs; with a search, the seeds of the search runs."""
+        """The seeds of the runs; with a search, the seeds of the search runs."""
         if isinstance(self.seeds, int):
             return tuple(range(self.seeds))
         return self.seeds
 
     @property
     def judged_seeds(self) -> dict[int, int]:
-        """For each seed of the study, the seed of the run that is compared. After a search, that
-        run is a new run with a new seed.
+        """The seeds of the compared runs, keyed by the seeds of the study.
+
+        After a search, the compared run is a new run with another seed.
         """
         offset = 0
         if self.search:
@@ -310,7 +313,7 @@ class StudySettings(Settings):
 
     @property
     def pairs(self) -> list[Pair]:
-        """The tested contrasts, as (arm, baseline): first the gate, then the primary contrasts."""
+        """The tested contrasts as (arm, baseline): the gate first, then primary contrasts."""
         if self.gate is None:
             return self.primary
         return [self.gate.contrast, *self._ungated]
@@ -319,7 +322,7 @@ class StudySettings(Settings):
     def _ungated(self) -> list[Pair]:
         """The primary contrasts without the gate."""
         others = self.primary
-        # With a search, the gate and a primary contrast of the same pair are different tests.
+        # With a search, the gate has separate runs, so the same pair may also be a contrast.
         if self.gate and not self.search and self.gate.contrast in others:
             others.remove(self.gate.contrast)
         return others
@@ -338,7 +341,7 @@ class StudySettings(Settings):
 
     @property
     def closed(self) -> list[Pair]:
-        """The contrasts that are not tested while the gate is closed."""
+        """The contrasts that are not tested if the gate does not pass."""
         if self.gate is None:
             return []
         if self.gate.closes is None:

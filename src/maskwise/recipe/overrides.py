@@ -1,8 +1,8 @@
-"""Settings with dotted names: how they are read, changed and validated.
+"""Read, change and validate settings with dotted names.
 
-Overrides on the command line, arms of a study, points of a search, phases of a run and recipes that
-extend a different recipe all change settings that they name by dotted names. ``explain`` turns
-pydantic's errors into errors of one line.
+Overrides on the command line, arms, grid points, phases and recipes with ``extends`` change
+settings by dotted names, such as ``masking.ratio``. ``explain`` converts pydantic's errors to
+one-line errors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.specs import leaves
 
 Plain = dict[str, Any]
-"""Nested settings, as read from YAML or JSON."""
+"""Nested settings, as in YAML or JSON."""
 
 NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "share", "transfer")
-"""Settings of a study that name its arms, or that depend on all of them."""
+"""Study settings that name arms, or that depend on the set of arms."""
 
 ARM_PARTS = (
     "corpus",
@@ -41,10 +41,10 @@ ARM_PARTS = (
     "finetune",
     "learning",
 )
-"""The parts of a recipe that an arm may change. The other parts are the same for all arms."""
+"""Sections of a recipe that an arm may change. Other sections are the same for all arms."""
 
 PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
-"""The parts of a recipe that a phase may change; all phases share one model and one tokenizer."""
+"""Sections of a recipe that a phase may change. All phases share a model and a tokenizer."""
 
 MOST_NUMBER = 1 << 63
 """Limit on whole numbers; Python raises an error for numbers of more than 4,300 digits."""
@@ -57,13 +57,13 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
 
     Args:
-        settings: the nested dicts, which are changed in place.
+        settings: nested dicts, which are changed in place.
         dotted: the dotted name of the setting.
-        value: the new value of the setting.
+        value: the new value.
         clear: whether an empty dict may replace a dict that is not empty.
 
     Raises:
-        MaskwiseError: the name leads through a value that is not a group, or past a list's end.
+        MaskwiseError: a part of the name is a value and not a group, or is not an index of a list.
 
     >>> settings = {"training": {"steps": 10}, "phases": [{}, {"masking.ratio": 0.3}]}
     >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
@@ -76,14 +76,14 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
         inner = group[key] if isinstance(group, list) else group.get(key)
         if inner is None:
             inner = {}
-        # A list of phases holds changes, whose keys may be dotted.
+        # The entries of a list of phases may have dotted keys.
         if isinstance(group, list):
             inner = nested(inner)
         if not isinstance(inner, dict | list):
             raise MaskwiseError(
                 f"cannot set {dotted}", got=f"{part} is a value, not a group of settings"
             )
-        # In YAML, an alias may put the same group in two places, so a copy is changed.
+        # Copy the group, because a YAML alias may use the same object in several places.
         group[key] = inner.copy()
         group = group[key]
     key = _key(group, last, dotted)
@@ -98,7 +98,7 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
         return part
     if not part.isdecimal() or int(part) >= len(group):
         raise MaskwiseError(
-            f"cannot set {dotted}: no such entry in the list, whose first entry is number 0",
+            f"cannot set {dotted}: the list has no such entry (the first entry is 0)",
             got=part,
             allowed=list(range(len(group))),
         )
@@ -107,7 +107,7 @@ def _key(group: Plain | list[object], part: str, dotted: str) -> Any:
 
 @contextmanager
 def blamed(place: str) -> Iterator[None]:
-    """Put the name of the setting with the mistake in front of errors."""
+    """Prefix errors with the name of the setting that causes them."""
     try:
         yield
     except MaskwiseError as error:
@@ -115,13 +115,16 @@ def blamed(place: str) -> Iterator[None]:
 
 
 def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
-    """Refuse a setting outside these parts, and the training seed, which comes from the run."""
+    """Raise an error for a setting outside of these sections, or for the seed of training.
+
+    Every run sets the seed itself.
+    """
     if key.split(".")[0] not in parts or key == "training.seed":
         raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
 
 
 def nested(tree: Mapping[str, object]) -> Plain:
-    """Turn settings whose keys may be dotted into nested dicts.
+    """Convert settings with dotted keys to nested dicts.
 
     >>> nested({"masking.ratio": 0.3, "masking": {"policy": "span"}})
     {'masking': {'ratio': 0.3, 'policy': 'span'}}
@@ -133,11 +136,11 @@ def nested(tree: Mapping[str, object]) -> Plain:
 
 
 def merged(base: Plain, own: Plain) -> Plain:
-    """Merge ``own`` settings into the ``base`` settings.
+    """Merge the settings of a recipe (``own``) into those of the recipe it extends (``base``).
 
-    Arms are replaced as a whole, together with the settings that name them.
+    If ``own`` has arms, they replace all arms of ``base`` and the settings that name them.
     """
-    # An arm is a set of changes: merging two arms would make a third arm that nobody wrote.
+    # Merging the changes of two arms would create a third arm that nobody wrote.
     base_arms = (base.get("study") or {}).get("arms")
     own_arms = (own.get("study") or {}).get("arms")
     replaced = ["arms"]
@@ -167,13 +170,13 @@ def parse_override(text: str) -> tuple[str, object]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise MaskwiseError(
-            "an override is key=value", got=text, do="write, for example, training.steps=500"
+            "an override has the form key=value", got=text, do="for example, training.steps=500"
         )
     return key.strip(), parse_value(value)
 
 
 def parse_value(text: str) -> object:
-    """Read the value of an override as YAML, or as plain text if it is not valid YAML."""
+    """Parse the value of an override as YAML; return it unchanged if it is not valid YAML."""
     try:
         return read_yaml(text)
     except yaml.YAMLError:
@@ -181,10 +184,10 @@ def parse_value(text: str) -> object:
 
 
 class Yaml(yaml.SafeLoader):
-    """Reads numbers and booleans as in YAML 1.2: 1e-3 is a number; only true and false are boolean.
+    """A safe loader that reads numbers and booleans as in YAML 1.2.
 
-    In YAML 1.1 ``precision: no`` or an arm called ``on`` would be a boolean. Settings of type bool
-    accept yes, no, on and off nevertheless.
+    1e-3 is a number, and only true and false are booleans. In YAML 1.1, ``precision: no`` or an arm
+    called ``on`` would be a boolean. Settings of type bool also accept yes, no, on and off.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
@@ -195,7 +198,7 @@ class Yaml(yaml.SafeLoader):
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
                 raise ValueError
-        # PyYAML does not catch these errors in !!timestamp, !!int and others.
+        # PyYAML lets these errors escape for !!timestamp, !!int and others.
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
             problem = f"cannot read {str(node.value)[:40]!r} as {kind}"
@@ -203,7 +206,7 @@ class Yaml(yaml.SafeLoader):
         return value
 
 
-# The table of resolvers is keyed by first character; the booleans of YAML 1.1 are left out.
+# Resolvers are keyed by first character. Leave out those for the booleans of YAML 1.1.
 for first_character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
     others = [resolver for resolver in resolvers if not resolver[0].endswith(":bool")]
     Yaml.yaml_implicit_resolvers[first_character] = others
@@ -272,21 +275,21 @@ ALLOWED = {
     "too_long": "{max_length} values",
     "too_short": "≥ {min_length} values",
 }
-"""The allowed values in words, keyed by pydantic's error type."""
+"""Phrases for allowed values, keyed by pydantic's error type."""
 
-# If a field accepts several types, pydantic adds the type to the location of an error.
+# If a field accepts several types, pydantic appends the type to the location of an error.
 _ALTERNATIVE = re.compile(r"(int|float|str|bool|constrained-\w+|(function|tuple|list|dict).*\])$")
 
 
 def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -> MaskwiseError:
-    """Describe the first mistake in one line: the setting, its value, and the allowed values.
+    """Return a one-line error for the first mistake: the setting, its value, the allowed values.
 
     Args:
         error: pydantic's error.
-        settings: the class that was validated.
-        origin: where the settings came from: a file, an arm, or "".
+        settings: the validated class.
+        origin: the source of the settings, such as a file or an arm; "" for none.
     """
-    # A misspelt name is the reason why a required setting is missing, so it is reported first.
+    # A misspelt name may also cause an error for a missing setting, so it is reported first.
     errors = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = errors[0]
     path = _path(first)
@@ -299,14 +302,14 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
         return unknown_name(what, ".".join(path), known)
     if first["type"] == "value_error":
         return _refused(first, origin)
-    # A field that accepts several types has an error for each type; the deepest is the mistake.
+    # A field with several types has an error for every type. The deepest one is the mistake.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
     path = max(map(_path, below), key=len)
     place = _place(origin, path)
     alternatives = [detail for detail in below if _path(detail) == path]
     first = alternatives[0]
     if first["type"] == "missing":
-        return MaskwiseError(f"{place} is missing", do="give this setting a value")
+        return MaskwiseError(f"{place} is missing", do="add this setting")
     value = first.get("input")
     got = "nothing"
     if value is not None:
@@ -321,7 +324,7 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
 
 
 def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
-    """Return the message of one of our validators; add the value unless the message quotes it."""
+    """Return the error of a validator in this package; add the value if the message lacks it."""
     what = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     got = None
@@ -334,7 +337,7 @@ def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
 
 
 def _place(origin: str, path: Sequence[str]) -> str:
-    """Return the origin and the name of a setting; either may be empty."""
+    """Join the origin and the name of a setting; both may be empty."""
     return ": ".join(filter(None, (origin, ".".join(path))))
 
 
@@ -343,7 +346,7 @@ def _path(error: ErrorDetails) -> list[str]:
 
 
 def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
-    """Return the allowed values in words."""
+    """Return a phrase for the allowed values."""
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         return ", ".join(re.findall(r"'([^']*)'", context["expected"]))
@@ -356,7 +359,7 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     """Return the settings class at a path.
 
-    Names of arms and objectives are skipped: users choose these names, and they are not fields.
+    Parts that are not fields are skipped, such as the names of arms and objectives.
     """
     for part in path:
         if part in settings.model_fields:

@@ -1,7 +1,7 @@
-"""A whole experiment as one set of settings, and the recipes of its arms, runs and phases.
+"""The settings of an experiment, and the recipes of its arms, runs and phases.
 
-A recipe is frozen: each change makes a new recipe, which is validated as a whole. ``links`` adds
-the settings that objectives and policies imply.
+Recipes are immutable: a change creates a new recipe, which is validated completely. ``links`` adds
+settings that objectives and policies imply.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
 ALONE = ("mlm", "clm", "diffusion", "denoise")
-"""Objectives that may be a recipe's only objective, since each trains a language model."""
+"""Objectives that train a language model and may be a recipe's only objective."""
 
-LEARNED = Learned().annotators()  # annotators of a policy that the run itself learns
+LEARNED = Learned().annotators()
+"""The annotators of a policy that a run learns itself."""
 
 
 class Recipe(Settings):
-    """A whole experiment.
+    """All settings of an experiment.
 
     >>> recipe = Recipe(study={"arms": {"a": {}, "b": {"masking.ratio": 0.3}}})
     >>> [recipe.arm(name, seed=7).masking.ratio for name in recipe.study.arms]
@@ -67,7 +68,7 @@ class Recipe(Settings):
     name: str = "recipe"
     """The name of the study, in files and on its page."""
     description: str = ""
-    """The question that the study answers, for its page."""
+    """The question that the study answers, shown on the page."""
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
@@ -75,26 +76,27 @@ class Recipe(Settings):
     objective: str = "mlm"
     """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
-    """Several objectives that share one encoder, keyed by name; if empty, ``objective`` alone."""
+    """Several objectives that share one encoder, keyed by name; if empty, use ``objective``."""
     sampler: str = "uniform"
-    """The rule that picks the objective of each step: a fixed rule, or a learned one (mometas)."""
+    """The rule that chooses the objective of every step, fixed or learned (mometas)."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """Phases in order, each from the checkpoint before it: ``[{}, {corpus.length: 256}]``."""
+    """The settings that training phases change, such as ``[{}, {corpus.length: 256}]``. A phase
+    continues from the checkpoint of the previous phase."""
     intermediate: Plain | None = None
-    """Short for ``phases: [{}, …]``: the settings that a second phase changes; null for none."""
+    """The settings that a second phase changes, short for ``phases: [{}, …]``; null for none."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
     learning: LearningSettings | None = None
-    """How a masking policy is learned from a task (``maskwise learn``); null if none is learned."""
+    """Settings for learning a masking policy from a task (``maskwise learn``); null for none."""
     study: StudySettings = StudySettings()
 
     @field_validator("corpus")
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
-        # Annotators are built here to refuse a wrong name before any work; no model is loaded yet.
+        # Building annotators reports wrong names early and loads no model.
         with blamed("layers"):
             check_names([annotator(spec) for spec in of_run(corpus.annotators, 0)])
         return corpus
@@ -115,7 +117,7 @@ class Recipe(Settings):
     @field_validator("intermediate", "phases", mode="before")
     @classmethod
     def _nested(cls, value: object, info: ValidationInfo) -> object:
-        """Nest changes that have dotted names; ``none`` in an arm removes the phases."""
+        """Convert dotted names to nested settings; ``none`` in an arm removes phases."""
         if value == "none":
             return None
         if info.field_name == "intermediate":
@@ -144,9 +146,9 @@ class Recipe(Settings):
             sampler(self.sampler, list(self.objectives))
         elif self.sampler != "uniform":
             raise MaskwiseError(
-                "a sampler needs objectives, from which it chooses", got=f"sampler {self.sampler}"
+                "a sampler needs objectives to choose from", got=f"sampler {self.sampler}"
             )
-        # One encoder (or encoder–decoder) is shared by all objectives.
+        # All objectives share one encoder or encoder–decoder.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
             raise MaskwiseError(
@@ -163,11 +165,11 @@ class Recipe(Settings):
         return self
 
     def _check_phases(self) -> None:
-        """Refuse phases that cannot train the first phase's model."""
+        """Check that all phases can train the model of the first phase."""
         if self.phases is not None and self.intermediate is not None:
             raise MaskwiseError(
-                "intermediate is the short form of two phases, and this recipe has phases",
-                do="write its settings as the last of the phases",
+                "a recipe cannot have both phases and intermediate, which is short for two phases",
+                do="move the settings of intermediate to the last phase",
             )
         links = self.links()
         positions = links[0].corpus.length
@@ -176,8 +178,8 @@ class Recipe(Settings):
             mixed = link.corpus.stream or len(link.corpus.sources) > 1
             if link.training.group_by_length and mixed:
                 raise MaskwiseError(
-                    "rows of a stream or a mix are not grouped by length",
-                    do="leave out training.group_by_length",
+                    "rows of a stream or a mix cannot be grouped by length",
+                    do="remove training.group_by_length",
                 )
             if link.kind != self.kind:
                 raise MaskwiseError(
@@ -189,12 +191,12 @@ class Recipe(Settings):
                     f"{setting} exceeds the positions of the new model",
                     got=length,
                     allowed=f"≤ corpus.length = {positions}",
-                    do=f"or give the model more: model.settings.max_position_embeddings={length}",
+                    do=f"or use more positions: model.settings.max_position_embeddings={length}",
                 )
 
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
-        """Each objective with its masking, keyed by the setting that names the objective."""
+        """The objectives and their masking settings, keyed by the setting of the objective."""
         common = self.masking.model_dump()
         if not self.objectives:
             kind = objective_class(self.objective)
@@ -205,10 +207,10 @@ class Recipe(Settings):
         }
 
     def remarks(self) -> list[str]:
-        """Warnings about how the objectives' batches are masked.
+        """Return warnings about the masking settings of the objectives.
 
         Raises:
-            MaskwiseError: an objective that would learn nonsense from such batches.
+            MaskwiseError: an objective cannot learn from batches with these masks.
         """
         remarks = []
         for name, (kind, masking) in self._masked.items():
@@ -224,18 +226,18 @@ class Recipe(Settings):
 
     @property
     def has_new_positions(self) -> bool:
-        """Whether the model is new and has as many positions as a row of the corpus."""
+        """Whether the model is new and gets as many positions as a row has tokens."""
         return not self.model.pretrained and "max_position_embeddings" not in self.model.settings
 
     @property
     def policies(self) -> list[str]:
-        """The policies of the training stage: one, or one for each objective that masks."""
+        """The masking policies of all objectives, without repetitions."""
         masked = self._masked.values()
         return list(dict.fromkeys(masking.get("policy", "token") for _, masking in masked))
 
     @property
     def masked_by(self) -> list[str]:
-        """The policies whose masks are predicted: the recipe's policy if any objective uses it."""
+        """The policies whose masks are predicted: only the recipe's if any objective uses it."""
         masked = self._masked.values()
         policies = dict.fromkeys(masking["policy"] for kind, masking in masked if kind.inherits)
         if self.masking.policy in policies:
@@ -244,39 +246,39 @@ class Recipe(Settings):
 
     @property
     def kind(self) -> Kind:
-        """The kind of model that is trained."""
+        """The kind of model that the objectives train."""
         return next(kind.kind for kind, _ in self._masked.values())
 
     @property
     def learns(self) -> bool:
-        """Whether this training stage is masked by a policy that the run itself learns first."""
+        """Whether training masks with a policy that the run learns first."""
         return not set(LEARNED).isdisjoint(self._layers)
 
     @property
     def learned_task(self) -> str:
-        """The task that a policy is learned from.
+        """The spec of the task that a policy is learned from.
 
         Raises:
-            MaskwiseError: the recipe does not learn a policy, or does not name a task.
+            MaskwiseError: the recipe learns no policy, or names no task.
         """
         if self.learning is None:
             do = "add learning: {method: supervised, task: …}, as learn-supervised does"
             if self.learns:
-                do += "; or name a finished policy, learned('FOLDER')"
+                do += ", or name a finished policy: learned('FOLDER')"
             raise MaskwiseError(f"recipe {self.name!r} learns no policy", do=do)
         if self.learning.task:
             return self.learning.task
         if not self.tasks:
-            raise MaskwiseError("learning needs a task", do="name one: learning.task=FILE")
+            raise MaskwiseError("learning needs a task", do="set learning.task=FILE")
         return self.tasks[0]
 
     def unlearned(self) -> Recipe:
-        """The same recipe without the layers of a policy that the run learns."""
+        """Return a copy without the layers of a policy that the run learns."""
         layers = tuple(spec for spec in self.corpus.layers if spec not in LEARNED)
         return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     def judged_on(self) -> tuple[str, ...]:
-        """Return the kinds of held-out masks that training predicts; empty without masks."""
+        """List the kinds of held-out masks that training predicts; empty without masks."""
         if self._diffuses:
             return (DIFFUSION,)
         units: dict[str, None] = {}
@@ -284,23 +286,23 @@ class Recipe(Settings):
             units |= dict.fromkeys(policy(name).judged_on())
         if self.kind == "encoder":
             return tuple(units)
-        # Losses cannot be compared if decoders write different formats.
+        # The losses of decoders are comparable only for the same output format.
         writes = corruption(self.masking.corruption).writes
         return tuple(f"{unit} {writes}" for unit in units)
 
     @property
     def baseline(self) -> str | None:
-        """The arm that the other arms are compared with."""
+        """The arm that other arms are compared with; None without arms."""
         return self.study.baseline or next(iter(self.study.arms), None)
 
     @property
     def tokenizer_name(self) -> str | None:
-        """The tokenizer that the recipe or its pre-trained model names; None to train one."""
+        """The tokenizer of the recipe or the pre-trained model; None to train a tokenizer."""
         return self.tokenizer.name or self.model.pretrained
 
     @property
     def _masking(self) -> MaskingSettings:
-        """The masking settings; masked diffusion replaces the defaults with its own."""
+        """The masking settings; masked diffusion has other defaults."""
         if not self._diffuses:
             return self.masking
         return MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {}))
@@ -315,7 +317,7 @@ class Recipe(Settings):
 
     @property
     def _masks(self) -> tuple[str, ...]:
-        """The held-out masks of all arms; diffusion masks are included if any arm needs them."""
+        """The held-out masks of all arms, with diffusion masks if any arm needs them."""
         masks = self.evaluation.masks
         arms = [arm.get("objective") for arm in self.study.arms.values()]
         if DIFFUSION not in masks and (self._diffuses or DIFFUSION in arms):
@@ -323,7 +325,7 @@ class Recipe(Settings):
         return masks
 
     def links(self) -> tuple[Recipe, ...]:
-        """Return the recipe of each phase, complete and without phases."""
+        """Return the complete recipe of every phase; these recipes have no phases."""
         alone = self.model_copy(update={"phases": None, "intermediate": None})
         links = []
         for n, (prefix, changes) in enumerate(self._changes.items()):
@@ -331,10 +333,10 @@ class Recipe(Settings):
             if changes:
                 link = _changed(alone._said("study", "tasks"), changes, origin=prefix.rstrip("."))
             seed = self.training.seed
-            # A phase with its own seed is the same in all runs, so it is trained once.
+            # With a fixed seed, the phase is the same in all runs and is trained once.
             if "seed" in changes.get("training", {}):
                 seed = link.training.seed
-            # With the same seed, the order and the masks of the first phase would repeat.
+            # Later phases need a new seed; otherwise the order and the masks would repeat.
             elif n:
                 seed = fold(seed, n)
             parts = {
@@ -347,7 +349,7 @@ class Recipe(Settings):
 
     @property
     def _changes(self) -> dict[str, Plain]:
-        """For each phase, keyed by its settings' prefix, the settings that the phase changes."""
+        """The settings that phases change, keyed by the prefix of the phase's settings."""
         if self.phases is not None:
             return {f"phases.{n}.": changes for n, changes in enumerate(self.phases)}
         if self.intermediate is not None:
@@ -355,7 +357,7 @@ class Recipe(Settings):
         return {"": {}}
 
     def settings_of(self, name: str) -> tuple[str, ...]:
-        """Return the dotted name of a setting in each phase.
+        """Return the dotted names of a setting in all phases.
 
         >>> Recipe(intermediate={"masking.ratio": 0.4}).settings_of("training.steps")
         ('training.steps', 'intermediate.training.steps')
@@ -363,10 +365,15 @@ class Recipe(Settings):
         return tuple(f"{prefix}{name}" for prefix in self._changes)
 
     def arm(self, name: str, *, seed: int, more: Mapping[str, object] | None = None) -> Recipe:
-        """Return the recipe of one run, with the seed and the overrides of the arm and of ``more``.
+        """Return the recipe of one run of an arm.
+
+        Args:
+            name: the name of the arm.
+            seed: the seed of the run.
+            more: settings that override those of the arm, keyed by dotted name.
 
         Raises:
-            MaskwiseError: an override is not valid, or its setting must be the same for all arms.
+            MaskwiseError: an override is invalid, or changes a setting that all arms share.
         """
         changes = {}
         for overrides in (self.study.arms[name], more or {}):
@@ -377,26 +384,26 @@ class Recipe(Settings):
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
     def _said(self, *without: str) -> Plain:
-        """Return the settings that arms and phases change, without masking defaults.
+        """Return settings that arms and phases may change, without masking defaults.
 
-        An arm's objective may replace a masking default, but not a setting of the recipe.
+        The objective of an arm may have other masking defaults, so these are not filled in.
         """
         plain = self.model_dump(mode="json", exclude={*without, "masking"})
         plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
         plain["evaluation"]["masks"] = self._masks
-        # Arms share all layers but those of a policy that a run learns: other arms may not need it.
+        # Arms share all layers except the layers of a learned policy, which other arms do not need.
         removed = {*LEARNED} - {*self.corpus.layers}
         plain["corpus"]["layers"] = [spec for spec in self._layers if spec not in removed]
         return plain
 
     def seeded(self, seed: int) -> Recipe:
-        """Return the same recipe with a different training seed."""
+        """Return a copy with a different training seed."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
     def to_yaml(self) -> str:
-        """Write the recipe with all defaults, as a file that ``read_recipe`` reads."""
+        """Return the recipe with all defaults as YAML that ``read_recipe`` can read."""
         plain = self.model_dump(mode="json")
-        # An arm's objective could not replace a masking default that is written out.
+        # If arms or phases change the objective, masking defaults must stay open.
         changes = chain(self.study.arms.values(), self._changes.values())
         if self._diffuses or "objective" in chain.from_iterable(changes):
             plain["masking"] = self._said()["masking"]
@@ -404,19 +411,19 @@ class Recipe(Settings):
 
 
 def _phase(changes: object, name: str, phases: int = 1) -> object:
-    """Return the settings of a phase, nested."""
-    # pydantic refuses anything but a dict, and its error names the setting.
+    """Return the settings of a phase as nested dicts."""
+    # Leave other types to pydantic, whose error names the setting.
     if not isinstance(changes, Mapping):
         return changes
     for key, _ in leaves(changes):
-        # Runs may share their first phase, but runs that share the last phase are not replicates.
+        # A fixed seed makes runs share a phase. If they shared the last one, they would be equal.
         if not (key == "training.seed" and name == "phases.0" and phases > 1):
             require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)
 
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
-    """Make a recipe from plain values; errors name the ``origin`` of the values."""
+    """Build a recipe from plain values; errors mention the ``origin`` of the values."""
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
@@ -424,15 +431,15 @@ def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
 
 
 def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Recipe:
-    """Return a recipe with some dotted settings changed; the caller sets its seed."""
-    # The seed is not part of the cache key, so all runs of an arm are validated once.
+    """Return a recipe with changed settings and seed 0; the caller sets the seed."""
+    # Without the seed in the cache key, all runs of an arm are validated once.
     base["training"]["seed"] = 0
     return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)
 
 
 @lru_cache(maxsize=4096)
 def _validate_once(base: str, changes: str, origin: str) -> Recipe:
-    """Validate each combination of settings only once, because this takes a few milliseconds."""
+    """Build a recipe from JSON. Results are cached, because validation takes milliseconds."""
     settings: Plain = json.loads(base)
     for key, value in json.loads(changes):
         put(settings, key, value, clear=False)

@@ -1,9 +1,9 @@
-"""Writes an HTML page from the files of a study or of a pre-training run: ``write_report(folder)``.
-``summary_of`` reads the verdicts.
+"""Write HTML pages from the files of a study or a pre-training run.
 
-This package only reads files (docs/files.md). It needs no model, no tokenizer and no torch, so a
-page can be made on a different machine, or years later. The page contains the code of its charts
-(about 0.9 MB), and its security policy forbids access to the network.
+``write_report(folder)`` writes the page, and ``summary_of(folder)`` reads the verdicts. The package
+reads files only (docs/files.md) and needs no model, tokenizer or torch, so a page can be written on
+another machine, or years later. The page contains the code of its charts (about 0.9 MB), and its
+security policy forbids access to the network.
 """
 
 from __future__ import annotations

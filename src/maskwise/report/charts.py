@@ -1,6 +1,5 @@
-"""The charts of a page; their points are collected from a folder's records and curves.
-
-A chart without points is left out of the page.
+"""Charts of the page, from the records and curves of a folder. Charts without points are left
+out.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from maskwise.report.drawing import (
 from maskwise.report.reading import NO_RUNS, Folder, Line, mean
 
 MOST_POINTS = 200
-"""The largest number of points on a line; more points could not be told apart."""
+"""Maximum number of points on a line. More points would be indistinguishable."""
 
 
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
-    """Return a dot chart per task."""
+    """Return a dot chart of scores for every task."""
     charts = []
     majorities = folder.numbers("score", "majority")
     for measure, runs in folder.numbers("score").items():
@@ -70,7 +69,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
-    """Return a dot chart for each kind of mask and ratio, with the loss of word frequencies."""
+    """Return a dot chart of losses for every kind of mask and ratio."""
     charts = []
     unigrams = folder.numbers("heldout", "unigram")
     for measure, runs in folder.numbers("heldout").items():
@@ -81,7 +80,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
         trained = unigrams.get(measure, NO_RUNS)
         trained = trained[trained.arm.isin([*colours])]
         unigram = mean(trained.value)
-        # Untrained models hardly differ between seeds, so only one of them is drawn.
+        # Untrained models hardly differ between seeds, so one of them is enough.
         untrained = runs[runs.arm == REFERENCE]
         start = mean(untrained.value.head(1))
         spec = dot_chart(
@@ -97,18 +96,17 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
 
 
 def _points(runs: DataFrame, colours: Colours) -> list[Line]:
-    """Return the runs of the arms that have a colour; the reference has none: it is not a dot."""
+    """Return the runs of arms with a colour, which excludes the reference."""
     drawn = runs[runs.arm.isin([*colours])]
     points: list[Line] = drawn.to_dict("records")
     return points
 
 
 def coverage_table(folder: Folder) -> list[View]:
-    """Return a row for each task and arm: how many correct answers are in the corpus, how many are
-    masked, and the gain.
+    """Return a table of correct answers: how many occur in the corpus, and how many are masked.
 
-    The gain is the gain over the reference, which was not trained on the corpus. There are rows
-    only for tasks whose answers may occur in texts.
+    It has a row for every arm and every task whose answers may occur in texts. The gain is the
+    difference in score to the reference, which was not trained on the corpus.
     """
     texts_of = defaultdict(list)
     for line in folder.of_kind("coverage"):
@@ -121,12 +119,12 @@ def coverage_table(folder: Folder) -> list[View]:
             scores[task, arm] = sign * score
     rows = []
     for line in folder.of_kind("coverage"):
-        # The other lines are about a text, not about the masks of an arm.
+        # Lines without an arm describe a text and not the masks of an arm.
         if "arm" not in line:
             continue
         task = line["task"]
         texts = texts_of[task]
-        # Fact worlds have a corpus for each run; other studies have one corpus for all runs.
+        # Every run of a fact world has a different corpus; in other studies, all runs share one.
         own = [text for text in texts if text["corpus"] == line["corpus"]]
         standing = mean([text["standing"] / text["items"] for text in own or texts])
         row = {**line, "standing": standing, "masked": None, "part": None, "gain": None}
@@ -142,14 +140,14 @@ def coverage_table(folder: Folder) -> list[View]:
 
 
 def transfer_view(folder: Folder) -> View | None:
-    """Return the gain of every learned policy on every task: blue is better, orange is worse.
+    """Return a table of the gains of learned policies; None unless this is a study of transfer.
 
-    None unless this is a study of transfer.
+    Blue cells are better than the baseline, and orange cells are worse.
     """
     cells = folder.summary.get("transfer", [])
     if not cells:
         return None
-    # The largest effect has the full colour.
+    # The largest effect gets the darkest colour.
     reach = max(abs(cell["mean"] or 0.0) for cell in cells) or 1.0
     by_arm = defaultdict(list)
     for cell in cells:
@@ -165,7 +163,7 @@ def transfer_view(folder: Folder) -> View | None:
 
 
 def curve_charts(folder: Folder, colours: Colours) -> View:
-    """Return training loss, realised ratio and held-out losses over the steps, if logged."""
+    """Return charts of training loss, realised ratio and held-out losses, if logged."""
     charts = {}
     lines_of: dict[str, list[Line]] = {"loss": [], "ratio": []}
     evaluated = defaultdict(list)
@@ -178,7 +176,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
                     lines.append(line)
     losses = lines_of["loss"]
     if losses:
-        # Arms with different batches are compared by tokens, but not every log has tokens.
+        # Tokens are a fair axis for arms with different batch sizes, but old logs lack them.
         x = "tokens" if all("tokens" in line for line in losses) else "step"
         points = _curve(losses, "loss", x)
         charts["train"] = line_chart(points, colours, x=x, title="training loss, nats")
@@ -196,7 +194,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
 
 
 def _curve(lines: Iterable[Line], key: str, x: str = "step") -> list[Line]:
-    """Return the points of a quantity over the steps or tokens, from a thinned set of lines."""
+    """Return thinned points of a logged quantity over steps or tokens."""
     points = []
     for line in thin(lines):
         point = {"arm": line["arm"], "seed": line["seed"], "value": line[key], x: line[x]}
@@ -207,7 +205,7 @@ def _curve(lines: Iterable[Line], key: str, x: str = "step") -> list[Line]:
 
 
 def weight_charts(folder: Folder) -> list[View]:
-    """Return a chart of learned group weights for each arm and objective."""
+    """Return a chart of learned group weights for every arm and objective."""
     charts = defaultdict(list)
     for line in thin(folder.curves):
         for key, weights in line.items():
@@ -217,7 +215,7 @@ def weight_charts(folder: Folder) -> list[View]:
                 name = " ".join([line["arm"], *objective])
                 point = {"seed": line["seed"], "step": line["step"]}
                 for group, weight in weights.items():
-                    # Each group has a line; the chart treats groups as arms.
+                    # ``line_chart`` draws a line for every arm; here, arms are groups.
                     charts[name].append({**point, "arm": group, "value": weight})
     views = []
     palette = [*GROUPS, *MUTED]
@@ -230,9 +228,9 @@ def weight_charts(folder: Folder) -> list[View]:
 
 
 def compute_view(folder: Folder, colours: Colours) -> View | None:
-    """Return the points of quality against FLOPs or steps; None if no cost was recorded."""
+    """Return a chart of quality by FLOPs or steps; None if no cost was recorded."""
     runs = [run for run in folder.summary["efficiency"]["points"] if run["arm"] in colours]
-    # Some runs of older studies have no FLOPs; if so, steps are used, because an axis has one unit.
+    # Some runs of older studies have no FLOPs. Then all runs are drawn by steps.
     quantity = "flops" if all("flops" in run for run in runs) else "steps"
     points = []
     labels = outcome_labels(chain.from_iterable(run["values"] for run in runs))
@@ -252,7 +250,7 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
 
 
 def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
-    """Keep every k-th line of each run, so that no run has more than ``most``."""
+    """Keep every k-th line of a run, so that no run has more than ``most`` lines."""
     runs = defaultdict(list)
     for line in lines:
         runs[line["arm"], line["seed"]].append(line)
@@ -264,13 +262,13 @@ def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
 
 
 MOST_SMALL = 60
-"""The largest number of points on a line in a small chart."""
+"""Maximum number of points on a line in a small chart."""
 RELIABLE = 0.5
-"""Below this reliability, most of the variance of a sampler's reward is noise."""
+"""Reliability of a sampler's reward below which most of its variance is noise."""
 
 
 def objectives_view(folder: Folder, colours: Colours) -> View | None:
-    """Return the section on objectives; None if no run chose among several objectives."""
+    """Return the data of the section on objectives; None if no run has several objectives."""
     lines_of = defaultdict(list)
     names: dict[str, None] = {}
     for line in folder.curves:
@@ -305,10 +303,10 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
 
 
 def _shares(lines: list[Line]) -> list[Line]:
-    """Return the probabilities over the steps, if the rule changes them and mixes objectives."""
+    """Return points of the sampling probabilities, if they change and mix objectives."""
     known = [line for line in lines if "probabilities" in line]
     different = {tuple(line["probabilities"].values()) for line in known}
-    # A rule that always gives one objective the whole weight does not mix objectives.
+    # If one objective always has probability 1, the rule does not mix objectives.
     mixed = any(max(probabilities, default=1) < 1 for probabilities in different)
     points: list[Line] = []
     if len(different) < 2 or not mixed:
@@ -322,7 +320,7 @@ def _shares(lines: list[Line]) -> list[Line]:
 
 def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> View:
     steps: Counter[str] = Counter()
-    # The last line of each run has its totals.
+    # The last line of a run contains totals.
     ends = {}
     for line in lines:
         steps.update(line["arm_steps"])

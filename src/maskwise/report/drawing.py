@@ -1,11 +1,12 @@
-"""The style of charts and numbers: turns plain rows into Vega-Lite dictionaries, which the browser
-draws, and defines the templates' filters.
+"""Charts and number formats of the page.
 
-Without altair or Vega's code, the rows become tables.
+The chart functions convert rows to Vega-Lite JSON, which the browser draws. Without altair or
+Vega's code, they return tables. The filters format numbers in templates.
 
-Charts have no frame, a faint grid, and one colour per arm (from the Okabe–Ito palette, which
-colour-blind readers can tell apart; the baseline is slate). Every run has a dot, because bars of
-means would hide how few runs there are. Many runs become faint lines under the mean of their arm.
+Charts have no frame, a faint grid and one colour per arm. Colours are from the Okabe–Ito palette,
+which colour-blind readers can distinguish; the baseline is slate. Every run is a dot, because bars
+of means would hide the number of runs. In line charts with many runs, runs are faint lines under
+the mean of their arm.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from maskwise.errors import install_command
 from maskwise.estimates import with_minus
 from maskwise.report.reading import Line
 
-# The extra "report" installs altair. Without altair, no function below that uses it is called.
+# The extra "report" installs altair. Without altair, functions below return tables.
 with suppress(ModuleNotFoundError):
     import altair as alt
 
 SLATE = "#565f6b"
 BROWN = "#8a5a2b"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-# From the palettes of Tol and Brewer, for more than seven arms.
+# Colours from the palettes of Tol and Brewer, for more than seven arms.
 MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
-# For objectives and learned groups, which have no baseline.
+# Colours of objectives and learned groups, which include no baseline.
 GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
 INK = "#2b2b2b"
 FAINT = "#e9e6df"
@@ -43,10 +44,11 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 Spec: TypeAlias = Line
 """A chart in Vega-Lite's JSON."""
 View: TypeAlias = Line
-"""Plain data for the template, keyed by the names that the template uses."""
+"""Data for the template, keyed by the names in the template."""
 Colours: TypeAlias = Mapping[str, str]
 Points: TypeAlias = Sequence[Line]
-"""The marks of a chart, each with "arm" (or objective, or group), "seed", "value" and position."""
+"""Points of a chart, with the keys "arm" (also for objectives and groups), "seed" and "value", and
+a position."""
 
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 
@@ -57,39 +59,40 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @cache
 def made_vega() -> tuple[str, str]:
-    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB), and a reason if it is ""."""
+    """Return the script of Vega, Vega-Lite and vega-embed (0.9 MB), and the reason if it is ""."""
     command = install_command("altair") or install_command("vl_convert")
     if command:
         return "", command
-    # In a separate process, because V8 aborts its process if memory is limited (``ulimit -v``).
+    # A separate process is used, because V8 aborts if memory is limited (``ulimit -v``).
     made = subprocess.run([sys.executable, "-P", "-c", VEGA], capture_output=True, check=False)
     if made.returncode:
-        return "", f"Vega's code could not be made: exit code {made.returncode}"
-    # In HTML, the first "</script" would end the element, even within a string.
+        return "", f"Vega's code could not be exported: exit code {made.returncode}"
+    # In HTML, "</script" ends the script element, even inside a string.
     return made.stdout.decode().replace("</script", "<\\/script"), ""
 
 
 def vega_code() -> str:
-    """Return Vega, Vega-Lite and vega-embed as one script (0.9 MB); "" if it cannot be made."""
+    """Return the script of Vega, Vega-Lite and vega-embed; "" if it is not available."""
     return made_vega()[0]
 
 
 def table_of(points: Points, *names: str, across: str) -> Spec:
-    """Return a table of means, for a page without charts.
+    """Return an HTML table of mean values, for a page without charts.
 
     Args:
-        names: the keys whose values in the points name a row.
-        across: the key whose values are the columns, evenly thinned to at most `MOST_COLUMNS`.
+        points: the points of the chart.
+        names: the keys that identify a row.
+        across: the key that identifies a column. At most ``MOST_COLUMNS`` columns are kept.
     """
     table = DataFrame(points).pivot_table("value", list(names), across)
     stride = math.ceil(table.shape[1] / MOST_COLUMNS)
-    # Counted from the end, because the last column is the end of training and must be kept.
+    # Count from the end, to keep the last column, which is the end of training.
     table = table.iloc[:, ::-stride].iloc[:, ::-1]
     return {"html": table.to_html(na_rep="–", float_format="%.4g")}
 
 
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
-    """Give slate to the baseline, and the palette's colours to the other arms in turn."""
+    """Return the colours of arms: slate for the baseline, and the palette for other arms."""
     palette = cycle(OKABE_ITO + MUTED)
     return {arm: SLATE if arm == baseline else next(palette) for arm in arms}
 
@@ -102,11 +105,14 @@ def dot_chart(
     plateau: float | None = None,
     percent: bool = False,
 ) -> Spec:
-    """Draw a dot for each run, a thin line for each seed, and a tick at each arm's mean.
+    """Draw a dot for every run, a thin line for every seed, and a tick at the mean of every arm.
 
     Args:
-        plateau: the unigram loss, drawn as a dashed line with a band below it.
-        percent: whether values are shares, written in per cent.
+        rows: the points.
+        colours: the colours of arms.
+        title: the title of the horizontal axis.
+        plateau: the loss of word frequencies, drawn as a dashed line with a band.
+        percent: whether the axis is in per cent.
     """
     if not vega_code():
         return table_of(rows, "arm", across="seed")
@@ -116,7 +122,7 @@ def dot_chart(
     if plateau is not None:
         ends.append(plateau)
     reach = max(ends) - min(ends)
-    # If all values are equal, their range is 0, but the chart needs a range.
+    # The chart needs a range even if all values are equal.
     margin = 0.08 * max(reach, 0.01)
     left = min(ends) - margin
     right = max(ends) + margin
@@ -140,7 +146,7 @@ def dot_chart(
         _dots(base, colours, x, y, seed="seed:O"),
     ]
     if plateau is not None:
-        # Vega also draws marks outside the domain, but then shrinks the chart.
+        # Clip the band to the domain, because Vega shrinks the chart for marks outside of it.
         band = _data([{"from": max(plateau - PLATEAU_NATS, left), "to": right}])
         shaded = band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q")
         line = _dashed(_data([{"at": plateau}])).encode(x="at:Q")
@@ -149,16 +155,16 @@ def dot_chart(
 
 
 def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> Spec:
-    """Draw quality against compute; a menu below the chart chooses the measure.
+    """Draw quality by compute, with a menu below the chart that selects the measure.
 
-    A thin line joins the runs of a seed that have different lengths; a thick line is an arm's mean.
+    Thin lines connect runs of different lengths with the same seed; thick lines are means of arms.
     """
     if not vega_code():
         return table_of(rows, "measure", "arm", across="fraction")
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     bind = alt.binding_select(options=measures, name="Quality ")
     menu = alt.param(name="measure", value=measures[0], bind=bind)
-    # Vega evaluates this expression in the browser whenever the menu changes.
+    # Vega evaluates this expression in the browser when the menu changes.
     base = _data(rows).transform_filter("datum.measure == measure")
     title = {"flops": "FLOPs"}.get(quantity, quantity)
     x = alt.X("x:Q", title=title, scale=alt.Scale(zero=True), axis=_count_axis())
@@ -194,13 +200,17 @@ def line_chart(
     means: bool = False,
     rule: float | None = None,
 ) -> Spec:
-    """Draw a line for each run, and a dotted line for "scheduled" values if rows have them.
+    """Draw a line for every run, and a dotted line for "scheduled" values.
 
     Args:
-        x: the quantity on the horizontal axis: "step" or "tokens".
-        zero: whether the axis of values starts at 0.
-        means: whether runs are faint, with the arms' means drawn over them.
-        rule: the position of a dashed line.
+        rows: the points.
+        colours: the colours of arms.
+        title: the title of the vertical axis.
+        x: the quantity on the horizontal axis, "step" or "tokens".
+        percent: whether the vertical axis is in per cent.
+        zero: whether the vertical axis includes 0.
+        means: whether to draw runs as faint lines and the means of arms over them.
+        rule: the value of a horizontal dashed line; None for no line.
     """
     if not vega_code():
         return table_of(rows, "arm", across=x)
@@ -225,7 +235,7 @@ def line_chart(
         y = alt.Y("scheduled:Q", title=title)
         layers.append(planned.encode(x=axis_x, y=y, detail=["arm:N", "seed:N"]))
     if rule is not None:
-        # An inner layer, because lines that share their data must not repeat it in the page.
+        # A nested layer stores the data of its lines only once in the page.
         layers = [alt.layer(*layers), _dashed(_data([{"at": rule}])).encode(y="at:Q")]
     return _finish(layers, height=260)
 
@@ -254,7 +264,7 @@ def _count_axis() -> alt.Axis:
 
 
 def _arm_colour(colours: Colours) -> alt.Color:
-    # The page has a legend for all arms.
+    # Charts need no legend, because the page has one.
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     return alt.Color("arm:N", scale=scale, legend=None)
 
@@ -262,7 +272,7 @@ def _arm_colour(colours: Colours) -> alt.Color:
 def _finish(
     layers: Sequence[alt.Chart], *, height: int, menus: Sequence[alt.Parameter] = ()
 ) -> Spec:
-    """Apply the common style, and return the chart as a plain dictionary."""
+    """Apply the common style and return the chart as a dict."""
     chart = alt.layer(*layers).add_params(*menus)
     fit = {"type": "fit-x", "contains": "padding"}
     chart = chart.properties(
@@ -282,7 +292,7 @@ def _finish(
         "ticks": False,
     }
     chart = chart.configure(font=FONT).configure_view(stroke=None).configure_axis(**axis)
-    # Checking every chart against the schema would take minutes on a large page.
+    # Schema validation would take minutes on a large page.
     spec: Spec = chart.to_dict(validate=False)
     return spec
 
@@ -307,7 +317,7 @@ def share(x: float | None, digits: int = 0) -> str:
 
 
 def powers(x: float | None) -> str:
-    """Write 5.6e7 as 5.60 × 10⁷."""
+    """Format a number in scientific notation: 5.6e7 becomes 5.60 × 10⁷."""
     if x is None:
         return "–"
     digits, _, exponent = f"{x:.2e}".partition("e")
@@ -316,7 +326,7 @@ def powers(x: float | None) -> str:
 
 
 def figures(text: object) -> str:
-    """Keep numbers and their units on one line."""
+    """Insert no-break spaces between numbers and their units."""
     return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
 
 
@@ -327,4 +337,4 @@ FILTERS = {
     "powers": powers,
     "figures": figures,
 }
-"""The templates' filters."""
+"""Filters of the templates."""

@@ -1,9 +1,9 @@
-"""Writes the page of a study or run, and the page of a learned policy.
+"""Write the page of a study or run, and the page of a learned policy.
 
-A page is one self-contained HTML file of about a megabyte, so it can be mailed, archived and
-printed, and needs no network. Vega's code is embedded once, and each chart is a small JSON text.
-The template escapes everything that comes from the user's files (names of arms, samples, errors,
-recipes), and the page's security policy forbids loading anything and running other code.
+A page is one HTML file of about 1 MB that needs no network, so it can be mailed, archived and
+printed. The code of Vega is embedded once, and every chart is a small JSON object. The template
+escapes all text from the user's files, such as names of arms, samples, errors and recipes. The
+page's security policy forbids loading other resources and running other code.
 """
 
 from __future__ import annotations
@@ -49,20 +49,21 @@ from maskwise.report.tables import (
 
 NO_CHARTS = "Tables of means replace the charts"
 ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too large"}
-"""What keys in a learned policy's record mean, in words."""
+"""Phrases for keys in the record of a learned policy."""
 SCOPES = {
-    TUNED: "Every seed chose the settings of each arm, and new runs at them are compared.",
-    FIXED: "The verdicts hold at these settings; with others, such as another learning rate, the "
-    "order may change.",
+    TUNED: "For every seed, a search chose the settings of every arm, and new runs with these "
+    "settings are compared.",
+    FIXED: "The verdicts hold at these settings; with other settings, such as another learning "
+    "rate, the order of the arms may change.",
 }
 
 
 def write_report(folder: Path, html: Path | None = None) -> Path:
-    """Make the page of a study or pre-training run.
+    """Write the page of a study or pre-training run.
 
     Args:
-        folder: the ``--out`` folder of the study or run. If files are missing, the page is smaller.
-        html: the path of the page; by default ``folder``/report.html.
+        folder: the ``--out`` folder of the study or run. Sections without files are left out.
+        html: the path of the page; None for ``folder``/report.html.
 
     Returns:
         The path of the page.
@@ -77,7 +78,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
 
 
 def page_content(folder: Folder) -> View:
-    """Return the values for the template as plain data."""
+    """Return the data that the page's template displays."""
     colours = arm_colours(folder.arms, folder.study["baseline"])
     facts = _facts(folder)
     failures = [record for record in folder.records if record["kind"] == "failure"]
@@ -122,7 +123,7 @@ def page_content(folder: Folder) -> View:
 
 
 def _story(folder: Folder) -> View | None:
-    """Describe the study in plain words: what was compared, the results, and what to do next."""
+    """Return sentences about what was compared, the results, and the next steps."""
     summary = folder.summary
     study = folder.study
     rows = [row for row in summary["contrasts"] if row["primary"]]
@@ -136,12 +137,15 @@ def _story(folder: Folder) -> View | None:
     outcome = study.get("outcome")
     if outcome:
         by = f"by the held-out loss on {outcome_label(outcome)}, and {by}"
-    compared = [f"{ways} to pre-train, {runs} of each with the same seeds, evaluated {by}."]
+    compared = [
+        f"The study compares {ways} to pre-train, with {runs} of each on the same seeds. The "
+        f"models are evaluated {by}."
+    ]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
-        compared.append(f"All arms spent equal {summary['matched_by']}.")
-    # A gate is tested before the other contrasts, but readers want to see the answer first.
+        compared.append(f"All arms used equal {summary['matched_by']}.")
+    # Gates are tested first, but the page shows the study's question first.
     rows.sort(key=lambda row: "gate" in row)
-    # Rows of earlier rules have no scope.
+    # Rows of older studies have no scope.
     scopes = {row.get("scope") for row in rows}
     if len(scopes) == 1:
         compared.append(SCOPES.get(str(scopes.pop()), ""))
@@ -183,7 +187,7 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
         spent = summary["compute"]
         if "targets" in spent:
             words += f" · {spent['targets'] / spent['steps']:,.0f} targets per step"
-        # Shown only where the arm learned little more than word frequencies.
+        # The gap is shown only if the arm learned little more than word frequencies.
         gap = summary["gap_nats"]
         if gap is not None and gap < PLATEAU_NATS:
             view["floor"] = gap
@@ -191,7 +195,7 @@ def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> Vie
 
 
 def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
-    """Return warnings about corpora with enough test items to affect scores, and smaller notes."""
+    """Return warnings about test items in the corpus that may affect scores, and minor notes."""
     warnings = []
     small = []
     for line in folder.of_kind("overlap"):
@@ -199,14 +203,14 @@ def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
         words = overlap_words(found, line["items"], line["task"])
         words = f"{words} ({line['corpus']})"
         if found and overlap_matters(found, line["items"]):
-            warnings.append(f"{words}: the scores may reflect memory.")
+            warnings.append(f"{words}: the scores may reflect memorisation.")
         elif found:
             small.append(f"{words}.")
     return warnings, small
 
 
 def _policies(folder: Folder) -> list[View]:
-    """Return for each arm what its learned policies found, with remarks on unusual runs."""
+    """Return the records of learned policies by arm, with remarks on unusual runs."""
     by_arm = defaultdict(list)
     for line in folder.of_kind("policy"):
         by_arm[line["arm"]].append(line)
@@ -217,27 +221,27 @@ def _policies(folder: Folder) -> list[View]:
             count = sum(key in line for line in runs)
             if count:
                 remarks.append(f"{words} in {count} of {len(runs)}")
-        # These are settings of the arm, so they are the same in all its runs.
+        # All runs of an arm have the same settings.
         tries = len(runs[0].get("tries") or ())
         if tries > 1:
-            remarks.append(f"each the best of {tries} tries")
+            remarks.append(f"every policy is the best of {tries} tries")
         even = runs[0].get("labelled_words")
         views.append({"arm": arm, "runs": runs, "even": even, "remarks": remarks})
     return views
 
 
 def _missing(folder: Folder) -> list[str]:
-    """Describe what is missing in the folder of a study."""
+    """Return sentences about missing charts, missing verdicts and different versions."""
     lines = []
     if not vega_code():
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
     if not folder.summary["headline"]:
-        why = "the study is still running, or was interrupted; the same command resumes it"
-        lines.append(f"There are no verdicts yet (summary.json): {why}.")
+        why = "the study is still running, or was interrupted. The same command resumes the study"
+        lines.append(f"There are no verdicts yet, because summary.json is missing: {why}.")
     # Another version may interpret the same files differently.
     made = folder.study["maskwise"]
     if made and made != __version__:
-        lines.append(f"maskwise {made} ran the study, and {__version__} made this page.")
+        lines.append(f"maskwise {made} ran the study, and maskwise {__version__} wrote this page.")
     return lines
 
 
@@ -245,9 +249,10 @@ def _missing(folder: Folder) -> list[str]:
 
 
 def _samples(folder: Folder, colours: Colours) -> list[View]:
-    """Return the samples of each document; arms that mask it in the same way share a version.
+    """Return the samples, grouped by document.
 
-    A version has the masked text at every recorded step of training.
+    A document has several versions, each with the masked text at all recorded training steps. Arms
+    with identical masks share a version.
     """
     documents: dict[str, dict[str, Line]] = defaultdict(dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
@@ -267,7 +272,7 @@ def _samples(folder: Folder, colours: Colours) -> list[View]:
                 },
             )
             version["names"].append(arm)
-            # The number of the checkbox that shows this arm.
+            # This number identifies the arm's checkbox on the page.
             version["arms"].append(str(number))
     return [
         {"document": name, "versions": list(versions.values())}
@@ -282,7 +287,7 @@ def _moment(moment: Line) -> View:
 
 
 def _piece(piece: Line) -> dict[str, str]:
-    """Split the white space off a token, so that a coloured chip holds only the word."""
+    """Separate leading white space from a token, so that only the word is highlighted."""
     text = piece["text"]
     state = piece["state"]
     shown = piece.get("shown", "").strip()
@@ -294,7 +299,7 @@ def _piece(piece: Line) -> dict[str, str]:
     }.get(state, "")
     return {
         "space": text[: len(text) - len(word)],
-        # A random replacement may be white space, which would leave an empty chip.
+        # If a random replacement is white space, show the original word.
         "text": shown if state == "random" and shown else word,
         "state": state,
         "tip": tip,
@@ -325,41 +330,42 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
 # The page of a learned policy
 
 NAMES = {
-    "exact_match": "its best span is an answer",
-    "f1": "F1 of its best span",
-    "recall": "an answer is one of its spans",
-    "covered": "an answer lies entirely in its spans",
-    "covered_in_as_many_words": "the same, with as many words as the salient spans have",
-    "weight_on_labels": "share of its weight on labelled words",
-    "labelled_words": "share of the words that are labelled",
+    "exact_match": "the best span is an answer",
+    "f1": "F1 of the best span",
+    "recall": "an answer is one of the spans",
+    "covered": "an answer lies entirely in the spans",
+    "covered_in_as_many_words": "the same, limited to the number of words in salient spans",
+    "weight_on_labels": "share of the weight on labelled words",
+    "labelled_words": "share of words that are labelled",
     "spans": "spans per text",
-    "words": "words in these spans, per text",
+    "words": "words in spans, per text",
 }
 CURVES = (
-    ("meta", "outer", "the task's loss after the inner steps, nats"),
+    ("meta", "outer", "task loss after the inner steps, nats"),
     ("dev", "gain", "gain over random masks on dev, nats"),
-    ("meta", "answers", "share of the weight on right answers"),
+    ("meta", "answers", "share of the weight on correct answers"),
     ("meta", "entropy", "entropy of the weights, nats"),
     ("meta", "grad_norm", "norm of the policy's gradient"),
     (
         "dev",
         "agreement",
-        "agreement of the gradients (1: all point the same way; 1 / their number: noise)",
+        "agreement of gradients (1: same direction; 1 / number of gradients: noise)",
     ),
     ("train", "loss", "loss on the train labels, nats"),
     ("eval", "loss", "loss on the dev labels, nats"),
     ("train", "grad_norm", "norm of the policy's gradient"),
 )
-"""The curves that are drawn from metrics.jsonl: kind of line, key, and title."""
+"""Curves from metrics.jsonl: kind of line, key and title."""
 FULL = 6.0
-"""A word with this multiple of the mean weight has the full colour."""
+"""Multiple of the mean weight at which a word gets the darkest colour."""
 
 
 def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object]) -> Path:
-    """Write ``report.html`` in a ``maskwise learn`` folder, with scores, and with sentences before
-    and after learning.
+    """Write the page of a learned policy: scores, curves, and weights before and after learning.
 
     Args:
+        folder: the ``--out`` folder of ``maskwise learn``, which gets ``report.html``.
+        title: the name of the recipe.
         measures: the content of ``done.json``.
     """
     shown = read_json(folder / "shown.json") or {}
@@ -380,7 +386,7 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object
 
 
 def _example(text: list[tuple[str, float, float]]) -> list[View]:
-    """Return the words of a text with their weights and colours, before and after learning."""
+    """Return the words of a text with weights and colours, before and after learning."""
     before = []
     after = []
     for word, first, last in text:
@@ -390,20 +396,18 @@ def _example(text: list[tuple[str, float, float]]) -> list[View]:
 
 
 def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
-    """Return a quantity over the steps as an SVG polyline with its box; None if there are fewer
-    than two points.
-    """
+    """Return a curve as an SVG polyline and a view box; None with fewer than two points."""
     logged = [line for line in lines if line["kind"] == kind and key in line]
     if len(logged) < 2:
         return None
     steps = [line["step"] for line in logged]
     values = [line[key] for line in logged]
     low = min(values)
-    # A box without height would not be drawn.
+    # Browsers do not draw a view box of height 0.
     height = (max(values) - low) or 1.0
     return {
         "name": name,
-        # In SVG, y grows downwards, so the sign of the values is changed.
+        # The y axis of SVG points down, so values are negated.
         "points": " ".join(f"{step:g},{-value:.6g}" for step, value in zip(steps, values)),
         "box": f"{steps[0]:g} {-low - height:.6g} {steps[-1] - steps[0]:g} {height:.6g}",
         "steps": steps,

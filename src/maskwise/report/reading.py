@@ -1,7 +1,7 @@
-"""Reads the folder of a study, or of one pre-training run, for the page.
+"""Read the files of a study or a pre-training run for the page.
 
-A study must have study.json, and a run must have metrics.jsonl. Every other file may be missing or
-incomplete; for example, the page of a running study is smaller.
+A study needs study.json, and a run needs metrics.jsonl. All other files may be missing or
+incomplete, as in a study that is still running.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maskwise.folders import read_json, read_lines
 Line: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
 Numbers: TypeAlias = dict[tuple[str, Any], DataFrame]
-"""For each measure, a table of its runs: arm, seed, value."""
+"""Tables with the columns arm, seed and value, keyed by measure."""
 NO_RUNS = DataFrame(columns=["arm", "seed", "value"])
 
 NO_STUDY: Study = {
@@ -67,25 +67,31 @@ REQUIRED = {
     "overlap": {"task", "corpus", "items", "overlapping"},
     "coverage": {"task", "corpus"},
 }
-"""The keys of each kind of record; a line without them is left out."""
+"""Required keys for each kind of record. Records that lack one are ignored."""
 MEASURES = {
     "score": ("task", "metric", "score"),
     "heldout": ("masks", "ratio", "loss"),
     "evaluation": ("name", "metric", "value"),
 }
-"""For each kind of record, the two keys that name a measure, and the key that holds its number."""
+"""Keys for each kind of record: two keys that name the measure, and the key of its value."""
 OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
-"""The effects that earlier rules had, each with today's effect. Reasons that capped a verdict are
-not in its sentence, so they become notes."""
+"""Effects of flags in older studies, mapped to current effects. Old sentences do not mention the
+reasons that capped a verdict, so these become notes."""
 
 
 @dataclass
 class Folder:
-    """The content of a folder.
+    """The content of the folder of a study or a run.
 
     Attributes:
-        kind: "study" or "run"; a single run is read as a study with one arm and one seed.
-        steps: the number of optimiser steps in a finished single run.
+        kind: "study" or "run". A single run is represented as a study with one arm and one seed.
+        name: the name of the study or the folder.
+        study: the content of study.json.
+        records: the lines of records.jsonl.
+        summary: the content of summary.json.
+        samples: masked texts, keyed by arm.
+        curves: the lines of all metrics.jsonl files, with the arm and seed of their run.
+        steps: the number of optimiser steps of a finished single run.
     """
 
     kind: str
@@ -103,7 +109,7 @@ class Folder:
 
     @property
     def reference(self) -> str:
-        """The name of the models without (further) training."""
+        """The name of the model without (further) training."""
         return self.study["reference"] or "the untrained model"
 
     def label(self, arm: str) -> str:
@@ -111,9 +117,9 @@ class Folder:
         return self.reference if arm == REFERENCE else arm
 
     def of_kind(self, kind: str) -> list[Line]:
-        """Return the records of full runs that are compared.
+        """List the records of one kind, without companion runs and the runs of a gate.
 
-        Companion runs and runs for a gate are left out, because they have different settings.
+        These runs have other settings than the compared runs.
         """
         return [
             line
@@ -122,16 +128,16 @@ class Folder:
         ]
 
     def numbers(self, kind: str, value: str = "") -> Numbers:
-        """Return the numbers that one kind of record has for full runs.
+        """Return the values of one kind of record as tables, keyed by measure.
 
         Args:
             kind: "score", "heldout" or "evaluation".
-            value: a key or metric to return instead of the number by which runs are compared.
+            value: a key or metric to return in place of the main value.
         """
         name, detail, usual = MEASURES[kind]
         runs = defaultdict(list)
         for line in self.of_kind(kind):
-            # Further metrics of a score are in a separate object.
+            # Additional metrics of a score are in the nested object ``others``.
             number = {**line.get("others", {}), **line}.get(value or usual)
             if number is not None:
                 run = {"arm": line["arm"], "seed": line["seed"], "value": number}
@@ -139,16 +145,16 @@ class Folder:
         return {measure: DataFrame(lines) for measure, lines in runs.items()}
 
     def task(self, name: str) -> Line:
-        """Return the facts of a task: its metric, its classes, …"""
+        """Return the facts of a task, such as its metric and the number of classes."""
         return cast(Line, self.study["tasks"].get(name, {}))
 
     def lower_is_better(self, task: str) -> bool:
-        """Return whether a lower score is better in a task's metric."""
+        """Return whether lower is better in the metric of a task."""
         return self.task(task).get("metric") in LOWER_IS_BETTER
 
 
 def read_folder(folder: Path) -> Folder:
-    """Read every file that exists.
+    """Read all files of a study or run that exist.
 
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or its main file is damaged.
@@ -157,7 +163,7 @@ def read_folder(folder: Path) -> Folder:
         return _read_study(folder)
     if (folder / "shown.json").is_file():
         raise MaskwiseError(
-            "this folder holds a learned policy, which has a page of its own",
+            "this folder holds a learned policy, and its page exists already",
             got=str(folder),
             do=f"open {folder / 'report.html'}",
         )
@@ -175,10 +181,10 @@ def read_folder(folder: Path) -> Folder:
 
 
 def summary_of(folder: Path) -> Summary:
-    """Read summary.json of a study.
+    """Read the summary.json of a study.
 
     Raises:
-        MaskwiseError: the file is missing or damaged, or the folder is that of a single run.
+        MaskwiseError: the file is missing or damaged, or the folder holds a single run.
     """
     folder = Path(folder)
     if read_folder(folder).kind != "study":
@@ -189,7 +195,7 @@ def summary_of(folder: Path) -> Summary:
         raise MaskwiseError(
             "this study has no summary yet",
             got=str(folder),
-            do="repeat the maskwise study command: it resumes where it stopped",
+            do="repeat the maskwise study command, which resumes the study",
         )
     return cast(Summary, _needed(folder / "summary.json"))
 
@@ -209,7 +215,8 @@ def _read_study(folder: Path) -> Folder:
     curves = []
     for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():
-            # Stages may be links into a shared folder, so paths are compared before links resolve.
+            # Ignore paths outside of the folder. Links are not resolved here, because stages may be
+            # links to a shared folder.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
     return Folder(
@@ -224,13 +231,13 @@ def _read_study(folder: Path) -> Folder:
 
 
 def _summary(content: Line) -> Summary:
-    """Fill in missing keys, and read the reasons of earlier rules as flags."""
+    """Fill in missing keys, and convert the reasons in older summaries to flags."""
     if "rules" not in content:
         for row in content.get("contrasts", []):
             row["flags"] = []
             for reason in row.get("reasons", []):
                 effect = OLD_EFFECTS.get(reason["effect"])
-                # Reasons about the choice of a test are dropped: today there is only one test.
+                # Reasons for the choice of a test are obsolete, because there is one test now.
                 if effect:
                     row["flags"].append({**reason, "effect": effect, "facts": {}})
     efficiency = NO_SUMMARY["efficiency"] | content.get("efficiency", {})
@@ -258,7 +265,7 @@ def _needed(path: Path) -> Line:
     content = read_json(path)
     if content is None:
         raise MaskwiseError(
-            f"{path} cannot be read: it was cut or damaged", do="run the study again"
+            f"{path} cannot be read: the file is incomplete or damaged", do="run the study again"
         )
     return content
 
@@ -269,7 +276,7 @@ def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
 
 
 def _finite(line: Line) -> Line:
-    """Drop numbers that are not finite, in nested objects too."""
+    """Remove numbers that are not finite, also in nested objects."""
     finite = {}
     for key, value in line.items():
         if isinstance(value, dict):

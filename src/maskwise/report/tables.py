@@ -1,8 +1,8 @@
-"""The tables and forest plots of the page, and the page that compares two studies.
+"""Tables and forest plots of the page, and the page that compares two studies.
 
-The template draws forest plots as SVG, which can be printed and needs no script. Runs of different
-studies are not paired, so nothing is tested across studies: the page of two studies (``maskwise
-report DIR DIR2``) lists means, standard deviations and the settings that differ.
+The template draws forest plots as SVG, which can be printed and needs no script. The page of two
+studies (``maskwise report DIR DIR2``) lists means, standard deviations and different settings. It
+has no tests, because runs of different studies are not paired.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ COMMONEST = "commonest answer"
 
 
 def task_table(folder: Folder) -> View | None:
-    """Return mean and SD over runs for each arm and task, for the reference, and for always giving
-    the commonest answer.
+    """Return a table with the mean and SD of scores for every arm and task.
 
-    Scores from 0 to 1 are written in per cent; a single run has no SD.
+    Further rows are the reference model and the score of the most frequent answer. Scores from 0 to
+    1 are in per cent. The result is None without scores.
     """
     metrics = {}
     macro_metrics = {}
@@ -45,7 +45,7 @@ def task_table(folder: Folder) -> View | None:
         metrics[task] = metric
         cells[task] = _cells(runs, metric)
         if measure in macro and accuracy_misleads(metric, majority):
-            # The same task a second time; with a space, the key cannot clash with a task's name.
+            # This is a second column for the same task. The space makes the key unique.
             macro_metrics[f"{task} "] = "macro-f1"
             cells[f"{task} "] = _cells(macro[measure], "macro-f1")
     if not metrics:
@@ -77,7 +77,7 @@ def _cells(runs: DataFrame, metric: str) -> dict[str, dict[str, str]]:
 
 
 def _spread(runs: DataFrame) -> Iterator[tuple[str, float, float | None]]:
-    """Yield each arm with the mean and SD of its runs; a single run has no SD."""
+    """Yield the name, mean and SD of every arm; the SD of a single run is None."""
     for arm, values in runs.groupby("arm", sort=False).value:
         sd = None
         if len(values) > 1:
@@ -86,7 +86,7 @@ def _spread(runs: DataFrame) -> Iterator[tuple[str, float, float | None]]:
 
 
 def score_table(folder: Folder) -> list[View]:
-    """Return the numbers in the dot charts: for each task and arm, its runs and their mean."""
+    """Return a table of the values in the dot charts, with a row for every task and arm."""
     rows = []
     for (task, _), runs in folder.numbers("score").items():
         for arm in (*folder.arms, REFERENCE):
@@ -97,7 +97,7 @@ def score_table(folder: Folder) -> list[View]:
 
 
 def evaluation_table(folder: Folder) -> View:
-    """Return the mean over runs for every measure that needs no fine-tuning."""
+    """Return a table of means over runs for measures without fine-tuning."""
     rows = []
     facts_of = {(line["name"], line["metric"]): line for line in folder.of_kind("evaluation")}
     for measure, runs in folder.numbers("evaluation").items():
@@ -118,9 +118,9 @@ def evaluation_table(folder: Folder) -> View:
 
 
 def choices(folder: Folder) -> list[list[View]]:
-    """Return what searches chose for each arm; arms with the same grid share a table.
+    """Return tables of search scores and chosen settings; arms with the same grid share a table.
 
-    Each seed has its own search; in older studies, one search serves all seeds.
+    There is one search for every seed; in older studies, one search serves all seeds.
     """
     searches = defaultdict(list)
     for line in folder.records:
@@ -132,7 +132,7 @@ def choices(folder: Folder) -> list[list[View]]:
         chosen = Counter(_setting(line["chosen"] or {}) for line in lines)
         for line in lines:
             for point in line["candidates"]:
-                # Older searches have means over seeds instead of scores.
+                # In older studies, a point has a mean over seeds in place of a score.
                 score = point.get("score", point.get("mean"))
                 scores[_setting(point["setting"])].append(score)
         candidates = []
@@ -145,7 +145,7 @@ def choices(folder: Folder) -> list[list[View]]:
 
 
 def _setting(setting: Mapping[str, object]) -> str:
-    """Write a setting as "learning_rate 0.006", without its section in the recipe."""
+    """Format a setting without its section in the recipe, such as "learning_rate 0.006"."""
     parts = []
     for key, value in setting.items():
         _, _, name = key.rpartition(".")
@@ -167,32 +167,35 @@ FORESTS = {
     ),
     "task-nats": (
         "Task by task, in nats",
-        "Per token of the correct answers; reversed, so that better is to the right.",
+        "Per token of the correct answers. The sign is reversed, so better is to the right.",
     ),
     "evaluation": (
         "Without fine-tuning",
-        "Cloze facts and minimal pairs, in points of their measure. They have no noise from "
-        "fine-tuning seeds.",
+        "Cloze facts and minimal pairs, in points of their measure. These scores have no noise "
+        "from fine-tuning.",
     ),
     "perplexity": (
         "Pseudo-perplexity",
-        "Reversed, so that better is to the right; only between arms with the same units.",
+        "The sign is reversed, so better is to the right. Only arms with equal units are "
+        "comparable.",
     ),
     "bound": (
         "The bound of masked diffusion",
-        "Reversed, so that better is to the right; only between arms with the same tokens.",
+        "The sign is reversed, so better is to the right. Only arms with the same tokenizer are "
+        "comparable.",
     ),
     "heldout": (
         "Held-out loss",
-        "In nats; reversed, so that better is to the right; only between arms with the same units.",
+        "In nats. The sign is reversed, so better is to the right. Only arms with equal units are "
+        "comparable.",
     ),
 }
 NOT_COMPARABLE = ("not comparable", "void")
-"""The verdicts of rows without an answer; "void" is the word that earlier rules used."""
+"""Verdicts of rows without an answer. Older studies use the word "void"."""
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
-    """Group contrasts by kind and unit; different groups share no axis. Primary rows come first."""
+    """Group contrasts by kind and unit. A group has one axis, and primary rows come first."""
     groups = defaultdict(list)
     for row in contrasts:
         unit = shown(row).unit
@@ -202,7 +205,7 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
         for (kind, unit), rows in groups.items():
             if kind == wanted:
                 views.append({**_forest(kind, rows, colours), "unit": unit})
-    # The study's question comes first, its gate second, and secondary rows come last.
+    # Order: contrasts of the study, the gate, secondary rows.
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
 
 
@@ -221,13 +224,13 @@ def _kind_of(row: Contrast) -> str:
 def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     comparable = [row for row in contrasts if row["verdict"] not in NOT_COMPARABLE]
     others = [row for row in contrasts if row["verdict"] in NOT_COMPARABLE]
-    # Rows without an answer must not stretch the axis for the other rows.
+    # The axis is scaled to comparable rows only.
     amounts = [shown(row) for row in comparable or others]
     largest = max(abs(amount.mean or 0.0) for amount in amounts)
     widest = 0.0
     for amount in amounts:
         widest = max(widest, abs(amount.low or 0.0), abs(amount.high or 0.0))
-    # With few runs, an interval can be a hundred times the effect; its ends are then cut off.
+    # With few runs, an interval can be 100 times as wide as the effect. Its ends are then cut off.
     widest = min(widest, 4 * largest)
     reach = 1.1 * max(widest, largest, 1e-9)
     labels = outcome_labels(row["outcome"] for row in contrasts)
@@ -259,9 +262,11 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
 
 
 def _places(amount: Shown, reach: float) -> View:
-    """Return the positions of the mean and of the interval's ends, in per cent of the plot's width.
+    """Return the positions of the mean and the interval, in per cent of the plot's width.
 
-    The plot extends from -reach to reach.
+    Args:
+        amount: the mean and the interval.
+        reach: the plot extends from −reach to reach.
     """
     places = {"drawn": amount.mean is not None, "figure": amount.figure()}
     ends = {"at": amount.mean, "from": amount.low, "to": amount.high}
@@ -279,7 +284,8 @@ def _notes(row: Contrast) -> list[str]:
     """Return the notes on a primary row as sentences."""
     notes = []
     for flag in row["flags"]:
-        # An invalid row's sentence gives its reason, and the top of the page warns of overlap.
+        # Sentences of invalid rows contain the reason, and overlap has a warning on top of the
+        # page.
         is_note = flag["effect"] == "notes" and flag["code"] != "overlap"
         if row["primary"] and is_note:
             text = flag["sentence"]
@@ -288,23 +294,26 @@ def _notes(row: Contrast) -> list[str]:
 
 
 MOST_DIFFERENCES = 60
+"""Maximum number of different settings on the page of two studies."""
 
 
 def compare_studies(first: Path, second: Path) -> View:
     """Compare the settings and outcomes of two studies.
 
     Returns:
-        ``studies``: their headlines; ``differences``: the settings that differ; ``outcomes``: for
-        each outcome and arm, the mean and standard deviation over runs.
+        A dict with ``studies`` (headlines and facts), ``differences`` (settings that differ) and
+        ``outcomes`` (means and standard deviations over runs for every outcome and arm).
 
     Raises:
-        MaskwiseError: a folder does not hold a study.
+        MaskwiseError: a folder holds no study.
     """
     paths = (Path(first), Path(second))
     folders = [read_folder(path) for path in paths]
     for path, folder in zip(paths, folders):
         if folder.kind != "study":
-            raise MaskwiseError("only studies can be compared, but this is a run", got=str(path))
+            raise MaskwiseError(
+                "this folder holds a run, but only studies can be compared", got=str(path)
+            )
     before, after = map(_settings, folders)
     differences = []
     for key in dict.fromkeys([*before, *after]):
@@ -321,7 +330,7 @@ def compare_studies(first: Path, second: Path) -> View:
             change = other["mean"] - one["mean"]
         studies = [one, other]
         outcomes.append({"outcome": outcome, "arm": arm, "studies": studies, "change": change})
-    # Outcomes that only one study has come last.
+    # Outcomes that only one study measured come last.
     outcomes.sort(key=lambda row: row["change"] is None)
     return {
         "studies": [_about(path, folder) for path, folder in zip(paths, folders)],
@@ -331,10 +340,17 @@ def compare_studies(first: Path, second: Path) -> View:
 
 
 def write_comparison(first: Path, second: Path, html: Path | None = None) -> Path:
-    """Write the page of ``compare_studies``, by default into the second folder.
+    """Write the page that compares two studies.
+
+    Args:
+        first, second: the folders of the studies.
+        html: the path of the page; None for ``second``/compared.html.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        MaskwiseError: a folder does not hold a study, or the page cannot be written.
+        MaskwiseError: a folder holds no study, or the page cannot be written.
     """
     target = Path(html) if html is not None else Path(second) / "compared.html"
     write_page(target, "compared.html.j2", FILTERS, **compare_studies(first, second))
@@ -358,7 +374,7 @@ def _about(path: Path, folder: Folder) -> View:
 
 
 def _means(folder: Folder) -> dict[tuple[str, str], View]:
-    """Return means over full runs, keyed by (outcome, arm)."""
+    """Return means and SDs over full runs, keyed by (outcome, arm)."""
     cells = {}
     for kind in ("evaluation", "heldout", "score"):
         for (name, detail), runs in folder.numbers(kind).items():
@@ -373,9 +389,10 @@ def _means(folder: Folder) -> dict[tuple[str, str], View]:
 
 
 def _settings(folder: Folder) -> dict[str, object]:
-    """Return a study's settings, keyed by dotted name, without its name, description and arms.
+    """Return the settings of a study, keyed by dotted name.
 
-    Arms are compared by their outcomes; names and descriptions always differ.
+    Names and descriptions are left out, because they always differ. Arms are left out, because the
+    page compares them by their outcomes.
     """
     recipe: View = {**folder.study["recipe"], "name": None, "description": None}
     study: View = {**(recipe.get("study") or {}), "arms": None}

@@ -1,14 +1,15 @@
-"""Continue pre-training an encoder on the user's text: does it help, by how much, at what cost?
+"""Test whether further pre-training of an encoder on the user's text helps.
 
-By default one arm is trained, ``words-30``, and compared with the unchanged model. Checkpoints are
-evaluated on the user's tasks, or without tasks by matching titles to texts. If the model has no
-head for filling masks, a head is trained on the frozen encoder first, once for all runs.
+The study reports by how much further training helps, and what it costs. By default it trains one
+arm, ``words-30``, and compares this arm with the unchanged model. Checkpoints are evaluated on the
+user's tasks. Without tasks, the evaluation matches titles to texts. If the model has no head that
+fills masks, a head is trained first on the frozen encoder, once for all runs.
 
     the unchanged model     the model without further training
-    words-30                whole words at 30 %, the best choice in our studies
-    token-15, token-30      single tokens; 15 % is the usual choice
-    tsdae                   a decoder restores the text from a sentence vector
-    learned                 the policy in a folder, if one is given
+    words-30                mask 30 % of the tokens in whole words; best in benchmarks/results
+    token-15, token-30      mask 15 % (the usual ratio) or 30 % of the tokens
+    tsdae                   train a decoder to restore the text from a sentence vector
+    learned                 mask by a learned policy, whose folder the user names
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from maskwise.text import load_tokenizer
 
 BEST = "words-30"
 STEPS = 600
-"""The number of further training steps, and the largest default number of steps that train a new
-head before."""
+"""Default number of further training steps, and default maximum of the steps that train a new
+head."""
 ARMS: dict[str, Plain] = {
     BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
     "token-15": {"masking.ratio": 0.15},
@@ -59,24 +60,24 @@ OPTIONS = {"training.steps": "--steps", "study.seeds": "--seeds"}
 ROW_TOKENS = 128
 USUAL_TOKENS = 512
 FITTING_SHARE = 0.99
-"""Texts are packed into rows of 128 tokens. Labelled rows of up to 512 tokens are not truncated.
-If more than 1 % are longer, the limit is the length that 99 % fit into: the few longest rows would
-need much memory."""
-# Fewer steps of further training are not advised.
+"""Texts are packed into rows of ``ROW_TOKENS``. Labelled rows up to ``USUAL_TOKENS`` are not
+truncated. If more than 1 % of the labelled rows are longer, the limit is the 99th percentile of
+their lengths, because the few longest rows would need much memory."""
+# With fewer steps, further training has little effect.
 LEAST_STEPS = 100
 SHORTER = (["finetune.steps=250"], ["corpus.length=64"])
-"""Overrides that shorten a study if fewer steps alone are not enough."""
+"""Overrides that shorten a study further if fewer training steps are not enough."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""AdamW's learning rate for each number of weights: first for the bundled encoder and MiniLM, then
-the usual rates for larger encoders."""
+"""AdamW's learning rate by number of weights. The sizes are those of the bundled encoder, MiniLM,
+and common base and large encoders."""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 tags: [sentence-transformers, maskwise]
 ---
 
-Sentence embeddings: the encoder below with mean pooling over its tokens.
-`SentenceTransformer(FOLDER)` loads it.
+Sentence embeddings: mean pooling over the token embeddings of the encoder described below.
+Load the model with `SentenceTransformer(FOLDER)`.
 
 """
 
@@ -95,14 +96,14 @@ def adapt_recipe(
     aside: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Recipe:
-    """Write the recipe of the study.
+    """Build the recipe of the study.
 
     Args:
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
-        texts: a corpus, as ``read_documents`` accepts it.
-        tasks: files of labels; without any, titles and texts are written to ``pairs``.
-        arms: names in ``ARMS``; the first is compared with the unchanged model.
-        policy: the folder of a learned policy, which adds an arm.
+        texts: a corpus, as for ``read_documents``.
+        tasks: files with labelled rows; if empty, titles and texts are written to ``pairs``.
+        arms: names in ``ARMS``. The first arm is compared with the unchanged model.
+        policy: the folder of a learned policy, for an additional arm ``learned``.
         steps: the number of further training steps.
         head_steps: the number of steps that train a new head beforehand; if None, the same as
             ``steps``, but at most ``STEPS``.
@@ -119,7 +120,7 @@ def adapt_recipe(
     config = load_config(model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
-    # Bad labels are found before the texts are read, which takes seconds.
+    # Tasks are checked first, because reading the texts takes seconds.
     for spec in tasks:
         load_task(spec)
     facts = look_at(texts)
@@ -127,10 +128,10 @@ def adapt_recipe(
     warm = not has_head(model)
     if not tasks:
         if pairs is None:
-            raise MaskwiseError("there is nothing to evaluate on", do="give --task FILE")
+            raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
         pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
-    # Small models learn faster with Muon; large models keep the optimiser of their own training.
+    # Small models learn faster with Muon. Larger models were trained with AdamW and keep it.
     small = weights < 15_000_000
     training: Plain = {
         "steps": steps,
@@ -145,7 +146,7 @@ def adapt_recipe(
     for name in arms:
         require_known("arm", name, ARMS)
         changes[name] = ARMS[name]
-    # Whole words are found by white space, so other scripts get spans of tokens.
+    # Whole words are separated by white space; scripts without spaces use spans of tokens.
     if BEST in changes and not facts.spaced:
         changes[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
     if policy:
@@ -169,13 +170,13 @@ def adapt_recipe(
         "study": {
             "seeds": seeds,
             "contrasts": [contrast],
-            # The unchanged model has no settings to tune, so it is not part of a search.
+            # The gate compares arms at untuned settings, as the unchanged model has none to tune.
             "gate": contrast,
         },
     }
     if warm:
         head_steps = head_steps or min(STEPS, steps)
-        # With a fixed training seed, the head is trained once for the runs of all arms and seeds.
+        # With a fixed training seed, all arms and seeds share one stage that trains the head.
         head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
         # Chosen by the search of benchmarks/recipes/continual-minilm.yaml.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
@@ -202,7 +203,7 @@ def _new_head(recipe: Recipe) -> str:
 
 
 def _longest(model: str, tasks: Sequence[str]) -> int:
-    """Find the length that nearly all labelled rows fit into."""
+    """Return a length in tokens that nearly all labelled rows fit into."""
     tokenizer = load_tokenizer(model)
     longest = ROW_TOKENS
     for spec in tasks:
@@ -214,7 +215,7 @@ def _longest(model: str, tasks: Sequence[str]) -> int:
 
 
 def cut_rows(recipe: Recipe) -> dict[str, float]:
-    """Return the share of truncated labelled rows of each task."""
+    """Return the share of labelled rows that are truncated, keyed by task."""
     tokenizer = load_tokenizer(recipe.tokenizer_name or "")
     shares = {}
     for spec in recipe.tasks:
@@ -226,20 +227,20 @@ def cut_rows(recipe: Recipe) -> dict[str, float]:
 def smaller_plan(
     recipe: Recipe, seconds_of: Callable[[list[str], int], float], limit_seconds: float
 ) -> Plain | None:
-    """Find ``overrides`` and ``steps`` with which a study takes no longer than a limit.
+    """Find settings with which a study finishes within a time limit.
 
     Args:
-        seconds_of: forecasts the seconds of the study from overrides and steps.
+        seconds_of: a function that forecasts the study's seconds, given overrides and steps.
 
     Returns:
-        ``overrides``, ``steps``, and the ``seconds`` that the study then takes; None if even the
-        smallest study takes longer.
+        A dict with ``overrides``, ``steps`` and the forecast ``seconds``; None if even the smallest
+        study exceeds the limit.
     """
     least = min(LEAST_STEPS, recipe.training.steps)
     changes = []
     if len(recipe.study.arms) > 1:
         changes.append(f"study.arms={recipe.study.pairs[0][0]}")
-    # Fewer steps come first, because they change nothing else.
+    # Reduce steps alone first, then together with other settings.
     for shorter in ([], *SHORTER):
         changes += shorter
         shortest = seconds_of(changes, least)
@@ -248,7 +249,7 @@ def smaller_plan(
         steps = recipe.training.steps
         seconds = seconds_of(changes, steps)
         while seconds > limit_seconds and steps > least:
-            # Between these two numbers of steps, the time is about linear in the steps.
+            # Interpolate: the time is roughly linear in the number of steps.
             share = (limit_seconds - shortest) / (seconds - shortest)
             steps = least + 10 * int(share * (steps - least) / 10)
             seconds = seconds_of(changes, steps)
@@ -268,7 +269,7 @@ ANSWERS = {
 
 
 def answer_of(result: Plain, recipe: Recipe) -> str:
-    """Answer in words: does further training help, by how much, at what cost?"""
+    """Return the answer in words: whether further training helps, how much, and at what cost."""
     row = _primary(result)
     if row is None:
         return "Nothing was compared."
@@ -288,16 +289,16 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
 def next_of(
     result: Plain, recipe: Recipe, tasks: Sequence[str], out: Path, command: Callable[..., str]
 ) -> str:
-    """Say what to do after the answer, with a complete command.
+    """Return advice on the next step, with a complete command.
 
     Args:
-        tasks: files of labels, as the user gave them.
-        command: writes the user's command with further overrides and changed options.
+        tasks: files with labelled rows, as the user named them.
+        command: a function that returns the user's command with more overrides and changed options.
     """
     row = _primary(result)
     model = str(recipe.model.pretrained)
     if result["failures"] or row is None:
-        return f"Next: fix what failed; this command repeats only the failed work: {command()}"
+        return f"Next: fix the errors; this command repeats only the failed work: {command()}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
         enough = command(seeds=P_FROM_RUNS)
@@ -314,15 +315,15 @@ def next_of(
             words += ["--task", task]
         return f"Next: {keep}: {shlex.join(words)}"
     changes = []
-    # A second study keeps the first one.
+    # A new folder keeps the results of the first study.
     options: dict[str, object] = {"out": out.with_name(f"{out.name}-2")}
     if verdict == "not comparable" and tasks:
-        why = "fine-tuning learned nothing, but may learn at a different learning rate"
+        why = "fine-tuning learned nothing; try other learning rates"
         changes.append("finetune.search_rate=true")
     elif row["runs_to_decide"]:
-        # Testing again after more runs inflates the error rate, so other seeds are used.
+        # Testing the same runs again would inflate the error rate, so the new study uses new seeds.
         last = max(recipe.study.seed_list)
-        why = "this would decide the question if the difference is as large as it looks"
+        why = "a study with more runs would decide, if the difference is as large as it looks"
         options["seeds"] = f"{last + 1}-{last + row['runs_to_decide']}"
     else:
         why = "more runs would not decide this, but more steps may"
@@ -331,7 +332,7 @@ def next_of(
 
 
 def arm_that_helps(result: Plain) -> str | None:
-    """Return the arm that was decided to be better than the model; None if there is no such arm."""
+    """Return the arm that the study decided to be better than the model; None without one."""
     row = _primary(result)
     if row is None or (row["verdict"], row["better"]) != ("decided", "arm"):
         return None
@@ -339,25 +340,25 @@ def arm_that_helps(result: Plain) -> str | None:
 
 
 def _primary(result: Plain) -> Plain | None:
-    """Find the primary contrast on the tasks, or else the first primary contrast."""
+    """Return the primary contrast on the tasks, or the first primary contrast; None without one."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     return min(rows, key=lambda row: row["outcome"] != "tasks", default=None)
 
 
 def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:
-    """State which arm was saved, and whether it was shown to be better than the model.
+    """Return a sentence that names the saved arm, and says whether it beats the model.
 
     Args:
-        best: the arm with the best mean, if it is better than the model.
-        folders: the folders where this arm was saved.
-        helps: the arm that was decided to be better than the model, if any.
+        best: the arm with the best mean; None if the model has a better mean.
+        folders: the folders in which this arm was saved.
+        helps: the arm that the study decided to be better than the model; None without one.
     """
     if best is None:
         return "No arm has a better mean than the model as it is, so nothing is saved."
     where = " and ".join(map(str, folders))
     if helps is None:
-        doubt = "which may be due to chance; it is saved in"
-        return f"{best} has the best mean, {doubt} {where}. For now, keep the model as it is."
+        doubt = "This lead may be due to chance, so keep the unchanged model for now."
+        return f"{best} has the best mean, and is saved in {where}. {doubt}"
     saved = f"{best} has the best mean, and is saved in {where}."
     if helps == best:
         return saved
@@ -365,10 +366,10 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
 
 
 def best_arm(out: Path) -> str | None:
-    """Find the arm that gains most over the unchanged model on the runs that all arms finished.
+    """Return the arm with the highest gain over the unchanged model; None if no arm gains.
 
-    Returns:
-        None if no arm gains. A gain is the mean of paired differences, standardised as in verdicts.
+    A gain is the mean of paired differences over the runs that all arms finished. Scores are
+    standardised as in verdicts.
     """
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
@@ -377,7 +378,7 @@ def best_arm(out: Path) -> str | None:
     arms = np.array(list(table.study["arms"]))
     runs = np.array([table.runs(ALL_TASKS, arm) for arm in arms])
     finished = np.isfinite(runs).sum(axis=1)
-    # If an arm lacks runs that other arms have, its remaining runs may look better by luck.
+    # An arm with missing runs is skipped, because the missing runs may be the worst ones.
     complete = finished == finished.max()
     gains = runs[complete] - table.runs(ALL_TASKS, REFERENCE)
     shared = np.isfinite(gains).all(axis=0)
@@ -389,25 +390,26 @@ def best_arm(out: Path) -> str | None:
 
 
 def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
-    """Save the checkpoint of an arm's first finished run for two libraries.
+    """Save the checkpoint of an arm's first finished run in the formats of two libraries.
 
     Returns:
-        ``out``/model for transformers and ``out``/sentence-model for sentence-transformers.
+        The folders ``out``/model for transformers and ``out``/sentence-model for
+        sentence-transformers.
 
     Raises:
-        MaskwiseError: no run of the arm is finished and still has its checkpoint.
+        MaskwiseError: no finished run of the arm has a checkpoint.
     """
     study = read_json(out / "study.json") or {}
     runs = study["arms"][arm]["runs"]
     for seed in sorted(runs, key=int):
         checkpoint = out / runs[seed] / "checkpoint"
-        # Users may remove checkpoints to free space.
+        # Users may delete checkpoints to free disk space.
         if checkpoint.is_dir() and (out / runs[seed] / DONE).is_file():
             break
     else:
         raise MaskwiseError(
             f"no run of {arm} has a checkpoint to save",
-            got=f"{len(runs)} runs, unfinished or removed",
+            got=f"{len(runs)} runs, unfinished or deleted",
             do="run the same command again",
         )
     whole = out / "model"
@@ -419,7 +421,7 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     with without_advice():
         load_model(checkpoint, kind=None).save_pretrained(whole)
         encoder.save_pretrained(sentences)
-    # Each folder has its own tokenizer, so that it can be moved alone.
+    # Both folders get a tokenizer, so users can move them independently.
     for folder in (whole, sentences):
         tokenizer.save_pretrained(folder)
     write_whole(whole / CARD, card)
@@ -430,14 +432,14 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
 
 
 def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
-    """Write the configuration that sentence-transformers needs: modules and mean pooling."""
+    """Write the configuration files of sentence-transformers, with mean pooling."""
     module = "sentence_transformers.models"
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": f"{module}.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
     ]
     write_json(folder / "modules.json", modules)
-    # Other pooling modes are off by default.
+    # Other pooling modes default to off.
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(

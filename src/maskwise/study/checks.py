@@ -1,4 +1,4 @@
-"""Check recipes, folders and texts before any work, so that mistakes cost seconds, not hours."""
+"""Check recipes, folders and texts before the work starts, to report mistakes early."""
 
 from __future__ import annotations
 
@@ -47,18 +47,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 LOCK = ".lock"
-"""The lock file in ``stages/``, held while a study runs. It also marks the folder of a study."""
+"""The lock file in ``stages/`` of a running study. Its presence identifies a study folder."""
 FEW_STEPS = 8
-"""How many steps, spread evenly over a run, have their batches masked before training to find out
-whether there are targets."""
+"""Number of batches, spread evenly over a run, that are masked before training to count targets."""
 FEW_DOCUMENTS = 8
 """How many documents are searched for letters that are not nucleotides."""
 MEASURED_ROWS = 1000
 """The largest number of rows of a split whose tokens are counted."""
 MOST_UNKNOWN = 0.01
-"""A larger share of unknown tokens gives a warning, because they are never masked."""
+"""Share of unknown tokens above which a warning is shown. Unknown tokens are never masked."""
 UNKNOWN_ADVICE = (
-    "use a tokenizer that covers its characters: tokenizer.kind=bpe, or a larger "
+    "use a tokenizer that covers the characters of the text: tokenizer.kind=bpe, or a larger "
     "tokenizer.vocab_size"
 )
 
@@ -69,14 +68,15 @@ def check_study(
     """Check the inputs of a study.
 
     Returns:
-        The seeds to run, in the order of the study, and warnings.
+        The seeds to run, in the order of ``study.seeds``, and the warnings.
 
     Raises:
-        MaskwiseError: an unknown engine or seed, a folder that holds something else, or bad inputs.
+        MaskwiseError: the engine or a seed is unknown, the folder holds something other than a
+            study, or the inputs are bad.
     """
     require_engine(engine)
     marks = [f"stages/{LOCK}"]
-    # A block may be added to records that come from a different machine, without stages.
+    # The records of other blocks may have been copied from another machine without stages.
     if seeds is not None:
         marks.append("study.json")
     require_own(out, *marks, what="a study")
@@ -86,7 +86,7 @@ def check_study(
     foreign = [seed for seed in seeds if seed not in planned]
     if foreign or not seeds:
         raise MaskwiseError(
-            "the seeds to run must be in study.seeds",
+            "the seeds to run must be a part of study.seeds",
             got=foreign,
             allowed=f"any of {', '.join(map(str, planned))}",
         )
@@ -95,27 +95,30 @@ def check_study(
 
 
 def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
-    """Find the folder of shared stages from the option, the recipe or the environment."""
+    """Return the folder of shared stages; None if neither option, recipe nor environment sets it.
+
+    Raises:
+        MaskwiseError: the path is a file.
+    """
     name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
     if not name:
         return None
     folder = Path(name).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise MaskwiseError(
-            "the folder of shared stages is a file", got=str(folder), do="give a folder"
+            "the folder of shared stages is a file", got=str(folder), do="name a folder"
         )
     return folder
 
 
 def check_inputs(recipe: Recipe) -> list[str]:
-    """Check everything about every arm that can be checked without doing the work.
+    """Check texts, tokenizers, models and tasks of every arm without preparing or training.
 
     Returns:
-        Warnings, one line each.
+        Warnings of one line each.
 
     Raises:
-        MaskwiseError: a text, tokenizer, model or task that cannot be read, or that does not fit
-            the others.
+        MaskwiseError: a text, tokenizer, model or task cannot be read, or does not fit the others.
     """
     study = recipe.study
     tasks = {spec: load_task(of_run(spec, 0)) for spec in recipe.tasks}
@@ -127,19 +130,20 @@ def check_inputs(recipe: Recipe) -> list[str]:
         notes += _check_arm(arm, tasks.values())
         if study.match != "steps" and any(link.corpus.stream for link in arm.links()):
             raise MaskwiseError(
-                "the compute of a step on a stream is unknown, so arms are matched by steps only",
+                "arms that read a stream can be matched by steps only, because the compute of a "
+                "step is unknown",
                 got=f"study.match {study.match}",
-                do="leave out study.match",
+                do="remove study.match",
             )
-    # Damaged evaluation files raise here.
+    # This raises an error if evaluation files are damaged.
     load_sets(recipe.evaluation)
     search = study.search
     if search and (search.by == "dev" or (tasks and not search.by)):
         for spec, task in tasks.items():
             if not task.splits["dev"]:
                 raise MaskwiseError(
-                    f"study.search chooses by dev rows, and task {spec} has none",
-                    do="give it a dev split, or set study.search.by=held-out",
+                    f"study.search compares dev scores, but task {spec} has no dev rows",
+                    do="add a dev split, or set study.search.by=held-out",
                 )
     elif search:
         _check_losses(search, by_arm)
@@ -156,12 +160,15 @@ def check_inputs(recipe: Recipe) -> list[str]:
 
 
 def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
-    """Load an arm's tokenizer (a stand-in until it is trained) and model configuration."""
+    """Load an arm's tokenizer and model configuration.
+
+    A tokenizer that is not trained yet is replaced by a placeholder.
+    """
     given = arm.tokenizer_name
-    # A configuration needs only the size and the special tokens of a tokenizer.
+    # The configuration of a model needs only the tokenizer's size and special tokens.
     tokenizer = cast("PreTrainedTokenizerFast", _Untrained(arm.tokenizer))
     if given:
-        # Test items and labelled rows are placed by character offsets.
+        # The positions of test items and labels are found by character offsets.
         needs_offsets = bool(arm.tasks or arm.evaluation.cloze or arm.evaluation.pairs)
         tokenizer = load_tokenizer(
             given, needs_mask=arm.kind == "encoder", needs_words=needs_offsets
@@ -217,36 +224,40 @@ def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) ->
             tokenizers.add(tokenizer_of(prepare_stage(links[0])))
             if not links[-1].judged_on():
                 raise MaskwiseError(
-                    f"study.search by held-out loss cannot compare settings of arm {name!r}",
+                    f"study.search by held-out loss needs held-out losses of arm {name!r}",
                     got="an arm that masks nothing",
                     do=do,
                 )
         if len(tokenizers) > 1:
             raise MaskwiseError(
                 "study.search by held-out loss cannot choose between tokenizers: losses per "
-                "token of different vocabularies are not comparable",
+                "token are not comparable between vocabularies",
                 got=f"grid {', '.join(search.points[0])}",
-                do=f"{do}, or make each tokenizer an arm",
+                do=f"{do}, or define an arm for every tokenizer",
             )
 
 
 def _check_text(link: Recipe) -> Iterator[str]:
-    """Check that the corpus of a phase can be read and has the layers its policies need."""
+    """Check that the corpus of a phase is readable and has the layers that its policies need.
+
+    Yields:
+        Warnings.
+    """
     corpus = link.corpus
     for part in corpus.parts():
         require_documents(part)
     if corpus.text_per == "auto":
         yield from filter(None, map(lines_note, corpus.sources))
-    # A stream is annotated while it is read, so annotators that count a whole corpus are refused.
+    # A stream is annotated while it is read, so annotators must not need the whole corpus.
     if corpus.stream:
         for spec in corpus.annotators:
             require_live(spec, annotator(spec))
         if link.learns:
             raise MaskwiseError(
-                "a policy is learned from texts that are read in full, and this one is a stream",
+                "a policy cannot be learned from a stream",
                 do=(
-                    "learn it from a part of the text first (maskwise learn), and name its folder: "
-                    "learned('OUT/policy')"
+                    "learn the policy from a part of the text first (maskwise learn), and name its "
+                    "folder: learned('OUT/policy')"
                 ),
             )
     layers = ["word_ids"]
@@ -261,14 +272,14 @@ def _check_text(link: Recipe) -> Iterator[str]:
                 raise MaskwiseError(
                     f"{who} the layer {layer!r}, which this corpus does not have",
                     got=f"layers {', '.join(layers)}",
-                    do="name its annotator in corpus.layers (maskwise list annotators)",
+                    do="add its annotator to corpus.layers (maskwise list annotators)",
                 )
 
 
 def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Check that layers and policies that need words have a fast tokenizer.
+    """Check that the tokenizer is fast if layers or policies need words.
 
-    If each token is a word, policies work with a slow tokenizer too.
+    Policies also work with a slow tokenizer if ``corpus.words`` is "token".
     """
     corpus = link.corpus
     require_offsets(tokenizer, layers=bool(corpus.annotators), words=corpus.words)
@@ -277,34 +288,42 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}
     for setting, names in used.items():
         for name in names:
-            # Diffusion draws its masks itself, so it is no policy.
+            # Diffusion draws masks by itself and is not a registered policy.
             if name != DIFFUSION and "word_ids" in policy(name).layers():
                 raise MaskwiseError(
-                    f"{setting} {name} needs words, and a slow tokenizer has no character "
-                    "offsets to find them",
+                    f"{setting} {name} needs words, which a slow tokenizer cannot find without "
+                    "character offsets",
                     got=type(tokenizer).__name__,
-                    do="use token, set corpus.words: token, or convert it to a tokenizer.json",
+                    do=(
+                        "use token, set corpus.words: token, or convert the tokenizer to a "
+                        "tokenizer.json"
+                    ),
                 )
 
 
 def _check_rows(link: Recipe) -> None:
-    """Check that each micro-batch has enough rows for the pairs of ``cse``."""
+    """Check that micro-batches have enough rows for the pairs of ``cse``."""
     rows = link.training.micro_rows(ranks_here())
     for name, arm in link.objectives.items():
         if arm.kind.twins and (rows % 2 or rows < 4):
-            why = "cse reads half of the rows twice, and training.batch_size is too small or odd"
+            why = "cse reads half of the rows twice, so training.batch_size must be even and large"
             got = f"{rows} rows per micro-batch"
             allowed = "an even number of 4 or more"
             raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed=allowed)
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
-    """Refuse text in which a policy finds nothing to mask, or only one unit per text.
+    """Raise an error if a policy finds nothing to mask, or only one unit per text.
+
+    Args:
+        source: the training batches.
+        held_out: the held-out rows, which are checked in place of a stream.
+        masker: the masker of ``source``.
 
     Raises:
         MaskwiseError: a few batches of the run have no targets, or a word policy finds no words.
     """
-    # Reading a stream would move its position, so its held-out text is checked.
+    # Reading from a stream would advance it, so its held-out rows are checked.
     if isinstance(source.rows, StreamedRows):
         how = source.settings
         rows = held_out.laid(source.rows.layout)
@@ -322,7 +341,7 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
             got=f"nothing to mask in {counts.steps} batches",
             do="mark only the prompts",
         )
-    # In text without spaces each piece is a single word, which is longer than any budget.
+    # In text without spaces every piece is one word, which exceeds any budget.
     whole = name.unit_kind in (UnitKind.WORD, UnitKind.SPAN)
     if whole and counts.eligible >= 8 * counts.pieces and counts.units <= 1.2 * counts.pieces:
         raise MaskwiseError(
@@ -333,15 +352,15 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         )
     if not counts.targets:
         raise MaskwiseError(
-            f"policy {name} masks nothing in this text: it has no units, or they are longer "
-            "than the budget",
+            f"policy {name} masks nothing in this text: there are no units, or all units are "
+            "longer than the budget",
             got=f"no target in {counts.steps} batches",
             do="use the policy token, or text with spaces; maskwise inspect shows the masks",
         )
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
-    """Warn about prepared texts in which many tokens are unknown to the tokenizer."""
+    """Yield a warning for every prepared text with many tokens unknown to the tokenizer."""
     for stage in texts:
         share = unknown_share((stage.result(stages) or {}).get("counts", {}))
         if share > MOST_UNKNOWN:
@@ -386,7 +405,7 @@ def say(notes: Iterable[str]) -> None:
 
 
 class _Untrained:
-    """Stands in for a tokenizer that is not trained yet, with all that configurations need."""
+    """Placeholder for a tokenizer that is not trained yet, to build model configurations."""
 
     pad_token_id = 0
     cls_token_id = 2

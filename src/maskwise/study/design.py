@@ -1,22 +1,22 @@
-"""Make the plans of a study one after the other, with the decisions between them.
+"""Generate the plans of a study in sequence. Later plans depend on the results of earlier plans.
 
     texts → search → main → companions
 
-A study without search or matching has one plan, or two with companions. Every decision follows from
-the results in the folders of stages, so a resumed study decides the same way.
+A study without search or matching has one plan, or two with companions. Every decision is computed
+from the results in the folders of stages, so a resumed study makes the same decisions.
 
-**Searching.** For every seed and arm, a setting is chosen by the scores on dev rows. Search runs
-are never compared: the best run on a grid was also lucky, and luck matters more if an arm's curve
-is flat. The compared run is a new run at the chosen setting, with the seed + ``FRESH_RUN``. This
-keeps the pairs of runs independent and treats both arms the same way. Errors in the choice are part
-of the differences between pairs.
+**Searching.** For every seed and arm, the search chooses the setting with the best scores on dev
+rows. Contrasts never use search runs: the best run of a grid is partly the luckiest, and an arm
+with a flat curve has more such luck. Instead, contrasts use a new run at the chosen setting, with
+``FRESH_RUN`` added to the seed. Pairs of runs stay independent, and both arms are treated alike. A
+poor choice of setting adds to the variance of the differences.
 
-**Matching.** If arms are matched by steps (the usual way), an arm with a higher ratio gets more
-targets for free; if matched by targets, it trains for fewer steps; FLOPs lie in between. The cost
-of a run is its number of steps times the mean cost of a step, which is measured on batches from the
-whole run, masked with the arm's ratio, policy and budget. A scheduled ratio spans the length of the
-run, so its mean does not depend on that length. If a run has several training phases, only the
-length of the first phase is changed.
+**Matching.** By default, arms train for the same number of steps, and an arm with a higher masking
+ratio then predicts more targets. If arms are matched by targets, this arm trains for fewer steps.
+Matching by FLOPs is in between. The cost of a run is its number of steps times the mean cost of a
+step. The mean is measured on batches from the whole run, masked with the arm's ratio, policy and
+budget. A scheduled ratio spans the whole run, so its mean does not depend on the number of steps.
+If a run has several training phases, only the first phase changes its length.
 """
 
 from __future__ import annotations
@@ -43,24 +43,26 @@ from maskwise.study.stages import named
 from maskwise.study.work import open_text
 
 Scores = dict[str, float]
-"""One number for each outcome; higher is better."""
+"""Scores keyed by outcome; higher is better."""
 
 
 class Design:
-    """A study's plans and decisions.
+    """The plans of a study, and the decisions between them.
 
     Args:
-        seeds: the block of the study's seeds to run; if None, all seeds.
-        forecast: whether an unfinished search counts as if it had chosen the first point.
+        recipe: the recipe of the study.
+        stages: the folder of the study's stages.
+        seeds: the seeds to run; None for all seeds of the study.
+        forecast: whether to assume that an unfinished search chooses the first point.
 
     Attributes:
-        runs: the planned runs to report, including the runs of a gate.
+        runs: the planned runs that the study reports, including the runs of a gate.
         others: the search runs.
-        chosen: for each arm and seed, the setting that a search chose.
+        chosen: the settings that the search chose, keyed by arm and seed.
         choices: records of kind "selection".
-        failed: for each arm and seed whose search runs all failed, these runs; there is then no
-            compared run.
-        budget: what the baseline spends, if arms are matched by targets or FLOPs.
+        failed: the search runs of every arm and seed for which all search runs failed. Such an arm
+            and seed has no compared run.
+        budget: the cost of a baseline run in targets or FLOPs; None if arms are matched by steps.
     """
 
     def __init__(
@@ -87,15 +89,15 @@ class Design:
         self.budget: float | None = None
 
     def plans(self) -> Iterator[Plan]:
-        """Yield the plans; each must be done before the next one is asked for."""
+        """Yield the plans. The caller must execute a plan before it requests the next one."""
         study = self.recipe.study
-        # Matched lengths depend on the texts, so the texts of all points are prepared first.
+        # The lengths of matched runs depend on the texts, so all texts are prepared first.
         if study.match != "steps":
             seed = study.seed_list[0]
             runs = []
             for arm in study.arms:
                 points = study.points_of(arm)
-                # The budget is what the baseline spends with its settings as written.
+                # The budget is the cost of the baseline with the settings in the recipe.
                 if study.search:
                     points = [{}, *points]
                 for point in points:
@@ -106,7 +108,8 @@ class Design:
             self.budget = sum(spent) if spent else None
         if study.search:
             yield from self._search()
-        # Seeds are outermost, so that an interrupted study has whole pairs of runs.
+        # The outer loop is over seeds, because an interrupted study then has complete pairs of
+        # runs.
         for seed in self.seeds:
             self.runs += [self._run(arm, seed, role="gate") for arm in self._gate_arms()]
             self.runs += self._compared(self.arms, seed)
@@ -121,7 +124,7 @@ class Design:
             yield Plan(tuple(shorter), "companions")
 
     def settings_of(self, arm: str) -> list[Plain]:
-        """List the settings chosen for an arm's runs; empty settings without a search."""
+        """List the settings that the search chose for an arm; ``[{}]`` without a search."""
         chosen = []
         for (name, _), setting in self.chosen.items():
             if name == arm:
@@ -129,9 +132,9 @@ class Design:
         return chosen or [{}]
 
     def _gate_arms(self) -> list[str]:
-        """List the arms of a gate in a study with a search.
+        """List the arms that need extra runs for the gate of a study with a search.
 
-        The gate compares them at the settings as written, so it needs runs of its own.
+        A gate compares arms at the settings in the recipe, and other runs use chosen settings.
         """
         study = self.recipe.study
         if study.gate is None or study.search is None:
@@ -141,7 +144,7 @@ class Design:
         return [arm for arm in self.arms if every or arm in pair]
 
     def _compared(self, arms: Sequence[str], seed: int, fraction: float = 1.0) -> list[Run]:
-        """Plan the compared runs of a seed, at the settings that a search chose."""
+        """Plan the compared runs of a seed, with the settings that the search chose."""
         fresh = self.recipe.study.judged_seeds[seed]
         runs = []
         for arm in arms:
@@ -162,7 +165,8 @@ class Design:
         """Plan a run.
 
         Args:
-            by: what a search chooses by ("dev" or "held-out"); search runs measure nothing else.
+            by: "dev" or "held-out" if the search uses only dev scores or only held-out losses; ""
+                to measure both.
         """
         setting = setting or {}
         trained = self.baseline if arm == REFERENCE else arm
@@ -201,32 +205,32 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _length(self, arm: str, setting: Plain, fraction: float) -> Plain:
-        """Return overrides that set the steps of each training phase of an arm.
+        """Return overrides for the number of steps of every training phase of an arm.
 
-        These are a fraction of the steps as written, or of the steps that spend the budget.
+        The steps are a fraction of those in the recipe, or of those that spend the budget.
         """
         own = self.recipe.arm(arm, seed=0, more=setting)
         steps = [link.training.steps for link in own.links()]
         if self.budget is not None:
             spent = self._spent(arm, setting)
-            # A dry run may find only the texts of the baseline.
+            # In a dry run, the arm's text may not be prepared yet.
             if spent is not None:
                 first = matched_steps(steps[0], spent, self.budget)
                 if first is None:
                     raise MaskwiseError(
                         f"arm {arm!r} cannot be matched to the baseline by "
                         f"{self.recipe.study.match}",
-                        got=f"{self.budget:.4g} in all, {sum(spent[1:]):.4g} after its first phase",
+                        got=f"{self.budget:.4g} in total, {sum(spent[1:]):.4g} in later phases",
                     )
                 steps[0] = first
         names = own.settings_of("training.steps")
         return {name: max(1, round(count * fraction)) for name, count in zip(names, steps)}
 
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
-        """Measure what each phase of an arm's run spends; None if a text is not prepared."""
+        """Measure the cost of every training phase of an arm; None if a text is not prepared."""
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
-        # The texts are checked first, because a measurement masks many batches.
+        # All texts are checked before the first measurement, which is slow.
         if any(text.result(self.stages) is None for text in run.texts):
             return None
         spent = []
@@ -240,7 +244,7 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Plan]:
-        """Plan every arm at every point of its grid with every seed, then choose points."""
+        """Plan a run for every seed, arm and grid point, then choose a point."""
         study = self.recipe.study
         assert study.search is not None
         by = study.search.by or ("dev" if self.contents else "held-out")
@@ -276,7 +280,7 @@ class Design:
             )
             if chosen is not None:
                 self.chosen[arm, seed] = chosen
-            # A dry run counts the compared runs at the first point.
+            # A dry run plans the compared runs with the first point.
             elif self.forecast:
                 self.chosen[arm, seed] = trials[0].setting
             else:
@@ -284,9 +288,9 @@ class Design:
 
 
 def _texts_of(run: Run) -> Run:
-    """Reduce a run to its texts and the stages they need, such as one that learns a policy."""
+    """Reduce a run to its texts and the stages that these need, such as learning a policy."""
     needed = set(named(run.texts))
-    # In reverse order every stage comes before the stages it needs.
+    # The loop is in reverse topological order, so needs of needs are found, too.
     for stage in reversed(run.chain):
         if stage.name in needed:
             needed.update(stage.needs)
@@ -295,16 +299,16 @@ def _texts_of(run: Run) -> Run:
 
 
 def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
-    """Read the dev scores of a run's tasks, or its held-out losses, negated if lower is better.
+    """Read the dev scores and held-out losses of a run; the sign is flipped if lower is better.
 
     Args:
-        kinds: the held-out masks that the arm is evaluated on.
+        kinds: the held-out masks on which the arm is evaluated.
 
     Returns:
-        None if the run is not done or diverged.
+        The scores; None if the run is unfinished or diverged.
     """
     scores: Scores = {}
-    # Tasks are named as in the recipe, because their rows may differ between seeds.
+    # Keys are the task specs of the recipe, because generated tasks differ between seeds.
     for task, stage in run.tasks.items():
         result = stage.result(stages)
         if result is None or None in result["dev"]:
@@ -318,7 +322,7 @@ def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
         for line in result["records"]:
             if line["kind"] == "heldout" and line["masks"] in kinds:
                 name = f"heldout:{line['masks']}@{line['ratio']:g}"
-                # JSON has null for a loss that is not finite.
+                # In JSON, a loss that is not finite is null.
                 if line["loss"] is None:
                     return None
                 scores[name] = -line["loss"]
@@ -331,9 +335,9 @@ class Choice(NamedTuple):
     """The best point of a grid.
 
     Attributes:
-        means: the mean of each point over its standardised outcomes; None for a failed point.
+        means: the mean standardised outcome of every point; None for a failed point.
         place: the index of the best point; None if all points failed.
-        tied: whether all points have the same scores, so the choice of the first is arbitrary.
+        tied: whether all points have equal scores; the first point is then chosen.
     """
 
     means: list[float | None]
@@ -342,23 +346,23 @@ class Choice(NamedTuple):
 
 
 def choose(points: Sequence[Scores | None]) -> Choice:
-    """Choose the point with the highest mean over outcomes, each standardised over the points.
+    """Choose the grid point with the highest mean outcome.
 
-    Among equal points the first is chosen.
+    Outcomes are standardised over the points before the mean is taken. The first point wins ties.
 
     >>> choose([{"a": 1.0}, {"a": 3.0}, None]).place
     1
 
     Args:
-        points: the scores of one arm and seed at every point of the grid; None for a point that
-            failed, which is never chosen.
+        points: the scores of one arm and seed at every point of the grid; None for a point whose
+            run failed. Such a point is never chosen.
     """
     means: list[float | None] = [None] * len(points)
     known = {place: point for place, point in enumerate(points) if point is not None}
     if not known:
         return Choice(means, None, tied=False)
-    # With one run per point the noise is unknown. Outcomes are divided by their SD over the points
-    # instead, so that tasks count equally whatever their unit.
+    # One run per point gives no estimate of noise. Dividing by the SD over the points instead gives
+    # tasks equal weight, whatever their unit.
     values = np.array([list(point.values()) for point in known.values()], float)
     differ = values.min(axis=0) < values.max(axis=0)
     spread = np.where(differ, values.std(axis=0), 1.0)
@@ -366,25 +370,26 @@ def choose(points: Sequence[Scores | None]) -> Choice:
     totals = standardised.sum(axis=1) / max(1, values.shape[1])
     for place, total in zip(known, totals.tolist()):
         means[place] = total
-    # Means may differ by rounding alone.
+    # Equal means may differ by rounding errors.
     best = np.argmax(totals >= totals.max() - 1e-9)
     return Choice(means, list(known)[best], tied=len(known) > 1 and not differ.any())
 
 
 def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | None:
-    """Compute with how many steps of the first phase a run spends the budget.
+    """Return the number of first-phase steps with which a run spends the budget.
 
     >>> matched_steps(10, [500], 1000)
     20
 
     Args:
-        steps: the steps of the first phase as written.
-        spent: what each phase spends as written.
+        steps: the number of first-phase steps in the recipe.
+        spent: the cost of every phase with the steps in the recipe.
+        budget: the cost of the whole run after matching.
 
     Returns:
-        None if the later phases alone spend the budget, or a step spends nothing.
+        The number of steps; None if the later phases exceed the budget or a step costs nothing.
     """
-    # Later phases keep their steps, so the first one pays for the difference.
+    # Later phases keep their number of steps, so the first phase gets the rest of the budget.
     left = budget - sum(spent[1:])
     if left <= 0 or spent[0] <= 0:
         return None
@@ -393,11 +398,11 @@ def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | No
 
 @lru_cache(maxsize=1024)
 def _measured_step(settings: str, text: Path) -> dict[str, float]:
-    """Measure what a training step spends on average, once for each recipe and text."""
+    """Measure the mean cost of a training step. Results are cached by recipe and text."""
     link = Recipe.model_validate_json(settings)
     data = _load(text)
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
-    # A policy that learns is measured with its initial weights.
+    # A policy that learns during training is measured with its initial weights.
     source = masked_source(data, link, config)
     return per_step(source, link.objective, link.model.empty(config))
 

@@ -1,14 +1,19 @@
-"""What a study measured: for each outcome an array (arms, seeds), NaN for missing runs.
+"""Measured outcomes of a study, as arrays of shape (arms, seeds). Missing runs are NaN.
 
-Outcomes are named as in summary.json: a task's name; "tasks" (the standardised scores, averaged
-within each run); "heldout:token" (the mean over ratios) and, with several ratios,
-"heldout:token@0.15", …; "evaluation:NAME:METRIC". Others are internal: "unigram:token" (the loss
-of word frequencies on the same masks), "dev:NAME", "cost:steps", and "plain:tasks" (the mean
-without standardising).
+Outcomes have the names of summary.json:
 
-Standardising divides a task's scores by their pooled SD: the SD of runs about the mean of their
-arm, but at least the step of one test item. With one run per arm there is no such SD, and scores
-stay unscaled. Tasks where lower is better count with the opposite sign in "tasks".
+    TASK                    score on a task
+    tasks                   standardised scores, averaged over the tasks of a run
+    heldout:token           held-out loss on token masks, averaged over ratios
+    heldout:token@0.15      held-out loss at one ratio, if there are several
+    evaluation:NAME:METRIC  an evaluation without fine-tuning
+
+Names of internal outcomes are "unigram:token" (loss of word frequencies on the same masks),
+"dev:TASK", "cost:steps" and "plain:tasks" (the mean score without standardising).
+
+Standardising divides the scores of a task by their pooled SD within arms, but at least by the
+change in score that one test item makes. With one run per arm there is no SD, and scores are not
+scaled. In "tasks", scores for which lower is better have their sign flipped.
 """
 
 from __future__ import annotations
@@ -35,14 +40,17 @@ Pair: TypeAlias = tuple[str, str]
 
 QUANTITIES = ("steps", "tokens", "targets", "flops")
 TOLERANCE = 0.05
-"""The largest relative difference in a quantity at which two arms count as matched."""
+"""Maximum relative difference of a quantity between two matched arms."""
 ALL_TASKS = "all tasks"
-"""Like "tasks", but including tasks that pre-training does not help."""
+"""Name of the outcome that averages all tasks, including those that pre-training does not help."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The properties of an outcome; ``chance`` is the score of guessing."""
+    """The properties of an outcome: ``chance`` is the score of guessing, ``items`` the test items.
+
+    ``unit`` is "score", "nats", "SDs", "perplexity" or the name of a metric.
+    """
 
     unit: str
     metric: str | None = None
@@ -57,25 +65,26 @@ class Measure:
 
 
 class Outcomes:
-    """The numbers of a study's runs of one length, and the properties of its arms and outcomes.
+    """The outcomes of a study's runs of one length.
 
     Attributes:
-        lines: the records of each kind.
-        values: for each outcome its numbers, of shape (arms, seeds).
-        measures: the properties of each outcome.
-        parts: for each held-out outcome, the outcomes at its ratios.
-        failed: the (arm, seed) of each run that failed.
-        unfinished: the (arm, seed) of each companion run that lacks outcomes without a failure.
-        tasks, heldout, evaluations: the names of the outcomes of each kind.
-        helped: for each task the share of seeds in which pre-training helps, or None (``_helped``).
-        counted: the tasks that the primary outcome averages (``study.helps``).
-        names: what sentences call each arm; trained arms keep their names.
+        arms: the names of the arms, including the reference and both sides of transfer.
+        lines: the records, keyed by kind.
+        values: arrays of shape (arms, seeds), keyed by outcome.
+        measures: the properties of outcomes, keyed by outcome.
+        parts: the names of the outcomes at single ratios, keyed by held-out outcome.
+        failed: the (arm, seed) pairs of failed runs.
+        unfinished: the (arm, seed) pairs of companion runs that lack outcomes without a failure.
+        tasks, heldout, evaluations: the names of the outcomes of these kinds.
+        helped: the share of seeds in which pre-training helps, keyed by task; None if unknown.
+        counted: the tasks that the outcome "tasks" averages (``study.helps``).
+        names: the names of arms in sentences; only the reference and sides of transfer differ.
         gate: the primary row of a gate that did not pass.
         closed: the (arm, baseline) pairs that this gate closes.
 
     Raises:
-        MaskwiseError: a number is not finite or was measured twice, an arm or seed is unknown, or
-            an outcome was measured in some runs only, which are no companions.
+        MaskwiseError: a value is not finite or was measured twice, an arm or seed is unknown, or an
+            outcome was measured in some runs only, which are not companions.
     """
 
     def __init__(
@@ -91,7 +100,7 @@ class Outcomes:
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines: dict[str, list[Record]] = defaultdict(list)
         for record in records:
-            # Records of a text and a task have no arm, and the sides of transfer have no records.
+            # Records of a text and a task have no arm. Sides of transfer have no records.
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
             self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
@@ -112,10 +121,10 @@ class Outcomes:
         for line in self.lines["cost"]:
             for quantity in QUANTITIES:
                 value = line.get(quantity)
-                # A quantity that could not be counted is 0 or null.
+                # A quantity that could not be measured is 0 or null.
                 if value:
                     self._put(f"cost:{quantity}", line, value)
-        # This precedes averaging, so that a mean never covers only some of a run's outcomes.
+        # Partial runs are removed before averages are taken, so all means use the same outcomes.
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
@@ -132,7 +141,7 @@ class Outcomes:
             self._average_tasks()
 
     def _put(self, outcome: str, record: Record, value: object) -> None:
-        """Store a number of a run, after checking it."""
+        """Check a value and store it in the array of its outcome."""
         seed = record["seed"]
         seeds = self.study["seeds"]
         where = f"{outcome} of arm {record['arm']!r} with seed {seed}"
@@ -161,7 +170,7 @@ class Outcomes:
                 self._put(f"dev:{task}", line, np.mean(dev))
             facts = self.study["tasks"].get(task, {})
             metric = facts.get("metric")
-            # If the most frequent answer depends on the tokenizer, only the records have its score.
+            # For some tasks the chance level depends on the tokenizer, and only records have it.
             chance = facts.get("majority")
             if chance is None:
                 chance = line.get("majority")
@@ -183,7 +192,7 @@ class Outcomes:
             parts = [f"{mean}@{ratio:g}" for ratio in sorted(measured)]
             self.parts[mean] = parts
             names.append(mean)
-            # A single ratio would only repeat the mean.
+            # With a single ratio, its loss equals the mean.
             if len(parts) > 1:
                 names += parts
         self.measures |= dict.fromkeys(names, Measure(NATS, higher_is_better=False))
@@ -207,7 +216,7 @@ class Outcomes:
         return list(names)
 
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
-        """Clear the values of these outcomes that a failed run measured before it failed.
+        """Set outcomes of failed runs to NaN if these runs measured only some of the outcomes.
 
         Raises:
             MaskwiseError: a full run that did not fail lacks some of the outcomes.
@@ -232,7 +241,11 @@ class Outcomes:
             self.values[outcome][partial] = np.nan
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
-        """Average, for each task, the arms that learned from it, and the arms that did not."""
+        """Compute both sides of transfer on every task.
+
+        One side is the mean over the arms that learned from this task, and the other side is the
+        mean over all other arms.
+        """
         places = np.array([self.arms.index(arm) for arm in learned])
         sources = np.array(list(learned.values()))
         for task in self.tasks:
@@ -242,7 +255,7 @@ class Outcomes:
             runs[self.arms.index(OTHER_TASKS)] = runs[places[~from_task]].mean(axis=0)
 
     def _average_tasks(self) -> None:
-        """Average the signed scores of tasks within each run, plain and standardised."""
+        """Average the signed scores of a run's tasks, both as measured and standardised."""
         sds = {task: self._pooled_sd(task) for task in self.tasks}
         for name in ("tasks", ALL_TASKS):
             tasks = self.measured(name)
@@ -252,7 +265,7 @@ class Outcomes:
             plain = f"plain:{name}"
             self.values[name] = self.values[plain] = np.mean(signed, axis=0)
             self.measures[name] = self.measures[plain] = Measure(_unit(metric), metric)
-            # A mean over nats and points has no unit, so only its standardised form is reported.
+            # A mean over tasks with different units is reported only in its standardised form.
             if len({self.measures[task].unit for task in tasks}) > 1:
                 del self.measures[plain]
             # With one run per arm there is no SD.
@@ -262,7 +275,7 @@ class Outcomes:
                 self.measures[name] = Measure("SDs", metric)
 
     def _pooled_sd(self, task: str) -> float:
-        """Return the SD of runs about the mean of their arm; NaN with one run per arm."""
+        """Return the pooled SD of runs within arms; NaN with one run per arm."""
         runs = self.values[task][: len(self.study["arms"])]
         runs = runs[np.isfinite(runs).any(axis=1)]
         freedom = np.isfinite(runs).sum() - len(runs)
@@ -270,15 +283,15 @@ class Outcomes:
             return math.nan
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
-        # Scores change in steps of one item: scores equal by chance must not give an SD near 0.
+        # A lower bound of one test item prevents an SD near 0 if scores are equal by chance.
         items = self.measures[task].items
         return max(sd, 1 / (items or 1000))
 
     def _helped(self, task: str) -> float | None:
-        """Return the share of seeds in which the mean of all arms on dev beats the untrained model.
+        """Return the share of seeds in which arms have a better mean dev score than the reference.
 
-        The mean of all arms does not change if two of them are exchanged, so this rule for leaving
-        out tasks favours no arm. None if dev rows or the untrained model were not measured.
+        The mean over all arms treats arms alike, so a rule that leaves out tasks by it favours no
+        arm. The result is None without dev scores of arms and reference.
         """
         start = self.runs(f"dev:{task}", REFERENCE)
         arms = np.array([self.runs(f"dev:{task}", arm) for arm in self.study["arms"]])
@@ -291,23 +304,27 @@ class Outcomes:
     # Queries about arms and outcomes
 
     def runs(self, outcome: str, arm: str) -> Numbers:
-        """Return the outcome of an arm's run for each seed; NaN for a missing run."""
+        """Return the outcome of an arm for every seed; NaN for missing runs."""
         if outcome not in self.values:
             return np.full(len(self.study["seeds"]), np.nan)
         runs: Numbers = self.values[outcome][self.arms.index(arm)]
         return runs
 
     def gains(self, outcome: str, arm: str, baseline: str) -> Numbers:
-        """Return the gain of an arm over the baseline for each seed; positive is better."""
+        """Return the gain of an arm over a baseline for every seed; positive is better."""
         differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
         return self.measures[outcome].sign * differences
 
     def mean(self, outcome: str, arm: str) -> float | None:
-        """Return the mean over runs; None if there are none."""
+        """Return the mean outcome of an arm over its runs; None without runs."""
         return _mean_of_finite(self.runs(outcome, arm))
 
     def measured(self, outcome: str, *pair: str) -> list[str]:
-        """Return what an outcome averages: "tasks" the counted tasks, or all if none counts."""
+        """List the outcomes that an outcome averages.
+
+        "tasks" averages the counted tasks; all tasks if none counts, or in a pair with the
+        reference. Other outcomes are returned as they are.
+        """
         if outcome == "tasks" and REFERENCE not in pair:
             return self.counted or self.tasks
         if outcome in ("tasks", ALL_TASKS):
@@ -315,7 +332,7 @@ class Outcomes:
         return [outcome]
 
     def compute(self, arm: str) -> dict[str, float]:
-        """Return the mean cost of a run in each quantity that was measured."""
+        """Return the mean cost of an arm's runs, keyed by the quantities that were measured."""
         costs = {}
         for quantity in QUANTITIES:
             cost = self.mean(f"cost:{quantity}", arm)
@@ -324,13 +341,13 @@ class Outcomes:
         return costs
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
-        """Return how far the loss on an arm's masks is below the loss of word frequencies.
+        """Return the gap between the loss of word frequencies and of a model, in nats.
 
-        With several ratios, return the largest gap.
+        With several ratios, return the largest gap. The result is None without held-out losses.
 
         Args:
             arm: the arm whose kind of masks is used.
-            of: the arm whose loss is compared; ``arm`` by default.
+            of: the arm whose loss is used; None for ``arm``.
         """
         of = of or arm
         gaps = []
@@ -343,22 +360,22 @@ class Outcomes:
         return max(gaps, default=None)
 
     def trained(self, name: str) -> list[str]:
-        """Return the arms trained for a side of a contrast; a side of transfer has several arms."""
+        """List the trained arms on one side of a contrast; a side of transfer has several arms."""
         if name in (OWN_TASK, OTHER_TASKS):
             return list(self.study["learned"])
         return [] if name == REFERENCE else [name]
 
     def units(self, arm: str) -> str:
-        """Return the kind of unit that the arm masks: the value of a ``UnitKind``."""
+        """Return the kind of unit that an arm masks, as the value of a ``UnitKind``."""
         facts = self.study["arms"].get(arm)
         if facts is None:
             return "token"
         return facts.get("units", facts["policy"])
 
     def own_heldout(self, arm: str) -> list[str]:
-        """Return the held-out losses on the arm's own kind of mask.
+        """List the held-out outcomes on the kinds of masks that an arm trains with.
 
-        On other masks even a good model may do worse than word frequencies.
+        On other kinds, even a good model may be worse than word frequencies.
         """
         facts = self.study["arms"].get(arm)
         masks = facts.get("judged_on") if facts else None
@@ -375,10 +392,10 @@ class Outcomes:
         return formats - {""}
 
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
-        """Return the code of the flag if an outcome cannot compare two arms; None if it can.
+        """Return a flag code if an outcome cannot compare two arms; None if it can.
 
-        The bound of masked diffusion uncovers tokens in random order whatever units the arms mask,
-        so units do not matter to it.
+        The units that arms mask do not matter for the bound of masked diffusion, which predicts
+        tokens in random order.
         """
         units = set()
         tokenizers = set()
@@ -401,7 +418,7 @@ class Outcomes:
 
 
 def read_outcomes(folder: Path) -> Outcomes | None:
-    """Read the numbers of a study's compared runs; None for a folder without a study."""
+    """Read the outcomes of a study's compared runs; None if the folder has no records."""
     study = cast(Study, read_json(folder / "study.json"))
     lines = cast(list[Record], list(read_lines(folder / "records.jsonl")))
     # Runs of a gate have a role, and companion runs have a fraction of the steps.
@@ -421,11 +438,11 @@ def _unit(metric: str | None) -> str:
 
 
 def finite_runs(runs: Numbers) -> Numbers:
-    """Leave out missing runs."""
+    """Return the values without missing runs."""
     return runs[np.isfinite(runs)]
 
 
 def _mean_of_finite(runs: Numbers) -> float | None:
-    # np.nanmean would do, at five times the cost: a summary takes thousands of these means.
+    # A summary takes thousands of these means, and np.nanmean is five times slower.
     known = finite_runs(runs)
     return float(known.mean()) if len(known) else None

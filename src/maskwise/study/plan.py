@@ -1,5 +1,7 @@
-"""Runs and plans. A run is a chain of stages and the stages that evaluate its checkpoint; a plan
-holds runs that can be done together.
+"""Runs and plans of a study.
+
+A run trains one arm with one seed and evaluates the checkpoint. A plan is a group of runs that can
+be executed at the same time.
 """
 
 from __future__ import annotations
@@ -31,21 +33,23 @@ from maskwise.text.worlds import of_run
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed: a chain of stages, and the stages that evaluate its checkpoint.
+    """One arm with one seed: the stages that train a checkpoint and the stages that evaluate it.
 
     Attributes:
         arm: the name of the arm.
         seed: the seed of the pre-training run.
-        recipe: the arm's settings with the seed, and with the settings of a search or matching.
-        chain: the stages that prepare texts, learn policies and train, each after the stages it
-            needs; the reference has no training stage.
-        evaluated: the evaluation without fine-tuning; None for a reference that cannot fill masks.
-        tasks: for each task, the stage that fine-tunes on it.
-        overlaps: the stages that search the run's texts for the test items of its tasks.
-        fraction: the share of a full run's steps that this run takes.
-        setting: the search point that the run tries or that was chosen, keyed by dotted name.
-        role: "search" for a run that tries a point, "gate" for a run that only a gate compares,
-            "" for all others.
+        recipe: the arm's recipe with the seed, the chosen grid point and the matched length.
+        chain: the stages that prepare texts, learn policies and train, in topological order. The
+            reference arm has no training stage.
+        evaluated: the stage that evaluates the checkpoint without fine-tuning; None for a reference
+            model that cannot fill masks.
+        tasks: the fine-tuning stage of every task, keyed by task.
+        overlaps: the stages that search the training texts for test items of the tasks.
+        fraction: the number of training steps, as a share of a full run's steps.
+        setting: a point of the search grid, keyed by dotted name. A search run tries this point;
+            for other runs, the search chose it.
+        role: "search" for a run of the search, "gate" for a run that only a gate compares, ""
+            for all others.
     """
 
     arm: str
@@ -61,7 +65,7 @@ class Run:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """All stages, in the order in which they can be done."""
+        """All stages, in topological order."""
         stages = list(self.chain)
         if self.evaluated:
             stages.append(self.evaluated)
@@ -79,19 +83,22 @@ class Run:
 
     @property
     def texts(self) -> list[Stage]:
-        """The text of every training stage, in order; for the reference, its only text."""
+        """The stages that prepare the training texts, in training order.
+
+        For the reference arm, the list contains only the text that provides the tokenizer.
+        """
         by_name = named(self.chain)
         texts = [by_name[training.needs[0]] for training in self.trainings]
         return texts or [self.chain[0]]
 
     @property
     def prepared(self) -> Stage:
-        """The last text that is trained on."""
+        """The stage that prepares the text of the last training phase."""
         return self.texts[-1]
 
     @property
     def title(self) -> str:
-        """The run's arm, seed, setting and role, for the progress of a study."""
+        """The arm, seed, setting and role of the run, for progress displays."""
         parts = [self.arm, f"seed {self.seed}"]
         if self.fraction != 1:
             parts.append(f"{self.fraction:.0%} of the steps")
@@ -113,37 +120,37 @@ class Run:
 
     @property
     def compared(self) -> bool:
-        """Whether this is a full run that the study's contrasts compare."""
+        """Whether the contrasts of the study compare this run."""
         return self.fraction == 1 and not self.role
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs that can be done together.
+    """Runs that can be executed at the same time.
 
     Attributes:
-        runs: the runs in the order in which they start: one run of every arm before the second run
-            of any arm.
-        purpose: what the runs are for: texts, search, main or companions.
+        runs: the runs in starting order. Every arm starts its first run before any arm starts its
+            second run.
+        purpose: "texts", "search", "main" or "companions".
     """
 
     runs: tuple[Run, ...]
     purpose: str = "main"
 
     def stages(self) -> list[Stage]:
-        """Every stage once, after the stages it needs; texts come first."""
-        # A text with two needs waits for a policy that is learned first.
+        """List every stage once, in topological order, with texts first."""
+        # A text with two needs is scored by a policy that a stage must learn first.
         every = dict.fromkeys(chain.from_iterable(run.stages for run in self.runs))
         return sorted(every, key=lambda stage: stage.kind != "prepare" or len(stage.needs) > 1)
 
 
 def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
-    """The stages of several plans, keyed by name."""
+    """Collect the stages of several plans, keyed by name."""
     return named(chain.from_iterable(plan.stages() for plan in plans))
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan the full runs of a recipe as it is written, without searching and matching.
+    """Plan the full runs of a recipe, without its search and without matching lengths.
 
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
@@ -151,26 +158,26 @@ def make_plan(recipe: Recipe) -> Plan:
     (3, ['prepare', 'pretrain'])
 
     Raises:
-        MaskwiseError: a recipe without arms.
+        MaskwiseError: the recipe has no arms.
     """
     require_arms(recipe)
     contents = task_contents(recipe)
     runs = []
-    # Seeds are outermost, so that an interrupted study has whole pairs of runs.
+    # The outer loop is over seeds, because an interrupted study then has complete pairs of runs.
     for seed, arm in product(recipe.study.seed_list, arms_of(recipe, contents)):
         runs.append(make_run(recipe, arm, seed, contents=contents))
     return Plan(tuple(runs))
 
 
 def require_arms(recipe: Recipe) -> None:
-    """Refuse a recipe without arms, or with an outcome that it does not measure."""
+    """Raise an error if a recipe has no arms, or does not measure its ``study.outcome``."""
     if not recipe.study.arms:
         raise MaskwiseError(
-            f"recipe {recipe.name!r} compares nothing",
-            do="give it study.arms, or use maskwise pretrain",
+            f"recipe {recipe.name!r} has no arms to compare",
+            do="add study.arms, or use maskwise pretrain",
         )
     last = recipe.links()[-1]
-    # The losses of encoder–decoders name the output format, too.
+    # Outcome names of encoder–decoders include the output format.
     formats = [""]
     if last.kind != "encoder":
         formats = [" sentinels", " spans", " full"]
@@ -182,34 +189,34 @@ def require_arms(recipe: Recipe) -> None:
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
-    """List the arms, and the reference if it can be measured."""
+    """List the arms, and the reference arm if it can be evaluated."""
     arms = list(recipe.study.arms)
-    # The start can be fine-tuned on tasks, and a start with a head can fill masks.
+    # Any model can be fine-tuned on tasks, but only a model with a head can fill masks.
     if contents or _fills_masks(baseline_of(recipe)):
         arms.append(REFERENCE)
     return arms
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
-    """Return the recipe of the baseline's runs."""
+    """Return the recipe of the baseline arm, with seed 0."""
     assert recipe.baseline is not None, "require_arms comes first"
     return recipe.arm(recipe.baseline, seed=0)
 
 
 def _fills_masks(recipe: Recipe) -> bool:
-    """Whether the start of a run can be evaluated without training."""
+    """Return whether the model that training starts from can fill masks."""
     return recipe.model.pretrained is not None and has_head(recipe.model.pretrained)
 
 
 def reference_words(baseline: Recipe) -> str:
-    """The name of the reference arm in a study with this baseline."""
+    """Return the name that pages and messages use for the reference arm."""
     if baseline.model.pretrained:
         return "the unchanged model"
     return "the untrained model"
 
 
 def task_contents(recipe: Recipe) -> dict[str, str]:
-    """Hash the rows of every task."""
+    """Return a hash of the rows of every task, keyed by task."""
     return {task: load_task(of_run(task, 0)).fingerprint for task in recipe.tasks}
 
 
@@ -226,12 +233,12 @@ def make_run(
     """Plan the stages of one run.
 
     Args:
-        contents: the ``task_contents`` of the tasks that evaluate the run.
-        more: settings to change in addition to the arm's.
-        evaluated: whether to evaluate the checkpoint without fine-tuning, too.
-        role: as in ``Run``.
+        contents: hashes of the rows of the tasks that evaluate the run, from ``task_contents``.
+        more: settings that override the arm's settings.
+        evaluated: whether to evaluate the checkpoint also without fine-tuning.
+        role: the role of the run, as in ``Run``.
     """
-    # The reference is the start of the baseline's runs.
+    # The reference is the model that the baseline starts training from.
     reference = arm == REFERENCE
     name = recipe.baseline if reference and recipe.baseline else arm
     own = recipe.arm(name, seed=seed, more=more)
@@ -264,11 +271,11 @@ def make_run(
     overlaps: list[Stage] = []
     for task, content in contents.items():
         spec = of_run(task, seed)
-        # A task that is drawn anew for each run has different rows in each run.
+        # Some tasks are generated from the seed, so their rows differ between runs.
         if spec != task:
             content = load_task(spec).fingerprint
         tasks[task] = finetune_stage(own, spec, content, prepared=text, pretrained=last)
-        # A search chooses by dev rows, so test items in the corpus do not matter.
+        # A search uses dev rows only, so test items in the corpus do not affect it.
         if role != "search":
             overlaps += [overlap_stage(link, spec, content) for link in whole]
     return Run(
@@ -284,10 +291,10 @@ def make_run(
 
 
 def learned_from(recipe: Recipe) -> dict[str, str]:
-    """Map each arm that learns its policy to the name of the task it learns from.
+    """Map every arm with a learned policy to the name of the task that the policy learns from.
 
     Raises:
-        MaskwiseError: fewer than two tasks, or a task that no policy is learned from.
+        MaskwiseError: there are fewer than two tasks, or no policy is learned from some task.
     """
     tasks = [load_task(spec).name for spec in of_run(recipe.tasks, 0)]
     learned = {}
@@ -300,8 +307,8 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
     found = sorted({*learned.values()})
     if len(found) < max(2, len(tasks)):
         raise MaskwiseError(
-            "study.transfer compares policies learned from each of the study's tasks, and needs "
-            "two tasks or more",
+            "study.transfer needs at least two tasks, and for every task an arm that learns its "
+            "policy from this task",
             got=f"policies learned from {', '.join(found) or 'none of them'}",
             do=f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}",
         )

@@ -1,6 +1,6 @@
-"""Pre-train by a recipe, with one objective, or with several objectives and a sampler over them.
+"""Pre-train a model from a recipe, with one objective or with a sampler over several objectives.
 
-The pretrain stages of a study and ``maskwise pretrain`` call ``pretrain``.
+Both the pretrain stages of studies and the command ``maskwise pretrain`` call ``pretrain``.
 """
 
 from __future__ import annotations
@@ -52,24 +52,25 @@ def pretrain(
     quiet: bool = False,
     facts: Mapping[str, str] | None = None,
 ) -> Plain:
-    """Pre-train one model into a folder.
+    """Pre-train one model and save the checkpoint in a folder.
 
     Args:
-        data: the text.
-        recipe: the recipe of one run; its model, masking, objectives, sampler, training and
-            evaluation are used.
-        folder: the folder for metrics, states to resume from, and finally the checkpoint.
-        facts: further facts for the model card.
+        data: the prepared text.
+        recipe: the recipe of one run. Its model, masking, objectives, sampler, training and
+            evaluation settings are used.
+        folder: the folder for metrics, resumable states and the final checkpoint.
+        quiet: whether to hide progress.
+        facts: additional rows for the table in the model card.
 
     Returns:
-        The result of a pretrain stage: held-out losses, counts, FLOPs, the loss and ``seconds``.
+        The result of a pretrain stage: held-out losses, counts, FLOPs, training loss, seconds.
 
     Raises:
         MaskwiseError: no token of this text can be masked, or the loss is not finite.
     """
     training = recipe.training
     evaluation = recipe.evaluation
-    # Word frequencies initialise the bias of a new head, and are the baseline for held-out losses.
+    # Token frequencies initialise the bias of a new head and are the baseline of held-out losses.
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = network_of(recipe, data, log_unigram)
@@ -78,11 +79,11 @@ def pretrain(
     if isinstance(made.source, ArmsSource):
         sources = made.source.sources.values()
     for source in sources:
-        # Objectives that choose no tokens, such as sentence contrast, have no masker.
+        # Objectives without masks, such as sentence contrast, have no masker.
         if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
             require_targets(source, data.held_out, source.masker)
     judged = predicting(network)
-    # Evaluations during training use the same rows and masks as the study afterwards.
+    # Evaluations during training use the rows and masks of the study's final evaluation.
     rows = laid_out(data.held_out, judged, network.config)
     masks = evaluation.masks
     most = evaluation.rows
@@ -97,7 +98,7 @@ def pretrain(
     held_out = HeldOut(rows, maskers, log_unigram, rows=most, bound=bound)
     losses: list[Plain] = []
 
-    # The card contains the latest held-out losses, so it is written with every checkpoint.
+    # The model card shows the latest held-out losses, so every checkpoint gets a new card.
     def save(target: Path) -> None:
         choices = {**made.words, **(facts or {})}
         if recipe.model.adapter:
@@ -142,7 +143,9 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
     """Build or load the model that a recipe trains.
 
     Args:
-        log_unigram: the logarithms of token frequencies, for the bias of a new head.
+        recipe: the recipe of one run.
+        data: the prepared text; only its tokenizer and row length are used.
+        log_unigram: log frequency of every token, the initial bias of a new head.
     """
     return recipe.model.model(
         data.tokenizer,
@@ -154,7 +157,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
 
 
 def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
-    """Count ``flops``; with a sampler also ``probe_flops`` and the counts of each objective."""
+    """Compute ``flops``; with a sampler, also ``probe_flops`` and the counts by objective."""
     chooser = made.learners.get("sampler")
     if not isinstance(chooser, SamplerLearner):
         return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
@@ -167,11 +170,12 @@ def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
 def model_card(
     recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, text: Rows | Stream
 ) -> str:
-    """Write the model card of a checkpoint in the hub's format.
+    """Return the model card of a checkpoint in the format of the Hugging Face hub.
 
     Args:
-        choices: masking settings and facts about the run, keyed by name.
-        losses: the records of the last evaluation.
+        recipe: the recipe of the run.
+        choices: rows of the card's table: masking settings and facts about the run.
+        losses: the held-out losses of the last evaluation.
         text: the training text.
     """
     front = {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}
@@ -213,7 +217,7 @@ without maskwise.
 
 
 class Learning(NamedTuple):
-    """The arguments of ``training.train``, and ``words`` for the model card."""
+    """The arguments of ``training.train``, and the masking settings (``words``) for the card."""
 
     objective: Objective
     source: Source
@@ -222,14 +226,14 @@ class Learning(NamedTuple):
     words: Mapping[str, object]
 
     def close(self) -> None:
-        """End the processes that read a stream."""
-        # Streams are among the learners because their position is saved with the other states.
+        """Stop the processes that read a stream."""
+        # Streams are registered as learners so that checkpoints save their position.
         for learner in self.learners.values():
             if isinstance(learner, StreamedRows):
                 learner.close()
 
     def heads(self) -> dict[str, Tensor]:
-        """The heads of several objectives, which are saved next to the encoder, keyed by name."""
+        """Return the weights of the objectives' heads, which are saved next to the encoder."""
         if isinstance(self.objective, Arms):
             return self.objective.heads()
         return {}
@@ -238,16 +242,16 @@ class Learning(NamedTuple):
 def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
     """Build the objective, batches and learners of a recipe.
 
-    A recipe that names ``objectives`` gets an arm for each of them: the objective, and the recipe's
-    masking with the changes of the arm. Arms read the rows of the corpus as they are packed, or the
-    same pieces with one piece in each row.
+    A recipe with ``objectives`` gets an arm for every objective. An arm masks with the recipe's
+    masking settings and its own changes. It reads the rows of the corpus as they are packed, or the
+    same pieces with one piece per row, depending on the objective.
     """
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
     source = masked_source(data, recipe, network.config)
     assert isinstance(source.masker, Masker)
     title = recipe.objective
-    # Other objectives ignore the policy and ratio of the recipe.
+    # The title names the policy and ratio only if the objective uses them.
     if objective_class(recipe.objective).inherits:
         title = f"{recipe.masking.policy} {recipe.masking.ratio}"
     words = {"objective": recipe.objective, **source.masker.describe()}
@@ -256,9 +260,11 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
 
 
 def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> MaskedSource:
-    """Build the batches of a recipe with one objective.
+    """Build the source of masked batches for a recipe with one objective.
 
     Args:
+        data: the prepared text.
+        recipe: the recipe of one run.
         config: the configuration of the model.
     """
     kind = objective_class(recipe.objective)
@@ -273,11 +279,12 @@ def _source(
     rows: Rows | StreamedRows,
     changes: Mapping[str, object] | None = None,
 ) -> MaskedSource:
-    """Build the batches of one objective.
+    """Build the source of masked batches for one objective.
 
     Args:
-        rows: the training rows, as they are drawn.
-        changes: changes to the recipe's masking.
+        kind: the class of the objective.
+        rows: the training rows in the layout of this objective.
+        changes: masking settings that override the recipe's.
     """
     settings = kind.settings(recipe.masking.model_dump(), changes or {})
     seed = recipe.training.seed
@@ -285,33 +292,33 @@ def _source(
     maker = kind.maker(data.tokenizer, seed=seed, length=length, **settings)
     corpus = recipe.corpus
     shares = {}
-    # A stream has its own shares.
+    # A stream already holds the sampling shares of its sources.
     if isinstance(rows, Rows) and len(corpus.sources) > 1:
         shares = corpus.shares(rows.by_source(len(corpus.sources)))
     return MaskedSource(rows, maker, recipe.training, shares=shares)
 
 
 def _drawn(rows: Rows | Stream, recipe: Recipe) -> Rows | StreamedRows:
-    """Let the rows of a stream be drawn step by step; other rows are returned as they are."""
+    """Wrap a stream in a ``StreamedRows``; return stored rows unchanged."""
     if isinstance(rows, Rows):
         return rows
     corpus = recipe.corpus
     shares = {}
-    # A stream cannot count its rows, so only sources with given weights have shares.
+    # The size of a stream is unknown, so shares exist only if the recipe gives weights.
     if isinstance(corpus.source, dict):
         shares = corpus.shares(())
     return StreamedRows(rows, recipe.training, shares=shares)
 
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
-    """Build an arm for each objective on one encoder, with the recipe's sampler over them."""
+    """Build arms for all objectives on one encoder, and the sampler that chooses among them."""
     training = recipe.training
     arms = recipe.objectives
-    # Loading a pretrained model seeds nothing, so the new heads are seeded here.
+    # Loading a pretrained model sets no seed, so the new heads need one.
     torch.manual_seed(fold(training.seed, 0x4EAD))
     joined = Arms({name: objective(arm.objective, network) for name, arm in arms.items()})
     heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
-    # The checkpoint of an earlier phase has trained heads.
+    # A checkpoint of an earlier phase contains trained heads.
     if heads.is_file():
         joined.load_heads(heads)
     chooser = read_sampler(recipe.sampler, list(arms), seed=training.seed, steps=training.steps)
@@ -327,7 +334,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     for name, arm in arms.items():
         kind = arm.kind
         rows = laid_out(data.training, kind, network.config)
-        # A stream is read once for all arms that read the same rows.
+        # Arms with the same layout share one reader of a stream.
         if rows.layout not in drawn:
             drawn[rows.layout] = _drawn(rows, recipe)
         sources[name] = _source(data, recipe, kind, drawn[rows.layout], arm.masking)
@@ -339,17 +346,17 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         sizes[name] = probe_rows(probed, ranks=ranks, twins=kind.twins)
         free = len(blocks) - len(taken[name])
         enough = enough and free >= sizes[name]
-        # The first probe is drawn only after a few steps, so its size is checked here.
+        # Check the probe size now; otherwise training would fail at the first probe.
         if chooser.every:
             check_enough(name, free, of=len(blocks), size=sizes[name])
     source = ArmsSource(sources, chooser, training)
-    # This sampler divides losses by the loss at chance, which depends on the batch for some
-    # objectives. A probe has two halves.
+    # This sampler divides losses by the loss at chance. For some objectives that loss depends on
+    # the batch size, which is half of a probe.
     if isinstance(chooser, LossProportional):
         vocabulary = len(data.tokenizer)
         chances = {name: joined.arm(name).chance(vocabulary, sizes[name] // 2) for name in arms}
         chooser.chance = chooser.vector(chances)
-    # As in its paper, the faithful variant of Mometas learns from new probe rows each time.
+    # The faithful variant of Mometas draws new probe rows every time, as in the paper.
     fresh = isinstance(chooser, Mometas) and chooser.faithful
 
     def probe() -> Probe:
@@ -364,7 +371,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
             ranks=ranks,
         )
 
-    # Samplers that do not learn are probed for the report only, so too little text is no error.
+    # Samplers that do not learn use probes for the report only, so they may run without probes.
     watched = SamplerLearner(chooser, probe if enough else None, watched_every=training.eval_every)
     listed = ", ".join(f"{name}: {arm.objective}" for name, arm in arms.items())
     return Learning(
@@ -379,7 +386,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
 def judging_rows(
     network: PreTrainedModel, data: Prepared, recipe: Recipe
 ) -> list[tuple[Rows, int]]:
-    """List the held-out rows of the evaluations, and how many rows each of them reads."""
+    """List the held-out rows of every evaluation, with the number of rows that it reads."""
     settings = recipe.evaluation
     judged = []
     if settings.rows:
@@ -391,13 +398,16 @@ def judging_rows(
 
 
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
-    """Find the rows that share a piece with the ``count`` evaluated rows of ``judged``.
+    """Return the indices of ``rows`` that share a piece with an evaluated row.
 
-    Both sets of rows hold the same pieces, perhaps in different layouts.
+    Args:
+        rows: rows in the layout of an arm.
+        judged: the same pieces in the layout of the evaluation.
+        count: the number of rows of ``judged`` that the evaluation reads.
     """
     return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 
 
 def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:
-    """Convert rows to the layout in which an objective reads them with this model."""
+    """Convert rows to the layout that an objective needs with this model."""
     return rows.laid(objective.reads(rows.layout, config))

@@ -1,6 +1,6 @@
 """Contents of a study's files: study.json, records.jsonl, timings.jsonl and written answers.
 
-study.json also remembers earlier calls in the same folder: running times and earlier verdicts.
+study.json also stores the running time and the verdicts of earlier calls in the same folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from maskwise.weights import memory
 
 TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
 RESULTS = (*TABLES, PREDICTIONS, "report.html")
-"""The files of a finished study. If a different study is run in the folder, they are removed."""
+"""The result files of a study. They are deleted if a different study runs in the folder."""
 
 
 # study.json
@@ -45,7 +45,7 @@ RESULTS = (*TABLES, PREDICTIONS, "report.html")
 
 
 def describe(recipe: Recipe, design: Design) -> Study:
-    """Describe a study for study.json, as far as its plans are known."""
+    """Return the content of study.json, as far as the study's plans are known."""
     study = recipe.study
     reference = None
     if REFERENCE in design.arms:
@@ -57,7 +57,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
     if study.search:
         search = {"grid": study.search.grid, "own": study.search.own, "by": study.search.by}
     tasks = map(load_task, baseline_of(recipe).tasks)
-    # The report reads these keys rather than the recipe, whose format changes more often.
+    # The report reads these keys and not the recipe, because recipes change more often.
     described: Study = {
         "name": recipe.name,
         "description": recipe.description,
@@ -97,7 +97,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     ratios = []
     tokenizers = []
     samplers = []
-    # Seeds that chose different settings may have trained with different masks.
+    # If seeds chose different settings, the runs of an arm may differ in their masks.
     for setting in design.settings_of(name):
         links = recipe.arm(name, seed=0, more=setting).links()
         last = links[-1]
@@ -131,18 +131,18 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
 
 
 def _alternatives(values: Iterable[str]) -> str:
-    """Join the different values of one fact: "token", or "token or span"."""
+    """Join distinct values with "or", such as "token or span"."""
     return " or ".join(dict.fromkeys(values))
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that may change numbers."""
+    """Return the versions of Python and of the libraries that affect results."""
     libraries = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def hardware() -> Plain:
-    """Describe the machine."""
+    """Return the processor, cores, memory and accelerator of this machine."""
     held = memory()
     accelerator = None
     if torch.cuda.is_available():
@@ -160,13 +160,14 @@ def hardware() -> Plain:
 
 
 def so_far(out: Path, before: Plain, study: Study) -> Study:
-    """Return when a study began, how long it has run, and its earlier verdicts.
+    """Return the start, running time and earlier verdicts of the study in a folder.
 
-    Results of another study in the folder are removed.
+    The results of a different study in the folder are deleted.
 
     Args:
-        before: the content of the folder's study.json; empty if there is none.
-        study: the study.json of this call.
+        out: the folder.
+        before: the content of study.json from the last call; empty on the first call.
+        study: the content of study.json for this call.
     """
     known: Study = {"started": study["started"], "seconds": None}
     if _same_question(before, study):
@@ -174,7 +175,7 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
         look = _look(before)
         if _decides_otherwise(before, study):
             look["settings_changed"] = True
-        # A study that was stopped before its verdict has not looked at its results.
+        # A study that was interrupted before its verdict has not tested anything.
         judged = (out / "summary.json").is_file() and not before.get("pending")
         if judged and look != _look(study) and look not in looked:
             looked.append(look)
@@ -189,7 +190,7 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
 
 
 def _same_question(before: Plain, study: Study) -> bool:
-    """Return whether an earlier study shares an arm and differs only in its study settings."""
+    """Return whether two studies share an arm and differ only in ``study`` settings."""
     old = before.get("recipe") or {}
     new = study["recipe"]
     parts = new.keys() - {"name", "description", "study"}
@@ -201,19 +202,19 @@ def _same_question(before: Plain, study: Study) -> bool:
 
 
 def _settings(recipe: Plain) -> Plain:
-    # Older files may have null here.
+    # In older files, this value may be null.
     return recipe.get("study") or {}
 
 
 def _look(study: Study | Plain) -> Look:
-    """Count the runs and tests that a verdict on this study is based on."""
+    """Return the seeds and the number of contrasts that a verdict of this study uses."""
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
     return {"runs": len(seeds), "seeds": seeds, "contrasts": len(_asked(study)), "looks": looks}
 
 
 def _decides_otherwise(before: Plain, study: Study) -> bool:
-    """Return whether settings changed that may change the verdict on the same runs."""
+    """Return whether settings changed that affect the verdict on the same runs."""
     old = _settings(before["recipe"])
     new = _settings(study["recipe"])
     for key in ("outcome", "margin", "gate", "search", "match"):
@@ -227,23 +228,23 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
 
 
 def _asked(study: Study | Plain) -> list[list[str]]:
-    """List the pairs whose tests share the error rate; the direction of a pair does not matter."""
+    """List the pairs whose tests share the error rate, with the arms of a pair sorted by name."""
     gate = study.get("gate")
-    # In files of older versions the gate is the pair itself. Without a search, a gate has no runs
-    # of its own, and is not one of the tests that share the error rate.
+    # In files of older versions, the gate is the pair itself. Without a search, the gate is one of
+    # the contrasts; it is tested at the full error rate, so it is left out here.
     if isinstance(gate, dict) and not study.get("search"):
         gate = gate["contrast"]
     return [sorted(pair) for pair in study.get("contrasts", ()) if pair != gate]
 
 
 class Others(NamedTuple):
-    """Results in a study's folder for seeds outside the current block.
+    """Results of seeds outside the current block, read from the study's folder.
 
     Attributes:
         records: lines of records.jsonl, including lines without a seed.
         timings: lines of timings.jsonl.
-        answers: rows of predictions, of all seeds.
-        runs: for each arm, the folder of the last training stage of each seed.
+        answers: rows of the file of predictions, with the answers of all seeds.
+        runs: the folders of the last training stages, keyed by arm and seed.
     """
 
     records: Sequence[Record] = ()
@@ -252,17 +253,22 @@ class Others(NamedTuple):
     runs: Mapping[str, dict[str, str]] = MappingProxyType({})
 
     def added_to(self, study: Study) -> Study:
-        """Add the folders of the other training stages to study.json."""
+        """Add the folders of the other blocks' training stages to the content of study.json."""
         for arm, folders in self.runs.items():
             study["arms"][arm]["runs"] = folders | study["arms"][arm]["runs"]
         return study
 
 
 def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
-    """Refuse to add a block of seeds to a study of a different recipe.
+    """Check that a folder holds no study of a different recipe.
 
     Args:
-        before: the study.json in ``out``, if there is one.
+        out: the folder.
+        before: the content of study.json in ``out``; None if the file is missing.
+        study: the content of study.json for this call.
+
+    Raises:
+        MaskwiseError: the recipes differ.
     """
     if before and before.get("recipe") != study["recipe"]:
         raise MaskwiseError(
@@ -273,15 +279,17 @@ def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
 
 
 def others_of(out: Path, before: Plain, design: Design) -> Others:
-    """Read the results in ``out`` for seeds that the design does not run.
+    """Read the results of seeds that the design does not run.
 
     Args:
-        before: the study.json in ``out``.
+        out: the study's folder.
+        before: the content of study.json in ``out``.
+        design: the design of the current block.
     """
     if not before:
         return Others()
     judged = design.recipe.study.judged_seeds
-    # Search runs keep the study's seeds, but compared runs have seeds of their own.
+    # Search runs use the seeds of the study; after a search, compared runs use other seeds.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
     records = [line for line in read_lines(out / "records.jsonl") if line.get("seed") not in own]
     return Others(
@@ -296,7 +304,7 @@ def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """List the seeds of compared runs that have no record yet."""
     done = set()
     for record in records:
-        # A failed run has a record, too: it is missing from verdicts, but not pending.
+        # A failed run has a failure record and is not pending.
         if not {"role", "fraction"} & record.keys():
             done.add(record.get("seed"))
     return [seed for seed in study["seeds"] if seed not in done]
@@ -309,13 +317,13 @@ def pending(study: Study, records: Iterable[Record]) -> list[int]:
 def collect(
     runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[Record] = ()
 ) -> list[Record]:
-    """Collect all measurements as records in a fixed order, without timings.
+    """Return all measurements of the runs as records in a fixed order, without timings.
 
     Args:
         runs: the runs to report.
         stages: the folder of all stages.
-        errors: the errors of failed stages, keyed by stage name.
-        more: records of the study itself.
+        errors: error messages of failed stages, keyed by stage name.
+        more: additional records, which belong to the study and not to a run.
     """
     records: list[Any] = list(more)
     for run in runs:
@@ -324,8 +332,8 @@ def collect(
         for stage in run.stages:
             results[stage] = stage.result(stages)
             error = errors.get(stage.name)
-            # A failed search for test items makes no comparison invalid, so it is not recorded.
-            # Stages after a failed stage have its error, which is reported only once.
+            # A failed search for test items does not affect comparisons and is not recorded. Later
+            # stages inherit the error of a failed stage, so an error is reported once.
             if not results[stage] and stage.kind != "overlap" and error not in reported:
                 reported.add(error)
                 records.append(failure_of(run, stage, errors))
@@ -336,19 +344,17 @@ def collect(
             if not result or stage.kind not in RECORDS:
                 continue
             lines = RECORDS[stage.kind](result)
-            # An overlap belongs to a text and a task, not to a run.
+            # The overlap of a text with a task belongs to no run.
             if stage.kind == "overlap":
                 records += lines
                 continue
-            # If one task diverged, the other measurements of the run are kept.
+            # If fine-tuning diverged on one task, the run's other measurements remain valid.
             sound = [line for line in lines if _finite(line)]
             records += [{"kind": line["kind"], **run.who, **line} for line in sound]
             if len(sound) < len(lines):
-                error = (
-                    "a score or loss is not a finite number: the training or fine-tuning diverged"
-                )
+                error = "a score or loss is not a finite number; training or fine-tuning diverged"
                 records.append(failure_of(run, stage, {stage.name: error}))
-    # A different block of seeds may have written the same record of a text and a task.
+    # Several blocks of seeds may have written the same record of a text and a task.
     distinct = {}
     for record in records:
         text = json.dumps(record, sort_keys=True)
@@ -357,13 +363,13 @@ def collect(
 
 
 def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
-    """Record that a run lacks the result of a stage."""
+    """Return the failure record of a run that lacks the result of a stage."""
     error = errors.get(stage.name, "not finished")
     return {"kind": "failure", **run.who, "stage": stage.name, "error": error}
 
 
 def _learned(result: Plain) -> list[Plain]:
-    """Summarise how a policy was learned, and how much weight it puts on answers in new texts."""
+    """Return the record of a learned policy, with its weight on answers in held-out texts."""
     learning = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
     kept = (*learning, "weight_on_labels", "labelled_words")
     facts = result | (result.get("held_out") or {})
@@ -372,7 +378,7 @@ def _learned(result: Plain) -> list[Plain]:
 
 
 def _score(result: Plain) -> list[Plain]:
-    # Keys have the order of recorded studies.
+    # The keys are in the order of earlier versions, so files compare equal.
     kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
     if "item_sd" in result:
         kept += ["majority", "interval", "item_sd"]
@@ -386,11 +392,11 @@ RECORDS: dict[str, Callable[[Plain], list[Plain]]] = {
     "finetune": _score,
     "overlap": lambda result: [result[key] for key in ("record", "coverage") if key in result],
 }
-"""For each kind of stage, the function that turns its result into records."""
+"""Functions that convert the result of a stage into records, keyed by the kind of stage."""
 
 
 def _spent(trained: Iterable[Plain | None]) -> Plain:
-    """Add up what the training stages of a run spent."""
+    """Sum the costs of the training stages of a run."""
     spent: Counter[str] = Counter()
     objectives: Counter[str] = Counter()
     for result in filter(None, trained):
@@ -405,7 +411,7 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
 
 
 def _finite(line: Plain) -> bool:
-    """Return whether all measurements are finite numbers."""
+    """Return whether all measurements in a record are finite numbers."""
     measured = [line.get(key, 0.0) for key in ("score", "loss", "value")]
     measured += line.get("fine_tuning", [])
     # A dev score is None if the task has no dev rows.
@@ -422,7 +428,7 @@ def _place(record: Record) -> tuple[str | float, ...]:
 
 
 def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Record]:
-    """List the compared runs that are missing because every point of their search failed."""
+    """Yield failure records of compared runs for which every search run failed."""
     for (arm, seed), trials in design.failed.items():
         reasons = [errors[name] for name in stages_of([Plan(tuple(trials))]) if name in errors]
         reason = next(iter(reasons), "no finite score")

@@ -1,7 +1,7 @@
-"""Run a study: run the remaining stages, then write records, verdicts and the report.
+"""Run a study: execute the remaining stages, then write records, verdicts and the report.
 
-After an interruption the same command resumes. A run that fails is reported, and the others
-continue.
+After an interruption, the same command resumes the study. If a run fails, the study reports it and
+continues with the other runs.
 """
 
 from __future__ import annotations
@@ -62,23 +62,24 @@ def run_study(
 
     Args:
         recipe: a recipe with arms.
-        out: the study's folder; a study that is there is resumed.
-        jobs: the number of stages at once; if None, as many as there are GPUs here, or else cores.
+        out: the study's folder. A study in this folder is resumed.
+        jobs: the number of stages that run in parallel; None for the number of GPUs of this
+            machine, or of cores if it has no GPU.
         quiet: whether to hide the live table.
-        engine: where stages run: local or ray.
-        retries: how often a stage is retried if its failure may be temporary.
-        cache: a folder of stages that is shared with other studies.
-        seeds: run only this block of ``study.seeds``, and keep the records of other seeds that are
-            in ``out``. There are no verdicts before all seeds of the study have run.
+        engine: where stages run: "local" or "ray".
+        retries: the maximum number of retries of a stage after a failure that may be temporary.
+        cache: a folder of stages that several studies share.
+        seeds: the block of ``study.seeds`` to run; None for all. Records of other seeds in ``out``
+            are preserved. Verdicts appear once all seeds of the study have run.
 
     Returns:
-        summary.json as a dict, with ``seconds``, ``report`` and ``failures`` (records of runs that
-        failed).
+        The content of summary.json, and ``seconds``, ``report`` (the path of the page) and
+        ``failures`` (records of failed runs).
 
     Raises:
         MaskwiseError: bad input, before anything is written.
     """
-    # Imported here because workers import this module and need neither scipy nor altair.
+    # Imported here because workers import this module but need neither scipy nor altair.
     from maskwise.report import write_report
     from maskwise.study.statistics import prospect_lines, prospects_of
     from maskwise.study.verdict import primary_pairs, summarise
@@ -89,7 +90,7 @@ def run_study(
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
-    # A block of a different recipe, or a contrast that cannot be made, is refused before any work.
+    # Blocks of another recipe and impossible contrasts raise an error before any work is done.
     if seeds is not None:
         require_same_recipe(out, read_json(out / "study.json"), study)
     primary_pairs(study)
@@ -99,14 +100,14 @@ def run_study(
     worked = False
     running = "another study is running in"
     with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
-        # Read under the lock: a different block may have finished while this block waited.
-        # The recipe in it may be from a version with other settings.
+        # Read study.json under the lock, because another block may have finished meanwhile. An
+        # older version with other settings may have written it.
         before = without_former(read_json(out / "study.json") or {})
         others = Others()
         if seeds is not None:
             require_same_recipe(out, before, study)
             others = others_of(out, before, design)
-            # Arms are described by the settings that all seeds chose.
+            # The description of an arm lists the settings chosen by all seeds.
             for line in others.records:
                 if line["kind"] == "selection" and line["chosen"]:
                     design.chosen[line["arm"], line["search_seed"]] = line["chosen"]
@@ -119,7 +120,7 @@ def run_study(
                     link_shared(plan.stages(), stages, shared)
                 todo = unfinished(plan, stages)
                 worked = worked or bool(todo)
-                # Written before the work, so that a report can be made of an unfinished study.
+                # Written before the work, because reports of unfinished studies read this file.
                 study = others.added_to(describe(recipe, design) | known)
                 write_json(out / "study.json", study)
                 errors |= execute(
@@ -130,13 +131,13 @@ def run_study(
                     say(notes_of_texts(texts, stages))
         finally:
             seconds = known["seconds"] or 0.0
-            # Reading a finished study again adds nothing to its time.
+            # A repeated command on a finished study adds nothing to its time.
             if worked:
                 seconds += time.perf_counter() - began
             known["seconds"] = round(seconds, 1)
             write_json(out / "study.json", study | known)
         compared = [run for run in design.runs if run.compared]
-        # Masks are shown for the study's first seed only, whichever block runs first.
+        # The page shows masks of the study's first seed only, in whichever block it runs.
         shown = []
         if recipe.study.seed_list[0] in block:
             shown = compared
@@ -151,7 +152,7 @@ def run_study(
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, stages)])
-        # Only generation tasks produce answers in text.
+        # Only generation tasks produce written answers.
         answered = _answers(compared, stages, others.answers)
         if answered:
             write_lines(out / PREDICTIONS, answered)
@@ -166,7 +167,7 @@ def run_study(
 
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
-    """List the failed searches for test items, which do not make a comparison invalid."""
+    """List failed searches for test items. Such a failure does not invalidate a comparison."""
     failed = {}
     for run in design.runs:
         for stage in run.overlaps:
@@ -176,14 +177,14 @@ def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> li
 
 
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
-    """List the stages without a result, and those whose files are needed but damaged."""
+    """List the stages to execute: without a result, or with damaged files that are needed."""
     everything = plan.stages()
     todo: set[str] = set()
     needed: set[str] = set()
-    # Stages come after the stages they need, so in reverse order a stage's needs are known.
+    # In reverse topological order, the stages that need a stage are visited before it.
     for stage in reversed(everything):
         missing = stage.result(stages) is None
-        # Texts are always needed, for the samples on the page.
+        # The samples on the page are drawn from the texts, so texts are always needed.
         wanted = stage.kind == "prepare" or stage.name in needed
         if not missing and wanted and stage.damage(stages):
             (stage.folder(stages) / DONE).unlink()
@@ -195,23 +196,24 @@ def unfinished(plan: Plan, stages: Path) -> list[Stage]:
 
 
 def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
-    """Link the shared folders of stages into the study, except stages that are already there."""
+    """Link stages of the shared folder into the study, except stages that the study has."""
     for stage in wanted:
         own = stage.folder(stages)
         if not own.is_dir():
             stage.folder(shared).mkdir(parents=True, exist_ok=True)
-            # A link to a shared folder that was removed is replaced.
+            # Replace a dangling link, left behind when a shared folder was removed.
             own.unlink(missing_ok=True)
             own.symlink_to(stage.folder(shared), target_is_directory=True)
 
 
 def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain]) -> list[Plain]:
-    """Collect the written answers to every test row of generation tasks, keyed by arm and seed.
+    """Collect the answers to the test rows of generation tasks, keyed by arm and seed.
 
-    Only the first of several fine-tuning runs is read, because answers are shown and not scored.
+    Only the first fine-tuning run of every checkpoint is read: the answers are examples for the
+    page, and scores come from elsewhere.
 
     Args:
-        before: the rows of other seeds.
+        before: rows with the answers of other seeds.
     """
     rows = {_row_key(row): row for row in before}
     for run in runs:
@@ -232,7 +234,7 @@ def _row_key(row: Plain) -> tuple[str, str, str]:
 
 
 def _timings(design: Design, stages: Path) -> Iterator[Plain]:
-    """List the seconds of every stage, once for every run that needs it."""
+    """Yield the seconds of every stage, once for every run that needs the stage."""
     for purpose, runs in (("main", design.runs), ("choice", design.others)):
         for run in runs:
             for stage in run.stages:
@@ -248,28 +250,31 @@ def _timings(design: Design, stages: Path) -> Iterator[Plain]:
                     }
 
 
-# Masks of every arm: texts as the model reads them, and how often answers are masked
+# Masks of every arm: example texts, and how often task answers are masked
 # ---------------------------------------------------------------------------------------------
 
 
 SAMPLES = 4
-"""How many documents are shown, each from its beginning."""
+"""Number of sample documents on the page."""
 SAMPLE_TOKENS = 64
+"""Number of tokens shown from the beginning of a document."""
 MIN_CHARACTERS = 100
-"""Shorter documents are not shown."""
+"""Minimum number of characters of a sample document."""
 MOMENTS = 5
-"""At how many training steps each text is shown; each is in a different epoch, with new masks."""
+"""Number of training steps for which masks are shown, in different epochs."""
 
 
 def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
-    """Mask the beginnings of some documents as each arm does over its training.
+    """Show how every arm masks some documents at several training steps.
+
+    A policy that learns during training uses its final weights.
 
     Returns:
-        The samples of each arm, with its first seed. A policy that learns has its final weights.
+        The samples of every arm's first run, keyed by arm.
     """
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in _maskers(runs, stages):
-        # Texts are shown by the character offsets of their tokens.
+        # The text of a token is found by character offsets, which slow tokenizers lack.
         if not data.tokenizer.is_fast:
             continue
         steps = link.training.steps
@@ -312,18 +317,18 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
 
 
 def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
-    """Count how often each arm masks the correct answers of a task, in the middle of training."""
+    """Count how often every arm masks the correct answers of tasks, halfway through training."""
     records: list[Record] = []
     if not recipe.tasks:
         return records
     for run, link, data, masker in _maskers(runs, stages):
-        # Reading a whole stream again would take too long.
+        # A stream would have to be read a second time, which takes too long.
         if isinstance(data.training, Stream):
             continue
         for spec in run.recipe.tasks:
             task = load_task(spec)
             rights = [*chain.from_iterable(task.rights())]
-            # Only answers that are texts can be found in the rows.
+            # Answers other than text, such as classes, do not occur in the rows.
             if not rights:
                 continue
             steps = link.training.steps
@@ -345,9 +350,9 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
 
 
 def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
-    """Yield the first run of every arm with the recipe of its last phase, its text and its masker.
+    """Yield the first run of every arm, and the recipe, text and masker of its last phase.
 
-    Arms are left out if they mask nothing, if their objectives mask by themselves, or if the
+    Arms are skipped if they mask nothing, if their objectives ignore the masking policy, or if the
     weights of their policy are unknown.
     """
     first: dict[str, Run] = {}
@@ -363,7 +368,7 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
         if isinstance(masker.policy, GroupWeighted) and run.pretrained:
             metrics = read_lines(run.pretrained.folder(stages) / "metrics.jsonl")
             weights = [line["weights"] for line in metrics if "weights" in line]
-            # A run that has just begun has no line with weights yet.
+            # A run that has just started has not logged weights yet.
             if not weights:
                 continue
             masker.policy.take(weights[-1])

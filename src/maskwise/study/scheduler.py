@@ -1,8 +1,9 @@
-"""Run the stages of a plan in a pool of workers, each as soon as the stages it needs are done.
+"""Execute the stages of a plan in a pool of workers, in topological order.
 
-If a stage fails, only the stages that need it fail, too. A stage whose failure may be temporary
-(``jobs.Failure``) is retried after a pause from its last saved state, so a retry changes no number.
-All state is in the folders of the stages, so the same command resumes after any interruption.
+If a stage fails, the stages that need it fail with the same error, and all others continue. If the
+failure may be temporary (``jobs.Failure``), the stage is retried after a pause. A retry resumes
+from the last saved state and gives the same results. All state is in the folders of the stages, so
+the same command resumes after any interruption.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from maskwise.study.stages import DONE, Stage, named
 from maskwise.study.work import run_stage
 
 RETRIES = 2
-"""How often a stage is retried by default."""
+"""Default number of retries of a stage."""
 PAUSE_SECONDS = 2.0
-"""The pause before the first retry, doubled for each further retry."""
+"""Pause in seconds before the first retry. Every further pause is twice as long."""
 
 
 Task = tuple[str, Plain]
-"""The message to a worker: the name that a stage must have there, too, and its values."""
+"""A message to a worker: the name of a stage and its fields. The worker computes the name again
+from the fields; a different name means that its libraries differ."""
 
 
 def execute(
@@ -49,27 +51,29 @@ def execute(
     engine: str,
     retries: int,
 ) -> dict[str, str]:
-    """Run stages.
+    """Execute stages.
 
     Args:
-        todo: stages that are not done.
+        todo: the unfinished stages.
         stages: the folder of all stages.
-        plan: the plan that they belong to.
-        jobs: the number of stages at once; if None, as many as there are cores (or GPUs).
+        plan: the plan that contains the stages.
+        jobs: the number of stages that run in parallel; None for the number of GPUs, or of cores
+            without a GPU.
+        quiet: whether to hide progress.
         engine: a name in ``jobs.ENGINES``.
-        retries: how often a stage is retried if its failure may be temporary.
+        retries: the maximum number of retries after a failure that may be temporary.
 
     Returns:
-        The errors of the stages that failed or that need a failed stage, keyed by stage name.
+        Error messages of stages that failed, or that need a failed stage, keyed by stage name.
 
     Raises:
-        MaskwiseError: a text that every run needs cannot be prepared; an engine that is unknown or
+        MaskwiseError: a text that every run needs cannot be prepared, or the engine is unknown or
             cannot start.
     """
     errors: dict[str, str] = {}
     if not todo:
         return errors
-    # Workers may have a different working folder.
+    # Workers may have a different working directory.
     stages = stages.resolve()
     # If one of these stages fails, every run fails.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
@@ -91,10 +95,11 @@ def execute(
                     continue
                 ready = unfinished.isdisjoint(stage.needs)
                 paused = time.monotonic() < not_before[name]
-                # Stages are not queued in the pool, so that stages of the first runs start first.
+                # No stage is queued in the pool, because a stage of an earlier run may become
+                # ready in the meantime and must start first.
                 if ready and not paused and len(running) < pool.places:
                     running[pool.submit((name, stage.as_dict()))] = waiting.pop(name)
-            # Every stage that is left waits for its retry.
+            # All remaining stages are paused before a retry.
             if not running:
                 time.sleep(0.1)
                 continue
@@ -117,7 +122,7 @@ def execute(
                 else:
                     progress.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
-            # Because of the timeout of ``wait``, this redraws twice a second even if no stage ends.
+            # ``wait`` returns after 0.5 seconds, so the display is updated twice a second.
             progress.update(named(running.values()), errors)
     return errors
 
@@ -131,43 +136,46 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
     if appears(folder / DONE):
         return None
     return Failure(
-        "the stage is done, but its folder is not visible here; use an --out that all machines "
-        "share",
+        "the worker finished the stage, but its folder is not visible on this machine; use an "
+        "--out that all machines share",
         passing=True,
     )
 
 
 def do_stage(task: Task, *, stages: str) -> Plain:
-    """Do one stage in a worker.
+    """Execute one stage in a worker.
 
     Args:
+        task: the name and the fields of the stage.
         stages: the folder of all stages.
 
     Raises:
-        MaskwiseError: the worker's libraries or numerics give the stage another name.
-        FileNotFoundError: a stage that it needs is not visible on this machine.
+        MaskwiseError: the stage gets a different name here, because library versions or the
+            precision differ from the main process.
+        FileNotFoundError: the result of a needed stage is not visible on this machine.
     """
     name, plain = task
     stage = Stage.from_dict(plain)
     folder = Path(stages)
     if stage.name != name:
         raise MaskwiseError(
-            "this machine has different versions of maskwise or its libraries, or differs in bf16",
+            "a worker's machine has other versions of maskwise or its libraries, or a different "
+            "precision (bf16 or fp32)",
             do="use machines with the same versions and hardware",
         )
-    # A shared file system may show files from a different machine with a delay.
+    # On a shared file system, files from other machines may appear with a delay.
     for need in stage.needs:
         if not appears(folder / need / DONE):
-            raise FileNotFoundError(f"{folder / need / DONE} is not visible here")
+            raise FileNotFoundError(f"{folder / need / DONE} is not visible on this machine")
     with only_copy(stage.folder(folder)):
         return run_stage(stage, folder)
 
 
 @contextmanager
 def only_copy(folder: Path) -> Iterator[None]:
-    """Wait until no other process works in a stage's folder."""
-    # A lost node may still be alive and training. The second copy of its stage waits for it, then
-    # finds the stage done or resumes from the last state. The lock ends with the process.
+    """Hold the lock of a stage's folder; wait while another process holds it."""
+    # A node that lost its connection may still be training. The retry on another node waits for the
+    # lock, and then finds a finished stage or resumes it. The lock is released if a process dies.
     folder.mkdir(parents=True, exist_ok=True)
     held = locked(folder / ".lock", wait=-1)
     try:
@@ -176,26 +184,26 @@ def only_copy(folder: Path) -> Iterator[None]:
         held.release()
 
 
-# What is shown while a plan runs
+# Progress display
 # ---------------------------------------------------------------------------------------------
 
 
 LINE_SECONDS = 60.0
-"""The time between two progress lines if there is no terminal."""
+"""Seconds between two progress lines if stderr is not a terminal."""
 TAIL_BYTES = 1 << 18
-"""How many bytes are read from the end of metrics.jsonl twice a second. Lines may be long."""
+"""Number of bytes read from the end of metrics.jsonl. A single line may be long."""
 
 
 class Progress:
-    """Shows how much of a plan is done, how long the rest takes, and which stages run.
+    """Display finished stages, running stages and the remaining time of a plan.
 
-    The state is read from the folders of stages, so stages on other machines are shown, too.
+    The state is read from the folders of the stages, which also covers stages on other machines.
 
     Args:
-        plan: the plan that runs.
-        stages: the folder of the stages.
-        jobs: how many stages run at once.
-        quiet: whether to show nothing.
+        plan: the plan that is executed.
+        stages: the folder of all stages.
+        jobs: the number of stages that run in parallel.
+        quiet: whether to hide the display.
     """
 
     def __init__(self, plan: Plan, stages: Path, *, jobs: int, quiet: bool):
@@ -204,12 +212,12 @@ class Progress:
         self.jobs = jobs
         self.console = Console(stderr=True, quiet=quiet)
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
-        # Logs of batch jobs get plain lines.
+        # Without a terminal, as in a batch job, plain lines are printed.
         self.shows = self.console.is_terminal and not quiet
         self.began = time.perf_counter()
         self.printed_at = self.began
         self.named = named(plan.stages())
-        # If several runs need a stage, it is shown as a part of the first of them.
+        # A stage that several runs need is displayed as a part of the first run.
         self.titles: dict[str, str] = {}
         for run in reversed(plan.runs):
             self.titles |= dict.fromkeys(named(run.stages), run.title)
@@ -233,7 +241,7 @@ class Progress:
         self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
-        """Draw the new state; without a terminal, print a line each minute."""
+        """Redraw the display; without a terminal, print a line every minute."""
         now = time.perf_counter()
         self.first_seen = {name: self.first_seen.get(name, now) for name in running}
         self.errors = errors
@@ -248,7 +256,7 @@ class Progress:
             self.console.print(self.summary(), soft_wrap=True)
 
     def last_line(self, name: str) -> Plain:
-        """Read the last training line in metrics.jsonl; empty before the first."""
+        """Return the last training line in metrics.jsonl; empty before the first line."""
         metrics = self.named[name].folder(self.stages) / "metrics.jsonl"
         try:
             with metrics.open("rb") as file:
@@ -257,9 +265,9 @@ class Progress:
                 lines = file.read().splitlines()
         except OSError:
             return {}
-        # Lines of evaluations come between lines of training.
+        # The last line may belong to an evaluation.
         for line in reversed(lines):
-            # The first line may be cut by TAIL_BYTES, and the last line may be half written.
+            # TAIL_BYTES may cut the first line, and the last line may be partially written.
             with suppress(ValueError):
                 found: Plain = json.loads(line)
                 if found["kind"] == "train":
@@ -267,20 +275,20 @@ class Progress:
         return {}
 
     def line_of(self, name: str) -> Text:
-        """Return a running stage with its run and the share of its steps that is done."""
+        """Return the display line of a running stage: its run, its kind and its progress."""
         line = f"  {self.titles[name]}: {self.named[name].kind}"
         if self.lines[name]:
             line += f" {100 * self._share(name):.0f} %"
         return Text(line, "cyan", no_wrap=True)
 
     def summary(self) -> Text:
-        """Return the stages that are done and failed, the time so far, and the time left."""
+        """Return the summary line: finished and failed stages, elapsed and remaining time."""
         left, complete = self.left()
         parts = [f"{len(self.forecast.finished)} of {len(self.named)} stages"]
         if self.errors:
             parts.append(f"{len(self.errors)} failed")
         parts.append(duration(time.perf_counter() - self.began))
-        # Before any stage has finished, a partial sum would be far too low.
+        # Before the first stage has finished, the sum of known times is far too low.
         if left and complete:
             parts.append(f"about {duration(left)} left")
         elif left and self.forecast.finished:
@@ -291,16 +299,20 @@ class Progress:
         return Text(line, no_wrap=True)
 
     def left(self) -> tuple[float, bool]:
-        """Forecast the seconds until the end, and tell whether the time of every stage is known."""
+        """Forecast the remaining seconds.
+
+        Returns:
+            The seconds, and whether they include the time of every stage.
+        """
         now = time.perf_counter()
         left: Seconds = {}
-        # Running stages keep their workers, so they come first.
+        # Running stages come first, because they occupy workers already.
         for name in dict.fromkeys([*self.first_seen, *self.named]):
             if name in self.forecast.finished or name in self.errors:
                 continue
             seconds = self.forecast.seconds(name)
             line = self.lines.get(name)
-            # A training tells its own pace, also if it was resumed.
+            # A training stage logs its steps and seconds, which include those before a resume.
             if line:
                 seconds = line["seconds"] * (1 / self._share(name) - 1)
             elif seconds is not None:
@@ -309,7 +321,7 @@ class Progress:
         return until_end(self.named, left, self.jobs), None not in left.values()
 
     def _share(self, name: str) -> float:
-        """Return the share of its steps that a training stage has done."""
+        """Return the share of a training stage's steps that is finished."""
         training = self.named[name].what["training"]
         done: float = self.lines[name]["step"] / training["steps"]
         return min(1.0, done)

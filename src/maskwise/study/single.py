@@ -1,6 +1,7 @@
 """Commands for single runs: ``maskwise pretrain``, ``finetune`` and ``learn``.
 
-They do the same work as the stages of a study. After an interruption the same command resumes.
+They do the same work as the stages of a study. After an interruption, the same command resumes the
+run.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
-"""The folders of the earlier phases in a run's folder begin with this and are numbered from 0. The
-last phase writes into the run's folder itself."""
+"""Prefix of the folders of earlier phases, which are numbered from 0. The last phase writes to the
+run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 
 
 def with_own_seed(recipe: Recipe) -> Recipe:
-    """Put ``training.seed`` into paths with ``{seed}``, as a study does for each of its runs."""
+    """Replace ``{seed}`` in paths by ``training.seed``, as a study does for its runs."""
     if "{seed}" not in recipe.to_yaml():
         return recipe
     single = recipe.model_copy(update={"study": StudySettings(arms={"run": {}})})
@@ -52,7 +53,7 @@ def with_own_seed(recipe: Recipe) -> Recipe:
 
 
 def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]:
-    """Claim a run's folder on rank 0 for all processes of torchrun."""
+    """Lock a run's folder on rank 0, on behalf of all torchrun processes."""
     if not _is_first():
         return nullcontext()
     return claim_run(out, what, lock=lock, work="**/metrics.jsonl")
@@ -67,21 +68,24 @@ def _is_first() -> bool:
 
 
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
-    """Pre-train one model into a folder.
+    """Pre-train one model and save the checkpoint in a folder.
 
-    For a finished run the result is returned, an interrupted run is resumed, and a run that failed
-    before its first state starts again with this recipe. The arms of a study's recipe are ignored.
-    Under torchrun every process calls this; rank 0 prepares and writes.
+    If the run in the folder is finished, return its result. If it was interrupted, resume it. If it
+    failed before the first state was saved, start again with this recipe. The arms of a study's
+    recipe are ignored. Under torchrun every process calls this function; only rank 0 prepares texts
+    and writes files.
 
     Args:
+        recipe: the recipe of the run.
         out: the folder for ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml`` and ``done.json``.
+        quiet: whether to hide progress.
 
     Returns:
-        The content of ``done.json``, and ``checkpoint``, its folder.
+        The content of ``done.json``, and the path of the ``checkpoint`` folder.
 
     Raises:
-        MaskwiseError: bad input; a folder with other content, with a run of a different recipe, or
-            with a run that another process is training.
+        MaskwiseError: bad input; or the folder has other content, a run of a different recipe, or a
+            run that another process is training.
     """
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
     if _is_first():
@@ -92,8 +96,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     links = recipe.links()
     if any(link.learns for link in links):
         raise MaskwiseError(
-            "a single training run cannot learn a policy",
-            do="run maskwise learn first and name its folder: learned('OUT/policy')",
+            "maskwise pretrain cannot learn a policy",
+            do="run maskwise learn first, then set masking.policy to learned('OUT/policy')",
         )
     first = prepare_stage(links[0])
     texts = [first, *(prepare_stage(link, after=first) for link in links[1:])]
@@ -101,7 +105,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         _require_same_texts(out, texts)
     checkpoint = {"checkpoint": str(out / "checkpoint")}
     result = read_json(out / DONE)
-    # If an older or damaged file lacks these keys, the run is finished again.
+    # An older or damaged file may lack these keys. The last part of the run is then repeated.
     if result and {"heldout", "seconds"} <= result.keys():
         return result | checkpoint
     began = time.perf_counter()
@@ -117,7 +121,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         folders = [out / f"{PHASE}{number}" for number in range(len(links) - 1)]
         for link, text, folder in zip(links, texts, [*folders, out]):
             require_file(text.folder(stages) / DONE)
-            # An earlier phase with a checkpoint is finished.
+            # Earlier phases that have a checkpoint are finished.
             if folder == out or not (folder / "checkpoint").is_dir():
                 data = open_text(text.folder(stages))
                 start = starting_from(before, link)
@@ -134,7 +138,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
     """Write the recipe and prepare the texts.
 
-    A run in the folder that failed before its first state is removed.
+    The folders of a run that failed before the first state was saved are removed.
     """
     if not _begun(out):
         names = [text.name for text in texts]
@@ -147,7 +151,7 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
 
 
 def _require_same_texts(out: Path, texts: list[Stage]) -> None:
-    """Refuse to resume a run whose text has changed."""
+    """Raise an error if the folder holds a run on a different text."""
     before = [path.name for path in (out / "stages").glob("prepare-*")]
     new = [text.name for text in texts if text.name not in before]
     if before and new and _begun(out):
@@ -161,13 +165,13 @@ def _require_same_texts(out: Path, texts: list[Stage]) -> None:
 
 
 def _require_same_run(out: Path, recipe: Recipe) -> None:
-    """Refuse a folder with other content, or with a run of a different recipe."""
+    """Raise an error if the folder has other content, or a run of a different recipe."""
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
     free = {"training": FREE}
     before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
-    # Both recipes have every default filled in, so the comparison covers all settings.
+    # Both dumps include defaults, so the comparison covers all settings.
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
@@ -179,7 +183,7 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
 
 
 def _begun(out: Path) -> bool:
-    """Return whether the folder has a result or state to resume from, which must be kept."""
+    """Return whether the folder has a result, a checkpoint or a resumable state."""
     marks = product((out, *_earlier(out)), (DONE, "checkpoint", "resume/step-*"))
     return any(any(folder.glob(mark)) for folder, mark in marks)
 
@@ -205,11 +209,15 @@ def run_finetune(
     """Fine-tune and evaluate a checkpoint on each task.
 
     Args:
+        model: a checkpoint folder or a model name.
+        tasks: the task specs.
         overrides: fine-tuning settings as ``key=value``.
+        seeds: the number of fine-tuning runs per task.
         out: the folder for ``TASK/seed-N/checkpoint`` and ``records.jsonl``.
+        quiet: whether to hide progress.
 
     Raises:
-        MaskwiseError: an unknown setting; for other errors see ``tasks.evaluate_tasks``.
+        MaskwiseError: a setting is unknown, or ``tasks.evaluate_tasks`` raises an error.
     """
     changes = dict(parse_override(override) for override in overrides)
     try:
@@ -224,15 +232,18 @@ def run_finetune(
 
 
 def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
-    """Learn a policy into a folder.
+    """Learn a policy and save it in a folder.
 
-    In addition to the files of ``learning.run``, the folder gets ``recipe.yaml``, ``stage.json``
-    (everything the policy depends on), ``done.json`` and ``report.html``. Under torchrun every
-    process calls this; rank 0 writes.
+    The folder holds the files of ``learning.run``, and ``recipe.yaml``, ``stage.json`` (all inputs
+    of the policy), ``done.json`` and ``report.html``. Under torchrun every process calls this
+    function; only rank 0 writes files.
+
+    Returns:
+        The content of ``done.json``.
 
     Raises:
-        MaskwiseError: bad input; a folder with other content, or with a policy that was learned by
-            a different recipe or from other data.
+        MaskwiseError: bad input; or the folder has other content, or a policy learned with a
+            different recipe or other data.
     """
     recipe = with_own_seed(recipe)
     if _is_first():
@@ -260,7 +271,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         result = lesson_of(recipe, out, quiet=quiet).learn()
         result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
         if _is_first():
-            # Imported here because altair takes a second.
+            # Imported here because importing altair takes a second.
             from maskwise.report.page import write_policy_page
 
             result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))

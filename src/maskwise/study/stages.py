@@ -1,17 +1,16 @@
-"""Stages: the steps of a study, each in a folder named by a hash of everything it depends on.
+"""Stages: the steps of a study.
 
-Nothing runs twice: a stage is finished if its folder holds ``done.json``, which is written last. A
-change in one setting, or in one character of its corpus, gives a stage a different name. The work
-of stages is in ``work``.
+A stage has a folder whose name is a hash of all its inputs. If one setting or one character of the
+corpus changes, the name changes. A stage is finished if its folder contains ``done.json``, which
+is written last. Finished stages never run again. The module ``work`` executes stages.
 
-    prepare    corpus + tokenizer settings (or the tokenizer of an earlier prepare) → training and
-               held-out rows
+    prepare    corpus + tokenizer settings (or an earlier tokenizer) → training and held-out rows
     pretrain   prepare + model (or an earlier pretrain) + masking + training → checkpoint, metrics
-    learn      prepare + model (or an earlier pretrain) + task + learning → a masking policy, which
+    learn      prepare + model (or an earlier pretrain) + task + learning → a masking policy that
                scores the text of a later prepare
-    evaluate   prepare + pretrain (or the start) + measures → held-out losses and other measures
-    finetune   pretrain (or the start) + task + settings → scores, one per fine-tuning seed
-    overlap    corpus + task → how many test items are in the corpus
+    evaluate   prepare + pretrain (or the start model) + measures → held-out losses and others
+    finetune   pretrain (or the start model) + task + settings → one score per fine-tuning seed
+    overlap    corpus + task → number of test items that occur in the corpus
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ DONE = "done.json"
 STAGE = "stage.json"
 
 COMPUTED = ("0.1.0", "4")
-"""Version of the results, which does not change with every release. The last part is raised if a
-code change makes the same settings compute something else. 2: held-out loss, several labels;
-3: macro F1 of truncated words, the steps of tried learning rates; 4: labels that are missing in
-train, rows of probes (CHANGELOG)."""
+"""Version of the results, which is a part of every stage name. The last number rises if a code
+change alters the results of unchanged settings. Changes so far (see CHANGELOG): 2: held-out loss,
+multi-label tasks; 3: macro F1 of truncated words, steps of tried learning rates; 4: labels missing
+in train, rows of probes."""
 
 
 @cache
 def _numerics() -> tuple[str, ...]:
-    """List the software versions that can change results; a resumed study never mixes them."""
+    """List the versions and the precision that affect results, as a part of every stage name."""
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
-    # Matrices are multiplied in bf16 on machines where that is fast.
+    # On machines with fast bf16, matrices are multiplied in bf16.
     precision = "bf16" if fast_bf16() else "fp32"
     return (*COMPUTED, *libraries, precision)
 
@@ -66,43 +65,43 @@ class Stage:
     """One step of a study.
 
     Attributes:
-        kind: prepare, pretrain, learn, evaluate, finetune or overlap.
-        what: everything the result depends on: dumps of settings and hashes of files.
-        needs: names of the stages that must be finished first.
-        how: settings that change no weight (how often to log, what the curve shows).
+        kind: "prepare", "pretrain", "learn", "evaluate", "finetune" or "overlap".
+        what: the inputs that determine the result: dumps of settings and hashes of files.
+        needs: the names of the stages that must be finished first.
+        how: settings that do not affect the weights, such as the logging interval.
     """
 
-    # stage.json has the fields in this order.
+    # This is the order of the keys in stage.json.
     kind: str
     what: Plain
     needs: tuple[str, ...] = ()
     how: Plain = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        # Fields are dictionaries, which cannot be hashed; the name is a hash of them.
+        # The fields include dicts, which are not hashable; the name is a hash of all fields.
         return hash(self.name)
 
     @cached_property
     def name(self) -> str:
-        """The name of the folder, ``KIND-HASH``."""
+        """The name of the stage's folder, ``KIND-HASH``."""
         return f"{self.kind}-{digest([self.kind, self.what, self.needs, *_numerics()])}"
 
     def folder(self, stages: Path) -> Path:
-        """The stage's folder, in the folder of all stages."""
+        """Return the stage's folder inside the folder of all stages."""
         return stages / self.name
 
     def result(self, stages: Path) -> Plain | None:
         """Read the result of a finished stage; None if its file is missing or damaged."""
         result = read_json(self.folder(stages) / DONE)
-        # Every result has its seconds; a file without them is damaged.
+        # A file without seconds is damaged.
         if result is None or "seconds" not in result:
             return None
         return result
 
     def damage(self, stages: Path) -> str | None:
-        """Describe the damage to files that later stages read; None if there is none.
+        """Describe damaged files among those that later stages read; None if all are intact.
 
-        Cost: the files are read, which takes about a second per gigabyte.
+        All these files are read, which takes about one second per gigabyte.
         """
         kept = {"prepare": "data", "pretrain": "checkpoint", "learn": "policy"}.get(self.kind)
         if kept is None:
@@ -148,22 +147,24 @@ def linked(own: Path, shared: Path | None) -> Iterator[Path]:
 
 
 def digest(value: object) -> str:
-    """Hash plain values."""
+    """Return a hash of 16 hexadecimal digits of JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# One function for each kind of stage. Settings that are newer than the recorded studies are left
-# out of the name while they have their defaults, so that recorded stages keep their names.
+# One function for each kind of stage. Settings that older versions lack are left out of a name if
+# they have their defaults. Stages from older versions then keep their names.
 
 
 def prepare_stage(
     recipe: Recipe, *, after: Stage | None = None, learned: Stage | None = None
 ) -> Stage:
-    """Prepare the corpus of a recipe as rows.
+    """Return the stage that prepares the rows of a recipe's corpus.
 
     Args:
-        after: a text whose tokenizer is used; if it is the same text, this stage is returned.
-        learned: the stage that learns the policy which scores this text.
+        recipe: the recipe of one run.
+        after: a stage that prepares a text and provides the tokenizer. If its text is the same,
+            ``after`` itself is returned. None to use the recipe's tokenizer.
+        learned: the stage that learns a policy, if this policy scores the text.
     """
     newer = set() if recipe.corpus.stream else {"stream", "shuffle", "repeat"}
     corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"} | newer)
@@ -173,7 +174,7 @@ def prepare_stage(
     if after is not None:
         if learned is not None:
             return Stage("prepare", what, (after.name, learned.name))
-        # The first text has a tokenizer in addition to these settings.
+        # ``after.what`` may contain more keys, for its tokenizer.
         if all(after.what.get(key) == value for key, value in what.items()):
             return after
         return Stage("prepare", what, (after.name,))
@@ -184,9 +185,9 @@ def prepare_stage(
 
 
 def tokenizer_of(first: Stage) -> str:
-    """Hash everything the tokenizer of a first text depends on.
+    """Return a hash of the tokenizer that a first prepare stage loads or trains.
 
-    Losses per token can only be compared between texts with the same hash.
+    Losses per token are comparable only between texts with the same hash.
     """
     what = first.what
     corpus = what["corpus"]
@@ -196,39 +197,42 @@ def tokenizer_of(first: Stage) -> str:
 
 
 def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> Stage:
-    """Train the model of the recipe of one arm and seed.
+    """Return the stage that trains the model of one arm and seed.
 
     Args:
-        prepared: the text.
-        after: the training stage whose checkpoint it starts from; if None, the recipe's model.
+        recipe: the recipe of one run.
+        prepared: the stage that prepares the text.
+        after: an earlier training stage, whose checkpoint training continues from; None to start
+            from the recipe's model.
     """
     parts = {"masking", "objective", "objectives", "sampler", "training"}
     what = recipe.model_dump(mode="json", include=parts)
-    # JSON is sorted by key in the hash, but the order of the arms changes the draws.
+    # The hash sorts keys, but the sampler's draws depend on the order of the arms.
     what["arms"] = list(recipe.objectives)
     if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
-        # The sampler's probes read the held-out rows that are not evaluated.
+        # Probes avoid the evaluated rows, so the number of evaluated rows affects training.
         what["evaluated_rows"] = recipe.evaluation.rows
     if len(recipe.corpus.sources) > 1:
-        # The weights of a mix change the batches, but not the prepared rows.
+        # The weights of a mix affect the batches but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
     _drop_new_defaults(what["training"])
-    # These settings are not part of the name, but training needs them.
+    # Training needs these settings, but they do not affect the weights or the name.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     return _stage_on("pretrain", recipe, what, prepared, after, how)
 
 
 def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | None = None) -> Stage:
-    """Learn a policy by the recipe of one arm and seed.
+    """Return the stage that learns the policy of one arm and seed.
 
     Args:
-        task: the task to learn from.
-        prepared: a text whose tokenizer is used.
-        after: the training stage whose checkpoint the policy masks for; if None, the recipe's
-            model.
+        recipe: the recipe of one run.
+        task: the spec of the task to learn from.
+        prepared: a stage that prepares a text and provides the tokenizer.
+        after: an earlier training stage; the policy is learned for its checkpoint. None to learn it
+            for the recipe's model.
     """
-    assert recipe.learning, "a task is learned from only in recipes with this section"
+    assert recipe.learning, "only recipes with a learning section have a learn stage"
     parts = {"objective", "training", "corpus"}
     what = recipe.unlearned().model_dump(mode="json", include=parts)
     learning = recipe.learning.model_dump(mode="json")
@@ -244,7 +248,7 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
 
 
 def _drop_new_defaults(what: Plain) -> None:
-    """Drop settings that are newer than recorded studies while they have their defaults."""
+    """Remove settings that older versions lack, if they have their defaults."""
     for name, value in list(what.items()):
         if name == "lag" and not value:
             del what[name]
@@ -253,10 +257,11 @@ def _drop_new_defaults(what: Plain) -> None:
 
 
 def recipe_of(stage: Stage, **more: object) -> Recipe:
-    """Restore the recipe of a stage that trains a model or learns a policy.
+    """Rebuild the recipe of a stage that trains a model or learns a policy.
 
     Args:
-        more: further parts of the recipe.
+        stage: a stage of kind "pretrain" or "learn".
+        more: additional sections of the recipe.
     """
     parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
     how = dict(stage.how)
@@ -271,10 +276,12 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
 
 
 def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) -> Stage:
-    """Evaluate a checkpoint without fine-tuning on the held-out rows of ``prepared``.
+    """Return the stage that evaluates a checkpoint on held-out rows, without fine-tuning.
 
     Args:
-        pretrained: the training stage; if None, the start is evaluated.
+        recipe: the recipe of one run.
+        prepared: the stage that prepares the held-out rows.
+        pretrained: the stage that trains the checkpoint; None to evaluate the recipe's model.
     """
     settings = recipe.evaluation
     what = {"evaluation": settings.model_dump(mode="json"), "content": _sets_content(settings)}
@@ -283,45 +290,49 @@ def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) ->
 
 @cache
 def _sets_content(settings: EvaluationSettings) -> dict[str, str]:
-    """Hash the files of an evaluation, once for all runs."""
+    """Return hashes of an evaluation's files, computed once for all runs."""
     return {name: items.content() for name, items in load_sets(settings).items()}
 
 
 def finetune_stage(
     recipe: Recipe, task: str, content: str, *, prepared: Stage, pretrained: Stage | None
 ) -> Stage:
-    """Fine-tune a checkpoint on a task, with each of the fine-tuning seeds.
+    """Return the stage that fine-tunes a checkpoint on a task, once per fine-tuning seed.
 
     Args:
-        content: the hash of the task's rows.
-        pretrained: the training stage; if None, the start is used, initialised with the run's seed.
+        recipe: the recipe of one run.
+        task: the spec of the task.
+        content: a hash of the task's rows.
+        prepared: a stage that prepares a text and provides the tokenizer.
+        pretrained: the stage that trains the checkpoint; None to fine-tune the recipe's model,
+            initialised with the run's seed.
     """
     newer = set() if recipe.finetune.search_rate else {"search_rate"}
     settings = recipe.finetune.model_dump(mode="json", exclude=newer)
     named = with_former(settings, "finetune")
     what: Plain = {"task": task, "task_content": content, "finetune": named}
-    # The runs of a pair have the same fine-tuning seeds, and each pair has its own: with the same
-    # seeds in all pairs, an arm could win by their luck alone.
+    # Fine-tuning seeds depend on the run's seed: they are equal for both runs of a pair, and differ
+    # between pairs. With equal seeds in all pairs, their luck alone could decide a contrast.
     seed = recipe.training.seed
     if pretrained is None:
         length = recipe.links()[0].corpus.length
         what |= {"length": length, "seed": seed, "kind": recipe.kind}
     elif seed:
-        # Left out for seed 0, whose stages of earlier versions remain valid.
+        # Seed 0 is left out, because older versions had no such key and their stages remain valid.
         what["seed"] = seed
     return _stage_on("finetune", recipe, what, prepared, pretrained)
 
 
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
-    """Search a training corpus for the test items of a task."""
-    # An overlap depends on the documents and not on the rows.
+    """Return the stage that searches a training corpus for the test items of a task."""
+    # The search reads documents, so the settings of rows do not matter.
     parts = {"source", "text_field", "text_per", "limit"}
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
     return Stage("overlap", _corpus(recipe, corpus) | {"task": task, "task_content": content})
 
 
 def _corpus(recipe: Recipe, corpus: Plain) -> Plain:
-    # This setting is newer than recorded studies.
+    # Older versions lack this setting.
     if corpus["text_per"] == "auto":
         del corpus["text_per"]
     return {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
@@ -335,8 +346,8 @@ def _stage_on(
     trained: Stage | None,
     how: Plain | None = None,
 ) -> Stage:
-    """Build a stage that uses the checkpoint of ``trained``, or, without it, the recipe's model."""
-    # Adapters are newer than recorded studies, and only training stages depend on them.
+    """Build a stage that uses the checkpoint of ``trained``; if None, the recipe's model."""
+    # Older versions lack adapters, and only training stages depend on them.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
         adapter = {"adapter": recipe.model.adapter}
@@ -355,7 +366,7 @@ def _stage_on(
 
 
 def content_of(corpus: CorpusSettings) -> str | list[str]:
-    """Hash a corpus: one hash, or one for each source of a mix, or for each shard of a stream."""
+    """Return the hash of a corpus, or hashes of the sources of a mix or the shards of a stream."""
     if corpus.stream:
         shards = chain.from_iterable(corpus.shards().values())
         return [f"{shard.name} {shard.fingerprint()}" for shard in shards]
@@ -366,9 +377,9 @@ def content_of(corpus: CorpusSettings) -> str | list[str]:
 
 
 def fingerprint(source: str) -> str:
-    """Hash the bytes of a file, a folder or bundled data; for a hub id, return the id itself."""
+    """Return a hash of a file, a folder or bundled data; for a hub id, the id itself."""
     world = read_world(source)
-    # A world is generated from its settings, so its version serves as its hash.
+    # A world is generated from its settings, so the version of the generator replaces a hash.
     if world:
         return world.version
     path = Path(source).expanduser()
@@ -378,7 +389,7 @@ def fingerprint(source: str) -> str:
 
 
 def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:
-    """Hash the files of a model or tokenizer; for a hub id, return the id itself."""
+    """Return a hash of the files of a model or tokenizer; for a hub id, the id itself."""
     path = Path(resolve_start(name))
     return _hash(path, files) if path.exists() else name
 
@@ -390,7 +401,7 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
         files = {str(file.relative_to(path)): file for file in inside if file.is_file()}
     content = hashlib.sha256()
     for name, file in files.items():
-        # Renaming a file inside a folder changes the content of the folder.
+        # File names are a part of the content of a folder.
         content.update(name.encode())
         facts = file.stat()
         content.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))
@@ -399,5 +410,5 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
 
 @cache
 def _bytes_of(file: Path, size: int, changed: int) -> bytes:
-    """Hash a file once for all runs; its size and modification time are part of the cache key."""
+    """Hash a file. The size and the modification time are arguments only to key the cache."""
     return bytes.fromhex(file_hash(file))

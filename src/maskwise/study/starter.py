@@ -1,9 +1,9 @@
-"""Write a first recipe for the user's text and labels: short, commented, and ready to run.
+"""Write a first recipe for the user's text and labels.
 
-The choices follow from the files. On English text, training continues from the bundled encoder; on
-any other text, a small model is trained from scratch. Text without spaces is evaluated on token
-masks only. There is one primary contrast and six runs of each arm, because six pairs are the fewest
-that can decide anything (``statistics.fewest_runs``).
+The recipe is short, commented and ready to run. Its settings depend on the files. For English text,
+training continues from the bundled encoder. For other text, a small model is trained from scratch.
+Text without spaces is evaluated on token masks only. The recipe has one primary contrast and six
+runs of every arm, the minimum for a decision (``statistics.fewest_runs``).
 """
 
 from __future__ import annotations
@@ -36,35 +36,34 @@ from maskwise.text.documents import longest_field
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
-"""Limits on how much of a corpus is read before a recipe is written for it."""
+"""Limits on the time and the documents that ``look_at`` reads."""
 
 ENGLISH = frozenset(
     ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "by", "this")
 )
 ENGLISH_SHARE = 0.15
-"""The smallest share of these words in a text that counts as English: English prose has .2 to .35,
-other languages have less than .05."""
+"""Minimum share of words in ``ENGLISH`` for a text to count as English. English prose has .2 to
+.35, and other languages have less than .05."""
 
 BLANK_SHARE = 0.05
-"""A text with a smaller share of white space has no spaces between words."""
+"""Minimum share of white space for a text to count as words separated by spaces."""
 
 MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
-"""Limits on the number of labelled rows for fine-tuning in a first study, and their tokens in all.
-More rows take longer and hide the effect of pre-training. With these limits and ``STEP_TOKENS`` six
-pairs of the bundled encoder take about ten minutes on two cores."""
+"""Maximum and minimum number of labelled rows for fine-tuning, and their maximum number of tokens.
+More rows take longer and hide the effect of pre-training. With these limits and ``STEP_TOKENS``,
+six pairs of runs of the bundled encoder take about ten minutes on two cores."""
 
 STEP_TOKENS = 768
-"""The number of tokens that a model reads in one step of a first study."""
+"""Number of tokens per training step."""
 
 MOST_PAIRS, LEAST_PAIRS = 500, 20
-"""The largest and the smallest number of titles with texts that evaluate embeddings if there is no
-task."""
+"""Maximum and minimum number of pairs of title and text in a retrieval task."""
 
 _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 MOST_LETTERS, LONGEST = 40, 256
-"""The largest number of different characters for which a text without spaces counts as a sequence
-of letters, such as a protein; and the longest row of such a text."""
+"""A text without spaces and with at most ``MOST_LETTERS`` distinct characters counts as sequences
+of letters, such as proteins. Its rows have at most ``LONGEST`` tokens."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ class TextFacts:
         blanks: the share of characters that are white space.
         english: the share of words that are among the most frequent English words.
         sample: the beginning of the text.
-        text_field: the name of the field that holds the text; see ``longest_field``.
-        skipped: for each reason, the number of documents that were skipped.
+        text_field: the field that contains the text; see ``longest_field``.
+        skipped: the number of skipped documents, keyed by reason.
     """
 
     documents: int
@@ -105,10 +104,11 @@ class TextFacts:
 
 
 def look_at(source: str | Documents) -> TextFacts:
-    """Read a corpus for a few seconds and collect facts about it.
+    """Read a corpus for a few seconds and return facts about the text.
 
     Args:
-        source: documents, or a corpus, of which the field with the longest texts is read.
+        source: documents, or the name of a corpus. For a name, the field with the longest texts is
+            read.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or is empty.
@@ -146,11 +146,11 @@ def look_at(source: str | Documents) -> TextFacts:
 
 
 def is_task(spec: str) -> bool:
-    """Whether a file has labelled rows. A file that may be text or labels counts as labels."""
+    """Return whether a file can be read as labelled rows."""
     try:
         load_task(spec)
     except HiddenLabels:
-        # It is a file of labels nonetheless; loading it as a task reports that they are hidden.
+        # The file has labelled rows. When it is loaded as a task, the error says what is hidden.
         return True
     except MaskwiseError:
         return False
@@ -167,27 +167,27 @@ def name_of(source: str) -> str:
 
 
 def starter(source: str, tasks: Sequence[str] = ()) -> str:
-    """Write the text of a recipe for a corpus and tasks.
+    """Return the text of a recipe for a corpus and tasks.
 
     Args:
-        source: a corpus, as ``read_documents`` accepts it; or a file of labels, for which the
-            recipe trains the bundled encoder on the bundled corpus.
-        tasks: the tasks that evaluate checkpoints, as ``load_task`` accepts them.
+        source: a corpus, as for ``read_documents``. If it is a file with labels instead, the recipe
+            trains the bundled encoder on the bundled corpus and evaluates on these labels.
+        tasks: tasks that evaluate checkpoints, as for ``load_task``.
 
     Raises:
-        MaskwiseError: a corpus or a task that cannot be read.
+        MaskwiseError: a corpus or a task cannot be read.
     """
     comment = "your text"
-    # Reading a large text as labels would take long, and its file extension says enough.
+    # Files with these extensions are text; trying to read them as labels would take long.
     may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         tasks, source = [source], "bundled:wikipedia"
-        comment = "the bundled text, because only labels were given"
-    # Tasks are loaded first, because reading a large text takes longer than finding a bad table.
+        comment = "the bundled text, because no text was given"
+    # Tasks are loaded first, because reading a large text takes longer.
     loaded = {spec: load_task(spec) for spec in tasks}
     for spec, task in loaded.items():
         if task.kind.name == "generation":
-            # Recipes of the starter train encoders.
+            # The template trains encoders only.
             what = "a task with written answers needs an encoder–decoder"
             do = f"maskwise study intermediate corpus.source={source} tasks='[\"{spec}\"]'"
             raise MaskwiseError(what, got=spec, do=f"{do} (docs/seq2seq.md)")
@@ -206,7 +206,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     if facts.text_field != "text":
         comment += ", its column with the longest texts"
     name = name_of(source)
-    # Fine-tuning on long rows is slow, so fewer long rows are used.
+    # Fine-tuning on long rows is slow, so their number is reduced.
     affordable = TRAIN_TOKENS // max(1, needed)
     rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, affordable))
     limited = []
@@ -216,7 +216,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
             spec = with_options(spec, train_rows=rows)
         limited.append(spec)
     environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
-    # A JSON string is a quoted YAML string, too.
+    # Every JSON string is also a quoted YAML string.
     environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)
     return environment.get_template("starter.yaml.j2").render(
         name=name,
@@ -227,7 +227,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         start=start,
         batch_size=max(4, STEP_TOKENS // length),
         tokenizer=tokenizer,
-        # Lower-casing also removes accents, which other languages need.
+        # Lower-casing also removes accents, so it is limited to English.
         lowercase=facts.is_english and not letters,
         letters=letters,
         spaced=facts.spaced,
@@ -242,16 +242,17 @@ def _rounded(tokens: float) -> int:
 
 
 def _tokens_needed(task: Task, *, letters: bool) -> int:
-    """Estimate a length in tokens that 95 % of a task's rows fit into.
+    """Estimate the 95th percentile of row lengths in tokens, at most 512.
 
     Args:
+        task: the task whose rows are measured.
         letters: whether every letter is a token.
     """
     tokens_per_character = 1 if letters else 0.25
     sizes = []
     for row in task.splits["train"] or task.splits["test"]:
         text = " ".join(row.texts)
-        # Long words take several tokens, and a row has up to three special tokens.
+        # Words have 1.5 tokens on average, and a row has up to three special tokens.
         sizes.append(max(1.5 * len(text.split()), tokens_per_character * len(text)) + 3)
     sizes.sort()
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
@@ -259,10 +260,14 @@ def _tokens_needed(task: Task, *, letters: bool) -> int:
 
 
 def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, or write one for a file of texts or labels as ``maskwise study --new`` does.
+    """Read a recipe; for a file with texts or labels, write a recipe as ``study --new`` does.
+
+    Args:
+        subject: the name or path of a recipe, a corpus, or a file with labels.
+        overrides: settings as ``key=value``.
 
     Raises:
-        MaskwiseError: neither a recipe nor a file that can be read.
+        MaskwiseError: the subject is neither a recipe nor a readable file.
     """
     path = Path(split_options(subject)[0])
     is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
@@ -274,30 +279,35 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
         return read_recipe(written, overrides)
 
 
-# Pairs of a title and a text, in place of a task
+# Pairs of title and text, for users without a task
 # ------------------------------------------------------------------------------------------------
 
 
 def write_pairs(
     texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None
 ) -> Path:
-    """Write titles and texts of a corpus: its field ``title``, or the first sentence and the rest.
+    """Write a retrieval task that matches titles to texts.
+
+    The title is the field ``title``. If a document has none, its first sentence is the title and
+    the rest is the text.
 
     Args:
-        target: the file; it is not written again if it has these pairs already.
-        aside: a folder to write to instead, if ``target`` may belong to an earlier study.
+        texts: a corpus.
+        target: the output file. An existing file with the same pairs is left unchanged.
+        text_field: the field that contains the text.
+        aside: a folder to write to if ``target`` has other pairs, which an earlier study may need.
 
     Returns:
-        The file with the pairs.
+        The path of the file with the pairs.
 
     Raises:
-        MaskwiseError: too few texts of more than one sentence.
+        MaskwiseError: too few texts have a title or a second sentence.
     """
     lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
     if len(lines) < LEAST_PAIRS:
         raise MaskwiseError(
-            "there is nothing to evaluate on: no task, and too few texts with a title or a second "
-            "sentence",
+            "there is no task to evaluate on, and too few texts have a title or a second sentence "
+            "to build one",
             got=f"{len(lines)} texts",
             allowed=f"≥ {LEAST_PAIRS}",
             do="give --task FILE",
@@ -313,7 +323,7 @@ def write_pairs(
 def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
     titles = read_documents(texts, text_field="title", keep_repeated=True)
     named = {}
-    # A table without a column of titles is refused.
+    # Reading a table without a column of titles raises an error.
     with suppress(MaskwiseError):
         named = {document.id: document.text for document in islice(titles, 20_000)}
     for document in read_documents(texts, text_field=text_field):

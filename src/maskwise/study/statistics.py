@@ -1,17 +1,17 @@
-"""Statistics for few, expensive runs: pure functions of plain numbers.
+"""Statistics for few, expensive runs.
 
-Every function works on paired differences d_1 … d_n, one per run, and none assumes large samples.
-Arms, tasks and verdicts are the subject of ``maskwise.study.verdict``. Only the last section, about
-what a planned study can decide, reads a recipe.
+All functions are pure. They use paired differences d_1, …, d_n, one per pair of runs, and need no
+large samples. Arms, tasks and verdicts are handled in ``maskwise.study.verdict``. Only the last
+section, about the power of a planned study, reads a recipe.
 
-The interval inverts the test without a search. Split the runs into S and the rest, and flip the
-signs of S: the absolute sum of differences from r reaches the observed one exactly if r lies
-between mean(S) and mean(rest). So the p value of "the true mean is r" is the share of splits with r
-between their two means (the split that flips nothing always counts), and the ends of an interval
-are order statistics of those means.
+The confidence interval inverts the test in closed form. Consider the hypothesis that the true mean
+is r. Split the runs into a part S and the rest, and flip the signs of d − r in S. The absolute sum
+reaches the observed one if and only if r is between mean(S) and mean(rest). The p value of r is
+therefore the share of splits whose two means enclose r; the split that flips nothing always counts.
+The ends of the interval are order statistics of these means.
 
-The p values of n runs are multiples of 2^(1 - n). Power is therefore computed for the paired t
-test at the largest attainable level. It is exact if that level needs equal signs in all runs.
+With n runs, p values are multiples of 2^(1 − n). Power is computed for the paired t test at the
+largest attainable level. It is exact if this level requires equal signs in all runs.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from maskwise.recipe import Recipe
 
 ALPHA = 0.05
-"""The error rate of a study."""
+"""Error rate of a study."""
 POWER = 0.8
-"""The probability of detection that a planned number of runs should give."""
+"""Power that planned numbers of runs are computed for."""
 EXACT_RUNS = 20
-"""The largest number of runs for which all 2^(n - 1) splits are enumerated: half a million splits,
-in 20 ms."""
+"""Maximum number of runs for which all 2^(n − 1) splits are enumerated (half a million splits in
+20 ms)."""
 DRAWS = 100_000
-"""The number of random splits if there are more runs, drawn with a fixed seed."""
+"""Number of random splits for more runs, drawn with a fixed seed."""
 P_FROM_RUNS = 6
-"""The smallest number of runs that get a p value: the smallest p of 5 runs is .0625."""
+"""Minimum number of runs for a p value. With 5 runs, the smallest possible p is .0625."""
 CHANCE_MARGIN = 0.02
-"""How far above chance a score may be by luck if the number of items is unknown."""
+"""Scores up to this far above chance count as guessing if the number of items is unknown."""
 MOST_RUNS = 300
-"""The largest number of runs that ``runs_to_decide`` considers."""
-# Nodes of an integral over [-1, 1]. Computing them takes 20 ms, so it is done once per process.
+"""Maximum number of runs that ``runs_to_decide`` considers."""
+# Nodes and weights of an integral over [-1, 1]. Computing them takes 20 ms, so it is done once.
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
@@ -57,9 +57,9 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 def sign_flip_test(differences: ArrayLike) -> float:
     """Return the two-sided p value of the sign-flip (paired permutation) test of mean zero.
 
-    Under a mean of zero each difference is as likely to be −d as d. The test is exact up to 20
-    differences, where the smallest p is 2^(1 − n); for more it draws 100,000 random splits, with
-    the +1 correction that keeps p above 0.
+    If the mean is zero, −d is as likely as d. The test is exact for up to 20 differences; the
+    smallest p is then 2^(1 − n). For more differences, it draws 100,000 random splits, with the +1
+    correction that keeps p above 0.
 
     >>> sign_flip_test([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     0.03125
@@ -70,7 +70,7 @@ def sign_flip_test(differences: ArrayLike) -> float:
     d = _finite(differences)
     flipped, _ = _splits(d)
     total = d.sum()
-    # Splits that tie with the observed sum must count in spite of rounding.
+    # The tolerance counts splits that equal the observed sum up to rounding.
     rounding = 1e-12 * np.abs(d).sum()
     as_large = np.abs(total - 2 * flipped) >= abs(total) - rounding
     return float((1 + as_large.sum()) / (1 + len(flipped)))
@@ -79,10 +79,10 @@ def sign_flip_test(differences: ArrayLike) -> float:
 def sign_flip_interval(
     differences: ArrayLike, *, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Return the range of means that the sign-flip test does not reject at 1 − ``confidence``.
+    """Return the confidence interval: all means that the sign-flip test does not reject.
 
-    None if there are too few differences to reject anything: below 6 for 95 %. With 6 the ends
-    are the smallest and the largest difference, which cover 96.9 %.
+    The result is None if there are too few differences to reject any mean (below 6 for 95 %). With
+    6 differences, the interval spans the smallest to the largest difference and covers 96.9 %.
 
     >>> sign_flip_interval([1, 2, 3, 4, 5, 6])
     (1.0, 6.0)
@@ -90,14 +90,14 @@ def sign_flip_interval(
     d = _finite(differences)
     flipped, sizes = _splits(d)
     splits = 1 + len(flipped)
-    # A mean is rejected if its p value, (1 + splits around it) / splits, is below 1 − confidence.
-    # The factor keeps a product that is a whole number from being rounded up to the next number.
+    # A mean is rejected if p = (1 + splits that enclose it) / splits is below 1 − confidence. The
+    # factor prevents ``ceil`` from rounding up a whole number with a rounding error.
     around = math.ceil((1 - confidence) * splits * (1 - 1e-12)) - 1
     if around < 1:
         return None
     means = flipped / sizes
     others = (d.sum() - flipped) / (len(d) - sizes)
-    # Partitioning finds these order statistics in linear time; sorting the means would take longer.
+    # Partitioning finds order statistics in linear time, faster than sorting.
     first = around - 1
     last = len(means) - around
     low = np.partition(np.minimum(means, others), first)[first]
@@ -113,26 +113,29 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return, for every split of the runs in two, sum and size of the part without run one."""
+    """Return the sum and the size of the flipped part for every split of the runs.
+
+    The first run is never flipped, because a split and its complement are equivalent.
+    """
     if len(d) > EXACT_RUNS:
         inside = _drawn(len(d))
         return inside @ d, inside.sum(axis=1)
-    # Every further run doubles the number of splits: the run is either in the part or not.
+    # Every run doubles the number of splits, because it is either flipped or not.
     sums = np.zeros(1)
     sizes = np.zeros(1)
     for value in d[1:]:
         sums = np.concatenate([sums, sums + value])
         sizes = np.concatenate([sizes, sizes + 1])
-    # The first split is the empty part, which flips nothing; the callers count it themselves.
+    # Leave out the first split, which flips nothing; the callers add it.
     return sums[1:], sizes[1:]
 
 
 @cache
 def _drawn(runs: int) -> NDArray[np.float64]:
-    """Draw random splits as rows of 0 and 1, where 1 is a flipped run."""
+    """Draw random splits as an array of shape (splits, runs), where 1 marks a flipped run."""
     generator = np.random.default_rng(0)
     inside = generator.integers(0, 2, size=(DRAWS, runs)).astype(float)
-    # A split and its complement flip the same sum, so the first run can stay unflipped.
+    # A split and its complement are equivalent, so the first run is never flipped.
     inside[:, 0] = 0
     flips_any = inside.any(axis=1)
     return inside[flips_any]
@@ -144,14 +147,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p)
     steps = p[order] * (len(p) - np.arange(len(p)))
     adjusted = np.empty_like(p)
-    # Adjusted p values keep the order of the raw p values: a hypothesis is rejected only after all
-    # hypotheses with smaller p values.
+    # The running maximum keeps the order of the raw p values: a hypothesis is rejected only if all
+    # hypotheses with smaller p values are rejected.
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
 
 
 def estimated(differences: NDArray[np.float64]) -> Estimate:
-    """Return a mean difference with its 95 % interval; None if there are too few runs."""
+    """Return the mean difference and its 95 % interval.
+
+    The mean is None without runs, and the interval is None with too few runs.
+    """
     if not len(differences):
         return {"mean": None, "low": None, "high": None}
     low, high = sign_flip_interval(differences) or (None, None)
@@ -159,11 +165,11 @@ def estimated(differences: NDArray[np.float64]) -> Estimate:
 
 
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:
-    """Return Fieller's 95 % interval for mean(numerators) / mean(denominators) of pairs.
+    """Return Fieller's 95 % interval of mean(numerators) / mean(denominators).
 
-    The interval contains every r for which Student's t test does not reject a mean of 0 for
-    numerators − r · denominators. None if it is unbounded: by the same test the mean of the
-    denominators does not differ significantly from 0. Source: Fieller (1954), section 2.
+    The interval contains every ratio r for which Student's t test does not reject a mean of 0 of
+    numerators − r · denominators. The result is None if the interval is unbounded, because the mean
+    of the denominators does not differ significantly from 0. Source: Fieller (1954), section 2.
 
     >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
     [0.471, 0.533]
@@ -184,7 +190,7 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[floa
 
 
 def binomial_interval(count: int, of: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of the share count / of. Source: Clopper and Pearson (1934).
+    """Return the exact 95 % interval of a proportion. Source: Clopper and Pearson (1934).
 
     >>> [round(end, 3) for end in binomial_interval(1, 10)]
     [0.003, 0.445]
@@ -194,8 +200,8 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
 
 
 def attainable_level(runs: int, alpha: float = ALPHA) -> float:
-    """Return the largest p below alpha that the sign-flip test can give; 0 if there is none."""
-    # The p values of drawn splits are fine-grained enough to attain any level.
+    """Return the largest p value below alpha that the sign-flip test can attain; 0 if none."""
+    # With random splits, p values are fine-grained enough for any level.
     if runs > EXACT_RUNS:
         return alpha
     splits = 2 ** (runs - 1)
@@ -203,7 +209,7 @@ def attainable_level(runs: int, alpha: float = ALPHA) -> float:
 
 
 def fewest_runs(alpha: float = ALPHA) -> int:
-    """Return the fewest runs that can decide anything at this level."""
+    """Return the minimum number of runs with which a decision at this level is possible."""
     runs = P_FROM_RUNS
     while attainable_level(runs, alpha) == 0:
         runs += 1
@@ -211,22 +217,22 @@ def fewest_runs(alpha: float = ALPHA) -> int:
 
 
 def can_decide(runs: int, contrasts: int) -> bool:
-    """Return whether this many runs can give p < .05 after Holm's correction over the contrasts."""
+    """Return whether p < .05 is possible with these runs, after Holm's correction."""
     return runs >= fewest_runs(ALPHA / contrasts)
 
 
 def look_weights(looks: Sequence[int]) -> list[float]:
-    """Return the share of the error rate that each planned look at the runs may spend.
+    """Return the share of the error rate that every planned look at the results may spend.
 
-    The shares sum to 1, and the last look has the largest. Divide the p value at a look by its
-    weight: the minimum over the looks so far is a p value of the whole plan (weighted Bonferroni).
-    This holds for the exact test, however the looks depend on each other.
+    The shares sum to 1, and the last look has the largest share. Divide the p value at a look by
+    its share. The minimum of these quotients over the looks so far is a valid p value of the whole
+    plan (weighted Bonferroni), even though looks share runs.
 
     >>> [round(weight, 3) for weight in look_weights([10, 20])]
     [0.111, 0.889]
 
     Args:
-        looks: numbers of runs, increasing.
+        looks: the numbers of runs at the looks, increasing.
 
     Source: Lan and DeMets (1983), the spending function 2 − 2 Φ(z / √t), which resembles O'Brien
         and Fleming's boundary.
@@ -238,22 +244,23 @@ def look_weights(looks: Sequence[int]) -> list[float]:
 
 
 def look_weight(looks: Sequence[int] | None, runs: int) -> float:
-    """Return the share of the error rate that may be spent at this number of runs."""
+    """Return the share of the error rate for a look at this number of runs; 1 without looks."""
     if not looks:
         return 1.0
     return look_weights(looks)[looks.index(runs)]
 
 
 def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -> float:
-    """Return the probability of deciding a true difference if paired differences are normal.
+    """Return the power to decide a true difference if paired differences are normal.
 
     >>> [round(power_of(1, effect, runs), 2) for runs in (6, 8) for effect in (1, 1.5)]
     [0.35, 0.66, 0.67, 0.95]
 
     Args:
         sd: the standard deviation of the paired differences.
-        difference: the true difference, in the same unit.
-        alpha: the level that remains after Holm's correction.
+        difference: the true difference, in the unit of ``sd``.
+        runs: the number of pairs of runs.
+        alpha: the level of the test after Holm's correction.
     """
     level = attainable_level(runs, alpha)
     if level == 0:
@@ -263,8 +270,8 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -
         all_positive = special.ndtr(effect) ** runs
         all_negative = special.ndtr(-effect) ** runs
         return float(all_positive + all_negative)
-    # The power is averaged over quantiles of the sample SD, because scipy's noncentral t is NaN for
-    # few runs and large shifts.
+    # Integrate over the sample SD, because scipy's noncentral t is NaN for few runs and large
+    # shifts.
     shift = abs(difference) / sd * math.sqrt(runs)
     critical = _critical_means(runs, level)
     power = special.ndtr(shift - critical) + special.ndtr(-shift - critical)
@@ -272,15 +279,15 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -
 
 
 def powers(runs: int, *, alpha: float) -> dict[str, float]:
-    """Return the power for a true difference of 1 and of 1.5 SDs of the paired differences."""
+    """Return the power for true differences of 1 and 1.5 SDs of the paired differences."""
     return {f"{size:g}": round(power_of(1.0, size, runs, alpha=alpha), 2) for size in (1, 1.5)}
 
 
 @cache
 def _critical_means(runs: int, level: float) -> NDArray[np.float64]:
-    """Return the rejection thresholds of the t test, one per quantile of the sample SD.
+    """Return rejection thresholds of the mean in the t test, for quantiles of the sample SD.
 
-    The unit is the standard error of the mean.
+    The unit is the true standard error of the mean.
     """
     quantiles = stats.chi2.ppf((NODES + 1) / 2, runs - 1)
     sample_sds = np.sqrt(quantiles / (runs - 1))
@@ -296,34 +303,34 @@ def _detectable_effect(runs: int, alpha: float) -> float:
 
 
 def detectable_difference(sd: float, runs: int, *, alpha: float = ALPHA) -> float:
-    """Return the smallest true difference decided with power .8, in the unit of ``sd``."""
+    """Return the smallest true difference that has power .8, in the unit of ``sd``."""
     return sd * _detectable_effect(runs, alpha)
 
 
 def best_guess(chance: float, items: int | None, *, share: bool) -> float:
-    """Return the highest mean score that counts as guessing: chance + 2 standard errors over items.
+    """Return the highest score that counts as guessing: chance plus two standard errors.
 
     >>> round(best_guess(0.5, 100, share=True), 3)
     0.6
     """
     if not items:
         return chance + CHANCE_MARGIN
-    # A correlation of n independent pairs has a variance of about 1 / n.
+    # The correlation of n independent pairs has variance 1 / n, approximately.
     variance = 1.0
     if share:
-        # A chance level outside of 0 to 1 belongs to a metric that is not a share.
+        # Chance may be outside of 0 to 1 if the metric is not a share.
         variance = max(chance * (1 - chance), 0.0)
     return chance + 2 * math.sqrt(variance / items)
 
 
 def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int | None:
-    """Return the fewest runs that would decide ``difference`` with power .8; None above 300.
-
-    ``sd`` and ``difference`` are treated as the true values: if they are estimated from three runs,
-    the answer is only a guess, too.
+    """Return the number of runs that decide a difference with power .8; None above 300.
 
     Args:
-        alpha: the level that remains after Holm's correction.
+        sd: the standard deviation of the paired differences, assumed to be exact. If it is
+            estimated from three runs, the result is only a guess.
+        difference: the true difference, in the unit of ``sd``.
+        alpha: the level of the test after Holm's correction.
     """
     if not difference or (sd and power_of(sd, difference, MOST_RUNS, alpha=alpha) < POWER):
         return None
@@ -333,29 +340,29 @@ def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int
     return runs
 
 
-# What a planned study can decide
+# Power of a planned study
 
 
 class Prospect(TypedDict):
-    """What a study can decide about one primary contrast."""
+    """The power of a study for one primary contrast."""
 
     arm: str
     baseline: str
     runs: int
     decidable: bool
     fewest_runs: int
-    """The fewest runs of each arm that can decide anything."""
+    """Minimum number of runs of both arms for a decision."""
     power: dict[str, float]
-    """The probability of deciding a true difference of 1 and of 1.5 SDs of paired differences."""
+    """Power for true differences of 1 and 1.5 SDs of paired differences."""
     detectable: float
-    """The smallest difference that ``max(runs, fewest_runs)`` runs decide with probability .8, in
-    SDs of paired differences."""
+    """Smallest difference that ``max(runs, fewest_runs)`` runs decide with power .8, in SDs of
+    paired differences."""
 
 
 def prospects_of(recipe: Recipe) -> list[Prospect]:
-    """Compute what each primary contrast of a recipe can decide, the gate's first.
+    """Compute the power for every primary contrast of a recipe; the gate comes first.
 
-    A study that is too small to decide is not rejected, because it may be a pilot.
+    Studies that are too small for a decision are allowed, because they may be pilots.
 
     >>> from maskwise.recipe import read_recipe
     >>> gate, prospect = prospects_of(read_recipe("quick-start"))
@@ -368,7 +375,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     tested = len(study.pairs) - bool(study.gate)
     prospects: list[Prospect] = []
     for number, (arm, baseline) in enumerate(study.pairs):
-        # The gate comes first and is tested at the full level; the other contrasts share a level.
+        # The gate is tested at the full level, and the other contrasts share the level.
         alpha = spent
         if number or not study.gate:
             alpha /= tested
@@ -388,7 +395,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
-    """Put prospects into words; a line that holds for several contrasts is printed once."""
+    """Return prospects as sentences. Contrasts with equal sentences share a line."""
     pairs_of: dict[str, list[str]] = {}
     for prospect in prospects:
         for line in _lines(prospect):

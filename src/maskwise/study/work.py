@@ -1,4 +1,4 @@
-"""The work of each kind of stage."""
+"""Execute stages: one function for every kind of stage."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from maskwise.training.settings import ModelSettings
 
 
 def run_stage(stage: Stage, stages: Path) -> Plain:
-    """Do the work of a stage unless it is done.
+    """Execute a stage, unless it has a result already.
 
-    A failure is written to ``error.txt``.
+    If the stage fails, the traceback is written to ``error.txt``.
 
     Returns:
-        The result, as ``done.json`` holds it.
+        The content of ``done.json``.
 
     Raises:
         MaskwiseError: bad input, or a folder that cannot be written.
@@ -45,19 +45,19 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     if done is not None and not stage.damage(stages):
         return done
     folder = stage.folder(stages)
-    # A process that was killed leaves half-written files.
+    # Remove partial files of a killed process.
     sweep(folder)
-    # The name is a hash, so people and forecasts need the settings, too.
+    # The folder's name is a hash; users and forecasts read the settings from this file.
     write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
         result = RUNNERS[stage.kind](stage, stages)
     except Exception:
-        # If the disk is full, this also fails, but the first error matters more.
+        # On a full disk this write fails, too, and must not hide the first error.
         with suppress(MaskwiseError):
             write_whole(folder / "error.txt", traceback.format_exc())
         raise
-    # A training stage counts its own seconds, including those before an interruption.
+    # Training stages report seconds that include the time before an interruption.
     result.setdefault("seconds", round(time.perf_counter() - began, 3))
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
@@ -66,12 +66,12 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
 
 
 def tokenizer_folder(stage: Stage, stages: Path) -> str:
-    """Return the tokenizer folder of the text that a stage needs."""
+    """Return the folder of the tokenizer that belongs to the stage's text."""
     return str(stages / stage.needs[0] / "data" / "tokenizer")
 
 
 def checkpoint_of(stage: Stage, stages: Path) -> Path | None:
-    """Return the checkpoint that a stage starts from; None if it needs no training stage."""
+    """Return the checkpoint that a stage starts from; None without an earlier training stage."""
     return stages / stage.needs[1] / "checkpoint" if len(stage.needs) > 1 else None
 
 
@@ -79,7 +79,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
     """Replace the model of a recipe with a checkpoint, if one is given."""
     if checkpoint is None:
         return recipe
-    # Adapter updates are merged into checkpoints, so each training stage starts a new adapter.
+    # Checkpoints have the adapter merged into their weights, so every phase adds a new adapter.
     model = ModelSettings(pretrained=str(checkpoint), adapter=recipe.model.adapter)
     return recipe.model_copy(update={"model": model})
 
@@ -89,14 +89,14 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
 
 
 def prepare(stage: Stage, stages: Path) -> Plain:
-    """Prepare a text.
+    """Prepare the rows and the tokenizer of a text.
 
     Raises:
-        MaskwiseError: a corpus that cannot be read, or that has nothing to train on.
+        MaskwiseError: the corpus cannot be read, or holds no text to train on.
     """
     corpus = CorpusSettings(**stage.what["corpus"])
     folder = stage.folder(stages)
-    # The second need is a policy that the same run has learned.
+    # The second need is the stage that learns the policy of this run.
     if len(stage.needs) > 1:
         corpus = _scored_by(stages / stage.needs[1] / "policy", corpus)
     documents = corpus.documents()
@@ -134,7 +134,7 @@ def prepare(stage: Stage, stages: Path) -> Plain:
 
 
 def open_text(stage: Path) -> Prepared:
-    """Open the text in the folder of a stage.
+    """Open the prepared text in the folder of a stage.
 
     Raises:
         MaskwiseError: the text is damaged, or files of a stream are missing.
@@ -143,22 +143,22 @@ def open_text(stage: Path) -> Prepared:
 
 
 def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
-    """Read the first documents of a stream, on which its tokenizer is trained."""
-    # Every source of a mix contributes equally, whatever its weight in training.
+    """Read the first documents of a stream, to train its tokenizer."""
+    # Every source of a mix contributes equally, whatever its sampling weight.
     parts = corpus.parts()
     for part in parts:
         yield from first_characters(part, SAMPLE_CHARACTERS // len(parts))
 
 
 def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """Let the policy in a folder score the corpus, in place of the policy still to be learned."""
+    """Replace the placeholder of a learned policy in ``corpus.layers`` by the policy's folder."""
     own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
     layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
     return corpus.model_copy(update={"layers": layers})
 
 
 def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
-    """Annotate a corpus in this process; other workers are busy with other stages."""
+    """Annotate a corpus in this process, because all other processes execute other stages."""
     report = annotate_corpus(
         corpus.documents(),
         corpus.annotators,
@@ -168,7 +168,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
         jobs=1,
     )
     for spec, entry in report["annotators"].items():
-        # A notice means that the layer is empty: the policy would then mask other tokens.
+        # A notice means that the layer is empty, and the policy would mask the wrong tokens.
         if entry["notice"]:
             raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
     return Store(folder)
@@ -181,7 +181,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 def _learn(stage: Stage, stages: Path) -> Plain:
     what = stage.what
     more: Plain = {}
-    # A recipe needs a corruption that fits its objective, although learning does not use it.
+    # Learning uses no corruption, but the recipe is invalid without one that fits its objective.
     if objective_class(what["objective"]).kind == "encoder-decoder":
         more["masking"] = {"corruption": "t5"}
     recipe = recipe_of(
@@ -196,10 +196,15 @@ def _learn(stage: Stage, stages: Path) -> Plain:
 
 
 def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
-    """Set up how a policy is learned, from the recipe of one run.
+    """Build the ``Lesson`` that learns the policy of a recipe.
+
+    Args:
+        recipe: the recipe of one run.
+        folder: the output folder.
+        quiet: whether to hide progress.
 
     Raises:
-        MaskwiseError: a recipe that learns no policy.
+        MaskwiseError: the recipe learns no policy.
     """
     task = recipe.learned_task
     assert recipe.learning is not None, "learned_task is set in these settings"
@@ -252,7 +257,7 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
     checkpoint: str | Path | None = checkpoint_of(stage, stages)
     config = None
     if checkpoint is None:
-        # The reference: the pretrained model itself, or a model with random weights.
+        # The reference arm is the pretrained model itself, or a model with random weights.
         model = ModelSettings.from_name(what["model"])
         checkpoint = model.pretrained
         if checkpoint is None:

@@ -1,10 +1,10 @@
-"""From records to verdicts: ``summarise`` makes ``summary.json`` (docs/files.md).
+"""Compute verdicts from records. ``summarise`` returns the content of ``summary.json``.
 
-The rules are in docs/evidence.md. The replicate is the pre-training run, paired by seed; tasks are
-standardised and averaged within each run before any statistic, so seeds x tasks are never pooled.
-Reading order: ``study.outcomes`` (the numbers), ``contrasts`` (differences, tests, verdicts),
-``flags`` (what invalidates, caps or qualifies a row), ``words`` (sentences). A summary takes 10 to
-50 milliseconds.
+docs/evidence.md explains the rules, and docs/files.md the format. The replicate is the pre-training
+run, paired by seed. Task scores are standardised and averaged within a run before any statistic, so
+several tasks of one run never count as several observations. Read in this order:
+``study.outcomes`` (values), ``contrasts`` (differences, tests and verdicts), ``flags`` (reasons
+that invalidate, cap or qualify a row), ``words`` (sentences). A summary takes 10 to 50 ms.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ __all__ = ["primary_pairs", "summarise"]
 
 
 def summarise(records: Iterable[Record], study: Study) -> Summary:
-    """Make the content of summary.json from the lines of records.jsonl and study.json.
+    """Compute the content of summary.json.
 
     Args:
-        records: every measured number.
-        study: its ``contrasts`` are the primary (arm, baseline) pairs. While seeds are ``pending``,
-            nothing is tested or estimated.
+        records: the lines of records.jsonl.
+        study: the content of study.json. The pairs in ``contrasts`` are the primary contrasts.
+            If there are ``pending`` seeds, no contrast is tested or estimated.
 
     Raises:
-        MaskwiseError: the records cannot be compared: seeds without a partner, scores that are not
-            finite, or a task that was measured in some runs only.
+        MaskwiseError: a run has no partner with the same seed, a score is not finite, or an outcome
+            was measured in some runs only.
 
     >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
     >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
@@ -93,14 +93,14 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
             by_length[line.get("fraction", 1.0)].append(line)
     table = Outcomes(by_length.pop(1.0, []), study)
     pending = study.get("pending")
-    # A verdict before the planned runs are complete would be an unplanned look.
+    # A verdict before all planned runs are finished would be an unplanned look.
     pairs = [] if pending else primary_pairs(study)
     rows = _rows(lines, table, pairs)
     primary = [row for row in rows if row["primary"]]
-    # The headline is about the contrasts, and about the gate only if there are no others.
+    # The headline is about the gate only if there are no other contrasts.
     asked = [row for row in primary if "gate" not in row] or primary
     top = headline_row(asked, study["baseline"])
-    # A gate that did not pass has advice as well.
+    # Advice covers the gate, too, if the gate did not pass.
     advice = advice_of(primary if table.gate else asked, table.names, study.get("looks") or ())
     points = []
     for length in sorted(by_length):
@@ -146,7 +146,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
 
 
 def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contrast]:
-    """Make all rows with their verdicts and sentences, with the gate's rows first."""
+    """Return all rows with verdicts and sentences; the rows of a gate come first."""
     gate = []
     if pairs and gate_of(table.study):
         gate = compare(_gate_table(lines, table), *pairs[0])
@@ -165,10 +165,13 @@ def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contr
 
 
 def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
-    """Return the runs at default settings that only the gate compares; without any, all runs.
+    """Return the outcomes that a gate compares.
 
-    These runs have the seeds of the search. They are read with the seeds of the compared runs, so
-    that the looks and tasks of the study apply to them.
+    With a search, they come from runs at default settings that only the gate compares. Without a
+    search, there are no such runs, and the gate compares the runs of all contrasts.
+
+    The gate's runs have the seeds of the search runs. Here they get the seeds of the compared runs,
+    because the study's looks and seeds refer to those.
     """
     runs: list[Record] = []
     for line in lines:
@@ -180,12 +183,12 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
     arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
     study: Study = {**table.study, "arms": arms, "learned": {}}
     overlap = [line for line in lines if line["kind"] == "overlap"]
-    # The gate counts the study's tasks, so that gate and contrasts are about the same outcome.
+    # The gate averages the same tasks as the contrasts, so both have the same primary outcome.
     return Outcomes([*runs, *overlap], study, counted=table.counted)
 
 
 def _described(table: Outcomes, arm: str) -> ArmSummary:
-    """Describe an arm: its runs' scores for each outcome, their costs, and the failures."""
+    """Return the scores of an arm's runs, keyed by outcome, and their costs and failures."""
     scores = {}
     for name in (*table.tasks, *table.heldout, *table.evaluations):
         if table.mean(name, arm) is not None:
@@ -200,7 +203,7 @@ def _described(table: Outcomes, arm: str) -> ArmSummary:
 
 
 def _planned(study: Study) -> Planned:
-    """Return what the planned runs can decide, with the error rate shared by the contrasts."""
+    """Return the power of the planned runs at the level that every contrast gets."""
     runs = len(study["seeds"])
     contrasts = len(primary_pairs(study))
     if gate_of(study):
@@ -214,22 +217,27 @@ def _planned(study: Study) -> Planned:
     }
 
 
-# Results that are reported but not tested: gain shares, transfer, quality against compute
+# Results that are reported but not tested: gain shares, transfer, quality by compute
 # ---------------------------------------------------------------------------------------------
 
 
 LEARNS = 0.25
 FAILED = 0.1
-"""Thresholds as fractions of the oracle's mean gain."""
+"""Thresholds of ``learned_something``, as fractions of the oracle's mean gain."""
 
 
 # Shares of a gain
 
 
 def gain_shares(table: Outcomes, best: str, baseline: str) -> list[GainShare]:
-    """Return, for each task, the share of ``best``'s gain over ``baseline`` that each arm reaches.
+    """Return the share of the oracle's gain that every other arm reaches, on every task.
 
     Without tasks, gains in held-out losses are used.
+
+    Args:
+        table: the outcomes of the compared runs.
+        best: the name of the oracle, the arm with the largest gain.
+        baseline: the arm over which gains are computed.
     """
     shares = []
     for outcome, arm in product(table.tasks or table.heldout, table.study["arms"]):
@@ -280,7 +288,7 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
         row["low"], row["high"] = ends
         interval = f"95 % interval {_percent(*ends)}"
     gained = f"{_percent(share)} of the gain of {best} over {base} {where}"
-    sentence = f"{arm} has {gained} in the {count} runs that learned something ({interval})"
+    sentence = f"{arm} reaches {gained} in the {count} runs that learned something ({interval})"
     if row["failed"]:
         runs = f"{row['failed']} of {row['n']} runs failed"
         sentence += f"; {runs} (95 % interval {_percent(*failed_ends)})"
@@ -289,22 +297,24 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
 
 
 def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
-    """Return which runs did not fail outright, as a boolean array of shape (runs,).
+    """Return a boolean array of shape (runs,) that is False for runs that failed to learn.
 
-    A learned policy fails outright in some runs. No interval for the mean over failed and other
-    runs has the right coverage: with one failure in ten, Fieller's covers 67 % at ten runs. So a
-    share and its interval cover only the runs that learned something, and the number of failed
-    runs gets an exact binomial interval. A run fails if it gains no more than ``FAILED`` of the
-    oracle's mean gain in an arm whose better half gains more than ``LEARNS``. A rule that searches
-    for gaps between runs would miss failures in every third study of 20 runs.
+    Learning a policy fails completely in some runs. For a mean over failed and other runs, no
+    interval has the right coverage: with one failure in ten runs, Fieller's interval covers 67 %.
+    Shares and their intervals therefore use only the runs that learned something, and the number of
+    failed runs gets an exact binomial interval.
+
+    A run failed if it gains at most ``FAILED`` of the oracle's mean gain, and the better half of
+    the arm's runs gains more than ``LEARNS``. A rule that searches for gaps between runs would miss
+    failures in one of three studies with 20 runs.
 
     >>> best_gains = np.full(6, 0.7)
     >>> learned_something(np.array([0.01, 0.6, 0.62, 0.58, 0.61, 0.6]), best_gains).tolist()
     [False, True, True, True, True, True]
 
     Args:
-        gains: the gain of an arm over the baseline, for each pair of runs.
-        best_gains: the gain of the oracle, in the same pairs.
+        gains: (runs,) the gains of an arm over the baseline.
+        best_gains: (runs,) the gains of the oracle over the baseline, with the same seeds.
     """
     shares = gains / best_gains.mean()
     better_half = np.sort(shares)[len(shares) // 2 :]
@@ -313,7 +323,7 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
 
 
 def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
-    """Return the reason why there is no share; None if there is one."""
+    """Return the reason why a share cannot be computed; None if it can."""
     failed = list(table.closed)
     if table.gate:
         failed.append((table.gate["arm"], table.gate["baseline"]))
@@ -324,7 +334,7 @@ def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str)
     for name in (arm, best):
         code = table.incomparable(name, baseline, outcome)
         if code:
-            return f"its losses are not comparable ({code.replace('-', ' ')})"
+            return f"the losses are not comparable ({code.replace('-', ' ')})"
     return None
 
 
@@ -341,7 +351,9 @@ def transfer_cells(
     """Return the gain of every learned policy over the baseline on every task.
 
     Args:
-        learned: for each arm, the task that its policy was learned from.
+        table: the outcomes of the compared runs.
+        learned: the task that an arm's policy was learned from, keyed by arm.
+        baseline: the arm over which gains are computed.
     """
     cells = []
     for (arm, source), task in product(learned.items(), table.tasks):
@@ -357,14 +369,15 @@ def transfer_cells(
     return cells
 
 
-# Quality against compute
+# Quality by compute
 
 
 def _points(table: Outcomes, fraction: float) -> list[Point]:
     """Return the unscaled scores, their mean, the losses and the compute of every run.
 
     Args:
-        fraction: the length of the runs, as a share of the steps.
+        table: the outcomes of runs of one length.
+        fraction: the number of training steps, as a share of a full run's steps.
     """
     outcomes = [*table.tasks, *table.heldout, *table.evaluations]
     points = []
@@ -376,7 +389,7 @@ def _points(table: Outcomes, fraction: float) -> list[Point]:
             if math.isfinite(value):
                 values[name] = value
         scores = [values[task] for task in table.tasks if task in values]
-        # A mean over only some of the tasks could not be compared with other runs.
+        # A mean over some of the tasks is not comparable with means over all tasks.
         if len(scores) > 1 and len(scores) == len(table.tasks):
             values = {"mean over tasks": float(np.mean(scores)), **values}
         spent = {}

@@ -1,7 +1,8 @@
-"""One row per pair of arms and outcome: paired differences, interval, test and verdict.
+"""Contrasts between two arms: paired differences, intervals, tests and verdicts.
 
-One outcome of each pair is *primary*. Only primary rows get the exact sign-flip test, with Holm's
-correction over all of them, and a verdict. The other rows have a mean and an interval, but no p.
+There is one row for every pair of arms and outcome, and one *primary* outcome for every pair. The
+exact sign-flip test, with Holm's correction, and a verdict exist only for primary rows. Other rows
+have a mean and an interval, but no p value.
 """
 
 from __future__ import annotations
@@ -35,19 +36,21 @@ from maskwise.study.verdict.flags import raised, scope_of
 from maskwise.study.verdict.words import is_ahead, sentences_of
 
 MOST_MORE_RUNS = 50
-"""The largest number of additional runs to advise: a difference that needs more runs is too small
-to matter."""
+"""Maximum number of additional runs that advice recommends. A difference that needs more runs is
+too small to matter."""
 SHARES = ("accuracy", "exact-match", "exact_match")
-"""Metrics that are a share of the items, with binomial noise."""
+"""Metrics that are a share of correct items and have binomial noise."""
 
 
 @dataclass
 class Comparison:
-    """A row of summary.json with the numbers behind its verdict.
+    """A row of summary.json, with the differences that its verdict is computed from.
 
     Attributes:
-        differences: (seeds,) the paired difference of each seed; NaN for a seed without a pair.
-        plain: the same differences in unscaled scores, even if ``differences`` are standardised.
+        row: the row.
+        differences: (seeds,) paired differences; NaN for a seed without a pair of runs.
+        plain: (seeds,) the same differences without standardising.
+        table: the outcomes of the compared runs.
     """
 
     row: Contrast
@@ -57,7 +60,10 @@ class Comparison:
 
 
 def gate_of(study: Study) -> Gate | None:
-    """Return the gate. Older files have only its pair; such a gate closes all other contrasts."""
+    """Return the gate of a study; None without a gate.
+
+    Older files contain only the gate's pair; such a gate closes all other contrasts.
+    """
     gate = study.get("gate")
     if not gate or isinstance(gate, dict):
         return gate or None
@@ -67,44 +73,44 @@ def gate_of(study: Study) -> Gate | None:
 
 
 def matched_by(study: Study) -> str | None:
-    """Return the quantity that is equal for all arms; None in files that do not say."""
+    """Return the quantity by which arms are matched; None if the file does not record it."""
     match = study.get("match")
     return match["by"] if match else None
 
 
 def primary_pairs(study: Study) -> list[Pair]:
-    """Return the (arm, baseline) pairs that the recipe names, with the gate's pair first.
+    """List the (arm, baseline) pairs of the recipe's contrasts, with the gate first.
 
     Raises:
-        MaskwiseError: a contrast names the reference, which was not measured.
+        MaskwiseError: a contrast names the reference arm, which is not measured.
     """
-    # JSON has lists, which cannot be keys.
+    # JSON contains lists, which are not hashable.
     contrasts = [(arm, baseline) for arm, baseline in study["contrasts"]]
     pairs = list(dict.fromkeys(contrasts))
     gate = gate_of(study)
     if gate:
         arm, baseline = gate["contrast"]
-        # With a search the gate has its own runs at default settings, and its pair may also be
-        # compared at tuned settings.
+        # With a search, the gate has separate runs at default settings, and the same pair may also
+        # be a contrast at tuned settings.
         if not (isinstance(study["gate"], dict) and study.get("search")):
             pairs = [pair for pair in pairs if pair != (arm, baseline)]
         pairs = [(arm, baseline), *pairs]
     measured = study["tasks"] or study.get("reference")
     if not measured and any(REFERENCE in pair for pair in pairs):
         raise MaskwiseError(
-            f"a contrast names {REFERENCE}, for which nothing is measured",
+            f"a contrast names {REFERENCE}, which has no measured outcome",
             allowed=", ".join(study["arms"]),
-            do="name tasks, or leave that contrast out",
+            do="name tasks, or remove this contrast",
         )
     return pairs
 
 
 def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
-    """Make the rows of a pair: all tasks first, then each task, held-out loss and evaluation.
+    """Return the rows of a pair: the mean over tasks, single tasks, held-out losses, evaluations.
 
-    The primary row is the outcome that the study names, if both sides have it. Otherwise it is all
-    tasks; without tasks, the held-out loss on the arm's own kind of mask. If no held-out loss can
-    compare the arms, it is the first evaluation with a chance level.
+    The primary outcome is ``study.outcome``, if both sides have it. Otherwise it is the mean over
+    tasks. Without tasks, it is the held-out loss on the arm's own kind of mask, or, if this loss
+    is not comparable, the first evaluation with a chance level.
     """
     both = []
     for name in (*table.heldout, *table.evaluations):
@@ -117,7 +123,7 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     if own and table.incomparable(arm, baseline, own[0]):
         candidates = [*tasks, *scores, *own]
     primary = table.study.get("outcome")
-    # With a single ratio only the mean is an outcome, and its name contains no ratio.
+    # With a single ratio, the name of the outcome contains no ratio.
     if primary and primary not in table.measures:
         primary = primary.partition("@")[0]
     if primary not in tasks + both:
@@ -143,7 +149,8 @@ def _compute(table: Outcomes, arm: str, baseline: str) -> Compute:
 def _compared(
     table: Outcomes, arm: str, baseline: str, outcome: str, compute: Compute, *, primary: bool
 ) -> Comparison:
-    # Against the start every task counts: otherwise tasks would be chosen by what is tested.
+    # Tasks count if arms beat the reference on dev rows. A contrast with the reference would be
+    # biased by this selection, so it uses all tasks.
     name = ALL_TASKS if outcome == "tasks" and REFERENCE in (arm, baseline) else outcome
     differences = _paired(table, name, arm, baseline)
     measure = table.measures[name]
@@ -180,35 +187,36 @@ def _compared(
 
 
 def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
-    """Return the difference for each seed; NaN where a run of either side failed.
+    """Return the paired differences; NaN for seeds for which a run failed.
 
     Raises:
-        MaskwiseError: a side lacks a run that is not recorded as failed.
+        MaskwiseError: a run is missing and is not recorded as failed.
     """
     runs = {side: table.runs(outcome, side) for side in (arm, baseline)}
     differences = runs[arm] - runs[baseline]
     for place in np.flatnonzero(np.isnan(differences)):
         seed = table.study["seeds"][place]
         lacking = [side for side in runs if np.isnan(runs[side][place])]
-        # If both sides lack a seed, no run lacks its partner.
+        # If both runs of a seed are missing, the pair is simply absent.
         if len(lacking) == 2 or lacking == [REFERENCE]:
             continue
         (side,) = lacking
         if table.failed.isdisjoint(product(table.trained(side), [seed])):
             raise MaskwiseError(
-                f"arm {side!r} lacks seeds that its partner has ({outcome})",
+                f"arm {side!r} lacks a seed that the other arm has ({outcome})",
                 got=f"no seed {seed}",
-                do="run the study to its end, or drop that seed",
+                do="run the study to the end, or remove this seed",
             )
     return differences
 
 
 def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
-    """Return the interval over test items, in natural units, apart from the interval over runs.
+    """Return the 95 % interval of a difference over the choice of test items, in natural units.
 
-    Both arms answer the same items, but records do not hold single answers. The two arms' answers
-    are assumed to correlate at .5, which makes a difference as uncertain as one score. Tasks on the
-    same texts are assumed to err together, and other tasks independently.
+    The uncertainty from a limited number of runs is not included. Records do not contain answers to
+    single items, so the answers of the two arms are assumed to correlate at .5. The difference then
+    has the same standard error as one score. Errors of tasks on the same texts are assumed to be
+    fully correlated, and errors of other tasks independent.
     """
     mean = row["mean"]
     if row["outcome"] == "tasks":
@@ -229,10 +237,10 @@ def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
 
 
 def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
-    """Return the standard error of a score over test items; None if it cannot be known.
+    """Return the standard error of a score over test items; None if it is unknown.
 
-    The recorded error (over resampled sentences or documents) is preferred, then the SD of item
-    scores, then the binomial formula.
+    The error comes from the first available source: the recorded error over resampled sentences
+    or documents, the recorded SD of item scores, or the binomial formula.
     """
     lines = [line for line in table.lines["score"] if line["task"] == outcome]
     errors = [line["item_error"] for line in lines if line.get("item_error") is not None]
@@ -257,11 +265,11 @@ def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
 
 
 def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outcomes) -> None:
-    """Write the verdict, the p value, the flags and the number of runs still needed into each row.
+    """Set verdicts, p values, flags and the number of needed runs in all rows.
 
-    The gate is tested first, at the full level. The contrasts that it closes are tested only if it
-    passes. Neither test therefore spends any of the other's error rate (a serial gatekeeper;
-    Maurer, Hothorn and Lehmacher 1995).
+    The gate is tested first, at the full level. The contrasts that it closes are tested only if the
+    gate passes, so both tests can use the full error rate (a serial gatekeeper; Maurer, Hothorn and
+    Lehmacher 1995).
     """
     _test(gate)
     closing = gate_of(table.study)
@@ -274,11 +282,11 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outc
 
 
 def _passes(row: Contrast) -> bool:
-    """Return whether a gate's arm beats its baseline.
+    """Return whether the arm of a gate beats the baseline.
 
-    In older studies one search served all seeds, and the two sides may have different settings.
-    This leaves the row open, but the gate passes all the same: it asks whether the study can detect
-    a difference, whatever its cause.
+    In older studies, one search served all seeds and the two sides may have different settings.
+    Such a row is open, but the gate passes, because it asks whether the study can detect any
+    difference.
     """
     doubts = {flag["code"] for flag in row["flags"] if flag["effect"] != "notes"}
     p = row["p_adjusted"]
@@ -286,7 +294,7 @@ def _passes(row: Contrast) -> bool:
 
 
 def _test(comparisons: Sequence[Comparison]) -> None:
-    """Raise the flags of all rows, and test the primary rows as one family."""
+    """Set the flags of all rows, and test the primary rows as one family."""
     for comparison in comparisons:
         row = comparison.row
         row["flags"] = raised(row, comparison.table)
@@ -294,7 +302,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
         if sentences_of(row, "invalid") or not row["n"]:
             row["verdict"] = "not comparable"
     primaries = [comparison for comparison in comparisons if comparison.row["primary"]]
-    # Contrasts without a p value count as p = 1 in the family, because they were planned.
+    # Planned contrasts without a p value are part of the family, with p = 1.
     p_values = [1.0] * len(primaries)
     for place, comparison in enumerate(primaries):
         row = comparison.row
@@ -309,7 +317,7 @@ def _test(comparisons: Sequence[Comparison]) -> None:
 
 
 def _p_value(comparison: Comparison) -> float:
-    """Return the p value of the sign-flip test, or the p value over all planned looks so far."""
+    """Return the p value of the sign-flip test, combined over the planned looks so far."""
     study = comparison.table.study
     looks = study.get("looks")
     if not looks:
@@ -317,16 +325,17 @@ def _p_value(comparison: Comparison) -> float:
     p_values = [1.0]
     for runs, weight in zip(looks, look_weights(looks)):
         seen = finite_runs(comparison.differences[:runs])
-        # All runs of an early look may have failed.
+        # Skip looks in the future, and early looks whose runs all failed.
         if runs <= len(study["seeds"]) and len(seen):
             p_values.append(sign_flip_test(seen) / weight)
     return min(p_values)
 
 
 def _conclude(comparison: Comparison, *, family: int) -> None:
-    """Write the verdict of a primary row that can be compared.
+    """Set the verdict of a comparable primary row.
 
     Args:
+        comparison: the row and its differences.
         family: the number of contrasts that share the error rate.
     """
     row = comparison.row
@@ -345,10 +354,11 @@ def _conclude(comparison: Comparison, *, family: int) -> None:
 
 
 def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None:
-    """Return the interval in plain scores or nats if it lies within the study's margin.
+    """Return the interval of the difference if it is within the study's margin; otherwise None.
 
-    The level is corrected for contrasts and planned looks as in the test, so that arms which differ
-    by exactly the margin are called equal in at most 5 % of studies.
+    The unit is plain scores or nats. The confidence is corrected for the number of contrasts and
+    planned looks, as in the test. If the true difference equals the margin, at most 5 % of studies
+    report no difference that matters.
     """
     row = comparison.row
     study = comparison.table.study
@@ -368,13 +378,13 @@ def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None
 
 
 def _plan(comparison: Comparison, *, alpha: float) -> None:
-    """Write how many runs would decide the contrast, and which difference it could detect."""
+    """Set the number of runs that would decide a contrast, and the detectable difference."""
     row = comparison.row
     differences = finite_runs(comparison.differences)
     sd = float(differences.std(ddof=1))
     needed = runs_to_decide(sd, float(differences.mean()), alpha=alpha)
     if needed is not None and needed <= row["n"] + MOST_MORE_RUNS:
-        # The formula may say that the present runs were enough, but they decided nothing.
+        # By the formula the present runs may be enough, but they did not decide.
         row["runs_to_decide"] = max(needed, row["n"] + 1)
     runs = max(row["n"], fewest_runs(alpha))
     plain_sd = float(finite_runs(comparison.plain).std(ddof=1))

@@ -1,6 +1,6 @@
-"""The flags on rows: one table with each flag's test, sentence and advice.
+"""Flags on rows of a summary: one table with their tests, sentences and advice.
 
-A flag is raised if its test returns facts. They fill its sentence and are written to summary.json.
+A flag is raised if its test returns facts, which fill its sentence and are written to summary.json.
 An invalid flag makes the row *not comparable*, a cap makes it at most *open*, and a note does not
 change the verdict.
 """
@@ -39,9 +39,9 @@ class Flag:
     """A remark on a row.
 
     Attributes:
-        test: returns the facts of the sentence, or None if the flag is not raised. The fact
-            ``arms`` lists names of arms; if the fact ``minor`` is true, there is no advice.
-        sentence: a template over the facts.
+        test: a function that returns facts if the flag is raised, and None otherwise. The fact
+            ``arms`` lists names of arms. If the fact ``minor`` is true, the advice is omitted.
+        sentence: a format string with the facts as fields.
     """
 
     code: str
@@ -60,7 +60,7 @@ def raised(row: Contrast, table: Outcomes) -> list[RaisedFlag]:
             continue
         arms = facts.get("arms", ())
         assert isinstance(arms, list | tuple)
-        # The sentence names arms in words; the facts keep the names of study.json.
+        # Sentences use readable names of arms, and facts use the names in study.json.
         words = " and ".join(table.names[arm] for arm in arms)
         sentence = flag.sentence.format(**{**facts, "arms": words})
         found.append(RaisedFlag(code=flag.code, effect=flag.effect, sentence=sentence, facts=facts))
@@ -68,7 +68,7 @@ def raised(row: Contrast, table: Outcomes) -> list[RaisedFlag]:
 
 
 def scope_of(row: Contrast, table: Outcomes) -> str:
-    """Return whether every seed tuned each arm, or the verdict holds only at these settings."""
+    """Return ``TUNED`` if every seed tuned the arms, and ``FIXED`` otherwise."""
     return TUNED if any("seed" in line for line in _choices(row, table)) else FIXED
 
 
@@ -87,7 +87,7 @@ def _no_pairs(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _differs(what: str) -> Test:
-    """Make the test for one of the reasons why losses cannot be compared."""
+    """Return a test for one reason why losses are not comparable."""
 
     def test(row: Contrast, table: Outcomes) -> Facts | None:
         return {} if table.incomparable(*_pair(row), row["outcome"]) == what else None
@@ -96,9 +96,10 @@ def _differs(what: str) -> Test:
 
 
 def _at_floor(*, answer: bool) -> Test:
-    """Make the test for arms whose held-out loss shows no learning.
+    """Return a test for arms at the floor, whose held-out loss shows no learning.
 
-    That is an answer if only one side is at the floor, and none of its arms had a better start.
+    With ``answer``, test for the valid case: one side is at the floor and started there. Otherwise,
+    test for the invalid cases: both sides are at the floor, or a side fell back to the floor.
     """
 
     def test(row: Contrast, table: Outcomes) -> Facts | None:
@@ -115,7 +116,7 @@ def _at_floor(*, answer: bool) -> Test:
                     gaps[arm] = gap
                     if (table.gap_nats(arm, of=REFERENCE) or 0) >= PLATEAU_NATS:
                         fallen[arm] = gap
-        # An untrained model at the floor says nothing about how long to train.
+        # For an untrained model at the floor, a remark about training length makes no sense.
         if answer and (fallen or len(sides) == 2 or REFERENCE in gaps):
             return None
         if len(sides) == 1 and not answer:
@@ -143,7 +144,7 @@ def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
-    """Return whether a mean score is below chance + 2 standard errors, or a loss above chance."""
+    """Return whether a score is below chance + 2 standard errors, or a loss above chance."""
     measure = table.measures[outcome]
     mean = table.mean(outcome, arm)
     chance = measure.chance
@@ -158,11 +159,11 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 
 
 def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return an earlier verdict on other runs or settings that was not a planned look."""
+    """Return the facts of an earlier, unplanned verdict on other runs or settings."""
     looks = table.study.get("looks")
     seeds = table.study["seeds"]
     for look in table.study.get("looked") or ():
-        # Older files store only how many seeds there were.
+        # Older files contain only the number of seeds.
         seen = set(look.get("seeds", seeds[: look["runs"]]))
         planned = looks is not None and look["looks"] == looks and seen <= {*seeds}
         what = ""
@@ -170,14 +171,14 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
             what = "contrasts or the verdict rules were"
         elif not planned and seen != {*seeds}:
             what = "runs were"
-        # A look that could decide nothing spent no error rate. A look at a gate has no contrasts.
+        # A look with too few runs to decide spent no error rate. A gate alone has no contrasts.
         if what and can_decide(look["runs"], max(1, look.get("contrasts", 1))):
             return {"what": what, "runs": look["runs"]}
     return None
 
 
 def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return the arms for which the one search of an older study chose different settings."""
+    """Return arms with different settings, in older studies with one search for all seeds."""
     arms = []
     settings = set()
     for line in _choices(row, table):
@@ -193,15 +194,15 @@ def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
 def _missing_runs(row: Contrast, table: Outcomes) -> Facts | None:
     planned = len(table.study["seeds"])
     missing = planned - row["n"]
-    # Without any pair the row is already invalid.
+    # Without any pair, the flag "no-pairs" is raised instead.
     if not 0 < missing < planned or not _has_failures(row, table):
         return None
     return {"missing": missing, "planned": planned}
 
 
 def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return the quantities in which the two sides differ by more than 5 %."""
-    # These sides stand for several arms, or were not trained.
+    """Return the quantities of compute in which the two sides differ by more than 5 %."""
+    # These sides combine several arms, or were not trained.
     if {REFERENCE, OWN_TASK, OTHER_TASKS}.intersection(_pair(row)):
         return None
     by = row["compute"]["by"]
@@ -213,7 +214,7 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
     for key, ratio in ratios.items():
         if abs(ratio - 1) > TOLERANCE:
             off[key] = ratio
-            # Two significant digits, without an exponent.
+            # Format with two significant digits and without an exponent.
             spent.append(f"{float(f'{ratio:.2g}'):g} times the {COSTS[key]}")
     if not off:
         return None
@@ -222,13 +223,13 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
         lead = f"not matched by {COSTS[by]}: "
     elif by:
         lead = f"at equal {COSTS[by]}, "
-    told = f"{lead}{row['arm']} used {', '.join(spent)} of {row['baseline']}"
+    told = f"{lead}{row['arm']} used {' and '.join(spent)} of {row['baseline']}"
     return {"told": told, "ratios": off}
 
 
 def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
     trained = _trained(row, table)
-    # A gate compares the default settings on purpose.
+    # A gate compares default settings by design.
     if not trained or row.get("gate") or _choices(row, table):
         return None
     return {"arms": trained}
@@ -243,7 +244,7 @@ def _tied_grid(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
-    # A trained arm without a grid counts as different; an untrained model has nothing to tune.
+    # A trained arm without a grid differs from an arm with a grid. Untrained models are ignored.
     grids = dict.fromkeys(_trained(row, table), "")
     for line in _choices(row, table):
         grids[line["arm"]] = str(sorted(str(point["setting"]) for point in line["candidates"]))
@@ -251,12 +252,12 @@ def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return the tasks that the primary outcome leaves out; in a task's own row, only that task."""
+    """Return the tasks that the primary outcome leaves out, among the tasks of this row."""
     left = []
     for task in table.tasks:
         if task not in table.counted and row["outcome"] in ("tasks", task):
             left.append(task)
-    # Against the start all tasks count.
+    # Contrasts with the reference use all tasks.
     if not left or REFERENCE in _pair(row):
         return None
     effect = "left out of the primary outcome" if table.counted else "counted: no other task left"
@@ -295,7 +296,7 @@ def _pair(row: Contrast) -> Pair:
 
 
 def _trained(row: Contrast, table: Outcomes) -> list[str]:
-    """Return the arms that were trained for either side, without repetitions."""
+    """List the trained arms of both sides, without repetitions."""
     arms = table.trained(row["arm"]) + table.trained(row["baseline"])
     return list(dict.fromkeys(arms))
 
@@ -306,16 +307,16 @@ def _has_failures(row: Contrast, table: Outcomes) -> bool:
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:
-    """Return the searches for a row's arms: one per seed, or in older studies one for all seeds."""
+    """List the searches of a row's arms. In older studies, one search serves all seeds."""
     trained = _trained(row, table)
     return [line for line in table.lines["selection"] if line["arm"] in trained]
 
 
 def _is_tied(line: Record) -> bool:
-    """Return whether all points of a grid have the same score."""
+    """Return whether all points of a search grid have the same score."""
     if "tied" in line or "seed" in line:
         return line.get("tied", False)
-    # Searches of older studies recorded only the mean of each point.
+    # Older studies recorded only the mean score of every point.
     means = {point.get("mean") for point in line["candidates"]}
     return len(means) == 1 and means != {None}
 
@@ -325,30 +326,29 @@ FLAGS = (
         "gate-closed",
         "invalid",
         _gate_closed,
-        "the positive control failed: {oracle} was not shown to beat {beaten}, so this study "
-        "could not have detected a smaller difference either",
-        "Fix the positive control first (more runs, longer training, or easier tasks): until it "
-        "passes, the contrasts that it gates have no answer.",
+        "the positive control failed ({oracle} was not shown to beat {beaten}), so this study "
+        "cannot detect smaller differences",
+        "Fix the positive control first, with more runs, longer training or easier tasks. Until "
+        "the control passes, the contrasts that depend on it have no verdict.",
     ),
     Flag(
         "no-pairs",
         "invalid",
         _no_pairs,
         "too few runs finished",
-        "Fix what failed and run the same command again: finished stages are not repeated.",
+        "Fix the errors and run the same command again: finished stages are not repeated.",
     ),
     Flag(
         "different-tokenizers",
         "invalid",
         _differs("different-tokenizers"),
-        "the arms have different tokenizers, so a loss per token measures different things",
+        "the arms have different tokenizers, and a loss per token depends on the tokenizer",
     ),
     Flag(
         "different-formats",
         "invalid",
         _differs("different-formats"),
-        "the arms learned to write different output formats, and each has the lower loss in its "
-        "own format",
+        "the arms learned different output formats, and the loss depends on the format",
     ),
     Flag(
         "different-units",
@@ -360,17 +360,17 @@ FLAGS = (
         "floor",
         "invalid",
         _at_floor(answer=False),
-        "{arms} predicted held-out text hardly better than word frequencies do ({words} nats; "
-        "less than {floor} shows no learning)",
-        "Train longer or mask more; if the loss is worse than that of word frequencies, use more "
-        "text or fewer steps.",
+        "{arms} predicted held-out text hardly better than word frequencies ({words} nats; less "
+        "than {floor} shows no learning)",
+        "Train longer or mask more. If the loss is higher than the loss of word frequencies, use "
+        "more text or fewer steps.",
     ),
     Flag(
         "chance",
         "invalid",
         _at_chance,
         "neither side scores better than guessing",
-        "Use easier tasks, or train longer: at chance no choice makes a difference.",
+        "Use easier tasks or train longer: scores at chance cannot show a difference.",
     ),
     Flag(
         "looked-before",
@@ -386,44 +386,44 @@ FLAGS = (
         _settings_differ,
         "one search served all seeds and chose different settings for {arms}, so the difference "
         "may be due to the settings",
-        "Run the study again: every seed now chooses its own settings (study.search).",
+        "Run the study again: a search now chooses settings for every seed (study.search).",
     ),
     Flag(
         "near-floor",
         "notes",
         _at_floor(answer=True),
-        "{when}, {arms} had hardly improved on word frequencies; this says nothing about longer "
-        "training",
-        "Train longer (training.steps) to see whether the difference remains.",
+        "{when}, {arms} predicted held-out text hardly better than word frequencies; longer "
+        "training may change the result",
+        "Train longer (training.steps) to find out whether the difference remains.",
     ),
     Flag(
         "missing-runs",
         "notes",
         _missing_runs,
         "{missing} of {planned} pairs of runs are missing, perhaps not at random",
-        "Fix what failed and run the same command again: finished stages are not repeated.",
+        "Fix the errors and run the same command again: finished stages are not repeated.",
     ),
     Flag(
         "compute",
         "notes",
         _unmatched_compute,
         "{told}",
-        "Compare the arms at equal targets or FLOPs, too (study.match).",
+        "Compare the arms also at equal targets or FLOPs (study.match).",
     ),
     Flag(
         "untuned",
         "notes",
         _untuned,
-        "no settings were tuned: at other learning rates the order of the arms may differ",
+        "no settings were tuned, and at other learning rates the order of the arms may change",
         "Tune every arm over the same small grid of learning rates (study.search).",
     ),
     Flag(
         "tied-grid",
         "notes",
         _tied_grid,
-        "in {searches} of {all} searches ({arms}) all settings scored the same, so the choice "
-        "there is arbitrary",
-        "Choose dev rows or settings for which the points of the grid score differently.",
+        "in {searches} of {all} searches ({arms}), all settings scored the same, so the chosen "
+        "setting is arbitrary",
+        "Use more dev rows, or a grid whose settings differ more in their scores.",
     ),
     Flag("grids-differ", "notes", _grids_differ, "the two sides were not tuned over the same grid"),
     Flag(
@@ -438,13 +438,13 @@ FLAGS = (
         _item_noise,
         "other test items could reverse the result: the choice of items alone makes the "
         "difference uncertain by {amount}",
-        "Use a larger test set, or more tasks: more runs cannot make up for few test items.",
+        "Use a larger test set or more tasks: more runs cannot make up for few test items.",
     ),
     Flag(
         "overlap",
         "notes",
         _overlap,
         "{overlaps}",
-        "Remove the test items from the corpus, or leave that task out: it rewards memorisation.",
+        "Remove the test items from the corpus, or leave out the task: it rewards memorisation.",
     ),
 )

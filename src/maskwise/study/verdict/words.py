@@ -1,4 +1,4 @@
-"""Sentences for people: rows, headline and advice.
+"""Sentences for rows, headlines and advice.
 
 Differences are given in score points first and in SDs of runs within an arm second, because people
 think in points.
@@ -19,7 +19,7 @@ from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.study.verdict.flags import FLAGS
 
 Names: TypeAlias = Mapping[str, str]
-"""What sentences call each arm (``Outcomes.names``)."""
+"""The names of arms in sentences, keyed by arm (``Outcomes.names``)."""
 
 SENTENCES = {
     "decided": "{first} beats {second} {where} by {amount} ({facts}).",
@@ -37,13 +37,15 @@ HEADLINES = {
     "ahead": "open: {first} is {amount} ahead of {second} {where}.",
     "equal": "open: {arm} and {baseline} are equal {where}.",
 }
-LEARNED_MORE = "{first} learned more than {second}: {amount} of held-out loss (decided, p = {p})."
-"""The headline of a contrast that is decided by loss, if one side learned little more than word
+LEARNED_MORE = (
+    "{first} learned more than {second}: its held-out loss is {amount} lower (decided, p = {p})."
+)
+"""Headline of a contrast that is decided by loss, if one side learned little more than word
 frequencies."""
 
 
 def outcome_words(outcome: str) -> str:
-    """Return the phrase that names an outcome in a sentence: "on the tasks"."""
+    """Return the phrase that names an outcome in a sentence, such as "on the tasks"."""
     label = outcome_label(outcome)
     if outcome == "tasks":
         return "on the tasks"
@@ -58,10 +60,16 @@ def outcome_words(outcome: str) -> str:
 
 
 def row_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
-    """Say who is ahead, by how much and how sure that is; ``brief`` leaves out the details."""
+    """Return a sentence with the leading arm, the difference and its certainty.
+
+    Args:
+        row: a row of the summary.
+        names: the names of arms in sentences.
+        brief: whether to omit details.
+    """
     sentence = _fill(SENTENCES, row, names, brief=brief)
     if row["verdict"] == "open":
-        # A brief sentence is printed next to its verdict.
+        # A brief sentence is printed next to the verdict and does not repeat it.
         sentence = _capital(sentence, row) if brief else f"Open: {sentence}"
         return f"{sentence} {_outlook(row)}".rstrip()
     return _capital(sentence, row)
@@ -95,7 +103,7 @@ def _fill(templates: Mapping[str, str], row: Contrast, names: Names, *, brief: b
 
 
 def _facts(row: Contrast, *, brief: bool) -> str:
-    """Return a row's number of runs, interval and p, and the scope of its verdict."""
+    """Return the number of runs, interval, p value and scope of a row."""
     amount = shown(row)
     runs = f"{plural(row['n'], 'run')} each"
     if row["compute"]["matched"]:
@@ -108,7 +116,7 @@ def _facts(row: Contrast, *, brief: bool) -> str:
             facts.append(f"{abs(row['mean']):.1f} times the SD of runs within an arm")
     if row["p_adjusted"] is not None:
         p = f"p = {row['p_adjusted']:.2g}"
-        # A gate is tested first and alone.
+        # Gates are tested separately, without Holm's correction.
         if not brief and not row.get("gate"):
             p += " after Holm's correction"
         facts.append(p)
@@ -118,7 +126,7 @@ def _facts(row: Contrast, *, brief: bool) -> str:
 
 
 def _inside(row: Contrast) -> str:
-    """Say that the interval lies within the margin; "" if it does not."""
+    """Return a phrase that says the interval is within the margin; "" if it is not."""
     inside = row.get("equivalence")
     if inside is None:
         return ""
@@ -131,7 +139,7 @@ def _inside(row: Contrast) -> str:
 
 
 def _outlook(row: Contrast) -> str:
-    """Say what would decide an open row, or what keeps it open."""
+    """Return a sentence about what keeps an open row open, or what would decide it."""
     caps = sentences_of(row, "caps")
     if caps:
         return _capital("; ".join(caps), row) + "."
@@ -141,12 +149,12 @@ def _outlook(row: Contrast) -> str:
         runs = f"About {row['runs_to_decide']} runs of each arm would decide"
         return f"{runs}, if the difference is as large as it looks."
     seen = row["detectable"]
-    # Runs without any spread would detect everything, which is not credible.
+    # If all runs are equal, the detectable difference is 0, which is not credible.
     if seen is None or not seen["difference"]:
         return ""
     amount = shown(row)
     size = f"{amount.scale * seen['difference']:.2g} {amount.unit}"
-    # The detectable difference is in plain scores, which have no common unit here.
+    # Tasks with different units have no common unit for the detectable difference.
     if amount.unit == SPREADS:
         size = "not known in points"
     return f"{seen['runs']} runs of each arm detect only larger differences (minimum: {size})."
@@ -158,7 +166,7 @@ def sentences_of(row: Contrast, effect: Effect) -> list[str]:
 
 
 def is_ahead(row: Contrast) -> bool:
-    """Return whether the arm of a row is better so far, decided or not."""
+    """Return whether the arm of a row has a better mean than the baseline."""
     return ((row["mean"] or 0) > 0) == row["higher_is_better"]
 
 
@@ -168,10 +176,10 @@ def is_ahead(row: Contrast) -> bool:
 def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
     """Return the primary row that the headline is about; None without rows.
 
-    With one baseline, it is the largest gain that is decided in favour of an arm. With several
-    baselines, it is the largest decided difference, preferably with a winner that is not behind any
-    other arm, and then with the study's ``baseline`` as the loser. Without such a row, it is the
-    row whose arm gains most or loses least.
+    With one baseline, the row is the largest gain that is decided in favour of an arm. With several
+    baselines, it is the largest decided difference. Rows whose winner is behind no other arm are
+    preferred, and then rows whose loser is the study's baseline. If no row is decided, it is the
+    row with the highest gain.
     """
     judged = [row for row in rows if row["verdict"] != "not comparable"]
     if not judged:
@@ -202,14 +210,16 @@ def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
 def headline_sentence(
     row: Contrast | None, rows: Sequence[Contrast], names: Names, study: Study
 ) -> str:
-    """Sum up the study in one short sentence.
+    """Return a sentence that summarises the study.
 
     Args:
-        row: the ``headline_row``.
+        row: the row that ``headline_row`` chose.
         rows: the primary rows.
+        names: the names of arms in sentences.
+        study: the content of study.json.
     """
     if row is None and len(study["arms"]) > 1:
-        missing = "no measured outcome suits both sides; add tasks or held-out masks"
+        missing = "no measured outcome is valid for both sides; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
     if row is None:
         return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
@@ -220,7 +230,7 @@ def headline_sentence(
         if other["verdict"] != "not comparable":
             better.add(other["better"])
             baselines.add(other["baseline"])
-    # With several baselines, or with the unchanged model as the baseline, there is no arm to keep.
+    # The advice to keep an arm needs a single baseline that is a trained arm.
     if better == {"baseline"} and baselines == {row["baseline"]} - {REFERENCE}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
     reach = _reach(row)
@@ -230,21 +240,23 @@ def headline_sentence(
 
 
 def behind_reference(row: Contrast | None, table: Outcomes) -> str:
-    """Name the arms whose mean is worse than the start's, if they include the leading arm or all.
+    """Return a sentence that names arms with a worse mean than the reference model.
 
-    A contrast between two trained arms does not show this. "" if there is nothing to report.
+    A contrast between two trained arms does not show whether training helped at all. The result is
+    "" unless the leading arm or all arms are worse.
 
     Args:
         row: the headline row.
+        table: the outcomes of the compared runs.
     """
     if row is None or row["verdict"] == "not comparable":
         return ""
     outcome = row["outcome"]
     measured = outcome
-    # Tasks that pre-training did not help count here, too.
+    # A comparison with the reference uses all tasks.
     if outcome == "tasks":
         measured = ALL_TASKS
-    # If every compared run failed, only the gate's own runs have this outcome.
+    # If all compared runs failed, the gate's runs may have an outcome that the table lacks.
     if measured not in table.measures:
         return ""
     arms = list(table.study["arms"])
@@ -268,7 +280,7 @@ def behind_reference(row: Contrast | None, table: Outcomes) -> str:
 
 
 def _reach(row: Contrast) -> str:
-    """Return what remains open if a side hardly improved on word frequencies; "" otherwise."""
+    """Return the sentence of the flag "near-floor"; "" if the flag is not raised."""
     for flag in row["flags"]:
         if flag["code"] == "near-floor":
             return f" {_capital(flag['sentence'], row)}."
@@ -276,12 +288,12 @@ def _reach(row: Contrast) -> str:
 
 
 def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ()) -> dict[str, str]:
-    """Return sentences that say what to do next, keyed by code; the most useful comes first.
+    """Return advice on the next step as sentences keyed by code, the most useful first.
 
     Args:
         rows: the primary rows.
-        names: what sentences call each arm.
-        looks: the number of runs at each planned interim analysis.
+        names: the names of arms in sentences.
+        looks: the numbers of runs at the planned interim analyses.
     """
     advice = _choices(rows, names)
     wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
@@ -290,11 +302,11 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
     elif any(row["n"] == 1 for row in rows):
         runs = f"a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
-    # A dictionary, because two arms may have the same name.
+    # A dict preserves the order and removes repeated names.
     hopeless: dict[str, None] = {}
     raised = set()
     for row in rows:
-        # Fewer runs than a test needs cannot show how small a difference is.
+        # With fewer runs than a test needs, the size of a difference is unknown.
         planned = row["detectable"] and row["n"] >= P_FROM_RUNS
         if planned and row["runs_to_decide"] is None:
             hopeless[names[row["arm"]]] = None
@@ -309,14 +321,14 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
 
 
 def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
-    """Return which arm to use, for each baseline with a decided contrast."""
+    """Return advice on which arm to use, for every baseline with a decided contrast."""
     advice = {}
     decided: dict[str, list[Contrast]] = defaultdict(list)
     for row in rows:
         found = decided[row["baseline"]]
         if row["better"]:
             found.append(row)
-    # Without this, "use A rather than the untrained model" reads as if A beat the other arms.
+    # Without this remark, the reader may think that the arm beat all other arms.
     apart = "; the arms were not compared with each other" if set(decided) == {REFERENCE} else ""
     for baseline, found in decided.items():
         base = names[baseline]
@@ -328,7 +340,7 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
         elif found:
             worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
             advice[f"keep {base}"] = (
-                f"Keep {base}: {worse} decided to be worse, and none is decided to be better."
+                f"Keep {base}: {worse} worse (decided), and no arm is decided to be better."
             )
     return advice
 
@@ -336,7 +348,7 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
 def _more_runs(
     wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int]
 ) -> dict[str, str]:
-    """Return how to get more runs without inflating the error rate."""
+    """Return advice on how to add runs without inflating the error rate."""
     runs = max(row["n"] for row in rows)
     needed = f"{min(wanted)}"
     if max(wanted) > min(wanted):
@@ -345,7 +357,7 @@ def _more_runs(
         if look > runs:
             at = f"{look} runs of each arm (study.seeds)"
             return {"next-look": f"Continue to the next planned look: {at}."}
-    # Runs that could decide nothing have spent none of the error rate, so more may be added.
+    # Too few runs for a decision spend no error rate, so runs may be added.
     if not looks and not can_decide(runs, len(rows)):
         few = f"{plural(runs, 'run')} of each arm cannot decide anything here"
         enough = f"{needed} would, if the difference is as large as it looks (study.seeds)"
@@ -359,6 +371,6 @@ def _more_runs(
 
 
 def _capital(text: str, row: Contrast) -> str:
-    """Capitalise a sentence, unless it begins with the name of an arm."""
+    """Capitalise a sentence, unless it starts with the name of an arm."""
     named = text.startswith((f"{row['arm']} ", f"{row['baseline']} "))
     return text if named else text[0].upper() + text[1:]
