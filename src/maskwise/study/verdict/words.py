@@ -52,7 +52,7 @@ def outcome_words(outcome: str) -> str:
     if outcome == f"heldout:{DIFFUSION}":
         return f"in the {label}"
     if outcome.startswith("heldout:"):
-        return f"in held-out loss ({label})"
+        return f"in held-out loss on {label}"
     return f"on {label}"
 
 
