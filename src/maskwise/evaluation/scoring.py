@@ -264,7 +264,7 @@ def pseudo_perplexity(
     rows: Mapping[str, Tensor],
     log_unigram: Tensor | None = None,
 ) -> list[Measurement]:
-    """Return the pseudo-perplexity of rows: exp of the mean −log p, with one token masked at a time.
+    """Return the pseudo-perplexity of rows: exp of the mean −log p, one token masked at a time.
 
     The records are ``token`` (Salazar et al. 2020) and, if rows have ``word_ids``, ``within-word``,
     which also masks the later pieces of the word (Kauf & Ivanova 2023). The mean is over tokens, so
