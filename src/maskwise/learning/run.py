@@ -296,7 +296,7 @@ class Lesson:
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
-        """Load a tokenizer by name. If the name is None, rank 0 trains a tokenizer on the corpus."""
+        """Load a tokenizer by name. Without a name, rank 0 trains a tokenizer on the corpus."""
         chosen = self.tokenizer.model_copy(update={"name": name})
         if name or ranks_here() == 1:
             return chosen.tokenizer(self.corpus.documents())
