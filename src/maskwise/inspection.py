@@ -125,7 +125,7 @@ class Inspected:
         """If no token is selected, a message with the reason and a remedy; else ""."""
         if any(piece.state != "shown" for piece in self.pieces):
             return ""
-        return "nothing is masked: no unit fits; use a larger --ratio or a longer text"
+        return "nothing is masked: no unit fits the budget; use a larger --ratio or a longer text"
 
     @property
     def headline(self) -> str:

@@ -36,7 +36,7 @@ Pair: TypeAlias = tuple[str, Sequence[str]]
 """(A text, the correct answers or targets of one row)."""
 Pairs: TypeAlias = Iterable[Pair]
 
-NOT_IN_CONTEXT = "answers that are not in their context"
+NOT_IN_CONTEXT = "answers that do not occur in their context"
 IN_NO_TEXT = "questions without an answer in any text"
 NO_ANSWER = "questions without an answer"
 

@@ -49,7 +49,7 @@ from maskwise.training.loop import Training
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CUT = "labels that a window cuts"
+CUT = "labels cut by the end of a window"
 LONG = "labels longer than the longest span"
 
 
@@ -427,7 +427,7 @@ def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, obj
         rise = f"from {now.first:.3g} to {outer:.3g} by step {now.step}"
         now.stopped = f"diverged: the outer loss rose {rise}"
     elif s.patience and now.waited >= s.patience:
-        now.stopped = f"nothing better on dev since step {now.best}"
+        now.stopped = f"no better gain on dev since step {now.best}"
     return {
         "kind": "dev",
         "step": now.step,

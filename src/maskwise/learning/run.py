@@ -177,7 +177,7 @@ class Lesson:
         made.policy.cpu()
         measures = {**made.figures, "tries": [result.figures for result in results], "left_out": {}}
         if made.without:
-            measures["left_out"]["rows of train whose answers are in no text"] = made.without
+            measures["left_out"]["train rows whose answers occur in no text"] = made.without
         if labels:
             measures |= _measured(made.policy, labels)
         return self._keep(

@@ -276,7 +276,7 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
     """
     train, dev, test = (splits.get(split, []) for split in SPLITS)
     if "all" in splits or (train and not dev and not test):
-        what = "train alone has labels"
+        what = "only train has labels"
         whole = train
         if "all" in splits:
             what = "one file"
@@ -286,7 +286,7 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
             "dev": _between(whole, 0.7, 0.85),
             "test": _between(whole, 0.85, 1),
         }
-        return parts, (f"{what}, cut 70/15/15",)
+        return parts, (f"{what}, split 70/15/15",)
     notes = []
     if "train" not in splits:
         if not (dev and test):
@@ -297,11 +297,11 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
             )
         train = dev
         dev = []
-        notes.append("no train: dev is train")
+        notes.append("no train split: dev is train")
     if not test:
         test = dev
         dev = []
-        notes.append("no labelled test: dev is test")
+        notes.append("no labelled test split: dev is test")
     parts = {"train": _between(train), "dev": _between(dev), "test": _between(test)}
     if not dev:
         parts["train"] = _between(train, 0, 0.85)

@@ -246,7 +246,7 @@ def _search_rate(
         try:
             tried[rate] = run(settings=trial, seed=TRIAL_SEED)["dev"] or 0.0
         except NotFinite as error:
-            diverged.append(f"learning rate {rate:g} was tried and left out: {error.what}")
+            diverged.append(f"learning rate {rate:g} diverged and was dropped: {error.what}")
             if len(diverged) == len(TRIAL_FACTORS):
                 raise
     pick = min if task.metric in LOWER_IS_BETTER else max

@@ -317,7 +317,7 @@ def _read_task(
         seen |= found
         if found == {HIDDEN}:
             hidden = True
-            notes.append(f"every label of {split} is −1: it is not labelled")
+            notes.append(f"every label of {split} is −1, so {split} counts as unlabelled")
             skipped[unlabelled] = len(part)
             continue
         for number, record in enumerate(part, start=1):
@@ -418,8 +418,8 @@ def _notes_on_labels(labels: Sequence[str], unused: set[str]) -> list[str]:
     notes = []
     doubtful = ", ".join(repr(label) for label in labels if label.lower() in DOUBTFUL)
     if doubtful:
-        notes.append(f"{doubtful} counts as a label; missing=({doubtful}) leaves such rows out")
+        notes.append(f"{doubtful} counts as a class; missing=({doubtful}) drops such rows")
     if unused:
         names = ", ".join(sorted(map(repr, unused)))
-        notes.append(f"missing={names} is not among the labels, so no row is left out by it")
+        notes.append(f"missing={names} does not occur among the labels, so it drops no row")
     return notes
