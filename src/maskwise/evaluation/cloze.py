@@ -109,7 +109,7 @@ class Cloze(TestSet):
         candidates: int = CANDIDATES,
         templates: str | None = None,
     ) -> Cloze:
-        """Read at most ``items`` facts from a file, at even distances.
+        """Read at most ``items`` evenly spaced facts from a file.
 
         Args:
             path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or
@@ -120,8 +120,8 @@ class Cloze(TestSet):
                 this file exists.
 
         Raises:
-            MaskwiseError: the file is empty or cannot be read, lacks a column, or has an empty
-            text.
+            MaskwiseError: the file is empty or cannot be read, lacks a column, or has an
+                empty text.
         """
         # With two candidates, a ranking could have one answer, which would always be first.
         if candidates < 3:

@@ -93,7 +93,7 @@ class EvaluationSettings(BaseModel):
     rows: int = Field(256, ge=1)
     """Maximum number of held-out rows for the loss."""
     pseudo_perplexity: int = Field(0, ge=0)
-    """Number of held-out rows for the pseudo-perplexity, which costs a forward pass per token."""
+    """Number of held-out rows for the pseudo-perplexity (a forward pass per token); 0 for none."""
     bound: int = Field(0, ge=0)
     """Number of masks per held-out row for the bound in bits per token and per byte. With 0, the
     bound is not measured."""
@@ -303,7 +303,7 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
             "error": text.error / scale,
         }
         if text.unknown:
-            record["skipped"] = {"[UNK] tokens, so no figure per byte": text.unknown}
+            record["skipped"] = {"[UNK] tokens, so no value per byte": text.unknown}
         records.append(record)
     return records
 

@@ -267,7 +267,7 @@ def masked_answers(
     """Mask ``ROWS`` rows of a corpus once, and count the answers that are masked.
 
     Args:
-        rows: the rows of a corpus, of which ``ROWS`` rows at even distances are masked.
+        rows: the rows of a corpus. ``ROWS`` evenly spaced rows are masked.
         masker: the masker.
         tokenizer: the tokenizer of the rows.
         rights: the correct answers. Answers of more than 16 tokens are ignored.

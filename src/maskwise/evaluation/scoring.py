@@ -47,7 +47,7 @@ ROWS_AT_ONCE = 64
 
 
 def spread(count: int, *, of: int) -> Tensor:
-    """Return at most ``count`` row numbers in [0, ``of``), at even distances."""
+    """Return at most ``count`` evenly spaced row numbers in [0, ``of``)."""
     count = min(count, of)
     return torch.arange(count) * of // max(1, count)
 
@@ -89,7 +89,7 @@ class Bound:
 
     Every held-out piece is masked ``draws`` times, at ratios that are evenly spaced in (0, 1).
     Losses are weighted by L/n (see ``masking.diffusion``). The result bounds −log p(piece) for a
-    model that writes tokens one at a time, in random order. It holds for every training
+    model that writes tokens one at a time, in random order. The bound holds for every training
     objective. The standard error is computed over pieces, so it includes the noise of masks and
     texts. Nats per token compare models with the same tokenizer. Bits per byte also compare models
     with different tokenizers, if the tokens spell the whole text.
@@ -375,7 +375,7 @@ class HeldOut:
         held_out: held-out rows.
         maskers: the maskers, keyed by kind of mask ("token", "whole-word").
         log_unigram: (V,) log-probabilities of tokens in the training text; None if unknown.
-        rows: the maximum number of rows, at even distances; None for all rows.
+        rows: the maximum number of rows, which are evenly spaced; None for all rows.
         tokenizer: the tokenizer, for losses per byte; None for no losses per byte.
         bound: the masked-diffusion bound, if it is measured too.
     """

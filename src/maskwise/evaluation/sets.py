@@ -119,7 +119,7 @@ def name_of(path: Path) -> str:
 
 
 def evenly(items: list[T], count: int | None) -> list[T]:
-    """Return at most ``count`` items, at even distances."""
+    """Return at most ``count`` evenly spaced items."""
     if count is None or count >= len(items):
         return items
     if count < 1:
@@ -161,7 +161,7 @@ class Pairs(TestSet):
 
     @classmethod
     def read(cls, path: Path, items: int | None = ITEMS) -> Pairs:
-        """Read at most ``items`` pairs from a file, at even distances.
+        """Read at most ``items`` evenly spaced pairs from a file.
 
         Raises:
             MaskwiseError: the file is empty or cannot be read, a column is missing, or a sentence

@@ -148,8 +148,8 @@ tags: [maskwise, masking-policy]
 
 # A masking policy learned with maskwise {__version__}
 
-It gives every word in a text a weight, and masking chooses heavy words more often. Use it in a
-recipe with `masking.policy: learned("FOLDER or hub id")`, or load it with
+The policy assigns a weight to every word in a text. Words with larger weights are masked more
+often. Use the policy in a recipe with `masking.policy: learned("FOLDER or hub id")`, or load it with
 `maskwise.learning.scorer.PolicyModel.from_pretrained`.
 
 | choice | value |
@@ -164,9 +164,9 @@ recipe with `masking.policy: learned("FOLDER or hub id")`, or load it with
 
 ## What it masks
 
-Weights average 1 over a text.
+The mean weight in a text is 1.
 
-- Heaviest words that occur at least {LEAST_COUNT} times: {", ".join(words) or "none"}
+- Heaviest words with at least {LEAST_COUNT} occurrences: {", ".join(words) or "none"}
 - Mean weight by part of speech: {", ".join(tags) or "none"}
 
 Words with at least three times the mean weight are in bold:

@@ -92,8 +92,7 @@ def find_contexts(
                 rarity[word] = math.log(share)
         with_answer = set[int]()
         for right in rights:
-            # Regular expressions are slow, so only texts with the answer's rarest word are
-            # searched.
+            # Regular expressions are slow: search only texts with the answer's rarest word.
             parts = [texts_with.get(word, []) for word in _WORD.findall(right.casefold())]
             candidates = min(parts, key=len, default=[])
             for place in candidates:

@@ -7,9 +7,8 @@ the policy then gives the gradient of the policy's parameters.
 
 The algorithm starts with v = ∇outer(θ_K) and visits the steps in reverse order. At each step,
 ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with
-ε = .01/‖v‖. The graph of a step is freed after the step, so the memory is that of ordinary
-training. The time is two more passes for each step. The update of v matters if another step follows
-the
+ε = .01/‖v‖. The graph of a step is freed after the step, so memory does not grow with the number
+of steps. Each step costs two more passes. The update of v matters if another step follows the
 masked step: without the update, the cosine to the exact gradient was .74 at a rate of 1
 (tests/test_gradients.py).
 

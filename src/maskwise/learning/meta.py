@@ -256,7 +256,7 @@ class MetaLearner:
         return self.losses.of(batch, self._total(count))
 
     def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:
-        """Return the inner steps in order. Their masks have gradients to the policy."""
+        """Return the inner steps in order. Gradients flow from their masks to the policy."""
         steps = []
         for part in parts:
             mask = part.masked.choice.mask(part.masked.logit_U)
