@@ -149,8 +149,8 @@ tags: [maskwise, masking-policy]
 # A masking policy learned with maskwise {__version__}
 
 The policy assigns a weight to every word in a text. Words with larger weights are masked more
-often. Use the policy in a recipe with `masking.policy: learned("FOLDER or hub id")`, or load it with
-`maskwise.learning.scorer.PolicyModel.from_pretrained`.
+often. Use the policy in a recipe with `masking.policy: learned("FOLDER or hub id")`, or load it
+with `maskwise.learning.scorer.PolicyModel.from_pretrained`.
 
 | choice | value |
 |---|---|

@@ -384,7 +384,8 @@ def guess_columns(
     Args:
         records: the rows; the first row has every column.
         given: the columns that the user named.
-        usual: the usual names for this kind of task. If a usual column exists, nothing is guessed.
+        usual: the usual names for this kind of task. A column with a usual name takes
+            precedence over a guess.
         where: the table, for errors.
 
     >>> table = [{"Kommentar": "ein schöner langer Tag", "Note": "2"}]
@@ -394,7 +395,7 @@ def guess_columns(
     notes: list[str] = []
     names = [str(name) for name in records[0] if name not in ("id", "split")]
     text, pair = pair_in(names, given, usual.pairs)
-    # Otherwise the second text of a pair would be guessed to be the label.
+    # Without this return, the second text of a pair would be guessed to be the label.
     if pair:
         return given, notes
     text = text or first_in(usual.text, names)

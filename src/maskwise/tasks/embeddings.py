@@ -1,7 +1,7 @@
 """Kinds of tasks that evaluate the embeddings of a frozen encoder. Nothing is fine-tuned or random.
 
 ``sentence-embedding`` trains a logistic regression, ``zero-shot-similarity`` compares the cosines
-of pairs with human scores, and ``retrieval`` ranks the texts for a title.
+of pairs with human scores, and ``retrieval`` ranks texts by their similarity to a title.
 """
 
 from __future__ import annotations
