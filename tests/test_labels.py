@@ -67,7 +67,7 @@ def test_what_else_is_missing_is_said_by_the_user(
     assert task.labels == left and task.skipped == {"all: no label": 160 - 40 * len(left)}
     assert load_task(f"{path}(missing={missing!r})") == task
     unused = load_task(path, missing=(missing, "ZZ"))
-    assert said(unused, "missing='ZZ' is not among the labels") and unused == task
+    assert said(unused, "missing='ZZ' does not occur among the labels") and unused == task
     with pytest.raises(MaskwiseError, match="missing must hold labels"):
         load_task(path, missing={"NA": -1})
 

@@ -230,7 +230,7 @@ def test_the_agreement_of_gradients(signs: tuple[int, ...], agreement: int) -> N
 @pytest.mark.parametrize(
     ("outer", "gains", "stopped", "best"),
     [
-        ([1.0] * 12, [0.5, 0.2, 0.1, 9.0], "nothing better on dev since step 3", (9, 3, 0.5)),
+        ([1.0] * 12, [0.5, 0.2, 0.1, 9.0], "no better gain on dev since step 3", (9, 3, 0.5)),
         (
             [1.0] * 3 + [2.5] * 3,
             [0.0, 0.0],

@@ -218,7 +218,7 @@ def test_a_folder_with_train_alone_is_cut_as_one_file_is(tmp_path: Path) -> None
     rows = [{"text": f"text number {n}", "label": "ab"[n % 2]} for n in range(200)]
     write_lines(tmp_path / "train.jsonl", rows)
     task = load_task(tmp_path)
-    assert task.notes == ("train alone has labels, cut 70/15/15",)
+    assert task.notes == ("only train has labels, split 70/15/15",)
     sizes = list(map(len, task.splits.values()))
     assert min(sizes) >= 20 and sum(sizes) == 200
     # as benchmarks publish it

@@ -141,7 +141,7 @@ def test_a_task_with_arguments_brings_its_contexts(tmp_path):
 def test_answers_that_stand_in_no_context_are_refused(tmp_path):
     row = {"context": "x", "question": "?", "answers": ["y"], "split": "train"}
     write_lines(tmp_path / "qa.jsonl", [row])
-    says = r"1 × answers that are not in their context.*learning.method: meta"
+    says = r"1 × answers that do not occur in their context.*learning.method: meta"
     with pytest.raises(MaskwiseError, match=says):
         labels_of(str(tmp_path / "qa.jsonl"))
 

@@ -200,7 +200,7 @@ def test_known_folders_need_no_arguments(tmp_path):
     cola, stsb = tasks["CoLA"], tasks["stsb"]
     assert (cola.kind.name, cola.metric) == ("sequence-classification", "matthews")
     assert cola.splits["test"][1] == TextRow("sentence 1", None, "1")
-    assert cola.notes == ("no labelled test: dev is test", "dev is 15 % of train")
+    assert cola.notes == ("no labelled test split: dev is test", "dev is 15 % of train")
     assert cola.facts()["notes"] == list(cola.notes) and cola.skipped == {"test: no label": 1}
     assert (stsb.kind.name, stsb.metric, len(stsb.splits["test"])) == ("similarity", "spearman", 24)
     assert stsb.splits["dev"][4] == ScoredRow("left 4", "right 4", 2.5)

@@ -1,7 +1,7 @@
-"""Show what a policy masks in a text, token by token (``maskwise inspect``, reports).
+"""Show the masks of a policy in a text, token by token (``maskwise inspect``, reports).
 
-Importing torch and transformers takes seconds, so they are imported only for a tokenizer from the
-hub.
+The import of torch and transformers takes seconds. This module imports them only for tokenizers
+from a folder or the hub.
 """
 
 from __future__ import annotations
@@ -48,24 +48,23 @@ LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown 
 
 MAX_TEXTS = 5
 MAX_CHARACTERS = 600
-"""Limits for a file: the number of texts that are shown, and the number of characters of each."""
+"""Limits for a file: the number of texts, and the number of characters in a text."""
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
-"""Layers that every text has."""
+"""Layers that do not need marks in the text."""
 ANNOTATED = ("pos", "salient")
-"""Layers that an annotator of the same name makes if a text has no marks. Other layers need marks.
-"""
+"""Layers for which a text without marks is annotated, by the annotator of the same name."""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
-"""Layers whose weights are read from marks, [[word|2.5]]; unmarked tokens have the weight 1."""
+"""Layers of weights, which come from marks such as [[word|2.5]]. Other tokens have weight 1."""
 
 
 class Piece(NamedTuple):
     """A token of the text.
 
     Attributes:
-        text: its characters, including the white space before the token.
-        state: ``shown`` (not selected), ``masked``, ``random`` (replaced by another
-            token), ``kept`` (selected, but unchanged).
-        shown: the token that the model reads in its place, if this is a random token; else "".
+        text: the characters of the token, including white space before the token.
+        state: ``shown`` (not selected), ``masked``, ``random`` (replaced by a random token) or
+            ``kept`` (selected, but unchanged).
+        shown: the random token that replaces this token, or "".
     """
 
     text: str
@@ -81,15 +80,16 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspected:
-    """A text as masked by one policy.
+    """A text and its masks from one policy.
 
     Attributes:
         text: the text.
-        pieces: the text, token by token.
-        ratio: the share of the text's tokens that were selected.
-        whole, parts: the number of words that were selected as a whole, and only in part.
-        source, target: the input and labels of a sequence-to-sequence model; "" for an encoder.
-        policy, corruption, tokenizer: the settings, as they were written.
+        pieces: the tokens of the text.
+        ratio: the share of eligible tokens that were selected.
+        whole, parts: the number of words of which all tokens, or only some tokens, were selected.
+        source, target: the decoded input and labels of a sequence-to-sequence model; "" for an
+            encoder.
+        policy, corruption, tokenizer: the settings, as the user wrote them.
     """
 
     text: str
@@ -122,10 +122,10 @@ class Inspected:
 
     @property
     def note(self) -> str:
-        """A reason and a remedy if no token is selected; else ""."""
+        """If no token is selected, a message with the reason and a remedy; else ""."""
         if any(piece.state != "shown" for piece in self.pieces):
             return ""
-        return "nothing is masked: no unit fits; use a larger --ratio or a longer text"
+        return "nothing is masked: no unit fits the budget; use a larger --ratio or a longer text"
 
     @property
     def headline(self) -> str:
@@ -152,22 +152,22 @@ def show_masks(
     epoch: int = 0,
     max_length: int | None = None,
 ) -> Inspected:
-    """Mask one text and report what happened to each of its tokens.
+    """Mask one text, and return the state of each token.
 
     Args:
-        layers: layers of the text's tokens, keyed by name, except for words.
-        step, total_steps: the position in the schedule.
-        epoch: the number of the pass over the text; each pass draws different masks.
-        max_length: the maximum number of tokens; the rest of the text is dropped.
+        layers: the layers (L,) of the text's tokens, keyed by name, without ``word_ids``.
+        step, total_steps: the position in the schedule of the masking ratio.
+        epoch: the number of the epoch; every epoch draws different masks.
+        max_length: the maximum number of tokens. Longer texts are cut.
     """
     row = {**encode(tokenizer, [text], max_length=max_length)[0], **layers}
-    # A LightTokenizer never truncates; both it and transformers accept these settings.
+    # transformers' tokenizers truncate. A LightTokenizer accepts these settings, but ignores them.
     cut = {"truncation": max_length is not None, "max_length": max_length}
     [encoding] = tokenizer([text], **cut).encodings
     batch = gather([row], masker.vocabulary)
     masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
     corruption = masker.corruption
-    # A permuted token is shown at a different position, so it cannot be compared at its own.
+    # Permuted tokens change their positions, so tokens at the same position are not compared.
     in_place = corruption.keeps_length and not isinstance(corruption, PermuteSentences)
     chosen_state = "masked"
     if isinstance(corruption, PermuteSentences) and corruption.inner is None:
@@ -188,7 +188,7 @@ def show_masks(
                 elif token != masker.vocabulary.mask:
                     state = "random"
                     replacement = str(tokenizer.convert_ids_to_tokens(token))
-        # Tokens that share a character (byte fallback) have the same offsets: show only the first.
+        # With byte fallback, several tokens share a character and its offsets. Show only the first.
         if stop > end:
             pieces.append(Piece(text[min(end, start) : stop], state, replacement))
             end = stop
@@ -202,7 +202,7 @@ def show_masks(
     selected = np.bincount(words[in_word], choice.tokens[in_word])
     touched = int((selected > 0).sum())
     whole = int((selected == sizes)[sizes > 0].sum())
-    # A text without eligible tokens has the ratio 0.
+    # The minimum of 1 gives the ratio 0 for a text without eligible tokens.
     ratio = int(choice.tokens.sum()) / max(1, int(batch.eligible.sum()))
     return Inspected(text, pieces, ratio, whole, touched - whole, source, target)
 
@@ -221,26 +221,27 @@ def inspect_text(
     step: int = 0,
     total_steps: int = 1000,
 ) -> list[Inspected]:
-    """Mask a text (or the first texts of a file) under each policy.
+    """Mask a text, or the first texts of a file, with each policy.
 
     Args:
-        text: a text, in which spans may be marked ([[Warsaw]], [[1867|3]]), or the name of a file.
+        text: the name of a file, or a text. Spans may be marked: [[Warsaw]], [[1867|3]].
         policies: the policies, separated by commas.
-        settings: the masker's settings.
-        tokenizer: a folder or hub id; if None, letters for FASTA, or the bundled tokenizer.
-        step, total_steps: the position in the schedule.
+        settings: the arguments of ``Masker``.
+        tokenizer: a folder or hub id. The default is the letters of the sequence for FASTA files,
+            and the bundled tokenizer otherwise.
+        step, total_steps: the position in the schedule of the masking ratio.
 
     Raises:
-        MaskwiseError: there is no text, a name is unknown, or a plain text lacks the layers of a
-            policy.
+        MaskwiseError: there is no text, a name is unknown, or a policy needs a layer that the text
+            does not have.
     """
     shown_as = settings.get("corruption", "bert")
     texts = [read_marks(marked) for marked in _texts(text)]
     specs = split_calls(policies)
     has_marks = any(spans for _, spans in texts)
-    # Missing layers are refused before the tokenizer is loaded, which may take a download.
+    # Missing layers are an error before the tokenizer is loaded, which may need a download.
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
-    # The output names the tokenizer, which explains unexpected tokens.
+    # The output names the tokenizer, because the tokenizer explains unexpected tokens.
     used = tokenizer or usual_tokenizer(text)
     loaded = light_tokenizer(used)
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
@@ -264,14 +265,14 @@ def inspect_text(
 def _needed_layers(
     specs: Sequence[str], shown_as: str, *, marked: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the layers that the text and its marks provide, and the annotators for other layers.
+    """Return the layers that come from the text or its marks, and the annotators for the others.
 
     Raises:
-        MaskwiseError: a policy needs a layer that a text without marks does not have, or needs
-            groups where the layer has spans.
+        MaskwiseError: a policy needs a layer that this text does not have, or needs a layer of
+            groups but the layer has spans.
     """
     users = {}
-    # For a text without marks, annotators of the same names make these layers.
+    # A text without marks gets these layers from the annotators of the same names.
     annotator_of = {} if marked else dict(zip(ANNOTATED, ANNOTATED))
     for spec in specs:
         rule = policy(spec)
@@ -302,14 +303,14 @@ def _needed_layers(
 def text_layers(
     tokenizer: FastTokenizer, text: str, spans: Sequence[Span], needs: Iterable[str]
 ) -> Layers:
-    """Return the layers (L,) that policies need, keyed by name, except words (see `encode`)."""
+    """Return the needed layers (L,), keyed by name. ``encode`` returns the layer of words."""
     [encoding] = tokenizer([text]).encodings
     layers: Layers = {}
     for name in needs:
         if name == "word_ids":
             continue
         if name == "frequency":
-            # One text is too short to estimate frequencies, so they are counted in the sample.
+            # A single text is too short for frequencies, so they come from a bundled sample.
             counts = Counter[int]()
             sample = read_documents("bundled:wikipedia", limit=200)
             for known in tokenizer([document.text for document in sample]).encodings:
@@ -322,14 +323,14 @@ def text_layers(
             maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
             layers |= annotated_layers(maker, tokenizer, text)
             if name in WEIGHT_LAYERS:
-                # An unmarked token has the number −1, and the last weight is the weight 1.
+                # Unmarked tokens have the span number −1, which indexes the last weight, 1.
                 weights = np.array([*(span.weight for span in spans), 1.0])
                 layers[name] = weights[layers[name]].tolist()
     return layers
 
 
 def annotated_layers(maker: Layered, tokenizer: FastTokenizer, text: str, **cut: object) -> Layers:
-    """Return an annotator's layers (L,) by name; ``cut`` has settings to truncate the text."""
+    """Return the layers (L,) of an annotator, keyed by name. ``cut`` truncates the text."""
     encodings = tokenizer([text], **cut).encodings
     special = np.array(encodings[0].special_tokens_mask, dtype=bool)
     offsets, lengths = flat_offsets(encodings)
@@ -339,8 +340,8 @@ def annotated_layers(maker: Layered, tokenizer: FastTokenizer, text: str, **cut:
 
 
 def _texts(text: str) -> list[str]:
-    """Return the text itself or, if it names a file, the beginnings of the file's first texts."""
-    # The name of a missing file is an error, not a text.
+    """Return the text in a list or, for a file name, the beginnings of the file's first texts."""
+    # A name such as "missing.txt" is an error if the file does not exist, not a text.
     looks_like_file = known_ending(Path(text)) is not None
     # Unlike Path.is_file, os.path.isfile accepts a string of any length.
     if (looks_like_file and "\n" not in text) or os.path.isfile(text):
@@ -356,7 +357,7 @@ def _texts(text: str) -> list[str]:
 
 
 def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> RenderableType:
-    """Draw texts with selected tokens in colour (or in brackets), and with their replacements."""
+    """Return texts for a terminal, with selected tokens in colour or brackets."""
     legend = Text()
     for state, label in LEGEND.items():
         name = f" {label} "
@@ -376,12 +377,12 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
         if entry.target:
             lines = [("reads", entry.source), ("writes", entry.target)]
         group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
-        # An empty group gets no empty line below it.
+        # An empty group is not followed by an empty line.
         parts.append(Padding(Group(*group), (0, 0, int(bool(lines)), 2)))
     return Group(*parts)
 
 
 def write_masks(inspected: Sequence[Inspected], path: Path) -> None:
-    """Write what ``render_masks`` shows as an HTML page; see ``write_page``."""
+    """Write the content of ``render_masks`` as an HTML page, by ``write_page``."""
     legend = [Stretch(label, STYLES[state]) for state, label in LEGEND.items()]
     write_page(path, "masks.html.j2", inspected=inspected, legend=legend)

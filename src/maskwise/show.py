@@ -1,6 +1,6 @@
-"""Coloured texts and the layers of annotators, on a terminal or an HTML page.
+"""Show texts with coloured parts, and the layers of annotators, on a terminal or an HTML page.
 
-A text is a list of stretches. Pages escape texts, and control characters never reach a terminal.
+A text is a list of ``Stretch``. HTML pages escape texts, and terminals get no control characters.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 
 class Stretch(NamedTuple):
-    """A part of a text and its style.
+    """A part of a text with a style.
 
     Attributes:
-        style: in rich's syntax, "… FOREGROUND on BACKGROUND"; "" for plain text.
-        note: what follows the text: "→replacement", or "/label".
-        plain: the format of the text if there are no colours.
+        text: the part of the text.
+        style: a style in rich's syntax, "… FOREGROUND on BACKGROUND"; "" for unstyled text.
+        note: an annotation to print after the text: "→replacement" or "/label".
+        plain: a format string for the text on terminals without colours, such as "[{}]".
     """
 
     text: str
@@ -52,7 +53,7 @@ def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
     """Format stretches as a line for the terminal."""
     line = Text()
     for stretch in stretches:
-        # White space before a word would be a coloured block.
+        # Leading white space is not coloured, because it would look like a block.
         body = stretch.text.lstrip()
         line.append(stretch.text[: len(stretch.text) - len(body)])
         body = visible(body)
@@ -69,7 +70,7 @@ def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
 
 
 def visible(text: str) -> str:
-    """Replace control characters, which could control a terminal."""
+    """Replace control characters, because a terminal could execute them."""
     return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
 
 
@@ -94,17 +95,17 @@ PALETTE = (
     "#a8a8f0",
     "#e0e0a8",
 )
-"""The colours of labels, in the order of the labels; black text is legible on all colours."""
+"""Background colours for labels, in order. Black text is legible on each of these colours."""
 COVERING = ("words", "sentence")
-"""Layers that are not drawn: they cover every word, so a drawing would show nothing."""
+"""Layers that cover every word. They are not drawn, because all words would be coloured."""
 
 
 Row: TypeAlias = tuple[str, str, str, list[str]]
-"""A label, its count, its share, and its most common texts."""
+"""(A label, its count, its share of the spans, its most common texts)."""
 
 
 class LayerView(TypedDict):
-    """A layer of an annotator, as text."""
+    """A layer of an annotator, as texts for a table."""
 
     annotator: str
     headline: str
@@ -112,7 +113,7 @@ class LayerView(TypedDict):
 
 
 class Example(NamedTuple):
-    """A text with one of its layers."""
+    """The beginning of a document, with the spans of one layer."""
 
     id: str
     layer: str
@@ -121,7 +122,7 @@ class Example(NamedTuple):
 
 
 def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
-    """Return the beginnings of the first documents, once for every layer worth drawing."""
+    """Return examples: the first documents, once for each layer that is not in ``COVERING``."""
     first = list(islice(documents, EXAMPLES))
     annotated = store.annotate([document.text for document in first])
     shown = []
@@ -176,7 +177,7 @@ def _on(colour: str) -> str:
 def render_layers(
     summary: Summary, shown: Sequence[Example], *, colours: bool = True
 ) -> RenderableType:
-    """Draw each layer's counts and most common texts, and the first document."""
+    """Return a table of each layer's counts and most common texts, and the first document."""
     parts: list[RenderableType] = []
     for layer in _layers(summary):
         parts.append(Text(layer["headline"], style="bold"))
@@ -190,7 +191,7 @@ def render_layers(
         if example.id != shown[0].id:
             break
         stretches = example.stretches
-        # In colour, the shade already shows the weight.
+        # In colour, the shade shows the weight, so the number is omitted.
         if colours and example.kind == "weight":
             stretches = [stretch._replace(note="") for stretch in stretches]
         parts.append(Text(f"{example.layer} in {example.id}", style="bold"))
@@ -199,7 +200,7 @@ def render_layers(
 
 
 def write_layers(summary: Summary, shown: Sequence[Example], path: Path) -> None:
-    """Write what ``render_layers`` shows as an HTML page; see ``write_page``."""
+    """Write the content of ``render_layers`` as an HTML page, by ``write_page``."""
     write_page(path, "layers.html.j2", summary=summary, layers=_layers(summary), shown=shown)
 
 
@@ -223,13 +224,13 @@ def _headline(name: str, layer: LayerSummary) -> str:
 
 
 def _rows(layer: LayerSummary) -> list[Row]:
-    """Return a row for each label; phrases also get a row for their longer texts."""
+    """Return a row for each label, and for spans, another row for texts of 3 or more words."""
     rows = []
     for label, count in layer.get("labels", {}).items():
         shown = []
         long = []
         for text, times in layer["top"][label]:
-            # A text may contain line breaks from its document.
+            # Line breaks in a text would break the row.
             words = " ".join(str(text).split())
             shown.append(f"{words} {times:,}")
             if words.count(" ") > 1:

@@ -1,6 +1,8 @@
-"""Evaluation without fine-tuning: held-out loss on fixed masks, pseudo-perplexity, the
-masked-diffusion bound, cloze facts and minimal pairs. Also finds test items and answers in a
-corpus. May import from ``training`` and the layers below it.
+"""Evaluate checkpoints without fine-tuning.
+
+The measures are the held-out loss on fixed masks, pseudo-perplexity, the masked-diffusion bound,
+cloze facts and minimal pairs. ``overlap`` finds test items and answers in a corpus. This package
+may import ``training`` and the layers below it.
 """
 
 from maskwise.evaluation.evaluate import (

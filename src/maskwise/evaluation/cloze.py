@@ -1,21 +1,21 @@
 """Cloze questions about facts as in LAMA (Petroni et al. 2019), for any vocabulary.
 
-A fact has an answer and a sentence with one [MASK]. If the relation has a template, the sentence is
-this template with the subject filled in; otherwise, the sentence is ``masked_sentences``, or the
-first of the ``evidences``. Templates are JSON lines
-``{"relation", "template": "[X] was born in [Y] ."}`` in ``relations.jsonl`` next to the file.
+A fact has an answer and a sentence with one [MASK]. If the relation has a template, the subject is
+inserted into the template. Otherwise the sentence is ``masked_sentences``, or the first element of
+``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y] ."}`` in
+``relations.jsonl`` next to the file.
 
-Each answer is ranked twice:
+Two rankings are measured:
 
-- among **the answers of its relation** (hits@1, hits@10, mrr), 20 at a time by default. A candidate
-  of k tokens is scored at k [MASK]s: its score is log p by the chain rule, from left to right, with
-  all tokens masked that follow the predicted token;
-- among **the whole vocabulary** (open-hits@1, …), as in LAMA, if the answer is a single token.
-  Which answers are single tokens depends on the tokenizer, so only compare models with the same
-  tokenizer.
+- Among **the answers of the relation** (hits@1, hits@10, mrr), by default in groups of 20. A
+  candidate of k tokens takes the place of k [MASK]s. Its score is log p by the chain rule from left
+  to right: when a token is predicted, all later tokens of the candidate are masked.
+- Among **the whole vocabulary** (open-hits@1, …), as in LAMA, for answers of a single token. The
+  tokenizer decides which answers are single tokens, so only models with the same tokenizer can be
+  compared.
 
-Other correct answers to the same question are left out of the ranking. Ties share the middle rank.
-``chance`` is the score of ranking answers by their frequency, which ignores the question.
+Other correct answers to the same question are removed from the ranking. Tied answers share their
+mean rank. ``chance`` is the score if answers are ranked by frequency, without the question.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ if TYPE_CHECKING:
 
 MASK = "[MASK]"
 TEMPLATES = "relations.jsonl"
-# Defaults: how many facts of a file are used, and among how many answers an answer is ranked.
+# Defaults: the number of facts from a file, and the number of answers in a ranking.
 ITEMS, CANDIDATES = 200, 20
 NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
 
 Pieces = tuple[int, ...]
-# A row of tokens, and a column in the row.
+# A position: (the tokens of a row, a column in the row).
 Place = tuple[Pieces, int]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
 class Fact(NamedTuple):
-    """A question: ``text`` has one [MASK] for ``answer``; ``others`` are also correct answers."""
+    """A question: ``text`` has a [MASK] for ``answer``; ``others`` are further correct answers."""
 
     relation: str
     subject: str
@@ -90,8 +90,9 @@ class Cloze(TestSet):
         name: the name in records.
         facts: the questions.
         total: the number of facts in the file.
-        skipped: for each reason, how many facts were left out when the file was read.
-        candidates: the most answers that are ranked together; relations with more are split.
+        skipped: the number of facts skipped during reading, keyed by reason.
+        candidates: the maximum number of answers in a ranking. Relations with more answers are
+            split into several rankings.
     """
 
     name: str
@@ -108,25 +109,27 @@ class Cloze(TestSet):
         candidates: int = CANDIDATES,
         templates: str | None = None,
     ) -> Cloze:
-        """Read at most ``items`` facts, evenly spread over a file.
+        """Read at most ``items`` evenly spaced facts from a file.
 
         Args:
             path: JSON lines with ``obj_label``, and ``masked_sentences``, ``evidences``, or
                 ``sub_label`` and a relation (``predicate_id`` or ``relation``) with a template.
-            items: how many facts to use; None for all facts.
-            candidates: the most answers that are ranked together.
-            templates: a template file; by default ``relations.jsonl`` next to ``path``, if any.
+            items: the number of facts, or None for all facts.
+            candidates: the maximum number of answers in a ranking.
+            templates: a file of templates. The default is ``relations.jsonl`` next to ``path``, if
+                this file exists.
 
         Raises:
-            MaskwiseError: an empty or unreadable file, a missing column, or a fact without text.
+            MaskwiseError: the file is empty or cannot be read, lacks a column, or has an
+                empty text.
         """
-        # With two candidates, a part could have a single answer, which would always be correct.
+        # With two candidates, a ranking could have one answer, which would always be first.
         if candidates < 3:
             raise MaskwiseError("too few candidates in a cloze set", got=candidates, allowed="≥ 3")
         name = name_of(path)
         known = _templates(path, templates)
         facts = []
-        # Facts outside the sample may hold further correct answers to questions in the sample.
+        # All facts are read, because others may hold further correct answers to sampled questions.
         right: dict[str, set[str]] = {}
         for number, record in enumerate(read_set(path), start=1):
             fact = _fact(record, known, name, f"row {number} of {path}")
@@ -149,11 +152,11 @@ class Cloze(TestSet):
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """Return a record for each metric.
+        """Score a model, and return one record for each metric.
 
-        A fact cannot be scored if its answer has an unknown token, its sentence is too long, or its
-        relation has no other answer. Such a fact is left out of ``items`` and counted in
-        ``skipped``.
+        A fact is skipped if its answer has an unknown token, its sentence is too long, or its
+        relation has no other answer. ``items`` counts the scored facts, and ``skipped`` counts the
+        skipped facts for each reason.
 
         Raises:
             MaskwiseError: no fact can be scored.
@@ -175,7 +178,7 @@ class Cloze(TestSet):
                 ranks_open += ranks_of_part
                 for question, row in zip(part, scores):
                     ranks.append(rank_of(row, question.gold, question.right))
-                    # Candidates are sorted by frequency, so these scores give that ranking.
+                    # Candidates are sorted by frequency, so these scores rank them by frequency.
                     falling = -np.arange(float(len(row)))
                     chance.append(rank_of(falling, question.gold, question.right))
                     if len(question.pieces) == 1:
@@ -258,7 +261,7 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
 
 
 def _sentence(record: Record) -> str:
-    """Join the masked sentences, as in LAMA, or return the first of the evidences."""
+    """Join the masked sentences, as in LAMA, or return the first evidence."""
     sentences = record.get("masked_sentences")
     evidences = record.get("evidences")
     if isinstance(sentences, list):
@@ -280,11 +283,12 @@ class Question(NamedTuple):
 
     Attributes:
         left, right_side: the tokens before and after the mask.
-        candidates: the answers that are ranked together, the most frequent answer first.
-        gold: the index of the fact's answer among the candidates.
-        right: the indices of all correct candidates.
-        tokens: all correct answers that are a single token, even if they are not candidates.
-        frequency: the answer's rank among all answers of the relation if ranked by frequency.
+        candidates: the tokens of each answer in the ranking, by decreasing frequency.
+        gold: the index of the fact's answer in ``candidates``.
+        right: the indices of all correct answers in ``candidates``.
+        tokens: the ids of all correct answers with a single token, including answers that are not
+            candidates.
+        frequency: the answer's rank if all answers of the relation are sorted by frequency.
     """
 
     left: list[int]
@@ -308,14 +312,14 @@ def questions_of(
     room: int,
     skipped: Counter[str],
 ) -> Iterator[list[Question]]:
-    """Yield a relation's facts that can be scored, in parts of at most ``candidates`` answers.
+    """Tokenise the facts of one relation, and yield the questions of each ranking.
 
     Args:
         facts: the facts of one relation.
-        candidates: the most answers in a part.
-        tokenizer: turns sentences and answers into tokens.
-        room: the most tokens that the model reads.
-        skipped: receives, for each reason, how many facts cannot be scored.
+        candidates: the maximum number of answers in a ranking.
+        tokenizer: the model's tokenizer.
+        room: the model's maximum number of tokens.
+        skipped: a counter of skipped facts for each reason; it is updated.
     """
     texts = []
     spaced = []
@@ -329,8 +333,8 @@ def questions_of(
     words = sorted(set(chain.from_iterable(fact.rights for fact in facts)))
     without_space = _pieces(words, "", tokenizer)
     with_space = _pieces(words, "x ", tokenizer)
-    # The tokens of each answer without and with a space before it. A sentence needs only one of the
-    # two versions, for its own answer and for all other candidates.
+    # The tokens of each answer, without and with a leading space. All candidates in a sentence use
+    # the same version.
     answers = dict(zip(words, zip(without_space, with_space)))
     longest = max(len(pieces) for fact in facts for pieces in answers[fact.answer])
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
@@ -351,7 +355,7 @@ def questions_of(
     order = sorted(counts, key=lambda answer: (-counts[answer], answer[1]))
     parts = math.ceil(len(order) / candidates)
     for part in range(parts):
-        # Parts are taken in strides, so each part has frequent and rare answers.
+        # A part takes every n-th answer, so each part has frequent and rare answers.
         among = order[part::parts]
         shown = list(zip(*among))
         questions = []
@@ -385,7 +389,7 @@ def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase)
     for encoding in tokenizer(texts, add_special_tokens=False).encodings:
         tokens = []
         for token, (_, end) in zip(encoding.ids, encoding.offsets):
-            # The tokens before the answer are dropped, but a token for the space alone is kept.
+            # The tokens of ``before`` are dropped, but a separate token for the space is kept.
             if end >= len(before):
                 tokens.append(token)
         pieces.append(tuple(tokens))
@@ -395,15 +399,15 @@ def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase)
 def candidate_scores(
     model: PreTrainedModel, questions: Sequence[Question], vocabulary: Vocabulary
 ) -> tuple[Floats, list[float]]:
-    """Score the candidates in each sentence, and rank answers in the whole vocabulary.
+    """Score the candidates in each sentence, and rank single-token answers in the vocabulary.
 
     Returns:
-        (N, C) the log p of each candidate, from left to right; and the rank of each one-token
-        answer among all tokens except [UNK] and special tokens.
+        The log p (N, C) of each candidate, and the rank of each single-token answer among all
+        tokens except [UNK] and special tokens.
     """
     mask = vocabulary.require_mask()
     scores = np.zeros((len(questions), len(questions[0].candidates)))
-    # Candidates with the same first pieces share rows, because equal rows are run only once.
+    # Candidates with the same first pieces share rows, and the model reads equal rows only once.
     asked: dict[Place, list[tuple[int, int, int]]] = {}
     for number, question in enumerate(questions):
         for candidate, pieces in enumerate(question.candidates):
@@ -424,7 +428,7 @@ def candidate_scores(
 
 
 def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Place, Floats]]:
-    """Yield each place with (V,) the log p of every token there."""
+    """Yield each place, and the log p (V,) of all tokens at this place."""
     widths = torch.tensor([len(row) for row, _ in places])
     columns = torch.tensor([column for _, column in places])
     for part in by_width(widths, TOKENS):
@@ -436,7 +440,7 @@ def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Pl
 
 
 def rank_of(scores: Floats, gold: int, right: set[int], among: Bools | None = None) -> float:
-    """Return the rank of ``gold``, from 1, among itself and all wrong answers by scores (C,)."""
+    """Return the rank, from 1, of ``gold`` by its score (C,). Other correct answers are ignored."""
     wrong = np.ones(len(scores), dtype=bool) if among is None else among.copy()
     wrong[list(right)] = False
     gain = scores[wrong] - scores[gold]

@@ -1,7 +1,7 @@
-"""All measures of a checkpoint that need no fine-tuning.
+"""Measure a checkpoint without fine-tuning.
 
-Studies call ``evaluate``. ``maskwise evaluate`` runs ``evaluate_checkpoint``, which takes any
-checkpoint with a masked-language-model head, any text and any test sets.
+Studies call ``evaluate``. The command ``maskwise evaluate`` calls ``evaluate_checkpoint``, which
+accepts any checkpoint with a masked-language-model head, any text and any test sets.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
-# The measures, and how they are written on the command line.
+# The syntax of each measure on the command line.
 MEASURES = {
     HELD_OUT: "heldout",
     PSEUDO_PERPLEXITY: "pseudo-perplexity or pseudo-perplexity:ROWS",
@@ -61,10 +61,10 @@ MEASURES = {
     CLOZE: "cloze:FILE",
     PAIRS: "pairs:FILE or pairs:bundled:pairs",
 }
-# Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, and how many times each piece
-# is masked for the bound.
+# Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, and masks per piece for the
+# bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
-# The number of tokens in a row of the text, unless the model reads fewer.
+# The number of tokens in a row of the text, or fewer if the model's limit is lower.
 LONGEST = 128
 
 
@@ -76,7 +76,7 @@ OneOrMany = BeforeValidator(_tuple)
 
 
 class EvaluationSettings(BaseModel):
-    """What to measure for a checkpoint in addition to its tasks; the same in all arms of a study.
+    """Measures of a checkpoint besides its tasks. All arms of a study have the same measures.
 
     ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
 
@@ -87,19 +87,18 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratios: Annotated[tuple[float, ...], OneOrMany] = (0.15, 0.40)
-    """Ratios of the fixed masks. The curve during training uses the first ratio."""
+    """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""
     masks: tuple[str, ...] = ("token", "whole-word")
-    """Kinds of fixed masks: policy names, and ``diffusion`` for the masked-diffusion bound."""
+    """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
     rows: int = Field(256, ge=1)
-    """The most held-out rows for the loss."""
+    """Maximum number of held-out rows for the loss."""
     pseudo_perplexity: int = Field(0, ge=0)
-    """Held-out rows for the pseudo-perplexity, which costs a forward pass per token; 0 for none."""
+    """Number of held-out rows for the pseudo-perplexity (a forward pass per token); 0 for none."""
     bound: int = Field(0, ge=0)
-    """How many times each held-out row is masked for the bound in bits per token and per byte; with
-    0, this bound is not measured."""
+    """Number of masks per held-out row for the bound in bits per token and per byte. With 0, the
+    bound is not measured."""
     cloze: Annotated[tuple[str, ...], OneOrMany] = ()
-    """Cloze sets: files in LAMA's format, possibly with options as in ``facts.jsonl(items=500)``.
-    """
+    """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
     pairs: Annotated[tuple[str, ...], OneOrMany] = ()
     """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
 
@@ -135,7 +134,7 @@ class EvaluationSettings(BaseModel):
 
 
 class Data(Protocol):
-    """A tokenised text: the data prepared by a study, or a ``Text``."""
+    """A tokenised text: the prepared data of a study, or a ``Text``."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -147,7 +146,7 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A text from the user, on which no model was trained."""
+    """A held-out text from the user, without training rows."""
 
     tokenizer: PreTrainedTokenizerBase
     held_out: Rows | None = None
@@ -156,7 +155,7 @@ class Text:
 
 
 class HeldOutRecord(HeldOutLoss):
-    """``HeldOutLoss`` as one of a checkpoint's records."""
+    """A ``HeldOutLoss`` in the records of a checkpoint."""
 
     kind: Literal["heldout"]
 
@@ -167,10 +166,10 @@ Records = list[HeldOutRecord | Measurement]
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     """Load the cloze sets and minimal pairs named in the settings, keyed by name.
 
-    Call this function when a recipe is read, so that a bad file is reported at once.
+    Recipes call this function when they are read, so that errors in a file appear at once.
 
     Raises:
-        MaskwiseError: a file that is missing or cannot be used, or two sets with the same name.
+        MaskwiseError: a file does not exist or cannot be used, or two sets have the same name.
     """
     loaded: list[TestSet] = [load_set(spec, Cloze.read) for spec in settings.cloze]
     loaded += [load_set(spec, Pairs.read) for spec in settings.pairs]
@@ -189,19 +188,19 @@ def evaluate(
     """Measure one checkpoint.
 
     Args:
-        checkpoint: a folder or hub id, measured on the accelerator if there is one; or a masked
-            language model, measured on its device.
-        data: the tokenizer, the training rows and the held-out rows. If the training rows are None,
-            ``unigram`` is None; if the held-out rows are None, nothing is measured on them.
-        settings: what to measure.
+        checkpoint: a folder or hub id, which is loaded on the accelerator if there is one; or a
+            masked language model, which stays on its device.
+        data: the tokenizer, the training rows and the held-out rows. Without training rows, the
+            baseline ``unigram`` is None. Without held-out rows, only test sets are measured.
+        settings: the measures.
 
     Returns:
-        A ``HeldOutRecord`` for every ratio and kind of mask, and a ``Measurement`` for every other
-        figure.
+        A ``HeldOutRecord`` for each ratio and kind of mask, and a ``Measurement`` for every other
+        measure.
 
     Raises:
-        MaskwiseError: a checkpoint or file that cannot be read, a tokenizer that does not fit, or a
-            file in which no item can be scored.
+        MaskwiseError: a checkpoint or file cannot be read, the tokenizer does not fit the model, or
+            no item in a file can be scored.
     """
     sets = load_sets(settings)
     if isinstance(checkpoint, str | Path):
@@ -225,7 +224,7 @@ def evaluate(
         release(model)
     for record in records:
         value = record["loss"] if record["kind"] == "heldout" else record["value"]
-        # A NaN in a record would go unnoticed in every later comparison.
+        # Comparisons with NaN are silently false, so a NaN must not reach a record.
         if not math.isfinite(value):
             raise MaskwiseError("a measure is not a finite number", got=record, do=DAMAGED)
     return records
@@ -266,7 +265,7 @@ def _held_out(
             bound=bound,
         )
         records += [{"kind": "heldout", **line} for line in losses(objective)]
-        bound = None  # the bound covers all rates, so it is measured only once
+        bound = None  # the bound averages over all ratios, so it is measured only once
     if settings.bound:
         size = data.bytes if isinstance(data, Text) else 0
         # Bits per byte need the whole text.
@@ -281,14 +280,14 @@ def _held_out(
 
 
 def documents_alone(rows: Rows) -> Rows:
-    """Return the rows for pseudo-perplexity, each of which holds only one piece."""
+    """Return the rows for pseudo-perplexity, with one piece in each row."""
     return rows.laid("document" if rows.layout == "packed" else rows.layout)
 
 
 def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
-    """Return nats and bits per token, and bits per byte if the text has ``size`` > 0 bytes."""
+    """Return nats per token, bits per token and, if ``size`` (in bytes) is not 0, bits per byte."""
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
-    # The bound leaves [UNK] out, so a text with unknown tokens would seem easier per byte.
+    # The bound ignores [UNK], so a text with [UNK] tokens would seem too easy per byte.
     if size and not text.unknown:
         scales["bits per byte"] = size * math.log(2)
     records: list[Measurement] = []
@@ -304,13 +303,13 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
             "error": text.error / scale,
         }
         if text.unknown:
-            record["skipped"] = {"[UNK] tokens, so no figure per byte": text.unknown}
+            record["skipped"] = {"[UNK] tokens, so no value per byte": text.unknown}
         records.append(record)
     return records
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Read settings from command-line arguments, which are written as in ``MEASURES``."""
+    """Parse command-line arguments with the syntax in ``MEASURES``."""
     files: dict[str, list[str]] = {CLOZE: [], PAIRS: []}
     counts = dict.fromkeys(DEFAULT_COUNTS, 0)
     for measure in measures:
@@ -338,14 +337,15 @@ def evaluate_checkpoint(
     Args:
         model: a folder or hub id.
         measures: see ``settings_of``.
-        text: a corpus that the model was not trained on, for held-out loss and pseudo-perplexity.
-        text_field: the column that holds the text, in a file with several columns.
+        text: a corpus that the model was not trained on, for the held-out loss, the bound and the
+            pseudo-perplexity.
+        text_field: the name of the text column, if the corpus has several columns.
 
     Raises:
-        MaskwiseError: nothing to measure, or an input that cannot be read.
+        MaskwiseError: there is nothing to measure, or an input cannot be read.
     """
     settings = settings_of(measures)
-    # Errors in files are reported before a model is loaded.
+    # Files are read first, because errors in them should appear before a model is loaded.
     load_sets(settings)
     if text is None:
         if not measures:
@@ -360,7 +360,7 @@ def evaluate_checkpoint(
     network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
     tokenizer = load_tokenizer(model, needs_mask=False, needs_words=False)
-    # Words are found by character offsets, which a slow tokenizer does not have.
+    # Word boundaries need character offsets, which slow tokenizers do not return.
     if not tokenizer.is_fast:
         settings = settings.model_copy(update={"masks": ("token",)})
     data = Text(tokenizer)

@@ -1,15 +1,15 @@
-"""Write text with a masked diffusion model, which fills gaps a few tokens at a time.
+"""Write text with a masked diffusion model, which replaces masks with tokens, a few at a time.
 
-At each step the model predicts every remaining gap, a token is drawn for each gap, and a few of the
-drawn tokens are kept:
+At each step, a token is drawn for every remaining mask. Some of the drawn tokens are inserted; the
+other masks remain. The ``order`` decides which tokens are inserted:
 
 - ``confidence``: the likeliest tokens (Chang et al. 2022; LLaDA's sampler, Nie et al. 2025);
-- ``random``: random tokens, as in the process whose likelihood is bounded in training;
-- ``block``: the likeliest tokens in the leftmost block, block after block.
+- ``random``: tokens at random positions, as the training objective (a likelihood bound) assumes;
+- ``block``: the likeliest tokens in the leftmost block that still has masks.
 
 The prompt never changes. Any encoder with a masked-language-model head works, but an encoder that
-was trained with 15 % masked has not learned to write from nothing. The cost is a forward pass for
-each step.
+was trained at a ratio of 15 % writes poor text if most tokens are masked. Each step costs a forward
+pass.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ SHOWN = "▢"
 def _size(gap: re.Match[str]) -> int:
     """Return the number of tokens in a gap, such as 5 for [MASK*5]."""
     digits = gap[1] or "1"
-    # Twelve digits are enough to show that a gap is too large; Python refuses more than 4,300.
+    # int() refuses more than 4,300 digits. Twelve digits already exceed every model's limit.
     return int(digits[:12])
 
 
 class Stage(NamedTuple):
-    """The text after a step: (L,) all tokens, and the decoded text with ``SHOWN`` in gaps."""
+    """The result of a step: the tokens (L,), and the decoded text with ``SHOWN`` for masks."""
 
     step: int
     ids: Tensor
@@ -55,13 +55,13 @@ class Stage(NamedTuple):
 
 
 class Writer:
-    """A model that fills gaps.
+    """A model that fills gaps in a text.
 
     Args:
         model: a folder or hub id of an encoder with a masked-language-model head.
 
     Raises:
-        MaskwiseError: a model of a different kind, or a tokenizer without a mask token.
+        MaskwiseError: the model is not an encoder, or its tokenizer has no mask token.
     """
 
     def __init__(self, model: str):
@@ -74,19 +74,19 @@ class Writer:
         self.vocabulary = Vocabulary.of(self.tokenizer)
 
     def read(self, prompt: str, length: int) -> Tensor:
-        """Tokenise a prompt with masks in its gaps, or followed by ``length`` masks.
+        """Tokenise a prompt. Gaps become masks; without gaps, ``length`` masks follow the prompt.
 
         Returns:
-            (L,) int64, with the model's special tokens at both ends.
+            (L,) int64 token ids, including the special tokens at the start and end.
 
         Raises:
-            MaskwiseError: there is no gap, or there are more tokens than the model reads.
+            MaskwiseError: there is no gap, or the model does not accept that number of tokens.
         """
         mask = self.vocabulary.require_mask()
         if not GAP.search(prompt):
             prompt += f"[MASK*{length}]"
         gaps = list(GAP.finditer(prompt))
-        # Refuse a gap of 10¹² masks before a list of that length is made.
+        # Sizes are checked first: a list of 10¹² masks would exhaust the memory.
         self._check_room(sum(map(_size, gaps)))
         ids: list[int] = []
         end = 0
@@ -126,21 +126,19 @@ class Writer:
         block: int = 8,
         seed: int = 0,
     ) -> Iterator[Stage]:
-        """Fill the gaps, and yield the text before the first step and after each step.
+        """Fill the gaps, and yield the text before the first step and after every step.
 
         Args:
-            prompt: text with gaps, [MASK] or [MASK*5]. If it has no gap, ``length`` tokens are
-                written after the prompt.
-            length: how many tokens to write after a prompt without gaps.
-            steps: the number of forward passes; by default one for each token to write.
+            prompt: a text with gaps such as [MASK] or [MASK*5].
+            length: the number of tokens to write after a prompt that has no gaps.
+            steps: the number of forward passes, by default the number of masks.
             order: one of ``ORDERS``.
-            temperature: divides the logits before a token is drawn; with 0, the likeliest token is
-                taken.
+            temperature: a divisor of the logits. With 0, the likeliest token is chosen.
             block: the number of tokens in a block, for the order ``block``.
-            seed: seeds the draws.
+            seed: the seed of the random draws.
 
         Raises:
-            MaskwiseError: an unknown order, a temperature below 0, or any error from ``read``.
+            MaskwiseError: the order is unknown, the temperature is below 0, or ``read`` fails.
         """
         if order not in ORDERS:
             raise unknown_name("order", order, ORDERS)
@@ -154,18 +152,18 @@ class Writer:
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
-        # A random priority for each place. It is drawn even if the order does not need it, so the
-        # later draws of tokens do not depend on the order.
+        # Random priorities of the masks. They are drawn for every order, because otherwise the
+        # draws of tokens would depend on the order.
         turn = torch.rand(len(ids), generator=draw)
         yield Stage(0, ids.clone(), self.text(ids))
         for step in range(steps):
             left = (ids == mask).nonzero().flatten()
-            # The remaining gaps are shared equally among the remaining steps, rounded up.
+            # The remaining masks are divided equally among the remaining steps, rounded up.
             count = math.ceil(len(left) / (steps - step))
             asked = left
             if order == "block":
                 block_of = torch.searchsorted(gaps, left) // block
-                # Several blocks are needed if the leftmost has fewer gaps than this step fills.
+                # If the leftmost block has too few masks for this step, add the next blocks.
                 asked = left[block_of <= block_of[count - 1]]
             token, priority = self._drawn(ids, asked, temperature, draw)
             if order == "random":
@@ -175,7 +173,7 @@ class Writer:
             yield Stage(step + 1, ids.clone(), self.text(ids))
 
     def text(self, ids: Tensor) -> str:
-        """Decode tokens, with ``SHOWN`` in gaps and without the special tokens at the ends."""
+        """Decode tokens, with ``SHOWN`` for masks and without special tokens at the ends."""
         frame = {self.vocabulary.bos, self.vocabulary.eos}
         inner = [token for token in ids.tolist() if token not in frame]
         decoded = self.tokenizer.decode(inner, clean_up_tokenization_spaces=False)
@@ -187,11 +185,11 @@ class Writer:
     def _drawn(
         self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return (M,) a drawn token for each place, and (M,) the tokens' log-probabilities."""
+        """Draw a token for each of M places; return the tokens and their log-probabilities."""
         attention = torch.ones(1, len(ids))
         row = torch.zeros_like(places)
         log_p = predictions(self.model, ids[None], attention, row, places).cpu()
-        # A model may have more outputs than there are tokens in its vocabulary.
+        # A model may have more outputs than its tokenizer has tokens.
         words = torch.zeros(log_p.shape[1], dtype=torch.bool)
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
         log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)

@@ -1,15 +1,16 @@
-"""Count the test items, and the correct answers, that occur in a corpus or are masked by a policy.
+"""Count test items and correct answers that occur in a corpus, and answers that a policy masks.
 
-Texts are compared as lower-case words that consist of letters and digits only, so case, punctuation
-and line breaks do not hide a copy. An item overlaps if n of its consecutive words (13, as for
-GPT-3; Brown et al. 2020, appendix C) occur in the same document; a shorter item overlaps if all of
-its words do, one after the other. Items with fewer than ``LEAST`` words ("set an alarm") would
-occur anywhere, so they are counted separately. Answers have no such minimum. In rows, answers are
-matched token by token, because masks cover tokens.
+Texts are compared as sequences of lower-case words of letters and digits. Case, punctuation and
+line breaks therefore do not matter. An item overlaps with a document if the document contains 13
+consecutive words of the item (as for GPT-3; Brown et al. 2020, appendix C). An item with fewer than
+13 words overlaps if the document contains all its words in sequence. Items with fewer than
+``LEAST`` words ("set an alarm") are counted separately, because they occur almost everywhere.
+Answers have no minimum length. In rows for a masker, answers are matched by tokens, because masks
+cover tokens.
 
 N-grams are compared as 64-bit hashes, which takes about 1 s per million words. With a billion words
-and a thousand items, the chance of a false hit is about one in 10⁷. Words that a test set splits
-("do n't") are not joined, so copies of them may be missed.
+and a thousand items, the probability of a false match is about 10⁻⁷. Some test sets split words
+("do n't"). Copies of such words in a corpus may be missed.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 N = 13
-# Items with fewer words are not looked for.
+# Items with fewer words are not compared.
 LEAST = 4
-# The most overlapping items that a record quotes.
+# The maximum number of overlapping items in a record.
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
 _BATCH_CHARACTERS = 1 << 20
-# The number of corpus rows that are masked to see whether answers are masked.
+# The number of corpus rows for the measure of masked answers.
 ROWS = 1024
 _ROWS_AT_ONCE = 64
-# Answers with more tokens are not looked for in rows.
+# Answers with more tokens are not counted in rows.
 _MOST_TOKENS = 16
-# The base of a polynomial hash: 2⁶⁴ / φ, which is odd and has no pattern of bits.
+# The base of a polynomial hash: 2⁶⁴ / φ, an odd number whose bits have no pattern.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
 
 
 class HasTexts(Protocol):
-    """A task or a test set: anything with a name and the texts of each item."""
+    """A task or a test set: an object with a name and the texts of each item."""
 
     @property
     def name(self) -> str: ...
@@ -60,7 +61,8 @@ class HasTexts(Protocol):
 class OverlapRecord(TypedDict):
     """The number of items of a test set that occur in a corpus, with a few examples.
 
-    ``short`` items have too few words to be looked for; ``n`` is the number of consecutive words.
+    ``short`` is the number of items with too few words for a comparison. ``n`` is the number of
+    consecutive words that must match.
     """
 
     kind: Literal["overlap"]
@@ -80,13 +82,13 @@ def overlap_record(
     """Count the test items that share ``N`` consecutive words with a document.
 
     Args:
-        documents: the corpus, such as ``text.read_documents(source)``; read once.
-        task: a ``tasks.Task``, whose test split is looked for, or a set from ``load_sets``. An item
-            with several texts (a question and its context) overlaps if any of its texts does.
-        corpus: the corpus name in the record.
+        documents: the corpus, such as ``text.read_documents(source)``; it is read once.
+        task: a ``tasks.Task`` with a test split, or a set from ``load_sets``. An item with several
+            texts, such as a question and a context, overlaps if one of its texts overlaps.
+        corpus: the name of the corpus for the record.
 
     Raises:
-        MaskwiseError: no items.
+        MaskwiseError: the task has no test items.
 
     >>> from types import SimpleNamespace
     >>> texts = [("the cat sat on the mat",), ("set an alarm",)]
@@ -121,11 +123,11 @@ def occurring(
     """Find items in documents by ``N`` consecutive words, or by all words of shorter texts.
 
     Args:
-        least: the smallest number of words; shorter texts are not looked for.
+        least: the minimum number of words. Shorter texts are ignored.
 
     Returns:
-        (N,) whether each item occurs in a document; the number of documents; and (N,) the number of
-        words in each item's longest text.
+        For each item, whether it occurs in a document; the number of documents; and for each item,
+        the number of words in its longest text.
     """
     texts_per_item = list(map(len, items))
     owner_T = np.repeat(np.arange(len(items)), texts_per_item)
@@ -150,10 +152,10 @@ def occurring(
 
 
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Return (W,) the hashes of all words, and (T,) the number of words in each text."""
+    """Return the hashes of all words (W,), and the number of words in each text (T,)."""
     by_text = [_WORD.findall(text.lower()) for text in texts]
     sizes = np.array(list(map(len, by_text)), dtype=np.int64)
-    # Python salts string hashes anew in each process, but only equality matters here.
+    # Python salts string hashes in each process, but hashes are only compared within a process.
     hashes = map(hash, chain.from_iterable(by_text))
     return np.fromiter(hashes, dtype=np.int64).view(np.uint64), sizes
 
@@ -161,7 +163,7 @@ def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
 def _grams(
     words: Hashes, sizes: NDArray[np.int64], lengths: Collection[int]
 ) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
-    """Yield each length, the hashes of all n-grams of this length, and the text of each n-gram."""
+    """Yield each length, the hashes of its n-grams, and the text of each n-gram."""
     text = np.repeat(np.arange(len(sizes)), sizes)
     for length, grams in _in_a_row(words, lengths):
         first_text = text[: len(grams)]
@@ -174,11 +176,11 @@ def _grams(
 def _in_a_row(
     values: NDArray[np.generic], lengths: Collection[int]
 ) -> Iterator[tuple[int, Hashes]]:
-    """Yield the lengths in ascending order, each with (T − length + 1,) hashes of its n-grams."""
+    """Yield (length, hashes of its n-grams (T − length + 1,)), by ascending length."""
     terms = mixed(values.astype(np.uint64))
     total = np.zeros_like(terms)
     longest = max(lengths, default=0)
-    # A polynomial modulo 2⁶⁴: each length extends the hashes of the previous length by one value.
+    # A polynomial modulo 2⁶⁴: the hash for length n + 1 extends the hash for length n.
     for length in range(1, min(longest, len(terms)) + 1):
         total = total[: len(terms) - length + 1] * _BASE + terms[length - 1 :]
         if length in lengths:
@@ -191,13 +193,13 @@ class _Wanted:
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
         self.grams = grams
         self.owner = owner
-        # Whether any item has an n-gram hash with these upper 22 bits. This table rejects nearly
-        # all n-grams of a corpus before the slower search.
+        # This table tells whether any item has an n-gram hash with these upper 22 bits. It rejects
+        # nearly all n-grams of a corpus before the slower search.
         self.bits = np.zeros(1 << 22, dtype=bool)
         self.bits[grams >> np.uint64(42)] = True
 
     def owners_of(self, grams: Hashes) -> NDArray[np.int64]:
-        """Return the items that have any of these n-grams."""
+        """Return the indices of the items that contain any of these n-grams."""
         likely = grams[self.bits[grams >> np.uint64(42)]]
         return self.owner[np.isin(self.grams, likely)]
 
@@ -206,7 +208,7 @@ class _Wanted:
 
 
 class CoverageRecord(TypedDict):
-    """How many items of a task have a correct answer that occurs in a corpus (``standing``)."""
+    """``standing`` is the number of items with a correct answer that occurs in a corpus."""
 
     kind: Literal["coverage"]
     task: str
@@ -216,7 +218,7 @@ class CoverageRecord(TypedDict):
 
 
 class Masked(NamedTuple):
-    """How often answers occur in rows, and how many occurrences were masked wholly or partly."""
+    """The number of answers in rows, and of answers that were masked wholly or partly."""
 
     occurrences: int
     whole: int
@@ -226,15 +228,15 @@ class Masked(NamedTuple):
 def answers_in(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]]
 ) -> NDArray[np.bool_]:
-    """Return (N,) whether each item has a correct answer that occurs in a document.
+    """Return (N,) bool: whether a document contains a correct answer to each item.
 
-    An answer of more than 13 words occurs if 13 of its consecutive words do.
+    For an answer of more than 13 words, 13 consecutive words are enough.
 
     >>> answers_in(["She was a baker in York."], [["the baker", "Baker"], ["bake"]]).tolist()
     [True, False]
 
     Args:
-        documents: texts, or objects with ``text``; read once, with one batch in memory at a time.
+        documents: texts, or objects with an attribute ``text``. They are read once, in batches.
         rights: the correct answers for each item.
     """
     return occurring(documents, rights, least=1)[0]
@@ -243,7 +245,7 @@ def answers_in(
 def coverage_record(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]], *, task: str, corpus: str
 ) -> CoverageRecord:
-    """Count the items of a task that have a correct answer which occurs in a corpus."""
+    """Count the items of a task whose correct answer occurs in a corpus."""
     return {
         "kind": "coverage",
         "task": task,
@@ -262,14 +264,14 @@ def masked_answers(
     step: int = 0,
     total_steps: int | None = None,
 ) -> Masked:
-    """Count how often a masker masks the answers in rows, in one epoch of ``ROWS`` rows.
+    """Mask ``ROWS`` rows of a corpus once, and count the answers that are masked.
 
     Args:
-        rows: the rows of a corpus; ``ROWS`` of them, evenly spread, are masked.
-        masker: masks the rows.
+        rows: the rows of a corpus. ``ROWS`` evenly spaced rows are masked.
+        masker: the masker.
         tokenizer: the tokenizer of the rows.
-        rights: the correct answers; answers of more than 16 tokens are left out.
-        step, total_steps: the position in the ratio's schedule.
+        rights: the correct answers. Answers of more than 16 tokens are ignored.
+        step, total_steps: the position in the schedule of the masking ratio.
     """
     by_length = _by_length(tokenizer, rights)
     places = np.linspace(0, len(rows) - 1, min(ROWS, len(rows)))
@@ -284,7 +286,7 @@ def masked_answers(
         edge_T = np.ones(len(ids) + 1, dtype=bool)
         if words is not None:
             edge_T[1:-1] = (words[1:] != words[:-1]) | (words[1:] < 0)
-        # The number of masked tokens before each position: one subtraction gives an answer's count.
+        # Cumulative counts of masked tokens: the count in an answer is a difference of two.
         selected = batch.selected.numpy().ravel()
         masked_T = np.concatenate(([0], np.cumsum(selected)))
         for length, hashes in _in_a_row(ids, by_length):
@@ -298,10 +300,10 @@ def masked_answers(
 def _by_length(
     tokenizer: PreTrainedTokenizerBase, rights: Iterable[str]
 ) -> dict[int, list[np.uint64]]:
-    """Return the hashes of the answers, keyed by their number of tokens."""
+    """Return the hashes of the answers, keyed by the number of tokens."""
     by_length: dict[int, list[np.uint64]] = {}
     for right in dict.fromkeys(rights):
-        # Many tokenizers encode a word differently at the start of a text and inside it.
+        # Many tokenizers encode a word differently at the start of a text and after a space.
         texts = [right, f" {right}"]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
             if len(ids) <= _MOST_TOKENS:

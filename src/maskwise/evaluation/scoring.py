@@ -1,15 +1,14 @@
 """Deterministic measures of a masked language model: log p of each token, the held-out loss, and
-the bound of masked diffusion.
+the masked-diffusion bound.
 
-For log p, a row of n tokens is read n times, each time with a different token masked; the
-vocabulary head runs only at the masks. A piece of a word is easy to guess from the later pieces
-("##rates" gives "Soc" away), which makes long rare words look likely. ``within_word`` also masks
-the later pieces, so a word's score follows the chain rule from left to right (Kauf & Ivanova 2023,
-"PLL-word-l2r"). Without it, the scores are those of Salazar et al. 2020. The cost is a forward pass
-of the row for each of its tokens.
+For log p, the model reads a row of n tokens n times, and each time a different token is masked
+(Salazar et al. 2020). The vocabulary head runs only at the masks. The first piece of a word is easy
+to guess from the later pieces ("##rates" reveals "Soc"), so long rare words would seem likely. With
+``within_word``, the later pieces are masked too, and the score of a word follows the chain rule
+from left to right (Kauf & Ivanova 2023, "PLL-word-l2r"). Each token costs one forward pass.
 
-The held-out loss has fixed masks, which depend only on the rows, so all arms, seeds and steps have
-the same targets. Token frequencies give its baseline.
+The held-out loss uses fixed masks, which depend only on the rows. All arms, seeds and steps
+therefore have the same targets. The baseline predicts tokens from their frequencies.
 """
 
 from __future__ import annotations
@@ -35,20 +34,20 @@ from maskwise.training.data import Rows, by_width
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# The number of positions in a forward pass.
+# The number of token positions in a forward pass.
 TOKENS = 16384
 DAMAGED = "is the checkpoint damaged?"
-# The seed of fixed masks, the same in every study, so that losses can be compared.
+# The seed of fixed masks. It is the same in every study, so that losses can be compared.
 EVALUATION_SEED = 0xE7A1
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
-# The seed of the masks of the bound.
+# The seed of the masks for the bound.
 BOUND_SEED = 0xB0DD
 # The number of rows in a batch with fixed masks.
 ROWS_AT_ONCE = 64
 
 
 def spread(count: int, *, of: int) -> Tensor:
-    """Return at most ``count`` row numbers, evenly spread from 0 to ``of`` − 1."""
+    """Return at most ``count`` evenly spaced row numbers in [0, ``of``)."""
     count = min(count, of)
     return torch.arange(count) * of // max(1, count)
 
@@ -57,11 +56,11 @@ class BoundOfText(NamedTuple):
     """The bound for a text, in nats.
 
     Attributes:
-        nats: the bound for all pieces together.
+        nats: the bound, summed over all pieces.
         error: the standard error of ``nats``.
         tokens: the number of predicted tokens, without [UNK] and special tokens.
         unknown: the number of [UNK] tokens.
-        unigram: the nats if tokens are predicted from their frequencies; None if these are unknown.
+        unigram: the nats under token frequencies, or None if the frequencies are unknown.
     """
 
     nats: float
@@ -79,27 +78,28 @@ def diffusion_bound(
     rows: int,
     log_unigram: Tensor | None = None,
 ) -> Bound | None:
-    """Prepare the bound for some evenly spread rows if ``diffusion`` is a held-out mask."""
+    """Prepare the bound on ``rows`` held-out rows if ``diffusion`` is among the masks."""
     if DIFFUSION not in masks:
         return None
     return Bound(held_out, tokenizer, spread(rows, of=len(held_out)), log_unigram=log_unigram)
 
 
 class Bound:
-    """An upper bound on the nats of one text in a random order, with masks that never change.
+    """The masked-diffusion bound: an upper bound on the nats of held-out text, with fixed masks.
 
-    Every held-out piece is masked ``draws`` times, at rates spread evenly over (0, 1). Losses are
-    weighted by L/n (``masking.diffusion``). This bounds −log p(piece) for a model that reveals one
-    token after the other in random order, whatever it was trained on. The standard error is over
-    pieces, so it includes the noise from masks and from texts. Figures per token compare models
-    with the same tokenizer; figures per byte compare all models whose tokens spell the whole text.
+    Every held-out piece is masked ``draws`` times, at ratios that are evenly spaced in (0, 1).
+    Losses are weighted by L/n (see ``masking.diffusion``). The result bounds −log p(piece) for a
+    model that writes tokens one at a time, in random order. The bound holds for every training
+    objective. The standard error is computed over pieces, so it includes the noise of masks and
+    texts. Nats per token compare models with the same tokenizer. Bits per byte also compare models
+    with different tokenizers, if the tokens spell the whole text.
 
     Args:
-        held_out: rows that are never trained on. Each piece in them is a text.
+        held_out: held-out rows. Each piece is a text.
         tokenizer: the tokenizer of the rows.
-        chosen: the numbers of the rows to use.
+        chosen: the indices of the rows to use.
         log_unigram: (V,) log-probabilities of tokens in the training text, if known.
-        draws: how many times each piece is masked.
+        draws: the number of masks for each piece.
 
     Raises:
         MaskwiseError: the tokenizer has no mask token, or no token can be predicted.
@@ -123,7 +123,7 @@ class Bound:
         for number, part in enumerate(chosen.split(ROWS_AT_ONCE)):
             pieces = held_out.batch(part)
             for draw in range(draws):
-                # A row's draws have consecutive places, which spreads their rates over (0, 1).
+                # Consecutive places for the draws of a row give evenly spaced ratios in (0, 1).
                 row = np.arange(len(part)) + number * ROWS_AT_ONCE
                 batch = noising(pieces, epoch=0, step=draw, place=row * draws + draw)
                 self.batches.append((number, batch))
@@ -143,7 +143,7 @@ class Bound:
             )
 
     def __call__(self, objective: MaskedLanguageModelling) -> BoundOfText:
-        """Measure a model, in evaluation mode and on its device."""
+        """Compute the bound of a model, in evaluation mode and on the model's device."""
         device = next(objective.parameters()).device
         nats_P = np.zeros(len(self.tokens_P))
         for number, batch in self.batches:
@@ -162,18 +162,18 @@ class Bound:
         pieces = len(nats_P)
         error = math.nan
         if pieces > 1:
-            # The delta method is needed, because nats per token is a ratio of two sums over pieces.
+            # Nats per token is a ratio of sums over pieces, so its error needs the delta method.
             residual_P = nats_P - total / tokens * self.tokens_P
             error = math.sqrt(float((residual_P**2).sum()) * pieces / (pieces - 1))
         return BoundOfText(total, error, tokens, self.unknown, self.unigram)
 
 
 class Measurement(TypedDict):
-    """One figure for one checkpoint; (name, metric) is unique among the records of an evaluation.
+    """A measured value of a checkpoint. (name, metric) is unique in an evaluation.
 
-    ``chance`` is the figure for a model that ignores the text. ``of`` counts all items in the file,
-    ``items`` counts the items that were scored, and ``skipped`` counts the remaining items for each
-    reason. ``error`` is the standard error of a bound.
+    ``chance`` is the value for a model that ignores the text. ``of`` is the number of items in the
+    file, ``items`` is the number of scored items, and ``skipped`` holds the number of skipped items
+    for each reason. ``error`` is the standard error of a bound.
     """
 
     kind: Literal["evaluation"]
@@ -197,15 +197,15 @@ def log_probabilities(
     mask: int,
     within_word: bool = False,
 ) -> Tensor:
-    """Return (B, L) float32, the log p of each eligible token while that token is masked.
+    """Return the log p (B, L) of each eligible token if the token is masked, in float32.
 
-    Special tokens, padding and [UNK] get 0.
+    The result is 0 at special tokens, padding and [UNK].
 
     Args:
         model: a masked language model in evaluation mode.
-        batch: rows padded on the right; with ``word_ids`` if ``within_word``.
+        batch: rows padded on the right. ``within_word`` needs ``word_ids``.
         mask: the id of [MASK].
-        within_word: whether to mask the later pieces of the word, too.
+        within_word: whether to mask the later pieces of the same word, too.
     """
     width_B = batch.tensor("present").sum(1)
     row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
@@ -226,7 +226,7 @@ def log_probabilities(
         if words_BL is not None:
             words = words_BL[row, :width]
             word = words.gather(1, asked)
-            # Tokens outside of words all have the number −1, but they are not a word.
+            # All tokens outside words have the word number −1, but they do not form a word.
             hidden |= (words == word) & (word >= 0) & (place > asked)
         shown = torch.where(hidden, mask, ids)
         attention = place < width_B[row].unsqueeze(1)
@@ -239,21 +239,20 @@ def log_probabilities(
 def predictions(
     model: PreTrainedModel, ids: Tensor, attention: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
-    """Return log p, (M, V) float32, at M positions in rows, on the model's device.
+    """Return the log p (M, V) of all tokens at M positions, in float32 on the model's device.
 
     Args:
         model: a masked language model in evaluation mode.
-        ids, attention: (N, L) tokens, and which of them are not padding.
-        row, column: (M,) the positions.
+        ids, attention: (N, L) the tokens and the attention mask.
+        row, column: (M,) the rows and columns of the positions.
 
     Raises:
-        MaskwiseError: a prediction is NaN, which would be neither better nor worse than any other
-            number, so it would rank first.
+        MaskwiseError: a prediction is NaN. No token compares as better, so NaN would rank first.
     """
     device = next(model.parameters()).device
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
     log_p = masked_logits(model, inputs, row.to(device), column.to(device)).float().log_softmax(-1)
-    # A single NaN logit makes the whole row NaN, so it is enough to check one column.
+    # The softmax spreads a NaN over the whole row, so checking one column is enough.
     if log_p[:, :1].isnan().any():
         raise MaskwiseError("the model's predictions are not numbers", got="nan", do=DAMAGED)
     return log_p
@@ -265,15 +264,15 @@ def pseudo_perplexity(
     rows: Mapping[str, Tensor],
     log_unigram: Tensor | None = None,
 ) -> list[Measurement]:
-    """Return exp of the mean of −log p over the tokens in the given rows, each token masked alone.
+    """Return the pseudo-perplexity of rows: exp of the mean −log p, one token masked at a time.
 
     The records are ``token`` (Salazar et al. 2020) and, if rows have ``word_ids``, ``within-word``,
-    which also masks the later pieces of the word (Kauf & Ivanova 2023). The figures are per token,
-    so only models with the same tokenizer can be compared. ``chance`` is from token frequencies.
+    which also masks the later pieces of the word (Kauf & Ivanova 2023). The mean is over tokens, so
+    only models with the same tokenizer can be compared. ``chance`` uses token frequencies.
 
     Args:
-        rows: as for ``masking.gather``. In packed rows, the model sees the neighbouring documents,
-            as in training.
+        rows: rows for ``masking.gather``. In packed rows, the model sees neighbouring documents, as
+            in training.
         log_unigram: (V,) log-probabilities of tokens in the training text, if known.
     """
     batch = gather(rows, Vocabulary.of(tokenizer))
@@ -310,12 +309,13 @@ def pseudo_perplexity(
 
 
 class HeldOutLoss(TypedDict):
-    """The loss on one kind of fixed masks at one ratio, in nats per target, as is ``unigram``.
+    """The loss on one kind of fixed masks at one ratio.
 
-    ``masks`` names the policy and, for an encoder–decoder, the output format. ``per_byte`` is in
-    nats per byte of the text as its tokens spell it, so it is comparable between tokenizers that
-    drop the same characters, and between output formats. The entry with ``masks`` = ``diffusion``
-    has the bound, in nats per token of the text, and the bound's standard ``error``.
+    ``loss`` and its baseline ``unigram`` are in nats per target. ``masks`` names the policy and,
+    for an encoder–decoder, the output format. ``per_byte`` is in nats per byte of the decoded
+    tokens. It can be compared between output formats, and between tokenizers that drop the same
+    characters. If ``masks`` is ``diffusion``, ``loss`` is the masked-diffusion bound in nats per
+    token, and ``error`` is its standard error.
     """
 
     masks: str
@@ -335,11 +335,11 @@ def fixed_maskers(
     kind: Kind = "encoder",
     length: int = 0,
 ) -> dict[str, Masker]:
-    """Return maskers for fixed masks, keyed by name, which replace all selected tokens with [MASK].
+    """Return maskers for fixed masks, keyed by name. All selected tokens become [MASK].
 
-    An encoder–decoder is evaluated in each output format that it may have learned with this
-    tokenizer: masked spans after separators or after sentinels (if there are enough sentinels for
-    rows of ``length``), and the full text.
+    An encoder–decoder is evaluated in every output format of this tokenizer: masked spans after
+    separators, masked spans after sentinels (if there are enough sentinels for rows of ``length``
+    tokens), and the full text.
     """
     formats = {"": "mask-only"}
     if kind == "encoder-decoder":
@@ -369,15 +369,15 @@ def fixed_maskers(
 
 
 class HeldOut:
-    """The loss on held-out rows with fixed masks, which are the same for every arm, seed and step.
+    """The loss on held-out rows with fixed masks, which are equal in all arms, seeds and steps.
 
     Args:
-        held_out: rows that are never trained on.
-        maskers: the maskers, keyed by kind of mask ("token", "whole-word"), called with epoch 0.
-        log_unigram: (V,) log-probabilities of tokens in the training text; None if not known.
-        rows: the most rows to use, evenly spread; None for all rows.
-        tokenizer: counts the bytes of the text; if None, there are no losses per byte.
-        bound: a bound to measure as well, if given.
+        held_out: held-out rows.
+        maskers: the maskers, keyed by kind of mask ("token", "whole-word").
+        log_unigram: (V,) log-probabilities of tokens in the training text; None if unknown.
+        rows: the maximum number of rows, which are evenly spaced; None for all rows.
+        tokenizer: the tokenizer, for losses per byte; None for no losses per byte.
+        bound: the masked-diffusion bound, if it is measured too.
     """
 
     def __init__(
@@ -397,7 +397,7 @@ class HeldOut:
         parts = [held_out.batch(part) for part in chosen.split(ROWS_AT_ONCE)]
         self.batches = {}
         for kind, masker in maskers.items():
-            # The epoch is always 0, so the masks never change.
+            # The masks depend on the epoch, so the epoch is always 0.
             self.batches[kind] = [masker(part, epoch=0) for part in parts]
         self.bytes = 0
         if tokenizer is not None:
@@ -407,7 +407,7 @@ class HeldOut:
             self.bytes = len("".join(texts).encode())
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
-        """Return the loss for each kind of mask that has a target."""
+        """Return the losses of a model. Kinds of masks without any target are omitted."""
         lines = [self._loss(kind, objective) for kind in self.batches]
         if self.bound is not None:
             text = self.bound(objective)
@@ -432,7 +432,7 @@ class HeldOut:
         for batch in self.batches[kind]:
             losses, where = objective.token_losses(batch.to(device))
             truth = batch.labels[where.cpu().unbind(1)]
-            # Separators and end tokens are nearly certain, so they would make any text look easy.
+            # Separators and end tokens are nearly certain, and would lower the loss of any text.
             words = content[truth]
             loss += float(losses.cpu()[words].double().sum())
             count += int(words.sum())

@@ -1,9 +1,10 @@
-"""Test sets from files, and minimal pairs. The other kind of test set is in ``cloze``.
+"""Test sets from files, and minimal pairs. Cloze sets are in ``cloze``.
 
-A minimal pair is two sentences that differ in one point of grammar, and a model should give the
-correct one the higher probability. Files are in BLiMP's format (Warstadt et al. 2020): JSON lines
-or a TSV with ``sentence_good`` and ``sentence_bad``. A sentence's score is the sum of its tokens'
-log-probabilities, from left to right within words. Chance is one half, and a tie counts half.
+The two sentences of a minimal pair differ in one point of grammar. A model should assign the higher
+probability to the correct sentence. Files have BLiMP's format (Warstadt et al. 2020): JSON lines or
+a TSV with the columns ``sentence_good`` and ``sentence_bad``. The score of a sentence is the sum of
+its tokens' log-probabilities, from left to right within words. The accuracy of random guessing is
+0.5, and a tie counts as 0.5.
 """
 
 from __future__ import annotations
@@ -33,39 +34,39 @@ from maskwise.text.labelled import Record, read_records
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Scores that differ by less than this, in nats, count as equal. Rounding errors are smaller, and
-# preferences are far larger.
+# Scores that differ by less than this number of nats are tied. Rounding errors are smaller, and
+# real differences are far larger.
 TIE = 1e-4
-# Reasons to leave an item out.
+# Reasons for skipping an item.
 LONG, UNKNOWN = "longer than the model", "unknown characters"
 # Sets that come with maskwise, made by scripts/build_evaluation.py.
 BUNDLED_SETS = ("pairs",)
 GOOD, BAD = "sentence_good", "sentence_bad"
-# Columns that may hold a pair's phenomenon; the first column that is present is used.
+# Columns with the phenomenon of a pair. The first existing column is used.
 GROUPS = ("phenomenon", "linguistics_term", "UID")
-# The most pairs that are used from a file by default.
+# The default of ``items``: the maximum number of pairs from a file.
 ITEMS = 1000
 
 
 class TestSet(ABC):
-    """A measure over the items in a file. Subclasses are dataclasses with a method ``read``."""
+    """The items of a file, and a score over them. Subclasses are dataclasses with ``read``."""
 
     __test__ = False  # tells pytest that the class holds no tests
     name: str
 
     @abstractmethod
     def texts(self) -> list[tuple[str, ...]]:
-        """Return the texts in each item, for the overlap check."""
+        """Return the texts of each item. ``overlap`` searches a corpus for these texts."""
 
     def content(self) -> str:
-        """Hash everything that a record depends on."""
+        """Return a hash of the fields that affect a record."""
         return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
 
     @abstractmethod
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """Measure a masked language model in evaluation mode.
+        """Score a masked language model, which must be in evaluation mode.
 
         Raises:
             MaskwiseError: no item can be scored.
@@ -77,14 +78,14 @@ T = TypeVar("T")
 
 
 def load_set(spec: str, read: Callable[..., S]) -> S:
-    """Read the set that a spec names, such as ``bundled:pairs`` or ``facts.jsonl(items=500)``.
+    """Read a test set from a spec, such as ``bundled:pairs`` or ``facts.jsonl(items=500)``.
 
     Args:
-        spec: a bundled set or a file, possibly with options.
-        read: called with the path and the options.
+        spec: a bundled set or a file, optionally with arguments for ``read``.
+        read: a function that reads the file, such as ``Pairs.read``.
 
     Raises:
-        MaskwiseError: no such file or bundled set, or an option that the reader does not have.
+        MaskwiseError: the file or bundled set does not exist, or ``read`` has no such argument.
     """
     source, options = read_options(spec, read, kind="evaluation set", example="items=500")
     return read(_path(source), **options)
@@ -105,7 +106,7 @@ def _path(source: str) -> Path:
 
 
 def read_set(path: Path) -> list[Record]:
-    """Read the records in a file, which must hold at least one record."""
+    """Read the records in a file; raise an error if there are none."""
     records = read_records(path)
     if not records:
         raise MaskwiseError(f"evaluation file {path} is empty")
@@ -118,7 +119,7 @@ def name_of(path: Path) -> str:
 
 
 def evenly(items: list[T], count: int | None) -> list[T]:
-    """Return at most ``count`` items, evenly spread."""
+    """Return at most ``count`` evenly spaced items."""
     if count is None or count >= len(items):
         return items
     if count < 1:
@@ -143,7 +144,7 @@ class Pairs(TestSet):
     Attributes:
         name: the name of the set.
         good, bad: (N,) the correct and the incorrect sentences.
-        groups: (N,) the phenomenon of each pair; "" if not known.
+        groups: (N,) the phenomenon of each pair; "" if unknown.
         total: the number of pairs in the file.
 
     >>> from maskwise.evaluation.sets import load_set
@@ -160,10 +161,11 @@ class Pairs(TestSet):
 
     @classmethod
     def read(cls, path: Path, items: int | None = ITEMS) -> Pairs:
-        """Read at most ``items`` pairs, evenly spread over a file.
+        """Read at most ``items`` evenly spaced pairs from a file.
 
         Raises:
-            MaskwiseError: an empty or unreadable file, missing columns, or a sentence without text.
+            MaskwiseError: the file is empty or cannot be read, a column is missing, or a sentence
+                is empty.
         """
         records = read_set(path)
         for number, record in enumerate(records, start=1):
@@ -192,10 +194,10 @@ class Pairs(TestSet):
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """Return one record: the accuracy, overall and for each group.
+        """Return one record with the accuracy, overall and for each group.
 
-        If a sentence is too long for the model or has an [UNK], its pair is left out of ``items``
-        and counted in ``skipped``.
+        A pair is skipped if one of its sentences is too long for the model or has an [UNK].
+        ``items`` counts the scored pairs, and ``skipped`` counts the skipped pairs.
 
         Raises:
             MaskwiseError: no pair can be scored.

@@ -1,7 +1,7 @@
-"""Policies that are learned from a task: from its answers (supervised) or its loss (meta).
+"""Learn masking policies from a task: from its answers (supervised) or its loss (meta).
 
-A learned policy is a model that scores tokens. ``relaxation`` turns scores into masks that
-gradients can pass through, ``gradients`` computes the gradient through steps of pre-training, and
-``meta`` is the outer loop. May import from ``training``, ``tasks`` and the layers below them.
-Masking only reads the layer of scores that a policy has written.
+A learned policy is a model that scores tokens or spans. ``relaxation`` converts scores to
+differentiable masks, ``gradients`` differentiates through steps of pre-training, and ``meta`` is
+the outer loop. Masking does not run the model, but reads the scores that ``annotator`` wrote. This
+package may import ``training``, ``tasks`` and the layers below them.
 """

@@ -1,12 +1,13 @@
 """Annotate texts with a learned policy: a weight for every word, and the best spans.
 
-The policy reads a text with its tokenizer, in windows of at most ``policy.config.length`` tokens.
-Its scores are stored for spans of *characters*, so a single scoring of a corpus serves models with
-any tokenizer.
+The policy's tokenizer splits a text into windows of at most ``policy.config.length`` tokens. Scores
+are stored with *character* offsets. A corpus is therefore scored only once for models with
+different tokenizers.
 
-- Weights: a token head gives exp(mean logit of the word's tokens). A span head gives the
-  probability that the span covers the word: P(start)·P(end), summed over all spans that contain the
-  word. Weights average 1 over a text, since only their proportions matter.
+- Weights: with a token head, the weight of a word is exp(mean logit of its tokens). With a span
+  head, it is the probability that the span covers the word: the sum of P(start)·P(end) over all
+  spans that contain the word. Only ratios of weights matter, so weights are scaled to a mean of 1
+  over each text.
 - Best spans: chosen greedily in each window, without overlap. With a token head, they are single
   words.
 
@@ -44,10 +45,10 @@ class Learned:
     """Annotates texts with the layers of a learned policy.
 
     Args:
-        folder: the policy's folder, or its id on the hub. "" is a placeholder for a policy that a
-            study will learn: the layers have their names, but texts cannot be annotated yet.
-        layer: the name of the layer of weights; ``NAME_span`` holds the best spans, and
-            ``NAME_score`` holds their scores.
+        folder: the policy's folder or hub id. "" is a placeholder for a policy that a study will
+            learn later: the layers have names, but ``annotate`` raises an error.
+        layer: the name of the layer of weights. The layers ``NAME_span`` and ``NAME_score`` hold
+            the best spans and their scores.
         spans: the number of best spans per window.
 
     Raises:
@@ -62,7 +63,7 @@ class Learned:
         self.folder = None
         if folder:
             self.folder = find_policy(folder)
-            # A damaged policy is reported here, before workers start.
+            # Errors in the policy's files should appear here, before workers start.
             read_config(self.folder)
         self.spans = whole_number("spans of a learned policy", spans, least=1)
         self.layer = layer
@@ -74,7 +75,7 @@ class Learned:
 
     @cached_property
     def version(self) -> str:
-        """A digest of the policy's files, the versions of the rules, and the number of spans."""
+        """A hash of the policy's files, the number of spans, and the versions of the rules."""
         if self.folder is None:
             return "of the run"
         files = map(self.folder.joinpath, ("config.json", "model.safetensors", "tokenizer.json"))
@@ -82,7 +83,7 @@ class Learned:
 
     @cached_property
     def policy(self) -> PolicyModel:
-        """The model, loaded when it is first needed."""
+        """The model, which is loaded on first use."""
         if self.folder is None:
             raise MaskwiseError(
                 "a study has not learned this policy yet", do="name its folder: learned('FOLDER')"
@@ -93,7 +94,7 @@ class Learned:
         """Return the layers of each text; see `Annotator`."""
         annotated = []
         for scores in score_words(self.policy, texts, spans=self.spans):
-            # A store keeps layers in these data types.
+            # The annotation store has these data types.
             start = scores.start.astype(np.int32)
             end = scores.end.astype(np.int32)
             weight = scores.weight.astype(np.float32)
@@ -109,13 +110,13 @@ class Learned:
 
 
 class TextScores(NamedTuple):
-    """Scores of the W words of a text and of the S best spans in its windows, in text order.
+    """Scores of the W words and the S best spans of a text, in text order.
 
     Attributes:
         start, end: (W,) the character offsets of the words.
         weight: (W,) the weights of the words, with mean 1.
         spans: (S, 2) the character offsets of the spans.
-        score: (S,) the probability of each span within its window.
+        score: (S,) the probability of each span in its window.
     """
 
     start: Ints
@@ -126,14 +127,14 @@ class TextScores(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Texts cut into windows for a policy, and the W words in these windows, in text order.
+    """The windows of several texts, and the W words in these windows, in text order.
 
     Attributes:
         pieces: the windows, with T tokens in total.
-        text, piece: (W,) the text and the window of each word.
-        open, close: (W,) the first and the last token of each word.
+        text, piece: (W,) the index of each word's text and window.
+        open, close: (W,) the index of each word's first and last token.
         start, end: (W,) the character offsets of each word in its text.
-        tokens, word: (M,) the tokens that belong to words, and the word that each belongs to.
+        tokens, word: (M,) the indices of the tokens that belong to words, and of their words.
     """
 
     pieces: Pieces
@@ -148,11 +149,11 @@ class Windows(NamedTuple):
 
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
-    """Cut texts between words into windows for the policy; return None if no text has a token.
+    """Split texts between words into windows for the policy; return None if no text has a token.
 
-    Words that are longer than a window are left out.
+    Words that are longer than a window are dropped.
     """
-    # Documents are named by their index.
+    # Documents need names, so each document is named by its index.
     names = map(str, range(len(texts)))
     documents = map(Document, names, texts)
     tokens = list(tokenise(documents, policy.tokenizer, places=True))
@@ -167,7 +168,7 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     piece_T = np.repeat(np.arange(len(pieces)), tokens_P)
     word_id_T = pieces.columns["word_ids"]
     in_word = np.flatnonzero(word_id_T >= 0)
-    # Word ids restart in every text, so windows are compared as well.
+    # Word ids restart in every text, so a new window also starts a new word.
     opens = changes(word_id_T[in_word], piece_T[in_word])
     closes = np.append(opens[1:], True)[: len(in_word)]
     first = in_word[opens]
@@ -213,7 +214,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
             "the policy's scores are not finite", do="it may be damaged: learn the policy again"
         )
 
-    # Each window is a row of words, padded at the end: (P, words in the longest row).
+    # The words of each window are a row, padded at the end: (P, words in the longest row).
     words_P = np.bincount(windows.piece, minlength=len(windows.pieces))
     most = words_P.max(initial=1)
     real_PW = np.arange(most) < words_P[:, None]
@@ -240,7 +241,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     starts_S = windows.start[first_S]
     ends_S = windows.end[last_S]
     spans_S = np.stack([starts_S, ends_S], axis=1)
-    # Words and spans are in text order, so they can be split where the next text begins.
+    # Words and spans are in text order, so each text is a slice.
     later_texts = np.arange(1, len(texts))
     words_cut = np.searchsorted(text_W, later_texts)
     spans_cut = np.searchsorted(text_W[first_S], later_texts)
@@ -256,25 +257,24 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
-    """(P, W, K) P(start = i)·P(end = i + k), the probability of the k + 1 words that begin at word
-    i."""
+    """Return (P, W, K) span probabilities: P(start = i)·P(end = i + k) at [piece, i, k]."""
     padded = np.pad(last_PW, ((0, 0), (0, longest - 1)))
     last_PWK = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)
     return first_PW[..., None] * last_PWK
 
 
 def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
-    """Choose at most ``count`` spans from each piece, greedily and without overlap; they are
-    returned in text order.
+    """Choose at most ``count`` spans from each piece, greedily and without overlap.
 
     Returns:
-        Four arrays (S,): the piece, the first word, the number of further words, and the score.
+        Four arrays (S,) in text order: the piece, the first word, the length − 1 in words, and the
+        score.
     """
     chance = chance_PWK.copy()
     pieces, words, longest = chance.shape
     start = np.arange(words)[:, None]
     more = np.arange(longest)
-    # Begin with an empty block, so that the shape is correct even if nothing is found.
+    # The empty block gives the correct shape if no span is found.
     found = [np.zeros((4, 0))]
     for _ in range(count):
         flat = chance.reshape(pieces, -1)
@@ -286,7 +286,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
             break
         chosen = np.stack([np.arange(pieces), i, k, score])
         found.append(chosen[:, positive])
-        # Spans that overlap the chosen one cannot be chosen in later rounds.
+        # Exclude spans that overlap the chosen span from later rounds.
         j = (i + k)[:, None, None]
         i = i[:, None, None]
         chance[(start <= j) & (start + more >= i)] = 0
@@ -299,7 +299,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
 
 
 def _inside(chance_PWK: Floats) -> Floats:
-    """(P, W) the probability that the span covers each word."""
+    """Return (P, W) the probability that a span covers each word."""
     pieces, words, longest = chance_PWK.shape
     inside = np.zeros((pieces, words + longest))
     for more in range(longest):
@@ -310,18 +310,20 @@ def _inside(chance_PWK: Floats) -> Floats:
 
 
 def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
-    """Add special tokens around the pieces ``rows``.
+    """Add special tokens to some pieces.
+
+    Args:
+        rows: the indices of the pieces.
 
     Returns:
-        The framed pieces; (M,) the positions of the original tokens in the framed pieces; (M,)
-        their positions in ``pieces``.
+        The pieces with special tokens, and for each original token, its position in the result (M,)
+        and its position in ``pieces`` (M,).
     """
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
     special = (frame.first >= 0) + (frame.last >= 0)
     length = int(size.sum()) + len(size) * special
-    # ``Flat`` pads each batch when it is made, so the pieces are arranged in one row here, without
-    # padding.
+    # ``Flat`` pads batches later, so the pieces are concatenated without padding here.
     line = framed(
         size,
         np.zeros_like(size),
@@ -341,7 +343,7 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
 
 @torch.inference_mode()
 def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
-    """(T, C) the logits for every token."""
+    """Return (T, C) the logits of every token."""
     flat, place, _ = flat_of(pieces, np.arange(len(pieces)))
     outputs = COLUMNS[policy.config.head]
     logits = torch.zeros(len(flat.ids), outputs, dtype=torch.float64)
@@ -357,11 +359,11 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
 
 
 def _softmax(logit_W: Floats, real_PW: NDArray[np.bool_]) -> Floats:
-    """(P, W') the softmax over the words in each window; 0 at padding."""
+    """Return (P, W') the softmax over the words of each window, with 0 at padding."""
     logit_PW = np.full(real_PW.shape, -np.inf)
     logit_PW[real_PW] = logit_W
     top = logit_PW.max(axis=1, keepdims=True)
-    # In a window without words all logits are −∞, and −∞ − −∞ would be NaN.
+    # In a window without words, all logits are −∞, and −∞ − (−∞) would be NaN.
     top[np.isneginf(top)] = 0.0
     weight = np.exp(logit_PW - top)
     return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)

@@ -1,8 +1,8 @@
-"""Evaluate a learned policy on held-out texts, summarise what it masks, and write its model card.
+"""Evaluate a learned policy on held-out texts, summarise its masks, and write its model card.
 
-``judge`` measures the exact match and F1 of the best span (Rajpurkar et al. 2016), the recall of
-the best spans, as many as the text has salient spans, and the share of the policy's weight on
-labelled words, to compare with their share of all words.
+``judge`` computes three measures: the exact match and F1 of the best span (Rajpurkar et al. 2016);
+the recall of the n best spans in a text with n salient spans; and the share of the policy's weight
+on labelled words. The baseline of this share is the share of labelled words among all words.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from maskwise.text.layers import CharSpans
 
 Spans: TypeAlias = list[tuple[int, int]]
 Means: TypeAlias = dict[str, tuple[float, int]]
-"""The mean weight and the count for each name."""
+"""(Mean weight, count), keyed by name."""
 Measures: TypeAlias = dict[str, Any]
-"""A policy's figures, keyed by name."""
+"""Measures of a policy, keyed by name."""
 
 EXAMPLES = 5
 EXAMPLE_WORDS = 60
@@ -34,14 +34,14 @@ TOP_WORDS = 20
 LEAST_COUNT = 3
 MOST_TEXTS = 500
 BOLD = 3.0
-"""Words with at least this weight are bold."""
+"""Words of at least this weight are bold in examples."""
 
 
 class Shown(TypedDict):
-    """A summary of what a policy masks, as in ``shown.json``. Weights average 1 over a text.
+    """A summary of the words that a policy masks, as in ``shown.json``.
 
-    ``words`` and ``tags`` map a name to (mean weight, count). ``examples`` are texts as lists of
-    (word, weight before learning, weight after learning).
+    ``words`` and ``tags`` map a word or tag to (mean weight, count). Each text in ``examples`` is a
+    list of (word, weight before learning, weight after learning). The mean weight in a text is 1.
     """
 
     words: Means
@@ -50,19 +50,19 @@ class Shown(TypedDict):
 
 
 def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]) -> Shown:
-    """Summarise what a policy masks in the first ``MOST_TEXTS`` texts.
+    """Summarise a policy's weights on the first ``MOST_TEXTS`` texts.
 
     Args:
-        before: the weights that ``weights_of`` returned for the same texts before learning.
+        before: the result of ``weights_of`` for the same texts before learning.
     """
     texts = list(texts[:MOST_TEXTS])
-    # The tagger "pos" comes with the package, so a card needs no download.
+    # The annotator "pos" is bundled with the package, so a card needs no download.
     tagged = annotator("pos").annotate(texts)
     words: list[str] = []
     tags: list[str] = []
     weights: list[float] = []
     examples = []
-    # All texts are scored in one pass: their windows are sorted by length, which saves padding.
+    # All texts are scored in one call, which sorts their windows by length and saves padding.
     for number, scores in enumerate(score_words(policy, texts)):
         text = texts[number]
         places = map(slice, scores.start.tolist(), scores.end.tolist())
@@ -83,7 +83,7 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
 
 
 def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
-    """Return the word weights in each of the first ``EXAMPLES`` texts."""
+    """Return the word weights (W,) of each of the first ``EXAMPLES`` texts."""
     first = list(texts[:EXAMPLES])
     return [scores.weight for scores in score_words(policy, first)]
 
@@ -91,7 +91,7 @@ def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
 def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
     """Return the part of speech of each word in a text, or "none"."""
     assert tagged.value is not None
-    # A word before all tagged words gets index −1: the padding, which ends at 0, so it has no tag.
+    # A word before all tagged words has index −1: a padding span that ends at 0 and has no tag.
     at = np.searchsorted(tagged.start, scores.start, side="right") - 1
     inside = np.append(tagged.end, 0)[at] > scores.start
     codes = np.where(inside, np.append(tagged.value, 0)[at], 0)
@@ -100,7 +100,7 @@ def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
 
 
 def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Means:
-    """Return mean and count of each name that occurs at least ``least`` times, heaviest first."""
+    """Return (mean, count) of names with at least ``least`` occurrences, by decreasing mean."""
     unique, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights) / counts
     found = {}
@@ -113,19 +113,19 @@ def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Mea
 
 
 def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown) -> str:
-    """Write a policy's card in the hub's format: how it was learned, its measures, and its words.
+    """Return a policy's model card, in the hub's Markdown format.
 
     Args:
-        choices: the choices that define the policy, keyed by name.
-        measures: the policy's measures, keyed by name; ``salient`` has the measures of the salient
-            spans, which are the baseline.
-        shown: what the policy masks.
+        choices: the settings that define the policy, keyed by name.
+        measures: the measures of the policy, keyed by name. ``salient`` holds the measures of the
+            baseline, the salient spans.
+        shown: the summary of the policy's weights.
     """
     lines = "\n".join
     facts = []
     for name, choice in choices.items():
         facts.append(f"| {name} | `{choice}` |")
-    # The baseline has only some of the measures; its other cells remain empty.
+    # The baseline lacks some measures, so some of its cells are empty.
     salient = measures.get("salient", {})
     rows = []
     for name, value in measures.items():
@@ -148,9 +148,9 @@ tags: [maskwise, masking-policy]
 
 # A masking policy learned with maskwise {__version__}
 
-It gives every word in a text a weight, and masking chooses heavy words more often. Use it in a
-recipe with `masking.policy: learned("FOLDER or hub id")`, or load it with
-`maskwise.learning.scorer.PolicyModel.from_pretrained`.
+The policy assigns a weight to every word in a text. Words with larger weights are masked more
+often. Use the policy in a recipe with `masking.policy: learned("FOLDER or hub id")`, or load it
+with `maskwise.learning.scorer.PolicyModel.from_pretrained`.
 
 | choice | value |
 |---|---|
@@ -164,9 +164,9 @@ recipe with `masking.policy: learned("FOLDER or hub id")`, or load it with
 
 ## What it masks
 
-Weights average 1 over a text.
+The mean weight in a text is 1.
 
-- Heaviest words that occur at least {LEAST_COUNT} times: {", ".join(words) or "none"}
+- Heaviest words with at least {LEAST_COUNT} occurrences: {", ".join(words) or "none"}
 - Mean weight by part of speech: {", ".join(tags) or "none"}
 
 Words with at least three times the mean weight are in bold:
@@ -197,12 +197,12 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
     """Evaluate a policy on held-out labelled texts.
 
     Returns:
-        The numbers of ``texts`` and ``questions``; ``weight_on_labels``, the share of the policy's
-        weight on labelled words; ``labelled_words``, their share of all words; ``exact_match`` and
-        ``f1`` of the best span; the measures of ``found_among`` for the best spans, as many as the
-        text has salient spans; ``salient``, the same measures for the salient spans; and
-        ``covered_in_as_many_words``, for best spans that together have no more words than the
-        salient spans.
+        ``texts`` and ``questions``: the number of texts and questions. ``weight_on_labels``: the
+        share of the policy's weight on labelled words. ``labelled_words``: the share of labelled
+        words among all words. ``exact_match`` and ``f1``: scores of the best span. The measures of
+        ``found_among`` for the n best spans of a text with n salient spans. ``salient``: the same
+        measures for the salient spans. ``covered_in_as_many_words``: ``covered`` for the best
+        spans, with at most as many words as the salient spans.
     """
     texts = [each.text for each in marked]
     questions = sum(len(each.questions) for each in marked)
@@ -225,8 +225,7 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         weight += float(scores.weight[labelled].sum())
         labelled_words += float(labelled.sum())
         words += len(labelled)
-        # Every window gave up to ``max(counts)`` spans; keep the text's best spans over all
-        # windows.
+        # Every window has up to ``max(counts)`` spans. Keep the best spans of the whole text.
         order = np.argsort(-scores.score, kind="stable")[:count]
         chosen: Spans = scores.spans[order].tolist()
         best.append(chosen)
@@ -236,7 +235,7 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
             answer = each.text[start:end]
         exact += [same_words(rights, answer) for rights in each.questions]
         f1 += [shared_words(rights, answer) for rights in each.questions]
-    # Weights average 1, so their sum is the number of words.
+    # The mean weight is 1, so the sum of the weights is the number of words.
     measures: Measures = {
         "texts": len(texts),
         "questions": questions,
@@ -259,9 +258,9 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
     """Measure how many questions have an answer among the spans of their text.
 
     Returns:
-        ``recall``, the share of questions with an answer that equals a span; ``covered``, the share
-        of questions with an answer whose characters all lie in spans; ``spans`` and ``words``,
-        their mean numbers per text.
+        ``recall``: the share of questions with an answer that equals a span. ``covered``: the share
+        of questions with an answer whose characters all lie in spans. ``spans`` and ``words``: the
+        mean number of spans, and of words in spans, per text.
 
     >>> marked = [Marked("Ada met Bo Li.", ((8, 13),), (("Bo Li",),))]
     >>> found_among(marked, [[(0, 3), (8, 13)]])["recall"]
@@ -285,7 +284,7 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
                 inside.add(each.text[start:end].casefold())
         for answers in each.questions:
             hits.append(not exact.isdisjoint(map(normalise, answers)))
-            # ``occurrences`` finds labels in any case, so case is ignored here too.
+            # ``occurrences`` ignores case when it finds labels, so case is ignored here, too.
             folded = {answer.strip().casefold() for answer in answers}
             covered.append(not inside.isdisjoint(folded))
     return {
@@ -302,7 +301,7 @@ def _words_in(text: str, spans: Spans) -> int:
 
 
 def _within(text: str, spans: Spans, *, words: int) -> Spans:
-    """Keep the first spans with at most ``words`` words in total; skip spans that do not fit."""
+    """Return the first spans that fit into ``words`` words in total; skip longer spans."""
     kept = []
     for span in spans:
         size = _words_in(text, [span])

@@ -1,8 +1,9 @@
-"""Examples for the meta-gradient: a context to mask, and the row of a task that it should help.
+"""Examples for the meta-gradient: a row of a task, and a context to mask.
 
-The context is the row's paragraph, or the text that is classified. Closed-book questions have no
-such text: their contexts are texts from a corpus that contain an answer and share the question's
-rarest words.
+The policy should choose masks in the context that lower the loss on the row. The context is the
+paragraph of a question, or the text of a classification task. Closed-book questions have no
+context. For such a question, contexts are texts from a corpus that contain an answer and the
+question's rarest words.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 NEARLY = 0.8
-"""A context's score must be at least this share of the best score for its question."""
+"""The minimum score of a context, as a share of the best score for the same question."""
 
 
 def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
-    """Find an answer in a text as whole words, in any case; returns (start, end) pairs.
+    """Return the (start, end) offsets of an answer in a text: whole words, in any case.
 
     >>> occurrences("Art", "The art of Bart: Art!")
     [(4, 7), (17, 20)]
@@ -48,7 +49,7 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
     answer = answer.strip()
     if not answer:
         return []
-    # ``\b`` would never match next to a symbol: "$5" and "C++" have no word boundary there.
+    # ``\b`` does not match before "$5" or after "C++", because symbols are not word characters.
     pattern = re.escape(answer)
     if answer[0].isalnum():
         pattern = r"(?<!\w)" + pattern
@@ -64,14 +65,14 @@ def find_contexts(
     *,
     most: int = 4,
 ) -> list[list[int]]:
-    """Find for every question the texts that contain an answer and share its rarest words.
+    """For every question, find the texts that contain an answer and the question's rarest words.
 
     Args:
-        answers: all correct answers to every question, in any case.
-        most: the maximum number of texts per question; the first of the good texts are used.
+        answers: the correct answers to each question. Case is ignored.
+        most: the maximum number of texts per question; the first suitable texts are used.
 
     Returns:
-        For each question, indices into ``texts``; an empty list if no text contains an answer.
+        For each question, indices into ``texts``. The list is empty if no text contains an answer.
 
     >>> texts = ["Ann is a baker.", "Bob is a baker.", "Ann likes Bob."]
     >>> find_contexts(["what is Bob?", "who is Eve?"], [["baker"], ["a queen"]], texts)
@@ -91,7 +92,7 @@ def find_contexts(
                 rarity[word] = math.log(share)
         with_answer = set[int]()
         for right in rights:
-            # Regular expressions are slow, so only texts with the rarest word are searched.
+            # Regular expressions are slow: search only texts with the answer's rarest word.
             parts = [texts_with.get(word, []) for word in _WORD.findall(right.casefold())]
             candidates = min(parts, key=len, default=[])
             for place in candidates:
@@ -104,7 +105,7 @@ def find_contexts(
         best = max(scores.values(), default=0)
         least = NEARLY * best
         good = []
-        # A text that shares no word with the question is no context, even if it has an answer.
+        # A text that shares no word with the question is not a context, even with an answer.
         if best > 0:
             good = [place for place, score in scores.items() if score >= least]
         contexts.append(good[:most])
@@ -112,16 +113,16 @@ def find_contexts(
 
 
 def contexts_of(rows: Sequence[Row], texts: Sequence[str]) -> tuple[list[list[int]], Sequence[str]]:
-    """Find the contexts of a task's rows: their paragraphs or texts, or else texts from a corpus.
+    """Return the contexts of a task's rows, which are searched in ``texts`` if rows have none.
 
     Returns:
-        For each row, indices into the contexts; and the contexts.
+        For each row, a list of indices into the contexts; and the contexts.
     """
     given = list(map(context_of, rows))
     if None in given:
         questions = [row.texts[0] for row in rows]
         return find_contexts(questions, [row.rights for row in rows], texts), texts
-    # A context that several rows share is listed once.
+    # Several rows may have the same context, which is listed once.
     place_of: dict[str, int] = {}
     places = []
     for context in map(str, given):
@@ -135,13 +136,12 @@ class Examples:
     """N examples of a task, each with its contexts.
 
     Attributes:
-        contexts: C rows for a masker; their layer ``answer`` marks the tokens of answers. It is
-            used only to evaluate a policy, never for learning.
-        starts: (N + 1,) the contexts of example n are ``starts[n]`` up to, but not including,
-            ``starts[n + 1]``.
-        rows: (N,) the row of ``data`` for each example.
+        contexts: C rows for a masker. The layer ``answer`` marks the tokens of answers. It is used
+            only to evaluate policies, not to learn them.
+        starts: (N + 1,) the index of each example's first context, and C.
+        rows: (N,) the index in ``data`` of each example's row.
         data: the task's rows as tensors.
-        without: the number of rows that were dropped because they have no context.
+        without: the number of rows that were dropped because no context was found.
         vocabulary: the tokenizer's vocabulary.
     """
 
@@ -169,8 +169,8 @@ class Examples:
         """Build the examples from a split.
 
         Args:
-            texts: texts that are searched for contexts if the task's rows have no contexts.
-            length: the maximum number of tokens in a context, including special tokens; longer
+            texts: the texts to search for contexts, if rows have no contexts.
+            length: the maximum number of tokens in a context, including special tokens. Longer
                 contexts are cut.
             max_length: the maximum number of tokens in a row of the task.
 
@@ -192,7 +192,7 @@ class Examples:
         for task_row, found in zip(rows, places, strict=True):
             for place in found:
                 answers[place] += task_row.rights
-        # A context that several rows share is encoded once.
+        # Several rows may share a context, which is encoded once.
         used = sorted(answers)
         encoded = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
         contexts = {}
@@ -219,11 +219,11 @@ class Examples:
         """Draw one context for each example.
 
         Args:
-            examples: (B,) numbers of examples, in [0, N).
-            seed: the context of an example is a function of this seed and the example's number.
+            examples: (B,) indices of examples.
+            seed: the seed of the draws. The draw for an example does not depend on the batch.
 
         Returns:
-            A batch of contexts, and (B, L) bool, whether each token is part of an answer.
+            A batch of contexts, and (B, L) bool: whether each token is part of an answer.
         """
         first = self.starts[examples]
         count = self.starts[examples + 1] - first
@@ -232,21 +232,21 @@ class Examples:
         chosen = first + draws % count
         rows = []
         for c, n in zip(chosen.tolist(), numbers, strict=True):
-            # Examples may share a context, so the id, which seeds the masks, depends on the context
-            # and the example.
+            # The id seeds the masks. It depends on the context and on the example, because examples
+            # may share a context.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})
         batch = gather(rows, self.vocabulary)
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0
         return batch, torch.from_numpy(answer)
 
     def task(self, examples: Array, device: torch.device | str) -> TensorDict:
-        """Return the task's rows for these examples, as a batch for the task's objective."""
+        """Return the rows of these examples as a batch for the task's objective."""
         rows = torch.from_numpy(self.rows[examples])
         return moved(self.data.batch(rows), device)
 
 
 def context_of(row: Row) -> str | None:
-    """Return the part of a row that can be masked: its context, or the text that is classified."""
+    """Return the text of a row to mask: its context, or the text to classify."""
     context = given_context(row)
     if context is None and not row.rights:
         return " ".join(row.texts)
@@ -254,7 +254,7 @@ def context_of(row: Row) -> str | None:
 
 
 def given_context(row: Row) -> str | None:
-    """Return the context of a row, if its kind of task has one and it is not empty."""
+    """Return the context of a row, or None if the row has no context."""
     if isinstance(row, ChoiceRow | MarkedRow):
         return row.context or None
     return None
@@ -263,16 +263,16 @@ def given_context(row: Row) -> str | None:
 def answers_in(
     tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]
 ) -> Array:
-    """(L,) int8: 1 at tokens of a context that are part of a correct answer."""
+    """Return (L,) int8: 1 at tokens that are part of a correct answer, 0 at other tokens."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    # The tokenizer does not cut the text here, but ``word_ids`` come from a context that was cut.
+    # This encoding is not cut, but ``word_ids`` come from the cut context.
     offsets = np.array(encoded["offset_mapping"])
     begin, end = offsets[: len(word_ids)].T
     inside = np.zeros(len(word_ids), bool)
     for right in dict.fromkeys(rights):
         for start, stop in occurrences(right, text):
             inside |= (begin < stop) & (start < end)
-    # Tokens outside words are never masked, so they cannot have any weight.
+    # Tokens outside words are never masked, so their weight is always 0.
     inside &= np.asarray(word_ids) >= 0
     return inside.astype(np.int8)
 
@@ -286,13 +286,13 @@ Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """Contexts with a policy's scores, and the units that were chosen by these scores.
+    """Contexts, a policy's scores, and the units to mask, which were chosen by these scores.
 
     Attributes:
         inputs: ``input_ids`` and ``attention_mask`` (B, L), unmasked.
         answer: (B, L) bool, whether each token is part of a correct answer.
         choice: the chosen units.
-        logit_U: (U,) the units' scores, with their autograd graph.
+        logit_U: (U,) the scores of the units, with their autograd graph.
     """
 
     inputs: Tensors
@@ -301,10 +301,9 @@ class Masked:
     logit_U: Tensor
 
     def answers(self) -> Tensor:
-        """(B,) the share of each row's weight that is on answers; NaN for rows without an
-        answer."""
+        """Return (B,) the share of each row's weight on answers; NaN for rows without answers."""
         with torch.no_grad():
-            # The tokens of a unit divide its share equally, so that each row sums to 1.
+            # The share of a unit is divided equally among its tokens, so that each row sums to 1.
             share_U = self.choice.shares(self.logit_U) / self.choice.length_U
             on_answers_B = (self.choice.spread(share_U) * self.answer).sum(1)
             return torch.where(self.answer.any(1), on_answers_B, torch.nan)
@@ -319,7 +318,7 @@ def masked_by(
     key: int,
     device: torch.device | str,
 ) -> Masked:
-    """Score and mask one context per example; every draw is a function of ``key``."""
+    """Score and mask one context per example. All random draws are functions of ``key``."""
     batch, answer = examples.batch(rows, seed=key)
     present = batch.present.astype(np.int64)
     attention = torch.from_numpy(present).view(batch.shape)
@@ -339,5 +338,5 @@ def masked_by(
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Give all tokens the same score. This policy makes random masks and is the baseline."""
+    """Return the same score for all tokens. This policy makes random masks; it is the baseline."""
     return torch.zeros(input_ids.shape, device=input_ids.device)

@@ -1,18 +1,19 @@
 """Meta-gradients: the derivative of the loss after training steps, with respect to their masks.
 
-    θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K);   wanted: ∂J/∂m
+    θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K)
 
-The result is a gradient with respect to the masks. One backward pass through the policy then gives
-the gradient of its parameters.
+``meta_gradient`` computes ∂J/∂m for the mask m of each step. A backward pass from the masks through
+the policy then gives the gradient of the policy's parameters.
 
-Start from v = ∇outer(θ_K). Backwards over the steps, ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and
-v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. No graph outlives its step, so this needs
-only as much memory as ordinary training; each step costs two more passes. The update of v matters
-if a step follows the masked step: without this update, the cosine to the exact gradient was .74 at
-a rate of 1 (tests/test_gradients.py).
+The algorithm starts with v = ∇outer(θ_K) and visits the steps in reverse order. At each step,
+∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with
+ε = .01/‖v‖. The graph of a step is freed after the step, so memory does not grow with the number
+of steps. Each step costs two more passes. The update of v matters if another step follows the
+masked step: without the update, the cosine to the exact gradient was .74 at a rate of 1
+(tests/test_gradients.py).
 
-Tests compare the result with autograd through the gradients, and with the gradient over all hard
-choices, found by enumeration.
+Tests compare the result with second-order autograd, and with the exact gradient from an enumeration
+of all hard choices.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ Parameters: TypeAlias = TensorDict
 Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
 """Maps (parameters, mask or None) to a scalar loss."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
-"""Sums tensors over all ranks, in place."""
+"""A function that sums tensors over all ranks, in place."""
 
 
 def alone(tensors: Iterable[Tensor]) -> None:
-    """Leave tensors unchanged, which is the sum over a single rank."""
+    """Do nothing: on a single rank, tensors already equal their sum over ranks."""
 
 
 @dataclass(frozen=True)
 class InnerStep:
-    """One step of plain gradient descent, θ ← θ − rate·∇loss(θ, mask).
+    """A step of plain gradient descent, θ ← θ − rate·∇loss(θ, mask).
 
     Attributes:
-        loss: the loss function; see ``Losses.of``.
+        loss: the loss as a function of parameters and mask, from ``Losses.of``.
         rate: the step size.
         mask: (B, L) the policy's mask; None for a loss without a mask.
     """
@@ -71,18 +72,18 @@ class MetaGradient:
     masks: list[Tensor | None]
 
     def backward(self, steps: Sequence[InnerStep]) -> None:
-        """Backpropagate from the steps' masks into ``grad`` of the policy's parameters."""
+        """Backpropagate from the masks to ``grad`` of the policy's parameters."""
         masks = [step.mask for step in steps if step.mask is not None]
         gradients = [gradient for gradient in self.masks if gradient is not None]
         torch.autograd.backward(masks, gradients)
 
 
 class Losses(nn.Module):
-    """Two mean losses of one model: for predicting masked tokens, and for a task.
+    """Two mean losses of one model: the loss of masked tokens, and the loss of a task.
 
     Attributes:
-        denoising: a module that is called with (inputs, mask, budget).
-        task: an objective over the same model, or over a model that shares its encoder.
+        denoising: a module whose ``forward`` takes (inputs, mask, budget).
+        task: an objective of the same model, or of a model with the same encoder.
     """
 
     def __init__(self, denoising: RelaxedDenoising, task: Objective):
@@ -91,7 +92,7 @@ class Losses(nn.Module):
         self.task = task
 
     def forward(self, batch: Tensors, mask: Tensor | None, budget: Tensor | None) -> Tensor:
-        """Return the mean loss of denoising if there is a mask, else the mean loss of the task."""
+        """Return the mean loss of masked tokens if there is a mask, else the mean task loss."""
         if mask is not None:
             return self.denoising(batch, mask, budget)
         outcome = self.task(batch)
@@ -101,16 +102,15 @@ class Losses(nn.Module):
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """{path of a parameter in the module tree: its name in ``named_parameters``}.
+        """The name of each parameter in ``named_parameters``, keyed by its path in the module tree.
 
-        A tied parameter has several paths. A module that both losses share has only one path here,
-        because ``functional_call`` does not restore a tensor that it has replaced twice.
+        A tied parameter has several paths. A module that both losses share has only one path in the
+        result, because ``functional_call`` does not restore a tensor that it has replaced twice.
         """
         names = {id(value): name for name, value in self.named_parameters()}
         paths = {}
         for prefix, module in self.named_modules():
-            # Go module by module: ``named_modules`` visits a shared module only once, under its
-            # first path.
+            # ``named_modules`` visits a shared module only once, under its first path.
             parameters = module.named_parameters(prefix, recurse=False, remove_duplicate=False)
             for path, value in parameters:
                 paths[path] = names[id(value)]
@@ -120,13 +120,13 @@ class Losses(nn.Module):
         """Return the loss on a batch as a function of parameters and mask.
 
         Args:
-            budget: a number that divides the summed losses; it must be a sum over all ranks. For a
-                batch without a mask it may be None: then the number of targets divides them.
+            budget: the divisor of the summed loss: the number of targets, summed over all ranks.
+                If None, the number of targets on this rank; allowed only without a mask.
         """
 
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
             values = {path: theta[name] for path, name in self._names.items()}
-            # Tied weights are in ``values`` under every path, so torch must not tie them again.
+            # ``values`` holds tied weights under every path, so torch must not tie them again.
             return functional_call(self, values, (batch, mask, budget), tie_weights=False)
 
         return loss
@@ -135,12 +135,13 @@ class Losses(nn.Module):
 def meta_gradient(
     theta: Parameters, steps: Sequence[InnerStep], outer: Loss, *, agree: Agree = alone
 ) -> MetaGradient:
-    """Differentiate the outer loss after inner steps with respect to the steps' masks.
+    """Differentiate the outer loss, after all inner steps, with respect to the steps' masks.
 
     Args:
-        theta: the parameters, keyed by name; they are not modified.
-        outer: the outer loss, called with the parameters after the last step, and None.
-        agree: a function that sums gradients over ranks, each of which has a part of the batch.
+        theta: the initial parameters, keyed by name. They are not modified.
+        steps: the inner steps, in order.
+        outer: the outer loss. It is called with the final parameters, and None for the mask.
+        agree: a function that sums gradients over ranks, if each rank has a part of the batch.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> mask = torch.tensor(1.0, dtype=torch.float64)
@@ -169,10 +170,10 @@ def meta_gradient(
     for number in reversed(range(len(steps))):
         step = steps[number]
         norm = _norm(v)
-        # If the norm is 0, all earlier gradients are 0 too. A NaN also ends the loop.
+        # If the norm is 0, all remaining gradients are 0. The loop also ends at NaN.
         if not norm > 0:
             break
-        # The derivative with respect to the parameters before the first step is not needed.
+        # Nothing needs the derivative with respect to the initial parameters.
         needs_v = number > 0
         if step.mask is None and not needs_v:
             break
@@ -200,18 +201,18 @@ def slope_of(
     """Evaluate a loss and its gradients.
 
     Returns:
-        The loss and its gradient with respect to the parameters, both summed over ranks (the
-        gradient is empty if not ``of_theta``), and the gradient with respect to the mask of this
-        rank's rows (a meaningless tensor if there is no mask).
+        The loss, summed over ranks; its gradient with respect to the parameters, summed over ranks
+        (empty without ``of_theta``); and its gradient with respect to this rank's mask (a dummy
+        tensor if there is no mask).
     """
     leaves = {}
     for name, parameter in theta.items():
         leaves[name] = parameter.detach().requires_grad_(of_theta)
     if mask is not None:
-        # Gradients stop at the mask, and do not reach the policy.
+        # Gradients stop at the mask and do not reach the policy.
         mask = mask.detach().requires_grad_()
     device = next(iter(theta.values())).device.type
-    # The rounding of bfloat16 would hide the difference between two gradients.
+    # Rounding in bfloat16 would hide the difference between two gradients.
     with torch.autocast(device, enabled=False):
         value = loss(leaves, mask)
     wanted: list[Tensor] = []
@@ -219,7 +220,7 @@ def slope_of(
         wanted += leaves.values()
     if mask is not None:
         wanted.append(mask)
-    # Gradients are 0 for tensors that the loss does not depend on.
+    # Tensors that do not affect the loss have the gradient 0 instead of None.
     gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
     slope = {}
     if of_theta:
@@ -230,8 +231,7 @@ def slope_of(
 
 
 def descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:
-    """Return the parameters after an inner step on this rank alone, and the loss before the
-    step."""
+    """Return the parameters after an inner step on this rank, and the loss before the step."""
     loss, slope, _ = slope_of(step.loss, theta, step.mask)
     return shifted(theta, slope, -step.rate), loss
 
@@ -252,7 +252,7 @@ def _norm(tensors: Tensors) -> float:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Convert to the widest float type on the device: Apple's GPUs have no float64."""
+    """Convert a tensor to float64, or to float32 on Apple's GPUs, which have no float64."""
     if tensor.device.type in ("cpu", "cuda"):
         return tensor.double()
     return tensor.float()

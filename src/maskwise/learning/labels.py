@@ -1,7 +1,8 @@
-"""Derive labels for a policy from a task: the answers in a text that it should find.
+"""Derive labels for a policy from a task: the answers that the policy should find in a text.
 
-An answer is labelled wherever it occurs in its context as whole words. The policy does not see the
-question. Tasks without answers have no labels; the meta-gradient needs none.
+Every occurrence of an answer in its context, as whole words, is labelled. The policy does not see
+the question. A task without answers has no labels, but a policy can be learned from its loss
+(``meta``).
 
 Source: Ye et al. 2021 (arXiv 2104.08840).
 """
@@ -30,12 +31,12 @@ from maskwise.tasks.files import (
 from maskwise.tasks.task import SPLITS, Row, Task
 
 Place: TypeAlias = tuple[int, int]
-"""(start, end) in characters."""
+"""(start, end) character offsets."""
 Pair: TypeAlias = tuple[str, Sequence[str]]
-"""A text with the correct answers or targets from one row."""
+"""(A text, the correct answers or targets of one row)."""
 Pairs: TypeAlias = Iterable[Pair]
 
-NOT_IN_CONTEXT = "answers that are not in their context"
+NOT_IN_CONTEXT = "answers that do not occur in their context"
 IN_NO_TEXT = "questions without an answer in any text"
 NO_ANSWER = "questions without an answer"
 
@@ -45,8 +46,8 @@ class Marked:
     """A text and its labels.
 
     Attributes:
-        spans: the labelled spans, (start, end) in characters, sorted; they may repeat or overlap.
-        questions: for each question about the text, the correct answers that the text contains.
+        spans: the sorted character offsets of labelled spans, which may repeat or overlap.
+        questions: for each question about the text, the correct answers that occur in the text.
     """
 
     text: str
@@ -60,14 +61,14 @@ class Labels:
 
     Attributes:
         splits: the labelled texts of train, dev and test.
-        counts: the number of rows without a label, for each reason.
+        counts: the number of rows without a label, keyed by reason.
     """
 
     splits: dict[str, list[Marked]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def marked(self, *splits: str) -> list[Marked]:
-        """Return the labelled texts of the first of these splits that has any."""
+        """Return the labelled texts of the first given split that has labelled texts."""
         for split in splits:
             labelled = [each for each in self.splits[split] if each.spans]
             if labelled:
@@ -75,13 +76,12 @@ class Labels:
         return []
 
     def texts(self) -> list[str]:
-        """Return the labelled texts of test, or else those of dev or train."""
+        """Return the labelled texts of test; if there are none, of dev; else, of train."""
         return [each.text for each in self.marked("test", "dev", "train")]
 
 
 def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
-    """Label answers: turn (context, correct answers) pairs into contexts, each with all its
-    answers.
+    """Label every correct answer in its context. Pairs with the same context are merged.
 
     >>> counts = Counter()
     >>> pairs = [("Ada met Bo. Bo left.", ["Bo"]), ("Ada met Bo. Bo left.", ["Eve"])]
@@ -92,7 +92,7 @@ def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     questions: dict[str, list[tuple[str, ...]]] = {}
     for context, answers in pairs:
         present = []
-        # A set, because two answers may differ only in case, but a question counts a place once.
+        # Two answers may differ only in case, and then have the same places.
         places = set[Place]()
         for answer in dict.fromkeys(answers):
             found = occurrences(answer, context)
@@ -119,13 +119,13 @@ def labels_of(spec: str, *, texts: Sequence[str] = ()) -> Labels:
     """Derive the labels from a task.
 
     Args:
-        spec: the task, as for ``load_task``.
-        texts: a corpus that is searched for contexts, for questions without a context.
+        spec: the task, as in ``load_task``.
+        texts: the corpus to search for contexts, if questions have none.
 
     Raises:
-        MaskwiseError: the task has no answers, or no answer is in its context.
+        MaskwiseError: the task has no answers, or no answer occurs in its context.
     """
-    # Try raw records first: a task of a different kind may leave out its records' contexts.
+    # Raw records are read first, because some kinds of tasks drop the contexts.
     labels = _answers_of_file(spec) or _of_task(load_task(spec), texts)
     if not labels.marked("train"):
         raise MaskwiseError(
@@ -163,8 +163,8 @@ def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str
 
 
 def _answers_of_file(spec: str) -> Labels | None:
-    """Label the answers in raw records; return None if the records have no contexts or answers."""
-    # Arguments and cards may choose other columns, which only ``load_task`` can find.
+    """Label answers in raw records; return None if records have no contexts or answers."""
+    # Arguments and cards may name other columns, which only ``load_task`` resolves.
     if "(" in spec or spec in CARDS:
         return None
     records = read_splits(spec)
@@ -185,7 +185,7 @@ def _answers_of_file(spec: str) -> Labels | None:
             contexts = map(record.get, CONTEXT)
             context = next((text for text in contexts if isinstance(text, str)), "")
             keyed[split].append((shared_text(record, names), (context, answers)))
-    # Use the same splits as ``load_task``, so that no policy learns from a task's test rows.
+    # The splits are those of ``load_task``: no policy may learn from the test rows of a task.
     splits, _ = splits_of(keyed, f"task {spec!r}")
     for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)

@@ -1,12 +1,12 @@
 """Learn a policy from labelled texts or by the meta-gradient.
 
-With labels (Ye et al. 2021, arXiv 2104.08840, section 3), the loss is the cross-entropy of the
-first and last tokens of labelled spans, over the words in a window; a token head has a single
-cross-entropy over labelled tokens. ``maskwise.training.train`` runs the loop: each window is a row,
-and the policy is part of an objective.
+From labelled texts (Ye et al. 2021, arXiv 2104.08840, section 3): for a span head, the loss is the
+cross-entropy of the first and last tokens of labelled spans, over the tokens of words in a window.
+For a token head, it is the cross-entropy of labelled tokens. ``maskwise.training.train`` trains the
+policy; the rows are windows of text.
 
-With the meta-gradient, ``learn_policy`` runs a learner's outer loop: it evaluates, stops early, and
-resumes. The learner itself, which takes one outer step at a time, is in ``maskwise.learning.meta``.
+By the meta-gradient: ``learn_policy`` runs the outer loop, with evaluation, early stopping and
+resuming. ``maskwise.learning.meta`` defines the learner, which takes a single outer step.
 """
 
 from __future__ import annotations
@@ -49,16 +49,17 @@ from maskwise.training.loop import Training
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CUT = "labels that a window cuts"
+CUT = "labels cut by the end of a window"
 LONG = "labels longer than the longest span"
 
 
 class FindSpans(Objective):
-    """Cross-entropy of the first and the last token of labelled spans, over the words in a window.
+    """Cross-entropy of the first and last tokens of labelled spans, over the tokens of words.
 
-    Formula: −Σ n log softmax(logits), where n labelled spans begin (end) at a token.
-    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C), which
-        are n, or −100 if n is 0. A token head has C = 1; a span head has C = 2 (begin, end).
+    Formula: −Σ n log softmax(logits), where n is the number of labelled spans that begin (for the
+        first logit) or end (for the second logit) at a token.
+    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C): n, or
+        −100 if n is 0. A token head has C = 1, and a span head has C = 2 (begin, end).
     Requirements: a ``PolicyModel``.
     """
 
@@ -70,7 +71,7 @@ class FindSpans(Objective):
         labels_BLC = batch["labels"]
         logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
         logits_BLC = logits.reshape(labels_BLC.shape)
-        # Special tokens and padding get no probability, because scores are used only at words.
+        # Scores are used only at words, so special tokens and padding have the probability 0.
         outside = ~batch["inside"].unsqueeze(-1)
         log_p_BLC = logits_BLC.masked_fill(outside, -torch.inf).log_softmax(1)
         known = labels_BLC != IGNORE
@@ -80,13 +81,13 @@ class FindSpans(Objective):
 
 @dataclass(frozen=True, eq=False)
 class LabelledWindows(Trainable):
-    """N windows of texts, each with at least one label, as a policy's training data.
+    """N windows of texts, each with at least one label: the training data of a policy.
 
     Attributes:
-        targets: (T, C) how many labelled spans begin (end) at each token; for a token head, 1 where
-            a labelled span covers the token.
+        targets: (T, C) for a span head, the number of labelled spans that begin (end) at each
+            token; for a token head, 1 if a labelled span covers the token, else 0.
         inside: (T,) bool, whether each token belongs to a word.
-        counts: the number of dropped labels, for each reason.
+        counts: the number of dropped labels, keyed by reason.
     """
 
     targets: Tensor
@@ -105,10 +106,10 @@ class LabelledWindows(Trainable):
 
     @classmethod
     def of(cls, marked: Sequence[Marked], policy: PolicyModel) -> Self:
-        """Cut labelled texts into windows, and keep the windows that have a label.
+        """Split labelled texts into windows, and drop windows without a label.
 
         Raises:
-            MaskwiseError: there is no text, or no label is left.
+            MaskwiseError: there is no text, or no window has a label.
         """
         windows = read_windows([each.text for each in marked], policy)
         if windows is None:
@@ -148,13 +149,13 @@ class LabelledWindows(Trainable):
 
 
 def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
-    """(S, 2) the first and the last word of every labelled span that overlaps a word."""
+    """Return (S, 2) the first and last word of each labelled span that overlaps a word."""
     text_numbers = np.arange(len(marked) + 1)
     edges = np.searchsorted(windows.text, text_numbers)
     found = [np.zeros((0, 2), np.int64)]
     for number, each in enumerate(marked):
         words = slice(edges[number], edges[number + 1])
-        # A text has no word in any window if all its words are longer than a window.
+        # Words that are longer than a window are dropped, so a text may have no words.
         if each.spans and words.start < words.stop:
             start, end = np.array(each.spans).T
             first = np.searchsorted(windows.end[words], start, side="right")
@@ -176,14 +177,14 @@ def learn_supervised(
     """Train a policy in place to find the labels in texts.
 
     Args:
-        dev_texts: texts for evaluation; their loss is logged every ``training.eval_every`` steps.
+        dev_texts: texts for evaluation. Their loss is logged every ``training.eval_every`` steps.
         folder: the folder for metrics and for checkpoints to resume from.
 
     Returns:
-        The figures of the training run, and the number of dropped labels for each reason.
+        The result of the training run, and the number of dropped labels, keyed by reason.
 
     Raises:
-        MaskwiseError: there is nothing to learn from; see also ``train``.
+        MaskwiseError: the training texts have no labels, or ``train`` fails.
     """
     data = LabelledWindows.of(train_texts, policy)
     objective = FindSpans(policy)
@@ -196,7 +197,7 @@ def learn_supervised(
             return []
         return [{"masks": "labels of dev", "loss": mean_loss(objective, dev)}]
 
-    # A task may have fewer labelled windows than a batch, and ``accumulate`` must divide the batch.
+    # A batch must not exceed the number of windows, and must be a multiple of ``accumulate``.
     size = min(training.batch_size, len(data))
     size = max(size - size % training.accumulate, training.accumulate)
     settings = training.model_copy(update={"batch_size": size})
@@ -242,16 +243,17 @@ def new_learner(
     length: int,
     max_length: int = 64,
 ) -> MetaLearner:
-    """Build a learner for `learn_policy`, which learns a policy by the meta-gradient.
+    """Build a meta-gradient learner for ``learn_policy``.
 
     Args:
         settings: the settings of the meta-gradient.
-        policy: a policy that scores tokens.
-        task: the task; the policy learns from its train rows and is evaluated on its dev rows.
-        texts: texts that are searched for contexts if the rows have no contexts.
-        model: the model that the policy should help, pre-trained or new. Its weights change.
+        policy: a policy with a token head.
+        task: the task. The policy learns from train rows and is evaluated on dev rows.
+        texts: the texts to search for contexts, if rows have none.
+        model: the masked language model, pre-trained or new, that is trained with the policy's
+            masks. Its weights change.
         tokenizer: the model's tokenizer.
-        training: the settings for the model's ordinary steps.
+        training: the settings of the model's ordinary training steps.
         length: the maximum number of tokens in a context.
         max_length: the maximum number of tokens in a row of the task.
 
@@ -269,7 +271,7 @@ def new_learner(
     sizes = {"length": min(length, policy.config.length), "max_length": max_length}
     train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
-    # The accelerator connects torchrun's processes; only its device is used here.
+    # Creating the accelerator connects torchrun's processes. Only its device is used.
     device = new_accelerator(training, None).device
     return MetaLearner(
         losses.to(device),
@@ -284,11 +286,10 @@ def new_learner(
 def losses_of(
     model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> Losses:
-    """Build the two losses of a model. If the task needs a different head, that head is put on the
-    model's encoder.
+    """Build the two losses of a model. A task head, if needed, is added to the model's encoder.
 
     Raises:
-        MaskwiseError: tasks of this kind are not fine-tuned, or not with such a model; or the
+        MaskwiseError: the task has no loss, the task does not fit the model's architecture, or the
             tokenizer has neither a mask token nor a sentinel.
     """
     kind = task.kind
@@ -312,7 +313,7 @@ def losses_of(
         share_encoder(model, task_model)
     vocabulary = Vocabulary.of(tokenizer)
     mask = vocabulary.mask
-    # A model that was trained with sentinels has never seen [MASK], even if its tokenizer has it.
+    # A model with sentinels was not trained with [MASK], even if the tokenizer has [MASK].
     if family != "encoder" and vocabulary.sentinels:
         mask = next(iter(vocabulary.sentinels))
     if mask is None:
@@ -330,13 +331,14 @@ def learn_policy(
     quiet: bool = False,
     title: str = "learning a policy",
 ) -> Point:
-    """Learn until all steps are done, the gain on dev stops improving, or the outer loss diverges.
+    """Run the outer loop until the last step, an early stop, or divergence.
 
-    After an interruption, the same call resumes from the last evaluation.
+    Learning stops early if the gain on dev does not improve for ``patience`` evaluations. After an
+    interruption, the same call resumes from the last evaluation.
 
     Args:
-        learner: the learner; its policy becomes the best average policy, or the initial policy if
-            no average was better.
+        learner: the learner. At the end, its policy is the best average policy, or the initial
+            policy if no average was better.
         folder: the folder for ``metrics.jsonl`` and the checkpoint; if None, nothing is written.
         quiet: whether to hide the progress bar.
         title: the title of the progress bar.
@@ -383,7 +385,7 @@ def learn_policy(
                 if folder and writes:
                     learner.save(folder / "resume")
             except (Diverged, Overflow) as reason:
-                # Other ranks may not overflow, and would then wait for this rank forever.
+                # If only this rank overflows, the other ranks would wait for it forever.
                 if isinstance(reason, Overflow) and learner.ranks > 1:
                     raise
                 now.stopped = f"diverged: {reason}"
@@ -395,21 +397,21 @@ def learn_policy(
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
     known = {}
     for name, value in line.items():
-        # JSON has no NaN, which is, for example, the share of answers in rows without answers.
+        # JSON has no NaN. A measure is NaN if, for example, no row has an answer.
         if value == value:
             known[name] = value
     metrics.write(known)
 
 
 def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, object]:
-    """Keep the average policy if it is the best so far, and decide whether to stop.
+    """Update the best policy and the reason to stop after an evaluation.
 
     Args:
         outer: the mean outer loss since the last evaluation.
-        gain: the average policy's gain on dev.
+        gain: the gain of the average policy on dev.
 
     Returns:
-        Figures for the log.
+        A record for the log.
     """
     s = learner.settings
     now = learner.now
@@ -425,7 +427,7 @@ def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, obj
         rise = f"from {now.first:.3g} to {outer:.3g} by step {now.step}"
         now.stopped = f"diverged: the outer loss rose {rise}"
     elif s.patience and now.waited >= s.patience:
-        now.stopped = f"nothing better on dev since step {now.best}"
+        now.stopped = f"no better gain on dev since step {now.best}"
     return {
         "kind": "dev",
         "step": now.step,

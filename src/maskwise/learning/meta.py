@@ -1,14 +1,15 @@
-"""The outer loop: update a policy so that pre-training under its masks helps a task.
+"""The outer loop: update a policy so that pre-training with its masks lowers the loss of a task.
 
     for every outer step
-        the policy scores contexts from a batch of examples, and relaxed masks are drawn
-        the model takes inner steps: pre-training under the mask, then the task     (meta_gradient)
-        the policy descends the gradient of the task's loss after these steps
-        the model takes ordinary steps, or is reset
+        score the contexts of a batch of examples with the policy, and draw relaxed masks
+        take inner steps of the model: pre-training with the masks, then the task   (meta_gradient)
+        update the policy by the gradient of the task loss after these steps
+        take ordinary training steps of the model, or reset the model
 
-All randomness is a function of (seed, step, example), so a resumed run continues bit for bit, and
-the result does not depend on the number of ranks. Each step is noisy, because it has few examples
-with one mask each; therefore a moving average of the policy is evaluated and kept.
+All random draws are functions of (seed, step, example). A resumed run is therefore bit-identical to
+an uninterrupted run, and the result does not depend on the number of ranks. A step is noisy,
+because it has few examples and only one mask per example. A moving average of the policy is
+therefore evaluated and saved.
 """
 
 from __future__ import annotations
@@ -55,20 +56,20 @@ from maskwise.training.optim import Optimizers, load_state, state_of
 STATE = "state.json"
 STATE_TENSORS = "state.safetensors"
 DRAWS = 2
-"""How many contexts and masks are drawn for each dev example in an evaluation."""
+"""The number of draws (context and mask) for each dev example in an evaluation."""
 
 
 class Point(BaseModel):
     """The progress of meta-learning, as saved in ``state.json``.
 
     Attributes:
-        step: the number of outer steps so far.
-        best: the step whose average policy was best on dev; 0 is the initial policy.
-        gain: the gain of the best policy (``MetaLearner.gain_of``).
+        step: the number of completed outer steps.
+        best: the step with the best average policy on dev; 0 for the initial policy.
+        gain: the gain of the best policy, from ``MetaLearner.gain_of``.
         waited: the number of evaluations since the best evaluation.
         first: the mean outer loss before the first evaluation.
-        stopped: why learning ended early; None if it did not.
-        overshoot: a message if an inner step is too long (``MetaLearner.overshoot``), or None.
+        stopped: the reason for an early stop, or None.
+        overshoot: a warning about a step size, from ``MetaLearner.overshoot``, or None.
     """
 
     step: int = 0
@@ -81,7 +82,7 @@ class Point(BaseModel):
 
 
 class Slopes:
-    """Measure how well gradients agree: ‖mean‖² over the mean of their squared norms."""
+    """Measures the agreement of gradients: ‖mean‖² divided by the mean of ‖gradient‖²."""
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
@@ -89,7 +90,7 @@ class Slopes:
         self.count = 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        # Tensors are widened one by one: copying them all would double a large policy's memory.
+        # Sums are updated in place, because copies of all gradients would need too much memory.
         if not self.total:
             self.total = [torch.zeros_like(part) for part in gradient]
         for total, part in zip(self.total, gradient, strict=True):
@@ -98,7 +99,7 @@ class Slopes:
         self.count += 1
 
     def agreement(self) -> float:
-        """Return 1 if all gradients are equal, about 1 / count for pure noise, NaN if all are 0."""
+        """Return 1 for equal gradients, about 1 / count for pure noise, and NaN if all are 0."""
         if not self.squares:
             return math.nan
         return self._square(self.total) / (self.count * self.squares)
@@ -108,11 +109,11 @@ class Slopes:
 
 
 class Diverged(Exception):
-    """A loss or a gradient in the outer loop is not finite."""
+    """Raised if a loss or a gradient in the outer loop is not finite."""
 
 
 class Part(NamedTuple):
-    """The masked examples for an inner step, and their total budget over all ranks."""
+    """The masked examples of an inner step, and their total budget over all ranks."""
 
     rows: Array
     masked: Masked
@@ -120,17 +121,17 @@ class Part(NamedTuple):
 
 
 class MetaLearner:
-    """A policy, the model that evaluates its masks, and the progress of learning.
+    """A policy, the model that is trained with its masks, and the progress of learning.
 
     Args:
         losses: the two losses of the model.
         policy: maps input_ids (B, L) and attention_mask (B, L) to logits (B, L).
-        train, dev: the examples to learn from and the examples to evaluate on.
+        train, dev: the examples for learning and for evaluation.
         settings: see ``MetaSettings``.
         training: the optimiser, learning rate and gradient clipping for the model's ordinary steps.
 
     Attributes:
-        average: the moving average of the policy, which is evaluated.
+        average: the moving average of the policy. Evaluations use the average.
         best: the parameters of the best average so far.
     """
 
@@ -159,7 +160,7 @@ class MetaLearner:
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
         self.clip = training.clip or math.inf
-        # The learning rate is constant, because a reset of the model would not rewind a decay.
+        # The learning rate is constant, because a decay would continue after a reset of the model.
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -180,10 +181,10 @@ class MetaLearner:
         """Take an outer step.
 
         Returns:
-            Figures for the log: ``outer``, the task's loss after the inner steps; ``inner``, the
-            loss under the first mask; ``grad_norm``, the norm of the policy's gradient;
-            ``entropy``, the entropy of the policy's weights in nats; ``answers``, the share of its
-            weight on correct answers.
+            A record for the log. ``outer``: the task loss after the inner steps. ``inner``: the
+            loss of masked tokens with the first mask. ``grad_norm``: the norm of the policy's
+            gradient. ``entropy``: the entropy of the policy's weights in nats. ``answers``: the
+            share of the policy's weight on correct answers.
 
         Raises:
             Diverged: a loss or a gradient is not finite.
@@ -212,10 +213,10 @@ class MetaLearner:
             raise Diverged(
                 f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
             )
-        # Clipped gradients are measured, because Adam's steps do not show whether gradients agree.
+        # The agreement uses clipped gradients: Adam's updates are averages over past gradients.
         self.slopes.add(gradients)
         self.adam.step()
-        # At first the average is over fewer steps, or the initial policy would dominate it.
+        # The decay is lower at first, because otherwise the initial policy would dominate.
         keep = min(s.average, (1 + number) / (10 + number))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.policy.parameters()):
@@ -236,7 +237,7 @@ class MetaLearner:
         }
 
     def _rows(self, number: int, *, order: int) -> Array:
-        """Return this rank's examples in a batch; each ``order`` has its own shuffled epochs."""
+        """Return this rank's examples in batch ``number``; ``order`` selects a shuffled order."""
         seed = fold(self.settings.seed, order, 0xE0)
         rows, _ = shuffled(len(self.train), number, self.settings.batch_size, seed=seed)
         return rows.numpy()[self.rank :: self.ranks]
@@ -245,17 +246,17 @@ class MetaLearner:
         return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
 
     def _task_loss(self, rows: Array) -> Loss:
-        """Return the task's loss over these rows and the rows of the other ranks."""
+        """Return the task loss over the rows of all ranks, as a function of the parameters."""
         batch = self.train.task(rows, self.device)
         labels = batch["labels"]
         count = torch.tensor(len(labels))
-        # Integers (B, L) label tokens; a row of floats (B, classes) has several labels, one target.
+        # Integer labels (B, L) have a target per token. Float labels (B, K) have a target per row.
         if labels.dim() > 1 and not labels.is_floating_point():
             count = torch.count_nonzero(labels != IGNORE)
         return self.losses.of(batch, self._total(count))
 
     def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:
-        """Return the inner steps in order; their masks are attached to the policy's graph."""
+        """Return the inner steps in order. Gradients flow from their masks to the policy."""
         steps = []
         for part in parts:
             mask = part.masked.choice.mask(part.masked.logit_U)
@@ -266,7 +267,7 @@ class MetaLearner:
         return steps
 
     def _train_model(self, parts: Sequence[Part]) -> None:
-        """Train the model with ordinary steps, under the same masks and on the task."""
+        """Take ordinary training steps of the model, with the same masks and on the task."""
         theta: Parameters = dict(self.losses.named_parameters())
         for part in parts:
             denoising = self.losses.of(part.masked.inputs, part.budget)
@@ -282,7 +283,7 @@ class MetaLearner:
         self.optimizers.zero_grad()
 
     def _clear_optimizers(self) -> None:
-        """Clear the moments in the model's optimisers, as if the model were new."""
+        """Clear the states of the model's optimisers, as for a new model."""
         for member in self.optimizers.members:
             member.state.clear()
 
@@ -302,11 +303,11 @@ class MetaLearner:
     # ---------------------------------------------------------------------------------------
 
     def gain_of(self, policy: nn.Module) -> float:
-        """Return how much more a step under the policy lowers the task's loss than a random step.
+        """Return the mean gain of a policy over random masks on dev examples, in nats.
 
-        The gain is in nats, averaged over dev examples, with the initial model and the same
-        contexts every time. Policy masks and random masks share their draws, so chance favours
-        neither.
+        The gain is the task loss after an inner step with random masks, minus the task loss after
+        an inner step with the policy's masks. Both steps start from the initial model, with the
+        same contexts and the same random draws.
         """
         gains = 0.0
         count = min(len(self.dev), self.settings.dev_examples)
@@ -323,17 +324,16 @@ class MetaLearner:
 
     @torch.no_grad()
     def _hard_step(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
-        """Return a step of pre-training under a scorer's hard choice."""
+        """Return an inner step of pre-training with hard masks from a scorer."""
         masked = self._masked(scorer, examples, rows, key=key)
         loss = self.losses.of(masked.inputs, masked.choice.budget)
         return InnerStep(loss, self.settings.mask_rate, masked.choice.hard())
 
     def overshoot(self) -> str | None:
-        """Return a message if an inner step raises its own loss on the first examples, which have
-        random masks.
+        """Return a warning if an inner step with random masks raises its own loss, else None.
 
-        The gradient at the start of such a step does not predict the loss at its end. The policy
-        would be rewarded for masks that keep the model from diverging, whatever they teach.
+        Such a step is too long: its gradient does not predict the loss after the step. The policy
+        would then learn masks that keep the model from diverging, instead of useful masks.
         """
         rows = self._rows(0, order=0)
         denoising = self._hard_step(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
@@ -343,7 +343,7 @@ class MetaLearner:
             theta, before = descended(self.start, step)
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
-            # The comparison is negated, so that NaN counts as a rise.
+            # Every comparison with NaN is false, so ``not <=`` counts NaN as a rise.
             if not after <= before:
                 rise = f"from {before:.2f} to {after:.2f}"
                 return f"a step of {name} {step.rate:g} raises its own loss, {rise}"
@@ -380,7 +380,7 @@ class MetaLearner:
         write_folder(folder, fill)
 
     def load(self, folder: Path) -> None:
-        """Resume from a checkpoint; start from scratch if it is missing or damaged.
+        """Resume from a checkpoint. If the checkpoint is missing or damaged, do nothing.
 
         Raises:
             MaskwiseError: the checkpoint has different settings.
@@ -402,7 +402,7 @@ class MetaLearner:
         self.best = groups["best"]
         for name, module in self._modules().items():
             set_values(module, groups[name])
-        # The states are empty if the optimisers were cleared just before the checkpoint.
+        # Optimiser states are empty if a reset came just before the checkpoint.
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
         self.now = Point(**state["now"])

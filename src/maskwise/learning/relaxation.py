@@ -1,13 +1,13 @@
-"""Differentiable masks: from scores to a choice of units, inclusion probabilities, and a relaxed
-loss.
+"""Differentiable masks: a hard choice of units, their inclusion probabilities, and a relaxed loss.
 
-``masking.select`` makes the hard choice by an exponential race: a unit with weight w arrives at
-rate w, and units are taken until the budget is used up. At time τ, a unit has arrived with
-probability p = 1 − exp(−τ·w). For each piece, the relaxation finds the τ at which the expected
-number of tokens equals the budget. The gradient of p then serves as the gradient of the choice
-(straight-through). If one score rises, τ falls, and so do the probabilities of the other units.
+``masking.select`` chooses units by an exponential race: a unit with weight w has an exponential
+arrival time with rate w, and units are chosen in order of arrival until the budget is used up. At
+time τ, a unit has arrived with probability p = 1 − exp(−τ·w). For each piece, the relaxation solves
+for the τ at which the expected number of chosen tokens equals the budget. The gradient of p
+replaces the gradient of the hard choice (straight-through). If the score of one unit rises, τ
+falls, and the probabilities of all other units fall.
 
-Source: methods of Ye et al. 2021 (arXiv 2104.08840), with the race instead of their softmax.
+Source: Ye et al. 2021 (arXiv 2104.08840), who use a softmax instead of the race.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
 
 def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tensor) -> Tensor:
-    """Find the probability that each unit is chosen, given the budget of its piece.
+    """Return the inclusion probability of each unit, given the budget of its piece.
 
-    p = 1 − exp(−τ·w) with w = exp(logit), where τ is such that Σ length·p = budget. A budget of all
-    tokens or more gives p = 1, and a budget of 0 gives p = 0; in both cases the gradient is 0.
+    p = 1 − exp(−τ·w) with w = exp(logit), where τ solves Σ length·p = budget. If the budget is at
+    least the number of tokens, p = 1. If the budget is 0, p = 0. In both cases the gradient is 0.
 
     Args:
-        logit_U: (U,) the logits, of any float type; only differences within a piece matter.
+        logit_U: (U,) the logits. Only differences within a piece matter.
         length_U: (U,) the number of tokens in each unit.
         piece_U: (U,) the piece of each unit.
         budget_P: (P,) the budget of each piece, in tokens.
 
     Returns:
-        (U,) the probabilities, with the type and device of the logits, computed in float64 on the
-        CPU. First and second derivatives are exact: τ is found without a graph; then two Newton
-        steps with a graph, which no longer change τ, provide the implicit function's derivatives.
+        (U,) the probabilities, with the data type and device of the logits. The computation uses
+        float64 on the CPU. First and second derivatives are exact: τ is computed without a graph;
+        then two Newton steps with a graph, at the solution, give its derivatives.
 
     >>> logit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     >>> length, piece = torch.tensor([1, 2, 1, 2]), torch.zeros(4, dtype=torch.long)
@@ -57,7 +57,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
     >>> [round(x, 3) for x in p.tolist()], round(float((p * length).sum()), 12)
     ([0.204, 0.204, 0.462, 0.462], 2.0)
     """
-    # Computed on the CPU, because Apple's GPUs have no float64.
+    # The CPU is used because Apple's GPUs have no float64.
     logit = logit_U.cpu().double()
     length = length_U.cpu().double()
     piece = piece_U.cpu()
@@ -69,7 +69,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
     whole = total(length)
     solvable = (budget > 0) & (budget < whole)
-    # A piece without a solution gets a target that has a solution; its p is overwritten at the end.
+    # Pieces without a solution get a dummy target; their p is overwritten at the end.
     target = torch.where(solvable, budget, 0.5 * whole)
 
     def newton(tau: Tensor) -> Tensor:
@@ -78,15 +78,14 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
     with torch.no_grad():
         # The expected number of tokens is increasing and concave in τ, so Newton steps from the
-        # left never go past the solution. They stop once rounding hides the increase.
+        # left never exceed the solution. The loop ends when τ grows by less than the rounding.
         tau = target / total(length * weight)
         for _ in range(200):
             larger = newton(tau)
             if not (larger > tau * (1 + 1e-15)).any():
                 break
             tau = torch.maximum(tau, larger)
-    # The first step with a graph makes first derivatives exact; the second step makes second
-    # derivatives exact.
+    # One step with a graph gives exact first derivatives; another gives exact second derivatives.
     for _ in range(2):
         tau = newton(tau)
     p = -torch.expm1(-tau[piece] * weight)
@@ -96,14 +95,14 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
 
 def _below_top(logit_U: Tensor, piece_U: Tensor, pieces: int) -> Tensor:
-    """(U,) the logits minus the highest logit in their piece, which gradients treat as constant."""
+    """Return (U,) the logits minus the maximum of their piece, which is detached."""
     top_P = logit_U.new_full((pieces,), -torch.inf)
     top_P = top_P.scatter_reduce(0, piece_U, logit_U.detach(), "amax")
     return logit_U - top_P[piece_U]
 
 
 class Overflow(MaskwiseError):
-    """One of the policy's scores is not finite."""
+    """Raised if a score of the policy is not finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +110,10 @@ class Choice:
     """A selection of units, as tensors.
 
     Attributes:
-        selection: the selection from P pieces in (B, L) rows.
-        token_M: (M,) the positions, among the B·L tokens, of the tokens that belong to units.
-        unit_M: (M,) the unit that each of these tokens belongs to.
-        piece_U: (U,) the piece of each unit.
+        selection: the selection from P pieces in rows (B, L).
+        token_M: (M,) the flat positions, in [0, B·L), of the tokens that belong to units.
+        unit_M: (M,) the index of each token's unit.
+        piece_U: (U,) the index of each unit's piece.
         length_U: (U,) the number of tokens in each unit.
         budget_P: (P,) the budget of each piece, in tokens.
         chosen_U: (U,) bool, whether each unit was chosen.
@@ -130,45 +129,45 @@ class Choice:
 
     @cached_property
     def budget(self) -> Tensor:
-        """The sum of all budgets, in tokens; it divides inner losses."""
+        """The sum of all budgets, in tokens, by which inner losses are divided."""
         return self.budget_P.sum().clamp(min=1)
 
     def unit_logits(self, logit_BL: Tensor) -> Tensor:
-        """(U,) the mean logit over the tokens of each unit."""
+        """Return (U,) the mean logit over the tokens of each unit."""
         logit_M = logit_BL.reshape(-1)[self.token_M]
         total_U = logit_BL.new_zeros(len(self.piece_U)).index_add(0, self.unit_M, logit_M)
         return total_U / self.length_U
 
     def spread(self, value_U: Tensor) -> Tensor:
-        """(B, L) each token's value from its unit, or 0 for tokens outside units."""
+        """Return (B, L) the value of each token's unit, and 0 for tokens outside units."""
         rows, length = self.selection.units.batch.shape
         line = value_U.new_zeros(rows * length)
         return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(rows, length)
 
     def mask(self, logit_U: Tensor) -> Tensor:
-        """(B, L) the share of each token that is masked, with a gradient for every unit.
+        """Return the straight-through mask (B, L).
 
-        Straight-through: the values are 0 and 1, but the gradient is that of the inclusion
-        probabilities, even for units that were not chosen.
+        The values are 0.0 and 1.0. The gradients are those of the inclusion probabilities, for
+        units that were chosen and for units that were not.
         """
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
         hard_U = self.chosen_U.to(p_U.dtype)
         return self.spread(hard_U + p_U - p_U.detach())
 
     def hard(self) -> Tensor:
-        """(B, L) 1.0 where a token was chosen, and 0.0 elsewhere."""
+        """Return (B, L) 1.0 at chosen tokens, and 0.0 at other tokens."""
         return self.spread(self.chosen_U.float())
 
     def shares(self, logit_U: Tensor) -> Tensor:
-        """(U,) each unit's share of its piece's weight; the shares in a piece sum to 1."""
+        """Return (U,) the softmax of the logits within each piece."""
         weight_U = _below_top(logit_U, self.piece_U, len(self.budget_P)).exp()
         total_P = weight_U.new_zeros(len(self.budget_P)).index_add(0, self.piece_U, weight_U)
         return weight_U / total_P[self.piece_U]
 
     def entropy(self, logit_U: Tensor) -> Tensor:
-        """The entropy of the shares in nats, averaged over pieces."""
+        """Return the entropy of the shares in nats, averaged over pieces."""
         share_U = self.shares(logit_U)
-        # Without this minimum, 0·log 0 would be NaN.
+        # Without the minimum, 0·log 0 would be NaN.
         log_share_U = share_U.clamp(min=1e-30).log()
         return -(share_U * log_share_U).sum() / len(self.budget_P)
 
@@ -176,19 +175,20 @@ class Choice:
 def choose(
     batch: AnnotatedBatch, logit_BL: Tensor, ratio: float, keys: Keys, *, units: str = "word"
 ) -> Choice:
-    """Choose units in a batch with weights exp(logit), under an exact budget.
+    """Choose units in a batch at random, with weights exp(logit), under an exact budget.
 
     Args:
-        logit_BL: (B, L) the logits, on any device; a unit's logit is the mean over its tokens.
+        logit_BL: (B, L) the logits of tokens. The logit of a unit is the mean over its tokens.
         ratio: the share of the eligible tokens to choose.
         keys: the keys of the random draws.
-        units: ``token``, ``word``, or the name of a layer whose runs are the units.
+        units: ``token``, ``word``, or the name of a layer. In a layer, a run of equal values is a
+            unit.
 
     Raises:
         Overflow: a logit is not finite.
     """
     parts = units_by(batch, units)
-    # Computed in float64 on the CPU, so that the choice does not depend on the device.
+    # The choice is computed in float64 on the CPU, so that it does not depend on the device.
     logits = logit_BL.detach().cpu().double().numpy().reshape(-1)
     total_U = np.bincount(parts.unit, logits[parts.tokens], len(parts.piece))
     logit_U = total_U / parts.length
@@ -203,7 +203,7 @@ def choose(
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
 
-    # The mode ``exact`` always sets budgets; other modes may not.
+    # The mode ``exact`` always sets budgets, but the type also allows None.
     assert selection.budget is not None
 
     def tensor(column: Array) -> Tensor:
@@ -221,17 +221,17 @@ def choose(
 
 
 class RelaxedDenoising(nn.Module):
-    """The loss for predicting tokens under a relaxed mask m.
+    """The loss of masked tokens under a relaxed mask m.
 
-    Formula: Σ m·CE / budget, over all tokens that belong to units. The model reads m·e(mask) +
-        (1 − m)·e(token), which is the corruption ``mask-only`` if m is 0 or 1.
+    Formula: Σ m·CE / budget, over all tokens that belong to units. The input embedding of a token
+        is m·e(mask) + (1 − m)·e(token). For m = 1, this is the corruption ``mask-only``.
     Encoder–decoders: the encoder reads a mask in place of each masked token, and the decoder
         predicts the full text.
     Requirements: a model that takes ``inputs_embeds``.
 
     Args:
         model: a model with its prediction head.
-        mask_id: the id of the token that replaces masked tokens: [MASK], or one of T5's sentinels.
+        mask_id: the id of [MASK], or of one of T5's sentinels.
     """
 
     def __init__(self, model: PreTrainedModel, mask_id: int):
@@ -240,7 +240,7 @@ class RelaxedDenoising(nn.Module):
         self.mask_id = mask_id
 
     def forward(self, inputs: Tensors, mask_BL: Tensor, budget: Tensor) -> Tensor:
-        """Return the loss, a scalar in nats per token in the budget.
+        """Return the loss, a scalar in nats per token of the budget.
 
         Args:
             inputs: ``input_ids`` and ``attention_mask`` (B, L) of the unmasked text.
@@ -262,6 +262,5 @@ class RelaxedDenoising(nn.Module):
             shown["use_cache"] = False
         logits_BLV = self.model(**shown).logits
         losses = cross_entropy(logits_BLV.flatten(0, 1), ids.flatten(), reduction="none")
-        # Unmasked tokens are predicted too: their losses are the gradients with respect to the
-        # mask.
+        # Unmasked tokens need losses, too, because these losses are the gradients of the mask.
         return (mask_BL * losses.view_as(ids)).sum() / budget

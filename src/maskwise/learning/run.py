@@ -1,7 +1,7 @@
-"""Learn a policy from a task, with a recipe's settings; the same call resumes an interrupted run.
+"""Learn a policy from a task, with the settings of a recipe. The same call resumes a stopped run.
 
-Writes ``policy/`` (the model with its card), ``metrics.jsonl``, ``shown.json`` (what the policy
-masks before and after learning), and, if there are several tries, ``try-N/`` for each try.
+The output is ``policy/`` (the model and its card), ``metrics.jsonl``, ``shown.json`` (the policy's
+weights before and after learning) and, with several tries, a folder ``try-N/`` for each try.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 
 SHARED_TOKENIZER = "tokenizer"
 LEARNING = 0x9011C7
-"""Makes the learning seed differ from the run's seed."""
+"""A constant that makes the learning seed differ from the run's seed."""
 
 
 class Made(NamedTuple):
     """The result of one try at learning by the meta-gradient.
 
     Attributes:
-        policy: the policy with the weights from the best step.
+        policy: the policy at the best step.
         before: the word weights in the example texts before learning.
-        figures: the figures of the best step, for the records.
-        without: the number of train rows that were dropped because no text contains their answers.
+        figures: the measures of the best step, for the record.
+        without: the number of train rows that were dropped because no text contains an answer.
     """
 
     policy: PolicyModel
@@ -59,11 +59,11 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Everything needed to learn one policy. Settings are named after the recipe's sections.
+    """The inputs of learning a policy. Sections of the recipe are fields of the same names.
 
     Attributes:
-        task: the task, as for ``load_task``.
-        kind: the model's kind of architecture.
+        task: the task, as in ``load_task``.
+        kind: the architecture of the model, such as "encoder".
         folder: the output folder.
         quiet: whether to hide the progress bar.
     """
@@ -80,11 +80,11 @@ class Lesson:
     quiet: bool = True
 
     def learn(self) -> Measures:
-        """Learn the policy; after an interruption, the same call resumes.
+        """Learn the policy. After an interruption, the same call resumes.
 
         Returns:
-            ``policy`` (its folder), ``method``, ``task``, the figures from learning, and ``dev``
-            and ``held_out``, the evaluations on labelled texts outside train.
+            A record with ``policy`` (the folder), ``method``, ``task``, the measures from learning,
+            and the evaluations on labelled texts of dev (``dev``) and test (``held_out``).
 
         Raises:
             MaskwiseError: the corpus is a stream, or no policy can be learned from the task.
@@ -96,16 +96,16 @@ class Lesson:
 
     @property
     def seed(self) -> int:
-        """The learning seed, which differs from the seed of the training run that uses the policy.
+        """The learning seed, which differs from the seed of the run that uses the policy.
 
-        With the same seed, the policy would be tested on the initial weights, orders and draws that
-        it was fitted to.
+        With the same seed, the policy would be evaluated on the same initial weights, row order and
+        random draws as in its own training.
         """
         return fold(self.training.seed, LEARNING)
 
     @cached_property
     def texts(self) -> list[str]:
-        """The texts in the corpus, which are searched for contexts."""
+        """The texts of the corpus, for the search for contexts."""
         # A stream may be larger than memory.
         if self.corpus.stream:
             raise MaskwiseError(
@@ -115,7 +115,7 @@ class Lesson:
 
     @property
     def model_tokenizer(self) -> str | None:
-        """The name of the model's tokenizer; None if a tokenizer is trained."""
+        """The name of the model's tokenizer, or None if a new tokenizer is trained."""
         return self.tokenizer.name or self.model.pretrained
 
     def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
@@ -147,7 +147,7 @@ class Lesson:
         encoder = self.learning.policy.pretrained
         if encoder and self.model_tokenizer:
             model_tokenizer = self._tokenizer(self.model_tokenizer)
-            # The policy's scores choose the model's masks, token by token.
+            # The policy scores the model's tokens, so both must have the same tokenizer.
             if model_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise MaskwiseError(
                     "the meta-gradient needs the same tokens in policy and model, but their "
@@ -159,7 +159,7 @@ class Lesson:
         task = load_task(self.task)
         labels = None
         shown = texts
-        # The meta-gradient needs no labels; if the task has answers, they evaluate the policy.
+        # The meta-gradient needs no labels. If the task has answers, they evaluate the policy.
         with suppress(MaskwiseError):
             labels = labels_of(self.task, texts=texts)
             shown = labels.texts()
@@ -177,7 +177,7 @@ class Lesson:
         made.policy.cpu()
         measures = {**made.figures, "tries": [result.figures for result in results], "left_out": {}}
         if made.without:
-            measures["left_out"]["rows of train whose answers are in no text"] = made.without
+            measures["left_out"]["train rows whose answers occur in no text"] = made.without
         if labels:
             measures |= _measured(made.policy, labels)
         return self._keep(
@@ -196,7 +196,7 @@ class Lesson:
         log_unigram: torch.Tensor,
     ) -> Made:
         tries = self.learning.meta.tries
-        # Tries differ in the policy's weights and in the order of examples, but not in the model.
+        # Tries have different policy weights and orders of examples, but the same model.
         seed = self.seed
         folder = self.folder
         title = "learning a policy"
@@ -243,14 +243,14 @@ class Lesson:
         texts: Sequence[str],
         before: Sequence[Floats],
     ) -> Measures:
-        """Write a learned policy with its card, and ``shown.json``; only rank 0 writes.
+        """Write the policy, its card and ``shown.json`` on rank 0.
 
         Args:
-            texts: examples for the card.
+            texts: example texts for the card.
             before: the word weights in the first texts before learning.
 
         Returns:
-            All the policy's measures.
+            The record of the policy.
         """
         result = {
             "policy": str(self.folder / "policy"),
@@ -278,7 +278,7 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        # The policy is complete, so nothing will be resumed.
+        # Learning is complete, so checkpoints are no longer needed.
         checkpoints = [self.folder / "resume", *self.folder.glob("try-*/resume")]
         for unused in (*checkpoints, self.folder / SHARED_TOKENIZER):
             shutil.rmtree(unused, ignore_errors=True)
@@ -290,27 +290,26 @@ class Lesson:
     def _new_policy(
         self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
     ) -> PolicyModel:
-        """Create an untrained policy; ``head`` is used if the settings do not choose a head."""
+        """Create an untrained policy. ``head`` is the default of the setting ``policy.head``."""
         settings = self.learning.policy.model_dump()
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
-        """Load a tokenizer by name; without a name, rank 0 trains it on the corpus for all
-        ranks."""
+        """Load a tokenizer by name. Without a name, rank 0 trains a tokenizer on the corpus."""
         chosen = self.tokenizer.model_copy(update={"name": name})
         if name or ranks_here() == 1:
             return chosen.tokenizer(self.corpus.documents())
         shared = self.folder / SHARED_TOKENIZER
         if rank_here() == 0 and not shared.is_dir():
             write_folder(shared, chosen.tokenizer(self.corpus.documents()).save_pretrained)
-        # The other ranks wait here until the file has been written.
+        # Other ranks wait until rank 0 has written the file.
         require_file(shared / "tokenizer.json")
         return load_tokenizer(str(shared))
 
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
-    """(V,) the tokens' log-frequencies, which are the initial biases in a new model's head."""
+    """Return (V,) log-frequencies of tokens: the initial biases of a new model's head."""
     documents = map(Document, map(str, range(len(texts))), texts)
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
@@ -320,7 +319,7 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
 
 
 def _measured(policy: PolicyModel, labels: Labels) -> Measures:
-    """Evaluate a policy on the labelled texts in dev and test."""
+    """Evaluate a policy on the labelled texts of dev and test."""
     measures = {}
     for name, split in (("dev", "dev"), ("held_out", "test")):
         marked = labels.marked(split)

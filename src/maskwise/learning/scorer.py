@@ -1,12 +1,13 @@
-"""A learned policy's model: an encoder with a head that scores tokens or spans.
+"""The model of a learned policy: an encoder with a head that scores tokens or spans.
 
-The encoder comes from transformers, or is this module's light encoder: an embedding of each token
-and its neighbours, at a hundredth of a transformer's cost. A token head gives one logit per token,
-whose exponential is a weight; a span head gives a start logit and an end logit per token.
+The encoder is a transformers model or the light encoder of this module. The light encoder embeds
+each token and its neighbours, at a hundredth of a transformer's cost. A token head has one logit
+per token, and the weight of a token is exp(logit). A span head has a start logit and an end logit
+per token.
 
-A policy's folder contains JSON, safetensors, the tokenizer and a card; neither code nor pickles are
-loaded. Masking does not import this module: ``learning.annotator`` turns scores into layers, and
-policies read layers.
+A policy's folder contains JSON, safetensors, the tokenizer and a model card. Code and pickles are
+never loaded. Masking does not import this module: ``learning.annotator`` writes scores to layers,
+and masking reads the layers.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for the heads.
 """
@@ -40,7 +41,7 @@ Head = Literal["tokens", "spans"]
 Fields: TypeAlias = dict[str, Any]
 """A configuration as JSON values."""
 COLUMNS = {"tokens": 1, "spans": 2}
-"""The number of logits per token for each head."""
+"""The number of logits per token, keyed by head."""
 LIGHT = "light"
 FORMAT = "maskwise-policy-1"
 WEIGHTS = "model.safetensors"
@@ -52,9 +53,9 @@ class PolicyConfig:
     """A policy's ``config.json``.
 
     Attributes:
-        encoder: the fields of the encoder's configuration; ``model_type`` is "light" or an
-            architecture in transformers.
-        head: "tokens" (one logit per token) or "spans" (a start logit and an end logit).
+        encoder: the fields of the encoder's configuration. ``model_type`` is "light" or an
+            architecture of transformers.
+        head: "tokens" (one logit per token) or "spans" (start and end logits).
         length: the maximum number of tokens in a window of text, including special tokens.
         longest: the maximum number of words in a span.
     """
@@ -74,15 +75,15 @@ class PolicyConfig:
 
 
 class LightEncoder(nn.Module):
-    """Turns (B, L) ids into (B, L, H) states: the embedding of each token plus a convolution over
-    its neighbours.
+    """Maps ids (B, L) to states (B, L, H): token embeddings plus a convolution over neighbours.
 
     Args:
         vocab_size, hidden_size: V and H.
-        window: the width of the convolution in tokens, an odd number; 1 makes a table of words.
+        window: the width of the convolution in tokens, an odd number. With 1, the state of a token
+            does not depend on other tokens.
 
-    Cost: V·H + window·H² weights; with H = 64 and a window of 5, there are 20,000 multiplications
-    per token.
+    Cost: V·H + window·H² weights. For H = 64 and a window of 5, a token costs 20,000
+    multiplications.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
@@ -95,7 +96,7 @@ class LightEncoder(nn.Module):
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        # States are 0 at padding, so the convolution does not depend on the width of the batch.
+        # States at padding are 0, so the result does not depend on the width of the batch.
         states = self.table(input_ids) * attention_mask.unsqueeze(-1)
         near = self.near(states.transpose(1, 2)).transpose(1, 2)
         return states + nn.functional.gelu(near)
@@ -106,8 +107,8 @@ class PolicyModel(
 ):
     """A model that scores tokens or spans, with its tokenizer.
 
-    The hub's mixin provides ``save_pretrained(folder)`` and ``push_to_hub(id)``. Its
-    ``from_pretrained`` is replaced here, because it would also load pickles.
+    The hub's mixin provides ``save_pretrained(folder)`` and ``push_to_hub(id)``. This class
+    overrides the mixin's ``from_pretrained``, which would also load pickles.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -119,7 +120,7 @@ class PolicyModel(
     Args:
         config: the policy's ``config.json``.
         tokenizer: a fast tokenizer.
-        encoder: an encoder with weights; if None, a new encoder that ``config.encoder`` describes.
+        encoder: an encoder with weights; None for a new encoder with ``config.encoder``.
         card: the text of README.md.
     """
 
@@ -138,7 +139,7 @@ class PolicyModel(
         self.encoder = encoder or _new_encoder(config)
         hidden_size = int(config.encoder["hidden_size"])
         self.head = nn.Linear(hidden_size, COLUMNS[config.head])
-        # A new policy gives all words the same weight, so its first masks are random.
+        # Zeros give all words the same weight, so the first masks are random.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -155,19 +156,20 @@ class PolicyModel(
         longest: int = 10,
         seed: int = 0,
     ) -> Self:
-        """Create an untrained policy, which gives all words the same weight.
+        """Create an untrained policy. All words have the same weight.
 
         Args:
-            architecture: ``light``, or a transformers ``model_type``, for a new encoder.
-            pretrained: the folder or hub id of a pre-trained encoder (``starts.find_start``), to
-                use instead of ``architecture``.
+            architecture: the architecture of a new encoder: ``light`` or a ``model_type`` of
+                transformers.
+            pretrained: the folder or hub id of a pre-trained encoder. If given, ``architecture`` is
+                ignored.
             settings: fields of the encoder's configuration, such as hidden_size.
             head, length, longest: see ``PolicyConfig``.
             seed: the seed for the new weights.
 
         Raises:
-            MaskwiseError: the architecture or a field is unknown, or the tokenizer or the length
-                does not fit the encoder.
+            MaskwiseError: the architecture or a field is unknown, or the encoder does not support
+                the tokenizer or the length.
         """
         fields = dict(settings or {})
         encoder = None
@@ -190,9 +192,9 @@ class PolicyModel(
             return cls(config, tokenizer, encoder=encoder).eval()
 
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
-        """Return logits: (B, L) from a token head, or (B, L, 2) from a span head."""
+        """Return the logits: (B, L) for a token head, (B, L, 2) for a span head."""
         states = self.encoder(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
-        # A transformers encoder returns a record; the light encoder returns a tensor.
+        # A transformers encoder returns a ModelOutput; the light encoder returns a tensor.
         if not isinstance(states, Tensor):
             states = states.last_hidden_state
         logits: Tensor = self.head(states)
@@ -204,8 +206,7 @@ class PolicyModel(
     # -------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the files for ``save_pretrained`` and ``push_to_hub``; the hub's mixin calls this
-        method."""
+        """Write the policy's files. The hub's mixin calls this method."""
         weights = {}
         for name, value in self.state_dict().items():
             # safetensors refuses tensors that are not contiguous.
@@ -224,8 +225,8 @@ class PolicyModel(
             name: a folder, or an id on the hub.
 
         Raises:
-            MaskwiseError: the folder contains no policy, a damaged file, code (``auto_map``), or
-                only pickled weights.
+            MaskwiseError: the folder has no policy, a damaged file, code (``auto_map``), or no
+                weights in safetensors.
         """
         folder = find_policy(name)
         config = read_config(folder)
@@ -238,7 +239,7 @@ class PolicyModel(
         try:
             if len(tokenizer) > int(config.encoder["vocab_size"]):
                 raise ValueError(f"its tokenizer has {len(tokenizer)} tokens")
-            # config.json may demand any size, so compare shapes before allocating memory.
+            # config.json may contain any size, so shapes are compared before memory is allocated.
             with torch.device("meta"):
                 cls(config, tokenizer).load_state_dict(weights, assign=True)
             policy = cls(config, tokenizer)
@@ -256,12 +257,11 @@ def read_config(folder: Path) -> PolicyConfig:
     """Read a policy's ``config.json``.
 
     Raises:
-        MaskwiseError: the folder contains no policy, a damaged policy, or a policy that would run
-            code.
+        MaskwiseError: the folder has no policy, or its policy is damaged or contains code.
     """
     if not (folder / "config.json").exists():
         do = "maskwise learn writes a policy into OUT/policy"
-        # A run's folder contains its policy in ``policy/``.
+        # Users may give the folder of a run, which contains the policy in ``policy/``.
         inner = folder / "policy"
         if inner.is_dir():
             do = f"give {inner}"
@@ -300,7 +300,7 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
 
 
 def _described(config: PreTrainedConfig) -> Fields:
-    """Return a configuration's fields as JSON values, without its path."""
+    """Return the fields of a configuration as JSON values, without its path."""
     text = json.dumps(config.to_dict(), default=str)
     fields: Fields = json.loads(text)
     fields.pop("_name_or_path", None)

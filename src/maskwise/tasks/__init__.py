@@ -1,6 +1,10 @@
-"""Evaluation on labelled tasks: reading data (files, columns, loading), kinds of tasks (classes,
-questions, written, embeddings), tensors, metrics, and fine-tuning (finetuning, judge). May import
-from ``training`` and the layers below it, and from ``text``."""
+"""Evaluate checkpoints on labelled tasks.
+
+``files``, ``columns`` and ``loading`` read data. ``classes``, ``questions``, ``written`` and
+``embeddings`` define the kinds of tasks. ``tensors`` makes batches, ``metrics`` scores answers, and
+``finetuning`` and ``judge`` fine-tune. This package may import ``text``, ``training`` and the
+layers below ``training``.
+"""
 
 from maskwise.tasks.files import BUNDLED_TASKS, CARDS
 from maskwise.tasks.finetuning import FinetuneSettings

@@ -1,7 +1,7 @@
-"""Kinds of tasks that predict a class for a text or for each word, several labels, or a number.
+"""Kinds of tasks: classify texts, classify words, predict several labels, or predict a number.
 
-Numbers are standardised with the mean and standard deviation of the training rows, so that the same
-learning rate works on every scale.
+Target numbers are standardised with the mean and standard deviation of the training rows. The same
+learning rate then works on every scale.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class TextRow(Row):
 
 
 def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
-    """Read a record that has one or two texts and a label, or return the reason to skip it."""
+    """Turn a record into a row of one or two texts and a label, or return why it is skipped."""
     text, pair, label = columns.cells(record)
     require_text(text, "text", where)
     if columns.pair:
@@ -102,7 +102,8 @@ def text_classes(rows: Rows, where: str) -> Names:
     """Return the distinct classes of the texts.
 
     Raises:
-        MaskwiseError: only one class, or more than 20 classes that average fewer than two rows.
+        MaskwiseError: there is only one class, or there are more than 20 classes with fewer than
+            two rows on average.
     """
     labels = distinct(all_classes(rows), "classes", where)
     most = max(20, len(rows) // 2)
@@ -123,7 +124,7 @@ def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def class_baseline(task: Task) -> float:
-    """Return the test score of train's most frequent class, or of random answers if higher."""
+    """Return the test score of train's most frequent class, or of random guessing if higher."""
     counts = Counter(all_classes(task.splits["train"]))
     frequent, _ = counts.most_common(1)[0]
     answers = np.full(task.test_items, task.numbers[frequent])
@@ -135,12 +136,12 @@ def class_baseline(task: Task) -> float:
 
 def _encode_classes(task: Task, split: str, cutter: Cutter) -> Encoded:
     gold = torch.from_numpy(task.gold(split))
-    # A model has no output for a class that does not occur in train.
+    # The head has no output for a class that does not occur in train, so such items have no loss.
     targets = torch.where(gold == UNSEEN, IGNORE, gold)
     return Encoded(cutter.rows(task.splits[split]), targets)
 
 
-# A linear layer on the pooled row: Devlin et al. 2019, section 4.1.
+# A linear layer on the pooled output: Devlin et al. 2019, section 4.1.
 SEQUENCE_CLASSIFICATION = TaskKind(
     name="sequence-classification",
     metrics=CLASS_METRICS,
@@ -157,7 +158,7 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 _BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-# If bars or semicolons split a column into more distinct parts than this, it holds texts.
+# A column with more distinct labels holds texts, in which bars or semicolons are punctuation.
 MOST_LABELS = 200
 
 
@@ -192,7 +193,7 @@ def _has_several(records: Records, given: Columns) -> bool:
             return True
         if isinstance(value, str):
             whole.add(value)
-    # It is fast to split each distinct cell only once, because most cells are repeated.
+    # Each distinct cell is split only once, because most cells are repeated.
     parts = set(chain.from_iterable(map(_BETWEEN_LABELS.split, whole)))
     joined = any(map(_BETWEEN_LABELS.search, whole))
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
@@ -202,7 +203,7 @@ def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | 
     text, _, value = columns.cells(record)
     require_text(text, "text", where)
     if isinstance(value, str):
-        # An empty text means that no label applies, while a missing value means "not labelled".
+        # An empty string means that no label applies; a missing value means "not labelled".
         value = _BETWEEN_LABELS.split(value)
     elif not isinstance(value, list) and label_of(value) is None:
         return NO_LABEL
@@ -212,7 +213,7 @@ def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | 
 
 
 def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
-    """Return (N, K) ones and zeros; a label that the task does not have gets no column."""
+    """Return the labels (N, K) as ones and zeros. Labels that are not in the task are ignored."""
     rows = task.splits[split]
     gold = np.zeros((len(rows), len(task.labels)), dtype=np.int64)
     for place, row in enumerate(rows):
@@ -223,7 +224,7 @@ def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _several_baseline(task: Task) -> float:
-    """Return the score of always answering train's most frequent label and all majority labels."""
+    """Return the score of a constant answer: all majority labels and the most frequent label."""
     share_K = task.gold("train").mean(0)
     answer_K = (share_K > 0.5) | (share_K == share_K.max())
     return task.score("test", np.tile(answer_K, (task.test_items, 1)))
@@ -256,7 +257,8 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Up to 20 whole numbers are classes; up to 1,000 if they have no gaps and average 7 rows each.
+# Up to 20 distinct whole numbers are classes. Between 21 and 1,000 numbers are classes if they have
+# no gaps and at least 7 rows each on average.
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 7
 
 
@@ -310,10 +312,10 @@ def _are_quantities(records: Records, column: str | None) -> bool:
     """Return whether all labels are numbers but not classes (see ``MOST_CLASSES``).
 
     Raises:
-        MaskwiseError: a number with a currency, percent sign or thousands separator.
+        MaskwiseError: a number has a currency, percent sign or thousands separator.
     """
     cells = [record.get(column or "") for record in records]
-    # Sorted, so that an error always names the same label.
+    # Labels are sorted so that an error always names the same label.
     labels = sorted({str(cell) for cell in cells if label_of(cell) is not None})
     # A column with labels such as "cheap" has classes, so its "$5" must not raise an error.
     if not all(map(may_be_number, labels)):
@@ -336,7 +338,7 @@ SIMILARITY = TaskKind(
     row=_scored_row,
     labels=_require_scores,
     gold=gold_scores,
-    # A constant answer correlates with nothing.
+    # The correlation of a constant answer is 0.
     baseline=lambda task: 0.0,
     recognises=partial(_has_scores, names=("label", *SCORE_COLUMNS), paired=True),
     head="sequence-classification",
@@ -344,7 +346,7 @@ SIMILARITY = TaskKind(
     encode=_encode_scores,
     config={"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"},
 )
-# The same kind for a single text, whose number is a rating, price or measurement.
+# Regression on single texts: the number is a rating, price or measurement.
 REGRESSION = replace(
     SIMILARITY,
     name="regression",
@@ -403,7 +405,7 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
     if any(isinstance(tag, list | dict) for tag in tags):
         raise MaskwiseError(f"{where}: a word must have one tag", got=tags)
     names = labels_in(tags)
-    # Leaving out the untagged word alone would change the meaning of the words around it.
+    # The whole sentence is skipped: without its untagged word, it would be a different sentence.
     if len(names) < len(tags):
         return NO_LABEL
     return TaggedRow(tokens, names)
@@ -412,8 +414,8 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
 def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     """Predict the tag of each word at its first token.
 
-    A word without tokens, or whose first token is cut off, is lost: it counts as wrong. Leaving it
-    out would reward a small ``max_length`` and tokenizers that drop characters.
+    A word counts as wrong ("lost") if it has no tokens or if its first token is cut off. Dropping
+    such words would reward a small ``max_length`` and tokenizers that drop characters.
     """
     rows = task.splits[split]
     encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)

@@ -1,7 +1,7 @@
 """Choose the columns of a labelled file, and read its cells as texts, labels and numbers.
 
-Only an empty cell is a missing label, unless the user names other values: many files have classes
-called −1 or "NA".
+An empty cell is a missing label. Values such as −1 or "NA" are ordinary classes, unless the user
+declares them as missing.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Columns(NamedTuple):
     label: str | None = None
 
     def cells(self, record: Record) -> list[Any]:
-        """Return the cells in the text, pair and label columns, or None for a missing column."""
+        """Return the text, pair and label cells of a record; None for a missing column."""
         return [record.get(column or "") for column in self]
 
 
 class UsualColumns(NamedTuple):
-    """Column names that published data sets use, the most likely first.
+    """Column names of published data sets, sorted by decreasing likelihood.
 
-    Pairs of columns that belong together (``pairs``) are tried before single columns.
+    ``pairs`` lists pairs of columns, such as ("question", "sentence"). They are tried first.
     """
 
     text: Sequence[str]
@@ -57,7 +57,7 @@ class UsualColumns(NamedTuple):
 
 
 def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
-    """Return the first of these names that is a column of the record."""
+    """Return the first name that is a column of the record, or None."""
     for name in names:
         if name in record:
             return name
@@ -65,7 +65,7 @@ def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
 
 
 def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str) -> Columns:
-    """Return the given columns of a record, or else the usual columns that it has.
+    """Choose the columns of a record: the given columns, or else the usual columns.
 
     Raises:
         MaskwiseError: the record lacks a given column, or has none of the usual columns for a role.
@@ -75,7 +75,7 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
             raise unknown_name(f"{role} column of {where}", column, paths(record))
     text, pair = pair_in(record, given, usual.pairs)
     text = text or first_in(usual.text, record)
-    # One column has one role: "question" may be the text or the second text, but not both.
+    # A column has only one role: "question" may be the first or the second text, but not both.
     pair = pair or first_in(usual.pair, record.keys() - {text})
     label = given.label or first_in(usual.label, record.keys() - {text, pair})
     found = Columns(text, pair, label)
@@ -95,7 +95,7 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
 def pair_in(
     record: Collection[str], given: Columns, pairs: Sequence[tuple[str, str]]
 ) -> tuple[str | None, str | None]:
-    """Return the columns of two texts: the given columns, or the first known pair in the record."""
+    """Return the columns of a pair of texts: the given columns, or the first pair in the record."""
     if given.text or given.pair:
         return given.text, given.pair
     for first, second in pairs:
@@ -111,7 +111,7 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
         value: the cell.
         what: the role of the text, for the error.
         where: the row, for the error.
-        filled: whether to refuse a cell that holds only white space, too.
+        filled: whether a cell of only white space is also an error.
 
     Raises:
         MaskwiseError: the cell holds no text.
@@ -127,9 +127,9 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
 
 # Labels
 
-# GLUE and other benchmarks publish test rows with this label, to keep the correct labels secret.
+# GLUE and other benchmarks publish this label for test rows, whose correct labels are secret.
 HIDDEN = "-1"
-# Labels, in lower case, that mean "missing" in some files. They are kept as classes, with a note.
+# Lower-case labels that mean "missing" in some files. They remain classes, but a note warns.
 DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
 
 
@@ -138,7 +138,7 @@ def label_of(value: object) -> str | None:
 
     3, "3" and 3.0 are the same class: Parquet stores integers next to missing values as 3.0.
     """
-    # Parquet readers may give an empty cell as NaN, the only value that differs from itself.
+    # Parquet readers may return NaN for an empty cell. Only NaN differs from itself.
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():
@@ -147,7 +147,7 @@ def label_of(value: object) -> str | None:
 
 
 def labels_in(value: object) -> list[str]:
-    """Return the labels in a cell, or in the lists that it holds."""
+    """Return the labels in a cell, which may be a nested list."""
     if isinstance(value, list | tuple | set):
         return list(chain.from_iterable(map(labels_in, value)))
     label = label_of(value)
@@ -185,10 +185,10 @@ ANSWER_KEYS = ("answer", "text", "string", "value", "Value", "aliases", "Aliases
 
 
 def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
-    """Yield the answers in a cell, each with its start in the context, if that is known.
+    """Yield (answer, start) for each answer in a cell.
 
-    A cell holds texts or numbers, possibly in lists or objects. SQuAD's objects have
-    ``answer_start``.
+    A cell holds texts or numbers, possibly in nested lists or objects. ``start`` is the offset of
+    the answer in its context, as in SQuAD's ``answer_start``, or None if it is unknown.
     """
     if isinstance(value, Mapping):
         starts = value.get("answer_start")
@@ -212,7 +212,7 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
     elif value is None or isinstance(value, str | int | float):
         text = label_of(value)
         if text is not None:
-            # A text is not stripped, because its start may be the position of a leading space.
+            # Texts are not stripped, because an answer's offset may include a leading space.
             yield value if isinstance(value, str) else text, None
     else:
         raise MaskwiseError(f"{where}: cannot read the answers", got=value, allowed="texts")
@@ -220,13 +220,13 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
 
 # Numbers
 
-# A comma before three digits may separate thousands, so such a label is not read as a number.
+# A label with a comma before three digits is refused, because the comma may separate thousands.
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)\d+")
 _WRITTEN_FOR_PEOPLE = re.compile(r"[-+]?[$€£¥]?\s*[-+]?\d+([.,]\d{3})*([.,]\d+)?\s*[$€£¥%]?")
 
 
 def number_of(label: object) -> float | None:
-    """Read a label as a number with a decimal point or comma, or return None if it is not a number.
+    """Convert a label with a decimal point or comma to a number; return None for other labels.
 
     >>> number_of("3,5"), number_of("-2"), number_of("1,200"), number_of("18 €"), number_of("good")
     (3.5, -2.0, None, None, None)
@@ -251,7 +251,7 @@ def require_number(label: object, where: str) -> float:
     """Return a label as a number.
 
     Raises:
-        MaskwiseError: not a number, or a number with a currency, percent or thousands sign.
+        MaskwiseError: the label is not a number, or has a currency, percent or thousands sign.
     """
     value = number_of(label)
     if value is not None:
@@ -268,7 +268,7 @@ def require_number(label: object, where: str) -> float:
 
 
 def choices_of(record: Record) -> tuple[list[str], list[object]]:
-    """Return the names (often none) and the texts of the choices in a record."""
+    """Return the names and texts of the choices in a record; most formats have no names."""
     for name in CHOICES:
         value = record.get(name)
         # The hub stores choices as an object of two lists; AI2's files store a list of objects.
@@ -293,17 +293,17 @@ def choices_of(record: Record) -> tuple[list[str], list[object]]:
 def right_choice(
     answer: str, names: list[str], texts: Sequence[object], *, may_be_text: bool
 ) -> int | None:
-    """Return the index of the choice that an answer refers to by name, text, letter or index.
+    """Find the correct choice, which a file gives by name, text, letter or index.
 
     Args:
-        answer: the cell that tells which choice is correct.
+        answer: the cell of the correct choice.
         names: the names of the choices, if they have any.
         texts: the choices.
-        may_be_text: whether the answer may be the text of a choice; if so, it is tried as a text
-            before it is tried as an index.
+        may_be_text: whether the answer may be the text of a choice. An answer such as "3" is then
+            compared with the texts before it is used as an index.
 
     Returns:
-        The index, or None if the answer refers to no choice.
+        The index of the choice from 0, or None if no choice matches.
     """
     if answer in names:
         return names.index(answer)
@@ -320,9 +320,9 @@ def right_choice(
 
 
 def flat(record: Record, given: Columns) -> Record:
-    """Add a column for each given path into nested objects, such as "review.text".
+    """Add a column for each dotted path into nested objects, such as "review.text".
 
-    In AI2's files, a question may be an object, whose fields become columns too.
+    In AI2's files, "question" may be an object. The fields of this object become columns too.
     """
     question = record.get("question")
     if isinstance(question, dict):
@@ -368,8 +368,8 @@ def with_text(record: Record, template: str, place: str) -> Record:
 
 # Guessing
 
-# The smallest mean number of words in a column of texts, or of letters if the texts have no spaces,
-# as in proteins.
+# The smallest mean length of a column of texts: in words, or in letters if its texts have no spaces
+# (such as proteins).
 LEAST_WORDS, LEAST_LETTERS = 3, 30
 
 
@@ -378,12 +378,14 @@ def guess_columns(
 ) -> tuple[Columns, list[str]]:
     """Guess the text and the label of a table with unusual column names, and note each guess.
 
-    The text column is the one with the longest texts, and the label column is the only other one.
+    The column with the longest texts becomes the text. If only one column is left, it becomes the
+    label.
 
     Args:
-        records: the first one has every column.
-        given: the columns that the user names.
-        usual: the names that the kind of task looks for. Columns with such names are not guessed.
+        records: the rows; the first row has every column.
+        given: the columns that the user named.
+        usual: the usual names for this kind of task. A column with a usual name takes
+            precedence over a guess.
         where: the table, for errors.
 
     >>> table = [{"Kommentar": "ein schöner langer Tag", "Note": "2"}]
@@ -393,7 +395,7 @@ def guess_columns(
     notes: list[str] = []
     names = [str(name) for name in records[0] if name not in ("id", "split")]
     text, pair = pair_in(names, given, usual.pairs)
-    # Otherwise the second text of a pair would be guessed to be the label.
+    # Without this return, the second text of a pair would be guessed to be the label.
     if pair:
         return given, notes
     text = text or first_in(usual.text, names)
@@ -408,7 +410,7 @@ def guess_columns(
         refuse_rows_as_names(records, text, where)
         given = given._replace(text=text)
         notes.append(f"the text is column {text!r}")
-    # Titles repeat in files of paragraphs, but they are labels only if the user names their column.
+    # In files of paragraphs, titles repeat as classes do. They are never guessed to be labels.
     rest = [name for name in names if name not in (text, "title")]
     if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
         given = given._replace(label=rest[0])
@@ -417,7 +419,7 @@ def guess_columns(
 
 
 def _mean_words(records: Records, name: str) -> float:
-    """Return the mean number of words in a column, estimated from letters if it has no spaces."""
+    """Return the mean number of words per cell; without spaces, estimate it from the letters."""
     texts = [str(record.get(name) or "") for record in records]
     words = fmean(len(text.split()) for text in texts)
     if all(map(str.isalpha, texts)):

@@ -1,7 +1,7 @@
-"""Kinds of tasks that evaluate the embeddings of a frozen encoder: nothing is fine-tuned or random.
+"""Kinds of tasks that evaluate the embeddings of a frozen encoder. Nothing is fine-tuned or random.
 
-They classify texts by logistic regression, measure the similarity of texts by cosine, or find the
-text that belongs to a title. All texts are embedded once.
+``sentence-embedding`` trains a logistic regression, ``zero-shot-similarity`` compares the cosines
+of pairs with human scores, and ``retrieval`` ranks texts by their similarity to a title.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, require_text
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
-# For each split, (N, H) embeddings of all its texts. The two texts of a pair are adjacent.
+# The embeddings (N, H) of all texts of each split. The two texts of a pair are adjacent rows.
 ByText = Mapping[str, Tensor]
 ByAnswer = Mapping[str, ArrayLike]
 # SentEval's grid of C, the inverse of the penalty.
@@ -40,7 +40,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
     for penalty in PENALTIES:
         classifier = LogisticRegression(C=penalty, max_iter=300)
         with warnings.catch_warnings():
-            # Unscaled embeddings may need more steps, but further steps no longer change the score.
+            # Unscaled embeddings may need over 300 steps, but more steps do not change the score.
             warnings.simplefilter("ignore", ConvergenceWarning)
             classifier.fit(features["train"], task.gold("train"))
         score = task.score("dev", classifier.predict(features["dev"]))
@@ -51,7 +51,7 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 
 
 def _features(task: Task, split: str, vectors: Tensor) -> ArrayLike:
-    """Return (N, H) embeddings of texts, or (N, 2 H) [|u − v|, u · v] of pairs as in SentEval."""
+    """Return embeddings (N, H) of texts, or SentEval's [|u − v|, u · v] (N, 2 H) of pairs."""
     if any(row.pair is not None for row in task.splits[split]):
         u = vectors[::2]
         v = vectors[1::2]
@@ -66,7 +66,7 @@ FROZEN: dict[str, Any] = {
     "recognises": lambda records, given: False,
     "least_tokens": (False, 1),
 }
-# Conneau & Kiela 2018 (SentEval), section 3, but with one split by hash instead of ten folds.
+# Conneau & Kiela 2018 (SentEval), section 3, but with one fixed split instead of ten folds.
 SENTENCE_EMBEDDING = replace(
     SEQUENCE_CLASSIFICATION,
     **FROZEN,
@@ -97,7 +97,7 @@ ZERO_SHOT_SIMILARITY = replace(
 
 @dataclass(frozen=True)
 class PairedRow(Row):
-    """A title, question or first sentence, and the text that belongs to it."""
+    """A query, such as a title or question, and its correct text."""
 
     shown = ("query", "passage")
 
@@ -115,7 +115,7 @@ def _paired_row(record: Record, columns: Columns, where: str) -> PairedRow | str
 
 
 def _rank_baseline(task: Task) -> float:
-    """Return the expected score of a random order."""
+    """Return the expected score of a random ranking."""
     count = len(task.splits["test"])
     if task.metric == "recall-at-1":
         return 1 / count
@@ -123,7 +123,10 @@ def _rank_baseline(task: Task) -> float:
 
 
 def _ranks(task: Task, vectors: ByText) -> ByAnswer:
-    """Rank each correct text among all texts of the split, from 1; ties count against it."""
+    """Return the rank, from 1, of each correct text among all texts of the split.
+
+    Among texts with equal cosines, the correct text is ranked last.
+    """
     ranks = {}
     for split, both in vectors.items():
         unit = normalize(both.double(), dim=1)
@@ -132,7 +135,7 @@ def _ranks(task: Task, vectors: ByText) -> ByAnswer:
     return ranks
 
 
-# The mean of 1 / rank, 0 beyond rank 10: Craswell 2009.
+# The mean reciprocal rank, cut at rank 10: Craswell 2009.
 RETRIEVAL = TaskKind(
     name="retrieval",
     suffix="-retrieval",

@@ -1,13 +1,13 @@
-"""Read the records of each split of a task, from files, a folder, the hub, or an invented world.
+"""Read the records of each split of a task from files, a folder, the hub, or an invented world.
 
-A word in a file's name tells its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
-``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. The columns of a few published tables without a
-header are listed here, so users only need to give the folder.
+A word in the name of a file gives its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
+``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. This module lists the columns of a few published
+tables that have no header.
 
-Rows are assigned to train, dev or test by a hash of a text: equal texts stay together, and a row
-keeps its split when other rows are added. Questions about the same text stay together. The labels
-that policies learn from are split in the same way, because a policy must not see the test rows of a
-task.
+If files do not define the splits, a hash of each row's text does. Rows with equal texts are
+therefore in the same split, and a row keeps its split when other rows are added. Questions about
+the same text are in the same split. Labels for policies are split by the same hash, because a
+policy must not see the test rows of a task.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Options: TypeAlias = dict[str, Any]
 
 
 class Card(TypedDict):
-    """A published task: see cards.yaml."""
+    """A published task from cards.yaml."""
 
     title: str
     source: str
@@ -64,7 +64,7 @@ class Card(TypedDict):
 CARDS: Mapping[str, Card] = yaml.safe_load(
     Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8")
 )
-"""Published tasks, keyed by name: their files, and how they are shown to a model and scored."""
+"""Published tasks, keyed by name, with their files and their arguments for ``load_task``."""
 _SPLIT_OF = {
     "train": "train",
     **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),
@@ -72,7 +72,7 @@ _SPLIT_OF = {
 }
 # The split for each word that a file name may contain. SemEval calls dev "trial".
 _WORDS = {**_SPLIT_OF, "trial": "dev"}
-# Published tables without a header: a pattern for their paths, and the names of their columns.
+# Columns of published tables without a header, keyed by a pattern for the paths of the tables.
 _WITHOUT_HEADER = {
     r"(?i)(^|.*/)cola/(train|dev)\.tsv(\.gz)?$": ("source", "label", "mark", "sentence"),
     r"(?i)(^|.*/)sts-(train|dev|test)\.(csv|tsv)(\.gz)?$": (
@@ -82,27 +82,28 @@ _WITHOUT_HEADER = {
 }
 # Columns for the text that several questions may share, and columns for their answers.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
-# With fewer articles, a split could end up empty.
+# Fewer articles than this could leave a split empty.
 MANY_ARTICLES = 20
 T = TypeVar("T")
 BySplit: TypeAlias = dict[str, list[Record]]
-# Rows with the text that decides their split.
+# Rows, each after the text whose hash decides its split.
 Keyed: TypeAlias = Sequence[tuple[str, T]]
 
 
 def read_splits(
     spec: str, *, header: bool = True, files: Mapping[str, str] | None = None
 ) -> BySplit:
-    """Read the records of each split, or all records as "all" if there are no splits.
+    """Read the records of each split. If there are no splits, return all records under "all".
 
     Args:
-        spec: as for ``load_task``, without arguments.
+        spec: a source, as in ``load_task``, without arguments.
         header: whether tables begin with the names of their columns.
-        files: for each split, a pattern for its file names; needed for a folder in which the file
-            names do not tell the split.
+        files: a pattern for the file names of each split, for folders whose file names do not
+            contain the split.
 
     Raises:
-        MaskwiseError: no such source, no training split, or two files for one split.
+        MaskwiseError: the source does not exist, has no training split, or has two files for the
+            same split.
     """
     world = read_world(spec)
     if world:
@@ -134,7 +135,7 @@ def read_splits(
 
 
 def state_of(spec: str) -> FilesState:
-    """Return the name, time and size of each file of a task; nothing for an invented world."""
+    """Return the name, time and size of each file of a task; invented worlds have no files."""
     return files_state(_path(spec))
 
 
@@ -174,7 +175,7 @@ def _read_folder(spec: str, folder: Path, header: bool, files: Mapping[str, str]
 
 
 def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """Return the file of each split, found by the whole file name or else by a word in it."""
+    """Return the file of each split. ``train.csv`` takes precedence over ``sick-train.csv``."""
     exact: dict[str, list[Path]] = {}
     loose: dict[str, list[Path]] = {}
     for file in files:
@@ -185,7 +186,7 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
         if split:
             exact.setdefault(split, []).append(file)
         words = {_WORDS[word] for word in re.split(r"[^a-z]+", name) if word in _WORDS}
-        # MNLI is scored on the matched texts.
+        # MNLI has a matched and a mismatched test set; the usual score is on the matched set.
         if len(words) == 1 and "mismatched" not in name:
             loose.setdefault(words.pop(), []).append(file)
     found = {}
@@ -201,7 +202,7 @@ def _split_files(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
 
 
 def _by_split(spec: str, by_name: BySplit) -> BySplit:
-    """Give splits their usual names, such as dev for validation, and drop other splits."""
+    """Rename the splits to train, dev and test, and drop other splits."""
     known = [name for name in by_name if name in _SPLIT_OF]
     splits = {_SPLIT_OF[name]: by_name[name] for name in known}
     if len(splits) < len(known):
@@ -220,14 +221,14 @@ def _by_split(spec: str, by_name: BySplit) -> BySplit:
 
 
 def merged(records: Sequence[Record]) -> Record:
-    """Merge records into one that has every column, each with its first value.
+    """Return one record with every column of the records, and the first value of each column.
 
-    JSON lines may leave out empty columns, so the first record alone may lack some columns.
+    JSON lines may leave out empty columns, so the first record may lack some columns.
     """
     whole = dict(records[0])
     for record in records:
         if not record.keys() <= whole.keys():
-            # New columns come last, and columns that are already there keep their value.
+            # New columns come last; existing columns keep their position and value.
             whole = {**whole, **record, **whole}
     return whole
 
@@ -242,13 +243,14 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
     return [record for record in records if str(record.get(column)) == value]
 
 
-# Cutting
+# Splitting
 
 
 def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
-    """Return the columns that decide the split of a question.
+    """Return the columns whose text decides the split of a question.
 
-    These are the columns for contexts, and also for article titles if there are many articles.
+    The article title is one of these columns if there are at least ``MANY_ARTICLES`` titles.
+    Otherwise, only the context decides.
     """
     titles = {str(record.get("article_title") or "") for record in records}
     if len(titles - {""}) >= MANY_ARTICLES:
@@ -267,14 +269,14 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
 
 
 def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, list[T]], Names]:
-    """Split keyed rows into train, dev and test, by the rules in ``loading``.
+    """Split keyed rows into train, dev and test by the rules in the docstring of ``loading``.
 
     Returns:
         The rows of each split, and notes on how the splits were made.
     """
     train, dev, test = (splits.get(split, []) for split in SPLITS)
     if "all" in splits or (train and not dev and not test):
-        what = "train alone has labels"
+        what = "only train has labels"
         whole = train
         if "all" in splits:
             what = "one file"
@@ -284,7 +286,7 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
             "dev": _between(whole, 0.7, 0.85),
             "test": _between(whole, 0.85, 1),
         }
-        return parts, (f"{what}, cut 70/15/15",)
+        return parts, (f"{what}, split 70/15/15",)
     notes = []
     if "train" not in splits:
         if not (dev and test):
@@ -295,11 +297,11 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
             )
         train = dev
         dev = []
-        notes.append("no train: dev is train")
+        notes.append("no train split: dev is train")
     if not test:
         test = dev
         dev = []
-        notes.append("no labelled test: dev is test")
+        notes.append("no labelled test split: dev is test")
     parts = {"train": _between(train), "dev": _between(dev), "test": _between(test)}
     if not dev:
         parts["train"] = _between(train, 0, 0.85)
@@ -309,7 +311,7 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
 
 
 def only_test(splits: Mapping[str, Keyed[T]]) -> tuple[dict[str, list[T]], Names]:
-    """Choose test for kinds that learn nothing: the first non-empty split of test, dev, all, train.
+    """Choose test rows for kinds without training: the first non-empty of test, dev, all, train.
 
     Returns:
         The rows of each split, and a note if another split serves as test.

@@ -27,57 +27,59 @@ class FinetuneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training rows, unless ``steps`` is given. If None, 5, or up to 20 if a large
-    model would otherwise have fewer than 250 steps."""
+    """Passes over the training rows; ignored if ``steps`` is given. The default is 5, or up to 20
+    for a large model that would otherwise have fewer than 250 steps.
+    """
 
     steps: int | None = Field(None, ge=1)
-    """Optimiser updates, whatever the task size."""
+    """Optimiser updates, independent of the task size."""
 
     batch_size: int = Field(16, ge=1)
     """Rows per update."""
     learning_rate: float | None = Field(None, gt=0)
-    """AdamW's peak learning rate. If None, chosen by model size, from 3e-3 (a million weights) to
-    5e-5 (110 million)."""
+    """AdamW's peak learning rate. The default depends on the model size: 3e-3 for a million
+    weights, 5e-5 for 110 million weights.
+    """
 
     search_rate: bool = False
-    """First try a third of, exactly, and three times the learning rate with a separate seed, and
-    use the rate that is best on dev. Costs three more fine-tuning runs for each checkpoint and
-    task; meant for unknown models and tasks.
+    """Whether to search for the learning rate. The candidates are 1/3, 1 and 3 times
+    ``learning_rate``, and the best candidate on dev is used. The search has its own seed, and costs
+    three more fine-tuning runs for each checkpoint and task.
     """
 
     muon_learning_rate: float = Field(0.003, gt=0)
     """Muon's peak learning rate; used only with ``optimizer: muon``."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon`` uses Muon for the matrices in the blocks, and AdamW for all other parameters."""
+    """``muon`` trains the matrices in the blocks with Muon, and all other parameters with AdamW."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
 
     eval_every: int = Field(0, ge=0)
-    """Steps between two evaluations on dev. The state with the best dev score is used, or the
-    first of several equally good states. With 0, dev is not scored, and the last state is used.
+    """Steps between evaluations on dev. The first state with the best dev score is used. With 0,
+    dev is not scored, and the last state is used.
     """
 
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay; not applied to biases, norms and other vectors."""
+    """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """See ``training.precision``."""
     max_length: int = Field(64, ge=3)
-    """The most tokens in a row. Longer rows are cut, and words that are cut off count as wrong, but
-    contexts of questions are read in windows.
+    """Maximum number of tokens in a row. Longer rows are cut, and words that are cut off count as
+    wrong. Long contexts of questions are not cut, but read in several windows.
     """
 
     seeds: int = Field(3, ge=1)
-    """Fine-tuning runs for each checkpoint and task; the score is their mean."""
+    """Fine-tuning runs for each checkpoint and task. The score is the mean over these runs."""
 
     def fitting(self, weights: int) -> FinetuneSettings:
-        """Add a learning rate for a model of this size, if none is given."""
+        """Return the settings with a learning rate, by default from the number of weights."""
         if self.learning_rate is not None:
             return self
         return self.model_copy(update={"learning_rate": interpolated(weights, RATES)})
 
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Return the settings for one fine-tuning run, by default with a small model's rate."""
+        """Return the training settings of one run; the default learning rate suits small models."""
         rows = len(task.splits["train"])
         given = self.fitting(0)
         shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "search_rate"})
@@ -97,16 +99,16 @@ class FinetuneSettings(BaseModel):
         )
 
 
-# AdamW's peak learning rate for each number of weights: the model in the quick start, the shipped
-# encoder, MiniLM, and the rates published for BERT's two sizes (Devlin et al. 2019, appendix A.3).
+# AdamW's peak learning rate, keyed by the number of weights. The models are: the quick start's, the
+# bundled encoder, MiniLM, and BERT base and large (Devlin et al. 2019, appendix A.3).
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-# Models with a lower rate count as large. Fine-tuning is unstable for large models if there are few
-# steps, so by default they get more steps (Mosbach et al. 2021).
+# A model with a rate below SMALL_RATE counts as large. Fine-tuning large models is unstable in few
+# steps (Mosbach et al. 2021), so their default is at least FEWEST_STEPS.
 SMALL_RATE, FEWEST_STEPS = 1e-3, 250
 
 
 def interpolated(weights: int, rates: Mapping[float, float]) -> float:
-    """Return the rate for a number of weights, by linear interpolation on logarithmic scales.
+    """Interpolate the rate for a number of weights, linearly on logarithmic scales.
 
     >>> [interpolated(weights, RATES) for weights in (600_000, 22_000_000, 340_000_000)]
     [0.003, 0.0005, 2e-05]
@@ -124,8 +126,8 @@ def interpolated(weights: int, rates: Mapping[float, float]) -> float:
 class Judged(TypedDict):
     """The scores of one checkpoint on one task, in one or several runs.
 
-    ``others`` holds further metrics on test, and ``lost_words`` counts the test items that cannot
-    be answered.
+    ``others`` holds further metrics on test, keyed by name. ``lost_words`` is the number of test
+    items that count as wrong because their tokens were cut off or are missing.
     """
 
     task: str
@@ -160,9 +162,9 @@ class TaskRecord(Judged):
     item_error: NotRequired[float]
     """The standard error of the score over test items, from resampled sentences or documents."""
     item_sd: NotRequired[float]
-    """The standard deviation of the test items' scores, which are means over seeds."""
+    """The standard deviation over test items of their mean scores over seeds."""
     tried: NotRequired[dict[str, float]]
-    """The dev score of each learning rate that was tried."""
+    """The dev score of each learning rate in the search."""
     model: NotRequired[str]
     made_of: NotRequired[str]
     """A hash of checkpoint, task, settings and seeds; a record with an equal hash is reused."""

@@ -1,9 +1,9 @@
-"""Evaluate a checkpoint on tasks: fine-tuned on each with several seeds, or with a frozen encoder.
+"""Evaluate a checkpoint on tasks, by fine-tuning with several seeds or with a frozen encoder.
 
-Fine-tuning is the training loop with a different objective. The seed determines the new head, the
-row order and dropout. The number of steps is fixed beforehand, and only the last state is scored on
-test, because picking the best of several test scores would produce spurious effects. With
-``eval_every``, the best state on dev is scored instead. Dev scores are for choosing settings.
+Fine-tuning uses the training loop with the objective of the task. The seed determines the new head,
+the row order and dropout. The number of steps is fixed beforehand. Only the last state is scored on
+test, because the best of several test scores would be biased upwards. With ``eval_every``, the
+state with the best dev score is scored on test instead.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RECORDS = "records.jsonl"
-# The file that holds the answers to all test rows, one file per seed.
+# The name of the file with the answers to all test rows; each seed has its own file.
 PREDICTIONS = "predictions.jsonl"
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
-# The seed of the runs that search for a learning rate; these are never reported.
+# The seed of the learning-rate search. It differs from every seed whose score is reported.
 TRIAL_SEED = 1 << 40
 
 
@@ -64,13 +64,14 @@ def evaluate_tasks(
 
     Args:
         checkpoint: a folder or hub id with its tokenizer.
-        specs: as for ``load_task``, or tasks. All are loaded and checked before the first is
-            trained.
+        specs: tasks, or sources as in ``load_task``. All tasks are loaded and checked before any
+            training starts.
         settings: the fine-tuning settings.
-        seeds: fine-tuning runs per task; ``settings.seeds`` if not given. Frozen kinds run once.
-        out: the folder for ``records.jsonl``, which is written after every task, and for
-            ``TASK/seed-N/checkpoint``; if None, nothing is kept. A task that already has a record
-            for the same checkpoint, rows, settings and seeds is not evaluated again.
+        seeds: the number of fine-tuning runs per task, by default ``settings.seeds``. Frozen kinds
+            run once.
+        out: the output folder, or None to write nothing. ``records.jsonl`` is updated after every
+            task; fine-tuned models are in ``TASK/seed-N/checkpoint``. A recorded task with the same
+            checkpoint, rows, settings and seeds is not evaluated again.
 
     Returns:
         One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
@@ -78,7 +79,8 @@ def evaluate_tasks(
         means of further metrics on test.
 
     Raises:
-        MaskwiseError: no checkpoint, no such task, tasks with equal names, or an unsuitable task.
+        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, or the
+            model cannot learn a task.
 
     >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
     >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
@@ -136,7 +138,7 @@ def evaluate_tasks(
 def _made_of(
     checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
 ) -> dict[str, str]:
-    """Hash what each task's record depends on. For a hub checkpoint, only its name is hashed."""
+    """Hash the inputs of each task's record. Only the name of a hub checkpoint is hashed."""
     hashes = []
     for path in sorted(Path(checkpoint).glob("*")):
         if path.is_file():
@@ -161,15 +163,17 @@ def task_record(
     checkpoints: bool = True,
     quiet: bool = True,
 ) -> TaskRecord:
-    """Evaluate one checkpoint on one task; see ``finetune`` for further arguments.
+    """Evaluate one checkpoint on one task with several seeds.
 
     Args:
-        seeds: the seeds, one for each run. Only the first seed is used if nothing is random.
-        folder: where the ``seed-N`` folders are written; if None, nothing is kept.
-        checkpoints: whether to keep checkpoints; if False, only the predictions are kept.
+        seeds: the seed of each run. If nothing is random, only the first seed is used.
+        folder: the parent of the ``seed-N`` folders, or None to write nothing.
+        checkpoints: whether to write checkpoints in addition to the predictions.
+
+    The other arguments are those of ``finetune``.
     """
     seeds = list(seeds)
-    # Without a checkpoint, the weights of the frozen encoder are random.
+    # A frozen encoder gives the same score for every seed, unless its weights are random.
     if task.frozen and checkpoint:
         seeds = seeds[:1]
     start = config or checkpoint
@@ -206,7 +210,7 @@ def task_record(
     if first["counts"] is not None:
         counts = np.array([score["counts"] for score in scores])
         if task.kind.item_interval:
-            # A written answer counts as (score, 1).
+            # The counts of a written answer are (score, 1), so column 0 holds the scores.
             means = list(map(fmean, counts[:, :, 0].T.tolist()))
             record["interval"] = list(bootstrap_interval(means))
             record["item_sd"] = pstdev(means)
@@ -220,10 +224,10 @@ def _search_rate(
     settings: FinetuneSettings,
     run: Callable[..., Score],
 ) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
-    """Try learning rates on dev.
+    """Search for the learning rate with the best dev score.
 
     Returns:
-        The settings with the best rate, the dev score of each rate, and notes on rates that
+        The settings with the best rate, the dev score of each rate, and a note for each rate that
         diverged.
     """
     if not task.splits["dev"]:
@@ -232,7 +236,7 @@ def _search_rate(
             do="give the task dev rows, or remove finetune.search_rate",
         )
     assert settings.learning_rate is not None
-    # All rates get the same number of steps, although small rates have more steps by default.
+    # By default, small rates get more steps. Here all rates get the same number of steps.
     steps = settings.training(task, seed=0).steps
     tried = {}
     diverged = []
@@ -242,7 +246,7 @@ def _search_rate(
         try:
             tried[rate] = run(settings=trial, seed=TRIAL_SEED)["dev"] or 0.0
         except NotFinite as error:
-            diverged.append(f"learning rate {rate:g} was tried and left out: {error.what}")
+            diverged.append(f"learning rate {rate:g} diverged and was dropped: {error.what}")
             if len(diverged) == len(TRIAL_FACTORS):
                 raise
     pick = min if task.metric in LOWER_IS_BETTER else max
@@ -265,23 +269,23 @@ def finetune(
     """Fine-tune a checkpoint on a task and score it once.
 
     Args:
-        checkpoint: a folder or hub id; None to start from random weights of ``config``.
+        checkpoint: a folder or hub id, or None for random weights.
         task: the data and the metric.
         tokenizer: the checkpoint's tokenizer.
         settings: the fine-tuning settings.
-        seed: seeds the new head (or all weights without a checkpoint), the row order and dropout.
-        config: the configuration for random weights; None if there is a checkpoint.
-        folder: where metrics.jsonl, checkpoint/ (an ordinary transformers folder) and, for
-            generation, predictions.jsonl are written; if None, nothing is kept.
-        checkpoints: whether to keep checkpoint/; if False, only the predictions are kept.
+        seed: the seed of the new weights, the row order and dropout.
+        config: the configuration of a model with random weights; None if there is a checkpoint.
+        folder: the folder for ``metrics.jsonl``, ``checkpoint/`` (in transformers' format) and,
+            for generation, ``predictions.jsonl``; or None to write nothing.
+        checkpoints: whether to write ``checkpoint/``.
 
     Returns:
         The scores, such as ``score`` on test, ``dev`` (None without dev rows) and ``lost_words``
-        (test items that cannot be answered). Frozen kinds have 0 steps and write no checkpoint.
+        (test items that count as wrong). Frozen kinds have 0 steps and write no checkpoint.
 
     Raises:
-        MaskwiseError: no checkpoint, a checkpoint that does not fit the tokenizer or max_length, or
-            a loss or an answer that is not finite.
+        MaskwiseError: the checkpoint does not exist or does not fit the tokenizer or
+            ``max_length``, or a loss or an answer is not finite.
     """
     began = time.perf_counter()
     max_length = settings.max_length
@@ -356,8 +360,8 @@ def load_network(
     """Load a checkpoint, or random weights of ``config``, with a new head for a task.
 
     Raises:
-        MaskwiseError: both a checkpoint and a config, or neither; or a model that does not fit the
-            task, the tokenizer or max_length.
+        MaskwiseError: both or neither of ``checkpoint`` and ``config`` are given, or the model does
+            not fit the task, the tokenizer or ``max_length``.
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
@@ -373,7 +377,7 @@ def load_network(
 def _frozen_answers(
     task: Task, embedder: Callable[..., Tensor]
 ) -> tuple[Mapping[str, Answers], list[str]]:
-    """Return the answers, and a note if their pooling is the one that is best on dev."""
+    """Return the answers of a frozen encoder, and a note if the pooling was chosen on dev."""
     assert task.kind.answers is not None
     tried = {}
     for pooling in task.poolings:
@@ -392,7 +396,7 @@ def _frozen_answers(
 
 
 class Best:
-    """Scores an objective on the dev rows at each call, and keeps the best state in memory."""
+    """A callback that scores an objective on dev, and stores the best state in memory."""
 
     def __init__(self, task: Task, objective: Objective, data: Data):
         self.task = task
@@ -413,6 +417,6 @@ class Best:
 
 @torch.inference_mode()
 def answer(objective: Objective, data: Data) -> Answers:
-    """Return the answer of a fine-tuned model to each item: a class, score, choice or text."""
+    """Return a fine-tuned model's answers, one per item: classes, scores, choices or texts."""
     objective.eval()
     return data.answers(objective, next(objective.parameters()).device)

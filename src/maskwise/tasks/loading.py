@@ -1,17 +1,18 @@
 """Load tasks from bundled data, a file, a folder or the hub.
 
-Rows are left out or moved by fixed rules, and the task's notes tell which rules were applied:
+Fixed rules decide which rows are dropped or moved. The task's notes list the rules that applied:
 
-- the classes are those in *train*. A test row with a different class stays, and counts as wrong;
-- a row without a label is left out and counted. Its cell is empty, or holds a label that
-  ``missing`` names. "-1", "NA" and "null" are read as labels, with a note. A split in which every
-  label is −1 counts as unlabelled;
-- whole numbers are classes if there are few of them or if they have no gaps
-  (``classes.MOST_CLASSES``); otherwise they are quantities;
-- if there is no labelled test split, dev becomes test; if there is no dev, 15 % of train becomes
-  dev; if there is no train, dev becomes train;
-- a single file, or train alone, is split 70/15/15 by a hash of the text, article or context;
-- a kind that learns nothing from train (zero-shot similarity) takes test, else dev, else all rows.
+- The classes are the labels that occur in *train*. Answers for test rows of other classes always
+  count as wrong.
+- A row without a label is dropped and counted. Its cell is empty or holds one of the labels in
+  ``missing``. "-1", "NA" and "null" are ordinary labels, with a note. If every label in a split is
+  −1, the split is unlabelled.
+- Whole numbers are classes if there are few of them or if they have no gaps
+  (``classes.MOST_CLASSES``). Otherwise they are quantities.
+- Without a labelled test split, dev becomes test. Without dev, 15 % of train becomes dev. Without
+  train, dev becomes train.
+- A single file, or train alone, is split 70/15/15 by a hash of the text, article or context.
+- A kind without training (zero-shot similarity) uses the rows of test, else of dev, else all rows.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ from maskwise.text.worlds import WORLDS, read_world
 KINDS: dict[str, TaskKind] = {
     kind.name: kind
     for kind in (
-        # The first of these kinds that recognises the columns of a file is chosen.
+        # By default, the first kind that recognises the columns of a file is chosen.
         TOKEN_CLASSIFICATION,
         MULTIPLE_CHOICE,
         QUESTION_ANSWERING,
@@ -83,7 +84,7 @@ KINDS: dict[str, TaskKind] = {
         REGRESSION,
         MULTI_LABEL,
         SEQUENCE_CLASSIFICATION,
-        # The following kinds are chosen only if the user names them.
+        # These kinds are used only if the user names them.
         CLOZE_QA,
         ZERO_SHOT_SIMILARITY,
         SENTENCE_EMBEDDING,
@@ -93,7 +94,7 @@ KINDS: dict[str, TaskKind] = {
 """The kinds of tasks. To add a kind, create a ``TaskKind`` and list it here."""
 POOLINGS = ("mean", "cls", "dev")
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
-# Published metrics that differ from the kind's default, keyed by folder name.
+# The metrics of published tasks, if they differ from the default of the kind; keyed by folder name.
 _USUAL_METRIC = {"cola": "matthews"}
 
 
@@ -113,7 +114,7 @@ def load_task(
     name: str | None = None,
     **settings: object,
 ) -> Task:
-    """Load a task from almost any source.
+    """Load a task from bundled data, a file, a folder, the hub or an invented world.
 
     Args:
         spec: one of the following:
@@ -121,31 +122,32 @@ def load_task(
             - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
             - the name of a card (``maskwise list cards``), which is loaded from the hub;
             - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
-            - a file, split 70/15/15: .jsonl, .csv, .tsv, .conllu, .conll, .iob2, SQuAD's .json (all
-              of these also as .gz), .parquet. If every record has a ``split``, it is used instead;
+            - a .jsonl, .csv, .tsv, .conllu, .conll, .iob2, .parquet or SQuAD .json file, also with
+              .gz (not .parquet). The column ``split`` gives the splits; by default, 70/15/15;
             - a folder with files for train, dev (or validation) and/or test;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
-        kind: a name in ``KINDS``; by default recognised from the columns, which is not possible for
-            cloze-qa and frozen kinds.
-        text, pair, label: the columns (see ``Columns``), each given by its name, or by its position
-            from 1 in tables without a header. By default, the usual names are looked for. ``text``
-            may be a template such as "{question} {context}". ``a|b`` means column a, or b if there
-            is no a.
-        where: "column=value": use only the rows with this value, such as "year=2014".
+        kind: a name in ``KINDS``. By default, the kind is recognised from the columns. Only
+            cloze-qa and frozen kinds must be named.
+        text, pair, label: the columns (see ``Columns``). A column is given by its name, or by its
+            position from 1 in a table without a header. The default is the first usual name.
+            ``text`` may be a template such as "{question} {context}". ``a|b`` means column a, or
+            column b if a does not exist.
+        where: a condition "column=value", such as "year=2014". Other rows are dropped.
         missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Rows
-            with such a label are left out and counted, like rows with an empty cell.
-        card: the published task that these files belong to. Arguments override the card's values.
-        metric: one of the kind's metrics. The default is the kind's first metric, but entity-f1 for
-            BIO tags and matthews for CoLA.
+            with such a label are dropped and counted, like rows with an empty cell.
+        card: the card of a published task, whose arguments are defaults for this function.
+        metric: one of the kind's metrics. The default is entity-f1 for BIO tags, matthews for CoLA,
+            and the kind's first metric otherwise.
         pooling: "mean" (the default), "cls" or "dev": see ``Task``.
         train_rows: see ``Task.with_train_rows``.
-        name: the task's name in records; derived from ``spec`` if not given.
-        settings: the kind's own settings, such as ``beams``: see ``generation``.
+        name: the task's name in records, by default derived from ``spec``.
+        settings: settings of the kind, such as ``beams`` (see ``written.generation``).
 
     Raises:
-        MaskwiseError: no such source, an unreadable source, no labels or only one class, different
-            numbers of tokens and tags, an answer that is not in its context, or an empty split.
+        MaskwiseError: the source does not exist or cannot be read, there are no labels or only one
+            class, tokens and tags differ in number, a context lacks its answer, or a split is
+            empty.
 
     >>> task = load_task("banking77(train_rows=100)")
     >>> task.kind.name, task.metric, len(task.labels), len(task.splits["train"])
@@ -178,7 +180,7 @@ def load_task(
 
 
 def _options(spec: str) -> tuple[str, Options]:
-    """Separate ``load_task``'s arguments from the source, which keeps the arguments of a world."""
+    """Split a spec into its source and arguments of ``load_task``. A world keeps its arguments."""
     of_kinds: set[str] = set()
     for kind in KINDS.values():
         if kind.make:
@@ -203,10 +205,10 @@ MOST_LOADED = 16
 
 
 def _load(spec: str, given: Options) -> Task:
-    """Call ``_read_task``, or return its cached result if the task's files have not changed."""
+    """Call ``_read_task``, and cache its result until the task's files change."""
     if spec.startswith("hf:"):
         return _read_task(spec, **given)
-    # A study asks for each task in many places.
+    # A study loads the same task in many places.
     key = repr((spec, sorted(given.items()), state_of(spec)))
     if key not in _LOADED:
         if len(_LOADED) == MOST_LOADED:
@@ -216,7 +218,7 @@ def _load(spec: str, given: Options) -> Task:
 
 
 class HiddenLabels(MaskwiseError):
-    """All rows of a split have the label −1."""
+    """Raised if all rows of a split have the label −1."""
 
 
 def _read_task(
@@ -263,8 +265,8 @@ def _read_task(
     shared: dict[str, Names] = {}
     for split, part in read_splits(spec, header=header, files=files).items():
         whole = [flat(record, given) for record in part]
-        # Articles are counted before ``where`` drops rows, because a policy's labels are read from
-        # the whole file and must be split in the same way.
+        # Articles are counted before ``where`` drops rows: labels for policies are read from the
+        # whole file, and must have the same splits.
         shared[split] = shared_names(whole)
         records[split] = whole if where is None else records_where(whole, where, place)
     examples: list[Record] = []
@@ -315,7 +317,7 @@ def _read_task(
         seen |= found
         if found == {HIDDEN}:
             hidden = True
-            notes.append(f"every label of {split} is −1: it is not labelled")
+            notes.append(f"every label of {split} is −1, so {split} counts as unlabelled")
             skipped[unlabelled] = len(part)
             continue
         for number, record in enumerate(part, start=1):
@@ -355,7 +357,7 @@ def _read_task(
         rows = list(chain.from_iterable(splits.values()))
     table = place
     if skipped:
-        # Rows without a label may be the reason why only one class is left.
+        # The error counts the skipped rows, because they may explain why only one class is left.
         table = f"{place} (skipped {counted(skipped)})"
     labels = chosen.labels(rows, table)
     published = _USUAL_METRIC.get(Path(spec).name.lower())
@@ -398,7 +400,7 @@ def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> lis
         number = number_of(label)
         if number is None or not number.is_integer():
             return []
-    # If there are only two labels, such as 0 and 1, they are certainly classes.
+    # Two labels, such as 0 and 1, are certainly classes.
     if len(labels) < 3:
         return []
     guess = f"the labels are {len(labels)} whole numbers, so the kind is {chosen.name}"
@@ -412,12 +414,12 @@ def _short_name(spec: str) -> str:
 
 
 def _notes_on_labels(labels: Sequence[str], unused: set[str]) -> list[str]:
-    """Note labels that often mean "missing", and given missing labels that never occur."""
+    """Note labels that often mean "missing", and labels in ``missing`` that never occur."""
     notes = []
     doubtful = ", ".join(repr(label) for label in labels if label.lower() in DOUBTFUL)
     if doubtful:
-        notes.append(f"{doubtful} counts as a label; missing=({doubtful}) leaves such rows out")
+        notes.append(f"{doubtful} counts as a class; missing=({doubtful}) drops such rows")
     if unused:
         names = ", ".join(sorted(map(repr, unused)))
-        notes.append(f"missing={names} is not among the labels, so no row is left out by it")
+        notes.append(f"missing={names} does not occur among the labels, so it drops no row")
     return notes

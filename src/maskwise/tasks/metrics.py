@@ -1,8 +1,8 @@
-"""Task metrics: pure functions of the correct answers (``gold``) and the given answers.
+"""Task metrics: pure functions of the correct answers (``gold``) and the model's answers.
 
-Classes are integers, similarities are numbers, and answers to questions are texts. −1 in ``gold``
-(a class that does not occur in train) and −2 in ``answer`` (a word that was cut off) match nothing,
-so such items count as wrong.
+Classes are integers, similarities are floats, and answers to questions are texts. −1 in ``gold``
+(``UNSEEN``) is a class that does not occur in train. −2 in ``answer`` (``LOST``) is a word that was
+cut off. Both numbers match no class, and the item counts as wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENTITY_F1 = "entity-f1"
 
 
 def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the share of items whose answer equals the gold class, in [0, 1]."""
+    """Return the share, in [0, 1], of items whose answer equals the gold class."""
     right = np.asarray(gold)
     answered = np.asarray(answer)
     assert right.shape == answered.shape and right.ndim == 1, "gold and answer are N classes each"
@@ -37,21 +37,21 @@ def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean F1 over all classes in gold or answer; ``LOST`` answers are misses."""
+    """Return the mean F1 over all classes in gold or answer. A ``LOST`` answer is a miss."""
     classes, sides = _one_hot(gold, answer)
     # LOST is not a class: if it had an F1 of 0, every lost word would count twice.
     return label_macro_f1(*sides[..., classes != LOST])
 
 
 def _one_hot(gold: ArrayLike, answer: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return (K,) the classes in either array, and (2, N, K) the two arrays as ones and zeros."""
+    """Return the K classes that occur, and the one-hot arrays (2, N, K) of gold and answer."""
     both = np.asarray([gold, answer])
     classes = np.unique(both)
     return classes, both[..., None] == classes
 
 
 def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
-    """Return the expected accuracy or macro-F1 of uniformly random classes; 0 for other metrics.
+    """Return the expected accuracy or macro-F1 of uniform random guessing; 0 for other metrics.
 
     >>> any_class([0, 1, 0, 1], 2, "accuracy"), any_class([0, 1, 0, 1], 2, "macro-f1")
     (0.5, 0.5)
@@ -69,13 +69,13 @@ def any_class(gold: ArrayLike, classes: int, metric: str) -> float:
 
 
 def label_micro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the F1 over all row–label pairs, given (N, K) ones and zeros."""
+    """Return the micro-F1 of multi-label answers; both arrays (N, K) hold ones and zeros."""
     hits, sizes = _label_counts(gold, answer).sum(1)
     return float(hits / max(sizes, 1))
 
 
 def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean F1 over all labels in gold or answer, given (N, K) ones and zeros."""
+    """Return the mean F1 over labels that occur; both arrays (N, K) hold ones and zeros."""
     hits, sizes = _label_counts(gold, answer)
     occurs = sizes > 0
     if not occurs.any():
@@ -84,14 +84,14 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def _label_counts(gold: ArrayLike, answer: ArrayLike) -> NDArray[np.int64]:
-    """Return (2, K): twice each label's hits, and how many rows have it in gold plus answer."""
+    """Return (2, K): twice the true positives of each label, and its count in gold plus answer."""
     right = np.asarray(gold, dtype=bool)
     given = np.asarray(answer, dtype=bool)
     return np.array([2 * (right & given).sum(0), right.sum(0) + given.sum(0)])
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean of 1 / rank, with 0 beyond rank 10. An answer is the correct text's rank."""
+    """Return the mean of 1 / rank over answers, which are ranks. Ranks above 10 count 0."""
     ranks = np.asarray(answer, dtype=np.float64)
     # NaN embeddings lead to a rank of 0, which counts as a miss.
     reciprocals = np.where((ranks >= 1) & (ranks <= 10), 1 / np.maximum(ranks, 1), 0.0)
@@ -111,10 +111,10 @@ def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> float:
-    """Return the F1 of entities: a hit has the same first word, last word and type.
+    """Return the F1 of entities. A hit has the correct first word, last word and type.
 
-    Tags are O, B-x, I-x (also E-x, S-x). As in conlleval, whose rules are seqeval's default, an I-x
-    after a different type begins a new entity.
+    Tags are O, B-x, I-x, E-x and S-x. As in conlleval and by default in seqeval, an I-x after a
+    different type begins a new entity.
 
     Args:
         gold, answer: the tags of all words of all sentences.
@@ -125,7 +125,7 @@ def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> f
 
 
 def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDArray[np.float64]:
-    """Return (N, 2) for each sentence: twice its hits, and its entities in gold plus answer.
+    """Return (N, 2) for N sentences: twice the hits, and the entities in gold plus answer.
 
     F1 is the sum of the first column divided by the sum of the second.
     """
@@ -143,7 +143,7 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
     """Return (first word, end, type) of every entity."""
     found = set()
     sentences = set(np.asarray(starts).tolist())
-    # The tag added after the last word ends the last entity.
+    # An extra O after the last word ends the last entity.
     words = [*np.asarray(tags, dtype=str).tolist(), "O"]
     # The first word of the current entity, if any.
     first: int | None = None
@@ -201,17 +201,17 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", words).split())
 
 
-# A function that scores an answer against all correct answers; the best match counts.
+# Maps (correct answers, answer) to a score: the best match among the correct answers.
 Item = Callable[[Sequence[str], str], float]
 
 
 def same_words(rights: Sequence[str], answer: str) -> float:
-    """Return 1 if the normalised answer is one of the normalised correct answers, else 0."""
+    """Return 1 if the answer equals a correct answer after normalisation, else 0."""
     return float(normalise(answer) in map(normalise, rights))
 
 
 def shared_words(rights: Sequence[str], answer: str) -> float:
-    """Return the F1 of the words that an answer shares with the most similar correct answer."""
+    """Return the F1 of shared words, for the most similar correct answer."""
     given = normalise(answer).split()
     best = 0.0
     for right in rights:
@@ -232,9 +232,9 @@ def same_text(rights: Sequence[str], answer: str) -> float:
 
 
 def rouge(measure: str) -> Item:
-    """Return a metric: the F of ROUGE-1, -2, -L or -Lsum, with Porter's stemmer.
+    """Return a metric: the F-measure of ROUGE-1, -2, -L or -Lsum, with Porter's stemmer.
 
-    For ROUGE-Lsum, each line is a sentence.
+    ROUGE-Lsum treats each line as a sentence.
 
     Source: Lin 2004, computed by the package rouge-score with the settings used for BART and T5.
 
@@ -250,7 +250,7 @@ def rouge(measure: str) -> Item:
 
 @lru_cache(maxsize=1 << 14)
 def _rouge(right: str, answer: str) -> Mapping[str, Score]:
-    # A single call computes all measures for a pair of texts, but callers ask for one at a time.
+    # The cache helps because one call computes all measures, but callers request one at a time.
     return _scorer().score(right, answer)
 
 
@@ -274,7 +274,7 @@ ITEMS: dict[str, Item] = {
 
 
 def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], float]:
-    """Turn a metric for a single item into a metric for a test set."""
+    """Return the metric for a test set: the mean of a metric for single items."""
     return lambda gold, answer: float(np.mean([*map(item, gold, answer)]))
 
 
@@ -294,7 +294,7 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     scores = np.asarray(items, dtype=np.float64)
-    # scipy refuses a single item, and resampled means of equal items would differ by rounding.
+    # scipy refuses a single item. If all items are equal, resampled means differ only by rounding.
     if len(scores) < 2 or not np.ptp(scores):
         mean = float(scores.mean())
         return mean, mean
@@ -305,17 +305,17 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
 
 
 def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
-    """Return the standard error of a score over test items, from a bootstrap of whole clusters.
+    """Return the standard error of a score over test items, by a cluster bootstrap.
 
     >>> round(error_of_items([[1, 1], [0, 1]] * 50, [str(n) for n in range(100)]), 2)
     0.05
 
     Args:
-        counts: (N, 2) what each row adds to the numerator and to the denominator of the score.
-        clusters: (N,) the cluster of each row. Rows in the same cluster, such as the questions
-            about the same text, are drawn together.
+        counts: (N, 2) the contribution of each row to the numerator and denominator of the score.
+        clusters: (N,) the cluster of each row. Rows in one cluster, such as questions about the
+            same text, are resampled together.
     """
-    # An array of strings would use the longest string's width for each, so the dtype is object.
+    # In a numpy string array, every string would need the memory of the longest string.
     texts_N = np.array(clusters, dtype=object)
     names, cluster_N = np.unique(texts_N, return_inverse=True)
     sums = np.zeros((len(names), 2))
@@ -334,7 +334,7 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
 
 
 class Answer(str):
-    """A written text, with the nats and the number of tokens of the first correct answer."""
+    """The text that a model wrote. ``nats`` and ``tokens`` belong to the first correct answer."""
 
     nats: float
     tokens: int
@@ -347,7 +347,7 @@ class Answer(str):
 
 
 def _nats_and_tokens(answers: Collection[Answer]) -> NDArray[np.float64]:
-    """Return (2, N) the nats and the token counts of the answers."""
+    """Return (2, N): the nats and the token counts of N answers."""
     pairs = [(answer.nats, answer.tokens) for answer in answers]
     return np.array(pairs, dtype=np.float64).reshape(-1, 2).T.copy()
 
@@ -361,8 +361,8 @@ def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
 def nats_of_items(answers: Collection[Answer]) -> NDArray[np.float64]:
     """Return (N,) the contribution of each row to the nats per token.
 
-    The score is a ratio of sums. The mean of these contributions equals the score, and their
-    standard deviation is that of the ratio (the delta method).
+    The score is a ratio of two sums. The mean of the contributions equals the score, and their
+    standard deviation gives the standard error of the ratio (the delta method).
     """
     nats_N, tokens_N = _nats_and_tokens(answers)
     ratio = nats_N.sum() / tokens_N.sum()
@@ -383,4 +383,4 @@ METRICS: dict[str, Callable[..., float]] = {
     "pearson": pearson,
     NATS: nats_per_token,
 }
-"""Metrics for a whole test set. ``accuracy`` is for classes; accuracy for texts is in ``ITEMS``."""
+"""Metrics for a test set. ``accuracy`` compares classes here, and texts in ``ITEMS``."""

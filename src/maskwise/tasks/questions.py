@@ -1,15 +1,14 @@
-"""Kinds of tasks that answer questions with a span of a context, or with one of several choices.
+"""Kinds of tasks that answer a question with a span of its context, or with one of its choices.
 
-Published data comes in half a dozen formats. ``MarkedRow`` holds answers from SQuAD's JSON or from
-the hub's columns: a start that is slightly wrong is moved to the nearest occurrence of the answer,
-and an answer that does not occur in the context is an error. ``ChoiceRow`` holds the correct
-choice, which files give as a text, a letter, or an index from 0. A number that is also the text of
-a choice is read as that text.
+``MarkedRow`` holds extractive answers, from SQuAD's JSON or from the hub's columns. A start that is
+slightly wrong is moved to the nearest occurrence of the answer. An answer that does not occur in
+the context is an error. ``ChoiceRow`` holds the correct choice, which files give as a text, a
+letter, or an index from 0. A number that equals the text of a choice means this choice.
 
-A long context is read in windows, which overlap by a quarter of their tokens, not counting special
-tokens. An answer of up to that length is therefore whole in at least one window. The target is the
-answer in windows that hold the whole answer, and [CLS] in all other windows. A question is answered
-with the best span from all of its windows.
+A long context is split into windows that overlap by a quarter of their tokens, not counting special
+tokens. Every answer that is no longer than the overlap is complete in at least one window. The
+target is the answer in windows that contain it completely, and [CLS] in other windows. The model's
+answer is the best span over all windows.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ from maskwise.tasks.task import Row, Rows, Task, TaskKind
 from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
-# The limits in BERT's SQuAD code. In a short window, a question takes up at most half of the room.
+# The limits in BERT's SQuAD code. In short windows, the question is also cut to half of the tokens.
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
 
 # Answers in words
 
 
 def relation_of(record: Record) -> str:
-    """Return the relation that a question asks for if a column names it, as in LAMA; else ""."""
+    """Return the relation of a question from LAMA's columns; "" if the record has none."""
     for name in ("relation", "predicate_id", "predicate", "pred", "property"):
         value = record.get(name)
         if isinstance(value, str):
@@ -66,10 +65,10 @@ def gold_texts(task: Task, split: str) -> list[Sequence[str]]:
 
 
 def answer_baseline(task: Task) -> float:
-    """Return the best score of three guesses that ignore the text.
+    """Return the best test score of three guesses that ignore the text.
 
-    The guesses are the most frequent answer in train, the most frequent answer for the same
-    relation, and a random training answer for the same relation.
+    The guesses are train's most frequent answer, the most frequent answer for the question's
+    relation, and a random training answer for this relation.
     """
     by_relation: dict[str, Counter[str]] = {}
     for row in task.splits["train"]:
@@ -86,7 +85,7 @@ def answer_baseline(task: Task) -> float:
 
 
 def _any_answer(task: Task) -> float:
-    """Return the expected share of hits for a random training answer to the same relation."""
+    """Return the expected score of a random training answer for the question's relation."""
     known: dict[str, set[str]] = {}
     for row in task.splits["train"]:
         known.setdefault(row.relation, set()).update(map(normalise, row.rights))
@@ -103,7 +102,7 @@ def _any_answer(task: Task) -> float:
 
 @dataclass(frozen=True)
 class MarkedRow(Row):
-    """A question, and all correct answers with the characters where they begin in the context."""
+    """A question, its context, and the correct answers with their offsets in the context."""
 
     shown = ("context", "question")
 
@@ -134,8 +133,8 @@ def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str
 
 
 def _start(context: str, text: str, start: int | None, where: str) -> int:
-    """Return where an answer begins: at its occurrence nearest to the given start, or its first."""
-    # A lookahead is needed, because occurrences may overlap: "anan" occurs twice in "ananan".
+    """Return the start of the occurrence nearest to ``start``, or of the first occurrence."""
+    # The lookahead also finds overlapping occurrences: "anan" occurs twice in "ananan".
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not places:
         raise MaskwiseError(
@@ -166,7 +165,7 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
         targets += _targets(rows[number], spans_of_windows)
     target_N = torch.tensor(targets)
     question_N = torch.tensor(question)
-    # A question is lost if the answer is marked in none of its windows.
+    # A question is lost if no window has a target span.
     marked = question_N[target_N.any(1)].unique()
     return Windows(
         flat=Flat.of(encodings, cutter.pad),
@@ -190,8 +189,8 @@ def _cut(questions: list[str], backend: Tokenizer, limit: int) -> list[str]:
 
 
 def _context_spans(window: Encoding) -> NDArray[np.int64]:
-    """Return (L, 2) the start and end character of each token in the context; −1 outside of it."""
-    # The context is sequence 1. Special tokens belong to no sequence, which numpy reads as NaN.
+    """Return the offsets (L, 2) of each token in the context; −1 for tokens of the question."""
+    # The context is sequence 1. Special tokens have the sequence None, which becomes NaN in numpy.
     sequence = np.array(window.sequence_ids, dtype=np.float64)
     offsets = np.array(window.offsets, dtype=np.int64)
     return np.where(sequence[:, None] == 1, offsets, -1)
@@ -200,7 +199,7 @@ def _context_spans(window: Encoding) -> NDArray[np.int64]:
 def _targets(row: MarkedRow, windows: Sequence[NDArray[np.int64]]) -> list[tuple[int, int]]:
     """Return the first and last token of the first correct answer in each window, or (0, 0).
 
-    Only the windows that hold most of the answer are marked.
+    A window has a target only if no other window of the question contains more of the answer.
     """
     first = row.starts[0]
     last = first + len(row.answers[0])
@@ -225,8 +224,8 @@ class Windows(Data):
     Attributes:
         targets: (N, 2) the positions of the answer's first and last token; (0, 0) if the window has
             no answer.
-        question: (N,) the question that each window belongs to.
-        span: (T, 2) the start and end character of each token in the context; −1 outside of it.
+        question: (N,) the index of each window's question.
+        span: (T, 2) the offsets of each token in the context; −1 for tokens of the question.
         rows: the questions.
     """
 
@@ -236,17 +235,17 @@ class Windows(Data):
     rows: Rows
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return the inputs of ``Flat.batch``, and labels (B, 2)."""
+        """Return the inputs from ``Flat.batch``, and labels (B, 2)."""
         return {**self.flat.batch(rows), "labels": self.targets[rows]}
 
     def answers(self, objective: Classification, device: torch.device) -> list[str]:
-        """Return the text of the best span for each question, over all of its windows."""
+        """Return the best span of each question, as a text. All windows of the question compete."""
         best = [-math.inf] * len(self.rows)
         answers = [""] * len(self.rows)
         for rows, batch in batches(self, device):
             at, real = self.flat.at(rows)
             context = (real & (self.span[at, 0] >= 0)).to(device)
-            # Tokens outside the context have no text, so they must never win.
+            # Tokens outside the context have no answer text, so their scores become −∞.
             logits = objective.logits(batch).float().masked_fill(~context.unsqueeze(1), -math.inf)
             values, first, last = best_spans(*logits.unbind(1))
             offset = self.flat.starts[rows]
@@ -261,12 +260,12 @@ class Windows(Data):
 
 
 def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the span of up to ``MAX_ANSWER_TOKENS`` tokens with the largest start + end (B, L).
+    """Find the span of up to ``MAX_ANSWER_TOKENS`` tokens with the largest start + end score.
 
     Returns:
-        The span's value, its first token and its last token, (B,) each.
+        The score, the first token and the last token of the best span in each row, all (B,).
     """
-    # (B, L, M): for each token, the end scores of the M tokens that begin there.
+    # (B, L, M): for each token, the end scores of this token and the next M − 1 tokens.
     padded = torch.nn.functional.pad(end, (0, MAX_ANSWER_TOKENS - 1), value=-math.inf)
     reach = padded.unfold(1, MAX_ANSWER_TOKENS, 1)
     sums = start.unsqueeze(-1) + reach
@@ -275,7 +274,8 @@ def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, first, first + place % MAX_ANSWER_TOKENS
 
 
-# Scores of each token as start and as end: Rajpurkar et al. 2016; Devlin et al. 2019, section 4.2.
+# A linear layer scores each token as the start and the end of the answer: Rajpurkar et al. 2016;
+# Devlin et al. 2019, section 4.2.
 QUESTION_ANSWERING = TaskKind(
     name="question-answering",
     metrics=("f1", "exact-match"),
@@ -291,7 +291,7 @@ QUESTION_ANSWERING = TaskKind(
     encode=_encode_windows,
     config={"num_labels": 2},
     windows=True,
-    # Windows overlap by a quarter of their tokens, and this must be at least one token.
+    # The overlap of windows is a quarter of their tokens, and must be at least one token.
     least_tokens=(True, 8),
 )
 
@@ -342,12 +342,12 @@ def _gold_choices(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _choice_baseline(task: Task) -> float:
-    """Return the expected score of choosing at random."""
+    """Return the expected score of random guessing."""
     return float(np.mean([1 / len(row.choices) for row in task.splits["test"]]))
 
 
 def _encode_choices(task: Task, split: str, cutter: Cutter) -> Choices:
-    """Encode one sequence for each choice: [context and question, choice]."""
+    """Encode each choice as the pair (context and question, choice)."""
     rows = task.splits[split]
     pairs = []
     counts = []
@@ -360,11 +360,11 @@ def _encode_choices(task: Task, split: str, cutter: Cutter) -> Choices:
 
 @dataclass(frozen=True, eq=False)
 class Choices(Data):
-    """N questions with S choices in all, and one sequence for each choice.
+    """N questions with S choices in total. Each choice is a sequence.
 
     Attributes:
-        starts: (N + 1,) the index of the sequence for each question's first choice, and S.
-        gold: (N,) the correct choice for each question.
+        starts: (N + 1,) the index of each question's first choice, and S.
+        gold: (N,) the index of the correct choice within each question.
     """
 
     starts: Tensor
@@ -375,10 +375,10 @@ class Choices(Data):
         return self.flat.starts[self.starts].diff()
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return the inputs of ``Flat.batch`` for all choices, and labels (B,).
+        """Return the inputs from ``Flat.batch`` for all choices, and labels (B,).
 
-        ``choices`` (B, C) gives the row of each choice in these inputs, or −1 where a question has
-        fewer choices.
+        ``choices`` (B, C) holds the row of each choice in these inputs. It is padded with −1 for
+        questions with fewer than C choices.
         """
         at, real = places_of(self.starts, rows)
         sequences = at[real]
@@ -387,14 +387,14 @@ class Choices(Data):
         return {**self.flat.batch(sequences), "choices": places, "labels": self.gold[rows]}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """Return (N,) the choice with the highest score for each question."""
+        """Return (N,) the index of the choice with the highest score for each question."""
         answers = torch.empty(len(self), dtype=torch.long)
         for rows, batch in batches(self, device):
             answers[rows] = objective.logits(batch).argmax(-1).cpu()
         return answers
 
 
-# A score for each choice, read with its question, and a softmax over choices: Radford et al. 2018,
+# A linear layer scores each choice, and the loss is a softmax over choices: Radford et al. 2018,
 # section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
 MULTIPLE_CHOICE = TaskKind(
     name="multiple-choice",

@@ -1,8 +1,8 @@
-"""Tasks that evaluate a checkpoint: rows of labelled data, kinds of tasks, and tasks themselves.
+"""The classes ``Row``, ``TaskKind`` and ``Task``, for labelled data that evaluates a checkpoint.
 
 A ``TaskKind`` defines how records become rows, which answers are correct, and how a model answers.
-To add a kind, create a ``TaskKind`` and add it to ``loading.KINDS``. Fine-tuning and scoring read
-the kind's fields, but never its name.
+To add a kind, create a ``TaskKind`` and add it to ``loading.KINDS``. Fine-tuning and scoring use
+only the fields of the kind, never its name.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Row:
     """One labelled example. Rows are frozen dataclasses; fingerprints hash their fields."""
 
     shown: ClassVar[Names] = ()
-    """The names of the fields that hold texts for the model; such a field may be None."""
+    """Names of the fields with texts for the model. The value of such a field may be None."""
     relation: str = ""
-    """What a question asks for, such as a birthplace, if known. Only baselines use it."""
+    """The relation that a question asks for, such as a birthplace. Only baselines use it."""
 
     @property
     def texts(self) -> Names:
@@ -68,12 +68,12 @@ class Row:
 
     @property
     def rights(self) -> Sequence[str]:
-        """The correct answers, if they are texts: the field ``answers``."""
+        """The field ``answers``: all correct answers, if answers are texts."""
         return vars(self).get("answers", ())
 
     @property
     def classes(self) -> Sequence[str]:
-        """The class of the row or of each of its words; empty if answers are not classes."""
+        """The class of the row, or the class of each word. Empty if answers are not classes."""
         return ()
 
     @property
@@ -83,17 +83,17 @@ class Row:
 
     @property
     def stratum(self) -> str:
-        """The row's class, if any: ``with_train_rows`` takes equally many rows from each class."""
+        """The row's class, or "". ``with_train_rows`` keeps the same number of rows per class."""
         return ""
 
     @property
     def content(self) -> Mapping[str, object]:
-        """The fields that a score depends on, for fingerprints."""
+        """The fields in the task's fingerprint: all fields that affect a score."""
         return {name: value for name, value in vars(self).items() if name != "relation"}
 
     @property
     def key(self) -> str:
-        """Rows with equal keys stay in the same split."""
+        """The text whose hash decides the split. Rows with equal keys are in the same split."""
         return self.texts[0]
 
 
@@ -101,8 +101,8 @@ class Row:
 class TaskKind:
     """A kind of task: how data is read, how a model answers, and how answers are scored.
 
-    Without an ``objective`` the encoder stays frozen: ``answers`` uses its embeddings, nothing is
-    random, and one run is enough.
+    A kind without an ``objective`` keeps the encoder frozen: ``answers`` computes answers from the
+    encoder's embeddings. Nothing is random, so one run is enough.
     """
 
     name: str
@@ -111,14 +111,14 @@ class TaskKind:
     columns: UsualColumns
 
     row: Callable[[Record, Columns, str], Row | str]
-    """Turns a record into a row, or returns the reason to skip it. Errors quote the location."""
+    """Maps (record, columns, location) to a row, or to the reason for skipping the record."""
     gold: Callable[[Task, str], Any]
-    """The correct answers for a split: an array, or every row's list of all correct texts."""
+    """Returns the correct answers of a split: an array, or for each row a list of correct texts."""
     baseline: Callable[[Task], float | None]
-    """The test score of the best guess without the text; None if it depends on the tokenizer."""
+    """Returns the test score of the best text-blind guess; None if it needs a tokenizer."""
     recognises: Callable[[Records, Columns], bool] = lambda records, given: False
-    """Whether records belong to this kind, given the columns that the user named. The first record
-    has every column. Kinds are tried in the order in which ``KINDS`` lists them."""
+    """Whether records belong to this kind, from the records and the user's columns. The first
+    record has every column. Kinds are tried in the order of ``KINDS``."""
     labels: Callable[[Rows, str], Names] = lambda rows, where: ()
     """Returns the sorted classes of the rows; raises an error if there is only one class."""
 
@@ -127,42 +127,42 @@ class TaskKind:
     objective: type[Objective] | None = None
     """The training loss."""
     encode: Callable[[Task, str, Cutter], Data] | None = None
-    """Turns a split into tensors, whose ``answers`` method runs a model on them. Each split gets a
-    new cutter, so this function may change the cutter's truncation."""
+    """Converts a split to tensors. Each call gets a new cutter, whose truncation this function may
+    change."""
     answers: Callable[[Task, Mapping[str, Tensor]], Mapping[str, ArrayLike]] | None = None
-    """Frozen kinds: answers for dev and test, from (N, H) embeddings of the texts in each split."""
+    """For frozen kinds: maps the embeddings (N, H) of each split to answers for dev and test."""
     config: Mapping[str, object] = field(default_factory=dict)
-    """Fields to set in the model's configuration, in addition to its classes."""
+    """Additional fields for the model's configuration, which already has the classes."""
     check_model: Callable[[PreTrainedConfig], None] | None = None
     """Raises an error if a model with this configuration cannot learn such tasks."""
 
     library: str | None = None
-    """A library that is not installed with maskwise: a key in ``errors.EXTRAS``."""
+    """An optional dependency of this kind: a key in ``errors.EXTRAS``."""
     suffix: str = ""
-    """Appended to the task's name, for kinds that evaluate the same data differently."""
+    """A suffix for the names of tasks, if another kind evaluates the same data."""
     needs_train: bool = True
-    """Whether anything is learned from train."""
+    """Whether the kind needs training rows."""
     every_label: bool = False
-    """Whether labels that do not occur in train are classes too; a model cannot answer them."""
+    """Whether labels that occur only in dev or test are classes, too."""
     words: bool = False
     """Whether each text is a list of words."""
     windows: bool = False
-    """Whether a long text is read in several windows instead of being cut."""
+    """Whether a long text is split into several windows instead of cut."""
     item_error: bool = True
-    """Whether records give the standard error of the score over the test items."""
+    """Whether records include the standard error of the score over test items."""
     item_interval: bool = False
-    """Whether records give an interval over the test items, and predictions are written."""
+    """Whether records include an interval over test items, and predictions are written."""
     family: Family = "encoder"
-    """The architecture of the models that can learn such tasks."""
+    """The architecture of models for this kind."""
     pretrained_head: bool = False
-    """Whether the model answers with its pre-trained head instead of a new head."""
+    """Whether the model keeps its pre-trained head instead of a new head."""
     least_tokens: tuple[bool, int] | None = None
-    """Whether rows are pairs, and how many tokens they need, not counting special tokens. If None,
-    one token for each text in a row."""
+    """Whether rows are pairs, and the minimum number of tokens besides special tokens. The default
+    is one token for each text in a row."""
     settings: Settings = field(default_factory=dict)
-    """The settings that change what a score means."""
+    """Settings of the kind that affect scores."""
     make: Callable[..., TaskKind] | None = None
-    """Builds this kind with other settings, which ``load_task`` accepts as arguments."""
+    """Builds this kind with other settings. Its parameters are arguments of ``load_task``."""
 
     @property
     def frozen(self) -> bool:
@@ -170,10 +170,10 @@ class TaskKind:
         return self.objective is None
 
     def metric_for(self, labels: Names, metric: str | None) -> str:
-        """Return the metric for a task with these classes: the given metric, or the default.
+        """Return the given metric after a check, or the default metric for these classes.
 
         Raises:
-            MaskwiseError: this kind, or a task with these classes, has no such metric.
+            MaskwiseError: the metric is unknown, or does not suit this kind or these classes.
         """
         is_bio = ENTITY_F1 in self.metrics and all(map(_BIO.match, labels))
         if metric is None:
@@ -201,10 +201,10 @@ class Task:
         metric: a name in ``metrics.METRICS``.
         labels: the classes in train, sorted. A class's number is its index.
         splits: the rows of train, dev and test.
-        skipped: how many rows were left out, for each "split: reason".
-        notes: guesses about columns and labels, and how the splits were made.
-        pooling: how frozen kinds embed a text: "mean", "cls", or "dev" for the pooling that is
-            better on dev. Which of the two is trained depends on the pre-training objective.
+        skipped: the number of dropped rows, keyed by "split: reason".
+        notes: notes on guessed columns and labels, and on the origin of the splits.
+        pooling: the pooling in frozen kinds: "mean", "cls", or "dev" for the better one on dev.
+            The pre-training objective decides whether "mean" or "cls" is the better one.
 
     >>> from maskwise.tasks import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
@@ -241,7 +241,7 @@ class Task:
         """A hash of everything that a score depends on: kind, metric, classes and rows."""
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
-        # Recorded fingerprints must not change, so the next fields are added only if they matter.
+        # Recorded fingerprints must not change, so these fields are added only if they are used.
         if self.frozen:
             content.append(self.pooling)
         if self.kind.settings:
@@ -256,7 +256,7 @@ class Task:
 
     @property
     def frozen(self) -> bool:
-        """Whether the encoder's weights never change: then nothing is trained or random."""
+        """Whether the encoder's weights never change. If so, nothing is trained or random."""
         return self.kind.frozen
 
     @property
@@ -271,15 +271,15 @@ class Task:
 
     @cached_property
     def majority(self) -> float | None:
-        """The test score of the best answers that ignore the text; None if it depends on the
-        tokenizer. For classes, this means always answering with the most frequent class, or
-        answering at random if that scores higher, as it may with balanced classes.
+        """The test score of the best guess that ignores the text; None if it depends on the
+        tokenizer. For classes, the guess is the most frequent class, or a random class if that
+        scores higher.
         """
         return self.kind.baseline(self)
 
     @property
     def remarks(self) -> list[str]:
-        """The notes, with the number of rows that were left out."""
+        """The notes, and the number of dropped rows."""
         remarks = list(self.notes)
         if self.skipped:
             remarks.append(f"left out: {counted(self.skipped)}")
@@ -338,9 +338,9 @@ class Task:
         return np.array([ITEMS[metric](rights, text) for rights, text in pairs])
 
     def row_counts(self, split: str, answers: Answers) -> Floats | None:
-        """Return (N, 2) what each row adds to the numerator and the denominator of the score.
+        """Return (N, 2), each row's contribution to the numerator and denominator of the score.
 
-        A written answer adds its score and 1. None if the metric is not a ratio of sums.
+        A written answer contributes its score and 1. None if the metric is not a ratio of sums.
         """
         if not self.kind.item_error:
             return None
@@ -366,16 +366,16 @@ class Task:
         return [row.items for row in self.splits[split]]
 
     def _tags(self, split: str, answers: Answers) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
-        """Return the correct tags, the answered tags, and the first word of each sentence."""
-        # Negative indices count from the end: −2 (no answer was possible) is O, and −1 (a tag that
-        # does not occur in train) is an entity that no answer can match.
+        """Return the correct tags, the predicted tags, and the first word of each sentence."""
+        # Negative indices count from the end. LOST (−2) becomes O, and UNSEEN (−1) becomes an
+        # entity that no answer can match.
         names = np.array([*self.labels, "O", "B-unseen by train"])
         starts = np.cumsum([0, *self._items(split)])[:-1]
         return names[self.gold(split)], names[np.asarray(answers)], starts
 
     def other_metrics(self) -> list[str]:
-        """Return the further metrics to record."""
-        # ROUGE takes milliseconds per row, so it is left out if it adds little information.
+        """Return the names of further metrics for the record."""
+        # ROUGE takes milliseconds per row. It is skipped where it adds little information.
         rouge = {"f1": ["rouge-l"], NATS: ["rouge-1", "rouge-2", "rouge-l"]}.get(self.metric, [])
         of_rouge = self.metric.startswith("rouge")
         others = []
@@ -386,7 +386,7 @@ class Task:
         return others
 
     def predictions(self, split: str, answers: Answers) -> list[dict[str, object]]:
-        """Return one record per row of ``generation``: input, correct answers, answer, score."""
+        """Return one record per row: input, correct answers, written answer and score."""
         lines = []
         for row, answer in zip(self.splits[split], np.asarray(answers, dtype=object), strict=True):
             nats = answer.nats / max(1, answer.tokens)
@@ -416,13 +416,13 @@ class Task:
         return facts
 
     def with_train_rows(self, count: int | None) -> Task:
-        """Return the task with at most ``count`` training rows; dev and test stay the same.
+        """Return the task with at most ``count`` training rows, and the same dev and test rows.
 
-        This is useful if pre-training makes no difference when all rows are used. Each class gets
-        equally many rows, chosen by a hash of the text, so smaller sets are subsets of larger sets.
+        Pre-training may matter only if there are few rows. Each class gets the same number of rows,
+        chosen by a hash of the text. Smaller sets are therefore subsets of larger sets.
 
         Raises:
-            MaskwiseError: fewer rows than classes.
+            MaskwiseError: ``count`` is below the number of classes.
         """
         rows = self.splits["train"]
         if count is None or count >= len(rows):
@@ -437,13 +437,13 @@ class Task:
         for row in sorted(rows, key=lambda row: place_of(row.key)):
             seen[row.stratum] += 1
             ranked.append((seen[row.stratum], row))
-        # Take every class's first row, then every class's second: the sort keeps the hash order.
+        # First rows of all classes come before second rows. The stable sort keeps the hash order.
         ranked.sort(key=lambda item: item[0])
         chosen = tuple(row for _, row in ranked[:count])
         return replace(self, splits={**self.splits, "train": chosen})
 
 
 def place_of(key: str) -> float:
-    """Hash a text to a number in [0, 1), which decides the row's split."""
+    """Hash a text to a number in [0, 1), which decides the split of its row."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48

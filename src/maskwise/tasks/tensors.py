@@ -1,9 +1,9 @@
 """Task rows as tensors, and batches of such rows.
 
-Sequences are concatenated without padding, so one gather makes a batch. The rows of a training
-batch are a function of (seed, step). Within a window of a few steps, rows of similar length share a
-batch, which halves the padding. In each process, a task is tokenised only once for each tokenizer
-and length.
+Sequences are stored concatenated, without padding; a single gather builds a padded batch. The rows
+of a training batch are a function of (seed, step). Rows in a window of 16 steps are sorted by
+length before they are divided into batches, which halves the padding. A process tokenises a task
+only once for each tokenizer and length.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from maskwise.training.data import by_width
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# A model's inputs, and labels.
+# Inputs of a model, and labels.
 Batch: TypeAlias = dict[str, Tensor]
-# The number of steps whose rows are sorted by length together.
+# The number of steps in a window. The rows of a window are sorted by length.
 WINDOW_STEPS = 16
-CHOICE = 0xC401CE  # makes draws of targets differ from other draws with the same seed
-# The number of padded tokens in an evaluation batch.
+CHOICE = 0xC401CE  # separates draws of targets from other draws with the same seed
+# The number of tokens in an evaluation batch, including padding.
 EVAL_TOKENS = 8192
-MOST_CUT = 0.05  # the share of rows that may be cut without a note
+MOST_CUT = 0.05  # a larger share of cut rows is noted
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Flat:
         ids, types: (T,) token ids and token types.
         starts: (N + 1,) the index of each sequence's first token, and T.
         pad: the padding id.
-        cut: how many sequences were cut.
+        cut: the number of sequences that were cut.
     """
 
     ids: Tensor
@@ -63,7 +63,7 @@ class Flat:
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], pad: int) -> Flat:
-        """Concatenate a tokenizer's encodings."""
+        """Concatenate encodings from a fast tokenizer."""
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         types = chain.from_iterable(encoding.type_ids for encoding in encodings)
         return cls(_tensor(ids), _tensor(types), edges(list(map(len, encodings))), pad)
@@ -74,11 +74,11 @@ class Flat:
         return self.starts.diff()
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, L) the indices of the rows' tokens, and which of them are not padding."""
+        """Return the indices of the rows' tokens, and whether they are real, both (B, L)."""
         return places_of(self.starts, rows)
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return (B, L) input_ids, attention_mask and, if there are pairs, token_type_ids."""
+        """Return input_ids, attention_mask and, for pairs, token_type_ids, all (B, L)."""
         at, real = self.at(rows)
         inputs = {
             "input_ids": torch.where(real, self.ids[at], self.pad),
@@ -116,13 +116,13 @@ class Trainable(ABC):
         """Return the model inputs and labels for some rows."""
 
     def training_batch(self, planned: Tensor, seed: int) -> Batch:
-        """Return a batch for (B, 2) rows with their epochs; targets may be drawn anew per epoch."""
+        """Return a batch for (row, epoch) pairs (B, 2). Some subclasses draw random targets."""
         return self.batch(planned[:, 0])
 
 
 @dataclass(frozen=True, eq=False)
 class Data(Trainable):
-    """One split as tensors, with a method that gets a model's answers.
+    """One split as tensors, with a method that computes a model's answers.
 
     Attributes:
         lost: the number of items that no model can answer, because their tokens were cut off.
@@ -131,43 +131,43 @@ class Data(Trainable):
     lost: int = field(default=0, kw_only=True)
 
     def notes(self) -> list[str]:
-        """Note how many rows were cut, for records."""
+        """Return notes for records, such as the number of cut rows."""
         rows = len(self.flat.lengths)
         if self.flat.cut <= MOST_CUT * rows:
             return []
         return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
 
     def chance(self, train: Data) -> float | None:
-        """Return the baseline if it depends on the tokens in train; otherwise None."""
+        """Return the baseline from train's tokens, for kinds whose baseline needs a tokenizer."""
         return None
 
     @abstractmethod
     def answers(self, objective: Any, device: torch.device) -> Answers:
-        """Return a trained objective's answer to each item."""
+        """Return the answers of a trained objective's model, one per item."""
 
 
 def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield row numbers and their batch: similar lengths, about ``EVAL_TOKENS`` padded tokens."""
+    """Yield (row indices, batch) for rows of similar length, about ``EVAL_TOKENS`` tokens each."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded(Data):
-    """The classes or scores of N rows, or the classes of their W words; T tokens in all.
+    """N rows with classes, scores or labels, or with classes for their W words; T tokens in total.
 
     Attributes:
-        targets: (N,) each row's class or standardised score, (N, K) each row's labels, or (T,) each
-            token's class; −100 where there is nothing to predict.
-        place: (W,) the index of the token that predicts each word's class, or −1 for a lost word;
-            None if rows are classified.
+        targets: (N,) the class or standardised score of each row, (N, K) the labels of each row, or
+            (T,) the class of each token. −100 marks tokens without a target.
+        place: (W,) for tagging, the index of the token that predicts each word's class; −1 for lost
+            words. Otherwise None.
     """
 
     targets: Tensor
     place: Tensor | None = None
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return the inputs of ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
+        """Return the inputs from ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
         if self.place is None:
             labels = self.targets[rows]
         else:
@@ -176,7 +176,7 @@ class Encoded(Data):
         return {**self.flat.batch(rows), "labels": labels}
 
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
-        """Return each row's class, labels or score, or each word's class (maybe ``LOST``)."""
+        """Return each row's class, labels or score, or each word's class (``LOST`` if cut off)."""
         answers = torch.full_like(self.targets, LOST)
         for rows, batch in batches(self, device):
             logits = objective.logits(batch).float().cpu()
@@ -195,13 +195,13 @@ class Encoded(Data):
 
 
 def draws_of(planned: Tensor, seed: int) -> Tensor:
-    """Return (B,) random integers ≥ 0 for (B, 2) rows with their epochs."""
+    """Return (B,) random integers ≥ 0, a function of the seed and the (row, epoch) pairs (B, 2)."""
     draws = [fold(seed, epoch, row, CHOICE) for row, epoch in planned.tolist()]
     return torch.tensor(draws)
 
 
 def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return (length,) the rows, and the epochs, in a part of all epochs' joined permutations."""
+    """Return rows and epochs (length,), from position part · length of the joined permutations."""
     position = torch.arange(part * length, (part + 1) * length)
     epoch = position // size
     rows = []
@@ -212,9 +212,10 @@ def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, T
 
 
 class TaskSource:
-    """The training batches for a task: all rows, in a new order in every epoch.
+    """Training batches of a task, with a new order of the rows in every epoch.
 
-    The permutations of the epochs are concatenated, so every batch is full and may span two epochs.
+    The permutations of the epochs are concatenated. Every batch is therefore full, and may span two
+    epochs.
     """
 
     ahead = 1
@@ -225,20 +226,20 @@ class TaskSource:
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def planned(self, step: int) -> Tensor:
-        """Return (batch_size, 2) the rows for a step, each with its epoch."""
+        """Return the (row, epoch) pairs (batch_size, 2) of a step."""
         window, place = divmod(step, WINDOW_STEPS)
         if self._window[0] != window:
             self._window = (window, self._plan(window))
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """Return (steps, batch_size, 2) the rows and epochs for a window."""
+        """Return the (row, epoch) pairs (steps, batch_size, 2) of a window."""
         seed = self.settings.seed
         batch_size = self.settings.batch_size
         rows, epoch = shuffled(len(self.data), window, WINDOW_STEPS * batch_size, seed=seed)
         by_length = self.data.lengths[rows].argsort(stable=True)
         plan = torch.stack([rows, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
-        # Without the permutation, each window would begin with its short rows.
+        # Sorting put the short rows first, so the batches are permuted.
         return plan[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
@@ -257,7 +258,7 @@ class TaskSource:
         }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Turn ``facts`` that were summed over steps into figures for the log."""
+        """Convert sums of ``facts`` over steps to figures for the log."""
         padding = 1 - sums["tokens"] / max(1.0, sums["positions"])
         return {"tokens": int(sums["tokens"]), "padding": padding}
 
@@ -266,13 +267,13 @@ class TaskSource:
 
 
 def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Data]:
-    """Turn each split into tensors, and cache them for the next seed.
+    """Convert each split to tensors, and cache the tensors for further seeds.
 
     Args:
         task: a task of a kind that is fine-tuned.
         tokenizer: a fast tokenizer.
-        max_length: the most tokens in a row, with special tokens. Longer rows are cut, but contexts
-            of questions are read in windows.
+        max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
+            cut, but contexts of questions are read in windows.
 
     Raises:
         MaskwiseError: a slow tokenizer, no padding token, or a length that leaves no room for text.
@@ -290,19 +291,19 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
-    """Note how many rows of each split were cut, and warn about each task once per process."""
+    """Warn about cut rows, once for each task in a process."""
     notes: list[str] = []
     for split, part in data.items():
         notes += [f"{split}: {note}" for note in part.notes()]
     if notes:
-        # Python shows equal warnings from the same line of code only once.
+        # Python shows equal warnings from the same line of code only once per process.
         warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
     return notes
 
 
 @dataclass(frozen=True)
 class Cutter:
-    """A tokenizer for tasks: the Rust tokenizer, which cuts rows, and the padding id."""
+    """A tokenizer that cuts rows at ``max_length``, and its padding id."""
 
     backend: Tokenizer
     pad: int
@@ -312,7 +313,7 @@ class Cutter:
     def of(cls, state: str, pad: int, max_length: int) -> Cutter:
         """Build a tokenizer without padding from its JSON."""
         backend = Tokenizer.from_str(state)
-        # A "[MASK]" written in the data is ordinary text.
+        # The characters "[MASK]" in the data are ordinary text, not the special token.
         backend.encode_special_tokens = True
         backend.enable_truncation(max_length)
         return cls(backend, pad, max_length)
@@ -323,7 +324,7 @@ class Cutter:
         return replace(Flat.of(encodings, self.pad), cut=count_cut(encodings))
 
     def rows(self, rows: Rows) -> Flat:
-        """Encode each row, which has one or two texts, as one sequence."""
+        """Encode each row, with its one or two texts, as one sequence."""
         texts: list[str | tuple[str, ...]] = []
         for row in rows:
             texts.append(row.texts if len(row.texts) > 1 else row.texts[0])
@@ -331,15 +332,15 @@ class Cutter:
 
 
 def count_cut(encodings: Sequence[Encoding]) -> int:
-    """Count the texts that were cut."""
+    """Return the number of encodings that were cut."""
     return sum(bool(encoding.overflowing) for encoding in encodings)
 
 
 def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Check that a task's rows fit a tokenizer and a length.
+    """Check that rows of a task fit a tokenizer and a length.
 
     Raises:
-        MaskwiseError: a slow tokenizer, no padding token, or a length that leaves no room for text.
+        MaskwiseError: the tokenizer is slow or has no padding, or the length leaves no room.
     """
     padding_id(tokenizer)
     several = any(len(row.texts) > 1 for row in task.splits["train"])
@@ -352,7 +353,7 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a tokenizer's padding id; refuse a slow tokenizer, or one without padding."""
+    """Return a tokenizer's padding id; raise an error for slow tokenizers and missing padding."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
     if tokenizer.pad_token_id is None:
@@ -365,7 +366,7 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
 
     Args:
         tokenizer: a fast tokenizer.
-        words: whether each text is a list of words from running text.
+        words: whether texts are lists of words. Each word is then encoded with a space before it.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state |= {"padding": None, "truncation": None}
@@ -383,9 +384,9 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
 
 
 def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, L) the indices of the rows' members, and which of them are not padding.
+    """Return the indices (B, L) of the rows' members, and a mask (B, L) that is False at padding.
 
-    Row n begins at ``starts[n]`` and ends before ``starts[n + 1]``. Padding has the index 0.
+    Row n has the indices from ``starts[n]`` up to ``starts[n + 1]`` − 1. Padding has the index 0.
     """
     length = starts.diff()[rows]
     column = torch.arange(int(length.max()))
@@ -395,7 +396,7 @@ def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def edges(lengths: Sequence[int]) -> Tensor:
-    """Return (N + 1,) the first index of each part, given the parts' lengths, and the end."""
+    """Return (N + 1,) the first index of each of N parts with these lengths, and the end."""
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
@@ -411,18 +412,19 @@ def embed(
     max_length: int,
     pooling: str = "mean",
 ) -> Tensor:
-    """Embed texts with an encoder that has no head, (N, H) float32.
+    """Return the embeddings (N, H) of texts, in float32.
 
     Args:
-        network: the encoder.
-        texts: the texts.
+        network: an encoder without a head.
+        texts: N texts.
         tokenizer: the encoder's tokenizer.
-        max_length: the most tokens in a text, with special tokens; longer texts are cut.
-        pooling: "mean" over the last layer, including special tokens, as in sentence-transformers;
-            or "cls", the first token.
+        max_length: the maximum number of tokens in a text, including special tokens. Longer texts
+            are cut.
+        pooling: "mean" for the mean of the last layer over all tokens, including special tokens, as
+            in sentence-transformers; "cls" for the first token.
 
     Raises:
-        MaskwiseError: a text without any token, or an embedding that is not finite.
+        MaskwiseError: a text has no tokens, or an embedding is not finite.
     """
     flat = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), max_length).flat(texts)
     if not int(flat.lengths.min()):
@@ -439,7 +441,7 @@ def embed(
             real = attention.unsqueeze(-1)
             pooled = (states * real).sum(1) / real.sum(1)
         vectors[rows] = pooled.cpu()
-    # Rankings and classifiers would treat NaN as wrong answers.
+    # Rankings and classifiers would silently count NaN as a wrong answer.
     if not vectors.isfinite().all():
         what = "the model's embeddings are not finite numbers"
         raise MaskwiseError(what, do="is the checkpoint damaged?")

@@ -1,12 +1,14 @@
-"""Kinds of tasks whose answers are written by the model, without a context that contains them.
+"""Kinds of tasks in which the model writes the answer.
 
 ``cloze-qa``: an encoder with its pre-trained head reads ``question QUESTION answer [MASK] …`` and
-answers at the masks. There are as many masks as the longest answer in train has tokens, and shorter
-answers are padded with separators, so the number of masks reveals nothing.
+predicts the answer at the masks. The number of masks is the token count of the longest answer in
+train. Shorter answers are padded with separators, because the number of masks must not reveal the
+length of the answer.
 
-``generation``: an encoder–decoder reads a text and writes a text, by beam search with the task's
-settings, not the checkpoint's. Each epoch trains on one of the correct answers; scores accept any
-of them. The nats of the first correct answer compare models that are too small to write answers.
+``generation``: an encoder–decoder reads a text and writes a text by beam search. The settings of
+the beam search come from the task, not from the checkpoint. Training draws one of the correct
+answers in each epoch, and scores accept every correct answer. For models that are too small to
+write answers, the metric is the nats of the first correct answer.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QARow(Row):
-    """A question without a context, and all correct answers."""
+    """A question without a context, and its correct answers."""
 
     shown = ("question",)
 
@@ -73,9 +75,9 @@ def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
     return QARow(question, answers, relation_of(record))
 
 
-# The words before and after a question.
+# The prompt before and after a question.
 PROMPT = ("question", " answer")
-# The fewest tokens that must be left for the prompt and a few words of the question.
+# The minimum number of tokens for the prompt and the question.
 LEAST_ROOM = 8
 
 
@@ -94,7 +96,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     backend.no_truncation()
     frame = backend.encode("").ids
     tail = backend.encode(PROMPT[1], add_special_tokens=False).ids
-    # A long question is cut at its end, before the prompt's words that announce the answer.
+    # A long question is cut before the second part of the prompt, which introduces the answer.
     backend.enable_truncation(room - len(tail))
     texts = [f"{PROMPT[0]} {row.question}" for row in rows]
     questions = backend.encode_batch(texts, add_special_tokens=False)
@@ -102,7 +104,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     ids: list[int] = []
     targets: list[int] = []
     lengths = []
-    # An answer that has more tokens than there are masks cannot be given.
+    # The model cannot write an answer that has more tokens than there are masks.
     lost = 0
     for question, answer in zip(questions, _answer_ids(task, split, backend), strict=True):
         before = [*frame[:1], *question.ids, *tail]
@@ -120,14 +122,13 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
 def _answer_ids(task: Task, split: str, backend: Tokenizer) -> list[list[int]]:
     """Tokenise the first answer of each question."""
     backend.no_truncation()
-    # A space comes first, as after the prompt, because many tokenizers encode a word differently
-    # without it.
+    # Many tokenizers encode a word differently after a space, and the answer follows a space.
     texts = [f" {row.answers[0]}" for row in task.splits[split]]
     return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
 
 
 def _special_token(backend: Tokenizer, *names: str) -> int:
-    """Return the id of the special token with one of these names."""
+    """Return the id of the first special token that the tokenizer has."""
     for name in names:
         token = backend.token_to_id(name)
         if token is not None:
@@ -144,9 +145,9 @@ class Slots(Data):
     """N questions, each followed by S masks.
 
     Attributes:
-        targets: (T,) the tokens of the answer and then separators at the masks; −100 elsewhere.
-        end: the separator's id.
-        backend: turns tokens into text.
+        targets: (T,) at the masks, the answer's tokens followed by separators; −100 elsewhere.
+        end: the id of the separator.
+        backend: the tokenizer that decodes answers.
     """
 
     targets: Tensor
@@ -154,13 +155,13 @@ class Slots(Data):
     backend: Tokenizer
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return the inputs of ``Flat.batch``, and labels (B, L)."""
+        """Return the inputs from ``Flat.batch``, and labels (B, L)."""
         at, real = self.flat.at(rows)
         labels = torch.where(real, self.targets[at], IGNORE)
         return {**self.flat.batch(rows), "labels": labels}
 
     def answers(self, objective: MaskedLanguageModelling, device: torch.device) -> list[str]:
-        """Return the text of the likeliest tokens at the masks, up to the first separator."""
+        """Decode the likeliest token at each mask, up to the first separator."""
         best = self.targets[self.targets != IGNORE].view(len(self), -1)
         for rows, batch in batches(self, device):
             row, column = target_places(batch).unbind(1)
@@ -172,7 +173,7 @@ class Slots(Data):
         return self.backend.decode_batch(ids, skip_special_tokens=False)
 
 
-# The closed-book setting from Roberts et al. 2020 (arXiv 2002.08910), but for encoders.
+# The closed-book setting of Roberts et al. 2020 (arXiv 2002.08910), adapted to encoders.
 CLOZE_QA = TaskKind(
     name="cloze-qa",
     metrics=("exact-match", "f1"),
@@ -195,7 +196,7 @@ _ANSWERS = (
     *("output", "target", "answer", "answers", "highlights"),
     *("summary", "summary1", "label", "response", "title"),
 )
-# Pairs of columns by which a generation task is recognised.
+# A file with one of these pairs of columns is recognised as a generation task.
 _TOGETHER = (
     *(("input", "output"), ("source", "target"), ("article", "highlights")),
     *(("document", "summary"), ("dialogue", "summary"), ("dialogue", "summary1")),
@@ -205,19 +206,19 @@ _TOGETHER = (
 
 @dataclass(frozen=True)
 class WrittenRow(Row):
-    """A text, and all correct answers."""
+    """A text, and its correct answers."""
 
     shown = ("text",)
 
     text: str
     answers: list[str]
     group: str | None = None
-    """Rows in the same group, such as questions about one context, stay in the same split."""
+    """Rows with equal groups, such as questions about one context, are in the same split."""
     relation: str = ""
 
     @property
     def content(self) -> Mapping[str, object]:
-        # Rows used to have patterns, and the fingerprints of recorded tasks must not change.
+        # Recorded fingerprints include a former field "patterns", and must not change.
         return {**super().content, "patterns": []}
 
     @property
@@ -236,7 +237,7 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
             f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
         )
     text, group, _ = columns.cells(record)
-    # A list of texts holds a document's sentences.
+    # A list of texts is a document that is split into sentences.
     if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
         text = " ".join(text)
     require_text(text, "text", where)
@@ -249,8 +250,8 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
 
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
-    """Return all correct answers in a column or in numbered columns, or the text of a choice."""
-    # "summary1" means summary1, summary2, …, but "1" is the position of a column without a name.
+    """Return the correct answers from a column, numbered columns, or a choice."""
+    # "summary1" means summary1, summary2, …, but "1" is a column of a table without a header.
     stem = re.sub(r"(?<=\D)1$", "", column)
     pattern = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
     texts: list[str] = []
@@ -268,16 +269,20 @@ def _right_texts(record: Record, column: str, where: str) -> list[str]:
 def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0) -> TaskKind:
     """Build the kind ``generation``: the model reads a text and writes a text.
 
-    The loss is the cross-entropy of each token in the answer. The baseline in nats predicts tokens
-    from their frequencies. Source: Raffel et al. 2020; Roberts et al. 2020 (without a context).
+    The loss is the cross-entropy of the answer's tokens. The baseline of the metric in nats
+    predicts tokens from their frequencies.
+
+    Source: Raffel et al. 2020; for questions without a context, Roberts et al. 2020.
 
     Args:
         beams: the number of hypotheses in beam search.
-        max_target: the most tokens in an answer; longer targets are cut.
-        length_penalty: the score of a hypothesis is divided by its length to this power.
+        max_target: the maximum number of tokens in an answer; longer targets are cut.
+        length_penalty: an exponent. The score of a hypothesis is divided by its length raised to
+            this exponent.
 
     Raises:
-        MaskwiseError: fewer than one beam, no room for an answer, or a penalty that is not finite.
+        MaskwiseError: ``beams`` is below 1, ``max_target`` leaves no room for an answer, or
+            ``length_penalty`` is not finite.
     """
     whole_number("beams of a task", beams, least=1)
     whole_number("max_target of a task", max_target, least=3)
@@ -298,7 +303,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
         family="encoder-decoder",
         pretrained_head=True,
         item_interval=True,
-        # As in ``WrittenRow.content``, the fingerprints of recorded tasks must not change.
+        # "patterns" is part of recorded fingerprints: see ``WrittenRow.content``.
         settings={**search, "patterns": False},
         make=generation,
     )
@@ -320,7 +325,7 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     answers: list[str] = []
     counts = []
     for row in rows:
-        # Training may use any answer, but the nats on dev and test are those of the first answer.
+        # Training draws among all answers. The nats on dev and test use only the first answer.
         learned = row.answers if split == "train" else row.answers[:1]
         answers += learned
         counts.append(len(learned))
@@ -353,15 +358,15 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
 
 @dataclass(frozen=True, eq=False)
 class Written(Data):
-    """N texts with all of their correct answers in train, or with the first one in dev and test.
+    """N texts with correct answers: all answers in train, only the first answer in dev and test.
 
     Attributes:
         targets: the answers to all texts, with special tokens.
         first: (N + 1,) the index of each text's first answer, and the end.
-        framed: whether answers begin with a special token, which does not count in nats.
-        backend: turns tokens into text.
+        framed: whether answers begin with a special token, which is not counted in nats.
+        backend: the tokenizer that decodes answers.
         search: the beam-search settings.
-        cut: notes on what was cut.
+        cut: notes on texts and answers that were cut.
     """
 
     targets: Flat
@@ -379,11 +384,11 @@ class Written(Data):
         return self.flat.lengths + self.targets.lengths[self.first[:-1]]
 
     def batch(self, rows: Tensor) -> Batch:
-        """Return (B, L) input_ids and attention_mask, and (B, L') labels from the first answers."""
+        """Return input_ids and attention_mask (B, L), and labels (B, L') from the first answers."""
         return self._batch(rows, self.first[rows])
 
     def training_batch(self, planned: Tensor, seed: int) -> Batch:
-        """Return a batch whose labels are answers chosen at random in every epoch."""
+        """Return a batch whose labels are random answers, drawn anew in every epoch."""
         rows = planned[:, 0]
         chosen = tensors.draws_of(planned, seed) % self.first.diff()[rows]
         return self._batch(rows, self.first[rows] + chosen)
@@ -396,7 +401,7 @@ class Written(Data):
 
     def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
         answers = [Answer("")] * len(self)
-        # Beam search runs each text once for each hypothesis.
+        # Beam search expands each text to ``beams`` rows, so batches hold fewer texts.
         for rows in by_width(self.lengths, EVAL_TOKENS // self.search["beams"]):
             batch = moved(self.batch(rows), device)
             losses, where = objective.token_losses(batch)
@@ -420,16 +425,16 @@ class Written(Data):
         return answers
 
     def chance(self, train: Data) -> float:
-        """Return the mean nats of first answers, predicted from the token frequencies in train."""
+        """Return the mean nats of first answers under the token frequencies in train."""
         assert isinstance(train, Written)
         vocabulary = self.backend.get_vocab_size()
-        # Add-one smoothing is needed, because a token that is not in train has infinite nats.
+        # Without add-one smoothing, a token that does not occur in train would have infinite nats.
         counts = torch.bincount(train._first_answers(), minlength=vocabulary).double() + 1
         nats = counts.sum().log() - counts.log()
         return float(nats[self._first_answers()].mean())
 
     def _first_answers(self) -> Tensor:
-        """Return (T,) the tokens in first answers that count in nats."""
+        """Return (T,) the tokens of first answers, without an initial special token."""
         at, real = self.targets.at(self.first[:-1])
         real[:, : self.framed] = False
         return self.targets.ids[at[real]]
