@@ -1,7 +1,8 @@
 """A mkdocs hook that writes reference pages from the source code.
 
-``recipe.md`` lists all keys of a recipe, ``commands.md`` all options of commands, and ``names.md``
-all policies, schedules, corruptions, objectives, samplers and annotators.
+``recipe.md`` lists every key of a recipe, ``commands.md`` every option, and ``names.md`` every
+policy, schedule, corruption, objective, sampler and annotator. The files of the same names in docs/
+are for readers without the built site.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Key(NamedTuple):
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the three reference pages."""
+    """Replace the three short pages that the repository has under these names."""
     pages = {"recipe.md": recipe_page(), "commands.md": commands_page(), "names.md": names_page()}
     for name, text in pages.items():
+        files.remove(files.get_file_from_path(name))
         files.append(File.generated(config, name, content=text))
     return files
 
