@@ -200,7 +200,7 @@ class Task:
         kind: how data is read, answered and scored.
         metric: a name in ``metrics.METRICS``.
         labels: the classes in train, sorted. A class's number is its index.
-        splits: the rows of train, dev and test.
+        splits, found: the rows of train, dev and test; all rows of train if it has only some.
         skipped: how many rows were left out, for each "split: reason".
         notes: guesses about columns and labels, and how the splits were made.
         pooling: how frozen kinds embed a text: "mean", "cls", or "dev" for the pooling that is
@@ -222,6 +222,7 @@ class Task:
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: Names = ()
     pooling: str = "mean"
+    found: int = 0
 
     def __post_init__(self) -> None:
         # Checked here, so a missing library is reported before any training starts.
@@ -439,8 +440,8 @@ class Task:
             ranked.append((seen[row.stratum], row))
         # Take every class's first row, then every class's second: the sort keeps the hash order.
         ranked.sort(key=lambda item: item[0])
-        chosen = tuple(row for _, row in ranked[:count])
-        return replace(self, splits={**self.splits, "train": chosen})
+        splits = {**self.splits, "train": tuple(row for _, row in ranked[:count])}
+        return replace(self, splits=splits, found=self.found or len(rows))
 
 
 def place_of(key: str) -> float:
