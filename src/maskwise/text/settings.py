@@ -67,7 +67,7 @@ class CorpusSettings(BaseModel):
     """
     limit: int | None = Field(None, ge=1)
     """Maximum number of documents from each source."""
-    length: int = Field(64, ge=4)
+    length: int = Field(64, ge=4, le=32_768)
     """Number of positions in a row."""
     layout: Literal["packed", "document"] = "packed"
     """Rows that are filled with one document after another, or that hold one piece each."""
