@@ -170,6 +170,18 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path):
     )
 
 
+def test_check_says_how_many_of_the_labelled_rows_are_used(tmp_path):
+    labels = write_labels(tmp_path / "labels.csv")
+    for rows, found in ((None, 210), (50, 210)):
+        subject = str(labels)
+        asked = [f"tasks=['{labels}(train_rows={rows})']"] if rows else []
+        facts = outlook_of(subject, asked, timing=False)
+        task = facts["tasks"]["labels"]
+        assert (task["rows"]["train"], task["found"]) == (rows or 200, found)
+        [line] = [line for name, line in facts["lines"] if name == "task labels"]
+        assert f"{rows or 200} of {found} train" in line
+
+
 def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
     tmp_path, monkeypatch, capfd
 ):

@@ -155,6 +155,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["bench", "nonsense"], "nonsense"),
         (["bench", "train"], "benchmarks/train.py"),
         (["list", "polices"], "did you mean 'policies'"),
+        (["list"], "allowed: policies, annotators, schedules"),
         (["stuudy"], "stuudy"),
     ],
 )

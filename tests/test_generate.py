@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.evaluate import evaluate_checkpoint
 from maskwise.evaluation.generate import SHOWN, Writer
 from tiny import maskwise
 from training_tools import CLS, SEP, model, tokenizer
@@ -22,6 +24,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model("bert").save_pretrained(path)
     tokenizer().save_pretrained(path)
     return path
+
+
+def test_a_text_without_a_token_to_mask_is_no_empty_table(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("unknown words alone")
+    with pytest.raises(MaskwiseError) as caught:
+        evaluate_checkpoint(str(folder), ["heldout"], text=str(tmp_path / "text.txt"))
+    assert caught.value.what == "no token of this text can be masked"
+
+
+def test_a_prompt_of_other_bytes_is_refused(folder: Path) -> None:
+    with pytest.raises(MaskwiseError) as caught:
+        list(Writer(str(folder)).write("caf\udce9 [MASK]"))
+    assert caught.value.got == r"'caf\udce9 [MASK]'"
 
 
 @pytest.mark.parametrize("order", ["confidence", "random", "block"])

@@ -97,6 +97,12 @@ def test_a_module_imports_only_what_stands_below_it(path):
         assert room in ONLY.get(own, LEVEL), f"{name_of(path)} may not know {module}"
 
 
+@pytest.mark.parametrize("name", ["Tensors", "TensorDict"])
+def test_a_type_has_one_home(name):
+    homes = [path.name for path in MODULES if f"\n{name}: TypeAlias" in path.read_text()]
+    assert homes == ["devices.py"]
+
+
 def test_the_test_sees_what_is_imported(tmp_path):
     path = tmp_path / "x.py"
     path.write_text(

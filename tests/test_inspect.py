@@ -137,6 +137,10 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
     assert maskwise("inspect", path, "--tokenizer", tokenizer, "--policy", "token", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["text"][:17] for entry in found] == [f"Document number {n}" for n in range(5)]
+    # A folder is not inspected as the text of its own name.
+    assert [entry.text for entry in look(str(tmp_path), "token", tokenizer)] == [
+        entry["text"] for entry in found
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +154,9 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
         (["--budget", "roughly"], "unknown budget"),
         (["--tokenizer", "/nowhere/at/all"], "there is no model or tokenizer"),
         (["--step", "many"], "--step"),
+        (["--policy", ","], "no policy"),
+        (["--html", ""], "not the name of a file"),
+        (["--html", "/"], "not the name of a file"),
         (["--nonsense"], "--nonsense"),
         (
             ["--policy", "group-weighted(layer='salient')"],
@@ -192,7 +199,14 @@ def test_a_damaged_tokenizer_is_one_line(file, old, new, said, tokenizer, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "text, said", [("", "no text"), ("nowhere.txt", "does not exist"), (" \n", "no text")]
+    "text, said",
+    [
+        ("", "no text"),
+        ("nowhere.txt", "does not exist"),
+        (" \n", "no text"),
+        # What Python makes of an argument in Latin-1.
+        ("caf\udce9", "not valid UTF-8"),
+    ],
 )
 def test_no_text(text, said, capfd):
     assert maskwise("inspect", text) == 2

@@ -25,6 +25,15 @@ from maskwise.text.opening import text_per
 from tiny import load_rows, write_lines
 
 
+def test_an_empty_name_is_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the working folder."""
+    (tmp_path / "a.txt").write_text("A text of some words.")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MaskwiseError) as caught:
+        read_documents("")
+    assert caught.value.got == "''"
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85"])
 def test_only_line_feeds_end_a_line(mark: str, tmp_path: Path) -> None:
     path = tmp_path / "reviews.txt"

@@ -301,7 +301,59 @@ def test_pieces_of_another_version_are_refused(content: str, tmp_path: Path) -> 
     assert "\n" not in str(raised.value) and "prepare the corpus again" in raised.value.do
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut", "of a plan"])
+def test_damaged_pieces_are_refused_by_name(damage: str, tmp_path: Path) -> None:
+    out = tmp_path / "pieces"
+    some = cut([document("a", 1)], out=out)
+    if damage == "missing":
+        (out / "0.bin").unlink()
+    elif damage == "cut":
+        (out / "0.bin").write_bytes(b"abc")
+    else:
+        out = tmp_path / "plan"
+        Rows.of(some).save(out)
+    for folder in (out, tmp_path / "nowhere"):
+        with pytest.raises(MaskwiseError) as raised:
+            Pieces.load(folder)
+        assert str(folder) in raised.value.what and "prepare the corpus again" in raised.value.do
+
+
 # ---- rows
+
+
+@pytest.mark.parametrize("numbers", [[5], [-1], [0.5], [True], "a", [[0, 9]], torch.tensor([7])])
+def test_rows_and_pieces_of_other_numbers_are_refused(numbers: Any) -> None:
+    some = cut([document("a", 1), document("b", 2)])
+    for use in (Rows.of(some).batch, lambda chosen: Rows.of(some, chosen=chosen)):
+        with pytest.raises(MaskwiseError) as raised:
+            use(numbers)
+        assert raised.value.allowed.startswith("0 to ")
+
+
+def test_no_rows_and_lists_of_rows() -> None:
+    some = cut([document("a", 1), document("b", 2)])
+    assert len(Rows.of(some).batch([]).lengths) == 0
+    for layout in LAYOUTS:
+        assert Rows.of(some, layout, chosen=[1]).batch([0]).lengths.tolist() == [2]
+
+
+def test_what_is_no_document_tokenizer_or_word_rule(real) -> None:
+    _, tokenizer = real
+    good = [Document("a", "the cat")]
+    for texts, made, words in (
+        (["the cat"], tokenizer, "auto"),
+        ("the cat", tokenizer, "auto"),
+        ([Document("a", None)], tokenizer, "auto"),  # type: ignore[arg-type]
+        (good, None, "auto"),
+        (good, "bert-base-uncased", "auto"),
+        (good, tokenizer, "wrds"),
+        (good, tokenizer, "regex:("),
+    ):
+        with pytest.raises(MaskwiseError):
+            list(tokenise(texts, made, words=words))  # type: ignore[arg-type]
+    for length in (8.5, "8", None):
+        with pytest.raises(MaskwiseError):
+            cut([document("a", 1)], length=length)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("length", [64, 256])
@@ -360,6 +412,13 @@ def test_split_is_by_document(real, whole: Pieces, layout: str) -> None:
 def test_split_refuses(whole: Pieces, share: float, side: str) -> None:
     with pytest.raises(MaskwiseError, match=f"leaves the {side} side empty"):
         split(whole, held_out=share)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "0.1"])
+def test_a_share_is_from_0_to_1(whole: Pieces, share: Any) -> None:
+    with pytest.raises(MaskwiseError) as raised:
+        split(whole, held_out=share)
+    assert raised.value.allowed == "a number from 0 to 1"
 
 
 def test_another_layout_of_the_same_pieces(whole: Pieces) -> None:

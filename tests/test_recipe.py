@@ -347,6 +347,10 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
     [
         ("training: [", "not valid YAML"),
         (
+            "training: {steps: 5}\ncorpus: {source: x}\ntraining: {seed: 1}",
+            "line 3: the key 'training' is in line 1 already",
+        ),
+        (
             "training:\n\tsteps: 10",
             "found character '\\t' that cannot start any token; replace tabs with spaces",
         ),

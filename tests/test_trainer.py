@@ -17,19 +17,23 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
 from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
     DataCollatorForLanguageModeling,
     PrinterCallback,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 
 import maskwise as mw
 from maskwise.masking import IGNORE, Noising
+from maskwise.masking.collator import RowCollator
 from maskwise.objectives import MaskedDiffusion
-from maskwise.trainer import RowCollator
 from processes import two_ranks
 from test_training import close, same
-from training_tools import ARCHITECTURES, Language, bart, model, tokenizer
+from training_tools import ARCHITECTURES, Language, bart, config, model, tokenizer
 
 DATA = Language(48)
 HELD_OUT = Language(12, seed=1)
@@ -227,6 +231,21 @@ def test_resuming_is_bit_identical(stop: int, tmp_path: Path) -> None:
     assert same(whole.model, resumed.model) and logged(whole) == logged(resumed)
 
 
+def test_the_global_seed_changes_neither_masks_nor_the_order_of_rows(tmp_path: Path) -> None:
+    """Set between building and training, or between a checkpoint and resuming from it."""
+    more: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    masker = mw.Masker(tokenizer(), ratio="linear(0.5, 0.1)")
+    found = []
+    for seed, checkpoint in ((1, None), (2, None), (3, str(tmp_path / "checkpoint-2"))):
+        network = model("bert")
+        made = trainer(network, arguments(tmp_path, **more), masker=masker)
+        set_seed(seed)
+        made.train(resume_from_checkpoint=checkpoint)
+        found.append(network)
+    one, other, resumed = found
+    assert same(one, other) and same(one, resumed)
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Any:
         return iter([DATA[i] for i in range(48)])
@@ -381,6 +400,40 @@ def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
         masker = mw.Masker(tokenizer(), corruption="infill")
         trainer(model("bert"), arguments(tmp_path), masker=masker)
     assert 'corruption="bert"' in caught.value.do
+
+
+OTHER_MODELS = {
+    "GPT2LMHeadModel": (AutoModelForCausalLM, "gpt2"),
+    "BertLMHeadModel": (AutoModelForCausalLM, "bert"),
+    "BertModel": (AutoModel, "bert"),
+    "BertForTokenClassification": (AutoModelForTokenClassification, "bert"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_a_model_that_is_no_masked_language_model_is_refused(name: str, tmp_path: Path) -> None:
+    """GPT-2 was trained to find each token under its own mask, without a word."""
+    auto, architecture = OTHER_MODELS[name]
+    settings = config(architecture)
+    with pytest.raises(mw.MaskwiseError) as caught:
+        trainer(auto.from_config(settings), arguments(tmp_path))
+    assert caught.value.got == name
+    assert "MLM head" in caught.value.allowed and "encoder–decoder" in caught.value.allowed
+
+
+def test_a_model_under_peft_is_judged_by_what_it_wraps(tmp_path: Path) -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self, wrapped: Any):
+            super().__init__()
+            self.wrapped = wrapped
+
+        def get_base_model(self) -> Any:
+            return self.wrapped
+
+    trainer(Wrapper(model("bert")), arguments(tmp_path))
+    with pytest.raises(mw.MaskwiseError):
+        wrapped = AutoModelForCausalLM.from_config(config("gpt2"))
+        trainer(Wrapper(wrapped), arguments(tmp_path))
 
 
 def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Result = TypeVar("Result")
+
+Tensors: TypeAlias = "Mapping[str, Tensor]"
+TensorDict: TypeAlias = "dict[str, Tensor]"
 
 PINNING = ("cuda",)
 """Device types to which copies from pinned memory do not block the host."""

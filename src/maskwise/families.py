@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from maskwise.attention import Documents, separate
+from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ Head = Callable[[Any, Tensor], Tensor]
 """A function from a model and its hidden states (M, H) to logits (M, V)."""
 
 Inputs: TypeAlias = dict[str, Any]
-Tensors: TypeAlias = Mapping[str, Tensor]
 Kind = Literal["encoder", "encoder-decoder"]
 
 

@@ -355,6 +355,8 @@ def sweep(folder: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
+    if not path.name:
+        raise MaskwiseError("this is not the name of a file", got=str(path))
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 

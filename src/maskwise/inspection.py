@@ -30,6 +30,7 @@ from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
 from maskwise.text import encode, read_documents, require_documents
 from maskwise.text.layers import CharSpans, Layered, annotated
+from maskwise.text.opening import require_utf8
 from maskwise.text.readers import known_ending
 from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
 from maskwise.text.words import flat_offsets
@@ -238,6 +239,8 @@ def inspect_text(
     shown_as = settings.get("corruption", "bert")
     texts = [read_marks(marked) for marked in _texts(text)]
     specs = split_calls(policies)
+    if not specs:
+        raise MaskwiseError("no policy is given", got=repr(policies), do="try: token,whole-word")
     has_marks = any(spans for _, spans in texts)
     # Missing layers are an error before the tokenizer is loaded, which may need a download.
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
@@ -344,7 +347,8 @@ def _texts(text: str) -> list[str]:
     # A name such as "missing.txt" is an error if the file does not exist, not a text.
     looks_like_file = known_ending(Path(text)) is not None
     # Unlike Path.is_file, os.path.isfile accepts a string of any length.
-    if (looks_like_file and "\n" not in text) or os.path.isfile(text):
+    is_corpus = os.path.isfile(text) or os.path.isdir(text)
+    if (looks_like_file and "\n" not in text) or is_corpus:
         documents = require_documents(read_documents(text))
         texts = []
         for document in islice(documents, MAX_TEXTS):
@@ -353,6 +357,7 @@ def _texts(text: str) -> list[str]:
         return texts
     if not text.strip():
         raise MaskwiseError("there is no text to mask", got="an empty text")
+    require_utf8(text)
     return [text]
 
 

@@ -66,10 +66,11 @@ LANGUAGE_MODELS: Mapping[Kind, AutoClass] = {
 }
 """The classes for pre-training."""
 
-_ARCHITECTURES: Mapping[Kind, Mapping[str, str]] = {
+ARCHITECTURES: Mapping[Kind, Mapping[str, str]] = {
     "encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
+"""The classes for pre-training, keyed by kind and ``model_type``."""
 _USES: Mapping[Kind, str] = {"encoder": "masked language modelling", "encoder-decoder": "denoising"}
 
 TASK_MODELS: Mapping[str, AutoClass] = {
@@ -113,7 +114,7 @@ def new_config(
     """
     if architecture in CONFIG_MAPPING:
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
-    require_known("architecture", architecture, _ARCHITECTURES[kind])
+    require_known("architecture", architecture, ARCHITECTURES[kind])
     check_counts(fields)
     plain = AutoConfig.for_model(architecture)
     for name in fields:

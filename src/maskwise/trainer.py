@@ -21,8 +21,8 @@ import contextlib
 import copy
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,8 +34,10 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, prediction_head, release
-from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator, Vocabulary, gather
+from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
+from maskwise.masking.collator import RowCollator
 from maskwise.masking.policies.base import Point
+from maskwise.models import ARCHITECTURES
 from maskwise.objectives import Outcome
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.packed import PackedCollator
@@ -74,16 +76,16 @@ class MaskingTrainer(Trainer):
     2
 
     Args:
-        model, args: as for ``Trainer``; ``args.remove_unused_columns`` is always False.
+        model, args, more: as for ``Trainer``; ``args.remove_unused_columns`` is always False, and
+            ``args.data_seed`` is ``args.seed`` if it is None.
         masker: masks batches in training.
         evaluation_masker: masks batches in evaluation, always as at step 0 of epoch 0, so that
             losses are comparable; default: ``masker``. The loss is the mean over all targets.
         data_collator: turns rows into one dict of (B, L) tensors, unmasked; default: pads rows.
-        more: as for ``Trainer``.
 
     Raises:
         MaskwiseError: a collator that masks, or a ``compute_loss_func``, because the trainer masks
-            and computes the loss; a corruption that does not fit the model.
+            and computes the loss; a model of another kind; a corruption that does not fit it.
     """
 
     # Otherwise Trainer.training_step would divide the loss by the number of micro-batches.
@@ -123,6 +125,9 @@ class MaskingTrainer(Trainer):
         args = copy.copy(args) if args else TrainingArguments()
         # Trainer would drop example_id and the layers, which the masker reads.
         args.remove_unused_columns = False
+        # Otherwise the order of rows would depend on torch's seed when training starts or resumes.
+        if args.data_seed is None:
+            args.data_seed = args.seed
         self.masker = masker
         self.evaluation_masker = evaluation_masker or masker
         self._shown: deque[MaskedBatch] = deque()
@@ -132,6 +137,7 @@ class MaskingTrainer(Trainer):
         self._missing: set[str] = set()
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
+        require_language_model(self.model)
         for each in (self.masker, self.evaluation_masker):
             self._check_fit(each)
 
@@ -235,8 +241,7 @@ class MaskingTrainer(Trainer):
         everywhere = not prediction_loss_only
         with torch.no_grad(), self.compute_loss_context_manager():
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
-        zeros = torch.zeros(len(labels), device=losses.device)
-        loss_B = zeros.index_add(0, where[:, 0], losses)
+        loss_B = losses.new_zeros(len(labels)).index_add(0, where[:, 0], losses)
         # Gathered per row, so rows that were repeated to fill the last batch count only once.
         sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
         self._loss_sum += float(sums.sum())
@@ -404,8 +409,7 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
     """(B,) int64: each row's number of targets (in masked diffusion, of eligible tokens)."""
     if "counted" in batch:
         return batch["counted"]
-    is_target = batch["labels"] != IGNORE
-    return is_target.sum(1)
+    return (batch["labels"] != IGNORE).sum(1)
 
 
 @contextlib.contextmanager
@@ -430,21 +434,17 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
         hook.remove()
 
 
-class RowCollator:
-    """Collates rows into padded (B, L) tensors with their layers, unmasked; may run in workers."""
-
-    def __init__(self, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        batch = gather(rows, self.vocabulary)
-        names = batch.example_id
-        if batch.plan is not None:
-            # Packed rows name the piece of every token.
-            names = names[batch.piece].reshape(batch.shape)
-        kept = ("input_ids", *batch.layers, *batch.extras)
-        columns = {name: batch.tensor(name) for name in kept}
-        columns["attention_mask"] = batch.tensor("present").long()
-        columns["example_id"] = torch.from_numpy(names)
-        columns["special_tokens_mask"] = (~batch.tensor("content")).long()
-        return columns
+def require_language_model(model: Any) -> None:
+    """Refuse models of transformers with a different head or none, such as GPT-2."""
+    if hasattr(model, "get_base_model"):  # the wrapper of peft
+        model = model.get_base_model()
+    family = type(model)
+    known = chain.from_iterable(names.values() for names in ARCHITECTURES.values())
+    # A user's own class may compute anything.
+    if family.__module__.startswith("transformers.") and family.__name__ not in known:
+        raise MaskwiseError(
+            "MaskingTrainer cannot train this model",
+            got=family.__name__,
+            allowed="an encoder with an MLM head, or an encoder–decoder with a language-model head",
+            do="load it with AutoModelForMaskedLM or AutoModelForSeq2SeqLM",
+        )

@@ -349,9 +349,14 @@ INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
 
 
 def list_names(
-    what: Annotated[str, typer.Argument(help=", ".join(TABLES))], as_json: Json = False
+    what: Annotated[str, typer.Argument(help=", ".join(TABLES), show_default=False)] = "",
+    as_json: Json = False,
 ) -> None:
     """List names, each with a description and an example."""
+    if not what:
+        raise MaskwiseError(
+            "list what?", allowed=", ".join(TABLES), do="try: maskwise list recipes"
+        )
     require_known("list", what, TABLES)
     rows = describe_table(what)
     if as_json:

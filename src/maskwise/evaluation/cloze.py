@@ -353,33 +353,31 @@ def questions_of(
         skipped[ONE_ANSWER] += len(kept)
         return
     order = sorted(counts, key=lambda answer: (-counts[answer], answer[1]))
+    numbers = {answer: number for number, answer in enumerate(order)}
+    # Parts are taken in strides, so each part has frequent and rare answers.
     parts = math.ceil(len(order) / candidates)
-    for part in range(parts):
-        # A part takes every n-th answer, so each part has frequent and rare answers.
-        among = order[part::parts]
-        shown = list(zip(*among))
-        questions = []
-        for fact, row, space, answer in kept:
-            if answer not in among:
-                continue
-            at = row.index(tokenizer.mask_token_id)
-            right = {answers[text] for text in fact.rights}
-            also = {among.index(other) for other in right if other in among}
-            tokens = {other[space][0] for other in right if len(other[space]) == 1}
-            number = order.index(answer)
-            frequency = 1 + number - len(right.intersection(order[:number]))
-            questions.append(
-                Question(
-                    row[:at],
-                    row[at + 1 :],
-                    shown[space],
-                    among.index(answer),
-                    also,
-                    tokens,
-                    frequency,
-                )
-            )
-        yield questions
+    shown = [list(zip(*order[part::parts])) for part in range(parts)]
+    questions: list[list[Question]] = [[] for _ in shown]
+    for fact, row, space, answer in kept:
+        at = row.index(tokenizer.mask_token_id)
+        number = numbers[answer]
+        part = number % parts
+        right = {answers[text] for text in fact.rights}
+        ranked = [numbers[other] for other in right if other in numbers]
+        also = {other // parts for other in ranked if other % parts == part}
+        tokens = {other[space][0] for other in right if len(other[space]) == 1}
+        frequency = 1 + number - sum(other < number for other in ranked)
+        question = Question(
+            row[:at],
+            row[at + 1 :],
+            shown[part][space],
+            number // parts,
+            also,
+            tokens,
+            frequency,
+        )
+        questions[part].append(question)
+    yield from questions
 
 
 def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:

@@ -370,4 +370,8 @@ def evaluate_checkpoint(
         pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
         size = sum(len(document.text.encode()) for document in documents)
         data = Text(tokenizer, Rows.of(pieces, "document"), bytes=size)
-    return evaluate(network, data, settings)
+    records = evaluate(network, data, settings)
+    # For example, a single word that is longer than a row is never masked.
+    if not records:
+        raise MaskwiseError("no token of this text can be masked", got=text, do="give more text")
+    return records

@@ -29,6 +29,7 @@ from maskwise.families import check_fit, most_tokens, require_kind
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model
 from maskwise.text import load_tokenizer
+from maskwise.text.opening import require_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,9 +81,11 @@ class Writer:
             (L,) int64 token ids, including the special tokens at the start and end.
 
         Raises:
-            MaskwiseError: there is no gap, or the model does not accept that number of tokens.
+            MaskwiseError: the prompt is not UTF-8 or has no gap, or the model does not accept that
+                number of tokens.
         """
         mask = self.vocabulary.require_mask()
+        require_utf8(prompt)
         if not GAP.search(prompt):
             prompt += f"[MASK*{length}]"
         gaps = list(GAP.finditer(prompt))

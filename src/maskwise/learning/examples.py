@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.devices import moved
+from maskwise.devices import TensorDict, Tensors, moved
 from maskwise.errors import MaskwiseError
 from maskwise.keys import Array, Keys, fold
 from maskwise.learning.relaxation import Choice, choose
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import AnnotatedBatch, Vocabulary, gather
-from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.tasks.questions import ChoiceRow, MarkedRow
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts

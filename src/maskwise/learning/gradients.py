@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.learning.relaxation import RelaxedDenoising
-from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.objectives import Objective
 
 Parameters: TypeAlias = TensorDict

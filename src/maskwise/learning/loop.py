@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
 from maskwise.keys import Array
@@ -35,7 +36,6 @@ from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.masking.batch import IGNORE, moved
-from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.models import load_task_model, share_encoder, task_config
 from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.task import Task

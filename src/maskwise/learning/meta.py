@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskwise.constants import rank_here, ranks_here
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
 from maskwise.keys import Array, fold
@@ -47,7 +48,6 @@ from maskwise.learning.gradients import (
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking.batch import IGNORE
-from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.tasks.tensors import shuffled
 from maskwise.training import TrainingSettings
 from maskwise.training.checkpoint import changes

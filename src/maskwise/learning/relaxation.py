@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, decoder_inputs, encoder_of
 from maskwise.keys import Array, Keys
 from maskwise.masking import AnnotatedBatch
 from maskwise.masking.batch import IGNORE
-from maskwise.masking.policies.base import Tensors, units_by
+from maskwise.masking.policies.base import units_by
 from maskwise.masking.select import Selection, select
 from maskwise.segments import LEAST_LOGIT, weights_within
 

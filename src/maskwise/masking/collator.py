@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import fold, permutation
-from maskwise.masking.gather import Rows, is_tensor, read_numbers, require_rows
+from maskwise.masking.gather import Rows, gather, is_tensor, read_numbers, require_rows
 from maskwise.masking.masker import Masker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from maskwise.masking.batch import MaskedBatch
+    from maskwise.masking.vocabulary import Vocabulary
 
 
 class MaskingCollator:
@@ -244,3 +245,25 @@ class StepBatchSampler:
                 # Only this batch becomes Python numbers: an epoch may have millions of rows.
                 rows = order[start : start + self.batch_size].tolist()
                 yield [(index, step, epoch) for index in rows]
+
+
+class RowCollator:
+    """Collates rows into padded (B, L) tensors with their layers, unmasked; may run in workers."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        import torch
+
+        batch = gather(rows, self.vocabulary)
+        names = batch.example_id
+        if batch.plan is not None:
+            # Packed rows name the piece of every token.
+            names = names[batch.piece].reshape(batch.shape)
+        kept = ("input_ids", *batch.layers, *batch.extras)
+        columns = {name: batch.tensor(name) for name in kept}
+        columns["attention_mask"] = batch.tensor("present").long()
+        columns["example_id"] = torch.from_numpy(names)
+        columns["special_tokens_mask"] = (~batch.tensor("content")).long()
+        return columns

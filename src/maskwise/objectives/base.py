@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Pieces, Rows
-from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.masking.schedules import schedule
 from maskwise.weights import encoder_weights, multiplied_weights
 

@@ -18,12 +18,12 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from maskwise.attention import NAME, Documents, separate
+from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.families import ENCODERS, adapter_of, decoder_inputs, width_of
 from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
-from maskwise.masking.policies.base import Tensors
 from maskwise.objectives.base import (
     Batch,
     Inputs,

@@ -192,6 +192,18 @@ class Yaml(yaml.SafeLoader):
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping, or raise an error: of two equal keys PyYAML drops the first."""
+        node = super().compose_mapping_node(anchor)
+        lines = {}
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in lines:
+                problem = f"the key {name!r} is in line {lines[name]} already"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        return node
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node, or raise an error with its line."""
         try:

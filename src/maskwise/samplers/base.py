@@ -14,9 +14,10 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import fold
-from maskwise.masking.policies.base import Numbers, TensorDict, Tensors
+from maskwise.masking.policies.base import Numbers
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.specs import Call
 

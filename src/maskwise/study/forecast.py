@@ -284,9 +284,11 @@ class Outlook:
         tasks = {}
         for spec in of_run(self.recipe.tasks, 0):
             task = load_task(spec)
-            facts = _task_facts(task, self.first, tokenizer)
-            tasks[task.name] = facts
-            line = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+            facts = tasks[task.name] = _task_facts(task, self.first, tokenizer)
+            counts = {split: f"{count:,}" for split, count in facts["rows"].items()}
+            if task.found:
+                counts["train"] += f" of {task.found:,}"
+            line = ", ".join(f"{count} {split}" for split, count in counts.items())
             if facts["classes"]:
                 line += ", {classes} labels"
             if facts["most"]:
@@ -437,6 +439,7 @@ def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) ->
     return {
         **task.facts(),
         "rows": {split: len(rows) for split, rows in task.splits.items()},
+        "found": task.found or len(task.splits["train"]),
         "labels": dict(labels.most_common(12)),
         "most": max(labels.values(), default=0) / max(1, labels.total()),
         "majority": task.majority,

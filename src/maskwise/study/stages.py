@@ -241,7 +241,8 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
     if recipe.learning.policy.pretrained:
         what["policy_content"] = start_fingerprint(recipe.learning.policy.pretrained)
-    _drop_new_defaults(what)
+    for training in (what["training"], what["learning"]["supervised"]["training"]):
+        _drop_new_defaults(training)
     for key in TrainingSettings.that_change("nothing"):
         del what["training"][key]
     return _stage_on("learn", recipe, what, prepared, after)
@@ -249,11 +250,9 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
 
 def _drop_new_defaults(what: Plain) -> None:
     """Remove settings that older versions lack, if they have their defaults."""
-    for name, value in list(what.items()):
-        if name == "lag" and not value:
+    for name in TrainingSettings.that_change("weights unless default"):
+        if what[name] == TrainingSettings.model_fields[name].default:
             del what[name]
-        elif isinstance(value, dict):
-            _drop_new_defaults(value)
 
 
 def recipe_of(stage: Stage, **more: object) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, recipe_of
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
-from maskwise.text.pieces import require_known_tokens
+from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.settings import ModelSettings
@@ -121,7 +121,7 @@ def prepare(stage: Stage, stages: Path) -> Plain:
     )
     assert not isinstance(data.training, Stream)
     counts = data.training.pieces.counts
-    require_known_tokens(counts, corpus.title)
+    _require_known_tokens(counts, corpus.title)
     return {
         "documents": documents.read,
         "skipped": dict(documents.skipped),
@@ -131,6 +131,23 @@ def prepare(stage: Stage, stages: Path) -> Plain:
         "vocabulary": len(tokenizer),
         "counts": dict(counts),
     }
+
+
+def _require_known_tokens(counts: Mapping[str, int], title: str) -> None:
+    """Refuse a text that the tokenizer can hardly read.
+
+    Raises:
+        MaskwiseError: more than half of the tokens are unknown.
+    """
+    share = unknown_share(counts)
+    if share > 0.5:
+        raise MaskwiseError(
+            f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
+            got=f"{counts[UNKNOWN]:,} × [UNK]",
+            allowed="at most half",
+            do="use a tokenizer that covers its letters, or a new tokenizer: tokenizer.kind: "
+            "letter, or bpe",
+        )
 
 
 def open_text(stage: Path) -> Prepared:

@@ -201,6 +201,7 @@ class Task:
         metric: a name in ``metrics.METRICS``.
         labels: the classes in train, sorted. A class's number is its index.
         splits: the rows of train, dev and test.
+        found: the number of rows found for train, if only some of them are used; else 0.
         skipped: the number of dropped rows, keyed by "split: reason".
         notes: notes on guessed columns and labels, and on the origin of the splits.
         pooling: the pooling in frozen kinds: "mean", "cls", or "dev" for the better one on dev.
@@ -222,6 +223,7 @@ class Task:
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: Names = ()
     pooling: str = "mean"
+    found: int = 0
 
     def __post_init__(self) -> None:
         # Checked here, so a missing library is reported before any training starts.
@@ -439,8 +441,8 @@ class Task:
             ranked.append((seen[row.stratum], row))
         # First rows of all classes come before second rows. The stable sort keeps the hash order.
         ranked.sort(key=lambda item: item[0])
-        chosen = tuple(row for _, row in ranked[:count])
-        return replace(self, splits={**self.splits, "train": chosen})
+        splits = {**self.splits, "train": tuple(row for _, row in ranked[:count])}
+        return replace(self, splits=splits, found=self.found or len(rows))
 
 
 def place_of(key: str) -> float:

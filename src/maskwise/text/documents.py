@@ -402,6 +402,8 @@ def bundled_path(name: str) -> Path:
 
 def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
     """Return a function that opens the source's records, and the name of the source."""
+    if source == "":
+        raise MaskwiseError("a corpus has no name", got="''", do="give a file or a folder")
     world = read_world(source)
     if world:
         return world.documents, str(world)

@@ -80,6 +80,12 @@ def is_utf8(text: str) -> bool:
         return False
 
 
+def require_utf8(text: str) -> None:
+    """Refuse a text with bytes that are not UTF-8, as a shell may pass them."""
+    if not is_utf8(text):
+        raise MaskwiseError("the text is not valid UTF-8", got=ascii(text))
+
+
 def refuse_unreadable(path: Path) -> None:
     """Raise a `MaskwiseError` if the first 64 KiB of a file are binary or mostly not UTF-8."""
     with opened(path) as file:

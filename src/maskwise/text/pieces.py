@@ -27,7 +27,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from maskwise import folders
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, changes, owners, rank_within, sums_within
 from maskwise.text.documents import BATCH_CHARACTERS, Document, batches, source_of
 from maskwise.text.layers import Columns, Layered, align, digest
@@ -103,9 +103,7 @@ def tokenise(
         backend.no_padding()
         # If a text contains the name of a special token, the name is plain text.
         backend.encode_special_tokens = True
-    for batch in batches(
-        documents, BATCH_CHARACTERS, measure=lambda document: len(document.text), most=batch_size
-    ):
+    for batch in batches(documents, BATCH_CHARACTERS, measure=_characters, most=batch_size):
         texts = [document.text for document in batch]
         if backend is None:
             columns, lengths = slow_columns(tokenizer, texts, numbered=words == "token")
@@ -130,6 +128,15 @@ def tokenise(
             base = placed.base.repeat(lengths)
             columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
         yield Tokens(batch, lengths, columns)
+
+
+def _characters(document: Document) -> int:
+    """Count the characters of a document, after a check: Python users pass anything."""
+    if not isinstance(document, Document) or not isinstance(document.text, str):
+        raise MaskwiseError(
+            "documents have a name and a text", got=document, allowed="Document(NAME, TEXT)"
+        )
+    return len(document.text)
 
 
 class Frame(NamedTuple):
@@ -204,7 +211,7 @@ class Pieces:
         Raises:
             MaskwiseError: the folder has no pieces of this version, or the tokenizer differs.
         """
-        pieces = cls._of(*read_columns(Path(folder)))
+        pieces = cls._of(*read_columns(Path(folder), "example_id"))
         key = tokenizer_key(tokenizer)
         if pieces.tokenizer and key and pieces.tokenizer != key:
             raise MaskwiseError(
@@ -266,7 +273,7 @@ def read_pieces(
     ['[CLS] the cat sat [SEP] [CLS] on the mat [SEP]']
     """
     frame = Frame.of(tokenizer)
-    if not 1 <= frame.room(length) <= MOST_TOKENS:
+    if not 1 <= frame.room(whole_number("length", length)) <= MOST_TOKENS:
         raise MaskwiseError(
             "length leaves no room for text, or is too long",
             got=length,
@@ -388,23 +395,6 @@ def unknown_share(counts: Mapping[str, int]) -> float:
     return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
 
 
-def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
-    """Check that the tokenizer knows most of a text, called ``title`` in the error message.
-
-    Raises:
-        MaskwiseError: more than half of the tokens are unknown.
-    """
-    share = unknown_share(counts)
-    if share > 0.5:
-        raise MaskwiseError(
-            f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
-            got=f"{counts[UNKNOWN]:,} × [UNK]",
-            allowed="at most half",
-            do="use a tokenizer that covers its letters, or a new tokenizer: tokenizer.kind: "
-            "letter, or bpe",
-        )
-
-
 # Columns in a folder: an index, and a file of raw values for each column. Unlike .npy files, files
 # of raw values can be written in parts.
 # -------------------------------------------------------------------------------------------
@@ -432,19 +422,29 @@ def write_columns(
 def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
     """Open a folder that `write_columns` wrote, memory-mapped; return the columns and ``about``.
 
+    Args:
+        wanted: a column that the folder must have.
+
     Raises:
-        MaskwiseError: the folder is missing, or has a different format.
+        MaskwiseError: the folder is missing or damaged, or has a different format.
     """
     about = folders.read_json(folder / INDEX) or {}
-    if about.get("format") != FORMAT:
+    types = about.pop("columns", {})
+    if about.get("format") != FORMAT or wanted not in types:
         raise MaskwiseError(
             f"{folder} does not hold pieces of this version",
-            got=about.get("format"),
-            allowed=FORMAT,
+            got=f"format {about.get('format')}, columns {', '.join(types)}",
+            allowed=f"format {FORMAT}, a column {wanted}",
             do="prepare the corpus again",
         )
     columns = {}
-    for place, (name, dtype) in enumerate(about.pop("columns").items()):
-        # Indexing a plain array is faster than indexing a memmap.
-        columns[name] = np.asarray(np.memmap(folder / f"{place}.bin", dtype, "r"))
+    for place, (name, dtype) in enumerate(types.items()):
+        file = folder / f"{place}.bin"
+        try:
+            # Columns are plain arrays, because indexing a memmap is slower.
+            columns[name] = np.asarray(np.memmap(file, dtype, "r"))
+        except (OSError, ValueError) as error:
+            raise MaskwiseError(
+                f"{file} is damaged", got=str(error), do="prepare the corpus again"
+            ) from None
     return columns, about

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, finite_number, unknown_name
 from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
 from maskwise.text.layers import Columns
 from maskwise.text.pieces import (
@@ -132,12 +132,13 @@ class Rows:
             chosen: (P',) the indices of the chosen pieces, ascending.
 
         Raises:
-            MaskwiseError: the layout is unknown.
+            MaskwiseError: the layout is unknown, or a number is not the index of a piece.
         """
         if layout not in LAYOUTS:
             raise unknown_name("layout", layout, LAYOUTS)
         if chosen is None:
             chosen = np.arange(len(pieces))
+        chosen = _numbers("piece", chosen, below=len(pieces))
         if layout == "document":
             return cls(pieces, chosen, np.arange(len(chosen) + 1), layout)
         opening, closing, _ = pieces.frame
@@ -210,8 +211,11 @@ class Rows:
 
         Args:
             rows: (B,) the indices of the rows.
+
+        Raises:
+            MaskwiseError: a number is not the index of a row.
         """
-        at = np.asarray(rows, dtype=np.int64).reshape(-1)
+        at = _numbers("row", rows, below=len(self))
         pieces = self.pieces
         begin = self.first[at]
         count = self.first[at + 1] - begin
@@ -271,8 +275,21 @@ class Rows:
     @classmethod
     def load(cls, folder: Path, pieces: Pieces) -> Rows:
         """Open a plan that `save` wrote, memory-mapped."""
-        columns, about = read_columns(folder)
+        columns, about = read_columns(folder, "order")
         return cls(pieces, **columns, layout=about["layout"])
+
+
+def _numbers(what: str, values: Sequence[int] | Array | Tensor, *, below: int) -> Ints:
+    """Return numbers of rows or pieces as an array, after a check."""
+    numbers = np.asarray(values).reshape(-1)
+    if not numbers.size:
+        return numbers.astype(np.int64)
+    # Numpy would cut fractions off, and count negative numbers from the end.
+    if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= below:
+        raise MaskwiseError(
+            f"there is no {what} of such a number", got=values, allowed=f"0 to {below - 1}"
+        )
+    return numbers.astype(np.int64, copy=False)
 
 
 def require_in_vocabulary(largest: int, vocab_size: int) -> None:
@@ -295,8 +312,10 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
         layout: the layout of the training rows and of the held-out rows.
 
     Raises:
-        MaskwiseError: the share leaves no training documents or no held-out documents.
+        MaskwiseError: the share is not between 0 and 1, or leaves no training documents or no
+            held-out documents.
     """
+    finite_number("held_out", held_out, least=0, most=1)
     out = pieces.documents < held_out_below(held_out)
     sides = []
     for name, side in (("training", ~out), ("held-out", out)):

@@ -65,7 +65,7 @@ class CorpusSettings(BaseModel):
     """Unit of plain text: a line, or a block between blank lines. ``auto`` inspects the file."""
     limit: int | None = Field(None, ge=1)
     """Maximum number of documents from each source."""
-    length: int = Field(64, ge=4)
+    length: int = Field(64, ge=4, le=32_768)
     """Number of positions in a row."""
     layout: Literal["packed", "document"] = "packed"
     """``packed`` puts several documents in a row, ``document`` only one piece of a document."""

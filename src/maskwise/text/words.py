@@ -391,8 +391,12 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: 
     """Reject a slow tokenizer, which has no character offsets, if layers or words need them.
 
     Raises:
-        MaskwiseError: the tokenizer is slow, and there are layers or words in characters.
+        MaskwiseError: the tokenizer is slow, and there are layers or words in characters; it is not
+            a tokenizer; an unknown word rule.
     """
+    word_rule(words)
+    if not hasattr(tokenizer, "is_fast"):
+        raise MaskwiseError("a loaded tokenizer is needed", got=repr(tokenizer))
     if not tokenizer.is_fast and (layers or words not in ("auto", "token")):
         raise MaskwiseError(
             "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",

@@ -26,10 +26,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
-from maskwise.masking.policies.base import Facts, Learner, Learners, Point, TensorDict, Tensors
+from maskwise.masking.policies.base import Facts, Learner, Learners, Point
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler

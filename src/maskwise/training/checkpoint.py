@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 
 from maskwise.constants import rank_here
+from maskwise.devices import TensorDict, Tensors
 from maskwise.families import UNLIMITED, most_tokens
 from maskwise.folders import damage, read_lines, write_folder, write_lines, writing
-from maskwise.masking.policies.base import Facts, Learner, TensorDict, Tensors
+from maskwise.masking.policies.base import Facts, Learner
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
 from maskwise.training import wrapping

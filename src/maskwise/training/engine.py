@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskwise.constants import ranks_here
-from maskwise.devices import coming_back, fast_bf16
+from maskwise.devices import TensorDict, Tensors, coming_back, fast_bf16
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.keys import fold
-from maskwise.masking.policies.base import Numbers, TensorDict, Tensors
+from maskwise.masking.policies.base import Numbers
 from maskwise.objectives import Objective, Outcome
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms

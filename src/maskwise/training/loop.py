@@ -21,8 +21,9 @@ from typing import TypedDict
 import torch
 
 from maskwise.constants import rank_here
+from maskwise.devices import TensorDict, Tensors
 from maskwise.folders import claim
-from maskwise.masking.policies.base import Learner, Learners, Point, TensorDict, Tensors
+from maskwise.masking.policies.base import Learner, Learners, Point
 from maskwise.objectives import Objective, Outcome
 from maskwise.signals import CODES, Asked
 from maskwise.training.arms import Arms

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
-from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.wrapping import blocks_of, laid_out_as, local, whole
 from maskwise.weights import parts

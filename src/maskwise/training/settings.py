@@ -36,6 +36,11 @@ ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
 """Marks a setting that changes speed or memory, but changes weights only by rounding."""
 
 
+NEWER: dict[str, JsonValue] = {"changes": "weights unless default"}
+"""Marks a setting that is newer than recorded studies. The names of stages leave it out while it
+has its default, so that recorded stages keep their names."""
+
+
 class TrainingSettings(BaseModel):
     """Settings of one training run; the same for pre-training and for fine-tuning."""
 
@@ -86,7 +91,7 @@ class TrainingSettings(BaseModel):
     """Share of the steps, at the end, over which the rate falls; before that, it stays at the peak.
     If None, all steps, or a tenth for ``wsd``."""
 
-    lag: int = Field(0, ge=0, le=1)
+    lag: int = Field(0, ge=0, le=1, json_schema_extra=NEWER)
     """Number of updates before a policy that learns from losses uses them. With 1, no step waits
     for the previous step's losses; on an accelerator, this wait takes as long as masking and
     copying a batch."""

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, LocalPool
 from maskwise.keys import fold, permutation
-from maskwise.masking.policies.base import Facts, Learner, Numbers, Point, TensorDict, Tensors
+from maskwise.masking.policies.base import Facts, Learner, Numbers, Point
 from maskwise.segments import owners
 from maskwise.text.pieces import Ints
 from maskwise.text.readers import BEGINNING, Place

@@ -21,9 +21,9 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils.checkpoint import checkpoint
 
 from maskwise.attention import Documents, MaskKey, quicken, restore, separate
+from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, encoder_of, release
-from maskwise.masking.policies.base import TensorDict, Tensors
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from maskwise.devices import TensorDict, Tensors
 from maskwise.keys import Array, Keys
 from maskwise.masking.batch import AnnotatedBatch, Names
 from maskwise.masking.units import Units, check_weights, runs
@@ -55,8 +56,6 @@ class Moment:
 
 Facts: TypeAlias = Mapping[str, object]
 Numbers: TypeAlias = Mapping[str, float]
-Tensors: TypeAlias = "Mapping[str, Tensor]"
-TensorDict: TypeAlias = "dict[str, Tensor]"
 
 Agree: TypeAlias = "Callable[[Tensor], Tensor]"
 """A function that adds up all ranks' sums. All ranks must call it, and all get the same result."""

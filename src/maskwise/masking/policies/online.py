@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskwise.constants import UPOS
-from maskwise.devices import moved, widest
+from maskwise.devices import TensorDict, Tensors, moved, widest
 from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, Names
@@ -26,8 +26,6 @@ from maskwise.masking.policies.base import (
     Moment,
     Numbers,
     Point,
-    TensorDict,
-    Tensors,
     units_by,
     weigh,
 )

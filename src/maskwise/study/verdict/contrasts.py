@@ -32,8 +32,8 @@ from maskwise.study.statistics import (
     sign_flip_interval,
     sign_flip_test,
 )
-from maskwise.study.verdict.flags import raised, scope_of
-from maskwise.study.verdict.words import is_ahead, sentences_of
+from maskwise.study.verdict.flags import scope_of
+from maskwise.study.verdict.words import is_ahead, raised, sentences_of
 
 MOST_MORE_RUNS = 50
 """Maximum number of additional runs that advice recommends. A difference that needs more runs is

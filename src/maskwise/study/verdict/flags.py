@@ -26,7 +26,7 @@ from maskwise.constants import (
     overlap_words,
 )
 from maskwise.estimates import with_minus
-from maskwise.files import Contrast, Effect, RaisedFlag, Record
+from maskwise.files import Contrast, Effect, Record
 from maskwise.study.outcomes import TOLERANCE, Outcomes, Pair, is_loss
 from maskwise.study.statistics import best_guess, can_decide
 
@@ -49,22 +49,6 @@ class Flag:
     test: Test
     sentence: str
     advice: str = ""
-
-
-def raised(row: Contrast, table: Outcomes) -> list[RaisedFlag]:
-    """Return the flags of a row, in the order of ``FLAGS``."""
-    found = []
-    for flag in FLAGS:
-        facts = flag.test(row, table)
-        if facts is None:
-            continue
-        arms = facts.get("arms", ())
-        assert isinstance(arms, list | tuple)
-        # Sentences use readable names of arms, and facts use the names in study.json.
-        words = " and ".join(table.names[arm] for arm in arms)
-        sentence = flag.sentence.format(**{**facts, "arms": words})
-        found.append(RaisedFlag(code=flag.code, effect=flag.effect, sentence=sentence, facts=facts))
-    return found
 
 
 def scope_of(row: Contrast, table: Outcomes) -> str:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from maskwise.constants import DIFFUSION, REFERENCE
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
-from maskwise.files import Contrast, Effect, Study
+from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.study.verdict.flags import FLAGS
@@ -374,3 +374,19 @@ def _capital(text: str, row: Contrast) -> str:
     """Capitalise a sentence, unless it starts with the name of an arm."""
     named = text.startswith((f"{row['arm']} ", f"{row['baseline']} "))
     return text if named else text[0].upper() + text[1:]
+
+
+def raised(row: Contrast, table: Outcomes) -> list[RaisedFlag]:
+    """Return the flags of a row, in the order of ``FLAGS``."""
+    found = []
+    for flag in FLAGS:
+        facts = flag.test(row, table)
+        if facts is None:
+            continue
+        arms = facts.get("arms", ())
+        assert isinstance(arms, list | tuple)
+        # The sentence names arms in words; the facts keep the names of study.json.
+        words = " and ".join(table.names[arm] for arm in arms)
+        sentence = flag.sentence.format(**{**facts, "arms": words})
+        found.append(RaisedFlag(code=flag.code, effect=flag.effect, sentence=sentence, facts=facts))
+    return found
