@@ -205,7 +205,6 @@ class Task:
         skipped: the number of dropped rows, keyed by "split: reason".
         notes: notes on guessed columns and labels, and on the origin of the splits.
         pooling: the pooling in frozen kinds: "mean", "cls", or "dev" for the better one on dev.
-            The pre-training objective decides whether "mean" or "cls" is the better one.
 
     >>> from maskwise.tasks import load_task
     >>> task = load_task("ud-pos(train_rows=40)")

@@ -419,7 +419,7 @@ def write_columns(
     (folder / INDEX).write_text(json.dumps({"format": FORMAT, "columns": types, **about}))
 
 
-def read_columns(folder: Path) -> tuple[Columns, dict[str, Any]]:
+def read_columns(folder: Path, wanted: str) -> tuple[Columns, dict[str, Any]]:
     """Open a folder that `write_columns` wrote, memory-mapped; return the columns and ``about``.
 
     Args:

@@ -10,8 +10,7 @@ These rules for characters give the words of BERT's pre-tokenizer on ordinary te
 - A run of letters, digits and marks is a word, so "don't" has three words (don ' t). Kana and
   hangul form runs, too.
 - Each punctuation mark, each symbol and each ideograph is a word.
-- Each letter of Thai, Lao, Khmer, Myanmar and related scripts, which are written without spaces, is
-  a word. (For BERT, a whole sentence is one word.)
+- Each letter of Thai, Lao, Khmer, Myanmar and related scripts is a word (in BERT, a sentence is).
 - Combining marks, joiners, variation selectors, skin tones and control characters continue the
   character before them. Emoji joined by ZWJ and pairs of flag letters are one word.
 - White space, including no-break and zero-width spaces, belongs to no word.
@@ -20,10 +19,9 @@ The rules find more words than BERT at non-ASCII symbols ("20€" is two words, 
 scripts above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
 are outdated. The rules find fewer words only where a combining mark follows a punctuation mark.
 
-These rules map tokens to words: A token that covers several words joins them into one word. The
-next token continues this word if the token begins before the word ends. All tokens of a single
-character (byte fallback) belong to one word. A lone space or "▁" belongs to the next word, and
-other white-space tokens belong to no word (−1).
+A token that covers several words joins them into one word. The next token continues this word if
+it begins before the word ends. All tokens of one character (byte fallback) belong to one word. A
+lone space or "▁" belongs to the next word; other white-space tokens belong to no word (−1).
 
 Cost: about 50 ns per character and 0.2 µs per token (tokenising takes 1 µs per token).
 """
