@@ -188,7 +188,7 @@ class Yaml(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Return a mapping, or raise an error: of two equal keys PyYAML drops the first."""
         node = super().compose_mapping_node(anchor)
-        lines = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             name = str(key.value)
             if name in lines:
