@@ -434,7 +434,7 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
         hook.remove()
 
 
-def require_language_model(model: Any) -> None:
+def require_language_model(model: object) -> None:
     """Refuse models of transformers with a different head or none, such as GPT-2."""
     if hasattr(model, "get_base_model"):  # the wrapper of peft
         model = model.get_base_model()

@@ -192,7 +192,7 @@ class Yaml(yaml.SafeLoader):
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """Return a mapping, or raise an error: of two equal keys PyYAML drops the first."""
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
