@@ -126,7 +126,7 @@ def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
     assert text.unknown == 1 and text.tokens == 6
     records = bound_records(text, 30)
     assert [r["metric"] for r in records] == ["nats per token", "bits per token"]
-    assert "no figure per byte" in str(records[0]["skipped"])
+    assert "no value per byte" in str(records[0]["skipped"])
     with pytest.raises(MaskwiseError, match=r"got 3 × \[UNK\]"):
         Bound(rows_of(["nobody knows this"]), tokenizer(), torch.arange(1))
 

@@ -74,7 +74,7 @@ class TextRow(Row):
 
 
 def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
-    """Turn a record into a row of one or two texts and a label, or return why it is skipped."""
+    """Turn a record into a row, or return the reason for skipping the record."""
     text, pair, label = columns.cells(record)
     require_text(text, "text", where)
     if columns.pair:

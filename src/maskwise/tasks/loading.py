@@ -94,7 +94,7 @@ KINDS: dict[str, TaskKind] = {
 """The kinds of tasks. To add a kind, create a ``TaskKind`` and list it here."""
 POOLINGS = ("mean", "cls", "dev")
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
-# The metrics of published tasks, if they differ from the default of the kind; keyed by folder name.
+# Published metrics that differ from the default of the kind, keyed by the name of the folder.
 _USUAL_METRIC = {"cola": "matthews"}
 
 
@@ -317,7 +317,7 @@ def _read_task(
         seen |= found
         if found == {HIDDEN}:
             hidden = True
-            notes.append(f"every label of {split} is −1, so {split} counts as unlabelled")
+            notes.append(f"every label of {split} is −1, so this split counts as unlabelled")
             skipped[unlabelled] = len(part)
             continue
         for number, record in enumerate(part, start=1):

@@ -91,7 +91,7 @@ def _label_counts(gold: ArrayLike, answer: ArrayLike) -> NDArray[np.int64]:
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean of 1 / rank over answers, which are ranks. Ranks above 10 count 0."""
+    """Return the mean of 1 / rank. The answers are ranks; ranks above 10 contribute 0."""
     ranks = np.asarray(answer, dtype=np.float64)
     # NaN embeddings lead to a rank of 0, which counts as a miss.
     reciprocals = np.where((ranks >= 1) & (ranks <= 10), 1 / np.maximum(ranks, 1), 0.0)
@@ -294,7 +294,7 @@ def bootstrap_interval(items: ArrayLike) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     scores = np.asarray(items, dtype=np.float64)
-    # scipy refuses a single item. If all items are equal, resampled means differ only by rounding.
+    # scipy refuses a single item. If all items are equal, only rounding varies between resamples.
     if len(scores) < 2 or not np.ptp(scores):
         mean = float(scores.mean())
         return mean, mean
@@ -353,7 +353,7 @@ def _nats_and_tokens(answers: Collection[Answer]) -> NDArray[np.float64]:
 
 
 def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
-    """Return the mean negative log-probability of the tokens in the correct answers."""
+    """Return the mean −log p of the tokens in the correct answers, in nats."""
     nats, tokens = _nats_and_tokens(answers).sum(1)
     return float(nats / tokens)
 
@@ -362,7 +362,7 @@ def nats_of_items(answers: Collection[Answer]) -> NDArray[np.float64]:
     """Return (N,) the contribution of each row to the nats per token.
 
     The score is a ratio of two sums. The mean of the contributions equals the score, and their
-    standard deviation gives the standard error of the ratio (the delta method).
+    standard error equals the standard error of the ratio (the delta method).
     """
     nats_N, tokens_N = _nats_and_tokens(answers)
     ratio = nats_N.sum() / tokens_N.sum()

@@ -111,7 +111,7 @@ class TaskKind:
     columns: UsualColumns
 
     row: Callable[[Record, Columns, str], Row | str]
-    """Maps (record, columns, location) to a row, or to the reason for skipping the record."""
+    """Maps (record, columns, location) to a row, or to a reason for skipping the record."""
     gold: Callable[[Task, str], Any]
     """Returns the correct answers of a split: an array, or for each row a list of correct texts."""
     baseline: Callable[[Task], float | None]
@@ -132,7 +132,7 @@ class TaskKind:
     answers: Callable[[Task, Mapping[str, Tensor]], Mapping[str, ArrayLike]] | None = None
     """For frozen kinds: maps the embeddings (N, H) of each split to answers for dev and test."""
     config: Mapping[str, object] = field(default_factory=dict)
-    """Additional fields for the model's configuration, which already has the classes."""
+    """Fields for the model's configuration, in addition to the classes."""
     check_model: Callable[[PreTrainedConfig], None] | None = None
     """Raises an error if a model with this configuration cannot learn such tasks."""
 
@@ -162,7 +162,7 @@ class TaskKind:
     settings: Settings = field(default_factory=dict)
     """Settings of the kind that affect scores."""
     make: Callable[..., TaskKind] | None = None
-    """Builds this kind with other settings. Its parameters are arguments of ``load_task``."""
+    """Builds this kind with other settings. ``load_task`` accepts the settings as arguments."""
 
     @property
     def frozen(self) -> bool:

@@ -276,7 +276,7 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
             cut, but contexts of questions are read in windows.
 
     Raises:
-        MaskwiseError: a slow tokenizer, no padding token, or a length that leaves no room for text.
+        MaskwiseError: the tokenizer is slow or has no padding token, or the length leaves no room.
     """
     check_length(task, tokenizer, max_length)
     state = tokenizer_state(tokenizer, words=task.kind.words)

@@ -2,8 +2,8 @@
 
 ``cloze-qa``: an encoder with its pre-trained head reads ``question QUESTION answer [MASK] …`` and
 predicts the answer at the masks. The number of masks is the token count of the longest answer in
-train. Shorter answers are padded with separators, because the number of masks must not reveal the
-length of the answer.
+train. Shorter answers are padded with separators, so the number of masks does not reveal the length
+of the answer.
 
 ``generation``: an encoder–decoder reads a text and writes a text by beam search. The settings of
 the beam search come from the task, not from the checkpoint. Training draws one of the correct
@@ -277,8 +277,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
     Args:
         beams: the number of hypotheses in beam search.
         max_target: the maximum number of tokens in an answer; longer targets are cut.
-        length_penalty: an exponent. The score of a hypothesis is divided by its length raised to
-            this exponent.
+        length_penalty: the exponent p. The score of a hypothesis is divided by length ** p.
 
     Raises:
         MaskwiseError: ``beams`` is below 1, ``max_target`` leaves no room for an answer, or
