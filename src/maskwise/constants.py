@@ -55,7 +55,7 @@ NATS = "nats"
 """The metric of tasks that are answered in words: mean nats per token of the correct answers."""
 
 IMBALANCED = 0.6
-"""If the share of the most frequent class is larger, macro F1 is reported in addition to accuracy."""
+"""If the share of the most frequent class is larger, macro F1 is reported too."""
 
 
 def accuracy_misleads(metric: str | None, share: float | None) -> bool:

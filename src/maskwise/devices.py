@@ -67,7 +67,7 @@ class Lane:
         self.stream = self.cuda.Stream(device)
 
     def send(self, make: Callable[[], Result]) -> tuple[Result, object]:
-        """Call ``make`` on this stream, and return its result and an event at the end of its copy."""
+        """Call ``make`` on this stream; return its result and an event at the end of its copy."""
         with self.cuda.stream(self.stream):
             result = make()
             return result, self.stream.record_event()

@@ -38,7 +38,7 @@ _MIX_64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 class Purpose(IntEnum):
-    """The use of a draw. Masks depend on these numbers: append new numbers, never change old ones."""
+    """The use of a draw. Masks depend on these numbers: append new numbers, but change none."""
 
     SELECT = 1  # the order in which units are selected
     ROUND = 2  # stochastic rounding of the budget

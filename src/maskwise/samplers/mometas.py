@@ -356,7 +356,7 @@ class MometasPlus(Learned):
         return self.logits
 
     def credit(self) -> Tensor:
-        """Return the estimated gain of each arm over the mean rollout, in shrunk standard errors."""
+        """Return each arm's estimated gain over the mean rollout, in shrunk standard errors."""
         weight, squared = self.weight.tolist()
         # Kish's effective sample size: the number of equally weighted rollouts with as much
         # information.

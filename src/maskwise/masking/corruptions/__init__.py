@@ -381,7 +381,7 @@ class PermuteSentences(Corruption):
 def permute_sentences(
     layer: str = "sentence", inner: Corruption | str | Call | None = None
 ) -> PermuteSentences:
-    """Permute sentences, and corrupt the selected tokens with ``inner`` (a corruption or a name)."""
+    """Permute sentences; ``inner`` (a corruption or a name) corrupts the selected tokens."""
     return PermuteSentences(layer, None if inner is None else corruption(inner))
 
 

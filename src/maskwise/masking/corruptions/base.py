@@ -262,7 +262,7 @@ def labels_in_place(choice: Selection, target: str) -> Array:
 
 
 def whole_text(choice: Selection, eos: int | None) -> tuple[Array, Array]:
-    """Return labels and their lengths (P,): the original text of each masked piece, then ``eos``."""
+    """Return labels and their lengths (P,): the original text of masked pieces, then ``eos``."""
     line = Line(choice.batch, choice.masked_pieces)
     labels = line(choice.batch.input_ids)
     if eos is None:
