@@ -3,9 +3,9 @@
     text → annotated tokens → masked batch → loss → checkpoint → task score → report
            annotate/          masking/       objectives/  training/   tasks/       report/
 
-There are five independent choices: *what* may be masked (policy), *how much* is masked at step t
-(schedule), *how* it is shown to the model (corruption), *which loss* is trained (objective), and
-*which objective* is trained next (sampler).
+A run combines five independent choices: *what* is masked (policy), *how much* is masked at step t
+(schedule), *how* masked tokens are shown to the model (corruption), *which loss* is minimised
+(objective), and *which objective* is trained next (sampler).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -69,11 +69,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use, so ``maskwise --help`` does not wait for torch."""
+    """Import a public name on first use, because ``maskwise --help`` must not wait for torch."""
     if name in _HOMES:
         from importlib import import_module
 
-        if name == "samplers":  # the package itself, not a name in it
+        # ``samplers`` is a module, not a name inside a module.
+        if name == "samplers":
             return import_module("maskwise.samplers")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskwise' has no attribute {name!r}")

@@ -1,17 +1,18 @@
 """Attention within documents of packed rows, and fast dropout on CPUs.
 
-A token attends only to tokens of its document, and positions restart in every document. This uses
-transformers' registry of attention functions: ``separate(model)`` selects the function ``attend``,
-which separates documents in a forward pass with ``documents=Documents(…)``. Without this argument,
-``attend`` gives the results of transformers' ``sdpa``, with soft caps and fast dropout on CPUs.
+In packed rows, a token attends only to tokens of its document, and positions restart in every
+document. ``separate(model)`` registers the function ``attend`` in transformers' registry of
+attention functions and selects it. ``attend`` separates documents if the forward pass has the
+argument ``documents=Documents(…)``. Without this argument, ``attend`` returns the results of
+transformers' ``sdpa``, with soft caps and fast dropout on CPUs.
 
 On CUDA in half precision, without dropout, soft cap or bias, ``torch.nn.attention.varlen`` computes
-the attention at a cost of Σ length² over the documents. In all other cases the layers share one
-mask per batch.
+attention at a cost of Σ length² over the documents. In all other cases the layers share one mask
+per batch.
 
 On CPUs, dropout draws 16 random bits per entry, four entries at a time, which takes 1.4 ns per
-entry. Torch draws 32 bits per entry in 9 ns, which took an eighth of a small BERT's training time.
-Rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
+entry. Torch draws 32 bits per entry in 9 ns, which was an eighth of the training time of a small
+BERT. Rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
 
 >>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
@@ -37,10 +38,10 @@ NAME = "documents"
 """The name of this attention in transformers' registry."""
 
 REPLACED = ("sdpa", "eager")
-"""The attention implementations that are replaced; any other implementation is kept."""
+"""The attention implementations that ``separate`` replaces."""
 
 DROP_STEPS = 1 << 16
-"""Dropout rates on a CPU are multiples of 1 / DROP_STEPS."""
+"""On CPUs, dropout rates are multiples of 1 / DROP_STEPS."""
 
 
 Options: TypeAlias = dict[str, Any]
@@ -51,15 +52,16 @@ MaskKey: TypeAlias = tuple[bool, bool, int | None]
 
 @dataclass(eq=False)
 class Documents:
-    """The document of each token.
+    """The document of each token in a batch.
 
     Attributes:
-        ids: (B, L) int64, ascending along a row; −1 for padding.
-        read: (B, K) int64, the documents of the text that a decoder attends to, or None.
+        ids: (B, L) int64, the document of each token, ascending along a row; −1 for padding.
+        read: (B, K) int64, the documents of the encoder's text, for cross-attention; otherwise
+            None.
         causal: whether a token attends only to itself and earlier tokens of its document.
-        ends: (D + 1,) int32, the offsets of documents in the line of all rows (the padding of a row
-            counts as one more document), and the end of the last document; if None, computed when
-            needed, at the cost of one host sync.
+        ends: (D + 1,) int32, the offsets of documents in the line of all rows, then B·L. The
+            padding of a row counts as a document. If None, ``boundaries`` computes the offsets,
+            which makes the host wait.
     """
 
     ids: Tensor
@@ -70,7 +72,7 @@ class Documents:
 
     @property
     def masked_by(self) -> tuple[MaskKey, ...]:
-        """The arguments of all masks made so far, for ``with_masks``."""
+        """The arguments of all masks computed so far, for ``with_masks``."""
         return tuple(self._masks)
 
     @cached_property
@@ -84,12 +86,14 @@ class Documents:
         return place - start_of_document
 
     def mask(self, cross: bool = False, causal: bool = False, window: int | None = None) -> Tensor:
-        """(B, 1, L, K) bool: which of K tokens each of L tokens attends to; shared by all layers.
+        """(B, 1, L, K) bool: True where a token (L) attends to another token (K).
+
+        Masks are cached, so all layers share one mask.
 
         Args:
-            cross: whether tokens attend to the text that a decoder reads, not to their own text.
+            cross: whether to make a cross-attention mask, to the tokens of ``read``.
             causal: whether tokens attend only to themselves and earlier tokens.
-            window: if given, tokens attend only to tokens at a smaller distance than this.
+            window: tokens attend only to tokens at a distance below ``window``; None for no limit.
         """
         asked = (cross, causal, window)
         if asked in self._masks:
@@ -98,7 +102,7 @@ class Documents:
         assert keys is not None, "cross-attention needs the documents of the text that is read"
         reader = self.ids[:, :, None]
         seen = reader == keys[:, None, :]
-        # Padding attends to everything: a softmax over nothing is NaN, and so is its gradient.
+        # Let padding attend to all tokens: a softmax over no tokens is NaN, with a NaN gradient.
         seen |= reader < 0
         if causal or window is not None:
             place = torch.arange(keys.shape[1], device=keys.device)
@@ -112,14 +116,14 @@ class Documents:
         return mask
 
     def with_masks(self, asked: Iterable[MaskKey]) -> Documents:
-        """Copy the documents with only these masks; missing masks are made."""
+        """Return a copy with only the masks for the arguments ``asked``, computed if necessary."""
         masks = {}
         for key in asked:
             masks[key] = self.mask(*key)
         return replace(self, _masks=masks)
 
     def boundaries(self) -> Tensor:
-        """Return ``ends``, which is computed once if it was not given."""
+        """Return ``ends``, computed on the first call if it is None."""
         if self.ends is None:
             first = self.positions.flatten() == 0
             starts = first.nonzero().flatten()
@@ -129,7 +133,10 @@ class Documents:
 
 
 def separate(model: PreTrainedModel) -> None:
-    """Make a model attend only within documents when it gets the argument ``documents``."""
+    """Make a model attend only within documents if it is called with the argument ``documents``.
+
+    Models with an attention implementation outside ``REPLACED`` are unchanged.
+    """
     if model.config._attn_implementation in REPLACED:
         _register()
         model.set_attn_implementation(NAME)
@@ -137,7 +144,8 @@ def separate(model: PreTrainedModel) -> None:
 
 @cache
 def _register() -> None:
-    """Register both functions; called only with a model, since transformers is slow to import."""
+    """Register the attention function and the mask function in transformers."""
+    # Import transformers here: it is slow to import, and the caller has a model already.
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
@@ -155,41 +163,44 @@ def attend(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute attention like transformers' ``sdpa``, within documents if they are given.
+    """Compute attention like transformers' ``sdpa``, within documents if ``documents`` is given.
 
     Args:
-        query: (B, H, L, D), as are key and value, which have K tokens if a decoder reads a
-            different text.
-        attention_mask: transformers' padding mask; ``documents`` replace it.
-        sliding_window: the window to either side, including the token itself, as in flash
+        module: the attention layer.
+        query: (B, H, L, D).
+        key, value: (B, H, K, D). K differs from L only in cross-attention. With grouped queries,
+            H is smaller.
+        attention_mask: transformers' mask; ignored if ``documents`` is given.
+        documents: the document of each token.
+        sliding_window: the number of tokens to each side, including the token itself, as in flash
             attention.
         options: dropout, scaling, position_bias, softcap, is_causal.
 
     Returns:
-        (B, L, H, D), and no attention weights.
+        The output, (B, L, H, D), and None for the attention weights.
     """
     causal = bool(getattr(module, "is_causal", False))
     if documents is not None:
         causal |= documents.causal
         cross = documents.read is not None and not causal
         if sliding_window is not None and not causal:
-            # Transformers' bidirectional masks include tokens at the distance of the setting.
-            # ModernBERT already passes the setting plus one, but T5Gemma passes the setting.
+            # In transformers' bidirectional masks the window excludes the token itself. ModernBERT
+            # passes the configured window plus one, but T5Gemma passes the configured window.
             sliding_window = module.config.sliding_window + 1
-        # In cross-attention, keys and queries have different offsets; ``_ragged`` passes one set.
+        # ``_ragged`` cannot do cross-attention, where keys and queries have different offsets.
         if not cross and _can_be_ragged(query, options):
             lines = (query, key, value)
             return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross, causal, sliding_window)
     elif options.get("softcap") and causal and attention_mask is None:
-        # Transformers omits causal masks that its kernels can apply, but ``_product`` needs them.
+        # Transformers omits causal masks that its kernels apply, but ``_product`` needs a mask.
         read, wanted = query.shape[2], key.shape[2]
         everything = torch.ones(read, wanted, dtype=torch.bool, device=query.device)
         attention_mask = everything.tril(wanted - read)
     if _by_hand(module, query, attention_mask, documents, options):
         from transformers.integrations.sdpa_attention import repeat_kv
 
-        # Models with grouped queries have fewer heads of keys and values.
+        # With grouped queries, keys and values have fewer heads.
         groups = query.shape[1] // key.shape[1]
         key = repeat_kv(key, groups)
         value = repeat_kv(value, groups)
@@ -200,7 +211,7 @@ def attend(
 
 
 def _can_be_ragged(query: Tensor, options: Options) -> bool:
-    """Whether torch's kernel for documents of variable length can be used."""
+    """Return whether torch's kernel for variable lengths supports this call."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.device.type != "cuda" or not half:
         return False
@@ -216,16 +227,21 @@ def _ragged(
     window: int | None,
     options: Options,
 ) -> Tensor:
-    """(B, L, H, D): call ``varlen_attn``, with all rows as one line of documents.
+    """(B, L, H, D): the result of ``varlen_attn`` for all rows as one line of documents.
 
-    Keys and values may have fewer heads than queries: the kernel shares these heads.
+    Args:
+        lines: query, key and value. Keys and values may have fewer heads than queries.
+        documents: the document of each token.
+        causal: whether tokens attend only to themselves and earlier tokens.
+        window: tokens attend only to tokens at a distance below ``window``; None for no limit.
+        options: the options of ``attend``.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     shape = lines[0].transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in lines)
     ends = documents.boundaries()
-    # An upper bound on the lengths, which needs no host sync.
+    # The row length is an upper bound on document lengths that does not make the host wait.
     most = documents.ids.shape[1]
     before = -1
     if window is not None:
@@ -258,7 +274,7 @@ def _by_hand(
     documents: Documents | None,
     options: Options,
 ) -> bool:
-    """Whether to use ``_product``: torch has no kernel for soft caps, and slow dropout on CPUs."""
+    """Return whether to use ``_product``: for soft caps, and for fast dropout on CPUs."""
     if options.get("softcap"):
         return True
     if query.device.type != "cpu" or not options.get("dropout"):
@@ -266,7 +282,7 @@ def _by_hand(
     if torch.compiler.is_compiling() or options.get("position_bias") is not None:
         return False
     if mask is not None:
-        # In transformers' masks a token may attend to nothing; in documents' masks it never does.
+        # With transformers' masks a token may attend to no token; with ours it never does.
         return documents is not None
     causal = options.get("is_causal")
     if causal is None:
@@ -278,7 +294,7 @@ def _by_hand(
 def _product(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
 ) -> Tensor:
-    """(B, L, H, D): softmax(query · key) with a soft cap and dropout, times value."""
+    """(B, L, H, D): attention by matrix products, with a soft cap and dropout."""
     queries = query.flatten(0, 1)
     keys = key.flatten(0, 1)
     values = value.flatten(0, 1)
@@ -288,7 +304,7 @@ def _product(
     if cap:
         scores = torch.tanh(scores / cap) * cap
     if mask is not None:
-        # Not −inf: a padded token that may attend to nothing would become NaN.
+        # Use a finite minimum: with −inf, a padded token that attends to no token would be NaN.
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
@@ -298,7 +314,7 @@ def _product(
 
 
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
-    """Make transformers' mask, but skip its check for padding, which costs a host sync."""
+    """Return transformers' ``sdpa`` mask, without a check for padding that makes the host wait."""
     if options.get("attention_mask") is not None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     from transformers.masking_utils import sdpa_mask
@@ -308,9 +324,9 @@ def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
 
 
 def dropped(values: Tensor, rate: float) -> Tensor:
-    """Dropout: set values to 0 with probability ``rate``, and rescale the other values.
+    """Apply dropout: set values to 0 with probability ``rate``, and rescale the other values.
 
-    The draws come from torch's generator.
+    Random numbers come from torch's default generator.
 
     >>> _ = torch.manual_seed(0)
     >>> kept = dropped(torch.ones(1000, 1000), 0.25)
@@ -330,11 +346,11 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, below: int) -> Tensor:
         count = values.numel()
-        # One 64-bit draw serves four entries.
+        # One 64-bit random number serves four entries.
         draws = -(-count // 4)
         drawn = torch.empty(draws, dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
-        # The 16 bits are a signed number, whose minimum is −DROP_STEPS / 2.
+        # Each 16-bit number is signed, with the minimum −DROP_STEPS / 2.
         stays = bits >= below - DROP_STEPS // 2
         rescale = DROP_STEPS / (DROP_STEPS - below)
         factor = stays.to(values.dtype).mul_(rescale)
@@ -361,7 +377,7 @@ def _dropout(values: Tensor, p: float, training: bool) -> Tensor:
 
 
 class _Replaced:
-    """A Python module with one name replaced."""
+    """A Python module with some names replaced."""
 
     def __init__(self, module: ModuleType, **replaced: object):
         self.__dict__.update(replaced)
@@ -372,12 +388,12 @@ class _Replaced:
 
 
 def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
-    """The forward pass of a class of blocks, with ``dropped`` in place of torch's dropout.
+    """Return the forward method of a class, with ``dropped`` in place of torch's dropout.
 
-    The result is the same code with different globals, or None if the code does not call
-    ``nn.functional.dropout``.
+    Returns None if the method does not call ``nn.functional.dropout``. Otherwise the returned
+    function has the same code with different globals.
     """
-    # Transformers wraps the method for activation checkpointing.
+    # Unwrap the method, which transformers wraps for activation checkpointing.
     forward = unwrap(kind.forward)
     assert isinstance(forward, FunctionType)
     named = {"nn", "functional", "dropout"} <= set(forward.__code__.co_names)
@@ -393,7 +409,7 @@ def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
 
 
 def _calls_torch(layer: nn.Module) -> bool:
-    """Whether a layer is a block that calls torch's dropout function, as BART's blocks do."""
+    """Return whether a layer is a block that calls torch's dropout function, as in BART."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     if not isinstance(layer, GradientCheckpointingLayer) or layer.gradient_checkpointing:
@@ -402,12 +418,12 @@ def _calls_torch(layer: nn.Module) -> bool:
 
 
 def quicken(module: nn.Module) -> None:
-    """Patch dropout layers and blocks that call torch's dropout, so that they use ``dropped``.
+    """Make dropout layers, and blocks that call torch's dropout function, use ``dropped``.
 
-    ``restore`` undoes this.
+    ``restore`` undoes the change.
     """
     for layer in module.modules():
-        # The instance is patched, not the class, so ``restore`` only deletes an attribute.
+        # Patch the instance and not the class, so ``restore`` only has to delete an attribute.
         if isinstance(layer, nn.Dropout):
             layer.forward = partial(_drop, layer)  # type: ignore[method-assign]
         elif _calls_torch(layer):

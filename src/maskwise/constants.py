@@ -28,53 +28,53 @@ UPOS = (
 """The 17 universal parts of speech, in the order of the layer ``pos``."""
 
 REFERENCE = "no-pretraining"
-"""The arm that stands for checkpoints without (further) pre-training; the name is reserved."""
+"""The reserved name of the arm without (further) pre-training."""
 
 OWN_TASK = "own-task"
-"""In a study of transfer: for each task, the arm whose policy was learned from this task."""
+"""In a transfer study, the arm whose policy was learned from the task that is scored."""
 OTHER_TASKS = "other-tasks"
-"""In a study of transfer: for each task, the mean of the arms with policies from other tasks."""
+"""In a transfer study, the mean of the arms whose policies were learned from other tasks."""
 
 FIXED = "at these settings"
 TUNED = "each arm tuned"
-"""The two scopes of a verdict."""
+"""The scopes of a verdict: without a search for settings, and with a search in every arm."""
 
 MOST_PRIMARY = 6
-"""The largest number of primary contrasts in a study: after Holm's correction for more contrasts,
-ten runs could not decide any of the contrasts."""
+"""The largest number of primary contrasts in a study. With more contrasts, Holm's correction would
+leave ten runs unable to decide any contrast."""
 
 FRESH_RUN = 10_000
-"""Added to a search seed to get the seed of the run that is compared. The best run of a grid is not
-compared itself, because it won partly by luck."""
+"""The seed of the compared run minus the seed of the search. The best run of a search won partly by
+luck, so a new run at the best setting is compared instead."""
 
 PLATEAU_NATS = 0.3
-"""If a model's held-out loss is less than this far below the unigram loss, the model has learned
-little more than word frequencies."""
+"""A model has learned little more than word frequencies if its held-out loss, in nats, is less than
+this number below the unigram loss."""
 
 NATS = "nats"
-"""The metric for tasks that are answered in words: mean nats per token of the correct answers."""
+"""The metric of tasks that are answered in words: mean nats per token of the correct answers."""
 
 IMBALANCED = 0.6
-"""If one class has more than this share, accuracy says little, so macro F1 is reported too."""
+"""If the share of the most frequent class is larger, macro F1 is reported too."""
 
 
 def accuracy_misleads(metric: str | None, share: float | None) -> bool:
-    """Whether to report macro F1 too; ``share`` is the share of the most frequent label."""
+    """Return whether to report macro F1 too; ``share`` is the share of the most frequent label."""
     return metric == "accuracy" and (share or 0) > IMBALANCED
 
 
 OVERLAP_SHARE = 0.01
-"""If the corpus contains at least this share of a task's test items, the score on the task may be
-due to memory."""
+"""If the corpus contains at least this share of a task's test items, the model may have memorised
+the answers."""
 
 
 def overlap_matters(overlapping: int, items: int) -> bool:
-    """Whether the corpus contains enough of a task's test items for memory to explain the score."""
+    """Return whether ``overlapping`` of ``items`` test items are enough to raise the score."""
     return overlapping >= OVERLAP_SHARE * items
 
 
 def overlap_words(overlapping: int, items: int, task: str) -> str:
-    """Say how many test items of a task also occur in the corpus.
+    """Return a sentence about the test items of a task that also occur in the corpus.
 
     >>> overlap_words(1, 600, "ud-pos")
     '1 of 600 test items of ud-pos also occurs in the corpus'
@@ -89,33 +89,38 @@ COSTS = {
     "targets": "targets (tokens to predict)",
     "flops": "FLOPs",
 }
-"""The quantities in which the cost of training is measured, with their labels."""
+"""The measures of training cost and their labels."""
 
 LOWER_IS_BETTER = (NATS,)
 """Task metrics for which lower values are better."""
 CORRELATIONS = ("spearman", "pearson", "matthews")
-"""Metrics that are multiplied by 100 but have no percent sign: a correlation is not a share."""
+"""Metrics that are shown multiplied by 100 but without a percent sign, as correlations are no
+shares."""
 
 
 GAIN = "gain over random masks on dev, nats"
 """The label for a learned policy's gain, on its card and in ``maskwise learn``."""
 
 DIFFUSION = "diffusion"
-"""The held-out masks for masked diffusion; its bound can compare arms with different units."""
+"""The name of the held-out masks of masked diffusion. Its bound can compare arms with different
+units."""
 
 
 def rank_here() -> int:
-    """Return the rank under torchrun, else 0. Only rank 0 prepares, writes and prints."""
+    """Return this process's rank under torchrun; 0 without torchrun.
+
+    Only rank 0 prepares data, writes files and prints.
+    """
     return int(os.environ.get("RANK", "0"))
 
 
 def ranks_here() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Return the number of processes that torchrun has started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def cards_here() -> list[str]:
-    """Return this process's CUDA devices, by the names in CUDA_VISIBLE_DEVICES."""
+    """Return the ids of this process's CUDA devices, as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -124,12 +129,12 @@ def cards_here() -> list[str]:
 
 
 def jobs_here() -> int:
-    """Return how many stages run at once on this machine: one per CUDA device, or per core."""
+    """Return the number of stages to run at once: one per CUDA device, or one per CPU core."""
     return len(cards_here()) or os.cpu_count() or 1
 
 
 def share_of_card(jobs: int | None, cards: float) -> float:
-    """Return each task's share of a GPU if ``jobs`` tasks share ``cards`` evenly; 0 without GPUs.
+    """Return the share of a GPU for each of ``jobs`` tasks on ``cards`` GPUs; 0 without GPUs.
 
     >>> share_of_card(8, 2.0), share_of_card(3, 2.0), share_of_card(None, 2.0), share_of_card(8, 0)
     (0.25, 0.5, 1.0, 0.0)
@@ -145,7 +150,7 @@ BLUE = (0x56, 0xB4, 0xE9)
 
 
 def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
-    """Return an HTML colour: white for the share 0, the full colour for the share 1."""
+    """Return an HTML colour between white (share 0) and ``full`` (share 1)."""
     share = min(1.0, max(0.0, share))
     red, green, blue = (round(255 - share * (255 - part)) for part in full)
     return f"#{red:02x}{green:02x}{blue:02x}"

@@ -1,9 +1,9 @@
 """Choose and measure devices, and copy tensors without blocking the device or the host.
 
-A copy waits for all earlier work on its stream, which can be a whole training step. Batches are
-therefore copied on a separate stream (``Lane``), and sums are copied to pinned memory and read a
-step later (``coming_back``). Masking imports this module, so torch is imported only where it is
-used.
+A copy waits for all earlier work on its stream, which can be a whole training step. ``Lane``
+therefore copies batches on a separate stream, and ``coming_back`` copies sums to pinned memory,
+from which they are read a step later. Masking imports this module and does not need torch, so torch
+is imported inside functions.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 TensorDict: TypeAlias = "dict[str, Tensor]"
 
 PINNING = ("cuda",)
-"""Device types to which copies from pinned memory do not block the host."""
+"""Device types with copies from pinned memory that do not block the host."""
 
 
 def widest(values: Tensor) -> Tensor:
-    """Convert to float64 on a CPU, and to float32 elsewhere, because Apple's GPUs lack float64."""
+    """Convert to float64 on a CPU and to float32 on other devices."""
+    # Apple's GPUs have no float64.
     return values.double() if values.is_cpu else values.float()
 
 
@@ -42,14 +43,14 @@ def copies_aside(device: torch.device | str) -> bool:
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
-    """Copy a tensor, or a tuple or dict of tensors, to a device; None stays None."""
+    """Copy a tensor, or a tuple or dict of tensors, to a device. None is returned unchanged."""
     if isinstance(value, dict):
         return {name: moved(each, device) for name, each in value.items()}
     if isinstance(value, tuple):
         return tuple(moved(each, device) for each in value)
     if value is None:
         return None
-    # CUDA copies without making the host wait only if the memory is pinned.
+    # The host waits for a copy to CUDA unless the memory is pinned.
     if copies_aside(device) and value.is_cpu:
         value = value.pin_memory()
     return value.to(device, non_blocking=True)
@@ -60,7 +61,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 
 class Lane:
-    """A stream for copies to a device, separate from the stream on which the device computes."""
+    """A stream for copies to a device, separate from the stream for computations."""
 
     def __init__(self, device: torch.device | str):
         import torch
@@ -69,22 +70,22 @@ class Lane:
         self.stream = self.cuda.Stream(device)
 
     def send(self, make: Callable[[], Result]) -> tuple[Result, object]:
-        """Call a function that copies on this stream; return its result and an event at its end."""
+        """Call ``make`` on this stream; return its result and an event at the end of its copy."""
         with self.cuda.stream(self.stream):
             result = make()
             return result, self.stream.record_event()
 
     def receive(self, sent: object, mark: Any) -> None:
-        """Make later work on the device wait for a copy; the host does not wait."""
+        """Make later work on the device wait for the event ``mark``; the host does not wait."""
         current = self.cuda.current_stream()
         current.wait_event(mark)
         for tensor in tensors_of(sent):
-            # Otherwise the memory could be reused while the device still reads it.
+            # Without this record, the memory could be reused while the device still reads it.
             tensor.record_stream(current)
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested batches, lists, tuples and dicts."""
+    """Yield all tensors in nested batches, lists, tuples and dicts."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -99,7 +100,7 @@ def tensors_of(value: object) -> Iterator[Tensor]:
 
 
 def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start to copy a tensor to the host; return a function that waits for the copy."""
+    """Start a copy to the host, and return a function that waits for the copy and returns it."""
     if not copies_aside(tensor.device):
         here = tensor.cpu()
         return lambda: here
@@ -115,7 +116,7 @@ def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def new_event() -> Callable[[], None]:
-    """Record an event after all work so far, and return a function that waits for it."""
+    """Record an event after all work so far, and return a function that waits for the event."""
     import torch
 
     event = torch.cuda.Event()
@@ -129,22 +130,22 @@ def new_event() -> Callable[[], None]:
 
 MEASURE_SECONDS = 0.3
 SIZES = {"cpu": 1024}
-"""The number of rows and columns of the measured matrices; 8,192 on other kinds of device."""
+"""Rows and columns of the matrices in ``measured_rate``, by device type; otherwise 8,192."""
 
 
 def best_device() -> torch.device:
-    """Return the device to train on: the accelerator if there is one, else the CPU."""
+    """Return the device to train on: the accelerator if there is one, otherwise the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def fast_bf16() -> bool:
-    """Return whether the hardware trains faster in bf16 than in float32.
+    """Return whether training is faster in bf16 than in float32 on this machine.
 
-    Among CPUs, only those with AMX do. With AVX-512's bf16 it depends on the processor and the
-    model: a step of a small encoder took 1.6 times as long as in float32 on one processor
-    (``benchmarks/quick_step.py``), and MiniLM trained faster on another.
+    Among CPUs, bf16 is reliably faster only with AMX. With AVX-512, speed depends on the processor
+    and the model: on one processor, a step of a small encoder took 1.6 times as long in bf16
+    (``benchmarks/quick_step.py``), while MiniLM trained faster in bf16 on another processor.
     """
     import torch
 
@@ -154,7 +155,7 @@ def fast_bf16() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return this process's peak memory in bytes, on its GPU or in RAM; 0 if it is unknown."""
+    """Return the peak memory of this process in bytes, on its GPU or in RAM; 0 if unknown."""
     import torch
 
     if device.type == "cuda":
@@ -169,14 +170,17 @@ def peak_memory(device: torch.device) -> int:
 
 @cache
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Return FLOPs per second in a large square matrix product, measured once per process."""
+    """Return the FLOPs per second of a large matrix product, measured once per process."""
     import torch
 
     return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best rate within ``MEASURE_SECONDS``; other work can only lower the rate."""
+    """Return the highest rate within ``MEASURE_SECONDS``, in FLOPs per second.
+
+    Other work on the machine can only lower the rate, so the highest rate is the best estimate.
+    """
     import torch
 
     size = SIZES.get(device.type, 8192)
@@ -194,7 +198,7 @@ def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def cache_folder() -> Path:
-    """Return the folder for measurements, in ``$XDG_CACHE_HOME`` or else ``~/.cache``."""
+    """Return the folder for cached measurements, in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
 
 

@@ -1,8 +1,8 @@
-"""Model families: each family's ``Adapter`` describes how it differs from other families.
+"""Model families: an ``Adapter`` describes the differences between transformers' model families.
 
-An adapter tells where the encoder and the prediction head are, and how positions are counted. Each
-known family has one line in ``ENCODERS`` or ``ENCODER_DECODERS``. Models of other families work
-too: they compute their logits at every position, which is slower but gives the same loss.
+An adapter finds the encoder and the prediction head of a model, and knows how the family counts
+positions. Each known family has one line in ``ENCODERS`` or ``ENCODER_DECODERS``. Models of other
+families compute logits at every position, which is slower but gives the same loss.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ Kind = Literal["encoder", "encoder-decoder"]
 
 @dataclass(frozen=True)
 class Adapter:
-    """A family of encoders: a label belongs to the input token at the same position.
+    """A family of encoders. Labels are aligned with the input tokens.
 
     Attributes:
-        head: the prediction head; None if it is unknown, and then the model computes its logits.
+        head: the prediction head. If None, the head is unknown, and the whole model must be called
+            to get logits.
         counts_from_pad: whether positions begin at pad + 1, as in RoBERTa.
-        separates: whether ``attention`` can keep the documents of a packed row apart.
-        ends_in_output: whether the output layer is the head's last step, apart from BART's bias.
+        separates: whether ``maskwise.attention`` can keep the documents of a packed row apart.
+        ends_in_output: whether the output layer is the last step of the head (BART's bias aside).
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -49,22 +50,22 @@ class Adapter:
     ends_in_output: bool = True
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
-        """The part of a model that reads a text."""
+        """Return the encoder of a model."""
         return model.base_model
 
     def states(self, model: PreTrainedModel, inputs: Tensors) -> Tensor:
-        """(B, L, H): the input of the prediction head, at the positions of the labels."""
+        """(B, L, H): the hidden states that the prediction head reads, one per label."""
         return self.encoder(model)(**inputs).last_hidden_state
 
     def apart(self, model: PreTrainedModel, inputs: Tensors, documents: Tensor) -> Inputs:
-        """Inputs (B, L) with which a model keeps the ``documents`` (B, L) of packed rows apart."""
+        """Return model inputs that keep the ``documents`` (B, L) of packed rows apart."""
         separate(model)
         read = Documents(documents)
         positions = read.positions + self.first_position(model.config)
         return {**without(inputs, "attention_mask"), "position_ids": positions, "documents": read}
 
     def first_position(self, config: PreTrainedConfig) -> int:
-        """The index of a row's first position."""
+        """Return the position index of the first token in a row."""
         if not self.counts_from_pad:
             return 0
         return (config.pad_token_id or 0) + 1
@@ -82,14 +83,14 @@ class Esm(Adapter):
         return super().apart(model, inputs, documents)
 
     def first_position(self, config: PreTrainedConfig) -> int:
-        """ESM-1b's learned positions start after the padding index; rotary positions start at 0."""
+        """Return 0 for rotary positions; learned positions start after the padding index."""
         if config.position_embedding_type == "rotary":
             return 0
         return super().first_position(config)
 
 
 ESM_MASKED = 0.15 * 0.8
-"""The share of mask tokens in ESM's training, which sets the scale of its embeddings."""
+"""The share of mask tokens in ESM's pre-training, to which its embeddings are scaled."""
 
 
 def _scale_by_document(
@@ -97,8 +98,8 @@ def _scale_by_document(
 ) -> tuple[tuple[None], Inputs] | None:
     """Scale ESM's embeddings by the share of mask tokens in each document, not in the row.
 
-    This hook runs before the encoder. It passes ``inputs_embeds``, which transformers leaves
-    unscaled.
+    This hook runs before the encoder's forward pass. It replaces ``input_ids`` by scaled
+    ``inputs_embeds``, which transformers does not scale again.
     """
     documents = named.get("documents")
     if documents is None:
@@ -107,7 +108,7 @@ def _scale_by_document(
     ids = given[0] if given else named["input_ids"]
     table = encoder.embeddings
     masked = ids == table.mask_token_id
-    # Padding is document −1, so document d is counted in column d + 1.
+    # Column d + 1 counts document d, because padding has the number −1.
     column = documents.ids + 1
     zeros = torch.zeros(len(ids), ids.shape[1] + 1, device=ids.device)
     sizes = zeros.scatter_add(1, column, torch.ones_like(ids, dtype=zeros.dtype))
@@ -121,7 +122,7 @@ def _scale_by_document(
 
 
 def release(module: nn.Module) -> None:
-    """Remove the hooks that ``Adapter.apart`` has added to models in a module."""
+    """Remove the hooks that ``Adapter.apart`` has added to a module and its submodules."""
     for part in module.modules():
         for number, hook in [*part._forward_pre_hooks.items()]:
             if hook is _scale_by_document:
@@ -130,10 +131,10 @@ def release(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
-    """Make the positions of an encoder or decoder restart in every document.
+    """A context in which the positions of an encoder or decoder restart in every document.
 
-    BART's position table counts positions itself, or takes the positions of a single row, so all
-    rows are passed as one row. T5 has no such table, because its attention uses distances.
+    BART's position table accepts the positions of one row only, so the rows are passed as one long
+    row. T5 has no position table and needs no change.
     """
     table = getattr(part, "embed_positions", None)
     if documents is None or table is None:
@@ -159,11 +160,12 @@ def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class EncoderDecoder(Adapter):
-    """A family of encoder–decoders: the decoder reads the labels, shifted by one.
+    """A family of encoder–decoders. The decoder reads the labels, shifted by one.
 
     Attributes:
-        starts_with: the token with which a new model's decoder begins.
-        rotary: whether encoder and decoder take ``position_ids``, for rotary embeddings.
+        starts_with: the special token that starts the decoder's text in new models.
+        rotary: whether encoder and decoder have the argument ``position_ids``, for rotary
+            embeddings.
     """
 
     kind = "encoder-decoder"
@@ -177,7 +179,7 @@ class EncoderDecoder(Adapter):
     def states(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
         """(B, L', H): the decoder's hidden states for ``decoder_input_ids`` (B, L').
 
-        With ``documents`` and ``decoder_documents``, attention stays within documents.
+        If inputs have ``documents`` and ``decoder_documents``, tokens attend only within documents.
         """
         read = inputs.get("documents")
         written = inputs.get("decoder_documents")
@@ -200,7 +202,7 @@ class EncoderDecoder(Adapter):
         return decoded.last_hidden_state
 
     def _named(self, documents: Documents | None) -> Inputs:
-        """Arguments that an encoder or decoder passes on to every attention layer."""
+        """Return the arguments that make an encoder or decoder attend within ``documents``."""
         if documents is None:
             return {}
         if self.rotary:
@@ -209,12 +211,12 @@ class EncoderDecoder(Adapter):
 
 
 def without(inputs: Tensors, *names: str) -> dict[str, Tensor]:
-    """The inputs without these names."""
+    """Return a copy of the inputs without some names."""
     return {name: value for name, value in inputs.items() if name not in names}
 
 
 def chain(*names: str) -> Head:
-    """Make a head that calls these modules of a model in sequence."""
+    """Make a head that calls some modules of a model, given by name, in sequence."""
 
     def head(model: Any, states: Tensor) -> Tensor:
         for name in names:
@@ -225,12 +227,12 @@ def chain(*names: str) -> Head:
 
 
 def _bart(model: Any, states: Tensor) -> Tensor:
-    # Adding the bias afterwards, as transformers does, would allocate a second array of logits.
+    # Pass the bias to ``linear``: adding it afterwards would allocate a second array of logits.
     return linear(states, model.lm_head.weight, model.final_logits_bias[0])
 
 
 def _scaled(where: str) -> Head:
-    """Make T5's head, which scales states if the configuration field ``where`` is true."""
+    """Make T5's head, which scales hidden states if the configuration field ``where`` is True."""
 
     def head(model: Any, states: Tensor) -> Tensor:
         if getattr(model.config, where):
@@ -268,7 +270,7 @@ ENCODERS: Mapping[str, Adapter] = {
     "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True, ends_in_output=False),
     "esmc": Adapter(chain("lm_head"), separates=True),
 }
-"""The encoders that differ from ``Adapter()``, keyed by ``config.model_type``."""
+"""The known encoder families, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
     "bart": EncoderDecoder(_bart, starts_with="eos", separates=True),
@@ -279,18 +281,25 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
         _t5gemma, starts_with="bos", rotary=True, separates=True, ends_in_output=False
     ),
 }
-"""The encoder–decoders with a known head, keyed by ``config.model_type``."""
+"""The known encoder–decoder families, by ``config.model_type``."""
 
 
 def adapter_of(config: PreTrainedConfig) -> Adapter:
-    """The adapter of a model's family; for an unknown family, the default."""
+    """Return the adapter of a model's family; the default adapter for unknown families."""
     if config.is_encoder_decoder:
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
     return ENCODERS.get(config.model_type, Adapter())
 
 
 def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | None = None) -> None:
-    """Raise unless a model is of the kind that ``use`` needs; ``do`` replaces the usual advice."""
+    """Raise ``MaskwiseError`` unless a model is of the given kind.
+
+    Args:
+        config: the configuration of the model.
+        kind: the required kind.
+        use: the use that requires this kind, for the error message.
+        do: the advice in the error message; default: an example of a fitting architecture.
+    """
     found = adapter_of(config).kind
     if found == kind:
         return
@@ -304,10 +313,10 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | No
 
 
 def start_token(config: PreTrainedConfig) -> int:
-    """The id of the token with which the decoder begins.
+    """Return the id of the token that starts the decoder's text.
 
     Raises:
-        MaskwiseError: the configuration names no start token.
+        MaskwiseError: the configuration has no start token.
     """
     start = getattr(config, "decoder_start_token_id", None)
     if start is None and config.model_type == "t5gemma":
@@ -324,21 +333,23 @@ def start_token(config: PreTrainedConfig) -> int:
 def decoder_inputs(
     config: PreTrainedConfig, labels: Tensor, documents: Tensor | None = None
 ) -> Tensor:
-    """(B, L') int64: the decoder's input: the targets, shifted by one, after the start token.
+    """(B, L') int64: the decoder's input: the start token, then the targets without the last one.
 
     Args:
-        documents: (B, L') int64, the document of each target, if rows have several documents; each
-            document begins with the start token.
+        config: the configuration of the model.
+        labels: (B, L') int64, the targets.
+        documents: (B, L') int64, the document of each target in packed rows. Each document begins
+            with the start token.
 
     Raises:
-        MaskwiseError: the configuration names no start token; targets longer than the decoder's
-            positions.
+        MaskwiseError: the configuration has no start token, or the targets are longer than the
+            decoder's positions.
     """
     start = start_token(config)
     room = most_tokens(config)
     longest = labels.shape[1]
     if documents is not None and longest > room:
-        # Checked only if needed: reading the maximum makes the host wait.
+        # Compute the longest document only if needed, because reading it makes the host wait.
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         raise MaskwiseError(
@@ -350,25 +361,25 @@ def decoder_inputs(
     shifted = labels.new_full(labels.shape, start)
     shifted[:, 1:] = labels[:, :-1]
     if documents is not None:
-        # Each document of a packed row begins with its own start token.
+        # Put a start token in front of every document of a packed row.
         shifted[:, 1:].masked_fill_(documents[:, 1:] != documents[:, :-1], start)
-    # Ignored labels are negative, which no embedding accepts, so padding replaces them.
+    # Embeddings accept no negative ids, so replace ignored labels by padding.
     padding = config.pad_token_id or 0
     return shifted.masked_fill_(shifted < 0, padding)
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a model that turns tokens into hidden states."""
+    """Return the encoder of a model."""
     return adapter_of(model.config).encoder(model)
 
 
 def width_of(model: PreTrainedModel) -> int:
-    """H, the width of a model's hidden states."""
+    """Return H, the hidden size of a model."""
     return int(model.config.hidden_size)
 
 
 def prediction_head(model: PreTrainedModel) -> Head | None:
-    """The prediction head of a language model, or None if it is unknown."""
+    """Return the prediction head of a language model; None if it is unknown."""
     # DeBERTa models with ``legacy=False`` have a different head, under a different name.
     if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):
         return None
@@ -378,9 +389,10 @@ def prediction_head(model: PreTrainedModel) -> Head | None:
 def masked_logits(
     model: PreTrainedModel, inputs: dict[str, Tensor], row: Tensor, column: Tensor
 ) -> Tensor:
-    """Logits (M, V) at the positions (row, column), both (M,).
+    """Return the logits (M, V) at the positions (``row``, ``column``), both (M,).
 
-    At 15 % masking, a head that ran at every position would waste 85 % of its work.
+    With a known head, logits are computed only at these positions. At a masking ratio of 15 %, the
+    head would otherwise waste 85 % of its work.
     """
     head = prediction_head(model)
     if head is None:
@@ -390,11 +402,11 @@ def masked_logits(
 
 
 UNLIMITED = 1 << 29
-"""For models without a limit, ``most_tokens`` is at least this number."""
+"""``most_tokens`` is at least this number for models without a limit."""
 
 
 def most_tokens(config: PreTrainedConfig) -> int:
-    """The maximum number of tokens in a row, special tokens included; see ``UNLIMITED``."""
+    """Return the maximum number of tokens in a row, including special tokens."""
     given = 2 * UNLIMITED
     if hasattr(config, "max_position_embeddings"):
         given = config.max_position_embeddings or given
@@ -408,7 +420,7 @@ def most_tokens(config: PreTrainedConfig) -> int:
 
 
 def window_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """The window and the number of sliding layers; (0, 0) if there are no sliding layers."""
+    """Return the window, in tokens, and the number of layers with sliding attention, or (0, 0)."""
     layers = getattr(config, "layer_types", None) or []
     sliding = layers.count("sliding_attention")
     window = config.sliding_window if sliding else 0
@@ -416,7 +428,7 @@ def window_of(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
-    """Raise if a tokenizer has more tokens than the model has embeddings; ``do`` is the advice."""
+    """Raise ``MaskwiseError`` if a tokenizer has more tokens than a model has embeddings."""
     if not isinstance(config.vocab_size, int) or tokens > config.vocab_size:
         raise MaskwiseError(
             "tokenizer and model do not match",
@@ -427,7 +439,7 @@ def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
 
 
 def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
-    """Raise if rows have more tokens than a model has positions; ``what`` names the setting."""
+    """Raise ``MaskwiseError`` if rows of ``length`` tokens exceed the model's positions."""
     room = most_tokens(config)
     if length > room:
         raise MaskwiseError(

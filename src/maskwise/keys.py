@@ -1,14 +1,14 @@
 """Counter-based randomness: every draw is a function of (seed, epoch, example id, index, purpose).
 
-Why: with a generator, a mask would depend on everything drawn before it (batch size, workers,
-ranks, resumes). With a hash, it depends only on these coordinates, so masks are the same for any
+Why: a draw from a random generator depends on all earlier draws, and so on batch size, workers,
+ranks and resumes. A hash depends only on its arguments. Masks are therefore the same for any
 composition of batches, and there is no state to save.
 
-How: (seed, epoch, purpose) choose a bijection on 64 bits. It maps an example id to two words of 32
-bits, ``start`` and ``odd``. The key for index i of that example is ``mix(start + i · odd)``. All
-steps are bijections, so **keys of one example are distinct by construction** (no ties), and no two
-examples have the same words, except for the lowest bit of ``odd``. The multiplier differs between
-examples: with a common multiplier, the draws of two examples could be shifted copies of each other
+How: (seed, epoch, purpose) select a bijection on 64 bits, which maps an example id to two 32-bit
+words, ``start`` and ``odd``. The draw with index i of this example is ``mix(start + i · odd)``. All
+steps are bijections, so **draws of one example are distinct** (no ties), and two examples never
+have the same words, except for the lowest bit of ``odd``. The multiplier differs between examples,
+because with a common multiplier the draws of two examples could be shifted copies of each other
 (``tests/test_keys.py`` searches for such copies).
 
 Cost: ten integer operations per draw, in numpy; about 300M draws per second on one core.
@@ -38,7 +38,7 @@ _MIX_64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 class Purpose(IntEnum):
-    """What a draw is for. Masks depend on these numbers: never renumber, only append."""
+    """The use of a draw. Masks depend on these numbers: append new numbers, but change none."""
 
     SELECT = 1  # the order in which units are selected
     ROUND = 2  # stochastic rounding of the budget
@@ -48,7 +48,7 @@ class Purpose(IntEnum):
     RATIO = 6  # a piece's ratio, if the schedule gives a distribution
     PARTITION = 7  # random partitions, such as spans
     MIXTURE = 8  # which member of a mixture is used
-    FILL = 9  # the order of the units that fill an unused budget
+    FILL = 9  # the order of units that fill an unused budget
     PREDICT = 10  # which corrupted tokens are predicted
     LENGTH = 11  # lengths and places of insertions and infilled spans
     PERMUTE = 12  # the order of sentences
@@ -57,13 +57,13 @@ class Purpose(IntEnum):
 
 
 def mix(x: Array) -> Array:
-    """Apply a bijection on int32 that looks random (lowbias32); any shape. Returns a copy."""
+    """Return a pseudo-random bijection (lowbias32) of int32 numbers, in an array of any shape."""
     return _mix_(x.copy(), _MIX_32)
 
 
 def _mix_(x: Array, rounds: tuple[tuple[int, int], ...]) -> Array:
-    """Apply bijective rounds in place, on 32 or 64 bits."""
-    # Unsigned views, because a shift of signed integers copies the sign bit.
+    """Apply bijective rounds to 32-bit or 64-bit integers in place."""
+    # Use unsigned views: shifting signed integers would copy the sign bit.
     bits: Array = x.view(f"u{x.itemsize}")
     for shift, factor in rounds:
         bits ^= bits >> shift
@@ -73,7 +73,7 @@ def _mix_(x: Array, rounds: tuple[tuple[int, int], ...]) -> Array:
 
 
 def mix_int(x: int) -> int:
-    """Apply ``mix`` to one Python integer, as unsigned; only its low 32 bits count."""
+    """Return ``mix`` of the low 32 bits of a Python integer, as an unsigned integer."""
     x %= _WORD
     for shift, factor in _MIX_32:
         x ^= x >> shift
@@ -82,7 +82,7 @@ def mix_int(x: int) -> int:
 
 
 def fold(*numbers: int, word: int = 0x9E3779B9) -> int:
-    """Mix integers (each as 64 bits) into one 32-bit word; their order matters.
+    """Hash 64-bit integers to one unsigned 32-bit word. The order of the integers matters.
 
     >>> fold(1, 2) == fold(2, 1), 0 <= fold(-1) < 2**32, fold(1, 2) == fold(2, word=fold(1))
     (False, True, True)
@@ -95,30 +95,29 @@ def fold(*numbers: int, word: int = 0x9E3779B9) -> int:
 
 @lru_cache(maxsize=64)
 def _shared(seed: int, epoch: int | None, step: int) -> tuple[Array, Array]:
-    """Return an additive word and an odd factor for each purpose, both (purposes, 1) int64."""
+    """Return a summand and an odd factor for each purpose, both (purposes, 1) int64."""
     common = fold(seed, 1, step) if epoch is None else fold(seed, 0, epoch)
     lanes = np.array([fold(lane, word=common) for lane in range(4)]).astype(np.int32)
     purposes = np.arange(1, len(Purpose) + 1, dtype=np.int32)[:, None]
     words = mix(mix(lanes ^ purposes) + purposes)
-    # The four words of 32 bits for each purpose are read as two words of 64 bits.
+    # Read the four 32-bit words of each purpose as two 64-bit words.
     add, odd = np.hsplit(words.view(np.int64), 2)
     return add, odd | 1
 
 
 class Keys:
-    """The draws of one batch of document pieces.
+    """The random draws for a batch of P document pieces.
 
     Args:
         example_id: (P,) int64, the permanent id of each piece.
         seed: any integer.
-        epoch: the number of the pass over the data. If None, the step is used instead, so masks
-            still change.
+        epoch: the pass over the data. If None, draws depend on the step instead.
         step: the optimiser step; used only if ``epoch`` is None.
     """
 
     def __init__(self, example_id: Array, *, seed: int, epoch: int | None, step: int = 0):
         if epoch is not None:
-            # All steps of an epoch share their words, so the cache computes the words only once.
+            # With the same step for all calls, ``_shared`` is cached for the whole epoch.
             step = 0
         self._example_id = example_id
         self._shared = _shared(seed, epoch, step)
@@ -126,8 +125,8 @@ class Keys:
 
     def _words(self, purpose: Purpose) -> tuple[Array, Array]:
         """Return ``start`` and ``odd`` of each piece, both (P,) int32."""
-        # Seven purposes are computed at once: for a small batch, a numpy call costs more than its
-        # arithmetic. Most batches need only the first seven purposes.
+        # Compute seven purposes at once: for a small batch, the numpy call costs more than its
+        # arithmetic, and most batches need only the first seven purposes.
         half, row = divmod(purpose - 1, 7)
         if half not in self._halves:
             add, odd = self._shared
@@ -140,11 +139,12 @@ class Keys:
         return words[0::2], words[1::2]
 
     def draw(self, purpose: Purpose, piece: Array, index: Array | int) -> Array:
-        """(N,) int32, uniform over all 32-bit integers; distinct for the indices of a piece.
+        """(N,) int32: draws, uniform over all 32-bit integers and distinct within a piece.
 
         Args:
+            purpose: the use of the draws; different purposes have independent draws.
             piece: (N,) the piece of each draw.
-            index: (N,) or a single number for all draws: the number of each draw within its piece.
+            index: the index of each draw within its piece, (N,) or one number for all draws.
         """
         start_P, odd_P = self._words(purpose)
         key = odd_P[piece]
@@ -153,7 +153,7 @@ class Keys:
         return _mix_(key, _MIX_32)
 
     def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
-        """(N,) int32: ``draw`` for ``counts_P[0]`` indices of piece 0, then for piece 1, …"""
+        """(N,) int32: the same as ``draw``, for ``counts_P[p]`` consecutive indices of piece p."""
         start_P, odd_P = self._words(purpose)
         key = np.repeat(odd_P, counts_P)
         key *= np.asarray(index, np.int32)
@@ -161,29 +161,29 @@ class Keys:
         return _mix_(key, _MIX_32)
 
     def uniform(self, purpose: Purpose, piece: Array, index: Array | int) -> Array:
-        """(N,) float64: the same draws as the centres of 2³² equal cells, so never 0 or 1."""
+        """(N,) float64: the same as ``draw``, but uniform in (0, 1) and never 0 or 1."""
         return unit_interval(self.draw(purpose, piece, index))
 
     def per_piece(self, purpose: Purpose) -> Array:
-        """(P,) float64 in (0, 1): one draw for each piece."""
+        """(P,) float64: one draw in (0, 1) for each piece."""
         return unit_interval(self._words(purpose)[1])
 
 
 def within(draw: Array, share: float) -> Array:
-    """Return whether each int32 draw falls into a share: never for share 0, always for share 1."""
+    """Return whether each int32 draw is among the lowest ``share`` of all 32-bit integers."""
     return draw < _edge(share)
 
 
 def _edge(share: float) -> int:
-    """Return the int32 value below which this share of all draws lies."""
+    """Return the number below which a ``share`` of all int32 draws lies."""
     return round(min(max(share, 0.0), 1.0) * _WORD) - (1 << 31)
 
 
 def split(draw: Array, low: float, high: float, count: int) -> Array:
-    """Reuse int32 draws between two shares as int64 numbers in [0, count).
+    """Turn int32 draws from a part of their range into int64 numbers, uniform in [0, count).
 
-    The draws are ``within`` the share ``high`` but not within ``low``. The bias is below
-    count / (2³² (high − low)).
+    All draws must be ``within`` the share ``high`` and not ``within`` the share ``low``. The bias
+    is below count / (2³² (high − low)).
     """
     first = _edge(low)
     cells = _edge(high) - first
@@ -191,7 +191,7 @@ def split(draw: Array, low: float, high: float, count: int) -> Array:
 
 
 def unit_interval(draw: Array) -> Array:
-    """Map int32 draws to float64 in (0, 1), exactly; this keeps their order."""
+    """Map int32 draws to float64 in (0, 1): the centres of 2³² equal cells, in the same order."""
     u = draw.astype(np.float64)
     u += 2.0**31 + 0.5
     u *= 2.0**-32
@@ -199,12 +199,12 @@ def unit_interval(draw: Array) -> Array:
 
 
 def below(draw: Array, count: int) -> Array:
-    """Map int32 draws to int64 in [0, count), by multiplication: the bias is below count / 2³²."""
+    """Map int32 draws to int64 numbers in [0, count); the bias is below count / 2³²."""
     return ((draw.astype(np.int64) + (1 << 31)) * count) >> 32
 
 
 def content_ids(input_ids: Array, content: Array, begin: Array) -> Array:
-    """(P,) int64: hash the content of pieces that have no example id.
+    """(P,) int64: a hash of the content of each piece, for pieces without an example id.
 
     Args:
         input_ids: (T,) the tokens of all pieces.
@@ -220,7 +220,7 @@ def content_ids(input_ids: Array, content: Array, begin: Array) -> Array:
     token = input_ids.astype(np.int32)
 
     def hashed(odd: int) -> Array:
-        # A sum over tokens hashed with their rank depends on the tokens' order, not on padding.
+        # Each token is hashed with its rank, so the sum depends on the order but not on padding.
         words = mix(mix(token + rank * np.int32(odd)) + rank) * content
         return mix(np.add.reduceat(words, begin, dtype=np.int32)).astype(np.int64)
 
@@ -228,8 +228,8 @@ def content_ids(input_ids: Array, content: Array, begin: Array) -> Array:
 
 
 def permutation(size: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """Return the order of rows in an epoch: (size,) int64, a function of (size, seed, epoch)."""
-    # Imported here because reading and masking texts should not wait for torch.
+    """Return the order of rows in an epoch, (size,) int64; a function of (size, seed, epoch)."""
+    # Import torch here, because reading and masking texts should not wait for it.
     import torch
 
     generator = torch.Generator().manual_seed(fold(seed, epoch, 0x0DA7A))

@@ -1,8 +1,8 @@
-"""Build and load models; the only module that names transformers' model classes.
+"""Build and load models. Only this module uses transformers' model classes.
 
-Code in a checkpoint is never executed: neither remote code nor pickled weights. A checkpoint that
-lacks weights of its encoder is refused, because transformers would silently initialise the missing
-weights. Weights are loaded in float32, because training in half precision fails silently.
+Code in a checkpoint (remote code or pickled weights) is never executed. A checkpoint without some
+weights of its encoder is refused, because transformers would silently initialise these weights.
+Weights are loaded in float32, because training in half precision can fail silently.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
-"""The warning if a new head is trained together with the encoder."""
+"""The warning about training a new head together with the encoder."""
 
 AutoClass: TypeAlias = Any
 """One of transformers' auto classes, which have no common type."""
 
 Fields: TypeAlias = dict[str, Any]
-"""Fields of a configuration."""
+"""The fields of a configuration, by name."""
 
 LANGUAGE_MODELS: Mapping[Kind, AutoClass] = {
     "encoder": AutoModelForMaskedLM,
@@ -82,14 +82,15 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, keyed by head: ``masked-lm`` is the MLM head, ``embedding`` no head."""
+"""The classes for tasks, by head: ``masked-lm`` is the MLM head, and ``embedding`` means no head.
+"""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),
     "masked-lm": ("encoder", "a task that is answered at masks"),
     "seq2seq": ("encoder-decoder", "a task that generates"),
 }
-"""The kind of model that a head needs, and how errors describe the use of this head."""
+"""The kind of model that a head needs, and a description of its use for error messages."""
 
 
 def new_config(
@@ -100,17 +101,17 @@ def new_config(
     kind: Kind = "encoder",
     **fields: Any,
 ) -> PreTrainedConfig:
-    """A configuration that fits a tokenizer and a row length.
+    """Return a configuration that fits a tokenizer and a row length.
 
     Args:
-        architecture: a transformers ``model_type`` with an MLM head, such as bert or modernbert, or
-            of an encoder–decoder, such as bart or t5.
-        kind: the kind of model that is needed.
-        fields: anything the configuration takes, such as hidden_size.
+        architecture: transformers' ``model_type`` of an encoder with an MLM head, such as bert or
+            modernbert, or of an encoder–decoder, such as bart or t5.
+        kind: the required kind of model.
+        fields: fields of the configuration, such as hidden_size.
 
     Raises:
-        MaskwiseError: an unknown architecture, an architecture of a different kind, or a field that
-            the configuration does not have.
+        MaskwiseError: the architecture is unknown or of a different kind, or the configuration does
+            not have a field.
     """
     if architecture in CONFIG_MAPPING:
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
@@ -123,16 +124,16 @@ def new_config(
             raise unknown_name(f"{architecture} model setting", name, known)
     family = adapter_of(plain)
     given = _ids_of(tokenizer)
-    if hasattr(plain, "mask_token_id"):  # ESM reads it; its default may be a different token
+    if hasattr(plain, "mask_token_id"):  # ESM reads this id; the default may be a different token
         given["mask_token_id"] = tokenizer.mask_token_id
     plain.pad_token_id = tokenizer.pad_token_id
     # Some families fail with very few positions.
     positions = max(length + family.first_position(plain), 8)
     if isinstance(family, EncoderDecoder):
-        # Targets with only masked spans have a separator per span, so may be longer than the text.
+        # Targets may be longer than the text, because every masked span adds a separator.
         positions *= 2
         given["decoder_start_token_id"] = given[f"{family.starts_with}_token_id"]
-        if hasattr(plain, "forced_eos_token_id"):  # BART's default is </s> in BART's vocabulary
+        if hasattr(plain, "forced_eos_token_id"):  # the default is </s> in BART's vocabulary
             given["forced_eos_token_id"] = given["eos_token_id"]
     if hasattr(plain, "max_position_embeddings"):
         given["max_position_embeddings"] = positions
@@ -142,12 +143,12 @@ def new_config(
     set_fields = {name: value for name, value in given.items() if value is not None}
     try:
         return AutoConfig.for_model(architecture, **set_fields)
-    except Exception as error:  # configurations validate themselves, and may raise anything
+    except Exception as error:  # configurations validate their fields, and may raise anything
         raise MaskwiseError(f"cannot build the {architecture} model as set: {error}") from None
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
-    """The fields of a configuration that follow from its tokenizer."""
+    """Return the fields of a configuration that depend on the tokenizer."""
     first = tokenizer.bos_token_id
     last = tokenizer.eos_token_id
     return {
@@ -161,28 +162,28 @@ def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
 
 
 def config_of(fields: Fields) -> PreTrainedConfig:
-    """Make a configuration from the fields of its ``to_dict``.
+    """Make a configuration from the result of ``to_dict``.
 
     Raises:
-        ValueError: an unknown ``model_type``, or too many layers or classes.
+        ValueError: the ``model_type`` is unknown, or there are too many layers or classes.
     """
     check_counts(fields)
     return AutoConfig.for_model(**fields)
 
 
 def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Share one encoder between two models: ``other``'s module, with the weights of ``model``."""
-    # Not strict, because only a task's model may have a pooler.
+    """Make two models share the encoder module of ``other``, with the weights of ``model``."""
+    # ``strict=False``, because one of the models may have a pooler.
     encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
     setattr(model, model.base_model_prefix, encoder_of(other))
     model.tie_weights()
 
 
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
-    """Check that a model can be built from a configuration, without allocating memory.
+    """Check, without allocating memory, that a model can be built and fits ``tokens`` tokens.
 
     Raises:
-        MaskwiseError: the model cannot be built; too many tokens or weights; no start token.
+        MaskwiseError: the model cannot be built, is too large, or lacks embeddings or a start id.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -191,10 +192,10 @@ def check_start(config: PreTrainedConfig, tokens: int) -> None:
 
 
 def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
-    """A model on the meta device; ``auto`` as for ``build_model``.
+    """Return a model on the meta device, without memory for its weights.
 
     Raises:
-        MaskwiseError: no model can be built from the configuration.
+        MaskwiseError: the model cannot be built from the configuration.
     """
     try:
         with torch.device("meta"):
@@ -206,20 +207,20 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
 
 
 def weights_of(config: PreTrainedConfig) -> int:
-    """The number of weights in a language model, without allocating the weights."""
+    """Return the number of weights in a language model, without allocating memory."""
     return empty_model(config).num_parameters()
 
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
-    """Transformers' class for a language model with this configuration."""
+    """Return transformers' class of language models for this configuration."""
     return LANGUAGE_MODELS[adapter_of(config).kind]
 
 
 def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
-    """A model with weights from torch's current generator.
+    """Return a model with random weights, drawn from torch's default generator.
 
     Args:
-        auto: the class of the model; if None, the class for language models.
+        auto: the class of the model; if None, the class of language models.
     """
     check_size(empty_model(config, auto))
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
@@ -228,17 +229,17 @@ def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
 def new_model(
     config: PreTrainedConfig, *, seed: int, log_unigram: Tensor | None = None
 ) -> PreTrainedModel:
-    """A language model with fresh weights.
+    """Return a language model with new weights.
 
     Args:
-        seed: the initialisation seed.
-        log_unigram: (V,) the initial output bias. Without it, a model spends its first thousand
-            steps on learning token frequencies.
+        seed: the seed of the weights.
+        log_unigram: (V,) the initial output bias, log frequencies of tokens. Without this bias, a
+            model spends its first thousand steps on learning token frequencies.
 
     Raises:
-        MaskwiseError: no model can be built from the configuration, or it does not fit into memory.
+        MaskwiseError: the model cannot be built, or does not fit into memory.
     """
-    # Fresh weights depend on the seed alone.
+    # Seed torch's generator here, so new weights depend on the seed alone.
     torch.manual_seed(fold(seed, 0x1217))
     model = build_model(config)
     _start_bias(model, log_unigram)
@@ -249,11 +250,11 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     if log_unigram is None:
         return
     bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None and hasattr(model, "lm_head"):  # ESM's bias is in the head
+    if bias is None and hasattr(model, "lm_head"):  # ESM has the bias in its head
         bias = getattr(model.lm_head, "bias", None)
     if bias is None and hasattr(model, "final_logits_bias"):  # BART's bias (1, V) is not trained
         bias = model.get_buffer("final_logits_bias")[0]
-        # Tokens that only the decoder writes, such as separators, get the mean bias.
+        # Tokens without occurrences, such as separators of the decoder, get the mean bias.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
     if bias is not None:
         with torch.no_grad():
@@ -261,7 +262,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 
 def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
-    """The configuration of a pre-trained model of ``kind`` (any if None); see ``find_start``."""
+    """Return the configuration of a pre-trained model, whose kind must be ``kind`` if given."""
     if kind is not None:
         require_known("kind of model", kind, _USES)
     config = _read_config(name)
@@ -278,18 +279,18 @@ def load_model(
     log_unigram: Tensor | None = None,
     config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
-    """A pre-trained language model, in float32.
+    """Load a pre-trained language model in float32.
 
     Args:
-        name: as for ``starts.find_start``.
-        kind: the kind of model; if None, any kind.
-        seed: the seed for a new head; if None, checkpoints without a head are refused.
+        name: the name of the model, see ``starts.find_start``.
+        kind: the required kind of model; None for any kind.
+        seed: the seed of a new head; if None, checkpoints without a head are refused.
         log_unigram: (V,) the initial output bias of a new head.
-        config: replaces the checkpoint's configuration.
+        config: the configuration to use instead of the checkpoint's configuration.
 
     Raises:
-        MaskwiseError: nothing to load; a different kind of model; a damaged checkpoint; neither a
-            head nor a seed.
+        MaskwiseError: the name cannot be loaded, the model is of a different kind, the checkpoint
+            is damaged, or the checkpoint has no head and ``seed`` is None.
     """
     if seed is not None:
         seed = whole_number("seed", seed)
@@ -310,8 +311,8 @@ def load_model(
 
 
 def has_head(name: str) -> bool:
-    """Whether a checkpoint has a prediction head."""
-    # Cached, keyed by the files' state: reading is slow, and a study's checks ask for every arm.
+    """Return whether a checkpoint has a prediction head."""
+    # Reading is slow, and a study asks for every arm, so results are cached by the files' state.
     return _has_head(name, files_state(Path(resolve_start(name))))
 
 
@@ -323,29 +324,29 @@ def _has_head(name: str, state: FilesState) -> bool:
 
 
 def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
-    """The configuration of a checkpoint, or a given configuration, with a task's labels."""
+    """Return the configuration of a checkpoint, or a given configuration, with a task's labels."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:
         config = _read_config(start, **labels)
     if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = "mean"  # ModernBERT's [CLS] is untrained
+        config.classifier_pooling = "mean"  # because ModernBERT's [CLS] is untrained
     return config
 
 
 def load_task_model(
     name: Start | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
-    """A checkpoint in float32 with a task head; the head is new if none of that size is stored.
+    """Load a checkpoint in float32 with a task head, which is new if the checkpoint has none.
 
     Args:
-        name: as for ``starts.find_start``; None for random weights.
-        config: see ``task_config``.
+        name: the name of the checkpoint, see ``starts.find_start``; None for random weights.
+        config: the configuration from ``task_config``.
         head: a key of ``TASK_MODELS``.
-        seed: the seed for new weights.
+        seed: the seed of new weights.
 
     Raises:
-        MaskwiseError: the family has no such head; a damaged or incomplete checkpoint.
+        MaskwiseError: the family has no such head, or the checkpoint is damaged or incomplete.
     """
     auto = TASK_MODELS[head]
     if head in TASK_KINDS:
@@ -360,7 +361,7 @@ def load_task_model(
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings about new heads; maskwise has its own."""
+    """A context without transformers' progress bars and warnings about new heads."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -373,39 +374,39 @@ def without_advice() -> Iterator[None]:
 
 
 def _load_whole(auto: AutoClass, name: Start, **how: Any) -> tuple[PreTrainedModel, list[str]]:
-    """A model with a complete encoder, and the names of other weights that are missing."""
+    """Load a model with a complete encoder. Also return the names of all other missing weights."""
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
     model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
     state = model.state_dict()
     for key in lacking:
-        if key.endswith("bias"):  # some families leave biases of a new head uninitialised
+        if key.endswith("bias"):  # some families leave the biases of a new head uninitialised
             state[key].zero_()
     check_finite(state, name)
     return model, lacking
 
 
 def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
-    """The names of the weights outside of the encoder that a checkpoint lacks.
+    """Return the names of missing weights outside the encoder.
 
-    Reads only names and shapes, because the configuration may describe a model of any size.
+    Only names and shapes are read, because the configuration may describe a model of any size.
 
     Raises:
-        MaskwiseError: the encoder lacks weights, shapes differ from the configuration, or the model
-            does not fit into memory.
+        MaskwiseError: weights of the encoder are missing, shapes differ from the configuration, or
+            the model does not fit into memory.
     """
-    # The context also applies to tensors that a model computes itself, such as position ids.
+    # Use the context in addition to ``device_map``, for tensors that a model computes (positions).
     with torch.device("meta"):
         model, info = _weights(auto, name, where, device_map="meta", **how)
-    # An encoder–decoder is pre-trained as a whole, with its head.
+    # All weights of a pre-trained encoder–decoder are required, including the head.
     kind = adapter_of(model.config).kind
     body = encoder_of(model) if kind == "encoder" else model
-    # Tied weights have two names, so tensors are compared instead of names.
+    # Compare tensors and not names, because tied weights have two names.
     encoder = set(body.state_dict(keep_vars=True).values())
     inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in encoder}
     missing = set(info["missing_keys"])
     do = "use a complete checkpoint"
-    # A pooler is in the encoder, but belongs to the head: masked language models have none.
+    # Masked language models have no pooler, so a pooler may be missing.
     holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
     if holes:
         raise MaskwiseError(
@@ -444,7 +445,7 @@ def _read_config(name: Start, **fields: Any) -> PreTrainedConfig:
 def _loading(name: Start) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # damaged files raise errors from json, safetensors, transformers
+    except Exception as error:  # damaged files raise errors of json, safetensors, transformers
         raise MaskwiseError(
             f"cannot load a model from {str(name)!r}: {first_line(error)}"
         ) from None

@@ -1,9 +1,9 @@
 """A collator without padding, for any trainer: a batch of documents becomes one line.
 
-A line of T tokens concatenates the documents. The document boundaries have the names under which
-transformers' flash attention reads them. Any other attention would read the line as one text, so
-``PackedCollator`` looks at the model's configuration: it adds a block mask if the model can use
-such a mask, and refuses models that cannot keep documents apart.
+A line of T tokens is the concatenation of the documents in a batch. Document boundaries are passed
+under the names that transformers' flash attention expects. Other attention implementations ignore
+these names and would read the line as one text. For such implementations ``PackedCollator`` adds a
+block mask, and it refuses models that cannot keep documents apart.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MASKED = ("sdpa", NAME)
-"""Attention implementations that take boolean masks; eager attention would add masks to scores."""
+"""Attention implementations that accept boolean masks. (Eager attention adds masks to scores.)"""
 
 
 class PackedCollator:
-    """Mask rows and join them into one line, without padding.
+    """Mask rows, and concatenate them to one line of D documents without padding.
 
-    Returns ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
-    ``cu_seq_lens_k`` (D + 1,) int32, ``max_length_q`` and ``max_length_k``. If the model's
-    attention needs a mask, there is also an ``attention_mask`` (1, 1, T, T), whose memory grows
-    with T². Rows are masked by ``MaskingCollator``, whose docstring also describes how rows carry
-    their step and epoch.
+    A call returns ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
+    ``cu_seq_lens_k`` (D + 1,) int32, and ``max_length_q`` and ``max_length_k``. If the model's
+    attention needs a mask, the call also returns an ``attention_mask`` (1, 1, T, T), whose memory
+    grows with T². ``MaskingCollator`` masks the rows; its docstring describes the columns ``step``
+    and ``epoch``.
 
     Args:
-        masker: the masker, with a corruption whose labels are aligned with the tokens.
-        model: the model that will read the lines; only its configuration is used. If None, the
-            caller must ensure that the model's attention keeps documents apart, and positions start
-            at 0.
-        total_steps: the number of optimiser steps; needed by schedules that change.
+        masker: the masker. Its corruption must have labels that are aligned with the tokens.
+        model: the model that will read the lines; only its configuration is used. If None,
+            positions start at 0, and the caller must ensure that the model's attention keeps
+            documents apart.
+        total_steps: the number of optimiser steps in the run; needed by schedules that change.
 
     Raises:
-        MaskwiseError: a corruption for decoders; a model that cannot keep documents apart.
+        MaskwiseError: the corruption is for decoders, or the model cannot keep documents apart.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM
@@ -76,7 +76,7 @@ class PackedCollator:
                 got=f"corruption {masker.corruption}",
                 do="use bert or mask-only, for example, or MaskingCollator",
             )
-        # The model itself is not kept: a data loader would copy the model into its workers.
+        # Keep no reference to the model: a data loader would copy the model into its workers.
         self.blocks = False
         self.first_position = 0
         self.window = 0
@@ -97,10 +97,10 @@ class PackedCollator:
         batch = self.collator.masked(rows)
         segment_BL = batch.segment_ids
         height, width = segment_BL.shape
-        # No row has more documents than tokens, so each document gets a different number.
+        # Rows have at most ``width`` documents, so these numbers are distinct in the batch.
         first_B = torch.arange(height) * width
         document_BL = segment_BL + first_B[:, None]
-        # The rows are concatenated without their padding.
+        # Indexing with ``present_BL`` concatenates the rows without their padding.
         present_BL = segment_BL >= 0
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
         line: dict[str, Any] = {
@@ -108,7 +108,7 @@ class PackedCollator:
         }
         document_T = document_BL[present_BL]
         _, lengths = document_T.unique_consecutive(return_counts=True)
-        # The kernels read 32-bit offsets; queries and keys are the same tokens.
+        # The kernels need 32-bit offsets. Queries and keys have the same offsets.
         ends = pad(lengths.cumsum(0), (1, 0)).int()
         starts_T = ends[:-1].repeat_interleave(lengths)
         positions = torch.arange(len(document_T)) - starts_T + self.first_position
@@ -125,15 +125,17 @@ class PackedCollator:
         return line
 
     def mask(self, document_T: Tensor) -> Tensor | dict[str, Tensor]:
-        """(1, 1, T, T): which tokens each token attends to; a dict if layers are of two kinds."""
+        """(1, 1, T, T) bool: the tokens that each token attends to.
+
+        For models with sliding attention, a dict with one mask for each kind of layer.
+        """
         together = (document_T[:, None] == document_T)[None, None]
         if not self.window:
             return together
         place = torch.arange(len(document_T))
         distance = place[:, None] - place
         near = together & (distance.abs() <= self.window)
-        # ModernBERT takes a mask for each kind of layer; with a single mask, sliding layers would
-        # attend beyond their windows.
+        # With a single mask, the sliding layers of ModernBERT would attend beyond their windows.
         return {"full_attention": together, "sliding_attention": near}
 
 
@@ -151,9 +153,9 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
         what = f"{config.model_type} cannot keep the documents of a line apart"
         known = [name for name, other in ENCODERS.items() if other.separates]
         raise MaskwiseError(what, got=config.model_type, allowed=", ".join(known), do=pads)
-    # Every version of flash attention reads the boundaries of documents.
+    # All versions of flash attention read the boundaries of documents.
     ragged = is_flash_attention_requested(config)
-    # ESM multiplies its embeddings by attention_mask, so attention_mask cannot be a block mask.
+    # ESM multiplies its embeddings by ``attention_mask``, so a block mask would be wrong.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):
         raise MaskwiseError(
             "ESM would scale its embeddings by the masks of the whole line",

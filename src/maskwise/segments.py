@@ -1,7 +1,8 @@
 """Sort, rank and sum within the pieces of a line, and arrange pieces in rows.
 
-A line is one flat array that holds the tokens of all pieces, one piece after another. Each routine
-handles all pieces in one numpy pass, so no caller loops over pieces in Python.
+A line is one flat array of the tokens of all pieces, piece after piece. Every function handles all
+pieces in one numpy pass, so no caller loops over pieces in Python. Members are the items (tokens,
+units or spans) of a piece. Shapes: P pieces, N members.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ Array = NDArray[Any]
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
-    """(N,) int64: the indices that sort by (piece, key); the keys in a piece must be distinct."""
+    """(N,) int64: the indices that sort by (piece, key). Keys must be distinct within a piece."""
     bits = max(1, len(key) - 1).bit_length()
-    # numpy sorts values three times as fast as it sorts indices, so 32-bit keys are packed into
-    # 64 bits, with their piece in the high bits and their index in the low bits.
+    # ``sort`` is three times as fast as ``argsort``, so 64 bits hold the piece (high bits), the
+    # 32-bit key and the index (low bits).
     if key.itemsize == 4 and pieces.bit_length() + 32 + bits <= 63:
         line = piece << 32
         line += key
@@ -36,7 +37,7 @@ def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
 
 
 def offsets(counts_P: Array) -> Array:
-    """(P,) int64: the index of each piece's first member.
+    """(P,) int64: the index of the first member of each piece.
 
     >>> offsets(np.array([2, 0, 3])).tolist()
     [0, 2, 2]
@@ -45,12 +46,12 @@ def offsets(counts_P: Array) -> Array:
 
 
 def rank_within(counts_P: Array) -> Array:
-    """(N,) int64: number the ``counts_P[p]`` members of each piece 0, 1, 2, …"""
+    """(N,) int64: the rank of each member in its piece: 0, 1, …, ``counts_P[p]`` − 1."""
     return listed(np.zeros_like(counts_P), counts_P)
 
 
 def owners(counts_P: Array) -> Array:
-    """(N,) int64: the number of each member's piece: 0 for ``counts_P[0]`` members, then 1, …
+    """(N,) int64: the piece of each member, if piece p has ``counts_P[p]`` members.
 
     >>> owners(np.array([2, 0, 3])).tolist()
     [0, 0, 2, 2, 2]
@@ -59,7 +60,7 @@ def owners(counts_P: Array) -> Array:
 
 
 def listed(start: Array, length: Array) -> Array:
-    """(N,) int64: concatenate the ranges start, start + 1, … of the given lengths.
+    """(N,) int64: the concatenation of the ranges start, start + 1, …, start + length − 1.
 
     >>> listed(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
@@ -69,7 +70,7 @@ def listed(start: Array, length: Array) -> Array:
 
 
 def changes(*columns: Array) -> Array:
-    """(N,) bool: True at the first position, and where a column differs from the position before.
+    """(N,) bool: True at position 0 and wherever a column differs from the position before.
 
     >>> changes(np.array([3, 3, 5, 5]), np.array([0, 1, 1, 1])).tolist()
     [True, True, True, False]
@@ -82,13 +83,13 @@ def changes(*columns: Array) -> Array:
 
 
 def counts_within(piece: Array, pieces: int) -> Array:
-    """(P,) int64: the number of members of each piece; ``piece`` (N,) must ascend."""
+    """(P,) int64: the number of members of each piece; ``piece`` (N,) must be sorted."""
     before = piece.searchsorted(np.arange(pieces + 1))
     return before[1:] - before[:-1]
 
 
 def first_of(counts_P: Array, wanted_P: Array) -> Array:
-    """(M,) int64: the indices of each piece's first ``wanted_P`` members, or of all its members."""
+    """(M,) int64: the indices of the first ``wanted_P`` (or of all) members of each piece."""
     taken_P = np.maximum(np.minimum(counts_P, wanted_P), 0)
     return listed(offsets(counts_P), taken_P)
 
@@ -103,8 +104,8 @@ def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
 
 
 def sums_within(values: Array, counts_P: Array) -> Array:
-    """(N,) running sums of ``values`` that restart in each piece: int64, or float64 for floats."""
-    # With a leading 0, total[i] is the sum before member i, also if it is the first of a piece.
+    """(N,) cumulative sums of ``values`` within each piece: int64, or float64 for floats."""
+    # Thanks to the leading 0, total[i] is the sum of all values before member i.
     total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
     values.cumsum(out=total[1:])
     before_P = total.take(offsets(counts_P))
@@ -112,27 +113,27 @@ def sums_within(values: Array, counts_P: Array) -> Array:
 
 
 LEAST_LOGIT = -60.0
-"""The lowest logit relative to the highest logit in the piece: with it, no weight is 0, and e⁻⁶⁰ is
+"""The lower limit of a logit minus the highest logit of its piece. No weight is then 0, and e⁻⁶⁰ is
 too small to matter."""
 
 
 def weights_within(logit: Array, piece: Array, *, pieces: int) -> Array:
-    """(N,) exp(logit), divided by the largest value in the piece so that nothing overflows."""
+    """(N,) exp(logit), divided by the largest value in the piece to avoid overflow."""
     top_P = np.full(pieces, -np.inf)
     np.maximum.at(top_P, piece, logit)
     return np.exp(np.maximum(logit - top_P[piece], LEAST_LOGIT))
 
 
 class Framed(NamedTuple):
-    """The positions of P pieces with their special tokens, when B rows of L tokens form one line.
+    """The layout of P pieces and their special tokens in B rows of L tokens, as one line.
 
     Attributes:
         shape: (B, L).
-        frame: the ids of the tokens (first, last, pad); −1 for none. ``first`` and ``last`` around
-            a piece are its frame.
-        opened: (P,) bool, whether the token ``first`` precedes the piece.
-        begin, end: (P,) int64, the half-open range of positions of a piece with its frame.
-        at: (T,) int64, the position of each token of the pieces, without their frames.
+        frame: the ids (first, last, pad) of special tokens; −1 for none.
+        opened: (P,) bool, whether the token ``first`` precedes each piece.
+        begin, end: (P,) int64, the half-open range of positions of each piece, including its
+            ``first`` and ``last``.
+        at: (T,) int64, the position of each token of the pieces, without special tokens.
     """
 
     shape: tuple[int, int]
@@ -143,7 +144,7 @@ class Framed(NamedTuple):
     at: Array
 
     def column(self, values: Array, fill: int | None = None) -> Array:
-        """Put values (T,) at their positions in the line (B·L,), and ``fill`` elsewhere.
+        """(B·L,) array: the values (T,) at the positions of their tokens, ``fill`` elsewhere.
 
         Integers become int64. By default, ``fill`` is −1 for integers, and 0 for floats and bools.
         """
@@ -159,7 +160,7 @@ class Framed(NamedTuple):
         return line
 
     def ids(self, values: Array) -> Array:
-        """(B·L,) int64: the ids (T,) at their positions, with the pieces' frames and padding."""
+        """(B·L,) int64: the ids (T,) at their positions, with special tokens and padding."""
         first, last, pad = self.frame
         line = self.column(values, pad)
         if first >= 0:
@@ -169,7 +170,7 @@ class Framed(NamedTuple):
         return line
 
     def present(self) -> Array:
-        """(B·L,) int64: 1 on tokens of pieces and their frames, 0 on padding."""
+        """(B·L,) int64: the attention mask: 0 on padding, 1 elsewhere."""
         rows, length = self.shape
         line = np.zeros(rows * length, np.int64)
         line[listed(self.begin, self.end - self.begin)] = 1
@@ -179,14 +180,14 @@ class Framed(NamedTuple):
 def framed(
     lengths_P: Array, row_P: Array, *, length: int, frame: tuple[int, int, int], apart: bool = True
 ) -> Framed:
-    """Lay pieces out in rows: [first] piece [last] [first] piece [last] … padding.
+    """Compute the layout of pieces in rows: [first] piece [last] [first] piece [last] … padding.
 
     Args:
         lengths_P: (P,) int64, the number of tokens in each piece.
         row_P: (P,) int64, ascending: the row of each piece.
-        length: L, the number of tokens in a row; the caller checks that the pieces fit.
-        frame: the ids of the tokens (first, last, pad); −1 for none.
-        apart: whether ``first`` opens every piece, rather than only every row.
+        length: L, the number of tokens in a row. The caller must check that the pieces fit.
+        frame: the ids (first, last, pad) of special tokens; −1 for none.
+        apart: whether ``first`` opens every piece; if False, ``first`` opens only every row.
     """
     first, last, _ = frame
     rows = int(row_P.max(initial=-1)) + 1

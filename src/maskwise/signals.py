@@ -1,8 +1,8 @@
 """Handle SIGTERM and SIGUSR1, which clusters send before they kill a job.
 
-By default, these signals end Python at once, without removing half-written files. Slurm sends
-SIGTERM a few seconds before it kills a job (KillWait), and sends SIGUSR1 earlier if the job asks
-for this (``--signal=USR1@120``). The program exits with the code 128 + the number of the signal.
+By default, these signals end Python at once and leave half-written files behind. Slurm sends
+SIGTERM a few seconds before it kills a job (KillWait). With ``--signal=USR1@120``, Slurm also sends
+SIGUSR1 120 seconds before the time limit. The program exits with the code 128 + signal number.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import time
 from types import FrameType
 
 ASKED = [signal.SIGTERM]
-if hasattr(signal, "SIGUSR1"):  # Windows has none
+# Windows has no SIGUSR1.
+if hasattr(signal, "SIGUSR1"):
     ASKED.append(signal.SIGUSR1)
 WATCH_SECONDS = 0.2
 CODES = {128 + number: number.name for number in ASKED}
-"""For each exit code, the name of its signal."""
+"""The name of the signal for each exit code."""
 
 
 def leave_when_asked() -> None:
-    """Make these signals raise SystemExit, so that files are closed and temporary files removed."""
+    """Make the signals raise SystemExit, which closes files and removes temporary files."""
     for number in ASKED:
         signal.signal(number, _leave)
 
 
 def leave_with(parent: int) -> None:
-    """End this process within two seconds of its parent's end."""
+    """Wait until the parent process ends, then end this process within two seconds."""
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -43,14 +44,17 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class Asked:
-    """A context that records the signals, so that work can stop at a point where it can resume.
+    """A context that records signals, so work can stop at a point from which it can resume.
 
-    A signal that was not ``served`` is raised again at the end of the context. Python delivers
-    signals only to the main thread; in any other thread, this context does nothing.
+    After stopping, set ``served`` to True. Otherwise the signal is raised again at the end of the
+    context. Python delivers signals only to the main thread; in any other thread, this context does
+    nothing.
 
     Attributes:
-        said: whether training reports that it was stopped; workers leave the report to their
-            parent.
+        number: the number of the last signal; 0 if there was none.
+        served: whether the work has stopped because of the signal.
+        said: whether training reports that a signal stopped it. Workers set False, because their
+            parent process reports.
 
     >>> with Asked() as asked:
     ...     signal.raise_signal(signal.SIGUSR1)
@@ -74,7 +78,7 @@ class Asked:
 
     def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
-            # A handler that was not set from Python is None, and cannot be restored.
+            # The handler is None if it was not set from Python; it cannot be restored.
             signal.signal(number, handler or signal.SIG_DFL)
         # With an exception, the program ends anyway.
         if self.number and not self.served and kind is None:

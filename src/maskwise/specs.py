@@ -1,7 +1,7 @@
 """Parse names with arguments, such as ``span(p=0.2, max_words=10)`` or ``linear(0.3, 0.1)``.
 
-Recipes, the command line and Python strings share this syntax. Arguments are read as literals, and
-nothing is evaluated. ``leaves`` flattens nested settings to dotted names.
+Recipes, the command line and Python strings share this syntax. Arguments are parsed as literals and
+never evaluated. ``leaves`` flattens nested settings to dotted names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Call:
     """A name with arguments: numbers, strings, booleans, None, or further calls.
 
-    ``written`` is the user's text, which errors quote.
+    ``written`` is the text of the user, for error messages.
     """
 
     name: str
@@ -36,19 +36,19 @@ class Call:
         parts += [f"{key}={value!r}" for key, value in self.kwargs.items()]
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
-    # A tuple shows the repr of its items, so nested calls are shown as they are written.
+    # ``str`` of a tuple shows the repr of its items, and nested calls should look like calls.
     __repr__ = __str__
 
 
-# Matches a quoted string, which is left unchanged, or a hyphen between a letter or digit and a
-# letter, which is part of a name rather than a minus sign.
+# Matches a quoted string, which stays unchanged, or a hyphen before a letter and after a letter or
+# digit, which belongs to a name. Other hyphens are minus signs.
 _QUOTED_OR_HYPHEN = re.compile(
     r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[A-Za-z0-9])-(?=[A-Za-z])"""
 )
 
 
 def parse_call(text: str) -> Call:
-    """Read ``name`` or ``name(1, key="x", other(2))``. Names may contain hyphens.
+    """Parse ``name`` or ``name(1, key="x", other(2))``. Names may contain hyphens.
 
     Raises:
         MaskwiseError: the text has a different form.
@@ -60,7 +60,7 @@ def parse_call(text: str) -> Call:
     try:
         return _call(ast.parse(head + bracket + rest, mode="eval").body, text)
     except MaskwiseError:
-        # MaskwiseError is a ValueError too, but its message is better than the message below.
+        # MaskwiseError is a ValueError, but already has a good message.
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
@@ -72,7 +72,7 @@ def parse_call(text: str) -> Call:
 
 
 def _call(node: ast.expr, text: str) -> Call:
-    # Each underscore replaced one hyphen, so positions in the parsed text are valid in ``text``.
+    # One underscore replaced one hyphen, so positions in the parsed text are valid in ``text``.
     written = ast.get_source_segment(text, node) or ""
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), written=written)
@@ -81,7 +81,7 @@ def _call(node: ast.expr, text: str) -> Call:
     kwargs = {}
     for keyword in node.keywords:
         if keyword.arg is None:
-            # Only ``**x`` has no name.
+            # The argument is ``**x``.
             raise ValueError
         if keyword.arg in kwargs:
             raise MaskwiseError(f"{text}: an argument is given twice", got=keyword.arg)
@@ -99,12 +99,12 @@ def _value(node: ast.expr, text: str) -> object:
 
 
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
-    """Call the function of ``table`` that ``spec`` names, with its arguments.
+    """Look up the function that ``spec`` names, and call it with the arguments of ``spec``.
 
     Args:
-        kind: what the table holds, such as ``policy``; errors quote it.
-        spec: the name with arguments, as text or parsed.
-        table: functions, keyed by name.
+        kind: the kind of object that the functions make, such as ``policy``, for error messages.
+        spec: the name with arguments, as text or as a ``Call``.
+        table: the functions, by name.
 
     Raises:
         MaskwiseError: the name is unknown, or the function does not accept the names, the number or
@@ -148,11 +148,11 @@ PLAIN = {"bool": (bool, "True or False"), "str": (str, "a text")}
 
 def _fitting(what: str, value: object, annotation: object) -> object:
     """Check an argument against its annotation; unquoted words become strings or booleans."""
-    # Annotations are strings in our modules, but may be classes in users' modules.
+    # Annotations are strings in this package, but may be classes in users' modules.
     written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     wanted, *others = written.split(" | ")
     if others not in ([], ["None"]):
-        # A union of several types is checked by the function itself.
+        # The function itself must check a union of several types.
         return value
     if others and value is None:
         return value
@@ -171,14 +171,14 @@ def _fitting(what: str, value: object, annotation: object) -> object:
 
 
 def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:
-    """Write the parameters of a function, such as ``layer, groups=2, units='word'``."""
+    """Return the parameters of a function as text, such as ``layer, groups=2, units='word'``."""
     shown = []
     for name, parameter in inspect.signature(maker).parameters.items():
         if name in without:
             continue
         default = parameter.default
         if default is not parameter.empty:
-            # Functions are shown by their name, because their repr has an address.
+            # The repr of a function contains an address, so show its name.
             value = default.__name__ if inspect.isroutine(default) else repr(default)
             name = f"{name}={value}"
         shown.append(name)
@@ -199,10 +199,10 @@ def split_calls(text: str) -> list[str]:
 
 
 def split_options(spec: str) -> tuple[str, str | None]:
-    """Split a name from the text of its options in brackets; None if it has no options.
+    """Split a spec into a name and the text of the options in brackets; None without options.
 
-    The name may be a path that contains brackets, as in the names that browsers give to second
-    downloads. If there are several ways to split, the first whose path exists is used.
+    The name may be a path with brackets, such as ``a(1).csv``. If the spec can be split at several
+    brackets, the name is the first one that exists as a path.
 
     >>> split_options("ud-pos(train_rows=300)"), split_options("ud-pos")
     (('ud-pos', 'train_rows=300'), ('ud-pos', None))
@@ -235,24 +235,25 @@ def with_options(spec: str, **options: object) -> str:
 def read_options(
     spec: str, reader: Callable[..., object], *, kind: str, example: str, also: Collection[str] = ()
 ) -> tuple[str, dict[str, object]]:
-    """Split ``"ud-pos(train_rows=300)"`` into a name and options, which are checked for ``reader``.
+    """Split ``"ud-pos(train_rows=300)"`` into a name and a dict of options, and check the options.
 
     The name may be a path; a file called ``a(1).csv`` has no options.
 
     Args:
-        reader: a function whose arguments are the name and the options.
-        kind: what the name stands for; errors quote it.
-        example: an example of an option; errors quote it.
-        also: further options, whose types the reader checks itself.
+        spec: the name with options.
+        reader: a function with the name and the options as parameters.
+        kind: the kind of object that the name refers to, for error messages.
+        example: an example of an option, for error messages.
+        also: names of further options, whose types ``reader`` checks.
 
     Raises:
-        MaskwiseError: an option is not name=value, is not accepted by ``reader``, or has the wrong
-            type.
+        MaskwiseError: an option is not of the form name=value, is not a parameter of ``reader``, or
+            has the wrong type.
     """
     name, written = split_options(spec)
     if written is None:
         return spec, {}
-    # The first parameter is the name itself.
+    # The first parameter is the name.
     parameters = list(inspect.signature(reader).parameters.values())[1:]
     annotations = {p.name: p.annotation for p in parameters if p.kind is not p.VAR_KEYWORD}
     annotations |= dict.fromkeys(sorted(also))
@@ -271,17 +272,17 @@ def read_options(
         if option not in annotations:
             raise unknown_name(f"argument of {kind} {name!r}", option, annotations)
         if isinstance(value, Call):
-            # A bare word, such as kind=similarity, is text here.
+            # Options may be words without quotes, such as kind=similarity.
             value = value.written
         options[option] = _fitting(f"{option} of {kind} {name!r}", value, annotations[option])
     return name, options
 
 
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield nested settings as pairs of a dotted name (``a.b.c``) and its value.
+    """Yield nested settings as pairs (dotted name, value), such as ``("a.b.c", 1)``.
 
-    An empty dict is a value: ``objectives: {mlm: {}}`` names an objective. A mix of sources is a
-    value too, because it is replaced as a whole, and its keys are file names with dots.
+    An empty dict is a value, because ``objectives: {mlm: {}}`` names an objective. The dict of a
+    mix of sources is a value too, because its keys are file names, which may contain dots.
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"

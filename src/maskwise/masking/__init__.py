@@ -1,8 +1,9 @@
-"""Mask batches: policy × schedule × corruption → masked batches.
+"""Mask batches: policy × schedule × corruption → masked batch.
 
-Read in this order: ``batch`` (input and output), ``units``, ``select`` (the selection routine),
-``masker``; then any file of ``policies/`` and ``corruptions/``. ``gather`` reads rows. Masking
-itself needs numpy alone, and imports only small modules such as ``errors``, ``specs`` and ``keys``.
+Suggested reading order: ``batch`` (input and output), ``units``, ``select`` (the selection
+routine), ``masker``, then any file of ``policies/`` and ``corruptions/``. ``gather`` reads rows.
+Masking runs in numpy. It imports only small modules of the package, such as ``errors`` and
+``keys``.
 """
 
 from maskwise.masking import schedules

@@ -1,8 +1,8 @@
 """The annotated batch that a masker reads, and the masked batch that it returns.
 
-Shapes: B rows of L tokens, T = B·L; P document pieces; U units. Masking works on the line, one flat
-array of T tokens that is cut into P pieces. A row may hold one piece or many pieces; masking does
-not pack, unpack or pad rows.
+Shapes: B rows of L tokens, T = B·L; P document pieces; U units. Masking works on the line: one flat
+array of T tokens, cut into P pieces. A row may hold one or several pieces. Masking does not pack,
+unpack or pad rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Columns: TypeAlias = dict[str, Array]
 Names: TypeAlias = tuple[str, ...]
 
 IGNORE = -100
-"""The label of a position where there is nothing to predict."""
+"""The label of positions without a target."""
 COPIED = (
     "input_ids",
     "labels",
@@ -40,12 +40,12 @@ COPIED = (
     "written",
     "ends",
 )
-"""The attributes of a batch that are copied to a device."""
+"""The attributes that ``MaskedBatch.to`` copies to a device."""
 
 
 @dataclass(eq=False)
 class AnnotatedBatch:
-    """B rows of L tokens as one line of T = B·L tokens, with its pieces and layers, in numpy.
+    """B rows of L tokens as one line of T = B·L tokens, with pieces and layers, in numpy.
 
     Attributes:
         shape: (B, L).
@@ -55,11 +55,11 @@ class AnnotatedBatch:
         eligible: (T,) bool, the content tokens that may be masked (all except [UNK]).
         begin: (P,) int64, the first token of each piece. A piece includes its special tokens and
             never crosses rows.
-        example_id: (P,) int64, the permanent name of each piece.
+        example_id: (P,) int64, the permanent id of each piece, from which its mask is drawn.
         layers: (T,) named arrays, such as ``word_ids``; negative where a token has no value.
         extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
-        plan: the maximum number of tokens in a row, if rows hold several pieces; None for no limit.
-        apart: whether attention must not cross pieces.
+        plan: the maximum number of tokens in a packed row; None for no limit.
+        apart: whether tokens must attend only to tokens of their own piece.
     """
 
     shape: tuple[int, int]
@@ -81,7 +81,7 @@ class AnnotatedBatch:
 
     @cached_property
     def edges(self) -> Array:
-        """(P + 1,) int64: the first token of each piece, and the end of the line."""
+        """(P + 1,) int64: the position of the first token of each piece, then T."""
         return np.append(self.begin, len(self.input_ids))
 
     @cached_property
@@ -108,7 +108,7 @@ class AnnotatedBatch:
 
     @cached_property
     def present(self) -> Array:
-        """(T,) bool: everything but padding."""
+        """(T,) bool: the tokens that are not padding."""
         if self.attention_mask is None:
             return np.ones(len(self.input_ids), bool)
         return self.attention_mask != 0
@@ -125,12 +125,15 @@ class AnnotatedBatch:
 
     @cached_property
     def eligible_P(self) -> Array:
-        """(P,) int64: how many tokens of each piece may be masked."""
+        """(P,) int64: the number of tokens of each piece that may be masked."""
         return self.count(self.eligible)
 
     @cached_property
     def first(self) -> Array:
-        """(P,) int64: each piece's first content token, or first token if it has no content."""
+        """(P,) int64: the position of each piece's first content token.
+
+        A piece without content has the position of its first token instead.
+        """
         content = self.content
         if len(content):
             # A shortcut for the common case: pieces begin with text, or with one special token.
@@ -139,26 +142,26 @@ class AnnotatedBatch:
                 return first_P
         at = self.content_at
         before = at.searchsorted(self.edges)
-        # The extra item is for pieces at the end of the line that have no content.
+        # Pieces without content at the end of the line index one item beyond ``at``.
         first_P = np.append(at, 0)[before[:-1]]
         return np.where(before[1:] > before[:-1], first_P, self.begin)
 
     def draw(self, keys: Keys, purpose: Purpose, at: Array) -> Array:
-        """(N,) int32: a draw for each token at the ascending positions ``at``."""
+        """(N,) int32: a random draw for each token at the ascending positions ``at``."""
         count_P = self.count_at(at)
         return keys.draw_each(purpose, count_P, self.place(at, count_P))
 
     def place(self, at: Array, count_P: Array) -> Array:
-        """(N,) int64: the distance of tokens from the first content token of their piece.
+        """(N,) int64: the position of tokens relative to the first content token of their piece.
 
         Args:
-            at: ascending positions in the line.
+            at: (N,) ascending positions in the line.
             count_P: the number of these positions in each piece.
         """
         return at - np.repeat(self.first, count_P)
 
     def count(self, values: Array) -> Array:
-        """(P,) int64: the sum of (T,) bools or numbers over each piece."""
+        """(P,) int64: the sums of ``values`` (T,) over each piece."""
         # numpy's reduceat fails on an empty line.
         if not len(values):
             return np.zeros(self.pieces, np.int64)
@@ -169,15 +172,15 @@ class AnnotatedBatch:
         )
 
     def count_at(self, at: Array) -> Array:
-        """(P,) int64: how many of the positions ``at`` (ascending) are in each piece."""
+        """(P,) int64: the number of positions in each piece; ``at`` must be ascending."""
         before = at.searchsorted(self.edges)
         return before[1:] - before[:-1]
 
     def layer(self, name: str, *, scores: bool = False) -> Array:
-        """The (T,) layer with this name: whole numbers, or any numbers if ``scores`` is True.
+        """Return the layer ``name``, (T,).
 
         Raises:
-            MaskwiseError: no such layer, or numbers that are not whole.
+            MaskwiseError: the layer is missing, or ``scores`` is False and the layer holds floats.
         """
         values = self.layers.get(name)
         if values is None:
@@ -192,7 +195,7 @@ class AnnotatedBatch:
                 "transformers' Trainer keeps the column only with remove_unused_columns=False; "
                 "a recipe names annotators in corpus.layers",
             )
-        # Floats are refused, because rounding them would merge units.
+        # Rounding floats to ids could merge units.
         if values.dtype.kind == "f" and len(values) and not scores:
             raise MaskwiseError(
                 f"the layer {name!r} must be whole numbers",
@@ -202,7 +205,7 @@ class AnnotatedBatch:
         return values
 
     def tensor(self, name: str) -> Tensor:
-        """The layer, extra or attribute with this name, as a (B, L) tensor that is not copied."""
+        """Return a layer, an extra or an attribute as a (B, L) tensor that shares its memory."""
         import torch
 
         values = self.layers.get(name, self.extras.get(name))
@@ -213,12 +216,12 @@ class AnnotatedBatch:
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """The piece of each token, for a batch whose corruption inserted or removed tokens.
+    """The piece of each token in a batch whose corruption inserted or removed tokens.
 
     Attributes:
-        tokens: (B, L') int64, the piece of each input token, −1 for padding.
-        labels: (B, L'') int64, the piece of each label, if a decoder writes the labels; None if
-            labels are aligned with the inputs.
+        tokens: (B, L') int64, the piece of each input token; −1 for padding.
+        labels: (B, L'') int64, the piece of each label that a decoder writes; None if labels are
+            aligned with the inputs.
     """
 
     tokens: Array
@@ -227,7 +230,7 @@ class Spans:
 
 @dataclass(eq=False)
 class MaskedBatch:
-    """Inputs and targets. As a mapping it holds what the model reads: ``model(**batch)``.
+    """A batch of corrupted inputs and labels. Call a model with ``model(**batch)``.
 
     >>> from maskwise import Masker
     >>> from maskwise.text import encode, train_tokenizer
@@ -237,21 +240,21 @@ class MaskedBatch:
     (2, ['input_ids', 'labels', 'attention_mask'], True)
 
     Attributes:
-        input_ids: (B, L') int64, corrupted.
-        labels: (B, L'') int64, −100 where there is nothing to predict.
+        input_ids: (B, L') int64, the corrupted tokens.
+        labels: (B, L'') int64, the targets; −100 at positions without a target.
         attention_mask: (B, L') int64, or None when no row is padded.
         source: the annotated batch that was masked.
-        targets: the number of positions to predict, counted on the host.
+        targets: the number of targets, counted on the host.
         extras: further model inputs, such as ``token_type_ids``.
-        choice: the selected units with their ratios; None if nothing was selected.
-        spans: the piece of each token, if tokens were moved; None if pieces are as in ``source``.
-        loss_weight: (B, L) float64 (float32 on an accelerator), the factors by which losses are
-            multiplied in masked diffusion; else None.
-        counted: the divisor of the summed losses, if it is not ``targets`` (in masked diffusion,
-            the number of eligible tokens).
+        choice: the selected units and their ratios; None for a batch without a selection.
+        spans: the piece of each token; None if tokens have the same positions as in ``source``.
+        loss_weight: (B, L) float64 (float32 on an accelerator), the factor for each loss in masked
+            diffusion; otherwise None.
+        counted: the divisor of the summed losses; None for ``targets``. Masked diffusion divides by
+            the number of eligible tokens.
         cut: the number of tokens cut off because a packed row grew beyond its planned length.
-        sources: the number of rows from each source, if a corpus mixes several sources.
-        arm: the objective that the batch was made for, if there are several objectives.
+        sources: the number of rows from each source of a mixed corpus; otherwise empty.
+        arm: the arm (objective) that the batch was made for; empty if there is one objective.
     """
 
     input_ids: Tensor
@@ -270,7 +273,7 @@ class MaskedBatch:
 
     @classmethod
     def unmasked(cls, source: AnnotatedBatch, labels: Tensor, targets: int) -> MaskedBatch:
-        """Make a batch of the unchanged text with the given labels."""
+        """Make a batch with uncorrupted inputs and the given labels."""
         attention = None
         if source.attention_mask is not None:
             attention = source.tensor("attention_mask")
@@ -288,19 +291,19 @@ class MaskedBatch:
 
     @property
     def writes(self) -> bool:
-        """Whether the labels are a separate text that a decoder writes."""
+        """Whether the labels are the output text of a decoder."""
         return self.spans is not None and self.spans.labels is not None
 
     @cached_property
     def tokens(self) -> int:
-        """The number of content tokens, or of all tokens read if a decoder writes the labels."""
+        """The number of content tokens; with a decoder, the number of all input tokens."""
         if self.spans is not None and self.writes:
             return int((self.spans.tokens >= 0).sum())
         return int(self.source.content.sum())
 
     @cached_property
     def selected(self) -> Tensor:
-        """(B, L) bool, on the host: which of the *source* tokens the policy selected."""
+        """(B, L) bool, on the host: the tokens of ``source`` that the policy selected."""
         import torch
 
         shape = self.source.shape
@@ -310,7 +313,7 @@ class MaskedBatch:
 
     @cached_property
     def segment_ids(self) -> Tensor:
-        """(B, L') int64, on the host: the number of each token's piece in its row; padding: −1."""
+        """(B, L') int64, on the host: the index of each token's piece in its row; −1: padding."""
         source = self.source
         if self.spans is not None:
             return self._in_rows(self.spans.tokens)
@@ -318,7 +321,7 @@ class MaskedBatch:
         return self._in_rows(piece.reshape(source.shape))
 
     def _in_rows(self, piece: Array) -> Tensor:
-        """Renumber the pieces (B, W) from 0 in every row."""
+        """(B, W) int64: the same pieces, numbered from 0 in every row."""
         import torch
 
         opening_B = np.searchsorted(self.source.row, np.arange(self.source.shape[0]))
@@ -326,30 +329,31 @@ class MaskedBatch:
 
     @cached_property
     def documents(self) -> Tensor | None:
-        """``segment_ids`` if attention must not cross the pieces of a row; else None."""
+        """``segment_ids`` if tokens must attend only to their own piece; otherwise None."""
         if self.source.apart and self.source.packed:
             return self.segment_ids
         return None
 
     @cached_property
     def written(self) -> Tensor | None:
-        """(B, L'') int64: ``documents`` for the labels that a decoder writes; else None."""
+        """(B, L'') int64: the same as ``documents``, for a decoder's labels; otherwise None."""
         if self.documents is None or self.spans is None or self.spans.labels is None:
             return None
         return self._in_rows(self.spans.labels)
 
     @cached_property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
-        """The results of ``ends_of`` for ``documents`` and for ``written``."""
+        """``ends_of(documents)`` and ``ends_of(written)``."""
         return ends_of(self.documents), ends_of(self.written)
 
     @cached_property
     def where(self) -> Tensor:
-        """(M, 2) int64: row and column of every target, row by row."""
+        """(M, 2) int64: the row and the column of every target, row by row."""
         return (self.labels != IGNORE).nonzero()
 
     def to(self, device: torch.device | str) -> MaskedBatch:
-        """Copy the tensors to a device without blocking; source and choice stay on the host."""
+        """Copy the tensors to a device without blocking; ``source`` and ``choice`` stay on the
+        host."""
         import torch
 
         if torch.device(device) == self.labels.device:
@@ -357,12 +361,12 @@ class MaskedBatch:
         there = replace(self)
         if self.loss_weight is not None:
             there.loss_weight = moved(self.loss_weight.float(), device)
-        # Properties are computed here, on the host, because the device would make the step wait.
+        # Compute the cached properties on the host: on the device, each would make the host wait.
         for name in COPIED:
             setattr(there, name, moved(getattr(self, name), device))
         return there
 
-    # Not a subclass of Mapping: the Trainer and data loaders would rebuild a Mapping as a dict.
+    # MaskedBatch is no Mapping, because the Trainer and data loaders rebuild a Mapping as a dict.
     def __iter__(self) -> Iterator[str]:
         yield from ("input_ids", "labels")
         if self.attention_mask is not None:
@@ -394,7 +398,9 @@ class MaskedBatch:
 
 
 def ends_of(ids_BL: Tensor | None) -> Tensor | None:
-    """(D + 1,) int32: where each run of equal ids starts in the line of all rows, and the end.
+    """(D + 1,) int32: the position of each of D runs of equal ids in the line, then B·L.
+
+    Runs never cross rows. Variable-length attention kernels call these numbers ``cu_seqlens``.
 
     >>> import torch
     >>> ends_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()

@@ -1,8 +1,9 @@
-"""A collator for any DataLoader or Trainer. It reads the step from the rows.
+"""A masking collator for any DataLoader or Trainer. The collator reads the step from the rows.
 
-If the main process changes a collator's ratio, the change never reaches the loader's workers, which
-have copies of the collator. Therefore a batch sampler assigns steps to batches, the dataset adds
-(step, epoch, example id) to every row, and the collator, in any process, masks for that step.
+Workers of a loader have copies of the collator, so a ratio that the main process changes would
+never reach the workers. Instead, ``StepBatchSampler`` assigns a step to every batch,
+``SteppedDataset`` adds (step, epoch, example id) to every row, and the collator of any process
+masks for the step of the rows.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
     collate = MaskingCollator(masker, total_steps=sampler.total_steps)
@@ -30,16 +31,17 @@ if TYPE_CHECKING:
 class MaskingCollator:
     """Mask rows for their step, and return ``input_ids``, ``labels`` and ``attention_mask``.
 
-    Rows without ``epoch`` get dynamic masks, keyed by their step. If rows have no ``step`` either,
-    masks are keyed by the loader's seed and this process's count of batches, and the count replaces
-    the step in the schedule. The collator warns once in both cases.
+    Rows with ``step`` but without ``epoch`` get a new mask at every step. For rows without
+    ``step``, the collator counts its batches and uses the count as the step. Their masks then
+    depend on the loader's seed and on the number of workers. The collator warns once in both cases.
 
     Args:
         masker: the masker.
-        total_steps: the number of optimiser steps; needed by schedules that change.
+        total_steps: the number of optimiser steps in the run; needed by schedules that change.
 
     Raises:
-        MaskwiseError: the rows of a batch have different steps or epochs.
+        MaskwiseError: the masker is for masked diffusion, or the rows of a batch have different
+            steps or epochs.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -80,14 +82,14 @@ class MaskingCollator:
         return dict(self.masked(rows))
 
     def masked(self, rows: Rows) -> MaskedBatch:
-        """Mask rows for the step and epoch that they carry."""
+        """Mask rows for the step and the epoch in their columns, and return the whole batch."""
         from torch.utils.data import get_worker_info
 
         require_rows(rows)
         step = _common(rows, "step")
         epoch = _common(rows, "epoch")
         worker = get_worker_info()
-        # Workers have copies of this collator, so only the first copy warns.
+        # Every worker has a copy of this collator, but one warning is enough.
         first = worker is None or worker.id == 0
         if (step is None or epoch is None) and first and not self._warned:
             self._warned = True
@@ -114,7 +116,7 @@ class MaskingCollator:
 
 
 def _common(rows: Rows, name: str) -> int | None:
-    """The value that all rows of a batch have in a column, or None."""
+    """Return the value that all rows of a batch have in a column; None without the column."""
     if not isinstance(rows, Mapping):
         values = [row.get(name) for row in rows]
     elif rows.get(name) is None:
@@ -138,12 +140,13 @@ def _common(rows: Rows, name: str) -> int | None:
 
 
 class SteppedDataset:
-    """A view of a map-style dataset. Its indices are (index, step, epoch), which it adds to rows.
+    """A view of a map-style dataset with the indices (index, step, epoch).
+
+    A row of the view is the dataset's row with the columns ``step`` and ``epoch``. Rows without an
+    ``example_id`` get their index as ``example_id``.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}
-
-    The index becomes the ``example_id`` of rows without an ``example_id``.
     """
 
     def __init__(self, data: Sequence[Mapping[str, object]]):
@@ -167,31 +170,31 @@ class SteppedDataset:
 
 
 class StepBatchSampler:
-    """Shuffled batches of (index, step, epoch), in an order that is a function of (seed, epoch).
+    """Yield shuffled batches of (index, step, epoch).
+
+    The order of an epoch is a function of (seed, epoch), so resuming takes constant time. Rows that
+    do not fill a step at the end of an epoch are skipped. The length of the sampler is the number
+    of batches from ``first_step`` on.
 
     >>> sampler = StepBatchSampler(6, batch_size=2, epochs=1, seed=0)
     >>> len(sampler), next(iter(sampler))
     (3, [(2, 0, 0), (1, 0, 0)])
 
-    Resuming is O(1). Rows left over at the end of an epoch are skipped; the next epoch has a
-    different order.
-
     Args:
         size: the number of rows in the dataset.
         batch_size: the number of rows in a batch.
-        seed: the shuffling seed.
-        epochs: the number of passes.
+        seed: the seed of the shuffle.
+        epochs: the number of passes over the data.
         first_step: the step to resume from.
-        rank, ranks: this process's rank and the number of ranks; each rank yields its part of every
-            batch of ``batch_size × ranks`` rows.
+        rank, ranks: the rank of this process and the number of ranks. All ranks together read
+            ``batch_size × ranks`` rows at a time, and each rank yields ``batch_size`` of them.
         accumulate: the number of batches per optimiser step.
 
     Attributes:
-        total_steps: the number of optimiser steps in all passes. The length of the sampler is the
-            number of batches after ``first_step``.
+        total_steps: the number of optimiser steps in all epochs.
 
     Raises:
-        MaskwiseError: numbers out of range, or too few rows for one step.
+        MaskwiseError: a number is out of range, or the rows do not fill one step.
     """
 
     def __init__(
@@ -242,7 +245,7 @@ class StepBatchSampler:
             for part in range(self.accumulate):
                 batch = (place * self.accumulate + part) * self.ranks + self.rank
                 start = batch * self.batch_size
-                # Only this batch becomes Python numbers: an epoch may have millions of rows.
+                # Convert one batch at a time: an epoch may have millions of rows.
                 rows = order[start : start + self.batch_size].tolist()
                 yield [(index, step, epoch) for index in rows]
 

@@ -1,43 +1,43 @@
-"""Masking for masked diffusion: a rate per row, and a loss weight for every masked token.
+"""Masking for masked diffusion: one rate per row, and one loss weight per masked token.
 
     noising = Noising(tokenizer, ratio="uniform(0, 1)", seed=0)
     batch = noising(rows, epoch=0)
     bound = (losses · batch.loss_weight).sum() / batch.counted    # an estimate, nats/eligible token
 
-A text is masked in one of two ways, each with exact weights:
+A row of L tokens is masked in one of two ways, each with exact loss weights:
 
-- budget ``exact``: mask ⌈rate · L⌉ tokens. The loss varies less, because the number follows from
-  the rate. This budget needs single tokens of equal weight.
-- budget ``bernoulli``: mask each unit independently, as published. It allows any units and weights.
+- ``budget="exact"`` masks ⌈rate · L⌉ tokens. The number of masked tokens follows from the rate, so
+  the loss has less variance. Units must be single tokens of equal weight.
+- ``budget="bernoulli"`` masks each unit independently, as in the papers. All units and weights are
+  allowed.
 
-**Rates and loss weights.** A text of L tokens has the bound
-−log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt, where every token is masked
-independently with probability t. A rate drawn with density p(t) gives its row the weight
-1 / (t · p(t)), so that all distributions estimate the same bound. A number n of masked tokens,
-drawn with probability P(n), gives the weight 1 / (n · P(n)).
+**Loss weights.** If every token of a text is masked independently with probability t, then
+−log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt. If a row's rate t was drawn with density
+p(t), its loss weight is 1 / (t · p(t)), so all distributions of rates estimate the same bound. If
+the number n of masked tokens was drawn with probability P(n), the loss weight is 1 / (n · P(n)).
 
-**Weights of units.** Unit i is masked by time τ with probability r_i = 1 − exp(−τ·w_i), where τ
-makes the rate t of the row the expected share of its masked tokens. The loss weight of its tokens
-is (dr_i/dt) / r_i divided by the density of t; for equal weights this is 1 / (t · p(t)). The loss
-therefore belongs to an exact process for any weights, and it bounds the likelihood if the weights
-do not depend on the text that the masks hide (``Policy.reads_text``).
+**Weighted units.** A unit i with weight w_i is masked with probability r_i = 1 − exp(−τ·w_i), where
+τ is chosen such that a share t of the row's tokens is masked on average. The loss weight of its
+tokens is (dr_i/dt) / r_i divided by p(t); for equal weights this is 1 / (t · p(t)). The loss
+bounds the likelihood if the weights do not depend on the text that the masks hide
+(``Policy.reads_text``).
 
-Any schedule that gives each row a ratio can provide the rates. The schedule is read as a table of
-quantiles, and rates are drawn uniformly between neighbouring quantiles, so the density is known
-exactly. There are three kinds of schedules:
+**Distribution of rates.** Any schedule that draws a ratio per row can provide the rates. The code
+tabulates quantiles of the schedule and draws rates uniformly between neighbouring quantiles, so it
+knows the density exactly. There are three kinds of schedules:
 
-- distributions that cover all of (0, 1), such as ``uniform(0, 1)``, are used as they are;
-- distributions that (nearly) leave out a part of (0, 1), such as ``uniform(0.3, 0.8)`` or ``bell``,
-  would ignore that part in the bound: a share ``REST`` of the rates is drawn from ``uniform(0, 1)``
-  instead, so no weight exceeds 1 / (REST · t);
-- schedules with a few fixed rates (``constant``, ``mixture``) estimate no bound. A row has the
-  weight 1/t, which gives the mean loss of its masked tokens.
+- A distribution over all of (0, 1), such as ``uniform(0, 1)``, is used unchanged.
+- A distribution that (nearly) omits a part of (0, 1), such as ``uniform(0.3, 0.8)`` or ``bell``,
+  would omit the same part of the bound. A share ``REST`` of the rates is therefore drawn from
+  ``uniform(0, 1)``, so no loss weight exceeds 1 / (REST · t).
+- A schedule with a few fixed rates (``constant``, ``mixture``) estimates no bound. Its loss weight
+  is 1/t, which gives the mean loss of the masked tokens.
 
 Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv
-2502.09992), equations 3 and 6; for numbers of tokens, Ou et al. 2024 (arXiv 2406.03736).
+2502.09992), equations 3 and 6; Ou et al. 2024 (arXiv 2406.03736; numbers of masked tokens).
 
-Cost: for single tokens, the same as for the policy ``token``; with weights, about five more passes
-over the units, to find τ.
+Cost: for single tokens, the cost of the policy ``token``; for weighted units, about five more
+passes over the units to find τ.
 """
 
 from __future__ import annotations
@@ -63,28 +63,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REST = 0.1
-"""The share of rates drawn uniformly from (0, 1), if a distribution leaves out part of (0, 1)."""
+"""The share of rates drawn from uniform(0, 1) if a distribution omits a part of (0, 1)."""
 CELLS = 4096
 """The number of cells in the table of quantiles."""
-# The steps of low-discrepancy sequences from row to row, and from piece to piece in a row.
+# Increments of the low-discrepancy sequence from row to row, and from piece to piece in a row.
 GOLDEN = 0.6180339887498949
 SILVER = 0.41421356237309515
 _LEAST = 2.0**-40
 
 
 class Rates:
-    """The distribution of rates at one step.
+    """The distribution of masking rates at one step.
 
     Args:
-        schedule: the schedule that gives each row a ratio.
-        step, total_steps: the step at which the schedule is read, and the number of steps.
-        twice: whether each row is visited twice, at the rates t and 1 − t (``visits: complement``).
+        schedule: the schedule that draws a ratio for each row.
+        step, total_steps: the step at which to read the schedule, and the number of steps.
+        twice: whether each row is masked twice, at the rates t and 1 − t (``visits: complement``).
 
     Attributes:
         complete: whether the weighted loss estimates the bound; False for fixed rates.
 
     Raises:
-        MaskwiseError: a fixed rate of 0, at which nothing is ever masked.
+        MaskwiseError: the schedule has a fixed rate of 0, which masks nothing.
 
     >>> from maskwise.masking.schedules import schedule
     >>> rates = Rates(schedule("uniform(0, 1)"))
@@ -112,7 +112,7 @@ class Rates:
                 allowed="rates above 0",
                 do="use uniform(0, 1)",
             )
-        # Rates at the ends of a clipped range, which many rows share, have no density.
+        # Drop repeated quantiles, as at the ends of a clipped range: they have no density.
         if self.complete:
             grid = np.append(grid[:-1][rises], grid[1:][rises][-1])
         self.grid = grid
@@ -130,7 +130,7 @@ class Rates:
         return REST
 
     def draw(self, u_P: Array) -> Array:
-        """(P,) float64 rates in (0, 1], from uniform draws in (0, 1)."""
+        """(P,) float64 rates in (0, 1], computed from uniform draws in (0, 1)."""
         if not self.complete:
             return self.fixed(u_P)
         rest = self.rest
@@ -140,7 +140,7 @@ class Rates:
         return rate_P.clip(_LEAST, 1)
 
     def density(self, rate_P: Array) -> Array:
-        """(P,) float64: p(t), including the share of rates drawn uniformly."""
+        """(P,) float64: the density p(t), including the share ``rest`` of uniform rates."""
         assert self.complete, "fixed rates have no density"
         width = np.diff(self.grid)
         cell = self.grid.searchsorted(rate_P, side="right") - 1
@@ -156,17 +156,17 @@ class Rates:
             return 1 / rate_P
         density = self.density(rate_P)
         if self.twice:
-            # Half of the visits use the drawn rate, and half use its complement.
+            # In every other epoch a row is masked at 1 − t, so the densities are averaged.
             density = (density + self.density(1 - rate_P)) / 2
         return 1 / (rate_P * density)
 
     def number(self, rate_P: Array, tokens_P: Array) -> Array:
-        """(P,) int64: the number of tokens to mask, ⌈t·L⌉, but at least one token if L > 0."""
+        """(P,) int64: the number of tokens to mask, ⌈t·L⌉; at least one if L > 0."""
         number_P = np.ceil(rate_P * tokens_P - 1e-9).astype(np.int64)
         return number_P.clip(np.minimum(tokens_P, 1), tokens_P)
 
     def number_weight(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: the loss weight of each masked token if this many of L are masked."""
+        """(P,) float64: the loss weight if ``number_P`` of ``tokens_P`` tokens are masked."""
         number_P = np.maximum(number_P, 1)
         if not self.complete:
             return tokens_P / number_P
@@ -178,12 +178,12 @@ class Rates:
         return 1 / (number_P * share)
 
     def _probability(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: the probability of masking n of L tokens."""
+        """(P,) float64: the probability of masking ``number_P`` of ``tokens_P`` tokens."""
         length = np.maximum(tokens_P, 1)
         return self._below(number_P / length) - self._below((number_P - 1) / length)
 
     def _below(self, rate_P: Array) -> Array:
-        """(P,) float64: the share of rates below ``rate_P``, which is the distribution function."""
+        """(P,) float64: the distribution function of the rates at ``rate_P``."""
         inner = np.interp(rate_P, self.grid, self.edges)
         return (1 - self.rest) * inner + self.rest * rate_P.clip(0, 1)
 
@@ -191,12 +191,12 @@ class Rates:
 def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
     """(P,) float64 in (0, 1): low-discrepancy draws, a function of (seed, epoch, position).
 
-    The draws of consecutive rows cover (0, 1) much more evenly than independent draws do, on any
-    number of ranks; each single draw is uniform over seeds and epochs.
+    The draws of consecutive rows cover (0, 1) much more evenly than independent draws, whatever the
+    number of ranks. Over seeds and epochs, each draw is uniform.
 
     Args:
         place_P: the position of each piece's row in the order of the epoch.
-        within_P: the number of the piece in its row.
+        within_P: the index of each piece in its row.
         seed: any integer.
         epoch: the pass over the data; None if positions are not counted per epoch.
     """
@@ -204,25 +204,24 @@ def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> 
         epoch = -1
     first = (fold(seed, 0x10D, epoch) + 0.5) / 2.0**32
     fraction_P = (first + place_P * GOLDEN + within_P * SILVER) % 1.0
-    # The draws are never 0 or 1, because a rate of 0 or its complement would have no weight.
+    # Keep the draws off 0 and 1: a rate of 0, or a complement 1 − 1, would have no loss weight.
     return fraction_P * (1 - 2.0**-40) + 2.0**-41
 
 
 class Noising(Masker):
-    """A masker for masked diffusion, described in the docstring of this module.
+    """A masker for masked diffusion; the docstring of this module defines rates and loss weights.
 
     Args:
-        tokenizer, policy, seed, keep: as for ``Masker``.
-        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``; a fixed ratio
+        tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
+        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``. A fixed ratio
             estimates no bound.
-        budget: ``exact`` or ``bernoulli``.
-        fill: ``none``, or ``random``, which masks units of weight 0 after all other units.
-        visits: ``random``, or ``complement``, where the second visit to a row masks what the first
-            visit left visible.
-        more: further arguments of ``Masker``, which masked diffusion leaves at their defaults.
+        more: further arguments of ``Masker``. ``budget`` is ``exact`` (default) or ``bernoulli``.
+            ``fill`` is ``none`` or ``random`` (mask units of weight 0 last). ``visits`` is
+            ``random`` or ``complement`` (every second epoch masks the tokens that the epoch before
+            left visible). ``corruption`` and ``predict`` must keep their defaults.
 
     Raises:
-        MaskwiseError: settings that would make the weights wrong.
+        MaskwiseError: the settings would make the loss weights wrong.
 
     >>> from maskwise.text import encode, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
@@ -249,12 +248,12 @@ class Noising(Masker):
             )
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
-        """The distribution of rates at a step, which also gives the weight of each rate."""
+        """Return the distribution of rates at a step."""
         when = (step, total_steps) if self.ratio.varies else (0, None)
         rates = self._rates.get(when)
         if rates is None:
             rates = Rates(self.ratio, *when, twice=self.visits == "complement")
-            # Making the quantiles takes longer than a batch, so the last step's table is cached.
+            # Tabulating quantiles takes longer than masking a batch, so the last table is cached.
             self._rates = {when: rates}
         return rates
 
@@ -262,7 +261,7 @@ class Noising(Masker):
         rates = self.rates(moment.step, moment.total_steps)
         keys, second = self.paired(batch, keys, moment)
         if moment.place is None or self.visits == "complement":
-            # A row's position differs between the two visits of a pair, but its rate must not.
+            # Both epochs of a pair need the same rate, but the row's position differs.
             u_P = keys.per_piece(Purpose.RATIO)
         else:
             place_P = np.asarray(moment.place, np.int64)[batch.row]
@@ -276,19 +275,22 @@ class Noising(Masker):
 def noised(
     units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool = False
 ) -> Selection:
-    """Mask units at given rates; the selection has the actual rates and the loss weights.
+    """Select units at the given rates.
 
     Args:
-        units: the units to choose from.
+        units: the candidate units.
         rates: the distribution of the rates.
-        rate_P: (P,) float64 in (0, 1].
+        rate_P: (P,) float64 in (0, 1], the rate of each piece.
         keys: the random draws for these pieces.
         exact: whether to mask ⌈rate · L⌉ tokens; if False, each unit is masked independently.
         second: whether to mask the complement.
 
+    Returns:
+        The selection, with the actual rates and the loss weights.
+
     Raises:
-        MaskwiseError: ``exact`` with units of several tokens or unequal weights; ``second`` with
-            unequal weights.
+        MaskwiseError: units of several tokens with ``exact``, or unequal weights with ``exact`` or
+            ``second``.
     """
     equal = units.weight is None
     if (exact and not (equal and units.by_token)) or (second and not equal):
@@ -319,16 +321,16 @@ def noised(
         weight_P = rates.weight(rate_P) * rate_P
         weight_U = weight_P[piece] * slope_U / np.maximum(reach_U, 1e-300)
     weight_T = np.zeros(len(units.batch.input_ids))
-    # Each single token is its own unit, so looking up the units is not needed.
+    # If units are single tokens, weights per unit are already weights per token.
     weight_T[units.tokens] = weight_U if units.by_token else weight_U[units.unit]
     return Selection(units, chosen, rate_P, weight_T=weight_T)
 
 
 def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
-    """Check the settings for masked diffusion.
+    """Check the masking settings of masked diffusion.
 
     Raises:
-        MaskwiseError: settings for which the weights would be wrong.
+        MaskwiseError: the loss weights would be wrong with these settings.
     """
     require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))
     require_known("fill of masked diffusion", fill, ("none", "random"))
@@ -363,22 +365,22 @@ def corrupt(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mask rows for a diffusion trainer outside maskwise.
 
-    The loss of a row is Σ mask · cross-entropy / rate, divided by ``loss_mask.sum()``. For
-    distributions other than ``uniform(0, 1)``, replace 1 / rate with the weights from
-    ``masking.diffusion.Rates``.
+    With the results, the loss of a batch is Σ mask · cross-entropy / rate, divided by
+    ``loss_mask.sum()``. For distributions other than ``uniform(0, 1)``, use the weights from
+    ``masking.diffusion.Rates`` instead of 1 / rate.
 
     Args:
         input_ids: (B, L) int64.
-        loss_mask: (B, L), 1 or True where a token may be masked: no prompt, padding or special
-            token.
+        loss_mask: (B, L), 1 or True where a token may be masked; 0 or False for prompts, padding
+            and special tokens.
         mask_token_id: the id that replaces masked tokens.
         ratio: the distribution of the rates.
-        budget: ``bernoulli`` (each token is masked independently) or ``exact`` (a number of tokens
-            is drawn, and its share of the tokens is the rate).
-        seed, epoch, step: a mask is a function of the seed, the epoch and the row; without an
-            epoch, the step replaces it.
-        total_steps: needed by distributions that change over training.
-        example_id: (B,) int64, the permanent names of the rows; if None, hashes of their content.
+        budget: ``bernoulli`` masks each token independently. ``exact`` draws the number of masked
+            tokens; the rate is their share.
+        seed, epoch, step: a mask is a function of the seed, the epoch and the row. If ``epoch`` is
+            None, the step is used instead.
+        total_steps: the number of steps; needed by distributions that change over training.
+        example_id: (B,) int64, the permanent ids of the rows; default: hashes of their content.
         place: (B,) the positions of the rows in the order of the epoch, for low-discrepancy rates.
 
     Returns:
@@ -386,7 +388,7 @@ def corrupt(
         ``input_ids``.
 
     Raises:
-        MaskwiseError: shapes that do not match, or a ``ratio`` that is not a distribution.
+        MaskwiseError: the shapes do not match, or ``ratio`` is no valid schedule.
 
     >>> import torch
     >>> ids = torch.arange(10, 22).view(2, 6)
@@ -415,7 +417,7 @@ def corrupt(
     batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
     keys = Keys(names, seed=seed, epoch=epoch, step=step)
     places = None if place is None else place.numpy(force=True)
-    # The loss mask replaces the tables of a vocabulary.
+    # ``loss_mask`` says which tokens may be masked, so the vocabulary needs no tables.
     nothing = np.zeros(0, bool)
     vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)
     noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)

@@ -1,7 +1,7 @@
-"""Read rows of any form as an annotated batch: dicts, (B, L) tensors, packed rows, flat pieces.
+"""Read rows as an annotated batch: dicts, (B, L) tensors, packed rows or flat pieces.
 
-Rows are checked here, once; all later code works on arrays of equal lengths. Torch tensors on any
-device are read without importing torch.
+This module checks rows once, so later code can rely on arrays of equal lengths. It reads torch
+tensors on any device without importing torch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Sequence[Row] | Row
 
-# Columns that are not layers: the collator reads step and epoch; the masker makes the labels.
+# Columns that are not layers. The collator reads step and epoch, and the masker makes new labels.
 _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
-# Columns of whole numbers, and the number that pads each column; layers are padded with −1.
+# The padding value of each column of whole numbers. Layers are padded with −1.
 _FILL = {
     "input_ids": 0,
     "attention_mask": 0,
@@ -51,17 +51,19 @@ EMPTY = "an empty list"
 
 @runtime_checkable
 class Pieces(Protocol):
-    """Concatenated document pieces and the rows that hold them (``maskwise.text`` makes them).
+    """Concatenated document pieces and their rows, as ``maskwise.text`` provides them.
 
     Attributes:
         columns: (T,) named arrays: ``input_ids``, ``word_ids`` and other layers, without special
             tokens.
         lengths: (P,) the number of tokens in each piece.
-        example_ids: (P,) int64, the permanent name of each piece.
+        example_ids: (P,) int64, the permanent id of each piece.
         rows: (P,) the row of each piece, ascending from 0.
         length: the number of tokens in a row.
-        frame: (first, last, pad) ids: ``first`` opens a text, ``last`` closes a piece; −1 for none.
-        apart: whether each piece is a text and begins with ``first``; otherwise each row is a text.
+        frame: the ids (first, last, pad) of special tokens, −1 for none. ``first`` opens a text,
+            and ``last`` closes a piece.
+        apart: whether every piece is a text, which begins with ``first``. If False, every row is a
+            text.
     """
 
     @property
@@ -84,19 +86,21 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
     """Check rows and read them as one line of pieces.
 
     Args:
-        rows: a list of dicts with ``input_ids`` and, where known, ``example_id`` and layers; one
-            dict of (B, L) tensors or arrays, where ``example_id`` is (B,), or (B, L) in packed
-            rows: a piece is a run of equal ids; or ``Pieces``.
+        rows: one of three forms. A list of dicts with ``input_ids`` and, if available,
+            ``example_id`` and layers. One dict of (B, L) tensors or arrays, in which ``example_id``
+            is (B,); in packed rows ``example_id`` is (B, L), and a run of equal ids is a piece. Or
+            ``Pieces``.
         vocabulary: tables over ids.
 
     Raises:
-        MaskwiseError: no rows, layers of the wrong length, ids outside the vocabulary.
+        MaskwiseError: there are no rows, a layer has the wrong length, or an id is outside the
+            vocabulary.
     """
     if isinstance(rows, AnnotatedBatch):
         return rows
     if isinstance(rows, Mapping):
         return _annotated(_stacked(rows), vocabulary)
-    # Checked after the common case: a check against a protocol takes a quarter of a millisecond.
+    # A check against a protocol takes a quarter of a millisecond, so the common case comes first.
     if isinstance(rows, Pieces):
         return _placed(rows, vocabulary)
     require_rows(rows)
@@ -129,13 +133,13 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
 
 
 def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | str:
-    """The rows' device, if rows are tensors; otherwise the host."""
+    """Return the device of the rows if they are tensors; otherwise ``"cpu"``."""
     ids = rows.get("input_ids") if isinstance(rows, Mapping) else None
     return ids.device if is_tensor(ids) else "cpu"
 
 
 def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Turn (B, L) columns into a batch."""
+    """Turn (B, L) columns into an annotated batch."""
     for name in _FILL.keys() & columns:
         columns[name] = _whole(name, columns[name])
     shape = columns["input_ids"].shape
@@ -191,17 +195,17 @@ def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """The first token and the name of each piece of packed rows, both (P,).
+    """Return the first token and the example id (``name``) of each piece of packed rows, both (P,).
 
-    A piece is a run of equal names among the content tokens of a row. It includes the special
-    tokens after this run, except those with the name of the next piece, such as its [CLS].
+    A piece is a run of equal ids among the content tokens of a row. Special tokens after the run
+    belong to the piece, unless they have the id of the next piece, as its [CLS] has.
     """
     height, width = shape
     if not name.size:
         return np.zeros(height, np.int64), np.zeros(height, np.int64)
     opens = changes(name)
     opens[::width] = True
-    # From here on, arrays have one item per run of equal names, and there are few runs.
+    # The arrays below have one item per run of equal ids. There are few runs.
     start = np.flatnonzero(opens)
     with_text = np.logical_or.reduceat(content, start)
     if with_text.all():
@@ -221,7 +225,7 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
 
 
 def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Arrange the pieces in their rows, as one flat array."""
+    """Arrange pieces and their special tokens in rows, as an annotated batch."""
     lengths = np.asarray(pieces.lengths, np.int64)
     row = np.asarray(pieces.rows, np.int64)
     if not len(row):
@@ -255,7 +259,7 @@ def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
 
 
 def _stacked(rows: Mapping[str, object]) -> Columns:
-    """Read a dict of (B, L) columns; columns of text are ignored, as in lists of dicts."""
+    """Read a dict of (B, L) columns. Columns of text are ignored."""
     _require_ids(rows)
     columns = {}
     for name, value in rows.items():
@@ -289,7 +293,7 @@ def _padded(rows: Sequence[Row]) -> Columns:
     lengths = np.array(sizes)
     inside = np.arange(lengths.max()) < lengths[:, None]
     columns = {}
-    # A dict keeps the names in their order; a set would not.
+    # A dict keeps the columns in the order of the rows' keys; a set would not.
     for name in dict.fromkeys(chain.from_iterable(rows)):
         if name in _IGNORED:
             continue
@@ -305,7 +309,7 @@ def _padded(rows: Sequence[Row]) -> Columns:
 
 
 def _kind_of(value: object) -> str:
-    """The kind of a value in a column; the first item of a list decides."""
+    """Return the kind of a value in a column. A list has the kind of its first item."""
     if value is None:
         return MISSING
     if isinstance(value, str):
@@ -316,14 +320,18 @@ def _kind_of(value: object) -> str:
         if _kind_of(value[0]) == TEXT:
             return TEXT
         return TOKENS
-    # np.ndim converts a number to an array, which is slow.
+    # Ask for ``__len__`` first: ``np.ndim`` of a number is slow.
     if hasattr(value, "__len__") and np.ndim(value):  # type: ignore[arg-type]
         return TOKENS
     return SINGLE
 
 
 def _common_kind(name: str, values: Sequence[object]) -> str:
-    """The kind of a column in all rows; ``MISSING`` for columns that masking does not read."""
+    """Return the kind of a column in all rows; ``MISSING`` if masking does not read the column.
+
+    Raises:
+        MaskwiseError: the rows have values of different kinds.
+    """
     kinds = [*map(_kind_of, values)]
     found = set(kinds) - {EMPTY}
     if TEXT in found and name == "example_id":
@@ -345,7 +353,7 @@ def _common_kind(name: str, values: Sequence[object]) -> str:
 
 
 def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Array:
-    """Pad one column to (B, L)."""
+    """Pad the values of one column to (B, L)."""
     for row, (value, length) in enumerate(zip(values, lengths.tolist(), strict=True)):
         if len(value) != length:
             raise MaskwiseError(
@@ -353,7 +361,7 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
                 got=len(value),
                 allowed=length,
             )
-    # numpy converts empty lists to floats, so empty lists are left out.
+    # numpy reads an empty list as floats, and one such part would turn the whole column to floats.
     parts = [read_numbers(name, value) for value in values if len(value)]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
     if flat.ndim != 1:
@@ -369,7 +377,7 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
 
 
 def _require_ids(row: Mapping[str, object], number: int = 0) -> None:
-    """Raise unless a row has a list of ids."""
+    """Raise ``MaskwiseError`` unless a row has a list or an array of ids."""
     ids = row.get("input_ids")
     kind = _kind_of(ids)
     if kind not in (TOKENS, EMPTY):
@@ -382,7 +390,11 @@ def _require_ids(row: Mapping[str, object], number: int = 0) -> None:
 
 
 def read_numbers(name: str, value: object) -> Array:
-    """Read a column as an array; None (as in ``word_ids``) becomes −1, which means no value."""
+    """Read a column as an array. None becomes −1, as transformers' ``word_ids`` need.
+
+    Raises:
+        MaskwiseError: the column is ragged, is not numeric, or is a sparse or bfloat16 tensor.
+    """
     try:
         if is_tensor(value):
             # ``force`` copies from any device, with or without a gradient.
@@ -392,7 +404,7 @@ def read_numbers(name: str, value: object) -> Array:
             items = [-1 if item is None else item for item in array.ravel()]
             array = np.array(items).reshape(array.shape)
     except (ValueError, TypeError, RuntimeError):
-        # Ragged lists, or tensors that are bfloat16, sparse or on the device "meta".
+        # Causes: ragged lists, and tensors that are bfloat16, sparse or on the device "meta".
         got = type(value).__name__
         if is_tensor(value):
             got = f"{value.dtype}, {value.layout}, {value.device}"
@@ -411,12 +423,12 @@ def read_numbers(name: str, value: object) -> Array:
 
 
 def _whole(name: str, values: Array) -> Array:
-    """Convert to int64; an ``example_id`` of uint64 keeps its bits."""
-    # Bools may be masks, but not ids. Columns without any token may be floats.
+    """Convert whole numbers to int64; an ``example_id`` of uint64 keeps its bits."""
+    # Bools can be masks but not ids. An empty column may have the dtype float.
     kinds = "iu" if name in _NAMES else "iub"
     if values.size and values.dtype.kind not in kinds:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
-    # Larger numbers would silently become negative in int64, which means no value.
+    # Numbers from 2⁶³ would become negative in int64, and negative numbers mean "no value".
     if name != "example_id" and values.dtype == np.uint64 and values.size:
         largest = int(values.max())
         if largest >= 2**63:

@@ -1,7 +1,7 @@
 """The masker: policy × schedule × corruption → masked batches.
 
 A masker has no random state: a mask is a function of (seed, epoch, example id, ratio, weights).
-Masking works in numpy, on the host, in O(B·L) memory; only the input and the result are tensors.
+Masking runs in numpy on the host, in O(B·L) memory. Only the rows and the result are tensors.
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ MOST_TARGETS = 2**31 - 1
 # How the masks of a row in different epochs depend on each other:
 #
 # ``random``: each epoch draws a new mask.
-# ``complement``: epochs form pairs: the second visit masks what the first left. Its ratio is 1 − r.
-# ``coverage``: over 1/r epochs, a round, every unit is masked once: the units of a piece are sorted
-# at random, and epoch e takes the part from e·r to (e + 1)·r. Each round has a new order.
+# ``complement``: epochs form pairs. The second epoch masks the units that the first left visible,
+# so its ratio is 1 − r.
+# ``coverage``: 1/r epochs form a round, in which every unit is masked once. The units of a piece
+# are sorted at random, in a new order for each round, and epoch e takes the part from e·r to
+# (e + 1)·r.
 #
-# All visits are functions of (seed, epoch, example): ``complement`` keys draws by pair of epochs,
-# ``coverage`` by the round. Units are whole, so a visit may mask one unit more or less than its
-# ratio asks for, and no unit in a short piece. If a learning policy changes weights between epochs,
-# the order changes too.
+# All masks are functions of (seed, epoch, example). ``complement`` keys draws by the pair of
+# epochs, ``coverage`` by the round. Units stay whole, so an epoch may mask one unit more or less
+# than the ratio, and no unit of a short piece. If a learning policy changes its weights between
+# epochs, the order changes too.
 #
-# Source: complementary masks are from masked diffusion models of 2025; ``coverage`` is new here.
+# Source: masked diffusion models of 2025 for ``complement``; ``coverage`` is from this library.
 VISITS = ("random", "complement", "coverage")
 
 
@@ -57,28 +59,29 @@ class Masker:
 
     Args:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
-        policy: what is masked together: a name such as ``"whole-word"``, or a ``Policy``.
-        ratio: how much is masked: a number, a schedule, the name of a schedule, or a function of
-            (step, total steps).
+        policy: which tokens are masked together: a name such as ``"whole-word"``, or a ``Policy``.
+        ratio: the share of eligible tokens to mask: a number, a schedule, the name of a schedule,
+            or a function of (step, total steps).
         budget: ``expected`` (even inclusion, at most one unit over the budget), ``exact`` (never
             over the budget) or ``bernoulli`` (no fixed budget).
-        corruption: what selected tokens become, and what the model must predict.
+        corruption: how selected tokens are replaced, and which labels the model must predict.
         seed: any integer.
-        fill: what happens to the part of the budget that units of positive weight cannot use:
-            ``none``, ``random``, ``skip-row``.
-        min_targets: the minimum budget of a document piece while eligible × ratio ≥ 0.5, if visits
-            are ``random``.
-        predict: a number or a schedule: the loss is taken on at most this share of each piece's
-            *eligible* tokens, drawn from the corrupted tokens (from all tokens, if labels are 0 and
-            1). Only for corruptions that keep lengths.
-        keep: a layer whose tokens (numbers ≥ 0) are never masked, such as the prompts of pairs.
-        visits: how a row's masks in different epochs depend on each other: ``random``,
-            ``complement``, ``coverage``. The last two need ``budget="expected"`` and ``fill`` none
-            or random.
+        fill: what to do if units of positive weight cannot use the whole budget: ``none`` (leave
+            the rest unused), ``random`` (mask other units) or ``skip-row`` (leave the row
+            unmasked).
+        min_targets: the minimum budget of a document piece, in tokens, where eligible × ratio ≥
+            0.5. Only for ``visits="random"``.
+        predict: the largest share of each piece's *eligible* tokens that get a loss, as a number or
+            a schedule. These targets are drawn from the corrupted tokens (from all tokens, if
+            labels are 0 and 1). Only for corruptions that keep lengths.
+        keep: the name of a layer; its tokens (numbers ≥ 0) are never masked. Example: ``prompt``.
+        visits: how the masks of a row in different epochs depend on each other: ``random``,
+            ``complement`` or ``coverage``. The last two need ``budget="expected"`` and a ``fill``
+            of ``none`` or ``random``.
 
     Raises:
-        MaskwiseError: an unknown name, a ratio outside 0 to 1, a tokenizer that lacks the special
-            tokens of the corruption.
+        MaskwiseError: a name is unknown, a ratio is outside 0 to 1, or the tokenizer lacks the
+            special tokens of the corruption.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -90,7 +93,7 @@ class Masker:
     """
 
     places = False
-    """Whether calls need the position of each row in the order of the epoch."""
+    """Whether ``__call__`` needs ``place``, the position of each row in the order of the epoch."""
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class Masker:
         self._check()
 
     def _check(self) -> None:
-        """Raise if settings would add units to a visit, or drop units from it."""
+        """Raise if ``visits`` is not ``random`` and a setting would add or drop units."""
         if self.visits == "random":
             return
         if self.policy.needs_ratio:
@@ -169,21 +172,22 @@ class Masker:
         """Mask rows.
 
         Args:
-            rows: a list of dicts with ``input_ids``, ``example_id`` and layers; or one dict of (B,
-                L) tensors (packed rows: ``example_id`` (B, L), one id per document piece); or
-                ``Pieces``.
+            rows: a list of dicts with ``input_ids``, ``example_id`` and layers; one dict of (B, L)
+                tensors (in packed rows, ``example_id`` is (B, L), with one id per document piece);
+                or ``Pieces``.
             step: the optimiser step, for the schedule.
-            total_steps: needed by schedules that change.
-            epoch: the pass over the data; None mixes the step into the key.
+            total_steps: the number of steps in the run; needed by schedules that change.
+            epoch: the pass over the data. None draws new masks at every step.
             place: (B,) the position of each row in the order of the epoch, for masked diffusion.
 
         Returns:
-            A batch on the device of the rows. A packed row that grows beyond its planned length
-            loses the end of its text, but not its last special token. The mask of a piece does not
-            depend on the other pieces.
+            A batch on the device of the rows. The mask of a piece does not depend on other pieces.
+            If corruption makes a packed row longer than planned, the end of its text is cut off,
+            but not its last special token.
 
         Raises:
-            MaskwiseError: missing or misshapen layers, ids outside the vocabulary, bad weights.
+            MaskwiseError: a layer is missing or has the wrong shape, an id is outside the
+                vocabulary, or a weight is not a finite number ≥ 0.
         """
         step = whole_number("step", step, least=0)
         if total_steps is not None:
@@ -201,7 +205,7 @@ class Masker:
         return lay_out(shown, choice, self.vocabulary.pad).to(device_of(rows))
 
     def corrupted(self, batch: AnnotatedBatch, moment: Moment) -> tuple[Corrupted, Selection]:
-        """Select and corrupt tokens of the line, in numpy."""
+        """Select and corrupt the tokens of a batch, in numpy."""
         if self.keep is not None:
             kept = batch.layer(self.keep) >= 0
             batch = replace(batch, eligible=batch.eligible & ~kept)
@@ -215,7 +219,7 @@ class Masker:
         shown = self.corruption.corrupt(batch, choice, keys, self.vocabulary)
         share = self.predict(moment.step, moment.total_steps)
         if share < 1:
-            # Labels 0 and 1 are targets at unselected tokens too.
+            # With labels 0 and 1, unselected tokens are targets too.
             candidate = shown.labels != IGNORE
             if not self.corruption.detects:
                 candidate &= choice.tokens
@@ -223,7 +227,7 @@ class Masker:
         return shown, choice
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
-        """Select units, without corrupting them."""
+        """Select the units to mask, but leave the tokens unchanged."""
         if self.visits == "coverage":
             return self._coverage(batch, moment)
         keys, second = self.paired(batch, keys, moment)
@@ -245,12 +249,12 @@ class Masker:
         return stretch(units, keys, np.zeros_like(ratio_P), ratio_P)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        """The policy's units; with ``fill: random``, units of weight 0 may be selected last."""
+        """Cut a batch into the policy's units. ``fill: random`` replaces weights of 0."""
         units = self.policy.cut(batch, keys, moment)
         return units.filled() if self.fill == "random" else units
 
     def _coverage(self, batch: AnnotatedBatch, moment: Moment) -> Selection:
-        """Select the part of a round that belongs to this epoch."""
+        """Select the part of the round that this epoch masks."""
         epoch = self._epoch(moment)
         share = self.ratio(moment.step, moment.total_steps)
         if self.ratio.varies or self.ratio.random or not share > 0:
@@ -275,7 +279,7 @@ class Masker:
         return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool), ratio_P)
 
     def _epoch(self, moment: Moment) -> int:
-        """The epoch, which visits need to know."""
+        """Return the epoch, or raise ``MaskwiseError`` if it is unknown."""
         if moment.epoch is None:
             raise MaskwiseError(
                 f"visits: {self.visits} needs the epoch",
@@ -285,16 +289,16 @@ class Masker:
         return moment.epoch
 
     def paired(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Keys, bool]:
-        """The draws for this epoch, and whether it is the second epoch of a ``complement`` pair."""
+        """Return the draws, and whether this is the second epoch of a ``complement`` pair."""
         if self.visits != "complement":
             return keys, False
         epoch = self._epoch(moment)
-        # Both epochs of a pair share their draws, so the second masks what the first leaves.
+        # Both epochs of a pair share their draws, so both sort the units in the same order.
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
 
     def describe(self) -> dict[str, str | int]:
-        """The settings as plain values, for cards and reports."""
+        """Return the settings as plain values, for model cards and reports."""
         names = [*DESCRIBED]
         if self.keep is not None:
             names.append("keep")
@@ -312,7 +316,7 @@ class Masker:
 
 
 def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fraction]]:
-    """The parts (round, from, to) that an epoch takes: two if a round ends inside the epoch.
+    """The parts (round, start, end) that an epoch masks; two parts if a round ends in the epoch.
 
     >>> [(n, str(low), str(high)) for n, low, high in _stretches(Fraction(2, 5), 2)]
     [(0, '4/5', '1'), (1, '0', '1/5')]
@@ -328,15 +332,22 @@ def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fractio
 def some_labels(
     labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys
 ) -> Array:
-    """Keep the labels (T,) of a few candidates: a ``share`` of each piece's *eligible* tokens.
+    """Keep the labels of some candidates, and set all other labels to ``IGNORE``.
 
-    A piece with fewer candidates keeps all its labels; a piece with any candidate keeps at least
-    one label while share > 0. This is the ablation of Ankner et al. 2023 (arXiv 2305.15096, section
-    4): corrupt at p(t), but take the loss on a constant share.
+    Each piece keeps as many labels as ``share`` × its eligible tokens, and at least one label if
+    share > 0. A piece with fewer candidates keeps all of them. This is the ablation of Ankner et
+    al. 2023 (arXiv 2305.15096, section 4): corrupt at p(t), but take the loss on a constant share.
+
+    Args:
+        labels: (T,) int64.
+        candidate: (T,) bool, the tokens whose labels may be kept.
+        batch: the batch that was corrupted.
+        share: the share of eligible tokens, 0 to 1.
+        keys: the random draws for the pieces.
     """
     at = np.flatnonzero(candidate)
     pieces = np.arange(batch.pieces)
-    # The draws have a separate purpose, so that the mask does not depend on ``predict``.
+    # ``Purpose.PREDICT`` has separate draws, so the mask does not depend on ``predict``.
     rounding_P = keys.uniform(Purpose.PREDICT, pieces, -1)
     wanted_P = (batch.eligible_P * share + rounding_P).astype(np.int64)
     wanted_P = np.maximum(wanted_P, 1) * (share > 0)
@@ -366,29 +377,30 @@ class MaskingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = "token"
-    """Which tokens are masked together, and how likely each unit is: a name from ``list policies``.
-    """
+    """Which tokens are masked together, and with which weight: a name from ``list policies``."""
     ratio: str | float = 0.15
     """The share of eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
     0.15)``."""
     budget: str = "expected"
-    """How strictly the ratio is met. ``expected``: the budget on average, and at most one unit over
-    it. ``exact``: never over the budget; a unit that does not fit is skipped. ``bernoulli``: each
-    unit is masked independently, with probability ratio × weight."""
+    """How closely masks follow the ratio. ``expected`` masks the budget on average, and exceeds the
+    budget by at most one unit. ``exact`` never exceeds the budget and skips units that do not fit.
+    ``bernoulli`` masks each unit independently, with probability ratio × weight."""
     fill: str = "none"
-    """What happens to the part of the budget that units of positive weight cannot use. ``none``: it
-    stays unused. ``random``: it goes to other units. ``skip-row``: the whole row stays unmasked."""
+    """What to do if units of positive weight cannot use the whole budget. ``none`` leaves the rest
+    unused, ``random`` masks other units, and ``skip-row`` leaves the whole row unmasked."""
     corruption: str = "bert"
-    """What the model sees instead, and what it predicts: a name from ``list corruptions``."""
+    """How masked tokens are replaced, and what the model predicts: a name from ``list
+    corruptions``."""
     min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
     """The minimum number of masked tokens in a piece of text, if ratio × tokens is at least 0.5."""
     predict: str | float = 1.0
-    """The largest share of each row's tokens on which the loss is taken."""
+    """The largest share of each row's tokens that get a loss: a number or a schedule."""
     keep: str | None = None
-    """A layer whose tokens are never masked, such as ``prompt``."""
+    """The name of a layer, such as ``prompt``, whose tokens are never masked."""
     visits: str = "random"
-    """How a row's masks in different epochs depend on each other: random, complement (every second
-    visit masks what the last left) or coverage (over 1/ratio epochs, every unit is masked once)."""
+    """How the masks of a row in different epochs depend on each other. ``random`` draws a new mask
+    in every epoch. With ``complement``, every second epoch masks the units that the epoch before
+    left visible. With ``coverage``, every unit is masked once in 1/ratio epochs."""
 
     @field_validator(*_MAKERS, *_KNOWN)
     @classmethod
@@ -401,5 +413,5 @@ class MaskingSettings(BaseModel):
         return value
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
-        """Build the masker."""
+        """Build a masker with these settings."""
         return Masker(tokenizer, **self.model_dump(), seed=seed)

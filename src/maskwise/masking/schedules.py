@@ -1,10 +1,10 @@
-"""Masking ratios: a number, a published curve over training, a distribution over rows, a function.
+"""Schedules of masking ratios: constants, curves over training, distributions and functions.
 
-A published curve is a function of the progress f = step / total steps. A distribution is a function
-of a uniform draw per piece (P,), so each piece has its own ratio. Both kinds of functions take
-their parameters after this first argument; ``published`` turns them into factories for
-``Schedule``. To add a schedule, write such a function. Recipes write ``linear(0.30, 0.15)``, and
-Python code writes ``schedules.linear(0.30, 0.15)``.
+A curve is a function of the progress f = step / total steps. A distribution is a function of one
+uniform draw per piece, (P,), so the ratio differs between pieces. Parameters follow this first
+argument. The decorator ``published`` turns a curve or a distribution into a factory for
+``Schedule``; to add a schedule, write such a function. A recipe uses the text ``linear(0.30,
+0.15)``, and Python code calls ``schedules.linear(0.30, 0.15)``.
 
 Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and released code);
 dynamic masking rates (Ankner et al. 2023, arXiv 2305.15096).
@@ -30,13 +30,13 @@ from maskwise.specs import Call, build
 Ratio: TypeAlias = "float | Array"
 Spec: TypeAlias = "Schedule | float | str | Call"
 Inner: TypeAlias = Callable[[float], Ratio]
-"""A schedule inside a curve, as a function of progress."""
+"""The type of a parameter that is a schedule: a function from progress to ratio."""
 
-# Evenly spaced draws, from which the mean ratio of a distribution is computed.
+# Evenly spaced draws: the mean ratio of a distribution is the mean over these draws.
 _EVEN = (np.arange(10_000) + 0.5) / 10_000
-# The smallest, the middle and the largest draw, at which a distribution is checked.
+# The smallest, a middle and the largest draw: the range of a distribution is checked here.
 _EXTREMES = np.array([2.0**-33, 0.5, 1 - 2.0**-33])
-# Curves that change over training only if a schedule inside them does.
+# These curves change over training only if their inner schedule changes.
 _STEADY = ("scaled", "clipped")
 
 
@@ -47,12 +47,12 @@ class Schedule:
     Attributes:
         name: the name in a recipe; schedules with equal names are equal.
         curve: a function from (progress, draws (P,)) to a ratio, or to (P,) ratios if ``random``.
-        varies: whether the ratio depends on the progress and needs a total number of steps.
+        varies: whether the ratio depends on the progress. If True, calls need ``total_steps``.
         random: whether each piece draws its ratio.
 
     Raises:
-        MaskwiseError: a ratio outside 0 to 1, or NaN, at one of 201 evenly spaced points of
-            training; a narrow peak between these points is clipped.
+        MaskwiseError: the ratio is NaN or outside 0 to 1 at one of 201 evenly spaced points of
+            training. Between these points, ratios are clipped to 0 to 1.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Schedule:
     random: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        # A curve that does not vary with the step is checked once.
+        # One point is enough for a curve that does not vary with the step.
         points = 201 if self.varies else 1
         for i in range(points):
             ratios = np.atleast_1d(self.curve(i / 200, _EXTREMES))
@@ -75,14 +75,14 @@ class Schedule:
                 )
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
-        """The ratio at ``step``, or the mean over rows if each row draws its ratio."""
+        """Return the ratio at ``step``; the mean over pieces if each piece draws its ratio."""
         ratio = self.curve(self.progress(step, total_steps), _EVEN)
         if self.random:
             ratio = float(np.mean(ratio))
         return min(max(float(ratio), 0.0), 1.0)
 
     def progress(self, step: int, total_steps: int | None) -> float:
-        """The completed share of training, in [0, 1]; later steps count as the last step."""
+        """Return the completed share of training, clipped to 0 to 1; needs ``total_steps``."""
         if not self.varies:
             return 0.0
         if not total_steps or total_steps < 0:
@@ -94,12 +94,12 @@ class Schedule:
         return not self.varies and self(0) == ratio
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
-        """Ratios (P,) float64, from one uniform draw in (0, 1) per document piece."""
+        """Return ratios (P,) float64 for one uniform draw in (0, 1) per document piece."""
         ratio = self.curve(self.progress(step, total_steps), draw_P)
         return np.full_like(draw_P, ratio).clip(0, 1)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Curves are closures, which cannot be pickled, but their names are enough.
+        # Curves are closures, which cannot be pickled, but the name is enough to rebuild them.
         return schedule, (self.name,)
 
     def __str__(self) -> str:
@@ -108,12 +108,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """A user's function of (step, total steps); the total is 0 if it is unknown."""
+    """A user's function of (step, total steps). An unknown total is passed as 0."""
 
     function: Callable[[int, int], float] = field(kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        """Skip the base class's check: a user's function is only called at the steps of a run."""
+        """Skip the range check of the base class: the function is called only at steps of a run."""
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         try:
@@ -152,13 +152,13 @@ def constant(p: float = 0.15) -> Schedule:
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant}
-"""Factories for schedules, keyed by the names that recipes use."""
+"""Factories of schedules by their names in recipes."""
 
 
 def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
-    """Register a curve over progress ``f`` or over draws ``draw_P`` as a factory for schedules.
+    """Register a factory of schedules for a function of ``f`` (progress) or ``draw_P`` (draws).
 
-    Further arguments are finite numbers, or schedules if they are annotated as ``Inner``.
+    Further arguments are finite numbers; arguments annotated as ``Inner`` are schedules.
     """
     name = curve.__name__.replace("_", "-")
     first, *parameters = inspect.signature(curve).parameters.values()
@@ -185,7 +185,7 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
             inputs = []
             for value in values:
                 if value in parts:
-                    # An inner schedule sees the same draw, but the progress that the curve chooses.
+                    # An inner schedule gets the same draws; the curve chooses its progress.
                     value = partial(value.curve, draw_P=draw_P)
                 inputs.append(value)
             return curve(draw_P if distribution else f, *inputs)
@@ -203,7 +203,7 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
 
 
 def _share(name: str, value: float, *, ends: bool = False) -> float:
-    """Check a share of training: strictly between 0 and 1, unless ``ends`` allows 0 and 1."""
+    """Check that a share of training is between 0 and 1; only ``ends`` allows 0 and 1 itself."""
     inside = 0 <= value <= 1 if ends else 0 < value < 1
     if not inside:
         raise MaskwiseError(f"{name} must be a share of training", got=value, allowed="0 to 1")
@@ -284,7 +284,7 @@ def warm_decay(f: float, p: float = 0.15, warm: float = 0.4) -> float:
 
 @published
 def cosine_parabola(f: float) -> float:
-    """The default of the released time-variant code: cosine .30 → .10 until 40 %, then parabola."""
+    """Fall by a cosine (.30 to .10 at 40 %), then a parabola (to .01); default of Yang et al."""
     if f < 0.4:
         return 0.2 + 0.1 * math.cos(math.pi * f / 0.4)
     return 0.1 - 0.25 * (f - 0.4) ** 2
@@ -292,7 +292,7 @@ def cosine_parabola(f: float) -> float:
 
 @published
 def elliptical(f: float, p: float = 0.15) -> float:
-    """Fall from 2p to 0 along two arcs of ellipses that meet at half-time."""
+    """Fall from 2p to 0 along two elliptical arcs that meet at half-time."""
     if f <= 0.5:
         return 2 * p * math.sqrt(1 - 3 * f**2)
     return 2 * p * (1 - math.sqrt(1 - 3 * (1 - f) ** 2))
@@ -300,9 +300,10 @@ def elliptical(f: float, p: float = 0.15) -> float:
 
 @published
 def piecewise(f: float, *points: float) -> float:
-    """Connect points: ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` alternates share and ratio.
+    """Interpolate between (share of training, ratio) points.
 
-    Before the first point and after the last, the ratio is constant.
+    ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` alternates shares and ratios. The ratio is constant
+    before the first point and after the last point.
     """
     at = points[::2]
     ratios = points[1::2]
@@ -318,14 +319,14 @@ def piecewise(f: float, *points: float) -> float:
 
 @published
 def warm_up(f: float, inner: Inner, share: float = 0.1) -> Ratio:
-    """Scale a schedule up from 0 over the first ``share`` of training."""
+    """Multiply a schedule by a factor that rises from 0 to 1 in the first ``share`` of training."""
     finite_number("share of warm-up", share, least=1e-9, most=1)
     return inner(f) * min(1.0, f / share)
 
 
 @published
 def then(f: float, first: Inner, at: float, second: Inner) -> Ratio:
-    """Run all of one schedule until the share ``at`` of training, then all of a second schedule."""
+    """Run the whole ``first`` schedule until the share ``at`` of training, then the ``second``."""
     if f < _share("at of then", at):
         return first(f / at)
     return second((f - at) / (1 - at))
@@ -339,14 +340,14 @@ def scaled(f: float, inner: Inner, factor: float) -> Ratio:
 
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
-    """Clip a schedule, whose ratios are already in 0 to 1, to ``low`` … ``high``."""
+    """Clip the ratios of a schedule to ``low`` … ``high``."""
     finite_number("low of clipped", low, most=high)
     return np.clip(inner(f), low, high)
 
 
 @published
 def uniform(draw_P: Array, low: float = 0.0, high: float = 1.0) -> Array:
-    """Draw ratios uniformly; over (0, 1) with ``objective: diffusion`` this is masked diffusion."""
+    """Draw ratios uniformly from (low, high); masked diffusion usually uses (0, 1)."""
     return low + (high - low) * draw_P
 
 
@@ -358,9 +359,9 @@ def beta(draw_P: Array, a: float, b: float) -> Array:
 
 @published
 def bell(draw_P: Array, centre: float = 0.5, width: float = 0.15) -> Array:
-    """Draw ratios from a normal distribution (mean ``centre``, SD ``width``), cut to (0, 1).
+    """Draw ratios from a normal distribution with mean ``centre`` and SD ``width``, cut to (0, 1).
 
-    After Hong et al. 2026 (arXiv 2605.13026), who use it for the rates of masked diffusion.
+    Source: Hong et al. 2026 (arXiv 2605.13026), for the rates of masked diffusion.
     """
     return _on_grid(_bell_quantiles(centre, width), draw_P)
 
@@ -369,14 +370,14 @@ def bell(draw_P: Array, centre: float = 0.5, width: float = 0.15) -> Array:
 def cosine_rates(draw_P: Array) -> Array:
     """Draw ratios as cos(π u / 2) with a uniform u, so high ratios are more frequent.
 
-    Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.3; the cosine schedule of diffusion.
+    Source: Chang et al. 2022 (MaskGIT, arXiv 2202.04200), section 3.3 (cosine schedule).
     """
     return np.cos(math.pi / 2 * (1 - draw_P))
 
 
 @published
 def mixture(draw_P: Array, *parts: float) -> Array:
-    """Draw one of several ratios: ``mixture(0.15, 0.5, 0.5, 0.5)`` alternates ratio and share."""
+    """Draw one of several ratios. ``mixture(0.15, 0.7, 0.5, 0.3)`` alternates ratios and shares."""
     ratios = parts[::2]
     shares = parts[1::2]
     if len(parts) % 2 or not parts or not 0 <= min(ratios) <= max(ratios) <= 1:
@@ -406,7 +407,7 @@ def _bell_quantiles(centre: float, width: float) -> Array:
     high = ndtr((1 - centre) / width)
     grid = centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))
     grid = grid.clip(0, 1)
-    # Set the ends exactly, because the inverse loses digits far from the centre.
+    # The inverse loses digits far from the centre, so set the ends exactly.
     grid[0] = 0.0
     grid[-1] = 1.0
     return grid
@@ -421,7 +422,8 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
     """Build a schedule.
 
     Args:
-        spec: a ratio, a schedule, its name in a recipe, or any function of (step, total steps).
+        spec: a ratio, a schedule, the name of a schedule with its arguments, or a function of
+            (step, total steps).
 
     >>> schedule("cosine-decay(0.15)")(0, 1000)
     0.32
@@ -429,7 +431,7 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
     if isinstance(spec, Schedule):
         return spec
     if isinstance(spec, str):
-        # A name is not a number, and stays a string.
+        # Text that is not a number is the name of a schedule.
         with suppress(ValueError):
             spec = float(spec)
     if isinstance(spec, Real):

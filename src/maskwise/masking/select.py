@@ -1,22 +1,24 @@
-"""The one selection routine: weighted sampling of units without replacement, up to a budget.
+"""Select units by weighted sampling without replacement, up to a budget of tokens.
 
-Units of a piece are sorted by their keys (an exponential race, ``−log(u) / weight``; for equal
-weights the draws themselves) and taken from the front. The budget decides where to stop:
+In each piece, units are sorted by their keys and taken from the front. A key is
+``−log(u) / weight`` for a uniform draw u (an exponential race); if all weights are equal, the key
+is the draw. The budget mode decides which units are taken:
 
 ``exact``
-    Never more tokens than the budget. A unit that does not fit is skipped, and later units are
-    tried. Skipping favours short units if the budget is small (at 64 tokens and 15 %, words of one
-    token are selected with probability .200, the longest with .105).
+    Selects at most the budget. A unit that does not fit is skipped, and later units are tried. With
+    a small budget this favours short units: at 64 tokens and 15 %, words of one token are selected
+    with probability .200, and the longest words with .105.
 ``expected``
-    The unit at the border is taken with probability (tokens left) / (its length). Units stay whole,
-    the budget is exceeded by at most one unit and met on average, and inclusion is nearly even.
+    Selects the budget on average. The first unit that does not fit is taken with probability
+    (tokens left) / (length of the unit), and selection ends. At most this one unit exceeds the
+    budget, and all units are selected with nearly equal probability.
 ``bernoulli``
-    Each unit is selected independently with probability min(1, ratio × weight); there is no fixed
-    budget. Single tokens are added in the order of their keys until ``min_targets`` is reached, and
-    only ``fill: random`` adds tokens of weight 0.
+    Selects each unit independently with probability min(1, ratio × weight), without a budget. If
+    units are single tokens, more tokens are added in the order of their keys until ``min_targets``
+    is reached. Only ``fill: random`` adds tokens of weight 0.
 
-Cost: one sort of all units of the batch and about twenty passes over them; on text, ``exact`` makes
-two or three more passes over the units after the border.
+Cost: one sort of all units of the batch, and about twenty passes over the units. On text, ``exact``
+makes two or three more passes over the units after the first that does not fit.
 """
 
 from __future__ import annotations
@@ -41,23 +43,24 @@ from maskwise.segments import (
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 
-# The low bits of a weighted key are the number of its unit, so a piece has at most 2²⁰ units.
+# The low 20 bits of a weighted key hold the number of the unit, so a piece has at most 2²⁰ units.
 _NUMBER_MASK = (1 << 20) - 1
-# Weights are clipped, so that no key overflows a float64.
+# Larger weights are clipped; a key would otherwise underflow to 0.
 _HEAVIEST = 2.0**900
 
 
 @dataclass(eq=False)
 class Selection:
-    """Which units were selected, and how.
+    """The selected units of a batch.
 
     Attributes:
-        units: the units to choose from.
-        chosen: (U,) bool, the selected units.
+        units: all candidate units.
+        chosen: (U,) bool, whether each unit was selected.
         ratio_P: (P,) float64, the requested ratio of each piece.
-        budget: (P,) int64, the budget of each piece in tokens; None for ``bernoulli``, ``visits``
-            and diffusion, which have no budget.
-        weight_T: (T,) float64, the factor for each token's loss in masked diffusion; else None.
+        budget: (P,) int64, the budget of each piece in tokens; None if there is no budget (budget
+            mode ``bernoulli``, ``visits`` other than ``random``, masked diffusion).
+        weight_T: (T,) float64, the factor for each token's loss in masked diffusion; otherwise
+            None.
     """
 
     units: Units
@@ -88,7 +91,7 @@ class Selection:
 
     @property
     def masked_pieces(self) -> Array:
-        """(T,) bool: the tokens, without padding, of pieces with a selected token."""
+        """(T,) bool: all tokens, except padding, of pieces with a selected token."""
         batch = self.batch
         return (batch.count(self.tokens) > 0).take(batch.piece) & batch.present
 
@@ -102,20 +105,19 @@ def select(
     fill: str = "none",
     min_targets: int = 1,
 ) -> Selection:
-    """Select units.
+    """Select units up to a budget in each piece.
 
     Args:
         units: the candidates, with their weights.
         ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to select.
         keys: the random draws for these pieces.
         budget: one of ``BUDGETS``.
-        fill: one of ``FILLS``, for the part of the budget that units of positive weight cannot use:
-            ``none`` (leave it unused), ``random`` (take units of weight 0, evenly; their weights
-            come from ``Units.filled``), ``skip-row`` (do not mask the piece).
-        min_targets: the minimum budget of a piece while eligible × ratio ≥ 0.5. With ``bernoulli``,
-            the minimum only holds for single tokens: adding whole units would distort their
-            probabilities.
-
+        fill: one of ``FILLS``: what to do if units of positive weight cannot use the budget.
+            ``none`` leaves the rest of the budget unused. ``random`` takes units of weight 0 with
+            equal probability; call ``Units.filled`` first. ``skip-row`` leaves the piece unmasked.
+        min_targets: the minimum budget of a piece, in tokens, where eligible × ratio ≥ 0.5. With
+            ``bernoulli``, the minimum holds only if units are single tokens, because adding whole
+            units would distort their probabilities.
     """
     if budget == "bernoulli":
         floor_P = floors(units.tokens_P, ratio_P, min_targets)
@@ -135,16 +137,16 @@ def unit_keys(units: Units, keys: Keys) -> Array:
     if units.weight is None:
         return draw
     weight = units.weight.clip(FILLING, _HEAVIEST)
-    # Positive floats sort like their bits. The unit's number, which prevents ties, replaces the
-    # low bits, where the logarithms of two machines may differ.
+    # Positive floats sort like their bits. The low bits, in which the logarithms of two machines
+    # may differ, are replaced by the unit's number, which also prevents ties.
     race = (-np.log(unit_interval(draw)) / weight).view(np.int64)
     return (race & ~_NUMBER_MASK) + units.number
 
 
 def in_order(units: Units, keys: Keys, *, budget_P: Array | None = None) -> Array:
-    """(A,) int64: the candidates, sorted by piece and, within it, by key.
+    """(A,) int64: the indices of units of positive weight, sorted by piece, then by key.
 
-    With ``budget_P``, the units of a piece after the unit that exceeds its budget may be missing.
+    If ``budget_P`` is given, units after the first unit that exceeds the budget may be left out.
     """
     key = unit_keys(units, keys)
     pieces = units.batch.pieces
@@ -160,19 +162,19 @@ def in_order(units: Units, keys: Keys, *, budget_P: Array | None = None) -> Arra
 
 
 def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
-    """The units with the smallest keys in each piece, enough to exceed its budget; None for all.
+    """Indices of the units with the smallest keys in each piece, enough to exceed the budget.
 
-    Keys are uniform, so the first units nearly always have keys below a share of all keys, and the
-    rest need not be sorted. The share leaves three standard deviations and two units to spare;
-    where even that is not enough, all units of the piece are taken.
+    Returns None if sorting all units is cheaper. Keys are uniform, so units below a threshold
+    nearly always use the whole budget, and other units need no sorting. The threshold adds three
+    standard deviations and two units to the expected number. A piece with too few units below the
+    threshold keeps all its units.
     """
     count_P = units.count
     wanted_P = count_P * budget_P / np.maximum(units.tokens_P, 1)
     most_P = np.minimum(wanted_P + 3 * np.sqrt(wanted_P) + 2, count_P)
     if most_P.sum() >= 0.7 * len(key):
-        # Sorting all units is cheaper than finding the few that need no sorting.
         return None
-    # A piece may have no units.
+    # Avoid a division by 0 in pieces without units.
     share_P = most_P / np.maximum(count_P, 1)
     edge_P = (np.maximum(share_P * 2.0**32, 1) - 2.0**31 - 1).astype(np.int32)
     first = key <= units.repeated(edge_P)
@@ -185,17 +187,20 @@ def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
 
 
 def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> Array:
-    """(U,) bool: take units in their order until the budget of their piece is used."""
+    """(U,) bool: take units in the order of their keys until the budget of the piece is used.
+
+    If ``exact``, units that do not fit are skipped; otherwise the first of them may be taken.
+    """
     needed_P: Array | None = budget_P
     if exact and not units.by_token:
-        # Units after the border are tried too, so all of them must be sorted.
+        # Units after the border unit are tried too, so all units must be sorted.
         needed_P = None
     order = in_order(units, keys, budget_P=needed_P)
     piece = units.piece[order]
     chosen = np.zeros(len(units.piece), bool)
     counts_P = counts_within(piece, len(budget_P))
     if units.by_token:
-        # Single tokens use the budget completely, so there is no unit at the border.
+        # Single tokens use the budget completely, so there is no border unit.
         chosen[order[first_of(counts_P, budget_P)]] = True
         return chosen
     length = units.length[order]
@@ -204,17 +209,17 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> A
     fitting = piece[fits]
     left_P = budget_P - np.bincount(fitting, length[fits], len(budget_P)).astype(np.int64)
     taken_P = np.bincount(fitting, minlength=len(budget_P))
-    # The border unit is the first unit that does not fit. A piece whose units all fit, or whose
-    # budget is used completely, has no border unit.
+    # The border unit is the first unit that does not fit. A piece has no border unit if all of its
+    # units fit, or if the units before it use the whole budget.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (offsets(counts_P) + taken_P)[border_P]
     if not exact:
         taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
         chosen[order[border[taken]]] = True
         return chosen
-    # Each pass over the units after the border takes the longest prefix that fits into the rest
-    # of the budget. The unit that ends the prefix is longer than the new rest, so it is dropped:
-    # the number of units falls in every pass, and few passes are needed.
+    # Each pass over the remaining units takes the longest prefix that fits into the rest of the
+    # budget. The first unit after the prefix is longer than the new rest, so it is dropped. The
+    # number of units thus falls in every pass, and few passes are needed.
     behind = np.flatnonzero(~fits & (length <= left_P[piece]))
     while len(behind):
         here = piece.take(behind)
@@ -228,7 +233,7 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> A
 
 
 def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array) -> Array:
-    """(U,) bool: select each unit independently, then add single tokens up to the floor."""
+    """(U,) bool: select each unit independently, then add single tokens up to ``floor_P``."""
     probability = ratio_P.take(units.piece)
     available = np.ones(len(probability), bool)
     if units.weight is not None:
@@ -248,15 +253,18 @@ def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array) -> 
 
 
 def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array) -> Selection:
-    """Sort units at random; select the units whose middle lies between two shares of the tokens."""
+    """Sort units at random, and select the units between two shares of the tokens.
+
+    A unit is selected if its middle lies in [low, high), as a share of the tokens of its piece.
+    """
     order = in_order(units, keys)
     piece = units.piece[order]
     length = units.length[order]
     total_P = np.bincount(piece, length, len(low_P))
     counts_P = counts_within(piece, len(low_P))
     middle = (sums_within(length, counts_P) - length / 2) / np.maximum(total_P, 1)[piece]
-    # Both edges are shifted by the same tolerance: a middle on an edge, whatever its rounding
-    # error, belongs to exactly one of the two parts that meet there.
+    # Shifting both edges by the same tolerance assigns a middle on an edge, whatever its rounding
+    # error, to exactly one of two adjacent parts.
     inside = (middle >= low_P[piece] - 1e-12) & (middle < high_P[piece] - 1e-12)
     chosen = np.zeros(len(units.piece), bool)
     chosen[order[inside]] = True

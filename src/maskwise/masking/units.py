@@ -1,7 +1,8 @@
-"""Units: a partition of each piece into weighted parts, each masked as a whole.
+"""Units: disjoint weighted groups of tokens in each piece. A unit is masked as a whole.
 
-Units such as words are ranges of the line, the flat array of all tokens. Most units are never
-selected, so their tokens are listed only on demand. That saves a fifth of the time for whole words.
+Units such as words are ranges of the line, the flat array of all tokens. Most units are not
+selected, so the tokens of units are listed only on demand, which saves a fifth of the time of
+whole-word masking.
 """
 
 from __future__ import annotations
@@ -19,26 +20,27 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.segments import listed, offsets, owners, rank_within
 
 STEPS = 80
-"""The maximum number of Newton steps to find τ; about five are needed."""
+"""The maximum number of Newton steps to find τ (see ``reached``); about five are needed."""
 EMPTY = 2.0**-43
-"""The smallest share of a row that stays visible; it keeps τ finite at a rate of 1."""
+"""The smallest visible share of a row. With a smaller share, τ would be infinite at a rate of 1."""
 LIGHTEST = 2.0**-900
-"""The smallest weight of other units in a selection in which units of weight 0 may fill a row."""
+"""The lower limit of positive weights if units of weight 0 may be selected (``Units.filled``)."""
 FILLING = 2.0**-1000
-"""The weight of the units that fill a row: so small that they come after all other units."""
+"""The weight that replaces 0 in ``Units.filled``: far below ``LIGHTEST``, so these units come
+last."""
 LATE = 2.0**-20
-"""In masked diffusion, the weight of the units that fill a row, as a share of the smallest other
-weight."""
+"""In masked diffusion, the ratio between the weight that replaces ``FILLING`` and the smallest
+other weight in the piece."""
 
 
 @dataclass(eq=False)
 class Units:
-    """U units of the P pieces of a batch, as flat lists; M tokens are in units.
+    """The U units of the P pieces of a batch, as flat arrays. M tokens belong to units.
 
     Attributes:
-        batch: the batch that is partitioned.
+        batch: the batch whose tokens form the units.
         piece: (U,) int64, the piece of each unit.
-        number: (U,) int64, the index of each unit's draws, distinct within a piece.
+        number: (U,) int64, the index of each unit's random draws, distinct within a piece.
         start: (U,) int64, the first token of each unit, if units are ranges in the order of the
             line; None for other units, see ``of_tokens``.
         length: (U,) int64, the number of tokens in each unit.
@@ -57,7 +59,7 @@ class Units:
 
     @classmethod
     def single(cls, batch: AnnotatedBatch, tokens: Array | None = None) -> Units:
-        """Make each eligible token, or each of ``tokens``, a unit."""
+        """Make each token a unit. ``tokens`` are ascending positions; default: eligible tokens."""
         if tokens is None:
             tokens = batch.eligible_at
         count_P = batch.count_at(tokens)
@@ -84,17 +86,20 @@ class Units:
         number: Array,
         weight: Array | None = None,
     ) -> Units:
-        """Make units from (M,) tokens and the unit of each, in any order."""
+        """Make units from the positions of M tokens (``tokens``) and their units (``unit``).
+
+        Tokens may be in any order. ``piece``, ``number`` and ``weight`` have one item per unit.
+        """
         length = np.bincount(unit, minlength=len(piece))
         units = cls(batch, piece, number, None, length, weight)
-        # These would otherwise be computed from ``start``.
+        # Set the cached properties here: their code needs ``start``, which is None.
         units.tokens = tokens
         units.unit = unit
         return units
 
     @cached_property
     def tokens(self) -> Array:
-        """(M,) int64: the tokens in units, unit by unit."""
+        """(M,) int64: the positions of the tokens in units, unit by unit."""
         assert self.start is not None
         return self.start if self.by_token else listed(self.start, self.length)
 
@@ -113,21 +118,21 @@ class Units:
 
     @cached_property
     def tokens_P(self) -> Array:
-        """(P,) int64: the number of tokens in units of any weight, of which ratios are shares."""
+        """(P,) int64: the number of tokens in units, of any weight; ratios refer to this number."""
         if self.start is not None:
             total = np.append(0, self.length.cumsum())
             return np.diff(total[np.append(0, self.count.cumsum())])
         return np.bincount(self.piece, self.length, self.batch.pieces).astype(np.int64)
 
     def draw(self, keys: Keys, purpose: Purpose) -> Array:
-        """(U,) int32: a draw for each unit."""
+        """(U,) int32: a random draw for each unit."""
         if self.start is not None:
             return keys.draw_each(purpose, self.count, self.number)
         return keys.draw(purpose, self.piece, self.number)
 
     def repeated(self, values_P: Array) -> Array:
-        """(U,) the value of each unit's piece."""
-        # Units with a start are sorted by piece, and repeating is five times as fast as indexing.
+        """(U,) array: for each unit, the value of its piece."""
+        # Units with a start are sorted by piece; ``repeat`` is then five times as fast as indexing.
         if self.start is not None:
             return np.repeat(values_P, self.count)
         return values_P[self.piece]
@@ -136,7 +141,7 @@ class Units:
         """Copy the units with new weights (U,).
 
         Raises:
-            MaskwiseError: a weight that is not a finite number ≥ 0.
+            MaskwiseError: a weight is not a finite number ≥ 0.
         """
         check_weights(weight)
         other = copy(self)
@@ -150,7 +155,7 @@ class Units:
         return self.weighted(np.where(self.weight > 0, self.weight.clip(LIGHTEST), FILLING))
 
     def kept(self, kept: Array) -> Units:
-        """The units where ``kept`` (U,) is True; their numbers stay the same."""
+        """Return the units where ``kept`` (U,) is True, with their old numbers."""
         inside = kept.take(self.unit)
         unit = (kept.cumsum() - 1)[self.unit[inside]]
         weight = None if self.weight is None else self.weight[kept]
@@ -159,7 +164,7 @@ class Units:
         )
 
     def spread(self, chosen_U: Array) -> Array:
-        """Turn selected units (U,) bool into selected tokens (T,) bool."""
+        """(T,) bool: the tokens of the units where ``chosen_U`` (U,) is True."""
         chosen = np.zeros(len(self.batch.input_ids), bool)
         at = np.flatnonzero(chosen_U)
         if self.by_token:
@@ -172,17 +177,19 @@ class Units:
 
 
 def check_weights(weight: Array) -> None:
-    """Raise unless all weights are finite and ≥ 0; a bad weight would silently mask nothing."""
+    """Raise ``MaskwiseError`` unless all weights are finite and ≥ 0.
+
+    Without this check, a NaN or negative weight would silently leave its unit visible.
+    """
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
         raise MaskwiseError("a weight: not a finite number ≥ 0", got=float(weight[~valid][0]))
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
-    """Make each run of equal ``ids`` (T,) ≥ 0 among the content tokens a unit.
+    """Make a unit of each run of content tokens with equal ``ids`` (T,) ≥ 0.
 
-    A run with a token that may not be masked ([UNK] inside a word) is left out, because units are
-    only masked as a whole.
+    Runs with a token that may not be masked (a word with an [UNK]) are left out.
     """
     start, length, barred = find_runs(batch, ids)
     count_P = batch.count_at(start)
@@ -199,10 +206,11 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
     """Find runs of equal ids ≥ 0 among the content tokens of each piece.
 
     Returns:
-        start (R,), length (R,), and the numbers of the runs with a token that may not be masked.
+        The first token of each run (R,), the length of each run (R,), and the indices of the runs
+        with a token that may not be masked.
     """
     inside = (ids >= 0) & batch.content
-    # A run ends where its id changes, at a token outside all runs, and at the end of its piece.
+    # A run ends where the id changes, before a token without an id, and at the end of the piece.
     continues = inside.copy()
     continues[1:] &= inside[:-1] & (ids[1:] == ids[:-1])
     continues[batch.begin[: len(ids)]] = False
@@ -215,31 +223,33 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
 
 
 def floors(tokens_P: Array, ratio_P: Array, min_targets: int) -> Array:
-    """(P,) int64: the minimum budgets, in tokens, of pieces with ``tokens_P`` tokens.
+    """(P,) int64: the minimum budget, in tokens, of each piece.
 
-    This is ``min_targets`` while tokens × ratio ≥ 0.5; below that, a piece may have no target.
+    The minimum is ``min_targets`` where tokens × ratio ≥ 0.5, and 0 elsewhere. It never exceeds the
+    number of tokens.
     """
     wanted_P = ratio_P * tokens_P
     return np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
 
 
 def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> Array:
-    """(P,) int64: the budgets, in tokens, of pieces with ``tokens_P`` tokens."""
-    # Random rounding keeps the expectation exact; rounding to nearest would bias short pieces.
+    """(P,) int64: the budget, in tokens, of each piece."""
+    # Random rounding has the exact expectation; rounding to nearest would bias short pieces.
     rounded_P = (ratio_P * tokens_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
     return np.minimum(np.maximum(rounded_P, floors(tokens_P, ratio_P, min_targets)), tokens_P)
 
 
 def reached(units: Units, rate_P: Array) -> tuple[Array, Array]:
-    """(U,) the probability that a unit is masked at the rate of its piece, and its derivative.
+    """Return two (U,) arrays: the probability of masking each unit, and its derivative by the rate.
 
-    Over all units that may be masked, Σ length · probability = rate · Σ length.
+    A unit is masked with probability 1 − exp(−τ · weight). Each piece has the τ that masks a share
+    ``rate_P`` of its maskable tokens on average: Σ length · probability = rate · Σ length.
     """
     assert units.weight is not None
     piece = units.piece
     count_P = units.count
     weight = units.weight.astype(np.float64)
-    # If units are sorted and every piece has units, reduceat takes a third of bincount's time.
+    # ``reduceat`` takes a third of bincount's time, but needs sorted units in every piece.
     tidy = units.start is not None and count_P.all()
 
     def total(values: Array) -> Array:
@@ -256,9 +266,9 @@ def reached(units: Units, rate_P: Array) -> tuple[Array, Array]:
     length = units.length * (weight > 0.0)
     whole_P = np.maximum(total(length), 1)
     weight /= units.repeated(np.maximum(total(length * weight) / whole_P, 1e-300))
-    # The logarithm of the visible share is a convex function of τ, so Newton's steps approach the
-    # root from the left and never pass it. For equal weights the function is a straight line, and
-    # for unequal weights it is nearly straight, so few steps are needed.
+    # The logarithm of the visible share is a convex function of τ, so Newton's method approaches
+    # the root from the left and never passes it. The function is a straight line for equal weights
+    # and nearly straight for unequal weights, so few steps are needed.
     left_P = np.maximum(1 - rate_P, EMPTY)
     wanted_P = np.log(left_P)
     tau_P = -wanted_P

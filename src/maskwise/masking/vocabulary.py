@@ -1,7 +1,7 @@
-"""The vocabulary: tables over ids, read once from a tokenizer.
+"""The vocabulary: tables over token ids, read once from a tokenizer.
 
-The tables record which ids are ordinary tokens and which ids are special. The usual collator asks
-the tokenizer about each row, which takes most of the collator's time.
+The tables record which ids are ordinary tokens and which ids are special tokens. transformers'
+collator asks the tokenizer about every row instead, and spends most of its time there.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ Tokenizer: TypeAlias = "PreTrainedTokenizerBase | Vocabulary"
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Tables over ids. ``size`` is one more than the largest id; larger ids are refused.
+    """Tables over the V token ids.
 
     Attributes:
+        size: V, the largest id plus one. Rows with larger ids are refused.
         mask, pad, bos, eos: ids of special tokens; None if the tokenizer has no such token.
-        content: (V,) bool; False for special tokens and unused ids, which are never masked, moved
-            or drawn.
-        eligible: (V,) bool, content except [UNK], which teaches nothing as a target.
-        sentinels: ids of T5-like sentinels in the order of their use.
+        content: (V,) bool, False for special tokens and unused ids. Masking never selects or moves
+            special tokens, and never draws them as replacements.
+        eligible: (V,) bool, all content ids except [UNK], which is useless as a target.
+        sentinels: ids of T5's sentinels (``<extra_id_0>``, …) in ascending order.
         by_name: the id of each token, keyed by token.
     """
 
@@ -48,10 +49,11 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
-        """Read a Hugging Face tokenizer (fast or slow: only its tables are used).
+        """Read the tables of a Hugging Face tokenizer, fast or slow.
 
         Raises:
-            MaskwiseError: not a tokenizer, no padding token, or nothing but special tokens.
+            MaskwiseError: the argument is not a tokenizer, or the tokenizer has no padding token or
+                no ordinary token.
         """
         if isinstance(tokenizer, Vocabulary):
             return tokenizer
@@ -71,7 +73,7 @@ class Vocabulary:
                 sentinels.append((int(found[1]), number))
         sentinel_ids = tuple(dict(sorted(sentinels)).values())
         special = {*tokenizer.all_special_ids, *sentinel_ids}
-        # Reserved tokens without a role are special only in the table of added tokens.
+        # Only the table of added tokens marks reserved tokens (``[unused1]``) as special.
         for number, token in tokenizer.added_tokens_decoder.items():
             if token.special:
                 special.add(number)
@@ -80,8 +82,8 @@ class Vocabulary:
         eos = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         mask = tokenizer.mask_token_id
-        # In texts [UNK] is an unknown word, so it is content. But tokenizers of the GPT-2 family
-        # have one token for bos, eos and unk, which stays special.
+        # [UNK] stands for a word of the text, so it is content. In tokenizers of the GPT-2 family
+        # one token serves as bos, eos and unk; that token stays special.
         if unknown not in (bos, eos, pad, mask):
             special.discard(unknown)
         content = np.zeros(size, bool)
@@ -113,12 +115,12 @@ class Vocabulary:
 
     @cached_property
     def ordinary(self) -> Array:
-        """(N,) int64, the eligible ids in order: the possible random replacements."""
+        """(N,) int64: the eligible ids in ascending order, from which replacements are drawn."""
         return np.flatnonzero(self.eligible)
 
     @cached_property
     def kind(self) -> Array:
-        """(V,) uint8: 2 for eligible ids, 1 for content that is not eligible, 0 for other ids."""
+        """(V,) uint8: 2 for eligible ids, 1 for content ids that are not eligible, otherwise 0."""
         return self.content.astype(np.uint8) + self.eligible
 
     @cached_property
@@ -127,7 +129,7 @@ class Vocabulary:
         return np.array(self.sentinels, np.int64)
 
     def require_mask(self) -> int:
-        """The id of the mask token.
+        """Return the id of the mask token.
 
         Raises:
             MaskwiseError: the tokenizer has no mask token.

@@ -1,6 +1,6 @@
-"""Objectives turn a masked batch into a loss. A downstream task is an objective too.
+"""Objectives turn a batch into a loss, for pre-training and for downstream tasks.
 
-May import from ``masking`` and the layers below it.
+This package may import from ``masking`` and from the layers below ``masking``.
 """
 
 from __future__ import annotations
@@ -61,19 +61,23 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective_class(spec: str | Call) -> type[Objective]:
-    """The class of an objective such as ``cse(temperature=0.1)``; raises if the name is unknown."""
+    """Return the class of an objective such as ``cse(temperature=0.1)``.
+
+    Raises:
+        MaskwiseError: the name is unknown.
+    """
     name = parse_call(spec).name if isinstance(spec, str) else spec.name
     require_known("objective", name, OBJECTIVES)
     return OBJECTIVES[name]
 
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
-    """Build an objective over a model from the objective's name and arguments."""
+    """Build an objective for a model from the name and the arguments of the objective."""
     return build("objective", spec, {n: partial(made, model) for n, made in OBJECTIVES.items()})
 
 
 class ObjectiveSettings(BaseModel):
-    """One arm of a training run with several objectives.
+    """The settings of one arm in a training run with several objectives.
 
     >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__
     'ContrastiveSentences'
@@ -82,11 +86,11 @@ class ObjectiveSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     objective: str
-    """The objective's name, with arguments: mlm, emlm, atd, dtd, cse(temperature=0.05), rtd, sbo,
-    clm, diffusion, tsdae.
+    """The name of the objective, with or without arguments: mlm, emlm, atd, dtd,
+    cse(temperature=0.05), rtd, sbo, clm, diffusion, tsdae.
     """
     masking: dict[str, Any] = {}
-    """Changes to the recipe's masking settings."""
+    """Masking settings of this arm, which override the recipe's masking settings."""
 
     @field_validator("objective")
     @classmethod
@@ -119,12 +123,12 @@ class ObjectiveSettings(BaseModel):
 
 
 def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
-    """Raise if an objective cannot use the labels that a corruption makes.
+    """Raise ``MaskwiseError`` if an objective cannot use the labels of a corruption.
 
     Args:
         shown: the corruption, with its arguments.
-        kind: the objective's class.
-        who: what the error calls the objective.
+        kind: the class of the objective.
+        who: the name of the objective, for the error message.
     """
     corrupts = corruption(shown)
     if kind.kind == "encoder-decoder":

@@ -1,7 +1,7 @@
 """The base class of objectives, and the objectives of downstream tasks.
 
-An objective turns a batch into a sum of losses and a count of targets. The training loop divides
-the sum by the count once, after all micro-batches and ranks.
+An objective turns a batch into a sum of losses and a number of targets. The training loop divides
+the sum by the number once, after all micro-batches on all ranks.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class Work(NamedTuple):
-    """Multiplications in a forward pass: each weight times the number of tokens it is applied to.
+    """The number of multiplications in a forward pass: Σ over weights of the tokens they multiply.
 
-    Embeddings, attention scores, activations and norms are left out.
+    Embeddings, attention scores, activations and norms are not counted.
 
     Attributes:
         body: multiplications in the encoder.
         head: multiplications in heads, which are trained even if the encoder is frozen.
-        tied: multiplications with a vocabulary matrix that is shared with the encoder's embeddings.
+        tied: multiplications by an output matrix that is tied to the encoder's embeddings.
     """
 
     body: float
@@ -51,16 +51,16 @@ class Work(NamedTuple):
 
 
 def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
-    """FLOPs for a forward and a backward pass.
+    """Return the FLOPs of a forward and a backward pass.
 
     Args:
         work: the multiplications in the forward pass.
-        frozen: whether gradients end at the encoder, which is not trained.
-        held: the share of the encoder's weights that gradients pass through but do not change.
+        frozen: whether the encoder is frozen, with no backward pass.
+        held: the share of the encoder's weights that are frozen but have a backward pass (LoRA).
     """
     if frozen:
         return int(2 * work.body + 6 * work.head + 4 * work.tied)
-    # Weights that are not trained do not need their own gradient.
+    # Frozen weights need no gradient, which saves 2 of 6 FLOPs per multiplication.
     spared = held * work.body
     if held:
         spared += work.tied
@@ -68,24 +68,26 @@ def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
 
 
 NO_DOCUMENTS = "its attention cannot keep documents apart"
-"""The reason, in warnings, why packed rows are not read document by document."""
+"""The end of warnings about packed rows whose documents cannot be kept apart."""
 
 Precision: TypeAlias = Callable[[], AbstractContextManager[object]]
-"""Makes a context in which the model computes at a certain precision."""
+"""A function that returns a context with a certain precision, such as autocast to bf16."""
 
 Masking: TypeAlias = Mapping[str, Any]
-"""Arguments for a ``Masker``, keyed by name."""
+"""Arguments of a ``Masker``, by name."""
 
 Inputs: TypeAlias = dict[str, Any]
-"""Arguments for a model, keyed by name."""
+"""Arguments of a model, by name."""
 
 Batch: TypeAlias = "MaskedBatch | Tensors"
 """A masked batch, or a plain dict of model inputs with ``labels``."""
 
 
 class Maker(Protocol):
-    """Makes a batch from rows; see ``Masker.__call__``. A maker with the attribute ``places`` also
-    takes an argument ``place``, the place of each row.
+    """A function that makes a batch from rows, such as a ``Masker``.
+
+    If a maker has the attribute ``places``, and it is True, calls need the argument ``place``, the
+    position of each row in the order of the epoch.
     """
 
     def __call__(
@@ -99,14 +101,14 @@ class Maker(Protocol):
 
 
 class Outcome(NamedTuple):
-    """The losses of a batch.
+    """The losses of a batch with M targets.
 
     Attributes:
-        loss: the summed loss of all targets, a scalar in nats, with its gradient.
-        targets: a scalar that divides the sum: the number of targets (for diffusion, the number of
-            eligible tokens).
-        losses: (M,) float32, the loss of each target, detached; None if targets have no places.
-        where: (M, 2) int64, the row and the column of each target.
+        loss: the summed loss of all targets, a scalar in nats, with gradient.
+        targets: the divisor of the sum, a scalar: the number of targets, or the number of eligible
+            tokens in masked diffusion.
+        losses: (M,) float32, the loss of each target, detached; None if targets are no tokens.
+        where: (M, 2) int64, the row and the column of each target; None if targets are no tokens.
         right: (M,) bool, whether the likeliest token is correct; None unless requested.
     """
 
@@ -118,17 +120,18 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of(cls, losses: Tensor, where: Tensor | None = None) -> Outcome:
-        """Make the outcome from (M,) losses and, if they have places, their places ``where``."""
-        # Policies that learn cannot use losses without places.
+        """Make the outcome of losses (M,) and, if targets are tokens, their positions ``where``."""
+        # Policies that learn can only use losses of tokens.
         each = None if where is None else losses.detach()
         return cls(losses.sum(), counted(losses.numel(), losses), each, where)
 
 
 class Objective(nn.Module, ABC):
-    """A model with its head and its loss: ``objective(batch)`` returns an ``Outcome``.
+    """Base class of objectives: a model with a head and a loss. Calls return an ``Outcome``.
 
-    It is called as a module, so that DDP and FSDP see one forward pass. It returns sums and counts
-    rather than means, so every target has the same weight across micro-batches and ranks.
+    An objective is a module, because DDP and FSDP need one forward pass that includes the loss. It
+    returns sums and counts and no means, so all targets in all micro-batches and on all ranks have
+    the same weight.
     """
 
     model: PreTrainedModel
@@ -137,36 +140,35 @@ class Objective(nn.Module, ABC):
     """The kind of model that this objective trains (``families.Adapter``)."""
 
     masking: Masking = {}
-    """This objective's default masking."""
+    """The default masking settings of this objective."""
 
     inherits = True
-    """Whether a recipe's common masking applies to this objective."""
+    """Whether the masking settings of the recipe apply to this objective."""
 
     in_place = True
-    """Whether each label belongs to the token at its place; a corruption must then keep lengths."""
+    """Whether labels are aligned with the input tokens. If True, corruptions must keep lengths."""
 
     detects = False
-    """Whether the labels are 0 for unchanged tokens and 1 for changed tokens."""
+    """Whether labels are 0 for unchanged tokens and 1 for changed tokens."""
 
     twins = False
-    """Whether a batch contains every other row twice; every rank then needs an even number of rows,
-    at least 4."""
+    """Whether batches contain every other row twice. If True, every rank needs an even number of
+    rows, at least 4."""
 
     batches: Callable[..., Maker] = Masker
-    """The class that makes the batches; it is built from a tokenizer, the masking and ``seed``."""
+    """The class of makers for batches. Its arguments are a tokenizer, the masking and ``seed``."""
 
     layout: str = "any"
-    """The layout that this objective needs: "any", or "document", one text per row after [CLS]."""
+    """The required layout of rows: "any", or "document" for rows with one text after [CLS]."""
 
     precision: Precision = nullcontext
-    """The precision of evaluation; during a training run, that run's own precision."""
+    """The precision of evaluations; a training run sets this to the precision of training."""
 
     @classmethod
     def reads(cls, layout: str, config: PreTrainedConfig) -> str:
-        """The layout in which a model of ``config`` reads rows that were prepared in ``layout``.
+        """Return the layout that a model uses for rows that were prepared in ``layout``.
 
-        If the model's attention cannot keep documents apart, packed rows are read one document per
-        row.
+        Models that cannot keep documents apart read packed rows with one document per row.
         """
         if cls.layout != "any":
             return cls.layout
@@ -176,25 +178,26 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
-        """The masking of an arm: its own settings override this objective's, which override the
-        recipe's."""
+        """Return the masking settings of an arm.
+
+        Args:
+            common: the recipe's settings, with the lowest precedence (ignored unless ``inherits``).
+            own: the arm's settings, which override ``common`` and the defaults of this objective.
+        """
         return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
-        """Check that this objective can learn from a masking (see ``settings``).
-
-        Returns:
-            A warning, or None.
+        """Check the masking settings of an arm (see ``settings``), and return a warning or None.
 
         Raises:
-            MaskwiseError: the objective would learn nonsense.
+            MaskwiseError: the objective cannot learn from batches with these settings.
         """
         return None
 
     @classmethod
     def check_model(cls, config: PreTrainedConfig) -> None:
-        """Raise if this objective cannot train models of this configuration."""
+        """Raise ``MaskwiseError`` if this objective cannot train models of this configuration."""
 
     @classmethod
     def maker(
@@ -205,7 +208,7 @@ class Objective(nn.Module, ABC):
         length: int | None = None,
         **masking: object,
     ) -> Maker:
-        """Build the maker of the batches. ``length`` is the model's number of positions."""
+        """Build the maker of batches. ``length`` is the number of positions of the model."""
         return cls.batches(
             tokenizer,
             **cls.settings({}, masking),
@@ -213,25 +216,29 @@ class Objective(nn.Module, ABC):
         )
 
     def chance(self, vocabulary: int, rows: int) -> float:
-        """The loss of a uniform guess in nats per target, for batches of ``rows``."""
+        """Return the loss of a uniform guess, in nats per target.
+
+        Args:
+            vocabulary: the number of tokens in the vocabulary.
+            rows: the number of rows in a batch.
+        """
         return math.log(vocabulary)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The work for a batch: the encoder for each token, this objective's head for each target.
+        """Return the work for a batch: the encoder on all tokens, the head on all targets.
 
         Args:
-            tokens: the number of tokens in the text before corruption; texts that are read twice
-                count twice.
+            tokens: the number of tokens before corruption; a text that is read twice counts twice.
             targets: the number of labels other than −100.
         """
-        # Everything outside the model belongs to the head.
+        # All weights outside the model belong to the head.
         heads = multiplied_weights(self) - multiplied_weights(self.model)
         return Work(encoder_weights(self.model) * tokens, heads * targets)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Evaluation mode without gradients, at the precision of training."""
-        # Evaluations interrupt training, which then resumes in the mode that it had.
+        """A context in evaluation mode, without gradients and at the precision of training."""
+        # Restore the mode afterwards, because evaluations interrupt training.
         training = self.training
         self.eval()
         try:
@@ -241,17 +248,19 @@ class Objective(nn.Module, ABC):
             self.train(training)
 
     def without_dropout(self) -> AbstractContextManager[None]:
-        """Evaluation without dropout, even for objectives that need dropout (``cse``)."""
+        """A context without dropout, even for objectives that need dropout (``cse``)."""
         return nullcontext()
 
     @abstractmethod
     def forward(self, batch: Any) -> Outcome:
-        """The losses of a batch."""
+        """Return the losses of a batch."""
 
 
 def check_all_asked(objective: str, masking: Masking) -> None:
-    """Raise if ``predict`` leaves out some masked tokens; the objective would treat them as
-    text."""
+    """Raise ``MaskwiseError`` if ``predict`` leaves some masked tokens without a target.
+
+    The objective would treat these tokens as original text.
+    """
     if not schedule(masking.get("predict", 1.0)).always(1):
         raise MaskwiseError(
             f"objective {objective} needs a target at every masked token",
@@ -261,19 +270,19 @@ def check_all_asked(objective: str, masking: Masking) -> None:
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
-    """Multiply the losses (M,) of the targets at (row, column) by the token weights (B, L)."""
-    # On the host, the weights are in double precision.
+    """Multiply the losses (M,) of the targets at (row, column) by their weights (B, L), if any."""
+    # Weights on a CPU are in double precision.
     return losses if weight is None else losses * weight[row, column].to(losses.dtype)
 
 
 def unrounded(logits: Tensor) -> Tensor:
-    """Logits in at least single precision, so that small terms of a softmax are kept."""
+    """Convert logits to at least single precision, because bf16 loses small terms of a softmax."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def counted(number: int, beside: Tensor) -> Tensor:
-    """Put a host number on the device of ``beside``, as a scalar; unlike a copy this needs no
-    sync."""
+    """Return a number as a scalar on the device of ``beside``."""
+    # ``full`` does not make the host wait; copying a tensor from the host would.
     return torch.full((), number, device=beside.device)
 
 
@@ -283,18 +292,19 @@ def target_places(batch: Batch) -> Tensor:
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
-    """The model's inputs, keyed by name; the documents in packed rows are kept apart."""
+    """Return a model's inputs by name. In packed rows, tokens attend only within documents."""
     inputs: Inputs = dict(batch)
     inputs.pop("labels", None)
     if not isinstance(batch, MaskedBatch) or batch.documents is None:
         return inputs
     family = adapter_of(model.config)
-    if not family.separates:  # happens only with rows that a user packed; see ``Objective.reads``
+    # Only rows that a user has packed can come here; see ``Objective.reads``.
+    if not family.separates:
         what = f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}"
         warnings.warn(what, stacklevel=2)
         return inputs
     apart = family.apart(model, inputs, batch.documents)
-    # The ends were found on the host when the batch was made; on the device this would cost a sync.
+    # Pass the offsets that were computed on the host; computing them here would make it wait.
     apart["documents"].ends = batch.ends[0]
     return apart
 
@@ -304,15 +314,14 @@ def encoded(model: PreTrainedModel, batch: Batch) -> Tensor:
     return encoder_of(model)(**model_inputs(model, batch)).last_hidden_state
 
 
-# Downstream tasks: classes of rows or tokens, numbers, choices, answer spans
+# Objectives of downstream tasks: classes of rows or tokens, numbers, choices, answer spans
 
 
 class Classification(Objective):
-    """Cross-entropy of the class of every row, or of the class of every labelled token.
+    """Cross-entropy of the class of every row or every labelled token.
 
     Formula: sum over labelled rows (tokens) of −log p(class | row).
-    Inputs: a mapping with the model's inputs and ``labels``, (B,) or (B, L), which are −100 where
-        there is nothing to predict.
+    Inputs: a mapping with the model's inputs and ``labels``, (B,) or (B, L); −100 means no label.
     Requirements: ``models.load_task_model`` with a head for sequences or tokens.
     Source: Devlin et al. 2019, section 4.
     """
@@ -320,7 +329,7 @@ class Classification(Objective):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        # Tokenizers also return token types for models that do not take them.
+        # Tokenizers return token types even for models without this argument.
         taken = inspect.signature(model.forward).parameters
         self._unused = {"labels", "choices"} | {"token_type_ids"}.difference(taken)
 
@@ -331,19 +340,19 @@ class Classification(Objective):
         return Outcome(loss, torch.count_nonzero(labels != IGNORE))
 
     def logits(self, batch: Tensors) -> Tensor:
-        """Class scores, in the last dimension, such as (B, classes) or (B, L, classes)."""
+        """Return the class scores, (B, classes) or (B, L, classes)."""
         return self.model(**self.inputs(batch)).logits
 
     def inputs(self, batch: Tensors) -> TensorDict:
-        """The model's inputs from a batch."""
+        """Return the model's inputs from a batch."""
         return {name: value for name, value in batch.items() if name not in self._unused}
 
 
 class Regression(Classification):
-    """Squared error of a number for every row.
+    """Squared error of one number per row.
 
-    Formula: sum over rows of (answer − label)². Labels are standardised over the train split: a new
-        head thus begins at their mean, and one learning rate suits all scales.
+    Formula: sum over rows of (answer − label)². Labels are standardised over the train split, so a
+        new head starts at the mean label, and one learning rate suits all scales.
     Inputs: a mapping with the model's inputs and ``labels``, (B,) float.
     Requirements: ``models.load_task_model`` with a head for sequences and one label.
     Source: Devlin et al. 2019, appendix B.1 (STS-B).
@@ -357,7 +366,7 @@ class Regression(Classification):
 class MultiLabel(Classification):
     """Binary cross-entropy of each label of every row.
 
-    Formula: sum over rows and their K labels (all are targets) of −log p(label | row).
+    Formula: sum over rows and over K labels of −log p(label | row).
     Inputs: a mapping with the model's inputs and ``labels``, (B, K), 1 or 0.
     Requirements: ``models.load_task_model`` with a head for sequences and K labels.
     Source: Goodfellow et al. 2016, section 6.2.2.2.
@@ -370,9 +379,9 @@ class MultiLabel(Classification):
 
 
 class MultipleChoice(Classification):
-    """Cross-entropy of the correct choice for a question with any number of choices.
+    """Cross-entropy of the correct choice. Questions may have any number of choices.
 
-    Formula: sum over questions of −log softmax(scores of its choices)[right].
+    Formula: sum over questions of −log softmax(scores of the choices)[correct choice].
     Inputs: a mapping with the model's inputs for S sequences; ``choices`` (B, C), the indices of
         each question's sequences, padded with −1; and ``labels`` (B,), the correct column.
     Requirements: ``models.load_task_model`` with the head ``multiple-choice``.
@@ -380,30 +389,30 @@ class MultipleChoice(Classification):
     """
 
     def logits(self, batch: Tensors) -> Tensor:
-        """(B, C) scores, −∞ where a question has no such choice."""
+        """(B, C): the score of each choice; −∞ for questions with fewer choices."""
         choices = batch["choices"]
-        # The model sees all sequences as choices for one question, because questions may differ in
-        # their number of choices.
+        # Pass all sequences as choices of one question, because the number of choices may differ
+        # between questions.
         inputs = {name: value.unsqueeze(0) for name, value in self.inputs(batch).items()}
         scores = self.model(**inputs).logits.squeeze(0)
         return scores[choices.clamp(min=0)].masked_fill(choices < 0, -math.inf)
 
 
 class SpanQuestionAnswering(Classification):
-    """Cross-entropy of the answer's first token and of its last token.
+    """Cross-entropy of the first and the last token of the answer.
 
-    Formula: sum over windows of −log p(start) − log p(end), each a softmax over the window's real
-        tokens.
-    Inputs: a mapping with the model's inputs and ``labels``, (B, 2): the places of the two tokens,
-        or (0, 0), the place of [CLS], for windows without the answer.
+    Formula: sum over windows of −log p(start) − log p(end). Both distributions are a softmax over
+        the tokens of the window, without padding.
+    Inputs: a mapping with the model's inputs and ``labels``, (B, 2): the positions of the two
+        tokens. Windows without the answer have the label (0, 0), the position of [CLS].
     Requirements: ``models.load_task_model`` with the head ``question-answering``.
     Source: Devlin et al. 2019, section 4.2.
     """
 
     def logits(self, batch: Tensors) -> Tensor:
-        """(B, 2, L) scores for start and end: two classifications over the tokens of a window.
+        """(B, 2, L): the scores of start and end at each token of a window.
 
-        Scores are −∞ at padding, so a row's loss does not depend on the rest of its batch.
+        Scores are −∞ at padding, so the loss of a row does not depend on other rows.
         """
         out = self.model(**self.inputs(batch))
         both = torch.stack([out.start_logits, out.end_logits], dim=1)

@@ -1,9 +1,9 @@
-"""Objectives that predict each token from the tokens before it: denoising, and causal modelling.
+"""Objectives that predict each token from earlier tokens: denoising and causal language modelling.
 
-``Denoising`` trains an encoder–decoder to write the masked text or the whole text.
-``DenoisingAutoencoder`` trains an encoder's sentence embeddings: a decoder restores a text from a
-single vector of what deletion left of it. This decoder shares the encoder's embeddings and is not
-part of the checkpoint. ``CausalLanguageModelling`` makes an encoder's attention causal.
+``Denoising`` trains an encoder–decoder to generate the masked text or the whole text.
+``DenoisingAutoencoder`` trains sentence embeddings of an encoder: tokens of a text are deleted, and
+a decoder reconstructs the text from one vector. The decoder shares the encoder's token embeddings
+and is not saved in checkpoints. ``CausalLanguageModelling`` makes an encoder's attention causal.
 """
 
 from __future__ import annotations
@@ -47,14 +47,13 @@ READ = ("input_ids", "attention_mask", "documents")
 
 
 class Denoising(MaskedLanguageModelling):
-    """Cross-entropy of every token that the decoder writes, given the corrupted text and the tokens
-    before it.
+    """Cross-entropy of every target of a decoder, given the corrupted text and earlier targets.
 
-    Formula: sum over targets of −log p(target | corrupted text, targets before it).
+    Formula: sum over targets of −log p(target | corrupted text, earlier targets).
     Inputs: a ``MaskedBatch`` from a corruption whose labels are a text (``infill``, ``t5``,
-        ``delete``, or any corruption with ``target='full'``); or a mapping with the model's inputs
-        and ``labels`` (B, L'), such as a batch from a task whose answers are written. The decoder
-        begins with the model's own start token.
+        ``delete``, or any corruption with ``target='full'``), or a mapping with the model's inputs
+        and ``labels`` (B, L'), such as a batch of a generation task. The decoder's input begins
+        with the start token of the model.
     Requirements: an encoder–decoder.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461); Raffel et al. 2020 (T5, arXiv 1910.10683).
 
@@ -90,7 +89,7 @@ class Denoising(MaskedLanguageModelling):
     def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
         known = {name: inputs[name] for name in READ if name in inputs}
-        # In packed rows, the decoder also writes every document separately.
+        # In packed rows, the decoder also generates each document separately.
         written = None
         if isinstance(batch, MaskedBatch) and batch.written is not None:
             written = batch.written
@@ -104,8 +103,11 @@ class Denoising(MaskedLanguageModelling):
         return {**known, "decoder_input_ids": ids}
 
     def work(self, tokens: float, targets: float) -> Work:
-        """For each token read, the encoder and the decoder's keys and values for cross-attention;
-        for each target, the decoder and the head."""
+        """Return the work for a batch.
+
+        Input tokens pass the encoder and the key and value layers of cross-attention. Targets pass
+        the decoder and the head.
+        """
         writes, crossed = decoder_weights(self.model)
         own, tied = head_weights(self.model)
         # The decoder is trained even if the encoder is frozen, so it counts as a head.
@@ -122,20 +124,26 @@ def generated(
     beams: int = 1,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """The tokens that an encoder–decoder generates by beam search, with special tokens and padding.
+    """Generate text with an encoder–decoder by beam search.
 
-    The checkpoint's ``generation_config`` is not used. There is no early stopping: it would end a
-    search with two beams once two hypotheses are complete. With a confident model, these are
-    unlikely hypotheses that end at once, so nothing would be generated.
+    The ``generation_config`` of the checkpoint is ignored. Early stopping is off, because it would
+    end a search with two beams at the first two complete hypotheses. For a confident model, these
+    are often unlikely empty texts.
 
     Args:
+        model: the encoder–decoder.
         inputs: input_ids and attention_mask (B, L).
         most: the maximum number of new tokens.
-        length_penalty: the exponent of the length that divides a beam's score.
+        beams: the number of beams.
+        length_penalty: beam scores are divided by length to the power ``length_penalty``.
+
+    Returns:
+        The generated ids of each row, with special tokens and padding.
     """
     names = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "pad_token_id")
     ids = {name: vars(model.config).get(name) for name in names}
-    writer: Any = model  # because mypy does not see ``generate``
+    # mypy does not know ``generate``.
+    writer: Any = model
     writer.generation_config = GenerationConfig(
         **ids,
         num_beams=beams,
@@ -148,23 +156,23 @@ def generated(
 
 
 def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
-    """The objective that evaluates a language model by its loss when predicting masked text."""
+    """Return the objective whose loss evaluates a language model: denoising or MLM."""
     if adapter_of(model.config).kind == "encoder-decoder":
         return Denoising(model)
     return MaskedLanguageModelling(model)
 
 
 class DenoisingAutoencoder(Objective):
-    """Cross-entropy of every token of a text, given a single vector of the text after 60 % of its
-    tokens have been deleted.
+    """Cross-entropy of every token of a text, given one vector of the corrupted text (TSDAE).
 
-    Formula: sum over tokens t of −log p(x_t | x_<t, s), where s is the state of [CLS] of the
-        corrupted text. The decoder's cross-attention sees nothing but s.
-    Inputs: a ``MaskedBatch`` from the corruption ``delete``; labels (B, L') are the whole text,
+    Formula: sum over tokens t of −log p(x_t | x_<t, s), where s is the hidden state of [CLS] in the
+        corrupted text, in which 60 % of the tokens are deleted. The decoder's cross-attention
+        attends to s alone.
+    Inputs: a ``MaskedBatch`` from the corruption ``delete``. Labels (B, L') are the whole text,
         followed by −100.
     Requirements: an encoder, and one text per row. The published decoder is as deep as the encoder
-        and shares its weights, which only some families support. The decoder here has its own
-        ``layers`` and shares only the embeddings.
+        and shares the encoder's weights, which only some families support. The decoder here has
+        ``layers`` layers and shares only the token embeddings.
     Source: Wang et al. 2021 (TSDAE, arXiv 2104.06979), section 3.
     """
 
@@ -203,7 +211,7 @@ class DenoisingAutoencoder(Objective):
 
     @property
     def embeddings(self) -> Any:
-        """(V, E): the encoder's embeddings of its vocabulary."""
+        """(V, E): the token embeddings of the encoder."""
         return self.model.get_input_embeddings().weight
 
     @classmethod
@@ -222,7 +230,7 @@ class DenoisingAutoencoder(Objective):
         sentence_BH = states_BLH[:, 0]
         length = labels.shape[1]
         before = self.embeddings[labels[:, :-1].clamp(min=0)]
-        # The decoder input begins with a learned start and is thus shifted right by one place.
+        # Shift the decoder's input right by one position, after a learned start embedding.
         first = self.start.to(states_BLH.dtype).expand(len(labels), 1, -1)
         shifted_BLH = torch.cat([first, self.widen(before)], dim=1) + places(length, first)
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=labels.device)
@@ -237,10 +245,9 @@ class DenoisingAutoencoder(Objective):
         return Outcome.of(cross_entropy(logits_MV, labels[at], reduction="none"))
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The encoder for each token read; the decoder and the vocabulary matrix for each token
-        written.
+        """Return the work for a batch: the encoder on input tokens, decoder and head on targets.
 
-        Keys and values for cross-attention are computed only once per text, so they are left out.
+        Keys and values of cross-attention are computed once per text, so they are not counted.
         """
         own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
         once = 2 * self.start.numel() ** 2 * len(self.decoder.layers)
@@ -249,7 +256,7 @@ class DenoisingAutoencoder(Objective):
 
 
 def places(length: int, like: Tensor) -> Tensor:
-    """(L, H) sinusoidal position embeddings (Vaswani et al. 2017, section 3.5)."""
+    """(L, H): sinusoidal position embeddings, scaled by 0.1 (Vaswani et al. 2017, section 3.5)."""
     width = like.shape[-1]
     at = torch.arange(length, device=like.device, dtype=torch.float32).unsqueeze(1)
     rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-9.21034 / width))
@@ -262,13 +269,12 @@ def places(length: int, like: Tensor) -> Tensor:
 # Causal
 # -------------------------------------------------------------------------------------------
 
-# The model's attention is causal only in this objective's passes (``attention.Documents``). The
-# objective can therefore precede masked language modelling, alternate with it, or be one of several
-# objectives.
+# Attention is causal only in forward passes of this objective (``attention.Documents``). A run can
+# therefore use this objective before masked language modelling, or alternate between both.
 
 
 class NextTokens(Masker):
-    """Batches without masks: the label at each place is the next token of the same text.
+    """Makes batches without masks: the label at each position is the next token of the same text.
 
     >>> from maskwise.text import encode, train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
@@ -279,11 +285,13 @@ class NextTokens(Masker):
     """
 
     def __call__(self, rows: Rows | Pieces | AnnotatedBatch, **when: object) -> MaskedBatch:
-        """Like ``Masker.__call__``, but the same at every step; special tokens and [UNK] are never
-        targets."""
+        """Return unmasked rows with labels. Special tokens and [UNK] are no targets.
+
+        The arguments of ``Masker.__call__`` are accepted but ignored, as batches never change.
+        """
         source = gather(rows, self.vocabulary)
         text = source.piece if source.apart else source.row[source.piece]
-        # The first token of the next text cannot be predicted from this text.
+        # The first token of a text is no target, because its predecessor belongs to another text.
         follows = source.eligible[1:] & (text[1:] == text[:-1])
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]
@@ -292,13 +300,13 @@ class NextTokens(Masker):
 
 
 class CausalLanguageModelling(MaskedLanguageModelling):
-    """Cross-entropy of the next token at every place, with causal attention.
+    """Cross-entropy of the next token at every position, with causal attention.
 
-    Formula: sum over places i of −log p(token i + 1 | tokens up to i of the same text).
-    Inputs: a ``MaskedBatch`` from ``NextTokens`` (or a dict with the model's inputs and the same
-        ``labels``).
+    Formula: sum over positions i of −log p(token i + 1 | tokens up to i of the same text).
+    Inputs: a ``MaskedBatch`` from ``NextTokens``, or a dict with the model's inputs and the same
+        ``labels``.
     Requirements: a family whose attention maskwise replaces (``families.Adapter.separates``).
-    Source: Touchent and de la Clergerie 2026 (arXiv:2605.12438), for when to use it in training.
+    Source: Touchent and de la Clergerie 2026 (arXiv 2605.12438), on causal modelling before MLM.
     """
 
     masking = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
@@ -339,10 +347,10 @@ class CausalLanguageModelling(MaskedLanguageModelling):
 
     def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
-        if "documents" not in inputs:  # each row is one text
+        if "documents" not in inputs:
             ids = inputs["input_ids"]
             present = inputs.get("attention_mask", torch.ones_like(ids))
-            # 0 for tokens and −1 for padding: the whole row is one document.
+            # Make the whole row one document: 0 for tokens, −1 for padding.
             one = present.to(ids.dtype) - 1
             inputs = adapter_of(self.model.config).apart(self.model, inputs, one)
         return {**inputs, "documents": replace(inputs["documents"], causal=True)}

@@ -1,8 +1,8 @@
-"""Discriminative objectives: detecting changed tokens, and telling sentences apart.
+"""Discriminative objectives: detect changed tokens, and contrast sentences.
 
-``Detection`` and ``ReplacedTokenDetection`` predict which tokens were added or replaced, or before
-which tokens a deletion took place. ``ContrastiveSentences`` reads each text twice, with different
-dropout.
+``Detection`` and ``ReplacedTokenDetection`` predict which tokens were added or replaced, and where
+tokens were deleted. ``ContrastiveSentences`` reads each text twice, with different dropout, and
+matches the two embeddings.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Detection(Objective):
     Formula: sum over labelled tokens of −log p(label | row), where p comes from Linear(H → 2) on
         the hidden state.
     Inputs: a ``MaskedBatch`` with label 0 at unchanged tokens of the text, 1 at changed tokens, and
-        −100 at special tokens and padding. The attention mask is that of the changed row. (The
-        published code counts padding and keeps the old mask.)
+        −100 at special tokens and padding. The attention mask fits the changed row. (The published
+        code uses the mask of the unchanged row and includes padding in the loss.)
     Requirements: an encoder.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
@@ -72,12 +72,14 @@ class Detection(Objective):
         self.head = nn.Linear(width_of(model), 2)
 
     def chance(self, vocabulary: int, rows: int) -> float:
-        """ln 2, as published. A constant guess at the class frequencies scores 0.42 nats when 15 %
-        of the tokens are changed."""
+        """Return ln 2, as in the paper.
+
+        If 15 % of the tokens are changed, guessing the class frequencies has a loss of 0.42 nats.
+        """
         return math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """All tokens of the changed text are targets."""
+        """Return the work for a batch; all tokens of the changed text are targets."""
         return super().work(targets, targets)
 
     def forward(self, batch: MaskedBatch) -> Outcome:
@@ -93,12 +95,12 @@ class Detection(Objective):
 
 
 class AddedTokenDetection(Detection):
-    """Detect random tokens; one is inserted before each token with probability 0.15.
+    """Detect random tokens that were inserted into the text.
 
-    At most one token is inserted before each token of the text. Therefore 12.9 % of the shown
-    tokens are new, and two new tokens are never adjacent. The published code iterates over the
-    places of the output, so new tokens can be adjacent and 14.9 % of the tokens are new; this is
-    the corruption ``insert(target='detect', again=0.15)``.
+    Before each token of the text, one random token is inserted with probability 0.15. As a result,
+    12.9 % of the tokens are inserted, and inserted tokens are never adjacent. In the published
+    code, inserted tokens can be adjacent, and 14.9 % of the tokens are inserted; use the corruption
+    ``insert(target='detect', again=0.15)`` for this variant.
     """
 
     @classmethod
@@ -110,7 +112,7 @@ class AddedTokenDetection(Detection):
         length: int | None = None,
         **masking: Any,
     ) -> Maker:
-        """Build a masker; rows that grow beyond ``length`` are cut before their [SEP]."""
+        """Build a masker that cuts rows to at most ``length`` tokens, before their [SEP]."""
         shown = corruption(masking.get("corruption", Insert("detect")))
         if isinstance(shown, Insert) and shown.cut is None:
             shown = replace(shown, cut=length)
@@ -122,28 +124,27 @@ class AddedTokenDetection(Detection):
 
 
 class DeletedTokenDetection(Detection):
-    """Detect the places of deletions; each token is deleted with probability 0.15.
+    """Detect where tokens were deleted; each token is deleted with probability 0.15.
 
-    A token is labelled 1 if tokens before it were deleted. The [SEP] after the text is also a
-    target, for deletions at the end of the text.
+    The label of a token is 1 if the token directly before it was deleted. The [SEP] after the text
+    is also a target, for deletions at the end of the text.
     """
 
     masking = {**Detection.masking, "corruption": "delete(target='detect')"}
 
 
 class ReplacedTokenDetection(Objective):
-    """ELECTRA: a small generator fills the masks, and the model detects which tokens it replaced.
+    """ELECTRA: a small generator fills the masks, and the model detects the replaced tokens.
 
-    Formula: Σ masked −log p_G(x_i) + weight · (masked / content) · Σ content binary loss. Divided
-        by the number of masked tokens, each of the two terms is a mean over its own tokens, as
-        published.
+    Formula: Σ over masked tokens of −log p_G(x_i) + weight · (masked / content) · Σ over content
+        tokens of the binary loss. After division by the number of masked tokens, both terms are
+        means over their tokens, as in the paper.
     Inputs: a ``MaskedBatch`` in which every masked token has a label. The generator's samples
-        replace every masked token, even with 80/10/10 (the released code keeps 15 %). Tokens
-        without a label would reach the model as [MASK] and count as original, so ``predict`` below
-        1 is refused.
+        replace every masked token, even with 80/10/10 (the released code keeps 15 %). Masked tokens
+        without a label would count as original tokens, so ``predict`` below 1 is refused.
     Requirements: an encoder with embeddings. The generator has the same architecture, with layers
-        that are ``share`` times as wide; it is saved with the heads and is not part of the
-        checkpoint. Replacements are sampled from the generator without gradient.
+        that are ``share`` times as wide. Checkpoints do not include the generator; it is saved with
+        the heads. No gradient flows through the sampled tokens.
     Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
     """
 
@@ -161,7 +162,7 @@ class ReplacedTokenDetection(Objective):
         self.model = model
         self.weight = weight
         self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
-        # Built after the head: both draw from torch's random state, so the order is fixed.
+        # Build the generator after the head: both use torch's generator, so the order matters.
         self.generator = build_model(smaller(model.config, share))
 
     @classmethod
@@ -172,7 +173,7 @@ class ReplacedTokenDetection(Objective):
         return math.log(vocabulary) + self.weight * math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The model and its head for every token of the text, plus the generator's work."""
+        """Return the work for a batch: model and head on all tokens, and the generator's work."""
         head = sum(p.numel() for p in self.head.parameters())
         generator = MaskedLanguageModelling(self.generator).work(tokens, targets)
         return Work(encoder_weights(self.model) * tokens, head * tokens + generator.all)
@@ -186,7 +187,7 @@ class ReplacedTokenDetection(Objective):
         logits = masked_logits(self.generator, inputs, *at).float()
         losses = cross_entropy(logits, truth, reduction="none")
         ids = batch["input_ids"].clone()
-        # No gradient flows through the sampling, as published.
+        # As in the paper, no gradient flows through the sampled tokens.
         with torch.no_grad():
             ids[at] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)
@@ -198,22 +199,22 @@ class ReplacedTokenDetection(Objective):
         detected = binary_cross_entropy_with_logits(
             score, replaced.flatten()[on_device].float(), reduction="sum"
         )
-        # The loop divides by the number of masked tokens; this factor makes the second term a mean
-        # over the text.
+        # The training loop divides by the number of masked tokens. With this factor, the second
+        # term becomes a mean over the text.
         share = len(where) / max(1, len(text))
         total = losses.sum() + self.weight * share * detected
         return Outcome.of(losses, where)._replace(loss=total)
 
 
 def sampled(logits: Tensor) -> Tensor:
-    """(M,) int64 ids drawn from (M, V) logits."""
-    # The Gumbel trick: with exponential e, p / e is largest at token i with probability p_i.
-    # torch.multinomial would check its input, which syncs the host with the device.
+    """(M,) int64: one id drawn from each of the M distributions with logits (M, V)."""
+    # If e is exponential, p / e is largest at token i with probability p_i (Gumbel trick).
+    # torch.multinomial would check its input, which makes the host wait.
     return (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)
 
 
 def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
-    """The same architecture, ``share`` times as wide: fewer heads, each as wide as before."""
+    """Return a configuration ``share`` times as wide, with fewer heads of the same width."""
     config = copy.deepcopy(config)
     width = config.hidden_size
     before = config.num_attention_heads
@@ -222,13 +223,13 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     for name in ("dim", "hidden_dim", "hidden_size", "intermediate_size"):
         value = vars(config).get(name)
         if value is not None:
-            # The hidden size must remain a multiple of the number of heads.
+            # The hidden size must be a multiple of the number of heads.
             narrow = heads * head if value == width else max(head, round(value * share))
             setattr(config, name, narrow)
     config.num_attention_heads = heads
     groups = vars(config).get("num_key_value_heads")
     if groups is not None:
-        # The same number of queries must share each key. If no keys are shared (ESMC), it stays so.
+        # All keys must be shared by equally many queries. Without sharing (ESMC), share none.
         config.num_key_value_heads = heads if groups == before else math.gcd(heads, groups)
     return config
 
@@ -238,9 +239,9 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
 
 
 class Twins:
-    """Make batches with every other row twice, unmasked; a row's label is the index of its twin.
+    """Makes unmasked batches that contain every other row twice. Labels are the indices of twins.
 
-    Every other row is used rather than the first half, so the texts do not depend on the number of
+    Taking every other row, and not the first half, makes the texts independent of the number of
     ranks.
     """
 
@@ -250,7 +251,7 @@ class Twins:
         self.vocabulary = Vocabulary.of(tokenizer)
 
     def __call__(self, rows: Rows | Pieces, **when: object) -> MaskedBatch:
-        """Make a batch of twins from every other row of ``rows``.
+        """Make a batch of twins from rows 0, 2, 4, ….
 
         Raises:
             MaskwiseError: the number of rows is odd or below four, or the rows are packed.
@@ -282,7 +283,7 @@ class Twins:
             eligible=twice(every.eligible),
             attention_mask=None if every.attention_mask is None else twice(every.attention_mask),
             example_id=every.example_id[pair],
-            # No policy learns from these losses, and nothing else uses the layers.
+            # Layers are not needed, because no policy learns from these losses.
             layers={},
             extras={name: twice(extra) for name, extra in every.extras.items()},
         )
@@ -291,15 +292,15 @@ class Twins:
 
 
 class ContrastiveSentences(Objective):
-    """Cross-entropy of finding a row's twin among the texts of the batch.
+    """Cross-entropy of finding the twin of a row among all rows of the batch (SimCSE).
 
     Formula: sum over rows i of −log softmax_j≠i(cos(z_i, z_j) / temperature) at j = the twin of i,
-        where z = tanh(Linear(H → H)([CLS])).
-    Inputs: a batch from ``Twins``; labels (B,).
-    Requirements: an encoder with dropout layers. If all their rates are 0 (ModernBERT), this
-        objective's passes use ``dropout`` instead. With several ranks, the embeddings of all ranks
-        are gathered, with gradient.
-    Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821), as in Wu et al. 2022.
+        where z = tanh(Linear(H → H)([CLS])). On several ranks, the embeddings of all ranks are
+        compared, with gradient.
+    Inputs: a batch from ``Twins`` with labels (B,).
+    Requirements: an encoder with dropout layers. If all dropout rates are 0 (ModernBERT), the rate
+        ``dropout`` is used in forward passes of this objective.
+    Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821); Wu et al. 2022 for the head.
     """
 
     layout = "document"
@@ -349,11 +350,11 @@ class ContrastiveSentences(Objective):
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
-        # Computed without autocast, because the rounding of bf16 would hide how similar twins are.
+        # Compute without autocast: similarities near 1 would all be equal in bf16.
         with precise(mine.device.type):
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
-        # A row is not compared with itself: that similarity is always 1.
+        # Exclude each row's similarity with itself, which is always 1.
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True
         others = similar.masked_fill(itself, -torch.inf)
@@ -361,23 +362,24 @@ class ContrastiveSentences(Objective):
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
-        """Evaluation without dropout: twins are then equal, as in the released code's probes."""
+        """A context without dropout. Twins are then equal, as in the probes of MOMETAS's code."""
         self.drops = False
         yield
         self.drops = True
 
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
-        """Dropout at the encoder's rates, or at ``dropout`` if these are all 0; it is active even
-        in evaluation mode, for probes."""
+        """A context with dropout at the encoder's rates, or at ``dropout`` if all rates are 0.
+
+        Dropout is active even in evaluation mode, because probes need it.
+        """
         if not self.drops:
             yield
             return
         encoder = encoder_of(self.model)
         training = encoder.training
         rates = {layer: layer.p for layer in self._dropouts()}
-        # The whole encoder, not only its dropout layers, because attention modules also use
-        # dropout.
+        # Switch the whole encoder, because attention modules also use dropout.
         encoder.train()
         if not any(rates.values()):
             for layer in rates:
@@ -398,7 +400,7 @@ def precise(device: str) -> AbstractContextManager[object]:
 
 
 def gathered(mine: Tensor) -> tuple[Tensor, int]:
-    """The rows (B, H) of all ranks, with gradient, and the index of this rank's first row."""
+    """Return the rows (·, H) of all ranks, with gradient, and the index of our first row."""
     if not dist.is_initialized():
         return mine, 0
     return torch.cat(all_gather(mine)), dist.get_rank() * len(mine)

@@ -1,7 +1,7 @@
 """Masked language modelling and its variants: entity masking, diffusion, and span boundaries.
 
-The vocabulary head is applied only at targets. Families without a known head
-(``families.ENCODERS``) use the model's own logits, which is slower but gives the same loss.
+The prediction head runs only at targets. Models of families without a known head
+(``families.ENCODERS``) compute logits at all positions, which is slower but gives the same loss.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MaskedLanguageModelling(Objective):
     """Cross-entropy of the original token at every position with a label.
 
     Formula: sum over targets of −log p(original token | corrupted row).
-    Inputs: a ``MaskedBatch`` (or a dict of model inputs with ``labels``).
+    Inputs: a ``MaskedBatch``, or a dict of model inputs with ``labels``.
     Requirements: a model with an MLM head.
     Source: Devlin et al. 2019, section 3.1.
     """
@@ -62,22 +62,21 @@ class MaskedLanguageModelling(Objective):
         self.model = model
 
     compiled: Mapping[Part, Part] = MappingProxyType({})
-    """Compiled versions of ``head_losses``, ``losses_of`` and ``slopes_of``, if they exist."""
+    """The compiled versions of ``head_losses``, ``losses_of`` and ``slopes_of``; may be empty."""
 
     tells_right = False
-    """Whether outcomes have ``right``; in that case the compiled head is not used."""
+    """Whether outcomes include ``right``. If True, the compiled head is not used."""
 
     def forward(self, batch: Batch) -> Outcome:
         losses, where, right = self.answers(batch)
         return Outcome.of(losses, where)._replace(right=right)
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss (M,) float32 and the place (M, 2) of every target, in row order."""
+        """Return the loss (M,) float32 and the position (M, 2) of every target, row by row."""
         return self.answers(batch)[:2]
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses and places as in ``token_losses``, and (M,) bool, whether the likeliest token is
-        correct (None unless ``tells_right``)."""
+        """Return the losses and positions of ``token_losses``, and ``right`` (see ``Outcome``)."""
         where = target_places(batch)
         row, column = where.unbind(1)
         truth = batch["labels"][row, column]
@@ -90,7 +89,7 @@ class MaskedLanguageModelling(Objective):
         return self.losses_of(states_MH, truth), where, None
 
     def losses_of(self, states_MH: Tensor, truth: Tensor) -> Tensor:
-        """(M,) float32: the targets' losses, from the encoder's states at their places."""
+        """(M,) float32: the loss of each target, from the hidden states at the targets."""
         family = adapter_of(self.model.config)
         if family.ends_in_output and len(truth) * self.model.config.vocab_size > ENTRIES:
             weights = output_of(self.model, states_MH)
@@ -103,11 +102,11 @@ class MaskedLanguageModelling(Objective):
         """Compile the head and the loss, if the head is known."""
         if prediction_head(self.model) is not None:
             parts: list[Part] = [head_losses, losses_of, slopes_of]
-            # The number of targets varies from step to step.
+            # Shapes are dynamic, because the number of targets varies from step to step.
             self.compiled = dict(zip(parts, map(partial(torch.compile, dynamic=True), parts)))
 
     def inputs(self, batch: Batch) -> Inputs:
-        """The model's inputs from a batch."""
+        """Return the model's inputs from a batch."""
         return model_inputs(self.model, batch)
 
     def work(self, tokens: float, targets: float) -> Work:
@@ -116,18 +115,17 @@ class MaskedLanguageModelling(Objective):
 
 
 def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Tensor:
-    """(M,) float32: the targets' losses, from the encoder's states at their places."""
+    """(M,) float32: the loss of each target, from the hidden states at the targets."""
     head = prediction_head(model)
     assert head is not None
     return cross_entropy(unrounded(head(model, states_MH)), truth, reduction="none")
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
-    """Masked language modelling in which only tokens of salient spans are masked, each with
-    probability 0.5.
+    """Masked language modelling on salient spans: each token of a span has masking probability 0.5.
 
-    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. Their spans are not public, but
-        any span layer can be used: ``policy: guided(layer="phrase")``.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. Their spans are not public; use
+        any layer of spans, as in ``policy: guided(layer="phrase")``.
     """
 
     masking = {
@@ -141,9 +139,8 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
 # Diffusion: a random rate per row, weighted as a likelihood
 # -------------------------------------------------------------------------------------------
 
-# The sum of weighted losses is divided by the number of *eligible* tokens, so the loss of a step
-# estimates the bound on −log p(text), in nats per token. ``masking.diffusion`` makes the batches
-# and their weights.
+# The sum of weighted losses is divided by the number of *eligible* tokens, so the loss estimates
+# the bound on −log p(text) in nats per token. ``masking.diffusion`` computes the loss weights.
 
 
 class MaskedDiffusion(MaskedLanguageModelling):
@@ -151,8 +148,8 @@ class MaskedDiffusion(MaskedLanguageModelling):
 
     Formula: Σ weight · −log p(token | visible tokens) / number of eligible tokens. The weight is
         1 / (t · p(t)) if rates t are drawn with density p, and 1 / (n · P(n)) if the number n of
-        masked tokens is drawn.
-    Inputs: a ``MaskedBatch`` from ``masking.Noising``, which includes the weights.
+        masked tokens is drawn with probability P.
+    Inputs: a ``MaskedBatch`` from ``masking.Noising``, which includes the loss weights.
     Requirements: a model with an MLM head, and a tokenizer with a mask token.
     Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Nie et al. 2025 (LLaDA, arXiv 2502.09992).
     """
@@ -167,9 +164,9 @@ class MaskedDiffusion(MaskedLanguageModelling):
 
     @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
-        """Replace the defaults of masked language modelling with this objective's defaults."""
+        """Return the masking settings, with the defaults of this objective."""
         chosen = {**common, **own}
-        # A recipe always contains these settings, so a default value counts as not set.
+        # Recipes contain all settings, so a setting with its default value counts as not set.
         for name, value in cls.masking.items():
             default = MaskingSettings.model_fields[name].default
             if chosen.get(name, default) == default:
@@ -195,7 +192,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
         )
         rates = schedule(masking["ratio"])
         no_bound = "its loss is not a bound on the likelihood"
-        # A schedule may change during the run; checking its beginning, middle and end is enough.
+        # Schedules may change during the run, so check the beginning, the middle and the end.
         if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
             return f"ratio {rates} is masked language modelling at fixed rates: {no_bound}"
         if units.reads_text:
@@ -212,18 +209,18 @@ class MaskedDiffusion(MaskedLanguageModelling):
 # -------------------------------------------------------------------------------------------
 
 LONGEST = 20
-"""How many positions in a span have their own embedding; later positions share the last one."""
+"""The number of position embeddings in a span; later positions use the last embedding."""
 
 
 class SpanBoundary(Objective):
     """Masked language modelling plus the span-boundary loss for every masked token.
 
     Formula: sum over targets x_i in a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1},
-        h_{e+1}, place i − s)), where f is two layers with GELU and LayerNorm. Both terms use the
-        model's own prediction head.
-    Inputs: a ``MaskedBatch``; a span is a run of targets, so every masked token must be a target.
-        If a span begins or ends its row, its border is the row's first or last token.
-    Requirements: a model with an MLM head that ``families.ENCODERS`` covers.
+        h_{e+1}, position i − s)), where f is two layers with GELU and LayerNorm. Both terms use the
+        model's prediction head.
+    Inputs: a ``MaskedBatch``. A span is a run of targets, so every masked token must be a target.
+        At the start or end of a row, the first or last token of the row is the border.
+    Requirements: a model of a family with a known head (``families.ENCODERS``).
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
 
@@ -239,8 +236,8 @@ class SpanBoundary(Objective):
         wide = width_of(model)
         self.model = model
         self.place = nn.Embedding(LONGEST, wide)
-        # The scale of transformers' own embeddings; with torch's default of 1, the borders would
-        # hardly count.
+        # Use the scale of transformers' embeddings: with torch's default of 1, positions would
+        # outweigh the hidden states.
         nn.init.normal_(self.place.weight, std=0.02)
         layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]
         self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
@@ -264,7 +261,8 @@ class SpanBoundary(Objective):
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
         plain = head_losses(self.model, hidden[at], truth)
-        # Both losses count, but policies learn from the plain loss, as with other objectives.
+        # The model is trained on both losses, but policies learn from the MLM loss alone, as with
+        # other objectives.
         losses = plain + head_losses(self.model, from_borders, truth)
         return Outcome.of(losses, where)._replace(losses=plain.detach())
 
@@ -272,15 +270,18 @@ class SpanBoundary(Objective):
         return 2 * super().chance(vocabulary, rows)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """The prediction head runs twice for each target."""
+        """Return the work for a batch; the prediction head runs twice for each target."""
         body, head, _ = super().work(tokens, targets)
         own, tied = head_weights(self.model)
         return Work(body, head + 2 * own * targets, 2 * tied * targets)
 
 
 def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each target in a (B, L) mask: the columns before and after its run, and its place in the
-    run."""
+    """Return, for each target, the columns before and after its run and its position in the run.
+
+    Args:
+        target: (B, L) bool. The results are (B, L) int64.
+    """
     length = target.shape[1]
     column = torch.arange(length, device=target.device).expand(target.shape)
     last_free = torch.where(target, -1, column).cummax(1).values
@@ -291,33 +292,30 @@ def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # Logits in chunks
 # -------------------------------------------------------------------------------------------
 
-# With a large vocabulary, cross-entropy is computed in chunks of targets. The logits of M targets
-# over V tokens, with their copy in single precision and both gradients, take 12 bytes times M times
-# V: 12 GB for 20,000 targets and 50,000 tokens. Here the logits of a chunk are freed after use and
-# computed again in the backward pass, which adds a third to the output layer's multiplications.
-# torch's ``linear_cross_entropy`` (2.13) does the same without a reduction, but rounds the losses
-# to bfloat16; here losses, and sums over chunks, are in single precision.
+# For large vocabularies, cross-entropy is computed in chunks of targets. The logits of M targets
+# over V tokens, their copy in single precision and both gradients take 12 · M · V bytes: 12 GB for
+# 20,000 targets and 50,000 tokens. Here, the logits of a chunk are freed after use and computed
+# again in the backward pass, which adds a third to the multiplications of the output layer.
+# torch's ``linear_cross_entropy`` (2.13) works in the same way without a reduction, but rounds
+# losses to bfloat16; here losses, and sums over chunks, are in single precision.
 
 ENTRIES = 1 << 26
-"""Number of logits in a chunk, 256 MiB in single precision. Fewer logits are not split."""
+"""The number of logits in a chunk: 256 MiB in single precision. Fewer logits are not split."""
 
 
 def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The output layer's input (M, H), weight (V, H) and bias (V,).
+    """Return the input (M, H), the weight (V, H) and the bias (V,) of the output layer.
 
-    Only for families whose head ``ends_in_output``.
-
-    Args:
-        states_MH: the head's input.
+    Only for families with ``ends_in_output``. ``states_MH`` is the input of the head.
     """
     layer: Any = model.get_output_embeddings()
     if hasattr(model, "final_logits_bias"):
-        # BART's head consists of this layer and a bias that is not trained.
+        # BART's head is the output layer and a bias that is not trained.
         bias: Any = model.final_logits_bias
         return states_MH, layer.weight, bias[0]
     head = prediction_head(model)
     assert head is not None
-    # For this one call, the output layer returns its input, the result of the layers before it.
+    # Make the output layer return its input for one call, to get the result of earlier layers.
     layer.forward = lambda states_MH: states_MH
     try:
         before_MH = head(model, states_MH)
@@ -329,7 +327,7 @@ def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor
 def losses_of(
     states_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, truth_M: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The losses (M,) of a chunk, and the log-sum-exp (M,) of its logits."""
+    """Return the losses (M,) of a chunk and the log-sum-exp (M,) of its logits."""
     logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
     total_M = logits_MV.logsumexp(-1)
     return total_M - logits_MV.gather(-1, truth_M[:, None]).squeeze(-1), total_M
@@ -343,11 +341,11 @@ def slopes_of(
     total_M: Tensor,
     slope_M: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of a chunk with respect to states, weight and bias.
+    """Return the gradients of a chunk with respect to states, weight and bias.
 
     Args:
-        total_M: from ``losses_of``.
-        slope_M: the gradients with respect to the losses.
+        total_M: the log-sum-exp of the logits, from ``losses_of``.
+        slope_M: the gradient of each loss.
     """
     logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
     share_MV = (logits_MV - total_M[:, None]).exp()
@@ -365,18 +363,18 @@ def in_chunks(
     *,
     compiled: Mapping[Part, Part] = MappingProxyType({}),
 ) -> Tensor:
-    """(M,) losses in single precision (in double precision if the states are double).
+    """(M,): the loss of each target, in single precision (double if the states are double).
 
     Args:
-        states_MH: the output layer's input.
-        weight_VH, bias_V: the output layer's weight and bias.
+        states_MH: the input of the output layer.
+        weight_VH, bias_V: the weight and the bias of the output layer.
         truth_M: the correct tokens.
         compiled: compiled versions of ``losses_of`` and ``slopes_of``, which save most of the
-            memory traffic for a chunk.
+            memory traffic of a chunk.
     """
     device = states_MH.device.type
     dtype = states_MH.dtype
-    # ``_InChunks`` turns autocast off, so it needs the dtype.
+    # ``_InChunks`` turns autocast off, so pass the dtype of autocast.
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     losses: Tensor = _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)
@@ -418,7 +416,7 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, slope_M: Tensor) -> tuple[Tensor | None, ...]:
         states_MH, weight_VH, bias_V, truth_M, total_M = ctx.saved_tensors
         of_states = torch.empty_like(states_MH)
-        # Sums over chunks have the same precision as the weights.
+        # Add up chunks at the precision of the weights, not at the precision of autocast.
         of_weight = torch.zeros_like(weight_VH)
         of_bias = None if bias_V is None else torch.zeros_like(bias_V)
         compute = ctx.compiled.get(slopes_of, slopes_of)

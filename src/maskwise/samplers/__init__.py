@@ -1,7 +1,7 @@
-"""Samplers over the arms of a training run. ``SAMPLERS`` is the only registry.
+"""Samplers choose the arm of each training step. ``SAMPLERS`` is the only registry.
 
-May import from ``masking`` (for schedules) and the layers below it. Samplers never see a model:
-``training`` probes it for them.
+Samplers never see a model: ``training`` measures the losses that samplers learn from. This package
+may import from ``masking`` (for schedules) and from the layers below ``masking``.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ def sampler(
     chance: Losses | None = None,
     steps: int | None = None,
 ) -> Sampler:
-    """Build a sampler over arms from its name with arguments, such as ``mometas(entropy=1.0)``.
+    """Build a sampler from its name with arguments, such as ``mometas(entropy=1.0)``.
 
     Args:
         spec: the name and its arguments.
-        arms: names of the arms.
+        arms: the names of the arms.
         seed: any integer.
-        chance: the chance level of each arm, for samplers that divide by it.
-        steps: the steps in the run. Samplers that learn scale their defaults to this number.
+        chance: the loss of random guessing for each arm, which ``loss-proportional`` divides by.
+        steps: the number of steps in the run. Samplers that learn scale their defaults to it.
+
+    Raises:
+        MaskwiseError: the name is unknown, or an argument is not valid.
     """
     further: dict[str, dict[str, object]] = {
         "loss-proportional": {"steps": steps, "chance": chance},

@@ -1,9 +1,9 @@
-"""Samplers, which choose the arm of each training step. An arm is an objective with its masking.
+"""Samplers choose the arm of each training step. An arm is an objective with its masking.
 
 A draw is a function of (seed, step) and the current probabilities, so all ranks draw the same arm,
-and a resumed run continues its sequence. Samplers that learn receive the losses of all arms on
-probe data, before and after every rollout of ``every`` steps. The fixed rules in this module are
-baselines for the samplers that learn.
+and a resumed run continues the same sequence of arms. Samplers that learn get the losses of all
+arms on probe data, before and after every rollout of ``every`` steps. The samplers in this module
+follow fixed rules (``loss-proportional`` excepted) and serve as baselines.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from maskwise.specs import Call
 Losses = Numbers | Sequence[float] | Tensor
 
 ROLLOUTS = 60
-"""The number of rollouts in a run, if each has fewer than ``PUBLISHED_EVERY`` steps."""
+"""The default number of rollouts in a run; long runs have more, see ``interval``."""
 PUBLISHED_EVERY = 100
-"""The published number of steps between two probes. By default, the number is never larger."""
+"""The published number of steps between two probes, and the largest default."""
 
 
 class Sampler:
-    """The base class of all samplers, which draws every arm with the same probability.
+    """Base class of all samplers. It draws every arm with the same probability.
 
     Args:
-        arms: names of the arms.
+        arms: the names of the arms.
         seed: any integer.
 
     Attributes:
-        every: steps between two probes; 0 for samplers that need none.
+        every: the number of steps between two probes; 0 for samplers without probes.
         rows: the number of held-out rows in a probe.
         notes: warnings about the last update.
 
     Raises:
-        MaskwiseError: no arms, or duplicate names.
+        MaskwiseError: ``arms`` is empty or contains a name twice.
     """
 
     every = 0
@@ -61,13 +61,13 @@ class Sampler:
         )
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
-        """Return (K,) float64, the probability of each arm at a step."""
+        """Return the probability of each of the K arms at a step, (K,) float64."""
         return self.share
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
         """Draw the arm for a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
-        # Rounding may put the last edge below 1, and a place beyond that edge would have no arm.
+        # Scale by the last edge: rounding may put it below 1, and larger places would have no arm.
         place = edges.new_tensor(self.place(step) * float(edges[-1]))
         index = int(torch.searchsorted(edges, place, right=True))
         return self.arms[index]
@@ -77,46 +77,53 @@ class Sampler:
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        """Learn from the arms' losses on the probe before and after a rollout.
+        """Learn from the arms' probe losses before and after a rollout.
 
         Returns:
-            (K,) the new logits; fixed rules return their probabilities.
+            The new logits, (K,); samplers without logits return their probabilities.
         """
         return self.share
 
     def reward(self, before: Losses, after: Losses) -> float | None:
-        """Return a rollout's gain as a single number, or None for fixed rules."""
+        """Return the gain of a rollout as one number; None for samplers without logits."""
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Return the number of rows in an arm's probe: half as many more if half are read twice."""
+        """Return the number of rows that the probe of one arm reads.
+
+        Args:
+            twins: whether half of the rows are read twice.
+        """
         if twins:
             return self.rows * 3 // 2
         return self.rows
 
     def named(self, chosen: Tensor) -> list[str]:
-        """Return the names of the arms for which ``chosen`` (K,) is true."""
+        """Return the names of the arms for which ``chosen`` (K,) is True."""
         return list(compress(self.arms, chosen))
 
     def state_dict(self) -> TensorDict:
-        """Return everything that was learned, which is nothing for fixed rules."""
+        """Return the learned tensors for a checkpoint; empty for fixed rules."""
         return {}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Resume from a ``state_dict``."""
+        """Restore the tensors of a ``state_dict``."""
         for name, value in state.items():
             setattr(self, name, value)
 
     def vector(self, losses: Losses) -> Tensor:
-        """Return (K,) float64 losses, which are given keyed by arm or in the order of the arms.
+        """Return losses as (K,) float64, in the order of the arms.
+
+        Args:
+            losses: a dict of losses by arm, or one loss per arm in the order of the arms.
 
         Raises:
-            MaskwiseError: an unknown arm, or a number of losses that differs from that of arms.
+            MaskwiseError: an arm is unknown, or there is not exactly one loss per arm.
         """
         if isinstance(losses, Mapping):
             for name in losses:
                 require_known("arm", name, self.arms)
-            # An arm that was not probed counts as diverged, not as unchanged.
+            # A missing loss becomes NaN, so the arm counts as diverged and not as unchanged.
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
             raise MaskwiseError(
@@ -132,7 +139,7 @@ class Uniform(Sampler):
 
 
 class Single(Sampler):
-    """Always draws the same arm: ``arm``, or the first arm if none is given."""
+    """Always draws the same arm: ``arm``, or the first arm by default."""
 
     def __init__(self, arms: Sequence[str], arm: str | None = None, *, seed: int = 0):
         super().__init__(arms, seed=seed)
@@ -144,9 +151,9 @@ class Single(Sampler):
 
 
 class Sequential(Sampler):
-    """Draws the arms in turn, for ``block`` steps each.
+    """Draws the arms in turn, for ``block`` consecutive steps each.
 
-    If ``block`` is None, each arm has a single turn, for an equal share of the run.
+    If ``block`` is None, the run is split into one equal part per arm.
     """
 
     def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
@@ -159,7 +166,7 @@ class Sequential(Sampler):
         if self.block is not None:
             now = step // self.block % len(self.arms)
         elif total_steps is not None:
-            # A step after the last step, as in a probe at the end, belongs to the last arm.
+            # A probe at the end of the run asks for the step after the last step.
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         else:
             raise MaskwiseError("sampler sequential(None) needs the total number of steps")
@@ -167,7 +174,7 @@ class Sequential(Sampler):
 
 
 class Shares(Sampler):
-    """Draws arms with fixed shares, one number or schedule per arm, normalised at each step.
+    """Draws arms with given shares: one number or schedule per arm, normalised at each step.
 
     >>> sampler = Shares(["mlm", "cse"], 3, 1)
     >>> sampler.probabilities().tolist()
@@ -185,7 +192,8 @@ class Shares(Sampler):
             )
         numbers = [share for share in shares if isinstance(share, int | float)]
         top = max([1, *numbers])
-        # Schedules lie between 0 and 1, while plain numbers such as 2 and 1 are proportions.
+        # Schedules are always between 0 and 1, so proportions such as 2 and 1 cannot be compared
+        # with schedules.
         if top > 1 and len(numbers) < len(shares):
             raise MaskwiseError(
                 "sampler shares: numbers mixed with schedules must be from 0 to 1",
@@ -194,21 +202,23 @@ class Shares(Sampler):
         self.shares = []
         for share in shares:
             if isinstance(share, int | float):
-                # Proportions such as 4, 2, 1 become constants between 0 and 1, as schedules need.
+                # Proportions such as 4, 2, 1 become constant schedules 1, 0.5, 0.25.
                 share = share / top
             self.shares.append(schedule(share))
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         shares = [share(step, total_steps) for share in self.shares]
         now = torch.tensor(shares, dtype=torch.float64)
-        # NaN is not greater than 0, so it is refused too.
+        # ``not … > 0`` also refuses NaN.
         if not now.sum() > 0:
             raise MaskwiseError("sampler shares: all shares are 0", got=f"step {step}")
         return now / now.sum()
 
 
 class Temperature(Sampler):
-    """Shares in proportion to sizes ** (1 / temperature): a higher temperature evens them out.
+    """Draws arms with shares proportional to sizes ** (1 / temperature).
+
+    A higher temperature makes the shares more equal.
 
     Source: mT5 (Xue et al. 2021, arXiv 2010.11934), section 3.2, with alpha = 1 / temperature.
     """
@@ -225,16 +235,19 @@ class Temperature(Sampler):
 
 
 class LossProportional(Sampler):
-    """Shares in proportion to each arm's latest probe loss, divided by its chance level.
+    """Draws arms with shares proportional to (latest probe loss) / (loss of random guessing).
 
     Args:
-        arms: names of the arms.
-        chance: for each arm, the loss of random guessing: ln V for masked words, ln 2 for
+        arms: the names of the arms.
+        chance: the loss of random guessing for each arm: ln V for masked tokens, ln 2 for
             detection, ln B for sentences; if None, 1 for all arms.
-        every: steps between two probes; if None, a sixtieth of the run, at most 100.
+        every: the number of steps between two probes; if None, a sixtieth of the run, at most 100.
         rows: the number of rows in a probe.
-        steps: the steps in the run.
+        steps: the number of steps in the run.
         seed: any integer.
+
+    Raises:
+        MaskwiseError: a chance level is not above 0, or a number is out of range.
     """
 
     def __init__(
@@ -276,7 +289,7 @@ class LossProportional(Sampler):
 
 
 def interval(every: int | None, steps: int | None) -> int:
-    """Return the steps between two probes: as given, or else a sixtieth of the run, at most 100.
+    """Return ``every`` if given; otherwise a sixtieth of the ``steps`` in the run, at most 100.
 
     >>> interval(None, 600), interval(None, 50_000), interval(25, 600)
     (10, 100, 25)
@@ -289,26 +302,28 @@ def interval(every: int | None, steps: int | None) -> int:
 
 
 def probe_size(rows: int) -> int:
-    """Check that a probe has at least 4 rows, and return their number."""
+    """Check that a probe has at least 4 rows, and return the number of rows."""
     return whole_number("rows of a sampler's probe", rows, least=4)
 
 
 def reliability(halves: Tensor) -> float | None:
-    """Estimate the share of a reward's variance that is not noise from the choice of probe rows.
+    """Estimate the split-half reliability of a reward.
 
-    The reward is measured on the two halves A and B of the probe, and the estimate is
-    1 − var(A − B) / var(A + B) (Rulon 1939). Pure noise gives 0 on average.
+    Reliability is the share of the reward's variance that is not noise from the choice of probe
+    rows. If A and B are the rewards on the two halves of the probe, the estimate is 1 − var(A − B)
+    / var(A + B) (Rulon 1939). Pure noise gives 0 on average.
 
     Args:
         halves: (T, 2) the rewards of T rollouts on each half.
 
     Returns:
-        The estimate, or None if there are fewer than six rollouts or the reward is constant.
+        The estimate; None if fewer than six rollouts remain after the first quarter, or if the
+        reward is constant.
 
     >>> reliability(torch.tensor([[0.0, 0.0], [1.0, 1.2], [0.2, 0.0], [0.9, 1.0]] * 3).double())
     0.9...
     """
-    # All losses fall during the first quarter of the rollouts, so any two halves agree there.
+    # Drop the first quarter: all losses fall there, so any two halves would agree.
     late = halves[len(halves) // 4 :].double()
     if len(late) < 6:
         return None

@@ -1,16 +1,15 @@
-"""MOMETAS: learn which arm to train on from how much the losses of *all* arms fall.
+"""MOMETAS: learn which arm to train on from the fall of the losses of *all* arms.
 
-The steps between two probes are a rollout, and its reward is the sum of all arms' relative gains on
-the probe data. A policy gradient on one logit per arm, with an entropy term, raises the
-probabilities of arms that were drawn in good rollouts. The cost is that of the probes
+The steps between two probes are a rollout. The reward of a rollout is the sum of all arms' relative
+gains on the probe data. A policy gradient on one logit per arm, with an entropy term, raises the
+probabilities of arms that were drawn in good rollouts. Only the probes cost time
 (``training.arms``).
 
-``Mometas`` has the published update (Wu et al. 2022). With the published constants, its
-probabilities stay near uniform: the fixed point is softmax(q / entropy), where q is the total
-relative gain of a rollout in which only one arm is drawn. The reward has no baseline, so the
-probabilities drift at random while every loss falls. ``MometasPlus`` is our variant, and is always
-reported under that name. It estimates *which arm* caused the gain (for figures, see
-``benchmarks/sampler_regret.py``).
+``Mometas`` has the published update (Wu et al. 2022). With the published constants, probabilities
+stay near uniform: the fixed point is softmax(q / entropy), where q[arm] is the total relative gain
+of a rollout that draws only this arm. The reward has no baseline, so probabilities drift at random
+while every loss falls. ``MometasPlus`` is the variant of this library: it estimates *which arm*
+caused the gain (``benchmarks/sampler_regret.py`` compares both).
 """
 
 from __future__ import annotations
@@ -26,30 +25,32 @@ from maskwise.keys import fold
 from maskwise.samplers.base import PUBLISHED_EVERY, ROLLOUTS, Losses, Sampler, interval, probe_size
 
 TINY = 1e-6
-"""Keeps the published reward finite."""
+"""Added to the divisor of the published reward to keep the reward finite."""
 STILL = 1e-3
-"""A loss that has changed by no more than this counts as unchanged."""
+"""Losses that change by at most this number of nats count as unchanged."""
 
 LEAST = 0.05
 """The smallest divisor of MometasPlus's gains, in nats. The noise of a smaller loss is as large as
-the loss itself: a loss that goes from .02 to .04 and back would have the gains −1 and +.5."""
+the loss: a loss that rises from .02 to .04 and falls back would have the gains −1 and +.5."""
 
 BLOCK = 10
 """The number of consecutive steps for which MometasPlus draws the same arm."""
 RECENT = 5
 """The half-life of MometasPlus's recent mean, in rollouts."""
 GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of the golden ratio modulo 1 fill (0, 1) evenly, however many multiples there are."""
+"""The golden ratio. Any number of its multiples modulo 1 fills (0, 1) evenly."""
 
 
 def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
-    """Return (K,) relative gains (a − b) / a, at least −1, and 0 for changes up to ``STILL``.
+    """Return the relative gain (a − b) / a of each arm, (K,).
+
+    Gains are at least −1, and 0 for changes up to ``STILL``.
 
     Args:
         before, after: (K,) the losses a and b of all arms. A NaN loss gives a NaN gain.
         least: the lower bound on the divisor, in nats.
 
-    Source: Wu et al. 2022, section 3.3, as in their code.
+    Source: Wu et al. 2022, section 3.3, and their code.
     """
     change = before - after
     divisor = before.clamp(min=least) + TINY
@@ -61,12 +62,12 @@ def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
 def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) -> Tensor:
     """Return the gradient (K,) of −R·Σ log p[arm] − γ·H(p), where p = softmax(logits).
 
-    The sum runs over the draws of the rollout.
+    The sum runs over the draws of the rollout, and H is the entropy.
 
     Args:
         logits: (K,) the logit of each arm.
-        drawn: (K,) how often each arm was drawn.
-        reward: R, the rollout's reward.
+        drawn: (K,) the number of draws of each arm.
+        reward: R, the reward of the rollout.
         entropy: γ, the weight of the entropy term.
     """
     log_p = torch.log_softmax(logits, 0)
@@ -77,20 +78,20 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
 
 
 class Learned(Sampler):
-    """The base class of samplers that learn a logit per arm, guarded against non-finite losses."""
+    """Base class of samplers that learn one logit per arm. Non-finite losses count as no gain."""
 
     least = 0.0
-    """See ``gains``."""
+    """The lower bound on the divisor of gains, in nats; see ``gains``."""
     kept: tuple[str, ...] = ()
-    """The names of further tensors in the state."""
+    """The names of further attributes to save in checkpoints."""
 
     def __init__(self, arms: Sequence[str], *, every: int, rows: int, seed: int = 0):
         super().__init__(arms, seed=seed)
         self.every = every
         self.rows = probe_size(rows)
         self.logits = torch.ones_like(self.share)
-        # The arm for each step since the last update. This is a dict, because a step may be drawn
-        # twice.
+        # The arm of each step since the last update. A dict, because ``draw`` may be called twice
+        # for a step.
         self.rollout: dict[int, str] = {}
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
@@ -101,23 +102,26 @@ class Learned(Sampler):
         return self.rollout.setdefault(step, super().draw(step, total_steps))
 
     def drawn(self) -> Tensor:
-        """Return (K,) float64, how often each arm was drawn in the rollout."""
+        """Return the number of draws of each arm in the rollout, (K,) float64."""
         names = list(self.rollout.values())
         return torch.tensor([*map(names.count, self.arms)], dtype=torch.float64)
 
     def reward(self, before: Losses, after: Losses) -> float:
-        """Return the sum of all arms' gains, which is also the reward in ``update``."""
+        """Return the sum of all arms' gains."""
         return float(self.gained(before, after)[0].sum())
 
     def gained(self, before: Losses, after: Losses) -> tuple[Tensor, list[str]]:
-        """Return (K,) gains, and the arms whose loss is not finite before or after: they gain 0."""
+        """Return the gains (K,) and the names of diverged arms.
+
+        An arm has diverged if its loss is not finite before or after the rollout. Its gain is 0.
+        """
         gain = gains(self.vector(before), self.vector(after), least=self.least)
         finite = self.vector(before).isfinite() & self.vector(after).isfinite()
         # Without this guard, a single infinite loss would ruin all logits.
         return gain.where(finite, 0.0), self.named(~finite)
 
     def guarded(self, before: Losses, after: Losses) -> Tensor:
-        """Return (K,) the gains, and replace ``notes``."""
+        """Return the gains (K,), and set ``notes`` to warnings about diverged arms."""
         gain, diverged = self.gained(before, after)
         explained = "the probe loss is not finite; it counts as no gain"
         self.notes = [f"{arm}: {explained}" for arm in diverged]
@@ -139,7 +143,7 @@ class Learned(Sampler):
 
 
 class Mometas(Learned):
-    """The published sampler.
+    """The published MOMETAS sampler.
 
     >>> sampler = Mometas(["mlm", "atd"], lr=0.1, entropy=2.0, seed=0)
     >>> drawn = [sampler.draw(step) for step in range(100)]  # train on each; probe before, after
@@ -147,28 +151,32 @@ class Mometas(Learned):
     >>> drawn.count("atd"), [round(p, 2) for p in sampler.probabilities().tolist()]
     (55, [0.48, 0.52])
 
-    Arms that were drawn more often than their share get the credit for the gain of all arms
-    together, whichever arm improved.
+    Arms that were drawn more often than expected get the credit for the sum of all gains, whichever
+    arm improved.
 
-    The published constants are meant for rollouts of 100 steps. By default, a run of fewer than
-    6,000 steps has shorter rollouts and scaled constants. A shorter rollout has a smaller gain, and
-    ``entropy`` is reduced in proportion, so the same gain per step leads to the same probabilities.
-    ``lr`` is divided by the square root of that scale (every / 100), so the noise of a reward moves
-    the logits equally far. ``published=True`` keeps the published constants.
+    The published constants suit rollouts of 100 steps. By default, a run of fewer than 6,000 steps
+    has shorter rollouts, and the constants are scaled with s = every / 100. A shorter rollout has a
+    smaller gain, so ``entropy`` is multiplied by s: the same gain per step then leads to the same
+    probabilities. ``lr`` is divided by √s, so the noise of a reward moves the logits equally far.
+    ``published=True`` uses the published constants.
 
     Args:
-        arms: names of the arms.
-        lr: the size of the plain gradient step on the logits; if None, 0.1, scaled.
+        arms: the names of the arms.
+        lr: the step size of gradient descent on the logits; if None, 0.1, scaled.
         entropy: γ, the weight of the entropy term; if None, 2, scaled.
-        every: k, the steps between two probes; if None, a sixtieth of the run, at most 100.
-        published: whether to use k = 100, lr = 0.1 and γ = 2, however long the run is.
-        faithful: like ``published``, but also with the probes in the released code: each probe has
-            128 new rows with fresh masks (this noise is larger than the change in 100 steps), and
-            ``cse`` has no dropout. Otherwise, each probe reads the same 64 rows with the same
-            masks. The update is the same but lacks our guard: a non-finite loss ends the run.
-        rows: the number of rows in a probe; if None, 64, or 128 if faithful.
-        steps: the steps in the run; if None, the constants are as published.
+        every: k, the number of steps between two probes; if None, a sixtieth of the run, at most
+            100.
+        published: whether to use k = 100, lr = 0.1 and γ = 2 for any length of the run.
+        faithful: whether to use the published constants and also the probes of the released code.
+            There each probe has 128 new rows with new masks (whose noise is larger than the change
+            in 100 steps), and ``cse`` has no dropout. By default, all probes read the same 64 rows
+            with the same masks. If ``faithful``, a non-finite loss ends the run.
+        rows: the number of rows in a probe; if None, 64, or 128 if ``faithful``.
+        steps: the number of steps in the run; if None, constants are not scaled.
         seed: any integer.
+
+    Raises:
+        MaskwiseError: a setting is out of range.
 
     Source: Wu et al. 2022 (Findings of EMNLP, arXiv 2210.10293), section 3.
     """
@@ -235,35 +243,40 @@ class Mometas(Learned):
 
 
 class MometasPlus(Learned):
-    """Our variant: credits each arm with its own gain, as far as the evidence allows.
+    """A variant of MOMETAS that estimates the gain of each arm from the rollouts so far.
 
-    The reward R of a rollout is regressed on the *shares* in which the arms were drawn, by least
-    squares with forgetting. An arm's slope is what a rollout of this arm alone would gain over the
-    average rollout. The recent mean is subtracted from rewards and shares, because losses fall fast
-    at first, whichever arms are drawn. The slopes, in standard errors, are shrunk to
-    z · max(0, 1 − 1/F): the sampler stays uniform without evidence, and commits as evidence grows.
-    Forgetting lets the sampler follow changes. ``floor`` draws every arm now and then, because an
-    arm that is never drawn can never be credited. The regression needs shares that differ between
-    rollouts. An arm is therefore drawn for up to ten consecutive steps, and rollouts follow a
-    golden-ratio sequence, in which the arms' frequencies soon match their probabilities.
+    The reward R of a rollout is regressed on the *shares* of draws of the arms, by least squares
+    with exponential forgetting. The slope of an arm estimates the extra gain of a rollout that
+    draws only this arm, compared with the average rollout. Losses fall fast at first, whichever
+    arms are drawn, so the recent mean is subtracted from rewards and shares. The slopes in standard
+    errors, z, are shrunk to z · max(0, 1 − 1/F), where F is the F statistic of the regression. The
+    sampler therefore stays uniform without evidence, and prefers arms as evidence grows.
+
+    An arm that is never drawn could never be credited, so a share ``floor`` of the draws is
+    uniform. The regression needs shares that differ between rollouts. The sampler therefore draws
+    an arm for up to ten consecutive steps, and rollouts follow a golden-ratio sequence, in which
+    the frequencies of arms soon match their probabilities.
 
     Among five equal arms, the largest probability is .26 on average
-    (``benchmarks/sampler_regret.py`` lists it for each noise level and run length).
+    (``benchmarks/sampler_regret.py`` lists this number for each noise level and run length).
 
     >>> sampler = MometasPlus(["mlm", "atd"], every=10, seed=0)
     >>> [sampler.draw(step) for step in range(40)][::10]
     ['atd', 'mlm', 'atd', 'mlm']
 
     Args:
-        arms: names of the arms.
-        lr: how far an update moves the logits towards their new values, from 0 to 1.
-        entropy: γ; a larger γ makes the probabilities more even.
+        arms: the names of the arms.
+        lr: the share of the way that an update moves the logits to their new values, 0 to 1.
+        entropy: γ, the divisor of the logits; a larger γ makes probabilities more equal.
         memory: the half-life of evidence, in rollouts; if None, a quarter of the run, at least 10.
         floor: the share of draws that are uniform.
-        every: the steps between two probes; if None, a sixtieth of the run, at most 100.
+        every: the number of steps between two probes; if None, a sixtieth of the run, at most 100.
         rows: the number of rows in a probe.
-        steps: the steps in the run.
+        steps: the number of steps in the run.
         seed: any integer.
+
+    Raises:
+        MaskwiseError: a setting is out of range.
     """
 
     least = LEAST
@@ -302,10 +315,10 @@ class MometasPlus(Learned):
         self.memory = memory
         self.floor = floor
         self.logits = torch.zeros_like(self.share)
-        # The recent mean of (R, shares), which is NaN before the first rollout.
+        # The recent mean of (R, shares); NaN before the first rollout.
         self.level = self.logits.new_full((1 + len(arms),), torch.nan)
-        # Discounted sums over rollouts: of 1 and of squared weights, of (R, shares), and of all
-        # pairwise products of R and the shares.
+        # Discounted sums over rollouts. ``weight``: weights and squared weights. ``sums``: R and
+        # shares. ``products``: pairwise products of R and shares.
         self.weight = self.logits.new_zeros(2)
         self.sums = torch.zeros_like(self.level)
         self.products = torch.outer(self.sums, self.sums)
@@ -324,13 +337,13 @@ class MometasPlus(Learned):
         if not self.rollout:
             return self.logits
         self.rollout = {}
-        # Shares are used rather than counts, because the last rollout may be shorter.
+        # Use shares, not counts, because the last rollout may be shorter.
         seen = torch.cat([gain.sum()[None], drawn / drawn.sum()])
-        # The first rollout only sets the level with which later rollouts are compared.
+        # The first rollout only sets the level that later rollouts are compared with.
         if self.level.isnan().any():
             self.level = seen
             return self.logits
-        # Losses fall fast at first, whichever arms are drawn; the recent mean removes this trend.
+        # Subtract the recent mean: losses fall fast at first, whichever arms are drawn.
         new = seen - self.level
         keep = 0.5 ** (1 / self.memory)
         self.level = self.level + (1 - 0.5 ** (1 / RECENT)) * new
@@ -343,10 +356,10 @@ class MometasPlus(Learned):
         return self.logits
 
     def credit(self) -> Tensor:
-        """Estimate each arm's gain over the mean rollout, (K,) in shrunk standard errors."""
+        """Return each arm's estimated gain over the mean rollout, in shrunk standard errors."""
         weight, squared = self.weight.tolist()
-        # The number of equally weighted rollouts that would give as much information (Kish's sample
-        # size).
+        # Kish's effective sample size: the number of equally weighted rollouts with as much
+        # information.
         count = weight**2 / squared
         arms = len(self.arms)
         mean = self.sums / weight
@@ -354,8 +367,8 @@ class MometasPlus(Learned):
         deviation = float(moments[0, 0].clamp(min=0).sqrt())
         if deviation < 1e-9 or count <= arms:
             return torch.zeros_like(self.logits)
-        # Least squares of the standardised reward on the centred shares. The ridge weighs as much
-        # as one uninformative rollout. Without it, the matrix is singular, because shares sum to 1.
+        # Least squares of the standardised reward on the centred shares. Shares sum to 1, so the
+        # matrix is singular without the ridge, which weighs as much as one rollout.
         ridge = torch.eye(arms, dtype=torch.float64) / (weight * arms)
         cross = moments[0, 1:] / deviation
         inverse = torch.linalg.inv(moments[1:, 1:] + ridge)

@@ -1,8 +1,8 @@
-"""The training loop, the order of the data, and checkpoints. Start reading at ``loop``, whose
-function ``train`` both pre-trains and fine-tunes.
+"""The training loop, the order of the data, and checkpoints.
 
-May import from ``objectives``, ``masking`` and the layers below them; depends on corpora only
-through the protocol ``Rows``.
+Start reading at ``loop``: its function ``train`` is used for pre-training and for fine-tuning. This
+package may import from ``objectives``, ``masking`` and the layers below ``masking``. It reads
+corpora only through the protocol ``Rows``.
 """
 
 from maskwise.keys import permutation

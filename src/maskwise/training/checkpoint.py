@@ -1,8 +1,8 @@
-"""The files of a training run: states to resume from, metrics, and transformers folders.
+"""The files of a training run: training states, metrics and transformers folders.
 
-A state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``). It stores weights
-and optimiser states as safetensors, everything else as JSON, and no pickles. Training waits until
-the tensors have been copied in memory; a thread then writes them to disk, one state at a time.
+A training state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``), from
+which a run can resume. It contains safetensors files and JSON, but no pickles. Training waits while
+tensors are copied in memory. A thread then writes the copies to disk, one state at a time.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Totals(BaseModel):
     """The progress of a run, over all ranks.
 
     Attributes:
-        tokens, targets: how many tokens and targets the model has been trained on.
-        loss: the loss in the last line of metrics that had targets; None if there is no such line.
-        seconds: the duration, including the time before an interruption.
+        tokens, targets: the numbers of tokens and targets in training so far.
+        loss: the loss in the last line of metrics with targets; None if there is no such line.
+        seconds: the duration of training, including the time before a resume.
         skipped: the number of updates that were skipped because they were not finite.
-        losses, sums: the losses and sums that were accumulated since the last line of metrics.
+        losses, sums: the losses and sums since the last line of metrics.
     """
 
     tokens: int = 0
@@ -55,9 +55,10 @@ class Totals(BaseModel):
 
 
 class State(Totals):
-    """The file ``state.json`` in a state to resume from, after ``step`` updates.
+    """The file ``state.json`` in a training state.
 
     Attributes:
+        step: the number of completed updates.
         settings: the settings that the result depends on.
         bits: the conditions that rounding depends on, such as the number of threads.
     """
@@ -70,11 +71,11 @@ class State(Totals):
 
 
 class States:
-    """The states of one run.
+    """The training states of one run.
 
     Args:
         folder: the parent folder of the states.
-        keep: how many states are kept, in case the newest state is damaged.
+        keep: the number of states to keep. Older states are used if the newest is damaged.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -87,12 +88,12 @@ class States:
         return self.folder / f"step-{step:08d}"
 
     def save(self, state: State, files: Mapping[str, Tensors]) -> None:
-        """Copy the tensors for each file, and let the thread write them.
+        """Copy the tensors of each file, and start to write the copies in the thread.
 
         Raises:
             MaskwiseError: the previous state could not be written.
         """
-        # One state at a time, which limits the memory for copies.
+        # Wait for the previous state, because copies of two states may not fit into memory.
         self.wait()
         copies = {}
         for name, tensors in files.items():
@@ -100,18 +101,18 @@ class States:
         self._writing = self._thread.submit(self._write, state, copies)
 
     def check(self) -> None:
-        """Raise the thread's error if it has failed, without waiting for the thread."""
+        """Raise the error of the thread if it has failed, without waiting for the thread."""
         if self._writing and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until everything is written, or raise the thread's error."""
+        """Wait until the state is written, or raise the error of the thread."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
 
     def close(self) -> None:
-        """Let the thread finish; its errors are not raised."""
+        """Wait until the thread has finished, and ignore its errors."""
         self._thread.shutdown(wait=True)
 
     def _write(self, state: State, files: Mapping[str, TensorDict]) -> None:
@@ -122,7 +123,7 @@ class States:
 
         newest = self.path(state.step)
         write_folder(newest, fill)
-        # States of later steps are damaged, and must not displace intact states.
+        # States of later steps are damaged (the run resumed before them), so they do not count.
         older = [path for path in self._paths() if path <= newest]
         for path in self._paths():
             if path not in older[: self.keep]:
@@ -132,9 +133,9 @@ class States:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def newest(self, say: Callable[[str], None]) -> State | None:
-        """The newest undamaged state, or None; ``say`` prints which states are skipped."""
+        """Return the newest undamaged state, or None. ``say`` prints a line per damaged state."""
         for path in self._paths():
-            # The manifest has a hash of every file, to detect damage by a kill or by the disk.
+            # The manifest has a hash of every file, which detects damage by a kill or by the disk.
             wrong = damage(path)
             if wrong is None:
                 try:
@@ -146,12 +147,12 @@ class States:
 
 
 class Metrics:
-    """Lines of JSON in a file.
+    """A file with one line of JSON per entry.
 
     Args:
-        path: the file; if None, nothing is written.
-        keep_until: the last step whose lines are kept. Lines for later steps are dropped, because a
-            resumed run writes them again; a new run (0) starts with an empty file.
+        path: the file; if None, lines are not written.
+        keep_until: the step of the training state from which the run resumes; 0 for a new run.
+            Lines of later steps are removed, because the resumed run writes them again.
     """
 
     def __init__(self, path: Path | None, *, keep_until: int = 0):
@@ -161,7 +162,7 @@ class Metrics:
         kept = read_lines(path) if keep_until else []
         kept = [line for line in kept if line["step"] <= keep_until]
         write_lines(path, kept)
-        # Unbuffered: after a failed write on a full disk, closing would flush the buffer again.
+        # Use no buffer: after a failed write on a full disk, ``close`` would flush it again.
         with writing(path):
             self.file = path.open("ab", buffering=0)
 
@@ -170,7 +171,7 @@ class Metrics:
             return
         rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with writing(self.path):
-            # A nearly full disk accepts part of the line before the error is raised.
+            # Repeat, because a nearly full disk may accept only a part of the line.
             while rest:
                 rest = rest[self.file.write(rest) :]
 
@@ -180,7 +181,7 @@ class Metrics:
 
 
 def states(learners: Mapping[str, Learner | Sampler]) -> TensorDict:
-    """The states of all learners as one flat dict."""
+    """Return the states of all learners as one flat dict."""
     flat = {}
     for name, learner in learners.items():
         for key, value in learner.state_dict().items():
@@ -189,10 +190,10 @@ def states(learners: Mapping[str, Learner | Sampler]) -> TensorDict:
 
 
 def restore(learners: Mapping[str, Learner | Sampler], flat: Tensors) -> None:
-    """Load the result of ``states``."""
+    """Load the states of learners from a dict made by ``states``."""
     for name, learner in learners.items():
         state = {}
-        # Names of arms may contain dots, so keys cannot be split at the first dot.
+        # Match the prefix instead of splitting at a dot: names of arms may contain dots.
         prefix = f"{name}."
         for key, value in flat.items():
             if key.startswith(prefix):
@@ -208,7 +209,7 @@ def copied(tensors: Tensors) -> TensorDict:
 
 
 def changes(before: Facts, now: Facts) -> str:
-    """List the settings that differ, each with its old value."""
+    """Return the settings that differ, with new and old values, as text."""
     changed = []
     for name, value in now.items():
         if before.get(name) != value:
@@ -224,13 +225,16 @@ def save_checkpoint(
     card: str | None = None,
     heads: Tensors | None = None,
 ) -> None:
-    """Write a transformers folder with a manifest, atomically.
+    """Write a model and a tokenizer as a transformers folder with a manifest, atomically.
 
-    The first rank writes; if the weights are sharded, every rank calls this.
+    Only the first rank writes. If weights are sharded, every rank must call this function.
 
     Args:
-        card: the text for README.md.
-        heads: the tensors for ``heads.safetensors``.
+        folder: the folder to write.
+        model: the model.
+        tokenizer: the tokenizer.
+        card: the text of README.md.
+        heads: the tensors of ``heads.safetensors``.
     """
     weights = model.state_dict()
     if any(map(wrapping.is_sharded, model.parameters())):
@@ -242,13 +246,13 @@ def save_checkpoint(
     def fill(target: Path) -> None:
         with without_advice():
             model.save_pretrained(target, state_dict=weights)
-        # These arguments record whether the tokenizer was loaded offline, but the file must not
-        # depend on that.
+        # These arguments record whether the tokenizer was loaded offline; equal tokenizers should
+        # have equal files.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
         shared = copy.copy(tokenizer)
         room = most_tokens(model.config)
-        # With this limit, truncation=True cuts at the model's last position.
+        # ``truncation=True`` cuts texts at this limit.
         if room < UNLIMITED:
             shared.model_max_length = room
         shared.save_pretrained(target)

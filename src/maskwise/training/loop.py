@@ -1,11 +1,11 @@
 """The training loop, for pre-training, intermediate pre-training and fine-tuning.
 
-    for step in look_ahead(source):         # the batches were masked during the last step
-        engine.update(step)                 # every target of every rank has the same weight
-        learners learn                      # the weights of policies and samplers, on all ranks
-        log; at intervals evaluate, and save a state to resume from
+    for step in look_ahead(source):         # batches were masked during the previous step
+        engine.update(step)                 # all targets on all ranks have the same weight
+        learners learn                      # policies and samplers, on all ranks
+        log; at intervals, evaluate and save a training state
 
-Everything random is a function of (seed, step, rank), so a resumed run continues bit for bit.
+All random numbers are functions of (seed, step, rank), so a resumed run continues bit for bit.
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 
 LOCK = ".training.lock"
-"""A file in a run's folder during training. If the process dies, the lock is released."""
+"""A lock file in the folder of a run. The lock ends with the process that trains."""
 
 LATE = "late sums"
-"""The name of an ``Exchange`` among the learners in a saved state."""
+"""The name under which a training state stores the ``Exchange``."""
 
 
 class Training(TypedDict):
-    """The summary of a training run; ``loss`` is from the last line that had targets, in nats."""
+    """The summary of a training run.
+
+    ``loss`` is the loss in the last line of metrics with targets, in nats. ``seconds``, ``tokens``
+    and ``targets`` cover the whole run, including the part before a resume.
+    """
 
     steps: int
     seconds: float
@@ -62,25 +66,28 @@ def train(
     title: str = "training",
     quiet: bool = False,
 ) -> Training:
-    """Train an objective; the same call resumes a run that was interrupted.
+    """Train an objective. To resume an interrupted run, repeat the call.
 
     Args:
-        objective: a module that turns a batch into (sum of losses, number of targets).
+        objective: a module that turns a batch into an ``Outcome``.
         source: the source of the batches.
-        settings: see ``TrainingSettings``.
-        folder: the folder for ``metrics.jsonl`` and for states to resume from; if None, nothing is
-            kept.
-        learners: policies and samplers that learn from the losses, keyed by name.
-        evaluate: a function that takes the number of updates and returns lines of metrics. A line
-            with ``enough`` ends the run.
+        settings: the training settings.
+        folder: the folder for ``metrics.jsonl`` and training states; if None, no file is written.
+        learners: policies and samplers that learn from the losses, by name.
+        evaluate: a function from the number of updates to lines of metrics. A line with a true
+            value of ``enough`` ends the run.
         title: the title of the progress bar.
         quiet: whether to hide the progress bar.
 
+    Returns:
+        The summary of the run.
+
     Raises:
         MaskwiseError: ranks and micro-batches do not divide the batch size; a loss or gradient is
-            not finite; or the folder has states from a different run, is in use by another process,
+            not finite; or the folder has states of a different run, is in use by another process,
             or cannot be written.
-        SystemExit: the process received SIGTERM or SIGUSR1; a state was saved (see ``signals``).
+        SystemExit: the process received SIGTERM or SIGUSR1. A training state was saved if
+            ``save_every`` is set.
     """
     steps = settings.steps
     with (
@@ -94,7 +101,7 @@ def train(
         kept: Learners = {**learners, LATE: exchange}
 
         def observe(batch: Batch, outcome: Outcome) -> None:
-            # A policy learns only from its own arm's losses.
+            # The policy of an arm learns only from the losses of this arm.
             for learner in learners.values():
                 if not learner.arm or learner.arm == batch.arm:
                     learner.observe(batch, outcome)
@@ -110,7 +117,7 @@ def train(
         if engine.start:
             restore(kept, engine.learned)
         else:
-            # A sampler probes once before the first step.
+            # Samplers need a probe before the first step.
             learn(0)
         done = engine.start
         judged = -1
@@ -138,7 +145,7 @@ def train(
             if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
                 enough = log.judged(done, evaluate)
                 judged = done
-            # All ranks must stop at the same step, and agree on it while its batches are made.
+            # All ranks must stop at the same step, so ``asked`` is summed with the batch counts.
             stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
             if stopped:
                 stop(engine, log, kept, asked, done)
@@ -148,7 +155,7 @@ def train(
             if enough:
                 break
         if evaluate and not enough and judged != steps:
-            # After a signal at the last step, the resumed run has only this evaluation to do.
+            # A run that a signal stopped at the last step is resumed only for this evaluation.
             log.judged(
                 steps,
                 evaluate,
@@ -167,12 +174,12 @@ def train(
 
 
 class Exchange(Learner):
-    """Sums what all learners offer over the ranks, in a single exchange, and gives them the sums.
+    """Sums the offers of all learners over ranks at once, and calls ``after`` with the sums.
 
     Args:
-        agree: sums tensors over ranks.
-        late: whether sums are used one update later. They then arrive while that update is being
-            computed, and the host does not wait for the device.
+        agree: a function that sums tensors over ranks.
+        late: whether learners get the sums one update later. The sums then arrive during the next
+            update, and the host does not wait for the device.
     """
 
     def __init__(self, agree: Agreement, *, late: bool = False):
@@ -181,7 +188,7 @@ class Exchange(Learner):
         self.pending: Callable[[], TensorDict] = dict
 
     def teach(self, learners: Mapping[str, Learner], now: Point) -> None:
-        """Call all learners' ``after``."""
+        """Exchange the learners' offers, and call every learner's ``after``."""
         offered = {}
         for name, learner in learners.items():
             local = learner.offer(now)
@@ -210,7 +217,7 @@ class Exchange(Learner):
         return parts
 
     def state_dict(self) -> TensorDict:
-        """The sums that learners have not used yet."""
+        """Return the sums that learners have not used yet."""
         return self.pending()
 
     def load_state_dict(self, state: Tensors) -> None:
@@ -218,7 +225,7 @@ class Exchange(Learner):
 
 
 def alone(folder: Path | None) -> AbstractContextManager[None]:
-    """Lock a folder against other runs; only the first rank locks it."""
+    """A context in which no other run can use the folder. Only the first rank holds the lock."""
     if folder is None or rank_here():
         return nullcontext()
     return claim(folder, "another run is training in", lock=LOCK, stays=False)
@@ -231,13 +238,14 @@ def stop(
     asked: Asked,
     done: int,
 ) -> None:
-    """After a signal, save a state and end the program.
+    """Save a training state after a signal, and end the program.
 
     Raises:
-        SystemExit: 128 + the signal's number.
-        MaskwiseError: a loss or gradient since the last line is not finite.
+        SystemExit: always, with the code 128 + the number of the signal.
+        MaskwiseError: a loss or gradient since the last line of metrics is not finite.
     """
-    number = asked.number or SIGTERM  # a different rank may have received the signal
+    # Another rank may have received the signal.
+    number = asked.number or SIGTERM
     asked.served = True
     if engine.states:
         log.read(done)

@@ -1,8 +1,8 @@
-"""Optimisers, and the learning rate, which is a function of (step, steps), so checkpoints need not
-save it.
+"""Optimisers and the learning-rate schedule.
 
-Muon here iterates over all matrices with the same shape together; torch.optim.Muon updates one
-matrix at a time, in bfloat16.
+The learning rate is a function of (step, steps), so checkpoints do not save a scheduler. Muon here
+updates all matrices of the same shape together; torch.optim.Muon updates one matrix at a time, in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from maskwise.training.wrapping import blocks_of, laid_out_as, local, whole
 from maskwise.weights import parts
 
 COOLDOWN = 0.1
-"""With ``wsd`` (warm-up, stable, decay), the default share of the steps over which the rate
-falls."""
+"""The default share of the steps in which the rate falls with ``wsd`` (warm-up, stable, decay)."""
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda fallen: 1 - fallen,
@@ -33,20 +32,22 @@ CURVES: Mapping[str, Callable[[float], float]] = {
     "wsd": lambda fallen: 1 - math.sqrt(fallen),
     "constant": lambda fallen: 1.0,
 }
-"""The share of the peak rate, as a function of the completed share of the decay."""
+"""Functions from the completed share of the decay to the rate as a share of its peak."""
 
 
 def rate_factor(
     step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None
 ) -> float:
-    """The learning rate at ``step`` of ``steps``, as a share of its peak; always above 0.
+    """Return the learning rate at ``step`` of ``steps``, as a share of its peak; always above 0.
 
     Args:
-        warmup: the share of the steps over which the rate rises.
+        step: the step, counted from 0.
+        steps: the number of steps in the run.
+        warmup: the share of the steps in which the rate rises.
         decay: a key of ``CURVES``; ``wsd`` is 1-sqrt over the last tenth of the steps (Hägele et
-            al. 2024, arXiv:2405.18392).
-        decay_share: the share of the steps, at the end, over which the rate falls; if None, all
-            steps, or a tenth for ``wsd``.
+            al. 2024, arXiv 2405.18392).
+        decay_share: the share of the steps, at the end, in which the rate falls; if None, all
+            steps, or a tenth of them for ``wsd``.
 
     >>> how = {"warmup": 0.2, "decay": "linear", "decay_share": 0.5}
     >>> [round(rate_factor(step, 10, **how), 2) for step in range(10)]
@@ -62,11 +63,11 @@ def rate_factor(
 
 
 class Optimizers:
-    """One or two torch optimisers that are stepped together; their rates are set at every step.
+    """AdamW alone, or AdamW and Muon, stepped together.
 
     Args:
-        module: the objective, whose trainable parameters are updated.
-        settings: the settings for rates, betas and weight decay.
+        module: the objective; its trainable parameters are updated.
+        settings: the settings with rates, betas and weight decay.
 
     Raises:
         MaskwiseError: Muon is chosen, but the model's blocks have no trainable matrices.
@@ -114,14 +115,14 @@ class Optimizers:
             self.members.append(muon)
 
     def set_rate(self, step: int) -> float:
-        """Set the rates for ``step``, and return AdamW's rate."""
+        """Set the learning rates for ``step``, and return the rate of AdamW."""
         s = self.settings
         factor = rate_factor(
             step, s.steps, warmup=s.warmup, decay=s.decay, decay_share=s.decay_share
         )
         for member in self.members:
             for group in member.param_groups:
-                # The defaults keep the rate that the optimiser was built with, which is its peak.
+                # ``defaults`` holds the peak rate, with which the optimiser was built.
                 group["lr"] = member.defaults["lr"] * factor
         return s.learning_rate * factor
 
@@ -129,10 +130,10 @@ class Optimizers:
         """Update the weights.
 
         Args:
-            sound: a bool on the device; if false, nothing changes. The host does not wait for its
-                value.
+            sound: a bool on the device; if False, no weight changes. The host does not wait for
+                this value.
         """
-        # torch's gradient scaler sets the same attribute. Fused AdamW reads it on the device.
+        # Fused AdamW reads ``found_inf`` on the device, as torch's gradient scaler sets it.
         skipped = None if sound is None else (~sound).float()
         for member in self.members:
             member.found_inf = skipped  # type: ignore[attr-defined]
@@ -144,7 +145,7 @@ class Optimizers:
 
 
 def state_of(members: Sequence[torch.optim.Optimizer]) -> TensorDict:
-    """The state of the optimisers as one dict of tensors, which can be saved without pickle."""
+    """Return the state of the optimisers as a flat dict of tensors, for saving without pickle."""
     flat = {}
     for number, member in enumerate(members):
         for index, entry in member.state_dict()["state"].items():
@@ -154,7 +155,7 @@ def state_of(members: Sequence[torch.optim.Optimizer]) -> TensorDict:
 
 
 def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
-    """Load the result of ``state_of``."""
+    """Load a state from ``state_of``."""
     for m, member in enumerate(members):
         state: dict[int, TensorDict] = {}
         parameters: list[Tensor] = []
@@ -170,14 +171,15 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
-    """The matrices that Muon trains: weights that map hidden states to hidden states.
+    """Return the matrices that Muon trains: weights that map hidden states to hidden states.
 
-    These are the linear layers in a model's blocks and the transform in a language model's
-    prediction head: at AdamW's rate, this one matrix kept tiny models on the plateau
-    (docs/decisions/0004-laboratory.md). AdamW trains embeddings, their projection, the output
-    layer, poolers and classifiers. Widths cannot separate the two groups: a hidden size may equal
-    the number of positions, and a task may have more classes than the model is wide.
+    These are the linear layers in a model's blocks, and the transform in the prediction head of a
+    language model. (With AdamW's rate for the transform, tiny models stayed on the plateau, see
+    docs/decisions/0004-laboratory.md.) AdamW trains embeddings and their projection, the output
+    layer, poolers and classifiers.
     """
+    # Shapes cannot distinguish the two groups: for example, a hidden size may equal the number of
+    # positions, or be smaller than the number of classes.
     linear = []
     for block in blocks_of(module):
         linear += parts(block, nn.Linear)
@@ -186,8 +188,8 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     if output is not None:
         known = {output, *encoder_of(model).modules()}
         linear += [layer for layer in parts(model, nn.Linear) if layer not in known]
-    # AdamW also trains tied embeddings, which are looked up as well as multiplied, and the factors
-    # of an adapter, because only their product maps hidden states.
+    # AdamW trains tied embeddings, which are also looked up, and the two factors of LoRA, because
+    # only their product maps hidden states.
     others = {layer.weight for layer in parts(module, nn.Embedding)}
     others |= {weight for name, weight in module.named_parameters() if ".lora_" in name}
     matrices: dict[Tensor, None] = {}
@@ -198,18 +200,18 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
 
 
 def model_of(module: nn.Module) -> nn.Module:
-    """An objective's transformers model, or the module itself if it has no such model."""
+    """Return the transformers model of an objective, or the module if it has no such model."""
     if hasattr(module, "config") or not hasattr(module, "model"):
         return module
     return module.model  # type: ignore[return-value]
 
 
 class BatchedMuon(torch.optim.Muon):
-    """A faster torch.optim.Muon: matrices with the same shape are updated together, and in single
-    precision on a CPU.
+    """A faster torch.optim.Muon, with the same state.
 
-    The state has the same format, so each class can load the other's states. Source: Jordan et
-    al. 2024, https://kellerjordan.github.io/posts/muon/.
+    Matrices of the same shape are updated together, and in single precision on a CPU.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2, 3))
@@ -220,10 +222,10 @@ class BatchedMuon(torch.optim.Muon):
     """
 
     found_inf: Tensor | None = None
-    """A scalar that is 1 to skip the update; ``Optimizers.step`` sets it, as for torch's AdamW."""
+    """A scalar on the device, set by ``Optimizers.step``; if it is 1, the update is skipped."""
 
     turn: Callable[..., Tensor]
-    """The function ``orthogonal``, compiled if ``compiled`` is set."""
+    """The function ``orthogonal``, compiled if requested."""
 
     def __init__(self, matrices: Sequence[Tensor], *, compiled: bool = False, **options: Any):
         super().__init__(matrices, **options)
@@ -237,14 +239,14 @@ class BatchedMuon(torch.optim.Muon):
             momenta: list[Tensor] = []
             self._init_group(group, weights, grads, momenta)
             if not weights:
-                # No matrix had a gradient, and torch's ``foreach`` functions refuse empty lists.
+                # No matrix has a gradient, and torch's ``foreach`` functions refuse empty lists.
                 continue
             momentum = group["momentum"]
             kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
             sound = None if self.found_inf is None else self.found_inf == 0
             if sound is not None:
-                # This skips an update without a copy or a host sync: the momentum replaces the
-                # gradient, weights decay by a factor of 1, and the update is 0.
+                # Skip the update without making the host wait: replace the gradient by the
+                # momentum, multiply weights by 1, and (below) set the update to 0.
                 for mean, grad in zip(
                     map(local, momenta),
                     map(local, grads),
@@ -255,7 +257,7 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_lerp_(momenta, grads, 1 - momentum)
             torch._foreach_mul_([*map(local, weights)], kept)
             updates = torch._foreach_lerp(grads, momenta, momentum)  # Nesterov's
-            # Matrices and transposed matrices of equal size are iterated together.
+            # Group matrices of the same shape; some of them are transposed later.
             shapes = defaultdict(list)
             for weight, update in zip(weights, updates):
                 shapes[tuple(sorted(weight.shape))].append((weight, update))
@@ -265,10 +267,10 @@ class BatchedMuon(torch.optim.Muon):
     def _update(
         self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any], sound: Tensor | None
     ) -> None:
-        # Every rank computes the whole update of a sharded matrix, and uses its own part.
+        # Every rank computes the whole update of a sharded matrix, and applies one part of it.
         updates = [whole(update) for _, update in pairs]
         wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
-        # Batched products are much faster than products of one matrix at a time.
+        # One batched product is much faster than many products of single matrices.
         turned = self.turn(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for (weight, _), update in zip(pairs, turned):
             rows, columns = weight.shape
@@ -284,15 +286,15 @@ class BatchedMuon(torch.optim.Muon):
 def orthogonal(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Approximate the nearest orthogonal matrices: singular values become .7 to 1.2.
+    """Return approximately the nearest orthogonal matrices, with singular values from .7 to 1.2.
 
     Args:
         matrices: (N, n, m), n ≤ m.
-        coefficients: the coefficients of x, x³ and x⁵ in the polynomial that is iterated.
+        coefficients: the coefficients of x, x³ and x⁵ in the Newton–Schulz polynomial.
         steps: the number of iterations.
         eps: the smallest norm to divide by.
     """
-    # Most CPUs emulate bfloat16 matrix products; single precision took a quarter of the time.
+    # Most CPUs emulate bfloat16 products, which take four times as long as single precision.
     x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     a, b, c = coefficients

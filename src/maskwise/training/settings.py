@@ -1,4 +1,4 @@
-"""The settings of a training run, each with its unit and its effect on other settings."""
+"""The settings of training runs and of models."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 NOTHING: dict[str, JsonValue] = {"changes": "nothing"}
-"""Marks a setting that does not change the weights, so the names of stages leave it out. (A run
-that has finished has the same weights under any ``on_nan``.)
-"""
+"""Marks settings that do not change the weights. They are not part of a stage's name. (``on_nan``
+is one of them, because a finished run has the same weights with all values of ``on_nan``.)"""
 ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
-"""Marks a setting that changes speed or memory, but changes weights only by rounding."""
+"""Marks settings that change speed or memory use, and change weights only by rounding."""
 
 
 NEWER: dict[str, JsonValue] = {"changes": "weights unless default"}
@@ -42,43 +41,42 @@ has its default, so that recorded stages keep their names."""
 
 
 class TrainingSettings(BaseModel):
-    """Settings of one training run; the same for pre-training and for fine-tuning."""
+    """The settings of a training run, for pre-training or for fine-tuning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(1000, ge=1)
-    """Optimiser updates. Schedules for the ratio and the learning rate span exactly these updates.
-    """
+    """Number of optimiser updates. Masking and learning-rate schedules end with the last update."""
 
     batch_size: int = Field(32, ge=1)
     """Rows per update, over all ranks and micro-batches."""
 
     accumulate: int = Field(1, ge=1, json_schema_extra=ROUNDING)
-    """Micro-batches per update. Changes memory use but not the result, because every target has the
-    same weight. There are two exceptions: ``cse`` contrasts a twin only with its micro-batch, and
-    ``rtd`` weights its detector with the share of masked tokens in each micro-batch."""
+    """Micro-batches per update. This changes memory use but not the result, because all targets
+    have the same weight. There are two exceptions: ``cse`` compares rows only within a micro-batch,
+    and ``rtd`` weights its detection loss by the share of masked tokens in each micro-batch."""
 
     group_by_length: bool = False
-    """Make batches from rows of similar length; if rows are single documents, there is less
-    padding."""
+    """Make batches from rows of similar length, which saves padding if rows are single
+    documents."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon``: Muon for the matrices in the blocks, and AdamW for all other parameters."""
+    """``muon`` uses Muon for the matrices in the blocks and AdamW for all other parameters."""
 
     learning_rate: float = Field(5e-4, gt=0)
-    """AdamW's peak rate."""
+    """Peak learning rate of AdamW."""
 
     muon_learning_rate: float = Field(0.02, gt=0)
-    """Muon's peak rate; used only with ``optimizer: muon``."""
+    """Peak learning rate of Muon; used only with ``optimizer: muon``."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.98)
-    """AdamW's decay rates for the running means of the gradient and of its square."""
+    """AdamW's decay rates for the running means of gradients and of squared gradients."""
 
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay; not applied to biases, norms and other vectors."""
+    """Decoupled weight decay of matrices; biases, norms and other vectors do not decay."""
 
     warmup: float = Field(0.06, ge=0, le=1)
-    """Share of the steps over which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises from 0 to its peak."""
 
     decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
     """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall over all steps
@@ -88,105 +86,103 @@ class TrainingSettings(BaseModel):
     """
 
     decay_share: float | None = Field(None, gt=0, le=1)
-    """Share of the steps, at the end, over which the rate falls; before that, it stays at the peak.
-    If None, all steps, or a tenth for ``wsd``."""
+    """Share of the steps, at the end, in which the learning rate falls from the peak. If None, all
+    steps, or a tenth of them for ``wsd``."""
 
     lag: int = Field(0, ge=0, le=1, json_schema_extra=NEWER)
-    """Number of updates before a policy that learns from losses uses them. With 1, no step waits
-    for the previous step's losses; on an accelerator, this wait takes as long as masking and
-    copying a batch."""
+    """Delay, in updates, with which policies learn from losses. With 1, no step waits for the
+    losses of the step before. On an accelerator, this wait is as long as masking and copying a
+    batch."""
 
     freeze: Literal["none", "encoder"] = "none"
-    """``encoder``: train only the heads, on a frozen encoder without dropout."""
+    """``encoder`` trains only the heads, on a frozen encoder without dropout."""
 
     clip: float = Field(1.0, ge=0)
-    """Maximum gradient norm, over all parameters; 0 turns clipping off."""
+    """Maximum gradient norm over all parameters; 0 turns clipping off."""
 
     precision: Literal["auto", "no", "bf16"] = Field("auto", json_schema_extra=ROUNDING)
-    """``auto``: bf16 autocast on hardware where it makes training faster (GPUs with bf16
-    multiplication, processors with AMX). ``no``: float32, whose products GPUs round to TF32.
+    """``auto`` uses bf16 autocast on hardware that trains faster in bf16 (GPUs with bf16
+    multiplication, processors with AMX). ``no`` uses float32; GPUs then multiply in TF32.
     """
 
     activation_checkpointing: bool = Field(False, json_schema_extra=ROUNDING)
-    """Keep only the inputs of each block, and recompute the activations in the backward pass. This
-    takes a third more work but much less memory. The result is the same."""
+    """Store only the inputs of each block, and recompute activations in the backward pass. This
+    needs a third more computation but much less memory. The result is the same."""
 
     compile: bool = Field(False, json_schema_extra=ROUNDING)
-    """Compile the blocks and the head with ``torch.compile``; the first steps take a minute longer.
-    """
+    """Compile the blocks and the head with ``torch.compile``. The first steps take a minute
+    longer."""
 
     shard: bool = Field(False, json_schema_extra=ROUNDING)
-    """With several processes, each process keeps a shard of weights, gradients and optimiser states
-    (FSDP2) instead of a copy (DDP). ``accelerate launch --use_fsdp`` has the same effect."""
+    """With several processes, shard weights, gradients and optimiser states over processes (FSDP2)
+    instead of copying them (DDP). ``accelerate launch --use_fsdp`` has the same effect."""
 
     seed: int = 0
-    """Seed for the initial weights, the order, dropout, and (in pre-training) the masks."""
+    """Seed of new weights, of the order of rows, of dropout, and (in pre-training) of masks."""
 
     log_every: int = Field(20, ge=1, json_schema_extra=NOTHING)
     """Steps between lines of metrics."""
 
     eval_every: int = Field(0, ge=0, json_schema_extra=NOTHING)
-    """Steps between evaluations; with 0, only at the end."""
+    """Steps between evaluations. With 0, the model is evaluated only at the end."""
 
     save_every: int = Field(0, ge=0, json_schema_extra=NOTHING)
-    """Steps between states to resume from; with 0, no states are saved. A state includes the sums
-    since the last line of metrics.
-    """
+    """Steps between training states, from which a run can resume. With 0, no states are saved."""
 
     keep: int = Field(2, ge=1, json_schema_extra=NOTHING)
-    """How many of the newest states are kept, in case the newest state is damaged."""
+    """Number of training states to keep. Older states are used if the newest is damaged."""
 
     on_nan: Literal["stop", "skip"] = Field("stop", json_schema_extra=NOTHING)
-    """What happens if a loss or gradient is not finite. ``stop``: an error names the step.
-    ``skip``: the update is skipped."""
+    """What to do if a loss or gradient is not finite. ``stop`` ends the run with an error that
+    names the step. ``skip`` skips the update."""
 
     workers: int = Field(1, ge=0, json_schema_extra=NOTHING)
-    """Processes per rank that tokenise a stream ahead of time (``corpus.stream``); with 0, the
-    training process tokenises it. Does not change the result."""
+    """Processes per rank that tokenise a stream ahead of time (``corpus.stream``). With 0, the
+    training process tokenises the stream. The result is the same."""
 
     trackers: tuple[str, ...] = Field((), json_schema_extra=NOTHING)
-    """Accelerate's trackers, such as ``tensorboard`` or ``wandb``; each must be installed."""
+    """Accelerate's trackers, such as ``tensorboard`` or ``wandb``. They must be installed."""
 
     @classmethod
     def that_change(cls, *effects: str) -> set[str]:
-        """The settings that have one of these marks.
+        """Return the names of the settings with one of the marks ``nothing`` and ``rounding``.
 
         >>> sorted(TrainingSettings.that_change("rounding"))[:2]
         ['accumulate', 'activation_checkpointing']
         """
         found = set()
         for name, field in cls.model_fields.items():
-            # A field without a mark changes weights.
+            # Fields without a mark change the weights.
             mark = field.json_schema_extra
             if isinstance(mark, dict) and mark.get("changes") in effects:
                 found.add(name)
         return found
 
     def micro_rows(self, ranks: int) -> int:
-        """The number of rows in a micro-batch on one rank."""
+        """Return the number of rows in a micro-batch on one rank."""
         return self.batch_size // (self.accumulate * ranks)
 
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""The configuration fields for attention dropout, the dropout of attention weights."""
+"""The configuration fields of attention dropout (dropout of attention weights)."""
 
 
 @cache
 def attention_dropout(architecture: str) -> tuple[str, float] | None:
-    """The field for attention dropout and its default; None if the architecture has no such field.
+    """Return the field of attention dropout and its default; None if there is no such field.
 
-    T5, for example, has a single rate for all its dropout.
+    For example, T5 has a single dropout rate.
     """
     try:
         plain = config_of({"model_type": architecture})
     except ValueError:
-        # Building the model raises an error that explains what is wrong with the name.
+        # Building the model will raise an error that explains the wrong name.
         return None
     return attention_dropout_of(plain)
 
 
 def attention_dropout_of(config: PreTrainedConfig) -> tuple[str, float] | None:
-    """The field for attention dropout in a configuration, and its value; None if there is none."""
+    """Return the field of attention dropout and its value; None if there is no such field."""
     for field in ATTENTION_DROPOUT:
         if hasattr(config, field):
             return field, float(getattr(config, field))
@@ -194,7 +190,7 @@ def attention_dropout_of(config: PreTrainedConfig) -> tuple[str, float] | None:
 
 
 class ModelSettings(BaseModel):
-    """A recipe's ``model`` section: a new model from a configuration, or a pre-trained model.
+    """The ``model`` section of a recipe: a new model or a pre-trained model.
 
     >>> ModelSettings(architecture="bert", settings={"num_hidden_layers": 2}).unigram_bias
     True
@@ -203,17 +199,19 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pretrained: str | None = None
-    """A folder, hub id, ``bundled:encoder`` or ``package:NAME`` (installed); None for new weights.
-    """
+    """The name of a pre-trained model: a folder, a hub id, ``bundled:encoder``, or ``package:NAME``
+    for an installed package. None for a new model."""
     architecture: str = "modernbert"
-    """Name of a new model's architecture in transformers, such as bert or t5."""
+    """The architecture of a new model: transformers' ``model_type``, such as bert or t5."""
     settings: Fields = {}
-    """Fields of the architecture's configuration, such as hidden_size."""
+    """Fields of a new model's configuration, such as hidden_size."""
     unigram_bias: bool = True
-    """Initialise a new head's output bias with the tokens' log-frequencies in the training text."""
+    """Initialise the output bias of a new head with log frequencies of tokens in the training
+    text."""
     adapter: str | None = None
-    """``lora(rank=16)``: instead of all weights, train the heads and low-rank updates of the
-    encoder's linear layers (needs peft; see ``lora.Lora``). Checkpoints contain merged weights."""
+    """``lora(rank=16)`` trains the heads and low-rank updates of the encoder's linear layers
+    instead of all weights (needs peft; see ``weights.Lora``). Checkpoints contain merged
+    weights."""
 
     @field_validator("adapter")
     @classmethod
@@ -223,14 +221,14 @@ class ModelSettings(BaseModel):
         return value
 
     attention_dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout of attention weights. If None, the rate is 0 for a new model and the checkpoint's
-    rate for a pre-trained model. The fast GPU kernels for documents of variable length do not
-    support this dropout."""
+    """Dropout rate of attention weights. If None, the rate is 0 for a new model, and the rate of
+    the checkpoint for a pre-trained model. The fast GPU kernels for documents of variable length
+    need a rate of 0."""
 
     @field_validator("settings")
     @classmethod
     def _truth(cls, value: Fields) -> Fields:
-        """Read ``yes`` and ``no`` as booleans, because no setting has these words as a value."""
+        """Read ``yes``, ``no``, ``on`` and ``off`` as booleans; no setting has these as a value."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
@@ -248,7 +246,7 @@ class ModelSettings(BaseModel):
 
     @property
     def changed_dropout(self) -> float | None:
-        """The attention dropout, if it differs from that of the architecture or the checkpoint."""
+        """The attention dropout if it differs from the architecture or checkpoint; else None."""
         usual = attention_dropout(self.architecture)
         if self.pretrained or usual is None:
             return self.attention_dropout
@@ -259,10 +257,11 @@ class ModelSettings(BaseModel):
         return rate
 
     def named(self) -> dict[str, JsonValue]:
-        """The settings in a stage's name, without ``adapter``, which only training stages have.
+        """Return the settings that are part of a stage's name.
 
-        Attention dropout is included only if it is not the architecture's default: before this
-        setting existed, studies were recorded with the default.
+        ``adapter`` is left out, because only training stages depend on it. Attention dropout is
+        included only if it differs from the architecture's default, because older recorded studies
+        have names without this setting.
         """
         plain: dict[str, JsonValue] = self.model_dump(
             mode="json", exclude={"attention_dropout", "adapter"}
@@ -273,24 +272,24 @@ class ModelSettings(BaseModel):
 
     @classmethod
     def from_name(cls, plain: Mapping[str, Any]) -> ModelSettings:
-        """The inverse of ``named``: if a name omits the rate, it is the architecture's default."""
+        """Invert ``named``. A name without attention dropout has the architecture's default."""
         plain = dict(plain)
         if plain.get("pretrained") or "architecture" not in plain:
             return cls(**plain)
         usual = attention_dropout(plain["architecture"])
         if usual is not None and usual[0] not in plain["settings"]:
             rate = plain.get("attention_dropout", usual[1])
-            # None, as in most recipes, means 0.
+            # Recipes usually have None, which means 0, so 0 becomes None.
             plain["attention_dropout"] = rate or None
         return cls(**plain)
 
     def config(
         self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
     ) -> PreTrainedConfig:
-        """The pre-trained model's configuration, or a new one for rows of ``length``.
+        """Return the configuration of the pre-trained model, or a new one for ``length`` tokens.
 
         Raises:
-            MaskwiseError: attention dropout is set, but the configuration does not support it.
+            MaskwiseError: attention dropout is set, but the architecture has no such setting.
         """
         if self.pretrained:
             config = load_config(self.pretrained, kind=kind)
@@ -309,14 +308,15 @@ class ModelSettings(BaseModel):
                     f"{config.model_type} has no separate attention dropout",
                     do="leave out model.attention_dropout",
                 )
-            # T5Gemma's layers read the configurations of their own parts. ESM's part may be None.
+            # T5Gemma's layers read nested configurations. The nested configuration of ESM may be
+            # None.
             parts = [getattr(config, name) for name in config.sub_configs]
             for part in filter(None, [config, *parts]):
                 setattr(part, usual[0], self.changed_dropout)
         return config
 
     def empty(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """The model to train, but without memory for its weights; it is used to count them."""
+        """Return the model to train without memory for its weights, for counting them."""
         network = empty_model(config)
         if self.adapter:
             lora(self.adapter).add(network, seed=0)
@@ -331,7 +331,15 @@ class ModelSettings(BaseModel):
         seed: int,
         log_unigram: Tensor,
     ) -> PreTrainedModel:
-        """The model to train; ``log_unigram`` is as for ``new_model``."""
+        """Return the model to train.
+
+        Args:
+            tokenizer: the tokenizer.
+            length: the number of tokens in a row.
+            kind: the required kind of model.
+            seed: the seed of new weights.
+            log_unigram: (V,) log frequencies of tokens, for the bias of a new head.
+        """
         bias = log_unigram if self.unigram_bias else None
         config = self.config(tokenizer, length, kind=kind)
         if self.pretrained:

@@ -1,8 +1,8 @@
-"""Wrappers for a model in training: activation checkpointing, compilation and sharding.
+"""Wrappers for models in training: activation checkpointing, compilation and sharding.
 
-All three work on a model's *blocks*, which have most of its weights and activations. They change
-results at most by rounding, and are removed after training. Sharded weights remain sharded;
-``gathered`` returns whole tensors.
+All three are applied to the *blocks* of a model, which have most of the weights and activations.
+They change results at most by rounding. After training, ``unwrap`` removes the first two; sharded
+weights remain sharded, and ``gathered`` returns whole tensors.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import parts
 
-if TYPE_CHECKING:  # imports that take seconds: each function below imports what it needs
+# These imports take seconds, so functions import them on use.
+if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 _meshes: list[DeviceMesh] = []
 _duck_shapes: list[bool] = []
-"""The value of torch's setting before a training run changed it."""
+"""The value of torch's ``use_duck_shape`` before ``wrap`` changed it; otherwise empty."""
 Result = TypeVar("Result")
 Forward = Callable[..., Any]
 
 ACCELERATE = "ACCELERATE_USE_FSDP"
-"""The variable with which ``accelerate launch --use_fsdp`` requests sharded weights."""
+"""The environment variable that ``accelerate launch --use_fsdp`` sets."""
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks of all models in a module: the members of each model's outermost module lists."""
+    """Return the blocks of all models in a module: the members of their outermost module lists."""
     from transformers import PreTrainedModel
 
     blocks = chain.from_iterable(map(_listed, parts(module, PreTrainedModel)))
@@ -61,9 +62,15 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
-    """Compile the blocks and the head and checkpoint activations, according to the settings, and
-    install the device's fast paths. Evaluation gets the ``precision`` of training. ``unwrap``
-    undoes everything.
+    """Prepare an objective for training; ``unwrap`` undoes all changes.
+
+    Depending on the settings, the blocks and the head are compiled, and activations are
+    checkpointed. Attention and dropout get fast versions for the device.
+
+    Args:
+        objective: the objective, which is changed in place.
+        settings: the training settings.
+        precision: the precision of training, which evaluations then use too.
 
     Raises:
         MaskwiseError: there is no compiler, or the model has no blocks.
@@ -75,7 +82,8 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
             part.precision = precision
     for model in parts(objective, PreTrainedModel):
         if adapter_of(model.config).separates:
-            separate(model)  # masks then need no sync, and training is faster on a CPU
+            # Our attention makes masks without host syncs, and is faster on a CPU.
+            separate(model)
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
     if not (settings.compile or settings.activation_checkpointing):
@@ -89,13 +97,13 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         )
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
-        # Otherwise, torch would treat a length that happens to equal the width as the width, and
-        # the length would not be dynamic.
+        # With duck shapes, torch would assume that a row length equal to the hidden size always
+        # equals it, and the length would not be dynamic.
         if not _duck_shapes:
             _duck_shapes.append(symbolic_shapes.use_duck_shape)
         symbolic_shapes.use_duck_shape = False
     for block in blocks:
-        # Compile first, so that checkpointing repeats the compiled pass.
+        # Compile before checkpointing, which then repeats the compiled forward pass.
         forward: Forward = block.forward
         if settings.compile:
             forward = _compiled(block, forward)
@@ -107,7 +115,7 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 
 
 def freeze_encoder(objective: Objective) -> None:
-    """Exclude the encoder from training, and any output matrix that is tied to its embeddings."""
+    """Freeze the encoder, and with it any output matrix that is tied to the embeddings."""
     encoder_of(objective.model).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
         raise MaskwiseError(
@@ -118,7 +126,7 @@ def freeze_encoder(objective: Objective) -> None:
 
 
 def unwrap(objective: nn.Module) -> None:
-    """Undo ``wrap``, and Accelerate's wrapping of the objective's forward pass."""
+    """Undo ``wrap``, and Accelerate's change of the objective's forward method."""
     restore(objective)
     release(objective)
     if _duck_shapes:
@@ -132,13 +140,12 @@ def unwrap(objective: nn.Module) -> None:
 
 
 def _compiled(block: nn.Module, forward: Forward) -> Forward:
-    """A forward pass that is compiled for training.
+    """Return a forward method that is compiled for training.
 
     All blocks of the same class share their compiled code. Torch keeps at most eight versions of
-    this code; after that, it silently runs uncompiled. Therefore everything that would cause new
-    versions is avoided: lengths are dynamic, evaluation is not compiled, and each block gets
-    ready-made masks. The remaining versions are for different kinds of layers, such as ModernBERT's
-    three kinds.
+    this code, and then silently runs blocks uncompiled. To avoid new versions, lengths are dynamic,
+    evaluation is not compiled, and blocks get masks that are already computed. Different kinds of
+    layers, such as ModernBERT's three kinds, still need different versions.
     """
     fast = torch.compile(forward, dynamic=True, fullgraph=True)
     masked_by: list[tuple[MaskKey, ...]] = []
@@ -152,7 +159,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
         if masked_by:
             options["documents"] = documents.with_masks(masked_by[0])
             return fast(*inputs, **options)
-        # The first pass, which is not compiled, shows which masks this block requests.
+        # Run the first pass uncompiled, to record the masks that this block asks for.
         options["documents"] = documents.with_masks(())
         output = forward(*inputs, **options)
         masked_by.append(options["documents"].masked_by)
@@ -162,7 +169,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
-    """A forward pass that keeps only its inputs, and is repeated in the backward pass."""
+    """Return a forward method that stores only its inputs and is repeated in the backward pass."""
 
     def twice(*inputs: object, **options: Any) -> Any:
         if block.training and torch.is_grad_enabled():
@@ -173,7 +180,7 @@ def _recomputed(block: nn.Module, forward: Forward) -> Forward:
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raise if a program that ``torch.compile`` needs for a device is not installed."""
+    """Raise ``MaskwiseError`` if ``torch.compile`` lacks its compiler for a device."""
     program = os.environ.get("CXX") or "g++"
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         program = "triton"
@@ -191,13 +198,13 @@ def require_compiler(device: torch.device) -> None:
 class Sharded(nn.Module):
     """An objective with weights, gradients and optimiser states sharded over ranks (FSDP2).
 
-    A block's weights are gathered before the block computes and released afterwards, in the forward
-    and in the backward pass. Weights outside of blocks (embeddings, heads) are gathered only once
-    per step, in single precision.
+    In the forward and in the backward pass, the weights of a block are gathered before the block
+    runs and released afterwards. Weights outside blocks (embeddings, heads) are gathered once per
+    step, in single precision.
 
     Args:
-        objective: the objective on its device. Optimisers must not exist yet, because the
-            parameters are replaced.
+        objective: the objective on its device. Make optimisers afterwards, because sharding
+            replaces the parameters.
         device: the device of this process.
         ranks: the number of ranks.
         bf16: whether training computes in bfloat16. Weights are then gathered in bfloat16, which
@@ -218,7 +225,7 @@ class Sharded(nn.Module):
         _meshes.append(mesh)
         policy = MixedPrecisionPolicy()
         if bf16:
-            # A block's inputs are cast too, because norms refuse weights of a different precision.
+            # Inputs of blocks are cast too, because norms need inputs and weights of one precision.
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks_of(objective):
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -229,24 +236,27 @@ class Sharded(nn.Module):
         return self.objective(batch)
 
     def within(self, function: Callable[[], Result]) -> Result:
-        """Call a function that uses the model without training it."""
+        """Call a function that evaluates the model, with gathered weights."""
         return function()
 
 
 def forget_meshes() -> None:
-    """Release the process groups of sharded models, which torch keeps in its mesh caches."""
+    """Release the process groups of sharded models, which torch caches."""
     while _meshes:
         getattr(_meshes.pop(), "_pg_registry", {}).clear()
 
 
 def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
-    """Whether to shard weights: ``training.shard``, or ``accelerate launch --use_fsdp``."""
+    """Return whether ``training.shard`` or ``accelerate launch --use_fsdp`` asks for sharding."""
     return ranks > 1 and (settings.shard or os.environ.get(ACCELERATE, "").lower() == "true")
 
 
 @contextmanager
 def without_fsdp_of_accelerate() -> Iterator[None]:
-    """Hide the request from Accelerate, which silently does not shard on CPUs."""
+    """A context without the environment variable of ``--use_fsdp``.
+
+    Accelerate must not see this variable, because its FSDP silently does not shard on CPUs.
+    """
     before = os.environ.pop(ACCELERATE, None)
     try:
         yield
@@ -256,28 +266,29 @@ def without_fsdp_of_accelerate() -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor is sharded over ranks."""
+    """Return whether a tensor is sharded over ranks."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor."""
+    """Return this rank's part of a tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor; every rank calls this."""
+    """Return the whole tensor. Every rank must call this function."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def gathered(tensors: Tensors, *, keep: bool) -> TensorDict:
-    """Gather whole tensors; every rank calls this, in the same order.
+    """Gather whole tensors. Every rank must call this function with the same names in order.
 
     Args:
-        keep: whether this rank keeps the whole tensors; the other ranks hold only one whole tensor
-            at a time.
+        tensors: the tensors, sharded or not.
+        keep: whether to return the tensors. Ranks with False get an empty dict, and hold one whole
+            tensor at a time.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -288,7 +299,10 @@ def gathered(tensors: Tensors, *, keep: bool) -> TensorDict:
 
 
 def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
-    """Shard a tensor that every rank has in the same way as ``other``, which has the same shape."""
+    """Shard a whole tensor in the same way as ``other``. Every rank must have the whole tensor.
+
+    The tensor is returned unchanged if ``other`` is not sharded or has a different shape.
+    """
     if not is_sharded(other) or is_sharded(value) or value.shape != other.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -299,7 +313,7 @@ def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
 
 
 def distinct(module: nn.Module) -> TensorDict:
-    """A module's state, keyed by name; tied weights appear only once, as safetensors needs it."""
+    """Return the state of a module by name. Safetensors needs tied weights to appear only once."""
     names: dict[Tensor, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(tensor, name)
@@ -307,8 +321,8 @@ def distinct(module: nn.Module) -> TensorDict:
 
 
 def load_weights(module: nn.Module, weights: Tensors) -> None:
-    """Copy whole tensors into a module, sharded or not; for tied weights, one name is enough."""
-    # ``keep_vars`` gives the parameters themselves, even if they are sharded.
+    """Copy whole tensors into a module, sharded or not. Tied weights need only one name."""
+    # With ``keep_vars``, the state holds the parameters, so copying changes the module.
     state = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in weights.items():

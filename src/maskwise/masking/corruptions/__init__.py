@@ -1,10 +1,9 @@
-"""What selected tokens become, and what the model must predict; ``CORRUPTIONS`` is the registry.
+"""Corruptions: how selected tokens are replaced, and which labels the model must predict.
 
-``base`` contains the corruptions that insert no tokens; the corruptions in this file insert or move
-tokens. They work on the whole line: they insert new tokens into it and drop old tokens from it
-(``Line``), so pieces need no padding, and no routine loops over pieces. To add a corruption, write
-a class like ``Bert`` or ``Delete`` and add a line to ``CORRUPTIONS``; the contract suite then tests
-the new corruption too.
+``base`` contains the corruptions that insert no tokens. The corruptions in this file insert or move
+tokens. A corruption works on the whole line (``Line``), which has no padding, so no routine loops
+over pieces. To add a corruption, write a class like ``Bert`` or ``Delete`` and add a line to
+``CORRUPTIONS``, the only registry. The contract tests then run on the new corruption too.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ from maskwise.specs import Call, build
 
 @dataclass(frozen=True)
 class Insert(Moving):
-    """Random ordinary tokens are inserted before each selected token: one token, or a run.
+    """Insert one or more random ordinary tokens before each selected token.
 
-    ``again`` is the probability that a further token follows an inserted token. At 0, with tokens
-    selected at probability p, a share p / (1 + p) of the shown tokens is new (at .15: .130; .129
-    measured on text), and no two new tokens are adjacent. With ``again=p`` every position of the
-    *output* is an insertion with probability p, as in the published code: a share p is new (.149
-    measured), and the token after a new token is new with probability p (.151).
+    ``again`` is the probability that an inserted token is followed by another inserted token. With
+    ``again=0``, no two inserted tokens are adjacent. If tokens are selected with probability p, a
+    share p / (1 + p) of the output tokens is inserted (p = .15: .130; measured on text: .129). With
+    ``again=p``, as in the published code, every position of the *output* is an insertion with
+    probability p (measured: .149), also after an insertion (measured: .151).
 
-    Pieces grow; ``cut`` is their maximum length: the end of the text is cut off, but no special
-    token. ``cut`` is a fixed number, such as the model's number of positions, so a piece does not
-    depend on its neighbours. Packed rows also have a planned length, see ``Masker``.
+    Pieces grow. ``cut`` is the maximum length of a piece, in tokens, such as the model's number of
+    positions; the end of a longer text is cut off, but no special token. The mask of a piece does
+    not depend on other pieces. ``Masker`` describes how packed rows are cut.
 
     Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 elsewhere in the text.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection; ``again``: its
@@ -79,10 +78,11 @@ class Insert(Moving):
         if self.again:
             at = np.flatnonzero(choice.tokens)
             draw = unit_interval(batch.draw(keys, Purpose.LENGTH, at))
-            # The number of further tokens is geometric; the formula inverts its distribution.
+            # The number of further tokens has a geometric distribution, inverted here.
             new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)
         shown_T = new_T + batch.present
-        # The old position of each token; a new token has the old position of the token after it.
+        # ``source`` is the old position of each token. A new token has the old position of the
+        # selected token that it precedes.
         source = owners(shown_T)
         rank = rank_within(shown_T)
         is_new = rank < new_T.take(source)
@@ -96,7 +96,7 @@ class Insert(Moving):
             is_new = is_new[fits]
             text = text[fits]
         piece = batch.piece.take(source)
-        # A piece has fewer than 2²⁰ tokens, so these indices are distinct.
+        # The indices are distinct, because a piece has fewer than 2²⁰ tokens.
         index = source - batch.first.take(piece) + (rank << 20)
         draw = keys.draw(Purpose.REPLACE, piece[is_new], index[is_new])
         inputs = batch.input_ids.take(source)
@@ -112,18 +112,18 @@ class Insert(Moving):
 
 @dataclass(frozen=True)
 class Infill(Moving):
-    """BART's infilling: one [MASK] for each run of selected tokens, and one for each empty span.
+    """Replace each run of selected tokens by one [MASK], and insert a [MASK] per empty span (BART).
 
-    The policy selects spans of at least one token (BART's: ``span(poisson=3.0)``). A Poisson length
-    is 0 with probability q = exp(−mean), so every span adds an *empty* span with probability
-    q / (1 − q), between two random tokens of the text; empty spans cost no budget. With
-    ``mean=None`` there are no empty spans.
+    Policies select spans of at least one token (for BART, use ``span(poisson=3.0)``). A Poisson
+    length is 0 with probability q = exp(−mean). To add such *empty* spans, each selected span
+    inserts a [MASK] between two random tokens of the text with probability q / (1 − q). Empty spans
+    use no budget. With ``mean=None`` there are no empty spans.
 
-    Adjacent spans become one [MASK]; an empty span next to another span is not shown. Pieces whose
-    spans are short or empty can grow.
+    Adjacent spans become one [MASK], and empty spans next to other spans are dropped. Pieces with
+    many short or empty spans can grow.
 
     Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order, a [MASK] and the tokens
-        that it replaced, then [eos].
+        that it replaced, then the end-of-sequence token.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
     """
 
@@ -160,13 +160,13 @@ class Infill(Moving):
         return line.shown(inputs, *removed_text(choice, leads, mask, eos))
 
     def _empty(self, choice: Selection, keys: Keys, mean: float) -> Array:
-        """(N,) int64: the tokens before which an empty span is put."""
+        """(N,) int64: the positions of the tokens before which an empty span is inserted."""
         batch = choice.batch
         starts = choice.starts
         q = math.exp(-mean)
         count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
-        # Each run has two draws: whether the run adds an empty span, and where it lies in the text.
+        # Each run has two draws: whether to add an empty span, and where to insert that span.
         index = 2 * rank_within(batch.count(starts))
         adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
         # An empty span lies between two tokens.
@@ -182,18 +182,20 @@ class Infill(Moving):
 
 @dataclass(frozen=True)
 class T5(Moving):
-    """The k-th run of selected tokens becomes the k-th sentinel; adjacent spans are one run.
+    """Replace the k-th run of selected tokens by the k-th sentinel. Adjacent spans form one run.
 
         inputs:  Thank you <extra_id_0> me to your party <extra_id_1> week.
         targets: <extra_id_0> for inviting <extra_id_1> last <extra_id_2>
 
-    Targets: ``spans``: as above, then [eos], if the tokenizer has it and ``eos`` is True; ``full``:
-        the whole piece. Every piece of a packed row starts again with the first sentinel.
+    Every piece of a packed row starts again with the first sentinel.
+
+    Targets: ``spans``: the sentinels and their tokens as above, then the end-of-sequence token if
+        ``eos`` is True and the tokenizer has one; ``full``: the whole piece.
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), figure 2 and section 3.1.4.
 
     Raises:
-        MaskwiseError: a piece with more spans than the tokenizer has sentinels (the last sentinel
-            only closes the target).
+        MaskwiseError: a piece has too many spans for the tokenizer's sentinels. With n sentinels,
+            at most n − 1 spans are allowed, because one sentinel ends the target.
     """
 
     target: str = "spans"
@@ -230,7 +232,7 @@ class T5(Moving):
             )
         lead = batch.input_ids.copy()
         lead[starts] = sentinel.take(rank_within(runs_P))
-        # A sentinel replaces the first token of its run; only mode tokens are new.
+        # A sentinel replaces the first token of its run, so only mode tokens are inserted.
         stay = batch.present & ~chosen | starts
         mode_P = self._modes(choice, vocabulary)
         if mode_P is None:
@@ -248,20 +250,20 @@ class T5(Moving):
         return line.shown(inputs, *labels)
 
     def _modes(self, choice: Selection, vocabulary: Vocabulary) -> Array | None:
-        """(P,) ids of tokens to put before the text of masked pieces, or None."""
+        """(P,) int64: ids to insert before the text of masked pieces; None to insert nothing."""
         return None
 
 
 @dataclass(frozen=True)
 class Ul2(T5):
-    """``t5`` with a mode token before the text of each masked piece, for the policy ``ul2``.
+    """Corrupt as ``t5``, and insert a mode token before the text of each masked piece (UL2).
 
-    The mode follows from the mask itself, so it is correct for any policy: S if the only masked
-    span ends the text; otherwise X (extreme, as the paper defines it) if spans are at least 12
-    tokens long on average or at least 30 % of the text is masked; otherwise R (regular). A piece
-    without selected tokens gets no mode token.
+    The mode is computed from the mask, so any policy may be used. The mode is S (sequential) if the
+    only masked span is at the end of the text. Otherwise the mode is X (extreme) if spans have at
+    least 12 tokens on average or at least 30 % of the text is masked, as in the paper. All other
+    masks have the mode R (regular). A piece without selected tokens gets no mode token.
 
-    Targets: as for ``t5``.
+    Targets: the same as for ``t5``.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), sections 3.1.2 and 3.1.3.
     """
 
@@ -285,7 +287,7 @@ class Ul2(T5):
 
 
 def mode_of(choice: Selection) -> Array:
-    """(P,) int64: 0 for R, 1 for S, 2 for X."""
+    """(P,) int64: the UL2 mode of each piece: 0 for R, 1 for S, 2 for X."""
     batch = choice.batch
     runs_P = batch.count(choice.starts)
     masked_P = batch.count(choice.tokens)
@@ -296,13 +298,12 @@ def mode_of(choice: Selection) -> Array:
 
 @dataclass(frozen=True)
 class PermuteSentences(Corruption):
-    """Sentences with a selected token are permuted with each other; other sentences do not move.
+    """Permute the sentences that contain a selected token. Other sentences do not move.
 
-    Therefore ``policy="sentence", ratio=1`` permutes all sentences, as in BART; a smaller ratio
-    permutes fewer sentences. ``inner`` is a second corruption, for the selected tokens of the
-    permuted piece (BART-large: ``infill``); without ``inner`` these tokens are unchanged. Sentences
-    are runs of equal numbers ≥ 0 in ``layer``. The order is drawn uniformly by hash; it may be the
-    old order.
+    ``policy="sentence", ratio=1`` permutes all sentences, as in BART, and a smaller ratio permutes
+    fewer sentences. ``inner`` is a second corruption for the selected tokens of the permuted piece
+    (BART-large: ``infill``). Without ``inner``, the selected tokens are unchanged. Sentences are
+    runs of equal numbers ≥ 0 in ``layer``. All orders, including the old order, are equally likely.
 
     Targets: the whole piece.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
@@ -333,7 +334,7 @@ class PermuteSentences(Corruption):
             eligible=batch.eligible.take(source),
             layers={name: layer.take(source) for name, layer in batch.layers.items()},
         )
-        # The inverse permutation gives the new position of each token.
+        # Invert the permutation: ``place`` is the new position of each token.
         place = np.empty_like(source)
         place[source] = np.arange(len(source))
         moved = Units.of_tokens(
@@ -351,11 +352,11 @@ class PermuteSentences(Corruption):
         at = batch.content_at
         name = marked.take(at).clip(min=-1)
         piece = batch.piece.take(at)
-        # Within a run, positions rise by one, so this difference changes where special tokens
-        # interrupt a sentence.
+        # The difference is constant while content tokens are adjacent, so it changes where
+        # special tokens interrupt a sentence.
         opens = changes(name, piece, at - np.arange(len(at)))
-        # All sentences of the batch are numbered consecutively; text between sentences counts as
-        # a sentence that never moves.
+        # Number the sentences of the batch consecutively. Text between sentences counts as a
+        # sentence that never moves.
         begin = np.flatnonzero(opens)
         sentence = opens.cumsum() - 1
         length = np.diff(begin, append=len(at))
@@ -363,7 +364,7 @@ class PermuteSentences(Corruption):
         moves[sentence[chosen.take(at) & (name >= 0)]] = True
         piece = piece.take(begin)
         number = rank_within(np.bincount(piece, minlength=batch.pieces))
-        # The sentences that move exchange their slots, within their piece.
+        # Sentences that move exchange their slots with other such sentences of the piece.
         slot = np.flatnonzero(moves)
         piece = piece.take(slot)
         draw = keys.draw(Purpose.PERMUTE, piece, number.take(slot))
@@ -380,7 +381,7 @@ class PermuteSentences(Corruption):
 def permute_sentences(
     layer: str = "sentence", inner: Corruption | str | Call | None = None
 ) -> PermuteSentences:
-    """Permute sentences; ``inner`` (a corruption, or its name) corrupts the selected tokens."""
+    """Permute sentences; ``inner`` (a corruption or a name) corrupts the selected tokens."""
     return PermuteSentences(layer, None if inner is None else corruption(inner))
 
 

@@ -17,22 +17,24 @@ from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import offsets, rank_within
 
 Tail: TypeAlias = "Array | int | None"
-"""An id to append to every piece, or (P,) ids; None to append nothing."""
+"""One id, or (P,) ids, to append to the pieces; None to append nothing."""
 
 
 @dataclass
 class Corrupted:
-    """Inputs and targets of all pieces, concatenated.
+    """The inputs and labels of all pieces, concatenated.
+
+    T' is the number of tokens, without padding, after a corruption that changes lengths.
 
     Attributes:
-        input_ids: (T,), or (T',) without padding if lengths have changed.
-        labels: one label per token of ``input_ids``, or a separate text, see ``label_lengths``.
-        lengths: (P,) the new length of each piece in tokens; None if every token kept its position.
-        label_lengths: (P,) the number of each piece's labels, if labels are a separate text; else
-            None.
-        text: (T',) bool, the tokens that may be cut off (all but special tokens), if lengths have
-            changed.
-        extras: (T',) model inputs of the moved tokens.
+        input_ids: (T,) int64; (T',) if lengths have changed.
+        labels: one label per token of ``input_ids``, or the concatenated texts for a decoder.
+        lengths: (P,) the new number of tokens in each piece; None if no token was moved.
+        label_lengths: (P,) the number of labels of each piece, if a decoder writes the labels;
+            otherwise None.
+        text: (T',) bool, the tokens that may be cut off (all but special tokens); empty if no token
+            was moved.
+        extras: (T',) further model inputs; empty if no token was moved.
     """
 
     input_ids: Array
@@ -44,7 +46,7 @@ class Corrupted:
 
 
 def lay_out(shown: Corrupted, choice: Selection, pad: int) -> MaskedBatch:
-    """Lay out the corrupted line in rows, as tensors."""
+    """Turn the corrupted line into rows of a batch, as tensors. ``pad`` is the padding id."""
     import torch
 
     batch = choice.batch
@@ -79,13 +81,13 @@ def lay_out(shown: Corrupted, choice: Selection, pad: int) -> MaskedBatch:
 
 
 def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Columns, int]:
-    """(B, L') columns of pieces with their new lengths, and the number of tokens cut off."""
+    """Lay out pieces of new lengths as (B, L') columns, and count the tokens cut off."""
     assert shown.lengths is not None
     pieces = np.arange(batch.pieces)
     fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
 
     def in_rows(columns: Columns, length_B: Array) -> Columns:
-        """Fill each row with its next ``length_B`` of the N numbers, and pad its end."""
+        """Split each line into rows with ``length_B`` items, and pad the rows."""
         inside = np.arange(int(length_B.max(initial=0))) < length_B[:, None]
         rows = {}
         for name, line in columns.items():
@@ -102,8 +104,8 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Column
         columns["labels"] = shown.labels
     cut = 0
     if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
-        # The end of the text is cut off, but a special token that closes the row is kept as the
-        # last token, because models expect [SEP] or [EOS] there.
+        # Cut off the end of the text, but keep a special token that closes the row, because
+        # models expect [SEP] or [EOS] there.
         rank = rank_within(length_B)
         last_B = length_B - 1
         closed_B = ~shown.text.take(offsets(length_B) + last_B)
@@ -120,20 +122,21 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Column
 
 
 class Corruption(ABC):
-    """The base class of all corruptions, which are small frozen dataclasses.
+    """Base class of all corruptions. A corruption is a small frozen dataclass.
 
-    Only selected tokens are corrupted; special tokens stay in place. A piece without a selected
-    token is unchanged and has no targets, except with ``detect``, where its targets are 0.
+    Corruptions change only selected tokens, never special tokens. A piece without a selected token
+    is unchanged and has no targets; only with ``target="detect"`` its labels are 0.
     """
 
     shows_mask = True
     """Whether the tokenizer must have a mask token."""
 
     targets: Names = ()
-    """The allowed values of ``target``; empty if there is no choice."""
+    """The allowed values of ``target``; empty if the target is fixed."""
 
     target: str | None = None
-    """What the model must produce: ``spans``, ``full`` or ``detect``."""
+    """What the model predicts: ``spans`` (the selected tokens), ``full`` (the whole piece) or
+    ``detect`` (whether each token was corrupted)."""
 
     def __post_init__(self) -> None:
         if self.targets:
@@ -142,23 +145,23 @@ class Corruption(ABC):
 
     @property
     def keeps_length(self) -> bool:
-        """Whether inputs and labels stay where the tokens were."""
+        """Whether all tokens keep their positions."""
         return True
 
     @property
     def detects(self) -> bool:
-        """Whether labels tell if a token was corrupted (1) or not (0)."""
+        """Whether labels are 1 for corrupted tokens and 0 for other tokens."""
         return self.target == "detect"
 
     @property
     def writes(self) -> str | None:
-        """The kind of text that a decoder can write as labels: ``full``, ``spans``, ``sentinels``.
+        """The kind of text that a decoder writes: ``full``, ``spans`` or ``sentinels``.
 
-        None if labels are not a text.
+        None if labels are aligned with the inputs.
         """
         if self.target == "full":
             return self.target
-        # Labels in place have gaps between the spans, so they are not a text.
+        # Labels that are aligned with the inputs have gaps between spans, so they are no text.
         if self.target == "spans" and not self.keeps_length:
             return self.target
         return None
@@ -170,25 +173,25 @@ class Corruption(ABC):
         """Corrupt the selected tokens.
 
         Args:
-            batch: the pieces, as one line of tokens; it must not be changed.
-            choice: the selected tokens, ``choice.tokens`` (T,) bool, and their units.
+            batch: the pieces, as one line of tokens. Do not change this batch in place.
+            choice: the selected tokens (``choice.tokens``, (T,) bool) and their units.
             keys: the random draws for these pieces.
             vocabulary: tables over ids.
         """
 
     def check(self, vocabulary: Vocabulary) -> None:
-        """Raise if the tokenizer lacks a token that this corruption needs."""
+        """Raise ``MaskwiseError`` if the tokenizer lacks a token that this corruption needs."""
         if self.shows_mask:
             vocabulary.require_mask()
 
 
 class Line:
-    """A line from which tokens are removed, and into which new tokens are inserted.
+    """A new line, made from the line of a batch by removing and inserting tokens.
 
     Args:
-        batch: the old line.
-        stay: (T,) bool, the tokens that are not removed.
-        leads: (T,) bool, the tokens, removed or not, before which a new token is inserted.
+        batch: the batch with the old line.
+        stay: (T,) bool, the tokens to keep.
+        leads: (T,) bool, the tokens (kept or removed) before which to insert a new token.
     """
 
     def __init__(self, batch: AnnotatedBatch, stay: Array, leads: Array | None = None):
@@ -199,7 +202,10 @@ class Line:
         self.lengths = batch.count(stay) + batch.count(leads)
 
     def __call__(self, values: Array, new: Array | int | None = None) -> Array:
-        """Arrange (T,) values like the tokens; ``new`` are the values of the inserted tokens."""
+        """(T',) array: the values (T,) of the kept tokens and ``new`` for inserted tokens.
+
+        By default, an inserted token gets the value of the token that it precedes.
+        """
         if new is None:
             new = values
         return interleaved(new, values).take(self.at)
@@ -207,20 +213,20 @@ class Line:
     def shown(
         self, input_ids: Array, labels: Array, label_lengths: Array | None = None
     ) -> Corrupted:
-        """Add the model inputs; an inserted token gets the inputs of the token after it."""
+        """Combine ids and labels with the other model inputs of the new line."""
         extras = moved_extras(self.batch, self)
         text = self(self.batch.content, True)
         return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
 
 
 def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> Columns:
-    """Move the model inputs, such as token types, with their tokens."""
-    # If position_ids are left out, the model numbers the new positions itself.
+    """Move the further model inputs, such as token types, in the same way as the tokens."""
+    # Without ``position_ids``, the model numbers the new positions itself.
     return {name: move(line) for name, line in batch.extras.items() if name != "position_ids"}
 
 
 def interleaved(before: Array | int, values: Array) -> Array:
-    """(2T,): alternate the items of ``before`` and ``values``, both (T,)."""
+    """(2T,) array: the items of ``before`` and ``values``, both (T,), in turn."""
     both = np.empty((len(values), 2), values.dtype)
     both[:, 0] = before
     both[:, 1] = values
@@ -228,16 +234,19 @@ def interleaved(before: Array | int, values: Array) -> Array:
 
 
 def last_content(batch: AnnotatedBatch) -> Array:
-    """(P,) int64: each piece's last content token, or first token if it has no content."""
+    """(P,) int64: the position of each piece's last content token.
+
+    A piece without content has the position of its first token instead.
+    """
     at = batch.content_at
     last_P = at.searchsorted(batch.edges[1:]) - 1
-    # The extra item is for the index −1, if the line begins with a piece without content.
+    # A piece without content at the start of the line has the index −1, which reads the extra 0.
     at = np.append(at, 0)
     return np.where(batch.count(batch.content) > 0, at[last_P], batch.begin)
 
 
 def labels_in_place(choice: Selection, target: str) -> Array:
-    """(T,) labels: ``spans`` (selected tokens), ``full`` (all), ``detect`` (0 and 1)."""
+    """(T,) int64 labels for ``target``: ``spans``, ``full`` or ``detect``."""
     batch = choice.batch
     if target == "detect":
         return np.where(batch.content, choice.tokens.astype(np.int64), IGNORE)
@@ -245,7 +254,7 @@ def labels_in_place(choice: Selection, target: str) -> Array:
     if target == "full":
         asked = choice.masked_pieces
         if batch.packed:
-            # Special tokens between two documents belong to neither of them.
+            # Special tokens between two documents belong to neither document.
             line = np.arange(len(asked))
             asked &= line >= batch.first.take(batch.piece)
             asked &= line <= last_content(batch).take(batch.piece)
@@ -258,7 +267,7 @@ def whole_text(choice: Selection, eos: int | None) -> tuple[Array, Array]:
     labels = line(choice.batch.input_ids)
     if eos is None:
         return labels, line.lengths
-    # Most texts already end with a special token. With two, the model would learn to repeat it.
+    # Add ``eos`` only if the text does not end with it: the model would learn to repeat ``eos``.
     last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
     open_P = (line.lengths > 0) & (last_P != eos)
     return ended(labels, line.lengths, open_P, eos)
@@ -292,10 +301,13 @@ def ended(labels: Array, lengths: Array, closes_P: Array, *tails: Tail) -> tuple
 
 @dataclass(frozen=True)
 class Bert(Corruption):
-    """A share ``mask`` becomes [MASK], and a share ``random`` a random token; the rest is kept.
+    """Replace a share ``mask`` of the selected tokens by [MASK] and a share ``random`` by a random
+    token. Other selected tokens are unchanged.
 
-    The target is the token itself. There is one draw per token, or per unit (SpanBERT). Random
-    tokens are drawn uniformly from the ordinary tokens of the tokenizer.
+    All selected tokens are targets. Each token draws its replacement independently, or each unit
+    with ``per="unit"`` (SpanBERT). Random tokens are drawn uniformly from the ordinary tokens of
+    the tokenizer.
+
     Source: Devlin et al. 2019, section 3.1; per unit: Joshi et al. 2020 (SpanBERT), section 3.1.
     """
 
@@ -328,7 +340,7 @@ class Bert(Corruption):
         labels[at] = original
         input_ids = batch.input_ids.copy()
         input_ids[at] = vocabulary.require_mask()
-        # Most positions stay masked; the rest get the original token back, or a random token.
+        # First mask all selected tokens, then restore or replace the few others.
         other = np.flatnonzero(~within(draw, self.mask))
         shown = original[other]
         if self.random:
@@ -338,11 +350,11 @@ class Bert(Corruption):
             random = np.flatnonzero(within(draw, high))
             ordinary = vocabulary.ordinary
             if by_unit:
-                # Tokens of a unit share their draw, but not their replacement.
+                # Tokens of a unit share the draw, but each token needs its own random token.
                 again = batch.draw(keys, Purpose.REPLACE, at[other[random]])
                 number = below(again, len(ordinary))
             else:
-                # The draw is uniform within its share, so it can also select the random token.
+                # The draw is uniform between ``low`` and ``high``, so it can select the token too.
                 number = split(draw[random], low, high, len(ordinary))
             shown[random] = ordinary[number]
         input_ids[at[other]] = shown
@@ -350,17 +362,22 @@ class Bert(Corruption):
 
 
 def mask_only() -> Bert:
-    """[MASK] for every selected token (Wettig et al. 2023: 40 % beats 80/10/10 at 15 %)."""
+    """Replace every selected token by [MASK].
+
+    Source: Wettig et al. 2023, who found this better at 40 % than 80/10/10 at 15 %.
+    """
     return Bert(mask=1.0, random=0.0)
 
 
 @dataclass(frozen=True)
 class Replace(Corruption):
-    """Every selected token becomes a different random ordinary token; no mask token is needed.
+    """Replace every selected token by a different random ordinary token.
+
+    The tokenizer needs no mask token.
 
     Targets: ``spans``: the original token at selected positions; ``full``: the whole piece;
-        ``detect``: 1 if replaced, 0 elsewhere in the text (replaced-token detection without a
-        generator).
+        ``detect``: 1 at replaced tokens, 0 elsewhere in the text (replaced-token detection without
+        a generator).
     Source: the "random" part of BERT's 80/10/10; Clark et al. 2020 (ELECTRA) for detection.
     """
 
@@ -375,7 +392,7 @@ class Replace(Corruption):
         at = np.flatnonzero(choice.tokens)
         original = batch.input_ids[at]
         ordinary = vocabulary.ordinary
-        # Skip the original token: numbers from its index on move up by one.
+        # Skip the original token by adding one to all numbers from its index on.
         draw = batch.draw(keys, Purpose.REPLACE, at)
         number = below(draw, max(1, len(ordinary) - 1))
         number += number >= np.searchsorted(ordinary, original)
@@ -385,18 +402,18 @@ class Replace(Corruption):
 
 
 class Moving(Corruption):
-    """Base class of corruptions that change lengths, so rows get a new layout."""
+    """Base class of corruptions that change the lengths of pieces."""
 
     keeps_length = False
 
 
 @dataclass(frozen=True)
 class Delete(Moving):
-    """Every selected token disappears without a trace.
+    """Delete every selected token.
 
-    Targets: ``full``: the whole piece; ``spans``: the deleted tokens in order, then [eos];
-        ``detect``: 1 at each remaining token before which a token was deleted, else 0, in the text
-        and at the special token after it.
+    Targets: ``full``: the whole piece; ``spans``: the deleted tokens in order, then the
+        end-of-sequence token; ``detect``: 1 at each remaining token whose previous token was
+        deleted and 0 at other tokens, in the text and at the special token after the text.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2; detection: Wu et al. 2022
         (MOMETAS, dtd).
     """
@@ -416,7 +433,7 @@ class Delete(Moving):
             return line.shown(inputs, *whole_text(choice, vocabulary.eos))
         if self.target == "spans":
             return line.shown(inputs, *removed_text(choice, None, 0, vocabulary.eos))
-        # Whether the previous token of the same piece was deleted; False at the first token.
+        # ``gap``: whether the previous token of the same piece was deleted.
         inside = np.ones(len(chosen), bool)
         inside[batch.begin[: len(inside)]] = False
         gap = inside & np.roll(chosen, 1)

@@ -1,9 +1,10 @@
-"""Policies: what is masked together, and how likely. ``POLICIES`` is the only registry.
+"""Policies: which tokens are masked together, and with which weight.
 
-A policy turns an annotated batch into weighted units; ``masking.select`` selects among them. Units
-come from the text or its layers (``given``) or are drawn at random (``spans``); weights may be
-learned from the losses of the run (``online``). To add a policy, write a class like ``WholeWord``
-and add a line to ``POLICIES``; the contract suite then tests the new policy too.
+A policy cuts an annotated batch into weighted units, and ``masking.select`` selects some of these
+units. Policies in ``given`` read units from the text or its layers. Policies in ``spans`` draw
+units at random. Policies in ``online`` learn weights from the losses of the run. To add a policy,
+write a class like ``WholeWord`` and add a line to ``POLICIES``, the only registry. The contract
+tests then run on the new policy too.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ from maskwise.specs import Call, build
 
 
 def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mixture:
-    """Mix policies (names, calls or policies); shares are numbers or schedules; default: equal."""
+    """Mix policies.
+
+    Args:
+        members: two or more policies, given as names, calls or ``Policy`` objects.
+        shares: the share of pieces for each member, as numbers or schedules; default: equal shares.
+    """
     if not shares:
         shares = (1.0,) * len(members)
     for share in shares:
@@ -94,14 +100,14 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 @dataclass(frozen=True)
 class Mixture(Policy):
-    """Each document piece draws one of the member policies, by hash.
+    """A mixture of policies: a hash of each document piece draws one member policy.
 
-    Selects: what the drawn member selects. Shares are schedules, divided by their sum at each step:
-        ``mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans
-        and ends with random tokens.
-    Guarantee: the same as for the drawn member. A member whose share is 0 at a step is not used.
+    Selects: the units that the drawn member selects. Shares are schedules, and are divided by their
+        sum at each step. For example, ``mixture(salient, token, shares=(linear(1, 0), linear(0,
+        1)))`` begins with salient spans and ends with random tokens.
+    Guarantee: the guarantee of the drawn member. A member with a share of 0 at a step is not drawn.
     Cost: the sum of the members' costs, because every member cuts all pieces.
-    Source: new here; mixtures with fixed shares are common (SpanBERT's baselines, UL2).
+    Source: this library; mixtures with fixed shares are common (SpanBERT's baselines, UL2).
     """
 
     members: tuple[Policy, ...]
@@ -150,7 +156,7 @@ class Mixture(Policy):
         return self._union("annotators")
 
     def _union(self, method: str) -> Names:
-        """The names from all members, in order and without repetitions."""
+        """The names that all members' ``method`` returns, in order and without repetitions."""
         names: dict[str, object] = {}
         for member in self.members:
             names |= dict.fromkeys(getattr(member, method)())
@@ -161,7 +167,7 @@ class Mixture(Policy):
         return np.stack(ratios)[self.drawn(keys, moment), np.arange(len(ratio_P))]
 
     def drawn(self, keys: Keys, moment: Moment) -> Array:
-        """(P,) int64: the member that each piece draws."""
+        """(P,) int64: the index of the member that each piece draws."""
         edges = np.cumsum(self.current(moment))
         return np.searchsorted(
             edges[:-1],
@@ -203,7 +209,10 @@ class Mixture(Policy):
 
 
 def _numbered(units: Units) -> Units:
-    """Number single tokens by their rank among the content tokens, as spans number their units."""
+    """Replace the numbers of single-token units by the tokens' ranks among the content tokens.
+
+    All members of a mixture then number their units in the same way.
+    """
     if not units.by_token:
         return units
     batch = units.batch

@@ -1,4 +1,4 @@
-"""The base class of policies. A policy cuts pieces into weighted units, but does not select any."""
+"""The base class of policies. A policy cuts pieces into weighted units and selects none of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class UnitKind(StrEnum):
-    """What the units of a policy are.
+    """The kind of units that a policy cuts.
 
-    A single held-out loss cannot compare arms with different kinds of units. study.json records
-    these values: never change a value, only append new values.
+    One held-out loss cannot compare arms with different kinds of units. ``study.json`` records
+    these values, so add new values but never change an old value.
     """
 
     TOKEN = "token"
@@ -38,12 +38,16 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True)
 class Moment:
-    """When a mask is made, for schedules and policies that change over training.
+    """The point in training at which a batch is masked.
 
     Attributes:
-        ratio: (P,) float64, the current ratios, for policies whose units depend on ratios.
-        place: (B,) int64, the position of each row in the order of its epoch, for low-discrepancy
-            rates.
+        step: the optimiser step.
+        total_steps: the number of steps in the run, or None if unknown.
+        epoch: the pass over the data, or None if unknown.
+        ratio: (P,) float64, the masking ratio of each piece; None until the masker has set it.
+        min_targets: the minimum budget of a piece, in tokens.
+        place: (B,) int64, the position of each row in the order of its epoch; masked diffusion
+            needs it for low-discrepancy rates.
     """
 
     step: int = 0
@@ -58,19 +62,20 @@ Facts: TypeAlias = Mapping[str, object]
 Numbers: TypeAlias = Mapping[str, float]
 
 Agree: TypeAlias = "Callable[[Tensor], Tensor]"
-"""A function that adds up all ranks' sums. All ranks must call it, and all get the same result."""
+"""A function that adds a tensor over all ranks. Every rank must call this function, and every rank
+gets the same result."""
 
 
 class Point(NamedTuple):
-    """The progress of training at the moment when learners learn.
+    """The progress of training when ``Learner.after`` is called.
 
     Attributes:
         done: the number of completed updates; 0 before the first update of a new run.
         total_steps: the number of updates in the whole run.
-        agree: a function that sums a tensor over all ranks, on the host; it waits for the device.
-        sums: the sums over all ranks of what the learner offered (``Learner.offer``) at this
-            update, or at the previous update if learners are a step late; None before the first
-            offer.
+        agree: a function that sums a tensor over all ranks on the host. Calling this function waits
+            for the device.
+        sums: the tensor that the learner returned from ``Learner.offer``, summed over all ranks;
+            None before the first offer. If learners are a step late, the sums are one update old.
     """
 
     done: int
@@ -80,33 +85,34 @@ class Point(NamedTuple):
 
 
 class Learner:
-    """Learns a policy's weights or a sampler's logits during training. The base class does nothing.
+    """Base class of objects that learn a policy's weights or a sampler's logits during training.
 
-    A learner reads every micro-batch (``observe``) and updates itself once per step (``after``).
-    Ranks must agree on masks and arms, so learners use rounded sums over all ranks, in float64 on
-    the host. Sums that are needed at every step are offered (``offer``): one exchange serves all
-    learners, at once or a step late. ``Point.agree`` is for rare sums, because it waits for the
-    device. States are saved with the run, so a resumed run continues bit for bit.
+    A learner reads every micro-batch in ``observe`` and updates itself once per step in ``after``.
+    All ranks must draw the same masks and arms, so learners add up rounded sums over all ranks, in
+    float64 on the host. For sums at every step, return the numbers from ``offer``: the learners of
+    a run then share one exchange between ranks. For rare sums, call ``Point.agree``, which waits
+    for the device. A checkpoint holds the states of all learners, so a resumed run continues
+    bit for bit. The methods of this base class do nothing.
 
-    This protocol is enough for a policy that learns from its effect (REINFORCE):
+    With this protocol a policy can learn from its effect on the loss (REINFORCE):
 
         def observe(self, batch, outcome):          # the batch has the log-probability of its mask
             self.log_probability += batch.log_probability
 
-        def after(self, now):                       # the weights have just changed
+        def after(self, now):                       # the model has just been updated
             loss = self.objective(self.probe)       # ``meet`` set both; the probe is masked once
             reward = self.loss_before − loss
             self.gradient = now.agree(reward · ∇ log_probability)
 
-    Such a policy needs a batch source with ``ahead = 0``, because step t + 1 depends on the losses
-    of step t.
+    Such a policy needs a batch source with ``ahead = 0``, because the masks of step t + 1 depend on
+    the losses of step t.
     """
 
     arm: str = ""
-    """With several objectives, the arm whose batches the learner observes; empty for all arms."""
+    """The arm whose batches the learner observes; empty for all arms."""
 
     def start(self, vocabulary: Vocabulary) -> None:
-        """Prepare before the first batch, with the masker's vocabulary."""
+        """Prepare for the first batch. ``vocabulary`` is the masker's vocabulary."""
 
     def meet(self, objective: Any) -> None:
         """Configure the objective before training."""
@@ -115,37 +121,37 @@ class Learner:
         """Read a micro-batch and its ``Outcome``, before the update."""
 
     def offer(self, now: Point) -> Tensor | None:
-        """Return this rank's numbers, on the device, to be summed over all ranks, or None.
+        """Return a tensor on the device to sum over all ranks, or None.
 
-        ``after`` is called next, with the sums as ``now.sums``. At each update, every rank must
-        offer the same number of values.
+        ``after`` receives the sums as ``now.sums``. At each update, every rank must return the same
+        number of values.
         """
         return None
 
     def after(self, now: Point) -> None:
-        """Learn after an update, at the point ``now``; every rank calls this method."""
+        """Learn after an update of the model; called on every rank."""
 
     def facts(self) -> Facts:
-        """Return what to log: numbers, or dicts of named numbers."""
+        """Return values to log: numbers, or dicts of named numbers."""
         return {}
 
     def state_dict(self) -> TensorDict:
-        """Return what a run needs to resume."""
+        """Return the tensors that a checkpoint must hold."""
         return {}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Resume from a ``state_dict``."""
+        """Restore the state from the tensors of a checkpoint."""
 
 
 Learners: TypeAlias = dict[str, Learner]
 
 
 class Policy(ABC):
-    """The base class of all policies, which are small frozen dataclasses."""
+    """Base class of all policies. A policy is a small frozen dataclass."""
 
     @property
     def splits_budget(self) -> bool:
-        """Whether weights depend on the budget, so that units cannot be drawn independently."""
+        """Whether weights depend on the budget. If True, ``budget="bernoulli"`` is refused."""
         return False
 
     @property
@@ -157,14 +163,14 @@ class Policy(ABC):
     def reads_text(self) -> bool:
         """Whether units or weights depend on the text that masks hide.
 
-        Masked diffusion with such a policy has no likelihood.
+        If True, a masked-diffusion loss with this policy is not a bound on the likelihood.
         """
         return True
 
     @property
     @abstractmethod
     def unit_kind(self) -> UnitKind:
-        """What the units are; a subclass may set a class attribute instead."""
+        """The kind of units. A subclass may set a class attribute instead."""
 
     @abstractmethod
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -172,16 +178,16 @@ class Policy(ABC):
 
         Args:
             batch: the pieces, as one line of tokens.
-            keys: the random draws for these pieces, for policies that are random themselves.
+            keys: the random draws for these pieces, for policies that cut at random.
             moment: the step, total steps and epoch, and the ratios of the pieces.
         """
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        """Return the ratios (P,) of these pieces; policies such as UL2 replace the masker's."""
+        """Return the ratio (P,) of each piece; policies such as UL2 replace the masker's ratios."""
         return ratio_P
 
     def judged_on(self) -> Names:
-        """The held-out masks on which a model trained with this policy is evaluated."""
+        """The names of the held-out masks on which models of this policy are evaluated."""
         layers = self.layers()
         if "word_ids" in layers:
             return ("whole-word",)
@@ -190,15 +196,15 @@ class Policy(ABC):
         return ("token",)
 
     def layers(self) -> Names:
-        """The layers that rows must have."""
+        """The names of the layers that rows must have."""
         return ()
 
     def annotators(self) -> Names:
-        """The annotators that are added to a corpus although the recipe does not name them."""
+        """The annotators to run on a corpus even if the recipe does not name them."""
         return ()
 
     def learner(self) -> Learner | None:
-        """Make the policy's learner; None if the policy's weights do not follow the losses."""
+        """Make the policy's learner; None if losses do not change the policy's weights."""
         return None
 
 
@@ -223,7 +229,7 @@ def units_by(batch: AnnotatedBatch, name: str) -> Units:
 
 
 def layer_of(name: str) -> Names:
-    """The layers that ``units_by`` reads."""
+    """The names of the layers that ``units_by`` reads."""
     if name == "token":
         return ()
     if name == "word":
@@ -235,7 +241,7 @@ def weigh(units: Units, weight_T: Array) -> Units:
     """Give each unit the mean of its tokens' weights (T,).
 
     Raises:
-        MaskwiseError: a weight of an eligible token that is negative, NaN or infinite.
+        MaskwiseError: the weight of a token in a unit is negative, NaN or infinite.
     """
     weight = weight_T[units.tokens].astype(np.float64)
     # Check before taking the mean, in which a negative weight could disappear.

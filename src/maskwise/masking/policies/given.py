@@ -1,7 +1,7 @@
-"""Policies whose units come from the text: tokens, words, or the runs of a layer.
+"""Policies that read units from the text: tokens, words, or the runs of a layer.
 
-Weights come from layers or counts. ``Learned`` reads the layers that ``learning.annotator`` makes
-by running the model of a learned policy once over a corpus.
+Their weights come from layers or token counts. ``Learned`` reads the layers that
+``learning.annotator`` writes: that annotator runs the model of a learned policy over a corpus.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Token(Policy):
     """Random tokens, as in the first BERT: every eligible token is a unit.
 
     Selects: single tokens of equal weight.
-    Guarantee: ``exact`` and ``expected`` both select exactly the budget; ``bernoulli`` selects each
+    Guarantee: ``exact`` and ``expected`` select exactly the budget; ``bernoulli`` selects each
         token independently.
     Cost: one key per token.
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
@@ -51,10 +51,10 @@ class WholeWord(Policy):
     """Whole words: a unit is a run of tokens with the same number in the layer ``word_ids``.
 
     Selects: words of equal weight, whatever their number of tokens.
-    Guarantee: never half a word, and never a word with an [UNK] token. ``exact``: at most the
-        budget, which favours short words in short rows. ``expected``: the budget on average, with
-        nearly equal probabilities.
-    Cost: one pass to find the words; O(B·L), whereas the usual collator is O(B·L²).
+    Guarantee: words stay whole, and words with an [UNK] token stay visible. ``exact`` never exceeds
+        the budget, and so favours short words in short rows. ``expected`` meets the budget on
+        average and selects all words with nearly equal probability.
+    Cost: one pass to find the words, O(B·L); transformers' collator takes O(B·L²).
     Source: the whole-word checkpoints of google-research/bert (May 2019).
     """
 
@@ -69,17 +69,17 @@ class WholeWord(Policy):
 
 @dataclass(frozen=True)
 class SpanLayer(Policy):
-    """Marked spans: units are runs of equal numbers ≥ 0 in a layer, and words or tokens elsewhere.
+    """Marked spans: runs of equal numbers ≥ 0 in a layer. Other words or tokens are units too.
 
-    Selects: marked spans. At ``rest_weight=0`` the masker's ``fill`` decides about the other words
-        or tokens: ``none`` (salient span masking as published), ``random`` (equal budgets),
-        ``skip-row``. At 1 all units have the same weight (PMI phrases). With
-        ``rest="none"`` the ratio is a share of the *marked* tokens alone (emlm: ``ratio=0.5,
-        budget="bernoulli"``).
-    Guarantee: never half a span. ``exact``: at most the budget, so a span longer than the budget is
-        never selected (such as a sentence in a short row). ``expected`` selects such a span with
-        probability budget / length; ``bernoulli`` selects each span independently.
-    Cost: the same as for whole words.
+    Selects: marked spans. With ``rest_weight=0`` the masker's ``fill`` decides whether other words
+        or tokens are masked: ``none`` (salient span masking as published), ``random`` (the same
+        budget for all rows) or ``skip-row``. With ``rest_weight=1`` all units have the same weight
+        (PMI-Masking). With ``rest="none"`` only marked spans are units, and the ratio is a share of
+        the *marked* tokens (emlm: ``ratio=0.5, budget="bernoulli"``).
+    Guarantee: spans stay whole. ``exact`` never exceeds the budget, so it never selects a span
+        longer than the budget (such as a sentence in a short row). ``expected`` selects such a span
+        with probability budget / length. ``bernoulli`` selects each span independently.
+    Cost: the same as for ``whole-word``.
     Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al.
         2021 (PMI-Masking, arXiv 2010.01825) for phrases.
     """
@@ -99,7 +99,7 @@ class SpanLayer(Policy):
         return (self.layer, *layer_of(self.rest))
 
     def judged_on(self) -> Names:
-        """Add masks of the marked spans: if spans use the budget, the model learns nothing else."""
+        """Add masks of the marked spans, because a model may have been trained on them alone."""
         return (*super().judged_on(), self.layer)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -116,13 +116,15 @@ class SpanLayer(Policy):
 
 
 def marked_or_rest(marked: Array, rest: Array) -> Array:
-    """(T,) ids of the marked spans and, outside the spans, ids of the rest; negative if no id."""
-    # Even and odd numbers keep a span apart from a word of the same number next to it.
+    """(T,) int64: ids of the marked spans, ids of ``rest`` elsewhere, negative without an id."""
+    # Spans get even ids and the rest odd ids, so a span never merges with a neighbouring word.
     return np.where(marked >= 0, marked * 2, rest * 2 + 1)
 
 
 def salient(rest: str = "word") -> SpanLayer:
-    """Mask salient spans (names, dates) from the layer ``salient``; ``fill`` decides on the rest.
+    """Mask salient spans (names, dates) from the layer ``salient``.
+
+    The masker's ``fill`` decides whether other words (``rest="word"``) or tokens are masked too.
 
     Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4.
     """
@@ -130,7 +132,7 @@ def salient(rest: str = "word") -> SpanLayer:
 
 
 def phrase(rest: str = "word") -> SpanLayer:
-    """Mask phrases from the layer ``phrase`` and, with equal weight, other words (PMI-Masking).
+    """Mask phrases from the layer ``phrase``, and other words with equal weight (PMI-Masking).
 
     Source: Levine et al. 2021 (arXiv 2010.01825).
     """
@@ -144,13 +146,14 @@ def sentence() -> SpanLayer:
 
 @dataclass(frozen=True)
 class Guided(Policy):
-    """Single tokens of marked spans.
+    """Single tokens inside marked spans.
 
-    Selects: tokens of the spans of a layer, with equal weight; the ratio is a share of the *marked*
+    Selects: tokens of the spans of a layer, with equal weight. The ratio is a share of the *marked*
         tokens.
-    Guarantee: as for single tokens. ``bernoulli`` at ``min_targets=0`` is emlm as published: each
-        marked token is masked independently with probability 0.5, and nothing else is masked.
-    Cost: the same as for single tokens.
+    Guarantee: the same as for ``token``. A masker with ``budget="bernoulli"``, ``ratio=0.5`` and
+        ``min_targets=0`` is the published emlm: each marked token is masked independently with
+        probability 0.5, and no other token is masked.
+    Cost: the same as for ``token``.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
 
@@ -168,18 +171,17 @@ class Guided(Policy):
 
 @dataclass(frozen=True)
 class Weighted(CutPolicy):
-    """Scores as weights: a unit's weight is the mean score of its tokens, raised to a power.
+    """Scores as weights: the weight of a unit is the mean score of its tokens, raised to a power.
 
-    Selects: tokens, words, or the runs of any layer, by weighted sampling without replacement. A
-        power above 1 sharpens the weights, and 0 makes them equal; a weight of 0 stays 0, and only
-        ``fill="random"`` selects such a unit.
-    Guarantee: as for its units. Because no unit is drawn twice, the probability of inclusion is not
-        proportional to the weight where the budget is large. ``bernoulli`` selects with probability
+    Selects: tokens, words, or the runs of a layer, by weighted sampling without replacement. A
+        power above 1 sharpens the weights, and a power of 0 makes all positive weights equal. Only
+        ``fill="random"`` selects units of weight 0.
+    Guarantee: units stay whole. No unit is drawn twice, so with a large budget the probability of
+        inclusion is not proportional to the weight. ``bernoulli`` selects a unit with probability
         min(1, ratio × weight), so weights should average 1.
     Cost: a logarithm and a slower sort; about twice the cost of the unweighted policy.
-    Source: for the sampling, Efraimidis & Spirakis 2006; for the weights of ``informative``, Sadeq
-        et al. 2022 (arXiv 2210.11771); for those of ``difference``, Wilf et al. 2023 (arXiv
-        2305.14577).
+    Source: Efraimidis & Spirakis 2006 (sampling); Sadeq et al. 2022 (arXiv 2210.11771; weights of
+        ``informative``); Wilf et al. 2023 (arXiv 2305.14577; weights of ``difference``).
     """
 
     layer: str = "weight"
@@ -193,7 +195,7 @@ class Weighted(CutPolicy):
         units = weigh(units_by(batch, self.units), batch.layer(self.layer, scores=True))
         if self.power == 1 or units.weight is None:
             return units
-        # 0 to the power 0 would be 1, but weight 0 stays 0 whatever the power.
+        # ``np.power`` would turn weight 0 into 1 at power 0, and into infinity below.
         weight = np.zeros_like(units.weight)
         np.power(
             units.weight,
@@ -205,7 +207,7 @@ class Weighted(CutPolicy):
 
 
 def informative(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words that predict their context, using the layer ``informativeness`` (InforMask).
+    """Prefer words that predict their context: weights from ``informativeness`` (InforMask).
 
     Source: Sadeq et al. 2022 (arXiv 2210.11771).
     """
@@ -213,7 +215,7 @@ def informative(units: str = "word", power: float = 1.0) -> Weighted:
 
 
 def difference(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words typical of the corpus, using the layer ``difference`` (Difference-Masking).
+    """Prefer words typical of the corpus: weights from ``difference`` (Difference-Masking).
 
     Source: Wilf et al. 2023 (arXiv 2305.14577).
     """
@@ -222,15 +224,15 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 
 @dataclass(frozen=True)
 class Frequency(CutPolicy):
-    """Rare or frequent tokens: a token has the weight max(count, floor) to the power ``power``.
+    """Weights from token counts: a token has the weight max(count, floor) ** power.
 
     A unit has the mean weight of its tokens. The layer ``frequency`` holds the count of each token.
 
-    Selects: units, by weighted sampling without replacement; power −0.5 favours rare tokens, and
-        0.5 favours frequent tokens.
-    Guarantee: as for its units. ``bernoulli`` does not rescale the weights, which are small for
-        negative powers.
-    Cost: one power per token; otherwise as for ``weighted``.
+    Selects: units, by weighted sampling without replacement. A power of −0.5 favours rare tokens,
+        and a power of 0.5 favours frequent tokens.
+    Guarantee: units stay whole. ``bernoulli`` does not rescale weights, and negative powers give
+        small weights, so few tokens are then masked.
+    Cost: the cost of ``weighted``, plus one power per token.
     Source: Zhang et al. 2023 (Weighted Sampling for Masked Language Modeling, arXiv 2302.14225).
     """
 
@@ -254,31 +256,31 @@ class Frequency(CutPolicy):
 
 
 LAST = 1e-12
-"""This weight is so small that its units come after all units of weight 1, whatever is drawn."""
+"""A weight so small that selection takes units of this weight after all units of weight 1."""
 
 _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 
 
 @dataclass(frozen=True)
 class Learned(Policy):
-    """A policy made by ``maskwise learn``: it weights words or chooses spans.
+    """A policy learned by ``maskwise learn``, which weights words or chooses spans.
 
-    Without a folder, it is the policy that a study run learns before training, as described by the
-    recipe's ``learning``.
+    ``folder`` holds the learned policy. Without a folder, a study learns the policy before
+    training, with the recipe's ``learning`` settings.
 
-    Selects: ``weights``: words, by weighted sampling without replacement up to any budget,
-        sharpened by ``power``. With ``explore``, the policy draws only ⌈(1 − explore) × ratio ×
-        words⌉ of the words; the rest of the budget goes to other words at random, so every word
-        may be masked.
-        ``spans``: the best spans of each window, weighted by their scores.
-        ``top-N``: one span per piece, drawn by score from its N best spans (1: always the best).
-        Words outside the spans have weight 0: only ``fill="random"`` selects them.
-    Guarantee: as for words; never half a span. ``top-N``: at most one span, if the span fits the
-        budget (with ``expected``, a longer span may be selected by chance). At a ratio of 1 every
-        span fits, and then ``fill="none"`` masks nothing else.
-    Cost: the same as for ``weighted``; the scores are computed once, with the corpus.
-    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Their policy may draw from five spans that
-        overlap; the spans here do not overlap.
+    Selects: ``take="weights"``: words, by weighted sampling without replacement, with weights
+        raised to ``power``. With ``explore``, only ⌈(1 − explore) × ratio × words⌉ words are drawn
+        by weight; the rest of the budget goes to other words at random, so every word may be
+        masked.
+        ``take="spans"``: the best spans of each window, weighted by their scores.
+        ``take="top-N"``: one span per piece, drawn by score from the N best spans of the piece.
+        With both kinds of spans, only ``fill="random"`` selects words outside spans.
+    Guarantee: words and spans stay whole. ``top-N`` selects at most one span, if the span fits the
+        budget (``expected`` may select a longer span by chance). At a ratio of 1 every span fits,
+        and with ``fill="none"`` no other token is masked.
+    Cost: the same as for ``weighted``; the corpus stores the scores, so they are computed once.
+    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Their five best spans may overlap; the
+        spans here do not overlap.
     """
 
     folder: str = ""
@@ -307,7 +309,10 @@ class Learned(Policy):
 
     @property
     def layer(self) -> str:
-        """The layer of weights; its name has the folder, since a corpus may have several layers."""
+        """The name of the layer of weights.
+
+        The name contains the folder, because a corpus may hold layers of several learned policies.
+        """
         return f"learned {self.folder}".rstrip()
 
     def layers(self) -> Names:
@@ -336,7 +341,7 @@ class Learned(Policy):
         units = weigh(spans_and_words, np.where(marked >= 0, score, 0.0))
         if self.take == "spans":
             return units
-        # Draw one of the best units of each piece; this unit gets weight 1, all other units 0.
+        # Draw one of the N best units of each piece. The winner gets weight 1, other units get 0.
         assert units.weight is not None
         best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
         race = _race(units, best, keys)
@@ -346,13 +351,13 @@ class Learned(Policy):
         return units.weighted(weight)
 
     def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
-        """Draw a share of the budget by weight, and put the drawn units first."""
+        """Draw a share of the budget by weight, and make selection take the drawn units first."""
         assert moment.ratio is not None
         # The tolerance keeps a rounding error from adding a word: 3.0000000000000004 is three.
         share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)
         race = _race(units, np.arange(len(units.piece)), keys)
         drawn = first_within(units.piece, race, share_P.astype(np.int64))
-        # Units of weight 0 arrive at infinity, but in a short piece may still be among the first.
+        # A piece with few units of positive weight would also draw units of weight 0.
         drawn &= np.isfinite(race)
         return units.weighted(np.where(drawn, 1.0, LAST))
 
@@ -368,6 +373,6 @@ def _race(units: Units, among: Array, keys: Keys) -> Array:
 
 
 def _first(units: Units, key: Array, count: int) -> Array:
-    """The ``count`` units of each piece with the smallest keys; the first in the text on a tie."""
+    """Indices of the ``count`` units with the smallest keys in each piece; ties: the first unit."""
     order = np.lexsort((units.number, key, units.piece))
     return order[first_of(units.count, np.full(len(units.count), count))]

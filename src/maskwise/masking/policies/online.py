@@ -1,9 +1,9 @@
-"""Policies that learn weights from the losses of the run, for groups or types of tokens.
+"""Policies that learn the weights of token groups or token types from the losses of the run.
 
 A group is a value of a categorical layer (a part of speech, an entity type, a frequency bucket).
-All weights are equal at the start, and stay equal in a collator, which gets no losses. The host
-waits for the losses of a step before it makes the next masks. Weights depend on the text, so masked
-diffusion with these policies has no likelihood.
+All weights are equal at the start. In a collator they stay equal, because a collator gets no
+losses. In training, the host waits for the losses of a step before it masks the next batch. Weights
+depend on the text, so a masked-diffusion loss with these policies is no bound on the likelihood.
 """
 
 from __future__ import annotations
@@ -36,33 +36,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNKNOWN = 0.5
-"""The weight of a group without losses, and of tokens that belong to no group."""
+"""The weight of a group without losses, and of tokens without a group."""
 LEAST = 0.01
 """The smallest weight of a type, so that every type is still masked sometimes."""
 
 
 @dataclass
 class Weights:
-    """The current weights, set by a learner; None before the first losses.
+    """The current weights of a policy, set by its learner; None before the first losses.
 
-    Policies are frozen dataclasses, so they keep in this object what changes during training.
+    Policies are frozen dataclasses, so a mutable object holds the weights.
     """
 
     current: Array | None = None
 
 
 def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
-    """Weights (C,): sigmoid(2 (loss − mean) / SD) over the groups seen, SD with n − 1.
+    """(C,) float64 weights of C groups: sigmoid(2 (loss − mean) / SD), where SD divides by n − 1.
 
-    Unseen groups get ``UNKNOWN``. All groups get ``UNKNOWN`` if fewer than two groups were seen or
-    their losses are equal. Source: Yang et al. 2023, section 3.
+    The mean and the SD are over the seen groups. Unseen groups get ``UNKNOWN``. All groups get
+    ``UNKNOWN`` if fewer than two groups were seen or if all losses are equal.
+
+    Source: Yang et al. 2023, section 3.
     """
     count = seen_C.sum()
     mean = (loss_C * seen_C).sum() / count.clamp(min=1)
     centred = (loss_C - mean).where(seen_C, 0.0)
     variance = (centred**2).sum() / (count - 1).clamp(min=1)
     spread = variance.sqrt()
-    # The SD of equal losses may be a rounding error, which must not determine the weights.
+    # Rounding can give equal losses an SD slightly above 0; such an SD must not set the weights.
     differ = spread > 1e-12 * loss_C.abs().max()
     weight = (2 * centred / spread.where(differ, 1.0)).sigmoid()
     return weight.where(seen_C & differ, UNKNOWN)
@@ -70,20 +72,22 @@ def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupWeighted(CutPolicy):
-    """One weight per group: groups with a high running loss have larger weights.
+    """One weight per group: a group with a higher average loss has a larger weight.
 
-    Selects: units, by weighted sampling without replacement, so every row uses its budget.
-        ``faithful``: as published, each word gets one chance, in random order, to be *accepted*
-        with the probability of its tag, and a row with too few accepted words stays below its
-        budget (which is rounded by hash here, but to the nearest number in the publication). All
-        weights are 0.5 until the first losses; words of no group keep 0.5.
-    Guarantee: as for its units. With half of the words at .88 and half at .12 and a ratio of .30,
-        words are selected with probability .509 / .091, and .530 / .070 if faithful.
-    Cost: as for ``weighted``; learning costs a few sums over the targets of a step and, on several
-        ranks, one exchange of 2C numbers.
-    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. The differences here:
-        averages are corrected for their start at 0, the half-life is in steps, only seen groups are
-        standardised, and ranks add up sums, not means.
+    Selects: units, by weighted sampling without replacement, so every row uses its budget. With
+        ``faithful=True``, as in the paper, each word is *accepted* once, with the weight of its
+        group as the probability. Only accepted words are selected, so a row with few accepted words
+        stays below its budget. (The paper rounds the budget to the nearest number; here a hash
+        rounds up or down.) All weights are 0.5 until the first losses, and words without a group
+        always have 0.5.
+    Guarantee: units stay whole. For example, with a ratio of .30, half of the words at weight .88
+        and half at .12, words are selected with probability .509 and .091, or with .530 and .070 if
+        ``faithful``.
+    Cost: the cost of ``weighted``, plus a few sums over the targets of a step and, on several
+        ranks, one exchange of 2C numbers for C groups.
+    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. Unlike the paper,
+        ``faithful=False`` corrects averages for their start at 0, sets the half-life in steps,
+        standardises only seen groups, and adds sums, not means, over ranks.
     """
 
     layer: str
@@ -110,7 +114,7 @@ class GroupWeighted(CutPolicy):
         return (self.layer, *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        # Tokens without a group have the number −1, which indexes the last weight.
+        # Tokens without a group have the number −1, so they read the extra weight at the end.
         weight_G = np.full(len(self.names) + 1, UNKNOWN)
         if self.weights.current is not None:
             weight_G[:-1] = self.weights.current
@@ -132,16 +136,16 @@ class GroupWeighted(CutPolicy):
         return GroupLearner(self)
 
     def take(self, weights: Numbers) -> None:
-        """Set weights, keyed by group name as in the metrics that a run records."""
+        """Set the weights from a dict of weights by group name, as recorded in a run's metrics."""
         self.weights.current = np.array([weights.get(name, UNKNOWN) for name in self.names])
 
 
 class GroupLearner(Learner):
-    """Averages the losses of C groups exponentially over updates, and sets the policy's weights.
+    """Sets the policy's weights from exponential moving averages of the losses of C groups.
 
-    Averages are corrected for their start at 0, and unseen groups are left out. With ``faithful``,
-    as published, an update keeps .999 of an average, averages are not corrected, and every group
-    counts.
+    Averages start at 0 and are corrected for this start, as in Adam, and unseen groups are left
+    out. With ``faithful``, as in the paper, the decay is .999 per update, averages are not
+    corrected, and unseen groups are included.
     """
 
     def __init__(self, policy: GroupWeighted):
@@ -149,7 +153,7 @@ class GroupLearner(Learner):
 
         self.policy = policy
         self.average_C = torch.zeros(len(policy.names), dtype=torch.float64)
-        # The share of the start value 0 in each average.
+        # The weight of the start value 0 in each average; 1 for a group that was never seen.
         self.unseen_C = torch.ones_like(self.average_C)
         self.weight_C = torch.full_like(self.average_C, UNKNOWN)
         # Sums of losses and of targets since the last update, on the device.
@@ -158,7 +162,7 @@ class GroupLearner(Learner):
     def observe(self, batch: MaskedBatch, outcome: Any) -> None:
         loss_M = widest(outcome.losses)
         group_BL = moved(batch.source.tensor(self.policy.layer), loss_M.device)
-        # The losses of tokens without a group are summed in an extra column, which is dropped.
+        # Losses of tokens without a group go to an extra column, which is dropped below.
         groups = len(self.policy.names)
         group_M = group_BL[outcome.where.unbind(1)].long()
         group_M = group_M.where(group_M >= 0, groups)
@@ -173,12 +177,17 @@ class GroupLearner(Learner):
         return sums_2C
 
     def after(self, now: Point) -> None:
-        # None if a sampler drew a different arm, which then happens on every rank.
+        # Sums are None if a sampler drew another arm; all ranks draw the same arm.
         if now.sums is not None:
             self.update(now.sums, now.total_steps)
 
     def update(self, sums_2C: Tensor, total_steps: int) -> None:
-        """Learn from sums of losses and numbers of targets over all ranks, (2, C) float64."""
+        """Update averages and weights.
+
+        Args:
+            sums_2C: (2, C) float64, the summed losses and the numbers of targets over all ranks.
+            total_steps: the number of updates in the run, for the default half-life.
+        """
         total_C, count_C = sums_2C
         kept = self.kept(total_steps)
         present_C = (count_C > 0) & total_C.isfinite()
@@ -189,14 +198,14 @@ class GroupLearner(Learner):
         self._use(standardised(self.losses(), seen_C))
 
     def kept(self, total_steps: int) -> float:
-        """The share of an average that an update keeps; default half-life: a 20th of the run."""
+        """The decay of the averages per update. The default half-life is a 20th of the run."""
         if self.policy.faithful:
             return 0.999
         half_life = self.policy.half_life_steps or max(1.0, total_steps / 20)
         return 0.5 ** (1 / half_life)
 
     def losses(self) -> Tensor:
-        """(C,) float64: the mean losses of the groups in nats."""
+        """(C,) float64: the average loss of each group, in nats."""
         if self.policy.faithful:
             return self.average_C
         seen_C = (1 - self.unseen_C).where(self.unseen_C < 1, 1.0)
@@ -229,7 +238,7 @@ class GroupLearner(Learner):
 def pos_weighted(
     units: str = "word", half_life_steps: float | None = None, faithful: bool = False
 ) -> GroupWeighted:
-    """Weigh words by the loss of their part of speech (PTW), as ``group-weighted(pos)``.
+    """Weight words by the average loss of their part of speech (PTW): ``group-weighted(pos)``.
 
     Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3.
     """
@@ -238,19 +247,19 @@ def pos_weighted(
 
 @dataclass(frozen=True, eq=False)
 class TypeWeighted(CutPolicy):
-    """One weight per type: token types that the model predicts badly are masked more often (AMLM).
+    """One weight per token type: types that the model predicts badly are masked more often (AMLM).
 
-    Weights start at 1. Every ``every`` steps w ← λ·w + (1 − λ)·(1 − score) for all types that were
-    targets in these steps. The score is the share of correct answers (``by="accuracy"``, smoothed
-    as (correct + 1) / (targets + 2)) or 1 − (mean loss of the type) / (highest mean loss of any
-    type) (``by="loss"``).
+    Weights start at 1. After every ``every`` steps, w ← λ·w + (1 − λ)·(1 − score) for all types
+    that were targets in these steps, with λ = ``kept``. With ``by="accuracy"`` the score of a type
+    is (correct + 1) / (targets + 2). With ``by="loss"`` the score is 1 − (mean loss of the type) /
+    (highest mean loss of any type).
 
-    Selects: tokens (or words, with the mean weight of their tokens), by weighted sampling without
+    Selects: tokens, or units with the mean weight of their tokens, by weighted sampling without
         replacement.
-    Guarantee: as for its units; types that cannot be learned are masked more and more often.
-    Cost: as for ``weighted``; one table of V numbers; with ``accuracy``, a pass over the logits to
-        find the likeliest token at every target; on several ranks, one exchange of 3V numbers every
-        ``every`` steps.
+    Guarantee: units stay whole. Types that the model cannot learn are masked more and more often.
+    Cost: the cost of ``weighted``, plus a table of V numbers. ``accuracy`` also needs a pass over
+        the logits to find the likeliest token at every target. Several ranks exchange 3V numbers
+        every ``every`` steps.
     Source: Edman and Fraser 2025 (Mask and You Shall Receive, arXiv 2510.20475), section 3: λ = .2,
         200 batches.
     """
@@ -282,7 +291,7 @@ class TypeWeighted(CutPolicy):
 
 
 class TypeLearner(Learner):
-    """Sums each type's correct answers and losses over all ranks, and sets the policy's weights."""
+    """Sets the policy's weights from the correct answers and losses of each type on all ranks."""
 
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
@@ -290,10 +299,10 @@ class TypeLearner(Learner):
         self.sums_3V: Tensor | None = None
 
     def start(self, vocabulary: Vocabulary) -> None:
-        """Allocate the tables, but keep learned weights."""
+        """Allocate the table of sums, and set all weights to 1 if there are no weights yet."""
         import torch
 
-        # Correct answers, losses and targets, over all ranks, since the weights last changed.
+        # Rows: correct answers, losses, targets; on all ranks, since the last change of weights.
         self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
         if self.policy.weights.current is None:
             self.policy.weights.current = np.ones(vocabulary.size)
@@ -306,7 +315,7 @@ class TypeLearner(Learner):
         losses = widest(outcome.losses)
         right = outcome.right
         if right is None:
-            # A token with a probability above 1/2 is always the likeliest token.
+            # Without ``right``, count targets with a probability above 1/2: they are surely right.
             right = losses < math.log(2)
         kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
         if self.sums_3V is None:
@@ -325,7 +334,7 @@ class TypeLearner(Learner):
         if self.policy.by == "accuracy":
             score_V = (right_V + 1) / (count_V + 2)
         else:
-            # A single infinite loss must not make all other scores 1.
+            # One infinite loss would otherwise set the scores of all other types to 1.
             highest = mean_V.nan_to_num(0.0, 0.0, 0.0).max()
             score_V = 1 - mean_V / highest.clamp(min=1e-9)
         before_V = self._weights()
@@ -335,7 +344,10 @@ class TypeLearner(Learner):
         self.policy.weights.current = new_V.numpy()
 
     def _total(self) -> Tensor:
-        """Add the sums of all ranks; every rank calls this method and waits for its device."""
+        """Add this rank's sums to the totals over all ranks, and return the totals.
+
+        Every rank must call this method, which waits for the device.
+        """
         if self.sums_3V is not None:
             self.total_3V = self.total_3V + self.agree(self.sums_3V)
             self.sums_3V = None

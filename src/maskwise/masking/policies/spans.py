@@ -24,31 +24,32 @@ from maskwise.segments import (
 )
 
 MOST_WORDS = 1000
-"""The limit on ``max_words``, because each draw is compared with the edges of all lengths."""
+"""The limit on ``max_words``. Time grows with ``max_words``: each draw is compared with all edges
+between lengths."""
 
 _SURE = 1e6
-"""The weight of noise: so large that ``bernoulli`` always selects it."""
+"""The weight of noise spans: so large that ``bernoulli`` always selects them."""
 
 
 @dataclass(frozen=True)
 class Span(Policy):
     """Random spans of words or tokens (``over``), with truncated geometric lengths.
 
-    Consecutive spans fill a ring of the piece's words, with the last span cut to fit, and the ring
-    is opened at a random position. Every position in a piece is therefore masked equally often with
-    every budget. (Without a ring, spans at the ends of a piece would be shorter, and selection
-    favours short units.) The first and the last words of a piece may be in the same unit. Special
-    tokens, and words with an [UNK], stay visible inside a span.
+    The words of a piece form a ring. Consecutive spans fill the ring, the last span is cut to fit,
+    and the ring is opened at a random position. Every position in a piece is therefore masked
+    equally often with every budget. (Without a ring, spans at the ends of a piece would be shorter,
+    and selection favours short units.) The first and the last words of a piece may share a unit.
+    Special tokens, and words with an [UNK], stay visible inside a span.
 
-    Selects: spans of equal weight; with p = .2 and max_words = 10, lengths average 3.80 words
+    Selects: spans of equal weight. With p = .2 and max_words = 10, spans have 3.80 words on average
         before selection. ``poisson=3.0`` draws Poisson lengths of at least one word instead (BART;
         the corruption ``infill`` adds the empty spans).
-    Guarantee: never half a word. ``exact``: at most the budget, which favours short spans in short
-        rows (at 64 words and 15 %: length 1 .364, length 10 .038). ``expected``: the budget on
-        average, with nearly equal probabilities, so *selected* spans have nearly the same lengths
-        as all spans. ``bernoulli``: each span is selected independently. Adjacent selected spans
-        look like one span.
-    Cost: as for whole words, plus one draw per word and its comparison with ``max_words`` edges.
+    Guarantee: words stay whole. ``exact`` never exceeds the budget, and so favours short spans in
+        short rows: at 64 words and 15 %, a span of 1 word is selected with probability .364, and a
+        span of 10 words with .038. ``expected`` meets the budget on average and selects all spans
+        with nearly equal probability. ``bernoulli`` selects each span independently. Adjacent
+        selected spans look like one span.
+    Cost: the cost of ``whole-word``, plus one draw per word and ``max_words`` comparisons.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.1.
     """
 
@@ -88,7 +89,8 @@ class Span(Policy):
         else:
             start, length, barred = find_runs(batch, batch.layer("word_ids"))
         counts_P = batch.count_at(start)
-        # Word n of a piece has the position n + opening around the ring.
+        # ``place`` is the position of each word around the rings, laid end to end: word n of a
+        # piece has the position (n + opening) mod (words in the piece).
         opening = keys.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)
         place = rank_within(counts_P) + np.repeat(opening.astype(np.int64), counts_P)
         around = np.repeat(counts_P, counts_P)
@@ -112,7 +114,7 @@ class Span(Policy):
         return units
 
     def lengths(self) -> Array:
-        """(max_words,) float64: the probabilities of 1, 2, … words, before spans are cut to fit."""
+        """(max_words,) float64: the probabilities of 1, 2, … words, before any span is cut."""
         size = np.arange(
             1,
             self.max_words + 1,
@@ -127,14 +129,14 @@ class Span(Policy):
         return share / share.sum()
 
     def _ring(self, keys: Keys, counts_P: Array) -> Array:
-        """(W,) int64: the span of each of the W words around the rings of all pieces."""
+        """(W,) int64: the span number of each of the W words around the rings of all pieces."""
         number = rank_within(counts_P)
         draw = keys.draw_each(Purpose.PARTITION, counts_P, number)
         length = np.ones(len(draw), np.int64)
         # One pass per edge takes a third of the time of searchsorted.
         for edge in _edges(self):
             length += draw >= edge
-        # Each word draws a length, but a piece needs only the first few: span n ends after the
+        # Drawing one length per word gives more lengths than a piece needs. Span n ends after the
         # sum of the first n lengths, and the last span ends with the piece.
         end = sums_within(length, counts_P)
         inner = end < np.repeat(counts_P, counts_P)
@@ -146,14 +148,14 @@ class Span(Policy):
 
 @lru_cache(maxsize=32)
 def _edges(policy: Span) -> list[int]:
-    """The (max_words − 1) edges at which int32 draws change from one length to the next."""
+    """The (max_words − 1) edges between lengths: a draw at or above edge n has a length above n."""
     share = np.minimum(policy.lengths().cumsum()[:-1], 1 - 2.0**-32)
     cells = (share * 2.0**32).round().astype(np.int64)
     return (cells - (1 << 31)).tolist()
 
 
 class _Noise(Policy):
-    """Base class of policies that cut pieces into noise and gaps according to the budget."""
+    """Base class of policies that cut the whole budget as noise spans, with gaps between them."""
 
     ratio: float | None
 
@@ -166,19 +168,19 @@ class _Noise(Policy):
 
 @dataclass(frozen=True)
 class T5Span(_Noise):
-    """T5's noise spans: first their number and lengths are drawn, then their positions.
+    """T5's noise spans: a piece is split into alternating spans of noise and gaps.
 
-    n noise tokens make round(n / mean_span) spans. The n tokens, and the rest of the piece, are
-    each split uniformly at random into that many parts of at least one token. Noise and gaps
-    alternate around a ring, which is opened at a random position. The published code always opens
-    the ring before a gap, so rows begin unmasked and end masked; here every position is masked
-    equally often, but the opening may split a span in two. Gaps are units of weight 0, so selection
-    takes exactly the noise.
+    A piece with n noise tokens has s = round(n / mean_span) noise spans and s gaps. The n noise
+    tokens are split uniformly at random into s spans of at least one token, and the other tokens
+    into s gaps. Spans and gaps alternate around a ring, which is opened at a random position. The
+    published code always opens the ring before a gap, so rows begin unmasked and end masked. Here
+    every position is masked equally often, but the opening may split a span in two. Gaps are units
+    of weight 0, so selection takes exactly the noise.
 
-    Selects: spans of ``mean_span`` tokens on average. n comes from the current ratio, or from
-        ``ratio`` if given.
-    Guarantee: exactly the budget in all three modes; a gap between any two spans, except at the
-        opening of the ring.
+    Selects: spans of ``mean_span`` tokens on average. The number n comes from ``ratio``, or from
+        the masker's ratio if ``ratio`` is None.
+    Guarantee: exactly the budget in all three budget modes; a gap between any two spans, except at
+        the opening of the ring.
     Cost: two sorts; O(B·L).
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), section 3.1.4; ``random_spans_noise_mask`` in
         its code.
@@ -198,11 +200,11 @@ class T5Span(_Noise):
 
 @dataclass(frozen=True)
 class Suffix(_Noise):
-    """The end of the piece as one unit, as long as the budget: the task of a prefix LM.
+    """The end of each piece as one unit with the length of the budget (prefix LM).
 
-    Selects: the same tokens of a piece for the same ratio; a ratio such as ``uniform(0.1, 0.9)``
-        varies the length of the unit.
-    Guarantee: exactly the budget in all three modes.
+    Selects: the same tokens of a piece whenever the ratio is the same. Use a ratio such as
+        ``uniform(0.1, 0.9)`` to vary the length of the unit.
+    Guarantee: exactly the budget in all three budget modes.
     Cost: the same as for ``t5-span``.
     Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv
         2205.05131), section 3.1.
@@ -218,20 +220,21 @@ REGULAR = ((3, 0.15), (8, 0.15))
 SEQUENTIAL = ((0, 0.25),)
 EXTREME = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
 DENOISERS = np.array([*REGULAR, *SEQUENTIAL, *EXTREME])
-"""(7, 2) float64: the mean span and the ratio of UL2's denoisers; a span of 0 is the end of the
-piece."""
+"""(7, 2) float64: the mean span length, in tokens, and the ratio of each UL2 denoiser. A mean of 0
+stands for one span at the end of the piece."""
 
 
 @dataclass(frozen=True)
 class Ul2(Policy):
-    """UL2: each piece draws a denoiser, a pair of mean span and ratio.
+    """UL2: each piece draws one of seven denoisers.
 
-    The denoisers' ratios replace the masker's. The corruption ``ul2`` inserts the mode tokens.
+    A denoiser is a pair (mean span length, ratio), and its ratio replaces the masker's ratio. The
+    corruption ``ul2`` inserts the mode tokens.
 
     Selects: T5 spans, either regular (3 or 8 tokens, 15 %) or extreme (50 %, or 64 tokens), or the
         last quarter of the piece.
-    Guarantee: exactly the piece's budget in all three modes.
-    Cost: the same as for ``t5-span``, since all denoisers share one call.
+    Guarantee: exactly the piece's budget in all three budget modes.
+    Cost: the same as for ``t5-span``: one call cuts the pieces of all denoisers.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), section 3.1.2 and its table of seven denoisers.
     """
 
@@ -239,8 +242,8 @@ class Ul2(Policy):
     needs_ratio = True
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
-        """The mean span and the ratio of each piece, both (P,) float64."""
-        # A mixture already uses the draw of ``per_piece``, so this draw has the index −1.
+        """The mean span length and the ratio of each piece, both (P,) float64."""
+        # A mixture uses the draw of ``per_piece``, so an independent draw needs another index.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
         mean_P, ratio_P = DENOISERS.take(below(draw, len(DENOISERS)), axis=0).T
         return mean_P, ratio_P
@@ -258,28 +261,28 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
 
     Args:
         batch: the batch to cut.
-        keys: the random draws for its pieces.
-        moment: the moment, which holds the ratios.
+        keys: the random draws for the pieces.
+        moment: the point in training; ``moment.ratio`` must be set.
         mean_P: the mean span length in each piece; 0 for one span at the end of the piece.
     """
     assert moment.ratio is not None, "the masker gives ratios"
     total_P = batch.eligible_P
     # The same budget as in ``select``, so that the noise uses all of it.
     noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
-    # One span per ``mean`` noise tokens: at least one, and at most as many as noise and gaps allow.
+    # One span per ``mean_P`` noise tokens. A span and a gap each need at least one token.
     spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
     spans_P = np.maximum(np.minimum(spans_P, most_P), 1).astype(np.int64)
     noise_end = _ends(keys, noise_P, spans_P, np.zeros_like(noise_P))
-    # The draws for the gaps have the indices after the noise − 1 draws for the noise.
+    # The noise uses draws 0 to noise − 2, so the draws for the gaps begin at index noise − 1.
     gap_end = _ends(keys, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
-    # Around the ring: gap 0, noise 0, gap 1, noise 1, …; row s of ``ends`` has the ends of gap s
-    # and noise s, counted from the start of the ring.
+    # The order around the ring is gap 0, noise 0, gap 1, noise 1, …. Row s of ``ends`` has the
+    # ends of gap s and of noise s, in tokens from the start of the ring.
     piece_S = owners(spans_P)
     noise_before = np.where(rank_within(spans_P) > 0, np.append(0, noise_end[:-1]), 0)
     ends = np.stack((gap_end + noise_before, gap_end + noise_end), 1)
-    # If noise must be at the end of a piece, the ring is opened before the first gap.
+    # Pieces with a mean of 0 need their noise at the end, so their ring is opened before gap 0.
     opening_P = keys.per_piece(Purpose.PARTITION) * (mean_P != 0)
     start_P = (opening_P * total_P).astype(np.int64)
     start_S1 = start_P.take(piece_S)[:, None]
@@ -298,7 +301,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     passed = (ends <= start_S1).sum(1)
     passed_P = np.bincount(piece_S, passed, len(spans_P)).astype(np.int64)
     noisy = (np.repeat(passed_P, total_P) + number) & 1 > 0
-    # A piece that is only noise or only gap has no borders.
+    # The borders say nothing about a piece that is all noise or all gap.
     noisy &= np.repeat(noise_P > 0, total_P)
     noisy |= np.repeat(gaps_P == 0, total_P)
     piece = owners(total_P)
@@ -315,11 +318,11 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
 
 
 def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
-    """(Σ parts,) int64: the end of each part, after cutting tokens uniformly at random into parts.
+    """(Σ parts,) int64: the ends of parts, if each piece is split uniformly at random into parts.
 
-    Each of the positions 1 … total − 1 of a piece gets a draw, with indices from ``before_P`` on. A
-    part ends at each of the parts − 1 smallest draws, so all cuts are equally likely; the last part
-    ends at ``total``.
+    Each of the positions 1 … total − 1 of a piece gets a draw; the first draw has the index
+    ``before_P``. The positions of the parts − 1 smallest draws end a part, so all splits are
+    equally likely. The last part ends at ``total_P``.
     """
     inner_P = np.maximum(total_P - 1, 0)
     piece = owners(inner_P)
