@@ -82,8 +82,7 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, by head: ``masked-lm`` is the MLM head, and ``embedding`` means no head.
-"""
+"""The classes for tasks, keyed by head; ``embedding`` means no head."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),

@@ -76,11 +76,11 @@ class MaskingTrainer(Trainer):
     2
 
     Args:
-        model, args: the same as for ``Trainer``. ``args.remove_unused_columns`` is set to False, and
-            ``args.data_seed`` to ``args.seed`` if it is None.
+        model, args: the same as for ``Trainer``, but ``args.remove_unused_columns`` is set to
+            False, and ``args.data_seed`` to ``args.seed`` if it is None.
         masker: the masker for training.
-        evaluation_masker: the masker for evaluation; default: ``masker``. It always masks as at
-            step 0 of epoch 0, so the losses of several evaluations are comparable.
+        evaluation_masker: default: ``masker``. Masks as at step 0 of epoch 0 in every evaluation,
+            so that losses are comparable.
         data_collator: turns rows into unmasked (B, L) tensors; default: ``RowCollator`` (pads).
         more: further arguments of ``Trainer``.
 
@@ -400,9 +400,7 @@ class MaskingTrainer(Trainer):
             logits.float(), truth, reduction="none", label_smoothing=smoothing
         )
         losses = weighted(unweighted, weight, row, column)
-        right = None
-        if self.tells_right:
-            right = logits.argmax(-1) == truth
+        right = logits.argmax(-1) == truth if self.tells_right else None
         return losses, where, right, outputs
 
 
@@ -437,7 +435,7 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
 
 def require_language_model(model: object) -> None:
     """Raise a `MaskwiseError` for transformers models with another head, or none, such as GPT-2."""
-    if hasattr(model, "get_base_model"):  # the wrapper of peft
+    if hasattr(model, "get_base_model"):  # a model of peft
         model = model.get_base_model()
     family = type(model)
     known = chain.from_iterable(names.values() for names in ARCHITECTURES.values())
