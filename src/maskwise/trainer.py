@@ -3,16 +3,15 @@
     trainer = MaskingTrainer(model, args, masker=Masker(tokenizer), train_dataset=rows)
     trainer.train()
 
-``MaskingCollator`` also works with transformers' ``Trainer``, but that ``Trainer`` collates batches
-before their step is known. It also assumes that every model with ``**kwargs`` divides the loss by
-``num_items_in_batch``. Most masked language models ignore this argument, so their loss and gradient
-are 4 times too large with 4 accumulation steps, and twice too large on 2 ranks. The loss of
+``MaskingCollator`` also works with transformers' ``Trainer``, which collates batches before their
+step is known. It also assumes that a model with ``**kwargs`` divides the loss by the argument
+``num_items_in_batch``. Most masked language models ignore it, so their loss and gradient are 4
+times too large with 4 accumulation steps, and twice too large on 2 ranks. The loss of
 ``MaskingTrainer`` is the sum over targets, divided by the number of targets in all micro-batches on
 all ranks. It is the same for 16 rows, for 4 micro-batches of 4 rows, and for 2 ranks with 8 rows.
 
 The vocabulary head of an encoder runs on targets only, except in evaluations whose metrics need all
-logits. Tokens of packed rows (``example_id`` (B, L)) attend only to tokens of their document if the
-model's family supports this.
+logits. In packed rows, tokens attend only to their document if the model's family supports this.
 """
 
 from __future__ import annotations
@@ -400,7 +399,9 @@ class MaskingTrainer(Trainer):
             logits.float(), truth, reduction="none", label_smoothing=smoothing
         )
         losses = weighted(unweighted, weight, row, column)
-        right = logits.argmax(-1) == truth if self.tells_right else None
+        right = None
+        if self.tells_right:
+            right = logits.argmax(-1) == truth
         return losses, where, right, outputs
 
 
