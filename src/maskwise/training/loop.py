@@ -173,7 +173,7 @@ def train(
 
 
 class Exchange(Learner):
-    """Sums the offers of all learners over ranks in one exchange, and calls ``after`` with the sums.
+    """Sums the offers of all learners over ranks in one exchange, and passes the sums on.
 
     Args:
         agree: a function that sums tensors over ranks.
