@@ -1,16 +1,18 @@
-"""Training with several arms: a sampler draws an arm for each batch, and learns from probes.
+"""Training with several arms: a sampler draws an arm for each step, and learns from probes.
 
-An arm is an objective with its masking; all arms share one model. Each arm has its own source, with
-its own layout (packed blocks, or one text per row) and order. Schedules follow the step of the run,
-not of the arm.
+An arm is an objective with its masking. All arms share one model, but each arm has a separate
+source of batches, which may have another layout (packed rows, or one text per row) and another
+order. Schedules use the step of the run, not the number of steps of the arm.
 
-A probe is a set of held-out rows that are masked only once: the losses before and after several
-updates are thus measured on the same examples and masks. Each run selects different rows. (The
-released code of MOMETAS draws new examples and masks each time, which adds more noise than the loss
-changes.) A probe is measured in two halves, whose agreement estimates the noise in the reward
-(``samplers.base.reliability``). Its cost is logged: a forward pass of 64 rows for each arm (96 for
-``cse``) every ``sampler.every`` steps. Rules are also probed if there are enough rows, to show
-their effect on every objective; this counts as evaluation, not as a training cost.
+A probe is a set of held-out rows that are masked once, so losses before and after several updates
+are measured on the same examples and masks. Runs select different rows by seed. (The released code
+of MOMETAS draws new examples and masks for every probe. The noise of this choice is larger than the
+change of the loss.) The agreement between the two halves of a probe estimates the noise in the
+reward (``samplers.base.reliability``).
+
+Every ``sampler.every`` steps, a probe costs a forward pass of 64 rows per arm (96 rows for
+``cse``); the log includes this cost. Samplers with fixed rules are probed too if there are enough
+rows, to show the losses of all objectives. The cost of these probes counts as evaluation.
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ PROBE_SEED = 0x9208
 
 
 class Arms(Objective):
-    """Several objectives over one model; each batch is scored by its own arm's objective.
+    """Several objectives for one model. The attribute ``arm`` of a batch selects the objective.
 
     Args:
-        arms: the objectives, keyed by name; all share one ``model`` and have separate heads.
+        arms: the objectives by name. They share one ``model`` and have separate heads.
     """
 
     def __init__(self, arms: Mapping[str, Objective]):
@@ -58,15 +60,17 @@ class Arms(Objective):
         self.members = nn.ModuleList(arms.values())
 
     def arm(self, name: str) -> Objective:
-        """The objective of an arm."""
+        """Return the objective of an arm."""
         return self.members[self.names.index(name)]  # type: ignore[return-value]
 
     def forward(self, batch: MaskedBatch) -> Outcome:
         return self.arm(batch.arm)(batch)
 
     def heads(self) -> TensorDict:
-        """The heads' parameters, keyed by arm and name; the model's checkpoint does not include
-        them."""
+        """Return the parameters outside the model, by arm and name.
+
+        Checkpoints of the model do not include these parameters.
+        """
         of_model = set(self.model.parameters())
         heads = {}
         for name in self.names:
@@ -76,26 +80,26 @@ class Arms(Objective):
         return heads
 
     def load_heads(self, file: Path) -> None:
-        """Load heads that an earlier run saved for arms with the same names."""
+        """Load the heads that an earlier run saved for arms with the same names."""
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():
-            # New arms, and heads with a different size, keep their initial weights.
+            # Heads of new arms, and heads of a different size, keep their initial weights.
             if name in saved and saved[name].shape == value.shape:
                 value.copy_(saved[name])
 
 
 class ArmsSource:
-    """Makes batches for the arm that the sampler draws at each step.
+    """Makes the batches of each step for the arm that the sampler draws.
 
     Args:
-        sources: the source of each arm.
-        sampler: a sampler of the same arms.
-        settings: the settings, which have the number of steps.
+        sources: the source of each arm, by name.
+        sampler: a sampler with the same arms in the same order.
+        settings: the settings with the number of steps.
 
     Attributes:
-        untaught: copies of the maskers, made before any policy learned. Probes use these copies,
-            because a resumed run builds its probe again and needs the same masks.
+        untaught: copies of the maskers with untrained policies. Probes use these copies, so a
+            resumed run, which makes its probe again, gets the same masks.
     """
 
     def __init__(
@@ -106,18 +110,18 @@ class ArmsSource:
         self.sampler = sampler
         self.settings = settings
         self.untaught = deepcopy({arm: source.masker for arm, source in sources.items()})
-        # All sources have the same kinds of facts.
+        # All sources return the same statistics.
         first = next(iter(sources.values()))
         self.facts = first.facts
         self.summarise = first.summarise
 
     @property
     def ahead(self) -> int:
-        """1, or 0 if the sampler or a policy learns."""
+        """The number of steps by which batches are made ahead: 1, or 0 if anything learns."""
         return 0 if self.sampler.every or self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
-        """The micro-batches for ``step``, all for one arm, which is the same on every rank."""
+        """Return the micro-batches of ``step``, all for one arm, which is equal on all ranks."""
         arm = self.sampler.draw(step, self.settings.steps)
         batches = self.sources[arm].batches(
             step,
@@ -129,7 +133,7 @@ class ArmsSource:
         return batches
 
     def learners(self) -> Learners:
-        """The policies that learn, each from its own arm's batches."""
+        """Return the learners of the arms' policies. They learn only from batches of their arm."""
         learners = {}
         for arm, source in self.sources.items():
             for name, learner in source.learners().items():
@@ -138,7 +142,7 @@ class ArmsSource:
         return learners
 
     def places(self) -> Learners:
-        """The streams, whose positions are saved; arms with the same rows share a stream."""
+        """Return the streams, whose positions are saved. Arms with the same rows share a stream."""
         streams: Learners = {}
         for source in self.sources.values():
             streams |= source.places()
@@ -146,11 +150,11 @@ class ArmsSource:
 
 
 def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
-    """The number of rows in an arm's probe over all ranks: ``wanted``, rounded up so that its two
-    halves are equal on every rank.
+    """Return the number of rows in the probe of an arm, over all ranks.
 
-    With ``twins`` (an objective that reads half of the rows twice), each half has an even number of
-    rows on every rank, at least four.
+    ``wanted`` is rounded up to make both halves equally large on every rank. With ``twins`` (for an
+    objective that reads half of the rows twice), each half needs an even number of rows on every
+    rank, at least four.
     """
     least = 2 if twins else 1
     unit = 2 * least * ranks
@@ -158,18 +162,18 @@ def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
 
 
 class Probe:
-    """The losses of all arms on two halves of held-out rows.
+    """Measures the losses of all arms on two halves of held-out rows.
 
     Args:
         objective: the arms.
-        source: the training data of the arms, with a sampler of the same arms.
-        held_out: for each arm, rows that are never trained on: a probe on training text would
-            reward memorisation. There are at least as many free rows as in ``sizes``.
-        sizes: for each arm, the number of rows over all ranks (``probe_rows``).
-        skip: for each arm, the indices of held-out rows that are reserved for evaluating the model.
-        fresh: whether to use new rows and masks each time, the current policies, and no dropout for
-            ``cse``, as the released code does.
-        rank, ranks: this rank and the number of ranks; each rank measures its share of the rows.
+        source: the training data of the arms.
+        held_out: the held-out rows of each arm. (A probe on training rows would reward
+            memorisation.) After ``skip``, at least ``sizes`` rows must remain.
+        sizes: the number of rows in the probe of each arm, over all ranks (``probe_rows``).
+        skip: the indices of held-out rows of each arm that are reserved for evaluations.
+        fresh: whether to use new rows and new masks in every probe, masks of the current policies,
+            and no dropout for ``cse``, as in the released code of MOMETAS.
+        rank, ranks: this rank and the number of ranks. Each rank measures a part of the rows.
     """
 
     def __init__(
@@ -190,7 +194,7 @@ class Probe:
         if fresh:
             self.maskers = {arm: each.masker for arm, each in source.sources.items()}
         self.sizes = sizes
-        # Masks have the ratio of the middle step.
+        # ``_batches`` masks with the ratio of the middle step.
         self.total_steps = source.settings.steps
         self.fresh = fresh
         self.rank = rank
@@ -206,19 +210,21 @@ class Probe:
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in self.rows}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, 4, K) on the device: for each half, the sums (``_counted``) over this rank's rows.
+        """(2, 4, K) on the device: the sums (``_counted``) of both halves and all K arms.
+
+        The sums are over the rows of this rank.
 
         Args:
-            turn: the index of the probe within the run; ignored unless probes are ``fresh``.
+            turn: the index of the probe in the run; ignored unless probes are ``fresh``.
         """
         if not self.fresh:
             turn = 0
         sums = []
-        # Only the host's generator is restored: every training step seeds the device's generator.
+        # Restore the host's generator only, because every training step seeds the device's.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
             for arm in self.rows:
                 batches = self.batches.get(arm) or self._batches(arm, turn)
-                # Dropout in ``cse`` and replacements in ``rtd`` must be the same in all probes.
+                # Seed dropout of ``cse`` and samples of ``rtd``, which must not vary by probe.
                 torch.manual_seed(fold(PROBE_SEED, turn))
                 objective = self.objective.arm(arm)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
@@ -228,7 +234,7 @@ class Probe:
         return torch.stack(sums, 2)
 
     def _batches(self, arm: str, turn: int) -> list[MaskedBatch]:
-        """The two halves of an arm's probe."""
+        """Return the two halves of an arm's probe, masked."""
         rows = self.rows[arm]
         if self.fresh:
             rows = rows.roll(-(fold(PROBE_SEED, turn) % len(rows)))
@@ -252,10 +258,11 @@ class SamplerLearner(Learner):
     """Updates a sampler from probes, every ``sampler.every`` updates of the model.
 
     Args:
-        sampler: a sampler that learns or follows a rule.
-        probe: a function that makes a ``Probe`` once the model is on its device; None for no
+        sampler: the sampler.
+        probe: a function that makes a ``Probe``, called when the model is on its device; None for
+            no probes.
+        watched_every: the number of updates between probes if the sampler needs none; 0 for no
             probes.
-        watched_every: the number of updates between two probes of a rule; 0 for no probes.
     """
 
     kept = ("before", "line_sums", "run_sums", "probe_sums", "clock", "rewards")
@@ -268,7 +275,7 @@ class SamplerLearner(Learner):
         self._make = probe
         self._probe: Probe | None = None
         count = len(sampler.arms)
-        # Each arm's ``_counted`` and steps: since the last line, over the run, and over its probes.
+        # (5, K): ``_counted`` and steps per arm, since the last line, in the run, and in probes.
         self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, count).double()
         # The arm and the sums of each micro-batch since the last ``_take_in``, on the device.
         self.seen: list[tuple[int, Tensor]] = []
@@ -281,7 +288,7 @@ class SamplerLearner(Learner):
         )
         # (T, 2): the reward of each rollout on each half.
         self.rewards = torch.zeros(0, 2).double()
-        # The step of the last probe; the seconds spent on probes, and on the whole run.
+        # The step of the last probe, the seconds of all probes, and the seconds of the run.
         self.clock = torch.zeros(3).double()
         self._since: float | None = None
         self.notes: list[str] = []
@@ -293,7 +300,7 @@ class SamplerLearner(Learner):
     def after(self, now: Point) -> None:
         self.now = now
         if self.seen:
-            # All micro-batches of a step have the same arm, and count as one step.
+            # All micro-batches of a step have the same arm, so count one step.
             self.steps[0, self.seen[-1][0]] += 1
         if self.every and now.done % self.every == 0:
             self._learn(now)
@@ -303,13 +310,13 @@ class SamplerLearner(Learner):
         self._since = tick
 
     def _take_in(self) -> None:
-        """Add all ranks' counts to the sums; waits for the device. Every rank calls this."""
+        """Add the counts of all ranks to the sums. Every rank must call this, and waits for it."""
         if not self.seen:
             return
         arms, sums = zip(*self.seen)
         by_arm = torch.zeros_like(self.line_sums[:4])
         by_arm.index_add_(1, torch.tensor(arms), torch.stack(sums, 1).cpu().double())
-        # Every rank draws the same arm, so steps are not summed over ranks.
+        # All ranks draw the same arm, so do not sum steps over ranks.
         new = torch.cat([self.now.agree(by_arm), self.steps])
         self.line_sums = self.line_sums + new
         self.run_sums = self.run_sums + new
@@ -319,7 +326,7 @@ class SamplerLearner(Learner):
     def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
-        # The probe is built here, because the model was not on its device earlier.
+        # Make the probe at the first call, because the model was not on its device before.
         self._probe = self._probe or self._make()
         halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)
@@ -334,21 +341,21 @@ class SamplerLearner(Learner):
         self.clock[0] = now.done
 
     def _teach(self, losses: Tensor) -> None:
-        """Update the sampler, and record the rewards on the two halves."""
+        """Update the sampler, and record the rewards of the two halves."""
         sampler = self.sampler
         rewards = [sampler.reward(a, b) for a, b in zip(self.before[1:], losses[1:])]
-        # Rules have no reward.
+        # Samplers without logits have no reward.
         if None not in rewards:
             self.rewards = torch.cat([self.rewards, self.rewards.new_tensor([rewards])])
         sampler.update(self.before[0], losses[0])
-        # A line of metrics may cover several sampler updates; each note appears once.
+        # A line of metrics may cover several updates of the sampler, so drop repeated notes.
         self.notes = list(dict.fromkeys([*self.notes, *sampler.notes]))
 
     def facts(self) -> Facts:
-        """The sampler's fields for a line of metrics; docs/files.md describes them."""
+        """Return the sampler's fields of a line of metrics, which docs/files.md describes."""
         self._take_in()
         total, divisor, _, _, steps = self.line_sums
-        # Use the next step's probabilities; after the last step, schedules may have ended at 0.
+        # Log the next step's probabilities. After the last step, all shares may be 0.
         step = min(self.now.done, self.now.total_steps - 1)
         probabilities = self.sampler.probabilities(step, self.now.total_steps)
         found: dict[str, object] = {
@@ -374,7 +381,7 @@ class SamplerLearner(Learner):
         return found
 
     def _named(self, values: Tensor) -> dict[str, float]:
-        """Return the values keyed by arm, without NaN."""
+        """Return the values that are not NaN, by arm."""
         named = zip(
             self.sampler.arms,
             values.tolist(),
@@ -383,8 +390,9 @@ class SamplerLearner(Learner):
         return {name: round(value, 6) for name, value in named if value == value}
 
     def spent(self) -> dict[str, dict[str, int]]:
-        """For each arm, over all ranks: ``steps``, ``tokens`` and ``targets`` in the run, and the
-        same counts for the probes that the sampler learned from.
+        """Return ``steps``, ``tokens`` and ``targets`` of each arm, in training and in probes.
+
+        Counts are over all ranks. Probes count only if the sampler learned from them.
         """
         self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
@@ -412,7 +420,7 @@ class SamplerLearner(Learner):
 def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
     """(4,) on the device: the sum of losses, its divisor, and the numbers of targets and tokens.
 
-    The last three are whole numbers below 2²⁴, so they are exact in single precision.
+    The counts are below 2²⁴, so they are exact in single precision.
     """
     loss = outcome.loss.detach()
     counts = (outcome.targets, counted(batch.targets, loss), counted(batch.tokens, loss))
@@ -420,7 +428,7 @@ def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
 
 
 def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
-    """Raise if a probe needs more held-out rows than are ``free``."""
+    """Raise ``MaskwiseError`` if a probe needs more held-out rows than are ``free``."""
     if free < size:
         raise MaskwiseError(
             f"the probe of arm {arm!r} has too few held-out rows",

@@ -1,11 +1,10 @@
-"""The input to the training loop: masked batches, made one step ahead.
+"""The input of the training loop: masked batches, made one step ahead.
 
-A source makes the batches for a step on the host, as a function of (seed, step, rank). A schedule
-therefore acts at the exact step, and a resumed run gets its batches without reading earlier
-batches. While the device works on a step, ``look_ahead`` makes the next step's batches in a thread,
-counts their targets, and copies them to the device without blocking. If masks depend on the losses
-of the last step (because a policy or sampler learns), the source has ``ahead = 0``. A source has no
-length.
+A source makes the batches of a step on the host, as a function of (seed, step, rank). Schedules
+therefore use the exact step, and a resumed run needs no earlier batches. While the device works on
+a step, ``look_ahead`` makes the batches of the next step in a thread, counts their targets, and
+copies the batches to the device without blocking. A source has ``ahead = 0`` if a policy or sampler
+learns, because masks then depend on the losses of the last step.
 """
 
 from __future__ import annotations
@@ -32,41 +31,41 @@ from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows, mixed, parts_of, taken
 
 Batch: TypeAlias = Any
-"""A ``MaskedBatch``, or a dict of tensors with ``labels``, which are −100 if there is no target."""
+"""A ``MaskedBatch``, or a dict of tensors with ``labels`` (−100 means no target)."""
 
 
 class Source(Protocol):
-    """Makes the batches for each step."""
+    """Makes the batches of each step. A source has no length."""
 
     @property
     def ahead(self) -> int:
-        """How many steps ahead batches may be made; 0 if they depend on the last losses."""
+        """The number of steps by which batches may be made ahead; 0 if they depend on losses."""
         ...
 
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Batch]:
-        """The micro-batches of one update for one rank, on the host."""
+        """Return the micro-batches of one update for one rank, on the host."""
         ...
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Statistics of batches, which are summed until the next line of metrics."""
+        """Return statistics of batches, which are summed until the next line of metrics."""
         ...
 
     def summarise(self, sums: Numbers) -> dict[str, Any]:
-        """Compute metrics from these sums: numbers, or shares keyed by name."""
+        """Return metrics computed from sums of ``facts``: numbers, or dicts of named shares."""
         ...
 
 
 class Step(NamedTuple):
-    """One update.
+    """The input of one update on this rank.
 
     Attributes:
         number: the step number, counted from 0.
         batches: this rank's micro-batches, on the device.
         targets: the number of targets in the batches.
-        facts: the ``Source.facts`` of the batches.
-        counted: a number that divides the losses: the number of targets or, in masked diffusion, of
-            eligible tokens.
-        sums: ``targets``, ``counted`` and ``asked`` (to stop), summed over all ranks.
+        facts: the statistics of the batches (``Source.facts``).
+        counted: the divisor of the losses: the number of targets, or the number of eligible tokens
+            in masked diffusion.
+        sums: sums over all ranks: ``targets``, ``counted`` and ``asked`` (ranks asked to stop).
     """
 
     number: int
@@ -78,7 +77,7 @@ class Step(NamedTuple):
 
 
 Summed: TypeAlias = Callable[[Numbers], dict[str, float]]
-"""Sums numbers over all ranks; every rank calls it."""
+"""A function that sums numbers over all ranks. Every rank must call this function."""
 
 
 def look_ahead(
@@ -91,18 +90,19 @@ def look_ahead(
     summed: Summed = dict,
     asked: Callable[[], bool] = bool,
 ) -> Iterator[Step]:
-    """The steps of a training run, each made ``source.ahead`` steps ahead.
+    """Yield the steps of a training run, made ``source.ahead`` steps ahead.
 
     Args:
         source: the source of the batches.
         steps: the step numbers.
-        rank, ranks, device: this process's rank, the number of ranks, and this process's device.
-        summed: a function that sums counts over ranks; it is called when batches are made, so that
-            no step waits for other hosts.
-        asked: a function that tells whether this rank was asked to stop.
+        rank, ranks, device: the rank of this process, the number of ranks, and this process's
+            device.
+        summed: a function that sums counts over ranks. It is called when batches are made, so
+            training does not wait for other hosts.
+        asked: a function that returns whether a signal asked this rank to stop.
 
     Raises:
-        MaskwiseError: a batch could not be made; raised when its step is reached.
+        MaskwiseError: a batch could not be made. The error is raised when its step is reached.
     """
     lane = Lane(device) if copies_aside(device) else None
 
@@ -140,9 +140,9 @@ def look_ahead(
         for number in steps:
             yield received(*make(number))
         return
-    # There is one thread, so batches are made in the order of their steps.
+    # A single thread makes batches in the order of their steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        # The queue is filled first, so that the thread is always ``ahead`` steps ahead.
+        # Fill the queue first, so the thread is always ``ahead`` steps ahead.
         waiting = deque(thread.submit(make, number) for number in steps[: source.ahead])
         for number in steps:
             ready = waiting.popleft().result()
@@ -152,13 +152,13 @@ def look_ahead(
 
 
 class MaskedSource:
-    """Masked batches from the rows of a corpus.
+    """Makes masked batches from the rows of a corpus or a stream.
 
     Args:
-        rows: the rows of a corpus, or those of a stream, which has its own order and shares.
-        masker: the maker of batches from rows.
-        settings: the settings for batch size, steps and seed.
-        shares: the share of each source in a mix, keyed by name; empty if there is one source.
+        rows: the rows of a corpus or of a stream. A stream has a fixed order and fixed shares.
+        masker: the maker of batches.
+        settings: the settings with batch size, steps and seed.
+        shares: the share of each source in a mix, by name; empty for a single source.
 
     Raises:
         MaskwiseError: there are fewer rows than in one batch.
@@ -190,10 +190,10 @@ class MaskedSource:
         return 0 if self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
-        """The micro-batches for ``step`` on ``rank``."""
+        """Return the micro-batches of ``step`` for ``rank``."""
         rows, epoch = self.order.draw(step)
         places = self.order.place(step) + torch.arange(len(rows))
-        # Divide by micro-batch, then by rank: each rank gets an equal slice of every micro-batch.
+        # Split rows into micro-batches, and every micro-batch into equal parts for the ranks.
         by_rank = torch.stack([rows, places]).view(2, self.settings.accumulate, ranks, -1)
         when: dict[str, Any] = {"step": step, "total_steps": self.settings.steps, "epoch": epoch}
         batches = []
@@ -201,23 +201,23 @@ class MaskedSource:
             if isinstance(self.masker, Masker) and self.masker.places:
                 when["place"] = place.numpy()
             batch = self.masker(self.rows.batch(part), **when)
-            # The log shows the actual shares in a mix.
+            # The log shows the actual share of each source in a mix.
             batch.sources = self.order.counts(part)
             batches.append(batch)
         return batches
 
     def learners(self) -> Learners:
-        """The policy, if it learns; see ``learners_of``."""
+        """Return the learner of the policy, see ``learners_of``."""
         return learners_of(self.masker)
 
     def places(self) -> Learners:
-        """The stream, whose position is saved with the run; empty for a corpus."""
+        """Return the stream, whose position is part of training states; empty for a corpus."""
         if not isinstance(self.rows, StreamedRows):
             return {}
         return {f"stream {self.rows.layout}": self.rows}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Sums for ``summarise`` and for measuring speed; ``squares`` is Σ length² over pieces."""
+        """Return sums for ``summarise`` and for speed; ``squares`` is Σ length² over pieces."""
         sums = defaultdict[str, float](float)
         for batch in batches:
             line = batch.source
@@ -252,10 +252,10 @@ class MaskedSource:
 
 
 def learners_of(masker: object) -> Learners:
-    """The masker's policy, if it learns from the losses.
+    """Return the learner of the masker's policy, by name; empty if the policy does not learn.
 
     Raises:
-        MaskwiseError: the corruption changes lengths, so losses do not belong to tokens of the
+        MaskwiseError: the corruption changes lengths, so losses cannot be assigned to tokens of the
             text.
     """
     if not isinstance(masker, Masker):
@@ -274,8 +274,10 @@ def learners_of(masker: object) -> Learners:
 
 
 def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Yield the numbers of rows of similar width, widest first; each group has at most ``tokens``
-    positions."""
+    """Yield groups of row indices with similar width, widest first.
+
+    With padding, a group has at most ``tokens`` tokens, unless it is a single row.
+    """
     order = width.argsort(descending=True, stable=True)
     start = 0
     while start < len(order):
@@ -285,7 +287,7 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
-    """(V,) float32: log-probabilities from counts (V,), with add-one smoothing."""
+    """(V,) float32: the log probabilities of counts (V,), with add-one smoothing."""
     smooth = counts.double() + 1
     return (smooth / smooth.sum()).log().float()
 
@@ -293,10 +295,10 @@ def log_frequencies(counts: Tensor) -> Tensor:
 # The order of rows: in an epoch, and in a mix of several sources
 # -------------------------------------------------------------------------------------------
 
-# All orders are functions of (seed, step), so a resumed run need not read rows of earlier steps.
+# All orders are functions of (seed, step), so a resumed run does not read rows of earlier steps.
 
 WINDOW = 16
-"""How many batches are sorted by length together; this removes most padding."""
+"""The number of batches that are sorted by length together; 16 remove most padding."""
 
 
 def order_of(
@@ -305,8 +307,12 @@ def order_of(
     """(size,) int64: the order of ``size`` rows in an epoch.
 
     Args:
-        lengths: (size,) the lengths of rows, if batches should have rows of similar length.
-        batch_size: the number of rows in a batch.
+        size: the number of rows.
+        epoch: the epoch.
+        seed: any integer.
+        lengths: (size,) the lengths of rows, to make batches of similar length; None for a plain
+            shuffle.
+        batch_size: the number of rows in a batch; used only with ``lengths``.
 
     >>> sorted(order_of(4, 2, seed=0).tolist())
     [0, 1, 2, 3]
@@ -315,7 +321,7 @@ def order_of(
     batches = size // batch_size
     if lengths is None or not batches:
         return order
-    # Sort within windows of WINDOW batches, then shuffle the batches in each window.
+    # Sort rows within windows of WINDOW batches, then shuffle the batches of each window.
     rows = order[: batches * batch_size]
     window = torch.arange(len(rows)) // (WINDOW * batch_size)
     by_length = (window * (int(lengths.max()) + 1) + lengths[rows]).argsort(stable=True)
@@ -330,13 +336,12 @@ def order_of(
 
 
 class Epochs:
-    """The rows of one source, epoch by epoch; an incomplete batch at the end of an epoch is
-    dropped.
+    """The order of the rows of one source. Rows that do not fill a batch in an epoch are dropped.
 
     Args:
         size: the number of rows.
-        settings: the settings for batch size and seed.
-        lengths: (size,) the lengths of rows, if batches should have rows of similar length.
+        settings: the settings with batch size and seed.
+        lengths: (size,) the lengths of rows, to make batches of similar length; or None.
 
     Raises:
         MaskwiseError: there are fewer rows than in one batch.
@@ -357,34 +362,34 @@ class Epochs:
         order = partial(
             order_of, size, seed=settings.seed, lengths=lengths, batch_size=self.batch_size
         )
-        # Drawing the order of ten million rows takes .14 s, so the last order is cached.
+        # Cache the last order, because shuffling ten million rows takes .14 s.
         self.order = lru_cache(1)(order)
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """The rows for a step, (batch size,) int64, and their epoch."""
+        """Return the rows of a step, (batch size,) int64, and the epoch of the step."""
         epoch, place = divmod(step, self.per_epoch)
         return self.order(epoch)[place * self.batch_size :][: self.batch_size], epoch
 
     def place(self, step: int) -> int:
-        """The index of the step's first row in the order of its epoch."""
+        """Return the position of the first row of a step in the order of the epoch."""
         return step % self.per_epoch * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:
-        """An empty dict, because all rows have the same source."""
+        """Return an empty dict, because there is only one source."""
         return {}
 
 
 class Mix:
-    """The rows of several sources in fixed shares; each source has its own order and epochs.
+    """The order of the rows of several sources in fixed shares.
 
-    The number of rows from each source among the first n rows is a function of n. In every prefix
-    of a run, this number differs from the exact share by at most half a row for two sources, one
-    row for three sources, and 1.6 rows (measured) for a hundred sources.
+    Sources have separate orders and epochs. The number of rows from each source among the first n
+    rows of a run is a function of n. This number differs from the exact share of n by at most half
+    a row for two sources, one row for three sources, and 1.6 rows (measured) for a hundred sources.
 
     Args:
-        shares: the share of each source, keyed by name; the shares sum to 1.
+        shares: the share of each source, by name; the shares sum to 1.
         sizes: the number of rows in each source. The rows of all sources are concatenated.
-        settings: the settings for batch size and seed.
+        settings: the settings with batch size and seed.
 
     Raises:
         MaskwiseError: a source has fewer rows than its share of a batch.
@@ -414,23 +419,22 @@ class Mix:
         return begin + order_of(size, epoch, seed=fold(self.seed, number))
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """The rows for a step, (batch size,) int64, and None, because sources have no common
-        epoch."""
+        """Return the rows of a step, (batch size,) int64, and None: there is no common epoch."""
         rows = []
         for number, (before, after) in enumerate(taken(step, self.batch_size, self.parts)):
             place = torch.arange(before, after)
             size = max(1, self.sizes[number])
             for epoch in (place // size).unique().tolist():
-                # A batch may extend beyond the end of a small source's epoch.
+                # The rows of a small source in one batch may belong to several epochs.
                 inside = place[place // size == epoch] % size
                 rows.append(self.order(number, epoch)[inside])
         return torch.cat(rows)[mixed(self.batch_size, seed=self.seed, step=step)], None
 
     def place(self, step: int) -> int:
-        """The index of the step's first row in the run's order."""
+        """Return the position of the first row of a step in the order of the run."""
         return step * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:
-        """The number of rows from each source."""
+        """Return the number of rows from each source."""
         owner = torch.bucketize(rows, self.ends, right=True)
         return dict(zip(self.names, owner.bincount(minlength=len(self.names)).tolist()))

@@ -1,10 +1,10 @@
 """The engine of a training run: device, processes, precision, wrapping, updates and resuming.
 
 Accelerate provides distribution, precision and trackers. The order in ``Engine`` matters: weights
-are loaded into the plain module, and then the module is wrapped. Optimisers are made last, because
-FSDP2 replaces the parameters.
+are loaded into the plain module before the module is wrapped, and optimisers are built last,
+because FSDP2 replaces the parameters.
 
-No random state is saved: masks, order and dropout are functions of (seed, step, rank).
+Masks, order and dropout are functions of (seed, step, rank), so no random state is saved.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ WEIGHTS = "model.safetensors"
 OPTIMIZERS = "optimizers.safetensors"
 
 ROUND = 2.0**24
-"""Sums over ranks are rounded to multiples of 1 / ROUND, to hide the order of addition."""
+"""Sums over ranks are rounded to multiples of 1 / ROUND, so the order of addition has no effect."""
 
 FREE = TrainingSettings.that_change("nothing", "rounding")
-"""Settings that may be changed when a run is resumed."""
+"""The settings that may differ when a run is resumed."""
 
 
 class Update(NamedTuple):
-    """One update of the weights, as this rank saw it.
+    """The results of one update on this rank.
 
     Attributes:
-        losses: the summed losses of each micro-batch, on the device.
-        targets: the number of targets, over all of this rank's micro-batches.
+        losses: the summed loss of each micro-batch, on the device.
+        targets: the number of targets in this rank's micro-batches.
         counted: the divisor of the losses (``Step.counted``).
         norm: the gradient norm before clipping, on the device.
         rate: the learning rate.
@@ -71,20 +71,21 @@ class Update(NamedTuple):
 
 
 class Engine:
-    """An objective ready to be trained, resumed from the newest state.
+    """An objective that is ready for training. A run with a training state is resumed from it.
 
     Args:
-        objective: the objective to train; it is moved to the device.
-        settings: see ``TrainingSettings``.
-        folder: the parent folder of ``resume/``; if None, nothing is kept.
+        objective: the objective to train, which is moved to the device.
+        settings: the training settings.
+        folder: the parent folder of ``resume/``; if None, no states are saved.
 
     Attributes:
-        rank, ranks, device: this process's rank, the number of ranks, and this process's device.
+        rank, ranks, device: the rank of this process, the number of ranks, and this process's
+            device.
         first: whether this is the first rank.
-        start: the number of updates already done; 0 for a new run.
-        totals: the totals after these updates.
-        learned: the states of the learners after these updates.
-        states: the states to resume from; None if no states are kept.
+        start: the number of updates before the resume; 0 for a new run.
+        totals: the totals after ``start`` updates.
+        learned: the states of the learners after ``start`` updates.
+        states: the training states of the run; None if no states are saved.
 
     Raises:
         MaskwiseError: ranks and micro-batches do not divide the batch size, there is nothing to
@@ -116,24 +117,24 @@ class Engine:
         try:
             self._prepare()
         except BaseException:
-            # The caller has no engine to close.
+            # Close the engine here, because the caller gets no engine.
             self.close()
             raise
 
     def _prepare(self) -> None:
-        """Change the objective for training and load the newest state; ``close`` undoes it."""
+        """Prepare the objective, and load the newest state. ``close`` undoes the preparation."""
         objective = self.objective
         settings = self.settings
         folder = self.folder
-        # Counts are exchanged over gloo, so that the host does not wait for the GPU.
+        # Exchange counts over gloo: with NCCL, the host would wait for the GPU.
         if self.ranks > 1 and self.device.type != "cpu":
             self.hosts = dist.new_group(backend="gloo")
-        # The thread that makes batches has its own group, so that messages do not mix.
+        # The thread that makes batches needs a separate group: messages must not mix.
         if self.ranks > 1:
             self.ahead = dist.new_group(backend="gloo")
         objective.to(self.device)
         if self.device.type != "cpu":
-            # Products that autocast leaves in single precision are ten times as fast with TF32.
+            # Matrix products that autocast leaves in float32 are ten times as fast with TF32.
             torch.set_float32_matmul_precision("high")
         if settings.freeze == "encoder":
             wrapping.freeze_encoder(objective)
@@ -165,22 +166,23 @@ class Engine:
     # Steps
 
     def update(self, step: Step, observe: Callable[[Batch, Outcome], None]) -> Update:
-        """One update: the gradient of all ranks' losses, divided by their targets.
+        """Update the weights with the summed gradients of all ranks, divided by all targets.
 
         Args:
-            observe: a function that is called with each micro-batch and its outcome.
+            step: the step with this rank's micro-batches.
+            observe: a function to call with each micro-batch and its outcome.
         """
         if self.states:
             self.states.check()
-        # Dropout is a function of (seed, step, rank), so no generator state needs to be saved.
+        # Seed dropout by (seed, step, rank), so training states need no generator state.
         torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
         self.objective.train()
         if self.settings.freeze == "encoder":
-            # With dropout, the head would learn to use states that it never sees again.
+            # Turn dropout off: with a frozen encoder, dropout would only add noise to the head.
             encoder_of(self.objective.model).eval()
         sums = step.sums
         rate = self.optimizers.set_rate(step.number)
-        # DDP averages gradients over ranks, so every sum is multiplied by the number of ranks.
+        # DDP averages gradients over ranks, so multiply by the number of ranks to get the sum.
         scale = self.ranks / max(1.0, sums["counted"])
         losses = []
         for number, batch in enumerate(step.batches, start=1):
@@ -194,7 +196,8 @@ class Engine:
         norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         assert norm is not None
         norm = wrapping.whole(norm)
-        if sums["targets"] > 0:  # a step without targets is counted, but changes nothing
+        # A step without targets changes no weights; AdamW would still apply weight decay.
+        if sums["targets"] > 0:
             sound = self._sound(norm, losses) if self.settings.on_nan == "skip" else None
             self.optimizers.step(sound)
         self.optimizers.zero_grad()
@@ -209,25 +212,27 @@ class Engine:
         return contextlib.nullcontext()
 
     def _sound(self, norm: Tensor, losses: list[Tensor]) -> Tensor:
-        """Whether the gradient and the losses of all ranks are finite, on the device."""
+        """Return whether gradient and losses of all ranks are finite, as a bool on the device."""
         sound = torch.isfinite(torch.stack([norm, *losses])).all()
         if self.ranks == 1:
             return sound
         return self.accelerator.reduce(sound.float()) == self.ranks
 
     def evaluated(self, function: Callable[[], Result]) -> Result:
-        """Call a function in evaluation mode (``Objective.judging``); every rank calls this."""
+        """Call a function in evaluation mode. Every rank must call this method."""
         with self.objective.judging():
             result = self.wrapped.within(function) if self.sharded else function()
-        if self.sharded:  # until now, weights outside of blocks remain gathered
+        # Release the weights outside blocks, which are still gathered.
+        if self.sharded:
             self.wrapped.reshard()
         return result
 
     def summed(self, sums: Numbers, *, ahead: bool = False) -> dict[str, float]:
-        """Sums over all ranks, in float64.
+        """Return the sums of numbers over all ranks, in float64.
 
         Args:
-            ahead: whether this is called in the thread that makes batches.
+            sums: the numbers of this rank, with the same names on all ranks.
+            ahead: whether the caller is the thread that makes batches.
         """
         if self.ranks == 1:
             return dict(sums)
@@ -237,24 +242,24 @@ class Engine:
         return dict(zip(names, tensor.tolist(), strict=True))
 
     def say(self, text: str) -> None:
-        """Print a line on stderr, once for all ranks."""
+        """Print a line on stderr; only the first rank prints."""
         if self.first:
             Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
 
     def finish(self) -> None:
-        """Wait for all ranks and pending writes, and close the trackers."""
+        """Wait for all ranks and for pending writes, and close the trackers."""
         self.wait()
-        # Some trackers upload only when they are finished.
+        # Some trackers upload only at the end.
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     # States to resume from
 
     def save(self, step: int, totals: Totals, learned: Tensors) -> None:
-        """Write a state in the background.
+        """Write a training state in the background.
 
         Args:
-            step: the number of updates done.
+            step: the number of completed updates.
             totals: the totals after these updates.
             learned: the states of the learners.
 
@@ -277,27 +282,31 @@ class Engine:
             self.states.save(state, files)
 
     def wait(self) -> None:
-        """Wait on every rank until the states are written; raise an error if this fails."""
+        """Wait on every rank until the state is written, or raise the error of the write."""
         if self.states:
             self.states.wait()
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Finish writing states, restore everything that was patched, and end the gloo groups."""
+        """Finish writing states, undo changes to the objective and to torch, and end the groups."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         wrapping.unwrap(self.objective)
         if self.states:
             self.states.close()
         for group in (self.hosts, self.ahead):
-            # If a signal ended the run, ``leave`` has already ended all groups.
+            # After a signal, ``leave`` has already ended all groups.
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
 
     def _load_weights(self, state: State) -> None:
-        """Load weights; raise if the state belongs to different settings or a different model."""
+        """Load the weights of a state.
+
+        Raises:
+            MaskwiseError: the state belongs to different settings or a different model.
+        """
         assert self.states
         path = self.states.path(state.step)
-        # A setting that is missing in an older state had its default value.
+        # States of older versions lack new settings, which then had their default values.
         before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
         changed = changes(before, self._settings())
         if changed:
@@ -312,7 +321,7 @@ class Engine:
                 f"resuming from {path} with {changed}: the same run except for rounding and dropout"
             )
         weights = load_file(path / WEIGHTS)
-        # Without this check, a model with different sizes would fail later and less clearly.
+        # Check shapes first, because copying weights of other shapes gives an unclear error.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
             raise MaskwiseError(f"{path} belongs to a different model", do="give a new folder")
         wrapping.load_weights(self.objective, weights)
@@ -330,7 +339,7 @@ class Engine:
         return self.settings.model_dump(mode="json", exclude=FREE)
 
     def _bits(self) -> dict[str, object]:
-        """The conditions that rounding depends on."""
+        """Return the conditions that rounding depends on."""
         model: Any = getattr(self.objective, "model", None)
         return {
             "threads": torch.get_num_threads(),
@@ -345,7 +354,7 @@ class Engine:
 
 
 def check_batch_size(settings: TrainingSettings, ranks: int) -> None:
-    """Raise if ranks and micro-batches do not divide the batch size."""
+    """Raise ``MaskwiseError`` if ranks and micro-batches do not divide the batch size."""
     if settings.batch_size % (settings.accumulate * ranks):
         raise MaskwiseError(
             "batch_size must be a multiple of accumulate × processes",
@@ -363,11 +372,13 @@ def new_accelerator(
     """Make an ``Accelerator`` for one run, and start its trackers.
 
     Args:
-        partial: whether a batch may use only part of the parameters (one of several heads).
+        settings: the training settings.
+        folder: the folder of the run, for trackers.
+        partial: whether batches may use only some of the parameters (one of several heads).
 
     Raises:
-        MaskwiseError: a tracker is unknown, not installed, or has no folder to write to; or the
-            processes were not started by a launcher.
+        MaskwiseError: a tracker is unknown, not installed, or has no folder; or the processes were
+            not started by a launcher.
     """
     precision = settings.precision
     if precision == "auto":
@@ -381,18 +392,18 @@ def new_accelerator(
         )
     for name in trackers:
         require_known("or missing tracker", name, ["all", *map(str, get_available_trackers())])
-    # Accelerate keeps one state per process and would refuse a different precision.
+    # Accelerate keeps one state per process, and would refuse a precision unlike the last run's.
     AcceleratorState._reset_state()
     unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None
     with wrapping.without_fsdp_of_accelerate():
         accelerator = Accelerator(
             mixed_precision=precision,
-            # By default, Accelerate does not distribute on CPUs: every rank would train alone.
+            # Without ``cpu=True``, Accelerate does not connect ranks on CPUs.
             cpu=not torch.accelerator.is_available(),
             log_with=trackers or None,
             project_dir=folder,
             kwargs_handlers=unused,
-            # Losses are divided once, in ``Engine.update``; the launcher must not change that.
+            # ``Engine.update`` divides losses, so Accelerate must not divide them again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     if accelerator.num_processes != ranks_here():
@@ -409,7 +420,7 @@ def new_accelerator(
 
 
 class Agreement:
-    """Adds up tensors over ranks; the results are float64 on the host, and equal on every rank."""
+    """Sums tensors over ranks. Results are float64 on the host, and equal on all ranks."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -418,18 +429,19 @@ class Agreement:
         return self.start(local)()
 
     def start(self, local: Tensor) -> Callable[[], Tensor]:
-        """Start the sum; the returned function waits for the result."""
-        if self.accelerator.num_processes > 1:  # never on Apple's GPUs, which have no float64
+        """Start to sum, and return a function that waits for the result."""
+        # Apple's GPUs have no float64, but never run with several processes.
+        if self.accelerator.num_processes > 1:
             local = self.accelerator.reduce(local.to(self.accelerator.device).double())
         arrived = coming_back(local)
         return lambda: torch.round(arrived().double() * ROUND) / ROUND
 
 
 def leave() -> None:
-    """Close the process group, if it exists; an open group can make gloo abort at exit.
+    """Close the process group, if there is one. With an open group, gloo may abort at exit.
 
-    A model that is still wrapped in DDP keeps the group's threads alive, which then race with the
-    interpreter's exit. Therefore delete such a model first (``del trainer``).
+    Delete models that are wrapped in DDP first (``del trainer``). Such models keep threads of the
+    group alive, which race with the exit of the interpreter.
     """
     if dist.is_initialized():
         wrapping.forget_meshes()

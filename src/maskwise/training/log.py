@@ -1,8 +1,8 @@
-"""Training logs: lines in ``metrics.jsonl``, trackers, and a progress bar.
+"""Training logs: lines in ``metrics.jsonl``, trackers and a progress bar.
 
-Between two lines, losses are collected as tensors on the device, and counts are collected on the
-host. To write a line, the host waits for the device; a loss or gradient that is not finite then
-ends the run. docs/files.md documents the fields of a line.
+Between two lines, losses are collected as tensors on the device, and counts as numbers on the host.
+To write a line, the host waits for the device. Losses and gradients are checked at the same time:
+if one is not finite, the run ends. docs/files.md describes the fields of a line.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ from maskwise.training.engine import Engine, Update
 from maskwise.weights import attention_work, held_share
 
 Evaluate = Callable[[int], Sequence[Facts]]
-"""Takes the number of completed updates, and returns lines of metrics."""
+"""A function from the number of completed updates to lines of metrics."""
 
 MOST_SKIPPED = 20
-"""The largest number of consecutive updates that may be skipped; after more, a model does not
-recover."""
+"""The maximum number of consecutive skipped updates; after more, models do not recover."""
 
 EMPTY_STEPS = 50
-"""A run that has had no target after this many steps is stopped, if targets were expected."""
+"""The number of steps after which a run without any target is stopped."""
 SURE_TARGETS = 10
-"""If this many targets were expected, having none is no coincidence."""
+"""A run is stopped for missing targets only if at least this many targets were expected."""
 
 
 class NotFinite(MaskwiseError):
@@ -49,12 +48,12 @@ class NotFinite(MaskwiseError):
 
 
 class Log:
-    """The log of one run; a context manager that closes its file and its progress bar.
+    """The log of one run, a context manager. At its end, the file and the progress bar are closed.
 
     Args:
-        engine: the run's engine.
-        source: the source of the batches, which summarises their facts.
-        learners: the learners, whose facts are added to each line.
+        engine: the engine of the run.
+        source: the source of the batches, which summarises their statistics.
+        learners: the learners; their facts are added to each line.
         title: the title of the progress bar.
         quiet: whether to hide the progress bar.
     """
@@ -75,7 +74,7 @@ class Log:
         self.totals = engine.totals.model_copy(deep=True)
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        # A saved state has the sums over all ranks, so only the first rank continues them.
+        # A training state has the sums over all ranks, so only the first rank starts from them.
         if not engine.first:
             self.totals.losses = []
             self.totals.sums = {}
@@ -115,11 +114,13 @@ class Log:
             sums[name] = sums.get(name, 0.0) + value
 
     def line(self, done: int) -> None:
-        """Write a line about what was accumulated; every rank calls this.
+        """Write a line of metrics for the updates since the last line.
+
+        Every rank must call this method.
 
         Raises:
-            NotFinite: a loss or gradient on any rank is not finite, unless its update was skipped.
-            MaskwiseError: there has been no target so far.
+            NotFinite: a loss or gradient on any rank is not finite, and the update was not skipped.
+            MaskwiseError: there has been no target so far, although targets were expected.
         """
         losses, sums = self._read(done)
         totals = self.totals
@@ -127,9 +128,9 @@ class Log:
         self.window = []
         totals.losses = []
         totals.sums = dict.fromkeys(totals.sums, 0.0)
-        # Metrics cover exactly the steps since the last line, even after a resume.
+        # After a resume, too, ``sums`` cover exactly the steps since the last line.
         facts = self.source.summarise(sums)
-        # Without targets, for example when a ratio has fallen to 0, there is no loss.
+        # There may be no targets, for example if the ratio has fallen to 0.
         mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
         if mean is not None:
             totals.loss = mean
@@ -178,7 +179,7 @@ class Log:
         )
 
     def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
-        """Return losses and sums since the last line, over all ranks; waits for the device.
+        """Return the losses and sums since the last line, over all ranks. Waits for the device.
 
         Raises:
             NotFinite: see ``line``.
@@ -195,7 +196,7 @@ class Log:
         for part in torch.stack(values).cpu().split(sizes):
             wrong[f"{len(parts):09}"] = not part.isfinite().all()
             parts.append(part.tolist())
-        # All ranks skip an update that is not finite on one of the ranks.
+        # If an update is not finite on one rank, all ranks skip this update.
         bad = self.engine.summed(wrong).values()
         first = done - len(self.window) + 1
         for step, (update, part, unsound) in enumerate(zip(self.window, parts, bad), start=first):
@@ -209,15 +210,17 @@ class Log:
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
             self.totals.skipped += 1
-        # Each rank has its own losses; only their sum is logged.
+        # The losses of other ranks are not collected; only the sum over ranks is logged.
         if self.engine.ranks > 1:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
         return losses, self.engine.summed(sums)
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
-        """Evaluate after ``done`` updates and write the lines; return whether a line has
-        ``enough``."""
-        # The training speed does not include evaluation time.
+        """Evaluate after ``done`` updates, and return whether a line has a true ``enough``.
+
+        The lines are logged unless ``write`` is False.
+        """
+        # Exclude the time of evaluations from the training speed.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
@@ -226,23 +229,25 @@ class Log:
         return any(line.get("enough") for line in lines)
 
     def _track(self, prefix: str, line: Facts, done: int) -> None:
-        """Send the numbers in a line to the trackers, which accept nothing else."""
+        """Send the numbers in a line to the trackers, which accept only numbers."""
         numbers = {f"{prefix}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
         self.engine.accelerator.log(numbers, step=done)
 
     def so_far(self) -> Totals:
-        """The current totals, including what ``read`` has collected since the last line."""
+        """Return the totals, including losses and sums that ``read`` has collected."""
         return self.totals.model_copy(update={"seconds": time.perf_counter() - self.began})
 
     def read(self, done: int) -> None:
-        """Read the losses since the last line, for ``so_far``; every rank calls this.
+        """Collect the losses and sums since the last line, for ``so_far``.
+
+        Every rank must call this method.
 
         Raises:
             NotFinite: see ``line``.
         """
         if self.window:
             losses, sums = self._read(done)
-            # These are sums over all ranks, so only the first rank keeps them for the next line.
+            # The results are over all ranks, so only the first rank stores them for the next line.
             self.window = []
             self.totals.losses = losses if self.engine.first else []
             self.totals.sums = sums if self.engine.first else dict.fromkeys(sums, 0.0)
@@ -252,7 +257,7 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
     """Return the error for an update that is not finite.
 
     Args:
-        values: the losses of the update's micro-batches, then the gradient norm.
+        values: the losses of the micro-batches, then the gradient norm.
         step: the step of the update.
         rate: the learning rate.
     """
@@ -268,13 +273,13 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
 
 
 class Progress:
-    """A progress bar over steps, with the rate and the time left; hidden without a terminal.
+    """A progress bar over steps, with speed and remaining time. Without a terminal it is hidden.
 
     Args:
         title: the text to the left of the bar.
         total: the number of steps in the run.
-        start: the number of steps before this call, if the run is resumed.
-        hidden: whether to show nothing.
+        start: the number of steps before the run was resumed; 0 for a new run.
+        hidden: whether to hide the bar.
     """
 
     def __init__(self, title: str, total: int, start: int = 0, *, hidden: bool = False):
@@ -301,7 +306,7 @@ class Progress:
         self.bar.advance(self.task)
 
     def note(self, rate: str = "", **values: float | None) -> None:
-        """Show the speed, by default in steps per second, and those ``values`` that are known."""
+        """Show the speed (``rate``; default: steps per second) and all ``values`` except None."""
         speed = self.bar.tasks[self.task].speed
         if speed and not rate:
             rate = f"{speed:.1f} steps/s"
@@ -316,24 +321,24 @@ class Progress:
 # Training speed: tokens per second and model FLOPs utilisation (MFU)
 # -------------------------------------------------------------------------------------------
 
-# MFU = the model's FLOPs per second / FLOPs per second in a large matrix product
+# MFU = FLOPs per second of the model / FLOPs per second of a large matrix product
 #
-# Only useful work is counted: weights outside the embeddings for every token of the text, heads for
-# every target (``Objective.work``), and attention within documents (Σ length²). Padding and
-# recomputation are not counted. The denominator is measured on the device, once per process and
-# precision; on a busy machine the measured value is too low.
+# The numerator counts only useful work: weights outside the embeddings for every token of the text,
+# heads for every target (``Objective.work``), and attention within documents (Σ length²). It does
+# not count padding and recomputation. The denominator is measured on the device, once per process
+# and precision. On a busy machine, the measured denominator is too small.
 
 
 class Meter:
-    """Measures a training run between two lines of metrics.
+    """Measures speed and memory of a training run between two lines of metrics.
 
     Args:
-        objective: the objective that is trained.
+        objective: the objective in training.
         device: the device of this process.
         precision: "bf16" or "no".
-        ranks: the total number of processes.
-        frozen: whether the encoder is not trained.
-        known: whether to measure the rate of matrix products, which takes a second or less.
+        ranks: the number of processes.
+        frozen: whether the encoder is frozen.
+        known: whether to measure the rate of matrix products, which takes at most a second.
     """
 
     def __init__(
@@ -350,7 +355,7 @@ class Meter:
         self.device = device
         self.ranks = ranks
         self.frozen = frozen
-        # The work of an objective without a transformers model is unknown.
+        # Work can be counted only for objectives with a transformers model.
         counted = known and hasattr(objective, "model")
         self.rate = matmul_rate(device, precision) if counted else None
         self.held = held_share(objective.model) if counted else 0.0
@@ -363,7 +368,7 @@ class Meter:
         self.began = time.perf_counter()
 
     def add(self, step: Step) -> None:
-        """Count a step, as this rank saw it."""
+        """Add the work of this rank in a step."""
         self.steps += 1
         tokens = step.facts.get("tokens", 0.0)
         self.tokens += tokens
@@ -374,7 +379,7 @@ class Meter:
         if isinstance(objective, Arms):
             arm = step.batches[0].arm
             objective = objective.arm(arm)
-        # Counting weights takes as long as a small step, so the counts are cached.
+        # Cache the counts, because counting weights takes as long as a small step.
         if arm not in self.per_arm:
             per_token = self._trained(objective.work(1, 0), held=self.held)
             per_target = self._trained(objective.work(0, 1), held=self.held)
@@ -389,23 +394,23 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time that is spent in this context."""
+        """A context whose time is not counted."""
         began = time.perf_counter()
         yield
         self.began += time.perf_counter() - began
 
     def read(self, *, left: int) -> dict[str, float]:
-        """The figures since the last call, after the host has waited for the device.
+        """Return the measurements since the last call. Call ``read`` only after reading the losses.
 
         Args:
             left: the number of remaining steps.
 
         Returns:
-            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1, if known), ``memory_gib`` (this
-            process's peak, on its accelerator if it has one) and ``seconds_left`` (without
+            ``tokens_per_second`` over all ranks, ``mfu`` (0 to 1, if known), ``memory_gib`` (peak
+            memory of this process, on its accelerator or in RAM) and ``seconds_left`` (without
             evaluations).
         """
-        # The host has just read the losses, so all steps are finished.
+        # Reading the losses made the host wait, so all steps are finished.
         seconds = time.perf_counter() - self.began
         figures = {"tokens_per_second": round(self.ranks * self.tokens / seconds, 1)}
         if self.rate:

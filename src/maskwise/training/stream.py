@@ -2,12 +2,12 @@
 
     epoch → shards in a random order → chunks → blocks of rows, each in a random order → batches
 
-Both orders are functions of (seed, epoch), so the rows for a step do not depend on the number of
-workers or ranks. To find a step's position in the text, all the text before it has to be read.
-Therefore the positions of recent steps are kept and saved with the run, and a resumed run has to
-make only one block again. Without a saved position, the stream is read from its beginning, which is
-slow but gives the same result. Every rank reads and tokenises the whole stream, and uses its own
-rows from each batch. If this is too slow, prepare the corpus.
+Both orders are functions of (seed, epoch), so the rows of a step do not depend on the number of
+workers or ranks. The position of a step in the text is known only after all earlier text has been
+read. Training states therefore contain the position, and a resumed run has to tokenise only one
+block again. Without a saved position, the stream is read from the beginning, which is slow but
+gives the same rows. Every rank reads and tokenises the whole stream, and uses only its part of each
+batch. If this is too slow, prepare the corpus.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from maskwise.text.stream import Chunk, Shard, Stream
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
-"""For how many recent steps positions are kept; batches are made one step ahead of training."""
+"""The number of recent steps with stored positions; batches are made ahead of training."""
 SHARDS, ROWS = 0x54A2, 0x2035
 
 
@@ -47,10 +47,10 @@ class Position(NamedTuple):
 
     Attributes:
         epoch: the epoch of the source.
-        shard: the index of the shard in this epoch's order.
-        place: the place of the chunk in the shard.
-        block: the number of the chunk's block in the epoch.
-        row: how many rows of the block have been used.
+        shard: the index of the shard in the order of the epoch.
+        place: the position of the chunk in the shard.
+        block: the index of the block in the epoch.
+        row: the number of used rows of the block.
     """
 
     epoch: int = 0
@@ -61,24 +61,24 @@ class Position(NamedTuple):
 
 
 Marked: TypeAlias = tuple[Position, Chunk | None]
-"""A position and its chunk, which is None at the end of an epoch."""
+"""A position and the chunk at this position; None at the end of an epoch."""
 Made: TypeAlias = tuple[Position, Rows | None, bool]
-"""A position, the rows of its chunk, and whether the epoch ends there."""
+"""A position, the rows of the chunk, and whether the epoch ends at this position."""
 
 
 class Ended(Exception):
-    """A source has no more rows and does not repeat."""
+    """Raised if a source has no more rows and does not repeat."""
 
 
 class Ahead:
-    """Turns chunks into blocks in worker processes, a few chunks ahead.
+    """Makes blocks of rows from chunks of text in worker processes, a few chunks ahead.
 
-    This process makes the first block while the workers start, and also the blocks of workers that
-    have died.
+    This process makes the first block while the workers start, and the blocks of workers that have
+    died.
 
     Args:
-        make: a function that makes a block from a chunk; it must be picklable.
-        workers: the number of processes; with 0, this process makes all blocks.
+        make: a picklable function that makes a block from a chunk.
+        workers: the number of worker processes; with 0, this process makes all blocks.
     """
 
     def __init__(self, make: Callable[[Chunk], Rows | None], workers: int):
@@ -87,10 +87,10 @@ class Ahead:
         self.pool = LocalPool(make, jobs=workers) if workers else None
 
     def blocks(self, chunks: Iterator[Marked]) -> Iterator[Made]:
-        """Yield the blocks for the chunks, in order."""
+        """Yield the blocks of the chunks, in order."""
         waiting = deque[tuple[Position, Chunk | None, Future[Rows | None] | None]]()
         for number, (at, chunk) in enumerate(chunks):
-            # The workers take seconds to start, so the first block is made here.
+            # Make the first block in this process, because workers take seconds to start.
             future = self.pool.submit(chunk) if chunk and number and self.pool else None
             waiting.append((at, chunk, future))
             if len(waiting) > self.workers:
@@ -104,7 +104,7 @@ class Ahead:
         try:
             return at, future.result() if future else self.make(chunk), False
         except Failure as failure:
-            # Bad text would fail here too, but a dead worker's chunk would not.
+            # Bad text would fail again in this process, but the chunk of a dead worker would not.
             if not failure.passing:
                 raise MaskwiseError(failure.error) from None
             return at, self.make(chunk), False
@@ -116,13 +116,13 @@ class Ahead:
 
 
 class Flow:
-    """The rows of one source, starting at any position.
+    """The rows of one source, from any position on.
 
     Args:
         shards: the shards of the source.
-        stream: the stream, whose settings ``shuffle``, ``repeat`` and ``chunk_size`` are used.
-        seed: the seed for both orders.
-        ahead: the maker of the blocks.
+        stream: the stream with the settings ``shuffle``, ``repeat`` and ``chunk_size``.
+        seed: the seed of the orders of shards and rows.
+        ahead: the maker of blocks.
     """
 
     def __init__(self, shards: Sequence[Shard], stream: Stream, *, seed: int, ahead: Ahead):
@@ -140,15 +140,15 @@ class Flow:
         self._order = np.zeros(0, np.int64)
 
     def take(self, count: int, *, together: bool) -> list[tuple[Rows, Ints]]:
-        """Return the next rows as blocks and the numbers of rows in these blocks.
+        """Return the next rows, as pairs (block, indices of rows in the block).
 
         Args:
-            count: how many rows to return.
-            together: whether to take all rows from one epoch; if too few rows of an epoch are left,
-                they are dropped.
+            count: the number of rows.
+            together: whether all rows must be from one epoch. If too few rows of an epoch are left,
+                they are skipped.
 
         Raises:
-            MaskwiseError: an epoch has too few rows.
+            MaskwiseError: an epoch has fewer rows than ``count``.
             Ended: the source ends and does not repeat.
         """
         parts = []
@@ -180,7 +180,7 @@ class Flow:
         return parts
 
     def _next_block(self) -> bool:
-        """Go to the next block; return False if the epoch ends."""
+        """Go to the next block, and return whether there is one in this epoch."""
         made = next(self._blocks, None)
         if made is None:
             raise Ended
@@ -196,12 +196,12 @@ class Flow:
         return permutation(size, seed=seed, epoch=epoch).numpy()
 
     def _shards(self, epoch: int) -> list[Shard]:
-        """The shards in an epoch's order."""
+        """Return the shards in the order of an epoch."""
         order = self._shuffled(len(self.shards), fold(self.seed, SHARDS), epoch)
         return [self.shards[number] for number in order]
 
     def _read(self, at: Position) -> Iterator[Marked]:
-        """Yield the chunks from a position on, for all epochs if the stream repeats."""
+        """Yield chunks from a position on, in all epochs if the stream repeats."""
         while True:
             for number, shard in enumerate(self._shards(at.epoch)):
                 if number < at.shard:
@@ -224,27 +224,27 @@ class Flow:
                 return
 
     def facts(self, position: Position) -> dict[str, object]:
-        """The epoch of a position and the name of its shard."""
+        """Return the epoch of a position and the name of the shard."""
         shards = self._shards(position.epoch)
         last = min(position.shard, len(shards) - 1)
         return {"epoch": position.epoch, "shard": shards[last].name}
 
 
 class StreamedRows(Learner):
-    """A stream's rows for a ``MaskedSource``; the position is saved like a learner's state.
+    """The rows of a stream, for a ``MaskedSource``.
 
     Args:
         stream: the stream of text.
-        settings: the settings for batch size, steps, seed, and number of workers.
-        shares: the share of each source in a mix, keyed by name; empty if there is one source.
+        settings: the settings with batch size, steps, seed and number of workers.
+        shares: the share of each source in a mix, by name; empty for a single source.
 
     Attributes:
         names: the names of the sources in a mix.
-        length, layout: the length and the layout of the rows.
+        length, layout: the length, in tokens, and the layout of the rows.
     """
 
     documents = np.zeros(0, np.int64)
-    """Empty, because held-out documents are already left out when the stream is read."""
+    """Empty, because the stream skips held-out documents when it is read."""
 
     def __init__(
         self,
@@ -270,7 +270,7 @@ class StreamedRows(Learner):
         self.marks = {0: self._positions()}
         self.next = self.done = 0
         self._drawn: list[tuple[Rows, Ints]] = []
-        # For each row of the batch: its source, its part in ``_drawn`` and its row in this part.
+        # For each row of the batch: the source, the index in ``_drawn``, and the row in that block.
         self._owner = self._part = self._row = np.zeros(0, np.int64)
 
     def _positions(self) -> tuple[Position, ...]:
@@ -279,7 +279,7 @@ class StreamedRows(Learner):
     # Rows
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """Return the places of a step's rows in its batch, and their epoch (None in a mix).
+        """Return the order of a step's rows in the batch, and their epoch (None in a mix).
 
         Raises:
             MaskwiseError: a shard cannot be read, or the stream ends early or has too few rows.
@@ -294,7 +294,7 @@ class StreamedRows(Learner):
         return torch.arange(size), self.flows[0].position.epoch
 
     def place(self, step: int) -> int:
-        """The index of the step's first row in the run, because the length of epochs is unknown."""
+        """Return the position of a step's first row in the run; epochs have no known length."""
         return step * self.settings.batch_size
 
     def _draw_next(self) -> None:
@@ -316,7 +316,7 @@ class StreamedRows(Learner):
         self._part = owners(np.array([*map(len, numbers)]))
         self._row = np.concatenate(numbers)
         self.next += 1
-        # The oldest mark is kept, in case an earlier step is requested.
+        # Keep the oldest mark, in case an earlier step is requested.
         first = min(self.marks)
         for mark in list(self.marks):
             if first < mark < self.next - KEPT_MARKS:
@@ -330,9 +330,9 @@ class StreamedRows(Learner):
         self._drawn = []
 
     def batch(self, rows: Tensor) -> PieceBatch:
-        """Return the pieces of the given rows in the step that was drawn last."""
+        """Return the pieces of some rows of the step that was drawn last."""
         at = np.asarray(rows)
-        # Consecutive rows from the same block are read together.
+        # Read consecutive rows of the same block together.
         part = self._part[at]
         borders = np.flatnonzero(np.diff(part)) + 1
         batches = []
@@ -342,7 +342,7 @@ class StreamedRows(Learner):
         return joined(batches)
 
     def counts(self, rows: Tensor) -> dict[str, int]:
-        """The number of rows from each source in a mix."""
+        """Return the number of rows from each source in a mix."""
         counts = np.bincount(self._owner[np.asarray(rows)], minlength=len(self.names))
         return dict(zip(self.names, counts.tolist()))
 
@@ -353,11 +353,11 @@ class StreamedRows(Learner):
     # State
 
     def after(self, now: Point) -> None:
-        """Record the number of updates done."""
+        """Record the number of completed updates."""
         self.done = now.done
 
     def facts(self) -> Facts:
-        """The stream's epoch and shard; in a mix, for each source."""
+        """Return the epoch and the shard of the stream; in a mix, of each source."""
         positions = self.marks.get(self.done)
         if positions is None:
             return {}
@@ -365,14 +365,14 @@ class StreamedRows(Learner):
         return {"stream": dict(zip(self.names, facts)) if self.names else facts[0]}
 
     def state_dict(self) -> TensorDict:
-        """The position after the last update and the shards' fingerprints, as bytes of JSON."""
+        """Return the position after the last update and the shards' fingerprints, as JSON bytes."""
         if self.done not in self.marks:
             return {}
         state = {"step": self.done, "at": self.marks[self.done], "shards": self._fingerprints}
         return {"place": torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)}
 
     def load_state_dict(self, state: Tensors) -> None:
-        """Continue from a position.
+        """Continue from a saved position.
 
         Raises:
             MaskwiseError: a shard has changed since the position was saved.
@@ -407,13 +407,13 @@ class StreamedRows(Learner):
 # -------------------------------------------------------------------------------------------
 
 WHOLE = 1 << 40
-"""The denominator of shares, which are integers so that counts have no rounding errors."""
+"""The denominator of shares. Shares are integers, so counts have no rounding errors."""
 
 SHUFFLE = 0x5A6E
 
 
 def mixed(size: int, *, seed: int, step: int) -> Tensor:
-    """The order of the rows in a batch from a mix; it spreads every source over the ranks."""
+    """Return the order of rows in a batch of a mix, which spreads every source over the ranks."""
     return permutation(
         size,
         seed=fold(seed, SHUFFLE),
@@ -427,14 +427,14 @@ def parts_of(shares: Numbers) -> list[int]:
 
 
 def taken(step: int, size: int, parts: Sequence[int]) -> list[tuple[int, int]]:
-    """For each source, its first row in a step and the first row after the step."""
+    """Return, for each source, the first row of a step and the first row after the step."""
     first = apportioned(step * size, parts)
     end = apportioned((step + 1) * size, parts)
     return list(zip(first, end, strict=True))
 
 
 def apportioned(rows: int, weights: Sequence[int]) -> list[int]:
-    """The number of rows from each source among the first ``rows`` rows, never decreasing.
+    """Return the number of rows from each source among the first ``rows`` rows of a run.
 
     Sources are split recursively into two parts of similar weight, and each split rounds once.
 
