@@ -34,6 +34,7 @@ from maskwise.cli.terminal import (
     print_verdicts,
     require_time,
     say,
+    seeds_of,
     time_limit,
     warn,
     was_given,
@@ -44,8 +45,6 @@ from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
-
-MOST_SEEDS = 1000
 
 
 def study(
@@ -101,7 +100,7 @@ def study(
         "jobs": jobs,
         "engine": engine,
         "cache": stages,
-        "seeds": None if seeds is None else _seeds(seeds),
+        "seeds": None if seeds is None else seeds_of(seeds),
     }
     if dry_run:
         from maskwise.study.timing import samples_of
@@ -189,6 +188,9 @@ def adapt(
     from maskwise.study.timing import samples_of
 
     given = overrides or []
+    runs: int | list[int] = seeds_of(seeds)
+    if seeds.isdecimal():
+        runs = int(seeds)
     limit_seconds = time_limit(limit)
     # Nothing is run if the study takes longer than the user's own limit, unlike the default.
     own_limit = was_given(context, "limit")
@@ -209,7 +211,7 @@ def adapt(
                 policy=policy,
                 steps=steps,
                 head_steps=head_steps,
-                seeds=int(seeds) if seeds.isdecimal() else _seeds(seeds),
+                seeds=runs,
                 pairs=out.parent / f"{out.name}-pairs.jsonl",
                 aside=Path(aside) if dry_run else None,
                 overrides=[*given, *changes],
@@ -430,21 +432,3 @@ def _refuse_options_of_a_run(context: typer.Context) -> None:
                 got=parameter.opts[0],
                 do="use this option when you run the study",
             )
-
-
-def _seeds(text: str) -> list[int]:
-    """Return the seeds of a list such as 100-103,107."""
-    seeds: set[int] = set()
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            if not dash:
-                last = first
-            span = range(int(first), int(last) + 1)
-            # No study needs more seeds, and a very long range would exhaust the memory.
-            if not 0 < len(span) <= MOST_SEEDS - len(seeds):
-                raise ValueError
-            seeds.update(span)
-    except (ValueError, OverflowError):
-        raise MaskwiseError("bad --seeds", got=text, allowed="100-105, or 100,103, …") from None
-    return sorted(seeds)

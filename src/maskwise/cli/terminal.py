@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Facts: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
+MOST_SEEDS = 1000
 PIPE_WIDTH = 10_000
 """Width in characters of tables in pipes and files."""
 # Texts of users must not be parsed as markup, and numbers have no colours.
@@ -222,6 +223,24 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {letter}"
     return f"{number:g}"
+
+
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds of a list such as 100-103,107."""
+    seeds: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            if not dash:
+                last = first
+            span = range(int(first), int(last) + 1)
+            # No study needs more seeds, and a very long range would exhaust the memory.
+            if not 0 < len(span) <= MOST_SEEDS - len(seeds):
+                raise ValueError
+            seeds.update(span)
+    except (ValueError, OverflowError):
+        raise MaskwiseError("bad --seeds", got=text, allowed="100-105, or 100,103, …") from None
+    return sorted(seeds)
 
 
 def time_limit(text: str) -> float:

@@ -21,7 +21,8 @@ mean rank. ``chance`` is the score if answers are ranked by frequency, without t
 from __future__ import annotations
 
 import math
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -353,11 +354,11 @@ def questions_of(
         skipped[ONE_ANSWER] += len(kept)
         return
     order = sorted(counts, key=lambda answer: (-counts[answer], answer[1]))
-    numbers = {answer: number for number, answer in enumerate(order)}
+    numbers = dict(zip(order, range(len(order)), strict=True))
     # Parts are taken in strides, so each part has frequent and rare answers.
     parts = math.ceil(len(order) / candidates)
     shown = [list(zip(*order[part::parts])) for part in range(parts)]
-    questions: list[list[Question]] = [[] for _ in shown]
+    questions: dict[int, list[Question]] = defaultdict(list)
     for fact, row, space, answer in kept:
         at = row.index(tokenizer.mask_token_id)
         number = numbers[answer]
@@ -366,7 +367,8 @@ def questions_of(
         ranked = [numbers[other] for other in right if other in numbers]
         also = {other // parts for other in ranked if other % parts == part}
         tokens = {other[space][0] for other in right if len(other[space]) == 1}
-        frequency = 1 + number - sum(other < number for other in ranked)
+        # Other correct answers that are more frequent do not count as competitors.
+        frequency = 1 + number - bisect_left(sorted(ranked), number)
         question = Question(
             row[:at],
             row[at + 1 :],
@@ -377,7 +379,8 @@ def questions_of(
             frequency,
         )
         questions[part].append(question)
-    yield from questions
+    for part in range(parts):
+        yield questions[part]
 
 
 def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase) -> list[Pieces]:

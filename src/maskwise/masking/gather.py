@@ -183,10 +183,12 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
     """(T,) uint8: the ``Vocabulary.kind`` of each token."""
-    lowest = int(ids.min(initial=0))
+    extreme = int(ids.min(initial=0))
+    if extreme >= 0:
+        extreme = int(ids.max(initial=0))
     whole_number(
         "an id in input_ids",
-        lowest if lowest < 0 else int(ids.max(initial=0)),
+        extreme,
         least=0,
         most=vocabulary.size - 1,
         do="use the tokenizer that made these rows",
