@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from inspect import unwrap
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -138,18 +138,11 @@ def separate(model: PreTrainedModel) -> None:
     Models with an attention implementation outside ``REPLACED`` are unchanged.
     """
     if model.config._attn_implementation in REPLACED:
-        _register()
+        from transformers import AttentionInterface, AttentionMaskInterface
+
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, mask_of)
         model.set_attn_implementation(NAME)
-
-
-@cache
-def _register() -> None:
-    """Register the attention function and the mask function in transformers."""
-    # Import transformers here: it is slow to import, and the caller has a model already.
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, mask_of)
 
 
 def attend(
