@@ -255,7 +255,7 @@ def _one_thread() -> Iterator[None]:
 def time_words(plan: Plain) -> str:
     """Say how long a dry run predicts a study to take, and how much memory each stage needs."""
     if plan["seconds"] is None:
-        return f"unknown: no similar {', '.join(plan['unknown'])} was timed here yet"
+        return f"unknown, because no similar {', '.join(plan['unknown'])} was timed here yet"
     words = f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once"
     if plan["memory_gib"] is not None:
         words += f", {plan['memory_gib']:.1f} GiB for each"
