@@ -259,10 +259,10 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
     plan |= {"cut": cut, "max_length": 64}
     time, rows = plan_lines(plan, "2h")
-    assert "about 122 min" in time and "1.5 GiB" in time
+    assert "about 2.0 h" in time and "1.5 GiB" in time
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
     unknown = plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h")
-    assert unknown == ["Time unknown: learn could not be timed."]
+    assert unknown == ["Time: unknown, because no similar learn was timed here yet.", rows]
     assert "even the smallest study does" in plan_lines(plan | {"smaller": None}, "2h")[-1]
 
 

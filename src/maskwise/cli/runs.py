@@ -234,14 +234,12 @@ def adapt(
                     smaller["command"] = command(*smaller["overrides"], steps=smaller["steps"])
     if as_json and dry_run:
         print_json(plan)
-    elif plan:
-        console = err_console
+    elif dry_run:
         # The plan is the result of a dry run, so it is printed to stdout.
-        if dry_run:
-            print_plan(plan)
-            console = out_console
+        print_plan(plan, limit)
+    elif plan:
         for line in plan_lines(plan, limit):
-            say(line, to=console)
+            say(line, to=err_console)
     if dry_run:
         return
     if own_limit:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -112,8 +111,8 @@ def has_colours() -> bool:
     return bool(out_console.color_system and not out_console.no_color)
 
 
-def print_plan(plan: Facts) -> None:
-    """Print a dry run: stages by kind, costs of training phases, and the total time."""
+def print_plan(plan: Facts, limit: str = "") -> None:
+    """Print a dry run: stages by kind, costs of training phases, and ``plan_lines``."""
     from maskwise.study.statistics import prospect_lines
 
     stages = []
@@ -142,11 +141,9 @@ def print_plan(plan: Facts) -> None:
         say(line)
     for note in plan["notes"]:
         say(f"Note: {note}")
-    left = f"about {duration(plan['seconds'])}"
-    if plan["seconds"] is None:
-        kinds = ", ".join(plan["unknown"])
-        left = f"time unknown, because no similar {kinds} was timed here; run maskwise check"
-    say(f"With {plan['jobs']} at once: {left}. Nothing was written.")
+    say("Nothing was written.")
+    for line in plan_lines(plan, limit):
+        say(line)
 
 
 COLOURS = {
@@ -262,13 +259,11 @@ def time_limit(text: str) -> float:
 
 
 def plan_lines(plan: Facts, limit: str) -> list[str]:
-    """Return sentences about a plan of adapt: time, memory, truncated rows, a smaller plan."""
-    if plan["seconds"] is None:
-        return [f"Time unknown: {', '.join(plan['unknown'])} could not be timed."]
-    minutes = math.ceil(plan["seconds"] / 60)
-    total = f"about {minutes} min in total, with {plan['jobs']} stages at once"
-    lines = [f"Time: {total}; memory: {plan['memory_gib'] or 0.0:.1f} GiB per stage."]
-    for task, share in plan["cut"].items():
+    """Return sentences about a dry run; for adapt, also on truncated rows and a smaller plan."""
+    from maskwise.study.timing import time_words
+
+    lines = [f"Time: {time_words(plan)}."]
+    for task, share in plan.get("cut", {}).items():
         if share:
             rows = f"{share:.1%} of the rows of {task}"
             lines.append(f"{rows} have more than {plan['max_length']} tokens and are truncated.")
@@ -280,18 +275,21 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
         rows = "the labelled rows: --task 'FILE(train_rows=100)'"
         do = f"Lower --steps, --head-steps, corpus.length or {rows}."
         return [*lines, f"{over}, and even the smallest study does. {do}"]
-    minutes = math.ceil(smaller["seconds"] / 60)
-    return [*lines, f"{over}. The next command takes about {minutes} min:", smaller["command"]]
+    time = duration(smaller["seconds"])
+    return [*lines, f"{over}. The next command takes about {time}:", smaller["command"]]
 
 
 def require_time(plan: Facts, limit: str) -> None:
     """Raise if a plan of adapt takes longer than the limit."""
     if "smaller" in plan:
+        do = "allow more time, or remove --time"
+        if plan["smaller"]:
+            do = "use a smaller plan, or remove --time"
         raise MaskwiseError(
             "the study takes longer than --time",
             got=duration(plan["seconds"]),
             allowed=limit,
-            do="use a smaller plan, or remove --time",
+            do=do,
         )
 
 

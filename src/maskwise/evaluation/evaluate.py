@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
     DAMAGED,
@@ -314,8 +314,7 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
     counts = dict.fromkeys(DEFAULT_COUNTS, 0)
     for measure in measures:
         name, _, value = measure.partition(":")
-        if name not in MEASURES:
-            raise unknown_name("measure", name, MEASURES)
+        require_known("measure", name, MEASURES)
         number = value or str(DEFAULT_COUNTS.get(name, ""))
         if name in files and value:
             files[name].append(value)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.devices import best_device
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.evaluation.scoring import predictions
 from maskwise.families import check_fit, most_tokens, require_kind
 from maskwise.masking.vocabulary import Vocabulary
@@ -143,13 +143,11 @@ class Writer:
         Raises:
             MaskwiseError: the order is unknown, the temperature is below 0, or ``read`` fails.
         """
-        if order not in ORDERS:
-            raise unknown_name("order", order, ORDERS)
-        if not 0 <= temperature < math.inf:
-            raise MaskwiseError("the temperature is too low", got=temperature, allowed="≥ 0")
-        for name, value in (("steps", steps), ("block", block)):
-            if value is not None and value < 1:
-                raise MaskwiseError(name, got=value, allowed="≥ 1")
+        require_known("order", order, ORDERS)
+        finite_number("temperature", temperature, least=0)
+        whole_number("block", block, least=1)
+        if steps is not None:
+            whole_number("steps", steps, least=1)
         ids = self.read(prompt, length)
         draw = torch.Generator().manual_seed(seed)
         mask = self.vocabulary.require_mask()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from maskwise.errors import MaskwiseError, counted, unknown_name
+from maskwise.errors import MaskwiseError, counted, require_known
 from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
 from maskwise.families import most_tokens
 from maskwise.folders import bundled_file
@@ -94,8 +94,7 @@ def load_set(spec: str, read: Callable[..., S]) -> S:
 def _path(source: str) -> Path:
     if source.startswith("bundled:"):
         name = source.removeprefix("bundled:")
-        if name not in BUNDLED_SETS:
-            raise unknown_name("bundled evaluation set", name, BUNDLED_SETS)
+        require_known("bundled evaluation set", name, BUNDLED_SETS)
         return bundled_file(f"{name}.jsonl.gz")
     path = Path(source).expanduser()
     if not path.is_file():

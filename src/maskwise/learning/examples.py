@@ -246,17 +246,11 @@ class Examples:
 
 def context_of(row: Row) -> str | None:
     """Return the text of a row to mask: its context, or the text to classify."""
-    context = given_context(row)
-    if context is None and not row.rights:
-        return " ".join(row.texts)
-    return context
-
-
-def given_context(row: Row) -> str | None:
-    """Return the context of a row, or None if the row has no context."""
-    if isinstance(row, ChoiceRow | MarkedRow):
-        return row.context or None
-    return None
+    if isinstance(row, ChoiceRow | MarkedRow) and row.context:
+        return row.context
+    if row.rights:
+        return None
+    return " ".join(row.texts)
 
 
 def answers_in(

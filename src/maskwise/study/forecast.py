@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskwise.constants import accuracy_misleads, jobs_here
-from maskwise.errors import MaskwiseError, counted, duration, plural
+from maskwise.errors import MaskwiseError, counted, plural
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -43,7 +43,7 @@ from maskwise.study.pretraining import masked_source
 from maskwise.study.single import with_own_seed
 from maskwise.study.stages import linked, named, stages_in
 from maskwise.study.starter import recipe_for
-from maskwise.study.timing import Sample, Samples, time_stages
+from maskwise.study.timing import Sample, Samples, time_stages, time_words
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text.pieces import UNKNOWN
@@ -358,12 +358,7 @@ class Outlook:
             runs[line["purpose"]] = line["runs"]
             if self.arms:
                 parts.append("{runs} runs ({purpose})".format(**line))
-        if plan["seconds"] is None:
-            parts.append(f"unknown: no similar {', '.join(plan['unknown'])} was timed here yet")
-        else:
-            parts.append(f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once")
-            if plan["memory_gib"] is not None:
-                parts.append(f"{plan['memory_gib']:.1f} GiB for each")
+        parts.append(time_words(plan))
         self.lines.append(("time", ", ".join(parts)))
         kept = ("jobs", "stages", "unknown", "seconds", "memory_gib")
         self.facts["time"] = {"runs": runs, **{key: plan[key] for key in kept}}

@@ -22,7 +22,7 @@ import torch
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import best_device, peak_memory
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, duration
 from maskwise.evaluation import evaluate
 from maskwise.families import width_of
 from maskwise.objectives import Objective
@@ -250,6 +250,16 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def time_words(plan: Plain) -> str:
+    """Say how long a dry run predicts a study to take, and how much memory each stage needs."""
+    if plan["seconds"] is None:
+        return f"unknown, because no similar {', '.join(plan['unknown'])} was timed here yet"
+    words = f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once"
+    if plan["memory_gib"] is not None:
+        words += f", {plan['memory_gib']:.1f} GiB for each"
+    return words
 
 
 def _now() -> float:

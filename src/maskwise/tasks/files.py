@@ -20,7 +20,7 @@ from typing import Any, NotRequired, TypeAlias, TypedDict, TypeVar
 
 import yaml
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import FilesState, files_state, looked_in
 from maskwise.tasks.columns import Names
 from maskwise.tasks.task import SPLITS, place_of
@@ -128,8 +128,7 @@ def read_splits(
     for record in records:
         # In JSON this may be a list, which is not hashable.
         split = str(record["split"])
-        if split not in _SPLIT_OF:
-            raise unknown_name(f"split in {spec}", split, _SPLIT_OF)
+        require_known(f"split in {spec}", split, _SPLIT_OF)
         by_name.setdefault(split, []).append(record)
     return _by_split(spec, by_name)
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from maskwise.errors import MaskwiseError, counted, require_known, unknown_name
+from maskwise.errors import MaskwiseError, counted, require_known
 from maskwise.specs import read_options, with_options
 from maskwise.tasks.classes import (
     MULTI_LABEL,
@@ -166,8 +166,7 @@ def load_task(
         card = source
     if card is None:
         return _load(source, given)
-    if card not in CARDS:
-        raise unknown_name("card", card, CARDS)
+    require_known("card", card, CARDS)
     about = CARDS[card]
     if by_name:
         if "hub" not in about:
