@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from inspect import unwrap
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -131,17 +131,11 @@ class Documents:
 def separate(model: PreTrainedModel) -> None:
     """Make a model attend only within documents when it gets the argument ``documents``."""
     if model.config._attn_implementation in REPLACED:
-        _register()
+        from transformers import AttentionInterface, AttentionMaskInterface
+
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, mask_of)
         model.set_attn_implementation(NAME)
-
-
-@cache
-def _register() -> None:
-    """Register both functions; called only with a model, since transformers is slow to import."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, mask_of)
 
 
 def attend(

@@ -364,12 +364,10 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
         parts.append(Padding(draw(entry.stretches, colours=colours), (0, 0, 1, 2)))
         if entry.note:
             parts.append(Padding(Text(entry.note, style="dim"), (0, 0, 1, 2)))
-        lines = []
         if entry.target:
-            lines = [("reads", entry.source), ("writes", entry.target)]
-        group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
-        # An empty group is not followed by an empty line.
-        parts.append(Padding(Group(*group), (0, 0, int(bool(lines)), 2)))
+            lines = (("reads", entry.source), ("writes", entry.target))
+            group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
+            parts.append(Padding(Group(*group), (0, 0, 1, 2)))
     return Group(*parts)
 
 

@@ -141,7 +141,6 @@ class Rates:
 
     def density(self, rate_P: Array) -> Array:
         """(P,) float64: p(t), including the share of rates drawn uniformly."""
-        assert self.complete, "fixed rates have no density"
         width = np.diff(self.grid)
         cell = self.grid.searchsorted(rate_P, side="right") - 1
         # Every cell of the table has the same probability.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -350,7 +350,7 @@ class ContrastiveSentences(Objective):
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
         # Computed without autocast, because the rounding of bf16 would hide how similar twins are.
-        with precise(mine.device.type):
+        with torch.autocast(mine.device.type, enabled=False):
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
         # A row is not compared with itself: that similarity is always 1.
@@ -388,13 +388,6 @@ class ContrastiveSentences(Objective):
             encoder.train(training)
             for layer, rate in rates.items():
                 layer.p = rate
-
-
-def precise(device: str) -> AbstractContextManager[object]:
-    """A context that turns autocast off."""
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def gathered(mine: Tensor) -> tuple[Tensor, int]:

@@ -134,8 +134,9 @@ def encode(
         }
         for layer, column in columns.items():
             values = column[part]
-            if layer == "word_ids":
-                values = _without_cut_word(values, dropped)
+            if layer == "word_ids" and len(dropped):
+                # If the first dropped token's word began before that token, the word is cut.
+                values = np.where(values == values[dropped[0]], -1, values)
             row[layer] = np.delete(values, dropped).tolist()
         rows.append(row)
     return rows
@@ -250,17 +251,6 @@ def _dropped(added: Array, limit: int | None) -> Array:
     return content[room:]
 
 
-def _without_cut_word(words: Array, dropped: Array) -> Array:
-    """Return ``words`` with −1 at the tokens of the word that loses its end."""
-    if not len(dropped):
-        return words
-    # If the first dropped token's word began before that token, the word is cut.
-    cut = words[dropped[0]]
-    if cut < 0:
-        return words
-    return np.where(words == cut, -1, words)
-
-
 def annotate_rows(
     batch: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -302,7 +292,10 @@ def annotate_rows(
         raise MaskwiseError("a batch must be a dict of columns", got=type(batch).__name__)
     if "input_ids" in batch:
         rows = batch["input_ids"]
-        alone = _is_one_row(rows)
+        if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
+            raise _no_token_ids(rows)
+        # A single row of ids, rather than a list of rows.
+        alone = len(rows) > 0 and not hasattr(rows[0], "__len__")
         surfaces = _Surfaces(tokenizer)
         if alone:
             rows = [rows]
@@ -332,13 +325,6 @@ def annotate_rows(
         values = [row[name] for row in made]
         columns[name] = values[0] if alone else values
     return columns
-
-
-def _is_one_row(rows: Any) -> bool:
-    """Return whether "input_ids" is a single row of ids rather than a list of rows."""
-    if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
-        raise _no_token_ids(rows)
-    return len(rows) > 0 and not hasattr(rows[0], "__len__")
 
 
 def _token_ids(row: object) -> Ints:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from tokenizers import AddedToken
 
 from maskwise import folders
@@ -82,7 +82,7 @@ class CorpusSettings(BaseModel):
     the files is random, too. With 0, rows and files keep their order."""
     repeat: bool = True
     """Whether to read a stream again if it ends before training does. If false, raise an error."""
-    words: str = "auto"
+    words: Annotated[str, AfterValidator(word_rule)] = "auto"
     """Word rule: ``auto`` (BERT's), ``spaces``, ``token`` or ``regex:PATTERN``."""
     layers: tuple[str, ...] = ()
     """Annotators that add layers to the rows, such as pos; stored("FOLDER") reads saved layers."""
@@ -122,11 +122,6 @@ class CorpusSettings(BaseModel):
         if isinstance(source, dict):
             return dict(zip(names, source.values()))
         return names
-
-    @field_validator("words")
-    @classmethod
-    def _word_rule(cls, value: str) -> str:
-        return word_rule(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> CorpusSettings:

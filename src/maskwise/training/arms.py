@@ -53,7 +53,6 @@ class Arms(Objective):
     def __init__(self, arms: Mapping[str, Objective]):
         super().__init__()
         self.model = next(iter(arms.values())).model
-        assert all(arm.model is self.model for arm in arms.values())
         self.names = tuple(arms)
         self.members = nn.ModuleList(arms.values())
 
@@ -101,7 +100,6 @@ class ArmsSource:
     def __init__(
         self, sources: Mapping[str, MaskedSource], sampler: Sampler, settings: TrainingSettings
     ):
-        assert tuple(sources) == sampler.arms
         self.sources = sources
         self.sampler = sampler
         self.settings = settings

@@ -103,7 +103,11 @@ class Engine:
         self.ranks = self.accelerator.num_processes
         self.device = self.accelerator.device
         self.first = self.accelerator.is_main_process
-        check_batch_size(settings, self.ranks)
+        if settings.batch_size % (settings.accumulate * self.ranks):
+            raise MaskwiseError(
+                "batch_size must be a multiple of accumulate × processes",
+                got=f"{settings.batch_size} for {settings.accumulate} × {self.ranks}",
+            )
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
             raise MaskwiseError(
@@ -342,15 +346,6 @@ class Engine:
             "torch": torch.__version__,
             "compile": self.settings.compile or None,
         }
-
-
-def check_batch_size(settings: TrainingSettings, ranks: int) -> None:
-    """Raise if ranks and micro-batches do not divide the batch size."""
-    if settings.batch_size % (settings.accumulate * ranks):
-        raise MaskwiseError(
-            "batch_size must be a multiple of accumulate × processes",
-            got=f"{settings.batch_size} for {settings.accumulate} × {ranks}",
-        )
 
 
 def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
