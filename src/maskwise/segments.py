@@ -6,12 +6,11 @@ handles all pieces in one numpy pass, so no caller loops over pieces in Python.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from maskwise.keys import Array
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,7 +33,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, prediction_head, release
+from maskwise.families import Inputs, encoder_of, prediction_head, release
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.policies.base import Point
@@ -49,7 +49,6 @@ from maskwise.training.loop import Exchange, restore, states
 if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
 
-Inputs: TypeAlias = dict[str, Any]
 """Model inputs with ``labels``, and in masked diffusion ``loss_weight`` and ``counted``."""
 
 
