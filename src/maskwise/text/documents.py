@@ -293,6 +293,7 @@ def read_documents(
     id_field: str = "id",
     text_per: str = "auto",
     limit: int | None = None,
+    keep_repeated: bool = False,
 ) -> Documents:
     """Open a corpus: a file, a folder, a list, a data set or an invented world.
 
@@ -321,6 +322,7 @@ def read_documents(
         text_per: the unit of plain text: "line", "block" (between blank lines), or "auto", which
             guesses the unit from the beginning of the file.
         limit: the maximum number of documents.
+        keep_repeated: whether to yield a text that equals an earlier text.
 
     Raises:
         MaskwiseError: the source does not exist or has an unknown file extension. While documents
@@ -335,7 +337,7 @@ def read_documents(
         raise MaskwiseError("limit must be a positive number of documents", got=limit)
     fields = Fields(text_field, id_field, text_per)
     opener, name = _resolve(source, fields)
-    return Documents(opener, name=name, fields=fields, limit=limit)
+    return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
 
 
 def require_documents(documents: Documents) -> Documents:
