@@ -360,6 +360,17 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+MOVED = {
+    *("decay-claim", "decay-claim-flops", "decay-claim-targets", "mometas-claim", "ptw-claim"),
+    *("policy-control", "ptw-control", "sampler-control", "schedule-control"),
+    *("learn-meta-full", "learn-meta-seq2seq", "learn-meta-university", "learn-trivia", "transfer"),
+    *("factworld-full", "factworld-causal", "factworld-seq2seq", "factworld-university"),
+    *("mometas-encoder", "mrd", "ptw-mrd", "diffusion-policies", "online-policies"),
+    "continual-minilm",
+}
+"""Names of recipes that were part of the package and are now in benchmarks/recipes."""
+
+
 def shipped() -> dict[str, Path]:
     """Return the paths of the recipes in the package, keyed by name."""
     folder = Path(str(files("maskwise") / "recipes"))
@@ -411,8 +422,10 @@ def recipe_path(source: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml") or path.exists():
         raise MaskwiseError("there is no such recipe file", got=str(source))
     refuse_missing(str(source))
-    do = "or give the path of a YAML file; a checkout of the project has more in benchmarks/recipes"
-    raise unknown_name("recipe", str(source), shipped(), do=do)
+    if str(source) in MOVED:
+        do = f"in a checkout of the project, give the path benchmarks/recipes/{source}.yaml"
+        raise MaskwiseError(f"recipe {source} is no longer part of the package", do=do)
+    raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
 
 
 def write_page(

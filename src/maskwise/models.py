@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from maskwise.errors import MaskwiseError, first_line, require_known, unknown_name
+from maskwise.errors import MaskwiseError, first_line, require_known, unknown_name, whole_number
 from maskwise.families import (
     EncoderDecoder,
     Kind,
@@ -262,6 +262,8 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
     """The configuration of a pre-trained model of ``kind`` (any if None); see ``find_start``."""
+    if kind is not None:
+        require_known("kind of model", kind, _USES)
     config = _read_config(name)
     if kind:
         require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")
@@ -289,6 +291,8 @@ def load_model(
         MaskwiseError: nothing to load; a different kind of model; a damaged checkpoint; neither a
             head nor a seed.
     """
+    if seed is not None:
+        seed = whole_number("seed", seed)
     auto = language_model(load_config(name, kind=kind))
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))
