@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,15 +29,14 @@ from maskwise.masking.policies import GroupWeighted, Moment, policy
 from maskwise.show import Stretch, draw, visible
 from maskwise.specs import split_calls
 from maskwise.text import encode, read_documents, require_documents
-from maskwise.text.layers import CharSpans, Layered, annotated
+from maskwise.text.layers import CharSpans, Layered
 from maskwise.text.opening import require_utf8
 from maskwise.text.readers import known_ending
 from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
-from maskwise.text.words import flat_offsets
 
 FastTokenizer: TypeAlias = Any
 """A fast tokenizer of transformers, or a ``LightTokenizer``."""
-Layers: TypeAlias = dict[str, list[Any]]
+Row: TypeAlias = dict[str, Any]
 STYLES = {
     "shown": "",
     "masked": "bold #000000 on #e69f00",
@@ -147,7 +146,7 @@ def show_masks(
     tokenizer: FastTokenizer,
     text: str,
     *,
-    layers: Layers,
+    row: Row,
     step: int,
     total_steps: int,
     epoch: int = 0,
@@ -156,12 +155,11 @@ def show_masks(
     """Mask one text, and return the state of each token.
 
     Args:
-        layers: the layers (L,) of the text's tokens, keyed by name, without ``word_ids``.
+        row: the result of ``encode`` for this text and ``max_length``, with the layers.
         step, total_steps: the position in the schedule of the masking ratio.
         epoch: the number of the epoch; every epoch draws different masks.
         max_length: the maximum number of tokens. Longer texts are cut.
     """
-    row = {**encode(tokenizer, [text], max_length=max_length)[0], **layers}
     # transformers' tokenizers truncate. A LightTokenizer accepts these settings, but ignores them.
     cut = {"truncation": max_length is not None, "max_length": max_length}
     [encoding] = tokenizer([text], **cut).encodings
@@ -250,16 +248,12 @@ def inspect_text(
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
     inspected = []
     for plain, spans in texts:
-        layers = text_layers(loaded, plain, spans, needed)
         makers = annotators
         if has_marks and not spans:
             makers = [*annotators, *(name for name in ANNOTATED if name in needed)]
-        for name in makers:
-            layers |= annotated_layers(annotator(name), loaded, plain)
+        row = row_of(loaded, plain, spans, needed, makers)
         for spec, masker in maskers.items():
-            shown = show_masks(
-                masker, loaded, plain, layers=layers, step=step, total_steps=total_steps
-            )
+            shown = show_masks(masker, loaded, plain, row=row, step=step, total_steps=total_steps)
             written = {"policy": spec, "corruption": shown_as, "tokenizer": used}
             inspected.append(replace(shown, **written))
     return inspected
@@ -303,43 +297,35 @@ def _needed_layers(
     return needed, list(annotators)
 
 
-def text_layers(
-    tokenizer: FastTokenizer, text: str, spans: Sequence[Span], needs: Iterable[str]
-) -> Layers:
-    """Return the needed layers (L,), keyed by name. ``encode`` returns the layer of words."""
-    [encoding] = tokenizer([text]).encodings
-    layers: Layers = {}
+def row_of(
+    tokenizer: FastTokenizer,
+    text: str,
+    spans: Sequence[Span],
+    needs: Collection[str],
+    annotators: Sequence[str],
+) -> Row:
+    """Encode a text with the layers that come from the text or its marks, and from annotators."""
+    makers: list[str | Layered] = []
     for name in needs:
-        if name == "word_ids":
-            continue
-        if name == "frequency":
-            # A single text is too short for frequencies, so they come from a bundled sample.
-            counts = Counter[int]()
-            sample = read_documents("bundled:wikipedia", limit=200)
-            for known in tokenizer([document.text for document in sample]).encodings:
-                counts.update(known.ids)
-            layers[name] = [counts[token] for token in encoding.ids]
-        elif name == "sentence":
-            layers |= annotated_layers(annotator("sentences"), tokenizer, text)
-        else:
+        if name == "sentence":
+            makers.append("sentences")
+        elif name not in TEXT_LAYERS:
             marked = {text: {name: CharSpans.of(spans, SPANS)}}
-            maker = ByText("marks", {name: SPANS}, marked.__getitem__, "")
-            layers |= annotated_layers(maker, tokenizer, text)
-            if name in WEIGHT_LAYERS:
-                # Unmarked tokens have the span number −1, which indexes the last weight, 1.
-                weights = np.array([*(span.weight for span in spans), 1.0])
-                layers[name] = weights[layers[name]].tolist()
-    return layers
-
-
-def annotated_layers(maker: Layered, tokenizer: FastTokenizer, text: str, **cut: object) -> Layers:
-    """Return the layers (L,) of an annotator, keyed by name. ``cut`` truncates the text."""
-    encodings = tokenizer([text], **cut).encodings
-    special = np.array(encodings[0].special_tokens_mask, dtype=bool)
-    offsets, lengths = flat_offsets(encodings)
-    columns = annotated([maker], [text], offsets, lengths, special=special)
-    del columns["word_ids"]
-    return {name: values.tolist() for name, values in columns.items()}
+            makers.append(ByText("marks", {name: SPANS}, marked.__getitem__, ""))
+    [row] = encode(tokenizer, [text], layers=[*makers, *annotators])
+    # Unmarked tokens have the span number −1, which indexes the last weight, 1.
+    weights = [*(span.weight for span in spans), 1.0]
+    for name in WEIGHT_LAYERS:
+        if name in needs:
+            row[name] = [weights[number] for number in row[name]]
+    if "frequency" in needs:
+        # A single text is too short for frequencies, so they come from a bundled sample.
+        counts = Counter[int]()
+        sample = read_documents("bundled:wikipedia", limit=200)
+        for known in tokenizer([document.text for document in sample]).encodings:
+            counts.update(known.ids)
+        row["frequency"] = [counts[token] for token in row["input_ids"]]
+    return row
 
 
 def _texts(text: str) -> list[str]:
@@ -378,12 +364,10 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
         parts.append(Padding(draw(entry.stretches, colours=colours), (0, 0, 1, 2)))
         if entry.note:
             parts.append(Padding(Text(entry.note, style="dim"), (0, 0, 1, 2)))
-        lines = []
         if entry.target:
-            lines = [("reads", entry.source), ("writes", entry.target)]
-        group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
-        # An empty group is not followed by an empty line.
-        parts.append(Padding(Group(*group), (0, 0, int(bool(lines)), 2)))
+            lines = (("reads", entry.source), ("writes", entry.target))
+            group = [Text.assemble((f"{who:8}", "dim"), visible(words)) for who, words in lines]
+            parts.append(Padding(Group(*group), (0, 0, 1, 2)))
     return Group(*parts)
 
 

@@ -7,12 +7,11 @@ units or spans) of a piece. Shapes: P pieces, N members.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from maskwise.keys import Array
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:

@@ -21,9 +21,9 @@ import copy
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, prediction_head, release
+from maskwise.families import Inputs, encoder_of, prediction_head, release
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.policies.base import Point
@@ -47,9 +47,6 @@ from maskwise.training.loop import Exchange, restore, states
 
 if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
-
-Inputs: TypeAlias = dict[str, Any]
-"""Model inputs and ``labels``; in masked diffusion also ``loss_weight`` and ``counted``."""
 
 
 class MaskingTrainer(Trainer):
@@ -439,7 +436,9 @@ def require_language_model(model: object) -> None:
     if hasattr(model, "get_base_model"):  # a model of peft
         model = model.get_base_model()
     family = type(model)
-    known = chain.from_iterable(names.values() for names in ARCHITECTURES.values())
+    known: set[str] = set()
+    for classes in ARCHITECTURES.values():
+        known.update(classes.values())
     # A user's own class may compute anything.
     if family.__module__.startswith("transformers.") and family.__name__ not in known:
         raise MaskwiseError(

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError, first_line, require_library
@@ -35,13 +34,12 @@ from maskwise.segments import Array, changes
 from maskwise.specs import Call, parse_call
 from maskwise.text.labelled import POS
 from maskwise.text.layers import CharSpans, Found, Layer, digest
-from maskwise.text.words import LETTER, classify, codes_of
+from maskwise.text.words import LETTER, Flags, classify, codes_of
 
 VERSION = "salient-2"
 SALIENT = Layer("spans", ("name", "date", "number"))
 NONE, NAME, DATE, NUMBER = range(4)
 
-Flags = NDArray[np.bool_]
 
 _DAY = r"[0-3]?\d(?:st|nd|rd|th)?"
 _YEAR = r"(?:1\d{3}|20\d\d)"

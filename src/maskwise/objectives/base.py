@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
-from maskwise.families import Kind, adapter_of, encoder_of
+from maskwise.families import Inputs, Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Pieces, Rows
 from maskwise.masking.schedules import schedule
@@ -76,8 +76,6 @@ Precision: TypeAlias = Callable[[], AbstractContextManager[object]]
 Masking: TypeAlias = Mapping[str, Any]
 """Arguments of a ``Masker``, by name."""
 
-Inputs: TypeAlias = dict[str, Any]
-"""Arguments of a model, by name."""
 
 Batch: TypeAlias = "MaskedBatch | Tensors"
 """A masked batch, or a plain dict of model inputs with ``labels``."""

@@ -285,10 +285,13 @@ class Outlook:
         for spec in of_run(self.recipe.tasks, 0):
             task = load_task(spec)
             facts = tasks[task.name] = _task_facts(task, self.first, tokenizer)
-            counts = {split: f"{count:,}" for split, count in facts["rows"].items()}
-            if task.found:
-                counts["train"] += f" of {task.found:,}"
-            line = ", ".join(f"{count} {split}" for split, count in counts.items())
+            parts = []
+            for split, count in facts["rows"].items():
+                part = f"{count:,}"
+                if split == "train" and task.found:
+                    part += f" of {task.found:,}"
+                parts.append(f"{part} {split}")
+            line = ", ".join(parts)
             if facts["classes"]:
                 line += ", {classes} labels"
             if facts["most"]:

@@ -19,7 +19,7 @@ from maskwise.constants import REFERENCE
 from maskwise.evaluation import masked_answers
 from maskwise.files import Record
 from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
-from maskwise.inspection import annotated_layers, show_masks
+from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
 from maskwise.recipe import Recipe, without_former
@@ -43,7 +43,7 @@ from maskwise.study.stages import DONE, Stage
 from maskwise.study.work import open_text
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.text import Prepared, Stream
+from maskwise.text import Prepared, Stream, encode
 from maskwise.text.layers import Layered
 
 
@@ -280,27 +280,24 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
         steps = link.training.steps
         length = min(link.corpus.length, SAMPLE_TOKENS)
         specs = link.corpus.annotators
-        annotated: Layered | None = None
+        annotated: list[Layered] = []
         if specs:
             stored = run.prepared.folder(stages) / "layers"
-            annotated = Live(specs) if link.corpus.stream else Store(stored)
+            annotated = [Live(specs) if link.corpus.stream else Store(stored)]
         texts = link.corpus.documents()
         long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
         shown_steps = np.linspace(0, steps - 1, MOMENTS).round().astype(int)
         shown[run.arm] = []
         for document in islice(long_texts, SAMPLES):
-            layers = {}
-            if annotated:
-                layers = annotated_layers(
-                    annotated, data.tokenizer, document.text, truncation=True, max_length=length
-                )
+            text = document.text
+            [row] = encode(data.tokenizer, [text], max_length=length, layers=annotated)
             moments: list[Plain] = []
             for epoch, step in enumerate(shown_steps.tolist()):
                 seen = show_masks(
                     masker,
                     data.tokenizer,
-                    document.text,
-                    layers=layers,
+                    text,
+                    row=row,
                     max_length=length,
                     step=step,
                     total_steps=steps,

@@ -18,7 +18,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, owners
-from maskwise.text.layers import Annotator, Fitted, annotated, token_layers
+from maskwise.text.layers import Fitted, Layered, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.tokenizers import dna_note, fast_esm, is_esm
 from maskwise.text.words import (
@@ -50,7 +50,7 @@ def encode(
     *,
     max_length: int | None = None,
     ids: Iterable[int] | None = None,
-    layers: Iterable[str] = (),
+    layers: Iterable[str | Layered] = (),
 ) -> list[dict[str, Any]]:
     """Encode texts as rows for a `Masker`, special tokens included.
 
@@ -142,8 +142,8 @@ def encode(
     return rows
 
 
-def _annotators(specs: Iterable[str]) -> list[Annotator]:
-    """Build the annotators that are named in ``layers``.
+def _annotators(specs: Iterable[str | Layered]) -> list[Layered]:
+    """Build the annotators that are named in ``layers``, which may also contain annotators.
 
     Raises:
         MaskwiseError: a name is unknown, or an annotator must count over a corpus first.
@@ -158,8 +158,11 @@ def _annotators(specs: Iterable[str]) -> list[Annotator]:
         )
     # Annotators import this package, so importing them at the top would be circular.
     registry = import_module("maskwise.annotate.registry")
-    annotators = []
+    annotators: list[Layered] = []
     for spec in specs:
+        if isinstance(spec, Layered):
+            annotators.append(spec)
+            continue
         maker = registry.annotator(spec)
         if isinstance(maker, Fitted) and not maker.fitted:
             raise MaskwiseError(
@@ -254,7 +257,7 @@ def annotate_rows(
     *,
     text_field: str = "text",
     max_length: int | None = None,
-    layers: Iterable[str] = (),
+    layers: Iterable[str | Layered] = (),
 ) -> dict[str, Any]:
     """Add "word_ids", "example_id" and layers to a batch, for ``datasets.map`` (batched or not).
 
@@ -363,7 +366,7 @@ class _Surfaces:
             self.bytes_by_char = {char: byte for byte, char in bytes_to_unicode().items()}
         self.known: dict[int, bytes] = {}
 
-    def annotate(self, ids: Ints, annotators: Sequence[Annotator]) -> dict[str, object]:
+    def annotate(self, ids: Ints, annotators: Sequence[Layered]) -> dict[str, object]:
         """Return a row's words, example id and layers; special tokens have −1."""
         parts = []
         for token in ids.tolist():

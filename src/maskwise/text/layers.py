@@ -105,6 +105,7 @@ Columns: TypeAlias = dict[str, Array]
 """Arrays (T,) with a value for each of T tokens, keyed by column name."""
 
 
+@runtime_checkable
 class Layered(Protocol):
     """An annotator, or a store of its output."""
 
