@@ -96,7 +96,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert maskwise(*command, "--dry-run") == 0
     # a table; JSON where it is asked for
     printed = capfd.readouterr().out
-    assert printed.lstrip().startswith("stages") and "min in total" in printed and "GiB" in printed
+    assert printed.lstrip().startswith("stages") and "Time: about" in printed and "GiB" in printed
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
