@@ -138,6 +138,7 @@ def separate(model: PreTrainedModel) -> None:
     Models with an attention implementation outside ``REPLACED`` are unchanged.
     """
     if model.config._attn_implementation in REPLACED:
+        # transformers is slow to import, and whoever has a model has imported it.
         from transformers import AttentionInterface, AttentionMaskInterface
 
         AttentionInterface.register(NAME, attend)

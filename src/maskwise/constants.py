@@ -39,6 +39,9 @@ FIXED = "at these settings"
 TUNED = "each arm tuned"
 """The scopes of a verdict: without a search for settings, and with a search in every arm."""
 
+MOST_SEEDS = 1000
+"""The largest number of runs per arm. A plan holds all stages of all runs in memory."""
+
 MOST_PRIMARY = 6
 """The largest number of primary contrasts in a study. With more contrasts, Holm's correction would
 leave ten runs unable to decide any contrast."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.constants import GAIN
+from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Facts: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
-MOST_SEEDS = 1000
 PIPE_WIDTH = 10_000
 """Width in characters of tables in pipes and files."""
 # Texts of users must not be parsed as markup, and numbers have no colours.

@@ -76,7 +76,6 @@ Precision: TypeAlias = Callable[[], AbstractContextManager[object]]
 Masking: TypeAlias = Mapping[str, Any]
 """Arguments of a ``Masker``, by name."""
 
-
 Batch: TypeAlias = "MaskedBatch | Tensors"
 """A masked batch, or a plain dict of model inputs with ``labels``."""
 

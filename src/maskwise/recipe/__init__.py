@@ -265,13 +265,7 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
             allowed="keys and values",
             do="add settings to the file, or name a shipped recipe: maskwise list recipes",
         )
-    try:
-        settings = without_former(settings)
-    except RecursionError:
-        # In YAML, an alias may refer to the settings that contain it.
-        raise MaskwiseError(
-            f"{path}: settings are nested too deeply", do="use fewer levels"
-        ) from None
+    settings = without_former(settings)
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:

@@ -16,13 +16,17 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.constants import FRESH_RUN, MOST_PRIMARY, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import (
+    FRESH_RUN,
+    MOST_PRIMARY,
+    MOST_SEEDS,
+    OTHER_TASKS,
+    OWN_TASK,
+    REFERENCE,
+)
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import leaves
-
-MOST_SEEDS = 1000
-"""Maximum number of runs per arm. A plan holds all stages of all runs in memory."""
 
 Pair = tuple[str, str]
 """The names of an arm and its baseline."""

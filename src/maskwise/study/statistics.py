@@ -307,6 +307,14 @@ def detectable_difference(sd: float, runs: int, *, alpha: float = ALPHA) -> floa
     return sd * _detectable_effect(runs, alpha)
 
 
+def detectable_sds(runs: int, *, alpha: float) -> float:
+    """Return the smallest true difference, in SDs, that has power .8.
+
+    If the runs are too few for any decision, the fewest runs that can decide take their place.
+    """
+    return _detectable_effect(max(runs, fewest_runs(alpha)), alpha)
+
+
 def best_guess(chance: float, items: int | None, *, share: bool) -> float:
     """Return the highest score that counts as guessing: chance plus two standard errors.
 
@@ -388,7 +396,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
                 "decidable": runs >= fewest,
                 "fewest_runs": fewest,
                 "power": powers(runs, alpha=alpha),
-                "detectable": detectable_difference(1.0, max(runs, fewest), alpha=alpha),
+                "detectable": detectable_sds(runs, alpha=alpha),
             }
         )
     return prospects

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 # Formats 1 and 2 were Arrow files.
 FORMAT = 3
 INDEX = "columns.json"
-# The maximum number of tokens in a piece, because word numbers are int16.
-MOST_TOKENS = (1 << 15) - 1
+# Word numbers are int16, so a piece, which is shorter than its row, has fewer tokens than this.
+LONGEST_ROW = 1 << 15
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
 UNKNOWN = "unknown tokens"
@@ -273,11 +273,11 @@ def read_pieces(
     ['[CLS] the cat sat [SEP] [CLS] on the mat [SEP]']
     """
     frame = Frame.of(tokenizer)
-    if not 1 <= frame.room(whole_number("length", length)) <= MOST_TOKENS:
+    if not 1 <= frame.room(whole_number("length", length)) < LONGEST_ROW:
         raise MaskwiseError(
             "length leaves no room for text, or is too long",
             got=length,
-            allowed="3 to 32,768",
+            allowed=f"3 to {LONGEST_ROW:,}",
         )
     counts = Counter[str]()
     about = {

@@ -19,7 +19,7 @@ from maskwise import folders
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
-from maskwise.text.pieces import Pieces, Tokens, read_pieces, tokenise
+from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.readers import Fields
 from maskwise.text.rows import Rows, split
 from maskwise.text.stream import (
@@ -65,7 +65,7 @@ class CorpusSettings(BaseModel):
     """Unit of plain text: a line, or a block between blank lines. ``auto`` inspects the file."""
     limit: int | None = Field(None, ge=1)
     """Maximum number of documents from each source."""
-    length: int = Field(64, ge=4, le=32_768)
+    length: int = Field(64, ge=4, le=LONGEST_ROW)
     """Number of positions in a row."""
     layout: Literal["packed", "document"] = "packed"
     """``packed`` puts several documents in a row, ``document`` only one piece of a document."""

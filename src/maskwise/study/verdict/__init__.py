@@ -38,9 +38,8 @@ from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes, Pair, finite_
 from maskwise.study.statistics import (
     ALPHA,
     binomial_interval,
-    detectable_difference,
+    detectable_sds,
     estimated,
-    fewest_runs,
     look_weight,
     powers,
     ratio_interval,
@@ -213,7 +212,7 @@ def _planned(study: Study) -> Planned:
         "runs": runs,
         "contrasts": contrasts,
         "power": powers(runs, alpha=alpha),
-        "detectable": detectable_difference(1.0, max(runs, fewest_runs(alpha)), alpha=alpha),
+        "detectable": detectable_sds(runs, alpha=alpha),
     }
 
 
