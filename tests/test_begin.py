@@ -7,6 +7,7 @@ import json
 import random
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,13 @@ def test_new_points_to_encoder_decoders_for_written_answers(tmp_path):
     with pytest.raises(MaskwiseError) as caught:
         starter("bundled:wikipedia", [str(questions)])
     assert "maskwise study intermediate" in caught.value.do
+
+
+@pytest.mark.parametrize("name", ["adapt", "generate", "learn", "report"])
+def test_help_breaks_lines_only_where_the_next_word_does_not_fit(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert maskwise(name, "--help") == 0
+    introduction = capsys.readouterr().out.split("╭")[0]
+    lines = [line.strip() for line in introduction.splitlines()]
+    for line, following in pairwise(lines):
+        assert not line or not following or len(f" {line} {following.split()[0]} ") > 80

@@ -29,10 +29,9 @@ from maskwise.signals import CODES, leave_when_asked
 
 app = typer.Typer(
     name="maskwise",
-    help="Pre-train masked language models well: choose what to mask, and learn which choice is "
-    "worth it.",
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    # In Markdown, a line break in a docstring is a space.
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 FIRST_STEPS = {
