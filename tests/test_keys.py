@@ -17,6 +17,7 @@ from maskwise.keys import (
     fold,
     mix,
     mix_int,
+    permutation,
     unit_interval,
     within,
 )
@@ -221,3 +222,14 @@ def test_content_ids_follow_the_text_and_nothing_else() -> None:
     spread = np.zeros((40, 40), np.int64)
     spread[:, ::2] = text
     assert (ids_of(spread, spread > 0) == ids).all()
+
+
+def test_the_order_of_rows_depends_on_the_seed_and_on_the_epoch() -> None:
+    orders = {
+        tuple(permutation(50, seed=seed, epoch=epoch).tolist())
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(orders) == 16
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert permutation(50, seed=3, epoch=2).equal(permutation(50, seed=3, epoch=2))
