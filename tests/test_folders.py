@@ -70,6 +70,17 @@ def test_a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: P
     assert damage(folder) is None and [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize("name", ["letters/..", "..", "."])
+def test_a_folder_without_a_name_is_not_replaced(tmp_path: Path, monkeypatch, name: str) -> None:
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    (folder / "to.txt").write_text("mine")
+    monkeypatch.chdir(folder)
+    with pytest.raises(MaskwiseError, match="not the name"):
+        write_folder(Path(name), lambda target: (target / "a").write_text("1"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["letters", "to.txt"]
+
+
 def test_damage_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     write_folder(
@@ -116,7 +127,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         require_own(tmp_path, "stages", what="a study")
     (tmp_path / "stages").mkdir()
     require_own(tmp_path, "stages", what="a study")
-    with pytest.raises(MaskwiseError, match="--out is a file"):
+    with pytest.raises(MaskwiseError, match="is a file"):
         require_own(tmp_path / "thesis.tex", what="a study")
 
 

@@ -467,3 +467,10 @@ def test_one_flipped_bit_is_noticed(real, tmp_path: Path, name: str) -> None:
             load_tokenizer(str(folder / "tokenizer"))
     with pytest.raises(MaskwiseError, match="is damaged; got no readable manifest"):
         Prepared.open(tmp_path / "nothing")
+
+
+def test_files_of_others_are_not_replaced_by_pieces(tmp_path):
+    (tmp_path / "to.txt").write_text("mine")
+    with pytest.raises(MaskwiseError, match="contains something else"):
+        cut([document("a", 1)], out=tmp_path)
+    assert (tmp_path / "to.txt").read_text() == "mine"

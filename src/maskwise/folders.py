@@ -331,7 +331,7 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
         MaskwiseError: ``folder`` is a file, or a folder with different content.
     """
     if folder.is_file():
-        raise MaskwiseError("--out is a file", got=str(folder), do="give a folder")
+        raise MaskwiseError("the output folder is a file", got=str(folder), do="give a folder")
     for mark in marks:
         if any(folder.glob(mark)):
             return
@@ -339,7 +339,7 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     if names:
         do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
-        raise MaskwiseError(f"--out {folder} contains something else", got=got, do=do)
+        raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
 
 
 def sweep(folder: Path) -> None:
@@ -355,8 +355,9 @@ def sweep(folder: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    if not path.name:
-        raise MaskwiseError("this is not the name of a file", got=str(path))
+    # The text of ".." names no folder, so files would be written beside the wrong one.
+    if path.name in ("", ".."):
+        raise MaskwiseError("this is not the name of a file or a folder", got=str(path))
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 

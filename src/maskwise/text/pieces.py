@@ -288,6 +288,7 @@ def read_pieces(
     }
     windows = _windows(tokens, counts, room=frame.room(length), unknown=tokenizer.unk_token_id)
     if out:
+        folders.require_own(Path(out), folders.MANIFEST, what="pieces")
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
         return Pieces.load(out)
     parts = list(windows)
