@@ -272,7 +272,7 @@ def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
         raise MaskwiseError(
             f"--out {out} contains a study of a different recipe, so seeds cannot be added to it",
             got=before.get("name"),
-            do="use a new folder",
+            do="give a new folder",
         )
 
 
