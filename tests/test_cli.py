@@ -113,10 +113,10 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "finetune.max_length=64"], "≤ 32"),
         (["study", "RECIPE", "model.architecture=brt"], "did you mean 'bert'"),
         (["study", "RECIPE", "model.settings.hiden_size=8"], "did you mean 'hidden_size'"),
-        (["study", "RECIPE", "masking.policy=salient"], "needs the layer 'salient'"),
+        (["study", "RECIPE", "masking.policy=salient"], "needs the annotation layer 'salient'"),
         (
             ["study", "RECIPE", "study.arms.x.masking.policy=phrase"],
-            "needs the layer 'phrase'",
+            "needs the annotation layer 'phrase'",
         ),
         (["study", "RECIPE", "study.arms.x.corpus.source=nowhere.txt"], "does not exist"),
         (["study", "RECIPE", "model.settings.hidden_size=17"], "cannot build"),
