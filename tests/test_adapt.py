@@ -262,7 +262,8 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     assert "about 2.0 h" in time and "1.5 GiB" in time
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
     unknown = plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h")
-    assert unknown == ["Time: unknown, because no similar learn was timed here yet.", rows]
+    said = "Time: unknown, because no similar stage was timed on this machine yet: learn."
+    assert unknown == [said, rows]
     assert "even the smallest study does" in plan_lines(plan | {"smaller": None}, "2h")[-1]
 
 

@@ -113,10 +113,10 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "finetune.max_length=64"], "≤ 32"),
         (["study", "RECIPE", "model.architecture=brt"], "did you mean 'bert'"),
         (["study", "RECIPE", "model.settings.hiden_size=8"], "did you mean 'hidden_size'"),
-        (["study", "RECIPE", "masking.policy=salient"], "needs the layer 'salient'"),
+        (["study", "RECIPE", "masking.policy=salient"], "needs the annotation layer 'salient'"),
         (
             ["study", "RECIPE", "study.arms.x.masking.policy=phrase"],
-            "needs the layer 'phrase'",
+            "needs the annotation layer 'phrase'",
         ),
         (["study", "RECIPE", "study.arms.x.corpus.source=nowhere.txt"], "does not exist"),
         (["study", "RECIPE", "model.settings.hidden_size=17"], "cannot build"),
@@ -218,12 +218,12 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     assert maskwise("pretrain", recipe, *SHORT, "--out", out, "--json") == 0
     assert json.loads(capfd.readouterr().out) == result
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
-    assert "a change in masking" in capfd.readouterr().err
+    assert "other settings of masking" in capfd.readouterr().err
     [corpus] = [path for path in inputs.iterdir() if path.name.startswith("corpus")]
     text = corpus.read_bytes()
     corpus.write_bytes(text + text.splitlines(keepends=True)[0].replace(b"a", b"o"))
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
-    assert "holds a run on a different text" in capfd.readouterr().err
+    assert "contains a run on a different text" in capfd.readouterr().err
     corpus.write_bytes(text)
     assert maskwise("report", out) == 0 and (out / "report.html").stat().st_size > 100_000
     capfd.readouterr()
@@ -298,7 +298,7 @@ def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe
     # What is done is kept.
     capfd.readouterr()
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
-    assert "holds a run of a different recipe" in capfd.readouterr().err
+    assert "contains a run of a different recipe" in capfd.readouterr().err
 
 
 def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeypatch, capfd):
@@ -309,7 +309,10 @@ def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeyp
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capfd.readouterr()
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out) == 2
-    assert "holds a run of a different recipe; got a change in masking" in capfd.readouterr().err
+    assert (
+        "contains a run of a different recipe; got other settings of masking"
+        in capfd.readouterr().err
+    )
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 

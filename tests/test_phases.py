@@ -155,7 +155,7 @@ def test_a_run_does_not_go_on_when_the_text_of_a_later_phase_has_changed(tmp_pat
     read = read_recipe(recipe, [*SMALL, f"phases=[{{}}, {{corpus.source: {text}}}]"])
     run_pretrain(read, tmp_path / "run", quiet=True)
     text.write_text("\n\n".join(f"the dog number {i} lay on the rug" for i in range(300)))
-    with pytest.raises(MaskwiseError, match="holds a run on a different text"):
+    with pytest.raises(MaskwiseError, match="contains a run on a different text"):
         run_pretrain(read, tmp_path / "run", quiet=True)
 
 
@@ -192,7 +192,7 @@ def test_recipes_that_follow_papers_run_to_their_end(name, tmp_path):
     [
         ("phases=[]", "phases: the list is empty; allowed: ≥ 1 phase"),
         ("phases=3", "phases; got 3; allowed: a list"),
-        ("phases=[{}, 3]", "phases.1; got 3; allowed: names with values"),
+        ("phases=[{}, 3]", "phases.1; got 3; allowed: settings of the form {name: value}"),
         ("phases=[{}, {training.stepz: 3}]", "did you mean 'training.steps'"),
         ("phases=[{}, {training.steps: 0}]", "phases.1: training.steps; got 0; allowed: ≥ 1"),
         ("phases=[{}, {tokenizer.vocab_size: 99}]", "phases.1 cannot change tokenizer.vocab_size"),

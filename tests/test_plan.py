@@ -675,7 +675,7 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
             "study.search={grid: {training.learning_rate: [1, 2]}, own: {a: 3}}",
             "study.search.own.a: not a grid; got 3",
         ),
-        ("study.search={grid: {training.learning_rate: [1]}}", "has a single point"),
+        ("study.search={grid: {training.learning_rate: [1]}}", "has a single combination"),
         ("study.search={grid: {training.learning_rate: 1}}", "allowed: a list"),
         ("study.search={grid: {evaluation.rows: [1, 2]}}", "cannot change evaluation.rows"),
         ("study.match=target", "targets"),

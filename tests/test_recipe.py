@@ -202,7 +202,7 @@ def test_values_of_overrides(text, value):
         ("tokenizer.lowercase=maybe", "lowercase; got 'maybe'; allowed: true or false"),
         ("training.betas=[0.9]", "training.betas.1 is missing"),
         ("objectives={atd: {objctive: mlm}}", "did you mean 'objectives.atd.objective'"),
-        ("study.arms=3", "study.arms; got 3; allowed: names with values"),
+        ("study.arms=3", "study.arms; got 3; allowed: settings of the form {name: value}"),
         ("study.arms.x.training.steps=no", "arm 'x': training.steps; got 'no'"),
     ],
 )

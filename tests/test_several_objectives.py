@@ -153,7 +153,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
     [
         (
             ["objectives.emlm="],
-            "policy guided needs the layer 'salient', which this corpus does not have",
+            "policy guided needs the annotation layer 'salient', which this corpus does not have",
         ),
         (
             ["training.batch_size=7", "sampler=single(cse)"],
@@ -161,7 +161,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         ),
         (
             ["training.batch_size=2"],
-            "arm 'cse': cse reads half of the rows twice, so training.batch_size must be",
+            "objective 'cse': cse reads half of the rows twice, so training.batch_size must be",
         ),
         (
             ["training.accumulate=4", "training.batch_size=8"],

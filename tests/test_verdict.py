@@ -445,7 +445,7 @@ def test_a_half_fine_tuned_failed_run_is_left_out_whole():
     scores = summary["arms"]["token-30"]["scores"]["task-0"]
     assert [score is None for score in scores] == [False, True, False]
     with pytest.raises(
-        MaskwiseError, match=r"some runs only; got no task-1 for arm 'token-30', seed 1"
+        MaskwiseError, match=r"other runs have; got no task-1 for arm 'token-30', seed 1"
     ):
         summarise(cut, study)
 
@@ -464,7 +464,7 @@ def test_bad_records_are_told_in_one_line():
         "unknown arm in records 'x'": [first | {"arm": "x"}, *good],
         "unknown arm in records 'y'": [*good, failure_record("y", 0)],
         "allowed: [0, 1, 2]": [*good, first | {"seed": 9}],
-        "measured in some runs only": [*good, *ratios],
+        "lacks an outcome that other runs have": [*good, *ratios],
     }
     for said, records in cases.items():
         with pytest.raises(MaskwiseError) as error:

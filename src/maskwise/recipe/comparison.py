@@ -1,4 +1,9 @@
-"""The study section of a recipe: arms, runs, contrasts and the rules of a fair comparison."""
+"""The study section of a recipe: arms, runs, contrasts and the rules of a fair comparison.
+
+An arm is one way to pre-train, and a run is one arm with one seed. A contrast compares two arms,
+the arm and its baseline, by runs with the same seeds. The reference arm is the model before this
+pre-training: the untrained model, or the unchanged pre-trained model.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +44,7 @@ class Settings(BaseModel):
 
 
 def _dotted(grid: object) -> object:
-    """Flatten a grid, or a list of points, to dotted names."""
+    """Convert the nested settings of a grid, or of each point, to dotted names."""
     if isinstance(grid, Mapping):
         return dict(leaves(grid))
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
@@ -52,7 +57,7 @@ Grid = Annotated[dict[str, Values] | tuple[Plain, ...], BeforeValidator(_dotted)
 
 
 def _points(grid: Grid) -> list[Plain]:
-    """List the points of a grid as dicts of settings, keyed by dotted name."""
+    """List the points of a grid. A point is a dict of settings, keyed by dotted name."""
     if isinstance(grid, tuple):
         return [dict(point) for point in grid]
     points = []
@@ -62,8 +67,10 @@ def _points(grid: Grid) -> list[Plain]:
 
 
 class SearchSettings(Settings):
-    """A grid of settings. For every seed and arm, search runs choose a point; only fresh runs at
-    the chosen points are compared.
+    """A grid of settings that a study tries before it compares arms.
+
+    For every seed and arm, search runs try all points of the grid, and the best point is chosen.
+    The compared runs are new runs at the chosen points.
 
     >>> grid = {"training.learning_rate": [1e-3, 2e-3], "training.warmup": [0, 0.1]}
     >>> len(SearchSettings(grid=grid).points)
@@ -71,26 +78,28 @@ class SearchSettings(Settings):
     """
 
     grid: Grid
-    """Lists of values, keyed by setting, to try all combinations; or a list of points, which are
-    dicts of settings."""
+    """Lists of values, keyed by setting (all combinations are tried); or a list of points, which
+    are dicts of settings."""
     by: Literal["dev", "held-out"] | None = None
     """The criterion of the choice. ``dev``: scores on the tasks' dev rows. ``held-out``: loss on
     the arm's kind of mask. null: ``dev`` with tasks, ``held-out`` without tasks."""
     own: dict[str, Grid] = {}
-    """Additional grids for single arms, such as shares of objectives. All combinations with the
-    common grid are tried."""
+    """Additional grids for settings that only one arm has, such as the shares of its objectives;
+    keyed by arm. All combinations with the common grid are tried."""
 
     @model_validator(mode="after")
     def _offers_a_choice(self) -> SearchSettings:
         if len(self.points) < 2:
             raise MaskwiseError(
-                "study.search.grid has a single point", got=self.grid, allowed="≥ 2 points"
+                "study.search.grid offers no choice: it has a single combination of settings",
+                got=self.grid,
+                allowed="≥ 2 combinations",
             )
         return self
 
     @property
     def points(self) -> list[Plain]:
-        """The points of the common grid. The first point wins ties."""
+        """The points of the common grid. If points have equal scores, the first one is chosen."""
         return _points(self.grid)
 
     def points_of(self, arm: str) -> list[Plain]:
@@ -115,8 +124,8 @@ class GateSettings(Settings):
     """
 
     contrast: Pair
-    """[oracle, baseline]: the arm that must win and the arm that must lose. Both use the settings
-    in the recipe, without a search."""
+    """[oracle, baseline]: the arm that must win and the arm that must lose. Both are trained with
+    the settings in the recipe, even if the study has a search."""
     closes: tuple[Pair, ...] | None = None
     """The primary contrasts that are tested only if the oracle wins; null for all."""
 
@@ -130,7 +139,11 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 def _rising(looks: tuple[int, ...]) -> tuple[int, ...]:
     got = list(looks)
     if looks[0] < 2 or sorted(set(looks)) != got:
-        raise MaskwiseError("looks must be increasing numbers of runs", got=got, allowed="[10, 20]")
+        raise MaskwiseError(
+            "study.looks must be increasing numbers of runs, from 2",
+            got=got,
+            do="for example, [10, 20]",
+        )
     return looks
 
 
@@ -151,60 +164,62 @@ class StudySettings(Settings):
     """The arms, runs and contrasts of a study, and the rules of a fair comparison."""
 
     arms: dict[str, Plain] = {}
-    """The settings that arms change, keyed by arm, such as ``{masking.ratio: 0.30}``."""
+    """The settings that an arm changes, such as ``{masking.ratio: 0.30}``; keyed by arm."""
     baseline: str | None = None
     """The arm that other arms are compared with; null for the first arm."""
     seeds: Count | Seeds = 3
-    """The number of pre-training runs of each arm, or a list of seeds. Runs are the replicates;
-    arms are compared in pairs of runs with the same seed.
+    """The number of pre-training runs of each arm, or a list of seeds. Arms are compared in pairs
+    of runs with the same seed, and each pair is one observation of the statistics.
     """
     contrasts: tuple[Pair, ...] | None = None
-    """At most six primary contrasts as [arm, baseline]; null to compare every arm with the
-    baseline."""
+    """At most six primary contrasts, which get a verdict, as [arm, baseline]; null to compare every
+    arm with the baseline."""
     outcome: str | None = None
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
-    mean over ``evaluation.ratios``. With null, the tasks decide; without tasks, the loss on the
-    arm's own kind of mask. If a side of a contrast lacks this loss, as a new model without training
-    does, the contrast is decided as with null.
+    mean over ``evaluation.ratios``. With null, the tasks decide. Without tasks, the loss on the
+    arm's own kind of mask decides. An untrained model has no held-out loss, so a contrast with it
+    is decided as if this setting were null.
     """
     match: Literal["steps", "targets", "flops"] = "steps"
-    """The quantity that is equal for all arms. With targets or FLOPs, ``training.steps`` of the
-    arms is computed from the baseline's steps.
+    """The quantity that is equal for all arms. With targets (masked tokens) or FLOPs,
+    ``training.steps`` of the other arms is computed from the baseline's steps.
     """
     looks: Looks | None = None
-    """Planned numbers of runs at which results are read, such as [10, 20]. ``seeds`` must be one of
-    these numbers, and may be increased to the next number later. Without planned looks, a verdict
-    after adding seeds is at most *open*.
+    """Numbers of runs at which you plan to read the results, such as [10, 20]. ``seeds`` must be
+    one of these numbers, and may later be increased to the next number. Without this plan, a study
+    to which seeds are added after a verdict cannot decide: its verdicts stay *open*.
     """
     margin: Fraction | None = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
-    of a contrast is within ± margin, the verdict is *no difference that matters*."""
+    of a difference is within ± margin, the verdict is *no difference that matters*."""
     helps: float = Field(0.75, ge=0, le=1)
-    """A task counts in the primary outcome if pre-training helps in at least this share of the
-    runs: the mean dev score of all arms is higher than the dev score of the untrained or unchanged
-    model. With 0, all tasks count."""
+    """A task counts in the primary outcome only if pre-training helps on it in at least this share
+    of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
+    of the untrained or unchanged model. With 0, all tasks count."""
     share: Pair | None = None
-    """[oracle, random]: also report the gain of other arms over ``random`` as a share of the gain
-    of ``oracle``."""
+    """[oracle, random]: also report what share of the gain of ``oracle`` over ``random`` each of
+    the other arms reaches."""
     gate: GateSettings | None = None
-    """A positive control, ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm,
-    baseline], …]}``. The contrasts in ``closes`` (default: all) are tested only if the study
-    decides that the oracle beats the baseline. The gate is tested first, without a search and at
-    the full level, and does not lower the level of other contrasts.
+    """A positive control: a contrast that a study able to detect differences must decide. Written
+    ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm, baseline], …]}``. The
+    contrasts in ``closes`` (default: all) are tested only if the study decides that the oracle
+    beats the baseline. The gate is tested first, at the full significance level (5 %), and without
+    a search. It does not lower the significance level of other contrasts.
     """
     transfer: bool = False
-    """Whether arms learn their policies from the study's tasks. The primary contrasts are then
-    ``own-task`` and ``other-tasks`` against the baseline. On every task, ``own-task`` is the arm
-    that learned from this task, and ``other-tasks`` is the mean of arms that learned from others.
+    """Whether arms learn their masking policies from the study's tasks. The primary contrasts are
+    then ``own-task`` and ``other-tasks`` against the baseline. On every task, ``own-task`` is the
+    mean of the arms that learned from this task, and ``other-tasks`` is the mean of the arms that
+    learned from other tasks.
     """
     search: SearchSettings | None = None
-    """A grid of settings. For every seed and arm, search runs choose a point, and a new run at this
-    point is compared.
+    """A grid of settings. For every seed and arm, search runs choose a point of the grid, and a new
+    run at this point is compared.
     """
     companions: Fractions = ()
-    """The lengths of additional shorter runs, as shares of the steps, to show quality by compute.
-    Schedules of the ratio and the learning rate depend on the length of a run, so a checkpoint of a
-    long run cannot replace a short run.
+    """The lengths of additional shorter runs, as shares of the steps, to show quality by compute. A
+    checkpoint from the middle of a long run cannot replace a short run, because the schedules of
+    the masking ratio and the learning rate depend on the length of the run.
     """
     cache: str | None = None
     """A folder of stages that several studies share; null for ``stages/`` in the study's folder."""
@@ -212,7 +227,7 @@ class StudySettings(Settings):
     @field_validator("arms", mode="before")
     @classmethod
     def _empty_arms(cls, arms: object) -> object:
-        """Read an arm without a value (``token-15:``) as an arm without changes."""
+        """Accept an arm without a value (``token-15:``) as an arm that changes no settings."""
         if not isinstance(arms, dict):
             return arms
         return {name: changes or {} for name, changes in arms.items()}
@@ -220,7 +235,7 @@ class StudySettings(Settings):
     @field_validator("gate", mode="before")
     @classmethod
     def _pair_alone(cls, gate: object) -> object:
-        """Read a pair as a gate that closes all contrasts."""
+        """Accept a bare pair as a gate on which all contrasts depend."""
         if isinstance(gate, list | tuple):
             return {"contrast": gate}
         return gate
@@ -229,12 +244,12 @@ class StudySettings(Settings):
     def _consistent(self) -> StudySettings:
         self._check_names()
         if self.search:
-            # Chosen search runs are partly lucky, so compared runs must have other seeds.
+            # The best search runs are partly lucky, so compared runs must have other seeds.
             shared = set(self.seed_list) & set(self.judged_seeds.values())
             if shared:
                 raise MaskwiseError(
-                    f"with a search, compared runs have the seeds of search runs + {FRESH_RUN:,}, "
-                    "and no seed may occur in both",
+                    f"with study.search, a compared run has the seed of its search runs + "
+                    f"{FRESH_RUN:,}; study.seeds must not contain these seeds, too",
                     got=sorted(shared),
                     do=f"use seeds below {FRESH_RUN:,}",
                 )
@@ -244,7 +259,7 @@ class StudySettings(Settings):
                 got=len(self.seed_list),
                 allowed=list(self.looks),
             )
-        # The gate does not share the level of the primary contrasts.
+        # The gate is tested at its own significance level, so it does not count as a contrast here.
         tested = self._ungated
         for pair in self.closed:
             if pair not in tested:
@@ -272,7 +287,7 @@ class StudySettings(Settings):
         compared = [*self.arms, REFERENCE]
         if self.transfer:
             compared += [OWN_TASK, OTHER_TASKS]
-        # The reference arm may be a side of contrasts, although it is not trained.
+        # Contrasts may name the reference arm, although it is not trained.
         pairs = [("contrasts", pair, compared) for pair in self.contrasts or ()]
         if self.gate:
             pairs.append(("gate", self.gate.contrast, compared))
@@ -292,7 +307,7 @@ class StudySettings(Settings):
             require_known("arm in study.baseline", self.baseline, self.arms)
 
     def points_of(self, arm: str) -> list[Plain]:
-        """List the grid points for an arm; without a search, a single empty point."""
+        """List the grid points for an arm; without a search, the only point is {}."""
         if self.search is None:
             return [{}]
         return self.search.points_of(arm)
@@ -306,9 +321,9 @@ class StudySettings(Settings):
 
     @property
     def judged_seeds(self) -> dict[int, int]:
-        """The seeds of the compared runs, keyed by the seeds of the study.
+        """The seeds of the compared runs, keyed by the seeds in the recipe.
 
-        After a search, the compared run is a new run with another seed.
+        The two are equal, unless a search uses the seeds in the recipe for its own runs.
         """
         offset = 0
         if self.search:
@@ -326,7 +341,8 @@ class StudySettings(Settings):
     def _ungated(self) -> list[Pair]:
         """The primary contrasts without the gate."""
         others = self.primary
-        # With a search, the gate has separate runs, so the same pair may also be a contrast.
+        # With a search, the gate has separate runs at the settings in the recipe, so its pair may
+        # also be a contrast at the chosen settings.
         if self.gate and not self.search and self.gate.contrast in others:
             others.remove(self.gate.contrast)
         return others
@@ -345,7 +361,7 @@ class StudySettings(Settings):
 
     @property
     def closed(self) -> list[Pair]:
-        """The contrasts that are not tested if the gate does not pass."""
+        """The contrasts that are not tested unless the gate is decided for its oracle."""
         if self.gate is None:
             return []
         if self.gate.closes is None:

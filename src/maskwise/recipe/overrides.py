@@ -1,8 +1,8 @@
 """Read, change and validate settings with dotted names.
 
-Overrides on the command line, arms, grid points, phases and recipes with ``extends`` change
-settings by dotted names, such as ``masking.ratio``. ``explain`` converts pydantic's errors to
-one-line errors.
+A dotted name, such as ``masking.ratio``, changes one setting of a recipe. It may be written in an
+override on the command line, an arm, a search grid, a training phase, or a recipe with ``extends``.
+``explain`` converts pydantic's errors to one-line errors.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "train
 """Sections of a recipe that a phase may change. All phases share a model and a tokenizer."""
 
 MOST_NUMBER = 1 << 63
-"""Limit on whole numbers; Python raises an error for numbers of more than 4,300 digits."""
+"""Limit on whole numbers, 64 bits. Python cannot print numbers of more than 4,300 digits: without a
+limit, an error message about such a number would itself raise an error."""
 
 MOST_VALUES = 100_000
-"""Limit on the values in one YAML text: with aliases, a short text may expand enormously."""
+"""Limit on the number of values in one YAML text. YAML aliases repeat parts of a text, so a short
+text can expand to billions of values."""
 
 
 def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
@@ -60,10 +62,11 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
         settings: nested dicts, which are changed in place.
         dotted: the dotted name of the setting.
         value: the new value.
-        clear: whether an empty dict may replace a dict that is not empty.
+        clear: whether an empty dict may replace a dict that contains settings.
 
     Raises:
-        MaskwiseError: a part of the name is a value and not a group, or is not an index of a list.
+        MaskwiseError: a part of the name is a value and not a group of settings, or it should be an
+            index of a list and is not.
 
     >>> settings = {"training": {"steps": 10}, "phases": [{}, {"masking.ratio": 0.3}]}
     >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
@@ -76,14 +79,14 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
         inner = group[key] if isinstance(group, list) else group.get(key)
         if inner is None:
             inner = {}
-        # The entries of a list of phases may have dotted keys.
+        # The phases of a recipe are a list of dicts, whose keys may be dotted names.
         if isinstance(group, list):
             inner = nested(inner)
         if not isinstance(inner, dict | list):
             raise MaskwiseError(
                 f"cannot set {dotted}", got=f"{part} is a value, not a group of settings"
             )
-        # Copy the group, because a YAML alias may use the same object in several places.
+        # Change a copy, because YAML aliases put the same object in several places.
         group[key] = inner.copy()
         group = group[key]
     key = _key(group, last, dotted)
@@ -115,9 +118,9 @@ def blamed(place: str) -> Iterator[None]:
 
 
 def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
-    """Raise an error for a setting outside of these sections, or for the seed of training.
+    """Raise an error if a setting is outside the sections ``parts``, or is the training seed.
 
-    Every run sets the seed itself.
+    The training seed comes from ``study.seeds``, for every run. ``who`` is named in the error.
     """
     if key.split(".")[0] not in parts or key == "training.seed":
         raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
@@ -138,9 +141,9 @@ def nested(tree: Mapping[str, object]) -> Plain:
 def merged(base: Plain, own: Plain) -> Plain:
     """Merge the settings of a recipe (``own``) into those of the recipe it extends (``base``).
 
-    If ``own`` has arms, they replace all arms of ``base`` and the settings that name them.
+    If ``own`` has arms, the arms of ``base`` and the settings that name these arms are dropped.
     """
-    # Merging the changes of two arms would create a third arm that nobody wrote.
+    # Two arms of the same name are not merged, because nobody wrote the resulting arm.
     base_arms = (base.get("study") or {}).get("arms")
     own_arms = (own.get("study") or {}).get("arms")
     replaced = ["arms"]
@@ -186,14 +189,15 @@ def parse_value(text: str) -> object:
 class Yaml(yaml.SafeLoader):
     """A safe loader that reads numbers and booleans as in YAML 1.2.
 
-    1e-3 is a number, and only true and false are booleans. In YAML 1.1, ``precision: no`` or an arm
-    called ``on`` would be a boolean. Settings of type bool also accept yes, no, on and off.
+    1e-3 is a number, and only true and false are booleans. PyYAML follows YAML 1.1, which reads
+    ``precision: no`` or an arm called ``on`` as a boolean. For settings of type bool, pydantic also
+    accepts the texts yes, no, on and off.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Return a mapping, or raise an error: of two equal keys PyYAML drops the first."""
+        """Raise an error if a key occurs twice; PyYAML would silently keep only the last value."""
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
@@ -205,12 +209,12 @@ class Yaml(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
-        """Return the value of a node, or raise an error with its line."""
+        """Return the value of a node, or raise an error that states the line."""
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= MOST_NUMBER:
                 raise ValueError
-        # PyYAML lets these errors escape for !!timestamp, !!int and others.
+        # PyYAML does not catch the errors of tags such as !!timestamp and !!int.
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
             problem = f"cannot read {str(node.value)[:40]!r} as {kind}"
@@ -218,7 +222,8 @@ class Yaml(yaml.SafeLoader):
         return value
 
 
-# Resolvers are keyed by first character. Leave out those for the booleans of YAML 1.1.
+# A resolver decides the type of a plain value by its first character and a pattern. Leave out the
+# resolvers for the booleans of YAML 1.1.
 for first_character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
     others = [resolver for resolver in resolvers if not resolver[0].endswith(":bool")]
     Yaml.yaml_implicit_resolvers[first_character] = others
@@ -239,29 +244,34 @@ def read_yaml(text: str) -> object:
         yaml.YAMLError: the text is not YAML.
         MaskwiseError: the text is nested too deeply, or has more than ``MOST_VALUES`` values.
     """
-    # ``Yaml`` is a safe loader, without the booleans of YAML 1.1.
     loader = Yaml(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
-        # Values are counted before they are built: merge keys would copy them while building.
+        # Count the values before they are constructed. Constructing copies the values of merge keys
+        # (<<), so a malicious text would fill the memory.
         if _values(node, {}) > MOST_VALUES:
-            raise MaskwiseError("settings hold too many values", allowed=f"at most {MOST_VALUES:,}")
+            raise MaskwiseError(
+                "the settings contain too many values", allowed=f"at most {MOST_VALUES:,}"
+            )
         return loader.construct_document(node)
     except RecursionError:
-        raise MaskwiseError("settings are nested too deeply", do="write fewer levels") from None
+        raise MaskwiseError(
+            "the settings are nested too deeply", do="use fewer levels of groups or lists"
+        ) from None
 
 
 def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Count the values of a node with aliases expanded; ``known`` holds the counts so far."""
+    """Count the values of a node with aliases expanded; ``known`` contains the finished counts."""
     if node not in known:
         inner: Iterable[yaml.Node] = ()
         if isinstance(node, yaml.SequenceNode):
             inner = node.value
         elif isinstance(node, yaml.MappingNode):
             inner = chain.from_iterable(node.value)
-        # The count is stored last: a node that holds itself has no end.
+        # A node that contains itself is never finished, so its count is never stored. The recursion
+        # then ends in a RecursionError, which ``read_yaml`` reports.
         known[node] = 1 + sum(_values(each, known) for each in inner)
     return known[node]
 
@@ -279,7 +289,7 @@ ALLOWED = {
     "string_type": "text",
     "tuple_type": "a list",
     "list_type": "a list",
-    "dict_type": "names with values",
+    "dict_type": "settings of the form {{name: value}}",
     "greater_than": "> {gt}",
     "greater_than_equal": "≥ {ge}",
     "less_than": "< {lt}",
@@ -287,21 +297,23 @@ ALLOWED = {
     "too_long": "{max_length} values",
     "too_short": "≥ {min_length} values",
 }
-"""Phrases for allowed values, keyed by pydantic's error type."""
+"""Phrases for allowed values, keyed by pydantic's error type. Pydantic gives the fields' values."""
 
-# If a field accepts several types, pydantic appends the type to the location of an error.
+# If a field accepts several types, pydantic reports an error for each type, and appends the name of
+# the type to the location of the error.
 _ALTERNATIVE = re.compile(r"(int|float|str|bool|constrained-\w+|(function|tuple|list|dict).*\])$")
 
 
 def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -> MaskwiseError:
-    """Return a one-line error for the first mistake: the setting, its value, the allowed values.
+    """Return a one-line error with the setting, its value and the allowed values.
 
     Args:
         error: pydantic's error.
-        settings: the validated class.
-        origin: the source of the settings, such as a file or an arm; "" for none.
+        settings: the settings class that pydantic validated.
+        origin: the source of the settings, such as a file or an arm; "" to name no source.
     """
-    # A misspelt name may also cause an error for a missing setting, so it is reported first.
+    # Only one error is reported. An unknown name comes first, because a misspelt name also causes
+    # an error about the setting that is then missing.
     errors = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = errors[0]
     path = _path(first)
@@ -314,7 +326,8 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
         return unknown_name(what, ".".join(path), known)
     if first["type"] == "value_error":
         return _refused(first, origin)
-    # A field with several types has an error for every type. The deepest one is the mistake.
+    # If a field accepts several types, there is an error for each type. The error with the longest
+    # path is the mistake, because the value matched this type down to there.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
     path = max(map(_path, below), key=len)
     place = _place(origin, path)
@@ -336,7 +349,7 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
 
 
 def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
-    """Return the error of a validator in this package; add the value if the message lacks it."""
+    """Return the error of a validator in this package, with the value if its message lacks it."""
     what = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     got = None
@@ -349,7 +362,7 @@ def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:
 
 
 def _place(origin: str, path: Sequence[str]) -> str:
-    """Join the origin and the name of a setting; both may be empty."""
+    """Return "ORIGIN: SETTING", or one of them if the other is empty."""
     return ": ".join(filter(None, (origin, ".".join(path))))
 
 
@@ -369,9 +382,9 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
 
 
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
-    """Return the settings class at a path.
+    """Return the settings class of the group at a path.
 
-    Parts that are not fields are skipped, such as the names of arms and objectives.
+    Parts of the path that are not fields, such as the names of arms, are skipped.
     """
     for part in path:
         if part in settings.model_fields:

@@ -1,9 +1,11 @@
 """Studies: pre-train every arm with every seed, evaluate on tasks, and compare by fixed rules.
 
-Stages are addressed by content and run by workers. Read in this order: ``plan`` (runs and their
-stages), ``design`` (the order of plans, and the decisions between them), ``work`` and
-``pretraining`` (what stages do), ``run`` (run them all), ``verdict`` (compare the results).
-``forecast`` plans a study without running it. ``single`` does one training run without a study.
+An arm is one way to pre-train. A run is one arm with one seed, and consists of stages, such as
+preparing the text or fine-tuning on a task. The name of a stage is a hash of its inputs. Read in
+this order: ``plan`` (runs and their stages), ``design`` (which runs are planned, and the decisions
+between plans), ``work`` and ``pretraining`` (what stages do), ``run`` (execute all stages),
+``verdict`` (compare the results). ``forecast`` plans a study without running it. ``single`` does
+one training run without a study.
 """
 
 from maskwise.study.forecast import dry_run

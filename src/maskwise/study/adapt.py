@@ -1,15 +1,16 @@
 """Test whether further pre-training of an encoder on the user's text helps.
 
 The study reports by how much further training helps, and what it costs. By default it trains one
-arm, ``words-30``, and compares this arm with the unchanged model. Checkpoints are evaluated on the
-user's tasks. Without tasks, the evaluation matches titles to texts. If the model has no head that
-fills masks, a head is trained first on the frozen encoder, once for all runs.
+arm (one way of training), ``words-30``, and compares this arm with the unchanged model. The models
+are fine-tuned and evaluated on the user's tasks. Without tasks, they are evaluated by how well they
+find the text that belongs to a title. If the model has no head that fills masks, a head is trained
+first on the frozen encoder, once for all runs.
 
     the unchanged model     the model without further training
     words-30                mask 30 % of the tokens in whole words; best in benchmarks/results
     token-15, token-30      mask 15 % (the usual ratio) or 30 % of the tokens
     tsdae                   train a decoder to restore the text from a sentence vector
-    learned                 mask by a learned policy, whose folder the user names
+    learned                 mask by a learned policy, whose folder the user gives
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ from maskwise.text import load_tokenizer
 
 BEST = "words-30"
 STEPS = 600
-"""Default number of further training steps, and default maximum of the steps that train a new
-head."""
+"""Default number of further training steps, and default maximum of the steps of a new head."""
 ARMS: dict[str, Plain] = {
     BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
     "token-15": {"masking.ratio": 0.15},
@@ -56,20 +56,20 @@ ARMS: dict[str, Plain] = {
     "tsdae": {"objectives": {"tsdae": {}}},
 }
 OPTIONS = {"training.steps": "--steps", "study.seeds": "--seeds"}
-"""Settings that are options of the command, which uses them for more than this setting."""
+"""Settings that only an option may change, because an option also changes other settings."""
 ROW_TOKENS = 128
 USUAL_TOKENS = 512
 FITTING_SHARE = 0.99
-"""Texts are packed into rows of ``ROW_TOKENS``. Labelled rows up to ``USUAL_TOKENS`` are not
-truncated. If more than 1 % of the labelled rows are longer, the limit is the 99th percentile of
-their lengths, because the few longest rows would need much memory."""
+"""Texts are packed into rows of ``ROW_TOKENS``. Labelled rows of up to ``USUAL_TOKENS`` are not
+truncated. If more than 1 % of the rows are longer, rows are truncated to the 99th percentile of the
+lengths, because the few longest rows would need much memory."""
 # With fewer steps, further training has little effect.
 LEAST_STEPS = 100
 SHORTER = (["finetune.steps=250"], ["corpus.length=64"])
-"""Overrides that shorten a study further if fewer training steps are not enough."""
+"""Overrides that shorten a study if it takes too long even with ``LEAST_STEPS``."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""AdamW's learning rate by number of weights. The sizes are those of the bundled encoder, MiniLM,
-and common base and large encoders."""
+"""AdamW's learning rate, keyed by the number of weights of an encoder: the bundled encoder, MiniLM,
+a common base encoder and a common large encoder."""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -101,18 +101,18 @@ def adapt_recipe(
     Args:
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
         texts: a corpus, as for ``read_documents``.
-        tasks: files with labelled rows; if empty, titles and texts are written to ``pairs``.
+        tasks: files with labelled rows; if empty, a task of titles and texts is made in ``pairs``.
         arms: names in ``ARMS``. The first arm is compared with the unchanged model.
-        policy: the folder of a learned policy, for an additional arm ``learned``.
+        policy: the folder of a learned masking policy, for an additional arm ``learned``.
         steps: the number of further training steps.
-        head_steps: the number of steps that train a new head beforehand; if None, the same as
-            ``steps``, but at most ``STEPS``.
+        head_steps: the number of steps that train a new head first; None for the smaller of
+            ``steps`` and ``STEPS``.
         seeds: the number of runs of each arm, or their seeds.
-        pairs, aside: as in ``write_pairs``, for the titles and texts.
-        overrides: ``key=value`` settings, which replace the recipe's, except ``OPTIONS``.
+        pairs, aside: the arguments ``target`` and ``aside`` of ``write_pairs``.
+        overrides: ``key=value`` settings, except those in ``OPTIONS``.
 
     Raises:
-        MaskwiseError: bad input, or neither tasks nor titles.
+        MaskwiseError: the input is invalid, or there are neither tasks nor titles.
     """
     for key, _ in map(parse_override, overrides):
         if key in OPTIONS:
@@ -120,7 +120,7 @@ def adapt_recipe(
     config = load_config(model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
-    # Tasks are checked first, because reading the texts takes seconds.
+    # Check the tasks before the texts, because to read the texts takes seconds.
     for spec in tasks:
         load_task(spec)
     facts = look_at(texts)
@@ -131,7 +131,7 @@ def adapt_recipe(
             raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
         pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
-    # Small models learn faster with Muon. Larger models were trained with AdamW and keep it.
+    # Small models learn faster with Muon. Larger models were pre-trained with AdamW and keep it.
     small = weights < 15_000_000
     training: Plain = {
         "steps": steps,
@@ -146,7 +146,7 @@ def adapt_recipe(
     for name in arms:
         require_known("arm", name, ARMS)
         changes[name] = ARMS[name]
-    # Whole words are separated by white space; scripts without spaces use spans of tokens.
+    # In text without spaces, whole words cannot be found, so spans of tokens are masked instead.
     if BEST in changes and not facts.spaced:
         changes[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
     if policy:
@@ -170,15 +170,15 @@ def adapt_recipe(
         "study": {
             "seeds": seeds,
             "contrasts": [contrast],
-            # The gate compares arms at untuned settings, as the unchanged model has none to tune.
+            # A gate ignores a search. The unchanged model has no settings that can be searched.
             "gate": contrast,
         },
     }
     if warm:
         head_steps = head_steps or min(STEPS, steps)
-        # With a fixed training seed, all arms and seeds share one stage that trains the head.
+        # The seed of this phase is fixed, so the head is trained once for all arms and seeds.
         head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
-        # Chosen by the search of benchmarks/recipes/continual-minilm.yaml.
+        # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
         for name, arm in changes.items():
@@ -194,7 +194,7 @@ def adapt_recipe(
 
 
 def _new_head(recipe: Recipe) -> str:
-    """Describe the head that is trained first; "" if the model has a head."""
+    """Describe the new head that is trained first; "" if no head is trained first."""
     first, *further = recipe.links()
     if not further or first.training.freeze != "encoder":
         return ""
@@ -203,19 +203,19 @@ def _new_head(recipe: Recipe) -> str:
 
 
 def _longest(model: str, tasks: Sequence[str]) -> int:
-    """Return a length in tokens that nearly all labelled rows fit into."""
+    """Return a length in tokens that is enough for nearly all labelled rows."""
     tokenizer = load_tokenizer(model)
     longest = ROW_TOKENS
     for spec in tasks:
         sizes = sorted(row_sizes(load_task(spec), tokenizer)) or [0]
         most = sizes[math.ceil(FITTING_SHARE * (len(sizes) - 1))]
-        # Batches are padded to their longest row, so a higher limit costs little.
+        # Batches are padded to their own longest row, so a higher limit costs little.
         longest = max(longest, most, min(sizes[-1], USUAL_TOKENS))
     return longest
 
 
 def cut_rows(recipe: Recipe) -> dict[str, float]:
-    """Return the share of labelled rows that are truncated, keyed by task."""
+    """Return the share of truncated rows among the labelled rows of each task."""
     tokenizer = load_tokenizer(recipe.tokenizer_name or "")
     shares = {}
     for spec in recipe.tasks:
@@ -230,17 +230,17 @@ def smaller_plan(
     """Find settings with which a study finishes within a time limit.
 
     Args:
-        seconds_of: a function that forecasts the study's seconds, given overrides and steps.
+        seconds_of: a function that forecasts a study's seconds from overrides and training steps.
 
     Returns:
         A dict with ``overrides``, ``steps`` and the forecast ``seconds``; None if even the smallest
-        study exceeds the limit.
+        study takes longer than the limit.
     """
     least = min(LEAST_STEPS, recipe.training.steps)
     changes = []
     if len(recipe.study.arms) > 1:
         changes.append(f"study.arms={recipe.study.pairs[0][0]}")
-    # Reduce steps alone first, then together with other settings.
+    # First reduce only the steps. If this is not enough, also change other settings.
     for shorter in ([], *SHORTER):
         changes += shorter
         shortest = seconds_of(changes, least)
@@ -249,7 +249,7 @@ def smaller_plan(
         steps = recipe.training.steps
         seconds = seconds_of(changes, steps)
         while seconds > limit_seconds and steps > least:
-            # Interpolate: the time is roughly linear in the number of steps.
+            # Interpolate, because the time is roughly linear in the number of steps.
             share = (limit_seconds - shortest) / (seconds - shortest)
             steps = least + 10 * int(share * (steps - least) / 10)
             seconds = seconds_of(changes, steps)
@@ -281,7 +281,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     head = _new_head(recipe)
     if head:
         cost += f" and starts with {head}, once for all runs"
-    # The answer already says that the question is open.
+    # The first words of the answer say already that the result is open.
     sentence = row["sentence"].removeprefix("Open: ")
     return f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."
 
@@ -289,20 +289,20 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
 def next_of(
     result: Plain, recipe: Recipe, tasks: Sequence[str], out: Path, command: Callable[..., str]
 ) -> str:
-    """Return advice on the next step, with a complete command.
+    """Return advice on what to do next, with a complete command.
 
     Args:
-        tasks: files with labelled rows, as the user named them.
+        tasks: the files with labelled rows that the user gave; empty if the user gave none.
         command: a function that returns the user's command with more overrides and changed options.
     """
     row = _primary(result)
     model = str(recipe.model.pretrained)
     if result["failures"] or row is None:
-        return f"Next: fix the errors; this command repeats only the failed work: {command()}"
+        return f"Next: fix the errors, then repeat the failed work by this command: {command()}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
         enough = command(seeds=P_FROM_RUNS)
-        return f"Next: a decision needs at least {P_FROM_RUNS} runs; this adds runs: {enough}"
+        return f"Next: add runs, because a decision needs at least {P_FROM_RUNS}: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
         if arm_that_helps(result):
@@ -315,13 +315,13 @@ def next_of(
             words += ["--task", task]
         return f"Next: {keep}: {shlex.join(words)}"
     changes = []
-    # A new folder keeps the results of the first study.
+    # The new study writes to a new folder, so the results of this study are kept.
     options: dict[str, object] = {"out": out.with_name(f"{out.name}-2")}
     if verdict == "not comparable" and tasks:
         why = "fine-tuning learned nothing; try other learning rates"
         changes.append("finetune.search_rate=true")
     elif row["runs_to_decide"]:
-        # Testing the same runs again would inflate the error rate, so the new study uses new seeds.
+        # The study gets new seeds: to test the same runs again would inflate the error rate.
         last = max(recipe.study.seed_list)
         why = "a study with more runs would decide, if the difference is as large as it looks"
         options["seeds"] = f"{last + 1}-{last + row['runs_to_decide']}"
@@ -332,7 +332,7 @@ def next_of(
 
 
 def arm_that_helps(result: Plain) -> str | None:
-    """Return the arm that the study decided to be better than the model; None without one."""
+    """Return the arm that is decided to be better than the unchanged model; None if none is."""
     row = _primary(result)
     if row is None or (row["verdict"], row["better"]) != ("decided", "arm"):
         return None
@@ -340,21 +340,21 @@ def arm_that_helps(result: Plain) -> str | None:
 
 
 def _primary(result: Plain) -> Plain | None:
-    """Return the primary contrast on the tasks, or the first primary contrast; None without one."""
+    """Return a primary contrast, preferably on the tasks; None if there is no primary contrast."""
     rows = [row for row in result["contrasts"] if row["primary"]]
     return min(rows, key=lambda row: row["outcome"] != "tasks", default=None)
 
 
 def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:
-    """Return a sentence that names the saved arm, and says whether it beats the model.
+    """Return a sentence that names the saved arm, and says whether it is shown to help.
 
     Args:
-        best: the arm with the best mean; None if the model has a better mean.
+        best: the arm with the best mean; None if the unchanged model has the best mean.
         folders: the folders in which this arm was saved.
-        helps: the arm that the study decided to be better than the model; None without one.
+        helps: the arm that is decided to be better than the unchanged model; None if none is.
     """
     if best is None:
-        return "No arm has a better mean than the model as it is, so nothing is saved."
+        return "No arm has a better mean than the unchanged model, so nothing is saved."
     where = " and ".join(map(str, folders))
     if helps is None:
         doubt = "This lead may be due to chance, so keep the unchanged model for now."
@@ -366,10 +366,10 @@ def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> 
 
 
 def best_arm(out: Path) -> str | None:
-    """Return the arm with the highest gain over the unchanged model; None if no arm gains.
+    """Return the arm with the highest gain over the unchanged model; None if no gain is positive.
 
-    A gain is the mean of paired differences over the runs that all arms finished. Scores are
-    standardised as in verdicts.
+    A gain is the mean of paired differences in standardised scores, over the seeds for which the
+    runs of all arms are finished.
     """
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
@@ -378,7 +378,7 @@ def best_arm(out: Path) -> str | None:
     arms = np.array(list(table.study["arms"]))
     runs = np.array([table.runs(ALL_TASKS, arm) for arm in arms])
     finished = np.isfinite(runs).sum(axis=1)
-    # An arm with missing runs is skipped, because the missing runs may be the worst ones.
+    # Skip arms that lack runs of other arms, because the missing runs may be the worst ones.
     complete = finished == finished.max()
     gains = runs[complete] - table.runs(ALL_TASKS, REFERENCE)
     shared = np.isfinite(gains).all(axis=0)
@@ -390,7 +390,7 @@ def best_arm(out: Path) -> str | None:
 
 
 def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
-    """Save the checkpoint of an arm's first finished run in the formats of two libraries.
+    """Save a checkpoint for two libraries: that of the arm's first finished run.
 
     Returns:
         The folders ``out``/model for transformers and ``out``/sentence-model for
@@ -421,7 +421,7 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     with without_advice():
         load_model(checkpoint, kind=None).save_pretrained(whole)
         encoder.save_pretrained(sentences)
-    # Both folders get a tokenizer, so users can move them independently.
+    # Save the tokenizer in both folders, so that each of them can be used alone.
     for folder in (whole, sentences):
         tokenizer.save_pretrained(folder)
     write_whole(whole / CARD, card)
@@ -432,14 +432,14 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
 
 
 def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
-    """Write the configuration files of sentence-transformers, with mean pooling."""
+    """Write the configuration files of sentence-transformers for a model with mean pooling."""
     module = "sentence_transformers.models"
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": f"{module}.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
     ]
     write_json(folder / "modules.json", modules)
-    # Other pooling modes default to off.
+    # Pooling modes that are not named are off.
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(

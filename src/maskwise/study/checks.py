@@ -1,4 +1,7 @@
-"""Check recipes, folders and texts before the work starts, to report mistakes early."""
+"""Check recipes, folders and texts before the work of a study starts, to report mistakes early.
+
+A study compares arms, which are ways to pre-train. An arm may train in several phases.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 LOCK = ".lock"
-"""The lock file in ``stages/`` of a running study. Its presence identifies a study folder."""
+"""The lock file in ``stages/`` of a running study. A folder with this file belongs to a study."""
 FEW_STEPS = 8
-"""Number of batches, spread evenly over a run, that are masked before training to count targets."""
+"""Before training, the batches of this many steps are masked, to check that there are targets
+(masked tokens)."""
 FEW_DOCUMENTS = 8
-"""How many documents are searched for letters that are not nucleotides."""
+"""Number of documents in which letters that are not nucleotides are looked for."""
 MEASURED_ROWS = 1000
-"""The largest number of rows of a split whose tokens are counted."""
+"""The maximum number of rows of a split (train or test) whose tokens are counted."""
 MOST_UNKNOWN = 0.01
 """Share of unknown tokens above which a warning is shown. Unknown tokens are never masked."""
 UNKNOWN_ADVICE = (
@@ -67,16 +71,23 @@ def check_study(
 ) -> tuple[tuple[int, ...], list[str]]:
     """Check the inputs of a study.
 
+    Args:
+        recipe: the recipe of the study.
+        out: the folder of the study.
+        engine: where stages run (``maskwise.jobs``).
+        seeds: the seeds to run; None for all seeds of the study.
+
     Returns:
         The seeds to run, in the order of ``study.seeds``, and the warnings.
 
     Raises:
-        MaskwiseError: the engine or a seed is unknown, the folder holds something other than a
-            study, or the inputs are bad.
+        MaskwiseError: the engine or a seed is unknown, the folder contains other files than those
+            of a study, or ``check_inputs`` raises an error.
     """
     require_engine(engine)
     marks = [f"stages/{LOCK}"]
-    # The records of other blocks may have been copied from another machine without stages.
+    # With ``seeds``, machines may share the work. The files of a study may then have been copied
+    # here from another machine without its stages.
     if seeds is not None:
         marks.append("study.json")
     require_own(out, *marks, what="a study")
@@ -86,7 +97,7 @@ def check_study(
     foreign = [seed for seed in seeds if seed not in planned]
     if foreign or not seeds:
         raise MaskwiseError(
-            "the seeds to run must be a part of study.seeds",
+            "the seeds to run must be among those of study.seeds",
             got=foreign,
             allowed=f"any of {', '.join(map(str, planned))}",
         )
@@ -95,7 +106,10 @@ def check_study(
 
 
 def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
-    """Return the folder of shared stages; None if neither option, recipe nor environment sets it.
+    """Return the folder of stages that several studies share; None if there is none.
+
+    The folder is set by an option (``cache``), by ``study.cache`` in the recipe, or by the
+    environment variable MASKWISE_STAGES, in this order.
 
     Raises:
         MaskwiseError: the path is a file.
@@ -106,7 +120,7 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
     folder = Path(name).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise MaskwiseError(
-            "the folder of shared stages is a file", got=str(folder), do="name a folder"
+            "the folder of shared stages is a file", got=str(folder), do="set it to a folder"
         )
     return folder
 
@@ -130,12 +144,12 @@ def check_inputs(recipe: Recipe) -> list[str]:
         notes += _check_arm(arm, tasks.values())
         if study.match != "steps" and any(link.corpus.stream for link in arm.links()):
             raise MaskwiseError(
-                "arms that read a stream can be matched by steps only, because the compute of a "
-                "step is unknown",
-                got=f"study.match {study.match}",
+                "arms that read a stream can be matched by steps only, because the cost of a step "
+                "is unknown in advance",
+                got=f"study.match={study.match}",
                 do="remove study.match",
             )
-    # This raises an error if evaluation files are damaged.
+    # Load the evaluation files only to raise an error if they are damaged.
     load_sets(recipe.evaluation)
     search = study.search
     if search and (search.by == "dev" or (tasks and not search.by)):
@@ -165,10 +179,10 @@ def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     A tokenizer that is not trained yet is replaced by a placeholder.
     """
     given = arm.tokenizer_name
-    # The configuration of a model needs only the tokenizer's size and special tokens.
+    # For the model configuration, only the tokenizer's size and special tokens are needed.
     tokenizer = cast("PreTrainedTokenizerFast", _Untrained(arm.tokenizer))
     if given:
-        # The positions of test items and labels are found by character offsets.
+        # Character offsets are needed to find the positions of test items and labels in a text.
         needs_offsets = bool(arm.tasks or arm.evaluation.cloze or arm.evaluation.pairs)
         tokenizer = load_tokenizer(
             given, needs_mask=arm.kind == "encoder", needs_words=needs_offsets
@@ -215,8 +229,8 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
 
 
 def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:
-    """Check that the held-out losses of all points of a search can be compared."""
-    do = "name tasks and set study.search.by=dev"
+    """Check that a search can compare the held-out losses of the settings in its grid."""
+    do = "add tasks and set study.search.by=dev"
     for name, points in by_arm.items():
         tokenizers = set()
         for point in points:
@@ -232,13 +246,15 @@ def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) ->
             raise MaskwiseError(
                 "study.search by held-out loss cannot choose between tokenizers: losses per "
                 "token are not comparable between vocabularies",
-                got=f"grid {', '.join(search.points[0])}",
+                got=f"a grid of {', '.join(search.points[0])}",
                 do=f"{do}, or define an arm for every tokenizer",
             )
 
 
 def _check_text(link: Recipe) -> Iterator[str]:
-    """Check that the corpus of a phase is readable and has the layers that its policies need.
+    """Check the corpus of a phase, and that it has the annotation layers that masking needs.
+
+    An annotation layer has one value for each token, such as the number of its word.
 
     Yields:
         Warnings.
@@ -248,16 +264,16 @@ def _check_text(link: Recipe) -> Iterator[str]:
         require_documents(part)
     if corpus.text_per == "auto":
         yield from filter(None, map(lines_note, corpus.sources))
-    # A stream is annotated while it is read, so annotators must not need the whole corpus.
+    # A stream is annotated while it is read. Annotators that need the whole corpus raise an error.
     if corpus.stream:
         for spec in corpus.annotators:
             require_live(spec, annotator(spec))
         if link.learns:
             raise MaskwiseError(
-                "a policy cannot be learned from a stream",
+                "a masking policy cannot be learned from a stream",
                 do=(
-                    "learn the policy from a part of the text first (maskwise learn), and name its "
-                    "folder: learned('OUT/policy')"
+                    "learn the policy from a part of the text first (maskwise learn), then set "
+                    "masking.policy to its folder: learned('OUT/policy')"
                 ),
             )
     layers = ["word_ids"]
@@ -270,16 +286,17 @@ def _check_text(link: Recipe) -> Iterator[str]:
         for layer in names:
             if layer not in layers:
                 raise MaskwiseError(
-                    f"{who} the layer {layer!r}, which this corpus does not have",
+                    f"{who} the annotation layer {layer!r}, which this corpus does not have",
                     got=f"layers {', '.join(layers)}",
                     do="add its annotator to corpus.layers (maskwise list annotators)",
                 )
 
 
 def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Check that the tokenizer is fast if layers or policies need words.
+    """Raise an error if words are needed and the tokenizer gives no character offsets.
 
-    Policies also work with a slow tokenizer if ``corpus.words`` is "token".
+    Tokenizers written in Python ("slow") give no offsets. With ``corpus.words=token`` every token
+    is a word, so no offsets are needed.
     """
     corpus = link.corpus
     require_offsets(tokenizer, layers=bool(corpus.annotators), words=corpus.words)
@@ -288,42 +305,45 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}
     for setting, names in used.items():
         for name in names:
-            # Diffusion draws masks by itself and is not a registered policy.
+            # Masked diffusion masks random tokens, and is not the name of a policy.
             if name != DIFFUSION and "word_ids" in policy(name).layers():
                 raise MaskwiseError(
                     f"{setting} {name} needs words, which a slow tokenizer cannot find without "
                     "character offsets",
                     got=type(tokenizer).__name__,
                     do=(
-                        "use token, set corpus.words: token, or convert the tokenizer to a "
-                        "tokenizer.json"
+                        f"set {setting} to token, set corpus.words=token, or convert the tokenizer "
+                        "to a tokenizer.json"
                     ),
                 )
 
 
 def _check_rows(link: Recipe) -> None:
-    """Check that micro-batches have enough rows for the pairs of ``cse``."""
+    """Check that micro-batches have enough rows for ``cse`` (contrast of sentence embeddings)."""
     rows = link.training.micro_rows(ranks_here())
     for name, arm in link.objectives.items():
         if arm.kind.twins and (rows % 2 or rows < 4):
             why = "cse reads half of the rows twice, so training.batch_size must be even and large"
             got = f"{rows} rows per micro-batch"
             allowed = "an even number of 4 or more"
-            raise MaskwiseError(f"arm {name!r}: {why}", got=got, allowed=allowed)
+            raise MaskwiseError(f"objective {name!r}: {why}", got=got, allowed=allowed)
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
-    """Raise an error if a policy finds nothing to mask, or only one unit per text.
+    """Raise an error if a masking policy finds nothing to mask, or no words.
+
+    A policy divides each piece (a row's part of one document) into units, which are masked whole.
 
     Args:
         source: the training batches.
-        held_out: the held-out rows, which are checked in place of a stream.
+        held_out: the held-out rows, which are checked in place of the rows of a stream.
         masker: the masker of ``source``.
 
     Raises:
-        MaskwiseError: a few batches of the run have no targets, or a word policy finds no words.
+        MaskwiseError: a few batches of the run have no targets, or a policy that masks whole words
+            takes a whole text for one word.
     """
-    # Reading from a stream would advance it, so its held-out rows are checked.
+    # Reading a stream would advance it, so its held-out rows are checked instead.
     if isinstance(source.rows, StreamedRows):
         how = source.settings
         rows = held_out.laid(source.rows.layout)
@@ -339,28 +359,30 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         raise MaskwiseError(
             f"the layer {masker.keep!r} keeps every token visible",
             got=f"nothing to mask in {counts.steps} batches",
-            do="mark only the prompts",
+            do="mark only the tokens that must stay visible, such as prompts",
         )
-    # In text without spaces every piece is one word, which exceeds any budget.
+    # In a text without spaces, a whole piece counts as one word, and such a word is longer than the
+    # number of tokens to mask.
     whole = name.unit_kind in (UnitKind.WORD, UnitKind.SPAN)
     if whole and counts.eligible >= 8 * counts.pieces and counts.units <= 1.2 * counts.pieces:
         raise MaskwiseError(
             f"policy {name} finds no words in this text: {counts.units} units in "
             f"{counts.pieces} texts",
             got=f"{counts.eligible / max(1, counts.units):.0f} tokens per unit",
-            do="use the policy token or span(over='token'), or set corpus.words: token or regex:…",
+            do="set masking.policy to token or span(over='token'), or set corpus.words to token or "
+            "regex:…",
         )
     if not counts.targets:
         raise MaskwiseError(
-            f"policy {name} masks nothing in this text: there are no units, or all units are "
-            "longer than the budget",
+            f"policy {name} masks nothing in this text: it finds no units (such as words), or all "
+            "units are longer than the number of tokens to mask",
             got=f"no target in {counts.steps} batches",
-            do="use the policy token, or text with spaces; maskwise inspect shows the masks",
+            do="set masking.policy=token, or use a text with spaces (maskwise inspect shows masks)",
         )
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
-    """Yield a warning for every prepared text with many tokens unknown to the tokenizer."""
+    """Yield a warning for every prepared text that has many unknown tokens."""
     for stage in texts:
         share = unknown_share((stage.result(stages) or {}).get("counts", {}))
         if share > MOST_UNKNOWN:
@@ -372,22 +394,25 @@ def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
 
 
 def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Count the tokens of a sample of a task's rows; empty if long rows are read in windows."""
+    """Count the tokens of each row in a sample of a task's rows.
+
+    The list is empty for tasks that read long rows in several windows, because they truncate none.
+    """
     if task.kind.windows:
         return []
     texts = []
     for split in ("train", "test"):
         rows = task.splits.get(split, ())
-        # Files may be sorted, so rows are sampled evenly.
+        # Take rows from all parts of the file, because files may be sorted.
         every = -(-len(rows) // MEASURED_ROWS) or 1
         texts += [row.texts for row in rows[::every]]
-    # Tasks without fine-tuning embed every text alone.
+    # Tasks without fine-tuning embed the texts of a row one by one.
     if task.frozen:
         texts = [(text,) for text in chain.from_iterable(texts)]
     sizes = []
     for parts in texts:
         if 1 <= len(parts) <= 2:
-            # By default the tokenizer warns of rows that are too long for the model.
+            # ``verbose=False`` turns off the tokenizer's warning about long rows.
             sizes.append(len(tokenizer(*parts, verbose=False)["input_ids"]))
     return sizes
 
@@ -405,7 +430,7 @@ def say(notes: Iterable[str]) -> None:
 
 
 class _Untrained:
-    """Placeholder for a tokenizer that is not trained yet, to build model configurations."""
+    """Stands in for a tokenizer that is not trained yet, to build a model configuration."""
 
     pad_token_id = 0
     cls_token_id = 2

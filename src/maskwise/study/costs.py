@@ -5,17 +5,19 @@ can be compared:
 
     FLOPs = 6 · body · tokens + 6 · head · targets
 
+``body`` is the number of weights of the encoder without its embeddings, which are looked up.
+``head`` is the number of weights of the prediction head with its vocabulary matrix, even if this
+matrix is tied to the embeddings. The head runs on masked tokens (targets) only, so a higher masking
+ratio costs more. ``Objective.work`` defines which weights are applied to which tokens: sentence
+contrast reads a text twice, and replaced-token detection also runs a generator.
+
 Each weight takes 2 FLOPs per token in the forward pass and 4 in the backward pass: 2 for the
-gradient of its input and 2 for the gradient of the weight. A frozen encoder runs forward only.
-Weights that are not updated but pass gradients on cost 4 instead of 6: a vocabulary matrix tied to
-a frozen encoder, and the weights that LoRA leaves unchanged. ``body`` counts the weights of the
-encoder without its embeddings, which are looked up. ``head`` counts the prediction head with its
-vocabulary matrix, even if it is tied to the embeddings; the head runs on gathered targets only, so
-a higher ratio costs more. ``Objective.work`` defines which weights are applied to which tokens
-(sentence contrast reads a text twice, replaced-token detection also runs a generator), and each
-step is counted for the objective that was drawn. A sampler's probes cost 2 instead of 6. Not
-counted: attention scores (2·L·H per token and layer, a few per cent at the lengths used here),
-padding, the optimiser, evaluation.
+gradient of its input and 2 for the gradient of the weight. The factor 6 is smaller in three cases.
+It is 2 for a frozen encoder, which runs forward only. It is 4 for weights that are not updated but
+through which gradients pass: a vocabulary matrix tied to a frozen encoder, and the weights that
+LoRA leaves unchanged. It is 2 for probes: forward passes with which a sampler tests the objectives
+between which it chooses. Not counted: attention scores (2·L·H per token and layer, a few per cent
+at the lengths used here), padding, the optimiser and evaluation.
 
 Seconds and memory depend on the machine, so they are measured. A ``Forecast`` uses the seconds of
 finished stages, or the seconds per step that ``timing`` measured. The cache file ``timings.json``
@@ -53,34 +55,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLED_STEPS = 32
-"""The number of steps of a run whose batches are masked to estimate the costs of a step."""
+"""To estimate the mean cost of a step, the batches of this many steps are masked and counted."""
 
-PLATEAU_TARGETS, PLATEAU_POWER = 72_000, 0.17
-"""The number of targets until a small new model with the quick-start settings beats the unigram
-loss by 0.3 nats, for a vocabulary of ``PLATEAU_VOCABULARY``, and the exponent of its growth with
-the vocabulary. Fitted on the bundled Wikipedia with 512 to 2,048 words (benchmarks/first_contact.py
-plateau); accurate within a factor of 2. Not valid for letters: some protein families took 1,000
-steps, others more than twice the prediction."""
-PLATEAU_VOCABULARY = 1024
-LEAST_VOCABULARY = 256
+PLATEAU_TARGETS, PLATEAU_POWER, PLATEAU_VOCABULARY = 72_000, 0.17, 1024
+"""A new model first stays at the unigram loss (the loss of word frequencies); this is the plateau.
+With ``PLATEAU_VOCABULARY`` tokens, a small model with the quick-start settings predicts
+``PLATEAU_TARGETS`` targets until its loss is 0.3 nats lower. The number of targets grows with
+vocabulary ** ``PLATEAU_POWER``. Fitted on the bundled Wikipedia with vocabularies of 512 to 2,048
+tokens (benchmarks/first_contact.py plateau); accurate within a factor of 2. Not valid for
+vocabularies of letters: for some protein families, more than twice as many targets were needed."""
+LEAST_VOCABULARY = 256  # for smaller vocabularies, the plateau is not predicted
 
 Rates: TypeAlias = dict[str, float]
 """The measured seconds of a stage. A training stage has the seconds of its ``start``, of one
 ``step`` and of one evaluation (``judge``); other stages have the ``seconds`` of the whole stage.
-Rates may also have the peak memory, ``memory_gib``."""
+Rates may also contain the peak memory in GiB (``memory_gib``)."""
 
 Work: TypeAlias = tuple[tuple[str, int], ...]
-"""The work of a stage: for each of its rates, how often it is done."""
+"""The work of a stage as pairs of a rate and a count, such as ("step", 600) for 600 steps."""
 
 Seconds: TypeAlias = dict[str, float | None]
-"""The seconds of stages, keyed by name, in the order in which they are done; None if unknown."""
+"""The seconds of stages, keyed by name, in the order in which they run; None if unknown."""
 
 CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
     *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
     *("warmup", "decay", "decay_share", "clip"),
 }
-"""Training settings that do not change the time of a step. All others are part of the key, so a
-setting added later makes a time unknown rather than wrong."""
+"""Training settings that do not change the time of a step. All other training settings are part of
+the key of a stored time. A new setting thus changes the key, and the time is measured again."""
 
 START_SECONDS = 8.0
 """Seconds until the workers of a study have imported torch."""
@@ -94,7 +96,8 @@ DEPENDS = {
     "evaluate": ("evaluation", "content"),
     "finetune": ("task_content", "finetune"),
 }
-"""For each kind of stage, what its time depends on besides model, tokenizer, rows and training."""
+"""Settings on which the time of a stage depends, in addition to model, tokenizer, rows and training
+settings; keyed by the kind of the stage."""
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
@@ -111,11 +114,12 @@ def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False
 def flops_of_arms(
     arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool
 ) -> tuple[int, int]:
-    """Return (FLOPs of the steps, FLOPs of the probes), summed over arms.
+    """Return (FLOPs of the steps, FLOPs of the probes), summed over the objectives of a run.
 
     Args:
-        spent: the counts that ``SamplerLearner.spent`` returns.
-        frozen: whether only the heads are trained.
+        arms: the objectives between which the run's sampler chooses (``training.arms``).
+        spent: the counts of tokens and targets that ``SamplerLearner.spent`` returns.
+        frozen: as in ``flops``.
     """
     steps = probes = 0
     held = held_share(arms.model)
@@ -128,13 +132,16 @@ def flops_of_arms(
 
 
 def over_a_run(steps: int, most: int) -> list[int]:
-    """Choose at most ``most`` steps of a run, evenly spaced."""
+    """Return the indices of at most ``most`` evenly spaced steps of a run."""
     count = min(steps, most)
     return [(2 * number + 1) * steps // (2 * count) for number in range(count)]
 
 
 class Counts(NamedTuple):
-    """Sums over batches: steps, tokens read, targets, pieces, units and the tokens in units."""
+    """Sums over batches. A piece is a row's part of one document; a unit is masked as a whole.
+
+    ``eligible`` is the number of tokens in units, which are the tokens that may be masked.
+    """
 
     steps: int = 0
     tokens: int = 0
@@ -145,13 +152,13 @@ class Counts(NamedTuple):
 
 
 def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
-    """Count tokens, targets, pieces and units in the batches of each of the given steps."""
+    """Count tokens, targets, pieces and units in all batches of the given steps."""
     sums: Counter[str] = Counter()
     for batches in steps:
         sums["steps"] += 1
         for batch in batches:
             sums.update(tokens=batch.tokens, targets=batch.targets, pieces=len(batch.ratio))
-            # A corruption without a policy, such as next-token prediction, chooses no units.
+            # Without a masking policy, as in next-token prediction, no units are chosen.
             if batch.choice:
                 lengths = batch.choice.units.length
                 sums.update(units=len(lengths), eligible=int(lengths.sum()))
@@ -159,23 +166,20 @@ def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
 
 
 def counts_over(source: MaskedSource, most: int) -> Counts:
-    """Count the batches of at most ``most`` steps.
-
-    The steps are spread evenly over the run, because ratios and row lengths may change.
-    """
+    """Count the batches of at most ``most`` steps, spread over the run as ratios may change."""
     steps = over_a_run(source.settings.steps, most)
     return counts_of(source.batches(step, rank=0, ranks=1) for step in steps)
 
 
 def per_step(source: MaskedSource, spec: str, network: PreTrainedModel) -> dict[str, float]:
-    """Measure the mean costs of a step, ``targets`` and ``flops``.
+    """Measure the mean numbers of ``targets`` and ``flops`` of a step.
 
     Args:
         source: the masked batches of the training run.
         spec: the objective.
-        network: the model; its weights are not used.
+        network: the model, of which only the sizes are used.
     """
-    # Only the sizes of the heads matter here, so they take no memory.
+    # Only the sizes of the heads are needed. On the device "meta" they use no memory.
     with torch.device("meta"):
         one = objective(spec, network)
     counts = counts_over(source, SAMPLED_STEPS)
@@ -186,7 +190,7 @@ def per_step(source: MaskedSource, spec: str, network: PreTrainedModel) -> dict[
 
 
 def plateau_targets(vocabulary: int) -> float:
-    """Estimate the targets until a small new model beats the unigram loss by 0.3 nats."""
+    """Estimate how many targets a small new model predicts before it leaves the plateau."""
     return PLATEAU_TARGETS * (vocabulary / PLATEAU_VOCABULARY) ** PLATEAU_POWER
 
 
@@ -195,7 +199,7 @@ def plateau_targets(vocabulary: int) -> float:
 
 
 class Forecast:
-    """Forecasts the seconds of stages from finished stages or from measured rates.
+    """Forecasts the seconds of a stage from finished stages or from measured rates.
 
     >>> from maskwise.recipe import read_recipe
     >>> from maskwise.study.plan import make_plan
@@ -208,12 +212,12 @@ class Forecast:
     5.0
 
     Args:
-        named: stages keyed by name, including all stages that they need.
+        named: all stages keyed by name, including the stages whose results they read.
         stages: the folder that contains the stages.
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
-        rates: the measured rates, keyed by ``key``.
+        rates: the measured rates, keyed by a hash of all settings that change them (``key``).
     """
 
     def __init__(self, named: Mapping[str, Stage], stages: Path):
@@ -240,9 +244,9 @@ class Forecast:
         self.alike[self.key(name), work_of(self.named[name])].append(seconds)
 
     def seconds(self, name: str) -> float | None:
-        """Forecast the seconds of a stage; None if no similar stage is known.
+        """Forecast the seconds of a stage; None if no stage with its key was measured.
 
-        Finished stages with the same work are preferred to rates, because rates must be scaled.
+        Finished stages with the same work are preferred to rates, which must be scaled to the work.
         """
         key = self.key(name)
         work = work_of(self.named[name])
@@ -260,10 +264,10 @@ class Forecast:
         key = self.key(name)
         if not key:
             return
-        # Another process may have written to the file, so it is read again before each write.
+        # Read the file again before each write, because another process may have changed it.
         self.rates |= read_json(self.file) or {}
         self.rates[key] = rates
-        # The forecast also works without its cache, for example in a read-only home.
+        # The forecast also works without this file, for example if the home folder is read-only.
         with suppress(MaskwiseError):
             write_json(self.file, self.rates)
 
@@ -277,7 +281,7 @@ class Forecast:
     def _key(self, name: str) -> str:
         """Hash all settings that change the rates of a stage.
 
-        Returns "" if a stage that it needs is not in ``named``.
+        Returns "" if ``named`` lacks a stage with some of these settings.
         """
         stage = self.named[name]
         try:
@@ -290,8 +294,7 @@ class Forecast:
         if stage.kind not in DEPENDS:
             return [what]
         text = self.named[stage.needs[0]]
-        # Only the first training stage of a run names the model, and only the first text names the
-        # tokenizer.
+        # The later phases of a run do not repeat the settings of the model and the tokenizer.
         start = self._first("model", stage, 1)
         first = self._first("tokenizer", text, 0)
         kind = start.what.get("kind")
@@ -304,7 +307,7 @@ class Forecast:
             [what.get(name) for name in DEPENDS[stage.kind]],
             {name: settings[name] for name in settings.keys() - CHANGE_NO_TIME},
         ]
-        # Fine-tuning reads the rows of its task, whatever the rows of the corpus are.
+        # The length of corpus rows does not matter for fine-tuning, which reads the rows of a task.
         if stage.kind != "finetune":
             corpus = text.what.get("corpus", {})
             parts.append([corpus.get(name) for name in ROWS])
@@ -315,14 +318,14 @@ class Forecast:
         return parts
 
     def _first(self, key: str, stage: Stage, need: int) -> Stage:
-        """Follow ``needs[need]`` from stage to stage until a stage has ``key`` in ``what``."""
+        """Go from stage to stage by ``needs[need]`` until a stage has the setting ``key``."""
         while key not in stage.what and len(stage.needs) > need:
             stage = self.named[stage.needs[need]]
         return stage
 
 
 def work_of(stage: Stage) -> Work:
-    """Return the work of a stage. Only pre-training is split into steps and evaluations."""
+    """Return the work of a stage. Only pre-training is divided into steps and evaluations."""
     if stage.kind != "pretrain":
         return (("seconds", 1),)
     steps = stage.what["training"]["steps"]
@@ -353,17 +356,17 @@ def total(seconds: Collection[float | None]) -> float | None:
 
 
 def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
-    """Sum up the work that is left.
+    """Sum up the work of the unfinished stages.
 
     Args:
         planned: all stages, keyed by name.
-        seconds: the forecast for every stage that is not done.
+        seconds: the forecast for every unfinished stage.
         jobs: the number of stages that run in parallel.
 
     Returns:
-        ``stages``: for each kind of stage, the number of stages that are ``done`` and ``to_do``,
-        and the ``seconds`` of work that are left. ``unknown``: the kinds whose time is unknown.
-        ``seconds``: the time until the study ends (``until_end``), or None if it is unknown.
+        ``stages``: for each kind of stage, the number of finished stages (``done``) and unfinished
+        stages (``to_do``), and the ``seconds`` that the unfinished stages take. ``unknown``: the
+        kinds whose time is unknown. ``seconds``: the time until the study ends; None if unknown.
     """
     kinds: dict[str, Plain] = {}
     for name, stage in planned.items():
@@ -387,10 +390,10 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
 def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
     """Yield the cost of every training phase of the full-length runs.
 
-    An entry has the number of the ``phase`` (from 0) and the names of its ``arms``. ``steps``,
-    ``batch_size``, ``length`` and the maximum of ``tokens`` are for one run. ``runs`` and ``to_do``
-    count all runs and the unfinished runs. ``seconds`` is the work of the unfinished runs, or None
-    if it is unknown.
+    An entry contains the number of the ``phase`` (from 0) and the names of its ``arms``. ``steps``,
+    ``batch_size`` and ``length`` are those of one run, and ``tokens`` is their product. ``runs`` is
+    the number of runs, ``to_do`` the number of unfinished runs, and ``seconds`` the time of the
+    unfinished runs (None if unknown).
     """
     phases: dict[Stage, tuple[int, Recipe]] = {}
     arms: dict[Stage, dict[str, None]] = defaultdict(dict)
@@ -400,7 +403,7 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
                 phases[stage] = phase
                 # Runs of several arms may share a training stage.
                 arms[stage][run.arm] = None
-    # Stages of the same phase and arms differ only in their seeds, so they share one entry.
+    # Stages with the same phase and arms differ only in the seed, so they are one entry.
     lines = defaultdict(list)
     for stage, (number, _) in phases.items():
         lines[number, tuple(arms[stage])].append(stage)
@@ -422,9 +425,9 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
 
 
 def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
-    """Return the seconds until all stages are finished.
+    """Simulate the scheduler, and return the seconds until all stages are finished.
 
-    The scheduler is simulated: a free worker takes the first stage whose needs are finished.
+    A free worker starts the first waiting stage for which all needed stages are finished.
 
     Args:
         planned: stages keyed by name.

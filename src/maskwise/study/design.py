@@ -2,21 +2,26 @@
 
     texts → search → main → companions
 
-A study without search or matching has one plan, or two with companions. Every decision is computed
-from the results in the folders of stages, so a resumed study makes the same decisions.
+A run trains and evaluates one arm with one seed. A plan is a list of runs that may run at the same
+time. Most studies have only the main plan. Studies that match arms by cost first prepare all texts,
+studies with a search first run the grid, and companions are shorter runs of the same arms (with a
+fraction of the steps). Every decision is computed from the results in the folders of stages, so a
+resumed study makes the same decisions.
 
-**Searching.** For every seed and arm, the search chooses the setting with the best scores on dev
-rows. Contrasts never use search runs: the best run of a grid is partly the luckiest, and an arm
-with a flat curve has more such luck. Instead, contrasts use a new run at the chosen setting, with
-``FRESH_RUN`` added to the seed. Pairs of runs stay independent, and both arms are treated alike. A
-poor choice of setting adds to the variance of the differences.
+**Searching.** For every seed and arm, the search tries all settings of a grid and chooses the
+setting with the best scores on dev rows (without tasks: the lowest held-out loss). Contrasts never
+use the search runs, because the best run of a grid is partly the luckiest. If the settings matter
+little to an arm, luck decides more, and the arm would be favoured. Instead, contrasts use a new run
+at the chosen setting, with ``FRESH_RUN`` added to the seed. Pairs of runs stay independent, and
+both arms are treated alike. A poor choice of setting only adds variance to the differences.
 
 **Matching.** By default, arms train for the same number of steps, and an arm with a higher masking
 ratio then predicts more targets. If arms are matched by targets, this arm trains for fewer steps.
-Matching by FLOPs is in between. The cost of a run is its number of steps times the mean cost of a
-step. The mean is measured on batches from the whole run, masked with the arm's ratio, policy and
-budget. A scheduled ratio spans the whole run, so its mean does not depend on the number of steps.
-If a run has several training phases, only the first phase changes its length.
+If arms are matched by FLOPs, the number of steps is in between. The cost of a run is its number of
+steps times the mean cost of a step. The mean is measured on batches from the whole run, masked with
+the arm's ratio, policy and budget. A scheduled masking ratio spans the whole run, so its mean does
+not depend on the number of steps. In a run with several training phases, only the number of steps
+of the first phase is changed.
 """
 
 from __future__ import annotations
@@ -53,15 +58,16 @@ class Design:
         recipe: the recipe of the study.
         stages: the folder of the study's stages.
         seeds: the seeds to run; None for all seeds of the study.
-        forecast: whether to assume that an unfinished search chooses the first point.
+        forecast: whether to assume that an unfinished search chooses the first point of the grid.
 
     Attributes:
-        runs: the planned runs that the study reports, including the runs of a gate.
-        others: the search runs.
+        runs: the planned runs that the study reports, including runs for the gate (the contrast
+            that must be decided before the others are tested).
+        others: the search runs, which are not reported.
         chosen: the settings that the search chose, keyed by arm and seed.
-        choices: records of kind "selection".
-        failed: the search runs of every arm and seed for which all search runs failed. Such an arm
-            and seed has no compared run.
+        choices: the records of the search (kind "selection"), one for each arm and seed.
+        failed: lists of failed search runs, keyed by arm and seed. An arm and seed is listed only
+            if all its search runs failed; it then has no compared run.
         budget: the cost of a baseline run in targets or FLOPs; None if arms are matched by steps.
     """
 
@@ -91,13 +97,14 @@ class Design:
     def plans(self) -> Iterator[Plan]:
         """Yield the plans. The caller must execute a plan before it requests the next one."""
         study = self.recipe.study
-        # The lengths of matched runs depend on the texts, so all texts are prepared first.
+        # The costs of runs are measured on their texts, so all texts are prepared first.
         if study.match != "steps":
             seed = study.seed_list[0]
             runs = []
             for arm in study.arms:
                 points = study.points_of(arm)
-                # The budget is the cost of the baseline with the settings in the recipe.
+                # The budget is the cost of the baseline with the settings in the recipe ({}), which
+                # are not always a point of the grid.
                 if study.search:
                     points = [{}, *points]
                 for point in points:
@@ -132,9 +139,10 @@ class Design:
         return chosen or [{}]
 
     def _gate_arms(self) -> list[str]:
-        """List the arms that need extra runs for the gate of a study with a search.
+        """List the arms that need extra runs for the gate; empty without a search.
 
-        A gate compares arms at the settings in the recipe, and other runs use chosen settings.
+        The gate compares arms with the settings in the recipe. After a search, all other compared
+        runs have the settings that the search chose, so the gate cannot use these runs.
         """
         study = self.recipe.study
         if study.gate is None or study.search is None:
@@ -165,8 +173,8 @@ class Design:
         """Plan a run.
 
         Args:
-            by: "dev" or "held-out" if the search uses only dev scores or only held-out losses; ""
-                to measure both.
+            by: what to measure: "dev" for dev scores, "held-out" for held-out losses, "" for both.
+                A search run needs only one of them.
         """
         setting = setting or {}
         trained = self.baseline if arm == REFERENCE else arm
@@ -187,18 +195,18 @@ class Design:
         if undone:
             yield (
                 f"{undone} of {len(self.choices)} searches (one for each arm and seed) "
-                "are not done, so the settings of the runs after them are not known yet"
+                "are not finished, so the settings of the runs after them are not known yet"
             )
         if any(run.prepared.what["corpus"].get("stream") for run in self.runs):
             yield (
-                "the text is a stream: it is not counted in advance, and only its beginning is "
-                "prepared"
+                "the text is a stream: its length is unknown, and only its beginning is prepared "
+                "before training"
             )
         by = self.recipe.study.match
         if by != "steps" and self.budget is None:
             yield (
-                f"steps will be matched by {by} once the texts are prepared; "
-                "until then they are counted as written"
+                f"the steps of the arms will be matched by {by} after the texts are prepared; "
+                "until then, the steps in the recipe are shown"
             )
 
     # Matching
@@ -207,7 +215,8 @@ class Design:
     def _length(self, arm: str, setting: Plain, fraction: float) -> Plain:
         """Return overrides for the number of steps of every training phase of an arm.
 
-        The steps are a fraction of those in the recipe, or of those that spend the budget.
+        With matching, the number of steps in the recipe is first replaced by the number that spends
+        the budget. The number is then multiplied by ``fraction``.
         """
         own = self.recipe.arm(arm, seed=0, more=setting)
         steps = [link.training.steps for link in own.links()]
@@ -220,17 +229,22 @@ class Design:
                     raise MaskwiseError(
                         f"arm {arm!r} cannot be matched to the baseline by "
                         f"{self.recipe.study.match}",
-                        got=f"{self.budget:.4g} in total, {sum(spent[1:]):.4g} in later phases",
+                        got=f"{self.budget:.4g} for the baseline, {sum(spent[1:]):.4g} for the "
+                        "later phases of this arm alone",
+                        do="shorten the later phases",
                     )
                 steps[0] = first
         names = own.settings_of("training.steps")
         return {name: max(1, round(count * fraction)) for name, count in zip(names, steps)}
 
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
-        """Measure the cost of every training phase of an arm; None if a text is not prepared."""
+        """Measure the cost of every training phase of an arm; None if a text is not prepared.
+
+        The costs are in the quantity of ``study.match``: targets or FLOPs.
+        """
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
-        # All texts are checked before the first measurement, which is slow.
+        # Check all texts before the first measurement, because measurements are slow.
         if any(text.result(self.stages) is None for text in run.texts):
             return None
         spent = []
@@ -244,7 +258,10 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Plan]:
-        """Plan a run for every seed, arm and grid point, then choose a point."""
+        """Plan a run at every grid point for every arm and seed, then choose one of its points.
+
+        A point is a combination of settings.
+        """
         study = self.recipe.study
         assert study.search is not None
         by = study.search.by or ("dev" if self.contents else "held-out")
@@ -280,7 +297,7 @@ class Design:
             )
             if chosen is not None:
                 self.chosen[arm, seed] = chosen
-            # A dry run plans the compared runs with the first point.
+            # A dry run does not know the choice, so it plans the compared runs at the first point.
             elif self.forecast:
                 self.chosen[arm, seed] = trials[0].setting
             else:
@@ -288,9 +305,12 @@ class Design:
 
 
 def _texts_of(run: Run) -> Run:
-    """Reduce a run to its texts and the stages that these need, such as learning a policy."""
+    """Reduce a run to the stages that prepare its texts, and the stages that these stages need.
+
+    For example, a text that is scored by a learned policy needs the stage that learns the policy.
+    """
     needed = set(named(run.texts))
-    # The loop is in reverse topological order, so needs of needs are found, too.
+    # In reverse topological order, a stage is visited before the stages that it needs.
     for stage in reversed(run.chain):
         if stage.name in needed:
             needed.update(stage.needs)
@@ -302,13 +322,14 @@ def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
     """Read the dev scores and held-out losses of a run; the sign is flipped if lower is better.
 
     Args:
-        kinds: the held-out masks on which the arm is evaluated.
+        kinds: the kinds of held-out masks whose losses are read.
 
     Returns:
         The scores; None if the run is unfinished or diverged.
     """
     scores: Scores = {}
-    # Keys are the task specs of the recipe, because generated tasks differ between seeds.
+    # Tasks may be generated from the seed of the run. The keys of ``run.tasks`` are the names in
+    # the recipe, which are the same for all seeds.
     for task, stage in run.tasks.items():
         result = stage.result(stages)
         if result is None or None in result["dev"]:
@@ -322,7 +343,7 @@ def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
         for line in result["records"]:
             if line["kind"] == "heldout" and line["masks"] in kinds:
                 name = f"heldout:{line['masks']}@{line['ratio']:g}"
-                # In JSON, a loss that is not finite is null.
+                # A loss that is not finite is stored as null, because JSON has no NaN.
                 if line["loss"] is None:
                     return None
                 scores[name] = -line["loss"]
@@ -335,8 +356,8 @@ class Choice(NamedTuple):
     """The best point of a grid.
 
     Attributes:
-        means: the mean standardised outcome of every point; None for a failed point.
-        place: the index of the best point; None if all points failed.
+        means: for every point, the mean of its standardised scores; None if its run failed.
+        place: the index of the best point; None if the runs of all points failed.
         tied: whether all points have equal scores; the first point is then chosen.
     """
 
@@ -346,23 +367,23 @@ class Choice(NamedTuple):
 
 
 def choose(points: Sequence[Scores | None]) -> Choice:
-    """Choose the grid point with the highest mean outcome.
+    """Choose the grid point with the highest mean score. The first point wins ties.
 
-    Outcomes are standardised over the points before the mean is taken. The first point wins ties.
+    Before the mean over outcomes is taken, the scores are standardised over the points.
 
     >>> choose([{"a": 1.0}, {"a": 3.0}, None]).place
     1
 
     Args:
-        points: the scores of one arm and seed at every point of the grid; None for a point whose
+        points: the scores of one arm and seed at every point of the grid, or None for a point whose
             run failed. Such a point is never chosen.
     """
     means: list[float | None] = [None] * len(points)
     known = {place: point for place, point in enumerate(points) if point is not None}
     if not known:
         return Choice(means, None, tied=False)
-    # One run per point gives no estimate of noise. Dividing by the SD over the points instead gives
-    # tasks equal weight, whatever their unit.
+    # With one run per point, the noise of scores cannot be estimated. Therefore scores are divided
+    # by their SD over the points, which gives all outcomes equal weight, whatever their unit.
     values = np.array([list(point.values()) for point in known.values()], float)
     differ = values.min(axis=0) < values.max(axis=0)
     spread = np.where(differ, values.std(axis=0), 1.0)
@@ -370,7 +391,7 @@ def choose(points: Sequence[Scores | None]) -> Choice:
     totals = standardised.sum(axis=1) / max(1, values.shape[1])
     for place, total in zip(known, totals.tolist()):
         means[place] = total
-    # Equal means may differ by rounding errors.
+    # Means that are equal in exact arithmetic may differ by rounding errors.
     best = np.argmax(totals >= totals.max() - 1e-9)
     return Choice(means, list(known)[best], tied=len(known) > 1 and not differ.any())
 
@@ -398,11 +419,14 @@ def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | No
 
 @lru_cache(maxsize=1024)
 def _measured_step(settings: str, text: Path) -> dict[str, float]:
-    """Measure the mean cost of a training step. Results are cached by recipe and text."""
+    """Measure the mean cost of a training step, in targets and FLOPs.
+
+    Results are cached: points and seeds often have the same recipe settings and text.
+    """
     link = Recipe.model_validate_json(settings)
     data = _load(text)
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
-    # A policy that learns during training is measured with its initial weights.
+    # A masking policy that learns during training has its initial weights here.
     source = masked_source(data, link, config)
     return per_step(source, link.objective, link.model.empty(config))
 

@@ -1,8 +1,9 @@
 """Forecast a study: the stages it runs, the time it takes, and its likely problems.
 
-``dry_run`` plans a study without running it. ``outlook_of`` does the work of ``maskwise check``: it
-also counts the tokens, unknown tokens, units and targets of a sample of the text. Both write
-nothing except the cache of measured times. Cost: less than 30 seconds for ``outlook_of``.
+A study compares arms (ways to pre-train) and consists of stages, such as preparing a text,
+pre-training and fine-tuning. ``dry_run`` plans a study without running it. ``outlook_of`` computes
+what ``maskwise check`` prints: it also counts the tokens, unknown tokens, units and targets of a
+sample of the text, in less than 30 seconds. Both write nothing except the cache of measured times.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 COUNTED_STEPS = 4
-"""The number of steps of a run whose batches are masked to count targets."""
+"""To count the targets (masked tokens) of a run, the batches of this many steps are masked."""
 FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
@@ -61,6 +62,7 @@ MOST_PASSES = 8
 """Above this number of passes over a text, overfitting is likely."""
 
 SAFE_TIMES = 1.5
+"""Factor between the predicted and the recommended number of steps. The prediction is inexact."""
 
 
 # A dry run
@@ -79,8 +81,9 @@ def dry_run(
 ) -> Plain:
     """List what ``run_study`` with the same arguments would do, without training or writing.
 
-    The results of searching and matching are not known yet. Runs after a search are counted at the
-    first point of the grid, and matched runs with their steps as written.
+    Two decisions are not known yet. In place of the settings that a search (``study.search``) will
+    choose, the forecast uses the first settings of the grid. In place of the numbers of steps that
+    ``study.match`` will compute, it uses ``training.steps`` of the recipe.
 
     Args:
         samples: samples on which stages with unknown times are timed; if None, they are not timed.
@@ -89,14 +92,14 @@ def dry_run(
         ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
         stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
         ``unknown`` and ``seconds``: see ``costs.summary``. ``memory_gib``: the peak memory of one
-        process, or None if it is unknown. ``contrasts``: what each contrast can decide
-        (``prospects_of``). ``doubts``: warnings about the recipe and its files. ``notes``: these
-        warnings, and what is not known before the study runs.
+        process, or None if it is unknown. ``contrasts``: for each contrast, whether the planned
+        runs can decide it (``prospects_of``). ``doubts``: warnings about the recipe and its files.
+        ``notes``: these warnings, and what is not known before the study runs.
 
     Raises:
-        MaskwiseError: bad input, the same as in ``run_study``.
+        MaskwiseError: input that ``run_study`` rejects.
     """
-    # Imported here because workers import this module, and importing scipy takes a second.
+    # Imported here because workers import this module, and scipy takes a second to import.
     from maskwise.study.statistics import prospects_of
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
@@ -105,7 +108,7 @@ def dry_run(
         design = Design(recipe, stages, seeds=block, forecast=True)
         plans = list(design.plans())
         planned = stages_of(plans)
-        # Finished stages of other recipes in these folders may be similar.
+        # Stages of other recipes in these folders may have the same work, so their times are known.
         forecast = Forecast(named(stages_in(stages)) | planned, stages)
     todo = [name for name in planned if name not in forecast.finished]
     if samples and None in map(forecast.seconds, todo):
@@ -113,7 +116,7 @@ def dry_run(
     left = {name: forecast.seconds(name) for name in todo}
     listed = []
     new = set(left)
-    # If several plans need a stage, the first of them runs it.
+    # A stage that several plans need is counted for the first of these plans, which runs it.
     for plan in plans:
         own = new.intersection(named(plan.stages()))
         listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
@@ -140,9 +143,11 @@ class Outlook:
     """Collects facts about a recipe, lines of text with these facts, and warnings.
 
     Attributes:
-        arms: for each arm, the recipe of its last phase; empty for a recipe without arms.
-        first: the recipe of the phase whose text, model and steps are reported.
-        facts, lines, doubts: as ``outlook_of`` returns them.
+        arms: for each arm, the recipe of its last training phase; empty for a recipe without arms.
+        first: the recipe whose text, model and steps are reported: the last phase of the first arm.
+        facts: the sections of facts that ``outlook_of`` returns, keyed by name.
+        lines: pairs (name, text); every text states some of the facts in words.
+        doubts: warnings as {"what": text, "do": advice}.
     """
 
     def __init__(self, recipe: Recipe):
@@ -154,15 +159,11 @@ class Outlook:
         self.doubts: list[Plain] = []
 
     def say(self, name: str, line: str, facts: Plain) -> None:
-        """Add a line of text.
-
-        Args:
-            line: a format string over the facts.
-        """
+        """Add a line of text; ``line`` is a format string whose fields are facts."""
         self.lines.append((name, line.format(**facts)))
 
     def doubt(self, what: str, do: str = "", **facts: object) -> None:
-        """Add a warning and advice; both are format strings over the facts."""
+        """Add a warning and advice; both are format strings whose fields are facts."""
         self.doubts.append({"what": what.format(**facts), "do": do.format(**facts)})
 
     def text(self, sample: Sample) -> None:
@@ -189,8 +190,8 @@ class Outlook:
         if not sample.whole:
             line = "{title}: at least {documents:,} documents, {characters:,} characters"
         self.say("text", line, facts)
-        line = "{rows:,} of {length} tokens, {held_out_rows:,} held out; about {tokens:,} tokens; "
-        self.say("rows", line + "{unknown:.1%} [UNK]", facts)
+        line = "{rows:,} rows of {length} tokens, of which {held_out_rows:,} are held out; "
+        self.say("rows", line + "about {tokens:,} tokens; {unknown:.1%} [UNK]", facts)
         if facts["unknown"] > MOST_UNKNOWN:
             what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
             self.doubt(what, UNKNOWN_ADVICE, **facts)
@@ -205,7 +206,7 @@ class Outlook:
         """Describe the model, and return its configuration."""
         start = self.first.model.pretrained
         _, config = start_of(self.first)
-        # A trained tokenizer, such as one of letters, may have fewer tokens than requested.
+        # A newly trained tokenizer may have fewer tokens than requested, such as the letters only.
         if start is None:
             config.vocab_size = len(sample.data.tokenizer)
         weights = weights_of(config)
@@ -231,7 +232,7 @@ class Outlook:
         for name, link in (self.arms or {self.recipe.name: first}).items():
             try:
                 counts = _targets(link, sample, config)
-            # For example, the text may have fewer rows than a batch.
+            # An arm cannot be trained if, for example, the text has fewer rows than a batch.
             except MaskwiseError as error:
                 self.doubt("arm {name} cannot be trained: {error}", name=name, error=error)
                 continue
@@ -252,14 +253,15 @@ class Outlook:
             facts["passes"] = how.steps * how.batch_size / rows
             line += "{passes:.1f} passes over the text"
         else:
-            line += "on a stream, which is not counted"
+            line += "on a stream, whose number of rows is unknown"
         fewest = min((arm["targets_per_step"] for arm in arms.values()), default=0)
         vocabulary = len(sample.data.tokenizer)
-        # The plateau was measured for new encoders on word pieces only.
+        # How long a model learns only word frequencies (the plateau) was measured only for new
+        # encoders with word pieces.
         new = first.model.pretrained is None and first.kind == "encoder"
         if new and vocabulary >= LEAST_VOCABULARY and fewest > 0:
             facts["plateau_steps"] = round(plateau_targets(vocabulary) / fewest)
-            line += "; about {plateau_steps:,} to leave the plateau"
+            line += "; about {plateau_steps:,} until the loss is below that of word frequencies"
         self.facts["training"] = facts
         self.say("training", line, facts)
         if (facts["passes"] or 0) > MOST_PASSES:
@@ -271,8 +273,8 @@ class Outlook:
         safe = SAFE_TIMES * (facts["plateau_steps"] or 0)
         if how.steps < safe:
             self.doubt(
-                "{steps} steps may be too few to leave the plateau of word frequencies, which "
-                "takes about {plateau_steps}",
+                "{steps} steps may be too few: about the first {plateau_steps} steps teach a new "
+                "model little more than word frequencies",
                 "set training.steps={safe} to be safe, or use a pretrained model "
                 "(model.pretrained)",
                 safe=10 * math.ceil(safe / 10),
@@ -313,10 +315,10 @@ class Outlook:
             )
         if facts["test_items"] < FEW_TEST_ITEMS:
             self.doubt(
-                "{task} is evaluated on {test_items} items, which alone makes a score uncertain by "
+                "{task} has only {test_items} test items, which makes a score uncertain by "
                 "±{error:.0f} points",
                 "use a larger test set, or ignore small differences",
-                # The standard error of a share near one half, in points.
+                # The standard error of a share of 1/2 is 0.5 / √n, or 50 / √n in points.
                 error=50 / facts["test_items"] ** 0.5,
                 **facts,
             )
@@ -353,7 +355,7 @@ class Outlook:
                 fewest=max(prospect["fewest_runs"] for prospect in short),
             )
         for counts in plan["stages"].values():
-            # Shared stages of other studies may be done.
+            # Finished stages are counted, too, because other studies may have run shared stages.
             counts["stages"] = counts.pop("to_do") + counts.pop("done")
         parts = []
         runs = {}
@@ -377,19 +379,19 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         timing: whether to time stages that were not timed here before.
 
     Returns:
-        ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``contrasts``, ``time``,
-        ``doubts`` (warnings with ``what`` and ``do``), ``recipe`` (with every default filled in),
-        and ``lines``: the same facts in words.
+        Sections of facts: ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``contrasts``
+        and ``time``. ``doubts``: warnings with ``what`` and ``do``. ``recipe``: the recipe as YAML,
+        with every default filled in. ``lines``: the facts in words.
 
     Raises:
-        MaskwiseError: a recipe that ``run_study`` rejects.
+        MaskwiseError: the recipe cannot be run.
     """
     recipe = recipe_for(subject, overrides)
     if not recipe.study.arms:
         recipe = with_own_seed(recipe)
     outlook = Outlook(recipe)
     study = recipe
-    # A recipe without arms is timed as a study of one run.
+    # The time of a recipe without arms is forecast as that of a study with one run.
     if not outlook.arms:
         single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
         study = recipe.model_copy(update={"study": single})
@@ -413,7 +415,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
 def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | None:
     """Count the mean targets and tokens of a training step.
 
-    Returns None if objectives take turns, or if the policy is not learned yet.
+    Returns None if the objective changes between steps, or if a masking policy is learned first.
     """
     if link.objectives or link.learns:
         return None

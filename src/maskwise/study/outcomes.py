@@ -1,19 +1,20 @@
-"""Measured outcomes of a study, as arrays of shape (arms, seeds). Missing runs are NaN.
+"""Measured outcomes of a study, as arrays of shape (arms, seeds).
 
-Outcomes have the names of summary.json:
+An arm is one way to pre-train, and a run is one arm with one seed. The reference arm is the model
+before this pre-training. A missing run is NaN. Outcomes have the names of summary.json:
 
     TASK                    score on a task
     tasks                   standardised scores, averaged over the tasks of a run
-    heldout:token           held-out loss on token masks, averaged over ratios
-    heldout:token@0.15      held-out loss at one ratio, if there are several
+    heldout:token           held-out loss on token masks, averaged over masking ratios
+    heldout:token@0.15      held-out loss at one masking ratio, if several ratios are measured
     evaluation:NAME:METRIC  an evaluation without fine-tuning
 
-Names of internal outcomes are "unigram:token" (loss of word frequencies on the same masks),
-"dev:TASK", "cost:steps" and "plain:tasks" (the mean score without standardising).
+Four kinds of outcomes are internal: "unigram:token" (the loss of a model that knows only word
+frequencies, on the same masks), "dev:TASK", "cost:steps" and "plain:tasks" (not standardised).
 
-Standardising divides the scores of a task by their pooled SD within arms, but at least by the
-change in score that one test item makes. With one run per arm there is no SD, and scores are not
-scaled. In "tasks", scores for which lower is better have their sign flipped.
+To standardise the scores of a task, divide them by their pooled SD within arms. The divisor is at
+least 1/n for n test items. With one run per arm there is no SD, so scores are not divided. In the
+outcome "tasks", the sign of a score is flipped if lower scores are better.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ ALL_TASKS = "all tasks"
 
 @dataclass(frozen=True)
 class Measure:
-    """The properties of an outcome: ``chance`` is the score of guessing, ``items`` the test items.
+    """The properties of an outcome.
 
-    ``unit`` is "score", "nats", "SDs", "perplexity" or the name of a metric.
+    ``unit`` is "score", "nats", "SDs", "perplexity" or the name of a metric. ``chance`` is the
+    score of guessing, and ``items`` is the number of test items.
     """
 
     unit: str
@@ -65,26 +67,33 @@ class Measure:
 
 
 class Outcomes:
-    """The outcomes of a study's runs of one length.
+    """The outcomes of runs of one length: the full runs, or the companion runs of one length.
+
+    A companion run trains an arm for a fraction of the full steps (``study.companions``). A study
+    of transfer also has two computed arms, ``OWN_TASK`` and ``OTHER_TASKS``: means over the arms
+    whose masking policy was learned from the evaluated task, or from another task.
+
+    Args:
+        companions: whether the records are of companion runs, which may be incomplete.
 
     Attributes:
-        arms: the names of the arms, including the reference and both sides of transfer.
+        arms: the names of the arms, including the reference and the computed arms.
         lines: the records, keyed by kind.
         values: arrays of shape (arms, seeds), keyed by outcome.
         measures: the properties of outcomes, keyed by outcome.
-        parts: the names of the outcomes at single ratios, keyed by held-out outcome.
+        parts: for each mean held-out outcome, the names of its outcomes at single ratios.
         failed: the (arm, seed) pairs of failed runs.
-        unfinished: the (arm, seed) pairs of companion runs that lack outcomes without a failure.
+        unfinished: the (arm, seed) pairs of companion runs that did not fail but lack an outcome.
         tasks, heldout, evaluations: the names of the outcomes of these kinds.
-        helped: the share of seeds in which pre-training helps, keyed by task; None if unknown.
-        counted: the tasks that the outcome "tasks" averages (``study.helps``).
-        names: the names of arms in sentences; only the reference and sides of transfer differ.
-        gate: the primary row of a gate that did not pass.
-        closed: the (arm, baseline) pairs that this gate closes.
+        helped: for each task, the share of seeds in which pre-training helps; None if unknown.
+        counted: the tasks that the outcome "tasks" averages.
+        names: how sentences call an arm: its own name, or words for reference and computed arms.
+        gate: the contrast that must be decided before others are tested, if it was not decided.
+        closed: the (arm, baseline) pairs that are not tested because of ``gate``.
 
     Raises:
-        MaskwiseError: a value is not finite or was measured twice, an arm or seed is unknown, or an
-            outcome was measured in some runs only, which are not companions.
+        MaskwiseError: a value is not finite or was measured twice, an arm or seed is unknown, or a
+            full run that did not fail lacks an outcome that other runs have.
     """
 
     def __init__(
@@ -100,7 +109,7 @@ class Outcomes:
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines: dict[str, list[Record]] = defaultdict(list)
         for record in records:
-            # Records of a text and a task have no arm. Sides of transfer have no records.
+            # The overlap of a text and a task has no arm. The computed arms have no records.
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
             self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
@@ -124,7 +133,7 @@ class Outcomes:
                 # A quantity that could not be measured is 0 or null.
                 if value:
                     self._put(f"cost:{quantity}", line, value)
-        # Partial runs are removed before averages are taken, so all means use the same outcomes.
+        # Incomplete runs are removed first, so every mean over tasks or ratios has the same parts.
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
@@ -170,7 +179,7 @@ class Outcomes:
                 self._put(f"dev:{task}", line, np.mean(dev))
             facts = self.study["tasks"].get(task, {})
             metric = facts.get("metric")
-            # For some tasks the chance level depends on the tokenizer, and only records have it.
+            # For some tasks the chance level depends on the tokenizer, and is only in the records.
             chance = facts.get("majority")
             if chance is None:
                 chance = line.get("majority")
@@ -192,7 +201,7 @@ class Outcomes:
             parts = [f"{mean}@{ratio:g}" for ratio in sorted(measured)]
             self.parts[mean] = parts
             names.append(mean)
-            # With a single ratio, its loss equals the mean.
+            # With a single ratio, the mean is the loss at this ratio, so one name is enough.
             if len(parts) > 1:
                 names += parts
         self.measures |= dict.fromkeys(names, Measure(NATS, higher_is_better=False))
@@ -216,10 +225,9 @@ class Outcomes:
         return list(names)
 
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
-        """Set outcomes of failed runs to NaN if these runs measured only some of the outcomes.
+        """Set all outcomes of a run to NaN if the run measured only some of them.
 
-        Raises:
-            MaskwiseError: a full run that did not fail lacks some of the outcomes.
+        Only runs that failed, and companion runs, may lack outcomes.
         """
         if not outcomes:
             return
@@ -227,13 +235,13 @@ class Outcomes:
         partial = missing.any(axis=0) & ~missing.all(axis=0)
         for arm, seed in np.argwhere(partial):
             run = self.arms[arm], self.study["seeds"][seed]
-            # No verdict is about companions, so they do not have to be complete.
+            # Companion runs are not used in verdicts, so they may be incomplete.
             if self.companions and run not in self.failed:
                 self.unfinished.add(run)
             elif run not in self.failed:
                 lacking = np.array(outcomes)[missing[:, arm, seed]]
                 raise MaskwiseError(
-                    "an outcome was measured in some runs only",
+                    "a run lacks an outcome that other runs have",
                     got=f"no {', '.join(lacking)} for arm {run[0]!r}, seed {run[1]}",
                     do="run the study to its end",
                 )
@@ -241,11 +249,7 @@ class Outcomes:
             self.values[outcome][partial] = np.nan
 
     def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
-        """Compute both sides of transfer on every task.
-
-        One side is the mean over the arms that learned from this task, and the other side is the
-        mean over all other arms.
-        """
+        """Compute ``OWN_TASK`` and ``OTHER_TASKS``; ``learned`` gives the source task by arm."""
         places = np.array([self.arms.index(arm) for arm in learned])
         sources = np.array(list(learned.values()))
         for task in self.tasks:
@@ -265,7 +269,7 @@ class Outcomes:
             plain = f"plain:{name}"
             self.values[name] = self.values[plain] = np.mean(signed, axis=0)
             self.measures[name] = self.measures[plain] = Measure(_unit(metric), metric)
-            # A mean over tasks with different units is reported only in its standardised form.
+            # Scores in different units are reported only as the mean of standardised scores.
             if len({self.measures[task].unit for task in tasks}) > 1:
                 del self.measures[plain]
             # With one run per arm there is no SD.
@@ -283,15 +287,15 @@ class Outcomes:
             return math.nan
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
-        # A lower bound of one test item prevents an SD near 0 if scores are equal by chance.
+        # Scores may be equal by chance. One test item as a lower bound prevents an SD near 0.
         items = self.measures[task].items
         return max(sd, 1 / (items or 1000))
 
     def _helped(self, task: str) -> float | None:
-        """Return the share of seeds in which arms have a better mean dev score than the reference.
+        """Return the share of seeds in which the mean dev score of the arms beats the reference.
 
-        The mean over all arms treats arms alike, so a rule that leaves out tasks by it favours no
-        arm. The result is None without dev scores of arms and reference.
+        Tasks with a low share are left out. The mean is over all arms, so this rule favours no arm.
+        The result is None if no seed has dev scores of both the arms and the reference.
         """
         start = self.runs(f"dev:{task}", REFERENCE)
         arms = np.array([self.runs(f"dev:{task}", arm) for arm in self.study["arms"]])
@@ -320,10 +324,10 @@ class Outcomes:
         return _mean_of_finite(self.runs(outcome, arm))
 
     def measured(self, outcome: str, *pair: str) -> list[str]:
-        """List the outcomes that an outcome averages.
+        """List the outcomes that an outcome averages when it compares a pair of arms.
 
-        "tasks" averages the counted tasks; all tasks if none counts, or in a pair with the
-        reference. Other outcomes are returned as they are.
+        "tasks" averages the counted tasks. It averages all tasks if no task is counted, or if the
+        pair contains the reference. An outcome that is not a mean over tasks is listed alone.
         """
         if outcome == "tasks" and REFERENCE not in pair:
             return self.counted or self.tasks
@@ -332,7 +336,7 @@ class Outcomes:
         return [outcome]
 
     def compute(self, arm: str) -> dict[str, float]:
-        """Return the mean cost of an arm's runs, keyed by the quantities that were measured."""
+        """Return the mean cost of an arm's runs for every quantity that was measured."""
         costs = {}
         for quantity in QUANTITIES:
             cost = self.mean(f"cost:{quantity}", arm)
@@ -341,13 +345,11 @@ class Outcomes:
         return costs
 
     def gap_nats(self, arm: str, *, of: str | None = None) -> float | None:
-        """Return the gap between the loss of word frequencies and of a model, in nats.
+        """Return by how many nats a model's held-out loss is below that of word frequencies.
 
-        With several ratios, return the largest gap. The result is None without held-out losses.
-
-        Args:
-            arm: the arm whose kind of masks is used.
-            of: the arm whose loss is used; None for ``arm``.
+        If several masking ratios are measured, return the largest gap. The result is None if
+        held-out losses are not measured. ``of`` is the arm whose loss is used (default: ``arm``);
+        the masks are always of the kind that ``arm`` trains with.
         """
         of = of or arm
         gaps = []
@@ -360,13 +362,13 @@ class Outcomes:
         return max(gaps, default=None)
 
     def trained(self, name: str) -> list[str]:
-        """List the trained arms on one side of a contrast; a side of transfer has several arms."""
+        """List the trained arms that an arm consists of: itself, none, or those it averages."""
         if name in (OWN_TASK, OTHER_TASKS):
             return list(self.study["learned"])
         return [] if name == REFERENCE else [name]
 
     def units(self, arm: str) -> str:
-        """Return the kind of unit that an arm masks, as the value of a ``UnitKind``."""
+        """Return what an arm masks as one unit: "token", "span" or another ``UnitKind``."""
         facts = self.study["arms"].get(arm)
         if facts is None:
             return "token"
@@ -375,27 +377,27 @@ class Outcomes:
     def own_heldout(self, arm: str) -> list[str]:
         """List the held-out outcomes on the kinds of masks that an arm trains with.
 
-        On other kinds, even a good model may be worse than word frequencies.
+        On other kinds of masks, even a good model may be worse than word frequencies.
         """
         facts = self.study["arms"].get(arm)
         masks = facts.get("judged_on") if facts else None
         return [f"heldout:{kind}" for kind in masks or ["token"]]
 
     def formats(self, *names: str) -> set[str]:
-        """Return the output formats of encoder-decoders; empty for other models."""
+        """Return the output formats of the arms that train an encoder-decoder."""
         formats = set[str]()
         for name in names:
             for arm in self.trained(name):
                 for outcome in self.own_heldout(arm):
-                    # The format follows the units of the masks: "token sentinels", "token full".
+                    # The format is written after the units: "token sentinels", "token full".
                     formats.add(outcome.partition(" ")[2])
         return formats - {""}
 
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
         """Return a flag code if an outcome cannot compare two arms; None if it can.
 
-        The units that arms mask do not matter for the bound of masked diffusion, which predicts
-        tokens in random order.
+        Losses on masked text compare only arms that mask the same units. The loss of masked
+        diffusion is an exception, because it always masks random tokens.
         """
         units = set()
         tokenizers = set()
@@ -421,7 +423,7 @@ def read_outcomes(folder: Path) -> Outcomes | None:
     """Read the outcomes of a study's compared runs; None if the folder has no records."""
     study = cast(Study, read_json(folder / "study.json"))
     lines = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    # Runs of a gate have a role, and companion runs have a fraction of the steps.
+    # Leave out gate runs, which have a "role", and companion runs, which have a "fraction".
     records = [line for line in lines if not {"role", "fraction"} & line.keys()]
     if not study or not records:
         return None
@@ -443,6 +445,6 @@ def finite_runs(runs: Numbers) -> Numbers:
 
 
 def _mean_of_finite(runs: Numbers) -> float | None:
-    # A summary takes thousands of these means, and np.nanmean is five times slower.
+    # A summary computes thousands of means, and np.nanmean is five times slower.
     known = finite_runs(runs)
     return float(known.mean()) if len(known) else None

@@ -1,7 +1,8 @@
 """Runs and plans of a study.
 
-A run trains one arm with one seed and evaluates the checkpoint. A plan is a group of runs that can
-be executed at the same time.
+An arm is one way to pre-train. A run trains one arm with one seed and evaluates the checkpoint. It
+consists of stages, such as preparing a text. A plan is a list of runs that may run at the same
+time. The reference arm is the model that the baseline arm starts from, evaluated without training.
 """
 
 from __future__ import annotations
@@ -38,18 +39,20 @@ class Run:
     Attributes:
         arm: the name of the arm.
         seed: the seed of the pre-training run.
-        recipe: the arm's recipe with the seed, the chosen grid point and the matched length.
-        chain: the stages that prepare texts, learn policies and train, in topological order. The
-            reference arm has no training stage.
-        evaluated: the stage that evaluates the checkpoint without fine-tuning; None for a reference
-            model that cannot fill masks.
-        tasks: the fine-tuning stage of every task, keyed by task.
+        recipe: the arm's recipe with the seed, the settings that a search chose (``study.search``)
+            and the number of steps after matching (``study.match``).
+        chain: the stages that prepare texts, learn masking policies and train, in topological
+            order. The reference arm has no training stage.
+        evaluated: the stage that evaluates the checkpoint without fine-tuning. None if the run is
+            not evaluated in this way, for example because the reference cannot fill masks.
+        tasks: the fine-tuning stages, keyed by the task's name in the recipe.
         overlaps: the stages that search the training texts for test items of the tasks.
-        fraction: the number of training steps, as a share of a full run's steps.
-        setting: a point of the search grid, keyed by dotted name. A search run tries this point;
-            for other runs, the search chose it.
-        role: "search" for a run of the search, "gate" for a run that only a gate compares, ""
-            for all others.
+        fraction: the number of training steps, as a share of a full run's steps. It is below 1 for
+            companions: additional shorter runs (``study.companions``).
+        setting: the values of the searched settings, keyed by dotted name. A search run tries these
+            values; for other runs, the search chose them.
+        role: "search" for a run of the search, "gate" for an extra run that only the gate compares
+            (the contrast that is tested first), "" for all others.
     """
 
     arm: str
@@ -83,7 +86,7 @@ class Run:
 
     @property
     def texts(self) -> list[Stage]:
-        """The stages that prepare the training texts, in training order.
+        """The stages that prepare the training texts, in the order of the training phases.
 
         For the reference arm, the list contains only the text that provides the tokenizer.
         """
@@ -102,7 +105,7 @@ class Run:
         parts = [self.arm, f"seed {self.seed}"]
         if self.fraction != 1:
             parts.append(f"{self.fraction:.0%} of the steps")
-        # The last part of a dotted name is enough to tell settings apart.
+        # Settings are named by the last part of their dotted names, because displays are narrow.
         parts += [f"{key.split('.')[-1]}={value}" for key, value in self.setting.items()]
         if self.role:
             parts.append(self.role)
@@ -120,7 +123,7 @@ class Run:
 
     @property
     def compared(self) -> bool:
-        """Whether the contrasts of the study compare this run."""
+        """Whether this is a full run of the main plan, which the study's contrasts compare."""
         return self.fraction == 1 and not self.role
 
 
@@ -131,7 +134,8 @@ class Plan:
     Attributes:
         runs: the runs in starting order. Every arm starts its first run before any arm starts its
             second run.
-        purpose: "texts", "search", "main" or "companions".
+        purpose: "texts" (prepare texts only), "search" (try settings), "main" (full runs) or
+            "companions" (shorter runs).
     """
 
     runs: tuple[Run, ...]
@@ -139,7 +143,8 @@ class Plan:
 
     def stages(self) -> list[Stage]:
         """List every stage once, in topological order, with texts first."""
-        # A text with two needs is scored by a policy that a stage must learn first.
+        # A text with two needs is scored by a masking policy, which another stage learns first.
+        # Such a text cannot be among the first stages.
         every = dict.fromkeys(chain.from_iterable(run.stages for run in self.runs))
         return sorted(every, key=lambda stage: stage.kind != "prepare" or len(stage.needs) > 1)
 
@@ -150,7 +155,7 @@ def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan the full runs of a recipe, without its search and without matching lengths.
+    """Plan the full runs of a recipe, without ``study.search`` and ``study.match``.
 
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
@@ -177,7 +182,7 @@ def require_arms(recipe: Recipe) -> None:
             do="add study.arms, or use maskwise pretrain",
         )
     last = recipe.links()[-1]
-    # Outcome names of encoder–decoders include the output format.
+    # For encoder–decoders, names of held-out losses end with the output format of the decoder.
     formats = [""]
     if last.kind != "encoder":
         formats = [" sentinels", " spans", " full"]
@@ -216,7 +221,7 @@ def reference_words(baseline: Recipe) -> str:
 
 
 def task_contents(recipe: Recipe) -> dict[str, str]:
-    """Return a hash of the rows of every task, keyed by task."""
+    """Return hashes of the rows of the tasks, keyed by the task's name in the recipe."""
     return {task: load_task(of_run(task, 0)).fingerprint for task in recipe.tasks}
 
 
@@ -233,12 +238,13 @@ def make_run(
     """Plan the stages of one run.
 
     Args:
-        contents: hashes of the rows of the tasks that evaluate the run, from ``task_contents``.
+        contents: hashes of the rows of the tasks on which the run is fine-tuned
+            (``task_contents``); {} to plan no fine-tuning.
         more: settings that override the arm's settings.
         evaluated: whether to evaluate the checkpoint also without fine-tuning.
         role: the role of the run, as in ``Run``.
     """
-    # The reference is the model that the baseline starts training from.
+    # The reference is the model from which the baseline starts training.
     reference = arm == REFERENCE
     name = recipe.baseline if reference and recipe.baseline else arm
     own = recipe.arm(name, seed=seed, more=more)
@@ -258,7 +264,8 @@ def make_run(
         chain += [prepared, last]
     evaluation = None
     if evaluated and (last or _fills_masks(own)):
-        # All arms are evaluated on the study's last text, in rows of the arm's own format.
+        # All arms are evaluated on the text of the study's last phase. Rows have the length and
+        # layout of the arm's own last phase.
         rows = links[-1].corpus.model_dump(include={"length", "layout", "attention"})
         common = recipe.links()[-1].unlearned().corpus.model_dump()
         corpus = CorpusSettings(**of_run(common | rows, seed))
@@ -275,7 +282,7 @@ def make_run(
         if spec != task:
             content = load_task(spec).fingerprint
         tasks[task] = finetune_stage(own, spec, content, prepared=text, pretrained=last)
-        # A search uses dev rows only, so test items in the corpus do not affect it.
+        # A search does not use test rows, so test items in the corpus do not affect it.
         if role != "search":
             overlaps += [overlap_stage(link, spec, content) for link in whole]
     return Run(
@@ -291,10 +298,10 @@ def make_run(
 
 
 def learned_from(recipe: Recipe) -> dict[str, str]:
-    """Map every arm with a learned policy to the name of the task that the policy learns from.
+    """Return the task from which an arm's masking policy is learned, keyed by arm.
 
     Raises:
-        MaskwiseError: there are fewer than two tasks, or no policy is learned from some task.
+        MaskwiseError: there are fewer than two tasks, or a task from which no policy is learned.
     """
     tasks = [load_task(spec).name for spec in of_run(recipe.tasks, 0)]
     learned = {}
@@ -309,7 +316,8 @@ def learned_from(recipe: Recipe) -> dict[str, str]:
         raise MaskwiseError(
             "study.transfer needs at least two tasks, and for every task an arm that learns its "
             "policy from this task",
-            got=f"policies learned from {', '.join(found) or 'none of them'}",
-            do=f"give arms masking.policy: learned and learning.task: one of {', '.join(tasks)}",
+            got=f"policies learned from {', '.join(found) or 'none of the tasks'}",
+            do="give each task an arm with masking.policy=learned and learning.task=TASK; tasks: "
+            f"{', '.join(tasks)}",
         )
     return learned

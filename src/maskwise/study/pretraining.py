@@ -1,6 +1,8 @@
-"""Pre-train a model from a recipe, with one objective or with a sampler over several objectives.
+"""Pre-train a model from a recipe, with one objective or with several.
 
-Both the pretrain stages of studies and the command ``maskwise pretrain`` call ``pretrain``.
+With several objectives, a sampler chooses the objective of every step. A sampler may test the
+objectives on held-out rows; such a test is a probe. Both the pretrain stages of studies and the
+command ``maskwise pretrain`` call ``pretrain``.
 """
 
 from __future__ import annotations
@@ -63,14 +65,15 @@ def pretrain(
         facts: additional rows for the table in the model card.
 
     Returns:
-        The result of a pretrain stage: held-out losses, counts, FLOPs, training loss, seconds.
+        The result of a pretrain stage: held-out losses, counts, FLOPs, training loss and seconds.
 
     Raises:
         MaskwiseError: no token of this text can be masked, or the loss is not finite.
     """
     training = recipe.training
     evaluation = recipe.evaluation
-    # Token frequencies initialise the bias of a new head and are the baseline of held-out losses.
+    # Log frequencies of tokens are the initial bias of a new head. Held-out losses are compared
+    # with the loss of these frequencies.
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = network_of(recipe, data, log_unigram)
@@ -79,7 +82,7 @@ def pretrain(
     if isinstance(made.source, ArmsSource):
         sources = made.source.sources.values()
     for source in sources:
-        # Objectives without masks, such as sentence contrast, have no masker.
+        # Objectives that mask nothing, such as sentence contrast, have no masker.
         if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
             require_targets(source, data.held_out, source.masker)
     judged = predicting(network)
@@ -125,7 +128,7 @@ def pretrain(
         raise MaskwiseError(
             "no token was masked during training; the checkpoint was not saved",
             got=made.title,
-            do="look at the masks: maskwise inspect",
+            do="see what the policy masks: maskwise inspect",
         )
     save(folder / "checkpoint")
     if rank_here() == 0:
@@ -145,7 +148,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
     Args:
         recipe: the recipe of one run.
         data: the prepared text; only its tokenizer and row length are used.
-        log_unigram: log frequency of every token, the initial bias of a new head.
+        log_unigram: (vocabulary,) log frequencies of the tokens, the initial bias of a new head.
     """
     return recipe.model.model(
         data.tokenizer,
@@ -157,7 +160,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
 
 
 def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
-    """Compute ``flops``; with a sampler, also ``probe_flops`` and the counts by objective."""
+    """Compute ``flops``; with a sampler, also ``probe_flops`` and the counts of each objective."""
     chooser = made.learners.get("sampler")
     if not isinstance(chooser, SamplerLearner):
         return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
@@ -217,7 +220,7 @@ without maskwise.
 
 
 class Learning(NamedTuple):
-    """The arguments of ``training.train``, and the masking settings (``words``) for the card."""
+    """Arguments of ``training.train``, and what the model card says of the masking (``words``)."""
 
     objective: Objective
     source: Source
@@ -227,13 +230,14 @@ class Learning(NamedTuple):
 
     def close(self) -> None:
         """Stop the processes that read a stream."""
-        # Streams are registered as learners so that checkpoints save their position.
+        # A stream is one of the learners, because checkpoints save the state of every learner. Its
+        # state is its position.
         for learner in self.learners.values():
             if isinstance(learner, StreamedRows):
                 learner.close()
 
     def heads(self) -> dict[str, Tensor]:
-        """Return the weights of the objectives' heads, which are saved next to the encoder."""
+        """Return the weights of the heads of several objectives, saved next to the encoder."""
         if isinstance(self.objective, Arms):
             return self.objective.heads()
         return {}
@@ -242,16 +246,16 @@ class Learning(NamedTuple):
 def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
     """Build the objective, batches and learners of a recipe.
 
-    A recipe with ``objectives`` gets an arm for every objective. An arm masks with the recipe's
-    masking settings and its own changes. It reads the rows of the corpus as they are packed, or the
-    same pieces with one piece per row, depending on the objective.
+    With several objectives, each of them masks with the recipe's masking settings and its own
+    changes. Depending on the objective, it reads rows in which documents are packed, or the same
+    parts of documents (pieces) with one piece per row.
     """
     if recipe.objectives:
         return _several_objectives(network, data, recipe)
     source = masked_source(data, recipe, network.config)
     assert isinstance(source.masker, Masker)
     title = recipe.objective
-    # The title names the policy and ratio only if the objective uses them.
+    # The title states the masking policy and ratio only if the objective uses them.
     if objective_class(recipe.objective).inherits:
         title = f"{recipe.masking.policy} {recipe.masking.ratio}"
     words = {"objective": recipe.objective, **source.masker.describe()}
@@ -292,7 +296,7 @@ def _source(
     maker = kind.maker(data.tokenizer, seed=seed, length=length, **settings)
     corpus = recipe.corpus
     shares = {}
-    # A stream already holds the sampling shares of its sources.
+    # A stream already draws from its sources by their sampling shares.
     if isinstance(rows, Rows) and len(corpus.sources) > 1:
         shares = corpus.shares(rows.by_source(len(corpus.sources)))
     return MaskedSource(rows, maker, recipe.training, shares=shares)
@@ -304,17 +308,21 @@ def _drawn(rows: Rows | Stream, recipe: Recipe) -> Rows | StreamedRows:
         return rows
     corpus = recipe.corpus
     shares = {}
-    # The size of a stream is unknown, so shares exist only if the recipe gives weights.
+    # Without weights in the recipe, shares would depend on the size of each source, which is
+    # unknown for a stream.
     if isinstance(corpus.source, dict):
         shares = corpus.shares(())
     return StreamedRows(rows, recipe.training, shares=shares)
 
 
 def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learning:
-    """Build arms for all objectives on one encoder, and the sampler that chooses among them."""
+    """Build all objectives on one encoder, and the sampler that chooses among them.
+
+    The objectives are called arms, as in the literature on bandits.
+    """
     training = recipe.training
     arms = recipe.objectives
-    # Loading a pretrained model sets no seed, so the new heads need one.
+    # Set a seed for the weights of new heads, because loading a pre-trained model sets none.
     torch.manual_seed(fold(training.seed, 0x4EAD))
     joined = Arms({name: objective(arm.objective, network) for name, arm in arms.items()})
     heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
@@ -334,7 +342,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     for name, arm in arms.items():
         kind = arm.kind
         rows = laid_out(data.training, kind, network.config)
-        # Arms with the same layout share one reader of a stream.
+        # Arms that read rows of the same layout share one reader, because a stream is read once.
         if rows.layout not in drawn:
             drawn[rows.layout] = _drawn(rows, recipe)
         sources[name] = _source(data, recipe, kind, drawn[rows.layout], arm.masking)
@@ -346,17 +354,17 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         sizes[name] = probe_rows(probed, ranks=ranks, twins=kind.twins)
         free = len(blocks) - len(taken[name])
         enough = enough and free >= sizes[name]
-        # Check the probe size now; otherwise training would fail at the first probe.
+        # Check now whether there are enough rows; otherwise training would fail at the first probe.
         if chooser.every:
             check_enough(name, free, of=len(blocks), size=sizes[name])
     source = ArmsSource(sources, chooser, training)
-    # This sampler divides losses by the loss at chance. For some objectives that loss depends on
-    # the batch size, which is half of a probe.
+    # This sampler divides losses by the loss at chance. For some objectives, the loss at chance
+    # depends on the batch size. A probe consists of two batches.
     if isinstance(chooser, LossProportional):
         vocabulary = len(data.tokenizer)
         chances = {name: joined.arm(name).chance(vocabulary, sizes[name] // 2) for name in arms}
         chooser.chance = chooser.vector(chances)
-    # The faithful variant of Mometas draws new probe rows every time, as in the paper.
+    # The faithful variant of Mometas draws new rows for every probe, as in the paper.
     fresh = isinstance(chooser, Mometas) and chooser.faithful
 
     def probe() -> Probe:
@@ -371,7 +379,8 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
             ranks=ranks,
         )
 
-    # Samplers that do not learn use probes for the report only, so they may run without probes.
+    # A sampler that does not learn makes probes only for the report, so it can run without them if
+    # there are too few rows.
     watched = SamplerLearner(chooser, probe if enough else None, watched_every=training.eval_every)
     listed = ", ".join(f"{name}: {arm.objective}" for name, arm in arms.items())
     return Learning(
@@ -386,7 +395,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
 def judging_rows(
     network: PreTrainedModel, data: Prepared, recipe: Recipe
 ) -> list[tuple[Rows, int]]:
-    """List the held-out rows of every evaluation, with the number of rows that it reads."""
+    """List, for every evaluation, the held-out rows and the number of rows that are read."""
     settings = recipe.evaluation
     judged = []
     if settings.rows:
@@ -398,16 +407,16 @@ def judging_rows(
 
 
 def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
-    """Return the indices of ``rows`` that share a piece with an evaluated row.
+    """Return the indices of ``rows`` that have text in common with an evaluated row.
 
     Args:
-        rows: rows in the layout of an arm.
-        judged: the same pieces in the layout of the evaluation.
+        rows: rows in the layout of an objective.
+        judged: the same text in the layout of the evaluation.
         count: the number of rows of ``judged`` that the evaluation reads.
     """
     return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
 
 
 def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:
-    """Convert rows to the layout that an objective needs with this model."""
+    """Return rows in the layout in which an objective reads them with this model."""
     return rows.laid(objective.reads(rows.layout, config))

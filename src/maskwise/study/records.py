@@ -1,6 +1,7 @@
-"""Contents of a study's files: study.json, records.jsonl, timings.jsonl and written answers.
+"""The files of a study: study.json, records.jsonl, timings.jsonl and answers of generation tasks.
 
-study.json also stores the running time and the verdicts of earlier calls in the same folder.
+study.json describes the study. It also stores the running time of earlier calls in the same folder,
+and on which runs they computed verdicts: a later verdict on other runs would be a repeated test.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ RESULTS = (*TABLES, PREDICTIONS, "report.html")
 
 
 def describe(recipe: Recipe, design: Design) -> Study:
-    """Return the content of study.json, as far as the study's plans are known."""
+    """Return the content of study.json, as far as the runs of the study are planned."""
     study = recipe.study
     reference = None
     if REFERENCE in design.arms:
@@ -57,7 +58,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
     if study.search:
         search = {"grid": study.search.grid, "own": study.search.own, "by": study.search.by}
     tasks = map(load_task, baseline_of(recipe).tasks)
-    # The report reads these keys and not the recipe, because recipes change more often.
+    # The report reads these keys instead of the recipe, whose format changes more often.
     described: Study = {
         "name": recipe.name,
         "description": recipe.description,
@@ -97,7 +98,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     ratios = []
     tokenizers = []
     samplers = []
-    # If seeds chose different settings, the runs of an arm may differ in their masks.
+    # A search may choose other settings for each seed, so the runs of an arm may mask differently.
     for setting in design.settings_of(name):
         links = recipe.arm(name, seed=0, more=setting).links()
         last = links[-1]
@@ -190,7 +191,7 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
 
 
 def _same_question(before: Plain, study: Study) -> bool:
-    """Return whether two studies share an arm and differ only in ``study`` settings."""
+    """Return whether two studies have a common arm and differ only in their ``study`` section."""
     old = before.get("recipe") or {}
     new = study["recipe"]
     parts = new.keys() - {"name", "description", "study"}
@@ -202,12 +203,12 @@ def _same_question(before: Plain, study: Study) -> bool:
 
 
 def _settings(recipe: Plain) -> Plain:
-    # In older files, this value may be null.
+    # In files of older versions, this value may be null.
     return recipe.get("study") or {}
 
 
 def _look(study: Study | Plain) -> Look:
-    """Return the seeds and the number of contrasts that a verdict of this study uses."""
+    """Return the seeds, the number of contrasts and the planned looks of a study's verdict."""
     seeds: list[int] = study["seeds"]
     looks = study.get("looks")
     return {"runs": len(seeds), "seeds": seeds, "contrasts": len(_asked(study)), "looks": looks}
@@ -228,23 +229,23 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
 
 
 def _asked(study: Study | Plain) -> list[list[str]]:
-    """List the pairs whose tests share the error rate, with the arms of a pair sorted by name."""
+    """List the contrasts that share the error rate, with the arms of each pair sorted by name."""
     gate = study.get("gate")
-    # In files of older versions, the gate is the pair itself. Without a search, the gate is one of
-    # the contrasts; it is tested at the full error rate, so it is left out here.
+    # Without a search, the gate may be one of the contrasts. It is left out, because it is tested
+    # at the full error rate. In files of older versions, the gate is the pair itself.
     if isinstance(gate, dict) and not study.get("search"):
         gate = gate["contrast"]
     return [sorted(pair) for pair in study.get("contrasts", ()) if pair != gate]
 
 
 class Others(NamedTuple):
-    """Results of seeds outside the current block, read from the study's folder.
+    """Results of the seeds that this call does not run, read from the study's folder.
 
     Attributes:
         records: lines of records.jsonl, including lines without a seed.
         timings: lines of timings.jsonl.
-        answers: rows of the file of predictions, with the answers of all seeds.
-        runs: the folders of the last training stages, keyed by arm and seed.
+        answers: rows of the file with the answers of generation tasks, for all seeds.
+        runs: the folders of the last training stages, keyed by arm and then by seed.
     """
 
     records: Sequence[Record] = ()
@@ -253,26 +254,23 @@ class Others(NamedTuple):
     runs: Mapping[str, dict[str, str]] = MappingProxyType({})
 
     def added_to(self, study: Study) -> Study:
-        """Add the folders of the other blocks' training stages to the content of study.json."""
+        """Add ``runs`` to the content of study.json."""
         for arm, folders in self.runs.items():
             study["arms"][arm]["runs"] = folders | study["arms"][arm]["runs"]
         return study
 
 
 def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
-    """Check that a folder holds no study of a different recipe.
+    """Raise an error if a folder contains a study of a different recipe.
 
     Args:
         out: the folder.
         before: the content of study.json in ``out``; None if the file is missing.
         study: the content of study.json for this call.
-
-    Raises:
-        MaskwiseError: the recipes differ.
     """
     if before and before.get("recipe") != study["recipe"]:
         raise MaskwiseError(
-            f"--out {out} holds a study of a different recipe, so these seeds cannot be added",
+            f"--out {out} contains a study of a different recipe, so seeds cannot be added to it",
             got=before.get("name"),
             do="give a new folder",
         )
@@ -284,12 +282,13 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
     Args:
         out: the study's folder.
         before: the content of study.json in ``out``.
-        design: the design of the current block.
+        design: the design of this call.
     """
     if not before:
         return Others()
     judged = design.recipe.study.judged_seeds
-    # Search runs use the seeds of the study; after a search, compared runs use other seeds.
+    # In a study with a search, the search runs have the seeds in the recipe, and the compared runs
+    # have other seeds.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
     records = [line for line in read_lines(out / "records.jsonl") if line.get("seed") not in own]
     return Others(
@@ -304,7 +303,8 @@ def pending(study: Study, records: Iterable[Record]) -> list[int]:
     """List the seeds of compared runs that have no record yet."""
     done = set()
     for record in records:
-        # A failed run has a failure record and is not pending.
+        # Failure records count as records, so a seed with a failed run is not pending. Records with
+        # these keys belong to runs of the gate and to companions (shorter runs).
         if not {"role", "fraction"} & record.keys():
             done.add(record.get("seed"))
     return [seed for seed in study["seeds"] if seed not in done]
@@ -332,8 +332,9 @@ def collect(
         for stage in run.stages:
             results[stage] = stage.result(stages)
             error = errors.get(stage.name)
-            # A failed search for test items does not affect comparisons and is not recorded. Later
-            # stages inherit the error of a failed stage, so an error is reported once.
+            # An "overlap" stage, which looks for test items in the text, does not affect
+            # comparisons, so its failure is not recorded. Stages that need a failed stage have the
+            # same error, which is reported once.
             if not results[stage] and stage.kind != "overlap" and error not in reported:
                 reported.add(error)
                 records.append(failure_of(run, stage, errors))
@@ -344,17 +345,17 @@ def collect(
             if not result or stage.kind not in RECORDS:
                 continue
             lines = RECORDS[stage.kind](result)
-            # The overlap of a text with a task belongs to no run.
+            # The overlap of a text and a task does not depend on a run.
             if stage.kind == "overlap":
                 records += lines
                 continue
-            # If fine-tuning diverged on one task, the run's other measurements remain valid.
+            # If fine-tuning diverged on one task, the other measurements of the run remain valid.
             sound = [line for line in lines if _finite(line)]
             records += [{"kind": line["kind"], **run.who, **line} for line in sound]
             if len(sound) < len(lines):
                 error = "a score or loss is not a finite number; training or fine-tuning diverged"
                 records.append(failure_of(run, stage, {stage.name: error}))
-    # Several blocks of seeds may have written the same record of a text and a task.
+    # The overlap of a text and a task may have been recorded already, in a call with other seeds.
     distinct = {}
     for record in records:
         text = json.dumps(record, sort_keys=True)
@@ -369,7 +370,10 @@ def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
 
 
 def _learned(result: Plain) -> list[Plain]:
-    """Return the record of a learned policy, with its weight on answers in held-out texts."""
+    """Return the record of a learned masking policy.
+
+    It contains the share of masking weight that the policy gives to answers in held-out texts.
+    """
     learning = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
     kept = (*learning, "weight_on_labels", "labelled_words")
     facts = result | (result.get("held_out") or {})
@@ -378,7 +382,7 @@ def _learned(result: Plain) -> list[Plain]:
 
 
 def _score(result: Plain) -> list[Plain]:
-    # The keys are in the order of earlier versions, so files compare equal.
+    # The keys are in the order of earlier versions, so that the files of equal results are equal.
     kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
     if "item_sd" in result:
         kept += ["majority", "interval", "item_sd"]
@@ -428,7 +432,10 @@ def _place(record: Record) -> tuple[str | float, ...]:
 
 
 def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Record]:
-    """Yield failure records of compared runs for which every search run failed."""
+    """Yield a failure record for every arm and seed whose search runs all failed.
+
+    Such an arm and seed has no compared run. The record has the seed of this missing run.
+    """
     for (arm, seed), trials in design.failed.items():
         reasons = [errors[name] for name in stages_of([Plan(tuple(trials))]) if name in errors]
         reason = next(iter(reasons), "no finite score")

@@ -1,5 +1,6 @@
-"""Run a study: execute the remaining stages, then write records, verdicts and the report.
+"""Run a study: execute its unfinished stages, then write records, verdicts and the report.
 
+A stage is one piece of work with its own folder: prepare a text, pre-train, evaluate, or fine-tune.
 After an interruption, the same command resumes the study. If a run fails, the study reports it and
 continues with the other runs.
 """
@@ -69,15 +70,15 @@ def run_study(
         engine: where stages run: "local" or "ray".
         retries: the maximum number of retries of a stage after a failure that may be temporary.
         cache: a folder of stages that several studies share.
-        seeds: the block of ``study.seeds`` to run; None for all. Records of other seeds in ``out``
-            are preserved. Verdicts appear once all seeds of the study have run.
+        seeds: the part ("block") of ``study.seeds`` to run; None for all. Records of other seeds in
+            ``out`` are preserved. There are no verdicts until all seeds of the study have run.
 
     Returns:
         The content of summary.json, and ``seconds``, ``report`` (the path of the page) and
         ``failures`` (records of failed runs).
 
     Raises:
-        MaskwiseError: bad input, before anything is written.
+        MaskwiseError: the input is invalid. Nothing has been written then.
     """
     # Imported here because workers import this module but need neither scipy nor altair.
     from maskwise.report import write_report
@@ -90,7 +91,8 @@ def run_study(
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
-    # Blocks of another recipe and impossible contrasts raise an error before any work is done.
+    # Raise errors before any work is done: the folder contains blocks of another recipe, or a
+    # contrast names an arm that is not measured.
     if seeds is not None:
         require_same_recipe(out, read_json(out / "study.json"), study)
     primary_pairs(study)
@@ -100,14 +102,15 @@ def run_study(
     worked = False
     running = "another study is running in"
     with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
-        # Read study.json under the lock, because another block may have finished meanwhile. An
-        # older version with other settings may have written it.
+        # Read study.json again under the lock, because another block may have finished meanwhile.
+        # The file may come from an older version of maskwise, whose settings had other names.
         before = without_former(read_json(out / "study.json") or {})
         others = Others()
         if seeds is not None:
             require_same_recipe(out, before, study)
             others = others_of(out, before, design)
-            # The description of an arm lists the settings chosen by all seeds.
+            # study.json lists what the search chose for every seed, including seeds of other
+            # blocks.
             for line in others.records:
                 if line["kind"] == "selection" and line["chosen"]:
                     design.chosen[line["arm"], line["search_seed"]] = line["chosen"]
@@ -120,7 +123,7 @@ def run_study(
                     link_shared(plan.stages(), stages, shared)
                 todo = unfinished(plan, stages)
                 worked = worked or bool(todo)
-                # Written before the work, because reports of unfinished studies read this file.
+                # Write study.json before the work, because reports of unfinished studies read it.
                 study = others.added_to(describe(recipe, design) | known)
                 write_json(out / "study.json", study)
                 errors |= execute(
@@ -131,13 +134,13 @@ def run_study(
                     say(notes_of_texts(texts, stages))
         finally:
             seconds = known["seconds"] or 0.0
-            # A repeated command on a finished study adds nothing to its time.
+            # Do not add the time of a repeated command on a finished study.
             if worked:
                 seconds += time.perf_counter() - began
             known["seconds"] = round(seconds, 1)
             write_json(out / "study.json", study | known)
         compared = [run for run in design.runs if run.compared]
-        # The page shows masks of the study's first seed only, in whichever block it runs.
+        # The page shows masks of the study's first seed only. Other blocks must not replace them.
         shown = []
         if recipe.study.seed_list[0] in block:
             shown = compared
@@ -152,7 +155,7 @@ def run_study(
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, stages)])
-        # Only generation tasks produce written answers.
+        # Only generation tasks produce answers in words.
         answered = _answers(compared, stages, others.answers)
         if answered:
             write_lines(out / PREDICTIONS, answered)
@@ -167,7 +170,10 @@ def run_study(
 
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
-    """List failed searches for test items. Such a failure does not invalidate a comparison."""
+    """List failures of the stages that look for test items in the training text.
+
+    Such a failure does not invalidate a comparison.
+    """
     failed = {}
     for run in design.runs:
         for stage in run.overlaps:
@@ -177,14 +183,14 @@ def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> li
 
 
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
-    """List the stages to execute: without a result, or with damaged files that are needed."""
+    """List the stages of a plan that have no result, or whose damaged files are needed."""
     everything = plan.stages()
     todo: set[str] = set()
     needed: set[str] = set()
-    # In reverse topological order, the stages that need a stage are visited before it.
+    # In reverse topological order, a stage is visited before the stages that it needs.
     for stage in reversed(everything):
         missing = stage.result(stages) is None
-        # The samples on the page are drawn from the texts, so texts are always needed.
+        # Texts are always needed, because the page shows samples of them.
         wanted = stage.kind == "prepare" or stage.name in needed
         if not missing and wanted and stage.damage(stages):
             (stage.folder(stages) / DONE).unlink()
@@ -196,12 +202,15 @@ def unfinished(plan: Plan, stages: Path) -> list[Stage]:
 
 
 def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
-    """Link stages of the shared folder into the study, except stages that the study has."""
+    """Link the stages in ``wanted`` from the study to the shared folder.
+
+    A stage that already has a folder in the study is not linked.
+    """
     for stage in wanted:
         own = stage.folder(stages)
         if not own.is_dir():
             stage.folder(shared).mkdir(parents=True, exist_ok=True)
-            # Replace a dangling link, left behind when a shared folder was removed.
+            # If an earlier shared folder was removed, its link is dangling, and is replaced.
             own.unlink(missing_ok=True)
             own.symlink_to(stage.folder(shared), target_is_directory=True)
 
@@ -209,11 +218,10 @@ def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
 def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain]) -> list[Plain]:
     """Collect the answers to the test rows of generation tasks, keyed by arm and seed.
 
-    Only the first fine-tuning run of every checkpoint is read: the answers are examples for the
-    page, and scores come from elsewhere.
+    The answers are only examples for the page, so one fine-tuning run of every checkpoint is read.
 
     Args:
-        before: rows with the answers of other seeds.
+        before: rows with the answers of other blocks of seeds.
     """
     rows = {_row_key(row): row for row in before}
     for run in runs:
@@ -234,7 +242,7 @@ def _row_key(row: Plain) -> tuple[str, str, str]:
 
 
 def _timings(design: Design, stages: Path) -> Iterator[Plain]:
-    """Yield the seconds of every stage, once for every run that needs the stage."""
+    """Yield the seconds of every finished stage of every run; shared stages are repeated."""
     for purpose, runs in (("main", design.runs), ("choice", design.others)):
         for run in runs:
             for stage in run.stages:
@@ -261,16 +269,18 @@ SAMPLE_TOKENS = 64
 MIN_CHARACTERS = 100
 """Minimum number of characters of a sample document."""
 MOMENTS = 5
-"""Number of training steps for which masks are shown, in different epochs."""
+"""Number of training steps for which masks are shown. Each step is masked as in another epoch, so
+the masks differ even if the masking ratio is constant."""
 
 
 def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
-    """Show how every arm masks some documents at several training steps.
+    """Show how the first run of every arm masks some documents at several training steps.
 
-    A policy that learns during training uses its final weights.
+    A masking policy that learns during training is shown with its final weights.
 
     Returns:
-        The samples of every arm's first run, keyed by arm.
+        For every arm, a list of samples: a document, its masked text in the middle of training
+        (``pieces``), and its masked text at all shown steps (``moments``).
     """
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in _maskers(runs, stages):
@@ -314,18 +324,21 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
 
 
 def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
-    """Count how often every arm masks the correct answers of tasks, halfway through training."""
+    """Count how often every arm masks the correct answers of tasks in its training text.
+
+    The masking ratio is that of the middle training step.
+    """
     records: list[Record] = []
     if not recipe.tasks:
         return records
     for run, link, data, masker in _maskers(runs, stages):
-        # A stream would have to be read a second time, which takes too long.
+        # A stream was read during training. To read it again would take too long.
         if isinstance(data.training, Stream):
             continue
         for spec in run.recipe.tasks:
             task = load_task(spec)
             rights = [*chain.from_iterable(task.rights())]
-            # Answers other than text, such as classes, do not occur in the rows.
+            # Answers that are not text, such as classes, cannot occur in the training text.
             if not rights:
                 continue
             steps = link.training.steps
@@ -349,8 +362,8 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
 def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
     """Yield the first run of every arm, and the recipe, text and masker of its last phase.
 
-    Arms are skipped if they mask nothing, if their objectives ignore the masking policy, or if the
-    weights of their policy are unknown.
+    An arm is skipped if it masks nothing, if its objectives ignore the masking policy, or if the
+    weights of its masking policy are unknown.
     """
     first: dict[str, Run] = {}
     for run in runs:

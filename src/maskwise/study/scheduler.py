@@ -1,9 +1,10 @@
 """Execute the stages of a plan in a pool of workers, in topological order.
 
-If a stage fails, the stages that need it fail with the same error, and all others continue. If the
-failure may be temporary (``jobs.Failure``), the stage is retried after a pause. A retry resumes
-from the last saved state and gives the same results. All state is in the folders of the stages, so
-the same command resumes after any interruption.
+A plan is a list of runs, and a run consists of stages, such as pre-training. If a stage fails, the
+stages that need its result fail with the same error, and all others continue. If the failure may be
+temporary (``jobs.Failure.passing``), the stage is retried after a pause. A retry resumes from the
+last saved state and has the same result. All state is in the folders of the stages, so the same
+command resumes after any interruption.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ PAUSE_SECONDS = 2.0
 
 
 Task = tuple[str, Plain]
-"""A message to a worker: the name of a stage and its fields. The worker computes the name again
-from the fields; a different name means that its libraries differ."""
+"""A message to a worker: the name of a stage and its fields. The worker computes the name from the
+fields again. If the two names differ, its libraries differ from those of the main process."""
 
 
 def execute(
@@ -57,14 +58,14 @@ def execute(
         todo: the unfinished stages.
         stages: the folder of all stages.
         plan: the plan that contains the stages.
-        jobs: the number of stages that run in parallel; None for the number of GPUs, or of cores
-            without a GPU.
+        jobs: the number of stages that run in parallel; None for the number of GPUs of this
+            machine, or of cores if it has no GPU.
         quiet: whether to hide progress.
         engine: a name in ``jobs.ENGINES``.
         retries: the maximum number of retries after a failure that may be temporary.
 
     Returns:
-        Error messages of stages that failed, or that need a failed stage, keyed by stage name.
+        The error messages of stages that failed or need a failed stage, keyed by stage name.
 
     Raises:
         MaskwiseError: a text that every run needs cannot be prepared, or the engine is unknown or
@@ -75,7 +76,7 @@ def execute(
         return errors
     # Workers may have a different working directory.
     stages = stages.resolve()
-    # If one of these stages fails, every run fails.
+    # If a stage that every run needs fails, there is nothing left to do.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
     waiting = named(todo)
     running: dict[Future[Plain], Stage] = {}
@@ -95,11 +96,11 @@ def execute(
                     continue
                 ready = unfinished.isdisjoint(stage.needs)
                 paused = time.monotonic() < not_before[name]
-                # No stage is queued in the pool, because a stage of an earlier run may become
-                # ready in the meantime and must start first.
+                # Submit a stage only if a worker is free. If stages waited in the pool, a stage of
+                # an earlier run that becomes ready later would have to wait behind them.
                 if ready and not paused and len(running) < pool.places:
                     running[pool.submit((name, stage.as_dict()))] = waiting.pop(name)
-            # All remaining stages are paused before a retry.
+            # Nothing runs if all remaining stages are in the pause before a retry.
             if not running:
                 time.sleep(0.1)
                 continue
@@ -122,13 +123,13 @@ def execute(
                 else:
                     progress.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
-            # ``wait`` returns after 0.5 seconds, so the display is updated twice a second.
+            # ``wait`` returns after at most 0.5 seconds, so the display is updated twice a second.
             progress.update(named(running.values()), errors)
     return errors
 
 
 def _failure(future: Future[Plain], folder: Path) -> Failure | None:
-    """Return the failure of a stage that has ended; None if it is done."""
+    """Return why a stage that has ended is not finished; None if it is finished."""
     try:
         future.result()
     except Failure as failure:
@@ -136,8 +137,8 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
     if appears(folder / DONE):
         return None
     return Failure(
-        "the worker finished the stage, but its folder is not visible on this machine; use an "
-        "--out that all machines share",
+        "a worker finished the stage, but its folder is not visible on this machine; use a folder "
+        "(--out) on a file system that all machines share",
         passing=True,
     )
 
@@ -150,8 +151,8 @@ def do_stage(task: Task, *, stages: str) -> Plain:
         stages: the folder of all stages.
 
     Raises:
-        MaskwiseError: the stage gets a different name here, because library versions or the
-            precision differ from the main process.
+        MaskwiseError: the stage has a different name on this machine, because library versions or
+            the precision differ from those of the main process.
         FileNotFoundError: the result of a needed stage is not visible on this machine.
     """
     name, plain = task
@@ -159,8 +160,8 @@ def do_stage(task: Task, *, stages: str) -> Plain:
     folder = Path(stages)
     if stage.name != name:
         raise MaskwiseError(
-            "a worker's machine has other versions of maskwise or its libraries, or a different "
-            "precision (bf16 or fp32)",
+            "the machine of a worker has other versions of maskwise or its libraries than this "
+            "machine, or another precision (bf16 or fp32)",
             do="use machines with the same versions and hardware",
         )
     # On a shared file system, files from other machines may appear with a delay.
@@ -173,9 +174,10 @@ def do_stage(task: Task, *, stages: str) -> Plain:
 
 @contextmanager
 def only_copy(folder: Path) -> Iterator[None]:
-    """Hold the lock of a stage's folder; wait while another process holds it."""
-    # A node that lost its connection may still be training. The retry on another node waits for the
-    # lock, and then finds a finished stage or resumes it. The lock is released if a process dies.
+    """Lock the folder of a stage; wait while another process has locked it."""
+    # A machine that lost its connection may still be training. The retry on another machine waits
+    # for the lock, and then finds a finished stage or resumes it. If a process dies, its lock is
+    # released.
     folder.mkdir(parents=True, exist_ok=True)
     held = locked(folder / ".lock", wait=-1)
     try:
@@ -191,13 +193,13 @@ def only_copy(folder: Path) -> Iterator[None]:
 LINE_SECONDS = 60.0
 """Seconds between two progress lines if stderr is not a terminal."""
 TAIL_BYTES = 1 << 18
-"""Number of bytes read from the end of metrics.jsonl. A single line may be long."""
+"""Number of bytes read from the end of metrics.jsonl; large, because a single line may be long."""
 
 
 class Progress:
     """Display finished stages, running stages and the remaining time of a plan.
 
-    The state is read from the folders of the stages, which also covers stages on other machines.
+    The state is read from the folders of the stages, because stages may run on other machines.
 
     Args:
         plan: the plan that is executed.
@@ -212,12 +214,12 @@ class Progress:
         self.jobs = jobs
         self.console = Console(stderr=True, quiet=quiet)
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
-        # Without a terminal, as in a batch job, plain lines are printed.
+        # If there is no terminal, as in a batch job, plain lines are printed.
         self.shows = self.console.is_terminal and not quiet
         self.began = time.perf_counter()
         self.printed_at = self.began
         self.named = named(plan.stages())
-        # A stage that several runs need is displayed as a part of the first run.
+        # A stage that several runs need is displayed as a part of the first of them.
         self.titles: dict[str, str] = {}
         for run in reversed(plan.runs):
             self.titles |= dict.fromkeys(named(run.stages), run.title)
@@ -237,11 +239,11 @@ class Progress:
         self.live.stop()
 
     def say(self, line: str) -> None:
-        """Print a permanent line above the live lines."""
+        """Print a line above the display; it stays there when the display changes."""
         self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
-        """Redraw the display; without a terminal, print a line every minute."""
+        """Redraw the display; if there is no terminal, print a line every minute."""
         now = time.perf_counter()
         self.first_seen = {name: self.first_seen.get(name, now) for name in running}
         self.errors = errors
@@ -256,7 +258,7 @@ class Progress:
             self.console.print(self.summary(), soft_wrap=True)
 
     def last_line(self, name: str) -> Plain:
-        """Return the last training line in metrics.jsonl; empty before the first line."""
+        """Return the last training line in metrics.jsonl; empty if there is none yet."""
         metrics = self.named[name].folder(self.stages) / "metrics.jsonl"
         try:
             with metrics.open("rb") as file:
@@ -265,9 +267,9 @@ class Progress:
                 lines = file.read().splitlines()
         except OSError:
             return {}
-        # The last line may belong to an evaluation.
+        # Search from the end, because the last lines may belong to evaluations.
         for line in reversed(lines):
-            # TAIL_BYTES may cut the first line, and the last line may be partially written.
+            # Skip incomplete lines: the first line may be cut, and the last half written.
             with suppress(ValueError):
                 found: Plain = json.loads(line)
                 if found["kind"] == "train":
@@ -288,7 +290,8 @@ class Progress:
         if self.errors:
             parts.append(f"{len(self.errors)} failed")
         parts.append(duration(time.perf_counter() - self.began))
-        # Before the first stage has finished, the sum of known times is far too low.
+        # If some times are unknown, the sum is a lower bound. Before the first stage has finished,
+        # it is far too low to be shown.
         if left and complete:
             parts.append(f"about {duration(left)} left")
         elif left and self.forecast.finished:
@@ -306,13 +309,14 @@ class Progress:
         """
         now = time.perf_counter()
         left: Seconds = {}
-        # Running stages come first, because they occupy workers already.
+        # List running stages first, because they occupy workers already.
         for name in dict.fromkeys([*self.first_seen, *self.named]):
             if name in self.forecast.finished or name in self.errors:
                 continue
             seconds = self.forecast.seconds(name)
             line = self.lines.get(name)
-            # A training stage logs its steps and seconds, which include those before a resume.
+            # A training stage logs its steps and its seconds. Both include earlier, interrupted
+            # calls, so the time per step is known.
             if line:
                 seconds = line["seconds"] * (1 / self._share(name) - 1)
             elif seconds is not None:
@@ -321,7 +325,7 @@ class Progress:
         return until_end(self.named, left, self.jobs), None not in left.values()
 
     def _share(self, name: str) -> float:
-        """Return the share of a training stage's steps that is finished."""
+        """Return the share of the steps of a training stage that are finished."""
         training = self.named[name].what["training"]
         done: float = self.lines[name]["step"] / training["steps"]
         return min(1.0, done)

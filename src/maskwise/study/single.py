@@ -1,7 +1,7 @@
 """Commands for single runs: ``maskwise pretrain``, ``finetune`` and ``learn``.
 
-They do the same work as the stages of a study. After an interruption, the same command resumes the
-run.
+Each command does the work of one or more stages of a study, but for a single model. After an
+interruption, the same command resumes the run.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
-"""Prefix of the folders of earlier phases, which are numbered from 0. The last phase writes to the
-run's folder itself."""
+"""A run may train in several phases. This is the prefix of the folders of all phases but the last,
+which are numbered from 0. The last phase writes to the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 
 
@@ -53,7 +53,7 @@ def with_own_seed(recipe: Recipe) -> Recipe:
 
 
 def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]:
-    """Lock a run's folder on rank 0, on behalf of all torchrun processes."""
+    """Lock a run's folder. Under torchrun, the process with rank 0 locks it for all processes."""
     if not _is_first():
         return nullcontext()
     return claim_run(out, what, lock=lock, work="**/metrics.jsonl")
@@ -70,10 +70,10 @@ def _is_first() -> bool:
 def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
 
-    If the run in the folder is finished, return its result. If it was interrupted, resume it. If it
-    failed before the first state was saved, start again with this recipe. The arms of a study's
-    recipe are ignored. Under torchrun every process calls this function; only rank 0 prepares texts
-    and writes files.
+    If the run in the folder is finished, its result is returned. If the run was interrupted, it is
+    resumed. If it failed before the first state was saved, it starts again with this recipe. The
+    arms of a study's recipe are ignored. Under torchrun every process calls this function; only the
+    process with rank 0 prepares texts and writes files.
 
     Args:
         recipe: the recipe of the run.
@@ -84,8 +84,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         The content of ``done.json``, and the path of the ``checkpoint`` folder.
 
     Raises:
-        MaskwiseError: bad input; or the folder has other content, a run of a different recipe, or a
-            run that another process is training.
+        MaskwiseError: the input is invalid; or the folder contains other files, a run of a
+            different recipe, or a run that another process is training.
     """
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
     if _is_first():
@@ -96,7 +96,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     links = recipe.links()
     if any(link.learns for link in links):
         raise MaskwiseError(
-            "maskwise pretrain cannot learn a policy",
+            "maskwise pretrain cannot learn a masking policy",
             do="run maskwise learn first, then set masking.policy to learned('OUT/policy')",
         )
     first = prepare_stage(links[0])
@@ -105,7 +105,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         _require_same_texts(out, texts)
     checkpoint = {"checkpoint": str(out / "checkpoint")}
     result = read_json(out / DONE)
-    # An older or damaged file may lack these keys. The last part of the run is then repeated.
+    # A file from an older version, or a damaged file, may lack these keys. The run then continues
+    # from its last saved state.
     if result and {"heldout", "seconds"} <= result.keys():
         return result | checkpoint
     began = time.perf_counter()
@@ -121,7 +122,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         folders = [out / f"{PHASE}{number}" for number in range(len(links) - 1)]
         for link, text, folder in zip(links, texts, [*folders, out]):
             require_file(text.folder(stages) / DONE)
-            # Earlier phases that have a checkpoint are finished.
+            # A phase other than the last is finished if it has a checkpoint.
             if folder == out or not (folder / "checkpoint").is_dir():
                 data = open_text(text.folder(stages))
                 start = starting_from(before, link)
@@ -138,7 +139,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
     """Write the recipe and prepare the texts.
 
-    The folders of a run that failed before the first state was saved are removed.
+    If a run in the folder failed before its first state was saved, its folders are removed.
     """
     if not _begun(out):
         names = [text.name for text in texts]
@@ -151,12 +152,12 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
 
 
 def _require_same_texts(out: Path, texts: list[Stage]) -> None:
-    """Raise an error if the folder holds a run on a different text."""
+    """Raise an error if the folder contains a run on a different text."""
     before = [path.name for path in (out / "stages").glob("prepare-*")]
     new = [text.name for text in texts if text.name not in before]
     if before and new and _begun(out):
         raise MaskwiseError(
-            f"--out {out} holds a run on a different text: the corpus, or the installed versions, "
+            f"--out {out} contains a run on a different text: the corpus or the installed versions "
             "have changed",
             got=new[0],
             allowed=before[0],
@@ -165,19 +166,19 @@ def _require_same_texts(out: Path, texts: list[Stage]) -> None:
 
 
 def _require_same_run(out: Path, recipe: Recipe) -> None:
-    """Raise an error if the folder has other content, or a run of a different recipe."""
+    """Raise an error if the folder contains other files, or a run of a different recipe."""
     require_own(out, "recipe.yaml", what="a run of this recipe")
     if not _begun(out):
         return
     free = {"training": FREE}
     before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
-    # Both dumps include defaults, so the comparison covers all settings.
+    # Both dumps contain all settings, because defaults are included.
     now = recipe.model_dump(mode="json", exclude=free)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
         raise MaskwiseError(
-            f"--out {out} holds a run of a different recipe",
-            got=f"a change in {', '.join(changed)}",
+            f"--out {out} contains a run of a different recipe",
+            got=f"other settings of {', '.join(changed)}",
             do=ANOTHER_FOLDER,
         )
 
@@ -232,32 +233,32 @@ def run_finetune(
 
 
 def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
-    """Learn a policy and save it in a folder.
+    """Learn a masking policy and save it in a folder.
 
-    The folder holds the files of ``learning.run``, and ``recipe.yaml``, ``stage.json`` (all inputs
-    of the policy), ``done.json`` and ``report.html``. Under torchrun every process calls this
-    function; only rank 0 writes files.
+    The folder contains the files of ``learning.run``, and ``recipe.yaml``, ``stage.json`` (all
+    inputs of the policy), ``done.json`` and ``report.html``. Under torchrun every process calls
+    this function; only the process with rank 0 writes files.
 
     Returns:
         The content of ``done.json``.
 
     Raises:
-        MaskwiseError: bad input; or the folder has other content, or a policy learned with a
-            different recipe or other data.
+        MaskwiseError: the input is invalid; or the folder contains other files, or a policy that
+            was learned with a different recipe or other data.
     """
     recipe = with_own_seed(recipe)
     if _is_first():
         require_own(out, "recipe.yaml", what="a policy of this recipe")
     stage = _learned_from(recipe)
     before = read_json(out / STAGE)
-    # If stage.json is damaged, the recipe still tells how the policy was learned.
+    # If stage.json is damaged, the inputs of the policy are computed from its recipe.
     if not before and (out / "recipe.yaml").is_file():
         before = _learned_from(read_recipe(out / "recipe.yaml"))
-    # The files that a recipe names may have changed, too.
+    # The inputs include hashes of files, which may change while the recipe stays the same.
     if before and before != stage:
         raise MaskwiseError(
-            f"--out {out} holds the policy of a different recipe, or one learned from other data: "
-            "a file, a library or the machine has changed",
+            f"--out {out} contains a policy that was learned with a different recipe or from other "
+            "data: a setting, a file, a library or the machine has changed",
             do=ANOTHER_FOLDER,
         )
     done = read_json(out / DONE)
@@ -280,7 +281,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 
 
 def _learned_from(recipe: Recipe) -> Plain:
-    """Return everything that a policy depends on, as stage.json holds it."""
+    """Return all inputs of a masking policy, in the format of stage.json."""
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link))
     plain: Plain = json.loads(json.dumps(stage.as_dict()))

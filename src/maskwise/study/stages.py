@@ -1,8 +1,9 @@
-"""Stages: the steps of a study.
+"""Stages: the pieces of work of a study.
 
 A stage has a folder whose name is a hash of all its inputs. If one setting or one character of the
 corpus changes, the name changes. A stage is finished if its folder contains ``done.json``, which
-is written last. Finished stages never run again. The module ``work`` executes stages.
+is written last. Finished stages never run again. The module ``work`` executes stages. Each kind of
+stage reads some inputs and results of earlier stages (left) and writes a result (right):
 
     prepare    corpus + tokenizer settings (or an earlier tokenizer) → training and held-out rows
     pretrain   prepare + model (or an earlier pretrain) + masking + training → checkpoint, metrics
@@ -46,14 +47,14 @@ STAGE = "stage.json"
 
 COMPUTED = ("0.1.0", "4")
 """Version of the results, which is a part of every stage name. The last number rises if a code
-change alters the results of unchanged settings. Changes so far (see CHANGELOG): 2: held-out loss,
-multi-label tasks; 3: macro F1 of truncated words, steps of tried learning rates; 4: labels missing
-in train, rows of probes."""
+change alters the results of unchanged settings. What changed so far (see CHANGELOG): 2: held-out
+loss and multi-label tasks; 3: macro F1 of truncated words, and steps of tried learning rates;
+4: labels missing in train, and rows of the sampler's probes."""
 
 
 @cache
 def _numerics() -> tuple[str, ...]:
-    """List the versions and the precision that affect results, as a part of every stage name."""
+    """List versions and the precision. They affect results, so stage names depend on them."""
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
     # On machines with fast bf16, matrices are multiplied in bf16.
     precision = "bf16" if fast_bf16() else "fp32"
@@ -62,13 +63,15 @@ def _numerics() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a study.
+    """One piece of work of a study.
 
     Attributes:
         kind: "prepare", "pretrain", "learn", "evaluate", "finetune" or "overlap".
         what: the inputs that determine the result: dumps of settings and hashes of files.
-        needs: the names of the stages that must be finished first.
-        how: settings that do not affect the weights, such as the logging interval.
+        needs: the names of the stages whose results this stage reads. The first need is a text,
+            and a second need is the checkpoint or the policy that the stage uses.
+        how: settings that do not affect the weights, such as the logging interval. They are not
+            part of the name.
     """
 
     # This is the order of the keys in stage.json.
@@ -78,7 +81,7 @@ class Stage:
     how: Plain = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        # The fields include dicts, which are not hashable; the name is a hash of all fields.
+        # Some fields are dicts, which are not hashable. The name identifies the stage.
         return hash(self.name)
 
     @cached_property
@@ -93,15 +96,15 @@ class Stage:
     def result(self, stages: Path) -> Plain | None:
         """Read the result of a finished stage; None if its file is missing or damaged."""
         result = read_json(self.folder(stages) / DONE)
-        # A file without seconds is damaged.
+        # Every complete file contains the seconds.
         if result is None or "seconds" not in result:
             return None
         return result
 
     def damage(self, stages: Path) -> str | None:
-        """Describe damaged files among those that later stages read; None if all are intact.
+        """Describe damage to the files that later stages read; None if the files are intact.
 
-        All these files are read, which takes about one second per gigabyte.
+        To check the files, all of them are read, which takes about one second per gigabyte.
         """
         kept = {"prepare": "data", "pretrain": "checkpoint", "learn": "policy"}.get(self.kind)
         if kept is None:
@@ -126,7 +129,7 @@ def named(stages: Iterable[Stage]) -> dict[str, Stage]:
 def stages_in(folder: Path) -> Iterator[Stage]:
     """Read the stages in a folder."""
     for path in folder.iterdir():
-        # A file that is damaged, or was written by a different version, is skipped.
+        # Skip files that are damaged, or were written by another version of maskwise.
         with suppress(KeyError, TypeError):
             yield Stage.from_dict(read_json(path / STAGE) or {})
 
@@ -140,7 +143,7 @@ def linked(own: Path, shared: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
         for stage in chain.from_iterable(folder.glob("*-*/") for folder in folders):
             link = Path(name) / stage.name
-            # If two stages have the same name, the study's own is used, as in ``link_shared``.
+            # If both folders contain a stage, link the study's own folder, as in ``link_shared``.
             if not link.is_symlink():
                 link.symlink_to(stage.resolve(), target_is_directory=True)
         yield Path(name)
@@ -151,8 +154,9 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# One function for each kind of stage. Settings that older versions lack are left out of a name if
-# they have their defaults. Stages from older versions then keep their names.
+# One function for each kind of stage. The names of stages must not change between versions of
+# maskwise, or finished stages would run again. Therefore a name leaves out settings that older
+# versions lack, if these settings have their defaults.
 
 
 def prepare_stage(
@@ -162,9 +166,9 @@ def prepare_stage(
 
     Args:
         recipe: the recipe of one run.
-        after: a stage that prepares a text and provides the tokenizer. If its text is the same,
-            ``after`` itself is returned. None to use the recipe's tokenizer.
-        learned: the stage that learns a policy, if this policy scores the text.
+        after: a stage that prepares a text and provides the tokenizer. If the recipe has the same
+            text, ``after`` itself is returned. None to use the recipe's tokenizer.
+        learned: the stage that learns the masking policy that scores the text, if there is one.
     """
     newer = set() if recipe.corpus.stream else {"stream", "shuffle", "repeat"}
     corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"} | newer)
@@ -174,7 +178,7 @@ def prepare_stage(
     if after is not None:
         if learned is not None:
             return Stage("prepare", what, (after.name, learned.name))
-        # ``after.what`` may contain more keys, for its tokenizer.
+        # ``after.what`` may also contain keys for the tokenizer, which ``what`` lacks.
         if all(after.what.get(key) == value for key, value in what.items()):
             return after
         return Stage("prepare", what, (after.name,))
@@ -185,9 +189,9 @@ def prepare_stage(
 
 
 def tokenizer_of(first: Stage) -> str:
-    """Return a hash of the tokenizer that a first prepare stage loads or trains.
+    """Return a hash of the tokenizer that the first prepare stage of a run loads or trains.
 
-    Losses per token are comparable only between texts with the same hash.
+    Losses per token are comparable only if the tokenizers have the same hash.
     """
     what = first.what
     corpus = what["corpus"]
@@ -207,30 +211,32 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     """
     parts = {"masking", "objective", "objectives", "sampler", "training"}
     what = recipe.model_dump(mode="json", include=parts)
-    # The hash sorts keys, but the sampler's draws depend on the order of the arms.
+    # The sampler's draws depend on the order of the objectives. The hash sorts the keys of dicts,
+    # so the order is added as a list.
     what["arms"] = list(recipe.objectives)
     if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
-        # Probes avoid the evaluated rows, so the number of evaluated rows affects training.
+        # The sampler tests objectives on held-out rows that evaluations do not use (probes), so the
+        # number of evaluated rows affects training.
         what["evaluated_rows"] = recipe.evaluation.rows
     if len(recipe.corpus.sources) > 1:
         # The weights of a mix affect the batches but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
     _drop_new_defaults(what["training"])
-    # Training needs these settings, but they do not affect the weights or the name.
+    # These settings do not affect the weights, so they are not part of the name.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     return _stage_on("pretrain", recipe, what, prepared, after, how)
 
 
 def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | None = None) -> Stage:
-    """Return the stage that learns the policy of one arm and seed.
+    """Return the stage that learns the masking policy of one arm and seed.
 
     Args:
         recipe: the recipe of one run.
         task: the spec of the task to learn from.
         prepared: a stage that prepares a text and provides the tokenizer.
-        after: an earlier training stage; the policy is learned for its checkpoint. None to learn it
-            for the recipe's model.
+        after: an earlier training stage, for whose checkpoint the policy is learned; None to learn
+            the policy for the recipe's model.
     """
     assert recipe.learning, "only recipes with a learning section have a learn stage"
     parts = {"objective", "training", "corpus"}
@@ -310,14 +316,16 @@ def finetune_stage(
     settings = recipe.finetune.model_dump(mode="json", exclude=newer)
     named = with_former(settings, "finetune")
     what: Plain = {"task": task, "task_content": content, "finetune": named}
-    # Fine-tuning seeds depend on the run's seed: they are equal for both runs of a pair, and differ
-    # between pairs. With equal seeds in all pairs, their luck alone could decide a contrast.
+    # Fine-tuning seeds depend on the run's seed. They are equal for both runs of a pair and differ
+    # between pairs. If all pairs had the same fine-tuning seeds, the luck of these seeds alone
+    # could decide a contrast.
     seed = recipe.training.seed
     if pretrained is None:
         length = recipe.links()[0].corpus.length
         what |= {"length": length, "seed": seed, "kind": recipe.kind}
     elif seed:
-        # Seed 0 is left out, because older versions had no such key and their stages remain valid.
+        # Older versions had no such key, and their stages have the result of seed 0. Seed 0 is left
+        # out, so that these stages keep their names.
         what["seed"] = seed
     return _stage_on("finetune", recipe, what, prepared, pretrained)
 
@@ -345,8 +353,9 @@ def _stage_on(
     trained: Stage | None,
     how: Plain | None = None,
 ) -> Stage:
-    """Build a stage that uses the checkpoint of ``trained``; if None, the recipe's model."""
-    # Older versions lack adapters, and only training stages depend on them.
+    """Build a stage that uses the checkpoint of ``trained``, or the recipe's model if None."""
+    # Only training stages depend on the adapter. Names without an adapter leave out this key,
+    # because older versions lack it.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
         adapter = {"adapter": recipe.model.adapter}
@@ -365,7 +374,7 @@ def _stage_on(
 
 
 def content_of(corpus: CorpusSettings) -> str | list[str]:
-    """Return the hash of a corpus, or hashes of the sources of a mix or the shards of a stream."""
+    """Return a hash of a corpus. A mix has one for each source, a stream one for each shard."""
     if corpus.stream:
         shards = chain.from_iterable(corpus.shards().values())
         return [f"{shard.name} {shard.fingerprint()}" for shard in shards]
@@ -378,7 +387,7 @@ def content_of(corpus: CorpusSettings) -> str | list[str]:
 def fingerprint(source: str) -> str:
     """Return a hash of a file, a folder or bundled data; for a hub id, the id itself."""
     world = read_world(source)
-    # A world is generated from its settings, so the version of the generator replaces a hash.
+    # The text of a generated world depends only on its settings and on the generator's version.
     if world:
         return world.version
     path = Path(source).expanduser()
@@ -400,7 +409,7 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
         files = {str(file.relative_to(path)): file for file in inside if file.is_file()}
     content = hashlib.sha256()
     for name, file in files.items():
-        # File names are a part of the content of a folder.
+        # If a file of a folder is renamed, the hash changes, too.
         content.update(name.encode())
         facts = file.stat()
         content.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))
@@ -409,5 +418,5 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
 
 @cache
 def _bytes_of(file: Path, size: int, changed: int) -> bytes:
-    """Hash a file. The size and the modification time are arguments only to key the cache."""
+    """Hash a file. If its size or modification time changes, the cached hash is not used."""
     return bytes.fromhex(file_hash(file))

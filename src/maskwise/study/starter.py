@@ -2,8 +2,9 @@
 
 The recipe is short, commented and ready to run. Its settings depend on the files. For English text,
 training continues from the bundled encoder. For other text, a small model is trained from scratch.
-Text without spaces is evaluated on token masks only. The recipe has one primary contrast and six
-runs of every arm, the minimum for a decision (``statistics.fewest_runs``).
+In text without spaces there are no words to mask, so it is evaluated on token masks only. The study
+compares one pair of arms (ways to pre-train), with six runs of each arm. Six is the minimum for a
+decision (``statistics.fewest_runs``).
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ from maskwise.text.documents import longest_field
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
-"""Limits on the time and the documents that ``look_at`` reads."""
+"""``look_at`` stops after this time or this number of documents."""
 
 ENGLISH = frozenset(
     ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "by", "this")
 )
 ENGLISH_SHARE = 0.15
-"""Minimum share of words in ``ENGLISH`` for a text to count as English. English prose has .2 to
-.35, and other languages have less than .05."""
+"""A text is taken for English if at least this share of its words are in ``ENGLISH``. The share is
+.2 to .35 in English prose, and less than .05 in other languages."""
 
 BLANK_SHARE = 0.05
-"""Minimum share of white space for a text to count as words separated by spaces."""
+"""If at least this share of characters is white space, spaces separate the words of a text."""
 
 MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_TOKENS = 200, 100, 12_000
-"""Maximum and minimum number of labelled rows for fine-tuning, and their maximum number of tokens.
-More rows take longer and hide the effect of pre-training. With these limits and ``STEP_TOKENS``,
-six pairs of runs of the bundled encoder take about ten minutes on two cores."""
+"""Maximum and minimum number of labelled rows for fine-tuning. Between these limits, the rows have
+at most ``TRAIN_TOKENS`` tokens. More rows take longer and hide the effect of pre-training. With
+these limits and ``STEP_TOKENS``, six pairs of runs of the bundled encoder take about ten minutes on
+two cores."""
 
 STEP_TOKENS = 768
 """Number of tokens per training step."""
@@ -62,8 +64,8 @@ MOST_PAIRS, LEAST_PAIRS = 500, 20
 _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 MOST_LETTERS, LONGEST = 40, 256
-"""A text without spaces and with at most ``MOST_LETTERS`` distinct characters counts as sequences
-of letters, such as proteins. Its rows have at most ``LONGEST`` tokens."""
+"""A text without spaces and with at most ``MOST_LETTERS`` distinct characters is a text of letters,
+such as proteins: every letter is a token. Its rows have at most ``LONGEST`` tokens."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ class TextFacts:
         whole: whether the whole corpus was read.
         characters: the number of characters in these documents.
         blanks: the share of characters that are white space.
-        english: the share of words that are among the most frequent English words.
+        english: the share of words that are among the most frequent English words (``ENGLISH``).
         sample: the beginning of the text.
-        text_field: the field that contains the text; see ``longest_field``.
+        text_field: the field that contains the text (``longest_field``).
         skipped: the number of skipped documents, keyed by reason.
     """
 
@@ -107,8 +109,8 @@ def look_at(source: str | Documents) -> TextFacts:
     """Read a corpus for a few seconds and return facts about the text.
 
     Args:
-        source: documents, or the name of a corpus. For a name, the field with the longest texts is
-            read.
+        source: documents, or the name of a corpus. From a corpus, the field with the longest texts
+            is read.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or is empty.
@@ -150,7 +152,8 @@ def is_task(spec: str) -> bool:
     try:
         load_task(spec)
     except HiddenLabels:
-        # The file has labelled rows. When it is loaded as a task, the error says what is hidden.
+        # The file has labelled rows, but their labels are hidden. The same error is raised again,
+        # with its message, when the file is used as a task.
         return True
     except MaskwiseError:
         return False
@@ -170,25 +173,25 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     """Return the text of a recipe for a corpus and tasks.
 
     Args:
-        source: a corpus, as for ``read_documents``. If it is a file with labels instead, the recipe
-            trains the bundled encoder on the bundled corpus and evaluates on these labels.
-        tasks: tasks that evaluate checkpoints, as for ``load_task``.
+        source: a corpus, as for ``read_documents``; or a file with labels, for which the recipe
+            trains the bundled encoder on the bundled corpus and evaluates it on these labels.
+        tasks: the tasks that evaluate checkpoints, as for ``load_task``.
 
     Raises:
         MaskwiseError: a corpus or a task cannot be read.
     """
     comment = "your text"
-    # Files with these extensions are text; trying to read them as labels would take long.
+    # Files with these extensions contain text. To try whether they contain labels would take long.
     may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         tasks, source = [source], "bundled:wikipedia"
         comment = "the bundled text, because no text was given"
-    # Tasks are loaded first, because reading a large text takes longer.
+    # Load the tasks first, to report their errors before the long reading of a large text.
     loaded = {spec: load_task(spec) for spec in tasks}
     for spec, task in loaded.items():
         if task.kind.name == "generation":
             # The template trains encoders only.
-            what = "a task with written answers needs an encoder–decoder"
+            what = "a task whose answers are generated text needs an encoder–decoder"
             do = f"maskwise study intermediate corpus.source={source} tasks='[\"{spec}\"]'"
             raise MaskwiseError(what, got=spec, do=f"{do} (docs/seq2seq.md)")
     facts = look_at(source)
@@ -206,7 +209,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     if facts.text_field != "text":
         comment += ", its column with the longest texts"
     name = name_of(source)
-    # Fine-tuning on long rows is slow, so their number is reduced.
+    # Fine-tuning on long rows is slow, so fewer of them are used.
     affordable = TRAIN_TOKENS // max(1, needed)
     rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, affordable))
     limited = []
@@ -227,7 +230,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         start=start,
         batch_size=max(4, STEP_TOKENS // length),
         tokenizer=tokenizer,
-        # Lower-casing also removes accents, so it is limited to English.
+        # Lower-casing also removes accents, which other languages than English need.
         lowercase=facts.is_english and not letters,
         letters=letters,
         spaced=facts.spaced,
@@ -242,7 +245,7 @@ def _rounded(tokens: float) -> int:
 
 
 def _tokens_needed(task: Task, *, letters: bool) -> int:
-    """Estimate the 95th percentile of row lengths in tokens, at most 512.
+    """Estimate the row length in tokens that is enough for 95 % of a task's rows; at most 512.
 
     Args:
         task: the task whose rows are measured.
@@ -252,7 +255,7 @@ def _tokens_needed(task: Task, *, letters: bool) -> int:
     sizes = []
     for row in task.splits["train"] or task.splits["test"]:
         text = " ".join(row.texts)
-        # Words have 1.5 tokens on average, and a row has up to three special tokens.
+        # A word has 1.5 tokens on average, and a row has up to three special tokens.
         sizes.append(max(1.5 * len(text.split()), tokens_per_character * len(text)) + 3)
     sizes.sort()
     wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
@@ -260,7 +263,7 @@ def _tokens_needed(task: Task, *, letters: bool) -> int:
 
 
 def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; for a file with texts or labels, write a recipe as ``study --new`` does.
+    """Read a recipe. For a file with texts or labels, write its recipe first (as ``study --new``).
 
     Args:
         subject: the name or path of a recipe, a corpus, or a file with labels.
@@ -286,16 +289,17 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
 def write_pairs(
     texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None
 ) -> Path:
-    """Write a retrieval task that matches titles to texts.
+    """Write a retrieval task: find the text that belongs to a title.
 
-    The title is the field ``title``. If a document has none, its first sentence is the title and
-    the rest is the text.
+    The title is the field ``title`` of a document. In a document without a title, the first
+    sentence is the title, and the rest is the text.
 
     Args:
         texts: a corpus.
         target: the output file. An existing file with the same pairs is left unchanged.
         text_field: the field that contains the text.
-        aside: a folder to write to if ``target`` has other pairs, which an earlier study may need.
+        aside: a folder for the new file if ``target`` contains other pairs, which an earlier study
+            may need; None to overwrite them.
 
     Returns:
         The path of the file with the pairs.
@@ -307,7 +311,7 @@ def write_pairs(
     if len(lines) < LEAST_PAIRS:
         raise MaskwiseError(
             "there is no task to evaluate on, and too few texts have a title or a second sentence "
-            "to build one",
+            "to make a task from the texts",
             got=f"{len(lines)} texts",
             allowed=f"≥ {LEAST_PAIRS}",
             do="give --task FILE",
@@ -323,7 +327,7 @@ def write_pairs(
 def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
     titles = read_documents(texts, text_field="title", keep_repeated=True)
     named = {}
-    # Reading a table without a column of titles raises an error.
+    # A table may have no column of titles. Reading it raises an error.
     with suppress(MaskwiseError):
         named = {document.id: document.text for document in islice(titles, 20_000)}
     for document in read_documents(texts, text_field=text_field):

@@ -4,14 +4,15 @@ All functions are pure. They use paired differences d_1, …, d_n, one per pair 
 large samples. Arms, tasks and verdicts are handled in ``maskwise.study.verdict``. Only the last
 section, about the power of a planned study, reads a recipe.
 
-The confidence interval inverts the test in closed form. Consider the hypothesis that the true mean
-is r. Split the runs into a part S and the rest, and flip the signs of d − r in S. The absolute sum
-reaches the observed one if and only if r is between mean(S) and mean(rest). The p value of r is
-therefore the share of splits whose two means enclose r; the split that flips nothing always counts.
-The ends of the interval are order statistics of these means.
+The confidence interval inverts the sign-flip test in closed form. Consider the hypothesis that the
+true mean is r. Split the runs into a part S and the rest, and flip the signs of d − r in S. The
+absolute sum is then at least as large as the observed one if and only if r is between mean(S) and
+mean(rest). Therefore the p value of r is the share of splits whose two means enclose r. (The split
+that flips nothing is always included.) The ends of the interval are order statistics of the means.
 
-With n runs, p values are multiples of 2^(1 − n). Power is computed for the paired t test at the
-largest attainable level. It is exact if this level requires equal signs in all runs.
+With n runs, p values are multiples of 2^(1 − n), so the test cannot use the error rate of 5 %
+exactly. Power is computed for the paired t test at the largest p value that the sign-flip test can
+attain below its error rate. If this p value requires equal signs in all runs, the power is exact.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ if TYPE_CHECKING:
 ALPHA = 0.05
 """Error rate of a study."""
 POWER = 0.8
-"""Power that planned numbers of runs are computed for."""
+"""The power for which numbers of runs are planned."""
 EXACT_RUNS = 20
-"""Maximum number of runs for which all 2^(n − 1) splits are enumerated (half a million splits in
-20 ms)."""
+"""Maximum number of runs n for which all 2^(n − 1) splits are enumerated. For 20 runs, half a
+million splits take 20 ms."""
 DRAWS = 100_000
-"""Number of random splits for more runs, drawn with a fixed seed."""
+"""Number of random splits if there are more runs. They are drawn with a fixed seed."""
 P_FROM_RUNS = 6
 """Minimum number of runs for a p value. With 5 runs, the smallest possible p is .0625."""
 CHANCE_MARGIN = 0.02
-"""Scores up to this far above chance count as guessing if the number of items is unknown."""
+"""If the number of test items is unknown, scores up to this far above chance are guessing."""
 MOST_RUNS = 300
 """Maximum number of runs that ``runs_to_decide`` considers."""
-# Nodes and weights of an integral over [-1, 1]. Computing them takes 20 ms, so it is done once.
+# Nodes and weights of an integral over [-1, 1]. They take 20 ms, so they are computed only once.
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
@@ -57,9 +58,9 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 def sign_flip_test(differences: ArrayLike) -> float:
     """Return the two-sided p value of the sign-flip (paired permutation) test of mean zero.
 
-    If the mean is zero, −d is as likely as d. The test is exact for up to 20 differences; the
-    smallest p is then 2^(1 − n). For more differences, it draws 100,000 random splits, with the +1
-    correction that keeps p above 0.
+    If the mean is zero, −d is as likely as d. The test is exact for up to n = 20 differences, and
+    the smallest possible p value is then 2^(1 − n). For more differences, it draws 100,000 random
+    splits, and adds 1 to both counts of the p value, so that p is never 0.
 
     >>> sign_flip_test([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     0.03125
@@ -70,7 +71,7 @@ def sign_flip_test(differences: ArrayLike) -> float:
     d = _finite(differences)
     flipped, _ = _splits(d)
     total = d.sum()
-    # The tolerance counts splits that equal the observed sum up to rounding.
+    # A split whose sum equals the observed sum is counted, even if rounding makes it smaller.
     rounding = 1e-12 * np.abs(d).sum()
     as_large = np.abs(total - 2 * flipped) >= abs(total) - rounding
     return float((1 + as_large.sum()) / (1 + len(flipped)))
@@ -81,8 +82,9 @@ def sign_flip_interval(
 ) -> tuple[float, float] | None:
     """Return the confidence interval: all means that the sign-flip test does not reject.
 
-    The result is None if there are too few differences to reject any mean (below 6 for 95 %). With
-    6 differences, the interval spans the smallest to the largest difference and covers 96.9 %.
+    The result is None if there are too few differences to reject any mean (less than 6 for 95 %).
+    With 6 differences, the interval reaches from the smallest to the largest difference, and its
+    confidence is 96.9 %.
 
     >>> sign_flip_interval([1, 2, 3, 4, 5, 6])
     (1.0, 6.0)
@@ -90,14 +92,15 @@ def sign_flip_interval(
     d = _finite(differences)
     flipped, sizes = _splits(d)
     splits = 1 + len(flipped)
-    # A mean is rejected if p = (1 + splits that enclose it) / splits is below 1 − confidence. The
-    # factor prevents ``ceil`` from rounding up a whole number with a rounding error.
+    # A mean is rejected if p = (1 + splits that enclose it) / splits is below 1 − confidence. A
+    # product that should be a whole number may be slightly too large. The last factor prevents
+    # ``ceil`` from rounding it up.
     around = math.ceil((1 - confidence) * splits * (1 - 1e-12)) - 1
     if around < 1:
         return None
     means = flipped / sizes
     others = (d.sum() - flipped) / (len(d) - sizes)
-    # Partitioning finds order statistics in linear time, faster than sorting.
+    # ``partition`` finds order statistics in linear time, which is faster than sorting.
     first = around - 1
     last = len(means) - around
     low = np.partition(np.minimum(means, others), first)[first]
@@ -113,20 +116,20 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the sum and the size of the flipped part for every split of the runs.
+    """Return the sum and the size of the flipped part, for every split except "nothing flipped".
 
     The first run is never flipped, because a split and its complement are equivalent.
     """
     if len(d) > EXACT_RUNS:
         inside = _drawn(len(d))
         return inside @ d, inside.sum(axis=1)
-    # Every run doubles the number of splits, because it is either flipped or not.
+    # Every further run doubles the number of splits, because it is either flipped or not.
     sums = np.zeros(1)
     sizes = np.zeros(1)
     for value in d[1:]:
         sums = np.concatenate([sums, sums + value])
         sizes = np.concatenate([sizes, sizes + 1])
-    # Leave out the first split, which flips nothing; the callers add it.
+    # Leave out the first split, which flips nothing. The callers count it separately.
     return sums[1:], sizes[1:]
 
 
@@ -147,8 +150,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p)
     steps = p[order] * (len(p) - np.arange(len(p)))
     adjusted = np.empty_like(p)
-    # The running maximum keeps the order of the raw p values: a hypothesis is rejected only if all
-    # hypotheses with smaller p values are rejected.
+    # The running maximum keeps the order of the p values, because Holm's procedure rejects a
+    # hypothesis only if it rejects all hypotheses with smaller p values.
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
 
@@ -156,7 +159,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def estimated(differences: NDArray[np.float64]) -> Estimate:
     """Return the mean difference and its 95 % interval.
 
-    The mean is None without runs, and the interval is None with too few runs.
+    Without runs, both are None. With too few runs for an interval, the interval is None.
     """
     if not len(differences):
         return {"mean": None, "low": None, "high": None}
@@ -200,8 +203,8 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
 
 
 def attainable_level(runs: int, alpha: float = ALPHA) -> float:
-    """Return the largest p value below alpha that the sign-flip test can attain; 0 if none."""
-    # With random splits, p values are fine-grained enough for any level.
+    """Return the largest p value below alpha that the sign-flip test can attain; 0 if none can."""
+    # With 100,000 random splits, p values can be so close to any level that it is attained.
     if runs > EXACT_RUNS:
         return alpha
     splits = 2 ** (runs - 1)
@@ -217,16 +220,17 @@ def fewest_runs(alpha: float = ALPHA) -> int:
 
 
 def can_decide(runs: int, contrasts: int) -> bool:
-    """Return whether p < .05 is possible with these runs, after Holm's correction."""
+    """Return whether p < .05 is possible after Holm's correction for this number of contrasts."""
     return runs >= fewest_runs(ALPHA / contrasts)
 
 
 def look_weights(looks: Sequence[int]) -> list[float]:
     """Return the share of the error rate that every planned look at the results may spend.
 
-    The shares sum to 1, and the last look has the largest share. Divide the p value at a look by
-    its share. The minimum of these quotients over the looks so far is a valid p value of the whole
-    plan (weighted Bonferroni), even though looks share runs.
+    A look is a test at a planned number of runs. The shares sum to 1, and the last look has the
+    largest share. Divide the p value at a look by its share. The minimum of these quotients over
+    the looks so far is a valid p value of the whole plan (weighted Bonferroni), although a later
+    look tests the runs of earlier looks again.
 
     >>> [round(weight, 3) for weight in look_weights([10, 20])]
     [0.111, 0.889]
@@ -251,7 +255,7 @@ def look_weight(looks: Sequence[int] | None, runs: int) -> float:
 
 
 def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -> float:
-    """Return the power to decide a true difference if paired differences are normal.
+    """Return the probability to decide a true difference, if paired differences are normal.
 
     >>> [round(power_of(1, effect, runs), 2) for runs in (6, 8) for effect in (1, 1.5)]
     [0.35, 0.66, 0.67, 0.95]
@@ -260,7 +264,7 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -
         sd: the standard deviation of the paired differences.
         difference: the true difference, in the unit of ``sd``.
         runs: the number of pairs of runs.
-        alpha: the level of the test after Holm's correction.
+        alpha: the significance level of the test after Holm's correction.
     """
     level = attainable_level(runs, alpha)
     if level == 0:
@@ -270,8 +274,8 @@ def power_of(sd: float, difference: float, runs: int, *, alpha: float = ALPHA) -
         all_positive = special.ndtr(effect) ** runs
         all_negative = special.ndtr(-effect) ** runs
         return float(all_positive + all_negative)
-    # Integrate over the sample SD, because scipy's noncentral t is NaN for few runs and large
-    # shifts.
+    # Integrate over the sample SD. scipy's noncentral t distribution would be simpler, but is NaN
+    # for few runs and large shifts.
     shift = abs(difference) / sd * math.sqrt(runs)
     critical = _critical_means(runs, level)
     power = special.ndtr(shift - critical) + special.ndtr(-shift - critical)
@@ -285,9 +289,9 @@ def powers(runs: int, *, alpha: float) -> dict[str, float]:
 
 @cache
 def _critical_means(runs: int, level: float) -> NDArray[np.float64]:
-    """Return rejection thresholds of the mean in the t test, for quantiles of the sample SD.
+    """Return the means that the t test just rejects, one for each quantile of the sample SD.
 
-    The unit is the true standard error of the mean.
+    Their unit is the true standard error of the mean.
     """
     quantiles = stats.chi2.ppf((NODES + 1) / 2, runs - 1)
     sample_sds = np.sqrt(quantiles / (runs - 1))
@@ -310,13 +314,14 @@ def detectable_difference(sd: float, runs: int, *, alpha: float = ALPHA) -> floa
 def detectable_sds(runs: int, *, alpha: float) -> float:
     """Return the smallest true difference, in SDs, that has power .8.
 
-    If the runs are too few for any decision, the fewest runs that can decide take their place.
+    If there are too few runs for any decision, the result is that of the fewest runs that can
+    decide.
     """
     return _detectable_effect(max(runs, fewest_runs(alpha)), alpha)
 
 
 def best_guess(chance: float, items: int | None, *, share: bool) -> float:
-    """Return the highest score that counts as guessing: chance plus two standard errors.
+    """Return the highest score that may be due to guessing: chance plus two standard errors.
 
     >>> round(best_guess(0.5, 100, share=True), 3)
     0.6
@@ -326,19 +331,19 @@ def best_guess(chance: float, items: int | None, *, share: bool) -> float:
     # The correlation of n independent pairs has variance 1 / n, approximately.
     variance = 1.0
     if share:
-        # Chance may be outside of 0 to 1 if the metric is not a share.
+        # A metric that is not a share may have a chance level below 0 or above 1.
         variance = max(chance * (1 - chance), 0.0)
     return chance + 2 * math.sqrt(variance / items)
 
 
 def runs_to_decide(sd: float, difference: float, *, alpha: float = ALPHA) -> int | None:
-    """Return the number of runs that decide a difference with power .8; None above 300.
+    """Return the number of runs that decide a difference with power .8; None if more than 300.
 
     Args:
         sd: the standard deviation of the paired differences, assumed to be exact. If it is
             estimated from three runs, the result is only a guess.
         difference: the true difference, in the unit of ``sd``.
-        alpha: the level of the test after Holm's correction.
+        alpha: the significance level of the test after Holm's correction.
     """
     if not difference or (sd and power_of(sd, difference, MOST_RUNS, alpha=alpha) < POWER):
         return None
@@ -363,14 +368,15 @@ class Prospect(TypedDict):
     power: dict[str, float]
     """Power for true differences of 1 and 1.5 SDs of paired differences."""
     detectable: float
-    """Smallest difference that ``max(runs, fewest_runs)`` runs decide with power .8, in SDs of
-    paired differences."""
+    """Smallest true difference, in SDs of paired differences, that ``max(runs, fewest_runs)`` runs
+    decide with power .8."""
 
 
 def prospects_of(recipe: Recipe) -> list[Prospect]:
-    """Compute the power for every primary contrast of a recipe; the gate comes first.
+    """Compute the power for every primary contrast of a recipe, with the gate first.
 
-    Studies that are too small for a decision are allowed, because they may be pilots.
+    The gate is the contrast that must be decided before the others are tested. Studies that are too
+    small for a decision are allowed, because they may be pilots.
 
     >>> from maskwise.recipe import read_recipe
     >>> gate, prospect = prospects_of(read_recipe("quick-start"))
@@ -383,7 +389,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     tested = len(study.pairs) - bool(study.gate)
     prospects: list[Prospect] = []
     for number, (arm, baseline) in enumerate(study.pairs):
-        # The gate is tested at the full level, and the other contrasts share the level.
+        # The gate is tested at the full significance level. The other contrasts divide it.
         alpha = spent
         if number or not study.gate:
             alpha /= tested
@@ -403,7 +409,7 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
-    """Return prospects as sentences. Contrasts with equal sentences share a line."""
+    """State prospects in sentences. A sentence that is true of several contrasts is one line."""
     pairs_of: dict[str, list[str]] = {}
     for prospect in prospects:
         for line in _lines(prospect):

@@ -1,7 +1,7 @@
-"""Time the stages of a study on a sample of its text.
+"""Time the stages of a study (pieces of work such as pre-training) on a sample of its text.
 
-Training stages are timed for a few steps. A stage is timed only if the ``Forecast`` has no time for
-a similar stage. Cost: a few seconds for each kind of training and each task.
+Training stages are timed for a few steps. A stage is timed only if the ``Forecast`` knows no time
+for it. The timing takes a few seconds for each kind of training and each task.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLE_CHARACTERS = 600_000
-"""The size of a text sample."""
+"""The number of characters of a text sample."""
 CHECK_SECONDS = 25.0
-"""Time limit of ``check``: stages that are not timed by then keep an unknown time."""
+"""Seconds after which ``check`` times no more trainings; their times are then unknown."""
 DRY_RUN_SECONDS = 60.0
-"""Time limit of a dry run."""
+"""The same limit for a dry run."""
 STEPS, STEP_SECONDS = 12, 6.0
-"""The number of timed steps of a training stage. After ``STEP_SECONDS``, two timed steps are
-enough."""
+"""The number of timed steps of a training stage. If they take longer than ``STEP_SECONDS``, fewer
+steps are timed, but at least two."""
 ITEMS = 48
 """The number of timed rows of a task, or of held-out rows."""
 TRIED_RATES = 3
-"""The number of extra fine-tuning runs with ``finetune.search_rate``."""
+"""With ``finetune.search_rate``, this number of additional fine-tuning runs try learning rates."""
 
 SHORT = {
     "steps": STEPS,
@@ -68,8 +68,8 @@ SHORT = {
     "on_nan": "skip",
     "trackers": (),
 }
-"""Settings of a timed training. ``train`` calls a ``_Clock`` as its evaluation, here after every
-step. Nothing is saved, because saving would add to the time of a step."""
+"""Settings of a timed training. The training is evaluated after every step, and this "evaluation"
+is a ``_Clock``. Nothing is saved, because saving would add to the time of a step."""
 
 
 # Samples
@@ -80,11 +80,11 @@ class Sample(NamedTuple):
     """A prepared sample of a recipe's text.
 
     Attributes:
-        scale: the size of the whole text relative to the sample.
+        scale: the number of characters of the whole text, divided by that of the sample.
         seconds: the time to prepare the whole text, in seconds.
-        documents, characters: counts of the whole text, or of the part that was read.
-        whole: whether the whole text was read.
-        skipped: for each reason, the number of documents in that part that were skipped.
+        documents, characters: counts of the whole text, or of the part that was read to count it.
+        whole: whether the whole text was read to count it.
+        skipped: the number of skipped documents in the part that was read, keyed by reason.
     """
 
     data: Prepared
@@ -108,7 +108,7 @@ class Samples:
     Phases with the same tokenizer, row length and layout share a sample.
 
     Args:
-        link: the recipe of the phase whose text is counted.
+        link: the recipe of the training phase whose text is counted.
         folder: the folder for the samples.
         most_seconds: the time limit for timing stages on the samples.
     """
@@ -121,13 +121,13 @@ class Samples:
 
     @cached_property
     def first(self) -> Sample:
-        """The sample of ``link``. The whole text is counted, but only for a few seconds."""
+        """The sample of ``link``. Its text is counted for a few seconds at most."""
         corpus = self.link.corpus
         documents = corpus.documents()
         some = [*first_characters(documents, SAMPLE_CHARACTERS)]
         size = sum(len(document.text) for document in some)
         whole = size < SAMPLE_CHARACTERS
-        # Processor time excludes other work on the machine.
+        # The time of other processes on the machine is not part of the processor time.
         began = time.process_time()
         data = self._prepare(self.link, some, whole=whole)
         seconds = (time.process_time() - began) / max(1, size)
@@ -146,7 +146,7 @@ class Samples:
         )
 
     def of(self, link: Recipe) -> Prepared:
-        """Return a sample as the rows of a training phase."""
+        """Return a sample of a training phase's text, prepared as its rows."""
         link = link.unlearned()
         known = self.prepared.get(_rows_of(link))
         if known:
@@ -159,7 +159,9 @@ class Samples:
         """Prepare documents as the rows of a training phase.
 
         Args:
-            whole: whether the sample is the whole text.
+            link: the recipe of the training phase.
+            sample: the documents.
+            whole: whether these are all documents of the text.
         """
         corpus = link.corpus
         folder = self.folder / f"sample-{len(self.prepared)}"
@@ -176,7 +178,7 @@ class Samples:
                 corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1
             )
             store = Store(layers)
-        # A sample may have no held-out rows although the whole text has some.
+        # A sample may be too short for held-out rows. Larger shares are then held out.
         shares = [corpus.held_out] if whole else [corpus.held_out, 0.2, 0.45]
         for share in shares:
             try:
@@ -195,7 +197,7 @@ class Samples:
 
 
 def _rows_of(link: Recipe) -> tuple[object, ...]:
-    """Return the settings that the rows of a sample depend on."""
+    """Return the settings on which the rows of a sample depend."""
     corpus = link.corpus
     tokenizer = link.tokenizer_name or link.tokenizer
     return corpus.length, corpus.row_layout, corpus.layers, tokenizer
@@ -206,9 +208,9 @@ def _rows_of(link: Recipe) -> tuple[object, ...]:
 
 
 def samples_of(recipe: Recipe, folder: Path) -> Samples:
-    """Return the samples for a dry run of a recipe, which are written to ``folder``."""
+    """Return samples for the dry run of a recipe. The samples are written to ``folder``."""
     first = recipe
-    # The dry run itself rejects a recipe without arms.
+    # A recipe without arms has no baseline. The dry run rejects it later.
     if recipe.baseline:
         first = recipe.arm(recipe.baseline, seed=0)
     return Samples(first.links()[0], folder, most_seconds=DRY_RUN_SECONDS)
@@ -232,7 +234,8 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
         for stage, link in works.items():
             if stage.kind != kind or forecast.seconds(stage.name) is not None:
                 continue
-            # One unknown time makes the total unknown, so short stages are always timed.
+            # A single unknown time makes the total unknown. Stages of other kinds take little time,
+            # so they are timed even after the limit.
             if kind in ("pretrain", "finetune") and time.perf_counter() > end:
                 continue
             # If the sample has too few rows for a stage, its time stays unknown.
@@ -253,18 +256,20 @@ def _one_thread() -> Iterator[None]:
 
 
 def time_words(plan: Plain) -> str:
-    """Say how long a dry run predicts a study to take, and how much memory each stage needs."""
+    """State how long a study takes and how much memory a stage needs, as a dry run predicts."""
     if plan["seconds"] is None:
-        return f"unknown, because no similar {', '.join(plan['unknown'])} was timed here yet"
+        kinds = ", ".join(plan["unknown"])
+        return f"unknown, because no similar stage was timed on this machine yet: {kinds}"
     words = f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once"
     if plan["memory_gib"] is not None:
-        words += f", {plan['memory_gib']:.1f} GiB for each"
+        words += f", {plan['memory_gib']:.1f} GiB of memory for each"
     return words
 
 
 def _now() -> float:
-    """Return the time of a clock in seconds."""
-    # Processor time excludes other work on the machine, but also the time spent on a GPU.
+    """Return the seconds of a clock, to be subtracted from a later reading."""
+    # Processor time excludes other processes on the machine. It also excludes the work of a GPU, so
+    # with a GPU the elapsed time is measured.
     if best_device().type == "cpu":
         return time.process_time()
     return time.perf_counter()
@@ -274,7 +279,7 @@ class _Clock:
     """Times the steps of a training with the settings ``SHORT``.
 
     Attributes:
-        ticks: the start time, and the time after each step.
+        ticks: readings of ``_now``: one at the start, and one after each step.
     """
 
     def __init__(self) -> None:
@@ -290,7 +295,7 @@ class _Clock:
     def step(self) -> float:
         """The median seconds of a step."""
         seconds = np.diff(self.ticks).tolist()
-        # The first step warms up: it allocates memory and perhaps compiles.
+        # Leave out the first step, which is slower: it allocates memory and perhaps compiles.
         return median(seconds[1:] or seconds)
 
     @property
@@ -305,7 +310,7 @@ def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
 
 
 def _require_memory(link: Recipe, objective: Objective) -> None:
-    """Refuse a step that would fill this machine's memory, by the formula in docs/scaling.md."""
+    """Raise an error if a step needs more memory than this machine has (see docs/scaling.md)."""
     training = link.training
     here = memory()
     if here is None or best_device().type != "cpu" or training.activation_checkpointing:
@@ -339,7 +344,7 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
 
 
 def _time_heldout(link: Recipe, data: Prepared, network: PreTrainedModel) -> float:
-    """Time one held-out evaluation, scaled from a few rows."""
+    """Time a held-out evaluation on a few rows, and scale the time to all rows."""
     evaluation = link.evaluation
     rows = evaluation.rows or len(data.held_out)
     few = min(ITEMS, len(data.held_out), rows)
@@ -374,7 +379,7 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     config = None
     if not link.model.pretrained:
         config = link.model.config(tokenizer, data.training.length, kind=link.kind)
-    # More training rows are kept, because every class needs a few.
+    # Keep more rows for training, because every class needs a few of them.
     few = {name: rows[:ITEMS] for name, rows in task.splits.items()}
     few["train"] = task.splits["train"][: 4 * ITEMS]
     small = replace(task, splits=few)
@@ -402,8 +407,9 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     began = _now()
     answer(objective, tensors["test"])
     row_seconds = (_now() - began) / len(few["test"])
-    # Dev rows are answered at every evaluation and at the end. Test rows are counted as often,
-    # because a forecast that is too long does less harm than one that is too short.
+    # Dev rows are answered at every evaluation, and test rows only once. The forecast counts test
+    # rows as often as dev rows, because a time that is too long does less harm than a time that is
+    # too short.
     rows = len(task.splits["dev"]) + len(task.splits["test"])
     answers = rows * evaluations(how.steps, how.eval_every)
     seconds += how.steps * clock.step + answers * row_seconds
@@ -415,12 +421,12 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
 
 
 def _time_preparation(stage: Stage, link: Recipe, samples: Samples) -> Rates:
-    # Preparing the sample was timed already, and scales with the characters.
+    # The preparation of the sample was timed already, and scaled to the characters of the text.
     return {"seconds": samples.first.seconds}
 
 
 def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> Rates:
-    # Splitting a text into words takes about half as long as tokenising it.
+    # To split a text into words takes about half as long as to tokenise it.
     return {"seconds": samples.first.seconds / 2}
 
 

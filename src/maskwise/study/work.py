@@ -1,4 +1,4 @@
-"""Execute stages: one function for every kind of stage."""
+"""Execute stages, the pieces of work of a study, with one function for every kind of stage."""
 
 from __future__ import annotations
 
@@ -35,29 +35,34 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
 
     If the stage fails, the traceback is written to ``error.txt``.
 
+    Args:
+        stage: the stage. The stages that it needs must be finished.
+        stages: the folder that contains the folders of all stages.
+
     Returns:
         The content of ``done.json``.
 
     Raises:
-        MaskwiseError: bad input, or a folder that cannot be written.
+        MaskwiseError: the input is invalid, or the folder cannot be written.
     """
     done = stage.result(stages)
     if done is not None and not stage.damage(stages):
         return done
     folder = stage.folder(stages)
-    # Remove partial files of a killed process.
+    # Remove temporary files of a process that was killed.
     sweep(folder)
-    # The folder's name is a hash; users and forecasts read the settings from this file.
+    # The name of the folder is a hash, so this file states the settings: for users, and for the
+    # code that predicts run times.
     write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
         result = RUNNERS[stage.kind](stage, stages)
     except Exception:
-        # On a full disk this write fails, too, and must not hide the first error.
+        # If the disk is full, this write fails, too. Its error must not hide the first error.
         with suppress(MaskwiseError):
             write_whole(folder / "error.txt", traceback.format_exc())
         raise
-    # Training stages report seconds that include the time before an interruption.
+    # A resumed training stage reports its own seconds, which include earlier, interrupted calls.
     result.setdefault("seconds", round(time.perf_counter() - began, 3))
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
@@ -66,7 +71,7 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
 
 
 def tokenizer_folder(stage: Stage, stages: Path) -> str:
-    """Return the folder of the tokenizer that belongs to the stage's text."""
+    """Return the folder of the tokenizer of the text that a stage reads."""
     return str(stages / stage.needs[0] / "data" / "tokenizer")
 
 
@@ -79,7 +84,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
     """Replace the model of a recipe with a checkpoint, if one is given."""
     if checkpoint is None:
         return recipe
-    # Checkpoints have the adapter merged into their weights, so every phase adds a new adapter.
+    # In checkpoints, adapters are merged into the weights, so every phase adds a new adapter.
     model = ModelSettings(pretrained=str(checkpoint), adapter=recipe.model.adapter)
     return recipe.model_copy(update={"model": model})
 
@@ -92,11 +97,12 @@ def prepare(stage: Stage, stages: Path) -> Plain:
     """Prepare the rows and the tokenizer of a text.
 
     Raises:
-        MaskwiseError: the corpus cannot be read, or holds no text to train on.
+        MaskwiseError: the corpus cannot be read or contains no text, or the tokenizer does not know
+            most of its tokens.
     """
     corpus = CorpusSettings(**stage.what["corpus"])
     folder = stage.folder(stages)
-    # The second need is the stage that learns the policy of this run.
+    # If there is a second need, this stage has learned a masking policy, which scores the text.
     if len(stage.needs) > 1:
         corpus = _scored_by(stages / stage.needs[1] / "policy", corpus)
     documents = corpus.documents()
@@ -145,13 +151,13 @@ def _require_known_tokens(counts: Mapping[str, int], title: str) -> None:
             f"{share:.0%} of the tokens of {title} are unknown to the tokenizer",
             got=f"{counts[UNKNOWN]:,} × [UNK]",
             allowed="at most half",
-            do="use a tokenizer that covers its letters, or a new tokenizer: tokenizer.kind: "
-            "letter, or bpe",
+            do="use a tokenizer that covers the letters of this text, or train a new tokenizer: "
+            "tokenizer.kind=letter or tokenizer.kind=bpe",
         )
 
 
 def open_text(stage: Path) -> Prepared:
-    """Open the prepared text in the folder of a stage.
+    """Open the text that a stage has prepared in its folder.
 
     Raises:
         MaskwiseError: the text is damaged, or files of a stream are missing.
@@ -161,21 +167,21 @@ def open_text(stage: Path) -> Prepared:
 
 def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
     """Read the first documents of a stream, to train its tokenizer."""
-    # Every source of a mix contributes equally, whatever its sampling weight.
+    # Every source of a mix contributes the same number of characters, whatever its weight.
     parts = corpus.parts()
     for part in parts:
         yield from first_characters(part, SAMPLE_CHARACTERS // len(parts))
 
 
 def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """Replace the placeholder of a learned policy in ``corpus.layers`` by the policy's folder."""
+    """Write the folder of the learned policy into ``corpus.layers``, in place of ``learned``."""
     own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
     layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
     return corpus.model_copy(update={"layers": layers})
 
 
 def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
-    """Annotate a corpus in this process, because all other processes execute other stages."""
+    """Annotate a corpus in this process only: the study uses the other cores for other stages."""
     report = annotate_corpus(
         corpus.documents(),
         corpus.annotators,
@@ -185,7 +191,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
         jobs=1,
     )
     for spec, entry in report["annotators"].items():
-        # A notice means that the layer is empty, and the policy would mask the wrong tokens.
+        # A notice means that the layer is empty or nearly useless. The masks would be wrong.
         if entry["notice"]:
             raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
     return Store(folder)
@@ -198,7 +204,8 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 def _learn(stage: Stage, stages: Path) -> Plain:
     what = stage.what
     more: Plain = {}
-    # Learning uses no corruption, but the recipe is invalid without one that fits its objective.
+    # Learning uses no corruption. But an encoder-decoder recipe is valid only with a corruption
+    # that makes targets for its decoder.
     if objective_class(what["objective"]).kind == "encoder-decoder":
         more["masking"] = {"corruption": "t5"}
     recipe = recipe_of(
@@ -213,7 +220,7 @@ def _learn(stage: Stage, stages: Path) -> Plain:
 
 
 def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
-    """Build the ``Lesson`` that learns the policy of a recipe.
+    """Build the ``Lesson`` that learns the masking policy of a recipe.
 
     Args:
         recipe: the recipe of one run.
@@ -224,7 +231,7 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
         MaskwiseError: the recipe learns no policy.
     """
     task = recipe.learned_task
-    assert recipe.learning is not None, "learned_task is set in these settings"
+    assert recipe.learning is not None, "a recipe with a learned_task has learning settings"
     return Lesson(
         learning=recipe.learning,
         task=task,
@@ -274,7 +281,7 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
     checkpoint: str | Path | None = checkpoint_of(stage, stages)
     config = None
     if checkpoint is None:
-        # The reference arm is the pretrained model itself, or a model with random weights.
+        # The reference arm is the pre-trained model itself, or a new model with random weights.
         model = ModelSettings.from_name(what["model"])
         checkpoint = model.pretrained
         if checkpoint is None:
