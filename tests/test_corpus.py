@@ -144,7 +144,7 @@ OF_FILES = {
     "binary.jsonl": (bytes(range(256)), "NUL bytes"),
     "latin1.txt": (
         "Straße\nMöwe\nplain\nGrüße".encode("latin-1"),
-        "not UTF-8 text; got 3 bad among its first 4 lines; convert it",
+        "not UTF-8 text; got 3 lines that are not UTF-8 among the first 4; convert it",
     ),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "x"}\n' * 1000)[:-20], "cannot read"),
     "no.jsonl.gz": (b"this is no gzip file", "cannot read"),
@@ -154,7 +154,7 @@ OF_FILES = {
     "x.docx": (b"x", r"unknown file extension.* allowed: \.txt"),
     "empty": (None, "no corpus file"),
     "saved": (None, "cannot load the data set"),
-    "nothing.txt": (b"\n \n", "no document in .* got nothing at all"),
+    "nothing.txt": (b"\n \n", "no document in .* got no record at all"),
     "fields.jsonl": (
         b'{"body": "x", "meta": {"title": "z"}}\n{"body": "y"}\n',
         "in its field 'text'; got 2 × no text field; allowed: body, meta, meta.title; set",

@@ -64,7 +64,7 @@ class CorpusSettings(BaseModel):
     """The field that holds the text, in files with fields; ``article.body`` is a nested field."""
     text_per: Literal["auto", "line", "block"] = "auto"
     """How plain text is cut into documents: at each line break, or at blank lines (blocks).
-    ``auto`` uses blocks if the file has blank lines."""
+    ``auto`` chooses by the beginning of the file."""
     limit: int | None = Field(None, ge=1)
     """Maximum number of documents from each source."""
     length: int = Field(64, ge=4, le=LONGEST_ROW)
