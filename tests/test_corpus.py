@@ -293,7 +293,7 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_left_out(tokenizer):
         (lambda: load_tokenizer("nope"), "no model or tokenizer in .*nope.* save_pretrained"),
         (lambda: load_tokenizer("broken"), "cannot load tokenizer .*broken"),
         (lambda: load_tokenizer("bare"), "has no mask token; add one"),
-        (lambda: load_tokenizer("slow"), "is slow: it has no offsets; convert it"),
+        (lambda: load_tokenizer("slow"), "is slow: it has no character offsets"),
         (lambda: train_tokenizer(TEXTS, kind="wordpeice"), "did you mean 'wordpiece'"),
         (
             lambda: train_tokenizer(TEXTS, kind="bpe", vocab_size=100),

@@ -27,7 +27,7 @@ from maskwise.text.opening import (
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 NO_LETTERS = "sequence with characters that are not letters"
-NAME_IT = "name one of them with corpus.text_field (in annotate and evaluate: --text-field)"
+NAME_IT = "set corpus.text_field to one of them (in annotate and evaluate: --text-field)"
 # In bytes. Longer lines, as in a file without line breaks, are skipped to save memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
