@@ -216,7 +216,7 @@ def test_tokens_of_a_slow_tokenizer(slow_tokenizer: str) -> None:
     (each,) = tokenise(documents, slow, words="token")
     assert each.columns["word_ids"].tolist() == [0, 1, 2, 0]
     for more in ({"layers": object()}, {"words": "spaces"}, {"places": True}):
-        with pytest.raises(MaskwiseError, match=r"a fast tokenizer is needed, .*; got ProphetNet"):
+        with pytest.raises(MaskwiseError, match=r"need a fast tokenizer, .*; got ProphetNet"):
             list(tokenise(documents, slow, **more))
 
 

@@ -199,7 +199,7 @@ def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
     folder = headless(tmp_path / architecture, architecture)
     capfd.readouterr()
     assert not has_head(str(folder))
-    with pytest.raises(MaskwiseError, match="no MLM head, and a random head cannot predict; train"):
+    with pytest.raises(MaskwiseError, match="no MLM head, so it cannot predict tokens; train"):
         load_model(folder)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
     one, same, other = (load_model(folder, seed=n, log_unigram=log_unigram) for n in (1, 1, 2))

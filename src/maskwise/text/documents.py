@@ -442,7 +442,7 @@ def _resolve_path(path: Path, fields: Fields) -> Opener:
     files = files_in(path, [*READERS])
     if not files:
         raise MaskwiseError(
-            f"{path} is not a corpus file or a folder of such files: unknown file extension",
+            f"{path}: no corpus file, or unknown file extension",
             allowed=", ".join(READERS),
         )
     return lambda: chain.from_iterable(

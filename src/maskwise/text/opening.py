@@ -200,7 +200,7 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, whe
 
 
 def separator_of(text: str, *, usual: str) -> str:
-    """Return the separator that splits all first rows into the same number of cells, or ``usual``."""
+    """Return the separator that splits all first rows into equally many cells, or ``usual``."""
     # The last row of the head may be incomplete, so it is dropped.
     head = text[:HEAD_CHARACTERS]
     if len(text) > len(head):
