@@ -498,7 +498,7 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
     (folder / "optimizer.bin").write_bytes(b"a state")
     (folder / "code.py").write_text("raise SystemExit")
     with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
-        with pytest.raises(MaskwiseError, match="needs a card"):
+        with pytest.raises(MaskwiseError, match="needs a model card"):
             starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
         (folder / "README.md").write_text("# A card")
         starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
