@@ -28,7 +28,7 @@ EXTRAS = {
     "peft": "lora",
     "maskwise_data": "data",
 }
-"""The extra of maskwise that installs each optional library."""
+"""For each optional library, the extra of maskwise that installs it."""
 
 CHECKOUT = Path(__file__).parents[2] / "packages" / "maskwise-data"
 """Folder of the package maskwise-data in a checkout of the project."""

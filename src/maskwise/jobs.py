@@ -56,8 +56,8 @@ class Failure(Exception):
 
     Attributes:
         error: the reason, in one line.
-        passing: whether a retry may succeed, because the reason was a worker that died, a node that
-            was lost, or a file that could not be read or written.
+        passing: whether a retry may succeed. It may if a worker died, a node was lost, or a file
+            could not be read or written.
     """
 
     def __init__(self, error: str, passing: bool):

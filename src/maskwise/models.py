@@ -323,7 +323,7 @@ def _has_head(name: str, state: FilesState) -> bool:
 
 
 def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
-    """Return a configuration with a task's labels; ``start`` may be the name of a checkpoint."""
+    """Return a configuration (the given one or a checkpoint's) with the labels of a task."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:

@@ -120,8 +120,8 @@ def sums_within(values: Array, counts_P: Array) -> Array:
 
 
 LEAST_LOGIT = -60.0
-"""Logits are raised to at least this number below the highest logit of their piece. Thus no weight
-is 0, but e⁻⁶⁰ is too small to matter."""
+"""Smallest difference between a logit and the highest logit of its piece. Lower logits are raised,
+so that no weight is 0. A weight of e⁻⁶⁰ is too small to matter."""
 
 
 def weights_within(logit: Array, piece: Array, *, pieces: int) -> Array:

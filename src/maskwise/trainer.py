@@ -115,14 +115,14 @@ class MaskingTrainer(Trainer):
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
-        # A learner that must know which predictions are correct sets this to True in ``meet``.
+        # A policy that must know which predictions are correct sets this to True in ``meet``.
         self.tells_right = False
         for learner in self._learners.values():
             learner.meet(self)
         args = copy.copy(args) if args else TrainingArguments()
-        # Otherwise, Trainer would drop example_id and the layers, which the masker reads.
+        # Trainer must not drop example_id and the layers, because the masker reads them.
         args.remove_unused_columns = False
-        # Otherwise, the order of rows would depend on torch's seed when training starts or resumes.
+        # The order of rows must not depend on torch's seed when training starts or resumes.
         if args.data_seed is None:
             args.data_seed = args.seed
         self.masker = masker
@@ -139,7 +139,7 @@ class MaskingTrainer(Trainer):
             self._check_fit(each)
 
     def _check_fit(self, masker: Masker) -> None:
-        """Raise if the masker's labels do not fit the model, because the model would not raise."""
+        """Raise if the masker's labels do not fit the model, which would train without an error."""
         name = type(self.model).__name__
         if self._decodes == (masker.corruption.writes is not None):
             return
@@ -188,7 +188,7 @@ class MaskingTrainer(Trainer):
                 self._prepare_inputs(rows), step=step, total_steps=total_steps, epoch=epoch
             )
             if self._learners:
-                # ``compute_loss`` passes the batch to the learners, together with its losses.
+                # ``compute_loss`` passes the batch and its losses to the policy's learners.
                 self._shown.append(masked)
             batch = self._inputs(masked)
             batches.append(batch)
@@ -277,7 +277,7 @@ class MaskingTrainer(Trainer):
         return output._replace(metrics=metrics)
 
     def _learn(self) -> None:
-        """Let the policy's learners learn from the last update, once for each update."""
+        """Let policies that change during training learn from the last update, once per update."""
         step = self.state.global_step
         if self._learned >= step:
             return
@@ -290,7 +290,7 @@ class MaskingTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if not self._learners:
             return
-        # Learners usually learn when the next batch is made, but the checkpoint is saved before.
+        # Policies usually learn when the next batch is made, but the checkpoint is saved before.
         self._learn()
         # ``states`` is called on every rank, because it adds up sums over the ranks.
         learned = states(self._learners)
@@ -366,8 +366,7 @@ class MaskingTrainer(Trainer):
     def _token_losses(
         self, model: nn.Module, inputs: Inputs, *, everywhere: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """Return the losses (M,) and positions (M, 2) of M targets, whether the predictions are
-        correct (M,) (None if not asked for), and the model's outputs.
+        """Return the losses (M,), positions (M, 2) and correctness (M,) of M targets, and outputs.
 
         Args:
             everywhere: whether to compute logits at every position.
@@ -414,8 +413,9 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
 def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
     """A context in which a model computes logits (M, V) only at the positions (row, column).
 
-    A hook passes only these hidden states (M, H) to the head. The model is still called as a whole,
-    as DDP requires. If the head of the model is unknown, no hook is used, and False is yielded.
+    A hook passes only the hidden states (M, H) at these positions to the head. The model is still
+    called as a whole, as DDP requires. If the head is unknown, there is no hook, and the context
+    yields False.
     """
     if not isinstance(model, PreTrainedModel) or prediction_head(model) is None:
         yield False

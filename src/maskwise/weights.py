@@ -140,7 +140,7 @@ def held_share(model: PreTrainedModel) -> float:
 
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Return the numbers of weights in the prediction head: not tied and tied to embeddings."""
+    """Return how many weights of the prediction head are (not tied, tied) to embeddings."""
     # Tensors can be in a set, because the hash of a tensor is its identity.
     inside = set(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":

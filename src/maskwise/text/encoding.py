@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
-"""Number of tokens. If most tokens are in longer words, the text has no words (proteins, DNA)."""
+"""If most tokens are in words of more tokens than this, the text seems to have no words, like
+proteins."""
 MOST_UNKNOWN = 0.5
 """Share of unknown tokens above which the tokenizer probably lacks the alphabet of the text."""
 LEAST_ID = -(2**63)

@@ -253,7 +253,7 @@ def given_spans(
             raise MaskwiseError(f"{name}: a malformed span", got=repr(span), allowed=form)
         start, end, *value = span
         if layer.labels:
-            # A list is not hashable and could not be looked up.
+            # The type is checked first, because a list cannot be looked up in a dict.
             if not isinstance(value[0], str | None) or value[0] not in codes:
                 raise MaskwiseError(
                     f"{name}: an unknown label",

@@ -21,8 +21,8 @@ SAME_WORDS = {
     "school": "university",
     "firm": "employer",
 }
-"""Slots of sentences that state no fact about the person, such as ``trade`` in "Ann saw a {trade}".
-A slot has the same words as the attribute, but its words are not labelled as a fact."""
+"""Slots (words in braces) of sentences that state no fact about the person, such as ``trade`` in
+"{friend} saw a {trade}", and the attribute whose words fill the slot."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
 """Labels of words in the layer ``tag``: facts about the person, the slots in ``SAME_WORDS``, and
 kinds of other words."""

@@ -138,7 +138,7 @@ def _characters(document: Document) -> int:
 
 
 class Frame(NamedTuple):
-    """Ids of the tokens before a text, after a piece (−1 if there is none), and for padding."""
+    """Ids of special tokens: before a text, after a piece (−1 if there is none), and padding."""
 
     first: int
     last: int

@@ -221,7 +221,7 @@ def _blocks(
         if block and (ends or size >= LONGEST_TEXT):
             number += 1
             title = f"{name}#{number}"
-            # A block that is too long is yielded in parts. The name of the first part names all.
+            # A block that is too long is yielded in parts. The name of the first part is ``whole``.
             if not ends:
                 whole = whole or title
             if whole:

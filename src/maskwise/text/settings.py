@@ -94,7 +94,7 @@ class CorpusSettings(BaseModel):
     @field_validator("source", mode="before")
     @classmethod
     def _normalised(cls, source: object) -> object:
-        """Normalise source names, so that one source has one name. Resolve a mix of one source."""
+        """Normalise source names. A mix of one source becomes this source."""
         if isinstance(source, str):
             return _one_spelling(source)
         if not isinstance(source, dict | list | tuple):
@@ -112,7 +112,7 @@ class CorpusSettings(BaseModel):
                     got=repr(name),
                     allowed="a file, bundled:wikipedia, …",
                 )
-        # Names are compared after normalisation: ./a.txt and a.txt are the same source.
+        # Names are compared after normalisation, because ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))

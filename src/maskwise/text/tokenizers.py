@@ -345,7 +345,7 @@ def _moved_inside(text: str) -> str:
 
 
 def _commonest_characters(texts: Iterable[str], count: int) -> list[str]:
-    """Return the ``count`` commonest characters except the space. Ties: smaller code point."""
+    """Return the ``count`` commonest characters except the space. Code points break ties."""
     total = np.zeros(0x110000, dtype=np.int64)
     for text in texts:
         codes, times = np.unique(codes_of(text), return_counts=True)

@@ -2,7 +2,8 @@
 
 Words are found in the *text*, not in the tokens, so a text has the same words with every tokenizer.
 One scan over the characters finds words, and character offsets map tokens to words. A tokenizer's
-``word_ids`` number its pre-tokens, which can be whole sentences (``Metaspace(split=False)``).
+``word_ids`` are not used: they number pre-tokens, and with ``Metaspace(split=False)``, a pre-token
+is a whole sentence.
 
 On ordinary text, these rules find the same words as BERT's pre-tokenizer:
 
@@ -66,7 +67,7 @@ _UNSPACED = (
     (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),
 )
-# The class of a code point is entered when the character first occurs, because unicodedata is slow.
+# A class is looked up when its character first occurs, because unicodedata is slow.
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
@@ -82,7 +83,7 @@ def codes_of(text: str) -> CodePoints:
 
 
 def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
-    """Return N texts joined, each followed by a line break, and the offset (N,) of each text.
+    """Join N texts, each followed by a line break. Also return the offset (N,) of each text.
 
     No word and no run of marks crosses a line break, so no word spans two texts.
     """
@@ -171,8 +172,8 @@ def word_starts(kinds: Classes) -> Flags:
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
-    """Return the class of the last character before each character that is no mark (``extend``)."""
-    # The text is read as if a space came before its first character.
+    """Return, for each character, the class of the last earlier character without ``extend``."""
+    # The first character has no earlier character, so its class is SPACE.
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
     place = np.arange(len(padded))
     place[1:][extend] = 0
@@ -369,7 +370,7 @@ def number_words(placed: Placed) -> Ints32:
     # A white-space token between two parts of a word separates them.
     opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
     number = opens.cumsum() - 1
-    # If the last texts have no inked tokens, their index would be out of range.
+    # For texts without inked tokens at the end, the index would be out of range.
     first_inked = inked.searchsorted(offsets(lengths)).clip(max=len(inked) - 1)
     first_number = np.repeat(number[first_inked], lengths)
     result[inked] = number - first_number[inked]
@@ -389,8 +390,7 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: 
     """Reject a slow tokenizer, which has no character offsets, if offsets are needed.
 
     Raises:
-        MaskwiseError: offsets are needed from a slow tokenizer; or it is no tokenizer; or the word
-            rule is unknown.
+        MaskwiseError: the tokenizer is slow or no tokenizer, or the word rule is unknown.
     """
     word_rule(words)
     if not hasattr(tokenizer, "is_fast"):

@@ -171,7 +171,7 @@ class FactWorld(World):
         paraphrases: number of wordings for each fact, up to three.
         friends: whether a biography also says whom the person met, and where.
         fillers: number of sentences in a biography that state no fact.
-        decoys: number of sentences for each asked attribute that name, say, somebody else's job.
+        decoys: number of sentences per asked attribute that mention, for example, another job.
         others: whether to use other people, who do not occur in the same world without ``others``.
         tags: whether the texts have a third layer, ``tag``, with the label (``TAGS``) of each word.
         seed: the seed that selects the people and the texts.
