@@ -143,7 +143,7 @@ def new_config(
     try:
         return AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate their fields, and may raise anything
-        raise MaskwiseError(f"cannot build the {architecture} model as set: {error}") from None
+        raise MaskwiseError(f"cannot build the {architecture} model: {error}") from None
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
@@ -201,7 +201,7 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # wrong settings may raise anything, even ZeroDivisionError
         raise MaskwiseError(
-            f"cannot build the {config.model_type} model as set: {first_line(error)}"
+            f"cannot build the {config.model_type} model: {first_line(error)}"
         ) from None
 
 

@@ -269,7 +269,7 @@ def read_options(
     if call.args:
         raise MaskwiseError(
             f"cannot read the arguments of {kind} {spec!r}",
-            allowed=f"name=value, of {', '.join(annotations)}",
+            allowed=f"name=value, with the names {', '.join(annotations)}",
             do=f"for example ({example})",
         )
     options = {}
