@@ -144,7 +144,7 @@ OF_FILES = {
     "binary.jsonl": (bytes(range(256)), "NUL bytes"),
     "latin1.txt": (
         "Straße\nMöwe\nplain\nGrüße".encode("latin-1"),
-        "not UTF-8 text; got 3 bad among its first 4 lines; convert it",
+        "not UTF-8 text; got 3 lines that are not UTF-8 among the first 4; convert it",
     ),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "x"}\n' * 1000)[:-20], "cannot read"),
     "no.jsonl.gz": (b"this is no gzip file", "cannot read"),
@@ -154,7 +154,7 @@ OF_FILES = {
     "x.docx": (b"x", r"unknown file extension.* allowed: \.txt"),
     "empty": (None, "no corpus file"),
     "saved": (None, "cannot load the data set"),
-    "nothing.txt": (b"\n \n", "no document in .* got nothing at all"),
+    "nothing.txt": (b"\n \n", "no document in .* got no record at all"),
     "fields.jsonl": (
         b'{"body": "x", "meta": {"title": "z"}}\n{"body": "y"}\n',
         "in its field 'text'; got 2 × no text field; allowed: body, meta, meta.title; set",
@@ -293,7 +293,7 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_left_out(tokenizer):
         (lambda: load_tokenizer("nope"), "no model or tokenizer in .*nope.* save_pretrained"),
         (lambda: load_tokenizer("broken"), "cannot load tokenizer .*broken"),
         (lambda: load_tokenizer("bare"), "has no mask token; add one"),
-        (lambda: load_tokenizer("slow"), "is slow: it has no offsets; convert it"),
+        (lambda: load_tokenizer("slow"), "is slow: it has no character offsets"),
         (lambda: train_tokenizer(TEXTS, kind="wordpeice"), "did you mean 'wordpiece'"),
         (
             lambda: train_tokenizer(TEXTS, kind="bpe", vocab_size=100),

@@ -224,7 +224,7 @@ def test_results_come_with_their_tasks_and_a_failure_ends_them():
         assert len(pool.workers) == 2
     with (
         open_pool(worker_task, jobs=1) as pool,
-        pytest.raises(MaskwiseError, match=r"code 7\); did memory run out"),
+        pytest.raises(MaskwiseError, match=r"code 7\); if memory ran out"),
     ):
         list(pool.results(["die"]))
 

@@ -99,7 +99,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
 
 def _second(folder: Path, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     try:
-        with claim(folder, "another study runs in"):
+        with claim(folder, "another study runs in", lock=".lock"):
             answers.put("claimed")
     except MaskwiseError as error:
         answers.put(str(error))
@@ -108,7 +108,7 @@ def _second(folder: Path, answers: multiprocessing.Queue) -> None:  # type: igno
 def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    with claim(tmp_path, "another study runs in"):
+    with claim(tmp_path, "another study runs in", lock=".lock"):
         second = context.Process(target=_second, args=(tmp_path, answers))
         second.start()
         assert answers.get(timeout=60).startswith(

@@ -121,7 +121,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another family": (lambda f: rewrite(f, model_type="electra"), "lacks weights of its encoder"),
     "another vocabulary": (
         lambda f: rewrite(f, vocab_size=50),
-        r"do not fit its config.*\(45, 16\) for \(50",
+        r"do not fit its config.*\(45, 16\) instead of \(50",
     ),
     "size in words": (
         lambda f: rewrite(f, hidden_size="wide"),
@@ -137,7 +137,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a billion tokens": (
         lambda f: rewrite(f, vocab_size=10**9),
-        r"do not fit its config.*\(45, 16\) for \(1000000000",
+        r"do not fit its config.*\(45, 16\) instead of \(1000000000",
     ),
     "5,000 digits": (lambda f: digits(f / "config.json", "hidden_size"), "cannot load"),
     "NaN": (lambda f: spoil(f, math.nan), "are not finite; got bert.embeddings"),

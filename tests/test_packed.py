@@ -162,7 +162,7 @@ def test_corruptions_of_a_decoder_are_refused_and_others_may_move_tokens() -> No
 
 
 def test_without_a_model_the_caller_is_warned_and_nothing_is_looked_at() -> None:
-    with pytest.warns(UserWarning, match="give model="):
+    with pytest.warns(UserWarning, match="without model="):
         collate = mw.PackedCollator(masker())
     assert "attention_mask" not in collate(ROWS)
 

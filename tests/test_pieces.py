@@ -296,7 +296,7 @@ def test_pieces_of_another_version_are_refused(content: str, tmp_path: Path) -> 
     out = tmp_path / "pieces"
     cut([document("a", 1)], out=out)
     (out / "columns.json").write_text(content)
-    with pytest.raises(MaskwiseError, match="does not hold pieces of this version") as raised:
+    with pytest.raises(MaskwiseError, match="is not a folder of prepared text") as raised:
         Pieces.load(out)
     assert "\n" not in str(raised.value) and "prepare the corpus again" in raised.value.do
 
@@ -410,7 +410,7 @@ def test_split_is_by_document(real, whole: Pieces, layout: str) -> None:
 
 @pytest.mark.parametrize(("share", "side"), [(1e-9, "held-out"), (1 - 1e-9, "training")])
 def test_split_refuses(whole: Pieces, share: float, side: str) -> None:
-    with pytest.raises(MaskwiseError, match=f"leaves the {side} side empty"):
+    with pytest.raises(MaskwiseError, match=f"leaves no {side} documents"):
         split(whole, held_out=share)
 
 

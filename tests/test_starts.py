@@ -199,7 +199,7 @@ def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
     folder = headless(tmp_path / architecture, architecture)
     capfd.readouterr()
     assert not has_head(str(folder))
-    with pytest.raises(MaskwiseError, match="no MLM head, and a random head cannot predict; train"):
+    with pytest.raises(MaskwiseError, match="no MLM head, so it cannot predict tokens; train"):
         load_model(folder)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
     one, same, other = (load_model(folder, seed=n, log_unigram=log_unigram) for n in (1, 1, 2))
@@ -498,7 +498,7 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
     (folder / "optimizer.bin").write_bytes(b"a state")
     (folder / "code.py").write_text("raise SystemExit")
     with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
-        with pytest.raises(MaskwiseError, match="needs a card"):
+        with pytest.raises(MaskwiseError, match="needs a model card"):
             starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
         (folder / "README.md").write_text("# A card")
         starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")

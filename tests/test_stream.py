@@ -455,7 +455,7 @@ def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(
     ids = tokenizer(others, add_special_tokens=False)["input_ids"]
     expected = np.bincount(np.concatenate(ids), minlength=len(tokenizer))
     assert np.array_equal(data.training.unigram_counts(len(tokenizer)), expected)
-    with pytest.raises(MaskwiseError, match="leaves the held-out side of the stream"):
+    with pytest.raises(MaskwiseError, match="leaves no held-out documents in the beginning"):
         Prepared.begin(tmp_path / "none", corpus.model_copy(update={"held_out": 1e-9}), tokenizer)
 
 

@@ -426,10 +426,10 @@ def test_the_power_of_a_plan_is_said_beforehand(runs, power):
     assert tuple(one["power"].values()) == pytest.approx(power, abs=0.021)
     assert one["detectable"] == pytest.approx(detectable_difference(1.0, runs))
     (line,) = prospect_lines([one])
-    detected = "only a difference of {:.1f} standard deviations (of the paired differences) or more"
+    detected = "a difference of {:.1f} standard deviations (of the paired differences) is detected"
     assert line == (
         f"b against a: with {runs} pairs of runs, {detected.format(one['detectable'])} "
-        "is detected with probability 0.8"
+        "with probability 0.8, a smaller one less often"
     )
 
 

@@ -275,7 +275,7 @@ def test_special_and_glued_tokens(text, offsets, special, words):
         ([(0, 9)], None, "offsets do not fit"),
         ([(3, 1)], None, "offsets do not fit"),
         ([(-1, 1)], None, "offsets do not fit"),
-        ([(0, 1)], [0, 1], "needs a special flag"),
+        ([(0, 1)], [0, 1], "needs one flag for each token"),
     ],
 )
 def test_wrong_offsets_are_refused(offsets, special, message):

@@ -310,7 +310,7 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
         ),
         ("factworld(asked=())", "asked of factworld is not valid"),
         ("factworld(asked=(job, job))", "asked of factworld is not valid"),
-        ("factworld(facts=[birth])", ", one about the job"),
+        ("factworld(facts=[birth])", " that states the job"),
         ("factworld(facts='work')", "got work; allowed: a list of birth"),
         (
             "factworld(friends=2)",
@@ -332,7 +332,7 @@ def test_the_seed_of_a_run_is_put_in_wherever_a_world_says_so():
         ),
         (
             "causalworld(causes=3, influences=1, asked=1000)",
-            "this causalworld has too few different questions",
+            "causalworld has fewer different questions than asked",
         ),
     ],
 )

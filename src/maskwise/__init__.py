@@ -3,8 +3,8 @@
     text → annotated tokens → masked batch → loss → checkpoint → task score → report
            annotate/          masking/       objectives/  training/   tasks/       report/
 
-A run combines five independent choices: *what* is masked (policy), *how much* is masked at step t
-(schedule), *how* masked tokens are shown to the model (corruption), *which loss* is minimised
+A training run combines five independent choices: *what* is masked (policy), *how much* is masked at
+each step (schedule), *how* the model sees masked tokens (corruption), *which loss* is minimised
 (objective), and *which objective* is trained next (sampler).
 """
 

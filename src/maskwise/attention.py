@@ -1,18 +1,19 @@
 """Attention within documents of packed rows, and fast dropout on CPUs.
 
-In packed rows, a token attends only to tokens of its document, and positions restart in every
-document. ``separate(model)`` registers the function ``attend`` in transformers' registry of
-attention functions and selects it. ``attend`` separates documents if the forward pass has the
-argument ``documents=Documents(…)``. Without this argument, ``attend`` returns the results of
-transformers' ``sdpa``, with soft caps and fast dropout on CPUs.
+In packed rows, a token attends only to tokens of its own document, and positions begin at 0 in
+every document. ``separate(model)`` registers the function ``attend`` in transformers' registry of
+attention functions, and makes the model use it. If the model is called with the argument
+``documents=Documents(…)``, ``attend`` keeps these documents apart. Otherwise, ``attend`` returns
+the same results as transformers' ``sdpa``, but also supports soft caps, and is faster with dropout
+on CPUs.
 
 On CUDA in half precision, without dropout, soft cap or bias, ``torch.nn.attention.varlen`` computes
-attention at a cost of Σ length² over the documents. In all other cases the layers share one mask
-per batch.
+attention at a cost of Σ length² over the documents. In all other cases, documents are kept apart by
+a mask, which is computed once per batch for all layers.
 
-On CPUs, dropout draws 16 random bits per entry, four entries at a time, which takes 1.4 ns per
-entry. Torch draws 32 bits per entry in 9 ns, which was an eighth of the training time of a small
-BERT. Rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
+On CPUs, dropout uses 16 random bits per number, for four numbers at a time, which takes 1.4 ns per
+number. Torch uses 32 bits and 9 ns, which was an eighth of the training time of a small BERT.
+Dropout rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
 
 >>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
@@ -38,7 +39,7 @@ NAME = "documents"
 """The name of this attention in transformers' registry."""
 
 REPLACED = ("sdpa", "eager")
-"""The attention implementations that ``separate`` replaces."""
+"""The attention implementations of transformers that ``separate`` replaces."""
 
 DROP_STEPS = 1 << 16
 """On CPUs, dropout rates are multiples of 1 / DROP_STEPS."""
@@ -56,12 +57,12 @@ class Documents:
 
     Attributes:
         ids: (B, L) int64, the document of each token, ascending along a row; −1 for padding.
-        read: (B, K) int64, the documents of the encoder's text, for cross-attention; otherwise
-            None.
+        read: (B, K) int64, the document of each token of the encoder's text, for a decoder's
+            cross-attention; None in an encoder.
         causal: whether a token attends only to itself and earlier tokens of its document.
-        ends: (D + 1,) int32, the offsets of documents in the line of all rows, then B·L. The
-            padding of a row counts as a document. If None, ``boundaries`` computes the offsets,
-            which makes the host wait.
+        ends: (D + 1,) int32, the offsets of the documents in the flat array of all rows, and B·L.
+            The padding of a row counts as a document. If None, ``boundaries`` computes the offsets,
+            but the host must wait for them.
     """
 
     ids: Tensor
@@ -88,10 +89,10 @@ class Documents:
     def mask(self, cross: bool = False, causal: bool = False, window: int | None = None) -> Tensor:
         """(B, 1, L, K) bool: True where a token (L) attends to another token (K).
 
-        Masks are cached, so all layers share one mask.
+        Masks are cached, so that all layers use the same mask.
 
         Args:
-            cross: whether to make a cross-attention mask, to the tokens of ``read``.
+            cross: whether tokens attend to the tokens of ``read`` (cross-attention).
             causal: whether tokens attend only to themselves and earlier tokens.
             window: tokens attend only to tokens at a distance below ``window``; None for no limit.
         """
@@ -102,7 +103,7 @@ class Documents:
         assert keys is not None, "cross-attention needs the documents of the text that is read"
         reader = self.ids[:, :, None]
         seen = reader == keys[:, None, :]
-        # Let padding attend to all tokens: a softmax over no tokens is NaN, with a NaN gradient.
+        # Padding attends to all tokens, because a softmax over no tokens is NaN, like its gradient.
         seen |= reader < 0
         if causal or window is not None:
             place = torch.arange(keys.shape[1], device=keys.device)
@@ -135,10 +136,10 @@ class Documents:
 def separate(model: PreTrainedModel) -> None:
     """Make a model attend only within documents if it is called with the argument ``documents``.
 
-    Models with an attention implementation outside ``REPLACED`` are unchanged.
+    A model whose attention implementation is not in ``REPLACED`` is not changed.
     """
     if model.config._attn_implementation in REPLACED:
-        # transformers is slow to import, and whoever has a model has imported it.
+        # transformers is slow to import, but if there is a model, it has been imported already.
         from transformers import AttentionInterface, AttentionMaskInterface
 
         AttentionInterface.register(NAME, attend)
@@ -166,20 +167,20 @@ def attend(
             H is smaller.
         attention_mask: transformers' mask; ignored if ``documents`` is given.
         documents: the document of each token.
-        sliding_window: the number of tokens to each side, including the token itself, as in flash
-            attention.
+        sliding_window: the number of tokens to each side that a token attends to, including the
+            token itself, as in flash attention.
         options: dropout, scaling, position_bias, softcap, is_causal.
 
     Returns:
-        The output, (B, L, H, D), and None for the attention weights.
+        The output, (B, L, H, D), and None instead of the attention weights.
     """
     causal = bool(getattr(module, "is_causal", False))
     if documents is not None:
         causal |= documents.causal
         cross = documents.read is not None and not causal
         if sliding_window is not None and not causal:
-            # In transformers' bidirectional masks the window excludes the token itself. ModernBERT
-            # passes the configured window plus one, but T5Gemma passes the configured window.
+            # A configured window does not count the token itself. ModernBERT therefore adds 1 to
+            # its window before the call, but T5Gemma does not.
             sliding_window = module.config.sliding_window + 1
         # ``_ragged`` cannot do cross-attention, where keys and queries have different offsets.
         if not cross and _can_be_ragged(query, options):
@@ -187,7 +188,7 @@ def attend(
             return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross, causal, sliding_window)
     elif options.get("softcap") and causal and attention_mask is None:
-        # Transformers omits causal masks that its kernels apply, but ``_product`` needs a mask.
+        # Transformers passes no causal mask if a kernel applies it, but ``_product`` needs a mask.
         read, wanted = query.shape[2], key.shape[2]
         everything = torch.ones(read, wanted, dtype=torch.bool, device=query.device)
         attention_mask = everything.tril(wanted - read)
@@ -221,7 +222,7 @@ def _ragged(
     window: int | None,
     options: Options,
 ) -> Tensor:
-    """(B, L, H, D): the result of ``varlen_attn`` for all rows as one line of documents.
+    """(B, L, H, D): attention by ``varlen_attn``, for which all rows are one line of documents.
 
     Args:
         lines: query, key and value. Keys and values may have fewer heads than queries.
@@ -235,7 +236,8 @@ def _ragged(
     shape = lines[0].transpose(1, 2).shape
     query, key, value = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in lines)
     ends = documents.boundaries()
-    # The row length is an upper bound on document lengths that does not make the host wait.
+    # The kernel needs an upper bound on document lengths. The longest document would be tighter
+    # than the row length, but the host would have to wait for it.
     most = documents.ids.shape[1]
     before = -1
     if window is not None:
@@ -276,7 +278,7 @@ def _by_hand(
     if torch.compiler.is_compiling() or options.get("position_bias") is not None:
         return False
     if mask is not None:
-        # With transformers' masks a token may attend to no token; with ours it never does.
+        # With transformers' masks, a token may attend to no token. With ours, this never happens.
         return documents is not None
     causal = options.get("is_causal")
     if causal is None:
@@ -298,7 +300,7 @@ def _product(
     if cap:
         scores = torch.tanh(scores / cap) * cap
     if mask is not None:
-        # Use a finite minimum: with −inf, a padded token that attends to no token would be NaN.
+        # The minimum is finite, because with −inf, a token that attends to no token would be NaN.
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
@@ -308,7 +310,10 @@ def _product(
 
 
 def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
-    """Return transformers' ``sdpa`` mask, without a check for padding that makes the host wait."""
+    """Return transformers' ``sdpa`` mask.
+
+    Transformers would omit a mask without padding, but the host would have to wait for this check.
+    """
     if options.get("attention_mask") is not None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     from transformers.masking_utils import sdpa_mask
@@ -344,7 +349,7 @@ class _Dropped(torch.autograd.Function):
         draws = -(-count // 4)
         drawn = torch.empty(draws, dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
-        # Each 16-bit number is signed, with the minimum −DROP_STEPS / 2.
+        # The 16-bit numbers are signed, so their minimum is −DROP_STEPS / 2.
         stays = bits >= below - DROP_STEPS // 2
         rescale = DROP_STEPS / (DROP_STEPS - below)
         factor = stays.to(values.dtype).mul_(rescale)
@@ -359,7 +364,7 @@ class _Dropped(torch.autograd.Function):
 
 
 def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
-    """The forward pass of a dropout layer."""
+    """The forward pass of a dropout layer, with ``dropped``."""
     return _dropout(values, layer.p, layer.training)
 
 
@@ -384,10 +389,10 @@ class _Replaced:
 def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
     """Return the forward method of a class, with ``dropped`` in place of torch's dropout.
 
-    Returns None if the method does not call ``nn.functional.dropout``. Otherwise the returned
-    function has the same code with different globals.
+    The returned function has the same code, but with other global variables. If the method does not
+    call ``nn.functional.dropout``, None is returned.
     """
-    # Unwrap the method, which transformers wraps for activation checkpointing.
+    # Transformers wraps the method for activation checkpointing.
     forward = unwrap(kind.forward)
     assert isinstance(forward, FunctionType)
     named = {"nn", "functional", "dropout"} <= set(forward.__code__.co_names)
@@ -403,7 +408,7 @@ def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
 
 
 def _calls_torch(layer: nn.Module) -> bool:
-    """Return whether a layer is a block that calls torch's dropout function, as in BART."""
+    """Return whether a module calls torch's dropout function itself, like a block of BART."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     if not isinstance(layer, GradientCheckpointingLayer) or layer.gradient_checkpointing:
@@ -417,7 +422,7 @@ def quicken(module: nn.Module) -> None:
     ``restore`` undoes the change.
     """
     for layer in module.modules():
-        # Patch the instance and not the class, so ``restore`` only has to delete an attribute.
+        # The instance is patched and not the class, so that ``restore`` only deletes an attribute.
         if isinstance(layer, nn.Dropout):
             layer.forward = partial(_drop, layer)  # type: ignore[method-assign]
         elif _calls_torch(layer):

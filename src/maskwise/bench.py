@@ -2,11 +2,12 @@
 
 The rows come from the bundled sample, tokenised by a small WordPiece tokenizer, in three layouts:
 one document per row, packed rows of five documents, and packed rows of sentences with 20 tokens.
-All contestants get the same rows. transformers' collator gets lists of dicts, with character
-offsets for whole words; maskwise gets tensors.
+All contestants (masking policies of maskwise, and transformers' collator) mask the same rows.
+transformers' collator reads lists of dicts, with character offsets for whole words; maskwise reads
+tensors.
 
 Times are CPU seconds on one thread, because wall time on a shared machine includes other processes.
-Contestants take turns, because other processes share the caches and must affect all contestants
+Contestants take turns, because other processes use the same caches and should slow all contestants
 equally. By default, each contestant is timed in three repetitions. The report shows how much the
 times vary and how busy the machine was.
 """
@@ -56,7 +57,7 @@ POLICY_FOR = {
     "ul2": "ul2",
     "permute-sentences": "sentence",
 }
-"""Policy for timing each corruption; other corruptions are timed with ``token``."""
+"""Masking policy with which each corruption is timed. Other corruptions use ``token``."""
 PROBED = 1_000_000
 """Number of floats that the probe in ``Noise`` sorts."""
 DIFFUSION: dict[str, Figures] = {
@@ -68,10 +69,13 @@ DIFFUSION: dict[str, Figures] = {
 
 
 def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192) -> Figures:
-    """Time every policy and corruption at 32 × 512, and token and whole-word in other shapes.
+    """Time every policy and corruption on batches of 32 × 512 tokens.
+
+    The policies ``token`` and ``whole-word`` are timed on other shapes, too.
 
     Args:
-        batches: the number of timed batches per contestant and repetition (a tenth for long rows).
+        batches: the number of timed batches per contestant and repetition (a tenth of it for rows
+            of 4,096 tokens).
         repetitions: the number of times that each contestant is timed.
         vocab_size: the vocabulary size of the WordPiece tokenizer, which is trained on the sample.
 
@@ -117,7 +121,7 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
 
 
 class Shape(NamedTuple):
-    """The shape and the layout of batches."""
+    """The shape of batches, and their layout (``LAYOUTS``)."""
 
     rows: int
     length: int
@@ -129,7 +133,9 @@ Timed = dict[tuple[str, Shape], list[float]]
 
 
 class Sample:
-    """The bundled sample as batches of any shape, with synthetic layers for every policy.
+    """The bundled sample as batches of any shape.
+
+    Batches have synthetic annotation layers (one value per token), which are the input of policies.
 
     Args:
         vocab_size: the vocabulary size of the WordPiece tokenizer, which is trained on the sample.
@@ -157,10 +163,10 @@ class Sample:
         self.tokenizer.add_special_tokens({"additional_special_tokens": names})
 
     def batches(self, rows: int, length: int, layout: str) -> list[dict[str, Tensor]]:
-        """Return the whole sample in batches of one shape, with [SEP] at the end of each piece."""
+        """Return the whole sample in batches of one shape, with [SEP] after each document."""
         room = length - 2
         count = len(self.ids) // (rows * room)
-        # [CLS] and [SEP] are written over the padding below.
+        # The padding makes room for [CLS] and [SEP].
         frame = ((0, 0), (0, 0), (1, 1))
         ids = np.pad(np.resize(self.ids, (count, rows, room)), frame)
         word = np.pad(np.resize(self.words, (count, rows, room)), frame)
@@ -175,7 +181,7 @@ class Sample:
         layers = {
             "input_ids": ids,
             "word_ids": word,
-            # The values of these layers are arbitrary, because they do not affect the time.
+            # These values are arbitrary, because the time does not depend on them.
             "sentence": np.where(word >= 0, word // 20, -1),
             "salient": np.where(word % 10 < 2, word // 10, -1),
             "phrase": np.where(word % 6 < 3, word // 6, -1),
@@ -189,7 +195,7 @@ class Sample:
             batch = {name: torch.from_numpy(values[number]) for name, values in layers.items()}
             example = np.arange(number * rows, (number + 1) * rows)
             if layout != "documents":
-                # In a packed row, each piece is an example with its own masking budget.
+                # In a packed row, each document is an example with its own number of targets.
                 example = example[:, None] * length + pieces
             batch["example_id"] = torch.from_numpy(example)
             batches.append(batch)
@@ -242,7 +248,7 @@ def _results(timed: Timed) -> list[Figures]:
 
 
 def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
-    # Every call has a new (batch, epoch). With repeated masks, the CPU could predict branches.
+    # Every call makes new masks. If masks were repeated, the CPU would learn to predict branches.
     return masker(batches[number % len(batches)], epoch=number // len(batches))
 
 
@@ -293,13 +299,13 @@ def in_turn(
     Args:
         contestants: functions keyed by name. A function is called with the numbers 0, 1, ….
         batches: the number of timed calls per contestant.
-        check: a function of (name, number, result) that is called after a turn for each timed call.
+        check: a function of (name, number, result). After a turn, it is called for each timed call.
         turn: the number of timed calls in a turn. A turn begins with an untimed call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for first in range(0, batches, turn):
         for name, call in contestants.items():
-            # Warm up: the caches have the data of the previous contestant.
+            # The untimed call replaces the previous contestant's data in the caches.
             call(first)
             results = []
             for number in range(first, min(first + turn, batches)):
@@ -316,7 +322,7 @@ def in_turn(
 class Noise:
     """Measures how busy other processes keep the machine during a benchmark.
 
-    The probe sorts a fixed array, which takes a constant time on an idle machine.
+    The probe sorts the same array again and again. On an idle machine, this takes a constant time.
 
     >>> noise = Noise()
     >>> for repetition in range(3):
@@ -329,7 +335,7 @@ class Noise:
         self.numbers = np.random.default_rng(0).random(PROBED)
         self.before = _load()
         self.milliseconds: list[float] = []
-        # The first call is slower than all others, so this call is not timed.
+        # The first sort is slower than all others, so it is not timed.
         np.sort(self.numbers)
 
     def probe(self) -> None:
@@ -340,7 +346,7 @@ class Noise:
         self.milliseconds.append(round(1e3 * (time.perf_counter() - began), 2))
 
     def report(self) -> dict[str, object]:
-        """Return load averages of one minute, the times of the probe, and their spread."""
+        """Return the load averages of one minute, the times of the probe, and their `spread`."""
         return {
             "load_before": self.before,
             "load_after": _load(),
@@ -359,7 +365,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _load() -> float | None:
-    """Return the load average of the last minute, or None if unknown, as on Windows."""
+    """Return the load average of the last minute. Windows has none, so the result is None there."""
     if not hasattr(os, "getloadavg"):
         return None
     return round(os.getloadavg()[0], 2)

@@ -31,48 +31,51 @@ REFERENCE = "no-pretraining"
 """The reserved name of the arm without (further) pre-training."""
 
 OWN_TASK = "own-task"
-"""In a transfer study, the arm whose policy was learned from the task that is scored."""
+"""In a study of policies that were learned from several tasks: the arm whose policy was learned
+from the task that is scored."""
 OTHER_TASKS = "other-tasks"
-"""In a transfer study, the mean of the arms whose policies were learned from other tasks."""
+"""In such a study: the mean of the arms whose policies were learned from other tasks."""
 
 FIXED = "at these settings"
 TUNED = "each arm tuned"
-"""The scopes of a verdict: without a search for settings, and with a search in every arm."""
+"""What a verdict is about: arms at the settings of the recipe, or arms with a search for settings.
+"""
 
 MOST_SEEDS = 1000
-"""The largest number of runs per arm. A plan holds all stages of all runs in memory."""
+"""The largest number of runs per arm. It is limited, because a plan has all runs in memory."""
 
 MOST_PRIMARY = 6
-"""The largest number of primary contrasts in a study. With more contrasts, Holm's correction would
-leave ten runs unable to decide any contrast."""
+"""The largest number of comparisons of arms that a study decides. With more comparisons, ten runs
+could not decide any, because of Holm's correction."""
 
 FRESH_RUN = 10_000
-"""The seed of the compared run minus the seed of the search. The best run of a search won partly by
-luck, so a new run at the best setting is compared instead."""
+"""After a search for settings, a new run with the best settings is compared with other arms,
+because the best run of the search was best partly by luck. This number is added to its seed."""
 
 PLATEAU_NATS = 0.3
-"""A model has learned little more than word frequencies if its held-out loss, in nats, is less than
-this number below the unigram loss."""
+"""A model has learned little more than word frequencies if its held-out loss is less than this
+number, in nats, below the loss of guessing by token frequencies."""
 
 NATS = "nats"
-"""The metric of tasks that are answered in words: mean nats per token of the correct answers."""
+"""The metric of tasks that are answered in words: the mean loss, in nats, per token of the correct
+answers."""
 
 IMBALANCED = 0.6
-"""If the share of the most frequent class is larger, macro F1 is reported too."""
+"""If the share of the most frequent class is larger, macro F1 is reported, too."""
 
 
 def accuracy_misleads(metric: str | None, share: float | None) -> bool:
-    """Return whether to report macro F1 too; ``share`` is the share of the most frequent label."""
+    """Return whether to report macro F1, too. ``share`` is that of the most frequent label."""
     return metric == "accuracy" and (share or 0) > IMBALANCED
 
 
 OVERLAP_SHARE = 0.01
-"""If the corpus contains at least this share of a task's test items, the model may have memorised
-the answers."""
+"""The model may have memorised the answers if at least this share of a task's test items is in the
+corpus."""
 
 
 def overlap_matters(overlapping: int, items: int) -> bool:
-    """Return whether ``overlapping`` of ``items`` test items are enough to raise the score."""
+    """Return whether ``overlapping`` of ``items`` test items are enough to affect the score."""
     return overlapping >= OVERLAP_SHARE * items
 
 
@@ -97,20 +100,20 @@ COSTS = {
 LOWER_IS_BETTER = (NATS,)
 """Task metrics for which lower values are better."""
 CORRELATIONS = ("spearman", "pearson", "matthews")
-"""Metrics that are shown multiplied by 100 but without a percent sign, as correlations are no
-shares."""
+"""Metrics that are multiplied by 100 in reports, but have no percent sign, because correlations are
+no shares."""
 
 
 GAIN = "gain over random masks on dev, nats"
-"""The label for a learned policy's gain, on its card and in ``maskwise learn``."""
+"""The label of a learned policy's gain, on its model card and in ``maskwise learn``."""
 
 DIFFUSION = "diffusion"
-"""The name of the held-out masks of masked diffusion. Its bound can compare arms with different
-units."""
+"""The name of the held-out masks of masked diffusion. Their loss, a bound, can be compared between
+arms that mask different units (tokens, words, …)."""
 
 
 def rank_here() -> int:
-    """Return this process's rank under torchrun; 0 without torchrun.
+    """Return the rank of this process under torchrun, or 0 without torchrun.
 
     Only rank 0 prepares data, writes files and prints.
     """
@@ -118,7 +121,7 @@ def rank_here() -> int:
 
 
 def ranks_here() -> int:
-    """Return the number of processes that torchrun has started; 1 without torchrun."""
+    """Return the number of processes that torchrun has started, or 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -132,12 +135,12 @@ def cards_here() -> list[str]:
 
 
 def jobs_here() -> int:
-    """Return the number of stages to run at once: one per CUDA device, or one per CPU core."""
+    """Return the number of tasks to run at once: one per CUDA device, or one per CPU core."""
     return len(cards_here()) or os.cpu_count() or 1
 
 
 def share_of_card(jobs: int | None, cards: float) -> float:
-    """Return the share of a GPU for each of ``jobs`` tasks on ``cards`` GPUs; 0 without GPUs.
+    """Return the share of a GPU for each of ``jobs`` tasks on ``cards`` GPUs, or 0 without GPUs.
 
     >>> share_of_card(8, 2.0), share_of_card(3, 2.0), share_of_card(None, 2.0), share_of_card(8, 0)
     (0.25, 0.5, 1.0, 0.0)

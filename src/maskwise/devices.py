@@ -1,9 +1,9 @@
 """Choose and measure devices, and copy tensors without blocking the device or the host.
 
-A copy waits for all earlier work on its stream, which can be a whole training step. ``Lane``
-therefore copies batches on a separate stream, and ``coming_back`` copies sums to pinned memory,
-from which they are read a step later. Masking imports this module and does not need torch, so torch
-is imported inside functions.
+A copy waits for all earlier work on its CUDA stream, which can be a whole training step. Batches
+are therefore copied to the device on a separate stream (``Lane``). Results, such as the loss of a
+step, are copied to pinned memory on the host and read one step later (``coming_back``). Torch is
+imported inside functions, because masking imports this module and must load fast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Tensors: TypeAlias = "Mapping[str, Tensor]"
 TensorDict: TypeAlias = "dict[str, Tensor]"
 
 PINNING = ("cuda",)
-"""Device types with copies from pinned memory that do not block the host."""
+"""Device types that copy from pinned memory while the host continues."""
 
 
 def widest(values: Tensor) -> Tensor:
@@ -70,22 +70,26 @@ class Lane:
         self.stream = self.cuda.Stream(device)
 
     def send(self, make: Callable[[], Result]) -> tuple[Result, object]:
-        """Call ``make`` on this stream; return its result and an event at the end of its copy."""
+        """Call ``make``, whose copies run on this stream.
+
+        Returns:
+            The result of ``make``, and an event that occurs when its copies are complete.
+        """
         with self.cuda.stream(self.stream):
             result = make()
             return result, self.stream.record_event()
 
     def receive(self, sent: object, mark: Any) -> None:
-        """Make later work on the device wait for the event ``mark``; the host does not wait."""
+        """Make later work on the device wait for the event ``mark``. The host continues."""
         current = self.cuda.current_stream()
         current.wait_event(mark)
         for tensor in tensors_of(sent):
-            # Without this record, the memory could be reused while the device still reads it.
+            # Otherwise, torch could reuse the memory while the device still reads it.
             tensor.record_stream(current)
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
-    """Yield all tensors in nested batches, lists, tuples and dicts."""
+    """Yield all tensors in ``value``: a tensor, a batch, or nested lists, tuples and dicts."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -100,7 +104,7 @@ def tensors_of(value: object) -> Iterator[Tensor]:
 
 
 def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start a copy to the host, and return a function that waits for the copy and returns it."""
+    """Start a copy to the host. The returned function waits for the copy and returns it."""
     if not copies_aside(tensor.device):
         here = tensor.cpu()
         return lambda: here
@@ -116,7 +120,7 @@ def coming_back(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def new_event() -> Callable[[], None]:
-    """Record an event after all work so far, and return a function that waits for the event."""
+    """Return a function that waits for all work that the GPU has been given until now."""
     import torch
 
     event = torch.cuda.Event()
@@ -130,7 +134,8 @@ def new_event() -> Callable[[], None]:
 
 MEASURE_SECONDS = 0.3
 SIZES = {"cpu": 1024}
-"""Rows and columns of the matrices in ``measured_rate``, by device type; otherwise 8,192."""
+"""Number of rows (and columns) of the matrices in ``measured_rate``, by device type. Other devices
+use 8,192."""
 
 
 def best_device() -> torch.device:
@@ -141,11 +146,12 @@ def best_device() -> torch.device:
 
 
 def fast_bf16() -> bool:
-    """Return whether training is faster in bf16 than in float32 on this machine.
+    """Return whether training on this machine is reliably faster in bf16 than in float32.
 
-    Among CPUs, bf16 is reliably faster only with AMX. With AVX-512, speed depends on the processor
-    and the model: on one processor, a step of a small encoder took 1.6 times as long in bf16
-    (``benchmarks/quick_step.py``), while MiniLM trained faster in bf16 on another processor.
+    On a CPU, the answer is true only with AMX. CPUs with AVX-512 also compute in bf16, but whether
+    bf16 is faster depends on the processor and the model. On one processor, a step of a small
+    encoder took 1.6 times as long in bf16 (``benchmarks/quick_step.py``). On another processor,
+    MiniLM trained faster in bf16.
     """
     import torch
 
@@ -155,7 +161,7 @@ def fast_bf16() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory of this process in bytes, on its GPU or in RAM; 0 if unknown."""
+    """Return the peak memory of this process in bytes, on a GPU or in RAM. 0 means unknown."""
     import torch
 
     if device.type == "cuda":
@@ -177,7 +183,7 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the highest rate within ``MEASURE_SECONDS``, in FLOPs per second.
+    """Measure matrix products for ``MEASURE_SECONDS``; return the highest rate in FLOPs per second.
 
     Other work on the machine can only lower the rate, so the highest rate is the best estimate.
     """

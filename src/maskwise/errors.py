@@ -1,7 +1,8 @@
-"""Errors that a user can correct, checks of arguments, and helpers for messages.
+"""Errors that a user can correct, checks of arguments, and functions that format messages.
 
-An error message is one line: *what* is wrong, what we *got*, what is *allowed*, what to *do*. The
-command line prints the message and exits with code 2. Bugs in maskwise raise ``AssertionError``.
+An error message is one line: *what* is wrong, what was given (*got*), what is *allowed*, and what
+to *do*. The command line prints the message and exits with code 2. ``AssertionError`` means a bug
+in maskwise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EXTRAS = {
     "peft": "lora",
     "maskwise_data": "data",
 }
-"""Optional libraries → the extra of maskwise that installs the library."""
+"""For each optional library, the extra of maskwise that installs it."""
 
 CHECKOUT = Path(__file__).parents[2] / "packages" / "maskwise-data"
 """Folder of the package maskwise-data in a checkout of the project."""
@@ -75,7 +76,7 @@ def unknown_name(
     file
     """
     names = sorted(known)
-    # Comparing takes quadratic time, and a user may have pasted a whole file.
+    # The name is cut, because comparing takes quadratic time and a name may be a whole file.
     near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=0.5)
     if near:
         hint = f"did you mean {near[0]!r}?"
@@ -100,14 +101,16 @@ def install_command(module: str) -> str | None:
         return None
     if module != "maskwise_data":
         return f"pip install 'maskwise[{EXTRAS[module]}]'"
-    # In a checkout, the data must match the code, so they are installed from there.
+    # In a checkout of the project, the data must match the code, so they are installed from there.
     if CHECKOUT.is_dir():
         return f"pip install -e {CHECKOUT}"
     return "pip install maskwise-data"
 
 
 def require_library(module: str, *, use: str) -> None:
-    """Raise a `MaskwiseError` if an optional library is missing. Call this before any work.
+    """Raise a `MaskwiseError` if an optional library is missing.
+
+    Callers call this before they begin to work, so that no work is lost.
 
     Args:
         module: the library, a key of `EXTRAS`.
@@ -132,7 +135,7 @@ def whole_number(
     3
 
     Raises:
-        MaskwiseError: any other value, including bools, floats and text.
+        MaskwiseError: for any other value, also for bools, floats and text.
     """
     return int(_checked(Integral, "a whole number", name, value, least, most, do))
 
@@ -143,7 +146,7 @@ def finite_number(
     """Return ``value`` as an int or a float if it is a finite number from ``least`` to ``most``.
 
     Raises:
-        MaskwiseError: any other value, including bools and NaN.
+        MaskwiseError: for any other value, also for bools and NaN.
     """
     return _checked(Real, "a number", name, value, least, most)
 
@@ -157,7 +160,7 @@ def _checked(
     most: float,
     do: str | None = None,
 ) -> int | float:
-    # In Python, True is an Integral. A user who gives True instead of a number made a mistake.
+    # In Python, True is an Integral, but here it is a mistake.
     if isinstance(value, kind) and not isinstance(value, bool):
         # Integers stay ints, because an int may be too large for a float.
         number = int(value) if isinstance(value, Integral) else float(value)
@@ -177,7 +180,7 @@ def first_line(error: BaseException) -> str:
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """Format counts of reasons, most frequent first: "3 × no label, 1 × no text"."""
+    """Format counts of reasons, the most frequent first: "3 × no label, 1 × no text"."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
@@ -217,6 +220,6 @@ def shortened(value: object, limit: int = LONGEST) -> str:
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
-    # Both ends stay, because the ends of file names and values distinguish them best.
+    # Both ends are kept, because file names and values mostly differ at their ends.
     end = 2 * limit // 5
     return f"{text[: limit - end - 3]} … {text[-end:]}"

@@ -1,4 +1,4 @@
-"""Convert the estimates in summary.json to the units in which reports show them."""
+"""Convert estimates from summary.json to the units of reports, and outcomes to labels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ SPREADS = "SDs of runs within an arm"
 
 @dataclass(frozen=True)
 class Shown:
-    """A difference from the baseline, in the unit for display; positive if the arm is better.
+    """A difference between an arm and its baseline in the displayed unit, positive if the arm is
+    better.
 
     Attributes:
-        mean, low, high: the estimate and the ends of its interval; None where they are unknown.
+        mean, low, high: the estimate and the ends of its interval; None if unknown.
         scale: the factor that converts the recorded unit into the displayed unit.
         unit: points, nats, SDs of runs within an arm, or an evaluation's own unit.
         digits: the number of decimals to show.
@@ -36,13 +37,18 @@ class Shown:
         return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
 
     def figure(self) -> str:
-        """Return the mean with its sign: "+2.1"; "" if the mean is unknown."""
+        """Return the mean with its sign ("+2.1"), or "" if the mean is unknown."""
         if self.mean is None:
             return ""
         return with_minus(f"{self.mean:+.{self.digits}f}")
 
     def ends(self, *, ahead: bool = False) -> str:
-        """Return the interval, "−0.4 to 4.6"; with ``ahead``, as seen from the better side."""
+        """Return the interval: "−0.4 to 4.6".
+
+        Args:
+            ahead: whether to change the sign if the mean is negative, so that the interval is about
+                the better arm's lead.
+        """
         low = self.low or 0.0
         high = self.high or 0.0
         if ahead and (self.mean or 0.0) < 0:
@@ -51,10 +57,11 @@ class Shown:
 
 
 def shown(row: Contrast) -> Shown:
-    """Return the estimate in a row, in the unit for display.
+    """Return the estimate in a row of summary.json, in the displayed unit.
 
-    SDs of runs within an arm are shown only if tasks have no common unit, or if the plain mean and
-    the standardised mean have opposite signs.
+    If a row is a mean over tasks, recorded in SDs of runs within an arm, the plain mean is shown
+    instead. SDs are shown only if the tasks have no common unit, or if the two means have opposite
+    signs.
     """
     estimate: Estimate = row
     scale = 1.0
@@ -89,9 +96,9 @@ def shown(row: Contrast) -> Shown:
 
 
 def detected_words(size: float) -> str:
-    """Put the difference that a plan detects, in SDs of the paired differences, into words."""
+    """Return a phrase for the difference that a plan detects, in SDs of paired differences."""
     sds = f"{size:.1f} standard deviations (of the paired differences)"
-    return f"only a difference of {sds} or more is detected with probability 0.8"
+    return f"a difference of {sds} is detected with probability 0.8, a smaller one less often"
 
 
 def with_minus(text: str) -> str:
@@ -100,7 +107,7 @@ def with_minus(text: str) -> str:
 
 
 def outcome_label(outcome: str) -> str:
-    """Return an outcome as a label: "token masks, 15 %", "facts (hits@1)"."""
+    """Return the label of an outcome: "token masks, 15 %" for "heldout:token@0.15"."""
     kind, _, rest = outcome.partition(":")
     if kind == "evaluation":
         name, _, metric = rest.rpartition(":")
@@ -116,7 +123,7 @@ def outcome_label(outcome: str) -> str:
 
 
 def outcome_labels(outcomes: Iterable[str]) -> dict[str, str]:
-    """Label outcomes that are shown together; a mean over ratios names them.
+    """Return the labels of outcomes that are shown together. A mean over ratios lists the ratios.
 
     >>> list(outcome_labels(["heldout:token", "heldout:token@0.15", "heldout:token@0.4"]).values())
     ['token masks, mean of 15 and 40 %', 'token masks, 15 %', 'token masks, 40 %']

@@ -1,8 +1,9 @@
 """Model families: an ``Adapter`` describes the differences between transformers' model families.
 
-An adapter finds the encoder and the prediction head of a model, and knows how the family counts
-positions. Each known family has one line in ``ENCODERS`` or ``ENCODER_DECODERS``. Models of other
-families compute logits at every position, which is slower but gives the same loss.
+An adapter finds the encoder and the prediction head of a model, and knows the first position index
+of the family. Each known family, such as bert, has an entry in ``ENCODERS`` or
+``ENCODER_DECODERS``. For other families, logits are computed at every position and not only at
+targets, which is slower but leads to the same loss.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Adapter:
     Attributes:
         head: the prediction head. If None, the head is unknown, and the whole model must be called
             to get logits.
-        counts_from_pad: whether positions begin at pad + 1, as in RoBERTa.
+        counts_from_pad: whether the first position index is the padding id plus 1, as in RoBERTa.
         separates: whether ``maskwise.attention`` can keep the documents of a packed row apart.
-        ends_in_output: whether the output layer is the last step of the head (BART's bias aside).
+        ends_in_output: whether the output layer is the last step of the head, except for a bias.
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -54,11 +55,11 @@ class Adapter:
         return model.base_model
 
     def states(self, model: PreTrainedModel, inputs: Tensors) -> Tensor:
-        """(B, L, H): the hidden states that the prediction head reads, one per label."""
+        """(B, L, H): the input of the prediction head, a hidden state for each label."""
         return self.encoder(model)(**inputs).last_hidden_state
 
     def apart(self, model: PreTrainedModel, inputs: Tensors, documents: Tensor) -> Inputs:
-        """Return model inputs that keep the ``documents`` (B, L) of packed rows apart."""
+        """Return model inputs with which tokens attend only within the ``documents`` (B, L)."""
         separate(model)
         read = Documents(documents)
         positions = read.positions + self.first_position(model.config)
@@ -83,20 +84,21 @@ class Esm(Adapter):
         return super().apart(model, inputs, documents)
 
     def first_position(self, config: PreTrainedConfig) -> int:
-        """Return 0 for rotary positions; learned positions start after the padding index."""
+        """Return 0 for rotary positions. Learned positions begin after the padding id."""
         if config.position_embedding_type == "rotary":
             return 0
         return super().first_position(config)
 
 
 ESM_MASKED = 0.15 * 0.8
-"""The share of mask tokens in ESM's pre-training, to which its embeddings are scaled."""
+"""The share of mask tokens in ESM's pre-training. Embeddings are scaled as if a text had as many
+mask tokens."""
 
 
 def _scale_by_document(
     encoder: Any, given: tuple[Any, ...], named: Inputs
 ) -> tuple[tuple[None], Inputs] | None:
-    """Scale ESM's embeddings by the share of mask tokens in each document, not in the row.
+    """Scale ESM's embeddings by the share of mask tokens in each document and not in the row.
 
     This hook runs before the encoder's forward pass. It replaces ``input_ids`` by scaled
     ``inputs_embeds``, which transformers does not scale again.
@@ -108,7 +110,7 @@ def _scale_by_document(
     ids = given[0] if given else named["input_ids"]
     table = encoder.embeddings
     masked = ids == table.mask_token_id
-    # Column d + 1 counts document d, because padding has the number −1.
+    # Document d is counted in column d + 1, because padding has the number −1.
     column = documents.ids + 1
     zeros = torch.zeros(len(ids), ids.shape[1] + 1, device=ids.device)
     sizes = zeros.scatter_add(1, column, torch.ones_like(ids, dtype=zeros.dtype))
@@ -131,10 +133,10 @@ def release(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
-    """A context in which the positions of an encoder or decoder restart in every document.
+    """A context in which the positions of an encoder or decoder begin at 0 in every document.
 
-    BART's position table accepts the positions of one row only, so the rows are passed as one long
-    row. T5 has no position table and needs no change.
+    BART's position table accepts the positions of one row only, so that all rows are passed as one
+    long row. T5 has no position table and needs no change.
     """
     table = getattr(part, "embed_positions", None)
     if documents is None or table is None:
@@ -227,12 +229,12 @@ def chain(*names: str) -> Head:
 
 
 def _bart(model: Any, states: Tensor) -> Tensor:
-    # Pass the bias to ``linear``: adding it afterwards would allocate a second array of logits.
+    # If the bias were added after ``linear``, a second array of logits would be allocated.
     return linear(states, model.lm_head.weight, model.final_logits_bias[0])
 
 
 def _scaled(where: str) -> Head:
-    """Make T5's head, which scales hidden states if the configuration field ``where`` is True."""
+    """Make T5's head, which scales hidden states if the field ``where`` of the config is True."""
 
     def head(model: Any, states: Tensor) -> Tensor:
         if getattr(model.config, where):
@@ -285,7 +287,7 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
 
 
 def adapter_of(config: PreTrainedConfig) -> Adapter:
-    """Return the adapter of a model's family; the default adapter for unknown families."""
+    """Return the adapter of a model's family, or the default adapter if the family is unknown."""
     if config.is_encoder_decoder:
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
     return ENCODERS.get(config.model_type, Adapter())
@@ -297,8 +299,8 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | No
     Args:
         config: the configuration of the model.
         kind: the required kind.
-        use: the use that requires this kind, for the error message.
-        do: the advice in the error message; default: an example of a fitting architecture.
+        use: what the model is needed for, as the beginning of the error message.
+        do: the advice in the error message; by default, an example of a fitting architecture.
     """
     found = adapter_of(config).kind
     if found == kind:
@@ -333,7 +335,7 @@ def start_token(config: PreTrainedConfig) -> int:
 def decoder_inputs(
     config: PreTrainedConfig, labels: Tensor, documents: Tensor | None = None
 ) -> Tensor:
-    """(B, L') int64: the decoder's input: the start token, then the targets without the last one.
+    """(B, L') int64: the decoder's input, which is the start token and all targets but the last.
 
     Args:
         config: the configuration of the model.
@@ -349,21 +351,21 @@ def decoder_inputs(
     room = most_tokens(config)
     longest = labels.shape[1]
     if documents is not None and longest > room:
-        # Compute the longest document only if needed, because reading it makes the host wait.
+        # The longest document is computed only if needed, because the host must wait for it.
         longest = int(Documents(documents).positions.max()) + 1
     if longest > room:
         raise MaskwiseError(
             "targets are longer than the decoder's positions",
             got=longest,
             allowed=f"≤ {room}",
-            do="lower corpus.length, or use targets of masked spans only",
+            do="lower corpus.length, or use a corruption whose targets are only the masked spans",
         )
     shifted = labels.new_full(labels.shape, start)
     shifted[:, 1:] = labels[:, :-1]
     if documents is not None:
-        # Put a start token in front of every document of a packed row.
+        # Every document of a packed row begins with a start token.
         shifted[:, 1:].masked_fill_(documents[:, 1:] != documents[:, :-1], start)
-    # Embeddings accept no negative ids, so replace ignored labels by padding.
+    # Embeddings accept no negative ids, so ignored labels are replaced by padding.
     padding = config.pad_token_id or 0
     return shifted.masked_fill_(shifted < 0, padding)
 
@@ -379,8 +381,8 @@ def width_of(model: PreTrainedModel) -> int:
 
 
 def prediction_head(model: PreTrainedModel) -> Head | None:
-    """Return the prediction head of a language model; None if it is unknown."""
-    # DeBERTa models with ``legacy=False`` have a different head, under a different name.
+    """Return the prediction head of a language model, or None if it is unknown."""
+    # DeBERTa models with ``legacy=False`` have a different head with a different name.
     if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):
         return None
     return adapter_of(model.config).head
@@ -402,7 +404,7 @@ def masked_logits(
 
 
 UNLIMITED = 1 << 29
-"""``most_tokens`` is at least this number for models without a limit."""
+"""For models without a limit, ``most_tokens`` returns at least this number."""
 
 
 def most_tokens(config: PreTrainedConfig) -> int:
@@ -420,7 +422,7 @@ def most_tokens(config: PreTrainedConfig) -> int:
 
 
 def window_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """Return the window, in tokens, and the number of layers with sliding attention, or (0, 0)."""
+    """Return the window in tokens and the number of layers with sliding attention, or (0, 0)."""
     layers = getattr(config, "layer_types", None) or []
     sliding = layers.count("sliding_attention")
     window = config.sliding_window if sliding else 0

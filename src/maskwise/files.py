@@ -1,8 +1,11 @@
-"""Types of the files of a study; docs/files.md describes the files.
+"""Types of the files of a study, which docs/files.md describes.
 
-A study writes ``study.json``, ``records.jsonl`` and, with the verdicts, ``summary.json``. The
-report and the commands read all three. Every type is a ``TypedDict``: mypy checks it, and at run
-time it is plain JSON.
+A study writes ``study.json`` (its settings), ``records.jsonl`` (results of runs) and
+``summary.json`` (verdicts). The report and the commands read all three. All types are
+``TypedDict``: mypy checks them, and at run time, they are plain JSON.
+
+An *arm* is one of the compared settings, and it is trained with several seeds. A *contrast* is a
+comparison of two arms. A *companion* is a shorter run of the same arm and seed.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 2
-"""Version of the verdict rules. Summaries without a version follow earlier rules."""
+"""Version of the rules of verdicts. Summaries without a version were made by earlier rules."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
@@ -23,12 +26,12 @@ class ArmFacts(TypedDict):
     ratio: str
     overrides: dict[str, object]
     units: NotRequired[str]
-    """Masking units, a value of ``maskwise.masking.UnitKind``. If a file written by hand lacks this
-    key, the policy stands for the units."""
+    """What the policy masks as a whole, a value of ``maskwise.masking.UnitKind``. If the key is
+    missing, as in files written by hand, the name of the policy is used."""
     setting: NotRequired[dict[str, object]]
     """Settings that a search chose, keyed by dotted name."""
     judged_on: NotRequired[list[str]]
-    """Held-out masks on which the arm is evaluated; they suit the policy of the arm."""
+    """Names of the held-out masks on which the loss of the arm is computed."""
     tokenizer: NotRequired[str]
     runs: NotRequired[dict[str, str]]
     """Folders of the pre-training runs, keyed by seed."""
@@ -43,18 +46,23 @@ class TaskFacts(TypedDict, total=False):
     classes: int
     test_items: int
     test_texts: str
-    """Hash of the test texts. Scores of two tasks with the same texts have correlated errors."""
+    """Hash of the test texts. If two tasks have the same texts, their errors are correlated."""
     majority: float | None
-    """Score of the best guess that ignores the text; see ``tasks.Task.majority``."""
+    """Score of the best answer that is the same for all texts; see ``tasks.Task.majority``."""
     notes: list[str]
     skipped: dict[str, int]
     """Number of skipped rows, keyed by "split: reason"."""
     higher_is_better: bool
-    """Present only if false."""
+    """Written only if false."""
 
 
 class Matching(TypedDict):
-    """The quantity in which all arms are equal, such as steps, and the planned costs of arms."""
+    """How training costs are matched.
+
+    Attributes:
+        by: the cost that is the same in all arms, such as steps; None if nothing is matched.
+        arms: the planned costs of each arm, keyed by cost.
+    """
 
     by: str | None
     arms: dict[str, dict[str, float]]
@@ -65,25 +73,33 @@ class Search(TypedDict, total=False):
     own: object
     by: str | None
     seeds: list[int]
-    """Only in older files: the seeds of the runs that chose one setting for all runs of an arm."""
+    """Only in older files: the seeds of the runs by which one setting was chosen for an arm."""
 
 
 class Gate(TypedDict):
-    """A positive control: the contrasts ``closes`` are tested only if ``contrast`` is decided."""
+    """A positive control. The contrasts in ``closes`` are tested only if ``contrast`` is decided,
+    which shows that the study can detect a known effect."""
 
     contrast: tuple[str, str]
     closes: list[tuple[str, str]]
 
 
 class Look(TypedDict):
-    """An earlier verdict of the study: its runs, seeds, number of contrasts, and planned looks."""
+    """An earlier verdict of the same study.
+
+    Attributes:
+        runs: the number of runs of each arm at that time.
+        seeds: their seeds.
+        contrasts: the number of contrasts.
+        looks: the numbers of runs after which a verdict was planned; None if only one was planned.
+    """
 
     runs: int
     seeds: list[int]
     contrasts: int
     looks: list[int] | None
     settings_changed: NotRequired[bool]
-    """Present, and true, only if the contrasts or a verdict rule were different."""
+    """True if contrasts or rules of verdicts were different then; otherwise not written."""
 
 
 class Study(TypedDict, total=False):
@@ -105,7 +121,7 @@ class Study(TypedDict, total=False):
     tasks: dict[str, TaskFacts]
     contrasts: list[tuple[str, str]]
     outcome: NotRequired[str | None]
-    """Primary outcome, if the recipe names one."""
+    """Outcome on which contrasts are decided, if the recipe names one."""
     match: Matching | None
     companions: list[float]
     margin: NotRequired[float | None]
@@ -114,26 +130,26 @@ class Study(TypedDict, total=False):
     helps: NotRequired[float]
     search: Search | None
     share: NotRequired[tuple[str, str] | None]
-    """The arm with the whole gain, and the baseline of all gains (``study.share``)."""
+    """The arm whose gain counts as 100 %, and the baseline of all gains (``study.share``)."""
     gate: NotRequired[Gate | tuple[str, str] | None]
-    """In older files, a pair of arms, which is also one of the contrasts."""
+    """In older files, only the pair of arms, which is also in ``contrasts``."""
     pending: NotRequired[list[int]]
-    """Seeds of planned runs that are missing; present only if there are any."""
+    """Seeds of planned runs that are missing; written only if there are any."""
     learned: NotRequired[dict[str, str]]
-    """Task from which the policy of each arm was learned; only in studies of transfer."""
+    """Task from which each arm's policy was learned, if the study compares such policies."""
 
 
 class Candidate(TypedDict):
-    """A point of the grid of a search."""
+    """A point of the grid of a search for settings, and the result of its run."""
 
     setting: dict[str, object]
     score: float | None
-    """Mean over outcomes, each standardised over the grid; None if the run failed."""
+    """Mean over outcomes after each outcome was standardised over the grid; None if the run
+    failed."""
     mean: NotRequired[float | None]
     """The same as ``score``, in older files."""
     scores: dict[str, float] | None
-    """Score of each outcome; higher is better. In older files, a list of such dicts, one per
-    seed."""
+    """Score of each outcome; higher is better. In older files, a list with a dict per seed."""
 
 
 class Record(TypedDict, total=False):
@@ -148,14 +164,15 @@ class Record(TypedDict, total=False):
     metric: str
     score: float
     majority: float | None
-    """Score of the best guess that ignores the text, for tasks with free-text answers."""
+    """Score of the best answer that is the same for all texts, in tasks with free-text answers."""
     item_error: float
-    """Standard error of the score over test items, from resampled sentences and documents."""
+    """Standard error of the score over test items, computed by resampling sentences or documents.
+    """
     item_sd: float
-    """Standard deviation of the scores of items, for tasks with free-text answers."""
+    """Standard deviation of the scores of items, in tasks with free-text answers."""
     dev: list[float | None]
     others: dict[str, float]
-    """Scores in further metrics on the same items, such as macro-f1 in addition to accuracy."""
+    """Scores in further metrics on the same items, such as macro-f1 if the metric is accuracy."""
     masks: str
     ratio: float
     loss: float
@@ -172,20 +189,21 @@ class Record(TypedDict, total=False):
     error: str
     by: str
     search_seed: int
-    """Seed of the search runs; ``seed`` is the seed of the compared run."""
+    """Seed of the runs of the search. ``seed`` is the seed of the run that is compared later."""
     chosen: dict[str, object] | None
     candidates: list[Candidate]
     tied: bool
     """Whether all points of the grid have the same scores."""
     role: str
-    """"gate" for a run at the settings in the recipe, for the gate of a study with a search."""
+    """"gate" if the run has the settings of the recipe, because a search does not apply to runs
+    for the gate."""
     corpus: str
     overlapping: int
     standing: int
     """Number of items with a correct answer that occurs in the corpus."""
     occurrences: int
-    """Number of occurrences of correct answers in the masked rows. All tokens of the answer were
-    masked in ``whole`` of these occurrences, and some tokens in ``part`` of these occurrences."""
+    """Number of times that correct answers occur in the masked rows. ``whole`` times, all tokens of
+    the answer were masked, and ``part`` times, only some of them."""
     whole: int
     part: int
 
@@ -196,7 +214,7 @@ class Ends(TypedDict):
 
 
 class Estimate(TypedDict):
-    """A mean difference and its interval; a value is None if there are too few runs."""
+    """A mean difference and its interval. A value is None if there are too few runs for it."""
 
     mean: float | None
     low: float | None
@@ -204,8 +222,13 @@ class Estimate(TypedDict):
 
 
 class Compute(TypedDict):
-    """The matched quantity, whether it is equal in both arms, and the ratios of the arm's costs to
-    the baseline's costs."""
+    """The training costs of two arms.
+
+    Attributes:
+        by: the cost that should be equal, such as steps; None if nothing is matched.
+        matched: whether this cost is equal in both arms.
+        ratios: the arm's cost divided by the baseline's cost, keyed by cost.
+    """
 
     by: str | None
     matched: bool
@@ -213,22 +236,26 @@ class Compute(TypedDict):
 
 
 class Detectable(TypedDict):
-    """The smallest difference that ``runs`` runs detect with probability .8, in plain scores or in
-    the unit of the row."""
+    """The smallest difference that is detected with probability 0.8 by ``runs`` pairs of runs, in
+    plain scores or in the unit of the row."""
 
     runs: int
     difference: float
 
 
 class Equivalence(Ends):
-    """An interval inside the margin of the study, in plain scores or nats, and its confidence."""
+    """An interval that lies within the margin of the study, so that no difference matters.
+
+    Interval and margin are in plain scores or nats.
+    """
 
     margin: float
     confidence: float
 
 
 class RaisedFlag(TypedDict):
-    """A problem of a row, which makes it *not comparable*, *open* at most, or is only noted."""
+    """A problem of a contrast. By its ``effect``, the contrast becomes *not comparable*
+    ("invalid"), at most *open* ("caps"), or only has a note ("notes")."""
 
     code: str
     effect: Effect
@@ -237,30 +264,30 @@ class RaisedFlag(TypedDict):
 
 
 class Contrast(Estimate):
-    """The comparison of a pair of arms on one outcome: a row of summary.json."""
+    """The comparison of two arms on one outcome: a row of summary.json."""
 
     arm: str
     baseline: str
     outcome: str
     primary: bool
     gate: NotRequired[bool]
-    """Present only if true: other contrasts are tested only after this contrast is decided."""
+    """True if other contrasts are tested only after this one is decided; otherwise not written."""
     n: int
     higher_is_better: bool
     unit: str
     metric: str | None
     natural: NotRequired[Estimate]
-    """The estimate in plain scores, only for the outcome "tasks"."""
+    """The estimate in plain scores instead of SDs, only for the outcome "tasks"."""
     compute: Compute
     items: Ends | None
     p: float | None
     p_adjusted: float | None
     verdict: Verdict | None
-    """None for a secondary row, unless it is not comparable."""
+    """None if ``primary`` is false, unless the verdict is *not comparable*."""
     better: Literal["arm", "baseline"] | None
-    """The better side, if the verdict is *decided*."""
+    """Which of the two is better, if the verdict is *decided*."""
     scope: str
-    """Whether the verdict holds "at these settings" only, or for tuned arms."""
+    """"at these settings", or "each arm tuned" if each arm had its own search for settings."""
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
     runs_to_decide: int | None
@@ -270,7 +297,7 @@ class Contrast(Estimate):
 
 
 class Point(TypedDict, total=False):
-    """The compute of a full or companion run, and the run's score on each outcome."""
+    """The training cost of a full or companion run, and its score on each outcome."""
 
     arm: str
     seed: int
@@ -283,7 +310,7 @@ class Point(TypedDict, total=False):
 
 
 class TransferCell(Estimate):
-    """The gain over the baseline on ``task``, with a policy learned from ``learned_from``."""
+    """The gain over the baseline on ``task``, if the policy was learned from ``learned_from``."""
 
     arm: str
     learned_from: str
@@ -292,12 +319,14 @@ class TransferCell(Estimate):
 
 
 class GainShare(TypedDict):
-    """The gain of an arm over the ``baseline`` as a share of the gain of the ``best`` arm.
+    """The gain of an arm over ``baseline``, as a share of the gain of the arm ``best``.
 
-    In ``failed`` of ``n`` pairs of runs, the arm learned nothing. ``failed_low`` and
-    ``failed_high`` are the ends of an exact interval for this failure rate. ``share`` and its 95 %
-    interval are estimated from the other runs, and are None if there are no other runs or the arms
-    cannot be compared.
+    Attributes:
+        n: the number of pairs of runs.
+        failed: the number of pairs of runs in which the arm learned nothing.
+        failed_low, failed_high: an exact interval for the probability that an arm learns nothing.
+        share, low, high: the share and its 95 % interval, from the other pairs; None if there are
+            no other pairs, or the arms cannot be compared.
     """
 
     arm: str
@@ -315,33 +344,45 @@ class GainShare(TypedDict):
 
 
 class TaskUse(TypedDict):
-    """The share of runs in which pre-training helps on a task (None if unknown), and whether the
-    task counts in the outcome "tasks"."""
+    """The use of a task.
+
+    Attributes:
+        helped: the share of runs in which pre-training helps on the task; None if unknown.
+        counted: whether the task is part of the outcome "tasks".
+    """
 
     helped: float | None
     counted: bool
 
 
 class ArmSummary(TypedDict):
-    """The results of an arm. ``scores`` has a score per seed, or None, keyed by outcome."""
+    """The results of an arm. ``scores`` has, for each outcome, a score or None for each seed."""
 
     units: str
     gap_nats: float | None
-    """Unigram loss minus loss of the arm, in nats, on masks of the arm's policy."""
+    """Loss of guessing by token frequencies minus loss of the arm, in nats, on masks of the arm's
+    policy."""
     failures: int
     compute: dict[str, float]
     scores: dict[str, list[float | None]]
 
 
 class Planned(TypedDict):
-    """The number of runs of each arm, the number of contrasts without the gate, and the power to
-    decide a true difference of 1 and of 1.5 SDs of paired differences."""
+    """What the planned runs can decide.
+
+    Attributes:
+        runs: the number of runs of each arm.
+        contrasts: the number of contrasts, without the gate.
+        power: the probability that a true difference of 1 (or 1.5) SDs of paired differences is
+            decided.
+    """
 
     runs: int
     contrasts: int
     power: dict[str, float]
     detectable: NotRequired[float]
-    """As in ``Detectable``, in SDs of the paired differences; older files lack it."""
+    """The difference that is detected with probability 0.8, in SDs of paired differences; missing
+    in older files."""
 
 
 class Pending(TypedDict):
@@ -359,10 +400,10 @@ class Summary(TypedDict):
     """summary.json."""
 
     rules: NotRequired[int]
-    """Version of the verdict rules (``RULES``); absent in summaries of earlier rules."""
+    """Version of the rules of verdicts (``RULES``); missing in summaries by earlier rules."""
     planned: NotRequired[Planned]
     pending: NotRequired[Pending | None]
-    """Present while planned runs are missing. Nothing is tested until all runs are finished."""
+    """Written while planned runs are missing. Nothing is tested until all runs are finished."""
     baseline: str
     matched_by: str | None
     arms: dict[str, ArmSummary]

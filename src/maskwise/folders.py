@@ -1,8 +1,8 @@
 """Files and folders: atomic writes, manifests, locks, JSON lines, and paths of recipes.
 
-Files are written under a temporary name and then renamed, so after an interruption a file has
-either its old or its new content. A manifest (``write_folder``) lists the hashes of all files in a
-folder. Hashing takes about a second per gigabyte.
+Files are written under a temporary name and then renamed. After an interruption, a file therefore
+has either its old or its new content. A manifest (``write_folder``) lists the hashes of all files
+in a folder, from which damage is detected. Hashing takes about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Error numbers on file systems without locks."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
-"""Name, modification time in nanoseconds, and size of each file, compared to detect changes."""
+"""Name, modification time in nanoseconds, and size of each file. If it differs, a file changed."""
 RELEASE_SECONDS = 0.2
-"""Time to retry a lock, because another process may be removing the lock file."""
+"""How long to try to lock a file, because another process may be about to release it."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
-"""Time to wait for files from another machine, and for files from rank 0."""
+"""How long to wait for files from another machine, and for files from rank 0."""
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
         got = str(error)
         if isinstance(error, OSError):
             got = error.strerror or got
-        # On a full disk, safetensors and tokenizers raise Rust errors, not OSErrors.
+        # On a full disk, safetensors and tokenizers raise errors of Rust instead of an OSError.
         elif "(os error " not in got:
             raise
         do = "free disk space, or give a writable folder; finished work is kept"
@@ -64,7 +64,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         MaskwiseError: the file cannot be written.
     """
-    # A rename is atomic only within a file system, so the partial file is in the same folder.
+    # Renaming is atomic only within a file system, so the temporary file is in the same folder.
     partial = _partial(path)
     with writing(path):
         try:
@@ -114,7 +114,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects in a file of JSON lines; yield nothing if the file is missing."""
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
-            # Skip incomplete lines, which a power failure may leave.
+            # A power failure may leave an incomplete line, which is skipped.
             with suppress(ValueError, RecursionError):
                 value = json.loads(line)
                 if isinstance(value, dict):
@@ -142,11 +142,11 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
             fill(partial)
             hashes = {}
             for path in sorted(partial.rglob("*")):
-                # Cards are not hashed, because users may edit them.
+                # Model cards are not hashed, because users may edit them.
                 if path.is_file() and path.name != CARD:
                     hashes[str(path.relative_to(partial))] = file_hash(path)
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-            # `rename` fails if the target is a folder with files.
+            # `rename` would fail if the target were a folder with files.
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -155,10 +155,10 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
-    """Compare a folder with its manifest; return a description of the damage, or None.
+    """Compare a folder with its manifest. Return a description of the damage, or None.
 
     Args:
-        weights: whether to also hash ``*.safetensors``, which may be large.
+        weights: whether to check ``*.safetensors``, too, which may be large.
     """
     hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
     if not isinstance(hashes, dict):
@@ -178,7 +178,7 @@ def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
     """Raise an error if a folder is damaged. Folders without a manifest are accepted.
 
     Args:
-        weights: whether to also check the hashes of ``*.safetensors``.
+        weights: whether to check ``*.safetensors``, too.
 
     Raises:
         MaskwiseError: a file has changed since the manifest was written.
@@ -211,17 +211,17 @@ def files_state(path: Path) -> FilesState:
 
 
 @contextmanager
-def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -> Iterator[None]:
+def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator[None]:
     """Lock a folder against other processes.
 
-    The operating system releases the lock if the process dies. On a file system without locks,
+    If the process dies, the operating system releases the lock. On a file system without locks,
     nothing is locked.
 
     Args:
         folder: the folder; it is created if necessary.
         what: the beginning of the error message, such as "another study runs in".
         lock: the name of the lock file in the folder.
-        stays: whether to keep the lock file at the end.
+        stays: whether the lock file is kept at the end.
 
     Raises:
         MaskwiseError: another process holds the lock, or the folder cannot be written.
@@ -236,9 +236,9 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
             # Windows does not let other processes read a locked file.
             with suppress(OSError):
                 holder = path.read_text() or None
-            do = "wait for it, or give another folder"
+            do = "wait until it ends, or give another folder"
             raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
-    # The text is only for the error message in other processes, so a full disk is no problem.
+    # This text is only for error messages in other processes, so it may be missing (full disk).
     with suppress(OSError):
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
@@ -251,7 +251,7 @@ def claim(folder: Path, what: str, *, lock: str = ".lock", stays: bool = True) -
 
 @contextmanager
 def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
-    """Lock the folder of a run; remove a new folder if the run fails before any work is done.
+    """Lock the folder of a run. If the folder is new and the run fails before any work, remove it.
 
     Args:
         out: the folder.
@@ -282,7 +282,7 @@ def locked(path: Path, *, wait: float) -> FileLock:
     held = FileLock(path, timeout=wait, fallback_to_soft=False)
     try:
         held.acquire()
-    # ``Timeout`` is an OSError without an error number, so it is raised again.
+    # ``Timeout`` is an OSError, but has no error number, so it is raised again.
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
@@ -293,7 +293,7 @@ def appears(path: Path, *, within: float | None = None) -> bool:
     """Wait for a file, because files from other machines may appear late.
 
     Args:
-        within: the time limit in seconds; None stands for ``LATE_SECONDS``.
+        within: the time limit in seconds; if None, ``LATE_SECONDS``.
 
     Returns:
         Whether the file exists.
@@ -310,13 +310,13 @@ def appears(path: Path, *, within: float | None = None) -> bool:
 
 
 def require_file(path: Path) -> None:
-    """Wait up to an hour for a file from rank 0; a collective operation would time out earlier.
+    """Wait up to an hour for a file from rank 0. A barrier of torch would time out earlier.
 
     Raises:
         MaskwiseError: the file did not appear within an hour.
     """
     if not appears(path, within=RANK_SECONDS):
-        raise MaskwiseError(f"{path} did not appear", do="do all processes share the folder?")
+        raise MaskwiseError(f"{path} did not appear", do="can all processes read this folder?")
 
 
 def require_own(folder: Path, *marks: str, what: str) -> None:
@@ -324,11 +324,11 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
 
     Args:
         folder: the folder, which may be missing or empty.
-        marks: patterns of file names; the folder must match at least one pattern.
+        marks: patterns of file names; a file in the folder must match one of them.
         what: the expected kind of folder, such as "a study".
 
     Raises:
-        MaskwiseError: ``folder`` is a file, or a folder with different content.
+        MaskwiseError: ``folder`` is a file, or has files of which none matches.
     """
     if folder.is_file():
         raise MaskwiseError("the output folder is a file", got=str(folder), do="give a folder")
@@ -379,7 +379,7 @@ def shipped() -> dict[str, Path]:
 
 
 def bundled_file(name: str) -> Path:
-    """Return a file or folder that comes with maskwise, or with the package maskwise-data.
+    """Return the path of a file or folder in the package maskwise or maskwise-data.
 
     Raises:
         MaskwiseError: the file is in maskwise-data, which is not installed.
@@ -396,7 +396,7 @@ def bundled_file(name: str) -> Path:
 
 
 def looked_in(path: Path) -> str | None:
-    """Return a phrase with the working folder, for errors about a missing relative path."""
+    """Return a phrase with the working folder if a path is relative, for error messages."""
     return None if path.is_absolute() else f"no such path in {Path.cwd()}"
 
 
@@ -442,7 +442,7 @@ def write_page(
     Raises:
         MaskwiseError: the page cannot be written.
     """
-    # Imported here, because commands that write no page start faster without jinja2.
+    # Commands that write no page start faster without the import of jinja2.
     from jinja2 import Environment, PackageLoader
 
     loader = PackageLoader("maskwise", "report")

@@ -1,7 +1,7 @@
-"""Show the masks of a policy in a text, token by token (``maskwise inspect``, reports).
+"""Show the masks of a masking policy in a text, token by token (``maskwise inspect``, reports).
 
-The import of torch and transformers takes seconds. This module imports them only for tokenizers
-from a folder or the hub.
+Torch and transformers take seconds to import. They are therefore imported only for tokenizers from
+a folder or the hub.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown 
 
 MAX_TEXTS = 5
 MAX_CHARACTERS = 600
-"""Limits for a file: the number of texts, and the number of characters in a text."""
+"""If the text is a file: the maximum number of its texts, and of characters in each text."""
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
-"""Layers that do not need marks in the text."""
+"""Annotation layers (values of tokens) that are computed from any text, without marks in it."""
 ANNOTATED = ("pos", "salient")
-"""Layers for which a text without marks is annotated, by the annotator of the same name."""
+"""Annotation layers that come from the annotator of the same name if the text has no marks."""
 WEIGHT_LAYERS = ("weight", "informativeness", "difference")
-"""Layers of weights, which come from marks such as [[word|2.5]]. Other tokens have weight 1."""
+"""Annotation layers of weights, from marks such as [[word|2.5]]. Other tokens have weight 1."""
 
 
 class Piece(NamedTuple):
@@ -85,10 +85,11 @@ class Inspected:
     Attributes:
         text: the text.
         pieces: the tokens of the text.
-        ratio: the share of eligible tokens that were selected.
-        whole, parts: the number of words of which all tokens, or only some tokens, were selected.
-        source, target: the decoded input and labels of a sequence-to-sequence model; "" for an
-            encoder.
+        ratio: the share of the eligible tokens that were selected.
+        whole, parts: the number of words whose tokens were all selected, and the number of words
+            of which only some tokens were selected.
+        source, target: the input and the labels of a sequence-to-sequence model, as text; "" for
+            an encoder.
         policy, corruption, tokenizer: the settings, as the user wrote them.
     """
 
@@ -122,10 +123,13 @@ class Inspected:
 
     @property
     def note(self) -> str:
-        """If no token is selected, a message with the reason and a remedy; else ""."""
+        """A message if no token is selected, with the reason and a remedy; otherwise ""."""
         if any(piece.state != "shown" for piece in self.pieces):
             return ""
-        return "nothing is masked: no unit fits the budget; use a larger --ratio or a longer text"
+        return (
+            "nothing is masked: each unit (word, span, …) has more tokens than may be masked; use "
+            "a larger --ratio or a longer text"
+        )
 
     @property
     def headline(self) -> str:
@@ -155,18 +159,18 @@ def show_masks(
     """Mask one text, and return the state of each token.
 
     Args:
-        row: the result of ``encode`` for this text and ``max_length``, with the layers.
-        step, total_steps: the position in the schedule of the masking ratio.
-        epoch: the number of the epoch; every epoch draws different masks.
+        row: the result of ``encode`` for this text and ``max_length``, with annotation layers.
+        step, total_steps: the training step for which the masking ratio is computed.
+        epoch: the number of the epoch. Every epoch has different masks.
         max_length: the maximum number of tokens. Longer texts are cut.
     """
-    # transformers' tokenizers truncate. A LightTokenizer accepts these settings, but ignores them.
+    # A LightTokenizer accepts these settings, but does not truncate.
     cut = {"truncation": max_length is not None, "max_length": max_length}
     [encoding] = tokenizer([text], **cut).encodings
     batch = gather([row], masker.vocabulary)
     masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
     corruption = masker.corruption
-    # Permuted tokens change their positions, so tokens at the same position are not compared.
+    # If tokens are permuted, input and output cannot be compared position by position.
     in_place = corruption.keeps_length and not isinstance(corruption, PermuteSentences)
     chosen_state = "masked"
     if isinstance(corruption, PermuteSentences) and corruption.inner is None:
@@ -187,7 +191,7 @@ def show_masks(
                 elif token != masker.vocabulary.mask:
                     state = "random"
                     replacement = str(tokenizer.convert_ids_to_tokens(token))
-        # With byte fallback, several tokens share a character and its offsets. Show only the first.
+        # With byte fallback, several tokens have the same offsets, and only the first is shown.
         if stop > end:
             pieces.append(Piece(text[min(end, start) : stop], state, replacement))
             end = stop
@@ -201,7 +205,7 @@ def show_masks(
     selected = np.bincount(words[in_word], choice.tokens[in_word])
     touched = int((selected > 0).sum())
     whole = int((selected == sizes)[sizes > 0].sum())
-    # The minimum of 1 gives the ratio 0 for a text without eligible tokens.
+    # ``max`` avoids a division by 0 in a text without eligible tokens.
     ratio = int(choice.tokens.sum()) / max(1, int(batch.eligible.sum()))
     return Inspected(text, pieces, ratio, whole, touched - whole, source, target)
 
@@ -223,16 +227,17 @@ def inspect_text(
     """Mask a text, or the first texts of a file, with each policy.
 
     Args:
-        text: the name of a file, or a text. Spans may be marked: [[Warsaw]], [[1867|3]].
+        text: the name of a file, or a text. Spans may be marked: [[Warsaw]], or [[1867|3]] with
+            weight 3.
         policies: the policies, separated by commas.
         settings: the arguments of ``Masker``.
-        tokenizer: a folder or hub id. The default is the letters of the sequence for FASTA files,
-            and the bundled tokenizer otherwise.
-        step, total_steps: the position in the schedule of the masking ratio.
+        tokenizer: a folder or hub id. By default, each letter of a FASTA file is a token, and other
+            texts use the bundled tokenizer.
+        step, total_steps: the training step for which the masking ratio is computed.
 
     Raises:
-        MaskwiseError: there is no text, a name is unknown, or a policy needs a layer that the text
-            does not have.
+        MaskwiseError: there is no text, a name is unknown, or a policy needs an annotation layer
+            that the text does not have.
     """
     shown_as = settings.get("corruption", "bert")
     texts = [read_marks(marked) for marked in _texts(text)]
@@ -240,9 +245,9 @@ def inspect_text(
     if not specs:
         raise MaskwiseError("no policy is given", got=repr(policies), do="try: token,whole-word")
     has_marks = any(spans for _, spans in texts)
-    # Missing layers are an error before the tokenizer is loaded, which may need a download.
+    # Missing layers are found before the tokenizer is loaded, because it may be downloaded.
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
-    # The output names the tokenizer, because the tokenizer explains unexpected tokens.
+    # The output names the tokenizer, because unexpected tokens usually come from it.
     used = tokenizer or usual_tokenizer(text)
     loaded = light_tokenizer(used)
     maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
@@ -262,14 +267,14 @@ def inspect_text(
 def _needed_layers(
     specs: Sequence[str], shown_as: str, *, marked: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the layers that come from the text or its marks, and the annotators for the others.
+    """Return the needed layers that come from the text or its marks, and annotators for the others.
 
     Raises:
-        MaskwiseError: a policy needs a layer that this text does not have, or needs a layer of
-            groups but the layer has spans.
+        MaskwiseError: a policy needs a layer that this text does not have, or a policy needs one
+            label per word but its layer has spans.
     """
     users = {}
-    # A text without marks gets these layers from the annotators of the same names.
+    # Without marks in the text, these layers come from the annotators of the same names.
     annotator_of = {} if marked else dict(zip(ANNOTATED, ANNOTATED))
     for spec in specs:
         rule = policy(spec)
@@ -279,7 +284,7 @@ def _needed_layers(
             for layer in annotator(name).layers:
                 annotator_of[layer] = name
         if isinstance(rule, GroupWeighted) and rule.layer == "salient" and not marked:
-            what = f"policy {spec} needs a layer of groups, but {rule.layer!r} has spans"
+            what = f"policy {spec} needs a label for each word, but {rule.layer!r} has spans"
             raise MaskwiseError(what, do="use layer='pos', or the policy salient for spans")
     mover = corruption(shown_as)
     if isinstance(mover, PermuteSentences):
@@ -304,7 +309,15 @@ def row_of(
     needs: Collection[str],
     annotators: Sequence[str],
 ) -> Row:
-    """Encode a text with the layers that come from the text or its marks, and from annotators."""
+    """Encode a text as a row for a ``Masker``.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+        spans: the spans that are marked in the text.
+        needs: the layers that come from the text or its marks.
+        annotators: the annotators of the other layers.
+    """
     makers: list[str | Layered] = []
     for name in needs:
         if name == "sentence":
@@ -313,13 +326,13 @@ def row_of(
             marked = {text: {name: CharSpans.of(spans, SPANS)}}
             makers.append(ByText("marks", {name: SPANS}, marked.__getitem__, ""))
     [row] = encode(tokenizer, [text], layers=[*makers, *annotators])
-    # Unmarked tokens have the span number −1, which indexes the last weight, 1.
+    # Tokens outside spans have the span number −1, which is the index of the last weight, 1.
     weights = [*(span.weight for span in spans), 1.0]
     for name in WEIGHT_LAYERS:
         if name in needs:
             row[name] = [weights[number] for number in row[name]]
     if "frequency" in needs:
-        # A single text is too short for frequencies, so they come from a bundled sample.
+        # A single text is too short for counting, so tokens are counted in a bundled sample.
         counts = Counter[int]()
         sample = read_documents("bundled:wikipedia", limit=200)
         for known in tokenizer([document.text for document in sample]).encodings:
@@ -329,8 +342,8 @@ def row_of(
 
 
 def _texts(text: str) -> list[str]:
-    """Return the text in a list or, for a file name, the beginnings of the file's first texts."""
-    # A name such as "missing.txt" is an error if the file does not exist, not a text.
+    """Return the text in a list or, if it is a file name, the beginnings of the first texts."""
+    # If a file such as "missing.txt" does not exist, the name is an error and not a text.
     looks_like_file = known_ending(Path(text)) is not None
     # Unlike Path.is_file, os.path.isfile accepts a string of any length.
     is_corpus = os.path.isfile(text) or os.path.isdir(text)
@@ -347,7 +360,7 @@ def _texts(text: str) -> list[str]:
     return [text]
 
 
-def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> RenderableType:
+def render_masks(inspected: Iterable[Inspected], *, colours: bool) -> RenderableType:
     """Return texts for a terminal, with selected tokens in colour or brackets."""
     legend = Text()
     for state, label in LEGEND.items():
@@ -372,6 +385,6 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool = True) -> Ren
 
 
 def write_masks(inspected: Sequence[Inspected], path: Path) -> None:
-    """Write the content of ``render_masks`` as an HTML page, by ``write_page``."""
+    """Write the texts as an HTML page, with selected tokens in colour."""
     legend = [Stretch(label, STYLES[state]) for state, label in LEGEND.items()]
     write_page(path, "masks.html.j2", inspected=inspected, legend=legend)

@@ -3,9 +3,9 @@
     with open_pool(function, engine="local", jobs=2) as pool:
         future = pool.submit(task)
 
-Each task runs in one process with one thread, because running two tasks in parallel is faster than
-running one after the other on two threads. A failed task raises ``Failure``. A worker that dies is
-replaced.
+Each task runs in one process with one thread. Two tasks in parallel, with one thread each, finish
+earlier than one after the other with two threads. A failed task raises ``Failure``. A worker
+process that dies is replaced.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from maskwise.signals import Asked, leave_when_asked, leave_with
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Libraries read these variables on import, so a worker must start with them.
+# Libraries read these variables when they are imported, so a worker must be started with them.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PATIENCE_SECONDS = 20.0
-"""Time that a worker has to finish a step and save its state before it is killed."""
+"""How long a worker may take to finish a step and save its state before it is killed."""
 STORE_BYTES = 100 * 2**20
-"""Size of Ray's object store in a cluster that maskwise starts. Small, because tasks are small."""
+"""Size of Ray's object store in a cluster that maskwise starts. A small one suffices for tasks."""
 # Prefixes of variables that are copied to Ray workers: locations of models, and numerical settings.
 CARRIED = (
     *("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "MASKWISE_"),
@@ -56,12 +56,12 @@ class Failure(Exception):
 
     Attributes:
         error: the reason, in one line.
-        passing: whether a retry may succeed, because a worker died, a node was lost, or a file
+        passing: whether a retry may succeed. It may if a worker died, a node was lost, or a file
             could not be read or written.
     """
 
     def __init__(self, error: str, passing: bool):
-        # Pickle restores an exception from the arguments of `Exception`.
+        # Pickle calls the class with the arguments of `Exception` to restore an exception.
         super().__init__(error, passing)
         self.error = error
         self.passing = passing
@@ -75,8 +75,8 @@ class Pool(ABC, Generic[Task, Result]):
 
     Args:
         function: a function that can be pickled, such as a function at the top of a module.
-        jobs: the maximum number of parallel tasks; None stands for the number of cores (or GPUs).
-        gpu: whether to give each task a GPU, if there are any. With more jobs than GPUs, tasks
+        jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs).
+        gpu: whether each task runs on a GPU, if there are any. With more jobs than GPUs, tasks
             share GPUs.
     """
 
@@ -94,7 +94,7 @@ class Pool(ABC, Generic[Task, Result]):
         """Stop all workers, including those with running tasks."""
 
     def warm(self, count: int) -> None:
-        """Start ``count`` workers, which import the function, without waiting for the workers."""
+        """Start ``count`` workers, which import the function. Do not wait for them."""
         return
 
     def results(
@@ -103,9 +103,9 @@ class Pool(ABC, Generic[Task, Result]):
         """Yield each task and its result, in the order in which tasks finish.
 
         Args:
-            tasks: the tasks. They are drawn one by one as workers become free, because all tasks
+            tasks: the tasks. The next task is read only when a worker is free, because all tasks
                 together may not fit in memory.
-            at_once: a limit on parallel tasks, below ``places``.
+            at_once: a further limit on parallel tasks, below ``places``.
 
         Raises:
             MaskwiseError: a task failed. Nothing is retried.
@@ -118,13 +118,13 @@ class Pool(ABC, Generic[Task, Result]):
                 running[self.submit(task)] = task
             if not running:
                 return
-            # After a second, the loop checks whether the cluster has grown.
+            # The loop looks every second whether the cluster has grown.
             ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in ended:
                 task = running.pop(future)
                 failure = future.exception()
                 if isinstance(failure, Failure):
-                    do = "did memory run out? Use fewer --jobs; the same command resumes"
+                    do = "if memory ran out, use fewer --jobs; the same command resumes the work"
                     raise MaskwiseError(failure.error, do=do if failure.passing else None)
                 yield task, future.result()
 
@@ -142,7 +142,7 @@ def open_pool(
     jobs: int | None = None,
     gpu: bool = False,
 ) -> Pool[Task, Result]:
-    """Open a pool. The engine is "local" or "ray"; ``Pool`` describes the other arguments.
+    """Open a pool. The engine is "local" or "ray". The other arguments are those of ``Pool``.
 
     >>> with open_pool(len, jobs=1) as pool:
     ...     print(list(pool.results(["one", "seven"])))
@@ -161,7 +161,7 @@ def require_engine(name: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Format an error as one line, and add the line of code unless it is a `MaskwiseError`."""
+    """Format an error as one line. Unless it is a `MaskwiseError`, add the line of code."""
     if isinstance(error, MaskwiseError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -191,7 +191,7 @@ class LocalPool(Pool[Task, Result]):
     """
 
     def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
-        # The function is pickled only once, because every worker gets the same bytes.
+        # All workers get the same bytes, so the function is pickled only once.
         self.function = pickle.dumps(function)
         self.cards: list[str] = []
         if gpu:
@@ -201,9 +201,9 @@ class LocalPool(Pool[Task, Result]):
         self.workers: list[_Worker] = []
         self.idle: list[_Worker] = []
         self.closed = False
-        # Workers inherit the blocked SIGINT from their threads, so Ctrl-C reaches only the parent.
+        # Ctrl-C must reach only the parent. Threads block SIGINT, and their workers inherit this.
         block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
-        # A separate thread waits for each worker, so if a worker dies, only one task fails.
+        # Each worker has its own thread that waits for it. If a worker dies, only one task fails.
         self.threads = ThreadPoolExecutor(self.jobs, "maskwise", initializer=block)
 
     @property
@@ -233,7 +233,7 @@ class LocalPool(Pool[Task, Result]):
         return found
 
     def _worker(self) -> _Worker:
-        # Another thread may take the last idle worker first; `pop` then raises an IndexError.
+        # `pop` raises an IndexError if another thread has taken the last idle worker.
         with suppress(IndexError):
             while True:
                 worker = self.idle.pop()
@@ -244,7 +244,7 @@ class LocalPool(Pool[Task, Result]):
 
     def _hire(self) -> _Worker:
         with self.hiring:
-            # A worker uses one card, the one with the fewest workers.
+            # A worker uses the GPU with the fewest workers.
             taken = [worker.card for worker in self.workers]
             card = min(self.cards, key=taken.count, default=None)
             worker = _Worker(self.function, card)
@@ -256,7 +256,7 @@ class LocalPool(Pool[Task, Result]):
 
     def close(self) -> None:
         """Stop idle workers by closing their pipes, and busy workers with a signal."""
-        # Set before the list is copied: a thread may be starting a worker at this moment.
+        # The flag is set before the list is copied, because a thread may be starting a worker now.
         self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         workers = list(self.workers)
@@ -265,7 +265,7 @@ class LocalPool(Pool[Task, Result]):
                 worker.pipe.close()
             else:
                 worker.process.terminate()
-        # The time limit is for all workers together, because all were asked to end at once.
+        # One time limit for all workers, because all were asked to end at the same time.
         end = time.monotonic() + PATIENCE_SECONDS
         for worker in workers:
             with suppress(subprocess.TimeoutExpired):
@@ -294,7 +294,7 @@ class _Worker:
             env=environment | {"PYTHONPATH": modules},
         )
         theirs.close()
-        # If the worker is already dead, the first task fails and reports it.
+        # If the worker is already dead, its first task fails and reports this.
         with suppress(OSError):
             self.pipe.send(function)
 
@@ -303,7 +303,7 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     """Run the main loop of a local worker."""
     leave_when_asked()
     Asked.said = False
-    # This thread ends the worker if the parent dies. It starts before the imports, which are slow.
+    # This thread ends the worker if the parent dies. It is started before the slow imports.
     threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
     code = 0
@@ -329,10 +329,10 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
 class RayPool(Pool[Task, Result]):
     """A pool on a Ray cluster; see ``Pool``.
 
-    Each task gets one core and, with ``gpu``, a GPU or a share of a GPU. The pool joins the cluster
-    at RAY_ADDRESS, or a cluster that already runs on this machine. If there is none, or if
-    RAY_ADDRESS is "local", the pool starts a cluster on this machine. Two copies of a task may run
-    at the same time, because a node that counts as lost may still be alive.
+    Each task uses one core and, with ``gpu``, a GPU or a share of a GPU. The pool joins the cluster
+    at RAY_ADDRESS, or a cluster that already runs on this machine. If there is no cluster, or if
+    RAY_ADDRESS is "local", the pool starts one on this machine. A task may run twice at the same
+    time, because a node that seemed to be lost may still be alive.
 
     Raises:
         MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
@@ -360,30 +360,30 @@ class RayPool(Pool[Task, Result]):
 
     @property
     def places(self) -> int:
-        # Nodes may join and leave the cluster, so the number is not cached.
+        # Nodes may join and leave the cluster, so its size is read again each time.
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
     def submit(self, task: Task) -> Future[Result]:
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
         self.references[future] = reference = self.remote(task)
-        # `_end` separates errors of Ray from failures of the task; Ray's future does not.
+        # `_end` distinguishes errors of Ray from failures of the task, which Ray's future does not.
         reference.future().add_done_callback(partial(self._end, future))
         return future
 
     def close(self) -> None:
-        """Cancel running tasks. The connection to the cluster stays open for the next pool."""
+        """Cancel running tasks. The connection to the cluster stays open for another pool."""
         for future, reference in self.references.items():
             if not future.done():
                 self.ray.cancel(reference, force=True)
         self.references.clear()
 
     def _end(self, future: Future[Any], answer: Future[Any]) -> None:
-        """Copy the result or failure from Ray's future; Ray calls this when the task ends."""
+        """Copy the result or failure from Ray's future. Ray calls this when the task ends."""
         result = None
         try:
             result, failure = answer.result()
-        # Raised, for example, if the node cannot import maskwise.
+        # This error is raised, for example, if the node cannot import maskwise.
         except self.ray.exceptions.RayTaskError as error:
             failure = Failure(_first_sentence(error), passing=False)
         except self.ray.exceptions.RayError as error:
@@ -404,7 +404,7 @@ def _quiet_ray() -> ModuleType:
     require_library("ray", use="--engine ray")
     import ray
 
-    # By default, Ray reports lost nodes on stdout, where --json allows only JSON.
+    # By default, Ray prints lost nodes on stdout, where --json allows only JSON.
     ray._private.worker._worker_logs_enabled = False
     module: ModuleType = ray
     return module
@@ -416,7 +416,7 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
     if given not in ("auto", "local"):
         _require_answer(given)
     if given != "local":
-        # If there is no cluster on this machine, the code below starts a cluster.
+        # If there is no cluster on this machine, the code below starts one.
         with suppress(ConnectionError):
             ray.init(address=given, **settings)
             return
@@ -425,7 +425,7 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Raise an error if no cluster answers at an address; Ray would retry and print for minutes."""
+    """Raise an error if no cluster answers at an address, because Ray would retry for minutes."""
     host, _, port = address.rpartition("://")[2].partition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
@@ -439,12 +439,12 @@ def _require_answer(address: str) -> None:
 
 def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:
     """Run a task on a node of the cluster."""
-    # Paths in recipes are relative to the folder where the user started the command.
+    # Paths in recipes are relative to the folder in which the user started the command.
     if Path(folder).is_dir():
         os.chdir(folder)
     return call(function, task)
 
 
 def _first_sentence(error: Exception) -> str:
-    """Return the first sentence of a Ray error; the rest is for developers of Ray."""
+    """Return the first sentence of an error of Ray, because the rest is for developers of Ray."""
     return first_line(error).split(". ")[0]

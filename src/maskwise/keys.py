@@ -1,17 +1,20 @@
-"""Counter-based randomness: every draw is a function of (seed, epoch, example id, index, purpose).
+"""Random numbers without state: a hash of (seed, epoch, example id, index, purpose).
 
-Why: a draw from a random generator depends on all earlier draws, and so on batch size, workers,
-ranks and resumes. A hash depends only on its arguments. Masks are therefore the same for any
-composition of batches, and there is no state to save.
+Such a random 32-bit number is called a *draw*. A *purpose* says what the draw is used for, such as
+the order of units or the choice of a random token. An *example* is a piece of a document.
 
-How: (seed, epoch, purpose) select a bijection on 64 bits, which maps an example id to two 32-bit
+Why: a number from a random generator depends on all numbers drawn before, and thus on batch size,
+workers, ranks and resumes. A hash depends only on its arguments. Masks are therefore the same for
+any composition of batches, and there is no state to save.
+
+How: seed, epoch and purpose select a bijection on 64 bits. It maps an example id to two 32-bit
 words, ``start`` and ``odd``. The draw with index i of this example is ``mix(start + i · odd)``. All
-steps are bijections, so **draws of one example are distinct** (no ties), and two examples never
-have the same words, except for the lowest bit of ``odd``. The multiplier differs between examples,
-because with a common multiplier the draws of two examples could be shifted copies of each other
-(``tests/test_keys.py`` searches for such copies).
+steps are bijections. Therefore, **draws of one example are distinct** (no ties), and no two
+examples have the same words (except for the lowest bit of ``odd``, which is always 1). Examples
+have different factors ``odd``, because with the same factor, the draws of two examples could be
+shifted copies of each other (``tests/test_keys.py`` searches for such copies).
 
-Cost: ten integer operations per draw, in numpy; about 300M draws per second on one core.
+A draw takes ten integer operations in numpy, so one core makes about 300M draws per second.
 
 The mixers are Chris Wellons' ``lowbias32`` (public domain; nullprogram.com/blog/2018/07/31) and the
 finaliser of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 17).
@@ -38,21 +41,21 @@ _MIX_64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 class Purpose(IntEnum):
-    """The use of a draw. Masks depend on these numbers: append new numbers, but change none."""
+    """What a draw is used for. Masks depend on these numbers: append new ones, but change none."""
 
-    SELECT = 1  # the order in which units are selected
-    ROUND = 2  # stochastic rounding of the budget
-    BORDER = 3  # whether the unit at the border is selected (budget "expected")
+    SELECT = 1  # the order in which units (tokens, words, spans) are selected
+    ROUND = 2  # stochastic rounding of the number of tokens to mask
+    BORDER = 3  # whether the last unit, which exceeds this number, is selected (budget "expected")
     SHOW = 4  # whether a token is masked, replaced or kept
     REPLACE = 5  # which random token replaces a token
-    RATIO = 6  # a piece's ratio, if the schedule gives a distribution
-    PARTITION = 7  # random partitions, such as spans
-    MIXTURE = 8  # which member of a mixture is used
-    FILL = 9  # the order of units that fill an unused budget
+    RATIO = 6  # the masking ratio of a piece, if the ratio is a distribution
+    PARTITION = 7  # random partitions of a piece, such as spans
+    MIXTURE = 8  # which policy of a mixture is used
+    FILL = 9  # the order of units that fill up the number of tokens to mask
     PREDICT = 10  # which corrupted tokens are predicted
     LENGTH = 11  # lengths and places of insertions and infilled spans
     PERMUTE = 12  # the order of sentences
-    ACCEPT = 13  # acceptance draws (PTW)
+    ACCEPT = 13  # whether a unit is accepted (PTW)
     BERNOULLI = 14  # independent selection of units (budget "bernoulli")
 
 
@@ -63,7 +66,7 @@ def mix(x: Array) -> Array:
 
 def _mix_(x: Array, rounds: tuple[tuple[int, int], ...]) -> Array:
     """Apply bijective rounds to 32-bit or 64-bit integers in place."""
-    # Use unsigned views: shifting signed integers would copy the sign bit.
+    # The view is unsigned, because a shift of signed integers would copy the sign bit.
     bits: Array = x.view(f"u{x.itemsize}")
     for shift, factor in rounds:
         bits ^= bits >> shift
@@ -95,12 +98,12 @@ def fold(*numbers: int, word: int = 0x9E3779B9) -> int:
 
 @lru_cache(maxsize=64)
 def _shared(seed: int, epoch: int | None, step: int) -> tuple[Array, Array]:
-    """Return a summand and an odd factor for each purpose, both (purposes, 1) int64."""
+    """Return a summand and an odd factor for each purpose, both (len(Purpose), 1) int64."""
     common = fold(seed, 1, step) if epoch is None else fold(seed, 0, epoch)
     lanes = np.array([fold(lane, word=common) for lane in range(4)]).astype(np.int32)
     purposes = np.arange(1, len(Purpose) + 1, dtype=np.int32)[:, None]
     words = mix(mix(lanes ^ purposes) + purposes)
-    # Read the four 32-bit words of each purpose as two 64-bit words.
+    # The four 32-bit words of each purpose are two 64-bit words.
     add, odd = np.hsplit(words.view(np.int64), 2)
     return add, odd | 1
 
@@ -117,7 +120,7 @@ class Keys:
 
     def __init__(self, example_id: Array, *, seed: int, epoch: int | None, step: int = 0):
         if epoch is not None:
-            # With the same step for all calls, ``_shared`` is cached for the whole epoch.
+            # ``_shared`` caches its result for equal arguments, so it runs once in an epoch.
             step = 0
         self._example_id = example_id
         self._shared = _shared(seed, epoch, step)
@@ -125,14 +128,14 @@ class Keys:
 
     def _words(self, purpose: Purpose) -> tuple[Array, Array]:
         """Return ``start`` and ``odd`` of each piece, both (P,) int32."""
-        # Compute seven purposes at once: for a small batch, the numpy call costs more than its
-        # arithmetic, and most batches need only the first seven purposes.
+        # Seven purposes are computed at once, because for a small batch, a numpy call costs more
+        # than its arithmetic. Most batches need only the first seven purposes.
         half, row = divmod(purpose - 1, 7)
         if half not in self._halves:
             add, odd = self._shared
             part = slice(7 * half, 7 * half + 7)
             mixed = _mix_(self._example_id * odd[part] + add[part], _MIX_64).view(np.int32)
-            # Multiplying by an odd factor is a bijection modulo 2³²: keys of a piece never collide.
+            # Multiplication by an odd factor is a bijection modulo 2³², so draws are distinct.
             mixed[:, 1::2] |= 1
             self._halves[half] = mixed
         words = self._halves[half][row]
@@ -142,7 +145,7 @@ class Keys:
         """(N,) int32: draws, uniform over all 32-bit integers and distinct within a piece.
 
         Args:
-            purpose: the use of the draws; different purposes have independent draws.
+            purpose: what the draws are used for. Draws for different purposes are independent.
             piece: (N,) the piece of each draw.
             index: the index of each draw within its piece, (N,) or one number for all draws.
         """
@@ -153,7 +156,7 @@ class Keys:
         return _mix_(key, _MIX_32)
 
     def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
-        """(N,) int32: the same as ``draw``, for ``counts_P[p]`` consecutive indices of piece p."""
+        """(N,) int32: the same as ``draw``, for pieces in order, piece p ``counts_P[p]`` times."""
         start_P, odd_P = self._words(purpose)
         key = np.repeat(odd_P, counts_P)
         key *= np.asarray(index, np.int32)
@@ -170,20 +173,20 @@ class Keys:
 
 
 def within(draw: Array, share: float) -> Array:
-    """Return whether each int32 draw is among the lowest ``share`` of all 32-bit integers."""
+    """Return whether each int32 draw is in the lowest ``share`` (0 to 1) of all int32 numbers."""
     return draw < _edge(share)
 
 
 def _edge(share: float) -> int:
-    """Return the number below which a ``share`` of all int32 draws lies."""
+    """Return the number below which a ``share`` (0 to 1) of all int32 numbers lies."""
     return round(min(max(share, 0.0), 1.0) * _WORD) - (1 << 31)
 
 
 def split(draw: Array, low: float, high: float, count: int) -> Array:
-    """Turn int32 draws from a part of their range into int64 numbers, uniform in [0, count).
+    """Map int32 draws from a part of the int32 range to int64 numbers, uniform in [0, count).
 
-    All draws must be ``within`` the share ``high`` and not ``within`` the share ``low``. The bias
-    is below count / (2³² (high − low)).
+    The part is between the shares ``low`` and ``high`` (0 to 1; see ``within``). The bias is below
+    count / (2³² (high − low)).
     """
     first = _edge(low)
     cells = _edge(high) - first
@@ -191,7 +194,7 @@ def split(draw: Array, low: float, high: float, count: int) -> Array:
 
 
 def unit_interval(draw: Array) -> Array:
-    """Map int32 draws to float64 in (0, 1): the centres of 2³² equal cells, in the same order."""
+    """Map int32 draws to float64 in (0, 1), in the same order: the centres of 2³² equal cells."""
     u = draw.astype(np.float64)
     u += 2.0**31 + 0.5
     u *= 2.0**-32
@@ -220,7 +223,7 @@ def content_ids(input_ids: Array, content: Array, begin: Array) -> Array:
     token = input_ids.astype(np.int32)
 
     def hashed(odd: int) -> Array:
-        # Each token is hashed with its rank, so the sum depends on the order but not on padding.
+        # Each token is hashed with its rank, so the sum depends on the order. Padding adds 0.
         words = mix(mix(token + rank * np.int32(odd)) + rank) * content
         return mix(np.add.reduceat(words, begin, dtype=np.int32)).astype(np.int64)
 
@@ -228,8 +231,8 @@ def content_ids(input_ids: Array, content: Array, begin: Array) -> Array:
 
 
 def permutation(size: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """Return the order of rows in an epoch, (size,) int64; a function of (size, seed, epoch)."""
-    # Import torch here, because reading and masking texts should not wait for it.
+    """Return a random order of rows, (size,) int64, which depends only on the arguments."""
+    # Torch is imported here, because reading and masking texts should not wait for the import.
     import torch
 
     generator = torch.Generator().manual_seed(fold(seed, epoch, 0x0DA7A))

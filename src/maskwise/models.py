@@ -1,7 +1,7 @@
 """Build and load models. Only this module uses transformers' model classes.
 
-Code in a checkpoint (remote code or pickled weights) is never executed. A checkpoint without some
-weights of its encoder is refused, because transformers would silently initialise these weights.
+Code in a checkpoint (remote code or pickled weights) is never executed. If weights of the encoder
+are missing in a checkpoint, it is refused, because transformers would silently use random weights.
 Weights are loaded in float32, because training in half precision can fail silently.
 """
 
@@ -51,8 +51,8 @@ from maskwise.weights import check_counts, check_finite, check_size, quieten
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NO_HEAD = "the checkpoint has no MLM head: a new one is made; warm it with training.freeze: encoder"
-"""The warning about training a new head together with the encoder."""
+NO_HEAD = "the checkpoint has no MLM head; warm up the new head with training.freeze: encoder"
+"""The warning if a new head is trained together with the encoder."""
 
 AutoClass: TypeAlias = Any
 """One of transformers' auto classes, which have no common type."""
@@ -64,13 +64,13 @@ LANGUAGE_MODELS: Mapping[Kind, AutoClass] = {
     "encoder": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
-"""The classes for pre-training."""
+"""The auto classes for pre-training."""
 
 ARCHITECTURES: Mapping[Kind, Mapping[str, str]] = {
     "encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
-"""The classes for pre-training, keyed by kind and ``model_type``."""
+"""The names of the model classes for pre-training, keyed by kind and ``model_type``."""
 _USES: Mapping[Kind, str] = {"encoder": "masked language modelling", "encoder-decoder": "denoising"}
 
 TASK_MODELS: Mapping[str, AutoClass] = {
@@ -82,7 +82,7 @@ TASK_MODELS: Mapping[str, AutoClass] = {
     "embedding": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-"""The classes for tasks, keyed by head; ``embedding`` means no head."""
+"""The auto classes for tasks, keyed by head; ``embedding`` means no head."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),
@@ -123,7 +123,7 @@ def new_config(
             raise unknown_name(f"{architecture} model setting", name, known)
     family = adapter_of(plain)
     given = _ids_of(tokenizer)
-    if hasattr(plain, "mask_token_id"):  # ESM reads this id; the default may be a different token
+    if hasattr(plain, "mask_token_id"):  # ESM reads this id, whose default may be another token
         given["mask_token_id"] = tokenizer.mask_token_id
     plain.pad_token_id = tokenizer.pad_token_id
     # Some families fail with very few positions.
@@ -143,11 +143,11 @@ def new_config(
     try:
         return AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate their fields, and may raise anything
-        raise MaskwiseError(f"cannot build the {architecture} model as set: {error}") from None
+        raise MaskwiseError(f"cannot build the {architecture} model: {error}") from None
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
-    """Return the fields of a configuration that depend on the tokenizer."""
+    """Return the fields of a configuration that a tokenizer determines."""
     first = tokenizer.bos_token_id
     last = tokenizer.eos_token_id
     return {
@@ -171,7 +171,7 @@ def config_of(fields: Fields) -> PreTrainedConfig:
 
 
 def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Make two models share the encoder module of ``other``, with the weights of ``model``."""
+    """Make two models share one encoder: the module of ``other``, with the weights of ``model``."""
     # ``strict=False``, because one of the models may have a pooler.
     encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
     setattr(model, model.base_model_prefix, encoder_of(other))
@@ -179,10 +179,10 @@ def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
-    """Check, without allocating memory, that a model can be built and fits ``tokens`` tokens.
+    """Check, without allocating memory, that a model can be built and embeds ``tokens`` tokens.
 
     Raises:
-        MaskwiseError: the model cannot be built, is too large, or lacks embeddings or a start id.
+        MaskwiseError: it cannot be built, is too large, or lacks embeddings or a start token.
     """
     check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
     if adapter_of(config).kind == "encoder-decoder":
@@ -201,7 +201,7 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
             return (auto or language_model(config)).from_config(config, trust_remote_code=False)
     except Exception as error:  # wrong settings may raise anything, even ZeroDivisionError
         raise MaskwiseError(
-            f"cannot build the {config.model_type} model as set: {first_line(error)}"
+            f"cannot build the {config.model_type} model: {first_line(error)}"
         ) from None
 
 
@@ -232,13 +232,13 @@ def new_model(
 
     Args:
         seed: the seed of the weights.
-        log_unigram: (V,) the initial output bias, log frequencies of tokens. Without this bias, a
-            model spends its first thousand steps on learning token frequencies.
+        log_unigram: (V,) the log frequencies of tokens, as the initial output bias. Without this
+            bias, a model spends its first thousand steps on learning token frequencies.
 
     Raises:
         MaskwiseError: the model cannot be built, or does not fit into memory.
     """
-    # Seed torch's generator here, so new weights depend on the seed alone.
+    # Torch's generator is seeded here, so that new weights depend only on ``seed``.
     torch.manual_seed(fold(seed, 0x1217))
     model = build_model(config)
     _start_bias(model, log_unigram)
@@ -253,7 +253,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
         bias = getattr(model.lm_head, "bias", None)
     if bias is None and hasattr(model, "final_logits_bias"):  # BART's bias (1, V) is not trained
         bias = model.get_buffer("final_logits_bias")[0]
-        # Tokens without occurrences, such as separators of the decoder, get the mean bias.
+        # Tokens that do not occur, such as separators of the decoder, get the mean bias.
         log_unigram = torch.where(log_unigram == log_unigram.min(), log_unigram.mean(), log_unigram)
     if bias is not None:
         with torch.no_grad():
@@ -261,7 +261,7 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 
 def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
-    """Return the configuration of a pre-trained model, whose kind must be ``kind`` if given."""
+    """Return the configuration of a pre-trained model. ``kind`` is the required kind, if any."""
     if kind is not None:
         require_known("kind of model", kind, _USES)
     config = _read_config(name)
@@ -283,8 +283,8 @@ def load_model(
     Args:
         name: the name of the model, see ``starts.find_start``.
         kind: the required kind of model; None for any kind.
-        seed: the seed of a new head; if None, checkpoints without a head are refused.
-        log_unigram: (V,) the initial output bias of a new head.
+        seed: the seed of a new head. If None, a checkpoint without a head is refused.
+        log_unigram: (V,) the log frequencies of tokens, as the initial output bias of a new head.
         config: the configuration to use instead of the checkpoint's configuration.
 
     Raises:
@@ -300,8 +300,8 @@ def load_model(
         model, lacking = _load_whole(auto, name, **how)
     if lacking and seed is None:
         raise MaskwiseError(
-            f"{str(name)!r} has no MLM head, and a random head cannot predict",
-            do="train one first: maskwise pretrain with training.freeze=encoder",
+            f"{str(name)!r} has no MLM head, so it cannot predict tokens",
+            do="train a head first: maskwise pretrain with training.freeze=encoder",
         )
     if lacking:
         _start_bias(model, log_unigram)
@@ -311,7 +311,7 @@ def load_model(
 
 def has_head(name: str) -> bool:
     """Return whether a checkpoint has a prediction head."""
-    # Reading is slow, and a study asks for every arm, so results are cached by the files' state.
+    # Reading is slow, so results are cached. The key has the state of the files, which may change.
     return _has_head(name, files_state(Path(resolve_start(name))))
 
 
@@ -323,20 +323,20 @@ def _has_head(name: str, state: FilesState) -> bool:
 
 
 def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
-    """Return the configuration of a checkpoint, or a given configuration, with a task's labels."""
+    """Return a configuration (the given one or a checkpoint's) with the labels of a task."""
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:
         config = _read_config(start, **labels)
     if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = "mean"  # because ModernBERT's [CLS] is untrained
+        config.classifier_pooling = "mean"  # because ModernBERT's [CLS] was never trained
     return config
 
 
 def load_task_model(
     name: Start | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
-    """Load a checkpoint in float32 with a task head, which is new if the checkpoint has none.
+    """Load a checkpoint in float32 with a task head. The head is new if the checkpoint has none.
 
     Args:
         name: the name of the checkpoint, see ``starts.find_start``; None for random weights.
@@ -345,7 +345,7 @@ def load_task_model(
         seed: the seed of new weights.
 
     Raises:
-        MaskwiseError: the family has no such head, or the checkpoint is damaged or incomplete.
+        MaskwiseError: the model has no such head, or the checkpoint is damaged or incomplete.
     """
     auto = TASK_MODELS[head]
     if head in TASK_KINDS:
@@ -373,7 +373,7 @@ def without_advice() -> Iterator[None]:
 
 
 def _load_whole(auto: AutoClass, name: Start, **how: Any) -> tuple[PreTrainedModel, list[str]]:
-    """Load a model with a complete encoder. Also return the names of all other missing weights."""
+    """Load a model whose encoder must be complete; return it and the names of missing weights."""
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
     model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
@@ -386,21 +386,21 @@ def _load_whole(auto: AutoClass, name: Start, **how: Any) -> tuple[PreTrainedMod
 
 
 def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
-    """Return the names of missing weights outside the encoder.
+    """Return the names of the weights outside the encoder that a checkpoint does not have.
 
-    Only names and shapes are read, because the configuration may describe a model of any size.
+    Only names and shapes are read, because the model may be too large for the memory.
 
     Raises:
         MaskwiseError: weights of the encoder are missing, shapes differ from the configuration, or
             the model does not fit into memory.
     """
-    # Use the context in addition to ``device_map``, for tensors that a model computes (positions).
+    # ``device_map`` alone does not affect tensors that a model computes (positions).
     with torch.device("meta"):
         model, info = _weights(auto, name, where, device_map="meta", **how)
     # All weights of a pre-trained encoder–decoder are required, including the head.
     kind = adapter_of(model.config).kind
     body = encoder_of(model) if kind == "encoder" else model
-    # Compare tensors and not names, because tied weights have two names.
+    # Tensors are compared and not names, because tied weights have two names.
     encoder = set(body.state_dict(keep_vars=True).values())
     inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in encoder}
     missing = set(info["missing_keys"])
@@ -410,14 +410,14 @@ def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
     if holes:
         raise MaskwiseError(
             f"{str(name)!r} lacks weights of its {kind}",
-            got=f"no {holes[0]}, {len(holes)} in all",
+            got=f"no {holes[0]}; {len(holes)} weights are missing in all",
             do=do,
         )
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         if key in inside or auto in LANGUAGE_MODELS.values():
             raise MaskwiseError(
                 f"the weights of {str(name)!r} do not fit its config.json",
-                got=f"{key} of {tuple(stored)} for {tuple(wanted)}",
+                got=f"{key} of shape {tuple(stored)} instead of {tuple(wanted)}",
                 do=do,
             )
     check_size(model)

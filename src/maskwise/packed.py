@@ -1,9 +1,10 @@
 """A collator without padding, for any trainer: a batch of documents becomes one line.
 
-A line of T tokens is the concatenation of the documents in a batch. Document boundaries are passed
-under the names that transformers' flash attention expects. Other attention implementations ignore
-these names and would read the line as one text. For such implementations ``PackedCollator`` adds a
-block mask, and it refuses models that cannot keep documents apart.
+A line of T tokens is the concatenation of the documents in a batch. The boundaries of documents are
+passed as the arguments that transformers' flash attention expects. Other attention implementations
+ignore these arguments and would read the line as one text. For them, ``PackedCollator`` adds a mask
+that lets each token attend only to its own document. Models that cannot keep documents apart are
+refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MASKED = ("sdpa", NAME)
-"""Attention implementations that accept boolean masks. (Eager attention adds masks to scores.)"""
+"""Attention implementations that accept boolean masks. Eager attention needs masks of floats."""
 
 
 class PackedCollator:
@@ -34,15 +35,14 @@ class PackedCollator:
     A call returns ``input_ids``, ``labels`` and ``position_ids`` (1, T), ``cu_seq_lens_q`` and
     ``cu_seq_lens_k`` (D + 1,) int32, and ``max_length_q`` and ``max_length_k``. If the model's
     attention needs a mask, the call also returns an ``attention_mask`` (1, 1, T, T), whose memory
-    grows with T². ``MaskingCollator`` masks the rows; its docstring describes the columns ``step``
-    and ``epoch``.
+    grows with T². Rows may have the columns ``step`` and ``epoch``, as in ``MaskingCollator``.
 
     Args:
-        masker: the masker. Its corruption must have labels that are aligned with the tokens.
+        masker: the masker. Its corruption must be for encoders, with a label for each token.
         model: the model that will read the lines; only its configuration is used. If None,
             positions start at 0, and the caller must ensure that the model's attention keeps
             documents apart.
-        total_steps: the number of optimiser steps in the run; needed by schedules that change.
+        total_steps: the number of optimiser steps in the run; needed if the masking ratio changes.
 
     Raises:
         MaskwiseError: the corruption is for decoders, or the model cannot keep documents apart.
@@ -72,17 +72,17 @@ class PackedCollator:
         self.collator = MaskingCollator(masker, total_steps=total_steps)
         if masker.corruption.writes is not None:
             raise MaskwiseError(
-                "labels must be aligned with the tokens, but a decoder's labels are not",
+                "PackedCollator needs a corruption for encoders, with a label for each token",
                 got=f"corruption {masker.corruption}",
                 do="use bert or mask-only, for example, or MaskingCollator",
             )
-        # Keep no reference to the model: a data loader would copy the model into its workers.
+        # The model is not kept, because a data loader would copy it to its workers.
         self.blocks = False
         self.first_position = 0
         self.window = 0
         if model is None:
             warnings.warn(
-                "PackedCollator cannot check whether attention keeps documents apart; give model=",
+                "without model=…, PackedCollator cannot check that attention keeps documents apart",
                 stacklevel=2,
             )
             return
@@ -97,7 +97,7 @@ class PackedCollator:
         batch = self.collator.masked(rows)
         segment_BL = batch.segment_ids
         height, width = segment_BL.shape
-        # Rows have at most ``width`` documents, so these numbers are distinct in the batch.
+        # Rows have at most ``width`` documents, so no two documents of the batch share a number.
         first_B = torch.arange(height) * width
         document_BL = segment_BL + first_B[:, None]
         # Indexing with ``present_BL`` concatenates the rows without their padding.
@@ -108,7 +108,7 @@ class PackedCollator:
         }
         document_T = document_BL[present_BL]
         _, lengths = document_T.unique_consecutive(return_counts=True)
-        # The kernels need 32-bit offsets. Queries and keys have the same offsets.
+        # Flash attention needs 32-bit offsets, for queries and for keys, which are equal here.
         ends = pad(lengths.cumsum(0), (1, 0)).int()
         starts_T = ends[:-1].repeat_interleave(lengths)
         positions = torch.arange(len(document_T)) - starts_T + self.first_position
@@ -125,9 +125,9 @@ class PackedCollator:
         return line
 
     def mask(self, document_T: Tensor) -> Tensor | dict[str, Tensor]:
-        """(1, 1, T, T) bool: the tokens that each token attends to.
+        """(1, 1, T, T) bool: True where a token attends to another token.
 
-        For models with sliding attention, a dict with one mask for each kind of layer.
+        For models with sliding attention, a dict with one such mask for each kind of layer.
         """
         together = (document_T[:, None] == document_T)[None, None]
         if not self.window:
@@ -153,19 +153,19 @@ def needs_blocks(config: PreTrainedConfig) -> bool:
         what = f"{config.model_type} cannot keep the documents of a line apart"
         known = [name for name, other in ENCODERS.items() if other.separates]
         raise MaskwiseError(what, got=config.model_type, allowed=", ".join(known), do=pads)
-    # All versions of flash attention read the boundaries of documents.
+    # All versions of flash attention accept the boundaries of documents.
     ragged = is_flash_attention_requested(config)
     # ESM multiplies its embeddings by ``attention_mask``, so a block mask would be wrong.
     if isinstance(family, Esm) and (config.token_dropout or not ragged):
         raise MaskwiseError(
-            "ESM would scale its embeddings by the masks of the whole line",
+            "ESM would scale its embeddings by the mask tokens of the whole line",
             got=f"{attention}, token_dropout {config.token_dropout}",
             allowed="flash_attention_2, token_dropout False",
             do=pads,
         )
     if not ragged and attention not in MASKED:
         raise MaskwiseError(
-            "this attention reads neither the boundaries of documents nor a boolean mask",
+            "this attention accepts neither the boundaries of documents nor a boolean mask",
             got=attention,
             allowed="sdpa, flash_attention_2",
             do=pads,

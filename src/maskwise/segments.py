@@ -1,8 +1,8 @@
-"""Sort, rank and sum within the pieces of a line, and arrange pieces in rows.
+"""Sort, rank and sum within pieces of documents, and arrange pieces in rows.
 
-A line is one flat array of the tokens of all pieces, piece after piece. Every function handles all
-pieces in one numpy pass, so no caller loops over pieces in Python. Members are the items (tokens,
-units or spans) of a piece. Shapes: P pieces, N members.
+Arrays have the items of all pieces, piece after piece. The items (tokens, words, spans, …) are
+called the *members* of a piece. Every function handles all pieces in one numpy pass, so that no
+caller loops over pieces in Python. Shapes: P pieces, N members in total.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from maskwise.keys import Array
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
-    """(N,) int64: the indices that sort by (piece, key). Keys must be distinct within a piece."""
+    """(N,) int64: the indices that sort members by piece and then by key.
+
+    Args:
+        piece: (N,) int64, the piece of each member.
+        key: (N,) the sort key of each member; keys are distinct within a piece.
+        pieces: P.
+    """
     bits = max(1, len(key) - 1).bit_length()
-    # ``sort`` is three times as fast as ``argsort``, so 64 bits hold the piece (high bits), the
-    # 32-bit key and the index (low bits).
+    # ``sort`` is three times as fast as ``argsort``. Therefore, integers of 64 bits are sorted,
+    # which consist of the piece (high bits), the 32-bit key, and the index (low bits).
     if key.itemsize == 4 and pieces.bit_length() + 32 + bits <= 63:
         line = piece << 32
         line += key
@@ -45,12 +51,12 @@ def offsets(counts_P: Array) -> Array:
 
 
 def rank_within(counts_P: Array) -> Array:
-    """(N,) int64: the rank of each member in its piece: 0, 1, …, ``counts_P[p]`` − 1."""
+    """(N,) int64: the number of each member in its piece: 0, 1, …, ``counts_P[p]`` − 1."""
     return listed(np.zeros_like(counts_P), counts_P)
 
 
 def owners(counts_P: Array) -> Array:
-    """(N,) int64: the piece of each member, if piece p has ``counts_P[p]`` members.
+    """(N,) int64: the piece of each member. Piece p has ``counts_P[p]`` members.
 
     >>> owners(np.array([2, 0, 3])).tolist()
     [0, 0, 2, 2, 2]
@@ -88,7 +94,9 @@ def counts_within(piece: Array, pieces: int) -> Array:
 
 
 def first_of(counts_P: Array, wanted_P: Array) -> Array:
-    """(M,) int64: the indices of the first ``wanted_P`` (or of all) members of each piece."""
+    """(M,) int64: the indices of the first ``wanted_P`` members of each piece, or of all members if
+    there are fewer.
+    """
     taken_P = np.maximum(np.minimum(counts_P, wanted_P), 0)
     return listed(offsets(counts_P), taken_P)
 
@@ -104,7 +112,7 @@ def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
 
 def sums_within(values: Array, counts_P: Array) -> Array:
     """(N,) cumulative sums of ``values`` within each piece: int64, or float64 for floats."""
-    # Thanks to the leading 0, total[i] is the sum of all values before member i.
+    # total[0] is 0, so total[i] is the sum of all values before member i.
     total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
     values.cumsum(out=total[1:])
     before_P = total.take(offsets(counts_P))
@@ -112,27 +120,29 @@ def sums_within(values: Array, counts_P: Array) -> Array:
 
 
 LEAST_LOGIT = -60.0
-"""The lower limit of a logit minus the highest logit of its piece. No weight is then 0, and e⁻⁶⁰ is
-too small to matter."""
+"""Smallest difference between a logit and the highest logit of its piece. Lower logits are raised,
+so that no weight is 0. A weight of e⁻⁶⁰ is too small to matter."""
 
 
 def weights_within(logit: Array, piece: Array, *, pieces: int) -> Array:
-    """(N,) exp(logit), divided by the largest value in the piece to avoid overflow."""
+    """(N,) float64: exp(logit), divided by the largest value in the piece to avoid overflow."""
     top_P = np.full(pieces, -np.inf)
     np.maximum.at(top_P, piece, logit)
     return np.exp(np.maximum(logit - top_P[piece], LEAST_LOGIT))
 
 
 class Framed(NamedTuple):
-    """The layout of P pieces and their special tokens in B rows of L tokens, as one line.
+    """The layout of P pieces and their special tokens in B rows of L tokens.
+
+    Positions are indices in the flat array of all rows, from 0 to B·L − 1.
 
     Attributes:
         shape: (B, L).
         frame: the ids (first, last, pad) of special tokens; −1 for none.
         opened: (P,) bool, whether the token ``first`` precedes each piece.
-        begin, end: (P,) int64, the half-open range of positions of each piece, including its
-            ``first`` and ``last``.
-        at: (T,) int64, the position of each token of the pieces, without special tokens.
+        begin, end: (P,) int64, the positions of each piece with its special tokens; the end is
+            exclusive.
+        at: (T,) int64, the position of each token that is not a special token.
     """
 
     shape: tuple[int, int]
@@ -143,7 +153,7 @@ class Framed(NamedTuple):
     at: Array
 
     def column(self, values: Array, fill: int | None = None) -> Array:
-        """(B·L,) array: the values (T,) at the positions of their tokens, ``fill`` elsewhere.
+        """(B·L,) array with the values (T,) at the positions of their tokens, ``fill`` elsewhere.
 
         Integers become int64. By default, ``fill`` is −1 for integers, and 0 for floats and bools.
         """
@@ -159,7 +169,7 @@ class Framed(NamedTuple):
         return line
 
     def ids(self, values: Array) -> Array:
-        """(B·L,) int64: the ids (T,) at their positions, with special tokens and padding."""
+        """(B·L,) int64: the ids (T,) at their positions, special tokens, and padding."""
         first, last, pad = self.frame
         line = self.column(values, pad)
         if first >= 0:
@@ -186,7 +196,8 @@ def framed(
         row_P: (P,) int64, ascending: the row of each piece.
         length: L, the number of tokens in a row. The caller must check that the pieces fit.
         frame: the ids (first, last, pad) of special tokens; −1 for none.
-        apart: whether ``first`` opens every piece; if False, ``first`` opens only every row.
+        apart: whether ``first`` precedes every piece. If False, it precedes only the first piece of
+            every row.
     """
     first, last, _ = frame
     rows = int(row_P.max(initial=-1)) + 1

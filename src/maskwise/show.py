@@ -1,6 +1,6 @@
-"""Show texts with coloured parts, and the layers of annotators, on a terminal or an HTML page.
+"""Show texts with coloured parts, and the results of annotators, on a terminal or an HTML page.
 
-A text is a list of ``Stretch``. HTML pages escape texts, and terminals get no control characters.
+A text is a list of ``Stretch``. Texts are escaped in HTML, and control characters are not printed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
         text: the part of the text.
         style: a style in rich's syntax, "… FOREGROUND on BACKGROUND"; "" for unstyled text.
         note: an annotation to print after the text: "→replacement" or "/label".
-        plain: a format string for the text on terminals without colours, such as "[{}]".
+        plain: the format of the text on terminals without colours, such as "[{}]".
     """
 
     text: str
@@ -44,7 +44,7 @@ class Stretch(NamedTuple):
     @property
     def css(self) -> str:
         front, _, background = self.style.rpartition(" on ")
-        # Attributes such as "bold" precede the colour.
+        # The colour follows attributes such as "bold".
         colour = front.split()[-1]
         return f"background: {background}; color: {colour}"
 
@@ -95,17 +95,18 @@ PALETTE = (
     "#a8a8f0",
     "#e0e0a8",
 )
-"""Background colours for labels, in order. Black text is legible on each of these colours."""
+"""Background colours of labels, in the order of the labels. Black text is legible on all of them.
+"""
 COVERING = ("words", "sentence")
-"""Layers that cover every word. They are not drawn, because all words would be coloured."""
+"""Annotation layers that are not shown, because they cover every word."""
 
 
 Row: TypeAlias = tuple[str, str, str, list[str]]
-"""(A label, its count, its share of the spans, its most common texts)."""
+"""A label, the number of its spans, their share of all spans, and their most common texts."""
 
 
 class LayerView(TypedDict):
-    """A layer of an annotator, as texts for a table."""
+    """A table about an annotation layer, with a row for each label."""
 
     annotator: str
     headline: str
@@ -122,7 +123,7 @@ class Example(NamedTuple):
 
 
 def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
-    """Return examples: the first documents, once for each layer that is not in ``COVERING``."""
+    """Return the first documents, each once for every layer that is not in ``COVERING``."""
     first = list(islice(documents, EXAMPLES))
     annotated = store.annotate([document.text for document in first])
     shown = []
@@ -174,10 +175,8 @@ def _on(colour: str) -> str:
     return f"#000000 on {colour}"
 
 
-def render_layers(
-    summary: Summary, shown: Sequence[Example], *, colours: bool = True
-) -> RenderableType:
-    """Return a table of each layer's counts and most common texts, and the first document."""
+def render_layers(summary: Summary, shown: Sequence[Example], *, colours: bool) -> RenderableType:
+    """Return a table for each layer (counts, most common texts), and the first document."""
     parts: list[RenderableType] = []
     for layer in _layers(summary):
         parts.append(Text(layer["headline"], style="bold"))
@@ -191,7 +190,7 @@ def render_layers(
         if example.id != shown[0].id:
             break
         stretches = example.stretches
-        # In colour, the shade shows the weight, so the number is omitted.
+        # The shade of a colour shows the weight, so the number is omitted.
         if colours and example.kind == "weight":
             stretches = [stretch._replace(note="") for stretch in stretches]
         parts.append(Text(f"{example.layer} in {example.id}", style="bold"))
@@ -200,12 +199,12 @@ def render_layers(
 
 
 def write_layers(summary: Summary, shown: Sequence[Example], path: Path) -> None:
-    """Write the content of ``render_layers`` as an HTML page, by ``write_page``."""
+    """Write the tables and all examples as an HTML page."""
     write_page(path, "layers.html.j2", summary=summary, layers=_layers(summary), shown=shown)
 
 
 def _layers(summary: Summary) -> list[LayerView]:
-    """Return the annotator, headline and rows of each layer."""
+    """Return the table of each layer."""
     layers: list[LayerView] = []
     for annotator, entry in summary["annotators"].items():
         for name, layer in entry["layers"].items():
@@ -224,7 +223,7 @@ def _headline(name: str, layer: LayerSummary) -> str:
 
 
 def _rows(layer: LayerSummary) -> list[Row]:
-    """Return a row for each label, and for spans, another row for texts of 3 or more words."""
+    """Return a row for each label. For spans, a second row lists texts of 3 or more words."""
     rows = []
     for label, count in layer.get("labels", {}).items():
         shown = []

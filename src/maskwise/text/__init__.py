@@ -1,7 +1,8 @@
-"""Turn documents into rows: read, tokenise, find words, align annotations, cut pieces, plan rows.
+"""Make rows from documents: read, tokenise, find words, align annotations, cut pieces, plan rows.
 
-Within maskwise, this package imports only ``constants``, ``errors``, ``folders``, ``segments``,
-``specs`` and ``starts``. Only ``encode`` with layers also imports ``annotate.registry``.
+Of the other modules of maskwise, this package imports only ``constants``, ``errors``, ``folders``,
+``segments``, ``specs`` and ``starts``. In addition, ``encode`` imports ``annotate.registry`` if it
+is called with annotators.
 """
 
 from maskwise.text.documents import (

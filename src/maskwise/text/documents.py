@@ -1,12 +1,12 @@
 """Read documents from files, folders, lists, `datasets` and the bundled samples.
 
-A study reads its corpus several times: to train a tokenizer, to annotate and to pack rows.
-`Documents` is therefore re-iterable and stores only a function that opens the source. `Documents`
-skips malformed lines and counts them by reason, because one bad line must neither stop a long job
-nor vanish silently.
+A study reads its corpus several times: to train a tokenizer, to annotate the text, and to pack
+rows. `Documents` therefore can be iterated several times, and stores only a function that opens the
+source. Malformed lines are skipped and counted by reason, because one bad line must neither stop a
+long job nor vanish silently.
 
-Time is spent on decompressing and parsing. Memory is eight bytes per document, for hashes that
-detect repeated texts. Otherwise, copies of a text could be on both sides of a held-out split.
+Repeated texts are skipped, because copies of a text could be both in the training text and in the
+held-out text. To detect them, a hash of eight bytes per document is kept in memory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ BUNDLED = (
 )
 UNNAMED = "the list of documents"
 """Name of a corpus that is given as a list."""
-# Batches are limited in characters, because the lengths of documents differ too much.
+# The size of a batch is limited in characters and not in documents, whose lengths differ too much.
 BATCH_CHARACTERS = 1 << 20
 HEAD_RECORDS = 200
 """Number of records from which `longest_field` chooses the text field."""
@@ -68,7 +68,11 @@ BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
-    """A text and its name. Splits and masks depend on names, so names must be unique and stable."""
+    """A text and its name.
+
+    The held-out split and the masks are computed from names. Names must therefore be unique, and
+    the same whenever the corpus is read.
+    """
 
     id: str
     text: str
@@ -82,7 +86,7 @@ class JoinedDocument(Document):
 
 @dataclass(eq=False)
 class Documents:
-    """A re-iterable stream of `Document`s, made by `read_documents`.
+    """The documents of a corpus, made by `read_documents`. Each iteration reads the source again.
 
     Attributes:
         name: the name of the source, for messages and reports.
@@ -133,7 +137,8 @@ class Documents:
         for number in count(1):
             end = len(text)
             if end > LONGEST_TEXT:
-                # Cut before a space or line break, unless the second half has neither.
+                # Cut before the last space or line break in the second half of the allowed length.
+                # If there is none, cut at the allowed length.
                 end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
                 if end <= 0:
                     end = LONGEST_TEXT
@@ -167,7 +172,8 @@ class Documents:
 class Joined(Documents):
     """Several corpora, read one after the other, without repeated texts.
 
-    Documents keep their names, so a corpus has the same held-out documents in a mix as alone.
+    Documents keep their names, and the held-out split is computed from names. Therefore, the same
+    documents of a corpus are held out in a mix and without a mix.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
     >>> [(document.text, source_of(document)) for document in Joined(parts)]
@@ -226,8 +232,8 @@ def longest_field(source: str) -> str:
     """Guess which field of a corpus holds the text.
 
     Returns:
-        "text" if the records have such a field or no fields; otherwise the field whose texts have
-        the most characters in total.
+        "text" if the records have a field "text", or if they have no fields with texts. Otherwise
+        the field whose texts have the most characters in total.
 
     Raises:
         MaskwiseError: the source cannot be read, or is a table whose first row is data.
@@ -255,13 +261,13 @@ def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
 
 
 def lines_note(source: str) -> str | None:
-    """Return a note if a plain text file without blank lines is read line by line, else None."""
+    """Return a note for the user if a file without blank lines is read line by line, else None."""
     path = Path(source).expanduser()
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
     return (
-        f"{source} has no blank lines, so each line is a text; corpus.text_per=block reads it "
-        f"as blocks"
+        f"{source} has no blank lines, so each line is read as one text; corpus.text_per=block "
+        f"reads the whole file as one text"
     )
 
 
@@ -269,7 +275,7 @@ class _Seen:
     """A set of integers that takes about eight bytes per integer."""
 
     def __init__(self) -> None:
-        # A set takes ten times the memory of an array, so the set holds only the newest numbers.
+        # A set needs ten times the memory of an array, so the set has only the newest numbers.
         self.recent: set[int] = set()
         self.sorted = np.zeros(0, dtype=np.int64)
 
@@ -301,7 +307,8 @@ def read_documents(
         source: one of
 
             - ``"bundled:wikipedia"``, a sample that comes with maskwise;
-            - ``"factworld(people=300)"`` or ``"causalworld"``, the texts of an invented world;
+            - ``"factworld(people=300)"`` or ``"causalworld"``: synthetic texts about invented
+              people, or about weather and crops (worlds.py);
             - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank
               lines, or the lines of a file without blank lines (``text_per``);
             - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` or ``.json.gz`` file: one object (or
@@ -313,21 +320,21 @@ def read_documents(
             - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for
               ``datasets.load_dataset`` (CONFIG may be empty; SPLIT is "train" by default).
 
-            A text of more than four million characters is split into documents NAME~1, NAME~2, …,
-            which are all on the same side of a held-out split.
+            A text of more than four million characters is split into documents NAME~1, NAME~2, ….
+            Either all of them or none are held out.
         text_field: the field that holds the text; "article.body" is the field "body" of the object
             in the field "article".
         id_field: the field that holds the document's name. Documents without a name are called
             "FILE#NUMBER", or "0", "1", … in a list.
-        text_per: the unit of plain text: "line", "block" (between blank lines), or "auto", which
-            guesses the unit from the beginning of the file.
+        text_per: what one document of a plain text file is: "line", "block" (between blank lines),
+            or "auto", which guesses from the beginning of the file.
         limit: the maximum number of documents.
         keep_repeated: whether to yield a text that equals an earlier text.
 
     Raises:
-        MaskwiseError: the source does not exist or has an unknown file extension. While documents
-            are read: a file is binary, mostly not UTF-8 or damaged, or a table lacks the text
-            field.
+        MaskwiseError: the source does not exist or has an unknown file extension. Later, when
+            documents are read: a file is binary, mostly not UTF-8 or damaged, or a table has no
+            text field.
 
     >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
     >>> [document.id for document in documents], dict(documents.skipped)
@@ -345,7 +352,7 @@ def require_documents(documents: Documents) -> Documents:
     # One document is enough, so reading stops after the first.
     if next(iter(documents), None) is not None:
         return documents
-    why = counted(documents.skipped) or "nothing at all"
+    why = counted(documents.skipped) or "no record at all"
     if NO_TEXT not in documents.skipped:
         raise MaskwiseError(f"there is no document in {documents.name}", got=why)
     first = next(_objects(documents.open_records()), {})

@@ -1,10 +1,11 @@
-"""Make rows with word ids and example ids for a ``Masker``, from texts or from token ids.
+"""Make rows for a ``Masker``, which needs token ids, word ids and example ids.
 
-``encode`` starts from texts. ``annotate_rows`` starts from rows of token ids, such as the blocks of
-run_mlm: it decodes the tokens and finds words in the decoded text by the same rule.
+``encode`` makes rows from texts. ``annotate_rows`` makes rows from token ids, such as the blocks of
+transformers' run_mlm script. It decodes the tokens, and finds words in the decoded text by the same
+rules as in texts.
 
-Cost: for texts, almost only the tokenizer's time; for token ids, one look-up per token and a few
-array operations per row.
+For texts, almost all time is spent in the tokenizer. For token ids, the cost is one look-up per
+token and a few array operations per row.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
-"""Number of tokens. If most tokens are in longer words, the text has no real words (proteins)."""
+"""If most tokens are in words of more tokens than this, the text seems to have no words, like
+proteins."""
 MOST_UNKNOWN = 0.5
 """Share of unknown tokens above which the tokenizer probably lacks the alphabet of the text."""
 LEAST_ID = -(2**63)
@@ -58,20 +60,22 @@ def encode(
         tokenizer: a fast transformers tokenizer.
         texts: the texts; each becomes one row.
         max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
-            truncated. The tokens of a word that is cut get −1, because half a word must not be
-            masked.
-        ids: the example ids, which seed the masks; by default hashes of the texts (`text_id`).
-        layers: the names of annotators whose layers are added to the rows, such as ``salient`` and
-            ``pos`` (both use the bundled tagger). An annotator that counts over a corpus, such as
-            ``phrases``, needs ``annotate_corpus`` first; then give ``stored("FOLDER")`` here.
+            truncated. If a word is cut, its tokens get the word number −1, so that half a word is
+            never masked.
+        ids: the example ids, from which the masks are computed; by default hashes of the texts
+            (`text_id`).
+        layers: annotators whose values (one per token) are added to the rows, such as ``salient``
+            and ``pos`` (both use the bundled tagger). Some annotators, such as ``phrases``, must
+            read a whole corpus first. For them, run ``annotate_corpus``, and give
+            ``stored("FOLDER")`` here.
 
     Returns:
         For each text, a dict with lists under "input_ids", "attention_mask", "word_ids" and the
         names of the layers, and an int under "example_id".
 
     Raises:
-        MaskwiseError: the tokenizer is slow, an item of ``texts`` is not a string, the numbers of
-            ids and texts differ, or `max_length` leaves no room for text.
+        MaskwiseError: the tokenizer is slow, an item of ``texts`` is not a string, ``ids`` and
+            ``texts`` differ in length, or ``max_length`` leaves no room for text.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -85,7 +89,7 @@ def encode(
         max_length = whole_number("max_length", max_length, least=1)
     names = []
     if ids is None:
-        # Equal texts have equal names, and therefore equal masks.
+        # Equal texts have equal ids, and therefore equal masks.
         names = list(map(text_id, texts))
     elif isinstance(ids, Iterable):
         for number in ids:
@@ -97,7 +101,7 @@ def encode(
         )
     if not texts:
         return []
-    # The tokenizer must not truncate: the word that is cut is found from the whole text.
+    # Rows are truncated below, because finding the word that is cut requires the whole text.
     with tokenizing():
         encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
     offsets, lengths = flat_offsets(encodings)
@@ -111,10 +115,10 @@ def encode(
         )
     tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
     added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
-    # Unlike in a corpus, "[MASK]" in a text is a control token here and is never masked.
+    # Here, "[MASK]" in a text is a special token and is never masked. In a corpus, it is text.
     special = added | np.isin(tokens, special_ids(tokenizer))
     columns = annotated(annotators, texts, offsets, lengths, special=special)
-    # Word numbers restart in every text, so the number of the text is added in the upper bits.
+    # Each text has words 0, 1, …. The number of the text, in the upper bits, makes them distinct.
     numbers = columns["word_ids"]
     words = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
     _warn_of_letters(tokens[~special], words[~special], tokenizer.unk_token_id)
@@ -143,10 +147,10 @@ def encode(
 
 
 def _annotators(specs: Iterable[str | Layered]) -> list[Layered]:
-    """Build the annotators that are named in ``layers``, which may also contain annotators.
+    """Build the annotators that are given by name; return others unchanged.
 
     Raises:
-        MaskwiseError: a name is unknown, or an annotator must count over a corpus first.
+        MaskwiseError: a name is unknown, or an annotator must read a whole corpus first.
     """
     if isinstance(specs, str):
         specs = [specs]
@@ -166,7 +170,7 @@ def _annotators(specs: Iterable[str | Layered]) -> list[Layered]:
         maker = registry.annotator(spec)
         if isinstance(maker, Fitted) and not maker.fitted:
             raise MaskwiseError(
-                f"{spec} must count over a whole corpus first",
+                f"the annotator {spec} must read a whole corpus first",
                 do=f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
                 """layers=['stored("FOLDER")']""",
             )
@@ -182,12 +186,12 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """
     if is_esm(tokenizer):
         return fast_esm(tokenizer)
-    # A tokenizer class that is passed by mistake also has ``is_fast``, a property object, which
-    # is truthy.
+    # A tokenizer class, passed by mistake, has an ``is_fast`` that is always true: the property
+    # object.
     is_fast = hasattr(tokenizer, "is_fast") and tokenizer.is_fast
     if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(
-            "words need a fast tokenizer, for its character offsets",
+            "a fast tokenizer is needed, because words are found by its character offsets",
             got=repr(tokenizer)[:60],
             do="load one: transformers.AutoTokenizer.from_pretrained(NAME)",
         )
@@ -200,8 +204,8 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     if unknown_tokens > MOST_UNKNOWN * len(tokens):
         share = unknown_tokens / len(tokens)
         warnings.warn(
-            f"{share:.0%} of the tokens are unknown to the tokenizer and never masked; does it "
-            "expect other letters, or other capitals?",
+            f"{share:.0%} of the tokens are unknown to the tokenizer and never masked; does the "
+            "tokenizer expect another alphabet, or upper or lower case?",
             stacklevel=3,
         )
     starts = np.flatnonzero(np.diff(words, prepend=-2))
@@ -209,8 +213,8 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     long = sizes[(sizes > LONGEST_USUAL_WORD) & (words[starts] >= 0)].sum()
     if long > len(words) / 2:
         warnings.warn(
-            f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens; use "
-            "policy='token' or 'span(over=\"token\")', because a word is a whole sequence here",
+            f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens, so the text "
+            "seems to have no words; use policy='token' or 'span(over=\"token\")'",
             stacklevel=3,
         )
 
@@ -227,7 +231,7 @@ def _checked(texts: object) -> list[str]:
         if not is_utf8(text):
             raise MaskwiseError(
                 "a text contains half a character (a lone surrogate)",
-                got=f"place {place}",
+                got=f"place {place} of the list",
                 do="replace it: text.encode('utf-8', 'replace').decode()",
             )
     return found
@@ -259,11 +263,12 @@ def annotate_rows(
     max_length: int | None = None,
     layers: Iterable[str | Layered] = (),
 ) -> dict[str, Any]:
-    """Add "word_ids", "example_id" and layers to a batch, for ``datasets.map`` (batched or not).
+    """Add "word_ids", "example_id" and annotation layers to a batch, for ``datasets.map``.
 
-    A row may be a line of text, or a block of fixed length cut from concatenated texts, as in
-    run_mlm. Words are found in the decoded tokens, so if a word is cut between two blocks, each
-    part counts as a word. A batch without "input_ids" is encoded first.
+    The batch may be a list of rows or, as without ``batched=True``, a single row. A row may be a
+    line of text, or a block of fixed length that was cut from concatenated texts, as in
+    transformers' run_mlm script. If two blocks contain parts of one word, each part counts as a
+    word. A batch without "input_ids" is encoded first.
 
     Args:
         batch: the columns, keyed by name. "input_ids" is a list of rows of token ids, or a single
@@ -271,12 +276,12 @@ def annotate_rows(
         tokenizer: the fast tokenizer that made the rows.
         text_field: the column of texts, used if there is no "input_ids".
         max_length: as in ``encode``; not used for rows of tokens.
-        layers: as in ``encode``. For token ids, annotators see the decoded text. An uncased
-            tokenizer loses capitals, so annotators find names better in the original texts.
+        layers: as in ``encode``. For token ids, annotators read the decoded text. An uncased
+            tokenizer loses capitals, so annotators find fewer names there than in the texts.
 
     Returns:
-        All columns of the batch except its texts, with "word_ids" (as long as the row, −1 for no
-        word) and "example_id" (a hash of the row's text or tokens, which seeds its masks).
+        All columns of the batch except its texts; also "word_ids" (as long as the row, −1 for no
+        word) and "example_id" (a hash of the row's text or tokens; masks are computed from it).
 
     Raises:
         MaskwiseError: the batch has neither "input_ids" nor texts, rows are not token ids, or the
@@ -294,14 +299,14 @@ def annotate_rows(
         rows = batch["input_ids"]
         if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
             raise _no_token_ids(rows)
-        # A single row of ids, rather than a list of rows.
+        # Without ``batched=True``, the batch is a single row of ids.
         alone = len(rows) > 0 and not hasattr(rows[0], "__len__")
         surfaces = _Surfaces(tokenizer)
         if alone:
             rows = [rows]
         annotators = _annotators(layers)
         made = [surfaces.annotate(_token_ids(row), annotators) for row in rows]
-        # datasets.map needs the same columns in every batch, so an empty batch gets all of them.
+        # datasets.map needs the same columns in every batch, even in an empty batch.
         names = ["word_ids", "example_id"]
         for maker in annotators:
             names += token_layers(maker.layers)
@@ -331,7 +336,7 @@ def _token_ids(row: object) -> Ints:
     try:
         ids = np.asarray(row)
     except (TypeError, ValueError):
-        # numpy rejects ragged lists and tensors of some types.
+        # numpy rejects lists of unequal lengths, and tensors of some types.
         raise _no_token_ids(row) from None
     # numpy turns an empty list into an array of floats.
     is_whole = not ids.size or ids.dtype.kind in "iu"
@@ -367,7 +372,7 @@ class _Surfaces:
         self.known: dict[int, bytes] = {}
 
     def annotate(self, ids: Ints, annotators: Sequence[Layered]) -> dict[str, object]:
-        """Return a row's words, example id and layers; special tokens have −1."""
+        """Return a row's word ids (−1 for special tokens), example id and annotation layers."""
         parts = []
         for token in ids.tolist():
             if token not in self.known:
@@ -379,7 +384,7 @@ class _Surfaces:
         sizes = np.array(list(map(len, parts)), dtype=int)
         offsets = _offsets(codes_of(text), sizes)
         columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
-        # The byte order is fixed: masks depend on example ids and must be equal on all machines.
+        # The byte order is fixed, so that example ids, and thus masks, are equal on all machines.
         row: dict[str, object] = {"example_id": bytes_id(ids.astype("<i8").tobytes())}
         for layer, values in columns.items():
             row[layer] = values.tolist()
@@ -390,10 +395,10 @@ class _Surfaces:
             return b"\n"
         name = self.tokenizer.convert_ids_to_tokens(token)
         if not isinstance(name, str) or token == self.tokenizer.unk_token_id:
-            # The replacement character is a symbol, so the token is one word.
+            # The replacement character is a symbol, so an unknown token counts as one word.
             return " \ufffd".encode()
         if self.bytes_by_char:
-            # Added tokens of a byte-level tokenizer are plain text.
+            # Added tokens of a byte-level tokenizer are written as text, not as byte characters.
             if self.bytes_by_char.keys() >= set(name):
                 return bytes(map(self.bytes_by_char.__getitem__, name))
             return name.encode()
@@ -409,9 +414,9 @@ class _Surfaces:
 
 def _offsets(codes: CodePoints, sizes: Ints) -> Ints:
     """Return the character offsets (L, 2) of tokens, from code points and bytes per token."""
-    # From each of these code points on, a character takes one more byte in UTF-8.
+    # In UTF-8, the width of a character grows by one byte at each of these code points.
     width = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    # A lone surrogate stands for a byte that is not part of a whole character.
+    # ``surrogateescape`` replaced each byte outside whole characters by one of these surrogates.
     escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
     char_of_byte = np.repeat(np.arange(len(codes)), np.where(escaped, 1, width))
     # A token without bytes may be at the end of the row, after the last character.

@@ -1,8 +1,8 @@
-"""Read labelled files: task records and gold annotations.
+"""Read labelled files: the records of tasks, and texts with correct annotations.
 
-Corpus readers skip and count malformed lines. These readers raise an error with the line number
-instead, because a score on part of a test set would be wrong. A file is therefore read completely
-before it is used. Readers never unpickle, and never run code that comes with a data set.
+The readers of corpora skip malformed lines. These readers raise an error with the line number
+instead, because a score on a part of a test set would be wrong. Readers never unpickle, and never
+run code that comes with a data set.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from maskwise.text.readers import known_ending, load_hub, parquet_rows
 
 POS = Layer("categorical", UPOS)
 
-# In bytes after decompression. Files are held in memory, and a small .gz file may be huge inside.
+# In bytes after decompression. A file is read into memory, and a small .gz file may decompress to
+# a huge one.
 _LARGEST_FILE = 1 << 30
-# A comment precedes a sentence and has no tab. "# O" is not a comment: the token "#" is tagged O.
+# A comment precedes a sentence and has no tab. "# O" is no comment, but the token "#" with tag O.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
 
 Span = tuple[int, int, int]
@@ -37,12 +38,12 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
 
     Args:
         path: the file.
-        header: whether tables (.csv, .tsv) begin with the names of their columns; otherwise the
-            columns are named "1", "2", ….
+        header: whether tables (.csv, .tsv) begin with column names. Otherwise, the columns are
+            named "1", "2", ….
 
     Raises:
-        MaskwiseError: the extension is unknown, or the file is not UTF-8, is damaged, or does not
-            have the format of its extension.
+        MaskwiseError: the extension is unknown; or the file is not UTF-8, is damaged, or is not in
+            the format of its extension.
     """
     ending = ending_of(path)
     if ending is None:
@@ -53,18 +54,21 @@ def read_records(path: Path, *, header: bool = True) -> list[Record]:
 
 
 def ending_of(path: Path) -> str | None:
-    """Return the file extension that selects the reader; None if no reader knows the file."""
+    """Return the file extension that selects the reader, or None if there is no reader."""
     return known_ending(Path(path.name.lower().removesuffix(".gz")), READERS)
 
 
 def read_hub(spec: str) -> dict[str, list[Record]]:
-    """Return the records of "hf:ID[:config]", keyed by split; class numbers become names."""
+    """Return the records of the data set "hf:ID[:config]", keyed by split.
+
+    Numbers of classes are replaced by the names of the classes.
+    """
     name, _, config = spec.removeprefix("hf:").partition(":")
     splits = {}
     for split, rows in load_hub(spec, name, config).items():
         names = {}
         for column, feature in rows.features.items():
-            # In tagging tasks, the feature is a list, and the feature of its items has the names.
+            # In tagging tasks, the feature is a list, and its items' feature has the class names.
             if hasattr(feature, "feature"):
                 feature = feature.feature
             if hasattr(feature, "int2str"):
@@ -90,12 +94,12 @@ def read_text(path: Path) -> str:
     """Read a text file.
 
     Raises:
-        MaskwiseError: the file cannot be read, is not UTF-8, or holds more than a gigabyte.
+        MaskwiseError: the file cannot be read, is not UTF-8, or has more than a gigabyte.
     """
     with damaged(path), opened(path) as file:
         content = file.read(_LARGEST_FILE)
         if file.read(1):
-            raise MaskwiseError(f"{path} holds more than a gigabyte", do="give a part of it")
+            raise MaskwiseError(f"{path} has more than a gigabyte", do="give a smaller file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -151,7 +155,7 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
-                # SQuAD has one text for each question, ROPES has two.
+                # SQuAD has one text for each question ("context"), and ROPES has two.
                 texts = ("background", "situation") if "situation" in paragraph else ("context",)
                 given = {name: paragraph[name] for name in texts}
                 for qa in paragraph["qas"]:
@@ -164,7 +168,7 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
     except (KeyError, TypeError, AttributeError) as error:
         raise MaskwiseError(
             f"{path} is not SQuAD's JSON",
-            got=f"no {error}",
+            got=f"an object without {error}",
             allowed="data > paragraphs > context, qas > question, answers",
         ) from None
     return records
@@ -191,7 +195,7 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
     """
     comments: list[str] = []
     rows: list[list[str]] = []
-    # An empty line at the end closes the last sentence.
+    # A sentence is yielded at the next empty line, so an empty line is added at the end.
     for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
         line = line.rstrip("\r")
         if not line.strip():
@@ -214,10 +218,11 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
 
 
 def _read_conll_records(path: Path) -> list[Record]:
-    """Return the tokens and tags of each sentence, from the first and the last column.
+    """Return the tokens and tags of each sentence.
 
-    A .conllu file has tokens and tags in the columns FORM and UPOS, or in the last two of three
-    columns. Universal NER's .iob2 files have tokens and tags in the second and third of five.
+    They are in the first and the last column of a row, with two exceptions: in .conllu files, in
+    the columns FORM and UPOS (or in the last two of three columns); and in Universal NER's .iob2
+    files, in the second and the third of five columns.
     """
     ending = ending_of(path)
     records = []
@@ -241,7 +246,7 @@ def _read_conll_records(path: Path) -> list[Record]:
 
 
 class GoldDocument(NamedTuple):
-    """A text and its gold annotations, in the same form as an annotator's layers."""
+    """A text and its correct annotations, in the form that annotators return."""
 
     id: str
     text: str
@@ -251,10 +256,10 @@ class GoldDocument(NamedTuple):
 def read_conllu(path: Path) -> Iterator[GoldDocument]:
     """Yield the documents of a CoNLL-U file (``.gz`` allowed) with their layer "pos".
 
-    Sentences are joined by a space, paragraphs (``# newpar``) by a line break. A surface word may
-    consist of several syntactic words. If their forms spell the surface word ("don't" = do + n't),
-    each form gets a tag. Otherwise ("im" = I + am), the surface word gets the tag of the first
-    syntactic word. Without ``# newdoc``, the file is one document.
+    Sentences are joined by a space, and paragraphs (``# newpar``) by a line break. In CoNLL-U, a
+    word of the text may consist of several syntactic words. If the syntactic words spell the word
+    ("don't" = do + n't), each of them gets a tag. If not ("im" = I + am), the word gets the tag of
+    the first syntactic word. Without ``# newdoc``, the file is one document.
 
     Raises:
         MaskwiseError: the file cannot be read, or a line is not CoNLL-U.
@@ -301,10 +306,10 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
 
 
 def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
-    """Return the forms and tags of a sentence; the spaces between words have the tag "_"."""
+    """Return the words of a sentence and their tags. Spaces between words have the tag "_"."""
     words = []
     by_number = {row[0]: row for row in rows}
-    # Rows up to this number are parts of a surface word that has already been added.
+    # Rows up to this number are parts of a word that has already been added.
     covered = 0
     for row in rows:
         number, _, last = row[0].partition("-")
@@ -321,7 +326,7 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
                 part = by_number[str(member)]
                 parts.append((part[1], part[3]))
                 spelled += part[1]
-            # If the parts do not spell the surface word, they cannot be located in the text.
+            # If the parts do not spell the word, they cannot be located in the text.
             if spelled != form:
                 parts = [(form, parts[0][1])]
         words += parts

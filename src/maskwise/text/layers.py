@@ -1,31 +1,32 @@
-"""Layers: annotations of character spans, and their alignment with tokens.
+"""Annotation layers: labelled or weighted spans of a text, and their alignment with tokens.
 
 A layer holds one kind of annotation (parts of speech, names, phrases, weights) as spans of the
 *characters* of a text. An annotator finds these spans without a tokenizer, once for each corpus.
 The spans are stored under the hash of the text and the annotator's ``version``, which is a hash of
-everything else that the spans depend on. Worker processes rebuild an annotator from a string such
-as ``pos(model="en_core_web_sm")``, so annotators are never pickled. An annotator that must read the
+everything else that the spans depend on. Worker processes build an annotator from a string such as
+``pos(model="en_core_web_sm")``, so annotators are never pickled. An annotator that must read the
 whole corpus first (phrases, frequency, …) is `Fitted`.
 
-`align` maps spans to tokens by the tokenizer's offsets, so tags do not depend on the tokenizer:
+`align` maps spans to the tokens of any tokenizer, by the tokens' character offsets:
 
 - A **span** covers a token if the span covers the token's first visible character. A lone space or
-  "▁" counts as part of the next word, and other white space belongs to the span around it, so no
+  "▁" counts as part of the next word. Other white space belongs to the span around it, so that no
   span has gaps.
 - A **tag** or **weight** applies to a whole word (words.py). All tokens of a word get the value at
-  the word's first visible character, even if the annotator split the word ("gim|me").
+  the word's first visible character, even if the annotator split the word ("gim|me"). Therefore, a
+  word has the same tag with every tokenizer.
 
-A span that begins inside a token therefore loses that token, and a span that ends inside a token
-includes it. Character layers store code 0 for no label and i + 1 for label i; token layers store −1
-for no label and i for label i. Token layers have these types:
+A span that begins inside a token does not include this token, and a span that ends inside a token
+includes it. In spans of characters, code 0 is no label and code i + 1 is label i. In the aligned
+layers, which have one value per token, −1 is no label and i is label i. Their types are:
 
 - ``spans``: int32, the number of the span in its document. If spans have labels, a second layer,
   NAME_label, holds them as int16.
 - ``categorical``: int16, the index of the label in ``Layer.labels``.
 - ``weight``: float32, 0 if missing.
 
-If a document is cut into pieces inside a span, each part becomes a span. Masking one part leaks
-nothing, because the model does not see the other part, which is in a different piece.
+If a document is cut into rows inside a span, each part of the span becomes a span. Masking only one
+part does not reveal the other part, because the model sees the parts in different rows.
 
 Cost of `align`: one binary search for each token and layer, 0.1 µs.
 """
@@ -50,12 +51,12 @@ Kind = Literal["categorical", "spans", "weight"]
 
 @dataclass(frozen=True)
 class Layer:
-    """The kind of a layer and its labels.
+    """The kind of an annotation layer, and its labels.
 
     - ``categorical``: each word has one of ``labels``, such as a part of speech, as an int16 code.
     - ``spans``: stretches of text that belong together, such as names. Each span has an int16 code
       if the layer has ``labels``, and no value otherwise.
-    - ``weight``: each word or span has a float32.
+    - ``weight``: each word or span has a float32, such as a masking weight.
 
     Code 0 means "none", and code i + 1 means ``labels[i]``.
     """
@@ -132,34 +133,36 @@ class Annotator(Layered, Protocol):
 
     @property
     def version(self) -> str:
-        """Hash (`digest`) of all inputs but the texts: settings, rules, weights, vocabulary."""
+        """A hash (`digest`) of all that the spans depend on, except the texts: settings, rules,
+        model weights, vocabulary.
+        """
         ...
 
 
 @runtime_checkable
 class Fitted(Annotator, Protocol):
-    """An annotator that counts over the whole corpus before it can annotate.
+    """An annotator that must read the whole corpus before it can annotate, for example to count.
 
-    For a corpus in which there is nothing to find, `fit` may raise an error, which ends the run.
-    Alternatively, the fitted annotator may set ``notice``, a line for the user, and return empty
+    If there is nothing to find in a corpus, `fit` may raise an error, which ends the run. Instead,
+    the fitted annotator may have an attribute ``notice``, a line for the user, and return empty
     layers.
     """
 
     @property
     def fitted(self) -> bool:
-        """Whether the annotator was built from a saved fit.
+        """Whether the annotator was built from a folder that `fit` saved.
 
-        Before the fit, ``version`` covers only the settings, and `annotate` is never called.
+        If not, ``version`` is a hash of only the settings, and `annotate` is never called.
         """
         ...
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read all texts once, in bounded memory, and save the fit into the empty ``folder``.
+        """Read all texts once, in bounded memory, and save what was learned in an empty folder.
 
         Returns:
             The spec of the fitted annotator that reads the folder, such as
             ``phrases(vocabulary="/out/fitted/phrases")``. The fitted annotator's ``version`` is a
-            hash of the *contents* of the folder, not of its path.
+            hash of the *contents* of the folder and not of its path.
         """
         ...
 
@@ -203,8 +206,9 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
         valid = bool(np.isfinite(value).all())
     if not valid:
         raise MaskwiseError(
-            f"{name}: a {layer.kind} layer needs a finite value of its type for each span",
+            f"{name}: the values of the spans do not fit a {layer.kind} layer",
             got=value,
+            allowed="one finite float32 weight or int16 code per span; no values without labels",
         )
     if layer.kind == "weight" or value is None or not len(value):
         return
@@ -233,7 +237,7 @@ def given_spans(
     Raises:
         MaskwiseError: a span is malformed, or a label is unknown.
     """
-    # Code 0 stands for no label.
+    # Code 0 means that a span has no label.
     codes: dict[object, int] = {None: 0}
     codes |= {label: code for code, label in enumerate(layer.labels, 1)}
     size = 3
@@ -249,7 +253,7 @@ def given_spans(
             raise MaskwiseError(f"{name}: a malformed span", got=repr(span), allowed=form)
         start, end, *value = span
         if layer.labels:
-            # A list is not hashable and could not be looked up.
+            # The type is checked first, because a list cannot be looked up in a dict.
             if not isinstance(value[0], str | None) or value[0] not in codes:
                 raise MaskwiseError(
                     f"{name}: an unknown label",
@@ -291,8 +295,8 @@ def align(
     Args:
         found: the spans of each text, keyed by layer, as `Layered.annotate` returns them.
         layers: the layers, keyed by name.
-        placed: the result of `place_tokens`.
-        word_ids: (T,) the result of `number_words`.
+        placed: the positions of the tokens in the texts, from `place_tokens`.
+        word_ids: (T,) the word number of each token, from `number_words`.
 
     Returns:
         Arrays (T,) keyed by the names that `token_layers` returns.
@@ -343,7 +347,7 @@ def annotated(
     """Return "word_ids" (T,) and the annotators' layers (T,) for the T tokens of N texts.
 
     Args:
-        makers: the annotators.
+        makers: the annotators, or stores of their output.
         offsets, lengths, special: as for `place_tokens`.
     """
     placed = place_tokens(texts, offsets, lengths, special=special)

@@ -21,12 +21,14 @@ SAME_WORDS = {
     "school": "university",
     "firm": "employer",
 }
-"""Word kinds in sentences that are about no person → the attribute with the same words."""
+"""Slots (words in braces) of sentences that state no fact about the person, such as ``trade`` in
+"{friend} saw a {trade}", and the attribute whose words fill the slot."""
 TAGS = (*ATTRIBUTES, *SAME_WORDS, "name", "friend", "adjective", "noun", "verb", "other")
-"""Labels of the layer ``tag``: facts about the person, facts about others, general language."""
+"""Labels of words in the layer ``tag``: facts about the person, the slots in ``SAME_WORDS``, and
+kinds of other words."""
 
 Piece = tuple[str, str]
-"""A word or name, and its kind: an attribute, ``name``, ``friend``, ``change``, or ""."""
+"""A word of a text, and the name of the slot that the word fills, or "" outside slots."""
 
 
 @cache
@@ -38,8 +40,9 @@ def language() -> dict[str, Any]:
 
 @cache
 def lexicon() -> dict[str, list[str]]:
-    """Return the words of all worlds, keyed by kind. No invented name has two kinds."""
-    # The seed is constant: a model from one world is trained further in another with these words.
+    """Return the words of all worlds, keyed by slot. An invented name is in one list only."""
+    # The seed is constant, so all worlds share these words. Therefore a model that was trained in
+    # one world can be trained further in another.
     draw = random.Random("words of invented worlds")
     words = {kind: text.split() for kind, text in language()["words"].items()}
     words["noun"] += words["cause"]
@@ -62,7 +65,7 @@ def lexicon() -> dict[str, list[str]]:
 
 
 def filled(templates: Sequence[str], person: Mapping[str, str], draw: random.Random) -> list[Piece]:
-    """Fill templates with a person's attributes, and other slots with random words."""
+    """Fill the slots of templates with a person's attributes, or else with random words."""
     pieces = []
     for word in " ".join(templates).split():
         kind = ""

@@ -1,7 +1,8 @@
-"""Open files: decompress, check for UTF-8, guess the unit of plain text, and read tables.
+"""Open files: decompress, check for UTF-8, guess what one text of a file is, and read tables.
 
-A table may use commas, semicolons, tabs or bars as its separator, and any usual quoting. The reader
-picks the separator that gives the first rows equally many cells, at least two.
+The cells of a table may be separated by commas, semicolons, tabs or bars, and quoted in any usual
+way. The separator is the one that splits each of the first rows into the same number of cells, at
+least two.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ HEAD_CHARACTERS = 1 << 16
 HEAD_ROWS = 50
 _QUOTED_CELL = re.compile(r'(^|\t)"[^\t]*"(\t|$)')
 QUOTED_SHARE = 0.9
-"""In a tab-separated table, quotes count only if at least this share of the rows has a quoted cell.
-GLUE's tables are not quoted, but contain lone quotation marks."""
+"""In a tab-separated table, cells can be quoted only if at least this share of the rows has a
+quoted cell. GLUE's tables have no quoted cells, but contain lone quotation marks."""
 
-# A file with fewer lines does not show whether each line is a text.
+# In a file with fewer lines, it cannot be guessed whether each line is a text.
 LEAST_LINES = 8
 
 Record = dict[str, Any]
 LineKind: TypeAlias = Literal["json", "line", "block"]
-"""JSON lines, or plain text with one document per line or per block between blank lines."""
+"""JSON lines ("json"), or plain text: one document per line, or per block between blank lines."""
 
 
 def opened(path: Path, at: int = 0) -> IO[bytes]:
@@ -73,7 +74,9 @@ def damaged(path: Path) -> Iterator[None]:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether a string is valid in UTF-8; in JSON, it may hold half a surrogate pair."""
+    """Return whether a string can be written in UTF-8. A string from JSON, for example, cannot if
+    it contains half a surrogate pair.
+    """
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeError:
@@ -81,7 +84,7 @@ def is_utf8(text: str) -> bool:
 
 
 def require_utf8(text: str) -> None:
-    """Refuse a text with bytes that are not UTF-8, as a shell may pass them."""
+    """Raise an error if a text, for example from the command line, cannot be written in UTF-8."""
     if not is_utf8(text):
         raise MaskwiseError("the text is not valid UTF-8", got=ascii(text))
 
@@ -92,7 +95,7 @@ def refuse_unreadable(path: Path) -> None:
         head = file.read(HEAD_BYTES)
     if b"\0" in head:
         raise MaskwiseError(
-            f"{path} is a binary file or UTF-16: it has NUL bytes",
+            f"{path} has NUL bytes, so it is a binary file or UTF-16 text",
             do="give UTF-8 text (convert UTF-16 first)",
         )
     # A bad byte becomes a lone surrogate, which `is_utf8` notices.
@@ -105,7 +108,7 @@ def refuse_unreadable(path: Path) -> None:
     if bad > _MAX_BAD_SHARE * len(lines):
         raise MaskwiseError(
             f"{path} is not UTF-8 text",
-            got=f"{bad} bad among its first {len(lines)} lines",
+            got=f"{bad} lines that are not UTF-8 among the first {len(lines)}",
             do="convert it, for example with iconv -f LATIN1 -t UTF-8",
         )
 
@@ -113,9 +116,9 @@ def refuse_unreadable(path: Path) -> None:
 def text_per(path: Path) -> LineKind:
     """Guess from the head of a plain text file whether a text is a "line" or a "block".
 
-    The guess is "line" if there are at least ``LEAST_LINES`` lines and none is blank. Lines that
-    look like a single wrapped text are the exception: many begin in lower case, and few end like a
-    sentence.
+    The guess is "line" if there are at least ``LEAST_LINES`` lines, none is blank, and the lines do
+    not look like one wrapped text. In a wrapped text, many lines begin in lower case, and few end
+    like a sentence.
     """
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
@@ -147,14 +150,14 @@ def read_table(
     """Read a table as records keyed by column names, or by "1", "2", … without a header.
 
     Args:
-        text: the whole table. Without a header its rows may differ in length, as STS-B's do.
+        text: the whole table. Without a header, rows may differ in length, as in STS-B.
         path: the file of the table, for error messages and the usual separator.
         header: whether the first row has the names of the columns.
-        usual: the separator to prefer if several fit, and to use if none fits; None stands for
-            commas in .csv files and tabs in other files.
+        usual: the separator to use if several fit or none fits. By default, commas in .csv files
+            and tabs in other files.
 
     Raises:
-        MaskwiseError: a row does not have a cell for each column, or a quotation mark is never
+        MaskwiseError: a row has more or fewer cells than the header, or a quotation mark is never
             closed.
 
     >>> read_table('text;score\\n"rain; wind";3,5\\n', Path("a.csv"))
@@ -167,7 +170,7 @@ def read_table(
         rows = [line.split("\t") for line in _lines(text)]
         return list(_records(path, rows, separator, header=header))
     failures = []
-    # Quotation marks inside a cell are usually doubled; if that fails, they may be escaped.
+    # Quotation marks inside a cell are usually doubled (None), but may be escaped by a backslash.
     for escape in (None, "\\"):
         try:
             cells = _cells(text, separator, escape=escape)
@@ -181,8 +184,8 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, whe
     """Raise an error if the column names of a table look like a row of data.
 
     Raises:
-        MaskwiseError: the name of the text column has several words, and the name of another
-            column also occurs as a value in that other column.
+        MaskwiseError: the name of the text column (``text``) has several words, and the name of
+            another column also occurs as a value in this other column.
     """
     if len(text.split()) == 1:
         return
@@ -190,15 +193,15 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, whe
         if name != text and any(str(record.get(name)) == name for record in records):
             raise MaskwiseError(
                 f"the first row of {where} looks like data, not like column names",
-                got=f"{name!r}, which is also a value in its column",
-                do="put a row of names above it, or give the columns by number: "
+                got=f"the column name {name!r}, which is also a value in its column",
+                do="insert a first row with column names, or give the columns by number: "
                 "FILE(text=1,label=2)",
             )
 
 
 def separator_of(text: str, *, usual: str) -> str:
-    """Return the separator that gives the first rows equally many cells, or the usual separator."""
-    # The last row of the head may be incomplete and would have too few cells.
+    """Return the separator that splits all first rows into equally many cells, or ``usual``."""
+    # The last row of the head may be incomplete, so it is dropped.
     head = text[:HEAD_CHARACTERS]
     if len(text) > len(head):
         head = head[: head.rfind("\n") + 1]
@@ -211,7 +214,7 @@ def separator_of(text: str, *, usual: str) -> str:
         lengths = {len(row) for row in rows if any(row)}
         if len(lengths) == 1 and max(lengths) > 1:
             widths[separator] = max(lengths)
-    # If several separators fit, the usual separator is the most likely.
+    # If several separators fit, the usual one is the most likely.
     if usual in widths or not widths:
         return usual
     return max(widths, key=widths.__getitem__)
@@ -220,7 +223,7 @@ def separator_of(text: str, *, usual: str) -> str:
 def _cells(
     text: str, separator: str, *, strict: bool = True, escape: str | None = None
 ) -> Iterator[list[str]]:
-    # By default, csv refuses cells of more than 131,072 characters; a document may be longer.
+    # By default, csv refuses cells of more than 131,072 characters, but documents may be longer.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     lines = list(filter(str.strip, _head(text)))
     single = sum(line.startswith("'") for line in lines)

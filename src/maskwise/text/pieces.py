@@ -1,15 +1,15 @@
 """Tokenise documents and cut them into pieces, stored as flat columns in memory or on disk.
 
-The Rust tokenizer processes batches of texts, and the words of a whole batch are numbered at once.
-A corpus contains no control tokens: "[MASK]" in a text is plain text. Some tokenizer files set
-truncation and padding (sentence encoders truncate at 128 tokens), which are ignored here.
-
 A *piece* is a part of a document that fits in one row and is cut between words. Pieces depend
-neither on the layout of rows nor on the held-out split, so their names and masks are stable. The
-price is a few per cent of padding in packed rows, because no piece is cut just to fill a row.
+neither on the layout of rows nor on the held-out split. Therefore, a piece keeps its id (and the
+masks that are computed from the id) if the layout or the split changes. The price is a few per cent
+of padding in packed rows, because no piece is cut just to fill a row.
 
-Cost: almost only the Rust tokenizer's time; finding words adds about a sixth, and each piece takes
-about 1 µs of Python. Documents are read in batches, so memory does not grow with the corpus.
+In a corpus, "[MASK]" is plain text and not a special token. Some tokenizer files set truncation and
+padding (sentence encoders truncate at 128 tokens); these settings are ignored.
+
+Almost all time is spent in the Rust tokenizer. Finding words adds about a sixth, and each piece
+takes about 1 µs. Documents are read in batches, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 # Formats 1 and 2 were Arrow files.
 FORMAT = 3
 INDEX = "columns.json"
-# Word numbers are int16, so a piece, which is shorter than its row, has fewer tokens than this.
+# A piece must have fewer tokens than this, because its word numbers are int16.
 LONGEST_ROW = 1 << 15
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
@@ -64,7 +64,7 @@ class Tokens(NamedTuple):
         documents: the documents.
         lengths: (N,) int64, the number of tokens in each document.
         columns: (T,) arrays, keyed by name: "input_ids" int32, "word_ids" int32 (from 0 in every
-            document, −1 for no word; missing for a slow tokenizer) and other layers.
+            document, −1 for no word; missing for a slow tokenizer) and annotation layers.
     """
 
     documents: Sequence[Document]
@@ -85,7 +85,7 @@ def tokenise(
 
     Args:
         documents: names and texts.
-        tokenizer: a tokenizer. Without character offsets (a slow tokenizer) there are no words.
+        tokenizer: a tokenizer. If it is slow (without character offsets), no words are found.
         batch_size: the maximum number of documents that go through the tokenizer together.
         layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
         places: whether to add the columns "start" and "end", the offsets of each token's visible
@@ -131,16 +131,14 @@ def tokenise(
 
 
 def _characters(document: Document) -> int:
-    """Count the characters of a document, after a check: Python users pass anything."""
+    """Return the number of characters of a document; raise an error if it is no document."""
     if not isinstance(document, Document) or not isinstance(document.text, str):
-        raise MaskwiseError(
-            "documents have a name and a text", got=document, allowed="Document(NAME, TEXT)"
-        )
+        raise MaskwiseError("this is not a document", got=document, allowed="Document(NAME, TEXT)")
     return len(document.text)
 
 
 class Frame(NamedTuple):
-    """Ids of the tokens that open a text (or −1), close a piece (or −1) and pad a row."""
+    """Ids of special tokens: before a text, after a piece (−1 if there is none), and padding."""
 
     first: int
     last: int
@@ -155,31 +153,31 @@ class Frame(NamedTuple):
         """Return the ids of [CLS], [SEP] (or the end-of-sequence token) and padding."""
         first = _known(tokenizer.cls_token_id)
         last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
-        # Padding is never attended to, so any id will do.
+        # No token attends to padding, so any id will do.
         pad = max(0, _known(tokenizer.pad_token_id, last))
         return cls(first, last, pad)
 
 
 def _known(*ids: int | None) -> int:
-    """Return the first id that the tokenizer has; −1 if it has none."""
+    """Return the first id that is not None, or −1."""
     return next((token for token in ids if token is not None), -1)
 
 
 @dataclass(eq=False)
 class Pieces:
-    """P pieces with T tokens in total; `read_pieces` makes them.
+    """P pieces with T tokens in total, made by `read_pieces`.
 
     Attributes:
         columns: (T,) arrays, keyed by name: "input_ids" int32, "word_ids" int16 (from 0 in every
-            piece, −1 for no word; missing for a slow tokenizer) and other layers.
+            piece, −1 for no word; missing for a slow tokenizer) and annotation layers.
         offsets: (P + 1,) int64; piece p has the tokens ``offsets[p]:offsets[p + 1]``.
-        example_ids: (P,) int64, the permanent name of each piece, which seeds its masks.
-        documents: (P,) int64, the hash of the name of the (whole) document of each piece.
-        frame: the special tokens that a row adds to pieces.
+        example_ids: (P,) int64, the permanent id of each piece, from which masks are computed.
+        documents: (P,) int64, the hash of the name of each piece's document.
+        frame: the special tokens that are added to pieces in a row.
         length: L, the maximum number of tokens in a row.
         counts: the numbers of documents, pieces, tokens, unknown tokens, documents without tokens
             and words that are too long to be masked.
-        tokenizer: the key of the tokenizer (`tokenizer_key`); "" if unknown.
+        tokenizer: a hash of the tokenizer (`tokenizer_key`); "" if unknown.
         sources: (P,) int16, ascending: the index of the corpus of each piece; None if there is only
             one corpus.
     """
@@ -201,12 +199,12 @@ class Pieces:
     def load(
         cls, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Pieces:
-        """Open a folder that `read_pieces` wrote, memory-mapped; `Prepared.open` checks for damage.
+        """Open a folder that `read_pieces` wrote, memory-mapped and without a check for damage.
 
         Args:
             folder: the folder that was passed to `read_pieces` as ``out``.
-            tokenizer: the tokenizer that will be used; it must be the tokenizer that made the
-                pieces.
+            tokenizer: the tokenizer that will be used with the pieces. An error is raised if
+                another tokenizer made them.
 
         Raises:
             MaskwiseError: the folder has no pieces of this version, or the tokenizer differs.
@@ -215,7 +213,7 @@ class Pieces:
         key = tokenizer_key(tokenizer)
         if pieces.tokenizer and key and pieces.tokenizer != key:
             raise MaskwiseError(
-                f"the tokens and layers in {folder} were made with a different tokenizer",
+                f"the tokens in {folder} were made by a tokenizer with a different hash",
                 got=pieces.tokenizer,
                 allowed=key,
                 do="prepare the corpus again, with this tokenizer",
@@ -225,7 +223,7 @@ class Pieces:
     @classmethod
     def _of(cls, columns: Columns, about: Mapping[str, Any]) -> Pieces:
         sources: Array | None = columns.pop("source")
-        # Source numbers ascend, so the last number is 0 if there is only one source.
+        # Source numbers ascend from 0, so there is only one source if the last number is 0.
         if sources is not None and not sources[-1]:
             sources = None
         return cls(
@@ -250,16 +248,16 @@ def read_pieces(
 ) -> Pieces:
     """Cut documents, as `tokenise` yields them, into pieces for rows of ``length`` tokens.
 
-    A word that is longer than a row is cut anywhere and counted. The word's tokens get −1, so they
-    are never masked. An example id is a hash of the document's name and of the index of the piece's
-    first token.
+    A word that is longer than a row is cut anywhere and counted. Its tokens get the word number −1,
+    so that they are never masked. An example id is a hash of the document's name and of the index
+    of the piece's first token.
 
     Args:
         tokens: the documents.
         tokenizer: the tokenizer that made the tokens, for its special tokens.
         length: L, the number of tokens in a row, including special tokens.
-        out: a folder to write batch by batch and to memory-map. By default, the pieces are held in
-            memory, about 6 bytes per token.
+        out: a folder to write batch by batch and to memory-map. By default, the pieces are kept in
+            memory (about 6 bytes per token).
 
     Raises:
         MaskwiseError: the length leaves no room for text, there are no tokens, or the folder cannot
@@ -294,7 +292,7 @@ def read_pieces(
     parts = list(windows)
     columns = {}
     for name in list(parts[0]):
-        # `pop` frees each part, so memory never holds the corpus twice.
+        # `pop` frees each part, so that the corpus is never in memory twice.
         columns[name] = np.concatenate([part.pop(name) for part in parts])
     return Pieces._of(columns, about)
 
@@ -309,7 +307,7 @@ def _windows(
         columns = _cut(window, counts, room, unknown)
         columns["offsets"] += before
         if not is_first:
-            # The first offset of a window repeats the last offset of the previous window.
+            # The first offset of a batch is also the last offset of the previous batch.
             columns["offsets"] = columns["offsets"][1:]
         yield columns
     if not counts["pieces"]:
@@ -323,8 +321,8 @@ def _windows(
 def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -> Columns:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
-    Word numbers restart at 0 in each piece. Documents, pieces, tokens and unusual cases are added
-    to ``counts``.
+    Words are numbered from 0 in each piece. The numbers of documents, pieces, tokens and unusual
+    cases are added to ``counts``.
     """
     lengths = window.lengths
     total = int(lengths.sum())
@@ -332,7 +330,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     words = window.columns.get("word_ids", np.full(total, -1, dtype=np.int32))
     opens = changes(words, owners(lengths))
     word_T = opens.cumsum() - 1
-    # Half a word must never be masked, so a word that is longer than a row is not masked at all.
+    # A word that is longer than a row is not masked at all, because half a word must not be masked.
     size_T = np.bincount(word_T)[word_T]
     long = (size_T > room) & (words >= 0)
     words = np.where(long, -1, words)
@@ -348,7 +346,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     for document, size in zip(window.documents, lengths.tolist()):
         begin = start
         end = start + size
-        # Parts of a long document share its name, so they stay on one side of a split.
+        # Parts of a long document share its name, so that all of them are held out or none.
         whole = text_id(whole_name(document.id))
         while begin < end:
             begins.append(begin)
@@ -370,7 +368,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
         LONG_WORDS: int((long & opens).sum()),
         UNKNOWN: int((window.columns["input_ids"] == unknown).sum()),
     }
-    # Each of these is counted only if it occurs, which keeps reports short.
+    # An unusual case is counted only if it occurs, to keep reports short.
     counts.update({reason: number for reason, number in unusual.items() if number})
     columns = dict(window.columns)
     if "word_ids" in columns:
@@ -385,7 +383,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Return a hash of a tokenizer's vocabulary; "" without a tokenizer or vocabulary."""
+    """Return a hash of a tokenizer's vocabulary, or "" without a tokenizer or vocabulary."""
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return ""
     return digest(json.dumps(sorted(tokenizer.get_vocab().items())))
@@ -396,8 +394,8 @@ def unknown_share(counts: Mapping[str, int]) -> float:
     return counts.get(UNKNOWN, 0) / max(1, counts.get("tokens", 0))
 
 
-# Columns in a folder: an index, and a file of raw values for each column. Unlike .npy files, files
-# of raw values can be written in parts.
+# A folder of columns has an index, and a file of raw values for each column. Raw values can be
+# written in parts, unlike .npy files.
 # -------------------------------------------------------------------------------------------
 
 
@@ -414,7 +412,7 @@ def write_columns(
                     types[name] = values.dtype.str
                     # Files are numbered, because a layer may have any name.
                     files.append(stack.enter_context((folder / f"{place}.bin").open("wb")))
-                # `tofile` would report no error on a full disk.
+                # On a full disk, ``ndarray.tofile`` would raise no error.
                 files[place].write(np.ascontiguousarray(values).data)
     # The index is written last: a folder without an index counts as missing.
     (folder / INDEX).write_text(json.dumps({"format": FORMAT, "columns": types, **about}))
@@ -433,7 +431,7 @@ def read_columns(folder: Path, wanted: str) -> tuple[Columns, dict[str, Any]]:
     types = about.pop("columns", {})
     if about.get("format") != FORMAT or wanted not in types:
         raise MaskwiseError(
-            f"{folder} does not hold pieces of this version",
+            f"{folder} is not a folder of prepared text, or was written by another version",
             got=f"format {about.get('format')}, columns {', '.join(types)}",
             allowed=f"format {FORMAT}, a column {wanted}",
             do="prepare the corpus again",

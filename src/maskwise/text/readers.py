@@ -1,8 +1,8 @@
 """Read the records of corpus files, and of data sets from `datasets`.
 
-A reader yields the name and content of each record. A bad line becomes a `Skip` with the reason. A
-bad file (binary, mostly not UTF-8, damaged, without the text column) raises a `MaskwiseError`.
-Readers never unpickle, and never run code that comes with a data set.
+A reader yields the name and content of each record, or a `Skip` for a bad line. A bad file (binary,
+mostly not UTF-8, damaged, without the text column) raises a `MaskwiseError`. Readers never
+unpickle, and never run code that comes with a data set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from maskwise.text.opening import (
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 NO_LETTERS = "sequence with characters that are not letters"
-NAME_IT = "set corpus.text_field (annotate, evaluate: --text-field) to one of them"
+NAME_IT = "set corpus.text_field to one of them (in annotate and evaluate: --text-field)"
 # In bytes. Longer lines, as in a file without line breaks, are skipped to save memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
@@ -36,17 +36,17 @@ LONGEST_TEXT = 1 << 22
 
 
 class Skip(NamedTuple):
-    """Stands in for a record without a usable document, and gives the reason."""
+    """Yielded instead of a record that has no usable text, with the reason."""
 
     reason: str
 
 
 class Fields(NamedTuple):
-    """The names of a record's fields, and the unit of text in plain text files.
+    """Where the text of a record is, and what one document of a plain text file is.
 
     Attributes:
         text: the field that holds the text, or a path into nested objects, such as "article.body".
-            "" stands for all fields.
+            If "", all fields are read.
         id: the field that holds the document's name.
         per: "line", "block" (between blank lines) or "auto" (see ``text_per``).
     """
@@ -64,8 +64,8 @@ class Place(NamedTuple):
     """A position between two records of a source, from which reading can resume.
 
     Attributes:
-        at: the position in (decompressed) bytes in a file of lines, in rows in a Parquet file, or
-            the state of an `IterableDataset`.
+        at: for a file of lines, the offset in decompressed bytes; for a Parquet file, the number of
+            the row; for an `IterableDataset`, its state.
         records: the number of records before this place.
         whole: the name of the document that continues here; None if a new document begins.
     """
@@ -86,21 +86,21 @@ class PartName(str):
     """The name of one part of a document that was too long and therefore split.
 
     Attributes:
-        whole: the name of the document. All parts are on the same side of a held-out split.
+        whole: the name of the document. Either all of its parts are held out or none.
     """
 
     whole: str
 
     @classmethod
     def of(cls, name: str, whole: str) -> PartName:
-        """Name a part of the document ``whole``, which may be a part of a document, too."""
+        """Name a part of a document. ``whole`` is the document's name or another part's name."""
         part = cls(name)
         part.whole = whole_name(whole)
         return part
 
 
 def whole_name(name: str) -> str:
-    """Return the name of the whole document; `name` is its name, or the name of a part.
+    """Return the name of the whole document, from its name or the name of one of its parts.
 
     >>> whole_name(PartName.of("novel~2", "novel")), whole_name("novel")
     ('novel', 'novel')
@@ -153,7 +153,8 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
 def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
     """Yield each line of a file, and the offset after the line; ``at`` is the current offset.
 
-    A line that is too long or not UTF-8 becomes a `Skip`. An empty line follows the last line.
+    Instead of a line that is too long or not UTF-8, a `Skip` is yielded. After the last line, an
+    empty line is yielded, which ends the last block.
     """
     # A byte-order mark may only be at the beginning of a file.
     encoding = "utf-8" if at else "utf-8-sig"
@@ -177,10 +178,11 @@ def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
 def line_records(
     file: IO[bytes], name: str, kind: LineKind, place: Place = BEGINNING
 ) -> Iterator[tuple[Record, Place | None]]:
-    """Yield each record of a file of lines, and the place after the record; JSON is not parsed.
+    """Yield each record of a file of lines, and the place after the record.
 
-    The file is open at ``place``. ``name`` is the prefix of the records' names. After a bad line
-    inside a block, the place is None, because reading cannot resume there.
+    The file is open at ``place``, and the names of records begin with ``name``. Lines of JSON are
+    not parsed. After a bad line inside a block, the place is None, because reading cannot resume
+    there.
     """
     lines = _lines(file, place.at)
     if kind == "block":
@@ -219,7 +221,7 @@ def _blocks(
         if block and (ends or size >= LONGEST_TEXT):
             number += 1
             title = f"{name}#{number}"
-            # A block that is too long is read in parts, which belong to one document.
+            # A block that is too long is yielded in parts. The name of the first part is ``whole``.
             if not ends:
                 whole = whole or title
             if whole:
@@ -260,7 +262,7 @@ def parsed(record: Record) -> Record:
 def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
     with opened(path) as file:
-        # Bad bytes become surrogates in their cells, so only rows with bad bytes are skipped.
+        # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
         text = file.read().decode("utf-8-sig", "surrogateescape")
     rows = read_table(text, path)
     if rows:
@@ -271,9 +273,9 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
 def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     """Yield the sequences of a FASTA file in capitals, without gaps (- and .) or the final *.
 
-    Long sequences are split. Lower-case letters are the same residues, marked as repeats or as
-    unaligned. Sequences are named by their headers, so their masks and the held-out split do not
-    depend on the file.
+    Lower case only marks repeats or unaligned regions, so letters are changed to capitals. Long
+    sequences are split. A sequence is named by its header and not by its file. Masks and the
+    held-out split are computed from names, so they stay the same in another file.
     """
     refuse_unreadable(path)
     number = 0
@@ -282,9 +284,9 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     title = ""
     letters: list[str] = []
     with opened(path) as file:
-        # A header ends the previous sequence, so an extra header ends the last one.
+        # A sequence is yielded at the next header, so an extra header is added after the last one.
         for line in chain(file, [b">"]):
-            # Bad bytes become characters that are not letters, so the sequence is skipped.
+            # Bad bytes become characters that are not letters, so that the sequence is skipped.
             text = line.decode(errors="replace").strip()
             header = text.startswith(">")
             if not text or text.startswith(";"):
@@ -326,7 +328,7 @@ def parquet_rows(
     Args:
         path: the file.
         fields: the columns that hold the text and the name.
-        first: the row to begin with; earlier row groups are not read.
+        first: the number of the row to begin with. Row groups before this row are not read.
 
     Raises:
         MaskwiseError: the file is not Parquet, or is damaged.
@@ -355,12 +357,12 @@ def parquet_rows(
 
 
 def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
-    """Return the columns to read. Other columns may be images, which are slow to decode.
+    """Return the columns to read. Others are not read, because images, say, are slow to decode.
 
     Raises:
         MaskwiseError: there is no text column.
     """
-    # All columns are needed to find out which one has the text.
+    # Without a text field, all columns are read to find the one with the text.
     if not fields.text:
         return columns
     text = fields.text
@@ -393,7 +395,7 @@ def saved_dataset(path: Path, fields: Fields) -> Opener:
     if isinstance(loaded, datasets.DatasetDict):
         if "train" not in loaded:
             raise MaskwiseError(
-                f"{path} holds several splits, but none called train",
+                f"{path} has several splits, but none is called train",
                 allowed=", ".join(str(path / split) for split in loaded),
             )
         loaded = loaded["train"]

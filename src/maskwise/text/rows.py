@@ -1,9 +1,9 @@
-"""Rows: plans that assign pieces to rows.
+"""Rows: plans that assign pieces (parts of documents, pieces.py) to rows.
 
-A plan holds only piece indices; the tokens are stored once (pieces.py). Different layouts
-and the two sides of a held-out split are different plans over the same pieces.
+A plan has only the indices of pieces. The tokens are stored once, even if the same pieces are used
+in several layouts, or are split into training and held-out rows.
 
-Cost: making a plan takes about 1 µs of Python for each piece.
+Making a plan takes about 1 µs for each piece.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class PieceBatch(NamedTuple):
 
     Attributes:
         columns: (T,) arrays, keyed by name: "input_ids", "word_ids" (from 0 in every piece, −1 for
-            no word) and other layers, all without special tokens.
+            no word) and annotation layers, all without special tokens.
         lengths: (P,) the number of tokens in each piece.
-        example_ids: (P,) int64, the permanent name of each piece, which seeds its masks.
+        example_ids: (P,) int64, the permanent id of each piece, from which masks are computed.
         rows: (P,) int64, ascending: the row of each piece, as an index in the batch.
         length: L, the number of tokens in a row.
         frame: the special tokens around the pieces.
@@ -62,9 +62,10 @@ class PieceBatch(NamedTuple):
         """Return the rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding.
 
         Returns:
-            "input_ids", "attention_mask" and the layers, (B, L). At special tokens and padding,
-            layers are −1 (0 if they are floats). Words are numbered from 0 in every row.
-            "example_id" is (B,) if every row has one piece, else (B, L).
+            A dict with "input_ids", "attention_mask", "word_ids" and the annotation layers, (B, L).
+            At special tokens and padding, layers are −1 (or 0, if they are floats). Words are
+            numbered from 0 in every row. "example_id" is (B,) if every row has one piece, else
+            (B, L).
         """
         layout = framed(
             self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
@@ -88,7 +89,7 @@ class PieceBatch(NamedTuple):
         return columns
 
     def _words_of_rows(self, rows: int) -> Ints:
-        """Return word numbers (T,) that restart in each row, not in each piece."""
+        """Return word numbers (T,) that begin at 0 in each row and not in each piece."""
         words = self.columns["word_ids"].astype(np.int64)
         first_token_P = offsets(self.lengths)
         # A piece's words are numbered from 0, so their count is the largest number plus one.
@@ -109,7 +110,7 @@ class Rows:
     """N rows of `length` tokens: pieces, and a plan that assigns pieces to rows.
 
     Attributes:
-        pieces: all pieces of the corpus, including the pieces on the other side of a split.
+        pieces: all pieces of the corpus, also those that these rows do not use.
         order: the indices of the pieces, row by row.
         first: (N + 1,) int64; row r has the pieces ``order[first[r]:first[r + 1]]``.
         layout: "packed", "joined" or "document" (see `of`).
@@ -126,9 +127,9 @@ class Rows:
 
         Args:
             pieces: P pieces.
-            layout: "packed" puts several pieces in a row, each with special tokens, and attention
-                stays within a piece; "joined" makes one text of the pieces in a row; "document"
-                puts one piece in each row.
+            layout: "packed" puts several pieces in a row, each between special tokens, and tokens
+                attend only to their own piece; "joined" makes one text of the pieces in a row;
+                "document" puts one piece in each row.
             chosen: (P',) the indices of the chosen pieces, ascending.
 
         Raises:
@@ -147,14 +148,14 @@ class Rows:
         if layout == "packed":
             cost += opening >= 0
         else:
-            # A joined row is one text, so it is opened only once.
+            # A joined row is one text, so it has only one token such as [CLS].
             space -= opening >= 0
-        # Planning window by window keeps the pieces of a row close to each other in the corpus, and
-        # the time linear in the size of the corpus.
+        # Each window is planned separately. Pieces of a row are thus close to each other in the
+        # corpus, and the time is linear in the size of the corpus.
         window_of_piece = cost.cumsum() // WINDOW_TOKENS
         borders = np.flatnonzero(np.diff(window_of_piece)) + 1
         if pieces.sources is not None:
-            # A row never mixes sources, because a source's share is a share of rows.
+            # A row has pieces of one source only, because the share of a source is a share of rows.
             between_sources = np.flatnonzero(np.diff(pieces.sources[chosen])) + 1
             borders = np.union1d(borders, between_sources)
         order = []
@@ -237,13 +238,13 @@ class Rows:
         return self.batch(rows).tensors()
 
     def laid(self, layout: str) -> Rows:
-        """Plan the same pieces in a different layout; pieces keep their names and their masks."""
+        """Plan the same pieces in a different layout. The ids and masks of pieces stay the same."""
         if layout == self.layout:
             return self
         return Rows.of(self.pieces, layout, chosen=np.sort(self.order))
 
     def holding(self, example_ids: Ints) -> Ints:
-        """Return the indices of the rows with at least one of these pieces, ascending."""
+        """Return the indices, ascending, of the rows with at least one of these pieces."""
         names = self.pieces.example_ids[self.order]
         places = np.flatnonzero(np.isin(names, example_ids))
         return np.unique(self.first.searchsorted(places, side="right") - 1)
@@ -268,7 +269,7 @@ class Rows:
         return total
 
     def save(self, folder: Path) -> None:
-        """Write the plan, without the pieces."""
+        """Write the plan to a new folder, without the pieces."""
         folder.mkdir()
         write_columns(folder, [{"order": self.order, "first": self.first}], {"layout": self.layout})
 
@@ -280,14 +281,14 @@ class Rows:
 
 
 def _numbers(what: str, values: Sequence[int] | Array | Tensor, *, below: int) -> Ints:
-    """Return numbers of rows or pieces as an array, after a check."""
+    """Return indices of rows or pieces as an array; raise an error if one is out of range."""
     numbers = np.asarray(values).reshape(-1)
     if not numbers.size:
         return numbers.astype(np.int64)
-    # Numpy would cut fractions off, and count negative numbers from the end.
+    # Numpy would truncate fractions, and count negative numbers from the end.
     if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= below:
         raise MaskwiseError(
-            f"there is no {what} of such a number", got=values, allowed=f"0 to {below - 1}"
+            f"there is no {what} with this number", got=values, allowed=f"0 to {below - 1}"
         )
     return numbers.astype(np.int64, copy=False)
 
@@ -321,7 +322,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     for name, side in (("training", ~out), ("held-out", out)):
         if not side.any():
             raise MaskwiseError(
-                f"corpus.held_out={held_out} leaves the {name} side empty",
+                f"corpus.held_out={held_out} leaves no {name} documents",
                 got=f"{len(np.unique(pieces.documents))} document(s)",
                 do="give more documents (blank lines separate the documents of a .txt file), or "
                 "use a different share",
@@ -332,16 +333,17 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
 
 
 def held_out_below(share: float) -> int:
-    """Return a threshold: a document is held out if its hash (`text_id`) is smaller."""
+    """Return a threshold. A document is held out if its hash (`text_id`) is below the threshold."""
     # The hashes are uniform below 2⁶³.
     return int(share * 2**63)
 
 
 def _best_fit(cost: Ints, space: int) -> Ints:
-    """Assign pieces to rows, longest piece first, into the fullest row with enough room.
+    """Assign pieces to rows. The longest piece comes first, and goes into the fullest row that has
+    room for it.
 
-    Rows with the same room left are on one stack. The bits of an integer mark the stacks that are
-    not empty, so the lowest set bit at or above the cost of a piece gives the tightest fit.
+    Rows with the same room left are on one stack. Bit n of an integer says whether the stack for
+    room n has rows. The lowest set bit at or above the cost of a piece is thus the tightest fit.
 
     Returns:
         The row of each piece, (P,).
@@ -366,7 +368,7 @@ def _best_fit(cost: Ints, space: int) -> Ints:
         row_of_piece[piece] = row
         stacks[room - need].append(row)
         open_stacks |= 1 << (room - need)
-    # Rows are renumbered by their first piece, which puts them in the order of the corpus.
+    # Rows are renumbered by their first piece, so that they are in the order of the corpus.
     first = np.full(rows, len(cost))
     np.minimum.at(first, row_of_piece, np.arange(len(cost)))
     rank = np.empty(rows, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The corpus and tokenizer sections of a recipe, and folders of prepared text."""
+"""The corpus and tokenizer sections of a recipe, and folders of text prepared for training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from maskwise.text.stream import (
     rename_alike,
     shards_of,
 )
-from maskwise.text.tokenizers import SAMPLE_CHARACTERS, load_tokenizer, train_tokenizer
+from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.words import word_rule
 from maskwise.text.worlds import read_world
 
@@ -55,20 +55,22 @@ class CorpusSettings(BaseModel):
 
     source: str | dict[str, float] | tuple[str, ...] = "bundled:wikipedia"
     """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a data set on the hub, the
-    bundled sample, or an invented world such as ``factworld(people=300)``. A mix of sources has
-    weights, ``{FILE: 2, OTHER: 1}``, or is a list, ``[FILE, OTHER]``, mixed by size."""
+    bundled sample, or an invented world such as ``factworld(people=300)``. Several sources are
+    mixed by weights, ``{FILE: 2, OTHER: 1}``, or by their sizes, ``[FILE, OTHER]``."""
     temperature: float | None = Field(None, gt=0)
-    """T, for a list of sources: shares are proportional to size ** (1/T). None stands for 1."""
+    """T, for a list of sources: the share of a source is proportional to size ** (1/T). None is the
+    same as 1."""
     text_field: str = "text"
     """The field that holds the text, in files with fields; ``article.body`` is a nested field."""
     text_per: Literal["auto", "line", "block"] = "auto"
-    """Unit of plain text: a line, or a block between blank lines. ``auto`` inspects the file."""
+    """How plain text is cut into documents: at each line break, or at blank lines (blocks).
+    ``auto`` chooses by the beginning of the file."""
     limit: int | None = Field(None, ge=1)
     """Maximum number of documents from each source."""
     length: int = Field(64, ge=4, le=LONGEST_ROW)
     """Number of positions in a row."""
     layout: Literal["packed", "document"] = "packed"
-    """``packed`` puts several documents in a row, ``document`` only one piece of a document."""
+    """``packed`` puts several documents in a row; ``document`` puts only a part of one document."""
     attention: Literal["document", "row"] = "document"
     """Whether attention in packed rows stays within each document or spans the whole row."""
     held_out: float = Field(0.02, gt=0, lt=0.5)
@@ -78,19 +80,21 @@ class CorpusSettings(BaseModel):
     is a file, a folder, a pattern such as ``texts/*.parquet``, or ``hf:NAME``.
     """
     shuffle: float = Field(1.0, ge=0, le=1024)
-    """Megabytes of text in a chunk of a stream. Rows are shuffled within a chunk, and the order of
-    the files is random, too. With 0, rows and files keep their order."""
+    """Megabytes of text in a chunk of a stream. Rows are shuffled within a chunk, and the files are
+    read in random order. With 0, rows and files keep their order."""
     repeat: bool = True
     """Whether to read a stream again if it ends before training does. If false, raise an error."""
     words: Annotated[str, AfterValidator(word_rule)] = "auto"
-    """Word rule: ``auto`` (BERT's), ``spaces``, ``token`` or ``regex:PATTERN``."""
+    """What a word is: ``auto`` (as in BERT), ``spaces`` (between white space), ``token`` (each
+    token), or ``regex:PATTERN`` (each match)."""
     layers: tuple[str, ...] = ()
-    """Annotators that add layers to the rows, such as pos; stored("FOLDER") reads saved layers."""
+    """Annotators, such as pos (parts of speech). Their values for tokens are kept with the rows as
+    "layers". stored("FOLDER") reads saved annotations."""
 
     @field_validator("source", mode="before")
     @classmethod
     def _normalised(cls, source: object) -> object:
-        """Normalise names, because stages are named by them; replace a mix of one by its source."""
+        """Normalise source names. A mix of one source becomes this source."""
         if isinstance(source, str):
             return _one_spelling(source)
         if not isinstance(source, dict | list | tuple):
@@ -108,7 +112,7 @@ class CorpusSettings(BaseModel):
                     got=repr(name),
                     allowed="a file, bundled:wikipedia, …",
                 )
-        # Names are compared after normalisation: ./a.txt and a.txt are the same source.
+        # Names are compared after normalisation, because ./a.txt and a.txt are the same source.
         names = tuple(map(_one_spelling, source))
         if len(set(names)) < len(names):
             raise MaskwiseError("a mix names a source twice", got=", ".join(names))
@@ -190,7 +194,7 @@ class CorpusSettings(BaseModel):
 
     @property
     def row_layout(self) -> str:
-        """The layout for ``text.Rows``."""
+        """The layout for ``text.Rows``: packed, document, or joined (attention to whole rows)."""
         if self.layout == "packed" and self.attention == "row":
             return "joined"
         return self.layout
@@ -215,7 +219,7 @@ class CorpusSettings(BaseModel):
             MaskwiseError: a source does not exist, or cannot be read as a stream.
         """
         shards = {name: shards_of(name, self.record_fields) for name in self.sources}
-        # Masks depend on shard names, so shard names must differ across all sources.
+        # Masks are computed from shard names, so two shards must not have the same name.
         rename_alike(list(chain.from_iterable(shards.values())))
         return shards
 
@@ -243,7 +247,7 @@ class CorpusSettings(BaseModel):
         return parts
 
     def documents(self) -> Documents:
-        """Return the documents of all sources, re-iterable.
+        """Return the documents of all sources, which can be read several times.
 
         Raises:
             MaskwiseError: a source does not exist, or cannot be read.
@@ -270,8 +274,8 @@ class TokenizerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
-    """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. None stands for the pre-trained
-    model's tokenizer, or for a new tokenizer."""
+    """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. If None, the tokenizer of the
+    pre-trained model is used, or a new tokenizer if training starts from random weights."""
     kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
     """Tokens of a new tokenizer: word pieces, byte pairs, single letters, or ``k`` letters."""
     k: int = Field(3, ge=1, le=12)
@@ -286,7 +290,7 @@ class TokenizerSettings(BaseModel):
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
         if self.name:
-            # The code that uses mask tokens and words checks that the tokenizer has them.
+            # Mask tokens and word boundaries are checked later, by the code that needs them.
             return load_tokenizer(self.name, needs_mask=False, needs_words=False)
         texts = (document.text for document in documents)
         tokenizer = train_tokenizer(
@@ -299,8 +303,9 @@ class TokenizerSettings(BaseModel):
         return tokenizer
 
 
-# A folder of prepared text has the results of all work before the first step: the tokenizer, the
-# pieces, and the rows of both sides. For a stream: the tokenizer, held-out rows and token counts.
+# A folder of prepared text has all that is made before training: the tokenizer, the tokenised
+# documents ("pieces"), and the training and held-out rows. The folder of a stream has the
+# tokenizer, the held-out rows and token counts, because training rows are made during training.
 # -------------------------------------------------------------------------------------------
 
 TRAINING = "training"
@@ -310,7 +315,8 @@ TOKENIZER = "tokenizer"
 STREAM = "stream.json"
 
 LiveLayers = Callable[[Sequence[str]], Layered]
-"""A function from the names of annotators to one annotator that computes all their layers."""
+"""A function that builds, from names of annotators, one annotator that computes all their layers.
+"""
 
 
 @dataclass(eq=False)
@@ -332,11 +338,11 @@ class Prepared:
         layout: str,
         held_out: float,
     ) -> Prepared:
-        """Write the folder of a corpus, batch by batch, and open it; replace an old folder.
+        """Write the folder of a corpus batch by batch and open it. An old folder is replaced.
 
         Raises:
-            MaskwiseError: `read_pieces` or `split` refuses the corpus, or the folder cannot be
-                written.
+            MaskwiseError: the corpus is not valid (see `read_pieces` and `split`), or the folder
+                cannot be written.
         """
 
         def fill(partial: Path) -> None:
@@ -361,8 +367,8 @@ class Prepared:
         """Write the folder of a stream; read only the beginning of the stream.
 
         Returns:
-            A dict with the numbers ``read_characters`` and ``held_out_rows``, and the numbers of
-            skipped records by reason, ``skipped``.
+            A dict with the numbers ``read_characters`` and ``held_out_rows``, and with
+            ``skipped``, the numbers of skipped records by reason.
 
         Raises:
             MaskwiseError: the beginning has no training text or no held-out text, or the folder
@@ -390,23 +396,25 @@ class Prepared:
 
     @classmethod
     def open(cls, folder: Path, *, live: LiveLayers | None = None) -> Prepared:
-        """Open a folder, memory-mapped. A process checks a folder against its manifest only once.
+        """Open a folder. Its arrays are memory-mapped.
+
+        A process compares the files of a folder with the checksums in its manifest only once.
 
         Args:
             folder: the folder that `make` or `begin` wrote.
-            live: a function that builds the annotator for a stream with layers.
+            live: for a stream with layers, a function that builds the annotator.
 
         Raises:
             MaskwiseError: the folder is damaged, or a stream's files are missing.
         """
-        # The time of writing is part of the cache key, so a folder that is rewritten is checked.
+        # A folder that was written again is checked again, so the time of writing is an argument.
         manifest = folder / folders.MANIFEST
         wrong = _damage(folder, manifest.stat().st_mtime_ns if manifest.exists() else 0)
         if wrong:
             raise MaskwiseError(
                 f"the prepared text in {folder} is damaged",
                 got=wrong,
-                do="run the same command again, which prepares it again",
+                do="run the same command again to prepare the text again",
             )
         tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
@@ -427,10 +435,8 @@ class Prepared:
         return cls(tokenizer, training, held_out)
 
 
-def first_characters(
-    documents: Iterable[Document], most: int = SAMPLE_CHARACTERS
-) -> Iterator[Document]:
-    """Yield documents until they have ``most`` characters in total."""
+def first_characters(documents: Iterable[Document], most: int) -> Iterator[Document]:
+    """Yield documents until they have at least ``most`` characters in total."""
     total = 0
     for document in documents:
         yield document

@@ -3,15 +3,15 @@
 A *shard* is a file, or a shard of a `datasets.IterableDataset`. A *chunk* is a sequence of
 consecutive records in a shard. Chunks have about the same size, and the end of a chunk depends only
 on the shard, this size and the start of the chunk. The documents of a chunk are tokenised, cut and
-packed into a *block* of rows without documents from other chunks. Any process can therefore make a
-block, and a run can resume from the place of a chunk and a number of rows. The price is one partly
-filled row in each block of thousands.
+packed into a *block* of thousands of rows, without documents of other chunks. Therefore, any
+process can make a block, and a run can resume from the place of a chunk and a number of rows. The
+price is one partly filled row in each block.
 
-A document is held out by the hash of its text, not of its name, so all copies of a text are on the
-same side. Copies are not dropped, because a stream does not remember earlier texts.
+Whether a document is held out is decided by the hash of its text and not of its name, so that all
+copies of a text are held out or none. Copies are not dropped, because a stream does not remember
+earlier texts.
 
-Cost: each process reads about 2 MB of text per second; skipping 100 MB of a compressed file takes
-0.3 s.
+Each process reads about 2 MB of text per second. Skipping 100 MB of a compressed file takes 0.3 s.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ ENDINGS = (*LINE_ENDINGS, *TEXT_ENDINGS, ".parquet")
 MEGABYTE = 1 << 20
 PROBES = 16
 PROBE_BYTES = 1 << 12
-"""The fingerprint of a large file is a hash of `PROBES` stretches of `PROBE_BYTES` bytes."""
+"""A large file is recognised by a hash of `PROBES` parts of `PROBE_BYTES` bytes each."""
 
 
 class Chunk(NamedTuple):
-    """Consecutive records of a shard, which one process turns into rows.
+    """Consecutive records of a shard, from which one process makes rows.
 
     Attributes:
         name: the name of the shard.
@@ -90,8 +90,8 @@ class Chunk(NamedTuple):
 
 
 Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
-"""Chunks of a shard, each with the place of the next chunk. After the last chunk, this place is
-`BEGINNING`, because the next chunk is in the next shard."""
+"""Chunks of a shard, each with the place of the next chunk. With the last chunk, this place is
+`BEGINNING`, because the next chunk is at the beginning of the next shard."""
 
 
 class Shard(ABC):
@@ -118,7 +118,7 @@ class Shard(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash that changes with the shard. Of a large file, only parts are hashed."""
+        """Return a hash that changes with the shard. In a large file, only parts are hashed."""
 
 
 @dataclass(eq=False)
@@ -157,7 +157,7 @@ class FileShard(Shard):
             if size <= PROBES * PROBE_BYTES:
                 total.update(file.read())
             else:
-                # The stretches are spread evenly from the beginning to the end of the file.
+                # The parts are spread evenly from the beginning to the end of the file.
                 for probe in range(PROBES):
                     file.seek(probe * (size - PROBE_BYTES) // (PROBES - 1))
                     total.update(file.read(PROBE_BYTES))
@@ -192,7 +192,7 @@ class DatasetShard(Shard):
             raise MaskwiseError(f"cannot read {self.name}: {first_line(error)}") from error
 
     def _needed(self, row: Mapping[str, object]) -> dict[str, object]:
-        """Keep the text and the name. Chunks are sent to processes, so columns must be small."""
+        """Return only the text and the name, because chunks are sent to other processes."""
         names = {self.fields.id, self.fields.text, self.fields.text.split(".")[0]}
         return {name: row[name] for name in names & row.keys()}
 
@@ -209,7 +209,7 @@ def _chunks_of_rows(
     *,
     state: Callable[[], object] | None = None,
 ) -> Chunks:
-    """Group rows into chunks, each with the next place: ``state()``, or the number of rows."""
+    """Group rows into chunks, each with the place of the next row: ``state()`` or its number."""
     records: list[Record] = []
     characters = 0
     number = place.records
@@ -226,7 +226,7 @@ def _chunks_of_rows(
 
 
 def rename_alike(shards: Sequence[Shard]) -> None:
-    """Name files by their full paths if two files share a name; masks depend on the names."""
+    """Name files by their paths if two have the same name, because masks depend on names."""
     if len({shard.name for shard in shards}) < len(shards):
         for shard in shards:
             if isinstance(shard, FileShard):
@@ -277,7 +277,7 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
             if known_ending(file) in ENDINGS:
                 shards.append(FileShard(file, file.name, fields))
         rename_alike(shards)
-        # Rows depend on the order of the shards.
+        # The order of the shards must not depend on the file system, because rows depend on it.
         shards.sort(key=lambda shard: shard.name)
     if not shards:
         raise MaskwiseError(
@@ -289,7 +289,7 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
 
 @dataclass(frozen=True, eq=False)
 class BlockMaker:
-    """Makes rows from chunks. A maker can be pickled, and works in any process.
+    """Makes rows from chunks. A maker can be pickled and sent to another process.
 
     Attributes:
         tokenizer: a fast tokenizer.
@@ -297,7 +297,7 @@ class BlockMaker:
         layout: the layout of the rows, as for ``Rows.of``.
         held_out: the share of the documents that is held out.
         fields: the fields that hold the text and the name of a record.
-        layers: an annotator whose layers are added to the rows; None for no layers.
+        layers: an annotator whose annotation layers are added to the rows; None for no layers.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -308,8 +308,8 @@ class BlockMaker:
     layers: Layered | None = None
 
     def __call__(self, chunk: Chunk) -> Rows | None:
-        """Make the rows of a chunk; None if the chunk has no text to train on."""
-        # Held-out documents are dropped before tokenising, because tokenising is the slowest step.
+        """Return the rows of a chunk, or None if the chunk has no text to train on."""
+        # Held-out documents are dropped before the tokenizer runs, because it is the slowest step.
         kept = filterfalse(self.holds_out, chunk.documents(self.fields))
         tokens = list(tokenise(kept, self.tokenizer, layers=self.layers))
         if not any(batch.lengths.any() for batch in tokens):
@@ -318,8 +318,7 @@ class BlockMaker:
         return Rows.of(pieces, self.layout)
 
     def holds_out(self, document: Document) -> bool:
-        """Return whether a document is held out: by its text, or by its name if it was split."""
-        # With a hash of the text, copies are on the same side, and no text must be remembered.
+        """Return whether a document is held out: by its text, or if it is a part, by its name."""
         if not self.held_out:
             return False
         key = document.text
@@ -370,11 +369,11 @@ class Stream:
         return max(1, round((self.shuffle or 1) * MEGABYTE))
 
     def laid(self, layout: str) -> Stream:
-        """Return the same text in a different layout; pieces keep their names and their masks."""
+        """Return the same text in a different layout. The ids and masks of pieces stay the same."""
         return replace(self, maker=replace(self.maker, layout=layout))
 
     def unigram_counts(self, vocab_size: int) -> Ints:
-        """Return the count of each token in the beginning of the stream, (V,); 0 if not counted.
+        """Return the count of each token in the beginning of the stream, (V,); all 0 if unknown.
 
         Raises:
             MaskwiseError: a token is outside the vocabulary.
@@ -388,7 +387,7 @@ class Stream:
 
 
 def read_shards(shards: Sequence[Shard], fields: Fields, *, name: str) -> Documents:
-    """Return the documents of all shards, re-iterable."""
+    """Return the documents of all shards, which can be read several times."""
 
     def records() -> Iterator[Record]:
         for shard in shards:
@@ -401,7 +400,7 @@ def read_shards(shards: Sequence[Shard], fields: Fields, *, name: str) -> Docume
 MOST_CHARACTERS = 1 << 26
 """Maximum number of characters read before training, divided equally among the sources."""
 HELD_OUT_CHARACTERS = 1 << 20
-"""Number of held-out characters to evaluate on. More held-out text in the stream is not used."""
+"""Number of held-out characters to evaluate on. Further held-out text of a stream is not used."""
 # Number of training characters from which token frequencies are estimated.
 COUNTED_CHARACTERS = 1 << 22
 
@@ -413,7 +412,7 @@ def read_beginning(
 
     Returns:
         The training documents, the held-out documents, and a dict with the number of characters
-        read and of records skipped, by reason.
+        read and the numbers of records skipped, by reason.
 
     Raises:
         MaskwiseError: there are no training documents or no held-out documents.
@@ -430,7 +429,7 @@ def read_beginning(
             size = len(document.text)
             characters += size
             held_out = maker.holds_out(document)
-            # If a side is full, further documents on this side are dropped.
+            # Documents are dropped once there is enough training or held-out text, respectively.
             if kept[held_out] < most[held_out]:
                 sides[held_out].append(document)
                 kept[held_out] += size
@@ -442,8 +441,8 @@ def read_beginning(
     for side, documents_of_side in (("training", sides[False]), ("held-out", sides[True])):
         if not documents_of_side:
             raise MaskwiseError(
-                f"corpus.held_out={maker.held_out} leaves the {side} side of the stream's "
-                "beginning empty",
+                f"corpus.held_out={maker.held_out} leaves no {side} documents in the beginning of "
+                "the stream",
                 got=f"{read:,} characters",
                 do="give more text, or use a different share",
             )

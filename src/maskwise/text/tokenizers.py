@@ -1,6 +1,6 @@
 """Load tokenizers, train new tokenizers (WordPiece, BPE, letters), and convert ESM's tokenizer.
 
-A backend is a ``Tokenizer`` of the library ``tokenizers``, which gives character offsets.
+A backend is a ``Tokenizer`` of the library ``tokenizers``, which returns character offsets.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # WordPiece replaces longer words with [UNK].
 LONGEST_WORD = 100
-# First code point of a private Unicode plane, which stands for letters inside a word.
+# First code point of a private Unicode plane, to which letters inside words are moved in training.
 INSIDE = 0xF0000
 NUCLEOTIDES = frozenset("ACGTN")
-# Letters that stand for amino acids but not for nucleotides. No amino acid has the letter J.
+# Letters of amino acids that are no letters of nucleotides. No amino acid has the letter J.
 ONLY_RESIDUES = frozenset("EFILPQ")
 NO_RESIDUE = "J"
 # Protein tokenizers have about 30 tokens; text tokenizers have thousands.
 MOST_PROTEIN_TOKENS = 256
-# With more text, a vocabulary does not get better, but training it takes more memory and time.
+# More text does not improve a vocabulary, but needs more memory and time.
 SAMPLE_CHARACTERS = 1 << 24
-# A limit on ids, because tables are as long as the largest id.
+# Ids are limited, because some tables have an entry for each id up to the largest.
 MOST_TOKENS = 1 << 24
 WORDS = "bundled:tokenizer"
 LETTERS = "letter"
-"""Default tokenizers. ``WORDS``, for text, is the tokenizer of the bundled encoder. ``LETTERS``,
-for FASTA files, has a token for each capital letter."""
+"""Default tokenizers: ``WORDS``, the tokenizer of the bundled encoder, for text; ``LETTERS``, with
+a token for each capital letter, for FASTA files."""
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
@@ -105,8 +105,8 @@ def load_tokenizer(
         )
     if needs_words and not tokenizer.is_fast:
         raise MaskwiseError(
-            f"{name} is slow: it has no offsets",
-            do="convert it to a tokenizer.json; words are found by character offsets",
+            f"{name} is slow: it has no character offsets, by which words are found",
+            do="convert it to a tokenizer.json",
         )
     if needs_mask:
         for kind in ("mask", "pad"):
@@ -129,15 +129,15 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer like BERT's (WordPiece) or GPT-2's (byte-level BPE), or for letters.
 
-    The tokenizer encodes a text as [CLS] … [SEP]. Training is deterministic. Of a corpus with more
-    than `SAMPLE_CHARACTERS` characters, only a sample is used, drawn by the hashes of the texts.
+    The tokenizer encodes a text as [CLS] … [SEP]. Training is deterministic. If a corpus has more
+    than `SAMPLE_CHARACTERS` characters, only a sample is used: the texts with the smallest hashes.
     Words are cut after 100 characters, because training time is quadratic in the word length.
 
     Args:
         texts: the corpus.
         kind: "wordpiece" has an alphabet of the commonest characters (a twelfth of the vocabulary,
             but usually at least 100), and encodes other characters as [UNK]. "bpe" merges bytes.
-            "letter" makes each letter a token, and "k-mer" each part of ``k`` letters.
+            "letter" has a token for each letter, and "k-mer" for each part of ``k`` letters.
         vocab_size: the maximum number of tokens, including special tokens.
         lowercase: whether the tokenizer lowercases texts.
         k: the number of letters per token, for "k-mer".
@@ -186,7 +186,7 @@ def train_tokenizer(
 
 def _sample(texts: Iterable[str]) -> list[str]:
     """Return the texts with the smallest hashes, up to `SAMPLE_CHARACTERS`, in corpus order."""
-    # Hashes are negated, because `heappop` removes the smallest item.
+    # Hashes are negated, so that `heappop` removes the text with the largest hash.
     kept: list[tuple[int, int, str]] = []
     size = 0
     limit = 1 << 63
@@ -204,9 +204,9 @@ def _sample(texts: Iterable[str]) -> list[str]:
 
 
 class LightTokenizer:
-    """A tokenizer from a tokenizer.json, with the methods of transformers that masking needs.
+    """A tokenizer from a tokenizer.json, with those methods of transformers that masking needs.
 
-    Importing transformers, which takes two seconds, is avoided.
+    Its purpose is to avoid the import of transformers, which takes two seconds.
     """
 
     is_fast = True
@@ -226,9 +226,9 @@ class LightTokenizer:
 
     @classmethod
     def read(cls, folder: Path) -> LightTokenizer | None:
-        """Read a folder from ``save_pretrained``; return None if that fails here."""
+        """Read a folder from ``save_pretrained``; return None if only transformers can read it."""
         names = {}
-        # The library tokenizers raises plain `Exception`s.
+        # The library tokenizers raises plain `Exception`s, so all exceptions are caught.
         try:
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             for role in ROLES:
@@ -244,7 +244,7 @@ class LightTokenizer:
         except Exception:
             return None
         for role in ("unk", "pad", "mask"):
-            # If the file names no token for a role, the tokenizer's class may define the token.
+            # If the file names no such token, a tokenizer class in transformers may define one.
             if getattr(made, f"{role}_token_id") is None:
                 return None
         if largest >= MOST_TOKENS:
@@ -291,13 +291,13 @@ def light_tokenizer(name: str) -> Any:
 
 
 def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """Train WordPiece with the BPE trainer.
+    """Train WordPiece with the BPE trainer, which is deterministic.
 
     The library's WordPiece trainer breaks ties in the order of a randomly seeded hash map, so two
-    runs give different vocabularies. The BPE trainer is deterministic. WordPiece training equals
-    BPE training if a letter inside a word differs from the same letter at the start. Letters inside
-    words are therefore moved to a private Unicode plane, and moved back after training.
-    (Characters beyond the basic plane, such as emoji, become [UNK].)
+    runs return different vocabularies. WordPiece training is the same as BPE training on words in
+    which a letter inside the word differs from the same letter at the start. Letters inside words
+    are therefore moved to a private Unicode plane, and moved back after training. Characters beyond
+    the basic plane, such as emoji, become [UNK].
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
 
@@ -329,7 +329,7 @@ def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> To
 def _moved_inside(text: str) -> str:
     """Put a space before each word, and move letters inside words to `INSIDE` + their code point.
 
-    Words are cut after every `LONGEST_WORD` letters; a part after a cut begins with a moved letter.
+    Words are cut after every `LONGEST_WORD` letters. All letters after a cut are inside a word.
     """
     codes = codes_of(text)
     kinds = classify(text)
@@ -345,7 +345,7 @@ def _moved_inside(text: str) -> str:
 
 
 def _commonest_characters(texts: Iterable[str], count: int) -> list[str]:
-    """Return the ``count`` commonest characters except the space; code points break ties."""
+    """Return the ``count`` commonest characters except the space. Code points break ties."""
     total = np.zeros(0x110000, dtype=np.int64)
     for text in texts:
         codes, times = np.unique(codes_of(text), return_counts=True)
@@ -378,7 +378,7 @@ def bpe_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenize
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(corpus, _bpe_trainer(vocab_size, alphabet))
-    # Long words are cut only for training.
+    # Long words were cut only for training.
     backend.pre_tokenizer = split_bytes
     return backend
 
@@ -406,16 +406,16 @@ def is_esm(tokenizer: object) -> bool:
 
 
 def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """Convert ESM's tokenizer to a fast tokenizer; transformers has only one without offsets.
+    """Convert ESM's tokenizer to a fast tokenizer, because transformers has only a slow one.
 
-    Residues keep their ids. Any other character becomes one unknown token.
+    Amino acids keep their ids. Any other character becomes one unknown token.
     """
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.WordLevel(tokenizer.get_vocab(), unk_token=tokenizer.unk_token))
     characters = pre_tokenizers.Split(Regex("."), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), characters])
-    # Residues are written without spaces between them.
+    # Decoded amino acids are written without spaces between them.
     backend.decoder = decoders.Fuse()
     cls = tokenizer.cls_token
     eos = tokenizer.eos_token
@@ -432,9 +432,9 @@ def fast_esm(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
 
 
 def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
-    """Return a warning if all texts look like DNA but the tokens are amino acids; else None.
+    """Return a warning if all texts look like DNA but the tokens are amino acids, else None.
 
-    Unknown tokens do not reveal this mistake, because A, C, G, T and N are also amino acids.
+    DNA has no unknown tokens then, because A, C, G, T and N are also letters of amino acids.
     """
     tokens = tokenizer.get_vocab()
     if len(tokens) > MOST_PROTEIN_TOKENS or NO_RESIDUE in tokens:

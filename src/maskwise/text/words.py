@@ -1,26 +1,27 @@
 """Find the words of a text, and the word of each token.
 
-Words are found in the *text*, not in the tokens, so every tokenizer gives the same words. One scan
-over the characters finds words, and character offsets map tokens to words. The ``word_ids`` of a
-tokenizer cannot be used. They number pre-tokens, and with ``Metaspace(split=False)``, a pre-token
+Words are found in the *text*, not in the tokens, so a text has the same words with every tokenizer.
+One scan over the characters finds words, and character offsets map tokens to words. A tokenizer's
+``word_ids`` are not used: they number pre-tokens, and with ``Metaspace(split=False)``, a pre-token
 is a whole sentence.
 
-These rules for characters give the words of BERT's pre-tokenizer on ordinary text:
+On ordinary text, these rules find the same words as BERT's pre-tokenizer:
 
-- A run of letters, digits and marks is a word, so "don't" has three words (don ' t). Kana and
-  hangul form runs, too.
+- A run of letters, digits and marks is a word, so "don't" has three words (don ' t). A run of kana
+  or hangul is a word, too.
 - Each punctuation mark, each symbol and each ideograph is a word.
-- Each letter of Thai, Lao, Khmer, Myanmar and related scripts is a word (in BERT, a sentence is).
+- Each letter of Thai, Lao, Khmer, Myanmar and related scripts is a word (in BERT, a sentence is one
+  word).
 - Combining marks, joiners, variation selectors, skin tones and control characters continue the
   character before them. Emoji joined by ZWJ and pairs of flag letters are one word.
 - White space, including no-break and zero-width spaces, belongs to no word.
 
-The rules find more words than BERT at non-ASCII symbols ("20€" is two words, like "20$"), in the
-scripts above, at spaces that BERT deletes (form feed, zero width), and where BERT's Unicode tables
-are outdated. The rules find fewer words only where a combining mark follows a punctuation mark.
+The rules find more words than BERT at non-ASCII symbols (in BERT, "20€" is one word and "20$" two),
+in Thai and related scripts, at spaces that BERT deletes (form feed, zero width), and where BERT's
+Unicode tables are outdated. They find fewer only where a combining mark follows punctuation.
 
-A token that covers several words joins them into one word. The next token continues this word if
-it begins before the word ends. All tokens of one character (byte fallback) belong to one word. A
+A token that covers several words joins these words. If the token ends inside a word, the next token
+belongs to the joined word, too. All tokens of one character (byte fallback) belong to one word. A
 lone space or "▁" belongs to the next word; other white-space tokens belong to no word (−1).
 
 Cost: about 50 ns per character and 0.2 µs per token (tokenising takes 1 µs per token).
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = f"words-1-unicode-{unicodedata.unidata_version}"
-"""Part of the keys of stored annotations: a new word rule or Unicode version changes the keys."""
+"""Versions of these rules and of Unicode. If they change, stored annotations are made again."""
 
 SPACE, BLANK, EXTEND, JOINER, TONE, FLAG, LETTER, ALONE, SYMBOL, UNSEEN = range(10)
 _IDEOGRAPHS = (
@@ -66,7 +67,7 @@ _UNSPACED = (
     (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),
 )
-# The table is filled lazily: a corpus has few distinct characters, and unicodedata is slow.
+# A class is looked up when its character first occurs, because unicodedata is slow.
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
 
 Classes = NDArray[np.uint8]
@@ -82,7 +83,7 @@ def codes_of(text: str) -> CodePoints:
 
 
 def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
-    """Return N texts joined, each followed by a line break, and the offset (N,) of each text.
+    """Join N texts, each followed by a line break. Also return the offset (N,) of each text.
 
     No word and no run of marks crosses a line break, so no word spans two texts.
     """
@@ -91,7 +92,7 @@ def join_texts(texts: Sequence[str]) -> tuple[str, Ints]:
 
 
 def classify(text: str) -> Classes:
-    """Return the class of each character, (C,)."""
+    """Return the class of each character, (C,), from ``SPACE`` to ``SYMBOL``."""
     codes = codes_of(text)
     kinds = _classes[codes]
     unseen = kinds == UNSEEN
@@ -140,7 +141,7 @@ def is_white(kinds: Classes) -> Flags:
 
 
 def word_starts(kinds: Classes) -> Flags:
-    """Return a flag for each character, (C,), true where a word begins; see `classify`."""
+    """Return a flag for each class in ``kinds``, (C,): true where a word begins."""
     kinds = kinds.copy()
     joiner = kinds == JOINER
     tone = kinds == TONE
@@ -149,7 +150,7 @@ def word_starts(kinds: Classes) -> Flags:
     # Most texts have no marks or skin tones, so this second pass is usually skipped.
     if extend.any() or tone.any():
         extend |= tone & (before == SYMBOL)
-        # A mark after white space or at the beginning of a text extends nothing, so it is a letter.
+        # A mark without a character to extend (after white space) counts as a letter.
         orphan = extend & is_white(before)
         kinds[orphan] = LETTER
         extend &= ~orphan
@@ -171,17 +172,17 @@ def word_starts(kinds: Classes) -> Flags:
 
 
 def _class_before(kinds: Classes, extend: Flags) -> Classes:
-    """Return the class of the last base character before each character, (C,); at first, SPACE."""
+    """Return, for each character, the class of the last earlier character without ``extend``."""
+    # The first character has no earlier character, so its class is SPACE.
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
     place = np.arange(len(padded))
-    # The running maximum passes over runs of marks to the character that they extend.
     place[1:][extend] = 0
     last_base = np.maximum.accumulate(place)
     return padded[last_base[:-1]]
 
 
 def words_in(kinds: Classes) -> tuple[Ints, Ints]:
-    """Return the start and the end (exclusive) of each word, as two arrays."""
+    """Return the starts and the ends (exclusive) of all words, as two arrays."""
     start = np.flatnonzero(word_starts(kinds))
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
     next_white = white[white.searchsorted(start)]
@@ -215,7 +216,7 @@ def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
             raise MaskwiseError(
                 "corpus.words: the pattern matches an empty word",
                 got=pattern,
-                do="use + instead of *, and \\b or \\B only next to characters",
+                do="use + instead of *; \\b and \\B alone match no character",
             )
         yield match.span()
 
@@ -244,12 +245,12 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
     Args:
         text: the text exactly as it was passed to the tokenizer.
         offsets: (L, 2) character offsets into the text, end exclusive, as from fast tokenizers.
-        special: (L,) true for tokens that are not content ([CLS], [SEP], padding). By default,
-            true for tokens with the offsets (0, 0). The default is wrong only for a "▁" that the
-            tokenizer adds before the text.
+        special: (L,) true for tokens that are not content ([CLS], [SEP], padding). By default, all
+            tokens with the offsets (0, 0) are special. The default is wrong only for a "▁" that
+            the tokenizer adds before the text.
 
     Raises:
-        MaskwiseError: offsets do not fit the text, or the numbers of offsets and flags differ.
+        MaskwiseError: offsets do not fit the text, or ``special`` has another length.
 
     >>> word_ids("don't", [[0, 0], [0, 2], [2, 3], [3, 4], [4, 5], [0, 0]]).tolist()
     [-1, 0, 0, 1, 2, -1]
@@ -261,8 +262,8 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
     flags = np.asarray(special, dtype=bool)
     if len(flags) != len(spans):
         raise MaskwiseError(
-            "every token needs a special flag",
-            got=f"{len(flags)} for {len(spans)} tokens",
+            "special needs one flag for each token",
+            got=f"{len(flags)} flags for {len(spans)} tokens",
         )
     fits = (start >= 0) & (start <= end) & (end <= len(text))
     if not fits.all():
@@ -280,11 +281,11 @@ class Placed(NamedTuple):
     Attributes:
         lengths: (N,) the number of tokens in each text.
         base: (N,) the position of each text in the joined text.
-        first: (T,) the position of the first visible character of each token. For a lone space, it
-            is the start of the next word; for other white space, the start of the white space; for
+        first: (T,) the position of the first visible character of each token. For a lone space,
+            the start of the next word. For other white space, the start of the white space. For
             a special or empty token, −1.
         last: (T,) the position of the last character of each token.
-        inked: (T,) whether a token has a visible character, or is a space that joins the next word.
+        inked: (T,) true for tokens with a visible character, and for a lone space before a word.
         word_of: (C,) the number of the word of each character; white space has the number of the
             previous word.
     """
@@ -349,7 +350,7 @@ def _joins_next_word(kinds: Classes, start: Ints, end: Ints, at_word: Flags) -> 
     # A "▁" that the tokenizer added covers no character, so start equals end.
     lone = one_blank | (end == start)
     lone[:-1] &= at_word[1:] & (start[1:] == end[:-1])
-    # Byte fallback cuts a wide space into several tokens, the last of which is not a lone space.
+    # Byte fallback splits a wide space into tokens with equal offsets; none is a lone space.
     lone[1:] &= changes(start, end)[1:]
     lone[-1:] = False
     return lone
@@ -362,14 +363,14 @@ def number_words(placed: Placed) -> Ints32:
     inked = np.flatnonzero(placed.inked)
     if not len(inked):
         return result
-    # A running maximum is needed, because the tokens of one character have the same offsets.
+    # Tokens may overlap, so this is the last word of all tokens so far.
     ends_in = np.maximum.accumulate(placed.word_of[placed.last[inked]])
     begins_in = placed.word_of[placed.first[inked]]
     opens = np.ones(len(inked), dtype=bool)
     # A white-space token between two parts of a word separates them.
     opens[1:] = (begins_in[1:] > ends_in[:-1]) | (np.diff(inked) > 1)
     number = opens.cumsum() - 1
-    # If the last texts have no inked tokens, their index would be out of range.
+    # For texts without inked tokens at the end, the index would be out of range.
     first_inked = inked.searchsorted(offsets(lengths)).clip(max=len(inked) - 1)
     first_number = np.repeat(number[first_inked], lengths)
     result[inked] = number - first_number[inked]
@@ -386,11 +387,10 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: str) -> None:
-    """Reject a slow tokenizer, which has no character offsets, if layers or words need them.
+    """Reject a slow tokenizer, which has no character offsets, if offsets are needed.
 
     Raises:
-        MaskwiseError: the tokenizer is slow, and there are layers or words in characters; it is not
-            a tokenizer; an unknown word rule.
+        MaskwiseError: the tokenizer is slow or no tokenizer, or the word rule is unknown.
     """
     word_rule(words)
     if not hasattr(tokenizer, "is_fast"):
@@ -409,7 +409,7 @@ def slow_columns(
     """Tokenise N texts with a slow tokenizer, and return columns (T,) and lengths (N,).
 
     Args:
-        numbered: whether to number each token as a word; if not, there are no "word_ids".
+        numbered: whether each token is a word. If not, there is no column "word_ids".
     """
     ids = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -431,20 +431,20 @@ def tokenizing() -> Iterator[None]:
         raise MaskwiseError(
             "the tokenizer failed on these texts",
             got=first_line(error),
-            do="simplify the pattern of its pre-tokenizer, or give shorter texts",
+            do="simplify the pattern of the tokenizer's pre-tokenizer, or cut the texts",
         ) from None
 
 
 def text_id(text: str) -> int:
-    """Return a stable 63-bit name for a text: the blake2b hash of its UTF-8 bytes."""
+    """Return a stable 63-bit id of a text: the blake2b hash of its UTF-8 bytes."""
     return bytes_id(text.encode(errors="surrogatepass"))
 
 
 def bytes_id(content: bytes) -> int:
-    """Return a stable 63-bit name for the given bytes."""
+    """Return a stable 63-bit id of the given bytes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of special tokens except [UNK], which stands for a word of the text."""
+    """Return the ids of special tokens without [UNK], because [UNK] replaces a word of the text."""
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})

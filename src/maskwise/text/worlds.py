@@ -1,13 +1,13 @@
-"""Invented worlds: a corpus, and questions about the corpus, for which the best policy is known.
+"""Invented worlds: synthetic texts with questions. What should be masked in the texts is known.
 
-The texts of ``factworld`` are about invented people. A question asks for an attribute of a person,
-and only the corpus has the answer: fine-tuning uses *other* people, and teaches only the form of
-questions. In ``causalworld``, answers follow from a rule that no text states, so pre-training
-cannot help. Recipes name worlds as a corpus or a task: ``factworld(people=300, asked="job")``. The
-texts have two layers: ``salient``, the spans of all named entities, and ``asked``, the spans of the
-attribute in question. All worlds share a lexicon, so a model can be trained further in a different
-world. ``seed`` selects the people. ``seed="run"`` stands for the seed of the run, so each replicate
-of a study has different people.
+The texts of ``factworld`` are about invented people, and a question asks for an attribute of a
+person. Only the texts contain the answer, because fine-tuning uses *other* people and teaches only
+the form of the questions. In ``causalworld``, answers follow from a rule that no text states, so
+pre-training cannot help. A recipe can use a world, such as ``factworld(people=300, asked="job")``,
+as its corpus or as a task. The texts have two annotation layers: ``salient``, the spans of all
+named entities, and ``asked``, the spans of the attribute in question. All worlds share their words,
+so a model can be trained further in another world. ``seed`` selects the people; ``seed="run"`` is
+the seed of the training run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
 
 @dataclass(frozen=True, kw_only=True)
 class World(ABC):
-    """An invented world: texts, layers and questions. A world is an annotator of its texts."""
+    """An invented world: texts, their annotation layers, and questions."""
 
     seed: int | str = 0
 
@@ -77,21 +77,21 @@ class World(ABC):
 
     @abstractmethod
     def questions(self) -> Questions:
-        """Return each split's records: ``question``, ``answers`` and, in some, ``relation``."""
+        """Return each split's questions: ``question``, ``answers``, and maybe ``relation``."""
 
     @property
     def task_name(self) -> str:
-        """The name of the world's task in records."""
+        """The name of the task that asks the world's questions."""
         return self.name
 
     @property
     @abstractmethod
     def answers(self) -> tuple[str, ...]:
-        """The kinds of words that may be answers."""
+        """The slots (`Piece`) whose words may be answers."""
 
     @property
     def layers(self) -> Layers:
-        """The layers of the world's texts."""
+        """The annotation layers of the world's texts."""
         return {"salient": Layer("spans"), "asked": Layer("spans")}
 
     def documents(self) -> list[tuple[str, str]]:
@@ -131,7 +131,7 @@ class World(ABC):
 
     @property
     def version(self) -> str:
-        """A hash of the texts and of the kinds of answers."""
+        """A hash of the texts and of what is annotated in them."""
         return _version(self)
 
     def annotate(self, texts: list[str]) -> list[Found]:
@@ -140,15 +140,15 @@ class World(ABC):
         return [self._known.get(text_id(text), none) for text in texts]
 
     def _draw(self, purpose: str) -> random.Random:
-        """Return the random generator for a purpose. Generators of two purposes are independent."""
+        """Return a random generator for one purpose, such as "names"."""
         seed = self.seed
-        # Outside a run, ``seed="run"`` stands for seed 0.
+        # Outside a training run, ``seed="run"`` is the same as seed 0.
         if seed == RUN:
             seed = 0
         return random.Random(f"{self.name} {seed} {purpose}")
 
 
-# The version is cached, because a study needs it for each of its hundreds of stages.
+# The version is cached, because a study needs it hundreds of times.
 @cache
 def _version(world: World) -> str:
     parts = [world.name, " ".join(world.answers)]
@@ -165,15 +165,15 @@ class FactWorld(World):
 
     Attributes:
         people: number of people.
-        asked: one or several of ``ATTRIBUTES``, about which questions are asked.
+        asked: the attributes that questions ask for, one or several of ``ATTRIBUTES``.
         facts: facts in a biography: birth (city, year), work (job, employer), study (university).
         biographies: number of texts about each person, with the same facts in a different order.
         paraphrases: number of wordings for each fact, up to three.
         friends: whether a biography also says whom the person met, and where.
-        fillers: number of sentences in a biography that are about nobody.
-        decoys: number of sentences in a biography with a misleading word of the asked kind.
-        others: whether the texts are about people who do not occur in the questions.
-        tags: whether the texts have a third layer, ``tag``, with the kind (``TAGS``) of each word.
+        fillers: number of sentences in a biography that state no fact.
+        decoys: number of sentences per asked attribute that mention, for example, another job.
+        others: whether to use other people, who do not occur in the same world without ``others``.
+        tags: whether the texts have a third layer, ``tag``, with the label (``TAGS``) of each word.
         seed: the seed that selects the people and the texts.
 
     >>> world = FactWorld(people=20, fillers=0, friends=False)
@@ -216,9 +216,9 @@ class FactWorld(World):
         told = all(f"{{{attribute}}}" in templates for attribute in asked)
         if not told or not set(self.facts) <= set(known):
             raise MaskwiseError(
-                "factworld's facts are unknown, or lack an asked attribute",
+                "factworld's facts are unknown, or do not state an asked attribute",
                 got=self.facts,
-                allowed=f"a list of {', '.join(known)}, one about the {' and the '.join(asked)}",
+                allowed=f"a list of {', '.join(known)} that states the {' and the '.join(asked)}",
             )
 
     @property
@@ -243,13 +243,13 @@ class FactWorld(World):
         """The name and the attributes of each person."""
         words = lexicon()
         names = list(map(" ".join, product(words["first"], words["last"])))
-        # Others come from the end of the same list, so they share no name with the people.
+        # Other people come from the end of the same list, so no name occurs in both groups.
         self._draw("names").shuffle(names)
         if self.others:
             names = names[-self.people :]
         persons = [{"name": name} for name in names[: self.people]]
         for attribute in ATTRIBUTES:
-            # Values are dealt out evenly, so no answer is much more frequent than another.
+            # Each value is used equally often, so no answer is much more frequent than another.
             dealt = list(islice(cycle(words[attribute]), self.people))
             self._draw(f"{attribute} of {self._who}").shuffle(dealt)
             for person, value in zip(persons, dealt):
@@ -281,7 +281,7 @@ class FactWorld(World):
                 yield f"{title}-{number}-{copy}", filled(templates, person, draw)
 
     def questions(self) -> Questions:
-        """Return questions about all people; only the corpus has the answers of the test split."""
+        """Return questions about all people. Only the texts have the answers of the test split."""
         questions: Questions = {}
         # People, not questions, are split: nobody in the test split is in another split.
         for split, people in _split(self.persons).items():
@@ -296,14 +296,14 @@ class FactWorld(World):
 
 @dataclass(frozen=True, kw_only=True)
 class CausalWorld(World):
-    """Weather and crops: a question implies its answer, which no text states.
+    """Weather and crops. The answer to a question follows from a rule that no text states.
 
-    Each cause helps or harms all crops. A question names changes of a few causes. The answer is
-    ``more`` if most changes help, else ``less``. The texts mention changes without any effects.
+    Each cause, such as rain, helps or harms all crops. A question names a few changes of causes. If
+    most changes help, the answer is ``more``, else ``less``. The texts name changes, not effects.
 
     Attributes:
         causes: number of causes; the seed selects which causes help.
-        influences: number of changes in a question; an odd number, which prevents ties.
+        influences: number of changes in a question; it is odd, so that there are no ties.
         asked: number of questions in all splits together.
         texts: number of texts in the corpus.
         noise: share of questions with the wrong answer, which keeps scores below 100 %.
@@ -336,7 +336,7 @@ class CausalWorld(World):
             raise MaskwiseError(
                 "causalworld's influences must be odd and not exceed its causes",
                 got=self.influences,
-                allowed=f"an odd number, at most {self.causes}, the causes",
+                allowed=f"an odd number, at most {self.causes} (the number of causes)",
             )
 
     def _texts(self) -> Texts:
@@ -346,15 +346,15 @@ class CausalWorld(World):
             yield f"report-{number}", filled(templates, {}, draw)
 
     def questions(self) -> Questions:
-        """Return distinct questions with their answers, in splits."""
+        """Return the questions of each split, all distinct, with their answers."""
         draw = self._draw("questions")
-        # A separate generator keeps the questions the same for any noise.
+        # The noise has its own generator, so the questions are the same for any noise.
         noise = self._draw("noise")
         causes = lexicon()["cause"][: self.causes]
         crops = lexicon()["crop"]
         helping = draw.sample(causes, len(causes))[::2]
         answers: dict[str, str] = {}
-        # Questions may repeat by chance, so more questions are drawn than are needed.
+        # Questions may repeat by chance, so more questions than needed are generated.
         for _ in range(20 * self.asked):
             if len(answers) == self.asked:
                 break
@@ -372,9 +372,9 @@ class CausalWorld(World):
             answers[question] = "more" if more else "less"
         if len(answers) < self.asked:
             raise MaskwiseError(
-                "this causalworld has too few different questions",
+                "causalworld has fewer different questions than asked",
                 got=self.asked,
-                do="give it more causes or influences",
+                do="raise causes or influences, or lower asked",
             )
         rows: list[Question] = []
         for question, answer in answers.items():
@@ -393,10 +393,10 @@ def _split(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def read_world(source: object) -> World | None:
-    """Return the world that ``source`` names; None for a file and any other source.
+    """Return the world that ``source`` names, or None if ``source`` is a file or names no world.
 
     Raises:
-        MaskwiseError: the world has no such option, or a value is not allowed.
+        MaskwiseError: the world does not have an option of the spec, or a value is not allowed.
 
     >>> str(read_world("factworld(seed=0, people=40)")), read_world("texts.txt")
     ('factworld(people=40)', None)
@@ -442,7 +442,7 @@ def of_run(settings: Any, seed: int) -> Any:
     if not isinstance(settings, str):
         return settings
     if _names_world(settings):
-        # A sentence may begin with the name of a world, too.
+        # Ordinary text may begin with the name of a world, too, so an error is ignored.
         with suppress(MaskwiseError):
             call = parse_call(settings)
             if str(call.kwargs.get("seed")) == RUN:
