@@ -306,5 +306,7 @@ def test_a_learning_policy_needs_tokens_in_their_places() -> None:
 
 
 def test_a_collator_says_that_it_cannot_teach() -> None:
-    with pytest.warns(UserWarning, match="learns from losses, which a collator never sees"):
+    with pytest.warns(
+        UserWarning, match="learns its weights from losses, but a collator gets no losses"
+    ):
         MaskingCollator(Masker(vocabulary(), policy="pos-weighted"))
