@@ -103,7 +103,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["sampler=shares(1, 2)"], "2 shares for 4 arms"),
         (
             ["objectives.low.masking.corruption=delete"],
-            "corruption delete changes lengths; for objective mlm choose",
+            "corruption delete changes the length of a text; for objective mlm, choose",
         ),
         (
             ["objectives.low.masking.corruption=replace(target='detect')"],
@@ -115,7 +115,8 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         ),
         (
             ["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
-            "objectives.twins: objective cse does not mask; got ratio; leave masking out",
+            "objectives.twins: objective cse does not mask, so it has no masking settings; got ratio; "
+            "remove masking from this objective",
         ),
         (
             ["intermediate={objectives: {cse: {masking: {policy: token}}}}"],
