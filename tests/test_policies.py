@@ -302,7 +302,7 @@ def test_members_may_bring_their_own_ratios() -> None:
     ("spec", "text"),
     [
         ("mixture(token)", "two or more policies"),
-        ("mixture(token, type-weighted)", "would learn nothing"),
+        ("mixture(token, type-weighted)", "learns its weights from losses"),
         ("mixture(token, mixture(token, span))", "none of them a mixture"),
         ("mixture(token, span, shares=(1.0,))", "every policy needs a share.*1 shares for 2"),
         ("mixture(tokens, span)", "did you mean 'token'"),
@@ -310,7 +310,7 @@ def test_members_may_bring_their_own_ratios() -> None:
             "mixture(token, span, shares=(-1, 1))",
             "^policy mixture: a share is not valid; got -1; allowed: 0 to 1, or a schedule",
         ),
-        ("span(p=0)", "between 0 and 1"),
+        ("span(p=0)", "above 0 and below 1"),
         ("span(max_words=2, min_words=3)", "min_words .* got 3; allowed: .* from 1 to 2"),
         ("span(over='char')", "token, word"),
         ("t5-span(mean_span=0.5)", "mean_span .* got 0.5"),

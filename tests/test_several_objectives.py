@@ -107,16 +107,16 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         ),
         (
             ["objectives.low.masking.corruption=replace(target='detect')"],
-            "0 and 1, not tokens; for objective mlm choose",
+            "0 and 1, not tokens; for objective mlm, choose",
         ),
         (
             ["objectives.atd.masking.corruption=insert"],
-            "tokens as labels, not 0 and 1; for objective atd choose",
+            "tokens as labels, not 0 and 1; for objective atd, choose",
         ),
         (
             ["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
-            "objectives.twins: objective cse does not mask, so it has no masking settings; got ratio; "
-            "remove masking from this objective",
+            "objectives.twins: objective cse does not mask, so it has no masking settings; "
+            "got ratio; remove masking from this objective",
         ),
         (
             ["intermediate={objectives: {cse: {masking: {policy: token}}}}"],
