@@ -217,7 +217,9 @@ def test_too_little_text_for_probes_is_said_before_training(
     monkeypatch.setattr("maskwise.study.pretraining.train", None)
     assert maskwise("pretrain", path, "evaluation.rows=100", "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "the probe of arm 'atd' has too few held-out rows; got 0 of " in said
+    assert (
+        "there are too few held-out rows to measure the loss of objective 'atd'; got 0 of " in said
+    )
     assert "raise corpus.held_out" in said and "or lower evaluation.rows" in said
 
 

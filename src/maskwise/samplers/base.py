@@ -27,8 +27,8 @@ from maskwise.specs import Call
 Losses = Numbers | Sequence[float] | Tensor
 
 ROLLOUTS = 60
-"""The default number of rollouts in a run. A run of more than 6,000 steps has more rollouts, because
-a rollout has at most ``PUBLISHED_EVERY`` steps by default."""
+"""The default number of rollouts in a run. Runs of more than 6,000 steps have more, because by
+default a rollout has at most ``PUBLISHED_EVERY`` steps."""
 PUBLISHED_EVERY = 100
 """The published number of steps between two probes, and the largest default."""
 
