@@ -172,7 +172,7 @@ class Sequential(Sampler):
         if self.block is not None:
             now = step // self.block % len(self.arms)
         elif total_steps is not None:
-            # After the last step, the log may ask for the probabilities of one more step.
+            # The step after the last step of the run is not the turn of another arm.
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         else:
             raise MaskwiseError("sampler sequential(None) needs the number of steps in the run")
