@@ -95,7 +95,7 @@ def test_without_step_or_epoch_masks_are_dynamic_after_one_warning() -> None:
     )
     assert not torch.equal(first["labels"], second["labels"])
     changing = MaskingCollator(masker(ratio="linear(0.3, 0.1)"), total_steps=10)
-    with pytest.warns(UserWarning, match="schedule follows each worker's own count"):
+    with pytest.warns(UserWarning, match="each worker counts its batches"):
         shares = [float((changing(named)["labels"] != IGNORE).double().mean()) for _ in range(10)]
     assert shares[0] > 2 * shares[-1]
     with pytest.warns(UserWarning, match="no step or no epoch"):

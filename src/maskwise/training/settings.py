@@ -83,11 +83,11 @@ class TrainingSettings(BaseModel):
     """Share of the steps, at the beginning, in which the learning rate rises from 0."""
 
     decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
-    """How the learning rate falls to 0. With ``linear``, ``cosine`` and ``1-sqrt``, it falls from
-    the first step on, unless ``decay_share`` is set, also during the warm-up. It therefore stays
-    slightly below ``learning_rate``. With ``wsd`` (warm-up, stable, decay), it stays at
-    ``learning_rate`` and falls as 1 − √ in the last tenth of the steps. With ``constant``, it does
-    not fall.
+    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall from the first
+    step on (or later, see ``decay_share``) and are multiplied by the warm-up. Therefore the highest
+    rate is slightly below ``learning_rate``. ``wsd`` (warm-up, stable, decay) stays at
+    ``learning_rate``, and falls as 1 − √ in the last tenth of the steps. ``constant`` does not
+    fall.
     """
 
     decay_share: float | None = Field(None, gt=0, le=1)
