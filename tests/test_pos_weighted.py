@@ -300,7 +300,7 @@ def test_a_group_without_a_name_is_refused() -> None:
 
 def test_a_learning_policy_needs_tokens_in_their_places() -> None:
     masker = Masker(tokenizer(), policy="group-weighted(pos, 2)", corruption="delete")
-    with pytest.raises(MaskwiseError, match="learns from the loss of each token of the text"):
+    with pytest.raises(MaskwiseError, match="needs a corruption that keeps the length of a text"):
         MaskedSource(DATA, masker, TrainingSettings(batch_size=8)).learners()
     assert Masker(tokenizer(), policy="token").policy.learner() is None
 
