@@ -202,7 +202,7 @@ def groups_of_ranks(folder: Path) -> None:
     for _ in range(2):
         trained("mlm", steps=2)
     assert dist.distributed_c10d._world.pg_map == before
-    with pytest.raises(MaskwiseError, match="need a model with blocks"):
+    with pytest.raises(MaskwiseError, match="need a model with a list of layers"):
         Engine(Plain(), settings(activation_checkpointing=True))
     assert dist.distributed_c10d._world.pg_map == before
 
