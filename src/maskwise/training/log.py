@@ -142,7 +142,7 @@ class Log:
         asked = facts.get("scheduled_ratio", 1.0) * sums.get("eligible", math.inf)
         if done >= EMPTY_STEPS and not totals.targets and asked >= SURE_TARGETS:
             raise MaskwiseError(
-                f"the first {done} steps had no token to predict, so there is nothing to learn from",
+                f"the first {done} steps had no token to predict, so nothing can be learned",
                 got="0 targets",
                 do="look at the masks with maskwise inspect",
             )
