@@ -308,7 +308,7 @@ def test_members_may_bring_their_own_ratios() -> None:
         ("mixture(tokens, span)", "did you mean 'token'"),
         (
             "mixture(token, span, shares=(-1, 1))",
-            "^policy mixture: a share is not valid; got -1; allowed: 0 to 1, or a schedule",
+            "^policy mixture: a share is not valid; got -1; allowed: a number from 0 to 1, or a ",
         ),
         ("span(p=0)", "above 0 and below 1"),
         ("span(max_words=2, min_words=3)", "min_words .* got 3; allowed: .* from 1 to 2"),

@@ -307,7 +307,8 @@ class MaskedBatch:
 
     @cached_property
     def tokens(self) -> int:
-        """The number of content tokens. If ``writes``, the number of input tokens but padding."""
+        """The number of content tokens. If ``writes``, the number of input tokens that are not
+        padding."""
         if self.spans is not None and self.writes:
             return int((self.spans.tokens >= 0).sum())
         return int(self.source.content.sum())
@@ -345,7 +346,7 @@ class MaskedBatch:
     def documents(self) -> Tensor | None:
         """``segment_ids`` if tokens may attend only to tokens of their own piece; otherwise None.
 
-        None too if each row has one piece, because attention never crosses rows.
+        Also None if each row has one piece, because attention never crosses rows.
         """
         if self.source.apart and self.source.packed:
             return self.segment_ids

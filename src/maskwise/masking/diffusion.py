@@ -27,8 +27,8 @@ this is 1 / (t · p(t)). The loss is a bound only if the units and their masking
 depend on the text that the masks hide (``Policy.reads_text``).
 
 **Distribution of rates.** The rates come from a schedule that draws a ratio for each row. The code
-tabulates the quantiles of the schedule and draws rates uniformly between neighbouring quantiles.
-Therefore it knows the density exactly. There are three kinds of schedules:
+tabulates the quantiles of the schedule and draws rates uniformly between neighbouring quantiles, so
+that their density is known exactly. There are three kinds of schedules:
 
 - A distribution over all of (0, 1), such as ``uniform(0, 1)``, is used unchanged.
 - A distribution that never or rarely draws from a part of (0, 1), such as ``uniform(0.3, 0.8)`` or
@@ -185,7 +185,7 @@ class Rates:
         return 1 / (number_P * share)
 
     def _probability(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: the probability that ``number`` gives ``number_P``."""
+        """(P,) float64: the probability that ``number`` returns ``number_P``."""
         length = np.maximum(tokens_P, 1)
         return self._below(number_P / length) - self._below((number_P - 1) / length)
 

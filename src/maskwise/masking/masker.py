@@ -158,7 +158,7 @@ class Masker:
         self._check()
 
     def _check(self) -> None:
-        """Raise if a setting would add or drop units where ``visits`` fixes the masked units."""
+        """Raise if ``visits`` fixes which units are masked, and another setting may change them."""
         if self.visits == "random":
             return
         if self.policy.needs_ratio:
@@ -280,7 +280,7 @@ class Masker:
             raise MaskwiseError(
                 "visits: coverage needs one ratio above 0 for all steps and rows",
                 got=self.ratio,
-                do="use a number, such as 0.25",
+                do="set ratio to a number, such as 0.25",
             )
         ratio_P = np.full(batch.pieces, share)
         # With fractions, one epoch's part of a round ends exactly where the next part begins. With
@@ -403,7 +403,7 @@ class MaskingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = "token"
-    """Which tokens are masked together, and how likely they are masked: a name from ``list
+    """The masking policy: which tokens are masked together, and how likely. A name from ``list
     policies``."""
     ratio: str | float = 0.15
     """The share of eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,

@@ -1,9 +1,10 @@
 """Units: groups of tokens of a piece that are masked together. Every token is in at most one unit.
 
 A unit may have a weight: a unit with a larger weight is more likely to be masked. Units such as
-words are ranges of consecutive tokens. Then only the start and the length of each unit are stored.
-Most units are not selected, so the positions of their tokens are listed only on demand, which saves
-a fifth of the time of whole-word masking. Shapes such as (U,) are explained in ``batch``.
+words are ranges of consecutive tokens. Of such units, only the start and the length are stored.
+Most units are not selected, so the positions of their tokens are computed only when they are
+needed, which saves a fifth of the time of whole-word masking. Shapes such as (U,) are explained in
+``batch``.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def check_weights(weight: Array) -> None:
     """
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
-        raise MaskwiseError("a weight: not a finite number ≥ 0", got=float(weight[~valid][0]))
+        raise MaskwiseError("a weight is not a finite number ≥ 0", got=float(weight[~valid][0]))
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
@@ -267,7 +268,7 @@ def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> Ar
 
 
 def reached(units: Units, rate_P: Array) -> tuple[Array, Array]:
-    """Return (U,) probabilities of masking units, and (U,) derivatives of them by the rate.
+    """Return the probability of masking each unit, (U,), and its derivative by the rate, (U,).
 
     A unit is masked with probability 1 − exp(−τ · weight). For each piece, this function finds the
     number τ for which a share ``rate_P`` of the tokens in units of positive weight is masked on

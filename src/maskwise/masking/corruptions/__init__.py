@@ -71,8 +71,8 @@ class Insert(Moving):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cut is not None:
-            whole_number("cut of corruption insert", self.cut, least=1)
-        finite_number("again of corruption insert", self.again, least=0, most=0.9)
+            whole_number("argument cut of corruption insert", self.cut, least=1)
+        finite_number("argument again of corruption insert", self.again, least=0, most=0.9)
 
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
@@ -142,7 +142,7 @@ class Infill(Moving):
         super().__post_init__()
         if self.mean is not None and self.mean <= 0:
             raise MaskwiseError(
-                "mean of corruption infill is not valid",
+                "argument mean of corruption infill is not valid",
                 got=self.mean,
                 allowed="above 0, or None",
             )

@@ -246,7 +246,7 @@ def last_content(batch: AnnotatedBatch) -> Array:
     """
     at = batch.content_at
     last_P = at.searchsorted(batch.edges[1:]) - 1
-    # If the first pieces have no content, their index is −1. The appended 0 prevents an IndexError.
+    # If the first pieces have no content, their index is −1, which reads the appended 0.
     at = np.append(at, 0)
     return np.where(batch.count(batch.content) > 0, at[last_P], batch.begin)
 
@@ -327,7 +327,7 @@ class Bert(Corruption):
                 "corruption bert: shares must be ≥ 0 and sum to at most 1",
                 got=(self.mask, self.random),
             )
-        require_known("per of corruption bert", self.per, ("token", "unit"))
+        require_known("value of per in corruption bert", self.per, ("token", "unit"))
 
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary

@@ -5,9 +5,10 @@ masked together, such as a word. A unit may have a weight; units with larger wei
 to be masked. Then ``masking.select`` selects some of the units.
 
 Policies in ``given`` read units from the text or its annotation layers. Policies in ``spans`` draw
-units at random. Policies in ``online`` learn weights from the losses of the run. To add a policy,
-write a class like ``WholeWord`` and add a line to ``POLICIES``, the only registry. The contract
-tests then run on the new policy too.
+units at random. Policies in ``online`` learn weights from the losses of the run. The docstring of a
+policy says what it guarantees with each ``budget`` of the masker: ``exact``, ``expected`` and
+``bernoulli``. To add a policy, write a class like ``WholeWord`` and add a line to ``POLICIES``, the
+only registry. The contract tests then run on the new policy too.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mix
         # ratio.
         if isinstance(share, int | float) and not 0 <= share <= 1:
             raise MaskwiseError(
-                "policy mixture: a share is not valid", got=share, allowed="0 to 1, or a schedule"
+                "policy mixture: a share is not valid",
+                got=share,
+                allowed="a number from 0 to 1, or a schedule",
             )
     return Mixture(tuple(map(policy, members)), tuple(map(schedule, shares)))
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class UnitKind(StrEnum):
     """The kind of units that a policy cuts.
 
-    If two arms of a study mask different kinds of units, their losses on one held-out mask do not
-    compare fairly. ``study.json`` records these values, so add new values but never change an old
-    value.
+    If two models were trained with different kinds of units, their losses on the same held-out
+    masks are no fair comparison. ``study.json`` records these values, so add new values but never
+    change an old value.
     """
 
     TOKEN = "token"

@@ -35,8 +35,8 @@ class Token(Policy):
     """Random tokens, as in the first BERT: every eligible token is a unit.
 
     Selects: single tokens of equal weight.
-    Guarantee: with ``exact`` and ``expected``, exactly the budget is selected. With ``bernoulli``,
-        each token is selected independently.
+    Guarantee: with the budgets ``exact`` and ``expected``, exactly the budget is selected. With
+        ``bernoulli``, each token is selected independently.
     Cost: one random number per token.
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
     """
@@ -75,9 +75,9 @@ class SpanLayer(Policy):
 
     Selects: marked spans, and other words or tokens (``rest``) with the weight ``rest_weight``.
         With ``rest_weight=0``, other words are masked only if the masker has ``fill="random"``; the
-        published salient span masking is ``fill="none"``. With ``rest_weight=1``, all units have
+        published salient span masking has ``fill="none"``. With ``rest_weight=1``, all units have
         the same weight (PMI-Masking). With ``rest="none"``, only marked spans are units, and the
-        ratio is a share of the *marked* tokens (the published emlm has ``ratio=0.5,
+        ratio is a share of the *marked* tokens (entity masking as published: ``ratio=0.5,
         budget="bernoulli"``).
     Guarantee: spans stay whole. ``exact`` never exceeds the budget. Therefore it never selects a
         span longer than the budget, such as a sentence in a short row. ``expected`` selects such a
@@ -94,7 +94,7 @@ class SpanLayer(Policy):
     unit_kind = UnitKind.LAYER
 
     def __post_init__(self) -> None:
-        require_known("rest of policy span-layer", self.rest, ("word", "token", "none"))
+        require_known("value of rest in policy span-layer", self.rest, ("word", "token", "none"))
 
     def layers(self) -> Names:
         if self.rest == "none":
@@ -158,8 +158,8 @@ class Guided(Policy):
     Selects: tokens of the spans of a layer, with equal weight. The ratio is a share of the *marked*
         tokens.
     Guarantee: the same as for ``token``. With ``budget="bernoulli"``, ``ratio=0.5`` and
-        ``min_targets=0``, this is the published emlm: each marked token is masked independently
-        with probability 0.5, and no other token is masked.
+        ``min_targets=0``, this is entity masking (objective ``emlm``) as published: each marked
+        token is masked independently with probability 0.5, and no other token is masked.
     Cost: the same as for ``token``.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
@@ -252,7 +252,7 @@ class Frequency(CutPolicy):
     def __post_init__(self) -> None:
         if self.floor <= 0:
             raise MaskwiseError(
-                "floor of policy frequency is not valid", got=self.floor, allowed="above 0"
+                "argument floor of policy frequency is not valid", got=self.floor, allowed="above 0"
             )
 
     def layers(self) -> Names:
@@ -300,7 +300,7 @@ class Learned(Policy):
     def __post_init__(self) -> None:
         if not _TAKE.fullmatch(self.take):
             raise MaskwiseError(
-                "take of policy learned is not valid",
+                "argument take of policy learned is not valid",
                 got=self.take,
                 allowed="weights, spans, or top-N with a number N, such as top-5",
             )

@@ -290,11 +290,11 @@ class TypeWeighted(CutPolicy):
     weights: Weights = field(init=False, default_factory=Weights, repr=False)
 
     def __post_init__(self) -> None:
-        require_known("by of policy type-weighted", self.by, ("accuracy", "loss"))
-        whole_number("every of policy type-weighted", self.every, least=1)
+        require_known("value of by in policy type-weighted", self.by, ("accuracy", "loss"))
+        whole_number("argument every of policy type-weighted", self.every, least=1)
         if not 0 <= self.kept < 1:
             raise MaskwiseError(
-                "kept of policy type-weighted is not valid",
+                "argument kept of policy type-weighted is not valid",
                 got=self.kept,
                 allowed="at least 0, below 1",
             )

@@ -71,7 +71,7 @@ class Span(Policy):
             )
         whole_number("max_words of policy span", self.max_words, least=1, most=MOST_WORDS)
         whole_number("min_words of policy span", self.min_words, least=1, most=self.max_words)
-        require_known("over of policy span", self.over, ("word", "token"))
+        require_known("value of over in policy span", self.over, ("word", "token"))
         if self.poisson is not None:
             finite_number("poisson of policy span", self.poisson, least=1e-9)
 
