@@ -230,7 +230,7 @@ def cosine(f: float, start: float, end: float) -> float:
 @published
 def step(f: float, start: float, end: float, at: float = 0.5) -> float:
     """Use ``start`` until the share ``at`` of training, then ``end``."""
-    return start if f < _share("at", at, ends=True) else end
+    return start if f < _share("argument at", at, ends=True) else end
 
 
 @published
@@ -278,7 +278,7 @@ def vee(f: float, p: float = 0.15) -> float:
 @published
 def warm_decay(f: float, p: float = 0.15, warm: float = 0.4) -> float:
     """Rise from 0 to 2p over the share ``warm`` of training, then fall to 0."""
-    if f < _share("warm", warm):
+    if f < _share("argument warm", warm):
         return 2 * p * (f / warm)
     return 2 * p * ((1 - f) / (1 - warm))
 
@@ -321,14 +321,14 @@ def piecewise(f: float, *points: float) -> float:
 @published
 def warm_up(f: float, inner: Inner, share: float = 0.1) -> Ratio:
     """Multiply a schedule by a factor that rises from 0 to 1 in the first ``share`` of training."""
-    finite_number("share of warm-up", share, least=1e-9, most=1)
+    finite_number("argument share of warm-up", share, least=1e-9, most=1)
     return inner(f) * min(1.0, f / share)
 
 
 @published
 def then(f: float, first: Inner, at: float, second: Inner) -> Ratio:
     """Run the whole ``first`` schedule until the share ``at`` of training, then the ``second``."""
-    if f < _share("at of then", at):
+    if f < _share("argument at", at):
         return first(f / at)
     return second((f - at) / (1 - at))
 
@@ -342,7 +342,7 @@ def scaled(f: float, inner: Inner, factor: float) -> Ratio:
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
     """Replace ratios below ``low`` by ``low``, and ratios above ``high`` by ``high``."""
-    finite_number("low of clipped", low, most=high)
+    finite_number("argument low of clipped", low, most=high)
     return np.clip(inner(f), low, high)
 
 
@@ -378,7 +378,7 @@ def cosine_rates(draw_P: Array) -> Array:
 
 @published
 def mixture(draw_P: Array, *parts: float) -> Array:
-    """Draw one of several ratios. ``mixture(0.15, 0.7, 0.5, 0.3)``: .15 with p = .7, or .5."""
+    """Draw one of several ratios. In (0.15, 0.7, 0.5, 0.3), 0.15 has p = 0.7, and 0.5 p = 0.3."""
     ratios = parts[::2]
     shares = parts[1::2]
     if len(parts) % 2 or not parts or not 0 <= min(ratios) <= max(ratios) <= 1:
@@ -402,8 +402,8 @@ def _beta_quantiles(a: float, b: float) -> Array:
 def _bell_quantiles(centre: float, width: float) -> Array:
     from scipy.special import ndtr, ndtri
 
-    finite_number("centre of bell", centre, least=0, most=1)
-    finite_number("width of bell", width, least=0.01, most=10)
+    finite_number("argument centre of bell", centre, least=0, most=1)
+    finite_number("argument width of bell", width, least=0.01, most=10)
     low = ndtr(-centre / width)
     high = ndtr((1 - centre) / width)
     grid = centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))
@@ -444,7 +444,7 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
         name = spec.__name__ if hasattr(spec, "__name__") else type(spec).__name__
         return FunctionSchedule(f"function {name}", _no_curve, function=spec)
     raise MaskwiseError(
-        "not a masking ratio",
+        "this is not a masking ratio",
         got=repr(spec),
         allowed="a number, a schedule, its name, or a function",
     )

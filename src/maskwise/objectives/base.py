@@ -283,7 +283,7 @@ def check_all_asked(objective: str, masking: Masking) -> None:
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
-    """Multiply losses (M,) by the weights (B, L) at (row, column). No weights: no change."""
+    """Multiply losses (M,) by the weights (B, L) at (row, column), if there are weights."""
     # On a CPU, the weights are in double precision.
     return losses if weight is None else losses * weight[row, column].to(losses.dtype)
 

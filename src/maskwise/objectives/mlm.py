@@ -137,7 +137,7 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
     }
 
 
-# Diffusion: a random rate per row, weighted as a likelihood
+# Masked diffusion
 # -------------------------------------------------------------------------------------------
 
 # The sum of weighted losses is divided by the number of *eligible* tokens, so the loss estimates
@@ -309,7 +309,7 @@ ENTRIES = 1 << 26
 def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the input (M, H), the weight (V, H) and the bias (V,) of the output layer.
 
-    Only for families with ``ends_in_output``. ``states_MH`` is the input of the head.
+    This works only for families with ``ends_in_output``. ``states_MH`` is the input of the head.
     """
     layer: Any = model.get_output_embeddings()
     if hasattr(model, "final_logits_bias"):

@@ -172,7 +172,7 @@ class Sequential(Sampler):
         if self.block is not None:
             now = step // self.block % len(self.arms)
         elif total_steps is not None:
-            # The step after the last step of the run is not the turn of another arm.
+            # Without ``min``, the step after the last step would have no arm.
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         else:
             raise MaskwiseError("sampler sequential(None) needs the number of steps in the run")

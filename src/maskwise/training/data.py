@@ -218,7 +218,7 @@ class MaskedSource:
         return {f"stream {self.rows.layout}": self.rows}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Return sums for ``summarise`` and for speed. The work of attention grows with squares."""
+        """Return sums for ``summarise`` and for speed. ``squares``: the sum of squared lengths."""
         sums = defaultdict[str, float](float)
         for batch in batches:
             line = batch.source

@@ -1,8 +1,8 @@
 """Training logs: lines in ``metrics.jsonl``, trackers and a progress bar.
 
 Between two lines, losses are collected as tensors on the device, and counts as numbers on the host.
-Only when a line is written does the host wait for the device. Then losses and gradients are also
-checked: if one of them is not finite, the run ends. docs/files.md describes the fields of a line.
+The host waits for the device only when a line is written. Losses and gradients are checked at the
+same time. If one of them is not finite, the run ends. docs/files.md describes the fields of a line.
 """
 
 from __future__ import annotations

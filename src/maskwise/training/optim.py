@@ -178,9 +178,9 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """Return the matrices that Muon trains: weights that map hidden states to hidden states.
 
-    These are the matrices of linear layers in the layers of the encoder, and in the prediction head
-    of a language model before the output layer. (If AdamW trained the latter, tiny models did not
-    learn to beat the token frequencies, see docs/decisions/0004-laboratory.md.) AdamW trains
+    These are the linear layers in the encoder's blocks, and those in the prediction head of a
+    language model, except for the output layer. (When AdamW trained those in the head, tiny models
+    learned only the token frequencies, see docs/decisions/0004-laboratory.md.) AdamW trains
     embeddings and their projection, the output layer, poolers and classifiers.
     """
     # The shape of a matrix cannot decide this. For example, a hidden size may equal the number of

@@ -65,7 +65,7 @@ class TrainingSettings(BaseModel):
     document."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon`` uses Muon for the matrices in the blocks and AdamW for all other parameters."""
+    """``muon`` uses Muon for the matrices in the layers and AdamW for all other parameters."""
 
     learning_rate: float = Field(5e-4, gt=0)
     """Highest learning rate of AdamW."""
@@ -95,9 +95,9 @@ class TrainingSettings(BaseModel):
     ``wsd``, a tenth of the steps."""
 
     lag: int = Field(0, ge=0, le=1, json_schema_extra=NEWER)
-    """How many updates later masking policies learn from losses: 0 or 1. With 0, each step must
-    wait for the losses of the step before. On an accelerator, the wait is as long as masking and
-    copying a batch."""
+    """Delay, in updates, before masking policies learn from the losses of a step: 0 or 1. With 0,
+    each step must wait for the losses of the step before. On an accelerator, this wait is as long
+    as masking and copying a batch."""
 
     freeze: Literal["none", "encoder"] = "none"
     """``encoder`` trains only the heads, on a frozen encoder without dropout."""

@@ -3,11 +3,11 @@
     shards in random order → chunks of text → blocks of rows, in random order → batches
 
 A shard is a part of the stream, such as a file. A chunk is some consecutive records of a shard. A
-block is all rows made from a chunk. Both orders depend only on the seed and the epoch, so the rows
-of a step do not depend on the number of workers or ranks. Only after reading all earlier text is
-the position of a step known. Training states therefore contain the position. Without it, a resumed
-run reads the stream from the beginning, which is slow but gives the same rows. Every rank tokenises
-the whole stream and uses its part of each batch. If this is too slow, prepare the corpus.
+block is all rows made from a chunk. The orders depend only on the seed and the epoch, so the rows
+of a step do not depend on the number of workers or ranks. The position of a step in the text is
+known only after all earlier text was read, so training states contain it. Without it, a resumed run
+reads the stream from the beginning, which is slow but gives the same rows. Every rank tokenises the
+whole stream and uses its part of each batch. If this is too slow, prepare the corpus.
 """
 
 from __future__ import annotations
