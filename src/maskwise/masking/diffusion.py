@@ -284,7 +284,7 @@ class Noising(Masker):
 
 
 def noised(
-    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool = False
+    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool
 ) -> Selection:
     """Select units at the given rates.
 

@@ -122,8 +122,8 @@ def generated(
     inputs: Tensors,
     *,
     most: int,
-    beams: int = 1,
-    length_penalty: float = 1.0,
+    beams: int,
+    length_penalty: float,
 ) -> list[list[int]]:
     """Generate text with an encoder–decoder by beam search.
 

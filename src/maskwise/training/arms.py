@@ -148,7 +148,7 @@ class ArmsSource:
         return streams
 
 
-def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
+def probe_rows(wanted: int, *, ranks: int, twins: bool) -> int:
     """Return the number of rows in the probe of an arm, over all ranks.
 
     Both halves of a probe need the same number of rows on every rank, so ``wanted`` is rounded up.
