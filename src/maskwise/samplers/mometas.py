@@ -119,8 +119,10 @@ class Learned(Sampler):
 
         An arm has diverged if its loss is not finite before or after the rollout. Its gain is 0.
         """
-        gain = gains(self.vector(before), self.vector(after), least=self.least)
-        finite = self.vector(before).isfinite() & self.vector(after).isfinite()
+        a = self.vector(before)
+        b = self.vector(after)
+        gain = gains(a, b, least=self.least)
+        finite = a.isfinite() & b.isfinite()
         # A single infinite loss would otherwise make all logits NaN.
         return gain.where(finite, 0.0), self.named(~finite)
 
