@@ -200,7 +200,7 @@ class AnnotatedBatch:
                 got=f"layers {sorted(self.layers)}",
                 do=f"make the rows with {call}, or map maskwise.annotate_rows over a data set; "
                 "transformers' Trainer keeps the column only with remove_unused_columns=False; "
-                "a recipe names annotators in corpus.layers",
+                "in a recipe, name the annotators in corpus.layers",
             )
         # Rounding floats to ids could merge units.
         if values.dtype.kind == "f" and len(values) and not scores:

@@ -213,7 +213,7 @@ class StepBatchSampler:
         ranks: int = 1,
         accumulate: int = 1,
     ):
-        self.size = whole_number("size", size, least=0, do="give len(dataset)")
+        self.size = whole_number("size", size, least=0, do="pass len(dataset)")
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.seed = whole_number("seed", seed)
         self.epochs = whole_number("epochs", epochs, least=0)

@@ -116,7 +116,7 @@ class Rates:
                 f"ratio {schedule}: a masking rate of 0 masks nothing and has no loss weight",
                 got=0,
                 allowed="rates above 0",
-                do="use uniform(0, 1)",
+                do="use ratio uniform(0, 1)",
             )
         # Equal quantiles, such as those at the ends of a clipped range, would have an infinite
         # density. Keep one of them.

@@ -141,7 +141,7 @@ class Masker:
         for name, known in _KNOWN.items():
             require_known(name, getattr(self, name), known)
         if keep is not None and not isinstance(keep, str):
-            raise MaskwiseError("keep must be the name of a layer", got=repr(keep))
+            raise MaskwiseError("keep must be the name of an annotation layer", got=repr(keep))
         if budget == "bernoulli" and self.policy.splits_budget:
             raise MaskwiseError(
                 "budget bernoulli has no budget to split, but this policy splits one between units",

@@ -137,7 +137,7 @@ class FunctionSchedule(Schedule):
 def _no_curve(f: float, draw_P: Array) -> Ratio:
     raise MaskwiseError(
         "a function cannot be part of another schedule",
-        do="compute it inside the function",
+        do="compute the whole ratio inside the function",
     )
 
 

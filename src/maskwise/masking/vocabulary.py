@@ -64,7 +64,7 @@ class Vocabulary:
                 "a masker needs a tokenizer",
                 got=repr(tokenizer),
                 allowed="a transformers tokenizer, or a Vocabulary",
-                do="load it first: transformers.AutoTokenizer.from_pretrained(NAME)",
+                do="load a tokenizer with transformers.AutoTokenizer.from_pretrained(NAME)",
             )
         by_name = tokenizer.get_vocab()
         size = max(by_name.values()) + 1

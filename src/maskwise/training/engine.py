@@ -408,7 +408,7 @@ def new_accelerator(
         raise MaskwiseError(
             "the processes are not connected to each other",
             got=f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected",
-            do="start them with torchrun",
+            do="start the processes with torchrun",
         )
     if trackers:
         # Trackers do not accept lists.

@@ -95,7 +95,7 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         raise MaskwiseError(
             "compile and activation_checkpointing need a model with a list of layers",
             got=type(getattr(objective, "model", objective)).__name__,
-            do="set both to false",
+            do="set compile and activation_checkpointing to false",
         )
     if settings.compile:
         require_compiler(next(objective.parameters()).device)

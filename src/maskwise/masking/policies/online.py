@@ -118,7 +118,10 @@ class GroupWeighted(CutPolicy):
         if self.half_life_steps is not None:
             finite_number("half_life_steps", self.half_life_steps, least=1e-9)
             if self.faithful:
-                raise MaskwiseError("half_life_steps needs faithful=False", do="remove one of them")
+                raise MaskwiseError(
+                    "half_life_steps needs faithful=False",
+                    do="remove half_life_steps, or set faithful=False",
+                )
 
     @property
     def names(self) -> Names:
