@@ -106,7 +106,7 @@ def test_guards_are_logged_each_once_though_a_line_covers_several_probes(
     monkeypatch.setattr(Probe, "__call__", probed)
     monkeypatch.setattr("maskwise.samplers.base.Sampler.draw", lambda self, step, total=None: "mlm")
     run(tmp_path, arms=arms, spec="mometas(every=2)", log_every=6)
-    expected = ["atd: the probe loss is not finite; it counts as no gain"]
+    expected = ["atd: the probe loss is not finite; its gain is set to 0"]
     found = [line["notes"] for line in lines(tmp_path)]
     assert found == [expected, expected]
     assert all("atd" not in line["probe_losses"] for line in lines(tmp_path))  # NaN is no JSON

@@ -103,7 +103,10 @@ def test_clm_takes_no_masking(tmp_path, capfd):
     recipe = write_inputs(tmp_path)
     wrong = "objectives={clm: {masking: {ratio: 0.3}}, mlm: }"
     assert maskwise("study", recipe, wrong, "--out", tmp_path / "out") == 2
-    assert "objectives.clm: objective clm does not mask; got ratio" in capfd.readouterr().err
+    assert (
+        "objectives.clm: objective clm does not mask, so it has no masking settings; got ratio"
+        in capfd.readouterr().err
+    )
 
 
 def test_a_detour_over_next_tokens(tmp_path):

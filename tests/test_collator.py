@@ -90,10 +90,12 @@ def test_without_step_or_epoch_masks_are_dynamic_after_one_warning() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         first, second = collate(named), collate(named)
-    assert len(caught) == 1 and "rows carry no step or no epoch" in str(caught[0].message)
+    assert len(caught) == 1 and "the rows have no column step or no column epoch" in str(
+        caught[0].message
+    )
     assert not torch.equal(first["labels"], second["labels"])
     changing = MaskingCollator(masker(ratio="linear(0.3, 0.1)"), total_steps=10)
-    with pytest.warns(UserWarning, match="schedule follows each worker's own count"):
+    with pytest.warns(UserWarning, match="each worker counts its batches"):
         shares = [float((changing(named)["labels"] != IGNORE).double().mean()) for _ in range(10)]
     assert shares[0] > 2 * shares[-1]
     with pytest.warns(UserWarning, match="no step or no epoch"):

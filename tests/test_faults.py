@@ -401,7 +401,7 @@ def test_from_two_processes_to_one_and_back(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "moved", stop=9, **how)
     assert (
-        "with processes 1 (was 2): the same run except for rounding and dropout"
+        "with processes 1 (was 2): results differ by rounding and dropout"
         in capsys.readouterr().err
     )
     two_ranks(on_two_ranks, tmp_path / "moved", None)

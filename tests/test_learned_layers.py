@@ -209,7 +209,7 @@ def test_another_weight_makes_another_version(words, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("learned('x', take='top')", "weights, spans, top-1"),
+        ("learned('x', take='top')", "weights, spans, or top-N"),
         ("learned('x', take='top-1', explore=0.1)", "power and explore need"),
         ("learned('x', explore=1.5)", "explore .*got 1.5; allowed: a number from 0 to 1"),
     ],

@@ -330,5 +330,5 @@ def test_a_rate_that_cannot_be_set_is_refused() -> None:
     with pytest.raises(MaskwiseError, match="t5 has no separate attention dropout"):
         chosen.config(tokenizer(), 16, kind="encoder-decoder")
     fields = {"attention_probs_dropout_prob": 0.1}
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="set twice"):
         ModelSettings(architecture="bert", attention_dropout=0.0, settings=fields)

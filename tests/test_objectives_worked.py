@@ -334,10 +334,12 @@ def test_what_contrast_refuses() -> None:
     maker = objective_class("cse").maker(tokenizer(), seed=0)
     for count in (2, 3, 5):
         with pytest.raises(
-            MaskwiseError, match=f"cse reads half of the rows twice; got {count} rows"
+            MaskwiseError, match=f"cse reads half of the rows of a batch twice; got {count} rows"
         ):
             maker(sentences(count), epoch=0)
-    with pytest.raises(MaskwiseError, match="cse does not mask; got ratio"):
+    with pytest.raises(
+        MaskwiseError, match="cse does not mask, so it has no masking settings; got ratio"
+    ):
         objective_class("cse").maker(tokenizer(), seed=0, ratio=0.3)
     packed = {"input_ids": torch.full((4, 6), 7), "example_id": torch.arange(24).view(4, 6) // 3}
     with pytest.raises(MaskwiseError, match="one text per row"):

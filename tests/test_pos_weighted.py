@@ -300,11 +300,13 @@ def test_a_group_without_a_name_is_refused() -> None:
 
 def test_a_learning_policy_needs_tokens_in_their_places() -> None:
     masker = Masker(tokenizer(), policy="group-weighted(pos, 2)", corruption="delete")
-    with pytest.raises(MaskwiseError, match="learns from the loss of each token of the text"):
+    with pytest.raises(MaskwiseError, match="needs a corruption that keeps the length of a text"):
         MaskedSource(DATA, masker, TrainingSettings(batch_size=8)).learners()
     assert Masker(tokenizer(), policy="token").policy.learner() is None
 
 
 def test_a_collator_says_that_it_cannot_teach() -> None:
-    with pytest.warns(UserWarning, match="learns from losses, which a collator never sees"):
+    with pytest.warns(
+        UserWarning, match="learns its weights from losses, but a collator gets no losses"
+    ):
         MaskingCollator(Masker(vocabulary(), policy="pos-weighted"))

@@ -202,7 +202,7 @@ def groups_of_ranks(folder: Path) -> None:
     for _ in range(2):
         trained("mlm", steps=2)
     assert dist.distributed_c10d._world.pg_map == before
-    with pytest.raises(MaskwiseError, match="need a model with blocks"):
+    with pytest.raises(MaskwiseError, match="need a model with a list of layers"):
         Engine(Plain(), settings(activation_checkpointing=True))
     assert dist.distributed_c10d._world.pg_map == before
 
@@ -243,5 +243,5 @@ def test_what_two_processes_cannot_do_is_one_line(tmp_path: Path) -> None:
     for rank in (0, 1):
         said = json.loads((tmp_path / f"said-{rank}.json").read_text())
         assert said["rows"].endswith("multiple of accumulate × processes; got 1 for 1 × 2")
-        assert said["arms"].startswith("training.shard needs a single objective")
+        assert said["arms"].startswith("training.shard works only with one objective")
         assert all("\n" not in line for line in said.values())

@@ -174,7 +174,7 @@ def test_values_of_overrides(text, value):
         ("masking.policy=whole-wrod", "did you mean 'whole-word'"),
         ("masking.policy=span(q=1)", "unexpected keyword argument 'q'"),
         ("masking.ratio=1.5", "1.5"),
-        ("masking.corruption=t5", "changes lengths"),
+        ("masking.corruption=t5", "changes the length of a text"),
         (
             "masking.corruption=replace(target='detect')",
             "has labels 0 and 1, not tokens; for objective mlm",

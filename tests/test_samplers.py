@@ -166,7 +166,7 @@ def test_loss_over_chance() -> None:
     one.update([9, 9], [math.log(1000) / 2, math.log(2)])
     assert one.probabilities().tolist() == pytest.approx([1 / 3, 2 / 3])
     one.update([1, 1], [math.inf, 1.0])
-    assert one.notes == ["mlm: the probe loss is not finite; no share"]
+    assert one.notes == ["mlm: the probe loss is not finite; not drawn"]
     assert one.probabilities().tolist() == [0, 1]
 
 

@@ -103,19 +103,20 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         (["sampler=shares(1, 2)"], "2 shares for 4 arms"),
         (
             ["objectives.low.masking.corruption=delete"],
-            "corruption delete changes lengths; for objective mlm choose",
+            "corruption delete changes the length of a text; for objective mlm, choose",
         ),
         (
             ["objectives.low.masking.corruption=replace(target='detect')"],
-            "0 and 1, not tokens; for objective mlm choose",
+            "0 and 1, not tokens; for objective mlm, choose",
         ),
         (
             ["objectives.atd.masking.corruption=insert"],
-            "tokens as labels, not 0 and 1; for objective atd choose",
+            "tokens as labels, not 0 and 1; for objective atd, choose",
         ),
         (
             ["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
-            "objectives.twins: objective cse does not mask; got ratio; leave masking out",
+            "objectives.twins: objective cse does not mask, so it has no masking settings; "
+            "got ratio; remove masking from this objective",
         ),
         (
             ["intermediate={objectives: {cse: {masking: {policy: token}}}}"],
@@ -216,7 +217,9 @@ def test_too_little_text_for_probes_is_said_before_training(
     monkeypatch.setattr("maskwise.study.pretraining.train", None)
     assert maskwise("pretrain", path, "evaluation.rows=100", "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "the probe of arm 'atd' has too few held-out rows; got 0 of " in said
+    assert (
+        "there are too few held-out rows to measure the loss of objective 'atd'; got 0 of " in said
+    )
     assert "raise corpus.held_out" in said and "or lower evaluation.rows" in said
 
 

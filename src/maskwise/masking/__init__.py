@@ -1,9 +1,9 @@
-"""Mask batches: policy × schedule × corruption → masked batch.
+"""Mask batches of tokens for masked language modelling. ``Masker`` is the main class.
 
-Suggested reading order: ``batch`` (input and output), ``units``, ``select`` (the selection
-routine), ``masker``, then any file of ``policies/`` and ``corruptions/``. ``gather`` reads rows.
-Masking runs in numpy. It imports only small modules of the package, such as ``errors`` and
-``keys``.
+Suggested reading order: the top of ``masker`` (terms), ``batch`` (input and output), ``units``,
+``select`` (which units are masked), the rest of ``masker``, then any file of ``policies/`` and
+``corruptions/``. ``gather`` reads rows. Masking runs in numpy. It imports only small modules of the
+package, such as ``errors`` and ``keys``.
 """
 
 from maskwise.masking import schedules

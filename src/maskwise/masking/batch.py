@@ -1,8 +1,11 @@
 """The annotated batch that a masker reads, and the masked batch that it returns.
 
-Shapes: B rows of L tokens, T = B·L; P document pieces; U units. Masking works on the line: one flat
-array of T tokens, cut into P pieces. A row may hold one or several pieces. Masking does not pack,
-unpack or pad rows.
+A batch has B rows of L tokens. Masking joins the rows to the *line*, one flat array of T = B·L
+tokens. The line is cut into P *pieces*. A piece is one document in a row; a packed row has several
+pieces. U is the number of *units*, the groups of tokens that are masked together. Masking does not
+pack, unpack or pad rows.
+
+The last letters of a name show the shape of an array: ``ratio_P`` has one number per piece.
 """
 
 from __future__ import annotations
@@ -45,21 +48,23 @@ COPIED = (
 
 @dataclass(eq=False)
 class AnnotatedBatch:
-    """B rows of L tokens as one line of T = B·L tokens, with pieces and layers, in numpy.
+    """A batch of token ids, cut into pieces, with annotation layers, as flat numpy arrays.
 
     Attributes:
-        shape: (B, L).
-        input_ids: (T,) int64.
-        attention_mask: (T,) int64, or None when no row is padded.
+        shape: (B, L), the number of rows and the number of tokens in each row.
+        input_ids: (T,) int64, the token ids.
+        attention_mask: (T,) int64, 0 for padding and 1 for other tokens; None if no row is padded.
         content: (T,) bool, the tokens that are neither padding nor special.
-        eligible: (T,) bool, the content tokens that may be masked (all except [UNK]).
-        begin: (P,) int64, the first token of each piece. A piece includes its special tokens and
-            never crosses rows.
-        example_id: (P,) int64, the permanent id of each piece, from which its mask is drawn.
-        layers: (T,) named arrays, such as ``word_ids``; negative where a token has no value.
-        extras: (T,) arrays that only the model reads, such as ``token_type_ids``.
+        eligible: (T,) bool, the tokens that may be masked: all content tokens except [UNK].
+        begin: (P,) int64, the position of the first token of each piece in the line. A piece
+            includes its special tokens and never crosses rows.
+        example_id: (P,) int64, the permanent id of each piece. The random draws for the mask of a
+            piece are computed from this id.
+        layers: the annotation layers by name, such as ``word_ids``. A layer has one number per
+            token, (T,), and the number is negative where a token has no value.
+        extras: (T,) arrays by name, such as ``token_type_ids``, that only the model reads.
         plan: the maximum number of tokens in a packed row; None for no limit.
-        apart: whether tokens must attend only to tokens of their own piece.
+        apart: whether tokens may attend only to tokens of their own piece.
     """
 
     shape: tuple[int, int]
@@ -81,7 +86,7 @@ class AnnotatedBatch:
 
     @cached_property
     def edges(self) -> Array:
-        """(P + 1,) int64: the position of the first token of each piece, then T."""
+        """(P + 1,) int64: the position of the first token of each piece, and T as last item."""
         return np.append(self.begin, len(self.input_ids))
 
     @cached_property
@@ -91,12 +96,12 @@ class AnnotatedBatch:
 
     @cached_property
     def piece(self) -> Array:
-        """(T,) int64: the piece of each token."""
+        """(T,) int64: the index of each token's piece."""
         return owners(self.lengths)
 
     @cached_property
     def row(self) -> Array:
-        """(P,) int64: the row of each piece."""
+        """(P,) int64: the index of each piece's row."""
         if not self.shape[1]:
             return np.arange(self.pieces)
         return self.begin // self.shape[1]
@@ -130,19 +135,21 @@ class AnnotatedBatch:
 
     @cached_property
     def first(self) -> Array:
-        """(P,) int64: the position of each piece's first content token.
+        """(P,) int64: the position of the first content token of each piece.
 
-        A piece without content has the position of its first token instead.
+        If a piece has no content tokens, this is the position of its first token.
         """
         content = self.content
         if len(content):
-            # A shortcut for the common case: pieces begin with text, or with one special token.
+            # A shortcut for the common case: every piece begins with content, or with one special
+            # token and then content.
             first_P = self.begin + ~content[self.begin]
             if (first_P < self.edges[1:]).all() and content[first_P].all():
                 return first_P
         at = self.content_at
         before = at.searchsorted(self.edges)
-        # Pieces without content at the end of the line index one item beyond ``at``.
+        # If the last pieces have no content, their index is the length of ``at``. The appended 0
+        # prevents an IndexError.
         first_P = np.append(at, 0)[before[:-1]]
         return np.where(before[1:] > before[:-1], first_P, self.begin)
 
@@ -152,16 +159,16 @@ class AnnotatedBatch:
         return keys.draw_each(purpose, count_P, self.place(at, count_P))
 
     def place(self, at: Array, count_P: Array) -> Array:
-        """(N,) int64: the position of tokens relative to the first content token of their piece.
+        """(N,) int64: positions of tokens, counted from the first content token of their piece.
 
         Args:
-            at: (N,) ascending positions in the line.
-            count_P: the number of these positions in each piece.
+            at: (N,) int64, ascending positions of the tokens in the line.
+            count_P: (P,) int64, the number of these tokens in each piece.
         """
         return at - np.repeat(self.first, count_P)
 
     def count(self, values: Array) -> Array:
-        """(P,) int64: the sums of ``values`` (T,) over each piece."""
+        """(P,) int64: the sum of ``values`` (T,) in each piece."""
         # numpy's reduceat fails on an empty line.
         if not len(values):
             return np.zeros(self.pieces, np.int64)
@@ -172,7 +179,7 @@ class AnnotatedBatch:
         )
 
     def count_at(self, at: Array) -> Array:
-        """(P,) int64: the number of positions in each piece; ``at`` must be ascending."""
+        """(P,) int64: how many of the ascending positions ``at`` are in each piece."""
         before = at.searchsorted(self.edges)
         return before[1:] - before[:-1]
 
@@ -193,19 +200,22 @@ class AnnotatedBatch:
                 got=f"layers {sorted(self.layers)}",
                 do=f"make the rows with {call}, or map maskwise.annotate_rows over a data set; "
                 "transformers' Trainer keeps the column only with remove_unused_columns=False; "
-                "a recipe names annotators in corpus.layers",
+                "in a recipe, name the annotators in corpus.layers",
             )
         # Rounding floats to ids could merge units.
         if values.dtype.kind == "f" and len(values) and not scores:
             raise MaskwiseError(
                 f"the layer {name!r} must be whole numbers",
                 got=str(values.dtype),
-                do="make it integers, −1 where a token belongs to nothing",
+                do="use integers, with −1 for tokens that have no value",
             )
         return values
 
     def tensor(self, name: str) -> Tensor:
-        """Return a layer, an extra or an attribute as a (B, L) tensor that shares its memory."""
+        """Return a layer, an extra array or an attribute as a (B, L) tensor.
+
+        The tensor shares its memory with the array.
+        """
         import torch
 
         values = self.layers.get(name, self.extras.get(name))
@@ -216,12 +226,12 @@ class AnnotatedBatch:
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """The piece of each token in a batch whose corruption inserted or removed tokens.
+    """The piece of each token after a corruption that inserted or removed tokens.
 
     Attributes:
-        tokens: (B, L') int64, the piece of each input token; −1 for padding.
-        labels: (B, L'') int64, the piece of each label that a decoder writes; None if labels are
-            aligned with the inputs.
+        tokens: (B, L') int64, the index of the piece of each input token; −1 for padding.
+        labels: (B, L'') int64, the index of the piece of each label, if the labels are a text that
+            a decoder generates. None if every label belongs to the input token at its position.
     """
 
     tokens: Array
@@ -230,7 +240,7 @@ class Spans:
 
 @dataclass(eq=False)
 class MaskedBatch:
-    """A batch of corrupted inputs and labels. Call a model with ``model(**batch)``.
+    """A batch of corrupted inputs and labels, to be used as ``model(**batch)``.
 
     >>> from maskwise import Masker
     >>> from maskwise.text import encode, train_tokenizer
@@ -242,19 +252,20 @@ class MaskedBatch:
     Attributes:
         input_ids: (B, L') int64, the corrupted tokens.
         labels: (B, L'') int64, the targets; −100 at positions without a target.
-        attention_mask: (B, L') int64, or None when no row is padded.
+        attention_mask: (B, L') int64, or None if no row is padded.
         source: the annotated batch that was masked.
-        targets: the number of targets, counted on the host.
-        extras: further model inputs, such as ``token_type_ids``.
-        choice: the selected units and their ratios; None for a batch without a selection.
+        targets: the number of targets. The number is known without waiting for the device.
+        extras: further model inputs by name, such as ``token_type_ids``.
+        choice: the selected units and the ratios; None if nothing was selected to make the batch.
         spans: the piece of each token; None if tokens have the same positions as in ``source``.
-        loss_weight: (B, L) float64 (float32 on an accelerator), the factor for each loss in masked
-            diffusion; otherwise None.
-        counted: the divisor of the summed losses; None for ``targets``. Masked diffusion divides by
-            the number of eligible tokens.
+        loss_weight: (B, L) float64 (float32 on an accelerator), the factor by which each loss is
+            multiplied in masked diffusion; otherwise None.
+        counted: the number by which the summed losses are divided; None means ``targets``. Masked
+            diffusion divides by the number of eligible tokens.
         cut: the number of tokens cut off because a packed row grew beyond its planned length.
-        sources: the number of rows from each source of a mixed corpus; otherwise empty.
-        arm: the arm (objective) that the batch was made for; empty if there is one objective.
+        sources: the number of rows from each source of a mixed corpus, by name; otherwise empty.
+        arm: the name of the objective that reads this batch, if a run alternates between several
+            objectives; otherwise empty.
     """
 
     input_ids: Tensor
@@ -282,7 +293,7 @@ class MaskedBatch:
 
     @cached_property
     def ratio(self) -> Tensor:
-        """(P,) float64, on the host: the requested ratio of each piece."""
+        """(P,) float64, on the host: the requested masking ratio of each piece."""
         import torch
 
         if self.choice is None:
@@ -291,12 +302,13 @@ class MaskedBatch:
 
     @property
     def writes(self) -> bool:
-        """Whether the labels are the output text of a decoder."""
+        """Whether the labels are a text that a decoder must generate."""
         return self.spans is not None and self.spans.labels is not None
 
     @cached_property
     def tokens(self) -> int:
-        """The number of content tokens; with a decoder, the number of all input tokens."""
+        """The number of content tokens. If ``writes``, the number of input tokens that are not
+        padding."""
         if self.spans is not None and self.writes:
             return int((self.spans.tokens >= 0).sum())
         return int(self.source.content.sum())
@@ -313,7 +325,10 @@ class MaskedBatch:
 
     @cached_property
     def segment_ids(self) -> Tensor:
-        """(B, L') int64, on the host: the index of each token's piece in its row; −1: padding."""
+        """(B, L') int64, on the host: the number of each token's piece in its row.
+
+        The first piece of a row has the number 0. Padding has −1.
+        """
         source = self.source
         if self.spans is not None:
             return self._in_rows(self.spans.tokens)
@@ -321,7 +336,7 @@ class MaskedBatch:
         return self._in_rows(piece.reshape(source.shape))
 
     def _in_rows(self, piece: Array) -> Tensor:
-        """(B, W) int64: the same pieces, numbered from 0 in every row."""
+        """Return (B, W) numbers of pieces that begin at 0 in every row, from indices of pieces."""
         import torch
 
         opening_B = np.searchsorted(self.source.row, np.arange(self.source.shape[0]))
@@ -329,21 +344,24 @@ class MaskedBatch:
 
     @cached_property
     def documents(self) -> Tensor | None:
-        """``segment_ids`` if tokens must attend only to their own piece; otherwise None."""
+        """``segment_ids`` if tokens may attend only to tokens of their own piece; otherwise None.
+
+        Also None if each row has one piece, because attention never crosses rows.
+        """
         if self.source.apart and self.source.packed:
             return self.segment_ids
         return None
 
     @cached_property
     def written(self) -> Tensor | None:
-        """(B, L'') int64: the same as ``documents``, for a decoder's labels; otherwise None."""
+        """(B, L'') int64: as ``documents``, but for the labels of a decoder; otherwise None."""
         if self.documents is None or self.spans is None or self.spans.labels is None:
             return None
         return self._in_rows(self.spans.labels)
 
     @cached_property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
-        """``ends_of(documents)`` and ``ends_of(written)``."""
+        """The results of ``ends_of`` for ``documents`` and for ``written``."""
         return ends_of(self.documents), ends_of(self.written)
 
     @cached_property
@@ -352,8 +370,10 @@ class MaskedBatch:
         return (self.labels != IGNORE).nonzero()
 
     def to(self, device: torch.device | str) -> MaskedBatch:
-        """Copy the tensors to a device without blocking; ``source`` and ``choice`` stay on the
-        host."""
+        """Copy the tensors to a device without waiting for the copy.
+
+        ``source`` and ``choice`` stay on the host.
+        """
         import torch
 
         if torch.device(device) == self.labels.device:
@@ -366,7 +386,8 @@ class MaskedBatch:
             setattr(there, name, moved(getattr(self, name), device))
         return there
 
-    # MaskedBatch is no Mapping, because the Trainer and data loaders rebuild a Mapping as a dict.
+    # This class has the methods of a mapping but is no ``Mapping``: the Trainer and data loaders
+    # replace every Mapping by a dict, which would lose the attributes.
     def __iter__(self) -> Iterator[str]:
         yield from ("input_ids", "labels")
         if self.attention_mask is not None:
@@ -379,7 +400,8 @@ class MaskedBatch:
     def __getitem__(self, name: str) -> Tensor:
         if name in self.extras:
             return self.extras[name]
-        # Any attribute is allowed: ``batch["attention_mask"]`` is None without padding.
+        # All attributes can be read in this way, so ``batch["attention_mask"]`` is None if no row
+        # is padded.
         if not hasattr(self, name):
             raise KeyError(name)
         return getattr(self, name)
@@ -398,9 +420,10 @@ class MaskedBatch:
 
 
 def ends_of(ids_BL: Tensor | None) -> Tensor | None:
-    """(D + 1,) int32: the position of each of D runs of equal ids in the line, then B·L.
+    """(D + 1,) int32: the first position of each of D runs of equal ids, and B·L as last item.
 
-    Runs never cross rows. Variable-length attention kernels call these numbers ``cu_seqlens``.
+    Positions are counted over all rows, row by row. A run never crosses rows. Variable-length
+    attention kernels call this array ``cu_seqlens``.
 
     >>> import torch
     >>> ends_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()

@@ -1,9 +1,9 @@
 """A masking collator for any DataLoader or Trainer. The collator reads the step from the rows.
 
-Workers of a loader have copies of the collator, so a ratio that the main process changes would
-never reach the workers. Instead, ``StepBatchSampler`` assigns a step to every batch,
-``SteppedDataset`` adds (step, epoch, example id) to every row, and the collator of any process
-masks for the step of the rows.
+Each worker process of a loader has its own copy of the collator. If the main process changed the
+ratio during training, the copies would not notice. Therefore ``StepBatchSampler`` assigns a step to
+every batch, and ``SteppedDataset`` adds the columns step, epoch and example id to every row. The
+collator reads these columns, so it computes the same masks in any process.
 
     sampler = StepBatchSampler(len(data), batch_size=32, seed=0)
     collate = MaskingCollator(masker, total_steps=sampler.total_steps)
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 class MaskingCollator:
     """Mask rows for their step, and return ``input_ids``, ``labels`` and ``attention_mask``.
 
-    Rows with ``step`` but without ``epoch`` get a new mask at every step. For rows without
-    ``step``, the collator counts its batches and uses the count as the step. Their masks then
-    depend on the loader's seed and on the number of workers. The collator warns once in both cases.
+    Rows with ``step`` but without ``epoch`` get a new mask at every step. If rows have no ``step``,
+    the collator counts its batches and uses the count as the step. The masks then depend on the
+    loader's seed and on the number of workers. The collator warns once if ``step`` or ``epoch`` is
+    missing.
 
     Args:
         masker: the masker.
-        total_steps: the number of optimiser steps in the run; needed by schedules that change.
+        total_steps: the number of optimiser steps in the run. Schedules that change need this
+            number.
 
     Raises:
         MaskwiseError: the masker is for masked diffusion, or the rows of a batch have different
@@ -57,7 +59,7 @@ class MaskingCollator:
             raise MaskwiseError(
                 "a collator needs a masker",
                 got=type(masker).__name__,
-                do="give Masker(tokenizer)",
+                do="pass Masker(tokenizer)",
             )
         if total_steps is not None:
             total_steps = whole_number("total_steps", total_steps, least=1)
@@ -67,14 +69,14 @@ class MaskingCollator:
         self._warned = False
         if masker.places:
             raise MaskwiseError(
-                "a collator cannot pass on the loss weights of masked diffusion",
+                "a collator cannot return the loss weights of masked diffusion",
                 got=masker,
-                do="use MaskingTrainer, or call the Noising",
+                do="use MaskingTrainer, or call the Noising on the rows",
             )
         if masker.policy.learner() is not None:
             warnings.warn(
-                f"policy {masker.policy} learns from losses, which a collator never sees: its "
-                "weights stay equal; use MaskingTrainer or maskwise pretrain",
+                f"policy {masker.policy} learns its weights from losses, but a collator gets no "
+                "losses, so the weights stay equal; use MaskingTrainer or maskwise pretrain",
                 stacklevel=2,
             )
 
@@ -82,21 +84,22 @@ class MaskingCollator:
         return dict(self.masked(rows))
 
     def masked(self, rows: Rows) -> MaskedBatch:
-        """Mask rows for the step and the epoch in their columns, and return the whole batch."""
+        """Mask rows for the step and the epoch in their columns, and return a ``MaskedBatch``."""
         from torch.utils.data import get_worker_info
 
         require_rows(rows)
         step = _common(rows, "step")
         epoch = _common(rows, "epoch")
         worker = get_worker_info()
-        # Every worker has a copy of this collator, but one warning is enough.
+        # Every worker has a copy of this collator, but only the first worker should warn.
         first = worker is None or worker.id == 0
         if (step is None or epoch is None) and first and not self._warned:
             self._warned = True
             warnings.warn(
-                "rows carry no step or no epoch, so masks are dynamic; without a step, masks are "
-                "not reproducible across workers, and a schedule follows each worker's own count "
-                "of batches; use StepBatchSampler and SteppedDataset, or MaskingTrainer",
+                "the rows have no column step or no column epoch, so masks change at every step; "
+                "without a step, masks depend on the number of workers, and each worker counts its "
+                "batches to compute the ratio; use StepBatchSampler and SteppedDataset, or "
+                "MaskingTrainer",
                 stacklevel=3,
             )
         if step is None:
@@ -104,7 +107,8 @@ class MaskingCollator:
             if worker is not None:
                 step = step * worker.num_workers + worker.id
                 if epoch is None:
-                    # Loaders may restart their workers every epoch, with a different seed.
+                    # A loader may restart its workers every epoch. Their counts then begin at 0
+                    # again, but their seed differs, so the masks differ too.
                     epoch = fold(worker.seed, step)
         self._batches += 1
         return self.masker(
@@ -116,7 +120,7 @@ class MaskingCollator:
 
 
 def _common(rows: Rows, name: str) -> int | None:
-    """Return the value that all rows of a batch have in a column; None without the column."""
+    """Return the value that all rows of a batch have in a column; None if there is no column."""
     if not isinstance(rows, Mapping):
         values = [row.get(name) for row in rows]
     elif rows.get(name) is None:
@@ -134,16 +138,16 @@ def _common(rows: Rows, name: str) -> int | None:
         raise MaskwiseError(
             f"rows of one batch differ in {name!r}",
             got=", ".join(sorted(map(str, found))),
-            do="use StepBatchSampler, which makes each batch for one step",
+            do="use StepBatchSampler: all rows of its batches have the same step and epoch",
         )
     return found.pop() if found else None
 
 
 class SteppedDataset:
-    """A view of a map-style dataset with the indices (index, step, epoch).
+    """A view of a map-style dataset that is indexed by (index, step, epoch).
 
-    A row of the view is the dataset's row with the columns ``step`` and ``epoch``. Rows without an
-    ``example_id`` get their index as ``example_id``.
+    The view returns the dataset's row at this index, with two more columns, ``step`` and ``epoch``.
+    If a row has no ``example_id``, its index is its ``example_id``.
 
     >>> SteppedDataset([{"input_ids": [5, 7]}])[0, 3, 1]
     {'example_id': 0, 'input_ids': [5, 7], 'step': 3, 'epoch': 1}
@@ -160,7 +164,7 @@ class SteppedDataset:
             raise MaskwiseError(
                 "the index must be (index, step, epoch)",
                 got=repr(place),
-                do="give the loader batch_sampler=StepBatchSampler(len(data), batch_size=…)",
+                do="pass batch_sampler=StepBatchSampler(len(data), batch_size=…) to the loader",
             )
         index, step, epoch = place
         row = self.data[index]
@@ -172,9 +176,9 @@ class SteppedDataset:
 class StepBatchSampler:
     """Yield shuffled batches of (index, step, epoch).
 
-    The order of an epoch is a function of (seed, epoch), so resuming takes constant time. Rows that
-    do not fill a step at the end of an epoch are skipped. The length of the sampler is the number
-    of batches from ``first_step`` on.
+    The order of an epoch depends only on the seed and the epoch. A run can therefore be resumed
+    without going through the earlier batches. If the last rows of an epoch do not fill a step, they
+    are skipped. The length of the sampler is the number of batches from ``first_step`` on.
 
     >>> sampler = StepBatchSampler(6, batch_size=2, epochs=1, seed=0)
     >>> len(sampler), next(iter(sampler))
@@ -185,10 +189,10 @@ class StepBatchSampler:
         batch_size: the number of rows in a batch.
         seed: the seed of the shuffle.
         epochs: the number of passes over the data.
-        first_step: the step to resume from.
-        rank, ranks: the rank of this process and the number of ranks. All ranks together read
-            ``batch_size × ranks`` rows at a time, and each rank yields ``batch_size`` of them.
-        accumulate: the number of batches per optimiser step.
+        first_step: the first step to yield; above 0 when a run is resumed.
+        rank, ranks: the rank of this process, and the number of ranks. Each rank yields its own
+            batches, of ``batch_size`` rows each.
+        accumulate: the number of batches of each rank per optimiser step.
 
     Attributes:
         total_steps: the number of optimiser steps in all epochs.
@@ -209,7 +213,7 @@ class StepBatchSampler:
         ranks: int = 1,
         accumulate: int = 1,
     ):
-        self.size = whole_number("size", size, least=0, do="give len(dataset)")
+        self.size = whole_number("size", size, least=0, do="pass len(dataset)")
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.seed = whole_number("seed", seed)
         self.epochs = whole_number("epochs", epochs, least=0)
@@ -251,7 +255,10 @@ class StepBatchSampler:
 
 
 class RowCollator:
-    """Collates rows into padded (B, L) tensors with their layers, unmasked; may run in workers."""
+    """Collates rows into padded (B, L) tensors, with layers and without masks.
+
+    The collator may run in the worker processes of a loader.
+    """
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
@@ -262,7 +269,7 @@ class RowCollator:
         batch = gather(rows, self.vocabulary)
         names = batch.example_id
         if batch.plan is not None:
-            # Packed rows name the piece of every token.
+            # In packed rows, every token has the id of its piece.
             names = names[batch.piece].reshape(batch.shape)
         kept = ("input_ids", *batch.layers, *batch.extras)
         columns = {name: batch.tensor(name) for name in kept}

@@ -1,43 +1,47 @@
-"""Masking for masked diffusion: one rate per row, and one loss weight per masked token.
+"""Masking for masked diffusion: each row has its own masking rate and its own loss weights.
+
+The *rate* t of a row is the share of its tokens that is masked. The *loss weight* of a masked token
+is the factor by which its loss is multiplied.
 
     noising = Noising(tokenizer, ratio="uniform(0, 1)", seed=0)
     batch = noising(rows, epoch=0)
     bound = (losses · batch.loss_weight).sum() / batch.counted    # an estimate, nats/eligible token
 
-A row of L tokens is masked in one of two ways, each with exact loss weights:
+A row of L tokens is masked in one of two ways. The loss weights are exact in both ways.
 
-- ``budget="exact"`` masks ⌈rate · L⌉ tokens. The number of masked tokens follows from the rate, so
+- ``budget="exact"`` masks ⌈rate · L⌉ tokens. Their number is not random if the rate is known, so
   the loss has less variance. Units must be single tokens of equal weight.
-- ``budget="bernoulli"`` masks each unit independently, as in the papers. All units and weights are
-  allowed.
+- ``budget="bernoulli"`` masks each unit (such as a word) independently, as in the papers. All units
+  and weights are allowed.
 
 **Loss weights.** If every token of a text is masked independently with probability t, then
-−log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt. If a row's rate t was drawn with density
-p(t), its loss weight is 1 / (t · p(t)), so all distributions of rates estimate the same bound. If
-the number n of masked tokens was drawn with probability P(n), the loss weight is 1 / (n · P(n)).
+−log p(text) ≤ ∫₀¹ E[Σ_masked −log p(token | rest)] / t dt. The right side is an upper bound, and
+the weighted loss estimates it. If a row's rate t was drawn with density p(t), the loss weight is
+1 / (t · p(t)). All distributions of rates therefore estimate the same bound. If the number n of
+masked tokens was drawn with probability P(n), the loss weight is 1 / (n · P(n)).
 
-**Weighted units.** A unit i with weight w_i is masked with probability r_i = 1 − exp(−τ·w_i), where
-τ is chosen such that a share t of the row's tokens is masked on average. The loss weight of its
-tokens is (dr_i/dt) / r_i divided by p(t); for equal weights this is 1 / (t · p(t)). The loss
-bounds the likelihood if the weights do not depend on the text that the masks hide
-(``Policy.reads_text``).
+**Weighted units.** A unit i with masking weight w_i is masked with probability
+r_i = 1 − exp(−τ·w_i). The number τ is chosen such that a share t of the row's tokens is masked on
+average. The loss weight of the unit's tokens is (dr_i/dt) / r_i, divided by p(t). For equal weights
+this is 1 / (t · p(t)). The loss is a bound only if the units and their masking weights do not
+depend on the text that the masks hide (``Policy.reads_text``).
 
-**Distribution of rates.** Any schedule that draws a ratio per row can provide the rates. The code
-tabulates quantiles of the schedule and draws rates uniformly between neighbouring quantiles, so it
-knows the density exactly. There are three kinds of schedules:
+**Distribution of rates.** The rates come from a schedule that draws a ratio for each row. The code
+tabulates the quantiles of the schedule and draws rates uniformly between neighbouring quantiles, so
+that their density is known exactly. There are three kinds of schedules:
 
 - A distribution over all of (0, 1), such as ``uniform(0, 1)``, is used unchanged.
-- A distribution that (nearly) omits a part of (0, 1), such as ``uniform(0.3, 0.8)`` or ``bell``,
-  would omit the same part of the bound. A share ``REST`` of the rates is therefore drawn from
-  ``uniform(0, 1)``, so no loss weight exceeds 1 / (REST · t).
-- A schedule with a few fixed rates (``constant``, ``mixture``) estimates no bound. Its loss weight
-  is 1/t, which gives the mean loss of the masked tokens.
+- A distribution that never or rarely draws from a part of (0, 1), such as ``uniform(0.3, 0.8)`` or
+  ``bell``, would leave out the same part of the integral. A share ``REST`` of the rates is
+  therefore drawn from ``uniform(0, 1)``. No loss weight then exceeds 1 / (REST · t).
+- A schedule with a few fixed rates (``constant``, ``mixture``) cannot estimate the bound. Its loss
+  weight is 1/t, so that the weighted loss is the mean loss of the masked tokens.
 
 Sources: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equation 10; Nie et al. 2025 (LLaDA, arXiv
 2502.09992), equations 3 and 6; Ou et al. 2024 (arXiv 2406.03736; numbers of masked tokens).
 
-Cost: for single tokens, the cost of the policy ``token``; for weighted units, about five more
-passes over the units to find τ.
+Cost: the cost of the masking policy. Weighted units need about five more passes over the units to
+find τ.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ REST = 0.1
 """The share of rates drawn from uniform(0, 1) if a distribution omits a part of (0, 1)."""
 CELLS = 4096
 """The number of cells in the table of quantiles."""
-# Increments of the low-discrepancy sequence from row to row, and from piece to piece in a row.
+# ``spread`` adds GOLDEN from one row to the next, and SILVER from one piece of a row to the next.
 GOLDEN = 0.6180339887498949
 SILVER = 0.41421356237309515
 _LEAST = 2.0**-40
@@ -77,14 +81,16 @@ class Rates:
 
     Args:
         schedule: the schedule that draws a ratio for each row.
-        step, total_steps: the step at which to read the schedule, and the number of steps.
-        twice: whether each row is masked twice, at the rates t and 1 − t (``visits: complement``).
+        step: the step at which the schedule is evaluated.
+        total_steps: the number of steps in the run.
+        twice: whether each row is masked at rate t in one epoch and at rate 1 − t in the next epoch
+            (``visits: complement``).
 
     Attributes:
-        complete: whether the weighted loss estimates the bound; False for fixed rates.
+        complete: whether the weighted loss estimates the bound. False if rates are fixed.
 
     Raises:
-        MaskwiseError: the schedule has a fixed rate of 0, which masks nothing.
+        MaskwiseError: a fixed rate of the schedule is 0, which masks nothing.
 
     >>> from maskwise.masking.schedules import schedule
     >>> rates = Rates(schedule("uniform(0, 1)"))
@@ -107,12 +113,13 @@ class Rates:
         self.complete = bool(rises.sum() > CELLS // 50)
         if not self.complete and not grid.min() > 0:
             raise MaskwiseError(
-                f"ratio {schedule}: rate 0 masks nothing and has no weight",
+                f"ratio {schedule}: a masking rate of 0 masks nothing and has no loss weight",
                 got=0,
                 allowed="rates above 0",
-                do="use uniform(0, 1)",
+                do="use ratio uniform(0, 1)",
             )
-        # Drop repeated quantiles, as at the ends of a clipped range: they have no density.
+        # Equal quantiles, such as those at the ends of a clipped range, would have an infinite
+        # density. Keep one of them.
         if self.complete:
             grid = np.append(grid[:-1][rises], grid[1:][rises][-1])
         self.grid = grid
@@ -120,7 +127,7 @@ class Rates:
 
     @cached_property
     def rest(self) -> float:
-        """The share of rates drawn uniformly from (0, 1)."""
+        """The share of the rates that are drawn from ``uniform(0, 1)``: 0 or ``REST``."""
         if not self.complete:
             return 0.0
         covers = self.grid[0] <= 1e-9 and self.grid[-1] >= 1 - 1e-9
@@ -130,7 +137,7 @@ class Rates:
         return REST
 
     def draw(self, u_P: Array) -> Array:
-        """(P,) float64 rates in (0, 1], computed from uniform draws in (0, 1)."""
+        """(P,) float64 rates in (0, 1], computed from uniform draws ``u_P`` in (0, 1)."""
         if not self.complete:
             return self.fixed(u_P)
         rest = self.rest
@@ -140,7 +147,7 @@ class Rates:
         return rate_P.clip(_LEAST, 1)
 
     def density(self, rate_P: Array) -> Array:
-        """(P,) float64: the density p(t), including the share ``rest`` of uniform rates."""
+        """(P,) float64: the density p(t) of each rate."""
         width = np.diff(self.grid)
         cell = self.grid.searchsorted(rate_P, side="right") - 1
         # Every cell of the table has the same probability.
@@ -155,7 +162,8 @@ class Rates:
             return 1 / rate_P
         density = self.density(rate_P)
         if self.twice:
-            # In every other epoch a row is masked at 1 − t, so the densities are averaged.
+            # A row is masked at t in one epoch and at 1 − t in the next. Over both epochs, the
+            # density is the mean of the two densities.
             density = (density + self.density(1 - rate_P)) / 2
         return 1 / (rate_P * density)
 
@@ -165,7 +173,7 @@ class Rates:
         return number_P.clip(np.minimum(tokens_P, 1), tokens_P)
 
     def number_weight(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: the loss weight if ``number_P`` of ``tokens_P`` tokens are masked."""
+        """(P,) float64: the loss weights if ``number_P`` of ``tokens_P`` tokens are masked."""
         number_P = np.maximum(number_P, 1)
         if not self.complete:
             return tokens_P / number_P
@@ -177,47 +185,50 @@ class Rates:
         return 1 / (number_P * share)
 
     def _probability(self, number_P: Array, tokens_P: Array) -> Array:
-        """(P,) float64: the probability of masking ``number_P`` of ``tokens_P`` tokens."""
+        """(P,) float64: the probability that ``number`` returns ``number_P``."""
         length = np.maximum(tokens_P, 1)
         return self._below(number_P / length) - self._below((number_P - 1) / length)
 
     def _below(self, rate_P: Array) -> Array:
-        """(P,) float64: the distribution function of the rates at ``rate_P``."""
+        """(P,) float64: the probability of a rate of at most ``rate_P``."""
         inner = np.interp(rate_P, self.grid, self.edges)
         return (1 - self.rest) * inner + self.rest * rate_P.clip(0, 1)
 
 
 def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
-    """(P,) float64 in (0, 1): low-discrepancy draws, a function of (seed, epoch, position).
+    """(P,) float64 draws in (0, 1) from a low-discrepancy sequence.
 
-    The draws of consecutive rows cover (0, 1) much more evenly than independent draws, whatever the
-    number of ranks. Over seeds and epochs, each draw is uniform.
+    The draws of consecutive rows cover (0, 1) much more evenly than independent draws. They depend
+    only on the seed, the epoch and the positions, and not on the number of ranks. Over all seeds
+    and epochs, each draw is uniform.
 
     Args:
         place_P: the position of each piece's row in the order of the epoch.
         within_P: the index of each piece in its row.
         seed: any integer.
-        epoch: the pass over the data; None if positions are not counted per epoch.
+        epoch: the number of the pass over the data; None if positions do not restart in each epoch.
     """
     if epoch is None:
         epoch = -1
     first = (fold(seed, 0x10D, epoch) + 0.5) / 2.0**32
     fraction_P = (first + place_P * GOLDEN + within_P * SILVER) % 1.0
-    # Keep the draws off 0 and 1: a rate of 0, or a complement 1 − 1, would have no loss weight.
+    # A rate of 0 would have no loss weight, and the complement of a rate of 1 is 0. Therefore the
+    # draws must differ from 0 and 1.
     return fraction_P * (1 - 2.0**-40) + 2.0**-41
 
 
 class Noising(Masker):
-    """A masker for masked diffusion; the docstring of this module defines rates and loss weights.
+    """A masker for masked diffusion. The module docstring defines rates and loss weights.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
-        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``. A fixed ratio
-            estimates no bound.
+        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``. With a fixed ratio,
+            the loss does not estimate the bound.
         more: further arguments of ``Masker``. ``budget`` is ``exact`` (default) or ``bernoulli``.
-            ``fill`` is ``none`` or ``random`` (mask units of weight 0 last). ``visits`` is
-            ``random`` or ``complement`` (every second epoch masks the tokens that the epoch before
-            left visible). ``corruption`` and ``predict`` must keep their defaults.
+            ``fill`` is ``none`` or ``random`` (units of weight 0 can be masked, after all other
+            units). ``visits`` is ``random`` or ``complement`` (every second epoch masks the tokens
+            that the epoch before left visible). ``corruption`` and ``predict`` must keep their
+            defaults.
 
     Raises:
         MaskwiseError: the settings would make the loss weights wrong.
@@ -241,7 +252,7 @@ class Noising(Masker):
         check(self.policy, budget=self.budget, fill=self.fill, visits=self.visits)
         if self.corruption != mask_only() or not self.predict.always(1):
             raise MaskwiseError(
-                "masked diffusion masks every selected token",
+                "masked diffusion must replace every selected token by the mask and predict it",
                 got=f"corruption {self.corruption}, predict {self.predict}",
                 do="use corruption mask-only and predict 1.0",
             )
@@ -252,7 +263,7 @@ class Noising(Masker):
         rates = self._rates.get(when)
         if rates is None:
             rates = Rates(self.ratio, *when, twice=self.visits == "complement")
-            # Tabulating quantiles takes longer than masking a batch, so the last table is cached.
+            # Tabulating quantiles takes longer than masking a batch, so keep the last table.
             self._rates = {when: rates}
         return rates
 
@@ -260,7 +271,8 @@ class Noising(Masker):
         rates = self.rates(moment.step, moment.total_steps)
         keys, second = self.paired(batch, keys, moment)
         if moment.place is None or self.visits == "complement":
-            # Both epochs of a pair need the same rate, but the row's position differs.
+            # Both epochs of a pair need the same rate. The position of a row would give two rates,
+            # because rows have another order in each epoch.
             u_P = keys.per_piece(Purpose.RATIO)
         else:
             place_P = np.asarray(moment.place, np.int64)[batch.row]
@@ -272,30 +284,34 @@ class Noising(Masker):
 
 
 def noised(
-    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool = False
+    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool
 ) -> Selection:
     """Select units at the given rates.
 
     Args:
         units: the candidate units.
-        rates: the distribution of the rates.
+        rates: the distribution from which the rates were drawn.
         rate_P: (P,) float64 in (0, 1], the rate of each piece.
         keys: the random draws for these pieces.
-        exact: whether to mask ⌈rate · L⌉ tokens; if False, each unit is masked independently.
-        second: whether to mask the complement.
+        exact: whether to mask ⌈rate · L⌉ tokens. If False, each unit is masked independently.
+        second: whether to mask the units that would be left visible if ``second`` were False.
 
     Returns:
-        The selection, with the actual rates and the loss weights.
+        The selection, with the rates that resulted and the loss weights.
 
     Raises:
-        MaskwiseError: units of several tokens with ``exact``, or unequal weights with ``exact`` or
-            ``second``.
+        MaskwiseError: units have several tokens and ``exact`` is True, or weights are unequal and
+            ``exact`` or ``second`` is True.
     """
     equal = units.weight is None
     if (exact and not (equal and units.by_token)) or (second and not equal):
         do = "set masking.budget: bernoulli" if exact else "set masking.visits: random"
         got = "units of several tokens" if equal else "units with weights"
-        raise MaskwiseError("these settings need single tokens of equal weight", got=got, do=do)
+        raise MaskwiseError(
+            "masked diffusion with these settings needs single tokens of equal weight",
+            got=got,
+            do=do,
+        )
     piece = units.piece
     if exact:
         tokens_P = units.tokens_P
@@ -336,13 +352,13 @@ def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
     require_known("visits of masked diffusion", visits, ("random", "complement"))
     if policy.needs_ratio:
         raise MaskwiseError(
-            "masked diffusion needs units that do not depend on the rate",
+            "masked diffusion needs a policy whose units do not depend on the masking rate",
             got=f"policy {policy}",
-            do="use token, span, or any policy with words or weights",
+            do="use the policy token, span, or any policy with words or weights",
         )
     if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:
         raise MaskwiseError(
-            f"policy {policy} has units of several tokens",
+            f"policy {policy} masks several tokens together, which needs budget bernoulli",
             got="budget exact",
             do="set masking.budget: bernoulli",
         )
@@ -369,18 +385,21 @@ def corrupt(
     ``masking.diffusion.Rates`` instead of 1 / rate.
 
     Args:
-        input_ids: (B, L) int64.
-        loss_mask: (B, L), 1 or True where a token may be masked; 0 or False for prompts, padding
+        input_ids: (B, L) int64, the token ids.
+        loss_mask: (B, L), 1 or True for tokens that may be masked; 0 or False for prompts, padding
             and special tokens.
         mask_token_id: the id that replaces masked tokens.
         ratio: the distribution of the rates.
-        budget: ``bernoulli`` masks each token independently. ``exact`` draws the number of masked
-            tokens; the rate is their share.
-        seed, epoch, step: a mask is a function of the seed, the epoch and the row. If ``epoch`` is
-            None, the step is used instead.
-        total_steps: the number of steps; needed by distributions that change over training.
-        example_id: (B,) int64, the permanent ids of the rows; default: hashes of their content.
-        place: (B,) the positions of the rows in the order of the epoch, for low-discrepancy rates.
+        budget: ``bernoulli`` masks each token independently. ``exact`` masks ⌈t · L⌉ of L tokens,
+            where t is drawn; the returned rate is the share of masked tokens.
+        seed: any integer.
+        epoch: the number of the pass over the data. If None, masks depend on the step instead.
+        step: the number of the optimiser step.
+        total_steps: the number of steps. Distributions that change over training need this number.
+        example_id: (B,) int64, the permanent ids of the rows, from which masks are computed;
+            default: hashes of the tokens.
+        place: (B,) the positions of the rows in the order of the epoch. If given, rates are drawn
+            from a low-discrepancy sequence.
 
     Returns:
         ``noisy`` (B, L) int64, ``mask`` (B, L) bool and ``rate`` (B, L) float32, on the device of
@@ -416,7 +435,8 @@ def corrupt(
     batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
     keys = Keys(names, seed=seed, epoch=epoch, step=step)
     places = None if place is None else place.numpy(force=True)
-    # ``loss_mask`` says which tokens may be masked, so the vocabulary needs no tables.
+    # ``loss_mask`` defines which tokens may be masked, so the tables of the vocabulary are not
+    # needed.
     nothing = np.zeros(0, bool)
     vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)
     noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)

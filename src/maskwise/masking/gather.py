@@ -1,7 +1,8 @@
-"""Read rows as an annotated batch: dicts, (B, L) tensors, packed rows or flat pieces.
+"""Read rows and turn them into an ``AnnotatedBatch``.
 
-This module checks rows once, so later code can rely on arrays of equal lengths. It reads torch
-tensors on any device without importing torch.
+Rows may be dicts, (B, L) tensors, packed rows or flat pieces. This module checks the rows, so later
+code can rely on arrays of equal lengths. The module reads torch tensors on any device, but does not
+import torch itself.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Sequence[Row] | Row
 
-# Columns that are not layers. The collator reads step and epoch, and the masker makes new labels.
+# Columns that are not read here. The collator reads step and epoch, and the masker makes new
+# labels.
 _IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
-# The padding value of each column of whole numbers. Layers are padded with −1.
+# Columns that must be whole numbers, and the value that pads each of them. Layers are padded with
+# −1.
 _FILL = {
     "input_ids": 0,
     "attention_mask": 0,
@@ -41,7 +44,7 @@ _FILL = {
 }
 _NAMES = ("input_ids", "example_id")
 
-# The kinds of values in a column, as errors name them.
+# The kinds of values in a column. Error messages show these words.
 MISSING = "nothing"
 TEXT = "text"
 SINGLE = "a single value"
@@ -51,19 +54,18 @@ EMPTY = "an empty list"
 
 @runtime_checkable
 class Pieces(Protocol):
-    """Concatenated document pieces and their rows, as ``maskwise.text`` provides them.
+    """Pieces of documents, concatenated, and the row of each piece. ``maskwise.text`` makes them.
 
     Attributes:
-        columns: (T,) named arrays: ``input_ids``, ``word_ids`` and other layers, without special
+        columns: arrays (T,) by name: ``input_ids``, ``word_ids`` and other layers, without special
             tokens.
         lengths: (P,) the number of tokens in each piece.
         example_ids: (P,) int64, the permanent id of each piece.
-        rows: (P,) the row of each piece, ascending from 0.
+        rows: (P,) the index of each piece's row, ascending from 0.
         length: the number of tokens in a row.
-        frame: the ids (first, last, pad) of special tokens, −1 for none. ``first`` opens a text,
-            and ``last`` closes a piece.
-        apart: whether every piece is a text, which begins with ``first``. If False, every row is a
-            text.
+        frame: the ids (first, last, pad) of special tokens; −1 for a token that is not used.
+            ``first`` is inserted before a text, and ``last`` after a piece.
+        apart: whether every piece is a separate text. If False, all pieces of a row form one text.
     """
 
     @property
@@ -83,14 +85,14 @@ class Pieces(Protocol):
 
 
 def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Check rows and read them as one line of pieces.
+    """Check rows and turn them into an annotated batch.
 
     Args:
-        rows: one of three forms. A list of dicts with ``input_ids`` and, if available,
-            ``example_id`` and layers. One dict of (B, L) tensors or arrays, in which ``example_id``
-            is (B,); in packed rows ``example_id`` is (B, L), and a run of equal ids is a piece. Or
-            ``Pieces``.
-        vocabulary: tables over ids.
+        rows: a list of dicts with ``input_ids`` and, if available, ``example_id`` and layers; or
+            one dict of (B, L) tensors or arrays, in which ``example_id`` is (B,); or ``Pieces``. In
+            packed rows, ``example_id`` is (B, L), and consecutive tokens with the same id form a
+            piece.
+        vocabulary: the vocabulary of the tokenizer that made the rows.
 
     Raises:
         MaskwiseError: there are no rows, a layer has the wrong length, or an id is outside the
@@ -100,7 +102,7 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
         return rows
     if isinstance(rows, Mapping):
         return _annotated(_stacked(rows), vocabulary)
-    # A check against a protocol takes a quarter of a millisecond, so the common case comes first.
+    # Dicts are checked first, because a check against a protocol takes a quarter of a millisecond.
     if isinstance(rows, Pieces):
         return _placed(rows, vocabulary)
     require_rows(rows)
@@ -127,7 +129,7 @@ def require_rows(rows: object) -> None:
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether a value is a torch tensor."""
-    # Tensors exist only if torch is already imported, so torch is not imported here.
+    # If torch has not been imported yet, no value can be a tensor. Importing torch would be slow.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -159,7 +161,8 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
     packed = False
     if example_id is None:
         warnings.warn(
-            "rows have no example_id: masks are keyed by a hash of their content",
+            "rows have no example_id, so a hash of their tokens is used instead, and rows with the "
+            "same tokens get the same mask",
             stacklevel=5,
         )
         example_id = content_ids(ids, content, begin)
@@ -197,17 +200,18 @@ def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """Return the first token and the example id (``name``) of each piece of packed rows, both (P,).
+    """Return the first position and the example id of each piece of packed rows, both (P,).
 
-    A piece is a run of equal ids among the content tokens of a row. Special tokens after the run
-    belong to the piece, unless they have the id of the next piece, as its [CLS] has.
+    A piece is a run of content tokens with the same example id (``name``, (T,)) in one row. Special
+    tokens behind the run belong to the same piece, except if they have the id of the next piece
+    (such as the [CLS] of the next piece).
     """
     height, width = shape
     if not name.size:
         return np.zeros(height, np.int64), np.zeros(height, np.int64)
     opens = changes(name)
     opens[::width] = True
-    # The arrays below have one item per run of equal ids. There are few runs.
+    # The arrays below have one item per run of equal ids, so they are short.
     start = np.flatnonzero(opens)
     with_text = np.logical_or.reduceat(content, start)
     if with_text.all():
@@ -227,7 +231,7 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
 
 
 def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Arrange pieces and their special tokens in rows, as an annotated batch."""
+    """Arrange pieces in rows, add special tokens, and return an annotated batch."""
     lengths = np.asarray(pieces.lengths, np.int64)
     row = np.asarray(pieces.rows, np.int64)
     if not len(row):
@@ -267,7 +271,7 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
     for name, value in rows.items():
         if name in _IGNORED:
             continue
-        # Looking for text in an array or a tensor would take longer than reading it.
+        # Arrays are not searched for text, because the search would take longer than reading them.
         is_array = hasattr(value, "ndim") and value.ndim > 0
         if is_array or _common_kind(name, [value]) != MISSING:
             columns[name] = read_numbers(name, value)
@@ -287,7 +291,7 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
 
 
 def _padded(rows: Sequence[Row]) -> Columns:
-    """Turn a list of dicts into (B, L) columns, padded with −1 in layers."""
+    """Turn a list of dicts into (B, L) columns. Layers are padded with −1."""
     sizes = []
     for number, row in enumerate(rows):
         _require_ids(row, number)
@@ -295,7 +299,7 @@ def _padded(rows: Sequence[Row]) -> Columns:
     lengths = np.array(sizes)
     inside = np.arange(lengths.max()) < lengths[:, None]
     columns = {}
-    # A dict keeps the columns in the order of the rows' keys; a set would not.
+    # A dict keeps the order of the rows' keys, but a set would not.
     for name in dict.fromkeys(chain.from_iterable(rows)):
         if name in _IGNORED:
             continue
@@ -322,7 +326,7 @@ def _kind_of(value: object) -> str:
         if _kind_of(value[0]) == TEXT:
             return TEXT
         return TOKENS
-    # Ask for ``__len__`` first: ``np.ndim`` of a number is slow.
+    # Check ``__len__`` first, because ``np.ndim`` of a number is slow.
     if hasattr(value, "__len__") and np.ndim(value):  # type: ignore[arg-type]
         return TOKENS
     return SINGLE
@@ -363,7 +367,7 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
                 got=len(value),
                 allowed=length,
             )
-    # numpy reads an empty list as floats, and one such part would turn the whole column to floats.
+    # numpy turns an empty list into floats. One empty part would make the whole column floats.
     parts = [read_numbers(name, value) for value in values if len(value)]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
     if flat.ndim != 1:
@@ -413,24 +417,25 @@ def read_numbers(name: str, value: object) -> Array:
         raise MaskwiseError(
             f"column {name!r} cannot be read",
             got=got,
-            do="give a dense array of int64 or float32, or leave it out of the rows",
+            do="use a dense array of int64 or float32, or remove the column from the rows",
         ) from None
     if array.dtype.kind not in "bifu":
         raise MaskwiseError(
             f"column {name!r} must be numbers of 64 bits",
             got=str(array.dtype),
-            do="leave it out of the rows",
+            do="convert the column, or remove it from the rows",
         )
     return array
 
 
 def _whole(name: str, values: Array) -> Array:
-    """Convert whole numbers to int64; an ``example_id`` of uint64 keeps its bits."""
-    # Bools can be masks but not ids. An empty column may have the dtype float.
+    """Convert whole numbers to int64. The bits of an ``example_id`` of uint64 do not change."""
+    # A column of bools can be an attention mask but not ids. The dtype of an empty column is not
+    # checked, because numpy makes it float.
     kinds = "iu" if name in _NAMES else "iub"
     if values.size and values.dtype.kind not in kinds:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
-    # Numbers from 2⁶³ would become negative in int64, and negative numbers mean "no value".
+    # Numbers from 2⁶³ on would become negative in int64, and negative numbers mean "no value".
     if name != "example_id" and values.dtype == np.uint64 and values.size:
         largest = int(values.max())
         if largest >= 2**63:

@@ -1,7 +1,21 @@
-"""The masker: policy × schedule × corruption → masked batches.
+"""The masker: it chooses tokens of each row, replaces them, and returns a masked batch.
 
-A masker has no random state: a mask is a function of (seed, epoch, example id, ratio, weights).
-Masking runs in numpy on the host, in O(B·L) memory. Only the rows and the result are tensors.
+Terms of this package:
+
+- A *piece* is one document, or one part of a document, in a row. A packed row has several pieces.
+- An *eligible* token is a token that may be masked: not padding, not special and not [UNK].
+- A *unit* is a group of tokens that are masked together, such as a word. A *masking policy* cuts
+  each piece into units. A unit with a larger *masking weight* is more likely to be masked.
+- The *ratio* is the share of a piece's eligible tokens to mask; a *schedule* sets the ratio of each
+  step. The *budget* is the resulting number of tokens.
+- A *corruption* replaces the selected tokens and sets the labels.
+- A *draw* is a pseudo-random number computed by hashing (seed, epoch, example id, purpose, index).
+  The *purpose* is what the draw decides; draws with different purposes are independent.
+- A *layer* is an array of one number per token, such as the number of the token's word.
+
+A masker has no random state: a mask depends only on the seed, the epoch, the example id, the ratio
+and the weights. Masking runs in numpy on the host, in O(B·L) memory for B rows of L tokens. Only
+the rows and the result are tensors.
 """
 
 from __future__ import annotations
@@ -34,21 +48,21 @@ if TYPE_CHECKING:
 
 DESCRIBED = ("policy", "ratio", "budget", "corruption", "fill", "min_targets", "seed", "predict")
 MOST_TARGETS = 2**31 - 1
-"""The largest ``min_targets``; no piece has more tokens."""
+"""The largest ``min_targets``. No piece has more tokens."""
 
-# How the masks of a row in different epochs depend on each other:
+# How the masks of a row in different epochs depend on each other, for a ratio of r:
 #
 # ``random``: each epoch draws a new mask.
-# ``complement``: epochs form pairs. The second epoch masks the units that the first left visible,
-# so its ratio is 1 − r.
-# ``coverage``: 1/r epochs form a round, in which every unit is masked once. The units of a piece
-# are sorted at random, in a new order for each round, and epoch e takes the part from e·r to
-# (e + 1)·r.
+# ``complement``: epochs form pairs. The second epoch of a pair masks the units that the first epoch
+# left visible. Its ratio is thus 1 − r.
+# ``coverage``: 1/r epochs form a round. Each round sorts the units of a piece in a new random
+# order, and each epoch of the round masks the next share r of this order. A round thus masks every
+# unit once.
 #
-# All masks are functions of (seed, epoch, example). ``complement`` keys draws by the pair of
-# epochs, ``coverage`` by the round. Units stay whole, so an epoch may mask one unit more or less
-# than the ratio, and no unit of a short piece. If a learning policy changes its weights between
-# epochs, the order changes too.
+# With ``complement``, both epochs of a pair use the same draws. With ``coverage``, all epochs of a
+# round use the same draws. Units are not split, so an epoch may mask one unit more or one unit less
+# than the ratio asks for, and may mask nothing in a short piece. If a policy learns its weights
+# during training, the random order changes between epochs, and the modes hold only approximately.
 #
 # Source: masked diffusion models of 2025 for ``complement``; ``coverage`` is from this library.
 VISITS = ("random", "complement", "coverage")
@@ -59,22 +73,25 @@ class Masker:
 
     Args:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
-        policy: which tokens are masked together: a name such as ``"whole-word"``, or a ``Policy``.
+        policy: the masking policy: a name such as ``"whole-word"``, or a ``Policy``.
         ratio: the share of eligible tokens to mask: a number, a schedule, the name of a schedule,
             or a function of (step, total steps).
-        budget: ``expected`` (even inclusion, at most one unit over the budget), ``exact`` (never
-            over the budget) or ``bernoulli`` (no fixed budget).
+        budget: ``expected`` (the ratio is met on average, and a piece exceeds its budget by at most
+            one unit), ``exact`` (no piece exceeds its budget) or ``bernoulli`` (each unit is masked
+            independently of the others, without a budget).
         corruption: how selected tokens are replaced, and which labels the model must predict.
         seed: any integer.
-        fill: what to do if units of positive weight cannot use the whole budget: ``none`` (leave
-            the rest unused), ``random`` (mask other units) or ``skip-row`` (leave the row
-            unmasked).
-        min_targets: the minimum budget of a document piece, in tokens, where eligible × ratio ≥
-            0.5. Only for ``visits="random"``.
-        predict: the largest share of each piece's *eligible* tokens that get a loss, as a number or
-            a schedule. These targets are drawn from the corrupted tokens (from all tokens, if
-            labels are 0 and 1). Only for corruptions that keep lengths.
-        keep: the name of a layer; its tokens (numbers ≥ 0) are never masked. Example: ``prompt``.
+        fill: what to do if the policy gives positive weights to too few units to use the whole
+            budget: ``none`` (mask fewer tokens), ``random`` (also mask units of weight 0) or
+            ``skip-row`` (mask nothing in this piece).
+        min_targets: the minimum budget of a piece, in tokens. Pieces whose eligible tokens × ratio
+            are below 0.5 have no minimum. Other ``visits`` than ``random`` have no minimum.
+        predict: the largest share of each piece's eligible tokens that get a loss, as a number or a
+            schedule. The tokens that get a loss are drawn from the corrupted tokens. If the model
+            predicts whether each token was replaced, they are drawn from all tokens. A value below
+            1 needs a corruption that keeps the length of the text.
+        keep: the name of a layer. Tokens with a number ≥ 0 in this layer are never masked. For
+            example, the layer ``prompt`` marks the tokens of prompts.
         visits: how the masks of a row in different epochs depend on each other: ``random``,
             ``complement`` or ``coverage``. The last two need ``budget="expected"`` and a ``fill``
             of ``none`` or ``random``.
@@ -93,7 +110,7 @@ class Masker:
     """
 
     places = False
-    """Whether ``__call__`` needs ``place``, the position of each row in the order of the epoch."""
+    """Whether ``__call__`` needs its argument ``place``."""
 
     def __init__(
         self,
@@ -124,12 +141,12 @@ class Masker:
         for name, known in _KNOWN.items():
             require_known(name, getattr(self, name), known)
         if keep is not None and not isinstance(keep, str):
-            raise MaskwiseError("keep must be the name of a layer", got=repr(keep))
+            raise MaskwiseError("keep must be the name of an annotation layer", got=repr(keep))
         if budget == "bernoulli" and self.policy.splits_budget:
             raise MaskwiseError(
-                "budget bernoulli has no budget to split",
+                "budget bernoulli has no budget to split, but this policy splits one between units",
                 got=self.policy,
-                do="use budget exact",
+                do="use budget exact or expected",
             )
         self.corruption.check(self.vocabulary)
         if not (self.predict.always(1) or self.corruption.keeps_length):
@@ -141,12 +158,12 @@ class Masker:
         self._check()
 
     def _check(self) -> None:
-        """Raise if ``visits`` is not ``random`` and a setting would add or drop units."""
+        """Raise if ``visits`` fixes which units are masked, and another setting may change them."""
         if self.visits == "random":
             return
         if self.policy.needs_ratio:
             raise MaskwiseError(
-                f"visits: {self.visits} needs units and weights that do not depend on the ratio",
+                f"visits: {self.visits} needs a policy whose units do not depend on the ratio",
                 got=f"policy {self.policy}",
                 do="use visits: random",
             )
@@ -172,18 +189,19 @@ class Masker:
         """Mask rows.
 
         Args:
-            rows: a list of dicts with ``input_ids``, ``example_id`` and layers; one dict of (B, L)
-                tensors (in packed rows, ``example_id`` is (B, L), with one id per document piece);
-                or ``Pieces``.
-            step: the optimiser step, for the schedule.
-            total_steps: the number of steps in the run; needed by schedules that change.
-            epoch: the pass over the data. None draws new masks at every step.
-            place: (B,) the position of each row in the order of the epoch, for masked diffusion.
+            rows: a list of dicts, one per row, with ``input_ids``, ``example_id`` and layers; or
+                one dict of (B, L) tensors; or ``Pieces``. In packed rows, ``example_id`` is a
+                (B, L) tensor with the id of each token's piece.
+            step: the number of the optimiser step, from which schedules compute the ratio.
+            total_steps: the number of steps in the run. Schedules that change need this number.
+            epoch: the number of the pass over the data. If None, masks depend on the step instead.
+            place: (B,) the position of each row in the order of the epoch. Only masked diffusion
+                needs these positions.
 
         Returns:
             A batch on the device of the rows. The mask of a piece does not depend on other pieces.
-            If corruption makes a packed row longer than planned, the end of its text is cut off,
-            but not its last special token.
+            If the corruption makes a packed row longer than planned, the end of the row's text is
+            cut off, but the last special token is kept.
 
         Raises:
             MaskwiseError: a layer is missing or has the wrong shape, an id is outside the
@@ -205,7 +223,7 @@ class Masker:
         return lay_out(shown, choice, self.vocabulary.pad).to(device_of(rows))
 
     def corrupted(self, batch: AnnotatedBatch, moment: Moment) -> tuple[Corrupted, Selection]:
-        """Select and corrupt the tokens of a batch, in numpy."""
+        """Select tokens of a batch and corrupt them, as numpy arrays."""
         if self.keep is not None:
             kept = batch.layer(self.keep) >= 0
             batch = replace(batch, eligible=batch.eligible & ~kept)
@@ -219,7 +237,7 @@ class Masker:
         shown = self.corruption.corrupt(batch, choice, keys, self.vocabulary)
         share = self.predict(moment.step, moment.total_steps)
         if share < 1:
-            # With labels 0 and 1, unselected tokens are targets too.
+            # In replaced-token detection, unselected tokens are targets too, with the label 0.
             candidate = shown.labels != IGNORE
             if not self.corruption.detects:
                 candidate &= choice.tokens
@@ -227,7 +245,7 @@ class Masker:
         return shown, choice
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
-        """Select the units to mask, but leave the tokens unchanged."""
+        """Select the units to mask. The tokens stay unchanged."""
         if self.visits == "coverage":
             return self._coverage(batch, moment)
         keys, second = self.paired(batch, keys, moment)
@@ -249,22 +267,24 @@ class Masker:
         return stretch(units, keys, np.zeros_like(ratio_P), ratio_P)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        """Cut a batch into the policy's units. ``fill: random`` replaces weights of 0."""
+        """Cut a batch into the policy's units."""
         units = self.policy.cut(batch, keys, moment)
+        # ``filled`` replaces weights of 0 by a tiny weight, so that these units can be selected.
         return units.filled() if self.fill == "random" else units
 
     def _coverage(self, batch: AnnotatedBatch, moment: Moment) -> Selection:
-        """Select the part of the round that this epoch masks."""
+        """Select the units that this epoch masks with ``visits: coverage``."""
         epoch = self._epoch(moment)
         share = self.ratio(moment.step, moment.total_steps)
         if self.ratio.varies or self.ratio.random or not share > 0:
             raise MaskwiseError(
                 "visits: coverage needs one ratio above 0 for all steps and rows",
                 got=self.ratio,
-                do="use a number, such as 0.25",
+                do="set ratio to a number, such as 0.25",
             )
         ratio_P = np.full(batch.pieces, share)
-        # With fractions, the parts of a round meet exactly; floats would leave gaps or overlaps.
+        # With fractions, one epoch's part of a round ends exactly where the next part begins. With
+        # floats, a unit between them could be masked twice or never.
         exact_share = Fraction(share).limit_denominator(1 << 20)
         selections = []
         for number, low, high in _stretches(exact_share, epoch):
@@ -274,7 +294,8 @@ class Masker:
             selections.append(stretch(units, keys, low_P, np.full_like(ratio_P, high)))
         if len(selections) == 1:
             return replace(selections[0], ratio_P=ratio_P)
-        # Two rounds may have different units, so the selected tokens become the units.
+        # This epoch masks the end of one round and the beginning of the next. A random policy cuts
+        # other units in each round, so return the selected tokens as units of one token.
         tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
         return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool), ratio_P)
 
@@ -283,17 +304,19 @@ class Masker:
         if moment.epoch is None:
             raise MaskwiseError(
                 f"visits: {self.visits} needs the epoch",
-                do="pass epoch=…; in a mix of sources, which have separate epochs, use visits: "
-                "random",
+                do="pass epoch=…; a mix of sources has no common epochs, so use visits: random",
             )
         return moment.epoch
 
     def paired(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Keys, bool]:
-        """Return the draws, and whether this is the second epoch of a ``complement`` pair."""
+        """Return the draws to use, and whether this is the second epoch of a ``complement`` pair.
+
+        With other values of ``visits``, ``keys`` is returned unchanged.
+        """
         if self.visits != "complement":
             return keys, False
         epoch = self._epoch(moment)
-        # Both epochs of a pair share their draws, so both sort the units in the same order.
+        # Both epochs of a pair get the same draws and therefore sort the units in the same order.
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
 
@@ -316,7 +339,7 @@ class Masker:
 
 
 def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fraction]]:
-    """The parts (round, start, end) that an epoch masks; two parts if a round ends in the epoch.
+    """The parts of rounds that an epoch masks: (round, start, end), as shares of the random order.
 
     >>> [(n, str(low), str(high)) for n, low, high in _stretches(Fraction(2, 5), 2)]
     [(0, '4/5', '1'), (1, '0', '1/5')]
@@ -334,20 +357,23 @@ def some_labels(
 ) -> Array:
     """Keep the labels of some candidates, and set all other labels to ``IGNORE``.
 
-    Each piece keeps as many labels as ``share`` × its eligible tokens, and at least one label if
-    share > 0. A piece with fewer candidates keeps all of them. This is the ablation of Ankner et
-    al. 2023 (arXiv 2305.15096, section 4): corrupt at p(t), but take the loss on a constant share.
+    In each piece, the number of kept labels is ``share`` × the number of eligible tokens, rounded
+    at random, and at least one if share > 0. A piece with fewer candidates keeps all of them.
+
+    Source: an ablation of Ankner et al. 2023 (arXiv 2305.15096, section 4). The share of corrupted
+    tokens changes with the step, and the share of tokens with a loss is constant.
 
     Args:
-        labels: (T,) int64.
+        labels: (T,) int64, the label of each of the batch's T tokens.
         candidate: (T,) bool, the tokens whose labels may be kept.
         batch: the batch that was corrupted.
         share: the share of eligible tokens, 0 to 1.
-        keys: the random draws for the pieces.
+        keys: the random draws for the pieces of the batch.
     """
     at = np.flatnonzero(candidate)
     pieces = np.arange(batch.pieces)
-    # ``Purpose.PREDICT`` has separate draws, so the mask does not depend on ``predict``.
+    # No other decision uses draws of ``Purpose.PREDICT``, so the mask does not depend on
+    # ``predict``.
     rounding_P = keys.uniform(Purpose.PREDICT, pieces, -1)
     wanted_P = (batch.eligible_P * share + rounding_P).astype(np.int64)
     wanted_P = np.maximum(wanted_P, 1) * (share > 0)
@@ -377,30 +403,35 @@ class MaskingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = "token"
-    """Which tokens are masked together, and with which weight: a name from ``list policies``."""
+    """The masking policy: which tokens are masked together, and how likely. A name from ``list
+    policies``."""
     ratio: str | float = 0.15
     """The share of eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
     0.15)``."""
     budget: str = "expected"
-    """How closely masks follow the ratio. ``expected`` masks the budget on average, and exceeds the
-    budget by at most one unit. ``exact`` never exceeds the budget and skips units that do not fit.
-    ``bernoulli`` masks each unit independently, with probability ratio × weight."""
+    """How closely masks follow the ratio. The budget of a text is ratio × tokens. ``expected``
+    masks the budget on average, and exceeds it by at most one unit (such as a word). ``exact``
+    never exceeds the budget and skips units that do not fit. ``bernoulli`` masks each unit
+    independently, with probability ratio × weight."""
     fill: str = "none"
-    """What to do if units of positive weight cannot use the whole budget. ``none`` leaves the rest
-    unused, ``random`` masks other units, and ``skip-row`` leaves the whole row unmasked."""
+    """What to do if the policy offers too few units, such as salient spans, to use the whole
+    budget. ``none`` masks fewer tokens, ``random`` also masks other units, and ``skip-row`` masks
+    nothing in this text."""
     corruption: str = "bert"
     """How masked tokens are replaced, and what the model predicts: a name from ``list
     corruptions``."""
     min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
-    """The minimum number of masked tokens in a piece of text, if ratio × tokens is at least 0.5."""
+    """The minimum number of tokens to mask in a text. Texts whose ratio × tokens is below 0.5 have
+    no minimum."""
     predict: str | float = 1.0
     """The largest share of each row's tokens that get a loss: a number or a schedule."""
     keep: str | None = None
-    """The name of a layer, such as ``prompt``, whose tokens are never masked."""
+    """The name of an annotation layer, such as ``prompt``. Tokens that this layer marks are never
+    masked."""
     visits: str = "random"
-    """How the masks of a row in different epochs depend on each other. ``random`` draws a new mask
-    in every epoch. With ``complement``, every second epoch masks the units that the epoch before
-    left visible. With ``coverage``, every unit is masked once in 1/ratio epochs."""
+    """How the masks of a text in different epochs depend on each other. With ``random``, every
+    epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
+    before left visible. With ``coverage``, every unit is masked once in 1/ratio epochs."""
 
     @field_validator(*_MAKERS, *_KNOWN)
     @classmethod

@@ -1,10 +1,10 @@
 """Schedules of masking ratios: constants, curves over training, distributions and functions.
 
-A curve is a function of the progress f = step / total steps. A distribution is a function of one
-uniform draw per piece, (P,), so the ratio differs between pieces. Parameters follow this first
-argument. The decorator ``published`` turns a curve or a distribution into a factory for
-``Schedule``; to add a schedule, write such a function. A recipe uses the text ``linear(0.30,
-0.15)``, and Python code calls ``schedules.linear(0.30, 0.15)``.
+A curve is a function whose first argument is the progress f = step / total steps. A distribution is
+a function whose first argument has one uniform random number per document piece, (P,), so each
+piece gets its own ratio. The decorator ``published`` turns such a function into a factory of
+``Schedule``, with the other arguments as parameters. In a recipe, write ``linear(0.30, 0.15)``, and
+in Python call ``schedules.linear(0.30, 0.15)``.
 
 Sources: time-variant masking (Yang et al. 2023, arXiv 2208.10806, section 3.1 and released code);
 dynamic masking rates (Ankner et al. 2023, arXiv 2305.15096).
@@ -32,11 +32,11 @@ Spec: TypeAlias = "Schedule | float | str | Call"
 Inner: TypeAlias = Callable[[float], Ratio]
 """The type of a parameter that is a schedule: a function from progress to ratio."""
 
-# Evenly spaced draws: the mean ratio of a distribution is the mean over these draws.
+# Evenly spaced draws. The mean ratio of a distribution is computed from these draws.
 _EVEN = (np.arange(10_000) + 0.5) / 10_000
-# The smallest, a middle and the largest draw: the range of a distribution is checked here.
+# The smallest, a middle and the largest draw, at which the range of a distribution is checked.
 _EXTREMES = np.array([2.0**-33, 0.5, 1 - 2.0**-33])
-# These curves change over training only if their inner schedule changes.
+# These curves change over training only if the schedule that they modify changes.
 _STEADY = ("scaled", "clipped")
 
 
@@ -45,14 +45,14 @@ class Schedule:
     """A masking ratio over training: ``schedule(step, total_steps)`` in [0, 1].
 
     Attributes:
-        name: the name in a recipe; schedules with equal names are equal.
-        curve: a function from (progress, draws (P,)) to a ratio, or to (P,) ratios if ``random``.
+        name: the text in a recipe. Schedules with equal names are equal.
+        curve: a function of (progress, draws (P,)) that returns one ratio, or (P,) if ``random``.
         varies: whether the ratio depends on the progress. If True, calls need ``total_steps``.
-        random: whether each piece draws its ratio.
+        random: whether each piece draws its own ratio.
 
     Raises:
         MaskwiseError: the ratio is NaN or outside 0 to 1 at one of 201 evenly spaced points of
-            training. Between these points, ratios are clipped to 0 to 1.
+            training. Elsewhere, ratios outside 0 to 1 are clipped.
     """
 
     name: str
@@ -69,24 +69,24 @@ class Schedule:
             inside = (ratios >= -1e-9) & (ratios <= 1 + 1e-9)
             if not inside.all():
                 raise MaskwiseError(
-                    f"schedule {self.name} leaves the range",
+                    f"schedule {self.name} has a ratio that is not allowed",
                     got=round(float(ratios[~inside][0]), 4),
                     allowed="0 to 1",
                 )
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
-        """Return the ratio at ``step``; the mean over pieces if each piece draws its ratio."""
+        """Return the ratio at ``step``; the mean ratio if each piece draws its own ratio."""
         ratio = self.curve(self.progress(step, total_steps), _EVEN)
         if self.random:
             ratio = float(np.mean(ratio))
         return min(max(float(ratio), 0.0), 1.0)
 
     def progress(self, step: int, total_steps: int | None) -> float:
-        """Return the completed share of training, clipped to 0 to 1; needs ``total_steps``."""
+        """Return the completed share of training, 0 to 1; always 0 if the ratio does not vary."""
         if not self.varies:
             return 0.0
         if not total_steps or total_steps < 0:
-            raise MaskwiseError(f"schedule {self.name} changes over time", do="give total_steps")
+            raise MaskwiseError(f"schedule {self.name} changes over time", do="pass total_steps")
         return min(max(finite_number("step", step) / total_steps, 0.0), 1.0)
 
     def always(self, ratio: float) -> bool:
@@ -94,7 +94,7 @@ class Schedule:
         return not self.varies and self(0) == ratio
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
-        """Return ratios (P,) float64 for one uniform draw in (0, 1) per document piece."""
+        """Return ratios, (P,) float64, for ``draw_P``: a uniform draw in (0, 1) for each piece."""
         ratio = self.curve(self.progress(step, total_steps), draw_P)
         return np.full_like(draw_P, ratio).clip(0, 1)
 
@@ -108,12 +108,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """A user's function of (step, total steps). An unknown total is passed as 0."""
+    """A user's function of (step, total steps). If the total is unknown, the function gets 0."""
 
     function: Callable[[int, int], float] = field(kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        """Skip the range check of the base class: the function is called only at steps of a run."""
+        """Skip the range check of the base class, because the function expects steps of a run."""
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         try:
@@ -137,7 +137,7 @@ class FunctionSchedule(Schedule):
 def _no_curve(f: float, draw_P: Array) -> Ratio:
     raise MaskwiseError(
         "a function cannot be part of another schedule",
-        do="compute it inside the function",
+        do="compute the whole ratio inside the function",
     )
 
 
@@ -156,9 +156,10 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant}
 
 
 def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
-    """Register a factory of schedules for a function of ``f`` (progress) or ``draw_P`` (draws).
+    """Turn a curve or a distribution into a factory of schedules, and register the factory.
 
-    Further arguments are finite numbers; arguments annotated as ``Inner`` are schedules.
+    The first argument of a curve is named ``f``, and that of a distribution ``draw_P``. Arguments
+    annotated as ``Inner`` are schedules, and all other arguments are finite numbers.
     """
     name = curve.__name__.replace("_", "-")
     first, *parameters = inspect.signature(curve).parameters.values()
@@ -185,7 +186,7 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
             inputs = []
             for value in values:
                 if value in parts:
-                    # An inner schedule gets the same draws; the curve chooses its progress.
+                    # The inner schedule gets the same draws. The curve calls it with a progress.
                     value = partial(value.curve, draw_P=draw_P)
                 inputs.append(value)
             return curve(draw_P if distribution else f, *inputs)
@@ -203,7 +204,7 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
 
 
 def _share(name: str, value: float, *, ends: bool = False) -> float:
-    """Check that a share of training is between 0 and 1; only ``ends`` allows 0 and 1 itself."""
+    """Check that a share of training is above 0 and below 1, or also 0 or 1 if ``ends``."""
     inside = 0 <= value <= 1 if ends else 0 < value < 1
     if not inside:
         raise MaskwiseError(f"{name} must be a share of training", got=value, allowed="0 to 1")
@@ -229,7 +230,7 @@ def cosine(f: float, start: float, end: float) -> float:
 @published
 def step(f: float, start: float, end: float, at: float = 0.5) -> float:
     """Use ``start`` until the share ``at`` of training, then ``end``."""
-    return start if f < _share("at", at, ends=True) else end
+    return start if f < _share("argument at", at, ends=True) else end
 
 
 @published
@@ -277,14 +278,14 @@ def vee(f: float, p: float = 0.15) -> float:
 @published
 def warm_decay(f: float, p: float = 0.15, warm: float = 0.4) -> float:
     """Rise from 0 to 2p over the share ``warm`` of training, then fall to 0."""
-    if f < _share("warm", warm):
+    if f < _share("argument warm", warm):
         return 2 * p * (f / warm)
     return 2 * p * ((1 - f) / (1 - warm))
 
 
 @published
 def cosine_parabola(f: float) -> float:
-    """Fall by a cosine (.30 to .10 at 40 %), then a parabola (to .01); default of Yang et al."""
+    """Fall from .30 to .10 (at 40 %) by a cosine, then to .01 by a parabola (Yang et al.)."""
     if f < 0.4:
         return 0.2 + 0.1 * math.cos(math.pi * f / 0.4)
     return 0.1 - 0.25 * (f - 0.4) ** 2
@@ -300,17 +301,17 @@ def elliptical(f: float, p: float = 0.15) -> float:
 
 @published
 def piecewise(f: float, *points: float) -> float:
-    """Interpolate between (share of training, ratio) points.
+    """Interpolate between points, which are pairs of a share of training and a ratio.
 
-    ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` alternates shares and ratios. The ratio is constant
-    before the first point and after the last point.
+    ``piecewise(0, 0.3, 0.5, 0.2, 1, 0.15)`` falls from .3 to .2 at half-time, then to .15. The
+    ratio is constant before the first point and after the last point.
     """
     at = points[::2]
     ratios = points[1::2]
     paired = len(points) >= 4 and len(points) % 2 == 0
     if not paired or list(at) != sorted(at) or not 0 <= min(points) <= max(points) <= 1:
         raise MaskwiseError(
-            "piecewise takes (share, ratio) pairs",
+            "piecewise needs pairs of a share of training and a ratio",
             got=points,
             allowed="two or more rising shares of training (0 to 1), each with a ratio (0 to 1)",
         )
@@ -320,14 +321,14 @@ def piecewise(f: float, *points: float) -> float:
 @published
 def warm_up(f: float, inner: Inner, share: float = 0.1) -> Ratio:
     """Multiply a schedule by a factor that rises from 0 to 1 in the first ``share`` of training."""
-    finite_number("share of warm-up", share, least=1e-9, most=1)
+    finite_number("argument share of warm-up", share, least=1e-9, most=1)
     return inner(f) * min(1.0, f / share)
 
 
 @published
 def then(f: float, first: Inner, at: float, second: Inner) -> Ratio:
     """Run the whole ``first`` schedule until the share ``at`` of training, then the ``second``."""
-    if f < _share("at of then", at):
+    if f < _share("argument at", at):
         return first(f / at)
     return second((f - at) / (1 - at))
 
@@ -340,8 +341,8 @@ def scaled(f: float, inner: Inner, factor: float) -> Ratio:
 
 @published
 def clipped(f: float, inner: Inner, low: float = 0.0, high: float = 1.0) -> Ratio:
-    """Clip the ratios of a schedule to ``low`` … ``high``."""
-    finite_number("low of clipped", low, most=high)
+    """Replace ratios below ``low`` by ``low``, and ratios above ``high`` by ``high``."""
+    finite_number("argument low of clipped", low, most=high)
     return np.clip(inner(f), low, high)
 
 
@@ -377,11 +378,11 @@ def cosine_rates(draw_P: Array) -> Array:
 
 @published
 def mixture(draw_P: Array, *parts: float) -> Array:
-    """Draw one of several ratios. ``mixture(0.15, 0.7, 0.5, 0.3)`` alternates ratios and shares."""
+    """Draw one of several ratios. In (0.15, 0.7, 0.5, 0.3), 0.15 has p = 0.7, and 0.5 p = 0.3."""
     ratios = parts[::2]
     shares = parts[1::2]
     if len(parts) % 2 or not parts or not 0 <= min(ratios) <= max(ratios) <= 1:
-        raise MaskwiseError("mixture takes pairs of ratio (0 to 1) and share", got=parts)
+        raise MaskwiseError("mixture needs pairs of a ratio (0 to 1) and a share", got=parts)
     if not min(shares) >= 0 or not 0 < sum(shares) < math.inf:
         raise MaskwiseError("invalid shares of a mixture", got=shares, allowed="≥ 0, one above 0")
     edges = (np.cumsum(shares) / sum(shares))[:-1]
@@ -401,13 +402,13 @@ def _beta_quantiles(a: float, b: float) -> Array:
 def _bell_quantiles(centre: float, width: float) -> Array:
     from scipy.special import ndtr, ndtri
 
-    finite_number("centre of bell", centre, least=0, most=1)
-    finite_number("width of bell", width, least=0.01, most=10)
+    finite_number("argument centre of bell", centre, least=0, most=1)
+    finite_number("argument width of bell", width, least=0.01, most=10)
     low = ndtr(-centre / width)
     high = ndtr((1 - centre) / width)
     grid = centre + width * ndtri(low + (high - low) * np.linspace(0, 1, 4097))
     grid = grid.clip(0, 1)
-    # The inverse loses digits far from the centre, so set the ends exactly.
+    # Far from the centre, the inverse is inexact, so set both ends.
     grid[0] = 0.0
     grid[-1] = 1.0
     return grid
@@ -443,7 +444,7 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
         name = spec.__name__ if hasattr(spec, "__name__") else type(spec).__name__
         return FunctionSchedule(f"function {name}", _no_curve, function=spec)
     raise MaskwiseError(
-        "not a masking ratio",
+        "this is not a masking ratio",
         got=repr(spec),
         allowed="a number, a schedule, its name, or a function",
     )

@@ -1,24 +1,28 @@
 """Select units by weighted sampling without replacement, up to a budget of tokens.
 
-In each piece, units are sorted by their keys and taken from the front. A key is
-``−log(u) / weight`` for a uniform draw u (an exponential race); if all weights are equal, the key
-is the draw. The budget mode decides which units are taken:
+A unit is a group of tokens that are masked together, and a piece is a document in a row; the module
+docstring of ``masker`` explains all terms.
+
+Each unit gets a random sort key. If all weights are equal, the key is a uniform draw u. Otherwise
+the key is ``−log(u) / weight``, so that units with larger weights tend to come first (an
+exponential race). In each piece, the units are sorted by their keys and selected from the front.
+The budget mode decides where selection ends:
 
 ``exact``
     Selects at most the budget. A unit that does not fit is skipped, and later units are tried. With
-    a small budget this favours short units: at 64 tokens and 15 %, words of one token are selected
-    with probability .200, and the longest words with .105.
+    a small budget, this favours short units: in a text of 64 tokens with a ratio of 15 %, words of
+    one token are selected with probability .200, and the longest words with probability .105.
 ``expected``
-    Selects the budget on average. The first unit that does not fit is taken with probability
-    (tokens left) / (length of the unit), and selection ends. At most this one unit exceeds the
-    budget, and all units are selected with nearly equal probability.
+    Selects the budget on average. The first unit that does not fit is selected with probability
+    (tokens left in the budget) / (length of the unit), and selection ends. Only this unit can
+    exceed the budget. All units are selected with nearly equal probability.
 ``bernoulli``
     Selects each unit independently with probability min(1, ratio × weight), without a budget. If
     units are single tokens, more tokens are added in the order of their keys until ``min_targets``
-    is reached. Only ``fill: random`` adds tokens of weight 0.
+    is reached. Tokens of weight 0 are added only with ``fill: random``.
 
 Cost: one sort of all units of the batch, and about twenty passes over the units. On text, ``exact``
-makes two or three more passes over the units after the first that does not fit.
+makes two or three more passes over the units behind the first unit that does not fit.
 """
 
 from __future__ import annotations
@@ -43,9 +47,10 @@ from maskwise.segments import (
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 
-# The low 20 bits of a weighted key hold the number of the unit, so a piece has at most 2²⁰ units.
+# In a weighted key, the low 20 bits are the number of the unit. A piece therefore has at most 2²⁰
+# units.
 _NUMBER_MASK = (1 << 20) - 1
-# Larger weights are clipped; a key would otherwise underflow to 0.
+# Larger weights are reduced to this value, because their keys would underflow to 0.
 _HEAVIEST = 2.0**900
 
 
@@ -57,10 +62,10 @@ class Selection:
         units: all candidate units.
         chosen: (U,) bool, whether each unit was selected.
         ratio_P: (P,) float64, the requested ratio of each piece.
-        budget: (P,) int64, the budget of each piece in tokens; None if there is no budget (budget
-            mode ``bernoulli``, ``visits`` other than ``random``, masked diffusion).
-        weight_T: (T,) float64, the factor for each token's loss in masked diffusion; otherwise
-            None.
+        budget: (P,) int64, the budget of each piece in tokens. None if there is no budget: with
+            ``budget: bernoulli``, with ``visits`` other than ``random``, and in masked diffusion.
+        weight_T: (T,) float64, the factor by which each token's loss is multiplied in masked
+            diffusion; otherwise None.
     """
 
     units: Units
@@ -91,7 +96,7 @@ class Selection:
 
     @property
     def masked_pieces(self) -> Array:
-        """(T,) bool: all tokens, except padding, of pieces with a selected token."""
+        """(T,) bool: the tokens of pieces with a selected token, without padding."""
         batch = self.batch
         return (batch.count(self.tokens) > 0).take(batch.piece) & batch.present
 
@@ -111,13 +116,14 @@ def select(
         units: the candidates, with their weights.
         ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to select.
         keys: the random draws for these pieces.
-        budget: one of ``BUDGETS``.
-        fill: one of ``FILLS``: what to do if units of positive weight cannot use the budget.
-            ``none`` leaves the rest of the budget unused. ``random`` takes units of weight 0 with
-            equal probability; call ``Units.filled`` first. ``skip-row`` leaves the piece unmasked.
-        min_targets: the minimum budget of a piece, in tokens, where eligible × ratio ≥ 0.5. With
-            ``bernoulli``, the minimum holds only if units are single tokens, because adding whole
-            units would distort their probabilities.
+        budget: one of ``BUDGETS``; the module docstring describes them.
+        fill: one of ``FILLS``: what to do if a piece has too few units of positive weight to use
+            its budget. ``none`` selects fewer tokens. ``random`` also selects units of weight 0,
+            with equal probability; the caller must first replace their weights with
+            ``Units.filled``. ``skip-row`` selects nothing in this piece.
+        min_targets: the minimum budget of a piece, in tokens. Pieces whose eligible tokens × ratio
+            are below 0.5 have no minimum. With ``bernoulli``, the minimum is used only if units are
+            single tokens, because adding longer units would distort their probabilities.
     """
     if budget == "bernoulli":
         floor_P = floors(units.tokens_P, ratio_P, min_targets)
@@ -132,21 +138,23 @@ def select(
 
 
 def unit_keys(units: Units, keys: Keys) -> Array:
-    """(U,) int32, or int64 with weights: the sort keys of the units of each piece."""
+    """(U,): the sort key of each unit; int32 if all weights are equal, otherwise int64."""
     draw = units.draw(keys, Purpose.SELECT)
     if units.weight is None:
         return draw
     weight = units.weight.clip(FILLING, _HEAVIEST)
-    # Positive floats sort like their bits. The low bits, in which the logarithms of two machines
-    # may differ, are replaced by the unit's number, which also prevents ties.
+    # The bits of positive floats, read as integers, have the same order as the floats. The lowest
+    # bits of a logarithm may differ between machines, so the unit's number replaces them. The
+    # number also makes all keys of a piece distinct.
     race = (-np.log(unit_interval(draw)) / weight).view(np.int64)
     return (race & ~_NUMBER_MASK) + units.number
 
 
 def in_order(units: Units, keys: Keys, *, budget_P: Array | None = None) -> Array:
-    """(A,) int64: the indices of units of positive weight, sorted by piece, then by key.
+    """(A,) int64: the indices of the units of positive weight, sorted by piece, then by key.
 
-    If ``budget_P`` is given, units after the first unit that exceeds the budget may be left out.
+    If ``budget_P`` is given, the result may leave out units behind the first unit that does not fit
+    into the budget.
     """
     key = unit_keys(units, keys)
     pieces = units.batch.pieces
@@ -162,12 +170,13 @@ def in_order(units: Units, keys: Keys, *, budget_P: Array | None = None) -> Arra
 
 
 def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
-    """Indices of the units with the smallest keys in each piece, enough to exceed the budget.
+    """Return the indices of the units with the smallest keys, enough to exceed the budget.
 
-    Returns None if sorting all units is cheaper. Keys are uniform, so units below a threshold
-    nearly always use the whole budget, and other units need no sorting. The threshold adds three
-    standard deviations and two units to the expected number. A piece with too few units below the
-    threshold keeps all its units.
+    Each piece has a threshold, and only units with keys below the threshold need sorting. Without
+    weights, keys are uniform. The threshold is set so that the expected number of units below it is
+    the number that uses the budget, plus three standard deviations, plus two. If the units below
+    the threshold still cannot use the budget, all units of the piece are returned. If sorting all
+    units of the batch is cheaper, None is returned.
     """
     count_P = units.count
     wanted_P = count_P * budget_P / np.maximum(units.tokens_P, 1)
@@ -187,20 +196,21 @@ def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
 
 
 def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> Array:
-    """(U,) bool: take units in the order of their keys until the budget of the piece is used.
+    """(U,) bool: select units in the order of their keys until the budget of each piece is used.
 
-    If ``exact``, units that do not fit are skipped; otherwise the first of them may be taken.
+    If ``exact``, units that do not fit are skipped. Otherwise the first unit that does not fit is
+    selected at random, and selection ends.
     """
     needed_P: Array | None = budget_P
     if exact and not units.by_token:
-        # Units after the border unit are tried too, so all units must be sorted.
+        # Units behind the first that does not fit are tried too, so all units must be sorted.
         needed_P = None
     order = in_order(units, keys, budget_P=needed_P)
     piece = units.piece[order]
     chosen = np.zeros(len(units.piece), bool)
     counts_P = counts_within(piece, len(budget_P))
     if units.by_token:
-        # Single tokens use the budget completely, so there is no border unit.
+        # Every single token fits until the budget is used up.
         chosen[order[first_of(counts_P, budget_P)]] = True
         return chosen
     length = units.length[order]
@@ -209,17 +219,18 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> A
     fitting = piece[fits]
     left_P = budget_P - np.bincount(fitting, length[fits], len(budget_P)).astype(np.int64)
     taken_P = np.bincount(fitting, minlength=len(budget_P))
-    # The border unit is the first unit that does not fit. A piece has no border unit if all of its
-    # units fit, or if the units before it use the whole budget.
+    # The border unit of a piece is the first unit that does not fit. A piece has no border unit if
+    # all its units fit, or if no budget is left.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (offsets(counts_P) + taken_P)[border_P]
     if not exact:
         taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
         chosen[order[border[taken]]] = True
         return chosen
-    # Each pass over the remaining units takes the longest prefix that fits into the rest of the
-    # budget. The first unit after the prefix is longer than the new rest, so it is dropped. The
-    # number of units thus falls in every pass, and few passes are needed.
+    # Each pass selects the longest prefix of the remaining units that fits into the rest of the
+    # budget. Then it drops all units that are longer than the new rest. The first unit behind the
+    # prefix is always one of them. The number of units thus falls in every pass, and few passes are
+    # needed.
     behind = np.flatnonzero(~fits & (length <= left_P[piece]))
     while len(behind):
         here = piece.take(behind)
@@ -253,9 +264,10 @@ def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array) -> 
 
 
 def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array) -> Selection:
-    """Sort units at random, and select the units between two shares of the tokens.
+    """Sort the units at random, and select the part from the share ``low_P`` to ``high_P``.
 
-    A unit is selected if its middle lies in [low, high), as a share of the tokens of its piece.
+    The sorted units of a piece are laid end to end on a line of length 1. A unit is selected if its
+    middle on this line is at least low and below high.
     """
     order = in_order(units, keys)
     piece = units.piece[order]
@@ -263,8 +275,8 @@ def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array) -> Selection:
     total_P = np.bincount(piece, length, len(low_P))
     counts_P = counts_within(piece, len(low_P))
     middle = (sums_within(length, counts_P) - length / 2) / np.maximum(total_P, 1)[piece]
-    # Shifting both edges by the same tolerance assigns a middle on an edge, whatever its rounding
-    # error, to exactly one of two adjacent parts.
+    # Two adjacent parts share an edge. The tolerance is added to both parts alike, so that a middle
+    # at the edge belongs to exactly one part in spite of rounding errors.
     inside = (middle >= low_P[piece] - 1e-12) & (middle < high_P[piece] - 1e-12)
     chosen = np.zeros(len(units.piece), bool)
     chosen[order[inside]] = True

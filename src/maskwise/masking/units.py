@@ -1,8 +1,10 @@
-"""Units: disjoint weighted groups of tokens in each piece. A unit is masked as a whole.
+"""Units: groups of tokens of a piece that are masked together. Every token is in at most one unit.
 
-Units such as words are ranges of the line, the flat array of all tokens. Most units are not
-selected, so the tokens of units are listed only on demand, which saves a fifth of the time of
-whole-word masking.
+A unit may have a weight: a unit with a larger weight is more likely to be masked. Units such as
+words are ranges of consecutive tokens. Of such units, only the start and the length are stored.
+Most units are not selected, so the positions of their tokens are computed only when they are
+needed, which saves a fifth of the time of whole-word masking. Shapes such as (U,) are explained in
+``batch``.
 """
 
 from __future__ import annotations
@@ -20,32 +22,34 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.segments import listed, offsets, owners, rank_within
 
 STEPS = 80
-"""The maximum number of Newton steps to find τ (see ``reached``); about five are needed."""
+"""The maximum number of Newton steps to find τ in ``reached``. About five steps are needed."""
 EMPTY = 2.0**-43
-"""The smallest visible share of a row. With a smaller share, τ would be infinite at a rate of 1."""
+"""The smallest visible share of a piece in ``reached``. With a share of 0, τ would be infinite."""
 LIGHTEST = 2.0**-900
-"""The lower limit of positive weights if units of weight 0 may be selected (``Units.filled``)."""
+"""``Units.filled`` raises smaller positive weights to this value."""
 FILLING = 2.0**-1000
-"""The weight that replaces 0 in ``Units.filled``: far below ``LIGHTEST``, so these units come
-last."""
+"""``Units.filled`` replaces weights of 0 by this value. It is so far below ``LIGHTEST`` that these
+units are selected last."""
 LATE = 2.0**-20
-"""In masked diffusion, the ratio between the weight that replaces ``FILLING`` and the smallest
-other weight in the piece."""
+"""In masked diffusion, ``FILLING`` is replaced by ``LATE`` × the smallest other weight of the
+piece."""
 
 
 @dataclass(eq=False)
 class Units:
-    """The U units of the P pieces of a batch, as flat arrays. M tokens belong to units.
+    """The U units of the P pieces of a batch, as flat arrays. M is the number of their tokens.
 
     Attributes:
         batch: the batch whose tokens form the units.
-        piece: (U,) int64, the piece of each unit.
-        number: (U,) int64, the index of each unit's random draws, distinct within a piece.
-        start: (U,) int64, the first token of each unit, if units are ranges in the order of the
-            line; None for other units, see ``of_tokens``.
+        piece: (U,) int64, the index of each unit's piece.
+        number: (U,) int64, a number for each unit, distinct within a piece. The random draws of the
+            unit are computed from this number.
+        start: (U,) int64, the position of the first token of each unit, if units are ranges of
+            consecutive tokens, sorted by position. Otherwise None, and ``of_tokens`` sets the
+            tokens.
         length: (U,) int64, the number of tokens in each unit.
-        weight: (U,) float64, or None for equal weights. Only ``fill="random"`` selects units of
-            weight 0.
+        weight: (U,) float64, the weight of each unit; None if all weights are equal. A unit of
+            weight 0 is never selected.
         by_token: whether every unit is one token.
     """
 
@@ -59,7 +63,12 @@ class Units:
 
     @classmethod
     def single(cls, batch: AnnotatedBatch, tokens: Array | None = None) -> Units:
-        """Make each token a unit. ``tokens`` are ascending positions; default: eligible tokens."""
+        """Make one unit of each token.
+
+        Args:
+            batch: the batch whose tokens form the units.
+            tokens: ascending positions of tokens; default: all eligible tokens.
+        """
         if tokens is None:
             tokens = batch.eligible_at
         count_P = batch.count_at(tokens)
@@ -86,26 +95,32 @@ class Units:
         number: Array,
         weight: Array | None = None,
     ) -> Units:
-        """Make units from the positions of M tokens (``tokens``) and their units (``unit``).
+        """Make units of any tokens.
 
-        Tokens may be in any order. ``piece``, ``number`` and ``weight`` have one item per unit.
+        Args:
+            batch: the batch whose tokens form the units.
+            tokens: (M,) int64, the positions of the tokens, in any order.
+            unit: (M,) int64, the index of the unit to which each of these tokens belongs.
+            piece: (U,) int64, as the attribute.
+            number: (U,) int64, as the attribute.
+            weight: (U,) float64, as the attribute.
         """
         length = np.bincount(unit, minlength=len(piece))
         units = cls(batch, piece, number, None, length, weight)
-        # Set the cached properties here: their code needs ``start``, which is None.
+        # Set these cached properties here, because their code needs ``start``, which is None.
         units.tokens = tokens
         units.unit = unit
         return units
 
     @cached_property
     def tokens(self) -> Array:
-        """(M,) int64: the positions of the tokens in units, unit by unit."""
+        """(M,) int64: the positions of the tokens of all units, unit by unit."""
         assert self.start is not None
         return self.start if self.by_token else listed(self.start, self.length)
 
     @cached_property
     def unit(self) -> Array:
-        """(M,) int64: the unit of each of ``tokens``."""
+        """(M,) int64: for each of ``tokens``, the index of its unit."""
         return owners(self.length)
 
     @cached_property
@@ -118,7 +133,10 @@ class Units:
 
     @cached_property
     def tokens_P(self) -> Array:
-        """(P,) int64: the number of tokens in units, of any weight; ratios refer to this number."""
+        """(P,) int64: the number of tokens in the units of each piece, whatever their weights.
+
+        The budget is the ratio × this number.
+        """
         if self.start is not None:
             total = np.append(0, self.length.cumsum())
             return np.diff(total[np.append(0, self.count.cumsum())])
@@ -131,8 +149,9 @@ class Units:
         return keys.draw(purpose, self.piece, self.number)
 
     def repeated(self, values_P: Array) -> Array:
-        """(U,) array: for each unit, the value of its piece."""
-        # Units with a start are sorted by piece; ``repeat`` is then five times as fast as indexing.
+        """(U,) array: for each unit, the value of its piece in ``values_P``."""
+        # If units have a start, they are sorted by piece. ``repeat`` then works, and is five times
+        # as fast as indexing.
         if self.start is not None:
             return np.repeat(values_P, self.count)
         return values_P[self.piece]
@@ -149,13 +168,16 @@ class Units:
         return other
 
     def filled(self) -> Units:
-        """Copy the units so that units of weight 0 may be selected, after all other units."""
+        """Copy the units, with tiny weights instead of 0.
+
+        Units of weight 0 can then be selected, but only after all other units.
+        """
         if self.weight is None:
             return self
         return self.weighted(np.where(self.weight > 0, self.weight.clip(LIGHTEST), FILLING))
 
     def kept(self, kept: Array) -> Units:
-        """Return the units where ``kept`` (U,) is True, with their old numbers."""
+        """Return the units where ``kept``, (U,) bool, is True. Units keep their numbers."""
         inside = kept.take(self.unit)
         unit = (kept.cumsum() - 1)[self.unit[inside]]
         weight = None if self.weight is None else self.weight[kept]
@@ -164,7 +186,7 @@ class Units:
         )
 
     def spread(self, chosen_U: Array) -> Array:
-        """(T,) bool: the tokens of the units where ``chosen_U`` (U,) is True."""
+        """(T,) bool: the tokens of the units where ``chosen_U``, (U,) bool, is True."""
         chosen = np.zeros(len(self.batch.input_ids), bool)
         at = np.flatnonzero(chosen_U)
         if self.by_token:
@@ -179,17 +201,22 @@ class Units:
 def check_weights(weight: Array) -> None:
     """Raise ``MaskwiseError`` unless all weights are finite and ≥ 0.
 
-    Without this check, a NaN or negative weight would silently leave its unit visible.
+    Without this check, a unit with a negative or NaN weight would never be masked, and no error
+    would say so.
     """
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
-        raise MaskwiseError("a weight: not a finite number ≥ 0", got=float(weight[~valid][0]))
+        raise MaskwiseError("a weight is not a finite number ≥ 0", got=float(weight[~valid][0]))
 
 
 def runs(batch: AnnotatedBatch, ids: Array) -> Units:
-    """Make a unit of each run of content tokens with equal ``ids`` (T,) ≥ 0.
+    """Make a unit of each run of consecutive content tokens with the same id ≥ 0.
 
-    Runs with a token that may not be masked (a word with an [UNK]) are left out.
+    A run with a token that may not be masked is left out, such as a word with an [UNK].
+
+    Args:
+        batch: the batch whose tokens form the units.
+        ids: (T,) int64, the id of each token; negative for tokens outside units.
     """
     start, length, barred = find_runs(batch, ids)
     count_P = batch.count_at(start)
@@ -203,11 +230,11 @@ def runs(batch: AnnotatedBatch, ids: Array) -> Units:
 
 
 def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
-    """Find runs of equal ids ≥ 0 among the content tokens of each piece.
+    """Find runs of consecutive content tokens with the same id ≥ 0 in each piece.
 
     Returns:
-        The first token of each run (R,), the length of each run (R,), and the indices of the runs
-        with a token that may not be masked.
+        The position of the first token of each run, (R,); the length of each run, (R,); and the
+        indices of the runs with a token that may not be masked.
     """
     inside = (ids >= 0) & batch.content
     # A run ends where the id changes, before a token without an id, and at the end of the piece.
@@ -225,8 +252,8 @@ def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
 def floors(tokens_P: Array, ratio_P: Array, min_targets: int) -> Array:
     """(P,) int64: the minimum budget, in tokens, of each piece.
 
-    The minimum is ``min_targets`` where tokens × ratio ≥ 0.5, and 0 elsewhere. It never exceeds the
-    number of tokens.
+    The minimum is ``min_targets`` if tokens × ratio ≥ 0.5, and otherwise 0. The minimum never
+    exceeds the number of tokens.
     """
     wanted_P = ratio_P * tokens_P
     return np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
@@ -234,22 +261,25 @@ def floors(tokens_P: Array, ratio_P: Array, min_targets: int) -> Array:
 
 def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> Array:
     """(P,) int64: the budget, in tokens, of each piece."""
-    # Random rounding has the exact expectation; rounding to nearest would bias short pieces.
+    # With random rounding, the mean budget is exactly ratio × tokens. With rounding to the nearest
+    # number, short pieces would get too many or too few masks on average.
     rounded_P = (ratio_P * tokens_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
     return np.minimum(np.maximum(rounded_P, floors(tokens_P, ratio_P, min_targets)), tokens_P)
 
 
 def reached(units: Units, rate_P: Array) -> tuple[Array, Array]:
-    """Return two (U,) arrays: the probability of masking each unit, and its derivative by the rate.
+    """Return the probability of masking each unit, (U,), and its derivative by the rate, (U,).
 
-    A unit is masked with probability 1 − exp(−τ · weight). Each piece has the τ that masks a share
-    ``rate_P`` of its maskable tokens on average: Σ length · probability = rate · Σ length.
+    A unit is masked with probability 1 − exp(−τ · weight). For each piece, this function finds the
+    number τ for which a share ``rate_P`` of the tokens in units of positive weight is masked on
+    average: Σ length · probability = rate · Σ length.
     """
     assert units.weight is not None
     piece = units.piece
     count_P = units.count
     weight = units.weight.astype(np.float64)
-    # ``reduceat`` takes a third of bincount's time, but needs sorted units in every piece.
+    # ``reduceat`` needs a third of the time of ``bincount``, but works only if units are sorted by
+    # piece and no piece is without units.
     tidy = units.start is not None and count_P.all()
 
     def total(values: Array) -> Array:
@@ -266,9 +296,9 @@ def reached(units: Units, rate_P: Array) -> tuple[Array, Array]:
     length = units.length * (weight > 0.0)
     whole_P = np.maximum(total(length), 1)
     weight /= units.repeated(np.maximum(total(length * weight) / whole_P, 1e-300))
-    # The logarithm of the visible share is a convex function of τ, so Newton's method approaches
-    # the root from the left and never passes it. The function is a straight line for equal weights
-    # and nearly straight for unequal weights, so few steps are needed.
+    # The logarithm of the visible share is a convex function of τ. Therefore Newton's method
+    # approaches the root from the left and never passes it. For equal weights, the function is a
+    # straight line; for unequal weights it is nearly straight. Therefore few steps are needed.
     left_P = np.maximum(1 - rate_P, EMPTY)
     wanted_P = np.log(left_P)
     tau_P = -wanted_P

@@ -1,7 +1,7 @@
-"""The vocabulary: tables over token ids, read once from a tokenizer.
+"""The vocabulary: tables that say which token ids are special and which may be masked.
 
-The tables record which ids are ordinary tokens and which ids are special tokens. transformers'
-collator asks the tokenizer about every row instead, and spends most of its time there.
+The tables are read once from a tokenizer. The collator of transformers has no such tables. It asks
+the tokenizer about every row, which takes most of the collator's time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ class Vocabulary:
     """Tables over the V token ids.
 
     Attributes:
-        size: V, the largest id plus one. Rows with larger ids are refused.
+        size: V, the largest id plus one. Rows with larger ids cause an error.
         mask, pad, bos, eos: ids of special tokens; None if the tokenizer has no such token.
         content: (V,) bool, False for special tokens and unused ids. Masking never selects or moves
-            special tokens, and never draws them as replacements.
-        eligible: (V,) bool, all content ids except [UNK], which is useless as a target.
-        sentinels: ids of T5's sentinels (``<extra_id_0>``, …) in ascending order.
-        by_name: the id of each token, keyed by token.
+            special tokens, and never uses them as random replacements.
+        eligible: (V,) bool, the ids that may be masked: all content ids except [UNK], which is
+            useless as a target.
+        sentinels: the ids of T5's sentinels (``<extra_id_0>``, ``<extra_id_1>``, …), ordered by the
+            number in their names.
+        by_name: a dict from each token to its id.
     """
 
     size: int
@@ -62,7 +64,7 @@ class Vocabulary:
                 "a masker needs a tokenizer",
                 got=repr(tokenizer),
                 allowed="a transformers tokenizer, or a Vocabulary",
-                do="load it first: transformers.AutoTokenizer.from_pretrained(NAME)",
+                do="load a tokenizer with transformers.AutoTokenizer.from_pretrained(NAME)",
             )
         by_name = tokenizer.get_vocab()
         size = max(by_name.values()) + 1
@@ -73,7 +75,8 @@ class Vocabulary:
                 sentinels.append((int(found[1]), number))
         sentinel_ids = tuple(dict(sorted(sentinels)).values())
         special = {*tokenizer.all_special_ids, *sentinel_ids}
-        # Only the table of added tokens marks reserved tokens (``[unused1]``) as special.
+        # ``all_special_ids`` lacks reserved tokens such as ``[unused1]``. Only the table of added
+        # tokens marks them as special.
         for number, token in tokenizer.added_tokens_decoder.items():
             if token.special:
                 special.add(number)
@@ -82,13 +85,13 @@ class Vocabulary:
         eos = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         mask = tokenizer.mask_token_id
-        # [UNK] stands for a word of the text, so it is content. In tokenizers of the GPT-2 family
-        # one token serves as bos, eos and unk; that token stays special.
+        # [UNK] replaces a word of the text, so it is content. In tokenizers of the GPT-2 family,
+        # one token is bos, eos and unk. This token stays special.
         if unknown not in (bos, eos, pad, mask):
             special.discard(unknown)
         content = np.zeros(size, bool)
         content[list(by_name.values())] = True
-        # Added tokens may have ids that the vocabulary does not list.
+        # An added token may have an id above all ids of the vocabulary.
         numbers = np.array([*special], np.int64)
         content[numbers[numbers < size]] = False
         eligible = content.copy()

@@ -1,4 +1,4 @@
-"""Objectives turn a batch into a loss, for pre-training and for downstream tasks.
+"""Objectives: classes that compute the loss of a model on a batch, in pre-training and on tasks.
 
 This package may import from ``masking`` and from the layers below ``masking``.
 """
@@ -77,7 +77,7 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
 
 
 class ObjectiveSettings(BaseModel):
-    """The settings of one arm in a training run with several objectives.
+    """The settings of one objective in a training run with several objectives.
 
     >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__
     'ContrastiveSentences'
@@ -90,7 +90,7 @@ class ObjectiveSettings(BaseModel):
     cse(temperature=0.05), rtd, sbo, clm, diffusion, tsdae.
     """
     masking: dict[str, Any] = {}
-    """Masking settings of this arm, which override the recipe's masking settings."""
+    """Masking settings of this objective. They replace the settings ``masking`` of the recipe."""
 
     @field_validator("objective")
     @classmethod
@@ -128,20 +128,20 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
     Args:
         shown: the corruption, with its arguments.
         kind: the class of the objective.
-        who: the name of the objective, for the error message.
+        who: words for the objective in the error message, such as "objective mlm".
     """
     corrupts = corruption(shown)
     if kind.kind == "encoder-decoder":
         kind.check({"corruption": shown})
     if kind.in_place and not corrupts.keeps_length:
         raise MaskwiseError(
-            f"corruption {shown} changes lengths",
-            do=f"for {who} choose a corruption that keeps lengths, such as bert",
+            f"corruption {shown} changes the length of a text",
+            do=f"for {who}, choose a corruption that keeps the length, such as bert",
         )
     if corrupts.detects != kind.detects:
         has = "labels 0 and 1, not tokens" if corrupts.detects else "tokens as labels, not 0 and 1"
-        other = "a target of 'detect'" if kind.detects else "a different target, or bert"
-        raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who} choose {other}")
+        other = "target='detect'" if kind.detects else "another target, or the corruption bert"
+        raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who}, choose {other}")
 
 
 __all__ = [

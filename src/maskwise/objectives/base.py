@@ -1,7 +1,8 @@
 """The base class of objectives, and the objectives of downstream tasks.
 
-An objective turns a batch into a sum of losses and a number of targets. The training loop divides
-the sum by the number once, after all micro-batches on all ranks.
+An objective computes the sum of the losses of a batch and the number of targets. The training loop
+adds up both over all micro-batches of a step and over all ranks, and then divides the sum of losses
+by the number of targets.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ if TYPE_CHECKING:
 
 
 class Work(NamedTuple):
-    """The number of multiplications in a forward pass: Σ over weights of the tokens they multiply.
+    """The number of multiplications in a forward pass.
 
+    This is the sum, over all weights, of the number of tokens that the weight multiplies.
     Embeddings, attention scores, activations and norms are not counted.
 
     Attributes:
         body: multiplications in the encoder.
         head: multiplications in heads, which are trained even if the encoder is frozen.
-        tied: multiplications by an output matrix that is tied to the encoder's embeddings.
+        tied: multiplications by the output matrix, if this matrix is also the embedding matrix of
+            the encoder.
     """
 
     body: float
@@ -55,8 +58,9 @@ def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
 
     Args:
         work: the multiplications in the forward pass.
-        frozen: whether the encoder is frozen, with no backward pass.
-        held: the share of the encoder's weights that are frozen but have a backward pass (LoRA).
+        frozen: whether the encoder is frozen, so that it has no backward pass.
+        held: the share of the encoder's weights that are frozen although gradients pass through
+            them, as with LoRA.
     """
     if frozen:
         return int(2 * work.body + 6 * work.head + 4 * work.tied)
@@ -68,10 +72,10 @@ def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
 
 
 NO_DOCUMENTS = "its attention cannot keep documents apart"
-"""The end of warnings about packed rows whose documents cannot be kept apart."""
+"""The last words of warnings about models that cannot keep the documents of a packed row apart."""
 
 Precision: TypeAlias = Callable[[], AbstractContextManager[object]]
-"""A function that returns a context with a certain precision, such as autocast to bf16."""
+"""A function that returns a context in which a model computes, such as autocast to bf16."""
 
 Masking: TypeAlias = Mapping[str, Any]
 """Arguments of a ``Masker``, by name."""
@@ -83,8 +87,8 @@ Batch: TypeAlias = "MaskedBatch | Tensors"
 class Maker(Protocol):
     """A function that makes a batch from rows, such as a ``Masker``.
 
-    If a maker has the attribute ``places``, and it is True, calls need the argument ``place``, the
-    position of each row in the order of the epoch.
+    If the function has an attribute ``places`` that is True, it needs one more argument, ``place``:
+    the position of each row in the order of the epoch.
     """
 
     def __call__(
@@ -102,11 +106,12 @@ class Outcome(NamedTuple):
 
     Attributes:
         loss: the summed loss of all targets, a scalar in nats, with gradient.
-        targets: the divisor of the sum, a scalar: the number of targets, or the number of eligible
-            tokens in masked diffusion.
-        losses: (M,) float32, the loss of each target, detached; None if targets are no tokens.
-        where: (M, 2) int64, the row and the column of each target; None if targets are no tokens.
-        right: (M,) bool, whether the likeliest token is correct; None unless requested.
+        targets: the number by which the sum is divided, a scalar: the number of targets, or in
+            masked diffusion the number of eligible tokens.
+        losses: (M,) float32, the loss of each target, detached; None if targets are not tokens.
+        where: (M, 2) int64, the row and the column of each target; None if targets are not tokens.
+        right: (M,) bool, whether the most probable token is the target; None unless the attribute
+            ``tells_right`` of the objective is True.
     """
 
     loss: Tensor
@@ -117,8 +122,8 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of(cls, losses: Tensor, where: Tensor | None = None) -> Outcome:
-        """Make the outcome of losses (M,) and, if targets are tokens, their positions ``where``."""
-        # Policies that learn can only use losses of tokens.
+        """Make an outcome from losses (M,). If targets are tokens, ``where`` is their positions."""
+        # Single losses are only used by masking policies that learn, which need losses of tokens.
         each = None if where is None else losses.detach()
         return cls(losses.sum(), counted(losses.numel(), losses), each, where)
 
@@ -127,8 +132,8 @@ class Objective(nn.Module, ABC):
     """Base class of objectives: a model with a head and a loss. Calls return an ``Outcome``.
 
     An objective is a module, because DDP and FSDP need one forward pass that includes the loss. It
-    returns sums and counts and no means, so all targets in all micro-batches and on all ranks have
-    the same weight.
+    returns sums and counts, not means. All targets of a step therefore have the same weight, in all
+    micro-batches and on all ranks.
     """
 
     model: PreTrainedModel
@@ -140,32 +145,34 @@ class Objective(nn.Module, ABC):
     """The default masking settings of this objective."""
 
     inherits = True
-    """Whether the masking settings of the recipe apply to this objective."""
+    """Whether the masking settings of the recipe are used with this objective."""
 
     in_place = True
-    """Whether labels are aligned with the input tokens. If True, corruptions must keep lengths."""
+    """Whether every label belongs to the input token at its position. If True, the corruption must
+    not change the length of a text."""
 
     detects = False
     """Whether labels are 0 for unchanged tokens and 1 for changed tokens."""
 
     twins = False
-    """Whether batches contain every other row twice. If True, every rank needs an even number of
-    rows, at least 4."""
+    """Whether half of the rows are read twice and the other half are not read. If True, every rank
+    needs an even number of rows, at least 4."""
 
     batches: Callable[..., Maker] = Masker
-    """The class of makers for batches. Its arguments are a tokenizer, the masking and ``seed``."""
+    """A function that returns the ``Maker`` of batches. Its arguments are a tokenizer, the masking
+    settings and ``seed``."""
 
     layout: str = "any"
-    """The required layout of rows: "any", or "document" for rows with one text after [CLS]."""
+    """The layout that rows must have: "any", or "document" for rows with one text after [CLS]."""
 
     precision: Precision = nullcontext
-    """The precision of evaluations; a training run sets this to the precision of training."""
+    """The context of evaluations. A training run sets it to the precision of training."""
 
     @classmethod
     def reads(cls, layout: str, config: PreTrainedConfig) -> str:
-        """Return the layout that a model uses for rows that were prepared in ``layout``.
+        """Return the layout in which the rows of a corpus with this ``layout`` are read.
 
-        Models that cannot keep documents apart read packed rows with one document per row.
+        A model that cannot keep the documents of packed rows apart reads one document per row.
         """
         if cls.layout != "any":
             return cls.layout
@@ -175,17 +182,18 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
-        """Return the masking settings of an arm.
+        """Return the masking settings to use with this objective.
 
         Args:
-            common: the recipe's settings, with the lowest precedence (ignored unless ``inherits``).
-            own: the arm's settings, which override ``common`` and the defaults of this objective.
+            common: the recipe's settings. The defaults of this objective replace them. They are
+                ignored if ``inherits`` is False.
+            own: the settings for this objective. They replace all others.
         """
         return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
-        """Check the masking settings of an arm (see ``settings``), and return a warning or None.
+        """Check masking settings that ``settings`` returned. Return a warning or None.
 
         Raises:
             MaskwiseError: the objective cannot learn from batches with these settings.
@@ -205,7 +213,14 @@ class Objective(nn.Module, ABC):
         length: int | None = None,
         **masking: object,
     ) -> Maker:
-        """Build the maker of batches. ``length`` is the number of positions of the model."""
+        """Build the maker of batches.
+
+        Args:
+            tokenizer: the tokenizer of the rows.
+            seed: the seed of the masks.
+            length: the number of positions of the model; None for no limit.
+            masking: the masking settings.
+        """
         return cls.batches(
             tokenizer,
             **cls.settings({}, masking),
@@ -225,17 +240,18 @@ class Objective(nn.Module, ABC):
         """Return the work for a batch: the encoder on all tokens, the head on all targets.
 
         Args:
-            tokens: the number of tokens before corruption; a text that is read twice counts twice.
+            tokens: the number of tokens before corruption. If a text is read twice, its tokens
+                count twice.
             targets: the number of labels other than −100.
         """
-        # All weights outside the model belong to the head.
+        # The head is all weights outside the model.
         heads = multiplied_weights(self) - multiplied_weights(self.model)
         return Work(encoder_weights(self.model) * tokens, heads * targets)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """A context in evaluation mode, without gradients and at the precision of training."""
-        # Restore the mode afterwards, because evaluations interrupt training.
+        """A context for evaluation: without dropout and gradients, at the precision of training."""
+        # An evaluation may interrupt training, so restore the mode afterwards.
         training = self.training
         self.eval()
         try:
@@ -254,21 +270,21 @@ class Objective(nn.Module, ABC):
 
 
 def check_all_asked(objective: str, masking: Masking) -> None:
-    """Raise ``MaskwiseError`` if ``predict`` leaves some masked tokens without a target.
+    """Raise ``MaskwiseError`` if ``predict`` would leave masked tokens without a target.
 
-    The objective would treat these tokens as original text.
+    The objective would treat masked tokens without a target as original text.
     """
     if not schedule(masking.get("predict", 1.0)).always(1):
         raise MaskwiseError(
             f"objective {objective} needs a target at every masked token",
             got=f"predict {masking['predict']}",
-            do="give its arm masking: {predict: 1.0}",
+            do="set masking: {predict: 1.0} for this objective",
         )
 
 
 def weighted(losses: Tensor, weight: Tensor | None, row: Tensor, column: Tensor) -> Tensor:
-    """Multiply the losses (M,) of the targets at (row, column) by their weights (B, L), if any."""
-    # Weights on a CPU are in double precision.
+    """Multiply losses (M,) by the weights (B, L) at (row, column), if there are weights."""
+    # On a CPU, the weights are in double precision.
     return losses if weight is None else losses * weight[row, column].to(losses.dtype)
 
 
@@ -279,7 +295,7 @@ def unrounded(logits: Tensor) -> Tensor:
 
 def counted(number: int, beside: Tensor) -> Tensor:
     """Return a number as a scalar on the device of ``beside``."""
-    # ``full`` does not make the host wait; copying a tensor from the host would.
+    # ``full`` does not make the host wait, but copying a tensor from the host would.
     return torch.full((), number, device=beside.device)
 
 
@@ -295,13 +311,13 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
     if not isinstance(batch, MaskedBatch) or batch.documents is None:
         return inputs
     family = adapter_of(model.config)
-    # Only rows that a user has packed can come here; see ``Objective.reads``.
+    # ``Objective.reads`` prevents this case in training runs. Here a user passed packed rows.
     if not family.separates:
         what = f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}"
         warnings.warn(what, stacklevel=2)
         return inputs
     apart = family.apart(model, inputs, batch.documents)
-    # Pass the offsets that were computed on the host; computing them here would make it wait.
+    # Use the offsets that were computed on the host. Computing them here would make the host wait.
     apart["documents"].ends = batch.ends[0]
     return apart
 
@@ -311,13 +327,13 @@ def encoded(model: PreTrainedModel, batch: Batch) -> Tensor:
     return encoder_of(model)(**model_inputs(model, batch)).last_hidden_state
 
 
-# Objectives of downstream tasks: classes of rows or tokens, numbers, choices, answer spans
+# Objectives of downstream tasks
 
 
 class Classification(Objective):
     """Cross-entropy of the class of every row or every labelled token.
 
-    Formula: sum over labelled rows (tokens) of −log p(class | row).
+    Formula: sum over all labelled rows, or all labelled tokens, of −log p(class | row).
     Inputs: a mapping with the model's inputs and ``labels``, (B,) or (B, L); −100 means no label.
     Requirements: ``models.load_task_model`` with a head for sequences or tokens.
     Source: Devlin et al. 2019, section 4.
@@ -326,7 +342,7 @@ class Classification(Objective):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        # Tokenizers return token types even for models without this argument.
+        # Tokenizers return token types even for models whose ``forward`` does not accept them.
         taken = inspect.signature(model.forward).parameters
         self._unused = {"labels", "choices"} | {"token_type_ids"}.difference(taken)
 
@@ -348,8 +364,8 @@ class Classification(Objective):
 class Regression(Classification):
     """Squared error of one number per row.
 
-    Formula: sum over rows of (answer − label)². Labels are standardised over the train split, so a
-        new head starts at the mean label, and one learning rate suits all scales.
+    Formula: sum over rows of (answer − label)². Labels are standardised over the train split.
+        Therefore a new head begins near the mean label, and one learning rate suits all scales.
     Inputs: a mapping with the model's inputs and ``labels``, (B,) float.
     Requirements: ``models.load_task_model`` with a head for sequences and one label.
     Source: Devlin et al. 2019, appendix B.1 (STS-B).
@@ -376,17 +392,18 @@ class MultiLabel(Classification):
 
 
 class MultipleChoice(Classification):
-    """Cross-entropy of the correct choice. Questions may have any number of choices.
+    """Cross-entropy of the correct choice. Questions may differ in their number of choices.
 
     Formula: sum over questions of −log softmax(scores of the choices)[correct choice].
-    Inputs: a mapping with the model's inputs for S sequences; ``choices`` (B, C), the indices of
-        each question's sequences, padded with −1; and ``labels`` (B,), the correct column.
+    Inputs: a mapping with the model's inputs for S sequences, one per choice; ``choices`` (B, C),
+        the indices of the sequences of each question, padded with −1; and ``labels`` (B,), the
+        column of the correct choice.
     Requirements: ``models.load_task_model`` with the head ``multiple-choice``.
     Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (SWAG).
     """
 
     def logits(self, batch: Tensors) -> Tensor:
-        """(B, C): the score of each choice; −∞ for questions with fewer choices."""
+        """(B, C): the score of each choice; −∞ in columns without a choice."""
         choices = batch["choices"]
         # Pass all sequences as choices of one question, because the number of choices may differ
         # between questions.
@@ -401,7 +418,8 @@ class SpanQuestionAnswering(Classification):
     Formula: sum over windows of −log p(start) − log p(end). Both distributions are a softmax over
         the tokens of the window, without padding.
     Inputs: a mapping with the model's inputs and ``labels``, (B, 2): the positions of the two
-        tokens. Windows without the answer have the label (0, 0), the position of [CLS].
+        tokens. A window that does not contain the answer has the label (0, 0), which is the
+        position of [CLS].
     Requirements: ``models.load_task_model`` with the head ``question-answering``.
     Source: Devlin et al. 2019, section 4.2.
     """

@@ -1,9 +1,10 @@
 """Objectives that predict each token from earlier tokens: denoising and causal language modelling.
 
-``Denoising`` trains an encoder–decoder to generate the masked text or the whole text.
-``DenoisingAutoencoder`` trains sentence embeddings of an encoder: tokens of a text are deleted, and
-a decoder reconstructs the text from one vector. The decoder shares the encoder's token embeddings
-and is not saved in checkpoints. ``CausalLanguageModelling`` makes an encoder's attention causal.
+``Denoising`` trains an encoder–decoder to generate the masked tokens or the whole text.
+``DenoisingAutoencoder`` trains sentence embeddings. The encoder reads a text from which tokens were
+deleted and returns one vector. A decoder restores the whole text from this vector. The decoder
+shares the encoder's token embeddings and is not saved in checkpoints. ``CausalLanguageModelling``
+trains an encoder to predict the next token, with causal attention.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class Denoising(MaskedLanguageModelling):
 
     Formula: sum over targets of −log p(target | corrupted text, earlier targets).
     Inputs: a ``MaskedBatch`` from a corruption whose labels are a text (``infill``, ``t5``,
-        ``delete``, or any corruption with ``target='full'``), or a mapping with the model's inputs
-        and ``labels`` (B, L'), such as a batch of a generation task. The decoder's input begins
-        with the start token of the model.
+        ``delete``, or any corruption with ``target='full'``). Or a dict with the model's inputs and
+        ``labels`` (B, L'), such as a batch of a task in which the model generates the answer. The
+        decoder's input begins with the start token of the model.
     Requirements: an encoder–decoder.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461); Raffel et al. 2020 (T5, arXiv 1910.10683).
 
@@ -75,7 +76,7 @@ class Denoising(MaskedLanguageModelling):
         shown = masking.get("corruption", "bert")
         if corruption(shown).writes is None:
             raise MaskwiseError(
-                "objective denoise needs a corruption whose targets are a text to write",
+                "objective denoise needs a corruption whose targets are a text",
                 got=f"corruption {shown}",
                 allowed="infill, infill(target='spans'), t5, delete, ul2, or any corruption with "
                 "target='full'",
@@ -89,7 +90,7 @@ class Denoising(MaskedLanguageModelling):
     def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
         known = {name: inputs[name] for name in READ if name in inputs}
-        # In packed rows, the decoder also generates each document separately.
+        # In packed rows, the decoder must generate each document separately, too.
         written = None
         if isinstance(batch, MaskedBatch) and batch.written is not None:
             written = batch.written
@@ -105,8 +106,8 @@ class Denoising(MaskedLanguageModelling):
     def work(self, tokens: float, targets: float) -> Work:
         """Return the work for a batch.
 
-        Input tokens pass the encoder and the key and value layers of cross-attention. Targets pass
-        the decoder and the head.
+        The encoder, and the key and value layers of cross-attention, process all input tokens. The
+        rest of the decoder and the head process all targets.
         """
         writes, crossed = decoder_weights(self.model)
         own, tied = head_weights(self.model)
@@ -121,28 +122,28 @@ def generated(
     inputs: Tensors,
     *,
     most: int,
-    beams: int = 1,
-    length_penalty: float = 1.0,
+    beams: int,
+    length_penalty: float,
 ) -> list[list[int]]:
     """Generate text with an encoder–decoder by beam search.
 
-    The ``generation_config`` of the checkpoint is ignored. Early stopping is off, because it would
-    end a search with two beams at the first two complete hypotheses. For a confident model, these
-    are often unlikely empty texts.
+    The ``generation_config`` of the checkpoint is ignored. Early stopping is off. With early
+    stopping and two beams, a search would end as soon as two hypotheses are complete. If the model
+    is confident, these are often unlikely, empty texts, which are complete after one step.
 
     Args:
         model: the encoder–decoder.
         inputs: input_ids and attention_mask (B, L).
         most: the maximum number of new tokens.
         beams: the number of beams.
-        length_penalty: beam scores are divided by length to the power ``length_penalty``.
+        length_penalty: the score of a beam is divided by length ** length_penalty.
 
     Returns:
         The generated ids of each row, with special tokens and padding.
     """
     names = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "pad_token_id")
     ids = {name: vars(model.config).get(name) for name in names}
-    # mypy does not know ``generate``.
+    # ``Any``, because mypy does not know that the model has ``generate``.
     writer: Any = model
     writer.generation_config = GenerationConfig(
         **ids,
@@ -156,7 +157,7 @@ def generated(
 
 
 def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
-    """Return the objective whose loss evaluates a language model: denoising or MLM."""
+    """Return the objective whose loss evaluates this model: denoising or MLM."""
     if adapter_of(model.config).kind == "encoder-decoder":
         return Denoising(model)
     return MaskedLanguageModelling(model)
@@ -165,9 +166,9 @@ def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
 class DenoisingAutoencoder(Objective):
     """Cross-entropy of every token of a text, given one vector of the corrupted text (TSDAE).
 
-    Formula: sum over tokens t of −log p(x_t | x_<t, s), where s is the hidden state of [CLS] in the
-        corrupted text, in which 60 % of the tokens are deleted. The decoder's cross-attention
-        attends to s alone.
+    Formula: sum over tokens t of −log p(x_t | x_<t, s). The vector s is the hidden state of [CLS]
+        in the text from which 60 % of the tokens were deleted. The decoder's cross-attention
+        attends only to s.
     Inputs: a ``MaskedBatch`` from the corruption ``delete``. Labels (B, L') are the whole text,
         followed by −100.
     Requirements: an encoder, and one text per row. The published decoder is as deep as the encoder
@@ -219,7 +220,7 @@ class DenoisingAutoencoder(Objective):
         shown = str(masking.get("corruption", "delete"))
         if shown not in ("delete", "delete(target='full')"):
             raise MaskwiseError(
-                "objective tsdae deletes tokens",
+                "objective tsdae needs a corruption that deletes tokens",
                 got=f"corruption {shown}",
                 allowed="delete",
             )
@@ -247,7 +248,8 @@ class DenoisingAutoencoder(Objective):
     def work(self, tokens: float, targets: float) -> Work:
         """Return the work for a batch: the encoder on input tokens, decoder and head on targets.
 
-        Keys and values of cross-attention are computed once per text, so they are not counted.
+        The keys and values of cross-attention are computed for one vector per text, so their work
+        is not counted.
         """
         own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
         once = 2 * self.start.numel() ** 2 * len(self.decoder.layers)
@@ -269,8 +271,8 @@ def places(length: int, like: Tensor) -> Tensor:
 # Causal
 # -------------------------------------------------------------------------------------------
 
-# Attention is causal only in forward passes of this objective (``attention.Documents``). A run can
-# therefore use this objective before masked language modelling, or alternate between both.
+# Attention is causal only in the forward passes of this objective (``attention.Documents``). A run
+# can therefore use this objective before masked language modelling, or alternate between the two.
 
 
 class NextTokens(Masker):
@@ -287,11 +289,11 @@ class NextTokens(Masker):
     def __call__(self, rows: Rows | Pieces | AnnotatedBatch, **when: object) -> MaskedBatch:
         """Return unmasked rows with labels. Special tokens and [UNK] are no targets.
 
-        The arguments of ``Masker.__call__`` are accepted but ignored, as batches never change.
+        Further arguments of ``Masker.__call__``, such as the step, are accepted but ignored.
         """
         source = gather(rows, self.vocabulary)
         text = source.piece if source.apart else source.row[source.piece]
-        # The first token of a text is no target, because its predecessor belongs to another text.
+        # The first token of a text is no target, because the token before it is not of this text.
         follows = source.eligible[1:] & (text[1:] == text[:-1])
         labels = np.full(len(source.input_ids), IGNORE, np.int64)
         labels[:-1][follows] = source.input_ids[1:][follows]
@@ -330,9 +332,9 @@ class CausalLanguageModelling(MaskedLanguageModelling):
         own = [name for name, value in masking.items() if cls.masking.get(name) != value]
         if own:
             raise MaskwiseError(
-                "objective clm does not mask",
+                "objective clm does not mask, so it has no masking settings",
                 got=", ".join(own),
-                do="remove masking from its arm",
+                do="remove masking from this objective",
             )
         return None
 

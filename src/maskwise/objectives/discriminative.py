@@ -1,8 +1,8 @@
-"""Discriminative objectives: detect changed tokens, and contrast sentences.
+"""Discriminative objectives: detect changed tokens, and recognise equal sentences.
 
-``Detection`` and ``ReplacedTokenDetection`` predict which tokens were added or replaced, and where
-tokens were deleted. ``ContrastiveSentences`` reads each text twice, with different dropout, and
-matches the two embeddings.
+The subclasses of ``Detection`` predict which tokens were added, and where tokens were deleted.
+``ReplacedTokenDetection`` predicts which tokens were replaced. ``ContrastiveSentences`` reads each
+text twice, with different dropout, and trains the model to give both readings similar embeddings.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 class Detection(Objective):
     """Binary cross-entropy of every token with a label.
 
-    Formula: sum over labelled tokens of −log p(label | row), where p comes from Linear(H → 2) on
-        the hidden state.
+    Formula: sum over labelled tokens of −log p(label | row), where p is the softmax of
+        Linear(H → 2) of the hidden state.
     Inputs: a ``MaskedBatch`` with label 0 at unchanged tokens of the text, 1 at changed tokens, and
-        −100 at special tokens and padding. The attention mask fits the changed row. (The published
-        code uses the mask of the unchanged row and includes padding in the loss.)
+        −100 at special tokens and padding. The attention mask is that of the changed row. (The
+        published code uses the mask of the unchanged row and includes padding in the loss.)
     Requirements: an encoder.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
@@ -74,12 +74,14 @@ class Detection(Objective):
     def chance(self, vocabulary: int, rows: int) -> float:
         """Return ln 2, as in the paper.
 
-        If 15 % of the tokens are changed, guessing the class frequencies has a loss of 0.42 nats.
+        If 15 % of the tokens are changed, predicting p = .15 for every token has a loss of 0.42
+        nats.
         """
         return math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """Return the work for a batch; all tokens of the changed text are targets."""
+        """Return the work for a batch. The model reads the changed text, whose tokens are all
+        targets."""
         return super().work(targets, targets)
 
     def forward(self, batch: MaskedBatch) -> Outcome:
@@ -98,9 +100,9 @@ class AddedTokenDetection(Detection):
     """Detect random tokens that were inserted into the text.
 
     Before each token of the text, one random token is inserted with probability 0.15. As a result,
-    12.9 % of the tokens are inserted, and inserted tokens are never adjacent. In the published
-    code, inserted tokens can be adjacent, and 14.9 % of the tokens are inserted; use the corruption
-    ``insert(target='detect', again=0.15)`` for this variant.
+    12.9 % of the tokens of the changed text are inserted tokens, which are never adjacent. In the
+    published code, inserted tokens can be adjacent, and 14.9 % of the tokens are inserted. The
+    corruption ``insert(target='detect', again=0.15)`` inserts tokens in this way.
     """
 
     @classmethod
@@ -112,7 +114,7 @@ class AddedTokenDetection(Detection):
         length: int | None = None,
         **masking: Any,
     ) -> Maker:
-        """Build a masker that cuts rows to at most ``length`` tokens, before their [SEP]."""
+        """Build a masker that cuts off the end of texts that grow beyond ``length`` tokens."""
         shown = corruption(masking.get("corruption", Insert("detect")))
         if isinstance(shown, Insert) and shown.cut is None:
             shown = replace(shown, cut=length)
@@ -124,10 +126,10 @@ class AddedTokenDetection(Detection):
 
 
 class DeletedTokenDetection(Detection):
-    """Detect where tokens were deleted; each token is deleted with probability 0.15.
+    """Detect where tokens were deleted. Each token is deleted with probability 0.15.
 
     The label of a token is 1 if the token directly before it was deleted. The [SEP] after the text
-    is also a target, for deletions at the end of the text.
+    is also a target, because tokens at the end of the text may be deleted.
     """
 
     masking = {**Detection.masking, "corruption": "delete(target='detect')"}
@@ -137,14 +139,16 @@ class ReplacedTokenDetection(Objective):
     """ELECTRA: a small generator fills the masks, and the model detects the replaced tokens.
 
     Formula: Σ over masked tokens of −log p_G(x_i) + weight · (masked / content) · Σ over content
-        tokens of the binary loss. After division by the number of masked tokens, both terms are
-        means over their tokens, as in the paper.
-    Inputs: a ``MaskedBatch`` in which every masked token has a label. The generator's samples
-        replace every masked token, even with 80/10/10 (the released code keeps 15 %). Masked tokens
-        without a label would count as original tokens, so ``predict`` below 1 is refused.
+        tokens of the binary loss. Masked and content are numbers of tokens. The training loop
+        divides the sum by the number of masked tokens. Both terms are then means over their tokens,
+        as in the paper.
+    Inputs: a ``MaskedBatch`` in which every masked token has a label. Every selected token is
+        replaced by a token that the generator samples, even if the corruption ``bert`` left the
+        token unchanged. (The released code keeps 15 % of the selected tokens.) A masked token
+        without a label would be treated as original text, so ``predict`` must be 1.
     Requirements: an encoder with embeddings. The generator has the same architecture, with layers
-        that are ``share`` times as wide. Checkpoints do not include the generator; it is saved with
-        the heads. No gradient flows through the sampled tokens.
+        that are ``share`` times as wide. Checkpoints of the model do not include the generator,
+        which is saved with the heads. No gradient flows through the sampled tokens.
     Source: Clark et al. 2020 (ELECTRA, arXiv 2003.10555), section 2.
     """
 
@@ -162,7 +166,8 @@ class ReplacedTokenDetection(Objective):
         self.model = model
         self.weight = weight
         self.head = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, 1))
-        # Build the generator after the head: both use torch's generator, so the order matters.
+        # Build the generator after the head. Both draw initial weights from torch's random
+        # generator, so another order would change them.
         self.generator = build_model(smaller(model.config, share))
 
     @classmethod
@@ -173,7 +178,7 @@ class ReplacedTokenDetection(Objective):
         return math.log(vocabulary) + self.weight * math.log(2)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """Return the work for a batch: model and head on all tokens, and the generator's work."""
+        """Return the work for a batch: the model and the head on all tokens, and the generator."""
         head = sum(p.numel() for p in self.head.parameters())
         generator = MaskedLanguageModelling(self.generator).work(tokens, targets)
         return Work(encoder_weights(self.model) * tokens, head * tokens + generator.all)
@@ -199,8 +204,8 @@ class ReplacedTokenDetection(Objective):
         detected = binary_cross_entropy_with_logits(
             score, replaced.flatten()[on_device].float(), reduction="sum"
         )
-        # The training loop divides by the number of masked tokens. With this factor, the second
-        # term becomes a mean over the text.
+        # The training loop divides the loss by the number of masked tokens. With this factor, the
+        # second term then is a mean over the text.
         share = len(where) / max(1, len(text))
         total = losses.sum() + self.weight * share * detected
         return Outcome.of(losses, where)._replace(loss=total)
@@ -208,8 +213,8 @@ class ReplacedTokenDetection(Objective):
 
 def sampled(logits: Tensor) -> Tensor:
     """(M,) int64: one id drawn from each of the M distributions with logits (M, V)."""
-    # If e is exponential, p / e is largest at token i with probability p_i (Gumbel trick).
-    # torch.multinomial would check its input, which makes the host wait.
+    # If e has an exponential distribution, p / e is largest at token i with probability p_i (the
+    # Gumbel trick). torch.multinomial would check its input, and the host would have to wait.
     return (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1)
 
 
@@ -229,7 +234,8 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
     config.num_attention_heads = heads
     groups = vars(config).get("num_key_value_heads")
     if groups is not None:
-        # All keys must be shared by equally many queries. Without sharing (ESMC), share none.
+        # Every key head must serve the same number of query heads. If each query head has its own
+        # key head (ESMC), keep it so.
         config.num_key_value_heads = heads if groups == before else math.gcd(heads, groups)
     return config
 
@@ -239,10 +245,11 @@ def smaller(config: PreTrainedConfig, share: float) -> PreTrainedConfig:
 
 
 class Twins:
-    """Makes unmasked batches that contain every other row twice. Labels are the indices of twins.
+    """Makes unmasked batches in which every row has a *twin*, a second copy of the row.
 
-    Taking every other row, and not the first half, makes the texts independent of the number of
-    ranks.
+    The rows 0, 2, 4, … are used, and the other rows are not. (If the first half of the rows were
+    used, the texts would depend on the number of ranks.) The label of a row is the index of its
+    twin.
     """
 
     def __init__(self, tokenizer: Tokenizer, **masking: object):
@@ -260,13 +267,13 @@ class Twins:
         size = every.shape[0]
         if size % 2 or size < 4:
             raise MaskwiseError(
-                "cse reads half of the rows twice",
+                "objective cse reads half of the rows of a batch twice",
                 got=f"{size} rows",
                 allowed="an even number ≥ 4",
             )
         if every.packed:
             raise MaskwiseError(
-                "cse needs one text per row",
+                "objective cse needs one text per row",
                 got="packed rows",
                 do="use the layout 'document'",
             )
@@ -283,7 +290,7 @@ class Twins:
             eligible=twice(every.eligible),
             attention_mask=None if every.attention_mask is None else twice(every.attention_mask),
             example_id=every.example_id[pair],
-            # Layers are not needed, because no policy learns from these losses.
+            # Nothing reads layers, because no masking policy is used.
             layers={},
             extras={name: twice(extra) for name, extra in every.extras.items()},
         )
@@ -294,12 +301,14 @@ class Twins:
 class ContrastiveSentences(Objective):
     """Cross-entropy of finding the twin of a row among all rows of the batch (SimCSE).
 
+    The twin of a row is a second copy of the row, read with other dropout.
+
     Formula: sum over rows i of −log softmax_j≠i(cos(z_i, z_j) / temperature) at j = the twin of i,
-        where z = tanh(Linear(H → H)([CLS])). On several ranks, the embeddings of all ranks are
-        compared, with gradient.
+        where z = tanh(Linear(H → H)([CLS])). On several ranks, each row is compared with the rows
+        of all ranks, and gradients flow to all ranks.
     Inputs: a batch from ``Twins`` with labels (B,).
     Requirements: an encoder with dropout layers. If all dropout rates are 0 (ModernBERT), the rate
-        ``dropout`` is used in forward passes of this objective.
+        ``dropout`` is used in the forward passes of this objective.
     Source: Gao et al. 2021 (SimCSE, arXiv 2104.08821); Wu et al. 2022 for the head.
     """
 
@@ -324,7 +333,7 @@ class ContrastiveSentences(Objective):
             )
         if not self._dropouts():
             raise MaskwiseError(
-                "objective cse needs dropout, because twins do not differ in anything else",
+                "objective cse needs dropout, because the two copies of a text would be equal",
                 got=type(model).__name__,
                 do="use an encoder with dropout layers",
             )
@@ -336,9 +345,9 @@ class ContrastiveSentences(Objective):
     def check(cls, masking: Masking) -> None:
         if masking:
             raise MaskwiseError(
-                "objective cse does not mask",
+                "objective cse does not mask, so it has no masking settings",
                 got=", ".join(masking),
-                do="leave masking out",
+                do="remove masking from this objective",
             )
 
     def chance(self, vocabulary: int, rows: int) -> float:
@@ -350,7 +359,7 @@ class ContrastiveSentences(Objective):
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
         every, offset = gathered(mine)
-        # Compute without autocast: similarities near 1 would all be equal in bf16.
+        # Turn autocast off, because similarities near 1 would all be equal in bf16.
         with precise(mine.device.type):
             similar = mine @ every.T / self.temperature
         place = torch.arange(len(mine), device=mine.device)
@@ -379,7 +388,7 @@ class ContrastiveSentences(Objective):
         encoder = encoder_of(self.model)
         training = encoder.training
         rates = {layer: layer.p for layer in self._dropouts()}
-        # Switch the whole encoder, because attention modules also use dropout.
+        # Set the whole encoder to training mode, because attention modules also use dropout.
         encoder.train()
         if not any(rates.values()):
             for layer in rates:
@@ -400,7 +409,7 @@ def precise(device: str) -> AbstractContextManager[object]:
 
 
 def gathered(mine: Tensor) -> tuple[Tensor, int]:
-    """Return the rows (·, H) of all ranks, with gradient, and the index of our first row."""
+    """Return the rows of all ranks, with gradient, and the index of this rank's first row."""
     if not dist.is_initialized():
         return mine, 0
     return torch.cat(all_gather(mine)), dist.get_rank() * len(mine)

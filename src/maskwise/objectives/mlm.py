@@ -1,7 +1,8 @@
 """Masked language modelling and its variants: entity masking, diffusion, and span boundaries.
 
-The prediction head runs only at targets. Models of families without a known head
-(``families.ENCODERS``) compute logits at all positions, which is slower but gives the same loss.
+The prediction head is applied only to the hidden states of targets. If maskwise does not know the
+head of a model (``families.ENCODERS``), logits are computed at all positions. The loss is the same,
+but slower to compute.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class MaskedLanguageModelling(Objective):
         self.model = model
 
     compiled: Mapping[Part, Part] = MappingProxyType({})
-    """The compiled versions of ``head_losses``, ``losses_of`` and ``slopes_of``; may be empty."""
+    """The functions of the head and their compiled versions; empty without ``compile_head``."""
 
     tells_right = False
     """Whether outcomes include ``right``. If True, the compiled head is not used."""
@@ -72,11 +73,11 @@ class MaskedLanguageModelling(Objective):
         return Outcome.of(losses, where)._replace(right=right)
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss (M,) float32 and the position (M, 2) of every target, row by row."""
+        """Return the losses (M,) float32 and the positions (M, 2) of all targets, row by row."""
         return self.answers(batch)[:2]
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the losses and positions of ``token_losses``, and ``right`` (see ``Outcome``)."""
+        """Return the losses and positions of all targets, and ``right`` as in ``Outcome``."""
         where = target_places(batch)
         row, column = where.unbind(1)
         truth = batch["labels"][row, column]
@@ -122,10 +123,10 @@ def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Ten
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
-    """Masked language modelling on salient spans: each token of a span has masking probability 0.5.
+    """Masked language modelling on salient spans. Each token of a span is masked with p = 0.5.
 
-    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. Their spans are not public; use
-        any layer of spans, as in ``policy: guided(layer="phrase")``.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1. Their spans are not public. Any
+        layer of spans can be used, as in ``policy: guided(layer="phrase")``.
     """
 
     masking = {
@@ -136,7 +137,7 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
     }
 
 
-# Diffusion: a random rate per row, weighted as a likelihood
+# Masked diffusion
 # -------------------------------------------------------------------------------------------
 
 # The sum of weighted losses is divided by the number of *eligible* tokens, so the loss estimates
@@ -166,7 +167,8 @@ class MaskedDiffusion(MaskedLanguageModelling):
     def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
         """Return the masking settings, with the defaults of this objective."""
         chosen = {**common, **own}
-        # Recipes contain all settings, so a setting with its default value counts as not set.
+        # The settings of a recipe are always complete, so a default value may not have been chosen
+        # by the user. Such a value is replaced.
         for name, value in cls.masking.items():
             default = MaskingSettings.model_fields[name].default
             if chosen.get(name, default) == default:
@@ -179,9 +181,9 @@ class MaskedDiffusion(MaskedLanguageModelling):
         shown = corruption(masking["corruption"])
         if shown != mask_only():
             raise MaskwiseError(
-                "objective diffusion shows every chosen token as [MASK]",
+                "objective diffusion must replace every selected token by [MASK]",
                 got=shown,
-                do="leave masking.corruption out",
+                do="remove masking.corruption from the recipe",
             )
         units = policy(masking["policy"])
         check_masking(
@@ -194,9 +196,9 @@ class MaskedDiffusion(MaskedLanguageModelling):
         no_bound = "its loss is not a bound on the likelihood"
         # Schedules may change during the run, so check the beginning, the middle and the end.
         if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
-            return f"ratio {rates} is masked language modelling at fixed rates: {no_bound}"
+            return f"with ratio {rates}, the masking rates are fixed: {no_bound}"
         if units.reads_text:
-            return f"policy {masking['policy']} looks at the text that it hides: {no_bound}"
+            return f"policy {masking['policy']} depends on the text that it hides: {no_bound}"
         return None
 
     def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]
@@ -209,17 +211,17 @@ class MaskedDiffusion(MaskedLanguageModelling):
 # -------------------------------------------------------------------------------------------
 
 LONGEST = 20
-"""The number of position embeddings in a span; later positions use the last embedding."""
+"""The number of position embeddings. In longer spans, later positions have the last embedding."""
 
 
 class SpanBoundary(Objective):
-    """Masked language modelling plus the span-boundary loss for every masked token.
+    """Masked language modelling, and prediction of each masked token from the borders of its span.
 
-    Formula: sum over targets x_i in a span s…e of −log p(x_i | h_i) − log p(x_i | f(h_{s−1},
-        h_{e+1}, position i − s)), where f is two layers with GELU and LayerNorm. Both terms use the
-        model's prediction head.
+    Formula: sum over targets x_i in a span from s to e of
+        −log p(x_i | h_i) − log p(x_i | f(h_{s−1}, h_{e+1}, position i − s)). The function f has two
+        layers with GELU and LayerNorm. Both terms use the model's prediction head.
     Inputs: a ``MaskedBatch``. A span is a run of targets, so every masked token must be a target.
-        At the start or end of a row, the first or last token of the row is the border.
+        If a span begins or ends a row, its own first or last token is the border.
     Requirements: a model of a family with a known head (``families.ENCODERS``).
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
     """
@@ -236,8 +238,8 @@ class SpanBoundary(Objective):
         wide = width_of(model)
         self.model = model
         self.place = nn.Embedding(LONGEST, wide)
-        # Use the scale of transformers' embeddings: with torch's default of 1, positions would
-        # outweigh the hidden states.
+        # Use the scale of transformers' embeddings. With torch's default of 1, the position would
+        # have more influence than the hidden states.
         nn.init.normal_(self.place.weight, std=0.02)
         layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]
         self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
@@ -248,7 +250,7 @@ class SpanBoundary(Objective):
         if policy(masking["policy"]).unit_kind != UnitKind.TOKEN:
             return None
         what = f"objective sbo with policy {masking['policy']} has hardly any spans"
-        return f"{what}: each token is predicted from its two neighbours"
+        return f"{what}: each token is predicted from the two tokens beside it"
 
     def forward(self, batch: MaskedBatch) -> Outcome:
         labels = batch["labels"]
@@ -261,8 +263,8 @@ class SpanBoundary(Objective):
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
         plain = head_losses(self.model, hidden[at], truth)
-        # The model is trained on both losses, but policies learn from the MLM loss alone, as with
-        # other objectives.
+        # The model is trained on both losses. Policies that learn from losses get only the MLM
+        # loss, as from other objectives.
         losses = plain + head_losses(self.model, from_borders, truth)
         return Outcome.of(losses, where)._replace(losses=plain.detach())
 
@@ -270,17 +272,18 @@ class SpanBoundary(Objective):
         return 2 * super().chance(vocabulary, rows)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """Return the work for a batch; the prediction head runs twice for each target."""
+        """Return the work for a batch. The prediction head is applied twice to each target."""
         body, head, _ = super().work(tokens, targets)
         own, tied = head_weights(self.model)
         return Work(body, head + 2 * own * targets, 2 * tied * targets)
 
 
 def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each target, the columns before and after its run and its position in the run.
+    """Find the borders of runs of targets, given (B, L) bools that mark the targets.
 
-    Args:
-        target: (B, L) bool. The results are (B, L) int64.
+    Returns:
+        Three (B, L) int64 tensors: the column before the run of each target, the column after the
+        run, and the position of the target in the run.
     """
     length = target.shape[1]
     column = torch.arange(length, device=target.device).expand(target.shape)
@@ -292,21 +295,21 @@ def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # Logits in chunks
 # -------------------------------------------------------------------------------------------
 
-# For large vocabularies, cross-entropy is computed in chunks of targets. The logits of M targets
-# over V tokens, their copy in single precision and both gradients take 12 · M · V bytes: 12 GB for
-# 20,000 targets and 50,000 tokens. Here, the logits of a chunk are freed after use and computed
-# again in the backward pass, which adds a third to the multiplications of the output layer.
-# torch's ``linear_cross_entropy`` (2.13) works in the same way without a reduction, but rounds
-# losses to bfloat16; here losses, and sums over chunks, are in single precision.
+# With a large vocabulary, cross-entropy is computed for one chunk of targets after another. The
+# logits of M targets over V tokens, a copy of them in single precision and the gradients of both
+# need 12 · M · V bytes: 12 GB for 20,000 targets and 50,000 tokens. Here, the logits of a chunk are
+# freed after use and computed again in the backward pass. This adds a third to the multiplications
+# of the output layer. torch's ``linear_cross_entropy`` (2.13, without reduction) works in the same
+# way, but rounds losses to bfloat16. Here losses and sums over chunks are in single precision.
 
 ENTRIES = 1 << 26
-"""The number of logits in a chunk: 256 MiB in single precision. Fewer logits are not split."""
+"""The number of logits in a chunk: 256 MiB in single precision. Smaller batches are not split."""
 
 
 def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the input (M, H), the weight (V, H) and the bias (V,) of the output layer.
 
-    Only for families with ``ends_in_output``. ``states_MH`` is the input of the head.
+    This works only for families with ``ends_in_output``. ``states_MH`` is the input of the head.
     """
     layer: Any = model.get_output_embeddings()
     if hasattr(model, "final_logits_bias"):
@@ -315,7 +318,7 @@ def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor
         return states_MH, layer.weight, bias[0]
     head = prediction_head(model)
     assert head is not None
-    # Make the output layer return its input for one call, to get the result of earlier layers.
+    # For one call, make the output layer return its input, which is the result of earlier layers.
     layer.forward = lambda states_MH: states_MH
     try:
         before_MH = head(model, states_MH)
@@ -344,8 +347,8 @@ def slopes_of(
     """Return the gradients of a chunk with respect to states, weight and bias.
 
     Args:
-        total_M: the log-sum-exp of the logits, from ``losses_of``.
-        slope_M: the gradient of each loss.
+        total_M: the log-sum-exp of the logits of each target, from ``losses_of``.
+        slope_M: the gradient with respect to each loss.
     """
     logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
     share_MV = (logits_MV - total_M[:, None]).exp()
@@ -416,7 +419,7 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, slope_M: Tensor) -> tuple[Tensor | None, ...]:
         states_MH, weight_VH, bias_V, truth_M, total_M = ctx.saved_tensors
         of_states = torch.empty_like(states_MH)
-        # Add up chunks at the precision of the weights, not at the precision of autocast.
+        # Sum over chunks in the precision of the weights, not in that of autocast.
         of_weight = torch.zeros_like(weight_VH)
         of_bias = None if bias_V is None else torch.zeros_like(bias_V)
         compute = ctx.compiled.get(slopes_of, slopes_of)

@@ -1,7 +1,8 @@
-"""Samplers choose the arm of each training step. ``SAMPLERS`` is the only registry.
+"""Samplers choose the objective of each training step, if a run has several objectives.
 
-Samplers never see a model: ``training`` measures the losses that samplers learn from. This package
-may import from ``masking`` (for schedules) and from the layers below ``masking``.
+Some samplers learn from losses, but they never get a model: ``training`` measures the losses.
+``SAMPLERS`` is the only registry. This package may import from ``masking`` (for schedules) and from
+the layers below ``masking``.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ def sampler(
         spec: the name and its arguments.
         arms: the names of the arms.
         seed: any integer.
-        chance: the loss of random guessing for each arm, which ``loss-proportional`` divides by.
-        steps: the number of steps in the run. Samplers that learn scale their defaults to it.
+        chance: the loss of random guessing for each arm. The sampler ``loss-proportional`` divides
+            losses by it.
+        steps: the number of steps in the run, from which samplers that learn compute their default
+            settings.
 
     Raises:
         MaskwiseError: the name is unknown, or an argument is not valid.

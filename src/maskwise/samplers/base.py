@@ -1,9 +1,12 @@
-"""Samplers choose the arm of each training step. An arm is an objective with its masking.
+"""Samplers choose the arm of each training step. An arm is an objective with its masking settings.
 
-A draw is a function of (seed, step) and the current probabilities, so all ranks draw the same arm,
-and a resumed run continues the same sequence of arms. Samplers that learn get the losses of all
-arms on probe data, before and after every rollout of ``every`` steps. The samplers in this module
-follow fixed rules (``loss-proportional`` excepted) and serve as baselines.
+A draw depends only on the seed, the step and the current probabilities. Therefore all ranks draw
+the same arm, and a resumed run continues the same sequence of arms.
+
+Some samplers learn. Every ``every`` steps, the losses of all arms are measured on held-out rows,
+which is called a *probe*. The steps between two probes are a *rollout*. After each rollout, the
+sampler gets the losses of the probes before and after it. The samplers in this module do not learn,
+except ``loss-proportional``. They are baselines.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from maskwise.specs import Call
 Losses = Numbers | Sequence[float] | Tensor
 
 ROLLOUTS = 60
-"""The default number of rollouts in a run; long runs have more, see ``interval``."""
+"""The default number of rollouts in a run. Runs of more than 6,000 steps have more, because by
+default a rollout has at most ``PUBLISHED_EVERY`` steps."""
 PUBLISHED_EVERY = 100
 """The published number of steps between two probes, and the largest default."""
 
@@ -37,9 +41,10 @@ class Sampler:
         seed: any integer.
 
     Attributes:
-        every: the number of steps between two probes; 0 for samplers without probes.
-        rows: the number of held-out rows in a probe.
+        every: the number of steps between two probes; 0 if the sampler needs no probes.
+        rows: the number of held-out rows in the probe of each arm.
         notes: warnings about the last update.
+        share: (K,) float64, the probability of each of the K arms.
 
     Raises:
         MaskwiseError: ``arms`` is empty or contains a name twice.
@@ -67,25 +72,26 @@ class Sampler:
     def draw(self, step: int, total_steps: int | None = None) -> str:
         """Draw the arm for a step."""
         edges = self.probabilities(step, total_steps).cumsum(0)
-        # Scale by the last edge: rounding may put it below 1, and larger places would have no arm.
+        # Rounding may make the last edge smaller than 1. A number between the two would have no
+        # arm, so scale all numbers by the last edge.
         place = edges.new_tensor(self.place(step) * float(edges[-1]))
         index = int(torch.searchsorted(edges, place, right=True))
         return self.arms[index]
 
     def place(self, step: int) -> float:
-        """Return the random number in (0, 1) that decides a step's draw."""
+        """Return the random number in (0, 1) that decides which arm is drawn for a step."""
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        """Learn from the arms' probe losses before and after a rollout.
+        """Learn from the probe losses of all arms before and after a rollout.
 
         Returns:
-            The new logits, (K,); samplers without logits return their probabilities.
+            The new logits, (K,). Samplers that have no logits return their probabilities.
         """
         return self.share
 
     def reward(self, before: Losses, after: Losses) -> float | None:
-        """Return the gain of a rollout as one number; None for samplers without logits."""
+        """Return the gain of a rollout as one number; None if the sampler has no logits."""
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
@@ -103,7 +109,7 @@ class Sampler:
         return list(compress(self.arms, chosen))
 
     def state_dict(self) -> TensorDict:
-        """Return the learned tensors for a checkpoint; empty for fixed rules."""
+        """Return the learned tensors for a checkpoint; empty if the sampler does not learn."""
         return {}
 
     def load_state_dict(self, state: Tensors) -> None:
@@ -123,7 +129,7 @@ class Sampler:
         if isinstance(losses, Mapping):
             for name in losses:
                 require_known("arm", name, self.arms)
-            # A missing loss becomes NaN, so the arm counts as diverged and not as unchanged.
+            # A missing loss becomes NaN. The arm is then treated as diverged, not as unchanged.
             losses = [losses.get(name, torch.nan) for name in self.arms]
         if len(losses) != len(self.arms):
             raise MaskwiseError(
@@ -166,15 +172,15 @@ class Sequential(Sampler):
         if self.block is not None:
             now = step // self.block % len(self.arms)
         elif total_steps is not None:
-            # A probe at the end of the run asks for the step after the last step.
+            # Without ``min``, the step after the last step would have no arm.
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         else:
-            raise MaskwiseError("sampler sequential(None) needs the total number of steps")
+            raise MaskwiseError("sampler sequential(None) needs the number of steps in the run")
         return torch.eye(len(self.arms), dtype=torch.float64)[now]
 
 
 class Shares(Sampler):
-    """Draws arms with given shares: one number or schedule per arm, normalised at each step.
+    """Draws arms with given shares: one number or schedule per arm, divided by their sum.
 
     >>> sampler = Shares(["mlm", "cse"], 3, 1)
     >>> sampler.probabilities().tolist()
@@ -192,24 +198,24 @@ class Shares(Sampler):
             )
         numbers = [share for share in shares if isinstance(share, int | float)]
         top = max([1, *numbers])
-        # Schedules are always between 0 and 1, so proportions such as 2 and 1 cannot be compared
-        # with schedules.
+        # A schedule is always between 0 and 1, so a number above 1 beside a schedule is probably a
+        # mistake: the scaling below would change the number but not the schedule.
         if top > 1 and len(numbers) < len(shares):
             raise MaskwiseError(
-                "sampler shares: numbers mixed with schedules must be from 0 to 1",
+                "sampler shares: if a share is a schedule, all numbers must be from 0 to 1",
                 got=top,
             )
         self.shares = []
         for share in shares:
             if isinstance(share, int | float):
-                # Proportions such as 4, 2, 1 become constant schedules 1, 0.5, 0.25.
+                # Schedules cannot exceed 1, so 4, 2 and 1 become 1, 0.5 and 0.25.
                 share = share / top
             self.shares.append(schedule(share))
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         shares = [share(step, total_steps) for share in self.shares]
         now = torch.tensor(shares, dtype=torch.float64)
-        # ``not … > 0`` also refuses NaN.
+        # ``not … > 0`` is also True for NaN.
         if not now.sum() > 0:
             raise MaskwiseError("sampler shares: all shares are 0", got=f"step {step}")
         return now / now.sum()
@@ -239,15 +245,16 @@ class LossProportional(Sampler):
 
     Args:
         arms: the names of the arms.
-        chance: the loss of random guessing for each arm: ln V for masked tokens, ln 2 for
-            detection, ln B for sentences; if None, 1 for all arms.
+        chance: the loss of random guessing for each arm; if None, 1 for all arms. It is ln V for
+            masked tokens with a vocabulary of V, ln 2 for detection, and about ln B for sentences
+            in batches of B.
         every: the number of steps between two probes; if None, a sixtieth of the run, at most 100.
-        rows: the number of rows in a probe.
+        rows: the number of rows in the probe of each arm.
         steps: the number of steps in the run.
         seed: any integer.
 
     Raises:
-        MaskwiseError: a chance level is not above 0, or a number is out of range.
+        MaskwiseError: the loss of random guessing is not above 0, or a number is out of range.
     """
 
     def __init__(
@@ -268,7 +275,7 @@ class LossProportional(Sampler):
         self.chance = self.vector(chance)
         if not (self.chance > 0).all():
             raise MaskwiseError(
-                "sampler loss-proportional: a chance level is not above 0",
+                "sampler loss-proportional: the loss of random guessing is not above 0",
                 got=chance,
                 allowed="above 0",
             )
@@ -281,7 +288,7 @@ class LossProportional(Sampler):
         if loss.sum() > 0:
             self.share = loss / loss.sum()
         diverged = self.named(~finite)
-        self.notes = [f"{arm}: the probe loss is not finite; no share" for arm in diverged]
+        self.notes = [f"{arm}: the probe loss is not finite; not drawn" for arm in diverged]
         return self.share
 
     def state_dict(self) -> TensorDict:
@@ -310,20 +317,22 @@ def reliability(halves: Tensor) -> float | None:
     """Estimate the split-half reliability of a reward.
 
     Reliability is the share of the reward's variance that is not noise from the choice of probe
-    rows. If A and B are the rewards on the two halves of the probe, the estimate is 1 − var(A − B)
-    / var(A + B) (Rulon 1939). Pure noise gives 0 on average.
+    rows. Let A and B be the rewards measured on the first and on the second half of the probe rows.
+    The estimate is 1 − var(A − B) / var(A + B) (Rulon 1939). If the rewards are only noise, the
+    estimate is 0 on average.
 
     Args:
-        halves: (T, 2) the rewards of T rollouts on each half.
+        halves: (T, 2) float64, the rewards of T rollouts on each half.
 
     Returns:
-        The estimate; None if fewer than six rollouts remain after the first quarter, or if the
-        reward is constant.
+        The estimate; None if the reward is constant or if there are too few rollouts. The first
+        quarter of the rollouts is not used, and six others are needed.
 
     >>> reliability(torch.tensor([[0.0, 0.0], [1.0, 1.2], [0.2, 0.0], [0.9, 1.0]] * 3).double())
     0.9...
     """
-    # Drop the first quarter: all losses fall there, so any two halves would agree.
+    # In the first quarter of a run all losses fall, so both halves agree even if the reward cannot
+    # tell good rollouts from bad ones.
     late = halves[len(halves) // 4 :].double()
     if len(late) < 6:
         return None

@@ -1,15 +1,17 @@
-"""MOMETAS: learn which arm to train on from the fall of the losses of *all* arms.
+"""MOMETAS: learn which arm to train on, from the fall of the losses of *all* arms.
 
-The steps between two probes are a rollout. The reward of a rollout is the sum of all arms' relative
-gains on the probe data. A policy gradient on one logit per arm, with an entropy term, raises the
-probabilities of arms that were drawn in good rollouts. Only the probes cost time
-(``training.arms``).
+An arm is an objective with its masking settings. Every ``every`` steps, a *probe* measures the
+losses of all arms on held-out rows. The steps between two probes are a *rollout*. The *gain* of an
+arm is the relative fall of its loss during the rollout, and the *reward* of the rollout is the sum
+of all gains. A policy gradient on one logit per arm, with an entropy term, raises the probabilities
+of arms that were drawn in good rollouts. Only the probes cost time (``training.arms``).
 
 ``Mometas`` has the published update (Wu et al. 2022). With the published constants, probabilities
-stay near uniform: the fixed point is softmax(q / entropy), where q[arm] is the total relative gain
-of a rollout that draws only this arm. The reward has no baseline, so probabilities drift at random
-while every loss falls. ``MometasPlus`` is the variant of this library: it estimates *which arm*
-caused the gain (``benchmarks/sampler_regret.py`` compares both).
+stay near uniform: the fixed point is softmax(q / entropy), where q[arm] is the sum of all gains in
+a rollout that draws only this arm. The reward has no baseline. As long as every loss falls, every
+reward is positive, and the probabilities drift at random. ``MometasPlus`` is a variant from this
+library, which estimates *which arm* caused the gain (``benchmarks/sampler_regret.py`` compares the
+two).
 """
 
 from __future__ import annotations
@@ -25,30 +27,32 @@ from maskwise.keys import fold
 from maskwise.samplers.base import PUBLISHED_EVERY, ROLLOUTS, Losses, Sampler, interval, probe_size
 
 TINY = 1e-6
-"""Added to the divisor of the published reward to keep the reward finite."""
+"""A number that is added to the divisor of a gain, so that the gain is finite."""
 STILL = 1e-3
-"""Losses that change by at most this number of nats count as unchanged."""
+"""If a loss changes by at most this number of nats, its gain is 0."""
 
 LEAST = 0.05
-"""The smallest divisor of MometasPlus's gains, in nats. The noise of a smaller loss is as large as
-the loss: a loss that rises from .02 to .04 and falls back would have the gains −1 and +.5."""
+"""The smallest divisor of a gain in ``MometasPlus``, in nats. The noise of a smaller loss is as
+large as the loss. For example, if a loss rises from .02 to .04 and falls back, the gains without
+this limit would be −1 and +.5."""
 
 BLOCK = 10
-"""The number of consecutive steps for which MometasPlus draws the same arm."""
+"""The largest number of consecutive steps for which ``MometasPlus`` draws the same arm."""
 RECENT = 5
-"""The half-life of MometasPlus's recent mean, in rollouts."""
+"""The half-life of the running mean of rewards in ``MometasPlus``, in rollouts."""
 GOLDEN = (5**0.5 - 1) / 2
-"""The golden ratio. Any number of its multiples modulo 1 fills (0, 1) evenly."""
+"""The golden ratio. The first n multiples of it, modulo 1, fill (0, 1) evenly for any n."""
 
 
 def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
     """Return the relative gain (a − b) / a of each arm, (K,).
 
-    Gains are at least −1, and 0 for changes up to ``STILL``.
+    Gains below −1 are set to −1. If a loss changes by at most ``STILL``, its gain is 0.
 
     Args:
-        before, after: (K,) the losses a and b of all arms. A NaN loss gives a NaN gain.
-        least: the lower bound on the divisor, in nats.
+        before: (K,) the losses a of all arms before the rollout. If a loss is NaN, the gain is NaN.
+        after: (K,) the losses b of all arms after the rollout.
+        least: the smallest divisor, in nats.
 
     Source: Wu et al. 2022, section 3.3, and their code.
     """
@@ -78,10 +82,10 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
 
 
 class Learned(Sampler):
-    """Base class of samplers that learn one logit per arm. Non-finite losses count as no gain."""
+    """Base class of samplers that learn one logit per arm. A non-finite loss has a gain of 0."""
 
     least = 0.0
-    """The lower bound on the divisor of gains, in nats; see ``gains``."""
+    """The smallest divisor of gains, in nats."""
     kept: tuple[str, ...] = ()
     """The names of further attributes to save in checkpoints."""
 
@@ -90,8 +94,8 @@ class Learned(Sampler):
         self.every = every
         self.rows = probe_size(rows)
         self.logits = torch.ones_like(self.share)
-        # The arm of each step since the last update. A dict, because ``draw`` may be called twice
-        # for a step.
+        # The arm of each step since the last update. This is a dict, because ``draw`` may be called
+        # twice for the same step.
         self.rollout: dict[int, str] = {}
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
@@ -115,15 +119,17 @@ class Learned(Sampler):
 
         An arm has diverged if its loss is not finite before or after the rollout. Its gain is 0.
         """
-        gain = gains(self.vector(before), self.vector(after), least=self.least)
-        finite = self.vector(before).isfinite() & self.vector(after).isfinite()
-        # Without this guard, a single infinite loss would ruin all logits.
+        a = self.vector(before)
+        b = self.vector(after)
+        gain = gains(a, b, least=self.least)
+        finite = a.isfinite() & b.isfinite()
+        # A single infinite loss would otherwise make all logits NaN.
         return gain.where(finite, 0.0), self.named(~finite)
 
     def guarded(self, before: Losses, after: Losses) -> Tensor:
         """Return the gains (K,), and set ``notes`` to warnings about diverged arms."""
         gain, diverged = self.gained(before, after)
-        explained = "the probe loss is not finite; it counts as no gain"
+        explained = "the probe loss is not finite; its gain is set to 0"
         self.notes = [f"{arm}: {explained}" for arm in diverged]
         return gain
 
@@ -151,14 +157,14 @@ class Mometas(Learned):
     >>> drawn.count("atd"), [round(p, 2) for p in sampler.probabilities().tolist()]
     (55, [0.48, 0.52])
 
-    Arms that were drawn more often than expected get the credit for the sum of all gains, whichever
-    arm improved.
+    If the reward is positive, the logits of arms that were drawn more often than expected rise,
+    whichever losses fell.
 
     The published constants suit rollouts of 100 steps. By default, a run of fewer than 6,000 steps
-    has shorter rollouts, and the constants are scaled with s = every / 100. A shorter rollout has a
-    smaller gain, so ``entropy`` is multiplied by s: the same gain per step then leads to the same
-    probabilities. ``lr`` is divided by √s, so the noise of a reward moves the logits equally far.
-    ``published=True`` uses the published constants.
+    has shorter rollouts, and the constants are scaled with s = every / 100. A shorter rollout has
+    smaller gains. Therefore ``entropy`` is multiplied by s, so that the same gain per step leads to
+    the same probabilities. ``lr`` is divided by √s, so that the noise of a reward changes the
+    logits as much as in long rollouts. ``published=True`` uses the published constants.
 
     Args:
         arms: the names of the arms.
@@ -168,10 +174,11 @@ class Mometas(Learned):
             100.
         published: whether to use k = 100, lr = 0.1 and γ = 2 for any length of the run.
         faithful: whether to use the published constants and also the probes of the released code.
-            There each probe has 128 new rows with new masks (whose noise is larger than the change
-            in 100 steps), and ``cse`` has no dropout. By default, all probes read the same 64 rows
-            with the same masks. If ``faithful``, a non-finite loss ends the run.
-        rows: the number of rows in a probe; if None, 64, or 128 if ``faithful``.
+            There, each probe has 128 new rows with new masks, and ``cse`` has no dropout. (The
+            noise of new rows is larger than the change of the loss in 100 steps.) By default, all
+            probes read the same 64 rows with the same masks. If ``faithful``, a non-finite loss
+            ends the run.
+        rows: the number of rows in the probe of each arm; if None, 64, or 128 if ``faithful``.
         steps: the number of steps in the run; if None, constants are not scaled.
         seed: any integer.
 
@@ -231,9 +238,9 @@ class Mometas(Learned):
         _, diverged = self.gained(before, after)
         if self.faithful and diverged:
             raise MaskwiseError(
-                "sampler mometas(faithful=True) has no guard",
+                "sampler mometas(faithful=True) cannot learn from a loss that is not finite",
                 got=f"the probe loss of {', '.join(diverged)} is not finite",
-                do="lower the learning rate, or drop faithful",
+                do="lower the learning rate, or remove faithful",
             )
         reward = float(self.guarded(before, after).sum())
         gradient = meta_gradient(self.logits, self.drawn(), reward, self.entropy)
@@ -245,19 +252,21 @@ class Mometas(Learned):
 class MometasPlus(Learned):
     """A variant of MOMETAS that estimates the gain of each arm from the rollouts so far.
 
-    The reward R of a rollout is regressed on the *shares* of draws of the arms, by least squares
-    with exponential forgetting. The slope of an arm estimates the extra gain of a rollout that
-    draws only this arm, compared with the average rollout. Losses fall fast at first, whichever
-    arms are drawn, so the recent mean is subtracted from rewards and shares. The slopes in standard
-    errors, z, are shrunk to z · max(0, 1 − 1/F), where F is the F statistic of the regression. The
-    sampler therefore stays uniform without evidence, and prefers arms as evidence grows.
+    The reward R of a rollout is regressed on the *shares* of the arms, which are the numbers of
+    draws divided by the number of steps. The regression is by least squares, and old rollouts have
+    less weight. The slope of an arm estimates how much larger the reward is if a rollout draws only
+    this arm, compared with the average rollout. Early in a run, all losses fall fast, whichever
+    arms are drawn. Therefore a running mean is subtracted from rewards and shares. The slopes,
+    divided by their standard errors, are z. They are shrunk to z · max(0, 1 − 1/F), where F is the
+    F statistic of the regression. Without evidence, the sampler therefore stays uniform, and as
+    evidence grows, it prefers arms.
 
-    An arm that is never drawn could never be credited, so a share ``floor`` of the draws is
-    uniform. The regression needs shares that differ between rollouts. The sampler therefore draws
-    an arm for up to ten consecutive steps, and rollouts follow a golden-ratio sequence, in which
-    the frequencies of arms soon match their probabilities.
+    If an arm were never drawn, its gain could not be estimated. Therefore a share ``floor`` of the
+    draws is uniform. The regression needs shares that differ between rollouts. Therefore the
+    sampler draws the same arm for up to ten consecutive steps. The random numbers of the rollouts
+    are a golden-ratio sequence, with which the frequencies of arms soon match their probabilities.
 
-    Among five equal arms, the largest probability is .26 on average
+    If five arms are equally good, the largest of their probabilities is .26 on average
     (``benchmarks/sampler_regret.py`` lists this number for each noise level and run length).
 
     >>> sampler = MometasPlus(["mlm", "atd"], every=10, seed=0)
@@ -266,12 +275,15 @@ class MometasPlus(Learned):
 
     Args:
         arms: the names of the arms.
-        lr: the share of the way that an update moves the logits to their new values, 0 to 1.
-        entropy: γ, the divisor of the logits; a larger γ makes probabilities more equal.
-        memory: the half-life of evidence, in rollouts; if None, a quarter of the run, at least 10.
+        lr: above 0 and at most 1. An update sets the logits to lr × (new estimate) + (1 − lr) ×
+            (old logits).
+        entropy: γ, the number by which the estimate is divided. With a larger γ, probabilities are
+            more equal.
+        memory: after this number of rollouts, the weight of a rollout in the regression is halved;
+            if None, a quarter of the rollouts of the run, at least 10.
         floor: the share of draws that are uniform.
         every: the number of steps between two probes; if None, a sixtieth of the run, at most 100.
-        rows: the number of rows in a probe.
+        rows: the number of rows in the probe of each arm.
         steps: the number of steps in the run.
         seed: any integer.
 
@@ -315,10 +327,11 @@ class MometasPlus(Learned):
         self.memory = memory
         self.floor = floor
         self.logits = torch.zeros_like(self.share)
-        # The recent mean of (R, shares); NaN before the first rollout.
+        # The running mean of the vector (R, shares); NaN before the first rollout.
         self.level = self.logits.new_full((1 + len(arms),), torch.nan)
-        # Discounted sums over rollouts. ``weight``: weights and squared weights. ``sums``: R and
-        # shares. ``products``: pairwise products of R and shares.
+        # Weighted sums over rollouts, in which older rollouts have less weight. ``weight``: the sum
+        # of the weights and the sum of their squares. ``sums``: the sum of (R, shares).
+        # ``products``: the sum of the products of each pair of these numbers.
         self.weight = self.logits.new_zeros(2)
         self.sums = torch.zeros_like(self.level)
         self.products = torch.outer(self.sums, self.sums)
@@ -337,13 +350,13 @@ class MometasPlus(Learned):
         if not self.rollout:
             return self.logits
         self.rollout = {}
-        # Use shares, not counts, because the last rollout may be shorter.
+        # Use shares, not numbers of draws, because the last rollout may be shorter.
         seen = torch.cat([gain.sum()[None], drawn / drawn.sum()])
-        # The first rollout only sets the level that later rollouts are compared with.
+        # The first rollout only initialises the running mean.
         if self.level.isnan().any():
             self.level = seen
             return self.logits
-        # Subtract the recent mean: losses fall fast at first, whichever arms are drawn.
+        # Early in a run, all losses fall fast, whichever arms are drawn, so subtract the mean.
         new = seen - self.level
         keep = 0.5 ** (1 / self.memory)
         self.level = self.level + (1 - 0.5 ** (1 / RECENT)) * new
@@ -356,10 +369,10 @@ class MometasPlus(Learned):
         return self.logits
 
     def credit(self) -> Tensor:
-        """Return each arm's estimated gain over the mean rollout, in shrunk standard errors."""
+        """Return the shrunk z of each arm, (K,), which the docstring of the class defines."""
         weight, squared = self.weight.tolist()
-        # Kish's effective sample size: the number of equally weighted rollouts with as much
-        # information.
+        # Kish's effective sample size: this number of rollouts with equal weights would have as
+        # much information.
         count = weight**2 / squared
         arms = len(self.arms)
         mean = self.sums / weight
@@ -367,8 +380,8 @@ class MometasPlus(Learned):
         deviation = float(moments[0, 0].clamp(min=0).sqrt())
         if deviation < 1e-9 or count <= arms:
             return torch.zeros_like(self.logits)
-        # Least squares of the standardised reward on the centred shares. Shares sum to 1, so the
-        # matrix is singular without the ridge, which weighs as much as one rollout.
+        # Least squares of the standardised reward on the centred shares. Shares sum to 1, so their
+        # covariance matrix is singular. Therefore add a ridge with the weight of one rollout.
         ridge = torch.eye(arms, dtype=torch.float64) / (weight * arms)
         cross = moments[0, 1:] / deviation
         inverse = torch.linalg.inv(moments[1:, 1:] + ridge)

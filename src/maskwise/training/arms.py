@@ -1,18 +1,19 @@
-"""Training with several arms: a sampler draws an arm for each step, and learns from probes.
+"""Training with several arms: a sampler draws an arm for each step, and may learn from losses.
 
-An arm is an objective with its masking. All arms share one model, but each arm has a separate
+An arm is an objective with its masking settings. All arms share one model, but each arm has its own
 source of batches, which may have another layout (packed rows, or one text per row) and another
 order. Schedules use the step of the run, not the number of steps of the arm.
 
-A probe is a set of held-out rows that are masked once, so losses before and after several updates
-are measured on the same examples and masks. Runs select different rows by seed. (The released code
-of MOMETAS draws new examples and masks for every probe. The noise of this choice is larger than the
-change of the loss.) The agreement between the two halves of a probe estimates the noise in the
-reward (``samplers.base.reliability``).
+A *probe* measures the losses of all arms on a set of held-out rows. The rows are masked only once,
+so that losses before and after several updates are measured on the same tokens. The rows depend on
+the seed of the run. (The released code of MOMETAS draws new rows and masks for every probe. The
+noise of this choice is larger than the change of the loss.) A probe has two halves. How well the
+halves agree shows how much noise is in the sampler's reward (``samplers.base.reliability``).
 
-Every ``sampler.every`` steps, a probe costs a forward pass of 64 rows per arm (96 rows for
-``cse``); the log includes this cost. Samplers with fixed rules are probed too if there are enough
-rows, to show the losses of all objectives. The cost of these probes counts as evaluation.
+If a sampler learns, each of its probes costs a forward pass of 64 rows per arm (96 rows for
+``cse``), and the log includes this cost. If a sampler does not learn, probes are made only to show
+the losses of all objectives, and only if there are enough rows. Their cost is counted as
+evaluation.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Arms(Objective):
         return self.arm(batch.arm)(batch)
 
     def heads(self) -> TensorDict:
-        """Return the parameters outside the model, by arm and name.
+        """Return the parameters outside the model, keyed by ``arm.name``.
 
         Checkpoints of the model do not include these parameters.
         """
@@ -83,7 +84,7 @@ class Arms(Objective):
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():
-            # Heads of new arms, and heads of a different size, keep their initial weights.
+            # If an arm is new, or if its head has another size, the head keeps its initial weights.
             if name in saved and saved[name].shape == value.shape:
                 value.copy_(saved[name])
 
@@ -92,13 +93,13 @@ class ArmsSource:
     """Makes the batches of each step for the arm that the sampler draws.
 
     Args:
-        sources: the source of each arm, by name.
+        sources: the source of batches of each arm, by name.
         sampler: a sampler with the same arms in the same order.
-        settings: the settings with the number of steps.
+        settings: the training settings, for the number of steps.
 
     Attributes:
-        untaught: copies of the maskers with untrained policies. Probes use these copies, so a
-            resumed run, which makes its probe again, gets the same masks.
+        untaught: copies of the maskers, whose policies never learn. Probes use these copies. A
+            resumed run makes its probe again, and thus gets the same masks.
     """
 
     def __init__(
@@ -115,11 +116,11 @@ class ArmsSource:
 
     @property
     def ahead(self) -> int:
-        """The number of steps by which batches are made ahead: 1, or 0 if anything learns."""
+        """The number of steps by which batches are made ahead: 1, or 0 if they depend on losses."""
         return 0 if self.sampler.every or self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
-        """Return the micro-batches of ``step``, all for one arm, which is equal on all ranks."""
+        """Return the micro-batches of ``step``. All of them, on all ranks, are for the same arm."""
         arm = self.sampler.draw(step, self.settings.steps)
         batches = self.sources[arm].batches(
             step,
@@ -131,7 +132,7 @@ class ArmsSource:
         return batches
 
     def learners(self) -> Learners:
-        """Return the learners of the arms' policies. They learn only from batches of their arm."""
+        """Return the learners of all masking policies. Each learns only from batches of its arm."""
         learners = {}
         for arm, source in self.sources.items():
             for name, learner in source.learners().items():
@@ -140,19 +141,23 @@ class ArmsSource:
         return learners
 
     def places(self) -> Learners:
-        """Return the streams, whose positions are saved. Arms with the same rows share a stream."""
+        """Return the streams whose positions must be saved. Arms may share a stream."""
         streams: Learners = {}
         for source in self.sources.values():
             streams |= source.places()
         return streams
 
 
-def probe_rows(wanted: int, *, ranks: int = 1, twins: bool = False) -> int:
+def probe_rows(wanted: int, *, ranks: int, twins: bool) -> int:
     """Return the number of rows in the probe of an arm, over all ranks.
 
-    ``wanted`` is rounded up to make both halves equally large on every rank. With ``twins`` (for an
-    objective that reads half of the rows twice), each half needs an even number of rows on every
-    rank, at least four.
+    Both halves of a probe need the same number of rows on every rank, so ``wanted`` is rounded up.
+
+    Args:
+        wanted: the wanted number of rows.
+        ranks: the number of ranks.
+        twins: whether the objective reads half of the rows twice. If True, each half has an even
+            number of rows on every rank, at least four.
     """
     least = 2 if twins else 1
     unit = 2 * least * ranks
@@ -163,14 +168,14 @@ class Probe:
     """Measures the losses of all arms on two halves of held-out rows.
 
     Args:
-        objective: the arms.
-        source: the training data of the arms.
-        held_out: the held-out rows of each arm. (A probe on training rows would reward
-            memorisation.) After ``skip``, at least ``sizes`` rows must remain.
-        sizes: the number of rows in the probe of each arm, over all ranks (``probe_rows``).
-        skip: the indices of held-out rows of each arm that are reserved for evaluations.
-        fresh: whether to use new rows and new masks in every probe, masks of the current policies,
-            and no dropout for ``cse``, as in the released code of MOMETAS.
+        objective: the objectives of all arms.
+        source: the source of training batches, for the maskers.
+        held_out: the held-out rows of each arm. (With training rows, an arm could gain by
+            memorising them.) Without the rows in ``skip``, there must be at least ``sizes`` rows.
+        sizes: the number of rows in the probe of each arm, over all ranks, from ``probe_rows``.
+        skip: for each arm, the indices of the held-out rows that are reserved for evaluations.
+        fresh: whether every probe uses new rows and new masks, from policies as they are now, and
+            no dropout for ``cse``, as in the released code of MOMETAS.
         rank, ranks: this rank and the number of ranks. Each rank measures a part of the rows.
     """
 
@@ -192,7 +197,7 @@ class Probe:
         if fresh:
             self.maskers = {arm: each.masker for arm, each in source.sources.items()}
         self.sizes = sizes
-        # ``_batches`` masks with the ratio of the middle step.
+        # Schedules are evaluated at the middle step of the run.
         self.total_steps = source.settings.steps
         self.fresh = fresh
         self.rank = rank
@@ -208,21 +213,22 @@ class Probe:
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in self.rows}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, 4, K) on the device: the sums (``_counted``) of both halves and all K arms.
+        """(2, 4, K) on the device: the four sums of ``_counted`` for both halves and all K arms.
 
         The sums are over the rows of this rank.
 
         Args:
-            turn: the index of the probe in the run; ignored unless probes are ``fresh``.
+            turn: the index of the probe in the run. It has an effect only if probes are ``fresh``.
         """
         if not self.fresh:
             turn = 0
         sums = []
-        # Restore the host's generator only, because every training step seeds the device's.
+        # Restore only the random generator of the host. Every training step seeds that of the
+        # device.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
             for arm in self.rows:
                 batches = self.batches.get(arm) or self._batches(arm, turn)
-                # Seed dropout of ``cse`` and samples of ``rtd``, which must not vary by probe.
+                # Dropout of ``cse`` and samples of ``rtd`` must be the same in every probe.
                 torch.manual_seed(fold(PROBE_SEED, turn))
                 objective = self.objective.arm(arm)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
@@ -232,7 +238,7 @@ class Probe:
         return torch.stack(sums, 2)
 
     def _batches(self, arm: str, turn: int) -> list[MaskedBatch]:
-        """Return the two halves of an arm's probe, masked."""
+        """Return the masked batches of the two halves of an arm's probe."""
         rows = self.rows[arm]
         if self.fresh:
             rows = rows.roll(-(fold(PROBE_SEED, turn) % len(rows)))
@@ -257,9 +263,9 @@ class SamplerLearner(Learner):
 
     Args:
         sampler: the sampler.
-        probe: a function that makes a ``Probe``, called when the model is on its device; None for
-            no probes.
-        watched_every: the number of updates between probes if the sampler needs none; 0 for no
+        probe: a function that makes a ``Probe``. It is called when the model is on its device. None
+            for no probes.
+        watched_every: the number of updates between probes if the sampler does not learn; 0 for no
             probes.
     """
 
@@ -273,20 +279,22 @@ class SamplerLearner(Learner):
         self._make = probe
         self._probe: Probe | None = None
         count = len(sampler.arms)
-        # (5, K): ``_counted`` and steps per arm, since the last line, in the run, and in probes.
+        # Each is (5, K): the four sums of ``_counted`` and the number of steps, for each arm. They
+        # are sums since the last line of metrics, since the start of the run, and over probes.
         self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, count).double()
-        # The arm and the sums of each micro-batch since the last ``_take_in``, on the device.
+        # For each micro-batch since the last ``_take_in``: the index of its arm, and its four sums
+        # on the device.
         self.seen: list[tuple[int, Tensor]] = []
         self.steps = torch.zeros(1, count).double()
-        # (3, K): the latest losses on the whole probe and on its halves.
+        # (3, K): the losses of the last probe, on all of its rows and on each half.
         self.before = torch.full(
             (3, count),
             torch.nan,
             dtype=torch.float64,
         )
-        # (T, 2): the reward of each rollout on each half.
+        # (T, 2): the rewards of T rollouts (steps between two probes), measured on each half.
         self.rewards = torch.zeros(0, 2).double()
-        # The step of the last probe, the seconds of all probes, and the seconds of the run.
+        # The step of the last probe, the seconds spent in probes, and the seconds of the run.
         self.clock = torch.zeros(3).double()
         self._since: float | None = None
         self.notes: list[str] = []
@@ -303,18 +311,18 @@ class SamplerLearner(Learner):
         if self.every and now.done % self.every == 0:
             self._learn(now)
         tick = time.perf_counter()
-        # The first call starts the clock.
+        # At the first call, no time has passed yet.
         self.clock[2] += tick - (self._since or tick)
         self._since = tick
 
     def _take_in(self) -> None:
-        """Add the counts of all ranks to the sums. Every rank must call this, and waits for it."""
+        """Add the sums of all ranks since the last call. Every rank must call this, and waits."""
         if not self.seen:
             return
         arms, sums = zip(*self.seen)
         by_arm = torch.zeros_like(self.line_sums[:4])
         by_arm.index_add_(1, torch.tensor(arms), torch.stack(sums, 1).cpu().double())
-        # All ranks draw the same arm, so do not sum steps over ranks.
+        # All ranks draw the same arm, so steps must not be summed over ranks.
         new = torch.cat([self.now.agree(by_arm), self.steps])
         self.line_sums = self.line_sums + new
         self.run_sums = self.run_sums + new
@@ -324,7 +332,7 @@ class SamplerLearner(Learner):
     def _learn(self, now: Point) -> None:
         assert self._make is not None
         began = time.perf_counter()
-        # Make the probe at the first call, because the model was not on its device before.
+        # The model was not on its device before the first call.
         self._probe = self._probe or self._make()
         halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)
@@ -339,21 +347,23 @@ class SamplerLearner(Learner):
         self.clock[0] = now.done
 
     def _teach(self, losses: Tensor) -> None:
-        """Update the sampler, and record the rewards of the two halves."""
+        """Update the sampler with new losses, (3, K), and record the rewards on the two halves."""
         sampler = self.sampler
         rewards = [sampler.reward(a, b) for a, b in zip(self.before[1:], losses[1:])]
-        # Samplers without logits have no reward.
+        # If a sampler has no logits, its rewards are None.
         if None not in rewards:
             self.rewards = torch.cat([self.rewards, self.rewards.new_tensor([rewards])])
         sampler.update(self.before[0], losses[0])
-        # A line of metrics may cover several updates of the sampler, so drop repeated notes.
+        # There may be several updates of the sampler between two lines of metrics, which repeat
+        # their notes.
         self.notes = list(dict.fromkeys([*self.notes, *sampler.notes]))
 
     def facts(self) -> Facts:
-        """Return the sampler's fields of a line of metrics, which docs/files.md describes."""
+        """Return the fields of a line of metrics that docs/files.md lists for samplers."""
         self._take_in()
         total, divisor, _, _, steps = self.line_sums
-        # Log the next step's probabilities. After the last step, all shares may be 0.
+        # Log the probabilities of the next step. After the last step, there is none, and schedules
+        # may have reached 0 for all arms, so log the last step's probabilities again.
         step = min(self.now.done, self.now.total_steps - 1)
         probabilities = self.sampler.probabilities(step, self.now.total_steps)
         found: dict[str, object] = {
@@ -388,9 +398,9 @@ class SamplerLearner(Learner):
         return {name: round(value, 6) for name, value in named if value == value}
 
     def spent(self) -> dict[str, dict[str, int]]:
-        """Return ``steps``, ``tokens`` and ``targets`` of each arm, in training and in probes.
+        """Return the numbers of ``steps``, ``tokens`` and ``targets`` of each arm, over all ranks.
 
-        Counts are over all ranks. Probes count only if the sampler learned from them.
+        Probes have separate numbers, which are 0 if the sampler does not learn.
         """
         self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
@@ -418,7 +428,7 @@ class SamplerLearner(Learner):
 def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
     """(4,) on the device: the sum of losses, its divisor, and the numbers of targets and tokens.
 
-    The counts are below 2²⁴, so they are exact in single precision.
+    These numbers are below 2²⁴, so they are exact in single precision.
     """
     loss = outcome.loss.detach()
     counts = (outcome.targets, counted(batch.targets, loss), counted(batch.tokens, loss))
@@ -429,8 +439,8 @@ def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
     """Raise ``MaskwiseError`` if a probe needs more held-out rows than are ``free``."""
     if free < size:
         raise MaskwiseError(
-            f"the probe of arm {arm!r} has too few held-out rows",
-            got=f"{free} of {of}: the other rows are for evaluation",
+            f"there are too few held-out rows to measure the loss of objective {arm!r}",
+            got=f"{free} of {of}; the other rows are reserved for evaluation",
             allowed=f"≥ {size}",
             do="raise corpus.held_out, or lower evaluation.rows",
         )

@@ -1,8 +1,9 @@
-"""The files of a training run: training states, metrics and transformers folders.
+"""The files of a training run: training states, metrics and folders of models.
 
-A training state is a folder ``resume/step-N`` with a manifest (``folders.write_folder``), from
-which a run can resume. It contains safetensors files and JSON, but no pickles. Training waits while
-tensors are copied in memory. A thread then writes the copies to disk, one state at a time.
+A training state is a folder ``resume/step-N`` from which a run can be resumed. It contains
+safetensors files and JSON, no pickles, and a manifest with the hashes of the files
+(``folders.write_folder``). Training waits only while tensors are copied in memory. A thread then
+writes the copies to disk, one state after another.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ class Totals(BaseModel):
     """The progress of a run, over all ranks.
 
     Attributes:
-        tokens, targets: the numbers of tokens and targets in training so far.
-        loss: the loss in the last line of metrics with targets; None if there is no such line.
-        seconds: the duration of training, including the time before a resume.
+        tokens: the number of tokens in training so far.
+        targets: the number of targets in training so far.
+        loss: the loss in the last line of metrics whose steps had targets; None if there is none.
+        seconds: the duration of training, including the time before the run was resumed.
         skipped: the number of updates that were skipped because they were not finite.
-        losses, sums: the losses and sums since the last line of metrics.
+        losses: the summed losses of the micro-batches since the last line of metrics.
+        sums: the sums of the statistics of batches since the last line of metrics, by name.
     """
 
     tokens: int = 0
@@ -59,8 +62,8 @@ class State(Totals):
 
     Attributes:
         step: the number of completed updates.
-        settings: the settings that the result depends on.
-        bits: the conditions that rounding depends on, such as the number of threads.
+        settings: the settings that change the result of the run.
+        bits: the conditions that change the result only by rounding, such as the number of threads.
     """
 
     model_config = ConfigDict(strict=True)
@@ -93,7 +96,7 @@ class States:
         Raises:
             MaskwiseError: the previous state could not be written.
         """
-        # Wait for the previous state, because copies of two states may not fit into memory.
+        # Wait for the previous state, because copies of two states may not fit into the memory.
         self.wait()
         copies = {}
         for name, tensors in files.items():
@@ -123,7 +126,8 @@ class States:
 
         newest = self.path(state.step)
         write_folder(newest, fill)
-        # States of later steps are damaged (the run resumed before them), so they do not count.
+        # If there are states of later steps, they are damaged, because otherwise the run would have
+        # been resumed from them. Remove them.
         older = [path for path in self._paths() if path <= newest]
         for path in self._paths():
             if path not in older[: self.keep]:
@@ -133,9 +137,14 @@ class States:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def newest(self, say: Callable[[str], None]) -> State | None:
-        """Return the newest undamaged state, or None. ``say`` prints a line per damaged state."""
+        """Return the newest undamaged state, or None.
+
+        Args:
+            say: a function that prints a line. It is called for each damaged state.
+        """
         for path in self._paths():
-            # The manifest has a hash of every file, which detects damage by a kill or by the disk.
+            # The manifest has a hash of every file. A file is damaged if the process was killed
+            # while writing, or if the disk failed.
             wrong = damage(path)
             if wrong is None:
                 try:
@@ -147,11 +156,11 @@ class States:
 
 
 class Metrics:
-    """A file with one line of JSON per entry.
+    """The file of metrics, with one line of JSON per entry.
 
     Args:
         path: the file; if None, lines are not written.
-        keep_until: the step of the training state from which the run resumes; 0 for a new run.
+        keep_until: the step of the training state from which the run is resumed; 0 for a new run.
             Lines of later steps are removed, because the resumed run writes them again.
     """
 
@@ -162,7 +171,8 @@ class Metrics:
         kept = read_lines(path) if keep_until else []
         kept = [line for line in kept if line["step"] <= keep_until]
         write_lines(path, kept)
-        # Use no buffer: after a failed write on a full disk, ``close`` would flush it again.
+        # Use no buffer. If the disk is full, ``close`` would try to write the buffer again, and
+        # fail again.
         with writing(path):
             self.file = path.open("ab", buffering=0)
 
@@ -171,7 +181,7 @@ class Metrics:
             return
         rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with writing(self.path):
-            # Repeat, because a nearly full disk may accept only a part of the line.
+            # A nearly full disk may accept only a part of the line, so write the rest.
             while rest:
                 rest = rest[self.file.write(rest) :]
 
@@ -193,7 +203,7 @@ def restore(learners: Mapping[str, Learner | Sampler], flat: Tensors) -> None:
     """Load the states of learners from a dict made by ``states``."""
     for name, learner in learners.items():
         state = {}
-        # Match the prefix instead of splitting at a dot: names of arms may contain dots.
+        # Do not split at the first dot, because the names of objectives may contain dots.
         prefix = f"{name}."
         for key, value in flat.items():
             if key.startswith(prefix):
@@ -209,7 +219,7 @@ def copied(tensors: Tensors) -> TensorDict:
 
 
 def changes(before: Facts, now: Facts) -> str:
-    """Return the settings that differ, with new and old values, as text."""
+    """Return a text that lists the settings that differ, with their new and old values."""
     changed = []
     for name, value in now.items():
         if before.get(name) != value:
@@ -246,13 +256,13 @@ def save_checkpoint(
     def fill(target: Path) -> None:
         with without_advice():
             model.save_pretrained(target, state_dict=weights)
-        # These arguments record whether the tokenizer was loaded offline; equal tokenizers should
-        # have equal files.
+        # These arguments record whether the tokenizer was loaded offline. Remove them, so that
+        # equal tokenizers have equal files.
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
         shared = copy.copy(tokenizer)
         room = most_tokens(model.config)
-        # ``truncation=True`` cuts texts at this limit.
+        # If a user calls the tokenizer with ``truncation=True``, it cuts texts at this limit.
         if room < UNLIMITED:
             shared.model_max_length = room
         shared.save_pretrained(target)

@@ -1,10 +1,10 @@
 """The input of the training loop: masked batches, made one step ahead.
 
-A source makes the batches of a step on the host, as a function of (seed, step, rank). Schedules
-therefore use the exact step, and a resumed run needs no earlier batches. While the device works on
-a step, ``look_ahead`` makes the batches of the next step in a thread, counts their targets, and
-copies the batches to the device without blocking. A source has ``ahead = 0`` if a policy or sampler
-learns, because masks then depend on the losses of the last step.
+A source makes the batches of a step on the host. They depend only on the seed, the step and the
+rank. Therefore a resumed run does not need to make the earlier batches. While the device works on a
+step, ``look_ahead`` makes the batches of the next step in a thread, counts their targets, and
+starts to copy the batches to the device. If a masking policy or a sampler learns, masks depend on
+the losses of the step before. Then the source has ``ahead = 0``, and batches are not made ahead.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Batch: TypeAlias = Any
 
 
 class Source(Protocol):
-    """Makes the batches of each step. A source has no length."""
+    """An object that makes the batches of each step. It has no length."""
 
     @property
     def ahead(self) -> int:
-        """The number of steps by which batches may be made ahead; 0 if they depend on losses."""
+        """The number of steps by which batches are made ahead; 0 if they depend on losses."""
         ...
 
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Batch]:
@@ -47,11 +47,11 @@ class Source(Protocol):
         ...
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Return statistics of batches, which are summed until the next line of metrics."""
+        """Return statistics of batches, which are added up until the next line of metrics."""
         ...
 
     def summarise(self, sums: Numbers) -> dict[str, Any]:
-        """Return metrics computed from sums of ``facts``: numbers, or dicts of named shares."""
+        """Compute metrics from the sums of ``facts``: numbers, or dicts of names and shares."""
         ...
 
 
@@ -63,9 +63,10 @@ class Step(NamedTuple):
         batches: this rank's micro-batches, on the device.
         targets: the number of targets in the batches.
         facts: the statistics of the batches (``Source.facts``).
-        counted: the divisor of the losses: the number of targets, or the number of eligible tokens
-            in masked diffusion.
-        sums: sums over all ranks: ``targets``, ``counted`` and ``asked`` (ranks asked to stop).
+        counted: the number by which the losses are divided: the number of targets, or in masked
+            diffusion the number of eligible tokens.
+        sums: sums over all ranks: ``targets``, ``counted``, and ``asked``, the number of ranks that
+            a signal asked to stop.
     """
 
     number: int
@@ -90,19 +91,19 @@ def look_ahead(
     summed: Summed = dict,
     asked: Callable[[], bool] = bool,
 ) -> Iterator[Step]:
-    """Yield the steps of a training run, made ``source.ahead`` steps ahead.
+    """Yield the steps of a training run. Batches are made ``source.ahead`` steps ahead.
 
     Args:
         source: the source of the batches.
         steps: the step numbers.
-        rank, ranks, device: the rank of this process, the number of ranks, and this process's
-            device.
-        summed: a function that sums counts over ranks. It is called when batches are made, so
-            training does not wait for other hosts.
+        rank, ranks, device: the rank of this process, the number of ranks, and the device of this
+            process.
+        summed: a function that sums numbers over ranks. It is called when the batches are made,
+            ahead of training, so that training does not wait for other hosts.
         asked: a function that returns whether a signal asked this rank to stop.
 
     Raises:
-        MaskwiseError: a batch could not be made. The error is raised when its step is reached.
+        MaskwiseError: a batch could not be made. The error is raised when the step is reached.
     """
     lane = Lane(device) if copies_aside(device) else None
 
@@ -142,7 +143,7 @@ def look_ahead(
         return
     # A single thread makes batches in the order of their steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        # Fill the queue first, so the thread is always ``ahead`` steps ahead.
+        # Fill the queue first. The thread is then always ``ahead`` steps ahead.
         waiting = deque(thread.submit(make, number) for number in steps[: source.ahead])
         for number in steps:
             ready = waiting.popleft().result()
@@ -155,13 +156,13 @@ class MaskedSource:
     """Makes masked batches from the rows of a corpus or a stream.
 
     Args:
-        rows: the rows of a corpus or of a stream. A stream has a fixed order and fixed shares.
+        rows: the rows of a corpus or of a stream. A stream sets the order of its rows itself.
         masker: the maker of batches.
-        settings: the settings with batch size, steps and seed.
-        shares: the share of each source in a mix, by name; empty for a single source.
+        settings: the training settings, for the batch size, the steps and the seed.
+        shares: the share of each text source in a mix, by name; empty for a single text source.
 
     Raises:
-        MaskwiseError: there are fewer rows than in one batch.
+        MaskwiseError: there are fewer rows than a batch needs.
     """
 
     def __init__(
@@ -186,14 +187,14 @@ class MaskedSource:
 
     @property
     def ahead(self) -> int:
-        """1, or 0 if the policy learns."""
+        """The number of steps by which batches are made ahead: 1, or 0 if the policy learns."""
         return 0 if self.learners() else 1
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """Return the micro-batches of ``step`` for ``rank``."""
         rows, epoch = self.order.draw(step)
         places = self.order.place(step) + torch.arange(len(rows))
-        # Split rows into micro-batches, and every micro-batch into equal parts for the ranks.
+        # Split the rows into micro-batches, and every micro-batch into equal parts for the ranks.
         by_rank = torch.stack([rows, places]).view(2, self.settings.accumulate, ranks, -1)
         when: dict[str, Any] = {"step": step, "total_steps": self.settings.steps, "epoch": epoch}
         batches = []
@@ -201,23 +202,23 @@ class MaskedSource:
             if isinstance(self.masker, Masker) and self.masker.places:
                 when["place"] = place.numpy()
             batch = self.masker(self.rows.batch(part), **when)
-            # The log shows the actual share of each source in a mix.
+            # The log shows the actual share of each text source in a mix.
             batch.sources = self.order.counts(part)
             batches.append(batch)
         return batches
 
     def learners(self) -> Learners:
-        """Return the learner of the policy, see ``learners_of``."""
+        """Return the learner of the masking policy by name; empty if the policy does not learn."""
         return learners_of(self.masker)
 
     def places(self) -> Learners:
-        """Return the stream, whose position is part of training states; empty for a corpus."""
+        """Return the stream, whose position training states contain; empty for a corpus."""
         if not isinstance(self.rows, StreamedRows):
             return {}
         return {f"stream {self.rows.layout}": self.rows}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Return sums for ``summarise`` and for speed; ``squares`` is Σ length² over pieces."""
+        """Return sums for ``summarise`` and for speed. ``squares``: the sum of squared lengths."""
         sums = defaultdict[str, float](float)
         for batch in batches:
             line = batch.source
@@ -252,11 +253,11 @@ class MaskedSource:
 
 
 def learners_of(masker: object) -> Learners:
-    """Return the learner of the masker's policy, by name; empty if the policy does not learn.
+    """Return the learner of the masker's policy by name; empty if the policy does not learn.
 
     Raises:
-        MaskwiseError: the corruption changes lengths, so losses cannot be assigned to tokens of the
-            text.
+        MaskwiseError: the corruption changes the length of texts, so that losses cannot be assigned
+            to tokens of the text.
     """
     if not isinstance(masker, Masker):
         return {}
@@ -265,18 +266,21 @@ def learners_of(masker: object) -> Learners:
         return {}
     if not masker.corruption.keeps_length:
         raise MaskwiseError(
-            f"policy {masker.policy} learns from the loss of each token of the text",
+            f"policy {masker.policy} needs a corruption that keeps the length of a text",
             got=f"corruption {masker.corruption}",
-            do="use bert or mask-only",
+            do="use the corruption bert or mask-only",
         )
     learner.start(masker.vocabulary)
     return {"policy": learner}
 
 
 def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Yield groups of row indices with similar width, widest first.
+    """Yield groups of rows with similar width, as indices. The widest rows come first.
 
-    With padding, a group has at most ``tokens`` tokens, unless it is a single row.
+    Args:
+        width: (N,) int64, the number of tokens in each row.
+        tokens: the largest number of tokens in a group, with padding. A wider row is a group by
+            itself.
     """
     order = width.argsort(descending=True, stable=True)
     start = 0
@@ -287,18 +291,18 @@ def by_width(width: Tensor, tokens: int) -> Iterator[Tensor]:
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
-    """(V,) float32: the log probabilities of counts (V,), with add-one smoothing."""
+    """(V,) float32: the log frequencies of V tokens, from their counts plus one."""
     smooth = counts.double() + 1
     return (smooth / smooth.sum()).log().float()
 
 
-# The order of rows: in an epoch, and in a mix of several sources
+# The order of rows
 # -------------------------------------------------------------------------------------------
 
-# All orders are functions of (seed, step), so a resumed run does not read rows of earlier steps.
+# All orders depend only on the seed and the step, so a resumed run does not read earlier rows.
 
 WINDOW = 16
-"""The number of batches that are sorted by length together; 16 remove most padding."""
+"""The number of batches whose rows are sorted by length together. With 16, most padding is gone."""
 
 
 def order_of(
@@ -310,9 +314,9 @@ def order_of(
         size: the number of rows.
         epoch: the epoch.
         seed: any integer.
-        lengths: (size,) the lengths of rows, to make batches of similar length; None for a plain
-            shuffle.
-        batch_size: the number of rows in a batch; used only with ``lengths``.
+        lengths: (size,) the lengths of the rows, if rows of similar length shall be in the same
+            batch; None for a plain shuffle.
+        batch_size: the number of rows in a batch; needed only with ``lengths``.
 
     >>> sorted(order_of(4, 2, seed=0).tolist())
     [0, 1, 2, 3]
@@ -336,15 +340,16 @@ def order_of(
 
 
 class Epochs:
-    """The order of the rows of one source. Rows that do not fill a batch in an epoch are dropped.
+    """The order of the rows of one text source. If the last rows of an epoch do not fill a batch,
+    they are skipped.
 
     Args:
         size: the number of rows.
-        settings: the settings with batch size and seed.
-        lengths: (size,) the lengths of rows, to make batches of similar length; or None.
+        settings: the training settings, for the batch size and the seed.
+        lengths: (size,) the lengths of the rows, as in ``order_of``.
 
     Raises:
-        MaskwiseError: there are fewer rows than in one batch.
+        MaskwiseError: there are fewer rows than a batch needs.
     """
 
     names: Sequence[str] = ()
@@ -375,21 +380,21 @@ class Epochs:
         return step % self.per_epoch * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:
-        """Return an empty dict, because there is only one source."""
+        """Return an empty dict, because there is only one text source."""
         return {}
 
 
 class Mix:
-    """The order of the rows of several sources in fixed shares.
+    """The order of the rows of several text sources, which are mixed in fixed shares.
 
-    Sources have separate orders and epochs. The number of rows from each source among the first n
-    rows of a run is a function of n. This number differs from the exact share of n by at most half
-    a row for two sources, one row for three sources, and 1.6 rows (measured) for a hundred sources.
+    Every source has its own order and its own epochs. How many of the first n rows of a run are
+    from a source depends only on n. This number differs from share × n by at most half a row with
+    two sources, one row with three sources, and 1.6 rows (measured) with a hundred sources.
 
     Args:
-        shares: the share of each source, by name; the shares sum to 1.
+        shares: the share of each source, by name. The shares sum to 1.
         sizes: the number of rows in each source. The rows of all sources are concatenated.
-        settings: the settings with batch size and seed.
+        settings: the training settings, for the batch size and the seed.
 
     Raises:
         MaskwiseError: a source has fewer rows than its share of a batch.
@@ -419,13 +424,13 @@ class Mix:
         return begin + order_of(size, epoch, seed=fold(self.seed, number))
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """Return the rows of a step, (batch size,) int64, and None: there is no common epoch."""
+        """Return the rows of a step, (batch size,) int64, and None in place of a common epoch."""
         rows = []
         for number, (before, after) in enumerate(taken(step, self.batch_size, self.parts)):
             place = torch.arange(before, after)
             size = max(1, self.sizes[number])
             for epoch in (place // size).unique().tolist():
-                # The rows of a small source in one batch may belong to several epochs.
+                # If a source is small, its rows in one batch may be from several epochs.
                 inside = place[place // size == epoch] % size
                 rows.append(self.order(number, epoch)[inside])
         return torch.cat(rows)[mixed(self.batch_size, seed=self.seed, step=step)], None
@@ -435,6 +440,6 @@ class Mix:
         return step * self.batch_size
 
     def counts(self, rows: Tensor) -> dict[str, int]:
-        """Return the number of rows from each source."""
+        """Return how many of the ``rows`` are from each source."""
         owner = torch.bucketize(rows, self.ends, right=True)
         return dict(zip(self.names, owner.bincount(minlength=len(self.names)).tolist()))

@@ -1,10 +1,11 @@
-"""The engine of a training run: device, processes, precision, wrapping, updates and resuming.
+"""The engine of a training run: device, processes, precision, updates and training states.
 
-Accelerate provides distribution, precision and trackers. The order in ``Engine`` matters: weights
-are loaded into the plain module before the module is wrapped, and optimisers are built last,
-because FSDP2 replaces the parameters.
+The package Accelerate connects processes, sets the precision and starts trackers. The order of the
+steps in ``Engine`` matters: weights are loaded before the module is wrapped for DDP or FSDP2, and
+optimisers are built last, because FSDP2 replaces the parameters.
 
-Masks, order and dropout are functions of (seed, step, rank), so no random state is saved.
+Masks, the order of rows and dropout depend only on the seed, the step and the rank. Therefore no
+state of a random generator is saved.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ WEIGHTS = "model.safetensors"
 OPTIMIZERS = "optimizers.safetensors"
 
 ROUND = 2.0**24
-"""Sums over ranks are rounded to multiples of 1 / ROUND, so the order of addition has no effect."""
+"""Sums over ranks are rounded to multiples of 1 / ROUND, so that the order of addition has no
+effect."""
 
 FREE = TrainingSettings.that_change("nothing", "rounding")
 """The settings that may differ when a run is resumed."""
@@ -58,7 +60,7 @@ class Update(NamedTuple):
     Attributes:
         losses: the summed loss of each micro-batch, on the device.
         targets: the number of targets in this rank's micro-batches.
-        counted: the divisor of the losses (``Step.counted``).
+        counted: the number by which the losses are divided (``Step.counted``).
         norm: the gradient norm before clipping, on the device.
         rate: the learning rate.
     """
@@ -71,25 +73,26 @@ class Update(NamedTuple):
 
 
 class Engine:
-    """An objective that is ready for training. A run with a training state is resumed from it.
+    """An objective that is ready for training. If there is a training state, it is loaded.
 
     Args:
         objective: the objective to train, which is moved to the device.
         settings: the training settings.
-        folder: the parent folder of ``resume/``; if None, no states are saved.
+        folder: the folder of the run. Training states are saved in its folder ``resume/``. If None,
+            no states are saved.
 
     Attributes:
-        rank, ranks, device: the rank of this process, the number of ranks, and this process's
-            device.
+        rank, ranks, device: the rank of this process, the number of ranks, and the device of this
+            process.
         first: whether this is the first rank.
-        start: the number of updates before the resume; 0 for a new run.
-        totals: the totals after ``start`` updates.
+        start: the number of updates before the run was resumed; 0 for a new run.
+        totals: the totals of the run after ``start`` updates.
         learned: the states of the learners after ``start`` updates.
         states: the training states of the run; None if no states are saved.
 
     Raises:
-        MaskwiseError: ranks and micro-batches do not divide the batch size, there is nothing to
-            train, or the states are from a different run; see also ``new_accelerator``.
+        MaskwiseError: the batch size is not a multiple of ranks × micro-batches, there is nothing
+            to train, or the states are from a different run; see also ``new_accelerator``.
     """
 
     def __init__(
@@ -112,8 +115,8 @@ class Engine:
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
             raise MaskwiseError(
-                "training.shard needs a single objective: probes of arms need all weights at once",
-                do="leave it out (every process then keeps a copy)",
+                "training.shard works only with one objective, but the recipe has several",
+                do="remove training.shard, so that every process keeps a copy of the weights",
             )
         self.states: States | None = None
         self.hosts = self.ahead = None
@@ -121,7 +124,7 @@ class Engine:
         try:
             self._prepare()
         except BaseException:
-            # Close the engine here, because the caller gets no engine.
+            # The caller gets no engine, and so cannot close it.
             self.close()
             raise
 
@@ -130,10 +133,11 @@ class Engine:
         objective = self.objective
         settings = self.settings
         folder = self.folder
-        # Exchange counts over gloo: with NCCL, the host would wait for the GPU.
+        # Exchange counts over gloo, because with NCCL the host would wait for the GPU.
         if self.ranks > 1 and self.device.type != "cpu":
             self.hosts = dist.new_group(backend="gloo")
-        # The thread that makes batches needs a separate group: messages must not mix.
+        # The thread that makes batches has its own group, so that its messages do not mix with
+        # those of training.
         if self.ranks > 1:
             self.ahead = dist.new_group(backend="gloo")
         objective.to(self.device)
@@ -178,15 +182,15 @@ class Engine:
         """
         if self.states:
             self.states.check()
-        # Seed dropout by (seed, step, rank), so training states need no generator state.
+        # Seed dropout in every step, so that training states need no state of a random generator.
         torch.manual_seed(fold(self.settings.seed, step.number, self.rank, 0xD0))
         self.objective.train()
         if self.settings.freeze == "encoder":
-            # Turn dropout off: with a frozen encoder, dropout would only add noise to the head.
+            # A frozen encoder does not learn, so its dropout would only add noise to the head.
             encoder_of(self.objective.model).eval()
         sums = step.sums
         rate = self.optimizers.set_rate(step.number)
-        # DDP averages gradients over ranks, so multiply by the number of ranks to get the sum.
+        # DDP computes the mean of the ranks' gradients. Multiply by the ranks to get the sum.
         scale = self.ranks / max(1.0, sums["counted"])
         losses = []
         for number, batch in enumerate(step.batches, start=1):
@@ -200,7 +204,7 @@ class Engine:
         norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         assert norm is not None
         norm = wrapping.whole(norm)
-        # A step without targets changes no weights; AdamW would still apply weight decay.
+        # A step without targets must not change weights, but AdamW would apply weight decay.
         if sums["targets"] > 0:
             sound = self._sound(norm, losses) if self.settings.on_nan == "skip" else None
             self.optimizers.step(sound)
@@ -208,7 +212,7 @@ class Engine:
         return Update(losses, step.targets, step.counted, norm, rate)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Reduce gradients over ranks only for the last micro-batch of a step."""
+        """A context that exchanges gradients between ranks only in the last micro-batch."""
         if self.sharded:
             self.wrapped.set_requires_gradient_sync(last)
         elif not last:
@@ -216,7 +220,7 @@ class Engine:
         return contextlib.nullcontext()
 
     def _sound(self, norm: Tensor, losses: list[Tensor]) -> Tensor:
-        """Return whether gradient and losses of all ranks are finite, as a bool on the device."""
+        """Return whether the gradient and the losses of all ranks are finite, on the device."""
         sound = torch.isfinite(torch.stack([norm, *losses])).all()
         if self.ranks == 1:
             return sound
@@ -226,7 +230,7 @@ class Engine:
         """Call a function in evaluation mode. Every rank must call this method."""
         with self.objective.judging():
             result = self.wrapped.within(function) if self.sharded else function()
-        # Release the weights outside blocks, which are still gathered.
+        # FSDP2 keeps the weights outside the layers gathered after a forward pass. Release them.
         if self.sharded:
             self.wrapped.reshard()
         return result
@@ -246,7 +250,7 @@ class Engine:
         return dict(zip(names, tensor.tolist(), strict=True))
 
     def say(self, text: str) -> None:
-        """Print a line on stderr; only the first rank prints."""
+        """Print a line on stderr. Only the first rank prints."""
         if self.first:
             Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
 
@@ -292,13 +296,13 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Finish writing states, undo changes to the objective and to torch, and end the groups."""
+        """Finish writing states, undo changes of the objective and of torch, and close groups."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         wrapping.unwrap(self.objective)
         if self.states:
             self.states.close()
         for group in (self.hosts, self.ahead):
-            # After a signal, ``leave`` has already ended all groups.
+            # After a signal, ``leave`` has already closed all groups.
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
 
@@ -310,24 +314,22 @@ class Engine:
         """
         assert self.states
         path = self.states.path(state.step)
-        # States of older versions lack new settings, which then had their default values.
+        # A state of an older version lacks newer settings. They had their default values then.
         before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
         changed = changes(before, self._settings())
         if changed:
             raise MaskwiseError(
                 f"{path} belongs to a run with different settings",
                 got=changed,
-                do="give a new folder",
+                do="use a new folder",
             )
         changed = changes(state.bits, self._bits())
         if changed:
-            self.say(
-                f"resuming from {path} with {changed}: the same run except for rounding and dropout"
-            )
+            self.say(f"resuming from {path} with {changed}: results differ by rounding and dropout")
         weights = load_file(path / WEIGHTS)
-        # Check shapes first, because copying weights of other shapes gives an unclear error.
+        # Check shapes first, because torch's error for weights of other shapes is unclear.
         if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
-            raise MaskwiseError(f"{path} belongs to a different model", do="give a new folder")
+            raise MaskwiseError(f"{path} belongs to a different model", do="use a new folder")
         wrapping.load_weights(self.objective, weights)
 
     def _load_rest(self, state: State) -> None:
@@ -343,7 +345,7 @@ class Engine:
         return self.settings.model_dump(mode="json", exclude=FREE)
 
     def _bits(self) -> dict[str, object]:
-        """Return the conditions that rounding depends on."""
+        """Return the conditions that change the result of a run only by rounding."""
         model: Any = getattr(self.objective, "model", None)
         return {
             "threads": torch.get_num_threads(),
@@ -369,7 +371,7 @@ def new_accelerator(
     Args:
         settings: the training settings.
         folder: the folder of the run, for trackers.
-        partial: whether batches may use only some of the parameters (one of several heads).
+        partial: whether a batch may leave parameters unused, such as the heads of other objectives.
 
     Raises:
         MaskwiseError: a tracker is unknown, not installed, or has no folder; or the processes were
@@ -381,19 +383,20 @@ def new_accelerator(
     trackers = list(settings.trackers)
     if trackers and folder is None:
         raise MaskwiseError(
-            "trackers need a folder to write to",
+            "trackers need a folder for their files",
             got=", ".join(trackers),
-            do="give a folder",
+            do="pass a folder",
         )
     for name in trackers:
         require_known("or missing tracker", name, ["all", *map(str, get_available_trackers())])
-    # Accelerate keeps one state per process, and would refuse a precision unlike the last run's.
+    # Accelerate keeps the settings of the last run in this process, and would refuse another
+    # precision.
     AcceleratorState._reset_state()
     unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None
     with wrapping.without_fsdp_of_accelerate():
         accelerator = Accelerator(
             mixed_precision=precision,
-            # Without ``cpu=True``, Accelerate does not connect ranks on CPUs.
+            # On CPUs, Accelerate connects ranks only with ``cpu=True``.
             cpu=not torch.accelerator.is_available(),
             log_with=trackers or None,
             project_dir=folder,
@@ -405,7 +408,7 @@ def new_accelerator(
         raise MaskwiseError(
             "the processes are not connected to each other",
             got=f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected",
-            do="start them with torchrun",
+            do="start the processes with torchrun",
         )
     if trackers:
         # Trackers do not accept lists.
@@ -415,7 +418,7 @@ def new_accelerator(
 
 
 class Agreement:
-    """Sums tensors over ranks. Results are float64 on the host, and equal on all ranks."""
+    """Sums tensors over ranks. The sums are float64 on the host, and equal on all ranks."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -425,7 +428,8 @@ class Agreement:
 
     def start(self, local: Tensor) -> Callable[[], Tensor]:
         """Start to sum, and return a function that waits for the result."""
-        # Apple's GPUs have no float64, but never run with several processes.
+        # Apple's GPUs have no float64, so convert only if there are several processes. Training on
+        # Apple's GPUs has one process.
         if self.accelerator.num_processes > 1:
             local = self.accelerator.reduce(local.to(self.accelerator.device).double())
         arrived = coming_back(local)
@@ -433,10 +437,10 @@ class Agreement:
 
 
 def leave() -> None:
-    """Close the process group, if there is one. With an open group, gloo may abort at exit.
+    """Close the process group, if there is one. If it stays open, gloo may crash at exit.
 
-    Delete models that are wrapped in DDP first (``del trainer``). Such models keep threads of the
-    group alive, which race with the exit of the interpreter.
+    Before the call, delete models that are wrapped in DDP (``del trainer``). They keep threads of
+    the group alive, which may crash when the interpreter exits.
     """
     if dist.is_initialized():
         wrapping.forget_meshes()

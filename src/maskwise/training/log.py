@@ -1,8 +1,8 @@
 """Training logs: lines in ``metrics.jsonl``, trackers and a progress bar.
 
 Between two lines, losses are collected as tensors on the device, and counts as numbers on the host.
-To write a line, the host waits for the device. Losses and gradients are checked at the same time:
-if one is not finite, the run ends. docs/files.md describes the fields of a line.
+The host waits for the device only when a line is written. Losses and gradients are checked at the
+same time. If one of them is not finite, the run ends. docs/files.md describes the fields of a line.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ Evaluate = Callable[[int], Sequence[Facts]]
 """A function from the number of completed updates to lines of metrics."""
 
 MOST_SKIPPED = 20
-"""The maximum number of consecutive skipped updates; after more, models do not recover."""
+"""The maximum number of consecutive updates that are skipped. After more, a model does not
+recover, so the run ends."""
 
 EMPTY_STEPS = 50
-"""The number of steps after which a run without any target is stopped."""
+"""The number of steps after which a run is stopped if it had no target."""
 SURE_TARGETS = 10
-"""A run is stopped for missing targets only if at least this many targets were expected."""
+"""A run without targets is stopped only if ratio × tokens is at least this number."""
 
 
 class NotFinite(MaskwiseError):
@@ -48,12 +49,12 @@ class NotFinite(MaskwiseError):
 
 
 class Log:
-    """The log of one run, a context manager. At its end, the file and the progress bar are closed.
+    """The log of one run. As a context manager, it closes the file and the progress bar at the end.
 
     Args:
         engine: the engine of the run.
         source: the source of the batches, which summarises their statistics.
-        learners: the learners; their facts are added to each line.
+        learners: the learners. What their method ``facts`` returns is added to each line.
         title: the title of the progress bar.
         quiet: whether to hide the progress bar.
     """
@@ -74,7 +75,8 @@ class Log:
         self.totals = engine.totals.model_copy(deep=True)
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
-        # A training state has the sums over all ranks, so only the first rank starts from them.
+        # The sums in a training state are over all ranks. Sums of all ranks are added later, so
+        # only the first rank may keep them.
         if not engine.first:
             self.totals.losses = []
             self.totals.sums = {}
@@ -105,7 +107,7 @@ class Log:
         self.metrics.close()
 
     def add(self, update: Update, step: Step) -> None:
-        """Accumulate one update and the facts of its batches, without waiting for the device."""
+        """Add one update and the statistics of its batches, without waiting for the device."""
         self.window.append(update)
         self.meter.add(step)
         sums = self.totals.sums
@@ -120,7 +122,7 @@ class Log:
 
         Raises:
             NotFinite: a loss or gradient on any rank is not finite, and the update was not skipped.
-            MaskwiseError: there has been no target so far, although targets were expected.
+            MaskwiseError: there was no target so far, although the ratio was high enough.
         """
         losses, sums = self._read(done)
         totals = self.totals
@@ -128,7 +130,7 @@ class Log:
         self.window = []
         totals.losses = []
         totals.sums = dict.fromkeys(totals.sums, 0.0)
-        # After a resume, too, ``sums`` cover exactly the steps since the last line.
+        # ``sums`` are over the steps since the last line, even if the run was resumed in between.
         facts = self.source.summarise(sums)
         # There may be no targets, for example if the ratio has fallen to 0.
         mean = math.fsum(losses) / sums["counted"] if sums["targets"] else None
@@ -140,9 +142,9 @@ class Log:
         asked = facts.get("scheduled_ratio", 1.0) * sums.get("eligible", math.inf)
         if done >= EMPTY_STEPS and not totals.targets and asked >= SURE_TARGETS:
             raise MaskwiseError(
-                f"not one target in the first {done} steps: there is nothing to learn from",
+                f"the first {done} steps had no token to predict, so nothing can be learned",
                 got="0 targets",
-                do="look at the masks: maskwise inspect",
+                do="look at the masks with maskwise inspect",
             )
         line: dict[str, Any] = {
             "loss": mean,
@@ -179,10 +181,10 @@ class Log:
         )
 
     def _read(self, done: int) -> tuple[list[float], dict[str, float]]:
-        """Return the losses and sums since the last line, over all ranks. Waits for the device.
+        """Wait for the device, and return the losses and sums since the last line, over all ranks.
 
         Raises:
-            NotFinite: see ``line``.
+            NotFinite: as in ``line``.
         """
         losses = list(self.totals.losses)
         sums = dict(self.totals.sums)
@@ -216,11 +218,14 @@ class Log:
         return losses, self.engine.summed(sums)
 
     def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
-        """Evaluate after ``done`` updates, and return whether a line has a true ``enough``.
+        """Evaluate the model, and return whether a line has a true value ``enough``.
 
-        The lines are logged unless ``write`` is False.
+        Args:
+            done: the number of completed updates.
+            evaluate: the function that evaluates the model.
+            write: whether to log the lines.
         """
-        # Exclude the time of evaluations from the training speed.
+        # The time of evaluations is not part of the training speed.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
         for line in lines if write else ():
@@ -234,20 +239,21 @@ class Log:
         self.engine.accelerator.log(numbers, step=done)
 
     def so_far(self) -> Totals:
-        """Return the totals, including losses and sums that ``read`` has collected."""
+        """Return the totals, with the losses and sums that ``read`` stored."""
         return self.totals.model_copy(update={"seconds": time.perf_counter() - self.began})
 
     def read(self, done: int) -> None:
-        """Collect the losses and sums since the last line, for ``so_far``.
+        """Store the losses and sums since the last line, for ``so_far``.
 
         Every rank must call this method.
 
         Raises:
-            NotFinite: see ``line``.
+            NotFinite: as in ``line``.
         """
         if self.window:
             losses, sums = self._read(done)
-            # The results are over all ranks, so only the first rank stores them for the next line.
+            # The results are over all ranks, and the next line adds those of all ranks, so only the
+            # first rank stores them.
             self.window = []
             self.totals.losses = losses if self.engine.first else []
             self.totals.sums = sums if self.engine.first else dict.fromkeys(sums, 0.0)
@@ -267,13 +273,13 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
     got: object = unsound[0] if unsound else norm
     if all(map(math.isfinite, values)):
         what = f"the loss or gradient of another process is not finite at step {step}"
-        got = "finite values here"
+        got = "finite values in this process"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
     return NotFinite(what, got=got, do=do)
 
 
 class Progress:
-    """A progress bar over steps, with speed and remaining time. Without a terminal it is hidden.
+    """A progress bar over steps, with speed and remaining time. It is shown only on a terminal.
 
     Args:
         title: the text to the left of the bar.
@@ -306,7 +312,12 @@ class Progress:
         self.bar.advance(self.task)
 
     def note(self, rate: str = "", **values: float | None) -> None:
-        """Show the speed (``rate``; default: steps per second) and all ``values`` except None."""
+        """Show values beside the bar.
+
+        Args:
+            rate: the speed, as text; default: steps per second.
+            values: further values by name; None is not shown.
+        """
         speed = self.bar.tasks[self.task].speed
         if speed and not rate:
             rate = f"{speed:.1f} steps/s"
@@ -318,15 +329,16 @@ class Progress:
         )
 
 
-# Training speed: tokens per second and model FLOPs utilisation (MFU)
+# Training speed
 # -------------------------------------------------------------------------------------------
 
-# MFU = FLOPs per second of the model / FLOPs per second of a large matrix product
+# Model FLOPs utilisation (MFU) = FLOPs per second of the model / FLOPs per second of a large matrix
+# product.
 #
-# The numerator counts only useful work: weights outside the embeddings for every token of the text,
-# heads for every target (``Objective.work``), and attention within documents (Σ length²). It does
-# not count padding and recomputation. The denominator is measured on the device, once per process
-# and precision. On a busy machine, the measured denominator is too small.
+# The numerator counts only useful work: the encoder without embeddings for every token of the text,
+# the heads for every target (``Objective.work``), and attention within documents (Σ length²).
+# Padding and recomputation do not count. The denominator is measured on the device, once per
+# process and precision. If other programs use the machine, the measured denominator is too small.
 
 
 class Meter:
@@ -394,13 +406,15 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time is not counted."""
+        """A context whose time is not part of the training time."""
         began = time.perf_counter()
         yield
         self.began += time.perf_counter() - began
 
     def read(self, *, left: int) -> dict[str, float]:
-        """Return the measurements since the last call. Call ``read`` only after reading the losses.
+        """Return the measurements since the last call.
+
+        Before the call, read the losses, so that the host has waited for all steps.
 
         Args:
             left: the number of remaining steps.
@@ -410,7 +424,6 @@ class Meter:
             memory of this process, on its accelerator or in RAM) and ``seconds_left`` (without
             evaluations).
         """
-        # Reading the losses made the host wait, so all steps are finished.
         seconds = time.perf_counter() - self.began
         figures = {"tokens_per_second": round(self.ranks * self.tokens / seconds, 1)}
         if self.rate:

@@ -2,10 +2,11 @@
 
     for step in look_ahead(source):         # batches were masked during the previous step
         engine.update(step)                 # all targets on all ranks have the same weight
-        learners learn                      # policies and samplers, on all ranks
+        learners learn                      # masking policies and samplers, on all ranks
         log; at intervals, evaluate and save a training state
 
-All random numbers are functions of (seed, step, rank), so a resumed run continues bit for bit.
+All random numbers depend only on the seed, the step and the rank. A resumed run therefore continues
+bit for bit.
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 
 LOCK = ".training.lock"
-"""A lock file in the folder of a run. The lock ends with the process that trains."""
+"""The name of the lock file in the folder of a run. The lock ends when the process ends."""
 
 LATE = "late sums"
-"""The name under which a training state stores the ``Exchange``."""
+"""The name of the ``Exchange`` in a training state."""
 
 
 class Training(TypedDict):
     """The summary of a training run.
 
-    ``loss`` is the loss in the last line of metrics with targets, in nats. ``seconds``, ``tokens``
-    and ``targets`` cover the whole run, including the part before a resume.
+    ``loss`` is the loss in the last line of metrics whose steps had targets, in nats. ``seconds``,
+    ``tokens`` and ``targets`` are totals of the whole run, including the part before it was
+    resumed.
     """
 
     steps: int
@@ -69,13 +71,13 @@ def train(
     """Train an objective. To resume an interrupted run, repeat the call.
 
     Args:
-        objective: a module that turns a batch into an ``Outcome``.
+        objective: a module that computes the ``Outcome`` of a batch.
         source: the source of the batches.
         settings: the training settings.
         folder: the folder for ``metrics.jsonl`` and training states; if None, no file is written.
-        learners: policies and samplers that learn from the losses, by name.
-        evaluate: a function from the number of updates to lines of metrics. A line with a true
-            value of ``enough`` ends the run.
+        learners: the learners of masking policies and samplers that learn from losses, by name.
+        evaluate: a function that evaluates the model. It is called with the number of updates and
+            returns lines of metrics. If a line has a true value ``enough``, the run ends.
         title: the title of the progress bar.
         quiet: whether to hide the progress bar.
 
@@ -83,9 +85,9 @@ def train(
         The summary of the run.
 
     Raises:
-        MaskwiseError: ranks and micro-batches do not divide the batch size; a loss or gradient is
-            not finite; or the folder has states of a different run, is in use by another process,
-            or cannot be written.
+        MaskwiseError: the batch size is not a multiple of ranks × micro-batches; a loss or gradient
+            is not finite; or the folder has states of a different run, is in use by another
+            process, or cannot be written.
         SystemExit: the process received SIGTERM or SIGUSR1. A training state was saved if
             ``save_every`` is set.
     """
@@ -101,7 +103,7 @@ def train(
         kept: Learners = {**learners, LATE: exchange}
 
         def observe(batch: Batch, outcome: Outcome) -> None:
-            # The policy of an arm learns only from the losses of this arm.
+            # With several objectives, a masking policy learns only from its own objective.
             for learner in learners.values():
                 if not learner.arm or learner.arm == batch.arm:
                     learner.observe(batch, outcome)
@@ -117,7 +119,7 @@ def train(
         if engine.start:
             restore(kept, engine.learned)
         else:
-            # Samplers need a probe before the first step.
+            # Samplers need losses before the first step, to compare later losses with.
             learn(0)
         done = engine.start
         judged = -1
@@ -145,7 +147,8 @@ def train(
             if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
                 enough = log.judged(done, evaluate)
                 judged = done
-            # All ranks must stop at the same step, so ``asked`` is summed with the batch counts.
+            # All ranks must stop at the same step, so the ranks that got a signal are counted
+            # together with the targets.
             stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
             if stopped:
                 stop(engine, log, kept, asked, done)
@@ -155,7 +158,7 @@ def train(
             if enough:
                 break
         if evaluate and not enough and judged != steps:
-            # A run that a signal stopped at the last step is resumed only for this evaluation.
+            # If a signal stopped the run at its last step, it is resumed only for this evaluation.
             log.judged(
                 steps,
                 evaluate,
@@ -174,7 +177,7 @@ def train(
 
 
 class Exchange(Learner):
-    """Sums the offers of all learners over ranks at once, and calls ``after`` with the sums.
+    """Sums the tensors that learners offer over all ranks, in one exchange, and lets them learn.
 
     Args:
         agree: a function that sums tensors over ranks.
@@ -188,7 +191,7 @@ class Exchange(Learner):
         self.pending: Callable[[], TensorDict] = dict
 
     def teach(self, learners: Mapping[str, Learner], now: Point) -> None:
-        """Exchange the learners' offers, and call every learner's ``after``."""
+        """Sum what the learners offer, and call ``after`` of every learner with its sums."""
         offered = {}
         for name, learner in learners.items():
             local = learner.offer(now)
@@ -217,7 +220,7 @@ class Exchange(Learner):
         return parts
 
     def state_dict(self) -> TensorDict:
-        """Return the sums that learners have not used yet."""
+        """Return the sums that learners did not get yet."""
         return self.pending()
 
     def load_state_dict(self, state: Tensors) -> None:
@@ -225,7 +228,7 @@ class Exchange(Learner):
 
 
 def alone(folder: Path | None) -> AbstractContextManager[None]:
-    """A context in which no other run can use the folder. Only the first rank holds the lock."""
+    """A context in which no other run can use the folder. Only the first rank locks the folder."""
     if folder is None or rank_here():
         return nullcontext()
     return claim(folder, "another run is training in", lock=LOCK, stays=False)

@@ -1,8 +1,8 @@
 """Optimisers and the learning-rate schedule.
 
-The learning rate is a function of (step, steps), so checkpoints do not save a scheduler. Muon here
-updates all matrices of the same shape together; torch.optim.Muon updates one matrix at a time, in
-bfloat16.
+The learning rate is a function of the step and the number of steps, so checkpoints do not save a
+scheduler. ``BatchedMuon`` updates all matrices of the same shape together. torch.optim.Muon updates
+one matrix after another, in bfloat16.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ CURVES: Mapping[str, Callable[[float], float]] = {
     "wsd": lambda fallen: 1 - math.sqrt(fallen),
     "constant": lambda fallen: 1.0,
 }
-"""Functions from the completed share of the decay to the rate as a share of its peak."""
+"""Functions from the completed share of the decay, 0 to 1, to the learning rate as a share of the
+highest rate."""
 
 
 def rate_factor(
     step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None
 ) -> float:
-    """Return the learning rate at ``step`` of ``steps``, as a share of its peak; always above 0.
+    """Return the learning rate at a step as a share of the highest rate; always above 0.
 
     Args:
         step: the step, counted from 0.
         steps: the number of steps in the run.
-        warmup: the share of the steps in which the rate rises.
-        decay: a key of ``CURVES``; ``wsd`` is 1-sqrt over the last tenth of the steps (Hägele et
-            al. 2024, arXiv 2405.18392).
+        warmup: the share of the steps, at the beginning, in which the rate rises.
+        decay: a key of ``CURVES``; ``wsd`` is 1-sqrt in the last tenth of the steps (Hägele et al.
+            2024, arXiv 2405.18392).
         decay_share: the share of the steps, at the end, in which the rate falls; if None, all
             steps, or a tenth of them for ``wsd``.
 
@@ -63,14 +64,17 @@ def rate_factor(
 
 
 class Optimizers:
-    """AdamW alone, or AdamW and Muon, stepped together.
+    """The optimisers of a run: AdamW, or AdamW and Muon for different parameters.
 
     Args:
-        module: the objective; its trainable parameters are updated.
-        settings: the settings with rates, betas and weight decay.
+        module: the objective, whose trainable parameters are updated.
+        settings: the training settings, for the rates, betas and weight decay.
+
+    Attributes:
+        members: the optimisers.
 
     Raises:
-        MaskwiseError: Muon is chosen, but the model's blocks have no trainable matrices.
+        MaskwiseError: Muon is chosen, but the model's layers have no trainable matrices.
     """
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
@@ -80,7 +84,7 @@ class Optimizers:
             matrices = hidden_matrices(module)
             if not matrices:
                 raise MaskwiseError(
-                    "optimizer muon needs trainable matrices in the model's blocks",
+                    "optimizer muon needs trainable matrices in the model's layers",
                     got=type(model_of(module)).__name__,
                     do="use optimizer: adamw",
                 )
@@ -122,7 +126,7 @@ class Optimizers:
         )
         for member in self.members:
             for group in member.param_groups:
-                # ``defaults`` holds the peak rate, with which the optimiser was built.
+                # ``defaults`` has the highest rate, with which the optimiser was built.
                 group["lr"] = member.defaults["lr"] * factor
         return s.learning_rate * factor
 
@@ -130,10 +134,11 @@ class Optimizers:
         """Update the weights.
 
         Args:
-            sound: a bool on the device; if False, no weight changes. The host does not wait for
+            sound: a bool on the device. If False, no weight changes. The host does not wait for
                 this value.
         """
-        # Fused AdamW reads ``found_inf`` on the device, as torch's gradient scaler sets it.
+        # Fused AdamW reads the attribute ``found_inf`` on the device. (torch's gradient scaler sets
+        # the same attribute.)
         skipped = None if sound is None else (~sound).float()
         for member in self.members:
             member.found_inf = skipped  # type: ignore[attr-defined]
@@ -155,7 +160,7 @@ def state_of(members: Sequence[torch.optim.Optimizer]) -> TensorDict:
 
 
 def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
-    """Load a state from ``state_of``."""
+    """Load a state that ``state_of`` returned."""
     for m, member in enumerate(members):
         state: dict[int, TensorDict] = {}
         parameters: list[Tensor] = []
@@ -173,12 +178,12 @@ def load_state(members: Sequence[torch.optim.Optimizer], flat: Tensors) -> None:
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """Return the matrices that Muon trains: weights that map hidden states to hidden states.
 
-    These are the linear layers in a model's blocks, and the transform in the prediction head of a
-    language model. (With AdamW's rate for the transform, tiny models stayed on the plateau, see
-    docs/decisions/0004-laboratory.md.) AdamW trains embeddings and their projection, the output
-    layer, poolers and classifiers.
+    These are the linear layers in the encoder's blocks, and those in the prediction head of a
+    language model, except for the output layer. (When AdamW trained those in the head, tiny models
+    learned only the token frequencies, see docs/decisions/0004-laboratory.md.) AdamW trains
+    embeddings and their projection, the output layer, poolers and classifiers.
     """
-    # Shapes cannot distinguish the two groups: for example, a hidden size may equal the number of
+    # The shape of a matrix cannot decide this. For example, a hidden size may equal the number of
     # positions, or be smaller than the number of classes.
     linear = []
     for block in blocks_of(module):
@@ -188,8 +193,8 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     if output is not None:
         known = {output, *encoder_of(model).modules()}
         linear += [layer for layer in parts(model, nn.Linear) if layer not in known]
-    # AdamW trains tied embeddings, which are also looked up, and the two factors of LoRA, because
-    # only their product maps hidden states.
+    # AdamW trains linear layers that are also embeddings (tied weights). It also trains the two
+    # factors of LoRA, because only their product maps hidden states to hidden states.
     others = {layer.weight for layer in parts(module, nn.Embedding)}
     others |= {weight for name, weight in module.named_parameters() if ".lora_" in name}
     matrices: dict[Tensor, None] = {}
@@ -222,7 +227,7 @@ class BatchedMuon(torch.optim.Muon):
     """
 
     found_inf: Tensor | None = None
-    """A scalar on the device, set by ``Optimizers.step``; if it is 1, the update is skipped."""
+    """A scalar on the device, which ``Optimizers.step`` sets. If it is 1, the update is skipped."""
 
     turn: Callable[..., Tensor]
     """The function ``orthogonal``, compiled if requested."""
@@ -245,8 +250,9 @@ class BatchedMuon(torch.optim.Muon):
             kept: float | Tensor = 1 - group["lr"] * group["weight_decay"]
             sound = None if self.found_inf is None else self.found_inf == 0
             if sound is not None:
-                # Skip the update without making the host wait: replace the gradient by the
-                # momentum, multiply weights by 1, and (below) set the update to 0.
+                # To skip the update, the host would have to wait for ``sound``. Instead, make an
+                # update that changes nothing: replace the gradient by the momentum, multiply the
+                # weights by 1, and (in ``_update``) set the change to 0.
                 for mean, grad in zip(
                     map(local, momenta),
                     map(local, grads),
@@ -257,7 +263,7 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_lerp_(momenta, grads, 1 - momentum)
             torch._foreach_mul_([*map(local, weights)], kept)
             updates = torch._foreach_lerp(grads, momenta, momentum)  # Nesterov's
-            # Group matrices of the same shape; some of them are transposed later.
+            # Group matrices of the same shape. A matrix and a transposed one share a group.
             shapes = defaultdict(list)
             for weight, update in zip(weights, updates):
                 shapes[tuple(sorted(weight.shape))].append((weight, update))
@@ -267,7 +273,7 @@ class BatchedMuon(torch.optim.Muon):
     def _update(
         self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any], sound: Tensor | None
     ) -> None:
-        # Every rank computes the whole update of a sharded matrix, and applies one part of it.
+        # If a matrix is sharded, every rank computes its whole update, and applies its own part.
         updates = [whole(update) for _, update in pairs]
         wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
         # One batched product is much faster than many products of single matrices.
@@ -286,15 +292,15 @@ class BatchedMuon(torch.optim.Muon):
 def orthogonal(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Return approximately the nearest orthogonal matrices, with singular values from .7 to 1.2.
+    """Return roughly the nearest orthogonal matrices. Their singular values are from .7 to 1.2.
 
     Args:
-        matrices: (N, n, m), n ≤ m.
+        matrices: (N, n, m), N matrices with n ≤ m.
         coefficients: the coefficients of x, x³ and x⁵ in the Newton–Schulz polynomial.
         steps: the number of iterations.
-        eps: the smallest norm to divide by.
+        eps: the smallest norm by which a matrix is divided.
     """
-    # Most CPUs emulate bfloat16 products, which take four times as long as single precision.
+    # Most CPUs emulate products in bfloat16, which take four times as long as in single precision.
     x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     a, b, c = coefficients

@@ -29,15 +29,17 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 NOTHING: dict[str, JsonValue] = {"changes": "nothing"}
-"""Marks settings that do not change the weights. They are not part of a stage's name. (``on_nan``
-is one of them, because a finished run has the same weights with all values of ``on_nan``.)"""
+"""Marks settings that do not change the weights. They are not part of the names of stages (the
+steps of a study whose results are reused). ``on_nan`` has this mark, because a run that finishes
+has the same weights with all values of ``on_nan``."""
 ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
 """Marks settings that change speed or memory use, and change weights only by rounding."""
 
 
 NEWER: dict[str, JsonValue] = {"changes": "weights unless default"}
-"""Marks a setting that is newer than recorded studies. The names of stages leave it out while it
-has its default, so that recorded stages keep their names."""
+"""Marks a setting that did not exist when some recorded studies ran. If the setting has its default
+value, it is not part of the names of stages. Stages of recorded studies therefore keep their
+names."""
 
 
 class TrainingSettings(BaseModel):
@@ -46,79 +48,85 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(1000, ge=1)
-    """Number of optimiser updates. Masking and learning-rate schedules end with the last update."""
+    """Number of optimiser updates. The schedules of masking and of the learning rate end with the
+    last update."""
 
     batch_size: int = Field(32, ge=1)
     """Rows per update, over all ranks and micro-batches."""
 
     accumulate: int = Field(1, ge=1, json_schema_extra=ROUNDING)
-    """Micro-batches per update. This changes memory use but not the result, because all targets
-    have the same weight. There are two exceptions: ``cse`` compares rows only within a micro-batch,
-    and ``rtd`` weights its detection loss by the share of masked tokens in each micro-batch."""
+    """Micro-batches per update. This number changes memory use but not the result, because all
+    targets have the same weight. There are two exceptions. ``cse`` compares rows only within a
+    micro-batch. ``rtd`` weights its detection loss by the share of masked tokens in each
+    micro-batch."""
 
     group_by_length: bool = False
-    """Make batches from rows of similar length, which saves padding if rows are single
-    documents."""
+    """Whether batches have rows of similar length. This saves padding if every row is one
+    document."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon`` uses Muon for the matrices in the blocks and AdamW for all other parameters."""
+    """``muon`` uses Muon for the matrices in the layers and AdamW for all other parameters."""
 
     learning_rate: float = Field(5e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Highest learning rate of AdamW."""
 
     muon_learning_rate: float = Field(0.02, gt=0)
-    """Peak learning rate of Muon; used only with ``optimizer: muon``."""
+    """Highest learning rate of Muon; used only with ``optimizer: muon``."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     """AdamW's decay rates for the running means of gradients and of squared gradients."""
 
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay of matrices; biases, norms and other vectors do not decay."""
+    """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
 
     warmup: float = Field(0.06, ge=0, le=1)
-    """Share of the steps in which the learning rate rises from 0 to its peak."""
+    """Share of the steps, at the beginning, in which the learning rate rises from 0."""
 
     decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
-    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall over all steps
-    (see ``decay_share``) and are multiplied by the warm-up, so the highest rate is slightly below
-    the peak. ``wsd`` (warm-up, stable, decay) stays at the peak and then falls as 1 − √ over the
-    last tenth of the steps.
+    """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall from the first
+    step on (or later, see ``decay_share``) and are multiplied by the warm-up. Therefore the highest
+    rate is slightly below ``learning_rate``. ``wsd`` (warm-up, stable, decay) stays at
+    ``learning_rate``, and falls as 1 − √ in the last tenth of the steps. ``constant`` does not
+    fall.
     """
 
     decay_share: float | None = Field(None, gt=0, le=1)
-    """Share of the steps, at the end, in which the learning rate falls from the peak. If None, all
-    steps, or a tenth of them for ``wsd``."""
+    """Share of the steps, at the end, in which the learning rate falls. If None, all steps; for
+    ``wsd``, a tenth of the steps."""
 
     lag: int = Field(0, ge=0, le=1, json_schema_extra=NEWER)
-    """Delay, in updates, with which policies learn from losses. With 1, no step waits for the
-    losses of the step before. On an accelerator, this wait is as long as masking and copying a
-    batch."""
+    """Delay, in updates, before masking policies learn from the losses of a step: 0 or 1. With 0,
+    each step must wait for the losses of the step before. On an accelerator, this wait is as long
+    as masking and copying a batch."""
 
     freeze: Literal["none", "encoder"] = "none"
     """``encoder`` trains only the heads, on a frozen encoder without dropout."""
 
     clip: float = Field(1.0, ge=0)
-    """Maximum gradient norm over all parameters; 0 turns clipping off."""
+    """Maximum norm of the gradient of all parameters. Larger gradients are scaled down. 0 turns
+    this off."""
 
     precision: Literal["auto", "no", "bf16"] = Field("auto", json_schema_extra=ROUNDING)
     """``auto`` uses bf16 autocast on hardware that trains faster in bf16 (GPUs with bf16
-    multiplication, processors with AMX). ``no`` uses float32; GPUs then multiply in TF32.
+    multiplication, processors with AMX). ``no`` uses float32, but GPUs multiply in TF32.
     """
 
     activation_checkpointing: bool = Field(False, json_schema_extra=ROUNDING)
-    """Store only the inputs of each block, and recompute activations in the backward pass. This
-    needs a third more computation but much less memory. The result is the same."""
+    """Whether to store only the inputs of each layer of the encoder, and to recompute activations
+    in the backward pass. This needs a third more computation but much less memory. The result is
+    the same."""
 
     compile: bool = Field(False, json_schema_extra=ROUNDING)
-    """Compile the blocks and the head with ``torch.compile``. The first steps take a minute
-    longer."""
+    """Whether to compile the layers and the head with ``torch.compile``. The first steps take a
+    minute longer."""
 
     shard: bool = Field(False, json_schema_extra=ROUNDING)
-    """With several processes, shard weights, gradients and optimiser states over processes (FSDP2)
-    instead of copying them (DDP). ``accelerate launch --use_fsdp`` has the same effect."""
+    """Whether several processes share weights, gradients and optimiser states, so that each process
+    stores only a part (FSDP2). Otherwise each process stores a copy (DDP). ``accelerate launch
+    --use_fsdp`` has the same effect."""
 
     seed: int = 0
-    """Seed of new weights, of the order of rows, of dropout, and (in pre-training) of masks."""
+    """Seed of new weights, of the order of rows, of dropout and, in pre-training, of masks."""
 
     log_every: int = Field(20, ge=1, json_schema_extra=NOTHING)
     """Steps between lines of metrics."""
@@ -137,22 +145,22 @@ class TrainingSettings(BaseModel):
     names the step. ``skip`` skips the update."""
 
     workers: int = Field(1, ge=0, json_schema_extra=NOTHING)
-    """Processes per rank that tokenise a stream ahead of time (``corpus.stream``). With 0, the
-    training process tokenises the stream. The result is the same."""
+    """Number of processes per rank that tokenise a stream (``corpus.stream``). With 0, the training
+    process tokenises the stream. The result is the same."""
 
     trackers: tuple[str, ...] = Field((), json_schema_extra=NOTHING)
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``. They must be installed."""
 
     @classmethod
     def that_change(cls, *effects: str) -> set[str]:
-        """Return the names of the settings with one of the marks ``nothing`` and ``rounding``.
+        """Return the names of the settings with one of the given marks: ``nothing``, ``rounding``.
 
         >>> sorted(TrainingSettings.that_change("rounding"))[:2]
         ['accumulate', 'activation_checkpointing']
         """
         found = set()
         for name, field in cls.model_fields.items():
-            # Fields without a mark change the weights.
+            # A field without a mark changes the weights.
             mark = field.json_schema_extra
             if isinstance(mark, dict) and mark.get("changes") in effects:
                 found.add(name)
@@ -164,19 +172,19 @@ class TrainingSettings(BaseModel):
 
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""The configuration fields of attention dropout (dropout of attention weights)."""
+"""The names that configurations use for attention dropout, the dropout of attention weights."""
 
 
 @cache
 def attention_dropout(architecture: str) -> tuple[str, float] | None:
     """Return the field of attention dropout and its default; None if there is no such field.
 
-    For example, T5 has a single dropout rate.
+    For example, T5 has no such field, because it has one rate for all dropout.
     """
     try:
         plain = config_of({"model_type": architecture})
     except ValueError:
-        # Building the model will raise an error that explains the wrong name.
+        # The name is wrong. Building the model will raise an error that explains this.
         return None
     return attention_dropout_of(plain)
 
@@ -209,9 +217,8 @@ class ModelSettings(BaseModel):
     """Initialise the output bias of a new head with log frequencies of tokens in the training
     text."""
     adapter: str | None = None
-    """``lora(rank=16)`` trains the heads and low-rank updates of the encoder's linear layers
-    instead of all weights (needs peft; see ``weights.Lora``). Checkpoints contain merged
-    weights."""
+    """``lora(rank=16)`` trains only the heads and low-rank updates of the encoder's linear layers.
+    This needs the package peft. Checkpoints contain the weights with the updates added."""
 
     @field_validator("adapter")
     @classmethod
@@ -228,7 +235,7 @@ class ModelSettings(BaseModel):
     @field_validator("settings")
     @classmethod
     def _truth(cls, value: Fields) -> Fields:
-        """Read ``yes``, ``no``, ``on`` and ``off`` as booleans; no setting has these as a value."""
+        """Replace ``yes``, ``no``, ``on`` and ``off`` by booleans. No setting has such a value."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
@@ -239,14 +246,14 @@ class ModelSettings(BaseModel):
         usual = attention_dropout(self.architecture)
         if usual is not None and usual[0] in self.settings:
             raise MaskwiseError(
-                "attention dropout is given twice",
+                "attention dropout is set twice",
                 got=f"attention_dropout and settings.{usual[0]}",
             )
         return self
 
     @property
     def changed_dropout(self) -> float | None:
-        """The attention dropout if it differs from the architecture or checkpoint; else None."""
+        """The attention dropout if it differs from the default of the model; otherwise None."""
         usual = attention_dropout(self.architecture)
         if self.pretrained or usual is None:
             return self.attention_dropout
@@ -257,11 +264,11 @@ class ModelSettings(BaseModel):
         return rate
 
     def named(self) -> dict[str, JsonValue]:
-        """Return the settings that are part of a stage's name.
+        """Return the settings that are part of the name of a stage (a step of a study).
 
         ``adapter`` is left out, because only training stages depend on it. Attention dropout is
-        included only if it differs from the architecture's default, because older recorded studies
-        have names without this setting.
+        included only if it differs from the architecture's default, because this setting did not
+        exist when older studies were recorded.
         """
         plain: dict[str, JsonValue] = self.model_dump(
             mode="json", exclude={"attention_dropout", "adapter"}
@@ -272,14 +279,14 @@ class ModelSettings(BaseModel):
 
     @classmethod
     def from_name(cls, plain: Mapping[str, Any]) -> ModelSettings:
-        """Invert ``named``. A name without attention dropout has the architecture's default."""
+        """Return the settings from which ``named`` returned ``plain``."""
         plain = dict(plain)
         if plain.get("pretrained") or "architecture" not in plain:
             return cls(**plain)
         usual = attention_dropout(plain["architecture"])
         if usual is not None and usual[0] not in plain["settings"]:
             rate = plain.get("attention_dropout", usual[1])
-            # Recipes usually have None, which means 0, so 0 becomes None.
+            # Recipes usually have None, which means 0 for a new model, so replace 0 by None.
             plain["attention_dropout"] = rate or None
         return cls(**plain)
 
@@ -306,17 +313,17 @@ class ModelSettings(BaseModel):
             if usual is None:
                 raise MaskwiseError(
                     f"{config.model_type} has no separate attention dropout",
-                    do="leave out model.attention_dropout",
+                    do="remove model.attention_dropout",
                 )
-            # T5Gemma's layers read nested configurations. The nested configuration of ESM may be
-            # None.
+            # T5Gemma's layers read nested configurations, so set these too. A nested configuration
+            # of ESM may be None.
             parts = [getattr(config, name) for name in config.sub_configs]
             for part in filter(None, [config, *parts]):
                 setattr(part, usual[0], self.changed_dropout)
         return config
 
     def empty(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Return the model to train without memory for its weights, for counting them."""
+        """Return the model without memory for its weights, which is enough to count the weights."""
         network = empty_model(config)
         if self.adapter:
             lora(self.adapter).add(network, seed=0)

@@ -1,13 +1,13 @@
-"""The rows of a stream: tokenised ahead by worker processes, shuffled, and resumable at any step.
+"""The rows of a stream: text that worker processes tokenise during training.
 
-    epoch → shards in a random order → chunks → blocks of rows, each in a random order → batches
+    shards in random order → chunks of text → blocks of rows, in random order → batches
 
-Both orders are functions of (seed, epoch), so the rows of a step do not depend on the number of
-workers or ranks. The position of a step in the text is known only after all earlier text has been
-read. Training states therefore contain the position, and a resumed run has to tokenise only one
-block again. Without a saved position, the stream is read from the beginning, which is slow but
-gives the same rows. Every rank reads and tokenises the whole stream, and uses only its part of each
-batch. If this is too slow, prepare the corpus.
+A shard is a part of the stream, such as a file. A chunk is some consecutive records of a shard. A
+block is all rows made from a chunk. The orders depend only on the seed and the epoch, so the rows
+of a step do not depend on the number of workers or ranks. The position of a step in the text is
+known only after all earlier text was read, so training states contain it. Without it, a resumed run
+reads the stream from the beginning, which is slow but gives the same rows. Every rank tokenises the
+whole stream and uses its part of each batch. If this is too slow, prepare the corpus.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from maskwise.text.stream import Chunk, Shard, Stream
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
-"""The number of recent steps with stored positions; batches are made ahead of training."""
+"""The number of recent steps whose positions are kept, because batches are made ahead."""
 SHARDS, ROWS = 0x54A2, 0x2035
 
 
 class Position(NamedTuple):
-    """A position in the rows of a source.
+    """A position in the rows of a text source.
 
     Attributes:
-        epoch: the epoch of the source.
+        epoch: the number of the pass over the source.
         shard: the index of the shard in the order of the epoch.
         place: the position of the chunk in the shard.
         block: the index of the block in the epoch.
-        row: the number of used rows of the block.
+        row: the number of rows of the block that were already used.
     """
 
     epoch: int = 0
@@ -61,20 +61,20 @@ class Position(NamedTuple):
 
 
 Marked: TypeAlias = tuple[Position, Chunk | None]
-"""A position and the chunk at this position; None at the end of an epoch."""
+"""A position and the chunk at this position. The chunk is None at the end of an epoch."""
 Made: TypeAlias = tuple[Position, Rows | None, bool]
 """A position, the rows of the chunk, and whether the epoch ends at this position."""
 
 
 class Ended(Exception):
-    """Raised if a source has no more rows and does not repeat."""
+    """A source has no more rows and does not begin again."""
 
 
 class Ahead:
     """Makes blocks of rows from chunks of text in worker processes, a few chunks ahead.
 
-    This process makes the first block while the workers start, and the blocks of workers that have
-    died.
+    This process makes the first block, while the workers start. If a worker dies, this process
+    makes the worker's block.
 
     Args:
         make: a picklable function that makes a block from a chunk.
@@ -104,7 +104,7 @@ class Ahead:
         try:
             return at, future.result() if future else self.make(chunk), False
         except Failure as failure:
-            # Bad text would fail again in this process, but the chunk of a dead worker would not.
+            # If the text was bad, it would fail here too. If the worker died, it would not.
             if not failure.passing:
                 raise MaskwiseError(failure.error) from None
             return at, self.make(chunk), False
@@ -116,13 +116,13 @@ class Ahead:
 
 
 class Flow:
-    """The rows of one source, from any position on.
+    """The rows of one text source, from any position on.
 
     Args:
         shards: the shards of the source.
-        stream: the stream with the settings ``shuffle``, ``repeat`` and ``chunk_size``.
+        stream: the stream, for its settings ``shuffle``, ``repeat`` and ``chunk_size``.
         seed: the seed of the orders of shards and rows.
-        ahead: the maker of blocks.
+        ahead: the object that makes blocks.
     """
 
     def __init__(self, shards: Sequence[Shard], stream: Stream, *, seed: int, ahead: Ahead):
@@ -144,12 +144,12 @@ class Flow:
 
         Args:
             count: the number of rows.
-            together: whether all rows must be from one epoch. If too few rows of an epoch are left,
-                they are skipped.
+            together: whether all rows must be from the same epoch. If the epoch has too few rows
+                left, these rows are skipped.
 
         Raises:
             MaskwiseError: an epoch has fewer rows than ``count``.
-            Ended: the source ends and does not repeat.
+            Ended: the source has too few rows left and does not begin again.
         """
         parts = []
         missing = count
@@ -172,7 +172,7 @@ class Flow:
                     "the stream is smaller than one batch",
                     got=f"{count - missing} rows in {names}",
                     allowed=f"at least {count} rows",
-                    do="give more text, or a smaller training.batch_size",
+                    do="use more text, or a smaller training.batch_size",
                 )
             if together:
                 parts = []
@@ -180,7 +180,7 @@ class Flow:
         return parts
 
     def _next_block(self) -> bool:
-        """Go to the next block, and return whether there is one in this epoch."""
+        """Go to the next block. Return False if the epoch has no more blocks."""
         made = next(self._blocks, None)
         if made is None:
             raise Ended
@@ -201,7 +201,7 @@ class Flow:
         return [self.shards[number] for number in order]
 
     def _read(self, at: Position) -> Iterator[Marked]:
-        """Yield chunks from a position on, in all epochs if the stream repeats."""
+        """Yield the chunks from a position on. If the stream repeats, this never ends."""
         while True:
             for number, shard in enumerate(self._shards(at.epoch)):
                 if number < at.shard:
@@ -224,7 +224,7 @@ class Flow:
                 return
 
     def facts(self, position: Position) -> dict[str, object]:
-        """Return the epoch of a position and the name of the shard."""
+        """Return the epoch and the name of the shard at a position."""
         shards = self._shards(position.epoch)
         last = min(position.shard, len(shards) - 1)
         return {"epoch": position.epoch, "shard": shards[last].name}
@@ -235,16 +235,16 @@ class StreamedRows(Learner):
 
     Args:
         stream: the stream of text.
-        settings: the settings with batch size, steps, seed and number of workers.
-        shares: the share of each source in a mix, by name; empty for a single source.
+        settings: the training settings.
+        shares: the share of each text source in a mix, by name; empty for a single source.
 
     Attributes:
-        names: the names of the sources in a mix.
-        length, layout: the length, in tokens, and the layout of the rows.
+        names: the names of the text sources in a mix; empty for a single source.
+        length, layout: the number of tokens in a row, and the layout of the rows.
     """
 
     documents = np.zeros(0, np.int64)
-    """Empty, because the stream skips held-out documents when it is read."""
+    """Empty, because held-out documents are skipped when the stream is read."""
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class StreamedRows(Learner):
     # Rows
 
     def draw(self, step: int) -> tuple[Tensor, int | None]:
-        """Return the order of a step's rows in the batch, and their epoch (None in a mix).
+        """Return the order of the rows in a step's batch, and their epoch (None in a mix).
 
         Raises:
             MaskwiseError: a shard cannot be read, or the stream ends early or has too few rows.
@@ -294,7 +294,7 @@ class StreamedRows(Learner):
         return torch.arange(size), self.flows[0].position.epoch
 
     def place(self, step: int) -> int:
-        """Return the position of a step's first row in the run; epochs have no known length."""
+        """Return the number of rows of the run before a step. (An epoch has no known length.)"""
         return step * self.settings.batch_size
 
     def _draw_next(self) -> None:
@@ -309,14 +309,14 @@ class StreamedRows(Learner):
                 f"the stream ends after {self.next} of {self.settings.steps} steps",
                 do=f"set corpus.repeat: true to begin again, or training.steps={self.next}"
                 if self.next
-                else "give more text",
+                else "use more text",
             ) from None
         self._owner = owners(np.array(counts))
         _, numbers = zip(*self._drawn)
         self._part = owners(np.array([*map(len, numbers)]))
         self._row = np.concatenate(numbers)
         self.next += 1
-        # Keep the oldest mark, in case an earlier step is requested.
+        # Keep the oldest position too, because a caller may go back to an earlier step.
         first = min(self.marks)
         for mark in list(self.marks):
             if first < mark < self.next - KEPT_MARKS:
@@ -332,7 +332,7 @@ class StreamedRows(Learner):
     def batch(self, rows: Tensor) -> PieceBatch:
         """Return the pieces of some rows of the step that was drawn last."""
         at = np.asarray(rows)
-        # Read consecutive rows of the same block together.
+        # Get consecutive rows of the same block in one call.
         part = self._part[at]
         borders = np.flatnonzero(np.diff(part)) + 1
         batches = []
@@ -357,7 +357,7 @@ class StreamedRows(Learner):
         self.done = now.done
 
     def facts(self) -> Facts:
-        """Return the epoch and the shard of the stream; in a mix, of each source."""
+        """Return the epoch and the shard of the stream, or in a mix those of each source."""
         positions = self.marks.get(self.done)
         if positions is None:
             return {}
@@ -365,7 +365,7 @@ class StreamedRows(Learner):
         return {"stream": dict(zip(self.names, facts)) if self.names else facts[0]}
 
     def state_dict(self) -> TensorDict:
-        """Return the position after the last update and the shards' fingerprints, as JSON bytes."""
+        """Return the position after the last update, and hashes of the shards, as JSON bytes."""
         if self.done not in self.marks:
             return {}
         state = {"step": self.done, "at": self.marks[self.done], "shards": self._fingerprints}
@@ -407,13 +407,13 @@ class StreamedRows(Learner):
 # -------------------------------------------------------------------------------------------
 
 WHOLE = 1 << 40
-"""The denominator of shares. Shares are integers, so counts have no rounding errors."""
+"""The integer that means a share of 1. Computing with integers has no rounding errors."""
 
 SHUFFLE = 0x5A6E
 
 
 def mixed(size: int, *, seed: int, step: int) -> Tensor:
-    """Return the order of rows in a batch of a mix, which spreads every source over the ranks."""
+    """Return a random order of the rows of a batch. It spreads every source over the ranks."""
     return permutation(
         size,
         seed=fold(seed, SHUFFLE),
@@ -422,12 +422,12 @@ def mixed(size: int, *, seed: int, step: int) -> Tensor:
 
 
 def parts_of(shares: Numbers) -> list[int]:
-    """Return shares as integers, for ``apportioned``."""
+    """Return the shares as integers, where ``WHOLE`` means 1."""
     return [round(share * WHOLE) for share in shares.values()]
 
 
 def taken(step: int, size: int, parts: Sequence[int]) -> list[tuple[int, int]]:
-    """Return, for each source, the first row of a step and the first row after the step."""
+    """Return, for each source, how many of its rows are used before a step and after it."""
     first = apportioned(step * size, parts)
     end = apportioned((step + 1) * size, parts)
     return list(zip(first, end, strict=True))
@@ -436,7 +436,7 @@ def taken(step: int, size: int, parts: Sequence[int]) -> list[tuple[int, int]]:
 def apportioned(rows: int, weights: Sequence[int]) -> list[int]:
     """Return the number of rows from each source among the first ``rows`` rows of a run.
 
-    Sources are split recursively into two parts of similar weight, and each split rounds once.
+    The sources are split into two parts of similar weight, again and again. Each split rounds once.
 
     >>> [apportioned(rows, [2, 1]) for rows in range(5)]
     [[0, 0], [1, 0], [1, 1], [2, 1], [3, 1]]

@@ -1,8 +1,9 @@
-"""Wrappers for models in training: activation checkpointing, compilation and sharding.
+"""Changes of models for training: activation checkpointing, compilation and sharding.
 
-All three are applied to the *blocks* of a model, which have most of the weights and activations.
-They change results at most by rounding. After training, ``unwrap`` removes the first two; sharded
-weights remain sharded, and ``gathered`` returns whole tensors.
+All three change the *blocks* of a model, which are its repeated layers. The blocks have most of the
+weights and activations. The changes affect results at most by rounding. After training, ``unwrap``
+undoes activation checkpointing and compilation. Sharded weights stay sharded, but ``gathered``
+returns whole tensors.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 _meshes: list[DeviceMesh] = []
 _duck_shapes: list[bool] = []
-"""The value of torch's ``use_duck_shape`` before ``wrap`` changed it; otherwise empty."""
+"""The value of torch's ``use_duck_shape`` before ``wrap`` changed it. Empty if it did not."""
 Result = TypeVar("Result")
 Forward = Callable[..., Any]
 
@@ -46,7 +47,7 @@ ACCELERATE = "ACCELERATE_USE_FSDP"
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """Return the blocks of all models in a module: the members of their outermost module lists."""
+    """Return the blocks of all models in a module: the layers in each outermost ``ModuleList``."""
     from transformers import PreTrainedModel
 
     blocks = chain.from_iterable(map(_listed, parts(module, PreTrainedModel)))
@@ -62,15 +63,15 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
-    """Prepare an objective for training; ``unwrap`` undoes all changes.
+    """Prepare an objective for training. ``unwrap`` undoes all changes.
 
     Depending on the settings, the blocks and the head are compiled, and activations are
-    checkpointed. Attention and dropout get fast versions for the device.
+    checkpointed. Attention and dropout are replaced by faster versions for the device.
 
     Args:
         objective: the objective, which is changed in place.
         settings: the training settings.
-        precision: the precision of training, which evaluations then use too.
+        precision: the precision of training, which evaluations shall use too.
 
     Raises:
         MaskwiseError: there is no compiler, or the model has no blocks.
@@ -82,7 +83,8 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
             part.precision = precision
     for model in parts(objective, PreTrainedModel):
         if adapter_of(model.config).separates:
-            # Our attention makes masks without host syncs, and is faster on a CPU.
+            # With the attention of maskwise, the host does not wait for masks. This attention is
+            # also faster on a CPU.
             separate(model)
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
@@ -91,19 +93,19 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
     blocks = blocks_of(objective)
     if not blocks:
         raise MaskwiseError(
-            "compile and activation_checkpointing need a model with blocks",
+            "compile and activation_checkpointing need a model with a list of layers",
             got=type(getattr(objective, "model", objective)).__name__,
-            do="set both to false",
+            do="set compile and activation_checkpointing to false",
         )
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
-        # With duck shapes, torch would assume that a row length equal to the hidden size always
-        # equals it, and the length would not be dynamic.
+        # With duck shapes, torch assumes that two sizes that are equal once are always equal. If a
+        # row were as long as the hidden size once, its length would not be dynamic.
         if not _duck_shapes:
             _duck_shapes.append(symbolic_shapes.use_duck_shape)
         symbolic_shapes.use_duck_shape = False
     for block in blocks:
-        # Compile before checkpointing, which then repeats the compiled forward pass.
+        # Compile first, so that checkpointing repeats the compiled forward pass.
         forward: Forward = block.forward
         if settings.compile:
             forward = _compiled(block, forward)
@@ -115,7 +117,7 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
 
 
 def freeze_encoder(objective: Objective) -> None:
-    """Freeze the encoder, and with it any output matrix that is tied to the embeddings."""
+    """Freeze the encoder. If the output matrix is tied to the embeddings, it is frozen too."""
     encoder_of(objective.model).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
         raise MaskwiseError(
@@ -143,9 +145,9 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
     """Return a forward method that is compiled for training.
 
     All blocks of the same class share their compiled code. Torch keeps at most eight versions of
-    this code, and then silently runs blocks uncompiled. To avoid new versions, lengths are dynamic,
-    evaluation is not compiled, and blocks get masks that are already computed. Different kinds of
-    layers, such as ModernBERT's three kinds, still need different versions.
+    the code. If more are needed, it runs blocks uncompiled without saying so. To avoid new
+    versions, lengths are dynamic, evaluation is not compiled, and blocks get masks that are already
+    computed. Different kinds of layers still need different versions; ModernBERT has three kinds.
     """
     fast = torch.compile(forward, dynamic=True, fullgraph=True)
     masked_by: list[tuple[MaskKey, ...]] = []
@@ -159,7 +161,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
         if masked_by:
             options["documents"] = documents.with_masks(masked_by[0])
             return fast(*inputs, **options)
-        # Run the first pass uncompiled, to record the masks that this block asks for.
+        # The first pass is not compiled. It records which masks this block needs.
         options["documents"] = documents.with_masks(())
         output = forward(*inputs, **options)
         masked_by.append(options["documents"].masked_by)
@@ -169,7 +171,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
-    """Return a forward method that stores only its inputs and is repeated in the backward pass."""
+    """Return a forward method that stores only its inputs, and runs again in the backward pass."""
 
     def twice(*inputs: object, **options: Any) -> Any:
         if block.training and torch.is_grad_enabled():
@@ -180,7 +182,7 @@ def _recomputed(block: nn.Module, forward: Forward) -> Forward:
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raise ``MaskwiseError`` if ``torch.compile`` lacks its compiler for a device."""
+    """Raise ``MaskwiseError`` if the compiler that ``torch.compile`` needs is not installed."""
     program = os.environ.get("CXX") or "g++"
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         program = "triton"
@@ -199,16 +201,16 @@ class Sharded(nn.Module):
     """An objective with weights, gradients and optimiser states sharded over ranks (FSDP2).
 
     In the forward and in the backward pass, the weights of a block are gathered before the block
-    runs and released afterwards. Weights outside blocks (embeddings, heads) are gathered once per
-    step, in single precision.
+    runs and released afterwards. Weights outside the blocks (embeddings, heads) are gathered once
+    per step, in single precision.
 
     Args:
-        objective: the objective on its device. Make optimisers afterwards, because sharding
-            replaces the parameters.
+        objective: the objective, already on its device. Build optimisers only afterwards, because
+            sharding replaces the parameters.
         device: the device of this process.
         ranks: the number of ranks.
-        bf16: whether training computes in bfloat16. Weights are then gathered in bfloat16, which
-            halves the traffic; gradients are still reduced in single precision.
+        bf16: whether training computes in bfloat16. If True, weights are gathered in bfloat16,
+            which halves the traffic. Gradients are always summed in single precision.
     """
 
     def __init__(self, objective: nn.Module, device: torch.device, ranks: int, *, bf16: bool):
@@ -225,7 +227,8 @@ class Sharded(nn.Module):
         _meshes.append(mesh)
         policy = MixedPrecisionPolicy()
         if bf16:
-            # Inputs of blocks are cast too, because norms need inputs and weights of one precision.
+            # FSDP2 then converts the inputs of blocks too, because a norm needs inputs and weights
+            # of the same precision.
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks_of(objective):
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -236,18 +239,18 @@ class Sharded(nn.Module):
         return self.objective(batch)
 
     def within(self, function: Callable[[], Result]) -> Result:
-        """Call a function that evaluates the model, with gathered weights."""
+        """Call a function that evaluates the model. FSDP2 gathers the weights before the call."""
         return function()
 
 
 def forget_meshes() -> None:
-    """Release the process groups of sharded models, which torch caches."""
+    """Release the process groups of sharded models. torch would keep them."""
     while _meshes:
         getattr(_meshes.pop(), "_pg_registry", {}).clear()
 
 
 def asked_to_shard(settings: TrainingSettings, ranks: int) -> bool:
-    """Return whether ``training.shard`` or ``accelerate launch --use_fsdp`` asks for sharding."""
+    """Return whether the user asked for sharding, by ``training.shard`` or by ``--use_fsdp``."""
     return ranks > 1 and (settings.shard or os.environ.get(ACCELERATE, "").lower() == "true")
 
 
@@ -287,8 +290,8 @@ def gathered(tensors: Tensors, *, keep: bool) -> TensorDict:
 
     Args:
         tensors: the tensors, sharded or not.
-        keep: whether to return the tensors. Ranks with False get an empty dict, and hold one whole
-            tensor at a time.
+        keep: whether to return the tensors. If False, the result is empty, and this rank never
+            needs memory for more than one whole tensor.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -313,7 +316,7 @@ def laid_out_as(value: Tensor, other: Tensor) -> Tensor:
 
 
 def distinct(module: nn.Module) -> TensorDict:
-    """Return the state of a module by name. Safetensors needs tied weights to appear only once."""
+    """Return the tensors of a module by name. Tied weights have one name, as safetensors needs."""
     names: dict[Tensor, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(tensor, name)
@@ -321,8 +324,8 @@ def distinct(module: nn.Module) -> TensorDict:
 
 
 def load_weights(module: nn.Module, weights: Tensors) -> None:
-    """Copy whole tensors into a module, sharded or not. Tied weights need only one name."""
-    # With ``keep_vars``, the state holds the parameters, so copying changes the module.
+    """Copy whole tensors into a module, sharded or not. One name is enough for tied weights."""
+    # With ``keep_vars``, the state has the parameters themselves, so copying changes the module.
     state = module.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in weights.items():

@@ -1,9 +1,10 @@
 """Corruptions: how selected tokens are replaced, and which labels the model must predict.
 
 ``base`` contains the corruptions that insert no tokens. The corruptions in this file insert or move
-tokens. A corruption works on the whole line (``Line``), which has no padding, so no routine loops
-over pieces. To add a corruption, write a class like ``Bert`` or ``Delete`` and add a line to
-``CORRUPTIONS``, the only registry. The contract tests then run on the new corruption too.
+tokens. A corruption works on all tokens of a batch at once, as one flat array, without a loop over
+pieces (the documents of a row). To add a corruption, write a class like ``Bert`` or ``Delete`` and
+add a line to ``CORRUPTIONS``, the only registry. The contract tests then run on the new corruption
+too.
 """
 
 from __future__ import annotations
@@ -45,17 +46,19 @@ class Insert(Moving):
 
     ``again`` is the probability that an inserted token is followed by another inserted token. With
     ``again=0``, no two inserted tokens are adjacent. If tokens are selected with probability p, a
-    share p / (1 + p) of the output tokens is inserted (p = .15: .130; measured on text: .129). With
-    ``again=p``, as in the published code, every position of the *output* is an insertion with
-    probability p (measured: .149), also after an insertion (measured: .151).
+    share p / (1 + p) of the output tokens is inserted. For p = .15, the share is .130 (measured on
+    text: .129). With ``again=p``, as in the published code, every token of the *output* is an
+    inserted token with probability p (measured: .149), also the token after an inserted token
+    (measured: .151).
 
-    Pieces grow. ``cut`` is the maximum length of a piece, in tokens, such as the model's number of
-    positions; the end of a longer text is cut off, but no special token. The mask of a piece does
-    not depend on other pieces. ``Masker`` describes how packed rows are cut.
+    Insertion makes pieces longer. ``cut`` is the maximum length of a piece, in tokens, such as the
+    model's number of positions. If a piece is longer, the end of its text is cut off, but no
+    special token. ``Masker`` describes how packed rows are cut.
 
-    Targets: ``full``: the whole piece; ``detect``: 1 at inserted tokens, 0 elsewhere in the text.
-    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection; ``again``: its
-        released code.
+    Targets: with ``full``, the whole piece. With ``detect``, 1 at inserted tokens and 0 at other
+        tokens of the text.
+    Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), added-token detection. ``again`` is from the
+        code released with this paper.
     """
 
     target: str = "full"
@@ -68,8 +71,8 @@ class Insert(Moving):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cut is not None:
-            whole_number("cut of corruption insert", self.cut, least=1)
-        finite_number("again of corruption insert", self.again, least=0, most=0.9)
+            whole_number("argument cut of corruption insert", self.cut, least=1)
+        finite_number("argument again of corruption insert", self.again, least=0, most=0.9)
 
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
@@ -78,11 +81,12 @@ class Insert(Moving):
         if self.again:
             at = np.flatnonzero(choice.tokens)
             draw = unit_interval(batch.draw(keys, Purpose.LENGTH, at))
-            # The number of further tokens has a geometric distribution, inverted here.
+            # The number of further tokens has a geometric distribution. This is the inverse of its
+            # distribution function.
             new_T[at] += (np.log(draw) / math.log(self.again)).astype(np.int64)
         shown_T = new_T + batch.present
-        # ``source`` is the old position of each token. A new token has the old position of the
-        # selected token that it precedes.
+        # ``source`` is the old position of each output token. An inserted token has the old
+        # position of the selected token that it precedes.
         source = owners(shown_T)
         rank = rank_within(shown_T)
         is_new = rank < new_T.take(source)
@@ -114,16 +118,18 @@ class Insert(Moving):
 class Infill(Moving):
     """Replace each run of selected tokens by one [MASK], and insert a [MASK] per empty span (BART).
 
-    Policies select spans of at least one token (for BART, use ``span(poisson=3.0)``). A Poisson
-    length is 0 with probability q = exp(−mean). To add such *empty* spans, each selected span
-    inserts a [MASK] between two random tokens of the text with probability q / (1 − q). Empty spans
-    use no budget. With ``mean=None`` there are no empty spans.
+    BART draws span lengths from a Poisson distribution, which contains the length 0. A span of
+    length 0 is *empty*: a [MASK] is inserted between two tokens. Masking policies select only spans
+    of at least one token (for BART, use ``span(poisson=3.0)``). This corruption adds the empty
+    spans. A Poisson length is 0 with probability q = exp(−mean), so for each selected span, an
+    empty span is added at a random place with probability q / (1 − q). With ``mean=None`` there are
+    no empty spans.
 
-    Adjacent spans become one [MASK], and empty spans next to other spans are dropped. Pieces with
-    many short or empty spans can grow.
+    Adjacent spans become one [MASK]. An empty span next to another span is dropped. Pieces with
+    many short or empty spans can become longer.
 
-    Targets: ``full``: the whole piece; ``spans``: for each [MASK] in order, a [MASK] and the tokens
-        that it replaced, then the end-of-sequence token.
+    Targets: with ``full``, the whole piece. With ``spans``, for each [MASK] in order, a [MASK] and
+        the tokens that it replaced; then the end-of-sequence token.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
     """
 
@@ -136,7 +142,7 @@ class Infill(Moving):
         super().__post_init__()
         if self.mean is not None and self.mean <= 0:
             raise MaskwiseError(
-                "mean of corruption infill is not valid",
+                "argument mean of corruption infill is not valid",
                 got=self.mean,
                 allowed="above 0, or None",
             )
@@ -166,7 +172,8 @@ class Infill(Moving):
         q = math.exp(-mean)
         count_P = batch.count(batch.content)
         piece = batch.piece.take(np.flatnonzero(starts))
-        # Each run has two draws: whether to add an empty span, and where to insert that span.
+        # Each run has two draws. The first decides whether an empty span is added, and the second
+        # decides where.
         index = 2 * rank_within(batch.count(starts))
         adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
         # An empty span lies between two tokens.
@@ -187,15 +194,16 @@ class T5(Moving):
         inputs:  Thank you <extra_id_0> me to your party <extra_id_1> week.
         targets: <extra_id_0> for inviting <extra_id_1> last <extra_id_2>
 
-    Every piece of a packed row starts again with the first sentinel.
+    Each piece of a packed row begins with the first sentinel.
 
-    Targets: ``spans``: the sentinels and their tokens as above, then the end-of-sequence token if
-        ``eos`` is True and the tokenizer has one; ``full``: the whole piece.
+    Targets: with ``spans``, each sentinel and the tokens that it replaced, a last sentinel, and the
+        end-of-sequence token if ``eos`` is True and the tokenizer has this token. With ``full``,
+        the whole piece.
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), figure 2 and section 3.1.4.
 
     Raises:
-        MaskwiseError: a piece has too many spans for the tokenizer's sentinels. With n sentinels,
-            at most n − 1 spans are allowed, because one sentinel ends the target.
+        MaskwiseError: a piece has too many spans for the tokenizer's sentinels. A tokenizer with n
+            sentinels allows n − 1 spans, because the target ends with one more sentinel.
     """
 
     target: str = "spans"
@@ -225,14 +233,15 @@ class T5(Moving):
         runs_P = batch.count(starts)
         if runs_P.max(initial=0) >= len(sentinel):
             raise MaskwiseError(
-                "a row has more masked spans than the tokenizer has sentinels",
+                "a text has more masked spans than the tokenizer has sentinels",
                 got=int(runs_P.max()),
                 allowed=f"at most {len(sentinel) - 1}",
-                do="use longer spans (policy t5-span), a lower ratio or shorter rows",
+                do="use longer spans (policy t5-span), a lower ratio or shorter texts",
             )
         lead = batch.input_ids.copy()
         lead[starts] = sentinel.take(rank_within(runs_P))
-        # A sentinel replaces the first token of its run, so only mode tokens are inserted.
+        # A sentinel takes the place of the first token of its run, so it is not inserted. Only mode
+        # tokens are inserted.
         stay = batch.present & ~chosen | starts
         mode_P = self._modes(choice, vocabulary)
         if mode_P is None:
@@ -258,10 +267,11 @@ class T5(Moving):
 class Ul2(T5):
     """Corrupt as ``t5``, and insert a mode token before the text of each masked piece (UL2).
 
-    The mode is computed from the mask, so any policy may be used. The mode is S (sequential) if the
-    only masked span is at the end of the text. Otherwise the mode is X (extreme) if spans have at
-    least 12 tokens on average or at least 30 % of the text is masked, as in the paper. All other
-    masks have the mode R (regular). A piece without selected tokens gets no mode token.
+    The mode token tells the model how the piece was masked. The mode is computed from the mask, so
+    any masking policy may be used. The mode is S (sequential) if the only masked span is at the end
+    of the text. Otherwise the mode is X (extreme) if spans have at least 12 tokens on average or if
+    at least 30 % of the text is masked, as in the paper. Otherwise the mode is R (regular). A piece
+    without selected tokens gets no mode token.
 
     Targets: the same as for ``t5``.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), sections 3.1.2 and 3.1.3.
@@ -277,8 +287,8 @@ class Ul2(T5):
             raise MaskwiseError(
                 "corruption ul2 needs three mode tokens that the tokenizer knows",
                 got=f"{self.modes}, missing {sorted(missing)}",
-                do=f"tokenizer.add_special_tokens({added}), as well as sentinels, or name others: "
-                "modes=('[NLU]', '[S2S]', '[NLG]')",
+                do=f"call tokenizer.add_special_tokens({added}), or name three tokens of the "
+                "tokenizer: modes=('[NLU]', '[S2S]', '[NLG]')",
             )
 
     def _modes(self, choice: Selection, vocabulary: Vocabulary) -> Array:
@@ -300,10 +310,11 @@ def mode_of(choice: Selection) -> Array:
 class PermuteSentences(Corruption):
     """Permute the sentences that contain a selected token. Other sentences do not move.
 
-    ``policy="sentence", ratio=1`` permutes all sentences, as in BART, and a smaller ratio permutes
-    fewer sentences. ``inner`` is a second corruption for the selected tokens of the permuted piece
-    (BART-large: ``infill``). Without ``inner``, the selected tokens are unchanged. Sentences are
-    runs of equal numbers ≥ 0 in ``layer``. All orders, including the old order, are equally likely.
+    With ``policy="sentence", ratio=1``, all sentences are permuted, as in BART. With a smaller
+    ratio, fewer sentences are permuted. All orders, including the old order, are equally likely.
+    ``inner`` is a second corruption, which is applied to the selected tokens after the permutation
+    (in BART-large: ``infill``). Without ``inner``, the selected tokens are unchanged. A sentence is
+    a run of equal numbers ≥ 0 in ``layer``.
 
     Targets: the whole piece.
     Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2.
@@ -352,10 +363,10 @@ class PermuteSentences(Corruption):
         at = batch.content_at
         name = marked.take(at).clip(min=-1)
         piece = batch.piece.take(at)
-        # The difference is constant while content tokens are adjacent, so it changes where
-        # special tokens interrupt a sentence.
+        # The last argument is constant while content tokens are adjacent, and changes where special
+        # tokens interrupt a sentence.
         opens = changes(name, piece, at - np.arange(len(at)))
-        # Number the sentences of the batch consecutively. Text between sentences counts as a
+        # Number the sentences of the batch consecutively. Text between sentences is treated as a
         # sentence that never moves.
         begin = np.flatnonzero(opens)
         sentence = opens.cumsum() - 1
@@ -364,7 +375,7 @@ class PermuteSentences(Corruption):
         moves[sentence[chosen.take(at) & (name >= 0)]] = True
         piece = piece.take(begin)
         number = rank_within(np.bincount(piece, minlength=batch.pieces))
-        # Sentences that move exchange their slots with other such sentences of the piece.
+        # Sentences that move change places only with other moving sentences of the piece.
         slot = np.flatnonzero(moves)
         piece = piece.take(slot)
         draw = keys.draw(Purpose.PERMUTE, piece, number.take(slot))
@@ -381,7 +392,7 @@ class PermuteSentences(Corruption):
 def permute_sentences(
     layer: str = "sentence", inner: Corruption | str | Call | None = None
 ) -> PermuteSentences:
-    """Permute sentences; ``inner`` (a corruption or a name) corrupts the selected tokens."""
+    """Permute sentences. ``inner``, a corruption or its name, then corrupts the selected tokens."""
     return PermuteSentences(layer, None if inner is None else corruption(inner))
 
 

@@ -1,4 +1,7 @@
-"""The base class of corruptions, and the corruptions that insert no token."""
+"""The base class of corruptions, and the corruptions that insert no token.
+
+``masking.batch`` explains pieces and shapes such as (T,).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import offsets, rank_within
 
 Tail: TypeAlias = "Array | int | None"
-"""One id, or (P,) ids, to append to the pieces; None to append nothing."""
+"""The id to append to every piece, or (P,) ids, one per piece; None to append nothing."""
 
 
 @dataclass
@@ -28,13 +31,14 @@ class Corrupted:
 
     Attributes:
         input_ids: (T,) int64; (T',) if lengths have changed.
-        labels: one label per token of ``input_ids``, or the concatenated texts for a decoder.
-        lengths: (P,) the new number of tokens in each piece; None if no token was moved.
-        label_lengths: (P,) the number of labels of each piece, if a decoder writes the labels;
+        labels: one label per token of ``input_ids``; or, for a decoder, the concatenated texts that
+            the decoder must generate.
+        lengths: (P,) the new number of tokens in each piece; None if all tokens keep their places.
+        label_lengths: (P,) the number of labels of each piece, if a decoder generates the labels;
             otherwise None.
-        text: (T',) bool, the tokens that may be cut off (all but special tokens); empty if no token
-            was moved.
-        extras: (T',) further model inputs; empty if no token was moved.
+        text: (T',) bool, the tokens that may be cut off: all but special tokens. Empty if all
+            tokens keep their places.
+        extras: (T',) further model inputs by name; empty if all tokens keep their places.
     """
 
     input_ids: Array
@@ -46,7 +50,7 @@ class Corrupted:
 
 
 def lay_out(shown: Corrupted, choice: Selection, pad: int) -> MaskedBatch:
-    """Turn the corrupted line into rows of a batch, as tensors. ``pad`` is the padding id."""
+    """Turn the corrupted tokens into a batch of rows, as tensors. ``pad`` is the padding id."""
     import torch
 
     batch = choice.batch
@@ -81,7 +85,7 @@ def lay_out(shown: Corrupted, choice: Selection, pad: int) -> MaskedBatch:
 
 
 def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Columns, int]:
-    """Lay out pieces of new lengths as (B, L') columns, and count the tokens cut off."""
+    """Arrange pieces of new lengths as (B, L') columns, and return the number of cut tokens too."""
     assert shown.lengths is not None
     pieces = np.arange(batch.pieces)
     fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
@@ -104,8 +108,8 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Column
         columns["labels"] = shown.labels
     cut = 0
     if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
-        # Cut off the end of the text, but keep a special token that closes the row, because
-        # models expect [SEP] or [EOS] there.
+        # Cut off the end of the text. If the row ends with a special token, keep it, because models
+        # expect [SEP] or [EOS] at the end.
         rank = rank_within(length_B)
         last_B = length_B - 1
         closed_B = ~shown.text.take(offsets(length_B) + last_B)
@@ -125,7 +129,7 @@ class Corruption(ABC):
     """Base class of all corruptions. A corruption is a small frozen dataclass.
 
     Corruptions change only selected tokens, never special tokens. A piece without a selected token
-    is unchanged and has no targets; only with ``target="detect"`` its labels are 0.
+    is unchanged. It has no targets, except if the target is ``detect``: then its labels are 0.
     """
 
     shows_mask = True
@@ -135,8 +139,8 @@ class Corruption(ABC):
     """The allowed values of ``target``; empty if the target is fixed."""
 
     target: str | None = None
-    """What the model predicts: ``spans`` (the selected tokens), ``full`` (the whole piece) or
-    ``detect`` (whether each token was corrupted)."""
+    """What the model predicts: ``spans`` (the selected tokens), ``full`` (all tokens of the piece)
+    or ``detect`` (whether each token was corrupted)."""
 
     def __post_init__(self) -> None:
         if self.targets:
@@ -155,13 +159,13 @@ class Corruption(ABC):
 
     @property
     def writes(self) -> str | None:
-        """The kind of text that a decoder writes: ``full``, ``spans`` or ``sentinels``.
+        """The kind of text that a decoder must generate: ``full``, ``spans`` or ``sentinels``.
 
-        None if labels are aligned with the inputs.
+        None if every label belongs to the input token at its position.
         """
         if self.target == "full":
             return self.target
-        # Labels that are aligned with the inputs have gaps between spans, so they are no text.
+        # If lengths are kept, the labels have −100 between the spans, so they are not a text.
         if self.target == "spans" and not self.keeps_length:
             return self.target
         return None
@@ -173,10 +177,10 @@ class Corruption(ABC):
         """Corrupt the selected tokens.
 
         Args:
-            batch: the pieces, as one line of tokens. Do not change this batch in place.
+            batch: the pieces. Do not change this batch in place.
             choice: the selected tokens (``choice.tokens``, (T,) bool) and their units.
             keys: the random draws for these pieces.
-            vocabulary: tables over ids.
+            vocabulary: the special tokens, and the tokens that may replace others.
         """
 
     def check(self, vocabulary: Vocabulary) -> None:
@@ -186,12 +190,13 @@ class Corruption(ABC):
 
 
 class Line:
-    """A new line, made from the line of a batch by removing and inserting tokens.
+    """The positions of tokens after some tokens were removed and others were inserted.
 
     Args:
-        batch: the batch with the old line.
+        batch: the batch before these changes.
         stay: (T,) bool, the tokens to keep.
-        leads: (T,) bool, the tokens (kept or removed) before which to insert a new token.
+        leads: (T,) bool, the tokens before which a new token is inserted. These tokens may be kept
+            or removed.
     """
 
     def __init__(self, batch: AnnotatedBatch, stay: Array, leads: Array | None = None):
@@ -202,9 +207,10 @@ class Line:
         self.lengths = batch.count(stay) + batch.count(leads)
 
     def __call__(self, values: Array, new: Array | int | None = None) -> Array:
-        """(T',) array: the values (T,) of the kept tokens and ``new`` for inserted tokens.
+        """Return the values, (T',), of the new tokens, given ``values``, (T,), of the old tokens.
 
-        By default, an inserted token gets the value of the token that it precedes.
+        Inserted tokens get the value ``new``. By default, an inserted token gets the value of the
+        token that it precedes.
         """
         if new is None:
             new = values
@@ -213,20 +219,20 @@ class Line:
     def shown(
         self, input_ids: Array, labels: Array, label_lengths: Array | None = None
     ) -> Corrupted:
-        """Combine ids and labels with the other model inputs of the new line."""
+        """Combine ids and labels with the other inputs of the model, moved to the new positions."""
         extras = moved_extras(self.batch, self)
         text = self(self.batch.content, True)
         return Corrupted(input_ids, labels, self.lengths, label_lengths, text, extras)
 
 
 def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> Columns:
-    """Move the further model inputs, such as token types, in the same way as the tokens."""
-    # Without ``position_ids``, the model numbers the new positions itself.
+    """Apply ``move`` to further model inputs, such as token types, as the tokens were moved."""
+    # ``position_ids`` are left out, so that the model numbers the new positions itself.
     return {name: move(line) for name, line in batch.extras.items() if name != "position_ids"}
 
 
 def interleaved(before: Array | int, values: Array) -> Array:
-    """(2T,) array: the items of ``before`` and ``values``, both (T,), in turn."""
+    """(2T,) array: before each item of ``values`` (T,), the item of ``before`` (T,)."""
     both = np.empty((len(values), 2), values.dtype)
     both[:, 0] = before
     both[:, 1] = values
@@ -234,19 +240,19 @@ def interleaved(before: Array | int, values: Array) -> Array:
 
 
 def last_content(batch: AnnotatedBatch) -> Array:
-    """(P,) int64: the position of each piece's last content token.
+    """(P,) int64: the position of the last content token of each piece.
 
-    A piece without content has the position of its first token instead.
+    If a piece has no content tokens, this is the position of its first token.
     """
     at = batch.content_at
     last_P = at.searchsorted(batch.edges[1:]) - 1
-    # A piece without content at the start of the line has the index −1, which reads the extra 0.
+    # If the first pieces have no content, their index is −1, which reads the appended 0.
     at = np.append(at, 0)
     return np.where(batch.count(batch.content) > 0, at[last_P], batch.begin)
 
 
 def labels_in_place(choice: Selection, target: str) -> Array:
-    """(T,) int64 labels for ``target``: ``spans``, ``full`` or ``detect``."""
+    """(T,) int64: the labels for a target of ``spans``, ``full`` or ``detect``."""
     batch = choice.batch
     if target == "detect":
         return np.where(batch.content, choice.tokens.astype(np.int64), IGNORE)
@@ -262,12 +268,12 @@ def labels_in_place(choice: Selection, target: str) -> Array:
 
 
 def whole_text(choice: Selection, eos: int | None) -> tuple[Array, Array]:
-    """Return labels and their lengths (P,): the original text of masked pieces, then ``eos``."""
+    """Return the text and ``eos`` of each masked piece as labels, and (P,) numbers of labels."""
     line = Line(choice.batch, choice.masked_pieces)
     labels = line(choice.batch.input_ids)
     if eos is None:
         return labels, line.lengths
-    # Add ``eos`` only if the text does not end with it: the model would learn to repeat ``eos``.
+    # If the text already ends with ``eos``, a second ``eos`` would teach the model to repeat it.
     last_P = np.append(labels, eos)[line.lengths.cumsum() - 1]
     open_P = (line.lengths > 0) & (last_P != eos)
     return ended(labels, line.lengths, open_P, eos)
@@ -276,13 +282,13 @@ def whole_text(choice: Selection, eos: int | None) -> tuple[Array, Array]:
 def removed_text(
     choice: Selection, leads: Array | None, lead: Array | int, *tails: Tail
 ) -> tuple[Array, Array]:
-    """Return labels and their lengths (P,): the selected tokens and, after each piece, ``tails``.
+    """Return the selected tokens of each piece as labels, and the numbers of labels, (P,).
 
     Args:
-        choice: the selected tokens of the line before corruption.
-        leads: (T,) bool, the tokens before which ``lead`` is inserted; None for no leads.
-        lead: the id to insert, or (T,) ids.
-        tails: ids to append to each masked piece.
+        choice: the selected tokens.
+        leads: (T,) bool, the tokens before which ``lead`` is inserted; None to insert nothing.
+        lead: the id to insert, or (T,) ids, one per token.
+        tails: ids to append to each piece with labels.
     """
     line = Line(choice.batch, choice.tokens, leads)
     labels = line(choice.batch.input_ids, lead)
@@ -304,9 +310,9 @@ class Bert(Corruption):
     """Replace a share ``mask`` of the selected tokens by [MASK] and a share ``random`` by a random
     token. Other selected tokens are unchanged.
 
-    All selected tokens are targets. Each token draws its replacement independently, or each unit
-    with ``per="unit"`` (SpanBERT). Random tokens are drawn uniformly from the ordinary tokens of
-    the tokenizer.
+    All selected tokens are targets. Whether a token is masked, replaced or unchanged is decided for
+    each token independently, or with ``per="unit"`` for all tokens of a unit together (SpanBERT).
+    Random tokens are drawn uniformly from the ordinary tokens of the tokenizer.
 
     Source: Devlin et al. 2019, section 3.1; per unit: Joshi et al. 2020 (SpanBERT), section 3.1.
     """
@@ -321,7 +327,7 @@ class Bert(Corruption):
                 "corruption bert: shares must be ≥ 0 and sum to at most 1",
                 got=(self.mask, self.random),
             )
-        require_known("per of corruption bert", self.per, ("token", "unit"))
+        require_known("value of per in corruption bert", self.per, ("token", "unit"))
 
     def corrupt(
         self, batch: AnnotatedBatch, choice: Selection, keys: Keys, vocabulary: Vocabulary
@@ -350,11 +356,11 @@ class Bert(Corruption):
             random = np.flatnonzero(within(draw, high))
             ordinary = vocabulary.ordinary
             if by_unit:
-                # Tokens of a unit share the draw, but each token needs its own random token.
+                # All tokens of a unit have the same draw, but each needs its own random token.
                 again = batch.draw(keys, Purpose.REPLACE, at[other[random]])
                 number = below(again, len(ordinary))
             else:
-                # The draw is uniform between ``low`` and ``high``, so it can select the token too.
+                # Between ``low`` and ``high`` the draw is uniform, so it also selects the token.
                 number = split(draw[random], low, high, len(ordinary))
             shown[random] = ordinary[number]
         input_ids[at[other]] = shown
@@ -364,7 +370,8 @@ class Bert(Corruption):
 def mask_only() -> Bert:
     """Replace every selected token by [MASK].
 
-    Source: Wettig et al. 2023, who found this better at 40 % than 80/10/10 at 15 %.
+    Source: Wettig et al. 2023, who found that [MASK] alone with a ratio of 40 % was better than
+    BERT's mix (80 % [MASK], 10 % random, 10 % unchanged) with a ratio of 15 %.
     """
     return Bert(mask=1.0, random=0.0)
 
@@ -375,10 +382,11 @@ class Replace(Corruption):
 
     The tokenizer needs no mask token.
 
-    Targets: ``spans``: the original token at selected positions; ``full``: the whole piece;
-        ``detect``: 1 at replaced tokens, 0 elsewhere in the text (replaced-token detection without
-        a generator).
-    Source: the "random" part of BERT's 80/10/10; Clark et al. 2020 (ELECTRA) for detection.
+    Targets: with ``spans``, the original tokens at the selected positions. With ``full``, the whole
+        piece. With ``detect``, 1 at replaced tokens and 0 at other tokens of the text
+        (replaced-token detection without a generator).
+    Source: BERT, which replaces 10 % of the selected tokens in this way; Clark et al. 2020
+        (ELECTRA) for detection.
     """
 
     target: str = "spans"
@@ -392,7 +400,7 @@ class Replace(Corruption):
         at = np.flatnonzero(choice.tokens)
         original = batch.input_ids[at]
         ordinary = vocabulary.ordinary
-        # Skip the original token by adding one to all numbers from its index on.
+        # The original token must not be drawn, so add one to all numbers from its index on.
         draw = batch.draw(keys, Purpose.REPLACE, at)
         number = below(draw, max(1, len(ordinary) - 1))
         number += number >= np.searchsorted(ordinary, original)
@@ -411,11 +419,11 @@ class Moving(Corruption):
 class Delete(Moving):
     """Delete every selected token.
 
-    Targets: ``full``: the whole piece; ``spans``: the deleted tokens in order, then the
-        end-of-sequence token; ``detect``: 1 at each remaining token whose previous token was
-        deleted and 0 at other tokens, in the text and at the special token after the text.
-    Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2; detection: Wu et al. 2022
-        (MOMETAS, dtd).
+    Targets: with ``full``, the whole piece. With ``spans``, the deleted tokens in order, then the
+        end-of-sequence token. With ``detect``, 1 at each remaining token whose previous token was
+        deleted, and 0 at other tokens. The special token after the text has a label too.
+    Source: Lewis et al. 2020 (BART, arXiv 1910.13461), section 2.2; Wu et al. 2022 (MOMETAS) for
+        deleted-token detection.
     """
 
     target: str = "full"

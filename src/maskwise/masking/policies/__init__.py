@@ -1,10 +1,14 @@
-"""Policies: which tokens are masked together, and with which weight.
+"""Masking policies: which tokens are masked together, and how likely they are masked.
 
-A policy cuts an annotated batch into weighted units, and ``masking.select`` selects some of these
-units. Policies in ``given`` read units from the text or its layers. Policies in ``spans`` draw
-units at random. Policies in ``online`` learn weights from the losses of the run. To add a policy,
-write a class like ``WholeWord`` and add a line to ``POLICIES``, the only registry. The contract
-tests then run on the new policy too.
+A policy cuts each piece (a document in a row) into units. A unit is a group of tokens that are
+masked together, such as a word. A unit may have a weight; units with larger weights are more likely
+to be masked. Then ``masking.select`` selects some of the units.
+
+Policies in ``given`` read units from the text or its annotation layers. Policies in ``spans`` draw
+units at random. Policies in ``online`` learn weights from the losses of the run. The docstring of a
+policy says what it guarantees with each ``budget`` of the masker: ``exact``, ``expected`` and
+``bernoulli``. To add a policy, write a class like ``WholeWord`` and add a line to ``POLICIES``, the
+only registry. The contract tests then run on the new policy too.
 """
 
 from __future__ import annotations
@@ -48,15 +52,19 @@ def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mix
 
     Args:
         members: two or more policies, given as names, calls or ``Policy`` objects.
-        shares: the share of pieces for each member, as numbers or schedules; default: equal shares.
+        shares: for each member, the share of pieces that it masks, as a number or a schedule;
+            default: equal shares.
     """
     if not shares:
         shares = (1.0,) * len(members)
     for share in shares:
-        # ``schedule`` would refuse the number too, but would call it a masking ratio.
+        # ``schedule`` would refuse the number too, but its message would call the share a masking
+        # ratio.
         if isinstance(share, int | float) and not 0 <= share <= 1:
             raise MaskwiseError(
-                "policy mixture: a share is not valid", got=share, allowed="0 to 1, or schedules"
+                "policy mixture: a share is not valid",
+                got=share,
+                allowed="a number from 0 to 1, or a schedule",
             )
     return Mixture(tuple(map(policy, members)), tuple(map(schedule, shares)))
 
@@ -100,13 +108,14 @@ def policy(spec: Policy | str | Call) -> Policy:
 
 @dataclass(frozen=True)
 class Mixture(Policy):
-    """A mixture of policies: a hash of each document piece draws one member policy.
+    """A mixture of policies: each piece (document) is masked by one of them, drawn at random.
 
-    Selects: the units that the drawn member selects. Shares are schedules, and are divided by their
-        sum at each step. For example, ``mixture(salient, token, shares=(linear(1, 0), linear(0,
-        1)))`` begins with salient spans and ends with random tokens.
-    Guarantee: the guarantee of the drawn member. A member with a share of 0 at a step is not drawn.
-    Cost: the sum of the members' costs, because every member cuts all pieces.
+    Selects: the units that the drawn policy selects. The shares of the policies may change over
+        training; at each step they are divided by their sum. For example, ``mixture(salient, token,
+        shares=(linear(1, 0), linear(0, 1)))`` begins with salient spans and ends with random
+        tokens.
+    Guarantee: the guarantee of the drawn policy. A policy with a share of 0 is not drawn.
+    Cost: the sum of the policies' costs, because every policy cuts all pieces.
     Source: this library; mixtures with fixed shares are common (SpanBERT's baselines, UL2).
     """
 
@@ -122,17 +131,17 @@ class Mixture(Policy):
             )
         if any(member.learner() is not None for member in self.members):
             raise MaskwiseError(
-                "policy mixture: a member that learns from losses would learn nothing",
+                "policy mixture cannot contain a policy that learns its weights from losses",
                 got=self.members,
                 do="use this policy alone",
             )
         if len(self.shares) != len(self.members):
             raise MaskwiseError(
-                "policy mixture: every member needs a share",
+                "policy mixture: every policy needs a share",
                 got=f"{len(self.shares)} shares for {len(self.members)} policies",
             )
 
-    # A piece may draw any member, so a mixture has a property if any member has the property.
+    # Any member may be drawn, so the mixture has these properties if one of its members has them.
     @property
     def splits_budget(self) -> bool:
         return any(member.splits_budget for member in self.members)
@@ -156,7 +165,7 @@ class Mixture(Policy):
         return self._union("annotators")
 
     def _union(self, method: str) -> Names:
-        """The names that all members' ``method`` returns, in order and without repetitions."""
+        """Call ``method`` of all members and join the returned names, without repetitions."""
         names: dict[str, object] = {}
         for member in self.members:
             names |= dict.fromkeys(getattr(member, method)())
@@ -167,7 +176,7 @@ class Mixture(Policy):
         return np.stack(ratios)[self.drawn(keys, moment), np.arange(len(ratio_P))]
 
     def drawn(self, keys: Keys, moment: Moment) -> Array:
-        """(P,) int64: the index of the member that each piece draws."""
+        """(P,) int64: the index of the member that is drawn for each piece."""
         edges = np.cumsum(self.current(moment))
         return np.searchsorted(
             edges[:-1],
@@ -176,7 +185,7 @@ class Mixture(Policy):
         )
 
     def current(self, moment: Moment) -> Array:
-        """(members,) float64: the members' shares at this step; they sum to 1."""
+        """(members,) float64: the share of each member at this step. The shares sum to 1."""
         shares = [share(moment.step, moment.total_steps) for share in self.shares]
         total = sum(shares)
         if not total:
@@ -209,9 +218,10 @@ class Mixture(Policy):
 
 
 def _numbered(units: Units) -> Units:
-    """Replace the numbers of single-token units by the tokens' ranks among the content tokens.
+    """Number units of one token by the tokens' ranks among the content tokens of the piece.
 
-    All members of a mixture then number their units in the same way.
+    The draws of a unit are computed from its number. Policies over words and spans number their
+    units by rank, too.
     """
     if not units.by_token:
         return units

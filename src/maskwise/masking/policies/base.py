@@ -1,4 +1,9 @@
-"""The base class of policies. A policy cuts pieces into weighted units and selects none of them."""
+"""The base class of masking policies, and of the learners that set a policy's weights in training.
+
+A masking policy cuts each piece (a document in a row) into units: groups of tokens that are masked
+together. A unit may have a weight; a larger weight makes masking more likely. The policy does not
+choose which units are masked; that is done by ``masking.select``.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +29,9 @@ if TYPE_CHECKING:
 class UnitKind(StrEnum):
     """The kind of units that a policy cuts.
 
-    One held-out loss cannot compare arms with different kinds of units. ``study.json`` records
-    these values, so add new values but never change an old value.
+    If two models were trained with different kinds of units, their losses on the same held-out
+    masks are no fair comparison. ``study.json`` records these values, so add new values but never
+    change an old value.
     """
 
     TOKEN = "token"
@@ -41,13 +47,13 @@ class Moment:
     """The point in training at which a batch is masked.
 
     Attributes:
-        step: the optimiser step.
-        total_steps: the number of steps in the run, or None if unknown.
-        epoch: the pass over the data, or None if unknown.
-        ratio: (P,) float64, the masking ratio of each piece; None until the masker has set it.
-        min_targets: the minimum budget of a piece, in tokens.
-        place: (B,) int64, the position of each row in the order of its epoch; masked diffusion
-            needs it for low-discrepancy rates.
+        step: the number of the optimiser step.
+        total_steps: the number of steps in the run; None if unknown.
+        epoch: the number of the pass over the data; None if unknown.
+        ratio: (P,) float64, the masking ratio of each piece; None until the masker has computed it.
+        min_targets: the minimum number of tokens to mask in a piece.
+        place: (B,) int64, the position of each row in the order of the epoch, from which masked
+            diffusion computes the rows' masking rates; None if unknown.
     """
 
     step: int = 0
@@ -62,8 +68,8 @@ Facts: TypeAlias = Mapping[str, object]
 Numbers: TypeAlias = Mapping[str, float]
 
 Agree: TypeAlias = "Callable[[Tensor], Tensor]"
-"""A function that adds a tensor over all ranks. Every rank must call this function, and every rank
-gets the same result."""
+"""A function that sums a tensor over all ranks (processes). Every rank must call this function, and
+every rank gets the same result."""
 
 
 class Point(NamedTuple):
@@ -72,10 +78,11 @@ class Point(NamedTuple):
     Attributes:
         done: the number of completed updates; 0 before the first update of a new run.
         total_steps: the number of updates in the whole run.
-        agree: a function that sums a tensor over all ranks on the host. Calling this function waits
-            for the device.
+        agree: a function that sums a tensor over all ranks on the host. The call waits for the
+            device.
         sums: the tensor that the learner returned from ``Learner.offer``, summed over all ranks;
-            None before the first offer. If learners are a step late, the sums are one update old.
+            None if there is none yet. If learners are called a step late, the sums are one update
+            old.
     """
 
     done: int
@@ -85,22 +92,27 @@ class Point(NamedTuple):
 
 
 class Learner:
-    """Base class of objects that learn a policy's weights or a sampler's logits during training.
+    """Base class of objects that learn during training, from the losses of the run.
 
-    A learner reads every micro-batch in ``observe`` and updates itself once per step in ``after``.
-    All ranks must draw the same masks and arms, so learners add up rounded sums over all ranks, in
-    float64 on the host. For sums at every step, return the numbers from ``offer``: the learners of
-    a run then share one exchange between ranks. For rare sums, call ``Point.agree``, which waits
-    for the device. A checkpoint holds the states of all learners, so a resumed run continues
-    bit for bit. The methods of this base class do nothing.
+    A learner sets the weights of a masking policy, or the probabilities with which a sampler draws
+    objectives. A learner reads every micro-batch in ``observe`` and updates itself once per step in
+    ``after``. All ranks must draw the same masks, so all ranks must learn the same weights.
+    Therefore learners use sums over all ranks, rounded and added in float64 on the host.
 
-    With this protocol a policy can learn from its effect on the loss (REINFORCE):
+    There are two ways to get such sums. If sums are needed at every step, return the numbers from
+    ``offer``: all learners of a run then share one exchange between ranks. If sums are needed only
+    at some steps, call ``Point.agree``, which waits for the device.
+
+    A checkpoint contains the states of all learners, so a resumed run continues bit for bit. The
+    methods of this base class do nothing.
+
+    A policy can also learn from its effect on the loss (REINFORCE):
 
         def observe(self, batch, outcome):          # the batch has the log-probability of its mask
             self.log_probability += batch.log_probability
 
         def after(self, now):                       # the model has just been updated
-            loss = self.objective(self.probe)       # ``meet`` set both; the probe is masked once
+            loss = self.objective(self.probe)       # ``probe``: a batch that is always the same
             reward = self.loss_before − loss
             self.gradient = now.agree(reward · ∇ log_probability)
 
@@ -109,10 +121,10 @@ class Learner:
     """
 
     arm: str = ""
-    """The arm whose batches the learner observes; empty for all arms."""
+    """The name of the objective whose batches the learner observes; empty for all objectives."""
 
     def start(self, vocabulary: Vocabulary) -> None:
-        """Prepare for the first batch. ``vocabulary`` is the masker's vocabulary."""
+        """Prepare for the first batch, with the vocabulary of the masker."""
 
     def meet(self, objective: Any) -> None:
         """Configure the objective before training."""
@@ -121,15 +133,15 @@ class Learner:
         """Read a micro-batch and its ``Outcome``, before the update."""
 
     def offer(self, now: Point) -> Tensor | None:
-        """Return a tensor on the device to sum over all ranks, or None.
+        """Return a tensor on the device that shall be summed over all ranks, or None.
 
-        ``after`` receives the sums as ``now.sums``. At each update, every rank must return the same
-        number of values.
+        ``after`` receives the sums as ``now.sums``. At each update, the tensors of all ranks must
+        have the same size.
         """
         return None
 
     def after(self, now: Point) -> None:
-        """Learn after an update of the model; called on every rank."""
+        """Learn after an update of the model. This method is called on every rank."""
 
     def facts(self) -> Facts:
         """Return values to log: numbers, or dicts of named numbers."""
@@ -151,7 +163,7 @@ class Policy(ABC):
 
     @property
     def splits_budget(self) -> bool:
-        """Whether weights depend on the budget. If True, ``budget="bernoulli"`` is refused."""
+        """Whether weights depend on the budget. Then ``budget="bernoulli"`` is not allowed."""
         return False
 
     @property
@@ -163,7 +175,7 @@ class Policy(ABC):
     def reads_text(self) -> bool:
         """Whether units or weights depend on the text that masks hide.
 
-        If True, a masked-diffusion loss with this policy is not a bound on the likelihood.
+        If True, the loss of masked diffusion with this policy does not bound the likelihood.
         """
         return True
 
@@ -177,17 +189,17 @@ class Policy(ABC):
         """Cut the pieces of a batch into units.
 
         Args:
-            batch: the pieces, as one line of tokens.
+            batch: the pieces.
             keys: the random draws for these pieces, for policies that cut at random.
             moment: the step, total steps and epoch, and the ratios of the pieces.
         """
 
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        """Return the ratio (P,) of each piece; policies such as UL2 replace the masker's ratios."""
+        """Return the ratio of each piece, (P,). Policies such as UL2 replace the given ratios."""
         return ratio_P
 
     def judged_on(self) -> Names:
-        """The names of the held-out masks on which models of this policy are evaluated."""
+        """The policies that mask held-out text to evaluate models trained with this policy."""
         layers = self.layers()
         if "word_ids" in layers:
             return ("whole-word",)
@@ -196,20 +208,23 @@ class Policy(ABC):
         return ("token",)
 
     def layers(self) -> Names:
-        """The names of the layers that rows must have."""
+        """The names of the annotation layers that rows must have."""
         return ()
 
     def annotators(self) -> Names:
-        """The annotators to run on a corpus even if the recipe does not name them."""
+        """The annotators that write this policy's layers, to run even if no recipe names them."""
         return ()
 
     def learner(self) -> Learner | None:
-        """Make the policy's learner; None if losses do not change the policy's weights."""
+        """Make the object that learns this policy's weights; None if weights are not learned."""
         return None
 
 
 class CutPolicy(Policy):
-    """Base class of policies with a field ``units``: ``token``, ``word`` or the name of a layer."""
+    """Base class of policies with a field ``units``: ``token``, ``word`` or the name of a layer.
+
+    With the name of a layer, a unit is a run of tokens with the same number in this layer.
+    """
 
     units: str
 
@@ -238,13 +253,13 @@ def layer_of(name: str) -> Names:
 
 
 def weigh(units: Units, weight_T: Array) -> Units:
-    """Give each unit the mean of its tokens' weights (T,).
+    """Give each unit the mean of its tokens' weights, ``weight_T`` (T,).
 
     Raises:
         MaskwiseError: the weight of a token in a unit is negative, NaN or infinite.
     """
     weight = weight_T[units.tokens].astype(np.float64)
-    # Check before taking the mean, in which a negative weight could disappear.
+    # Check before computing the mean, because a negative weight may have a positive mean.
     check_weights(weight)
     if not units.by_token:
         total = np.bincount(

@@ -1,7 +1,9 @@
 """Policies that read units from the text: tokens, words, or the runs of a layer.
 
-Their weights come from layers or token counts. ``Learned`` reads the layers that
-``learning.annotator`` writes: that annotator runs the model of a learned policy over a corpus.
+A unit is a group of tokens that are masked together. A layer has one number per token, such as the
+number of the token's word, or a weight. Weights come from layers or from token counts. ``Learned``
+reads layers that were written by the annotator in ``learning.annotator``, which runs the model of a
+learned policy over a corpus.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ class Token(Policy):
     """Random tokens, as in the first BERT: every eligible token is a unit.
 
     Selects: single tokens of equal weight.
-    Guarantee: ``exact`` and ``expected`` select exactly the budget; ``bernoulli`` selects each
-        token independently.
-    Cost: one key per token.
+    Guarantee: with the budgets ``exact`` and ``expected``, exactly the budget is selected. With
+        ``bernoulli``, each token is selected independently.
+    Cost: one random number per token.
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
     """
 
@@ -52,9 +54,9 @@ class WholeWord(Policy):
 
     Selects: words of equal weight, whatever their number of tokens.
     Guarantee: words stay whole, and words with an [UNK] token stay visible. ``exact`` never exceeds
-        the budget, and so favours short words in short rows. ``expected`` meets the budget on
+        the budget. Therefore it favours short words in short rows. ``expected`` meets the budget on
         average and selects all words with nearly equal probability.
-    Cost: one pass to find the words, O(B·L); transformers' collator takes O(B·L²).
+    Cost: one pass to find the words, O(B·L). The collator of transformers needs O(B·L²).
     Source: the whole-word checkpoints of google-research/bert (May 2019).
     """
 
@@ -71,14 +73,15 @@ class WholeWord(Policy):
 class SpanLayer(Policy):
     """Marked spans: runs of equal numbers ≥ 0 in a layer. Other words or tokens are units too.
 
-    Selects: marked spans. With ``rest_weight=0`` the masker's ``fill`` decides whether other words
-        or tokens are masked: ``none`` (salient span masking as published), ``random`` (the same
-        budget for all rows) or ``skip-row``. With ``rest_weight=1`` all units have the same weight
-        (PMI-Masking). With ``rest="none"`` only marked spans are units, and the ratio is a share of
-        the *marked* tokens (emlm: ``ratio=0.5, budget="bernoulli"``).
-    Guarantee: spans stay whole. ``exact`` never exceeds the budget, so it never selects a span
-        longer than the budget (such as a sentence in a short row). ``expected`` selects such a span
-        with probability budget / length. ``bernoulli`` selects each span independently.
+    Selects: marked spans, and other words or tokens (``rest``) with the weight ``rest_weight``.
+        With ``rest_weight=0``, other words are masked only if the masker has ``fill="random"``; the
+        published salient span masking has ``fill="none"``. With ``rest_weight=1``, all units have
+        the same weight (PMI-Masking). With ``rest="none"``, only marked spans are units, and the
+        ratio is a share of the *marked* tokens (entity masking as published: ``ratio=0.5,
+        budget="bernoulli"``).
+    Guarantee: spans stay whole. ``exact`` never exceeds the budget. Therefore it never selects a
+        span longer than the budget, such as a sentence in a short row. ``expected`` selects such a
+        span with probability budget / length. ``bernoulli`` selects each span independently.
     Cost: the same as for ``whole-word``.
     Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4, for salient spans; Levine et al.
         2021 (PMI-Masking, arXiv 2010.01825) for phrases.
@@ -91,7 +94,7 @@ class SpanLayer(Policy):
     unit_kind = UnitKind.LAYER
 
     def __post_init__(self) -> None:
-        require_known("rest of policy span-layer", self.rest, ("word", "token", "none"))
+        require_known("value of rest in policy span-layer", self.rest, ("word", "token", "none"))
 
     def layers(self) -> Names:
         if self.rest == "none":
@@ -99,7 +102,7 @@ class SpanLayer(Policy):
         return (self.layer, *layer_of(self.rest))
 
     def judged_on(self) -> Names:
-        """Add masks of the marked spans, because a model may have been trained on them alone."""
+        """Add masks of the marked spans, because the model may have learned from them only."""
         return (*super().judged_on(), self.layer)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -116,15 +119,19 @@ class SpanLayer(Policy):
 
 
 def marked_or_rest(marked: Array, rest: Array) -> Array:
-    """(T,) int64: ids of the marked spans, ids of ``rest`` elsewhere, negative without an id."""
-    # Spans get even ids and the rest odd ids, so a span never merges with a neighbouring word.
+    """(T,) int64: an id for each marked span and, outside spans, an id for each unit of ``rest``.
+
+    Tokens in neither of them have a negative id.
+    """
+    # Spans get even ids and other units odd ids, so a span never merges with the word beside it.
     return np.where(marked >= 0, marked * 2, rest * 2 + 1)
 
 
 def salient(rest: str = "word") -> SpanLayer:
     """Mask salient spans (names, dates) from the layer ``salient``.
 
-    The masker's ``fill`` decides whether other words (``rest="word"``) or tokens are masked too.
+    With ``fill="random"``, other words (``rest="word"``) or tokens (``rest="token"``) are masked
+    too if a text has too few salient spans.
 
     Source: Guu et al. 2020 (REALM, arXiv 2002.08909), section 3.4.
     """
@@ -150,9 +157,9 @@ class Guided(Policy):
 
     Selects: tokens of the spans of a layer, with equal weight. The ratio is a share of the *marked*
         tokens.
-    Guarantee: the same as for ``token``. A masker with ``budget="bernoulli"``, ``ratio=0.5`` and
-        ``min_targets=0`` is the published emlm: each marked token is masked independently with
-        probability 0.5, and no other token is masked.
+    Guarantee: the same as for ``token``. With ``budget="bernoulli"``, ``ratio=0.5`` and
+        ``min_targets=0``, this is entity masking (objective ``emlm``) as published: each marked
+        token is masked independently with probability 0.5, and no other token is masked.
     Cost: the same as for ``token``.
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
@@ -174,12 +181,12 @@ class Weighted(CutPolicy):
     """Scores as weights: the weight of a unit is the mean score of its tokens, raised to a power.
 
     Selects: tokens, words, or the runs of a layer, by weighted sampling without replacement. A
-        power above 1 sharpens the weights, and a power of 0 makes all positive weights equal. Only
-        ``fill="random"`` selects units of weight 0.
-    Guarantee: units stay whole. No unit is drawn twice, so with a large budget the probability of
-        inclusion is not proportional to the weight. ``bernoulli`` selects a unit with probability
-        min(1, ratio × weight), so weights should average 1.
-    Cost: a logarithm and a slower sort; about twice the cost of the unweighted policy.
+        power above 1 makes the weights more different, and a power of 0 makes all positive weights
+        equal. Units of weight 0 are selected only with ``fill="random"``.
+    Guarantee: units stay whole. The probability that a unit is selected grows with its weight, but
+        is proportional to the weight only with a small budget, because no unit is drawn twice. With
+        ``bernoulli``, the probability is min(1, ratio × weight), so the mean weight should be 1.
+    Cost: about twice the cost of the unweighted policy, for a logarithm and a slower sort.
     Source: Efraimidis & Spirakis 2006 (sampling); Sadeq et al. 2022 (arXiv 2210.11771; weights of
         ``informative``); Wilf et al. 2023 (arXiv 2305.14577; weights of ``difference``).
     """
@@ -195,7 +202,8 @@ class Weighted(CutPolicy):
         units = weigh(units_by(batch, self.units), batch.layer(self.layer, scores=True))
         if self.power == 1 or units.weight is None:
             return units
-        # ``np.power`` would turn weight 0 into 1 at power 0, and into infinity below.
+        # Weights of 0 stay 0. ``np.power`` would turn them into 1 if the power is 0, and into
+        # infinity if the power is negative.
         weight = np.zeros_like(units.weight)
         np.power(
             units.weight,
@@ -207,17 +215,17 @@ class Weighted(CutPolicy):
 
 
 def informative(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words that predict their context: weights from ``informativeness`` (InforMask).
+    """Prefer words that predict their context, with weights from the layer ``informativeness``.
 
-    Source: Sadeq et al. 2022 (arXiv 2210.11771).
+    Source: Sadeq et al. 2022 (InforMask, arXiv 2210.11771).
     """
     return Weighted("informativeness", units, power)
 
 
 def difference(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words typical of the corpus: weights from ``difference`` (Difference-Masking).
+    """Prefer words that are typical of the corpus, with weights from the layer ``difference``.
 
-    Source: Wilf et al. 2023 (arXiv 2305.14577).
+    Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577).
     """
     return Weighted("difference", units, power)
 
@@ -226,12 +234,13 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 class Frequency(CutPolicy):
     """Weights from token counts: a token has the weight max(count, floor) ** power.
 
-    A unit has the mean weight of its tokens. The layer ``frequency`` holds the count of each token.
+    The layer ``frequency`` contains the count of each token in the corpus. A unit has the mean
+    weight of its tokens.
 
     Selects: units, by weighted sampling without replacement. A power of −0.5 favours rare tokens,
         and a power of 0.5 favours frequent tokens.
-    Guarantee: units stay whole. ``bernoulli`` does not rescale weights, and negative powers give
-        small weights, so few tokens are then masked.
+    Guarantee: units stay whole. With ``bernoulli`` and a negative power, few tokens are masked,
+        because the weights are small and are not rescaled.
     Cost: the cost of ``weighted``, plus one power per token.
     Source: Zhang et al. 2023 (Weighted Sampling for Masked Language Modeling, arXiv 2302.14225).
     """
@@ -243,7 +252,7 @@ class Frequency(CutPolicy):
     def __post_init__(self) -> None:
         if self.floor <= 0:
             raise MaskwiseError(
-                "floor of policy frequency is not valid", got=self.floor, allowed="above 0"
+                "argument floor of policy frequency is not valid", got=self.floor, allowed="above 0"
             )
 
     def layers(self) -> Names:
@@ -256,30 +265,30 @@ class Frequency(CutPolicy):
 
 
 LAST = 1e-12
-"""A weight so small that selection takes units of this weight after all units of weight 1."""
+"""A weight so small that units of this weight are selected after all units of weight 1."""
 
 _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 
 
 @dataclass(frozen=True)
 class Learned(Policy):
-    """A policy learned by ``maskwise learn``, which weights words or chooses spans.
+    """A policy learned by ``maskwise learn``: a model that weights words or chooses spans.
 
-    ``folder`` holds the learned policy. Without a folder, a study learns the policy before
-    training, with the recipe's ``learning`` settings.
+    ``folder`` contains the learned policy. If ``folder`` is empty, a study learns the policy before
+    training, with the settings ``learning`` of the recipe.
 
-    Selects: ``take="weights"``: words, by weighted sampling without replacement, with weights
+    Selects: with ``take="weights"``, words, by weighted sampling without replacement. Weights are
         raised to ``power``. With ``explore``, only ⌈(1 − explore) × ratio × words⌉ words are drawn
-        by weight; the rest of the budget goes to other words at random, so every word may be
-        masked.
-        ``take="spans"``: the best spans of each window, weighted by their scores.
-        ``take="top-N"``: one span per piece, drawn by score from the N best spans of the piece.
-        With both kinds of spans, only ``fill="random"`` selects words outside spans.
-    Guarantee: words and spans stay whole. ``top-N`` selects at most one span, if the span fits the
-        budget (``expected`` may select a longer span by chance). At a ratio of 1 every span fits,
-        and with ``fill="none"`` no other token is masked.
-    Cost: the same as for ``weighted``; the corpus stores the scores, so they are computed once.
-    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Their five best spans may overlap; the
+        by weight, and the rest of the budget is used for other words at random, so that every word
+        may be masked.
+        With ``take="spans"``, the best spans of each window of text, weighted by their scores.
+        With ``take="top-N"``, one span per piece, drawn by score from the N best spans of the
+        piece. With both kinds of spans, words outside spans are masked only with ``fill="random"``.
+    Guarantee: words and spans stay whole. ``top-N`` selects at most one span. With ``exact``, a
+        span longer than the budget is not selected; with ``expected`` it may be. With a ratio of 1,
+        every span fits into the budget, and with ``fill="none"`` no other token is masked.
+    Cost: the same as for ``weighted``. Scores are computed once and stored with the corpus.
+    Source: Ye et al. 2021 (arXiv 2104.08840), section 3. Their five best spans may overlap, but the
         spans here do not overlap.
     """
 
@@ -291,9 +300,9 @@ class Learned(Policy):
     def __post_init__(self) -> None:
         if not _TAKE.fullmatch(self.take):
             raise MaskwiseError(
-                "take of policy learned is not valid",
+                "argument take of policy learned is not valid",
                 got=self.take,
-                allowed="weights, spans, top-1, top-5, …",
+                allowed="weights, spans, or top-N with a number N, such as top-5",
             )
         finite_number("explore of policy learned", self.explore, least=0, most=1)
         if (self.power != 1 or self.explore) and self.take != "weights":
@@ -311,7 +320,7 @@ class Learned(Policy):
     def layer(self) -> str:
         """The name of the layer of weights.
 
-        The name contains the folder, because a corpus may hold layers of several learned policies.
+        The name contains the folder, because a corpus may have layers of several learned policies.
         """
         return f"learned {self.folder}".rstrip()
 
@@ -341,7 +350,8 @@ class Learned(Policy):
         units = weigh(spans_and_words, np.where(marked >= 0, score, 0.0))
         if self.take == "spans":
             return units
-        # Draw one of the N best units of each piece. The winner gets weight 1, other units get 0.
+        # Draw one of the N best units of each piece. The drawn unit gets the weight 1, and all
+        # other units of the piece get 0.
         assert units.weight is not None
         best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
         race = _race(units, best, keys)
@@ -351,19 +361,23 @@ class Learned(Policy):
         return units.weighted(weight)
 
     def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
-        """Draw a share of the budget by weight, and make selection take the drawn units first."""
+        """Draw units for a share of the budget by weight. The drawn units are selected first."""
         assert moment.ratio is not None
-        # The tolerance keeps a rounding error from adding a word: 3.0000000000000004 is three.
+        # The tolerance prevents a rounding error from adding a word: 3.0000000000000004 is three.
         share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)
         race = _race(units, np.arange(len(units.piece)), keys)
         drawn = first_within(units.piece, race, share_P.astype(np.int64))
-        # A piece with few units of positive weight would also draw units of weight 0.
+        # In a piece with few units of positive weight, units of weight 0 were drawn too.
         drawn &= np.isfinite(race)
         return units.weighted(np.where(drawn, 1.0, LAST))
 
 
 def _race(units: Units, among: Array, keys: Keys) -> Array:
-    """(U,) arrival times in a weighted draw without replacement; infinite for weight 0."""
+    """(U,) float64: sort keys for a weighted draw without replacement, the smallest key first.
+
+    Units that are not in ``among``, (N,) indices of units, and units of weight 0 have an infinite
+    key.
+    """
     assert units.weight is not None
     race = np.full(len(units.weight), np.inf)
     among = among[units.weight[among] > 0]
@@ -373,6 +387,9 @@ def _race(units: Units, among: Array, keys: Keys) -> Array:
 
 
 def _first(units: Units, key: Array, count: int) -> Array:
-    """Indices of the ``count`` units with the smallest keys in each piece; ties: the first unit."""
+    """Return the indices of the ``count`` units with the smallest keys in each piece.
+
+    Of units with equal keys, those with the smaller numbers come first.
+    """
     order = np.lexsort((units.number, key, units.piece))
     return order[first_of(units.count, np.full(len(units.count), count))]

@@ -1,9 +1,11 @@
-"""Policies that learn the weights of token groups or token types from the losses of the run.
+"""Masking policies that learn weights from the losses of the run, for groups or types of tokens.
 
-A group is a value of a categorical layer (a part of speech, an entity type, a frequency bucket).
-All weights are equal at the start. In a collator they stay equal, because a collator gets no
-losses. In training, the host waits for the losses of a step before it masks the next batch. Weights
-depend on the text, so a masked-diffusion loss with these policies is no bound on the likelihood.
+A group is a set of tokens with the same value in a layer, such as a part of speech, an entity type
+or a frequency range. A type is an id of the vocabulary. Tokens with a larger weight are more likely
+to be masked. At the start, all weights are equal. In a collator, the weights stay equal, because a
+collator gets no losses. In training, the host must wait for the losses of a step before it can mask
+the next batch. The weights depend on the text, so with these policies the loss of masked diffusion
+does not bound the likelihood.
 """
 
 from __future__ import annotations
@@ -38,24 +40,32 @@ if TYPE_CHECKING:
 UNKNOWN = 0.5
 """The weight of a group without losses, and of tokens without a group."""
 LEAST = 0.01
-"""The smallest weight of a type, so that every type is still masked sometimes."""
+"""The smallest weight of a type. With a weight of 0, a type would never be masked again."""
 
 
 @dataclass
 class Weights:
-    """The current weights of a policy, set by its learner; None before the first losses.
+    """The current weights of a policy. The policy's learner sets them.
 
-    Policies are frozen dataclasses, so a mutable object holds the weights.
+    Policies are frozen dataclasses, so the weights are an attribute of this mutable object.
+
+    Attributes:
+        current: (C,) float64 for C groups, or (V,) for V types; None before the first losses.
     """
 
     current: Array | None = None
 
 
 def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
-    """(C,) float64 weights of C groups: sigmoid(2 (loss − mean) / SD), where SD divides by n − 1.
+    """(C,) float64: the weights of C groups, sigmoid(2 (loss − mean) / SD).
 
-    The mean and the SD are over the seen groups. Unseen groups get ``UNKNOWN``. All groups get
-    ``UNKNOWN`` if fewer than two groups were seen or if all losses are equal.
+    The mean and the SD (with n − 1) are computed from the losses of the groups that were seen.
+    Groups that were not seen have the weight ``UNKNOWN``. If fewer than two groups were seen, or if
+    all losses are equal, all groups have this weight.
+
+    Args:
+        loss_C: (C,) float64, the average loss of each group.
+        seen_C: (C,) bool, whether a token of the group was a target.
 
     Source: Yang et al. 2023, section 3.
     """
@@ -64,7 +74,8 @@ def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
     centred = (loss_C - mean).where(seen_C, 0.0)
     variance = (centred**2).sum() / (count - 1).clamp(min=1)
     spread = variance.sqrt()
-    # Rounding can give equal losses an SD slightly above 0; such an SD must not set the weights.
+    # If losses are equal, rounding can make the SD slightly above 0. Dividing by it would turn
+    # rounding errors into weights.
     differ = spread > 1e-12 * loss_C.abs().max()
     weight = (2 * centred / spread.where(differ, 1.0)).sigmoid()
     return weight.where(seen_C & differ, UNKNOWN)
@@ -72,22 +83,22 @@ def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupWeighted(CutPolicy):
-    """One weight per group: a group with a higher average loss has a larger weight.
+    """One weight per group of tokens: a group with a higher average loss has a larger weight.
 
-    Selects: units, by weighted sampling without replacement, so every row uses its budget. With
-        ``faithful=True``, as in the paper, each word is *accepted* once, with the weight of its
-        group as the probability. Only accepted words are selected, so a row with few accepted words
-        stays below its budget. (The paper rounds the budget to the nearest number; here a hash
-        rounds up or down.) All weights are 0.5 until the first losses, and words without a group
-        always have 0.5.
-    Guarantee: units stay whole. For example, with a ratio of .30, half of the words at weight .88
-        and half at .12, words are selected with probability .509 and .091, or with .530 and .070 if
-        ``faithful``.
-    Cost: the cost of ``weighted``, plus a few sums over the targets of a step and, on several
-        ranks, one exchange of 2C numbers for C groups.
-    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. Unlike the paper,
-        ``faithful=False`` corrects averages for their start at 0, sets the half-life in steps,
-        standardises only seen groups, and adds sums, not means, over ranks.
+    Selects: units, by weighted sampling without replacement, so every piece uses its budget. With
+        ``faithful=True``, as in the paper, each word is first *accepted* or not, with the weight of
+        its group as the probability. Only accepted words are selected, so a piece with few accepted
+        words stays below its budget. (The paper rounds the budget to the nearest number; here the
+        budget is rounded at random.) All weights are 0.5 until the first losses. Words without a
+        group always have the weight 0.5.
+    Guarantee: units stay whole. For example, let the ratio be .30, and let half of the words have
+        the weight .88 and half .12. The words are then selected with probabilities of .509 and
+        .091, or of .530 and .070 if ``faithful``.
+    Cost: the cost of ``weighted``, plus a few sums over the targets of a step. Several ranks
+        exchange 2C numbers per step for C groups.
+    Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3. ``faithful=False`` differs
+        from the paper: averages are corrected for their start at 0, the half-life is set in steps,
+        only groups that were seen are standardised, and sums, not means, are added over ranks.
     """
 
     layer: str
@@ -99,11 +110,18 @@ class GroupWeighted(CutPolicy):
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
-            raise MaskwiseError("too few groups", got=self.groups, allowed="2 or more, or names")
+            raise MaskwiseError(
+                "policy group-weighted has too few groups",
+                got=self.groups,
+                allowed="2 or more, or two or more names",
+            )
         if self.half_life_steps is not None:
             finite_number("half_life_steps", self.half_life_steps, least=1e-9)
             if self.faithful:
-                raise MaskwiseError("half_life_steps needs faithful=False", do="set only one")
+                raise MaskwiseError(
+                    "half_life_steps needs faithful=False",
+                    do="remove half_life_steps, or set faithful=False",
+                )
 
     @property
     def names(self) -> Names:
@@ -114,7 +132,7 @@ class GroupWeighted(CutPolicy):
         return (self.layer, *super().layers())
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        # Tokens without a group have the number −1, so they read the extra weight at the end.
+        # Tokens without a group have the number −1, which is the index of the last weight.
         weight_G = np.full(len(self.names) + 1, UNKNOWN)
         if self.weights.current is not None:
             weight_G[:-1] = self.weights.current
@@ -136,16 +154,16 @@ class GroupWeighted(CutPolicy):
         return GroupLearner(self)
 
     def take(self, weights: Numbers) -> None:
-        """Set the weights from a dict of weights by group name, as recorded in a run's metrics."""
+        """Set the weights from a dict of group names and weights, as the metrics of a run have."""
         self.weights.current = np.array([weights.get(name, UNKNOWN) for name in self.names])
 
 
 class GroupLearner(Learner):
     """Sets the policy's weights from exponential moving averages of the losses of C groups.
 
-    Averages start at 0 and are corrected for this start, as in Adam, and unseen groups are left
-    out. With ``faithful``, as in the paper, the decay is .999 per update, averages are not
-    corrected, and unseen groups are included.
+    The averages start at 0 and are corrected for this start, as in Adam. Groups whose tokens were
+    never targets are left out. With ``faithful``, as in the paper, the decay is .999 per update,
+    the averages are not corrected, and all groups are included.
     """
 
     def __init__(self, policy: GroupWeighted):
@@ -153,10 +171,10 @@ class GroupLearner(Learner):
 
         self.policy = policy
         self.average_C = torch.zeros(len(policy.names), dtype=torch.float64)
-        # The weight of the start value 0 in each average; 1 for a group that was never seen.
+        # How much of each average is still the start value 0; 1 for a group that was never seen.
         self.unseen_C = torch.ones_like(self.average_C)
         self.weight_C = torch.full_like(self.average_C, UNKNOWN)
-        # Sums of losses and of targets since the last update, on the device.
+        # The sum of losses and the number of targets since the last update, on the device.
         self.sums_2C: Tensor | None = None
 
     def observe(self, batch: MaskedBatch, outcome: Any) -> None:
@@ -177,7 +195,7 @@ class GroupLearner(Learner):
         return sums_2C
 
     def after(self, now: Point) -> None:
-        # Sums are None if a sampler drew another arm; all ranks draw the same arm.
+        # There are no sums if this step trained another objective. All ranks train the same one.
         if now.sums is not None:
             self.update(now.sums, now.total_steps)
 
@@ -185,8 +203,9 @@ class GroupLearner(Learner):
         """Update averages and weights.
 
         Args:
-            sums_2C: (2, C) float64, the summed losses and the numbers of targets over all ranks.
-            total_steps: the number of updates in the run, for the default half-life.
+            sums_2C: (2, C) float64, the summed losses and the number of targets of each group, over
+                all ranks.
+            total_steps: the number of updates in the run, which sets the default half-life.
         """
         total_C, count_C = sums_2C
         kept = self.kept(total_steps)
@@ -198,7 +217,10 @@ class GroupLearner(Learner):
         self._use(standardised(self.losses(), seen_C))
 
     def kept(self, total_steps: int) -> float:
-        """The decay of the averages per update. The default half-life is a 20th of the run."""
+        """Return the factor by which an update multiplies the old average.
+
+        The default half-life is a 20th of the run.
+        """
         if self.policy.faithful:
             return 0.999
         half_life = self.policy.half_life_steps or max(1.0, total_steps / 20)
@@ -212,7 +234,7 @@ class GroupLearner(Learner):
         return self.average_C / seen_C
 
     def facts(self) -> Facts:
-        """``weights`` and ``group_losses`` (nats) of the groups seen so far, keyed by name."""
+        """``weights`` and ``group_losses`` (nats): dicts over the groups that were seen so far."""
         weights = {}
         losses = {}
         loss_C = self.losses()
@@ -238,7 +260,7 @@ class GroupLearner(Learner):
 def pos_weighted(
     units: str = "word", half_life_steps: float | None = None, faithful: bool = False
 ) -> GroupWeighted:
-    """Weight words by the average loss of their part of speech (PTW): ``group-weighted(pos)``.
+    """Weight words by the average loss of their part of speech (PTW).
 
     Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3.
     """
@@ -249,17 +271,17 @@ def pos_weighted(
 class TypeWeighted(CutPolicy):
     """One weight per token type: types that the model predicts badly are masked more often (AMLM).
 
-    Weights start at 1. After every ``every`` steps, w ← λ·w + (1 − λ)·(1 − score) for all types
-    that were targets in these steps, with λ = ``kept``. With ``by="accuracy"`` the score of a type
-    is (correct + 1) / (targets + 2). With ``by="loss"`` the score is 1 − (mean loss of the type) /
-    (highest mean loss of any type).
+    A type is an id of the vocabulary. Weights start at 1. After every ``every`` steps,
+    w ← λ·w + (1 − λ)·(1 − score) for all types that were targets in these steps, with λ = ``kept``.
+    With ``by="accuracy"``, the score of a type is (correct + 1) / (targets + 2). With
+    ``by="loss"``, the score is 1 − (mean loss of the type) / (highest mean loss of any type).
 
     Selects: tokens, or units with the mean weight of their tokens, by weighted sampling without
         replacement.
     Guarantee: units stay whole. Types that the model cannot learn are masked more and more often.
-    Cost: the cost of ``weighted``, plus a table of V numbers. ``accuracy`` also needs a pass over
-        the logits to find the likeliest token at every target. Several ranks exchange 3V numbers
-        every ``every`` steps.
+    Cost: the cost of ``weighted``, plus a table of V numbers for V types. ``accuracy`` also needs a
+        pass over the logits to find the most probable token at every target. Several ranks exchange
+        3V numbers every ``every`` steps.
     Source: Edman and Fraser 2025 (Mask and You Shall Receive, arXiv 2510.20475), section 3: λ = .2,
         200 batches.
     """
@@ -271,11 +293,11 @@ class TypeWeighted(CutPolicy):
     weights: Weights = field(init=False, default_factory=Weights, repr=False)
 
     def __post_init__(self) -> None:
-        require_known("by of policy type-weighted", self.by, ("accuracy", "loss"))
-        whole_number("every of policy type-weighted", self.every, least=1)
+        require_known("value of by in policy type-weighted", self.by, ("accuracy", "loss"))
+        whole_number("argument every of policy type-weighted", self.every, least=1)
         if not 0 <= self.kept < 1:
             raise MaskwiseError(
-                "kept of policy type-weighted is not valid",
+                "argument kept of policy type-weighted is not valid",
                 got=self.kept,
                 allowed="at least 0, below 1",
             )
@@ -291,18 +313,19 @@ class TypeWeighted(CutPolicy):
 
 
 class TypeLearner(Learner):
-    """Sets the policy's weights from the correct answers and losses of each type on all ranks."""
+    """Sets the policy's weights from the accuracy or the loss of each token type, on all ranks."""
 
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
-        # The sums of this rank since the last exchange between ranks.
+        # (3, V): the sums of this rank that were not yet added to ``total_3V``.
         self.sums_3V: Tensor | None = None
 
     def start(self, vocabulary: Vocabulary) -> None:
         """Allocate the table of sums, and set all weights to 1 if there are no weights yet."""
         import torch
 
-        # Rows: correct answers, losses, targets; on all ranks, since the last change of weights.
+        # The rows are correct answers, losses and targets, summed over all ranks since the last
+        # change of weights.
         self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
         if self.policy.weights.current is None:
             self.policy.weights.current = np.ones(vocabulary.size)
@@ -315,7 +338,8 @@ class TypeLearner(Learner):
         losses = widest(outcome.losses)
         right = outcome.right
         if right is None:
-            # Without ``right``, count targets with a probability above 1/2: they are surely right.
+            # The objective does not report which answers are correct. A target with a probability
+            # above 1/2 is certainly the most probable token, so count these targets.
             right = losses < math.log(2)
         kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
         if self.sums_3V is None:
@@ -334,7 +358,7 @@ class TypeLearner(Learner):
         if self.policy.by == "accuracy":
             score_V = (right_V + 1) / (count_V + 2)
         else:
-            # One infinite loss would otherwise set the scores of all other types to 1.
+            # If one loss is infinite, ignore it: dividing by it would make all other scores 1.
             highest = mean_V.nan_to_num(0.0, 0.0, 0.0).max()
             score_V = 1 - mean_V / highest.clamp(min=1e-9)
         before_V = self._weights()
@@ -357,7 +381,7 @@ class TypeLearner(Learner):
         return self.total_3V.new_tensor(self.policy.weights.current)
 
     def facts(self) -> Facts:
-        """``type_weights``: the smallest, mean and largest weight of a type."""
+        """``type_weights``: the smallest, the mean and the largest weight of all types."""
         weight_V = self._weights()
         weights = {
             "least": round(float(weight_V.min()), 6),

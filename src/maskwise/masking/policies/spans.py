@@ -1,4 +1,8 @@
-"""Policies of random spans: SpanBERT's, T5's, the end of a text, and UL2's mixture of spans."""
+"""Masking policies of random spans, as in SpanBERT, T5, prefix language models and UL2.
+
+A span is a group of consecutive words or tokens that are masked together. A piece is a document in
+a row; its *budget* is the number of tokens to mask.
+"""
 
 from __future__ import annotations
 
@@ -24,32 +28,33 @@ from maskwise.segments import (
 )
 
 MOST_WORDS = 1000
-"""The limit on ``max_words``. Time grows with ``max_words``: each draw is compared with all edges
-between lengths."""
+"""The largest ``max_words``. Masking needs more time with a larger ``max_words``, because each draw
+is compared with all possible lengths."""
 
 _SURE = 1e6
-"""The weight of noise spans: so large that ``bernoulli`` always selects them."""
+"""The weight of noise spans. It is so large that ``bernoulli`` always selects them."""
 
 
 @dataclass(frozen=True)
 class Span(Policy):
     """Random spans of words or tokens (``over``), with truncated geometric lengths.
 
-    The words of a piece form a ring. Consecutive spans fill the ring, the last span is cut to fit,
-    and the ring is opened at a random position. Every position in a piece is therefore masked
-    equally often with every budget. (Without a ring, spans at the ends of a piece would be shorter,
-    and selection favours short units.) The first and the last words of a piece may share a unit.
-    Special tokens, and words with an [UNK], stay visible inside a span.
+    The words of a piece are arranged as a ring, and the ring is cut into spans of random lengths.
+    The last span is shortened to fit. The beginning of the text is at a random position of the
+    ring. Every position in a piece is therefore masked equally often with every budget. (Without a
+    ring, spans at the ends of a piece would be shorter, and short units are selected more often.)
+    One span may contain both the last and the first words of a piece. Special tokens, and words
+    with an [UNK], stay visible inside a span.
 
     Selects: spans of equal weight. With p = .2 and max_words = 10, spans have 3.80 words on average
-        before selection. ``poisson=3.0`` draws Poisson lengths of at least one word instead (BART;
-        the corruption ``infill`` adds the empty spans).
-    Guarantee: words stay whole. ``exact`` never exceeds the budget, and so favours short spans in
-        short rows: at 64 words and 15 %, a span of 1 word is selected with probability .364, and a
-        span of 10 words with .038. ``expected`` meets the budget on average and selects all spans
-        with nearly equal probability. ``bernoulli`` selects each span independently. Adjacent
-        selected spans look like one span.
-    Cost: the cost of ``whole-word``, plus one draw per word and ``max_words`` comparisons.
+        before selection. With ``poisson=3.0``, lengths are drawn from a Poisson distribution
+        without 0, as in BART; the corruption ``infill`` adds spans of length 0.
+    Guarantee: words stay whole. ``exact`` never exceeds the budget. Therefore it favours short
+        spans in short rows: in a text of 64 words with a ratio of 15 %, a span of 1 word is
+        selected with probability .364, and a span of 10 words with probability .038. ``expected``
+        meets the budget on average and selects all spans with nearly equal probability.
+        ``bernoulli`` selects each span independently. Adjacent selected spans look like one span.
+    Cost: the cost of ``whole-word``, plus one draw and ``max_words`` comparisons per word.
     Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.1.
     """
 
@@ -62,11 +67,11 @@ class Span(Policy):
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:
             raise MaskwiseError(
-                "p of policy span is not valid", got=self.p, allowed="between 0 and 1"
+                "p of policy span is not valid", got=self.p, allowed="above 0 and below 1"
             )
         whole_number("max_words of policy span", self.max_words, least=1, most=MOST_WORDS)
         whole_number("min_words of policy span", self.min_words, least=1, most=self.max_words)
-        require_known("over of policy span", self.over, ("word", "token"))
+        require_known("value of over in policy span", self.over, ("word", "token"))
         if self.poisson is not None:
             finite_number("poisson of policy span", self.poisson, least=1e-9)
 
@@ -89,15 +94,15 @@ class Span(Policy):
         else:
             start, length, barred = find_runs(batch, batch.layer("word_ids"))
         counts_P = batch.count_at(start)
-        # ``place`` is the position of each word around the rings, laid end to end: word n of a
-        # piece has the position (n + opening) mod (words in the piece).
+        # ``place`` is the position of each word in the rings of all pieces, laid end to end. Word n
+        # of a piece has the position (n + opening) mod (words in the piece) in its ring.
         opening = keys.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)
         place = rank_within(counts_P) + np.repeat(opening.astype(np.int64), counts_P)
         around = np.repeat(counts_P, counts_P)
         place -= around * (place >= around)
         place += np.repeat(offsets(counts_P), counts_P)
         span_W = self._ring(keys, counts_P).take(place)
-        # Span numbers of all pieces are consecutive.
+        # The spans of all pieces are numbered consecutively, so ``piece`` has one item per span.
         piece = np.zeros(span_W.max(initial=-1) + 1, np.int64)
         piece[span_W] = owners(counts_P)
         spans_P = np.bincount(piece, minlength=len(counts_P))
@@ -109,12 +114,12 @@ class Span(Policy):
         unit = np.repeat(span_W, length)
         units = Units.of_tokens(batch, listed(start, length), unit, piece, number)
         if len(barred):
-            # A span may have lost all of its words.
+            # All words of a span may have an [UNK]. Such a span is empty now.
             units = units.kept(units.length > 0)
         return units
 
     def lengths(self) -> Array:
-        """(max_words,) float64: the probabilities of 1, 2, … words, before any span is cut."""
+        """(max_words,) float64: the probabilities that a span has 1, 2, … words."""
         size = np.arange(
             1,
             self.max_words + 1,
@@ -129,15 +134,15 @@ class Span(Policy):
         return share / share.sum()
 
     def _ring(self, keys: Keys, counts_P: Array) -> Array:
-        """(W,) int64: the span number of each of the W words around the rings of all pieces."""
+        """(W,) int64: the number of the span at each of the W positions in the rings."""
         number = rank_within(counts_P)
         draw = keys.draw_each(Purpose.PARTITION, counts_P, number)
         length = np.ones(len(draw), np.int64)
-        # One pass per edge takes a third of the time of searchsorted.
+        # One comparison per length takes a third of the time of ``searchsorted``.
         for edge in _edges(self):
             length += draw >= edge
-        # Drawing one length per word gives more lengths than a piece needs. Span n ends after the
-        # sum of the first n lengths, and the last span ends with the piece.
+        # One length per word is drawn, which is more than a piece needs. Span n ends at the sum of
+        # the first n lengths. The last span ends at the end of the ring.
         end = sums_within(length, counts_P)
         inner = end < np.repeat(counts_P, counts_P)
         next_begin = end + np.repeat(offsets(counts_P), counts_P)
@@ -148,14 +153,20 @@ class Span(Policy):
 
 @lru_cache(maxsize=32)
 def _edges(policy: Span) -> list[int]:
-    """The (max_words − 1) edges between lengths: a draw at or above edge n has a length above n."""
+    """The max_words − 1 thresholds between lengths, as int32 draws.
+
+    If a draw is at or above threshold n, the span has more than n words.
+    """
     share = np.minimum(policy.lengths().cumsum()[:-1], 1 - 2.0**-32)
     cells = (share * 2.0**32).round().astype(np.int64)
     return (cells - (1 << 31)).tolist()
 
 
 class _Noise(Policy):
-    """Base class of policies that cut the whole budget as noise spans, with gaps between them."""
+    """Base class of policies that cut a piece into noise spans, which are masked, and gaps.
+
+    The noise spans together have as many tokens as the budget.
+    """
 
     ratio: float | None
 
@@ -168,19 +179,19 @@ class _Noise(Policy):
 
 @dataclass(frozen=True)
 class T5Span(_Noise):
-    """T5's noise spans: a piece is split into alternating spans of noise and gaps.
+    """T5's noise spans: a piece is split into noise spans, which are masked, and gaps.
 
-    A piece with n noise tokens has s = round(n / mean_span) noise spans and s gaps. The n noise
-    tokens are split uniformly at random into s spans of at least one token, and the other tokens
-    into s gaps. Spans and gaps alternate around a ring, which is opened at a random position. The
-    published code always opens the ring before a gap, so rows begin unmasked and end masked. Here
-    every position is masked equally often, but the opening may split a span in two. Gaps are units
-    of weight 0, so selection takes exactly the noise.
+    If n tokens of a piece shall be masked, the piece has s = round(n / mean_span) noise spans and s
+    gaps. The n tokens are split uniformly at random into s spans of at least one token, and the
+    other tokens into s gaps. Spans and gaps alternate in a ring, and the beginning of the text is
+    at a random position of the ring. In the published code, the text always begins with a gap and
+    ends with a noise span. Here, every position is masked equally often, but one span may be split
+    into a span at the beginning and a span at the end of the text. Gaps are units of weight 0, so
+    exactly the noise spans are selected.
 
-    Selects: spans of ``mean_span`` tokens on average. The number n comes from ``ratio``, or from
-        the masker's ratio if ``ratio`` is None.
-    Guarantee: exactly the budget in all three budget modes; a gap between any two spans, except at
-        the opening of the ring.
+    Selects: spans of ``mean_span`` tokens on average. The number n is computed from ``ratio``, or
+        from the masker's ratio if ``ratio`` is None.
+    Guarantee: exactly the budget in all three budget modes. There is a gap between any two spans.
     Cost: two sorts; O(B·L).
     Source: Raffel et al. 2020 (T5, arXiv 1910.10683), section 3.1.4; ``random_spans_noise_mask`` in
         its code.
@@ -200,10 +211,10 @@ class T5Span(_Noise):
 
 @dataclass(frozen=True)
 class Suffix(_Noise):
-    """The end of each piece as one unit with the length of the budget (prefix LM).
+    """The end of each piece as one span with as many tokens as the budget (prefix LM).
 
-    Selects: the same tokens of a piece whenever the ratio is the same. Use a ratio such as
-        ``uniform(0.1, 0.9)`` to vary the length of the unit.
+    Selects: the same tokens of a piece in every epoch if the ratio is the same. Use a ratio such as
+        ``uniform(0.1, 0.9)`` to vary the length of the span.
     Guarantee: exactly the budget in all three budget modes.
     Cost: the same as for ``t5-span``.
     Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv
@@ -220,19 +231,19 @@ REGULAR = ((3, 0.15), (8, 0.15))
 SEQUENTIAL = ((0, 0.25),)
 EXTREME = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
 DENOISERS = np.array([*REGULAR, *SEQUENTIAL, *EXTREME])
-"""(7, 2) float64: the mean span length, in tokens, and the ratio of each UL2 denoiser. A mean of 0
-stands for one span at the end of the piece."""
+"""(7, 2) float64: the mean span length, in tokens, and the masking ratio of each UL2 denoiser. A
+mean span length of 0 means one span at the end of the piece."""
 
 
 @dataclass(frozen=True)
 class Ul2(Policy):
-    """UL2: each piece draws one of seven denoisers.
+    """UL2: each piece is masked by one of seven denoisers, drawn at random.
 
-    A denoiser is a pair (mean span length, ratio), and its ratio replaces the masker's ratio. The
+    A denoiser is a mean span length and a ratio. The ratio replaces the masker's ratio. The
     corruption ``ul2`` inserts the mode tokens.
 
-    Selects: T5 spans, either regular (3 or 8 tokens, 15 %) or extreme (50 %, or 64 tokens), or the
-        last quarter of the piece.
+    Selects: T5 spans, or the last quarter of the piece. T5 spans are regular (3 or 8 tokens, a
+        ratio of 15 %) or extreme (a ratio of 50 %, or spans of 64 tokens).
     Guarantee: exactly the piece's budget in all three budget modes.
     Cost: the same as for ``t5-span``: one call cuts the pieces of all denoisers.
     Source: Tay et al. 2023 (UL2, arXiv 2205.05131), section 3.1.2 and its table of seven denoisers.
@@ -242,8 +253,9 @@ class Ul2(Policy):
     needs_ratio = True
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
-        """The mean span length and the ratio of each piece, both (P,) float64."""
-        # A mixture uses the draw of ``per_piece``, so an independent draw needs another index.
+        """Return the mean span length and the ratio of each piece, both (P,) float64."""
+        # The policy ``mixture`` uses the draw with the index of ``per_piece``. The index −1 gives
+        # an independent draw.
         draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
         mean_P, ratio_P = DENOISERS.take(below(draw, len(DENOISERS)), axis=0).T
         return mean_P, ratio_P
@@ -265,29 +277,29 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
         moment: the point in training; ``moment.ratio`` must be set.
         mean_P: the mean span length in each piece; 0 for one span at the end of the piece.
     """
-    assert moment.ratio is not None, "the masker gives ratios"
+    assert moment.ratio is not None, "the masker sets the ratio"
     total_P = batch.eligible_P
-    # The same budget as in ``select``, so that the noise uses all of it.
+    # ``select`` computes the same budget, so the noise spans use it completely.
     noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
-    # One span per ``mean_P`` noise tokens. A span and a gap each need at least one token.
+    # One span per ``mean_P`` noise tokens. Each span and each gap need at least one token.
     spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
     spans_P = np.maximum(np.minimum(spans_P, most_P), 1).astype(np.int64)
     noise_end = _ends(keys, noise_P, spans_P, np.zeros_like(noise_P))
-    # The noise uses draws 0 to noise − 2, so the draws for the gaps begin at index noise − 1.
+    # The noise uses the draws 0 to noise − 2, so the gaps use draws from noise − 1 on.
     gap_end = _ends(keys, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
-    # The order around the ring is gap 0, noise 0, gap 1, noise 1, …. Row s of ``ends`` has the
+    # The order in the ring is gap 0, noise 0, gap 1, noise 1, and so on. Row s of ``ends`` has the
     # ends of gap s and of noise s, in tokens from the start of the ring.
     piece_S = owners(spans_P)
     noise_before = np.where(rank_within(spans_P) > 0, np.append(0, noise_end[:-1]), 0)
     ends = np.stack((gap_end + noise_before, gap_end + noise_end), 1)
-    # Pieces with a mean of 0 need their noise at the end, so their ring is opened before gap 0.
+    # In pieces with a mean of 0, the noise must be at the end, so the text begins with gap 0.
     opening_P = keys.per_piece(Purpose.PARTITION) * (mean_P != 0)
     start_P = (opening_P * total_P).astype(np.int64)
     start_S1 = start_P.take(piece_S)[:, None]
-    # Shift every border so that the opening is 0. A border at the opening itself wraps to
-    # ``total``, so each piece reserves total + 1 slots.
+    # Shift every border so that the text begins at 0. A border at this beginning gets the position
+    # ``total``, so each piece needs total + 1 positions.
     border = ends - start_S1
     border += total_P.take(piece_S)[:, None] * (border <= 0)
     places_P = total_P + 1
@@ -301,7 +313,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     passed = (ends <= start_S1).sum(1)
     passed_P = np.bincount(piece_S, passed, len(spans_P)).astype(np.int64)
     noisy = (np.repeat(passed_P, total_P) + number) & 1 > 0
-    # The borders say nothing about a piece that is all noise or all gap.
+    # Borders do not show whether a piece is all noise or all gap.
     noisy &= np.repeat(noise_P > 0, total_P)
     noisy |= np.repeat(gaps_P == 0, total_P)
     piece = owners(total_P)
@@ -318,11 +330,20 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
 
 
 def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
-    """(Σ parts,) int64: the ends of parts, if each piece is split uniformly at random into parts.
+    """Split each piece into parts, uniformly at random, and return the ends of the parts.
 
-    Each of the positions 1 … total − 1 of a piece gets a draw; the first draw has the index
-    ``before_P``. The positions of the parts − 1 smallest draws end a part, so all splits are
-    equally likely. The last part ends at ``total_P``.
+    Each of the positions 1 to total − 1 of a piece gets a draw. At the positions of the parts − 1
+    smallest draws, a part ends. All splits are therefore equally likely. The last part ends at
+    ``total_P``.
+
+    Args:
+        keys: the random draws for the pieces.
+        total_P: (P,) int64, the number of tokens to split in each piece.
+        parts_P: (P,) int64, the number of parts of each piece.
+        before_P: (P,) int64, the index of the first draw of each piece.
+
+    Returns:
+        (Σ parts,) int64, the ends of the parts of all pieces.
     """
     inner_P = np.maximum(total_P - 1, 0)
     piece = owners(inner_P)
