@@ -234,7 +234,7 @@ def test_the_agreement_of_gradients(signs: tuple[int, ...], agreement: int) -> N
         (
             [1.0] * 3 + [2.5] * 3,
             [0.0, 0.0],
-            "diverged: the outer loss rose from 1 to 2.5 by step 6",
+            "diverged: the task loss rose from 1 to 2.5 by step 6",
             (6, 0, 0.0),
         ),
     ],
@@ -288,7 +288,7 @@ def test_a_step_that_raises_its_own_loss_is_named(named: str | None) -> None:
     end = learn_policy(mine, quiet=True)
     assert (end.overshoot is None) == (named is None) and is_reset(mine)
     if named:
-        assert end.overshoot.startswith(f"a step of {named} 999 raises its own loss, from ")
+        assert end.overshoot.startswith(f"an inner step of size {named}=999 raises the loss that")
         before, after = re.findall(r"from (.+) to (.+)", end.overshoot)[0]
         assert float(after) > float(before)
 
@@ -375,5 +375,7 @@ def _on_a_rank(folder: Path, how: dict) -> None:
 @pytest.mark.process
 def test_ranks_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(MaskwiseError, match="multiple of the number of processes; got 8 for 3"):
+    with pytest.raises(
+        MaskwiseError, match="multiple of the number of processes; got batch_size 8 for 3"
+    ):
         learner()

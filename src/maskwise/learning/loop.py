@@ -425,7 +425,7 @@ def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, obj
         now.first = outer
     if outer > s.worse * now.first:
         rise = f"from {now.first:.3g} to {outer:.3g} by step {now.step}"
-        now.stopped = f"diverged: the outer loss rose {rise}"
+        now.stopped = f"diverged: the task loss rose {rise}"
     elif s.patience and now.waited >= s.patience:
         now.stopped = f"no better gain on dev since step {now.best}"
     return {
