@@ -257,7 +257,7 @@ class Function:
             raise MaskwiseError(
                 f"function {place}: the kind is unknown, or a categorical layer has no labels",
                 got=f"kind={kind}, labels={labels}",
-                allowed="kind spans, kind categorical with labels, or kind weight",
+                allowed="kind spans, categorical (with labels) or weight",
             )
         self._call, source = _load(place)
         self._place = place

@@ -275,7 +275,7 @@ class MetaLearner:
         return self.losses.of(batch, self._total(count))
 
     def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:
-        """Return the inner steps in order. Their masks are differentiable functions of the policy."""
+        """Return the inner steps in order. Their masks pass gradients on to the policy."""
         steps = []
         for part in parts:
             mask = part.masked.choice.mask(part.masked.logit_U)

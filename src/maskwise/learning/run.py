@@ -334,7 +334,7 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
 
 
 def _measured(policy: PolicyModel, labels: Labels) -> Measures:
-    """Return the results of ``judge`` on the labelled texts of dev and of test, if there are any."""
+    """Return the results of ``judge`` on the labelled texts of dev and of test, if any."""
     measures = {}
     for name, split in (("dev", "dev"), ("held_out", "test")):
         marked = labels.marked(split)
