@@ -314,7 +314,7 @@ def _words_in(text: str, spans: Spans) -> int:
 
 
 def _within(text: str, spans: Spans, *, words: int) -> Spans:
-    """Return the first spans with at most ``words`` words in total. Spans that do not fit are skipped."""
+    """Return the first spans with at most ``words`` words in total; skip spans that do not fit."""
     kept = []
     for span in spans:
         size = _words_in(text, [span])
