@@ -333,7 +333,7 @@ def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
     frozen = load_task("trivia(kind='sentence-embedding', train_rows=20)")
     written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
     for task, says in (
-        (frozen, "this task has no loss; got sentence-embedding"),
+        (frozen, "this kind of task has no loss; got sentence-embedding"),
         (written, "kind generation is not for this model; got an encoder"),
     ):
         with pytest.raises(MaskwiseError, match=says):
