@@ -108,7 +108,7 @@ class WordWeights(ABC):
 
     @abstractmethod
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read a corpus and write a table to ``folder``. Return a spec, ``NAME(table="FOLDER")``."""
+        """Read a corpus, write a table to ``folder``, and return the spec ``NAME(table=FOLDER)``."""
 
     def _save(self, folder: Path, columns: Mapping[str, object], **needed: object) -> str:
         """Write the table. Return the annotator as a string; ``needed`` are its other arguments."""
@@ -180,7 +180,7 @@ class Informativeness(WordWeights):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per not in ("text", "word"):
-            raise MaskwiseError("informativeness: invalid per", got=self.per, allowed="text, word")
+            raise MaskwiseError("informativeness: unknown per", got=self.per, allowed="text, word")
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count words and pairs; write words.parquet (word, weight, count) and pairs.parquet.
@@ -200,7 +200,7 @@ class Informativeness(WordWeights):
         frequent = most_frequent[seen.counts[most_frequent] >= self.min_count]
         if not len(frequent):
             raise MaskwiseError(
-                f"no word occurs {self.min_count} times",
+                f"no word of the corpus occurs {self.min_count} times",
                 do="give more text, or lower min_count",
             )
         # The id of a word is its index in ``known``, which must ascend for ``find``.
@@ -272,7 +272,7 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
     """Return (P,) the PMI of pairs of word ids (smaller id first), from their counts (P,)."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
-    # The marginals count a pair once for each of its words, so a pair of equal words twice, too.
+    # The marginals count every pair twice, so a pair of equal words must be counted twice, too.
     ordered = counts * np.where(first == second, 2, 1)
     expected = marginal[first] * marginal[second]
     return np.log(ordered * marginal.sum() / expected)
@@ -327,7 +327,7 @@ def sentences_of(words: Words) -> Ints:
 
 @dataclass(kw_only=True)
 class Difference(WordWeights):
-    """The layer ``difference``: words that distinguish the corpus to annotate (the target corpus).
+    """The layer ``difference``: high weights for words typical of the annotated (target) corpus.
 
     The TF-ICF score is high for words that are frequent in the target corpus and rare elsewhere:
 
