@@ -7,7 +7,7 @@ You may edit it. A text file with one phrase per line works, too.
 
 - A phrase occurs more than 10 times, and in at least 5 documents. The paper has only the first
   threshold. Without the second, names from single articles ("stavely makepeace") get the best
-  scores. Sentences that are repeated in many articles ("mollusk in the family conidae") pass both.
+  scores. Wording that many articles share ("mollusk in the family conidae") passes both.
 - Of the phrases, 50 % have 2 words, 25 % have 3, 12.5 % have 4 and 12.5 % have 5, as in the
   published list. If the corpus has too few phrases of one length, the vocabulary is smaller.
 - The number of phrases is 800,000 × √(words / 2.6 billion), because the published list has 800,000

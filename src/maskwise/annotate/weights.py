@@ -108,7 +108,7 @@ class WordWeights(ABC):
 
     @abstractmethod
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read a corpus, write a table to ``folder``, and return the spec ``NAME(table=FOLDER)``."""
+        """Read a corpus, write a table to ``folder``, and return a spec: ``NAME(table=…)``."""
 
     def _save(self, folder: Path, columns: Mapping[str, object], **needed: object) -> str:
         """Write the table. Return the annotator as a string; ``needed`` are its other arguments."""
