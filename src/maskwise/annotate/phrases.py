@@ -357,7 +357,7 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
 # -------------------------------------------------------------------------------------------
 
 
-def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, Floats]:
+def score_ngrams(counted: Counted, *, paper: bool) -> dict[int, Floats]:
     """Score the n-grams of each length n ≥ 2. A better phrase has a higher score.
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)

@@ -1,9 +1,10 @@
 """Examples for the meta-gradient: a row of a task, and a context, which is a text to mask.
 
-A masking policy should mask the words of the context whose prediction lowers the loss on the row.
-In a question with a paragraph, the paragraph is the context. In a classification task, the text to
-classify is the context. A closed-book question has no paragraph. Its contexts are texts from a
-corpus that contain one of its answers and its rarest words.
+A model is pre-trained on the masked context. A good masking policy masks those words after whose
+prediction the model has a lower loss on the row. In a question with a paragraph, the paragraph is
+the context. In a classification task, the text to classify is the context. A closed-book question
+has no paragraph. Its contexts are texts from a corpus that contain one of its answers and its
+rarest words.
 """
 
 from __future__ import annotations

@@ -107,9 +107,9 @@ class Losses(nn.Module):
     def _names(self) -> dict[str, str]:
         """The name of each parameter in ``named_parameters``, keyed by its path in the module tree.
 
-        A tied parameter has several paths, all of which are keys. A parameter of a module that both
-        losses share has only one of its paths as a key, because ``functional_call`` does not
-        restore a tensor that it has replaced twice.
+        A tied parameter (one tensor in several modules) has several paths, and all of them are
+        keys. If both losses share a module, a parameter of this module has only one of its paths as
+        a key, because ``functional_call`` does not restore a tensor that it has replaced twice.
         """
         names = {id(value): name for name, value in self.named_parameters()}
         paths = {}

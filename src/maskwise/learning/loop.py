@@ -245,7 +245,7 @@ def new_learner(
     tokenizer: PreTrainedTokenizerBase,
     training: TrainingSettings,
     length: int,
-    max_length: int = 64,
+    max_length: int,
 ) -> MetaLearner:
     """Build a meta-gradient learner for ``learn_policy``.
 

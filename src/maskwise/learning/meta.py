@@ -122,7 +122,7 @@ class Part(NamedTuple):
 
     Attributes:
         rows: (B,) the indices of the examples.
-        masked: their contexts and masks.
+        masked: the contexts of these examples, and their masks.
         budget: the number of tokens to mask, summed over all ranks; a scalar.
     """
 
