@@ -82,7 +82,7 @@ FACTS = "facts.json"
 
 @dataclass(kw_only=True)
 class Phrases:
-    """The layer ``phrase``: where the phrases of a vocabulary occur in a text.
+    """The layer ``phrase``: groups of 2 to 5 words that belong together, found by a vocabulary.
 
     Args:
         vocabulary: the folder that a fit wrote, or a text file with one phrase per line. Without a

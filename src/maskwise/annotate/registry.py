@@ -78,7 +78,7 @@ class ByText:
 
 
 def words() -> ByText:
-    """Annotate words: runs of letters and digits, and single symbols (words.py has the rules)."""
+    """Annotate words, which are runs of letters and digits, or single symbols."""
 
     def find(text: str) -> Found:
         start, end = words_in(classify(text))
@@ -366,7 +366,7 @@ def sentence_spans(text: str) -> list[Span]:
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """Annotate with a learned masking policy; see ``maskwise.learning.annotator.Learned``."""
+    """Annotate words and spans with the scores of a learned masking policy (``Learned``)."""
     module = importlib.import_module("maskwise.learning.annotator")
     made: Annotator = module.Learned(folder, layer=layer, spans=spans)
     return made

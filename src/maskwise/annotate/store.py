@@ -189,7 +189,7 @@ class Manifest:
 
 
 class Store:
-    """An annotator that reads layers from a store.
+    """Layers that ``maskwise annotate`` wrote to a folder (a store).
 
     Args:
         folder: the folder that ``maskwise annotate`` wrote.
