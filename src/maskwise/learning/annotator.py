@@ -86,7 +86,8 @@ class Learned:
         """The policy's model, which is loaded when it is first used."""
         if self.folder is None:
             raise MaskwiseError(
-                "a study has not learned this policy yet", do="name its folder: learned('FOLDER')"
+                "a learned policy needs a folder, except in a study that learns the policy itself",
+                do="give the folder: learned('FOLDER')",
             )
         return PolicyModel.from_pretrained(self.folder)
 

@@ -181,7 +181,7 @@ def meta_gradient(
         # If the norm is 0, all remaining gradients are 0. The condition is also true for NaN.
         if not norm > 0:
             break
-        # After the first step (number 0), v would be ∂J/∂θ₀, which is not needed.
+        # At step 0, the new v would be ∂J/∂θ₀, which is not needed.
         needs_v = number > 0
         if step.mask is None and not needs_v:
             break

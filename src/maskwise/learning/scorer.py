@@ -265,7 +265,7 @@ def read_config(folder: Path) -> PolicyConfig:
         MaskwiseError: the folder has no policy, or the policy is damaged or refers to code.
     """
     if not (folder / "config.json").exists():
-        do = "maskwise learn writes a policy into OUT/policy"
+        do = "give the folder OUT/policy that maskwise learn wrote"
         # Users may give the folder of a run, which contains the policy in ``policy/``.
         inner = folder / "policy"
         if inner.is_dir():
@@ -279,7 +279,7 @@ def read_config(folder: Path) -> PolicyConfig:
             f"{folder} holds no masking policy",
             got=f"format {plain.get('format')}",
             allowed=FORMAT,
-            do="give a folder that PolicyModel.save_pretrained wrote",
+            do="give the folder OUT/policy that maskwise learn wrote",
         )
     try:
         config = PolicyConfig(**plain)
@@ -316,4 +316,4 @@ def _described(config: PreTrainedConfig) -> Fields:
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
     do = "use an intact copy, or learn the policy again"
-    return MaskwiseError(f"the policy in {folder} is damaged", got=what, do=do)
+    return MaskwiseError(f"the policy in {folder} is damaged: {what}", do=do)
