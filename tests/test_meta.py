@@ -234,7 +234,7 @@ def test_the_agreement_of_gradients(signs: tuple[int, ...], agreement: int) -> N
         (
             [1.0] * 3 + [2.5] * 3,
             [0.0, 0.0],
-            "diverged: the outer loss rose from 1 to 2.5 by step 6",
+            "diverged: the task loss rose from 1 to 2.5 by step 6",
             (6, 0, 0.0),
         ),
     ],
@@ -288,7 +288,7 @@ def test_a_step_that_raises_its_own_loss_is_named(named: str | None) -> None:
     end = learn_policy(mine, quiet=True)
     assert (end.overshoot is None) == (named is None) and is_reset(mine)
     if named:
-        assert end.overshoot.startswith(f"a step of {named} 999 raises its own loss, from ")
+        assert end.overshoot.startswith(f"an inner step of size {named}=999 raises the loss that")
         before, after = re.findall(r"from (.+) to (.+)", end.overshoot)[0]
         assert float(after) > float(before)
 
@@ -333,7 +333,7 @@ def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
     frozen = load_task("trivia(kind='sentence-embedding', train_rows=20)")
     written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
     for task, says in (
-        (frozen, "this task has no loss; got sentence-embedding"),
+        (frozen, "this kind of task has no loss; got sentence-embedding"),
         (written, "kind generation is not for this model; got an encoder"),
     ):
         with pytest.raises(MaskwiseError, match=says):
@@ -375,5 +375,7 @@ def _on_a_rank(folder: Path, how: dict) -> None:
 @pytest.mark.process
 def test_ranks_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(MaskwiseError, match="multiple of the number of processes; got 8 for 3"):
+    with pytest.raises(
+        MaskwiseError, match="multiple of the number of processes; got batch_size 8 for 3"
+    ):
         learner()

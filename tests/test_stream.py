@@ -484,5 +484,5 @@ def test_layers_are_made_as_the_text_is_read(folder: Path, tokenizer) -> None:
             assert (batch.columns["sentence"][inside] == 0).all()
     finally:
         rows.close()
-    with pytest.raises(MaskwiseError, match="need the whole corpus"):
+    with pytest.raises(MaskwiseError, match="must read the whole corpus"):
         Live(["words", "phrases"])

@@ -137,7 +137,7 @@ def test_the_page_says_what_the_policies_found(finished, tmp_path):
     lines = read_lines(out / "records.jsonl")
     for line in lines:
         if line["kind"] == "policy" and line["arm"] == "spans":
-            line["overshoot"] = "a step of mask_rate 5 raises its own loss, from 1.00 to 2.00"
+            line["overshoot"] = "an inner step is too large"
             line["tries"] = [{"gain": 0.1}, {"gain": 0.2}, {"gain": 0.1}]
     write_lines(out / "records.jsonl", lines)
     page = write_report(out).read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
-"""Annotate texts with layers: parts of speech, salient spans, phrases and word weights.
+"""Annotate texts with parts of speech, salient spans, phrases and word weights.
 
-Layers are computed once for each corpus, and can be aligned with any tokenizer (``text.layers``).
-This package may import ``text``, ``models`` and all packages below these two.
+Such an annotation is called a layer. Layers are computed once for each corpus. They store character
+offsets and can therefore be aligned with any tokenizer (``text.layers``). This package may import
+``text``, ``models`` and all packages below these two.
 """

@@ -1,8 +1,9 @@
 """Hash words to 64 bits, count words, and count the frequent n-grams of a corpus.
 
-Words are found by the rules in words.py and converted to lower case. The hash of a word is based on
-the sum of the hashes of its (letter, position) pairs. The probability of any collision among a
-million words is 3 in 10⁸. Strings are stored only for display.
+Words are found by the rules in words.py and converted to lower case. The hash of a word is its key
+in tables of counts. It is computed from the sum of the hashes of the word's (letter, position)
+pairs. The probability that any two of a million words have the same hash is 3 in 10⁸. The strings
+of words are stored, too, but only for display.
 Cost: 0.5 µs per word, because numpy processes thousands of words at once.
 """
 
@@ -34,11 +35,12 @@ Keys = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 
 BLOCK_CHARACTERS = 1 << 21
-"""Number of characters in a block. Processing takes about 60 bytes per character, so 130 MB."""
+"""Number of characters in a block of texts, which is processed at once. Processing needs about 60
+bytes per character, which is 130 MB per block."""
 RULES = "counts-1"
-"""Part of the version of each annotator that depends on hashes or word boundaries."""
+"""The version of the rules in this file, a part of the version of each annotator with counts."""
 LAST = np.uint64(2**64 - 3)
-"""Largest hash; the two larger numbers are markers."""
+"""The largest hash of a word. The two larger numbers are markers (_BORDER and _DOCUMENT)."""
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
@@ -51,12 +53,12 @@ class Words(NamedTuple):
 
     Attributes:
         text: (W,) the index of each word's text.
-        start, end: (W,) the word's character offsets in that text.
-        letter: (W,) the code point of the word's first character, in lower case.
-        key: (W,) the hash of the word in lower case, at most ``LAST``.
-        plain: (W,) whether the word begins with a letter or digit and follows no apostrophe.
-        fresh: (W,) whether the word is the first word of a text or line.
-        folded: the concatenated texts in lower case.
+        start, end: (W,) the character offsets of each word in its text.
+        letter: (W,) the code point of each word's first character, in lower case.
+        key: (W,) the hash of each word in lower case, at most ``LAST``.
+        plain: (W,) whether a word begins with a letter or digit and does not follow an apostrophe.
+        fresh: (W,) whether a word is the first word of a text or of a line.
+        folded: the texts in lower case, joined.
         base: (N,) the offset of each text in ``folded``.
     """
 
@@ -78,12 +80,17 @@ class Words(NamedTuple):
         return self.folded[start:end]
 
     def spans(self, first: Ints, last: Ints, *values: Array) -> list[CharSpans]:
-        """Return the spans of each text, from indices of first and last words, and values (S,)."""
+        """Build S spans, and return the spans of each text.
+
+        Args:
+            first, last: (S,) the indices of the first and the last word of each span.
+            values: at most one array (S,), the value of each span.
+        """
         start = self.start[first].astype(np.int32)
         end = self.end[last].astype(np.int32)
         first_of_text = np.searchsorted(self.text[first], np.arange(1, len(self.base)))
         columns = [np.split(column, first_of_text) for column in (start, end, *values)]
-        # ``split`` returns a part even if there are no texts.
+        # ``split`` returns one part even if there are no texts, so this part is dropped.
         return list(map(CharSpans, *columns))[: len(self.base)]
 
 
@@ -97,10 +104,10 @@ def words_of(texts: Sequence[str]) -> Words:
     text = base.searchsorted(start, side="right") - 1
     line_ends = np.isin(codes, _LINE_ENDS)
     lines = np.append(0, line_ends.cumsum())[start]
-    # The part after an apostrophe (don't, women's) cannot be a word in a phrase.
+    # In "don't" and "women's", the part after the apostrophe cannot be a word of a phrase.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
     suffix = after_apostrophe & ~is_white(kinds)[start - 2]
-    # A block has thousands of words but few first letters, so Python checks each letter only once.
+    # Thousands of words have few distinct first letters, so Python checks each letter only once.
     distinct, which = np.unique(codes[start], return_inverse=True)
     alphanumeric = np.fromiter(map(str.isalnum, map(chr, distinct)), dtype=bool)
     return Words(
@@ -118,12 +125,12 @@ def words_of(texts: Sequence[str]) -> Words:
 
 def fold(text: str) -> str:
     """Convert a text to lower case without changing the number of characters."""
-    # `str.lower` turns İ into two characters, and Σ into ς or σ, depending on the next letter.
+    # `str.lower` turns İ into two characters. It turns Σ into ς only at the end of a word.
     return text.replace("İ", "i").lower().replace("ς", "σ")
 
 
 def keys_of(words: Sequence[str]) -> Keys:
-    """Return the hashes (W,) of words that are given as strings."""
+    """Return the hashes (W,) of words, from their strings."""
     joined, start = join_texts(list(map(fold, words)))
     # Each word ends at a line break, right before the next word.
     end = np.append(start[1:], len(joined)) - 1
@@ -131,21 +138,21 @@ def keys_of(words: Sequence[str]) -> Keys:
 
 
 def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
-    """Return the hashes (W,) of words: the sum of their (letter, position) hashes, hashed again."""
+    """Return the hashes (W,) of words, from the code points of a text and the words' offsets."""
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
     lengths = np.diff(start, prepend=0, append=len(codes))
     position = rank_within(lengths).astype(np.uint64)
     # Code points have 21 bits, so a letter and its position do not overlap.
     letters = mixed(codes + (position << np.uint64(21)))
-    # Every second sum is over the characters between two words, and is dropped.
+    # Every second sum is over the characters between two words, which do not matter.
     borders = np.stack([start, end], 1).ravel()
     sums = np.add.reduceat(letters, borders)[::2]
     return np.minimum(mixed(sums), LAST)
 
 
 def mixed(x: Keys) -> Keys:
-    """Apply SplitMix64's finaliser: each bit of the result depends on all bits of x."""
+    """Hash 64-bit numbers (SplitMix64's finaliser). Each bit of x affects all bits of the hash."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -161,11 +168,11 @@ def blocks(texts: Iterable[str]) -> Iterator[Words]:
 
 
 class Table:
-    """Counts of at most ``limit`` distinct 64-bit keys; rare keys are pruned.
+    """Counts of at most ``limit`` distinct 64-bit keys. Above this limit, the rarest are dropped.
 
     Attributes:
-        lost: an upper bound on the error of any count, and on the count of a pruned key.
-        total: the number of keys added, including repeated keys.
+        lost: an upper bound on the occurrences of any key that are missing in its count.
+        total: the number of keys that were added, including repeated keys.
     """
 
     def __init__(self, *, limit: int = 15_000_000):
@@ -177,7 +184,7 @@ class Table:
         self.total = 0
 
     def add(self, keys: Keys) -> None:
-        """Count keys, including repeated keys."""
+        """Count each of these keys, as often as it is repeated."""
         self.total += len(keys)
         self._waiting.append(keys)
         # Every merge copies the table, so new keys are collected before a merge.
@@ -187,7 +194,7 @@ class Table:
 
     @property
     def keys(self) -> Keys:
-        """The keys (K,), ascending."""
+        """The distinct keys (K,), ascending."""
         self._merge()
         return self._keys
 
@@ -198,7 +205,7 @@ class Table:
         return self._counts
 
     def of(self, wanted: Keys) -> Ints:
-        """Return the counts of the wanted keys, (W,); 0 for missing keys."""
+        """Return the counts of the wanted keys, (W,). The count of an unknown key is 0."""
         return np.append(self.counts, 0)[find(self.keys, wanted)]
 
     def _merge(self) -> None:
@@ -215,7 +222,7 @@ class Table:
         keys = keys[first]
         counts = np.add.reduceat(counts, first)
         if len(keys) > self.limit:
-            # Pruning to half of the limit makes pruning rare.
+            # Dropping half of the limit at once means that this happens rarely.
             place = len(keys) - self.limit // 2
             least = int(np.partition(counts, place)[place])
             keep = counts > least
@@ -234,14 +241,14 @@ class Vocabulary(Table):
         self._names: dict[int, str] = {}
 
     def count(self, words: Words, keep: Flags) -> None:
-        """Count the words for which ``keep`` (W,) is true."""
+        """Count the words for which ``keep`` (W,) is true, and store their strings."""
         places = np.flatnonzero(keep)
         distinct, first = np.unique(words.key[places], return_index=True)
         for key, place in zip(distinct.tolist(), places[first].tolist()):
             if key not in self._names:
                 self._names[key] = words.name(place)
         self.add(words.key[places])
-        # The strings of pruned keys are dropped too; otherwise memory would grow with the corpus.
+        # The table has dropped rare keys. Without dropping their strings, memory would grow.
         if len(self._names) > 2 * self.limit:
             kept = self.keys
             self._names = dict(zip(kept.tolist(), self.names(kept)))
@@ -252,7 +259,7 @@ class Vocabulary(Table):
 
 
 def find(keys: Array, wanted: Array) -> Ints:
-    """Return the index of each wanted key, (W,), in ascending ``keys``; −1 for a missing key."""
+    """Return (W,) the index of each wanted key in ``keys``, which ascend; −1 for an unknown key."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
     place = keys.searchsorted(wanted).clip(max=len(keys) - 1)
@@ -260,23 +267,23 @@ def find(keys: Array, wanted: Array) -> Ints:
 
 
 def pair_keys(left: Ints, right: Ints) -> Keys:
-    """Pack pairs of numbers below 2³² into keys; the left number is in the upper 32 bits."""
+    """Pack pairs of numbers below 2³² into keys. The left number is in the upper 32 bits."""
     upper = left.astype(np.uint64) << _HALF
     return upper | right.astype(np.uint64)
 
 
 def halves(keys: Keys) -> tuple[Ints, Ints]:
-    """Return the left and the right numbers of keys from ``pair_keys``."""
+    """Return the left and the right numbers that ``pair_keys`` packed into keys."""
     left = (keys >> _HALF).astype(np.int64)
     right = (keys & _LOW).astype(np.int64)
     return left, right
 
 
 class Spill:
-    """A temporary file of arrays, which can be read back in order."""
+    """A temporary file of arrays, for arrays that do not fit in memory. They are read in order."""
 
     def __init__(self, folder: Path):
-        # The file stays open for the lifetime of this object, so ``with`` cannot be used.
+        # The file must stay open after this method, so ``with`` cannot be used.
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._blocks = 0
 
@@ -293,18 +300,19 @@ class Spill:
 # Counting n-grams
 # -------------------------------------------------------------------------------------------
 #
-# N-grams are counted by ascending length. An n-gram is a pair of overlapping (n−1)-grams. Only
-# pairs of frequent (n−1)-grams are counted, because no n-gram is more frequent than its parts. This
-# limits the number of rare n-grams in memory. The corpus is read once; its ids are in a temporary
-# file, 16 bytes per word. N-grams never cross punctuation or the end of a line or document.
+# N-grams are counted by ascending length. An n-gram consists of two overlapping (n−1)-grams. An
+# n-gram is never more frequent than these parts. Therefore only pairs of frequent (n−1)-grams are
+# counted, which limits the number of rare n-grams in memory. The corpus is read only once. The ids
+# of its words are stored in a temporary file, which needs 16 bytes per word. An n-gram never
+# crosses punctuation or the end of a line or document.
 #
-# Counts are exact as long as the candidates of one length fit in the table of 15 million (9 million
-# words of Wikipedia have 1.4 million candidates). In larger corpora, counts are too low by at most
-# ``Counted.lost``. With a table of 300,000, this bound was 7 for the words of Wikipedia, and 98 %
-# of the phrases were the same.
+# Counts are exact as long as the candidates of one length fit in a table of 15 million (9 million
+# words of Wikipedia have 1.4 million candidates). In larger corpora, a count is too low by at most
+# ``Counted.lost``. With a table of only 300,000, ``lost`` was 7 for these words of Wikipedia, and
+# 98 % of the phrases stayed the same.
 
-# Markers between the keys in a spill file. They are larger than any pair of ids, and have the ids
-# −1 and −2.
+# Markers between the keys in a temporary file: _DOCUMENT before a text, and _BORDER at other places
+# that n-grams do not cross. They are larger than any pair of ids. Their ids are −2 and −1.
 _BORDER = np.uint64(2**64 - 1)
 _DOCUMENT = np.uint64(2**64 - 2)
 
@@ -313,8 +321,8 @@ class Level(NamedTuple):
     """The G frequent n-grams of one length, by ascending key. The id of an n-gram is its index.
 
     Attributes:
-        keys: (G,) the hashes of words (n = 1), or pairs of ids of (n − 1)-grams: the first n − 1
-            words of the n-gram in the upper 32 bits, the last n − 1 in the lower 32 bits.
+        keys: (G,) for n = 1, the hashes of the words. For n > 1, pairs of ids (``pair_keys``): of
+            the first n − 1 words of the n-gram, and of its last n − 1 words.
         counts: (G,) the number of times that each n-gram occurs.
         documents: (G,) the number of texts in which each n-gram occurs.
     """
@@ -332,10 +340,10 @@ class Counted(NamedTuple):
     """The frequent n-grams in a corpus.
 
     Attributes:
-        levels: the n-grams of length 1, 2, ….
+        levels: for each length 1, 2, …, the n-grams of this length.
         total: the number of words in the corpus.
-        lost: an upper bound on the error of any count.
-        names: the words as strings.
+        lost: an upper bound on the occurrences of an n-gram that were not counted.
+        names: the strings of the words.
     """
 
     levels: list[Level]
@@ -352,7 +360,7 @@ class Counted(NamedTuple):
         texts = []
         openings = self.texts(length - 1, heads)
         endings = self.texts(length - 1, tails)
-        # The head lacks only the last word of the n-gram.
+        # The opening (n − 1)-gram lacks only the last word of the n-gram.
         for opening, ending in zip(openings, endings, strict=True):
             last_word = ending.rpartition(" ")[2]
             texts.append(f"{opening} {last_word}")
@@ -372,8 +380,8 @@ def count_ngrams(
     Args:
         texts: the documents, which are read once.
         folder: the folder for temporary files.
-        min_count: the number of occurrences that an n-gram must exceed.
-        min_documents: the minimum number of documents in which an n-gram occurs.
+        min_count: n-grams are counted only if they occur more than this many times.
+        min_documents: n-grams are counted only if they occur in at least this many documents.
         longest: the maximum number of words in an n-gram.
     """
     names = Vocabulary()
@@ -398,7 +406,7 @@ def count_ngrams(
 
 
 def _bordered(words: Words) -> Keys:
-    """Return the keys of words, with markers in place of punctuation and before lines and texts."""
+    """Return the keys of words, with a marker for punctuation, and before each line and text."""
     keys = np.where(words.plain, words.key, _BORDER)
     at = np.flatnonzero(words.fresh)
     marks = np.where(changes(words.text[at]), _DOCUMENT, _BORDER)
@@ -406,7 +414,7 @@ def _bordered(words: Words) -> Keys:
 
 
 def _pairs(ids: Ints) -> Keys:
-    """Return the key of the n-gram that begins at each index, from the ids of (n − 1)-grams."""
+    """Return the key of the n-gram that begins with each (n − 1)-gram; a marker if it is rare."""
     following = np.append(ids[1:], -1)
     border = np.where(ids == -2, _DOCUMENT, _BORDER)
     both_frequent = (ids >= 0) & (following >= 0)
@@ -420,12 +428,12 @@ def _identify(
     min_count: int,
     min_documents: int,
 ) -> tuple[Spill, Level]:
-    """Return the corpus with ids in place of keys, and the frequent n-grams with these ids."""
+    """Replace the keys in a corpus by the ids of frequent n-grams; return both."""
     frequent = table.counts > min_count
     keys = table.keys[frequent]
     documents = np.zeros(len(keys), dtype=np.int64)
     for block in corpus:
-        # A document is never split over blocks, so its n-grams can be deduplicated within a block.
+        # A document is never split over two blocks, so a block counts an n-gram once per document.
         number = np.cumsum(block == _DOCUMENT)
         place = find(keys, block)
         here = place >= 0

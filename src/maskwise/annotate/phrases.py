@@ -1,26 +1,28 @@
-"""Phrases: n-grams of 2 to 5 words that co-occur more often than by chance, masked as one unit.
+"""Phrases: n-grams of 2 to 5 words that occur together more often than by chance. A phrase can be
+masked as a whole.
 
 A fit builds a vocabulary of phrases from a corpus. The annotator then finds these phrases in any
-text by their hashes. The vocabulary is a Parquet file of plain phrases, best first, which you may
-edit. A text file with one phrase per line works, too.
+text by their hashes. The vocabulary is a Parquet file of phrases as plain text, best phrase first.
+You may edit it. A text file with one phrase per line works, too.
 
-- Phrases occur more than 10 times, in at least 5 documents. The second threshold is not in the
-  paper. Without it, names from single articles ("stavely makepeace") get the best scores. Templates
-  that many articles share ("mollusk in the family conidae") pass this threshold.
-- Phrases of 2, 3, 4 and 5 words have the published shares: 50, 25, 12.5 and 12.5 %. If the corpus
-  has too few phrases of one length, phrases of other lengths do not replace them.
-- The size is 800,000 × √(words / 2.6 billion), because the published list has 800,000 phrases from
-  16 GB of text. Phrases then contain about half of all words (.495 on 9 million words of Wikipedia,
-  with 47,000 phrases). The paper chose its size by the same criterion. The published score favours
-  frequent n-grams: "of the" is among the best phrases and "via the" among the last. A vocabulary a
-  third as large covers a third of the words, and has few phrases like "via the".
-- Fragments are dropped (not in the paper). An n-gram is a fragment ("seri begawan") if 9 in 10 of
-  its occurrences are inside one (n+1)-gram, and this (n+1)-gram is in the vocabulary or is a
-  fragment itself. In a text, the longer phrase would win anyway, so dropping fragments makes space
-  for other phrases. If "p q" occurs 100 times, "p q r" 90 times and "p q r s" 81 times, only the
-  longest is kept.
-- If phrases overlap in a text, the longest wins, then the leftmost. The paper chooses at random,
-  but a layer must depend only on the text.
+- A phrase occurs more than 10 times, and in at least 5 documents. The paper has only the first
+  threshold. Without the second, names from single articles ("stavely makepeace") get the best
+  scores. Wording that many articles share ("mollusk in the family conidae") passes both.
+- Of the phrases, 50 % have 2 words, 25 % have 3, 12.5 % have 4 and 12.5 % have 5, as in the
+  published list. If the corpus has too few phrases of one length, the vocabulary is smaller.
+- The number of phrases is 800,000 × √(words / 2.6 billion), because the published list has 800,000
+  phrases from 16 GB of text. About half of the words of a text are then in phrases (.495 on 9
+  million words of Wikipedia, with 47,000 phrases). The paper chose its number of phrases to reach
+  the same share. The published score favours frequent n-grams: "of the" is among the best phrases,
+  and "via the" is among the last. With a third of the phrases, a third of the words are in
+  phrases, and few phrases are like "via the".
+- Fragments are dropped, which the paper does not do. An n-gram ("seri begawan") is a fragment if
+  at least 9 in 10 of its occurrences are inside one (n+1)-gram, and if this (n+1)-gram is in the
+  vocabulary or is itself a fragment. In a text, the longer phrase would be used anyway. Dropping
+  the fragment therefore makes space for another phrase. If "p q" occurs 100 times, "p q r" 90 times
+  and "p q r s" 81 times, only "p q r s" is kept.
+- If phrases overlap in a text, the longest is used. Of equally long phrases, the leftmost is used.
+  The paper chooses at random, but a layer must depend only on the text.
 
 Cost: counting 9 million words takes 20 to 30 s and 310 MB; finding phrases takes 0.6 µs per word.
 Source: Levine et al. 2021 (PMI-Masking, arXiv 2010.01825), section 3; README of
@@ -67,27 +69,30 @@ SHARES = {
     4: 0.125,
     5: 0.125,
 }
+"""The share of the phrases that have 2, 3, 4 and 5 words."""
 FRAGMENT = 0.9
 FEW = 0.2
-"""Share of the usual vocabulary size below which the user gets a notice. So few n-grams passed the
-thresholds that nearly all are in the vocabulary, whatever their scores. A corpus of 100,000 words
-reaches .09, with "is a" among the best phrases; 300,000 words reach .26."""
+"""If the vocabulary has less than this share of the wanted phrases, the user gets a notice. In this
+case, so few n-grams passed the thresholds that nearly all are in the vocabulary, whatever their
+scores. A corpus of 100,000 words reaches a share of .09, with "is a" among the best phrases. A
+corpus of 300,000 words reaches .26."""
 FILE = "phrases.parquet"
 FACTS = "facts.json"
 
 
 @dataclass(kw_only=True)
 class Phrases:
-    """The layer ``phrase``: where the phrases of a vocabulary occur in a text.
+    """The layer ``phrase``: groups of 2 to 5 words that belong together, found by a vocabulary.
 
     Args:
-        vocabulary: the folder written by a fit, or a text file with one phrase per line. Without a
-            vocabulary, the annotator must be fitted; the other settings are for the fit.
-        size: the maximum number of phrases; None computes it from the size of the corpus.
-        min_count: the number of occurrences that a phrase must exceed.
-        min_documents: the minimum number of documents in which a phrase occurs (published: 1).
-        paper: whether to score with log p(w), as in the paper's equation. The default is 2·log
-            p(w), which gave the published lists.
+        vocabulary: the folder that a fit wrote, or a text file with one phrase per line. Without a
+            vocabulary, the annotator must be fitted to a corpus. The other settings are for the
+            fit.
+        size: the maximum number of phrases. None computes it from the number of words.
+        min_count: a phrase must occur more than this many times.
+        min_documents: a phrase must occur in at least this many documents (1 in the paper).
+        paper: whether to score as in the paper's equation, with log p(w). Otherwise the score has
+            2·log p(w), with which the published lists were made (see ``score_ngrams``).
 
     Raises:
         MaskwiseError: a setting is out of range, or the vocabulary cannot be read.
@@ -130,14 +135,14 @@ class Phrases:
 
     @property
     def notice(self) -> str | None:
-        """A line for the user if the vocabulary is empty or small; otherwise None."""
+        """A message for the user if the vocabulary is empty or small; otherwise None."""
         if not self.fitted:
             return None
-        # There are no facts about a user's text file.
+        # A fit writes the file FACTS. Without this file, the vocabulary is a user's text file.
         if not (self._path / FACTS).is_file():
             if self._phrases:
                 return None
-            return f"no phrase in {self._path}, so the layer is empty; write a phrase on each line"
+            return f"{self._path} has no phrase, so the layer is empty; write a phrase on each line"
         facts = read_json(self._path / FACTS)
         if facts is None:
             return f"{self._path / FACTS} is damaged; fit the phrases again"
@@ -147,7 +152,7 @@ class Phrases:
         effect = "so the layer is empty"
         if self._phrases:
             number = f"only {len(self._phrases):,}"
-            effect = "which are often pairs such as 'of the'"
+            effect = "and they are often pairs such as 'of the'"
         count = facts["min_count"]
         return (
             f"{number} phrases among these {facts['words']:,} words (min_count={count}, "
@@ -156,10 +161,10 @@ class Phrases:
         )
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Build a vocabulary from a corpus: phrases.parquet and facts.json in ``folder``.
+        """Build a vocabulary from a corpus, and write phrases.parquet and facts.json to ``folder``.
 
         If no phrase is frequent enough, the vocabulary is empty, and the fitted annotator has a
-        `notice`. An error would stop the other annotators of the run.
+        `notice`. An error would end the run, with all its other annotators.
         """
         floors = {"min_count": self.min_count, "min_documents": self.min_documents}
         counted = count_ngrams(texts, folder, **floors)
@@ -220,12 +225,18 @@ def choose_phrases(
     size: int,
     paper: bool = False,
 ) -> pa.Table:
-    """Choose the best n-grams of each length, ``SHARES[n]`` of ``size``.
+    """Choose the best n-grams of each length n, up to ``SHARES[n]`` of ``size``.
+
+    Args:
+        counted: the frequent n-grams of the corpus.
+        size: the maximum number of phrases.
+        paper: as in ``score_ngrams``.
 
     Returns:
         A table with the columns phrase, length (number of words), count, documents (number of
-        documents with the phrase) and score. The table is sorted by rank ÷ share, so the first k
-        rows have the same shares of lengths, for any k.
+        documents with the phrase) and score. The rows are sorted by rank / share, where the rank is
+        that among the phrases of the same length. For any k, the first k rows then have the lengths
+        in the proportions of ``SHARES``.
     """
     tables = []
     scores = score_ngrams(counted, paper=paper)
@@ -240,7 +251,7 @@ def choose_phrases(
             for part in above.parts(inside):
                 np.maximum.at(longer, part, above.counts[inside])
         fragment = longer >= FRAGMENT * level.counts
-        # An infinite cost sorts fragments last, where they are cut off.
+        # With an infinite cost, fragments are sorted last, where they are cut off.
         cost = np.where(fragment, np.inf, -scores[n])
         most = min(round(size * SHARES[n]), np.count_nonzero(~fragment))
         best = cost.argsort(kind="stable")[:most]
@@ -265,7 +276,7 @@ def choose_phrases(
 
 
 def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
-    """Return the hashes of phrases, keyed by the number of words, without single words.
+    """Return the hashes of phrases of two or more words, keyed by the number of words.
 
     Raises:
         MaskwiseError: a phrase has punctuation.
@@ -288,9 +299,15 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
 
 
 def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
-    """Find the phrases of each text: longest first, and leftmost first if equally long."""
+    """Find the phrases of each text. If phrases overlap, see the rules at the top of this file.
+
+    Args:
+        words: the words of the texts.
+        keys: the result of ``phrase_keys``.
+    """
     size = len(words.key)
-    # Words without punctuation between them share a number, so phrases never cross punctuation.
+    # Words without punctuation between them get the same number. A phrase must have one number, so
+    # it never crosses punctuation.
     border = words.fresh | ~words.plain
     border[1:] |= ~words.plain[:-1]
     stretch = border.cumsum()
@@ -314,7 +331,7 @@ def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
 
 
 def leftmost(at: Ints, width: int) -> Ints:
-    """Select positions greedily from the left, at least ``width`` apart; ``at`` is ascending."""
+    """Select positions from the left that are at least ``width`` apart. ``at`` must ascend."""
     taken = []
     free = 0
     for place in at.tolist():
@@ -325,9 +342,9 @@ def leftmost(at: Ints, width: int) -> Ints:
 
 
 def _gram_keys(keys: Keys, n: int) -> Keys:
-    """Return the hash of the n-gram that begins at each word, (W,).
+    """Return (W,) the hash of the n-gram that begins at each word.
 
-    The last n − 1 hashes are meaningless.
+    The last n − 1 hashes are meaningless, because fewer than n words remain.
     """
     total = keys
     for skip in range(1, n):
@@ -340,17 +357,25 @@ def _gram_keys(keys: Keys, n: int) -> Keys:
 # -------------------------------------------------------------------------------------------
 
 
-def score_ngrams(counted: Counted, *, paper: bool = False) -> dict[int, Floats]:
-    """Score the n-grams of each length n ≥ 2, in the order of their ids; higher is better.
+def score_ngrams(counted: Counted, *, paper: bool) -> dict[int, Floats]:
+    """Score the n-grams of each length n ≥ 2. A better phrase has a higher score.
 
         score(w) = min over segmentations σ of w into ≥ 2 parts of  2·log p(w) − Σ_{s∈σ} log p(s)
 
-    where p is the count divided by the number of words in the corpus. Equation 3 of the paper has
-    no factor 2 (``paper=True``), but the published lists were scored with the factor, which favours
-    frequent n-grams.
+    where p is the count divided by the number of words in the corpus. The published lists were made
+    with the factor 2, which favours frequent n-grams. Equation 3 of the paper does not have this
+    factor.
+
+    Args:
+        counted: the frequent n-grams of the corpus.
+        paper: whether to leave out the factor 2.
+
+    Returns:
+        The scores of the n-grams in the order of their ids, keyed by length.
     """
-    # best[n − 1] is the largest Σ log p over all segmentations of an n-gram, including the uncut
-    # n-gram. A cut after k words gives log p of these k words plus the best value of the rest.
+    # best[n − 1] has, for each n-gram, the largest Σ log p over all its segmentations, including
+    # the n-gram itself. If an n-gram is cut after k words, Σ log p is log p of these k words plus
+    # the best value of the other words.
     log_p = [np.log(level.counts / counted.total) for level in counted.levels]
     best = [log_p[0]]
     scores = {}

@@ -1,12 +1,15 @@
 """The table of annotators, and annotators without a model: words, sentences, prompts, spans from
 files, users' functions.
 
-A user's function maps a list of texts to a list of spans for each text. A span is (start, end) or
-(start, end, value), in characters; the value is a label or a weight. Equal texts must get equal
-spans. A function runs code, so only ``--function`` and Python may name a function; recipes and
-``--with`` may not. When users inspect a policy, marks in the text replace an annotator:
+An annotator finds spans in texts and returns them in named layers. A user's function maps a list of
+texts to one list of spans per text. A span is (start, end) or (start, end, value). The start and
+the end are character offsets, and the value is a label or a weight. Equal texts must get equal
+spans. A function runs a user's code. Therefore functions can be named only with ``--function`` and
+in Python, but not in recipes or with ``--with``.
+
+To inspect a masking policy without an annotator, mark the spans in the text itself:
 ``born in [[Warsaw]] in [[1867|3]]`` marks two spans, the second with weight 3. Heavy libraries
-(spaCy, torch) are imported at their first use.
+(spaCy, torch) are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -57,9 +60,10 @@ class ByText:
     Args:
         name: the name of the annotator.
         layers: the layers, keyed by name.
-        find: a function from a text to the spans of the text, keyed by layer.
-        version: the annotator's version; see `Annotator`.
-        whole_texts: whether ``find`` gets long texts whole instead of in parts.
+        find: a function that maps a text to the spans of the text, keyed by layer.
+        version: a hash of the rules and files that the spans depend on; see `Annotator`.
+        whole_texts: whether ``find`` needs every text as a whole. If false, a long text is passed
+            in parts.
     """
 
     name: str
@@ -74,7 +78,7 @@ class ByText:
 
 
 def words() -> ByText:
-    """Annotate words, by the rules in words.py: runs of letters and digits, and single symbols."""
+    """Annotate words, which are runs of letters and digits, or single symbols."""
 
     def find(text: str) -> Found:
         start, end = words_in(classify(text))
@@ -93,9 +97,13 @@ def sentences() -> ByText:
 
 
 def prompt(until: str = "\n", *, last: bool = False) -> ByText:
-    """Annotate the prompt of a text, which ends with the first (or ``last``) ``until``.
+    """Annotate the prompt of a text: everything up to and including the string ``until``.
 
-    With ``masking.keep: prompt``, prompts are never masked. A text without ``until`` has no prompt.
+    With ``masking.keep: prompt`` in a recipe, prompts are never masked.
+
+    Args:
+        until: the string that ends a prompt. A text without this string has no prompt.
+        last: whether the prompt ends with the last occurrence of ``until`` instead of the first.
 
     Raises:
         MaskwiseError: ``until`` is empty.
@@ -104,7 +112,7 @@ def prompt(until: str = "\n", *, last: bool = False) -> ByText:
         raise MaskwiseError(
             "prompt: `until` must not be empty",
             got=repr(until),
-            do="write prompt(until='?')",
+            do="give the string that ends a prompt, such as prompt(until='?')",
         )
 
     def find(text: str) -> Found:
@@ -119,7 +127,7 @@ def prompt(until: str = "\n", *, last: bool = False) -> ByText:
 
 
 def gold(file: str) -> ByText:
-    """Annotate the texts of a CoNLL-U file (``.gz`` allowed) with the file's parts of speech."""
+    """Annotate the texts of a CoNLL-U file (also ``.gz``) with the parts of speech in the file."""
     path = _existing(file)
     known = {text_id(document.text): document.layers for document in read_conllu(path)}
     return _known("gold", {"pos": POS}, known, digest("gold", 2, path))
@@ -133,23 +141,30 @@ def spans(
     labels: tuple[str, ...] = (),
     layer: str = "spans",
 ) -> ByText:
-    """Annotate the texts of a JSON lines or Parquet file with the spans in its field ``field``.
+    """Annotate the texts of a JSON lines or Parquet file with the spans that the file contains.
 
-    Spans are lists [start, end] or, with ``labels``, [start, end, label], in characters.
+    Args:
+        file: the file. Each record has a text and a list of spans. A span is [start, end] or, with
+            ``labels``, [start, end, label]. The start and the end are character offsets.
+        field: the field or column of the spans.
+        text_field: the field or column of the text.
+        labels: the allowed labels. If empty, labels in the file are ignored.
+        layer: the name of the layer.
 
     Raises:
-        MaskwiseError: the file cannot be read or has no spans, or a record's spans are not valid.
+        MaskwiseError: the file cannot be read or has no spans, or the spans of a record are not
+            valid.
     """
     path = _existing(file)
     if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
         raise MaskwiseError(
             f"spans cannot be read from {path}",
-            allowed="JSON lines or Parquet, with fields",
+            allowed="a JSON lines or Parquet file whose records have a text and a list of spans",
         )
     kind = Layer("spans", tuple(labels))
     known = {}
     for record in read_file(path, path.name, Fields(text_field, field)):
-        # The reader of the corpus reports skipped lines, so they are ignored here.
+        # A ``Skip`` is a line that cannot be read. The reader of the corpus reports such lines.
         if isinstance(record, Skip):
             continue
         place, fields = record
@@ -163,7 +178,7 @@ def spans(
             if not isinstance(marked, list):
                 raise MaskwiseError("the spans are not a list", got=marked, allowed="a list")
             if not labels:
-                # Labels in the file are ignored if the layer has none.
+                # ``given_spans`` refuses a third value if the layer has no labels.
                 for span in marked:
                     if isinstance(span, list) and len(span) == 3:
                         del span[2]
@@ -177,7 +192,7 @@ def spans(
     if not known:
         raise MaskwiseError(
             f"no record of {path} has {text_field!r} and {field!r}",
-            do="set field and text_field to fields of the records",
+            do="set field and text_field to the field names in the file",
         )
     version = digest("spans", 2, path, field, text_field, labels, layer)
     return _known("spans", {layer: kind}, known, version)
@@ -189,7 +204,11 @@ def _known(
     known: Mapping[int, Found],
     version: str,
 ) -> ByText:
-    """Build an annotator that looks texts up by hash in ``known``; other texts get no spans."""
+    """Build an annotator from spans that are known beforehand. Other texts get no spans.
+
+    Args:
+        known: the spans of each text, keyed by the hash of the text (`text_id`).
+    """
     empty = no_spans(layers)
 
     def find(text: str) -> Found:
@@ -213,10 +232,11 @@ class Function:
     """An annotator that calls a user's function.
 
     Args:
-        place: "module:function"; the module may be in the current folder.
-        kind: the kind of layer: "spans", "categorical" or "weight".
-        labels: the allowed values: required for "categorical", optional for "spans".
-        layer: the name of the layer; by default the name of the function.
+        place: the function as "module:function". The module may be in the current folder.
+        kind: the kind of the layer: "categorical" (words with labels), "spans" (stretches of text,
+            which may have labels) or "weight" (words or spans with a number).
+        labels: the allowed labels. They are required for "categorical" and optional for "spans".
+        layer: the name of the layer. The default is the name of the function.
 
     Raises:
         MaskwiseError: there is no such function, the kind is unknown, or labels are missing.
@@ -235,9 +255,9 @@ class Function:
         known = kind in ("spans", "categorical", "weight")
         if not known or (kind == "categorical" and not labels):
             raise MaskwiseError(
-                f"function {place}: unknown kind, or no labels",
-                got=f"{kind}, labels {labels}",
-                allowed="spans, categorical (with labels) or weight",
+                f"function {place}: the kind is unknown, or a categorical layer has no labels",
+                got=f"kind={kind}, labels={labels}",
+                allowed="kind spans, categorical (with labels) or weight",
             )
         self._call, source = _load(place)
         self._place = place
@@ -261,7 +281,7 @@ class Function:
 
 
 def spec_of(function: str) -> Call:
-    """Return the call that builds an annotator from a user's function.
+    """Return the annotator call for a user's function, such as ``function("module:function")``.
 
     Args:
         function: a string such as ``module:function`` or ``module:function(kind="weight")``.
@@ -272,10 +292,14 @@ def spec_of(function: str) -> Call:
 
 
 def _load(place: str) -> tuple[Finder, str]:
-    """Import a function; return the function and the source of its module, for the version."""
+    """Import a function. Return the function and the source code of its module.
+
+    The source code is part of the annotator's version. Files are therefore written again after the
+    module is edited.
+    """
     module_name, _, name = place.partition(":")
-    # ``python script.py`` puts the folder of the script on sys.path. The command ``maskwise`` does
-    # not put the current folder on sys.path, so this function does.
+    # For ``python script.py``, Python adds the folder of the script to sys.path. For the command
+    # ``maskwise``, Python does not add the current folder, so this function adds it.
     folder = str(Path.cwd())
     if "" not in sys.path and folder not in sys.path:
         sys.path.insert(0, folder)
@@ -287,7 +311,7 @@ def _load(place: str) -> tuple[Finder, str]:
         source = inspect.getsource(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
-    # Importing a user's module may raise anything.
+    # Importing a user's module may raise any exception.
     except (Exception, SystemExit) as error:
         raise MaskwiseError(
             f"cannot load the function {place}",
@@ -306,7 +330,7 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|[。�
 
 
 class Span(NamedTuple):
-    """Characters ``start`` to ``stop`` (exclusive) of a text, with a weight."""
+    """The characters from ``start`` up to, but not including, ``stop``, with a masking weight."""
 
     start: int
     stop: int
@@ -314,7 +338,7 @@ class Span(NamedTuple):
 
 
 def read_marks(text: str) -> tuple[str, list[Span]]:
-    """Remove the ``[[…]]`` marks from a text; return the plain text and the marked spans.
+    """Remove the ``[[…]]`` marks from a text. Return the plain text and the marked spans.
 
     >>> read_marks("born in [[Warsaw]]")
     ('born in Warsaw', [Span(start=8, stop=14, weight=1.0)])
@@ -333,7 +357,7 @@ def read_marks(text: str) -> tuple[str, list[Span]]:
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """Find sentences by a rough rule: a sentence ends at final punctuation."""
+    """Find sentences by a rough rule: a sentence ends at a full stop, ``!``, ``?`` or ``…``."""
     return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
 
 
@@ -342,7 +366,7 @@ def sentence_spans(text: str) -> list[Span]:
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """Annotate with a learned policy; see ``maskwise.learning.annotator.Learned``."""
+    """Annotate words and spans with the scores of a learned masking policy (``Learned``)."""
     module = importlib.import_module("maskwise.learning.annotator")
     made: Annotator = module.Learned(folder, layer=layer, spans=spans)
     return made
@@ -375,7 +399,7 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
 
     Args:
         spec: a name from `ANNOTATORS`, with arguments.
-        functions: whether to also allow ``function("module:name")``, which runs the user's code.
+        functions: whether ``function("module:name")`` is also allowed, which runs a user's code.
 
     Raises:
         MaskwiseError: the name is unknown, or the annotator has no such argument.

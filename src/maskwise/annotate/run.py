@@ -1,10 +1,13 @@
-"""``maskwise annotate``: annotate a corpus and write a store (store.py).
+"""``maskwise annotate``: annotate a corpus, and write the layers to a folder (a store, store.py).
 
-The corpus is read twice: first to find out which shards are missing, then to annotate these shards.
-In between, annotators that count over the whole corpus read it once more. A pool of workers
-(jobs.py) annotates shards and sends the files to this process. Only this process writes, so a
-cluster needs a shared disk only for the files that annotators read. All engines write the same
-bytes.
+A layer is one annotation of the texts, such as parts of speech or phrases. A shard is a group of
+about 128 consecutive documents, and each annotator writes one file for each shard.
+
+The corpus is read twice: first to find out which files are missing, then to annotate the shards
+that lack a file. In between, annotators that need counts over the whole corpus read it once more.
+Worker processes (jobs.py) annotate shards and send the contents of the files to this process. Only
+this process writes files, so the nodes of a cluster need a shared disk only if an annotator reads
+files. The files are byte-identical whether the workers run on this machine or on Ray.
 """
 
 from __future__ import annotations
@@ -54,15 +57,20 @@ Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Document
 LOCK = ".lock"
 FIT = "annotator.json"
 WORKER_CHARACTERS = 4_000_000
-"""Number of characters for which another process is started. Tagging them takes six seconds, and
-starting a process takes three."""
+"""One more process is started for every this many characters to annotate. A process needs three
+seconds to start, and about six seconds to tag as many characters."""
 
 
 class Summary(TypedDict):
     """The content of ``summary.json``.
 
-    ``corpus`` is the hash of the corpus, ``made`` the number of files that this run wrote.
-    ``skipped`` has numbers of documents, keyed by reason; ``annotators`` is keyed by spec.
+    Attributes:
+        source: the name of the corpus.
+        corpus: the hash of the corpus.
+        documents, characters, words, shards: their numbers in the corpus.
+        made: the number of files of shards that this run wrote.
+        skipped: the number of documents that could not be used, keyed by reason.
+        annotators: the counts of each annotator, keyed by the annotator as the user wrote it.
     """
 
     source: str
@@ -77,7 +85,14 @@ class Summary(TypedDict):
 
 
 class _Wanted(NamedTuple):
-    """An annotator, the spec that the user wrote, and the spec from which workers build it."""
+    """An annotator to run.
+
+    Attributes:
+        asked: the annotator as the user wrote it, such as ``phrases(size=9000)``.
+        spec: the string from which workers build the annotator. For an annotator that was fitted to
+            the corpus, the string names the folder of the fit.
+        annotator: the annotator.
+    """
 
     asked: str
     spec: str
@@ -103,7 +118,8 @@ def annotate_corpus(
 ) -> Summary:
     """Annotate a corpus and write the layers into the folder ``out``.
 
-    Finished files are skipped. Layers from earlier calls for the same corpus are kept.
+    Files that an earlier call finished are not written again. Layers of the same corpus from
+    earlier calls stay in the folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -114,25 +130,27 @@ def annotate_corpus(
     (7, 2)
 
     Args:
-        source: a corpus for `read_documents`, a `Documents`, or a CoNLL-U file, whose texts are
-            annotated.
-        annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``; registry.py has
-            the names.
+        source: anything that `read_documents` reads, a `Documents` object, or a CoNLL-U file. Of a
+            CoNLL-U file, only the texts are used.
+        annotators: strings such as ``words`` or ``pos(model="en_core_web_sm")``. The table
+            ``ANNOTATORS`` in registry.py lists the names.
         out: the folder to write.
-        text_field, limit: as for `read_documents`.
-        engine: "local" or "ray".
+        text_field: the field or column of the texts, as for `read_documents`.
+        limit: the maximum number of documents, as for `read_documents`; None for no limit.
+        engine: "local" for processes on this machine, or "ray" for a Ray cluster.
         jobs: the number of local processes, or the maximum number of cores in a Ray cluster. None
-            stands for one process per core, fewer for a small corpus; with Ray, for all cores.
-        functions: users' functions as annotators (registry.py), such as "module:function".
+            uses one local process per core (fewer if the corpus is small), or all cores of the Ray
+            cluster.
+        functions: your own functions as annotators, such as "module:function"; see registry.py.
         quiet: whether to hide the progress bar.
 
     Returns:
         The content of ``summary.json``.
 
     Raises:
-        MaskwiseError: the input is not valid, the folder has other contents or layers that would be
-            lost, or the disk is full. Finished shards are kept. A run that fails before the first
-            shard is finished leaves nothing behind.
+        MaskwiseError: the input is not valid, the folder contains other files or layers that this
+            call would destroy, or the disk is full. After an error, finished files stay in the
+            folder. If no file is finished, the call leaves nothing behind.
     """
     out = Path(out)
     require_engine(engine)
@@ -148,16 +166,16 @@ def annotate_corpus(
     console = Console(stderr=True)
     bars = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
     with _claimed(out), bars, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
-        # A finished store may need no worker at all.
+        # If the folder has a manifest, all files may exist already, and no worker is needed.
         if (jobs or 1) > 1 and not (out / MANIFEST).is_file():
             # Workers start while this process reads the corpus.
             pool.warm(jobs or 1)
 
         before = None
-        # A missing or damaged manifest is no error, because the run writes a new manifest.
+        # If the manifest is missing or damaged, this run writes a new one.
         with suppress(MaskwiseError):
             before = Manifest.load(out)
-        # A corpus may be larger than memory, so only hashes of its texts are kept.
+        # A corpus may be larger than memory, so only the hash and the size of each shard are kept.
         keys = []
         lengths = []
         count = 0
@@ -177,7 +195,8 @@ def annotate_corpus(
                 path = out / "shards" / part.file(key)
                 facts[spec].append(stored_facts(path))
 
-        # The texts of a shard are sent only once, even if several annotators lack the shard.
+        # For each shard, the annotators without a file. The texts of a shard are sent to a worker
+        # only once, even if several annotators lack a file.
         missing = []
         for number in range(len(keys)):
             lacking = [spec for spec in parts if not facts[spec][number]]
@@ -221,7 +240,7 @@ def annotate_corpus(
         write_json(out / MANIFEST, asdict(manifest))
         named = {part.file(key) for part, key in product(manifest.annotators, keys)}
         for path in (out / "shards").iterdir():
-            # The file belongs to earlier texts, or to a different version of an annotator.
+            # Other files are from earlier texts, or from an earlier version of an annotator.
             if path.name not in named:
                 path.unlink()
     return summary
@@ -230,10 +249,10 @@ def annotate_corpus(
 def open_corpus(
     source: Corpus,
     *,
-    text_field: str = "text",
-    limit: int | None = None,
+    text_field: str,
+    limit: int | None,
 ) -> Documents:
-    """Open a corpus, or the texts of a CoNLL-U file.
+    """Open a corpus; see ``annotate_corpus`` for the arguments.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or has no documents.
@@ -254,7 +273,16 @@ def _workers(
     characters: int,
     shards: int,
 ) -> int | None:
-    """Return the number of worker processes; 1 stands for this process, None lets Ray decide."""
+    """Return the number of processes that annotate.
+
+    Args:
+        characters: the number of characters to annotate.
+        shards: the number of shards to annotate.
+
+    Returns:
+        The number of processes. If it is 1, this process annotates. With Ray, None: the cluster
+        decides.
+    """
     if engine == "ray":
         return None
     enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
@@ -269,9 +297,9 @@ def _annotated(
     if workers != 1:
         yield from pool.results(tasks, at_once=workers)
         return
-    # Cached annotators of an earlier run may have read an older version of a file.
+    # Annotators from an earlier call in this process may have read an older version of a file.
     forget()
-    # One core, as in a worker.
+    # A worker runs matrix products on one thread. This process does the same.
     with threadpool_limits(1, user_api="blas"):
         for task in tasks:
             yield task, annotate_shard(task)
@@ -301,19 +329,23 @@ def _fitted(
     out: Path,
     bars: Progress,
 ) -> _Wanted:
-    """Fit an annotator to the corpus if necessary; reuse the fit of an earlier run."""
+    """Fit an annotator to the corpus if it needs a fit.
+
+    A fit reads the whole corpus, for example to count words. The fit of an earlier run is reused.
+    """
     unfitted = wanted.annotator
     if not isinstance(unfitted, Fitted) or unfitted.fitted:
         return wanted
     key = digest(unfitted.version, corpus)
     folder = (out / "fitted" / f"{unfitted.name}-{key}").resolve()
-    # A missing folder counts as damaged.
+    # ``damage`` also reports a folder that does not exist.
     if damage(folder):
         title = f"counting for {unfitted.name}"
         read = bars.track(documents, description=title, total=documents.read)
 
         def fill(partial: Path) -> None:
-            # The spec must not contain the path: the folder is renamed, and users may move it.
+            # ``partial`` is a temporary folder, and users may move the final folder. Therefore the
+            # stored spec has a placeholder in place of the path.
             spec = unfitted.fit((document.text for document in read), partial)
             text = json.dumps({"spec": spec.replace(repr(str(partial)), "{folder}")})
             (partial / FIT).write_text(text, encoding="utf-8")
@@ -335,11 +367,21 @@ def _require_nothing_lost(
     wanted: Sequence[_Wanted],
     out: Path,
 ) -> None:
-    """Raise an error if this run would replace or lose layers of a different or older corpus."""
+    """Check that this run destroys no layers, if the folder has layers of different texts.
+
+    Args:
+        before: the manifest of the earlier run.
+        keys: the keys of this corpus's shards.
+        wanted: the annotators of this run.
+
+    Raises:
+        MaskwiseError: the folder has layers of an unrelated corpus, or layers of an earlier version
+            of this corpus that this run does not write again.
+    """
     same_source = documents.name == before.source != UNNAMED
     if not same_source and not set(keys) & set(before.shards):
         raise MaskwiseError(
-            f"--out {out} holds the layers of a different corpus",
+            f"{out} contains the layers of a different corpus",
             got=f"{before.documents:,} documents of {before.source}",
             do="give a new folder",
         )
@@ -352,12 +394,15 @@ def _require_nothing_lost(
             specs.append(part.spec)
         raise MaskwiseError(
             f"the corpus has changed since the layers {', '.join(layers)} in {out} were made",
-            do=f"make them again ({', '.join(specs)}), or give a new folder",
+            do=f"add their annotators ({', '.join(specs)}) to this call, or give a new folder",
         )
 
 
 def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
-    """Return the annotators of an earlier run, without the layers that this run writes again."""
+    """Return the annotators of an earlier run, without the layers that ``new`` writes again.
+
+    An annotator is left out if ``new`` writes all its layers.
+    """
     taken: set[str] = set()
     for part in new:
         taken.update(part.layers)
@@ -371,16 +416,17 @@ def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """Lock the folder for this process; after an error, remove the folder if it is empty."""
+    """Lock the folder for this process. After an error, clean it up if no file is finished."""
     require_own(out, LOCK, what="annotations")
     existed = out.is_dir()
     with claim(out, "another run annotates into", lock=LOCK):
         sweep(out)
         try:
             yield
-        # Ctrl-C is not an ``Exception``: the folder stays, and the same command resumes.
+        # Ctrl-C raises ``KeyboardInterrupt``, which is not an ``Exception``. After Ctrl-C, the
+        # folder therefore stays, and the same command resumes.
         except Exception:
-            # Without a finished shard, there is nothing to resume from.
+            # Without a finished file, there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
                 # Files that this program did not write must stay.
                 for part in ("shards", "fitted"):

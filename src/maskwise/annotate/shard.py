@@ -1,15 +1,16 @@
-"""Annotate one shard: turn texts and annotator specs into the bytes of files.
+"""Annotate one shard (a group of documents), and return the bytes of one file for each annotator.
 
 To bound memory, annotators get long documents in parts of at most `PART_CHARACTERS` characters, cut
 at line breaks or spaces. Annotators with ``whole_texts`` get whole documents. If an annotator fails
-on a text, the text has no spans and is counted as a failure. The run ends if an annotator fails on
-all texts of a shard, or if a file, the network or memory fails.
+on a text, the text gets no spans from this annotator and is counted as a failure. The run ends if
+an annotator fails on all texts of a shard, or if a file, the network or memory is the cause.
 
-Spans are also counted here, while the text is in memory. Totals are exact. The lists of the most
-common words and spans are merged from the lists of all shards, so these lists may lack words and
-spans that are not among the most common of any shard. Counting costs 0.4 µs per span.
+The spans are also counted here, while the text is in memory. Totals are exact. For the most common
+words and spans, each shard stores only its own most common ones. Therefore the list for the corpus
+may lack a word that is common in the corpus but not among the most common of any shard. Counting
+costs 0.4 µs per span.
 
-`Live` annotates the texts of a stream, without a store.
+`Live` annotates the texts of a stream, without a store on disk.
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ from maskwise.text.words import classify, join_texts, word_starts
 PART_CHARACTERS = 100_000
 _BORDERS = ("\n", " ")
 SURE_FAILURES = 8
-"""Minimum number of texts in a shard for ending the run if an annotator fails on all of them."""
+"""If an annotator fails on all texts of a shard, the run ends only if the shard has at least this
+many texts."""
 TOP_SPANS = 200
-"""Number of most common span texts that a shard stores, in a layer of spans."""
+"""Number of most common texts of spans that a shard stores for each label, in a layer of spans."""
 TOP_WORDS = 20
-"""Number of most common texts that a shard stores for each label, in other layers."""
+"""Number of most common texts that a shard stores for each label, in a layer of word labels."""
 SHORT_CHARACTERS = 60
-"""Maximum length of spans whose texts are counted. Longer spans (sentences) rarely repeat."""
+"""Maximum length of the spans whose texts are counted. Longer spans (sentences) rarely repeat."""
 
 
 class ShardTask(NamedTuple):
-    """A shard: its index in the corpus, its documents, and the specs of annotators to run."""
+    """A shard to annotate: its index in the corpus, its documents, and the annotators to run."""
 
     number: int
     documents: list[Document]
@@ -63,7 +65,16 @@ class ShardTask(NamedTuple):
 
 
 class LayerSummary(TypedDict):
-    """Counts of a layer in the corpus. The keys of ``weight`` are mean, least and greatest."""
+    """Counts of a layer in the corpus.
+
+    Attributes:
+        kind: the kind of the layer; see `Layer`.
+        spans: the number of spans.
+        share_of_words: the share of the words of the corpus that are in spans.
+        labels: the number of spans with each label, most frequent label first.
+        top: for each label, the most common texts of its spans, as [text, count].
+        weight: the ``mean``, ``least`` and ``greatest`` weight.
+    """
 
     kind: str
     spans: int
@@ -74,15 +85,18 @@ class LayerSummary(TypedDict):
 
 
 class AnnotatorSummary(TypedDict):
-    """An annotator's message for the user, numbers of failed texts by error, and layers."""
+    """Counts of an annotator in the corpus, and its message for the user (``notice``).
+
+    ``failures`` has the number of texts on which the annotator failed, keyed by error.
+    """
 
     notice: str | None
     failures: dict[str, int]
     layers: dict[str, LayerSummary]
 
 
-# Users' functions are allowed: run.py has already checked whether the user named them. Each process
-# builds an annotator only once, because an annotator may load a model.
+# Users' functions are allowed here, because run.py has already checked that the user named them.
+# Each process builds an annotator only once, because an annotator may load a model.
 _annotator = cache(partial(annotator, functions=True))
 
 
@@ -111,10 +125,10 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
 class Live:
     """Annotate any texts with several annotators, without a store.
 
-    Only the specs are pickled, and each process builds the annotators once.
+    Only ``specs`` is pickled. Each process builds the annotators itself, once.
 
     Args:
-        specs: the names of annotators, with arguments.
+        specs: the annotators, as strings such as ``pos(model="en_core_web_sm")``.
 
     Raises:
         MaskwiseError: an annotator is unknown, or must read the whole corpus first.
@@ -145,7 +159,9 @@ class Live:
         return layers
 
     def annotate(self, texts: list[str]) -> list[Found]:
-        """Return the spans of each text, keyed by layer; no spans if an annotator fails on a text.
+        """Return the spans of each text, keyed by layer.
+
+        If an annotator fails on a text, its layers have no spans in this text.
 
         Raises:
             MaskwiseError: an annotator fails on all texts.
@@ -170,9 +186,9 @@ def require_live(spec: str, maker: Annotator) -> None:
     if maker.name == "phrases":
         option = "vocabulary"
     raise MaskwiseError(
-        f"the layers of {spec} need the whole corpus, but a stream is not read beforehand",
-        do=f"count in part of the text (maskwise annotate PART --with {maker.name} --out DIR) and "
-        f'name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…"); or leave out '
+        f"the annotator {spec} must read the whole corpus first, but the corpus is a stream",
+        do=f"count in a part of the corpus (maskwise annotate PART --with {maker.name} --out DIR) "
+        f'and name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…"); or leave out '
         f"corpus.stream",
     )
 
@@ -186,7 +202,10 @@ def spans_of(
     texts: Sequence[str],
     failures: Counter[str],
 ) -> list[Found]:
-    """Return the spans of each text, keyed by layer; add failures to ``failures``, keyed by error.
+    """Return the spans of each text, keyed by layer.
+
+    Args:
+        failures: a counter of failed texts, keyed by error. New failures are added.
 
     Raises:
         MaskwiseError: spans do not fit the text, or the annotator fails on all texts.
@@ -204,25 +223,25 @@ def spans_of(
         raise MaskwiseError(
             f"{maker.name} failed on all {len(texts)} texts of a shard",
             got=next(iter(failures)),
-            do="fix the annotator; finished shards are kept",
+            do="fix the annotator and run the same command again; finished files are kept",
         )
     return found
 
 
 def _try_alone(maker: Annotator, text: str, failures: Counter[str]) -> list[Found]:
-    """Annotate one text; return no spans and count the failure if the annotator fails."""
+    """Annotate one text. If the annotator fails, count the failure and return no spans."""
     try:
         return _annotate(maker, [text])
     except MaskwiseError:
         raise
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        # The text does not cause these errors, so the shard must not be stored as finished.
+        # A text does not cause such an error. Therefore the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
             raise MaskwiseError(
-                f"{maker.name} failed",
+                f"the annotator {maker.name} failed",
                 got=line,
-                do="the same command resumes",
+                do="run the same command again, which resumes",
             ) from error
         failures[line] += 1
         return [no_spans(maker.layers)]
@@ -231,7 +250,7 @@ def _try_alone(maker: Annotator, text: str, failures: Counter[str]) -> list[Foun
 def _annotate(maker: Annotator, texts: Sequence[str]) -> list[Found]:
     """Annotate texts in parts, check the spans, and join the spans of all parts of a text."""
     most = PART_CHARACTERS
-    # ``whole_texts`` is optional, because the protocol `Annotator` does not have it.
+    # Annotators need not have ``whole_texts``, because the protocol `Annotator` does not have it.
     if hasattr(maker, "whole_texts") and maker.whole_texts:
         most = sys.maxsize
     parts = []
@@ -279,19 +298,20 @@ def shard_facts(
     """Count the spans of one annotator in one shard.
 
     Args:
-        texts: N texts.
+        texts: the N texts of the shard.
         found: the spans of each text, keyed by layer.
         layers: the annotator's layers.
 
     Returns:
-        JSON with the keys ``words``, ``failures`` (numbers of texts, by error) and ``layers``. Each
-        layer has ``spans``, ``words``, and either ``weight`` (sum, smallest, largest) or ``labels``
-        and ``top``, both keyed by label code.
+        JSON values. ``words``: the number of words. ``failures``: empty. ``layers``: for each
+        layer, a record with ``spans`` (the number of spans), ``words`` (the number of words in
+        spans), and either ``weight`` (the sum, smallest and largest weight) or ``labels`` (the
+        number of spans) and ``top`` (the most common texts), both keyed by the code of the label.
     """
     joined, base = join_texts(texts)
     begins = []
     for text, origin in zip(texts, base, strict=True):
-        # Classifying takes 60 bytes per character, so long texts are classified in parts.
+        # Classifying needs 60 bytes per character, so long texts are classified in parts.
         for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=_BORDERS):
             kinds = classify(text[start:end])
             begins.append(np.flatnonzero(word_starts(kinds)) + origin + start)
@@ -322,8 +342,8 @@ def _layer_facts(
         words: the positions of all words in ``joined``.
     """
     start, end, codes = joined_spans(found, base)
-    # A word is covered if its first character is before the end of the last span that begins at or
-    # before the word. For a word before all spans, index −1 gives the appended end 0.
+    # A word is in a span if its first character is before the end of the last span that begins at
+    # or before the word. A word before all spans gets the index −1, which selects the appended 0.
     last = start.searchsorted(words, side="right") - 1
     covered = np.append(end, 0)[last] > words
     facts = {"spans": len(start), "words": int(covered.sum())}
@@ -340,7 +360,7 @@ def _layer_facts(
     labels = dict(zip(map(str, distinct.tolist()), times.tolist()))
     short = end - start <= SHORT_CHARACTERS
     cuts = map(slice, start[short].tolist(), end[short].tolist())
-    # `map` and `Counter` are in C. A Python loop would take longer than the annotators.
+    # `map` and `Counter` are written in C. A Python loop would be slower than the annotators.
     pairs = Counter(zip(codes[short].tolist(), map(joined.__getitem__, cuts)))
     texts: dict[str, dict[str, int]] = {}
     for (code, text), number in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
@@ -350,7 +370,7 @@ def _layer_facts(
 
 
 def _commonest(counts: Mapping[str, int], layer: Layer) -> dict[str, int]:
-    """Return the most common texts with their counts."""
+    """Return the most common texts with their counts, most common first."""
     most = TOP_SPANS if layer.kind == "spans" else TOP_WORDS
     # The text breaks ties, so the result does not depend on the order of ``counts``.
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -358,7 +378,7 @@ def _commonest(counts: Mapping[str, int], layer: Layer) -> dict[str, int]:
 
 
 def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
-    """Merge the facts of all shards for one annotator."""
+    """Merge the counts of all shards for one annotator."""
     words = 0
     failures = Counter[str]()
     for facts in shards:
@@ -368,7 +388,7 @@ def add_up(shards: Sequence[Facts], maker: Annotator) -> AnnotatorSummary:
     for name, layer in maker.layers.items():
         parts = [facts["layers"][name] for facts in shards]
         layers[name] = _summary(parts, name, layer, words)
-    # ``notice`` is optional, because the protocol `Annotator` does not have it.
+    # Annotators need not have a ``notice``, because the protocol `Annotator` does not have it.
     notice = maker.notice if hasattr(maker, "notice") else None
     return {
         "notice": notice,
@@ -394,7 +414,7 @@ def _summary(
         "share_of_words": covered / max(1, words),
     }
     if layer.kind == "weight":
-        # The zeros of a shard without spans must not count as the smallest weight.
+        # A shard without spans has zeros here, which must not become the smallest weight.
         weights = [part["weight"] for part in parts if part["spans"]] or [[0.0, 0.0, 0.0]]
         total, least, greatest = zip(*weights)
         mean = sum(total) / max(1, spans)
@@ -413,14 +433,14 @@ def _summary(
             texts.setdefault(code, Counter()).update(common)
     names: tuple[str, ...] = (name,)
     if layer.labels:
-        # Code 0 stands for words without a label.
+        # Code 0 means that a word has no label.
         names = ("none", *layer.labels)
     summary["labels"] = {}
     summary["top"] = {}
     for code, number in sorted(labels.items(), key=lambda item: (-item[1], int(item[0]))):
         label = names[int(code)]
         summary["labels"][label] = number
-        # A label with only long spans has no counted texts.
+        # The texts of long spans are not counted. A label that has only long spans has no texts.
         top = _commonest(texts.get(code, {}), layer)
         summary["top"][label] = list(map(list, top.items()))
     return summary

@@ -1,4 +1,4 @@
-"""Annotations of a corpus on disk.
+"""A store: the layers of a corpus on disk. A layer is one annotation, such as parts of speech.
 
     OUT/
       manifest.json              texts, annotators and shards; written last
@@ -6,16 +6,17 @@
       fitted/NAME-KEY/           what an annotator learned from the whole corpus
       summary.json               counts of all layers
 
-"KEY" in the name of a file is a hash of everything that the file depends on: the documents of the
-shard and the version of the annotator. Files are written atomically, so an existing file is
-complete. A second run therefore has nothing to annotate, a killed run resumes, and a new tagger or
-a changed text affects only some files.
+A shard is a group of consecutive documents. KEY is a hash of everything that the file depends on:
+the documents of the shard and the version of the annotator. Files are written atomically, so a file
+that exists is complete. Therefore a second run of the same annotators writes no file, and a killed
+run resumes. After a new version of an annotator or a change of a text, only some files are written.
 
-A shard ends after a document with a certain hash (about 1 in 128) or when the shard is full. A new
-or changed document therefore changes only the shard with this document.
+A shard ends after a document whose hash is divisible by 128 (about 1 in 128), or when the shard is
+full. A new or changed document therefore changes only the shard with this document.
 
-Columns: ``id``, ``text`` (int64, `text_id` of the text) and, for each layer, ``NAME.start``,
-``NAME.end`` (list<int32>, characters) and ``NAME.value`` (list<int16> codes or list<float>).
+Columns: ``id``; ``text`` (int64, the hash `text_id` of the text); and, for each layer,
+``NAME.start`` and ``NAME.end`` (list<int32>, character offsets) and ``NAME.value`` (list<int16>
+codes of labels, or list<float> weights).
 
 Cost: 3 to 6 bytes on disk per word and layer; 16 bytes of memory per document, for an index of the
 documents.
@@ -47,14 +48,15 @@ MANIFEST = "manifest.json"
 SHARD_DOCUMENTS = 128
 """Average number of documents per shard; the maximum is four times as large."""
 SHARD_CHARACTERS = 1 << 19
-"""Maximum number of characters per shard, give or take a document. Tagging them takes a second or
-two, so a killed run loses little work, and processes wait little for each other."""
+"""Number of characters at which a shard is full. It may be exceeded by the last document. Tagging
+so many characters takes a second or two. Therefore a killed run loses little work, and processes
+wait little for each other at the end."""
 Facts: TypeAlias = dict[str, Any]
-"""Counts of one annotator in one shard, JSON in the footer of the file; see `shard_facts`."""
+"""Counts of one annotator in one shard, stored as JSON in the file's footer; see `shard_facts`."""
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Group consecutive documents into shards."""
+    """Group consecutive documents into shards, and yield each shard."""
     shard = []
     characters = 0
     for document in documents:
@@ -83,13 +85,13 @@ def to_parquet(
     layers: Mapping[str, Layer],
     facts: Facts,
 ) -> bytes:
-    """Encode a shard as a Parquet file; equal arguments give equal bytes.
+    """Encode one annotator's spans in a shard as a Parquet file. Equal arguments give equal bytes.
 
     Args:
         shard: the documents.
         spans: the spans of each document, keyed by layer.
         layers: the layers to write.
-        facts: the JSON for the footer.
+        facts: the counts to store in the footer.
     """
     names, texts = zip(*shard)
     columns = {
@@ -103,7 +105,7 @@ def to_parquet(
         of_texts = zip(*[found[name] for found in spans])
         for (side, kind), values in zip(sides.items(), of_texts):
             columns[f"{name}.{side}"] = pa.array(values, pa.list_(kind))
-    # A footer can be read without decoding a column.
+    # The footer of a Parquet file can be read without decoding a column.
     table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -111,9 +113,9 @@ def to_parquet(
 
 
 def stored_facts(path: Path) -> Facts:
-    """Return the facts in the file of a shard; {} if the file is missing or damaged."""
+    """Return the counts in the footer of a file; {} if the file is missing or damaged."""
     try:
-        # Reading the whole table verifies all checksums; a damaged file must be replaced.
+        # The whole table is read to verify all checksums, because a damaged file must be replaced.
         table = pq.read_table(path, page_checksum_verification=True)
         facts: Facts = json.loads((table.schema.metadata or {})[b"maskwise"])
         return facts
@@ -123,7 +125,14 @@ def stored_facts(path: Path) -> Facts:
 
 @dataclass(frozen=True)
 class Part:
-    """An annotator in a store: name, spec as the user wrote it, version and layers."""
+    """An annotator in a store.
+
+    Attributes:
+        name: the name of the annotator, such as "pos".
+        spec: the annotator as the user wrote it, with arguments.
+        version: a hash of everything that its spans depend on, except the texts.
+        layers: its layers, keyed by name.
+    """
 
     name: str
     spec: str
@@ -131,13 +140,13 @@ class Part:
     layers: dict[str, Layer]
 
     def file(self, shard: str) -> str:
-        """Return the name of the annotator's file for the shard with the key ``shard``."""
+        """Return the name of the file with the annotator's spans in the shard of key ``shard``."""
         return f"{self.name}-{digest(self.version, shard)}.parquet"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a store.
+    """The content of ``manifest.json``: what a store contains.
 
     Attributes:
         format: the version of the file format.
@@ -146,7 +155,7 @@ class Manifest:
         documents: the number of documents.
         characters: the number of characters in all documents.
         annotators: the annotators with layers in the store.
-        shards: the keys of the shards, in order.
+        shards: the keys of the shards (hashes of their documents), in order.
     """
 
     format: Literal[1] = field(default=1, kw_only=True)
@@ -180,7 +189,7 @@ class Manifest:
 
 
 class Store:
-    """An annotator that reads layers from a store.
+    """Layers that ``maskwise annotate`` wrote to a folder (a store).
 
     Args:
         folder: the folder that ``maskwise annotate`` wrote.
@@ -208,12 +217,13 @@ class Store:
         for name in wanted - stored.keys():
             raise unknown_name(f"layer in {folder}:", name, stored)
         self.layers = {name: layer for name, layer in stored.items() if name in wanted}
-        # Texts mostly come in order, so caching one shard of each annotator is enough.
+        # Texts mostly come in the order of the corpus. Therefore only the last shard that was read
+        # is cached, for each annotator.
         self._held: dict[str, tuple[int, dict[str, pa.Array]]] = {}
 
     @property
     def version(self) -> str:
-        """Hash of the texts and the annotators."""
+        """A hash of the texts and of the annotators of these layers."""
         makers = []
         for part in self.manifest.annotators:
             if part.layers.keys() & self.layers:
@@ -235,7 +245,7 @@ class Store:
                 f"the layers in {self.folder} were made from different texts",
                 got=f"{texts[missing][:40]!r}…, text key {keys[missing]}",
                 allowed=f"the {self.manifest.documents} documents of corpus {self.manifest.corpus}",
-                do="annotate this corpus",
+                do="annotate the corpus with this text",
             )
         found = []
         for shard_of_text, row_of_text in zip(shard[places].tolist(), row[places].tolist()):
@@ -247,8 +257,12 @@ class Store:
 
     @cached_property
     def _index(self) -> tuple[Ints, Array, Array]:
-        """The sorted keys of D texts, and the shard and row of each text, (D,) each."""
-        # The files of all annotators list the same texts.
+        """Where each of the D texts is stored.
+
+        The sorted hashes of the texts, the number of the shard of each text, and its row in this
+        shard, (D,) each.
+        """
+        # The files of all annotators list the same texts, so one annotator is enough.
         part = self.manifest.annotators[0]
         columns = []
         for key in self.manifest.shards:
@@ -279,11 +293,11 @@ class Store:
         except (OSError, pa.ArrowInvalid) as error:
             raise MaskwiseError(
                 f"{path} is missing or damaged",
-                do="run the same maskwise annotate command again, which repairs the store",
+                do="run the same maskwise annotate command again to write the file anew",
             ) from error
 
 
-# Tables of a fit
+# Tables that annotators compute from a whole corpus
 # -------------------------------------------------------------------------------------------
 
 
@@ -304,5 +318,5 @@ def read_table(path: Path, *columns: str) -> pa.Table:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise MaskwiseError(
             f"cannot read {path}: {error}",
-            do="give a folder that maskwise annotate wrote (OUT/fitted/NAME-…)",
+            do="give a folder OUT/fitted/NAME-… that maskwise annotate wrote",
         ) from None

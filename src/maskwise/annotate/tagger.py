@@ -1,16 +1,17 @@
 """Annotate parts of speech and salient spans with a spaCy pipeline, bundled or installed.
 
-One pass over the text gives both layers. The bundled pipeline (data/tagger-en, with a model card)
-has a tagger and an entity recogniser on an encoder with two convolutions. For ``pos`` alone, the
-recogniser is skipped.
+Salient spans are names, dates and numbers. One pass of the pipeline over a text finds the parts of
+speech and the salient spans. The bundled pipeline (data/tagger-en, with a model card) has a tagger
+and an entity recogniser on an encoder with two convolutions. If only parts of speech are wanted,
+the recogniser does not run.
 
-Every text is accepted. Surrogates, which spaCy cannot hash, become U+FFFD. Long texts are cut at
-the end of a paragraph, line, sentence or word, because spaCy's arrays grow with the longest text
-(4.5 GB for 10 MB). Words of a thousand characters or more are cut, too, because spaCy's tokenizer
-may need minutes for such a word. White space has no part of speech.
+Every text is accepted. SpaCy cannot hash surrogate characters, so they become U+FFFD. SpaCy's
+arrays grow with the longest text (4.5 GB for 10 MB). Long texts are therefore cut at the end of a
+paragraph, line, sentence or word. SpaCy's tokenizer may need minutes for a single word of a
+thousand characters. Such words are therefore cut, too. White space has no part of speech.
 
 Cost: almost all time is spent in spaCy (``benchmarks/annotate.py``), half of it in matrix products.
-The products use numpy's BLAS, because spaCy's BLIS takes almost three times as long.
+Numpy's BLAS computes these products, because spaCy's BLIS needs almost three times as long.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _DATES = (
 _SCALE = r"(?:[ ](?:hundred|thousand|million|billion|trillion))?"
 _AMOUNT = r"\d(?:[\d,.]*\d)?"
 _NUMBERS = (rf"[$€£¥][ ]?{_AMOUNT}{_SCALE}", rf"{_AMOUNT}(?:[ ]?%|[ ]per[ ]?cent\b|{_SCALE})")
-# A look-ahead for the first letters makes the search three times as fast.
+# Looking ahead for the first letters makes the search three times as fast.
 _BEGIN = r"(?=[\d$€£¥]|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)"
 _FORMS = re.compile(
     rf"(?=[\d$€£¥jfmasondtw])(?<![\w.,/-]){_BEGIN}"
@@ -85,34 +86,37 @@ TOKEN = np.dtype(
         ("one", np.bool_),
     ]
 )
-"""A token that is not white space. ``start`` and ``end`` are character offsets. ``tag`` is a `UPOS`
-code, or 0. ``entity`` is NAME, DATE or NUMBER inside an entity, else NONE. ``title``: the token
-begins with a capital. ``lower``: all letters are in lower case. ``one``: the token is "one", which
-is rarely a number worth masking."""
+"""A token that is not white space. ``start`` and ``end`` are its character offsets. ``tag`` is the
+code of its tag in `UPOS`, counted from 1; 0 means that the token has no universal tag. ``entity``
+is NAME, DATE or NUMBER inside an entity, else NONE. ``title``: whether the token begins with a
+capital. ``lower``: whether all its letters are in lower case. ``one``: whether the token is the
+word "one", which is rarely a number worth masking."""
 
 
 def _tagged(tokens: Array, *tags: str) -> Flags:
-    """Return a flag for each token, (T,): true if the token has one of these tags."""
+    """Return (T,) bool: whether each token has one of these tags."""
     return np.isin(tokens["tag"], [_CODES[tag] for tag in tags])
 
 
 def _within(tokens: Array, match: re.Match[str]) -> slice:
-    """Return the tokens that overlap a match."""
+    """Return the slice of the tokens that overlap a match."""
     first = int(tokens["end"].searchsorted(match.start(), "right"))
     return slice(first, int(tokens["start"].searchsorted(match.end())))
 
 
 def salient_spans(text: str, tokens: Array) -> CharSpans:
-    """Find the salient spans of a text, with the codes of `SALIENT`.
+    """Find the salient spans of a text. The value of a span is NAME, DATE or NUMBER.
 
-    A *name* is a run of entities and proper nouns. Capitalised adjectives, nouns and verbs count as
-    proper nouns, except at the start of a sentence, because Universal Dependencies do not tag
-    "Japanese", or "United" in "United States", as proper nouns. A proper noun in lower case is a
-    name only if the whole text is in lower case or the entity recogniser finds it. *Dates* and
-    *numbers* are found by patterns, then by tags.
+    - A name is a run of entities and proper nouns. Universal Dependencies do not tag "Japanese" as
+      a proper noun, nor "United" in "United States". Therefore capitalised adjectives, nouns and
+      verbs count as proper nouns, too, except at the start of a sentence. A proper noun in lower
+      case is a name only if the whole text is in lower case, if the words before and after it are
+      proper nouns, or if the entity recogniser finds it.
+    - Dates and numbers are found by patterns, by the entity recogniser and by the tag NUM.
 
-    Tags find names that the small entity recogniser misses; the recogniser finds names in lower
-    case. The rules were tuned on data that no reported score uses (scripts/train_tagger/README.md).
+    Tags are needed because they find names that the small entity recogniser misses. The recogniser
+    is needed because it finds names in lower case. The rules were tuned on data that no reported
+    score uses (scripts/train_tagger/README.md).
     """
     start = tokens["start"]
     end = tokens["end"]
@@ -120,9 +124,9 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
         return CharSpans.of((), SALIENT)
     codes = codes_of(text)
     lines = np.cumsum(codes == ord("\n"))
-    # Position of the last character of the previous token.
+    # For each token but the first, the position of the last character of the token before it.
     before = end[:-1] - 1
-    # No span crosses the end of a line.
+    # No span crosses the end of a line, so a token on a new line begins a new span.
     breaks = np.ones(len(start), dtype=bool)
     breaks[1:] = lines[start[1:]] > lines[before]
     # The first word of a sentence is capitalised even if it is not a name.
@@ -134,12 +138,12 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
     proper = _tagged(tokens, "PROPN")
     title = tokens["title"]
     small = tokens["lower"] & title.any()
-    # A proper noun in lower case counts only inside a name, as in "Charles de Gaulle".
+    # A proper noun in lower case counts only between two others, as in "Charles de Gaulle".
     sure = np.pad(proper & ~small, 1)
     proper = sure[1:-1] | (proper & sure[:-2] & sure[2:])
     content = _tagged(tokens, "ADJ", "NOUN", "VERB")
     kind[proper | (content & title & ~opens)] = NAME
-    # The number of the match keeps two adjacent dates or amounts apart.
+    # The number of the match of each token keeps two adjacent dates or amounts apart.
     form = np.zeros(len(kind), dtype=np.int64)
     for number, match in enumerate(_FORMS.finditer(text), start=1):
         inside = _within(tokens, match)
@@ -158,7 +162,8 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
     end = end[last]
     kind = kind[begin]
     is_salient = kind != NONE
-    # Taggers may tag emoji or stray punctuation as PROPN; such spans are dropped.
+    # Taggers may tag emoji or stray punctuation as PROPN. Spans without a letter or digit are
+    # therefore dropped.
     first_class = classify(text)[start]
     for span in np.flatnonzero(is_salient & (first_class != LETTER)):
         is_salient[span] = any(map(str.isalnum, text[start[span] : end[span]]))
@@ -168,19 +173,19 @@ def salient_spans(text: str, tokens: Array) -> CharSpans:
 PIECE_CHARACTERS = 5_000
 WORD_CHARACTERS = 1_000
 BATCH = 32
-"""Number of texts per batch. With 64 or more texts, the arrays outgrow the processor's cache, and
-annotating takes a third longer."""
+"""Number of texts that spaCy processes at once. With 64 or more texts, the arrays outgrow the
+processor's cache, and annotating takes a third longer."""
 MAX_NEW_WORDS = 200_000
-"""Number of new words after which the pipeline is reloaded, because spaCy caches every word (about
-100 MB by then). spaCy's memory zones would clear the cache, but made annotating a third slower.
-"""
+"""Number of new words after which the pipeline is loaded again. SpaCy caches every word that it has
+seen, and loading clears this cache (about 100 MB by then). SpaCy's memory zones would clear it,
+too, but they made annotating a third slower."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{WORD_CHARACTERS}}}")
 _BORDERS = ("\n\n", "\n", ". ", " ")
 _CODES = {tag: code for code, tag in enumerate(UPOS, 1)}
 # Universal Dependencies named coordinating conjunctions CONJ before version 2.
 _CODES["CONJ"] = _CODES["CCONJ"]
-# Entity types of OntoNotes that are not names.
+# The types of entities in OntoNotes that are not names.
 _KINDS = {
     **dict.fromkeys(("DATE", "TIME"), DATE),
     **dict.fromkeys(("CARDINAL", "ORDINAL", "QUANTITY", "PERCENT", "MONEY"), NUMBER),
@@ -201,14 +206,15 @@ NO_MODEL = (".md", ".pyc")
 
 
 class SpacyPipeline:
-    """An annotator with the layers "pos" (17 universal tags), "salient", or both.
+    """An annotator with the layers "pos" (17 universal parts of speech), "salient", or both.
 
     Args:
-        layers: the names of the layers. One pass gives both layers; "pos" alone is faster.
-        model: an installed spaCy pipeline, or a folder; None stands for the bundled pipeline.
+        layers: the names of the layers. Both layers need only one pass; "pos" alone is faster.
+        model: the name of an installed spaCy pipeline, or its folder; None for the bundled
+            pipeline.
 
     Raises:
-        MaskwiseError: the pipeline is not installed, cannot be loaded, or gives no universal tags.
+        MaskwiseError: the pipeline is not installed, cannot be loaded, or has no universal tags.
     """
 
     def __init__(self, layers: Sequence[str] = ("pos", "salient"), *, model: str | None = None):
@@ -220,7 +226,10 @@ class SpacyPipeline:
 
     @cached_property
     def version(self) -> str:
-        """Hash of the pipeline (without its card), spaCy's version and the rules in this module."""
+        """A hash of the pipeline's files, of spaCy's version and of the rules in this module.
+
+        The model card is left out of the hash.
+        """
         named: list[object] = []
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.suffix not in NO_MODEL:
@@ -259,13 +268,13 @@ class SpacyPipeline:
         """Return the T tokens of a text as an array (T,) of `TOKEN`.
 
         Args:
-            begins: the position of each piece in the text.
-            docs: spaCy's documents; the next documents are the pieces of this text.
+            begins: the position of each piece of the text.
+            docs: spaCy's documents. The next ``len(begins)`` documents are the pieces of this text.
         """
         rows = []
         for begin, doc in zip(begins, docs):
             for token in doc:
-                # spaCy also makes tokens of white space.
+                # SpaCy also makes tokens of white space.
                 if token.is_space:
                     continue
                 start = begin + token.idx
@@ -294,13 +303,13 @@ class SpacyPipeline:
             unused += _ENTITIES
         try:
             nlp = spacy.load(self.folder, exclude=unused)
-        # Components of third-party packages may raise anything.
+        # Components of third-party packages may raise any exception.
         except Exception as error:
             raise MaskwiseError(
                 f"cannot load the spaCy pipeline in {self.folder}: {first_line(error)}",
             ) from error
         self._words_at_load = len(nlp.vocab)
-        # Only BLIS is replaced with numpy's BLAS, not the ops for a GPU or Apple's library.
+        # Numpy's BLAS is faster than BLIS. The ops for a GPU or for Apple's library stay.
         ops = NumpyOps(use_blis=False)
         for _, component in nlp.pipeline:
             # Rule-based components have no model.
@@ -312,7 +321,10 @@ class SpacyPipeline:
 
     @cached_property
     def _tag_of(self) -> attrgetter[str]:
-        """Function that returns a token's tag, from ``pos_`` or, in some pipelines, ``tag_``."""
+        """A function that returns the universal tag of a token.
+
+        Most pipelines store this tag in ``pos_``, but some store it in ``tag_``.
+        """
         probe = self.nlp("The old house stands in Paris.")
         if any(token.pos_ for token in probe):
             return attrgetter("pos_")
@@ -320,7 +332,7 @@ class SpacyPipeline:
         if tags & {"DET", "NOUN", "PROPN", "PUNCT"}:
             return attrgetter("tag_")
         raise MaskwiseError(
-            f"spaCy pipeline {self.folder.name} gives no universal parts of speech",
+            f"the spaCy pipeline {self.folder.name} gives no universal parts of speech",
             got=f"tags {sorted(tags)[:5]}",
             do="use a pipeline with a tagger and an attribute ruler, such as en_core_web_sm",
         )
@@ -339,7 +351,7 @@ def salient(*, model: str | None = None) -> SpacyPipeline:
 
 
 def one_pass(specs: Sequence[str]) -> list[str]:
-    """Replace "pos" and "salient" with the same arguments by one ``pos(salient=True)``."""
+    """Merge "pos" and "salient" into one ``pos(salient=True)`` if their arguments are equal."""
     calls = list(map(parse_call, specs))
     joined = []
     for call in calls:
@@ -366,7 +378,7 @@ def _folder(model: str | None) -> Path:
         if model.isidentifier():
             package = find_spec(model)
     if package and package.origin:
-        # In a spaCy package, the pipeline is in a subfolder NAME-VERSION.
+        # A spaCy package has the pipeline in a subfolder NAME-VERSION.
         for file in Path(package.origin).parent.glob("*/config.cfg"):
             path = file.parent
     if not (path / "config.cfg").is_file():
@@ -386,14 +398,15 @@ def cut_text(
     most: int,
     borders: Sequence[str],
 ) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a stretch of text, of at most ``most`` characters, as (start, end).
+    """Cut ``text[start:stop]`` into parts; yield the (start, end) of each part.
 
     Args:
         text: the text.
-        start, stop: the stretch of the text to cut.
+        start, stop: the characters to cut.
         most: the maximum number of characters in a part.
-        borders: strings at which to cut, best first. A part ends after the last border in its
-            second half; without a border there, it has ``most`` characters.
+        borders: strings at which to cut, best first. A part ends after the last occurrence of the
+            best border in the part's second half. If there is no border, the part is cut after
+            exactly ``most`` characters.
     """
     while stop - start > most:
         end = start + most
@@ -408,7 +421,10 @@ def cut_text(
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Cut a text into pieces of at most `PIECE_CHARACTERS`, and words at `WORD_CHARACTERS`."""
+    """Yield the (start, end) of pieces of a text for spaCy.
+
+    A piece has at most `PIECE_CHARACTERS`, and a word is cut after `WORD_CHARACTERS`.
+    """
     start = 0
     if len(max(text.split(), key=len, default="")) >= WORD_CHARACTERS:
         for match in _LONG_WORD.finditer(text):

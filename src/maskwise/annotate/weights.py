@@ -1,7 +1,7 @@
-"""Annotators that look up the weights of words: frequency, informativeness and difference.
+"""Annotators that look up a number (weight) for each word: frequency, informativeness, difference.
 
-A fit writes a Parquet file with the columns "word" and "weight", which users may edit. Words are
-looked up in lower case. Cost: 0.5 µs per word.
+A fit reads a corpus and writes a Parquet file with the columns "word" and "weight". You may edit
+this file. Words are looked up in lower case. Cost: 0.5 µs per word.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ Matrix = NDArray[np.float32]
 
 @dataclass(kw_only=True)
 class WordWeights(ABC):
-    """An annotator with one layer of weights. The layer has the name of the annotator.
+    """An annotator with one layer of weights, which has the name of the annotator.
 
     Args:
-        table: the folder written by a fit. Without a table, the annotator must be fitted.
+        table: the folder that a fit wrote. Without it, the annotator must be fitted to a corpus.
 
     Raises:
         MaskwiseError: a setting is out of range, or the table cannot be read.
@@ -60,7 +60,7 @@ class WordWeights(ABC):
     unseen: ClassVar[float] = 0.0
     """Weight of words that are not in the table."""
     punctuation: ClassVar[bool] = False
-    """Whether punctuation marks and the parts of words after an apostrophe have weights, too."""
+    """Whether punctuation marks and the parts of words after an apostrophe get weights, too."""
 
     def __post_init__(self) -> None:
         for value in self.settings.values():
@@ -79,12 +79,12 @@ class WordWeights(ABC):
         keys = keys_of(words)
         order = keys.argsort(kind="stable")
         self._keys = keys[order]
-        # ``find`` returns −1 for missing words, which selects the last weight.
+        # For words that are not in the table, ``find`` returns −1, which selects the last weight.
         self._weights = np.append(weights[order], self.unseen)
 
     @property
     def settings(self) -> dict[str, object]:
-        """All arguments except the table; they are part of the version."""
+        """All arguments except the table, keyed by name. They are part of the version."""
         return {name: value for name, value in asdict(self).items() if name != "table"}
 
     @property
@@ -99,7 +99,7 @@ class WordWeights(ABC):
     def version(self) -> str:
         content = list(self._content)
         if not self.fitted:
-            # Settings may name files, and the fit depends on the contents of these files.
+            # If a setting is the name of a file or folder, the fit depends on its contents.
             for value in self.settings.values():
                 if isinstance(value, str):
                     path = Path(value)
@@ -108,10 +108,10 @@ class WordWeights(ABC):
 
     @abstractmethod
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Read a corpus, and save a table in ``folder``; return a spec that reads the table."""
+        """Read a corpus, write a table to ``folder``, and return a spec: ``NAME(table=…)``."""
 
     def _save(self, folder: Path, columns: Mapping[str, object], **needed: object) -> str:
-        """Write the table; return a spec that reads the table, with ``needed`` as arguments."""
+        """Write the table. Return the annotator as a string; ``needed`` are its other arguments."""
         write_table(folder / FILE, columns)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
@@ -132,13 +132,13 @@ class WordWeights(ABC):
 
 @dataclass(kw_only=True)
 class Frequency(WordWeights):
-    """The layer ``frequency``: how often each word or punctuation mark occurs in the corpus."""
+    """The layer ``frequency``: the count of each word or punctuation mark in a corpus."""
 
     name = "frequency"
     punctuation = True
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Count all words; save words.parquet (word, weight = count), most frequent first."""
+        """Count all words, and write words.parquet (word, weight), most frequent word first."""
         seen = Vocabulary()
         for words in blocks(texts):
             seen.count(words, np.ones(len(words.key), dtype=bool))
@@ -155,17 +155,17 @@ _UNSPACED_STOPS = list(map(ord, "。！？"))
 
 @dataclass(kw_only=True)
 class Informativeness(WordWeights):
-    """The layer ``informativeness``: a word's summed PMI with its neighbours.
+    """The layer ``informativeness``: the sum of a word's PMI with each of its neighbours.
 
-    Sums below 0 become 0, and weights are scaled to a mean of 1.
+    PMI is pointwise mutual information. Sums below 0 become 0, and the mean weight is 1.
 
     Args:
-        per: "text" sums over the neighbours of the word in the text; "word" gives a word the same
-            weight everywhere, its mean over the corpus.
+        per: "text" sums over the neighbours in the text, so each occurrence has its own weight.
+            "word" gives each word one weight, the mean over its occurrences in the corpus.
         window: the maximum number of neighbours on each side.
-        words: the maximum number of words in the table, most frequent first.
+        words: the maximum number of words in the table. The most frequent words are used.
         min_count: the minimum number of occurrences of a word in the table.
-        min_pairs: the minimum number of occurrences of a pair; rarer pairs have PMI 0.
+        min_pairs: the minimum number of occurrences of a pair. Rarer pairs have PMI 0.
     """
 
     name = "informativeness"
@@ -180,16 +180,16 @@ class Informativeness(WordWeights):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per not in ("text", "word"):
-            raise MaskwiseError("informativeness: invalid per", got=self.per, allowed="text, word")
+            raise MaskwiseError("informativeness: unknown per", got=self.per, allowed="text, word")
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Count words and pairs; save words.parquet (word, weight, count) and pairs.parquet.
+        """Count words and pairs; write words.parquet (word, weight, count) and pairs.parquet.
 
         Raises:
             MaskwiseError: no word is frequent enough.
         """
         seen = Vocabulary()
-        # Word ids exist only after the first pass, so a temporary file keeps the hashes.
+        # The ids of words exist only when all words are counted. A temporary file keeps the hashes.
         corpus = Spill(folder)
         for words in blocks(texts):
             plain = words.plain
@@ -200,10 +200,10 @@ class Informativeness(WordWeights):
         frequent = most_frequent[seen.counts[most_frequent] >= self.min_count]
         if not len(frequent):
             raise MaskwiseError(
-                f"no word occurs {self.min_count} times",
+                f"no word of the corpus occurs {self.min_count} times",
                 do="give more text, or lower min_count",
             )
-        # ``find`` needs ascending keys. The id of a word is its index in these keys.
+        # The id of a word is its index in ``known``, which must ascend for ``find``.
         frequent = np.sort(frequent)
         known = seen.keys[frequent]
         counts = seen.counts[frequent]
@@ -260,7 +260,7 @@ class Informativeness(WordWeights):
 
     @cached_property
     def _pmi(self) -> tuple[Keys, Floats]:
-        """The pairs (P,) and their PMI (P + 1,). The last PMI, 0, is for all other pairs."""
+        """The keys of P pairs, and their PMI (P + 1,). The last PMI, 0, is that of other pairs."""
         assert self.table, "fit first"
         columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
         pairs = columns["pair"].to_numpy()
@@ -269,7 +269,7 @@ class Informativeness(WordWeights):
 
 
 def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
-    """Return the PMI (P,) of pairs of word ids, smaller id first, from their counts (P,)."""
+    """Return (P,) the PMI of pairs of word ids (smaller id first), from their counts (P,)."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
     # The marginals count every pair twice, so a pair of equal words must be counted twice, too.
@@ -281,13 +281,13 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
 def summed_pmi(
     ids: Ints, sentence: Ints | Keys, pairs: Keys, pmi: Floats, *, window: int
 ) -> Floats:
-    """Return the sum of each word's PMI with its neighbours, (W,).
+    """Return (W,) the sum of each word's PMI with its neighbours in the same sentence.
 
     Args:
         ids: (W,) the ids of the words; −1 for words that are not in the table.
         sentence: (W,) the number of each word's sentence, ascending.
         pairs: (P,) the keys of the pairs, ascending.
-        pmi: (P + 1,) the PMI of the pairs; the last value is for all other pairs.
+        pmi: (P + 1,) the PMI of the pairs. The last value is the PMI of all other pairs.
     """
     total = np.zeros(len(ids))
     for distance, at in _neighbours(ids, sentence, window):
@@ -298,7 +298,7 @@ def summed_pmi(
 
 
 def _neighbours(ids: Ints, sentence: Ints | Keys, window: int) -> Iterator[tuple[int, Ints]]:
-    """Yield each distance, and the indices of known words with a known word at this distance."""
+    """Yield each distance, and the first words of the pairs of known words at this distance."""
     for distance in range(1, min(window, len(ids) - 1) + 1):
         near = sentence[distance:] == sentence[:-distance]
         known = (ids[distance:] >= 0) & (ids[:-distance] >= 0)
@@ -312,12 +312,12 @@ def _pairs(ids: Ints, at: Ints, distance: int) -> Keys:
 
 
 def sentences_of(words: Words) -> Ints:
-    """Return the number of each word's sentence, (W,), ascending over all texts.
+    """Return (W,) the number of each word's sentence, ascending over all texts.
 
     A sentence ends at the end of a text or line, or at final punctuation before a space.
     """
     opens = words.fresh.copy()
-    # A stop inside "3.5" or "U.S.A" ends no sentence. Chinese and Japanese stops need no space.
+    # A stop in "3.5" or "U.S.A" ends no sentence. Chinese and Japanese stops need no space.
     blank_before = words.start[1:] > words.end[:-1]
     before = words.letter[:-1]
     opens[1:] |= np.isin(before, _STOPS) & blank_before
@@ -327,29 +327,29 @@ def sentences_of(words: Words) -> Ints:
 
 @dataclass(kw_only=True)
 class Difference(WordWeights):
-    """The layer ``difference``: high weights for words that distinguish the target corpus.
+    """The layer ``difference``: high weights for words typical of the annotated (target) corpus.
 
-    The TF-ICF score is high for words that are frequent here but rare in a general corpus:
+    The TF-ICF score is high for words that are frequent in the target corpus and rare elsewhere:
 
         score(w) = max(0, log(1 + c(w)) · log(p(w) / q(w)))
 
-    where c and p are the count and share of w in the target corpus, and q is the share of w in the
-    general corpus, with 1 added to each count. The words with the highest scores are anchors. With
-    ``vectors``, the weight of a word is its cosine similarity to the nearest anchor. Otherwise, the
-    weight is the score, which favours the best words much more; the policy's ``power`` can flatten
-    the weights. Weights have a mean of 1 over the target corpus; other words have weight 0.
+    where c(w) is the count and p(w) the share of the word w in the target corpus, and q(w) is its
+    share in a general corpus, with 1 added to each count. Without ``vectors``, the weight of a word
+    is its score. With ``vectors``, the words with the highest scores are anchors, and the weight of
+    a word is its cosine similarity to the nearest anchor. Scores favour the best words much more,
+    but the setting ``power`` of a masking policy can flatten them. The mean weight is 1 over the
+    words of the target corpus. All other words have weight 0.
 
     Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577), section 3. The 20 anchors and
-        the cosine are as in github.com/abwilf/Difference-Masking. Log-counts follow Reed et al.
-        2006 (TF-ICF): with p(w) instead, the anchors for novels against Wikipedia were "i", "you",
-        "her". The log-ratio, the minimum of 0 and the scale are maskwise's.
+        the cosine are as in github.com/abwilf/Difference-Masking. The log-counts are as in Reed et
+        al. 2006 (TF-ICF): with p(w), the anchors of novels against Wikipedia were "i", "you" and
+        "her". The log-ratio, the minimum of 0 and the scale are our own.
 
     Args:
         general: the general corpus, as for `read_documents`.
         anchors: the number of anchors.
-        min_documents: the minimum number of target texts with an anchor, which excludes names from
-            a single text.
-        vectors: a checkpoint folder with input embeddings.
+        min_documents: the minimum number of target texts with an anchor (no names of one text).
+        vectors: the folder of a checkpoint whose input embeddings are used.
     """
 
     name = "difference"
@@ -360,7 +360,7 @@ class Difference(WordWeights):
     vectors: str | None = None
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
-        """Count both corpora; save words.parquet (word, weight, score, count), best score first.
+        """Count both corpora; write words.parquet (word, weight, score, count), best score first.
 
         Raises:
             MaskwiseError: no word sets the corpora apart, or no anchor has a vector.
@@ -370,7 +370,7 @@ class Difference(WordWeights):
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
-            # A stable sort keeps texts in order, so `changes` finds each word once per text.
+            # A stable sort by word keeps texts in order, so `changes` finds a word once per text.
             order = words.key.argsort(kind="stable")
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
@@ -385,7 +385,7 @@ class Difference(WordWeights):
         counts = target.counts[order]
         scores = scores[order]
         names = target.names(keys)
-        # In a corpus of few texts, a word cannot occur in ``min_documents`` texts.
+        # A corpus may have fewer than ``min_documents`` texts.
         spread = documents.of(keys) >= min(self.min_documents, seen)
         chosen = np.flatnonzero((scores > 0) & spread)[: self.anchors]
         if not len(chosen):
@@ -414,12 +414,12 @@ class Difference(WordWeights):
 
 
 def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
-    """Return the TF-ICF score of each word of the target corpus, (W,).
+    """Return (W,) the TF-ICF score of each word of the target corpus.
 
     Args:
-        counts: (W,) the counts of all words in the target corpus.
+        counts: (W,) the counts of the words in the target corpus.
         others: (W,) the counts of the same words in the general corpus, which may be 0.
-        total_others: the number of words in the general corpus.
+        total_others: the number of words in the general corpus, including repeated words.
     """
     share = counts / max(counts.sum(), 1)
     general = (others + 1) / (total_others + len(counts))
@@ -427,7 +427,7 @@ def tf_icf(counts: Ints, others: Ints, total_others: int) -> Floats:
 
 
 def nearest(vectors: Matrix, anchors: Ints) -> Floats:
-    """Return each word's cosine similarity to the nearest anchor, (W,), at least 0."""
+    """Return (W,) each word's cosine similarity to the nearest anchor; 0 in place of less."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / norms.clip(min=1e-12)
     cosines = unit @ unit[anchors].T
@@ -435,13 +435,13 @@ def nearest(vectors: Matrix, anchors: Ints) -> Floats:
 
 
 def vectors_of(words: Sequence[str], folder: Path) -> Matrix:
-    """Return the input embeddings of words, (W, d), averaged over the tokens of a word."""
+    """Return (W, d) for each word the mean of the input embeddings of its tokens."""
     from maskwise.models import load_model
 
     tokenizer = load_tokenizer(str(folder), needs_mask=False)
-    # Some tokenizers split a word differently without a space before it.
+    # In a text, a space precedes a word. Some tokenizers split a word differently without it.
     encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)
-    # ``reduceat`` needs at least one token per word; token 0 stands in for words without tokens.
+    # ``reduceat`` needs at least one token per word, so words without tokens get the token 0.
     tokens = [ids or [0] for ids in encoded["input_ids"]]
     lengths = np.array(list(map(len, tokens)))
     model = load_model(folder, kind=None, seed=0)

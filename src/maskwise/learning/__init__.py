@@ -1,7 +1,8 @@
-"""Learn masking policies from a task: from its answers (supervised) or its loss (meta).
+"""Learn masking policies from the answers of a task (supervised) or from its loss (meta).
 
-A learned policy is a model that scores tokens or spans. ``relaxation`` converts scores to
-differentiable masks, ``gradients`` differentiates through steps of pre-training, and ``meta`` is
-the outer loop. Masking does not run the model, but reads the scores that ``annotator`` wrote. This
-package may import ``training``, ``tasks`` and the layers below them.
+A learned policy is a model that scores how much each token or span of a text should be masked.
+``relaxation`` converts scores to differentiable masks. ``gradients`` differentiates through steps
+of pre-training. ``meta`` is the outer loop, which updates the policy. During pre-training, the
+policy's model does not run: ``annotator`` scores the corpus beforehand, and masking reads the
+stored scores. This package may import ``training``, ``tasks`` and the packages below these two.
 """

@@ -1,15 +1,14 @@
-"""Annotate texts with a learned policy: a weight for every word, and the best spans.
+"""Annotate texts with a learned masking policy: a weight for every word, and the best spans.
 
-The policy's tokenizer splits a text into windows of at most ``policy.config.length`` tokens. Scores
-are stored with *character* offsets. A corpus is therefore scored only once for models with
-different tokenizers.
+Words with a larger weight are masked more often. The policy's tokenizer splits a text into tokens,
+and the policy scores windows of at most ``policy.config.length`` tokens. Scores are stored with
+*character* offsets. One scored corpus therefore serves models with different tokenizers.
 
 - Weights: with a token head, the weight of a word is exp(mean logit of its tokens). With a span
-  head, it is the probability that the span covers the word: the sum of P(start)·P(end) over all
-  spans that contain the word. Only ratios of weights matter, so weights are scaled to a mean of 1
-  over each text.
-- Best spans: chosen greedily in each window, without overlap. With a token head, they are single
-  words.
+  head, the weight of a word is the sum of P(start)·P(end) over all spans that contain the word.
+  Only ratios of weights matter, so the weights of each text are scaled to a mean of 1.
+- Best spans: in each window, the spans with the highest probability, chosen one after another so
+  that no two spans overlap. With a token head, each span is a single word.
 
 Cost: one forward pass of the encoder over the corpus, plus numpy operations over words.
 """
@@ -19,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,10 +44,10 @@ class Learned:
     """Annotates texts with the layers of a learned policy.
 
     Args:
-        folder: the policy's folder or hub id. "" is a placeholder for a policy that a study will
-            learn later: the layers have names, but ``annotate`` raises an error.
-        layer: the name of the layer of weights. The layers ``NAME_span`` and ``NAME_score`` hold
-            the best spans and their scores.
+        folder: the policy's folder or hub id. The empty string stands for a policy that a study
+            will learn later. The layers then have names, but ``annotate`` raises an error.
+        layer: the name of the layer of weights. With the name NAME, two more layers are
+            ``NAME_span``, the best spans, and ``NAME_score``, the best spans with their scores.
         spans: the number of best spans per window.
 
     Raises:
@@ -56,14 +55,12 @@ class Learned:
     """
 
     name = "learned"
-    imports: ClassVar = ("torch", "transformers")
-    """Modules whose import takes seconds in a worker."""
 
     def __init__(self, folder: str = "", *, layer: str = "learned", spans: int = 5):
         self.folder = None
         if folder:
             self.folder = find_policy(folder)
-            # Errors in the policy's files should appear here, before workers start.
+            # This call reports errors in the policy's files before workers start.
             read_config(self.folder)
         self.spans = whole_number("spans of a learned policy", spans, least=1)
         self.layer = layer
@@ -75,7 +72,10 @@ class Learned:
 
     @cached_property
     def version(self) -> str:
-        """A hash of the policy's files, the number of spans, and the versions of the rules."""
+        """A hash of the policy's files, the number of spans, and the versions of the rules.
+
+        While the study has not learned the policy yet, there is nothing to hash.
+        """
         if self.folder is None:
             return "of the run"
         files = map(self.folder.joinpath, ("config.json", "model.safetensors", "tokenizer.json"))
@@ -83,10 +83,11 @@ class Learned:
 
     @cached_property
     def policy(self) -> PolicyModel:
-        """The model, which is loaded on first use."""
+        """The policy's model, which is loaded when it is first used."""
         if self.folder is None:
             raise MaskwiseError(
-                "a study has not learned this policy yet", do="name its folder: learned('FOLDER')"
+                "a learned policy needs a folder, except in a study that learns the policy itself",
+                do="give the folder: learned('FOLDER')",
             )
         return PolicyModel.from_pretrained(self.folder)
 
@@ -129,12 +130,17 @@ class TextScores(NamedTuple):
 class Windows(NamedTuple):
     """The windows of several texts, and the W words in these windows, in text order.
 
+    A window is a part of a text that the policy scores at once.
+
     Attributes:
         pieces: the windows, with T tokens in total.
-        text, piece: (W,) the index of each word's text and window.
-        open, close: (W,) the index of each word's first and last token.
+        text: (W,) the index of each word's text.
+        piece: (W,) the index of each word's window.
+        open: (W,) the index, among the T tokens, of each word's first token.
+        close: (W,) the index of each word's last token.
         start, end: (W,) the character offsets of each word in its text.
-        tokens, word: (M,) the indices of the tokens that belong to words, and of their words.
+        tokens: (M,) the indices of the M tokens that belong to words.
+        word: (M,) the index of the word of each of these tokens.
     """
 
     pieces: Pieces
@@ -149,11 +155,11 @@ class Windows(NamedTuple):
 
 
 def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
-    """Split texts between words into windows for the policy; return None if no text has a token.
+    """Split texts into windows for the policy. Windows begin and end between words.
 
-    Words that are longer than a window are dropped.
+    Words that are longer than a window are dropped. If no text has a token, return None.
     """
-    # Documents need names, so each document is named by its index.
+    # A document needs a name, but the names are not used. Each document is named by its index.
     names = map(str, range(len(texts)))
     documents = map(Document, names, texts)
     tokens = list(tokenise(documents, policy.tokenizer, places=True))
@@ -168,7 +174,8 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     piece_T = np.repeat(np.arange(len(pieces)), tokens_P)
     word_id_T = pieces.columns["word_ids"]
     in_word = np.flatnonzero(word_id_T >= 0)
-    # Word ids restart in every text, so a new window also starts a new word.
+    # The last word of a text and the first word of the next text may have equal word ids. The index
+    # of the window tells them apart.
     opens = changes(word_id_T[in_word], piece_T[in_word])
     closes = np.append(opens[1:], True)[: len(in_word)]
     first = in_word[opens]
@@ -214,7 +221,8 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
             "the policy's scores are not finite", do="it may be damaged: learn the policy again"
         )
 
-    # The words of each window are a row, padded at the end: (P, words in the longest row).
+    # Words are arranged as (P, words of the longest window): a row for each window, padded at the
+    # end.
     words_P = np.bincount(windows.piece, minlength=len(windows.pieces))
     most = words_P.max(initial=1)
     real_PW = np.arange(most) < words_P[:, None]
@@ -231,7 +239,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     total = np.bincount(text_W, weight_W, len(texts))
     words = np.bincount(text_W, minlength=len(texts))
     mean = total / words.clip(min=1)
-    # All probabilities in a text may underflow to 0.
+    # All weights of a text are 0 if its probabilities underflow. The mean must not be 0 then.
     weight_W = weight_W / np.maximum(mean, 1e-300)[text_W]
     weight_W = np.maximum(weight_W, np.exp(LEAST_LOGIT))
 
@@ -257,18 +265,29 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
 
 
 def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
-    """Return (P, W, K) span probabilities: P(start = i)·P(end = i + k) at [piece, i, k]."""
+    """Return (P, W, K) the probabilities of spans, up to K = ``longest`` words.
+
+    The element [p, i, k] is the probability of the span of words i to i + k in window p, which is
+    P(start = i)·P(end = i + k).
+
+    Args:
+        first_PW: the probability that the span starts at each word of each window.
+        last_PW: the probability that the span ends at each word.
+    """
     padded = np.pad(last_PW, ((0, 0), (0, longest - 1)))
     last_PWK = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)
     return first_PW[..., None] * last_PWK
 
 
 def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
-    """Choose at most ``count`` spans from each piece, greedily and without overlap.
+    """In each window, choose up to ``count`` spans that do not overlap, most probable first.
+
+    Args:
+        chance_PWK: the result of ``span_chances``.
 
     Returns:
-        Four arrays (S,) in text order: the piece, the first word, the length − 1 in words, and the
-        score.
+        Four arrays (S,) in text order: the window of each span, its first word, the number of its
+        further words, and its probability.
     """
     chance = chance_PWK.copy()
     pieces, words, longest = chance.shape
@@ -286,7 +305,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
             break
         chosen = np.stack([np.arange(pieces), i, k, score])
         found.append(chosen[:, positive])
-        # Exclude spans that overlap the chosen span from later rounds.
+        # Spans that overlap the chosen span must not be chosen in later rounds.
         j = (i + k)[:, None, None]
         i = i[:, None, None]
         chance[(start <= j) & (start + more >= i)] = 0
@@ -299,7 +318,7 @@ def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats
 
 
 def _inside(chance_PWK: Floats) -> Floats:
-    """Return (P, W) the probability that a span covers each word."""
+    """Return (P, W) for each word the sum of the probabilities of all spans that cover the word."""
     pieces, words, longest = chance_PWK.shape
     inside = np.zeros((pieces, words + longest))
     for more in range(longest):
@@ -316,8 +335,8 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
         rows: the indices of the pieces.
 
     Returns:
-        The pieces with special tokens, and for each original token, its position in the result (M,)
-        and its position in ``pieces`` (M,).
+        The pieces with special tokens; the position of each of their M original tokens in this
+        result, (M,); and the position of each original token in ``pieces``, (M,).
     """
     frame = pieces.frame
     size = np.diff(pieces.offsets)[rows]
@@ -343,7 +362,7 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
 
 @torch.inference_mode()
 def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
-    """Return (T, C) the logits of every token."""
+    """Return (T, C) the logits of every token. C is 1 for a token head, and 2 for a span head."""
     flat, place, _ = flat_of(pieces, np.arange(len(pieces)))
     outputs = COLUMNS[policy.config.head]
     logits = torch.zeros(len(flat.ids), outputs, dtype=torch.float64)
@@ -359,7 +378,12 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
 
 
 def _softmax(logit_W: Floats, real_PW: NDArray[np.bool_]) -> Floats:
-    """Return (P, W') the softmax over the words of each window, with 0 at padding."""
+    """Return (P, W') the softmax over the words of each window, with 0 at padding.
+
+    Args:
+        logit_W: the logits of all words.
+        real_PW: (P, W') bool, false at padding. W' is the number of words of the longest window.
+    """
     logit_PW = np.full(real_PW.shape, -np.inf)
     logit_PW[real_PW] = logit_W
     top = logit_PW.max(axis=1, keepdims=True)

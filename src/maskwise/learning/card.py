@@ -1,8 +1,13 @@
-"""Evaluate a learned policy on held-out texts, summarise its masks, and write its model card.
+"""Evaluate a learned masking policy on held-out texts, summarise its weights, and write its card.
 
-``judge`` computes three measures: the exact match and F1 of the best span (Rajpurkar et al. 2016);
-the recall of the n best spans in a text with n salient spans; and the share of the policy's weight
-on labelled words. The baseline of this share is the share of labelled words among all words.
+The policy gives each word a weight (how often to mask the word), and finds the best spans of each
+text. In the held-out texts, the answers of a task are labelled. ``judge`` computes three measures:
+
+- the exact match and F1 of the best span of a text with the answers (Rajpurkar et al. 2016);
+- how many answers are among the n best spans of a text. The baseline is the salient spans (names,
+  dates, numbers) of this text, and n is their number;
+- the share of the weight that is on labelled words. The baseline is the share of labelled words
+  among all words.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from maskwise.text.layers import CharSpans
 
 Spans: TypeAlias = list[tuple[int, int]]
 Means: TypeAlias = dict[str, tuple[float, int]]
-"""(Mean weight, count), keyed by name."""
+"""(Mean weight, number of occurrences), keyed by word or by part of speech."""
 Measures: TypeAlias = dict[str, Any]
 """Measures of a policy, keyed by name."""
 
@@ -32,16 +37,21 @@ EXAMPLES = 5
 EXAMPLE_WORDS = 60
 TOP_WORDS = 20
 LEAST_COUNT = 3
+"""Minimum number of occurrences of a word in the list of the heaviest words."""
 MOST_TEXTS = 500
 BOLD = 3.0
-"""Words of at least this weight are bold in examples."""
+"""Minimum weight of the words in bold, in example texts."""
 
 
 class Shown(TypedDict):
-    """A summary of the words that a policy masks, as in ``shown.json``.
+    """A summary of the weights that a policy gives to words, as in ``shown.json``.
 
-    ``words`` and ``tags`` map a word or tag to (mean weight, count). Each text in ``examples`` is a
-    list of (word, weight before learning, weight after learning). The mean weight in a text is 1.
+    The mean weight in a text is 1.
+
+    Attributes:
+        words: the words with the largest mean weights, largest first.
+        tags: the mean weights of all parts of speech, largest first.
+        examples: texts. A text is a list of (word, weight before learning, weight after learning).
     """
 
     words: Means
@@ -53,16 +63,16 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     """Summarise a policy's weights on the first ``MOST_TEXTS`` texts.
 
     Args:
-        before: the result of ``weights_of`` for the same texts before learning.
+        before: the result of ``weights_of`` for the same texts, computed before learning.
     """
     texts = list(texts[:MOST_TEXTS])
-    # The annotator "pos" is bundled with the package, so a card needs no download.
+    # The model of the annotator "pos" is bundled with the package, so no download is needed.
     tagged = annotator("pos").annotate(texts)
     words: list[str] = []
     tags: list[str] = []
     weights: list[float] = []
     examples = []
-    # All texts are scored in one call, which sorts their windows by length and saves padding.
+    # A single call scores all texts. It sorts their windows by length, which saves padding.
     for number, scores in enumerate(score_words(policy, texts)):
         text = texts[number]
         places = map(slice, scores.start.tolist(), scores.end.tolist())
@@ -91,7 +101,8 @@ def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
 def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
     """Return the part of speech of each word in a text, or "none"."""
     assert tagged.value is not None
-    # A word before all tagged words has index −1: a padding span that ends at 0 and has no tag.
+    # A word before all tagged words gets the index −1, which selects the values that are appended
+    # to the arrays: a span that ends at 0 and has no tag.
     at = np.searchsorted(tagged.start, scores.start, side="right") - 1
     inside = np.append(tagged.end, 0)[at] > scores.start
     codes = np.where(inside, np.append(tagged.value, 0)[at], 0)
@@ -100,7 +111,7 @@ def _tags(scores: TextScores, tagged: CharSpans) -> list[str]:
 
 
 def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Means:
-    """Return (mean, count) of names with at least ``least`` occurrences, by decreasing mean."""
+    """Return (mean, count) of each name that occurs ``least`` times or more, largest mean first."""
     unique, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights) / counts
     found = {}
@@ -116,9 +127,9 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown)
     """Return a policy's model card, in the hub's Markdown format.
 
     Args:
-        choices: the settings that define the policy, keyed by name.
-        measures: the measures of the policy, keyed by name. ``salient`` holds the measures of the
-            baseline, the salient spans.
+        choices: the settings with which the policy was learned, keyed by name.
+        measures: the measures of the policy, keyed by name. The key ``salient`` has the measures of
+            the baseline, the salient spans.
         shown: the summary of the policy's weights.
     """
     lines = "\n".join
@@ -197,12 +208,14 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
     """Evaluate a policy on held-out labelled texts.
 
     Returns:
-        ``texts`` and ``questions``: the number of texts and questions. ``weight_on_labels``: the
-        share of the policy's weight on labelled words. ``labelled_words``: the share of labelled
-        words among all words. ``exact_match`` and ``f1``: scores of the best span. The measures of
-        ``found_among`` for the n best spans of a text with n salient spans. ``salient``: the same
-        measures for the salient spans. ``covered_in_as_many_words``: ``covered`` for the best
-        spans, with at most as many words as the salient spans.
+        A record with these keys. ``texts`` and ``questions``: the number of texts and of questions.
+        ``weight_on_labels``: the share of the policy's weight that is on labelled words.
+        ``labelled_words``: the share of labelled words among all words. ``exact_match`` and ``f1``:
+        the scores of the best span of each text. The keys of ``found_among``: its measures of the n
+        best spans of each text, where n is the number of salient spans in the text, but at least 1.
+        ``salient``: the measures of ``found_among`` for the salient spans.
+        ``covered_in_as_many_words``: the measure ``covered`` of the best spans that together have
+        at most as many words as the salient spans of the text.
     """
     texts = [each.text for each in marked]
     questions = sum(len(each.questions) for each in marked)
@@ -225,7 +238,7 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         weight += float(scores.weight[labelled].sum())
         labelled_words += float(labelled.sum())
         words += len(labelled)
-        # Every window has up to ``max(counts)`` spans. Keep the best spans of the whole text.
+        # ``scores`` has up to ``max(counts)`` spans per window. This text needs only its best ones.
         order = np.argsort(-scores.score, kind="stable")[:count]
         chosen: Spans = scores.spans[order].tolist()
         best.append(chosen)
@@ -259,8 +272,8 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
 
     Returns:
         ``recall``: the share of questions with an answer that equals a span. ``covered``: the share
-        of questions with an answer whose characters all lie in spans. ``spans`` and ``words``: the
-        mean number of spans, and of words in spans, per text.
+        of questions with an answer whose characters are all inside spans. ``spans``: the mean
+        number of spans per text. ``words``: the mean number of words in spans per text.
 
     >>> marked = [Marked("Ada met Bo Li.", ((8, 13),), (("Bo Li",),))]
     >>> found_among(marked, [[(0, 3), (8, 13)]])["recall"]
@@ -284,7 +297,7 @@ def found_among(marked: Sequence[Marked], spans: Sequence[Spans]) -> dict[str, f
                 inside.add(each.text[start:end].casefold())
         for answers in each.questions:
             hits.append(not exact.isdisjoint(map(normalise, answers)))
-            # ``occurrences`` ignores case when it finds labels, so case is ignored here, too.
+            # Labels were found without regard to case, so case is ignored here, too.
             folded = {answer.strip().casefold() for answer in answers}
             covered.append(not inside.isdisjoint(folded))
     return {
@@ -301,7 +314,7 @@ def _words_in(text: str, spans: Spans) -> int:
 
 
 def _within(text: str, spans: Spans, *, words: int) -> Spans:
-    """Return the first spans that fit into ``words`` words in total; skip longer spans."""
+    """Return the first spans with at most ``words`` words in total; skip spans that do not fit."""
     kept = []
     for span in spans:
         size = _words_in(text, [span])

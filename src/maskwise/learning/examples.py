@@ -1,9 +1,10 @@
-"""Examples for the meta-gradient: a row of a task, and a context to mask.
+"""Examples for the meta-gradient: a row of a task, and a context, which is a text to mask.
 
-The policy should choose masks in the context that lower the loss on the row. The context is the
-paragraph of a question, or the text of a classification task. Closed-book questions have no
-context. For such a question, contexts are texts from a corpus that contain an answer and the
-question's rarest words.
+A model is pre-trained on the masked context. A good masking policy masks those words after whose
+prediction the model has a lower loss on the row. In a question with a paragraph, the paragraph is
+the context. In a classification task, the text to classify is the context. A closed-book question
+has no paragraph. Its contexts are texts from a corpus that contain one of its answers and its
+rarest words.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 NEARLY = 0.8
-"""The minimum score of a context, as a share of the best score for the same question."""
+"""The minimum score of a context, as a share of the best score of a context of the same question.
+The score of a text is the sum of the rarities of the question's words that the text contains."""
 
 
 def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
-    """Return the (start, end) offsets of an answer in a text: whole words, in any case.
+    """Return the (start, end) character offsets of an answer in a text.
+
+    The answer must consist of whole words of the text. Case is ignored.
 
     >>> occurrences("Art", "The art of Bart: Art!")
     [(4, 7), (17, 20)]
@@ -64,11 +68,14 @@ def find_contexts(
     *,
     most: int = 4,
 ) -> list[list[int]]:
-    """For every question, find the texts that contain an answer and the question's rarest words.
+    """For each question, find the texts that contain an answer and the question's rarest words.
 
     Args:
+        questions: the questions.
         answers: the correct answers to each question. Case is ignored.
-        most: the maximum number of texts per question; the first suitable texts are used.
+        texts: the texts to search.
+        most: the maximum number of texts per question. If more texts are suitable, the first ones
+            in ``texts`` are used.
 
     Returns:
         For each question, indices into ``texts``. The list is empty if no text contains an answer.
@@ -91,7 +98,7 @@ def find_contexts(
                 rarity[word] = math.log(share)
         with_answer = set[int]()
         for right in rights:
-            # Regular expressions are slow: search only texts with the answer's rarest word.
+            # Regular expressions are slow, so they search only texts with the answer's rarest word.
             parts = [texts_with.get(word, []) for word in _WORD.findall(right.casefold())]
             candidates = min(parts, key=len, default=[])
             for place in candidates:
@@ -104,7 +111,7 @@ def find_contexts(
         best = max(scores.values(), default=0)
         least = NEARLY * best
         good = []
-        # A text that shares no word with the question is not a context, even with an answer.
+        # A text with an answer is no context if it shares no word with the question.
         if best > 0:
             good = [place for place, score in scores.items() if score >= least]
         contexts.append(good[:most])
@@ -112,10 +119,15 @@ def find_contexts(
 
 
 def contexts_of(rows: Sequence[Row], texts: Sequence[str]) -> tuple[list[list[int]], Sequence[str]]:
-    """Return the contexts of a task's rows, which are searched in ``texts`` if rows have none.
+    """Return the contexts of a task's rows.
+
+    Args:
+        rows: the rows of the task.
+        texts: the texts in which the contexts of all rows are searched if some row has no context
+            of its own.
 
     Returns:
-        For each row, a list of indices into the contexts; and the contexts.
+        For each row, the indices of its contexts; and the list of all contexts.
     """
     given = list(map(context_of, rows))
     if None in given:
@@ -135,12 +147,12 @@ class Examples:
     """N examples of a task, each with its contexts.
 
     Attributes:
-        contexts: C rows for a masker. The layer ``answer`` marks the tokens of answers. It is used
-            only to evaluate policies, not to learn them.
-        starts: (N + 1,) the index of each example's first context, and C.
-        rows: (N,) the index in ``data`` of each example's row.
-        data: the task's rows as tensors.
-        without: the number of rows that were dropped because no context was found.
+        contexts: C tokenised contexts. The column ``answer`` is 1 at the tokens of answers. It is
+            used only to evaluate policies, not to learn them.
+        starts: (N + 1,) the index of each example's first context; the last element is C.
+        rows: (N,) the index of each example's row in ``data``.
+        data: all rows of the split as tensors.
+        without: the number of rows that are no examples because no context was found.
         vocabulary: the tokenizer's vocabulary.
     """
 
@@ -165,13 +177,16 @@ class Examples:
         length: int,
         max_length: int,
     ) -> Examples:
-        """Build the examples from a split.
+        """Build the examples of a split of a task.
 
         Args:
-            texts: the texts to search for contexts, if rows have no contexts.
+            task: the task.
+            split: the name of the split, such as "train".
+            tokenizer: the tokenizer of the model.
+            texts: the texts in which contexts are searched; see ``contexts_of``.
             length: the maximum number of tokens in a context, including special tokens. Longer
                 contexts are cut.
-            max_length: the maximum number of tokens in a row of the task.
+            max_length: the maximum number of tokens in a row of the task. Longer rows are cut.
 
         Raises:
             MaskwiseError: no row has a context.
@@ -182,16 +197,16 @@ class Examples:
         kept = np.flatnonzero(counts)
         if not len(kept):
             raise MaskwiseError(
-                "no text contains an answer to any row of the task",
-                got=f"{len(rows)} rows of {task.name}, {len(texts)} texts",
-                do="learn from a corpus that contains them",
+                "no text contains an answer to any question of the task",
+                got=f"{len(rows)} questions of {task.name}, {len(texts)} texts",
+                do="use a corpus that contains the answers",
             )
 
         answers = defaultdict[int, list[str]](list)
         for task_row, found in zip(rows, places, strict=True):
             for place in found:
                 answers[place] += task_row.rights
-        # Several rows may share a context, which is encoded once.
+        # Several rows may share a context. Each context is tokenised only once.
         used = sorted(answers)
         encoded = encode_texts(tokenizer, [texts[place] for place in used], max_length=length)
         contexts = {}
@@ -215,11 +230,11 @@ class Examples:
         )
 
     def batch(self, examples: Array, *, seed: int) -> tuple[AnnotatedBatch, Tensor]:
-        """Draw one context for each example.
+        """Choose one context at random for each example.
 
         Args:
-            examples: (B,) indices of examples.
-            seed: the seed of the draws. The draw for an example does not depend on the batch.
+            examples: (B,) the indices of the examples.
+            seed: the seed. The choice depends on the seed and the example, not on the batch.
 
         Returns:
             A batch of contexts, and (B, L) bool: whether each token is part of an answer.
@@ -231,21 +246,21 @@ class Examples:
         chosen = first + draws % count
         rows = []
         for c, n in zip(chosen.tolist(), numbers, strict=True):
-            # The id seeds the masks. It depends on the context and on the example, because examples
-            # may share a context.
+            # The masks are a function of this id. Two examples may share a context, so the id
+            # depends on the example, too.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})
         batch = gather(rows, self.vocabulary)
         answer = batch.layers.pop("answer").reshape(batch.shape) > 0
         return batch, torch.from_numpy(answer)
 
     def task(self, examples: Array, device: torch.device | str) -> TensorDict:
-        """Return the rows of these examples as a batch for the task's objective."""
+        """Return the task rows of these examples as a batch for the task's loss."""
         rows = torch.from_numpy(self.rows[examples])
         return moved(self.data.batch(rows), device)
 
 
 def context_of(row: Row) -> str | None:
-    """Return the text of a row to mask: its context, or the text to classify."""
+    """Return the text to mask that a row itself contains; None for a closed-book question."""
     if isinstance(row, ChoiceRow | MarkedRow) and row.context:
         return row.context
     if row.rights:
@@ -256,16 +271,22 @@ def context_of(row: Row) -> str | None:
 def answers_in(
     tokenizer: PreTrainedTokenizerBase, text: str, rights: list[str], word_ids: Sequence[int]
 ) -> Array:
-    """Return (L,) int8: 1 at tokens that are part of a correct answer, 0 at other tokens."""
+    """Return (L,) int8: 1 at tokens that are part of a correct answer, 0 at other tokens.
+
+    Args:
+        text: the text of a context.
+        rights: the correct answers.
+        word_ids: (L,) the word of each token of the context; negative outside words.
+    """
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    # This encoding is not cut, but ``word_ids`` come from the cut context.
+    # The context may have been cut to L tokens, but this encoding is not cut.
     offsets = np.array(encoded["offset_mapping"])
     begin, end = offsets[: len(word_ids)].T
     inside = np.zeros(len(word_ids), bool)
     for right in dict.fromkeys(rights):
         for start, stop in occurrences(right, text):
             inside |= (begin < stop) & (start < end)
-    # Tokens outside words are never masked, so their weight is always 0.
+    # The policy gives no weight to tokens outside words, because such tokens are never masked.
     inside &= np.asarray(word_ids) >= 0
     return inside.astype(np.int8)
 
@@ -279,13 +300,15 @@ Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """Contexts, a policy's scores, and the units to mask, which were chosen by these scores.
+    """Contexts, a policy's scores, and the masks that were drawn by these scores.
+
+    A unit is masked as a whole: a token or a word. The contexts have U units.
 
     Attributes:
-        inputs: ``input_ids`` and ``attention_mask`` (B, L), unmasked.
+        inputs: ``input_ids`` and ``attention_mask`` (B, L) of the unmasked contexts.
         answer: (B, L) bool, whether each token is part of a correct answer.
-        choice: the chosen units.
-        logit_U: (U,) the scores of the units, with their autograd graph.
+        choice: which units are masked.
+        logit_U: (U,) the policy's scores of the units, with their autograd graph.
     """
 
     inputs: Tensors
@@ -294,9 +317,12 @@ class Masked:
     logit_U: Tensor
 
     def answers(self) -> Tensor:
-        """Return (B,) the share of each row's weight on answers; NaN for rows without answers."""
+        """Return (B,) the share of each row's masking weight that is on tokens of answers.
+
+        The share is NaN for rows without an answer.
+        """
         with torch.no_grad():
-            # The share of a unit is divided equally among its tokens, so that each row sums to 1.
+            # The weight of a unit is divided equally among its tokens. A row then sums to 1.
             share_U = self.choice.shares(self.logit_U) / self.choice.length_U
             on_answers_B = (self.choice.spread(share_U) * self.answer).sum(1)
             return torch.where(self.answer.any(1), on_answers_B, torch.nan)
@@ -311,7 +337,16 @@ def masked_by(
     key: int,
     device: torch.device | str,
 ) -> Masked:
-    """Score and mask one context per example. All random draws are functions of ``key``."""
+    """Choose a context for each example, score its tokens with a policy, and draw its mask.
+
+    Args:
+        policy: the policy that scores tokens.
+        examples: the examples of the split.
+        rows: (B,) the indices of the examples in the batch.
+        settings: the temperature, the masking ratio and the unit of masking.
+        key: the seed of the context and the mask. Equal keys give equal draws.
+        device: the device of the result.
+    """
     batch, answer = examples.batch(rows, seed=key)
     present = batch.present.astype(np.int64)
     attention = torch.from_numpy(present).view(batch.shape)
@@ -331,5 +366,5 @@ def masked_by(
 
 
 def even(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the same score for all tokens. This policy makes random masks; it is the baseline."""
+    """Return the same score for all tokens. This policy masks at random and is the baseline."""
     return torch.zeros(input_ids.shape, device=input_ids.device)

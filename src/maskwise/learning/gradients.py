@@ -1,19 +1,22 @@
-"""Meta-gradients: the derivative of the loss after training steps, with respect to their masks.
+"""Meta-gradients: the derivative of a loss after some training steps, with respect to the masks
+that these training steps used.
 
     θ₁ = θ₀ − α₁·∇L₁(θ₀; m₁),   θ₂ = θ₁ − α₂·∇L₂(θ₁),   …,   J = outer(θ_K)
 
-``meta_gradient`` computes ∂J/∂m for the mask m of each step. A backward pass from the masks through
-the policy then gives the gradient of the policy's parameters.
+The inner steps change the model's parameters θ. Each inner step has a loss L, a step size α and, if
+it is a step of masked pre-training, a mask m. J is the outer loss: the task loss after all K inner
+steps. ``meta_gradient`` computes ∂J/∂m for each mask. A backward pass from the masks through the
+masking policy then computes the gradient of the policy's parameters.
 
-The algorithm starts with v = ∇outer(θ_K) and visits the steps in reverse order. At each step,
-∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε and v ← v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with
-ε = .01/‖v‖. The graph of a step is freed after the step, so memory does not grow with the number
-of steps. Each step costs two more passes. The update of v matters if another step follows the
-masked step: without the update, the cosine to the exact gradient was .74 at a rate of 1
-(tests/test_gradients.py).
+The algorithm starts with v = ∇outer(θ_K) and goes through the inner steps in reverse order. For
+each step, it computes ∂J/∂m = −α·[∂ₘL(θ+εv) − ∂ₘL(θ−εv)] / 2ε, and then replaces v by
+v − α·[∇L(θ+εv) − ∇L(θ−εv)] / 2ε, with ε = .01/‖v‖. The graph of a step is freed after the step.
+Therefore the memory does not grow with the number of steps. Each step needs two more passes. If
+another step follows a masked step, v must be updated: without the update, the cosine between the
+result and the exact gradient was .74 at a step size of 1 (tests/test_gradients.py).
 
-Tests compare the result with second-order autograd, and with the exact gradient from an enumeration
-of all hard choices.
+Tests compare the result with second-order autograd. They also compare it with the exact gradient,
+for which all hard choices are enumerated.
 """
 
 from __future__ import annotations
@@ -33,13 +36,13 @@ from maskwise.objectives import Objective
 
 Parameters: TypeAlias = TensorDict
 Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
-"""Maps (parameters, mask or None) to a scalar loss."""
+"""A function that maps (parameters, mask or None) to a scalar loss."""
 Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
 """A function that sums tensors over all ranks, in place."""
 
 
 def alone(tensors: Iterable[Tensor]) -> None:
-    """Do nothing: on a single rank, tensors already equal their sum over ranks."""
+    """Do nothing. On a single rank, tensors already equal their sum over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class InnerStep:
     """A step of plain gradient descent, θ ← θ − rate·∇loss(θ, mask).
 
     Attributes:
-        loss: the loss as a function of parameters and mask, from ``Losses.of``.
+        loss: the loss as a function of the parameters and the mask; see ``Losses.of``.
         rate: the step size.
-        mask: (B, L) the policy's mask; None for a loss without a mask.
+        mask: (B, L) the mask from the policy; None if the loss has no mask.
     """
 
     loss: Loss
@@ -62,9 +65,9 @@ class MetaGradient:
     """The outer loss and its derivatives.
 
     Attributes:
-        outer: the outer loss after all steps.
-        inner: the loss of each step, before its update.
-        masks: ∂outer/∂mask for each step; None if the step has no mask.
+        outer: the outer loss after all inner steps.
+        inner: the loss of each inner step, before this step changes the parameters.
+        masks: ∂outer/∂mask (B, L) for each inner step; None for a step without a mask.
     """
 
     outer: float
@@ -72,18 +75,18 @@ class MetaGradient:
     masks: list[Tensor | None]
 
     def backward(self, steps: Sequence[InnerStep]) -> None:
-        """Backpropagate from the masks to ``grad`` of the policy's parameters."""
+        """Backpropagate from the masks, and add to ``grad`` of the policy's parameters."""
         masks = [step.mask for step in steps if step.mask is not None]
         gradients = [gradient for gradient in self.masks if gradient is not None]
         torch.autograd.backward(masks, gradients)
 
 
 class Losses(nn.Module):
-    """Two mean losses of one model: the loss of masked tokens, and the loss of a task.
+    """A model with two mean losses: the loss of masked tokens, and the loss of a task.
 
     Attributes:
-        denoising: a module whose ``forward`` takes (inputs, mask, budget).
-        task: an objective of the same model, or of a model with the same encoder.
+        denoising: the loss of masked tokens, a module with ``forward(inputs, mask, budget)``.
+        task: the loss of the task, for the same model or for a model that shares its encoder.
     """
 
     def __init__(self, denoising: RelaxedDenoising, task: Objective):
@@ -104,8 +107,9 @@ class Losses(nn.Module):
     def _names(self) -> dict[str, str]:
         """The name of each parameter in ``named_parameters``, keyed by its path in the module tree.
 
-        A tied parameter has several paths. A module that both losses share has only one path in the
-        result, because ``functional_call`` does not restore a tensor that it has replaced twice.
+        A tied parameter (one tensor in several modules) has several paths, and all of them are
+        keys. If both losses share a module, a parameter of this module has only one of its paths as
+        a key, because ``functional_call`` does not restore a tensor that it has replaced twice.
         """
         names = {id(value): name for name, value in self.named_parameters()}
         paths = {}
@@ -117,11 +121,13 @@ class Losses(nn.Module):
         return paths
 
     def of(self, batch: Tensors, budget: Tensor | None = None) -> Loss:
-        """Return the loss on a batch as a function of parameters and mask.
+        """Return the loss on a batch as a function of the parameters and the mask.
 
         Args:
-            budget: the divisor of the summed loss: the number of targets, summed over all ranks.
-                If None, the number of targets on this rank; allowed only without a mask.
+            batch: the inputs of the loss of masked tokens, or a batch of the task.
+            budget: the number by which the summed loss is divided: the number of targets on all
+                ranks. If None, the task loss is divided by the number of targets on this rank. The
+                loss of masked tokens needs a budget.
         """
 
         def loss(theta: Parameters, mask: Tensor | None) -> Tensor:
@@ -135,13 +141,14 @@ class Losses(nn.Module):
 def meta_gradient(
     theta: Parameters, steps: Sequence[InnerStep], outer: Loss, *, agree: Agree = alone
 ) -> MetaGradient:
-    """Differentiate the outer loss, after all inner steps, with respect to the steps' masks.
+    """Differentiate the outer loss after all inner steps with respect to the masks of the steps.
 
     Args:
         theta: the initial parameters, keyed by name. They are not modified.
         steps: the inner steps, in order.
-        outer: the outer loss. It is called with the final parameters, and None for the mask.
-        agree: a function that sums gradients over ranks, if each rank has a part of the batch.
+        outer: the outer loss. It is called with the parameters after all steps and without a mask.
+        agree: a function that sums gradients over all ranks. It is needed only if each rank has a
+            part of the batch.
 
     >>> theta = {"x": torch.tensor(1.0, dtype=torch.float64)}
     >>> mask = torch.tensor(1.0, dtype=torch.float64)
@@ -151,8 +158,9 @@ def meta_gradient(
     >>> made.outer, round(float(made.masks[0]), 9)
     (0.25, -0.5)
     """
-    # The length of a perturbation, as in DARTS (Liu et al. 2019, arXiv 1806.09055). Rounding errors
-    # grow as 1/ε, so only double precision can afford a shorter perturbation.
+    # The length of a perturbation is as in DARTS (Liu et al. 2019, arXiv 1806.09055). A shorter
+    # perturbation is more exact, but rounding errors grow as 1/ε. Only double precision is fine
+    # enough for a shorter perturbation.
     double = next(iter(theta.values())).dtype == torch.float64
     epsilon = 0.001 if double else 0.01
     now = theta
@@ -170,10 +178,10 @@ def meta_gradient(
     for number in reversed(range(len(steps))):
         step = steps[number]
         norm = _norm(v)
-        # If the norm is 0, all remaining gradients are 0. The loop also ends at NaN.
+        # If the norm is 0, all remaining gradients are 0. The condition is also true for NaN.
         if not norm > 0:
             break
-        # Nothing needs the derivative with respect to the initial parameters.
+        # At step 0, the new v would be ∂J/∂θ₀, which is not needed.
         needs_v = number > 0
         if step.mask is None and not needs_v:
             break
@@ -200,16 +208,19 @@ def slope_of(
 ) -> tuple[float, Parameters, Tensor]:
     """Evaluate a loss and its gradients.
 
+    Args:
+        of_theta: whether the gradient with respect to the parameters is needed.
+
     Returns:
-        The loss, summed over ranks; its gradient with respect to the parameters, summed over ranks
-        (empty without ``of_theta``); and its gradient with respect to this rank's mask (a dummy
-        tensor if there is no mask).
+        The loss, summed over all ranks; its gradient with respect to the parameters, summed over
+        all ranks (empty without ``of_theta``); and its gradient with respect to this rank's mask (a
+        meaningless tensor if there is no mask).
     """
     leaves = {}
     for name, parameter in theta.items():
         leaves[name] = parameter.detach().requires_grad_(of_theta)
     if mask is not None:
-        # Gradients stop at the mask and do not reach the policy.
+        # Detached from the policy's graph, the mask is a leaf at which gradients stop.
         mask = mask.detach().requires_grad_()
     device = next(iter(theta.values())).device.type
     # Rounding in bfloat16 would hide the difference between two gradients.
@@ -220,7 +231,8 @@ def slope_of(
         wanted += leaves.values()
     if mask is not None:
         wanted.append(mask)
-    # Tensors that do not affect the loss have the gradient 0 instead of None.
+    # With ``materialize_grads``, a tensor that does not affect the loss has the gradient 0 instead
+    # of None.
     gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
     slope = {}
     if of_theta:

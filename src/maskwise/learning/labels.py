@@ -1,8 +1,9 @@
-"""Derive labels for a policy from a task: the answers that the policy should find in a text.
+"""Derive labels for a masking policy from a task: the answers that it should find in a text.
 
-Every occurrence of an answer in its context, as whole words, is labelled. The policy does not see
-the question. A task without answers has no labels, but a policy can be learned from its loss
-(``meta``).
+The context of a question is the text in which its answer is searched: the paragraph of the
+question, or texts from a corpus. Every occurrence of an answer in its context is labelled if it
+consists of whole words. The policy sees the text, but not the question. A task without answers has
+no labels. From such a task, a policy can be learned only by the meta-gradient (``meta``).
 
 Source: Ye et al. 2021 (arXiv 2104.08840).
 """
@@ -33,7 +34,7 @@ from maskwise.tasks.task import SPLITS, Row, Task
 Place: TypeAlias = tuple[int, int]
 """(start, end) character offsets."""
 Pair: TypeAlias = tuple[str, Sequence[str]]
-"""(A text, the correct answers or targets of one row)."""
+"""(A context, the correct answers of one row of the task)."""
 Pairs: TypeAlias = Iterable[Pair]
 
 NOT_IN_CONTEXT = "answers that do not occur in their context"
@@ -46,7 +47,8 @@ class Marked:
     """A text and its labels.
 
     Attributes:
-        spans: the sorted character offsets of labelled spans, which may repeat or overlap.
+        text: the text.
+        spans: the sorted character offsets of the labelled spans. Spans may repeat or overlap.
         questions: for each question about the text, the correct answers that occur in the text.
     """
 
@@ -60,15 +62,15 @@ class Labels:
     """The labelled texts of each split.
 
     Attributes:
-        splits: the labelled texts of train, dev and test.
-        counts: the number of rows without a label, keyed by reason.
+        splits: the labelled texts, keyed by split (train, dev, test).
+        counts: the number of rows of the task without a label, keyed by reason.
     """
 
     splits: dict[str, list[Marked]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def marked(self, *splits: str) -> list[Marked]:
-        """Return the labelled texts of the first given split that has labelled texts."""
+        """Return the labelled texts of the first of these splits that has labelled texts."""
         for split in splits:
             labelled = [each for each in self.splits[split] if each.spans]
             if labelled:
@@ -76,12 +78,16 @@ class Labels:
         return []
 
     def texts(self) -> list[str]:
-        """Return the labelled texts of test; if there are none, of dev; else, of train."""
+        """Return the labelled texts of test. If test has none, use dev, and then train."""
         return [each.text for each in self.marked("test", "dev", "train")]
 
 
 def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
-    """Label every correct answer in its context. Pairs with the same context are merged.
+    """Label the correct answers in contexts. Pairs with the same context become one labelled text.
+
+    Args:
+        pairs: contexts and their answers.
+        counts: a counter, to which the number of pairs without a label is added.
 
     >>> counts = Counter()
     >>> pairs = [("Ada met Bo. Bo left.", ["Bo"]), ("Ada met Bo. Bo left.", ["Eve"])]
@@ -92,7 +98,8 @@ def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
     questions: dict[str, list[tuple[str, ...]]] = {}
     for context, answers in pairs:
         present = []
-        # Two answers may differ only in case, and then have the same places.
+        # Two answers that differ only in case occur at the same places. The set keeps each place
+        # once.
         places = set[Place]()
         for answer in dict.fromkeys(answers):
             found = occurrences(answer, context)
@@ -119,19 +126,19 @@ def labels_of(spec: str, *, texts: Sequence[str] = ()) -> Labels:
     """Derive the labels from a task.
 
     Args:
-        spec: the task, as in ``load_task``.
-        texts: the corpus to search for contexts, if questions have none.
+        spec: the task, as a string for ``load_task``.
+        texts: the texts of a corpus, which are searched for contexts if questions have none.
 
     Raises:
         MaskwiseError: the task has no answers, or no answer occurs in its context.
     """
-    # Raw records are read first, because some kinds of tasks drop the contexts.
+    # The records of a file are tried first, because some kinds of tasks drop the contexts.
     labels = _answers_of_file(spec) or _of_task(load_task(spec), texts)
     if not labels.marked("train"):
         raise MaskwiseError(
             f"nothing in the training texts of task {spec} can be labelled",
             got=counted(+labels.counts) or "no label",
-            do="give contexts that contain their answers, or use learning.method: meta",
+            do="give texts that contain the answers, or use learning.method: meta",
         )
     return labels
 
@@ -151,7 +158,7 @@ def _of_task(task: Task, texts: Sequence[str]) -> Labels:
 
 
 def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> Pairs:
-    """Pair the contexts of each row with the row's correct answers."""
+    """Pair each context of each row with the correct answers of the row."""
     pairs = []
     places, contexts = contexts_of(rows, texts)
     for row, found in zip(rows, places, strict=True):
@@ -163,8 +170,8 @@ def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str
 
 
 def _answers_of_file(spec: str) -> Labels | None:
-    """Label answers in raw records; return None if records have no contexts or answers."""
-    # Arguments and cards may name other columns, which only ``load_task`` resolves.
+    """Label answers in the records of a file. Return None if records lack contexts or answers."""
+    # The arguments or the card of a task may rename columns. Only ``load_task`` reads them.
     if "(" in spec or spec in CARDS:
         return None
     records = read_splits(spec)
@@ -185,7 +192,7 @@ def _answers_of_file(spec: str) -> Labels | None:
             contexts = map(record.get, CONTEXT)
             context = next((text for text in contexts if isinstance(text, str)), "")
             keyed[split].append((shared_text(record, names), (context, answers)))
-    # The splits are those of ``load_task``: no policy may learn from the test rows of a task.
+    # The records are split as in ``load_task``, so that no policy learns from the test rows.
     splits, _ = splits_of(keyed, f"task {spec!r}")
     for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)

@@ -1,12 +1,12 @@
-"""Learn a policy from labelled texts or by the meta-gradient.
+"""Learn a masking policy from labelled texts or by the meta-gradient.
 
-From labelled texts (Ye et al. 2021, arXiv 2104.08840, section 3): for a span head, the loss is the
-cross-entropy of the first and last tokens of labelled spans, over the tokens of words in a window.
-For a token head, it is the cross-entropy of labelled tokens. ``maskwise.training.train`` trains the
-policy; the rows are windows of text.
+From labelled texts (Ye et al. 2021, arXiv 2104.08840, section 3): texts are split into windows of
+as many tokens as the policy reads at once. A policy with a span head predicts at which tokens of a
+window the labelled spans begin and end. A policy with a token head predicts which tokens are
+labelled. The loss is the cross-entropy. ``maskwise.training.train`` trains the policy.
 
 By the meta-gradient: ``learn_policy`` runs the outer loop, with evaluation, early stopping and
-resuming. ``maskwise.learning.meta`` defines the learner, which takes a single outer step.
+resuming. ``maskwise.learning.meta`` defines a single step of this loop.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ LONG = "labels longer than the longest span"
 
 
 class FindSpans(Objective):
-    """Cross-entropy of the first and last tokens of labelled spans, over the tokens of words.
+    """The cross-entropy of the labels of a policy, which are tokens or spans.
 
-    Formula: −Σ n log softmax(logits), where n is the number of labelled spans that begin (for the
-        first logit) or end (for the second logit) at a token.
-    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C): n, or
-        −100 if n is 0. A token head has C = 1, and a span head has C = 2 (begin, end).
+    Formula: −Σ n · log softmax(logits). The softmax is over the tokens of a window that belong to
+        words. For a span head, n is the number of labelled spans that begin at a token (first
+        logit) or end at it (second logit). For a token head, n is 1 at a labelled token.
+    Inputs: ``input_ids``, ``attention_mask`` and ``inside`` (B, L), and ``labels`` (B, L, C).
+        ``inside`` is true at the tokens of words. ``labels`` contains n, or −100 where n is 0. C is
+        1 for a token head, and 2 for a span head.
     Requirements: a ``PolicyModel``.
     """
 
@@ -71,7 +73,7 @@ class FindSpans(Objective):
         labels_BLC = batch["labels"]
         logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
         logits_BLC = logits.reshape(labels_BLC.shape)
-        # Scores are used only at words, so special tokens and padding have the probability 0.
+        # Only words can be labelled, so special tokens and padding get the probability 0.
         outside = ~batch["inside"].unsqueeze(-1)
         log_p_BLC = logits_BLC.masked_fill(outside, -torch.inf).log_softmax(1)
         known = labels_BLC != IGNORE
@@ -81,11 +83,10 @@ class FindSpans(Objective):
 
 @dataclass(frozen=True, eq=False)
 class LabelledWindows(Trainable):
-    """N windows of texts, each with at least one label: the training data of a policy.
+    """The training data of a policy: windows of texts with T tokens, each with at least one label.
 
     Attributes:
-        targets: (T, C) for a span head, the number of labelled spans that begin (end) at each
-            token; for a token head, 1 if a labelled span covers the token, else 0.
+        targets: (T, C) the value n of ``FindSpans`` for each token.
         inside: (T,) bool, whether each token belongs to a word.
         counts: the number of dropped labels, keyed by reason.
     """
@@ -136,7 +137,8 @@ class LabelledWindows(Trainable):
         labelled = np.flatnonzero(totals_P > 0)
         if not len(labelled):
             raise MaskwiseError(
-                "no label is left in the policy's windows", do="raise learning.policy.length"
+                "no label is left in the policy's windows",
+                do="raise learning.policy.length or learning.policy.longest",
             )
         flat, place, token = flat_of(pieces, labelled)
         # Special tokens do not belong to any word, so their targets remain 0.
@@ -149,7 +151,7 @@ class LabelledWindows(Trainable):
 
 
 def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
-    """Return (S, 2) the first and last word of each labelled span that overlaps a word."""
+    """Return (S, 2) the indices of the first and last word of each labelled span with a word."""
     text_numbers = np.arange(len(marked) + 1)
     edges = np.searchsorted(windows.text, text_numbers)
     found = [np.zeros((0, 2), np.int64)]
@@ -174,11 +176,12 @@ def learn_supervised(
     folder: Path | None = None,
     quiet: bool = True,
 ) -> tuple[Training, Counter[str]]:
-    """Train a policy in place to find the labels in texts.
+    """Train a policy to find the labels in texts. The policy is changed in place.
 
     Args:
         dev_texts: texts for evaluation. Their loss is logged every ``training.eval_every`` steps.
-        folder: the folder for metrics and for checkpoints to resume from.
+        folder: the folder for metrics and for checkpoints; if None, nothing is written.
+        quiet: whether to hide the progress bar.
 
     Returns:
         The result of the training run, and the number of dropped labels, keyed by reason.
@@ -197,7 +200,8 @@ def learn_supervised(
             return []
         return [{"masks": "labels of dev", "loss": mean_loss(objective, dev)}]
 
-    # A batch must not exceed the number of windows, and must be a multiple of ``accumulate``.
+    # A batch must not have more rows than there are windows, and its size must be a multiple of
+    # ``accumulate``.
     size = min(training.batch_size, len(data))
     size = max(size - size % training.accumulate, training.accumulate)
     settings = training.model_copy(update={"batch_size": size})
@@ -241,7 +245,7 @@ def new_learner(
     tokenizer: PreTrainedTokenizerBase,
     training: TrainingSettings,
     length: int,
-    max_length: int = 64,
+    max_length: int,
 ) -> MetaLearner:
     """Build a meta-gradient learner for ``learn_policy``.
 
@@ -249,23 +253,24 @@ def new_learner(
         settings: the settings of the meta-gradient.
         policy: a policy with a token head.
         task: the task. The policy learns from train rows and is evaluated on dev rows.
-        texts: the texts to search for contexts, if rows have none.
-        model: the masked language model, pre-trained or new, that is trained with the policy's
-            masks. Its weights change.
+        texts: the texts in which contexts (texts to mask) are searched if the rows of the task have
+            none of their own.
+        model: the masked language model that is trained with the policy's masks, pre-trained or
+            new. Its weights change.
         tokenizer: the model's tokenizer.
         training: the settings of the model's ordinary training steps.
         length: the maximum number of tokens in a context.
         max_length: the maximum number of tokens in a row of the task.
 
     Raises:
-        MaskwiseError: the task has no loss or does not fit the model, or none of its rows has a
-            context.
+        MaskwiseError: the task has no loss, the task does not fit the model, or no row of the task
+            has a context.
     """
     if policy.config.head != "tokens":
         raise MaskwiseError(
             "the meta-gradient needs a policy that scores tokens",
             got=policy.config.head,
-            do="use method: supervised, or set head: tokens",
+            do="set learning.policy.head: tokens, or learning.method: supervised",
         )
     losses = losses_of(model, task, tokenizer, seed=settings.seed)
     sizes = {"length": min(length, policy.config.length), "max_length": max_length}
@@ -286,7 +291,9 @@ def new_learner(
 def losses_of(
     model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> Losses:
-    """Build the two losses of a model. A task head, if needed, is added to the model's encoder.
+    """Build the two losses of a model: of masked tokens, and of a task.
+
+    If the task needs a head of its own, the head is put on the model's encoder.
 
     Raises:
         MaskwiseError: the task has no loss, the task does not fit the model's architecture, or the
@@ -296,9 +303,9 @@ def losses_of(
     family = adapter_of(model.config).kind
     if kind.objective is None:
         raise MaskwiseError(
-            "a policy is learned from a loss, but this task has no loss",
+            "a policy is learned from a loss, but this kind of task has no loss",
             got=kind.name,
-            do="use a kind of task that is fine-tuned",
+            do="use a task on which models are fine-tuned",
         )
     if kind.family != family:
         raise MaskwiseError(
@@ -313,7 +320,8 @@ def losses_of(
         share_encoder(model, task_model)
     vocabulary = Vocabulary.of(tokenizer)
     mask = vocabulary.mask
-    # A model with sentinels was not trained with [MASK], even if the tokenizer has [MASK].
+    # A model with sentinels was pre-trained with sentinels in place of masked text, even if its
+    # tokenizer has [MASK], too.
     if family != "encoder" and vocabulary.sentinels:
         mask = next(iter(vocabulary.sentinels))
     if mask is None:
@@ -333,12 +341,12 @@ def learn_policy(
 ) -> Point:
     """Run the outer loop until the last step, an early stop, or divergence.
 
-    Learning stops early if the gain on dev does not improve for ``patience`` evaluations. After an
-    interruption, the same call resumes from the last evaluation.
+    Learning stops early if the gain on dev does not improve for ``patience`` evaluations. If an
+    interrupted call is repeated, it resumes from the last evaluation.
 
     Args:
-        learner: the learner. At the end, its policy is the best average policy, or the initial
-            policy if no average was better.
+        learner: the learner. At the end, its policy has the parameters of the average with the best
+            gain on dev, or the initial parameters if no gain was above 0.
         folder: the folder for ``metrics.jsonl`` and the checkpoint; if None, nothing is written.
         quiet: whether to hide the progress bar.
         title: the title of the progress bar.
@@ -385,7 +393,8 @@ def learn_policy(
                 if folder and writes:
                     learner.save(folder / "resume")
             except (Diverged, Overflow) as reason:
-                # If only this rank overflows, the other ranks would wait for it forever.
+                # An overflow may happen on this rank alone. If this rank stopped without an error,
+                # the other ranks would wait for it forever.
                 if isinstance(reason, Overflow) and learner.ranks > 1:
                     raise
                 now.stopped = f"diverged: {reason}"
@@ -397,18 +406,19 @@ def learn_policy(
 def _write(metrics: Metrics, line: Mapping[str, object]) -> None:
     known = {}
     for name, value in line.items():
-        # JSON has no NaN. A measure is NaN if, for example, no row has an answer.
+        # JSON has no NaN. For example, ``answers`` is NaN if no row has an answer. NaN is the only
+        # value that differs from itself.
         if value == value:
             known[name] = value
     metrics.write(known)
 
 
 def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, object]:
-    """Update the best policy and the reason to stop after an evaluation.
+    """After an evaluation, update the best policy and decide whether to stop.
 
     Args:
-        outer: the mean outer loss since the last evaluation.
-        gain: the gain of the average policy on dev.
+        outer: the mean outer loss of the steps since the last evaluation.
+        gain: the gain of the average policy on dev, in nats.
 
     Returns:
         A record for the log.
@@ -425,7 +435,7 @@ def _evaluated(learner: MetaLearner, outer: float, gain: float) -> dict[str, obj
         now.first = outer
     if outer > s.worse * now.first:
         rise = f"from {now.first:.3g} to {outer:.3g} by step {now.step}"
-        now.stopped = f"diverged: the outer loss rose {rise}"
+        now.stopped = f"diverged: the task loss rose {rise}"
     elif s.patience and now.waited >= s.patience:
         now.stopped = f"no better gain on dev since step {now.best}"
     return {

@@ -1,15 +1,18 @@
-"""The outer loop: update a policy so that pre-training with its masks lowers the loss of a task.
+"""Update a masking policy so that pre-training with its masks lowers the loss of a task.
+
+An example is a row of the task with a context (a text to mask, see ``examples``). The outer loop:
 
     for every outer step
-        score the contexts of a batch of examples with the policy, and draw relaxed masks
+        score the tokens in the contexts of a batch of examples with the policy
+        draw masks by these scores; the masks are relaxed, which means differentiable
         take inner steps of the model: pre-training with the masks, then the task   (meta_gradient)
-        update the policy by the gradient of the task loss after these steps
-        take ordinary training steps of the model, or reset the model
+        update the policy by the gradient of the task loss after the inner steps
+        take ordinary training steps of the model, or reset the model to its initial weights
 
-All random draws are functions of (seed, step, example). A resumed run is therefore bit-identical to
-an uninterrupted run, and the result does not depend on the number of ranks. A step is noisy,
-because it has few examples and only one mask per example. A moving average of the policy is
-therefore evaluated and saved.
+Every random draw is a function of (seed, step, example). Therefore a resumed run is bit-identical
+to an uninterrupted run, and the result does not depend on the number of ranks. The gradient of an
+outer step is noisy, because a batch has few examples and each example has only one mask. Therefore
+the policy's moving average is evaluated and saved instead of the policy itself.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ from maskwise.training.optim import Optimizers, load_state, state_of
 STATE = "state.json"
 STATE_TENSORS = "state.safetensors"
 DRAWS = 2
-"""The number of draws (context and mask) for each dev example in an evaluation."""
+"""The number of times that an evaluation draws a context and a mask for each dev example."""
 
 
 class Point(BaseModel):
@@ -64,12 +67,14 @@ class Point(BaseModel):
 
     Attributes:
         step: the number of completed outer steps.
-        best: the step with the best average policy on dev; 0 for the initial policy.
-        gain: the gain of the best policy, from ``MetaLearner.gain_of``.
-        waited: the number of evaluations since the best evaluation.
-        first: the mean outer loss before the first evaluation.
-        stopped: the reason for an early stop, or None.
-        overshoot: a warning about a step size, from ``MetaLearner.overshoot``, or None.
+        best: the number of steps after which the average policy had the best gain on dev; 0 if no
+            gain was above 0, so that the initial policy is the best.
+        gain: the best gain on dev in nats, from ``MetaLearner.gain_of``.
+        waited: the number of evaluations after the evaluation with the best gain.
+        first: the mean outer loss of the steps before the first evaluation; None before that.
+        stopped: the reason why learning stopped early, or None.
+        overshoot: the warning from ``MetaLearner.overshoot`` that an inner step is too large, or
+            None.
     """
 
     step: int = 0
@@ -82,7 +87,7 @@ class Point(BaseModel):
 
 
 class Slopes:
-    """Measures the agreement of gradients: ‖mean‖² divided by the mean of ‖gradient‖²."""
+    """Measures how well gradients agree in direction: ‖mean gradient‖² / mean of ‖gradient‖²."""
 
     def __init__(self) -> None:
         self.total: list[Tensor] = []
@@ -90,7 +95,7 @@ class Slopes:
         self.count = 0
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        # Sums are updated in place, because copies of all gradients would need too much memory.
+        # The sum is updated in place, because storing every gradient would need too much memory.
         if not self.total:
             self.total = [torch.zeros_like(part) for part in gradient]
         for total, part in zip(self.total, gradient, strict=True):
@@ -99,7 +104,7 @@ class Slopes:
         self.count += 1
 
     def agreement(self) -> float:
-        """Return 1 for equal gradients, about 1 / count for pure noise, and NaN if all are 0."""
+        """Return 1 for equal gradients, about 1/count for independent noise, NaN if all are 0."""
         if not self.squares:
             return math.nan
         return self._square(self.total) / (self.count * self.squares)
@@ -113,7 +118,13 @@ class Diverged(Exception):
 
 
 class Part(NamedTuple):
-    """The masked examples of an inner step, and their total budget over all ranks."""
+    """This rank's examples in one inner step.
+
+    Attributes:
+        rows: (B,) the indices of the examples.
+        masked: the contexts of these examples, and their masks.
+        budget: the number of tokens to mask, summed over all ranks; a scalar.
+    """
 
     rows: Array
     masked: Masked
@@ -121,18 +132,20 @@ class Part(NamedTuple):
 
 
 class MetaLearner:
-    """A policy, the model that is trained with its masks, and the progress of learning.
+    """A policy, the model that is trained with the policy's masks, and the progress of learning.
 
     Args:
-        losses: the two losses of the model.
+        losses: the model, with its pre-training loss and its task loss.
         policy: maps input_ids (B, L) and attention_mask (B, L) to logits (B, L).
         train, dev: the examples for learning and for evaluation.
         settings: see ``MetaSettings``.
         training: the optimiser, learning rate and gradient clipping for the model's ordinary steps.
 
     Attributes:
-        average: the moving average of the policy. Evaluations use the average.
-        best: the parameters of the best average so far.
+        average: the moving average of the policy, which is used in evaluations.
+        best: the parameters of the average that had the best gain on dev so far.
+        start: the model's parameters after the ``settings.warm`` steps on the task. A reset
+            restores these parameters.
     """
 
     def __init__(
@@ -154,13 +167,14 @@ class MetaLearner:
         if settings.batch_size % self.ranks:
             raise MaskwiseError(
                 "learning.meta.batch_size must be a multiple of the number of processes",
-                got=f"{settings.batch_size} for {self.ranks}",
+                got=f"batch_size {settings.batch_size} for {self.ranks} processes",
             )
         self.device = next(losses.parameters()).device
         self.average = copy.deepcopy(policy)
         self.best = values_of(policy)
         self.clip = training.clip or math.inf
-        # The learning rate is constant, because a decay would continue after a reset of the model.
+        # The model may be reset after every step, but a decay of the learning rate would not start
+        # again. Therefore the learning rate is constant.
         constant = {"decay": "constant", "warmup": 0.0, "steps": settings.steps}
         self.optimizers = Optimizers(losses, training.model_copy(update=constant))
         self.optimizers.set_rate(0)
@@ -182,9 +196,10 @@ class MetaLearner:
 
         Returns:
             A record for the log. ``outer``: the task loss after the inner steps. ``inner``: the
-            loss of masked tokens with the first mask. ``grad_norm``: the norm of the policy's
-            gradient. ``entropy``: the entropy of the policy's weights in nats. ``answers``: the
-            share of the policy's weight on correct answers.
+            pre-training loss in the first inner step, before the update. ``grad_norm``: the norm of
+            the policy's gradient before clipping. ``entropy``: the mean entropy, in nats, of the
+            policy's weights in a context. ``answers``: the share of the policy's weight that is on
+            tokens of correct answers.
 
         Raises:
             Diverged: a loss or a gradient is not finite.
@@ -211,12 +226,15 @@ class MetaLearner:
         norm = float(nn.utils.clip_grad_norm_(self.policy.parameters(), s.clip or math.inf))
         if not (math.isfinite(result.outer) and math.isfinite(norm)):
             raise Diverged(
-                f"outer loss {result.outer:.3g} and gradient {norm:.3g} at step {number + 1}"
+                f"the task loss is {result.outer:.3g} and the norm of the policy's gradient is "
+                f"{norm:.3g} at step {number + 1}"
             )
-        # The agreement uses clipped gradients: Adam's updates are averages over past gradients.
+        # The gradients are clipped here. Their agreement is measured after clipping, because Adam
+        # averages the clipped gradients.
         self.slopes.add(gradients)
         self.adam.step()
-        # The decay is lower at first, because otherwise the initial policy would dominate.
+        # With a constant decay, the initial policy would dominate the average for many steps.
+        # Therefore the decay rises from 0.1 to ``s.average``.
         keep = min(s.average, (1 + number) / (10 + number))
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.policy.parameters()):
@@ -237,7 +255,7 @@ class MetaLearner:
         }
 
     def _rows(self, number: int, *, order: int) -> Array:
-        """Return this rank's examples in batch ``number``; ``order`` selects a shuffled order."""
+        """Return (B,) this rank's train examples in batch ``number`` of the shuffled ``order``."""
         seed = fold(self.settings.seed, order, 0xE0)
         rows, _ = shuffled(len(self.train), number, self.settings.batch_size, seed=seed)
         return rows.numpy()[self.rank :: self.ranks]
@@ -246,17 +264,18 @@ class MetaLearner:
         return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
 
     def _task_loss(self, rows: Array) -> Loss:
-        """Return the task loss over the rows of all ranks, as a function of the parameters."""
+        """Return a function of the parameters: the mean task loss over the rows of all ranks."""
         batch = self.train.task(rows, self.device)
         labels = batch["labels"]
         count = torch.tensor(len(labels))
-        # Integer labels (B, L) have a target per token. Float labels (B, K) have a target per row.
+        # Integer labels (B, L) are one target per token. Float labels (B, K) are one target per
+        # row.
         if labels.dim() > 1 and not labels.is_floating_point():
             count = torch.count_nonzero(labels != IGNORE)
         return self.losses.of(batch, self._total(count))
 
     def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:
-        """Return the inner steps in order. Gradients flow from their masks to the policy."""
+        """Return the inner steps in order. Their masks pass gradients on to the policy."""
         steps = []
         for part in parts:
             mask = part.masked.choice.mask(part.masked.logit_U)
@@ -267,7 +286,7 @@ class MetaLearner:
         return steps
 
     def _train_model(self, parts: Sequence[Part]) -> None:
-        """Take ordinary training steps of the model, with the same masks and on the task."""
+        """For each part, take a training step of the model on pre-training loss plus task loss."""
         theta: Parameters = dict(self.losses.named_parameters())
         for part in parts:
             denoising = self.losses.of(part.masked.inputs, part.budget)
@@ -275,7 +294,7 @@ class MetaLearner:
             self._descend(denoising(theta, part.masked.choice.hard()) + task(theta, None))
 
     def _descend(self, loss: Tensor) -> None:
-        """Take an ordinary training step of the model."""
+        """Take an ordinary training step of the model, which lowers ``loss``."""
         loss.backward()
         self._agree(_gradients(self.losses))
         nn.utils.clip_grad_norm_(self.losses.parameters(), self.clip)
@@ -283,7 +302,7 @@ class MetaLearner:
         self.optimizers.zero_grad()
 
     def _clear_optimizers(self) -> None:
-        """Clear the states of the model's optimisers, as for a new model."""
+        """Clear the states (such as momentum) of the model's optimisers."""
         for member in self.optimizers.members:
             member.state.clear()
 
@@ -294,7 +313,7 @@ class MetaLearner:
                 dist.all_reduce(tensor)
 
     def _total(self, number: Tensor) -> Tensor:
-        """Return the sum of a number over all ranks."""
+        """Return the sum of ``number`` over all ranks."""
         total = number.detach().clone().float()
         self._agree([total])
         return total
@@ -303,11 +322,11 @@ class MetaLearner:
     # ---------------------------------------------------------------------------------------
 
     def gain_of(self, policy: nn.Module) -> float:
-        """Return the mean gain of a policy over random masks on dev examples, in nats.
+        """Return how much better a policy's masks are than random masks: the mean gain in nats.
 
-        The gain is the task loss after an inner step with random masks, minus the task loss after
-        an inner step with the policy's masks. Both steps start from the initial model, with the
-        same contexts and the same random draws.
+        The gain of a dev example is its task loss after an inner step with random masks, minus its
+        task loss after an inner step with the policy's masks. Both inner steps start from the
+        parameters ``start`` and use the same contexts and random draws.
         """
         gains = 0.0
         count = min(len(self.dev), self.settings.dev_examples)
@@ -324,16 +343,18 @@ class MetaLearner:
 
     @torch.no_grad()
     def _hard_step(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> InnerStep:
-        """Return an inner step of pre-training with hard masks from a scorer."""
+        """Return an inner step of pre-training with hard masks (0 or 1, without a gradient)."""
         masked = self._masked(scorer, examples, rows, key=key)
         loss = self.losses.of(masked.inputs, masked.choice.budget)
         return InnerStep(loss, self.settings.mask_rate, masked.choice.hard())
 
     def overshoot(self) -> str | None:
-        """Return a warning if an inner step with random masks raises its own loss, else None.
+        """Return a warning if an inner step raises the loss that it should lower, else None.
 
-        Such a step is too long: its gradient does not predict the loss after the step. The policy
-        would then learn masks that keep the model from diverging, instead of useful masks.
+        The inner steps, one with random masks and one on the task, start from ``start``. A step
+        that raises its loss is too long, because its gradient does not predict the loss after the
+        step. The policy would then learn masks that keep the model from diverging, instead of masks
+        that help with the task.
         """
         rows = self._rows(0, order=0)
         denoising = self._hard_step(even, self.train, rows, key=fold(self.settings.seed, 0xD0))
@@ -343,10 +364,12 @@ class MetaLearner:
             theta, before = descended(self.start, step)
             with torch.no_grad():
                 after = float(step.loss(theta, step.mask))
-            # Every comparison with NaN is false, so ``not <=`` counts NaN as a rise.
+            # Comparisons with NaN are false. Therefore ``not after <= before`` is also true if the
+            # loss is NaN, but ``after > before`` would not be.
             if not after <= before:
+                size = f"{name}={step.rate:g}"
                 rise = f"from {before:.2f} to {after:.2f}"
-                return f"a step of {name} {step.rate:g} raises its own loss, {rise}"
+                return f"an inner step of size {size} raises the loss that it should lower, {rise}"
         return None
 
     # Checkpoints
@@ -380,7 +403,7 @@ class MetaLearner:
         write_folder(folder, fill)
 
     def load(self, folder: Path) -> None:
-        """Resume from a checkpoint. If the checkpoint is missing or damaged, do nothing.
+        """Load the state from a checkpoint. If it is missing or damaged, do nothing.
 
         Raises:
             MaskwiseError: the checkpoint has different settings.
@@ -402,7 +425,8 @@ class MetaLearner:
         self.best = groups["best"]
         for name, module in self._modules().items():
             set_values(module, groups[name])
-        # Optimiser states are empty if a reset came just before the checkpoint.
+        # A reset clears the optimiser states. If a reset came just before the checkpoint, the
+        # checkpoint has no such states.
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
         self.now = Point(**state["now"])

@@ -1,11 +1,16 @@
 """Differentiable masks: a hard choice of units, their inclusion probabilities, and a relaxed loss.
 
-``masking.select`` chooses units by an exponential race: a unit with weight w has an exponential
-arrival time with rate w, and units are chosen in order of arrival until the budget is used up. At
-time τ, a unit has arrived with probability p = 1 − exp(−τ·w). For each piece, the relaxation solves
-for the τ at which the expected number of chosen tokens equals the budget. The gradient of p
-replaces the gradient of the hard choice (straight-through). If the score of one unit rises, τ
-falls, and the probabilities of all other units fall.
+A unit is masked as a whole: a token, a word or a span. A piece is a document, or the part of a
+document that fits into a row. Its budget is the number of tokens that may be masked. The weight of
+a unit is exp(score).
+
+``masking.select`` chooses units by an exponential race. A unit with weight w has a random arrival
+time with an exponential distribution of rate w. Units are chosen in order of arrival until the
+budget is used up. At time τ, a unit has arrived with probability p = 1 − exp(−τ·w). For each piece,
+the relaxation solves for the τ at which the expected number of arrived tokens equals the budget.
+The forward pass uses the hard choice, which has no gradient. The backward pass uses the gradient of
+p instead (a straight-through estimator). If the score of one unit rises, τ falls, and therefore the
+probabilities of all other units fall.
 
 Source: Ye et al. 2021 (arXiv 2104.08840), who use a softmax instead of the race.
 """
@@ -36,21 +41,20 @@ if TYPE_CHECKING:
 
 
 def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tensor) -> Tensor:
-    """Return the inclusion probability of each unit, given the budget of its piece.
+    """Return the probability that each unit is chosen, given the budget of its piece.
 
     p = 1 − exp(−τ·w) with w = exp(logit), where τ solves Σ length·p = budget. If the budget is at
     least the number of tokens, p = 1. If the budget is 0, p = 0. In both cases the gradient is 0.
 
     Args:
-        logit_U: (U,) the logits. Only differences within a piece matter.
+        logit_U: (U,) the logits of the units. Only differences within a piece matter.
         length_U: (U,) the number of tokens in each unit.
-        piece_U: (U,) the piece of each unit.
+        piece_U: (U,) the index of each unit's piece.
         budget_P: (P,) the budget of each piece, in tokens.
 
     Returns:
-        (U,) the probabilities, with the data type and device of the logits. The computation uses
-        float64 on the CPU. First and second derivatives are exact: τ is computed without a graph;
-        then two Newton steps with a graph, at the solution, give its derivatives.
+        (U,) the probabilities, with the data type and device of the logits. They are computed in
+        float64 on the CPU. Their first and second derivatives are exact.
 
     >>> logit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     >>> length, piece = torch.tensor([1, 2, 1, 2]), torch.zeros(4, dtype=torch.long)
@@ -70,7 +74,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
     whole = total(length)
     solvable = (budget > 0) & (budget < whole)
-    # Pieces without a solution get a dummy target; their p is overwritten at the end.
+    # Pieces without a solution get a dummy target. Their p is overwritten at the end.
     target = torch.where(solvable, budget, 0.5 * whole)
 
     def newton(tau: Tensor) -> Tensor:
@@ -78,15 +82,18 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
         return tau + (target - whole + total(rest)) / total(rest * weight)
 
     with torch.no_grad():
-        # The expected number of tokens is increasing and concave in τ, so Newton steps from the
-        # left never exceed the solution. The loop ends when τ grows by less than the rounding.
+        # The expected number of tokens is an increasing and concave function of τ. Newton steps
+        # from below therefore never exceed the solution. The loop ends when no τ grows any more,
+        # except by rounding.
         tau = target / total(length * weight)
         for _ in range(200):
             larger = newton(tau)
             if not (larger > tau * (1 + 1e-15)).any():
                 break
             tau = torch.maximum(tau, larger)
-    # One step with a graph gives exact first derivatives; another gives exact second derivatives.
+    # τ is the solution now, but it was computed without a graph. Newton steps at the solution do
+    # not change τ. One step with a graph makes the first derivatives of τ exact, and another step
+    # makes the second derivatives exact.
     for _ in range(2):
         tau = newton(tau)
     p = -torch.expm1(-tau[piece] * weight)
@@ -96,7 +103,7 @@ def inclusion(logit_U: Tensor, length_U: Tensor, piece_U: Tensor, budget_P: Tens
 
 
 def _below_top(logit_U: Tensor, piece_U: Tensor, pieces: int) -> Tensor:
-    """Return (U,) the logits minus the maximum of their piece, which is detached."""
+    """Return (U,) the logits minus the maximum of their piece. No gradient flows to the maximum."""
     top_P = logit_U.new_full((pieces,), -torch.inf)
     top_P = top_P.scatter_reduce(0, piece_U, logit_U.detach(), "amax")
     return logit_U - top_P[piece_U]
@@ -108,10 +115,10 @@ class Overflow(MaskwiseError):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A selection of units, as tensors.
+    """The units that were chosen to be masked in P pieces, as tensors.
 
     Attributes:
-        selection: the selection from P pieces in rows (B, L).
+        selection: the same choice as numpy arrays. Its batch has the shape (B, L).
         token_M: (M,) the flat positions, in [0, B·L), of the tokens that belong to units.
         unit_M: (M,) the index of each token's unit.
         piece_U: (U,) the index of each unit's piece.
@@ -130,7 +137,7 @@ class Choice:
 
     @cached_property
     def budget(self) -> Tensor:
-        """The sum of all budgets, in tokens, by which inner losses are divided."""
+        """The sum of all budgets in tokens, a scalar. The pre-training loss is divided by it."""
         return self.budget_P.sum().clamp(min=1)
 
     def unit_logits(self, logit_BL: Tensor) -> Tensor:
@@ -140,27 +147,27 @@ class Choice:
         return total_U / self.length_U
 
     def spread(self, value_U: Tensor) -> Tensor:
-        """Return (B, L) the value of each token's unit, and 0 for tokens outside units."""
+        """Return (B, L) for each token the value of its unit; 0 for tokens that are in no unit."""
         rows, length = self.selection.units.batch.shape
         line = value_U.new_zeros(rows * length)
         return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(rows, length)
 
     def mask(self, logit_U: Tensor) -> Tensor:
-        """Return the straight-through mask (B, L).
+        """Return the straight-through mask (B, L): 1.0 at chosen tokens, and 0.0 at other tokens.
 
-        The values are 0.0 and 1.0. The gradients are those of the inclusion probabilities, for
-        units that were chosen and for units that were not.
+        Its gradients are the gradients of ``inclusion``, both for chosen units and for units that
+        were not chosen.
         """
         p_U = inclusion(logit_U, self.length_U, self.piece_U, self.budget_P)
         hard_U = self.chosen_U.to(p_U.dtype)
         return self.spread(hard_U + p_U - p_U.detach())
 
     def hard(self) -> Tensor:
-        """Return (B, L) 1.0 at chosen tokens, and 0.0 at other tokens."""
+        """Return the mask (B, L) without a gradient."""
         return self.spread(self.chosen_U.float())
 
     def shares(self, logit_U: Tensor) -> Tensor:
-        """Return (U,) the softmax of the logits within each piece."""
+        """Return (U,) the share of each unit in the weight of its piece (a softmax per piece)."""
         weight_U = _below_top(logit_U, self.piece_U, len(self.budget_P)).exp()
         total_P = weight_U.new_zeros(len(self.budget_P)).index_add(0, self.piece_U, weight_U)
         return weight_U / total_P[self.piece_U]
@@ -168,7 +175,7 @@ class Choice:
     def entropy(self, logit_U: Tensor) -> Tensor:
         """Return the entropy of the shares in nats, averaged over pieces."""
         share_U = self.shares(logit_U)
-        # Without the minimum, 0·log 0 would be NaN.
+        # For a share of 0, 0·log 0 would be NaN.
         log_share_U = share_U.clamp(min=1e-30).log()
         return -(share_U * log_share_U).sum() / len(self.budget_P)
 
@@ -176,20 +183,21 @@ class Choice:
 def choose(
     batch: AnnotatedBatch, logit_BL: Tensor, ratio: float, keys: Keys, *, units: str = "word"
 ) -> Choice:
-    """Choose units in a batch at random, with weights exp(logit), under an exact budget.
+    """Choose units of a batch at random, with weights exp(logit), under an exact budget.
 
     Args:
-        logit_BL: (B, L) the logits of tokens. The logit of a unit is the mean over its tokens.
-        ratio: the share of the eligible tokens to choose.
-        keys: the keys of the random draws.
-        units: ``token``, ``word``, or the name of a layer. In a layer, a run of equal values is a
-            unit.
+        batch: the pieces.
+        logit_BL: (B, L) the logits of the tokens. The logit of a unit is the mean of the logits of
+            its tokens.
+        ratio: the share of the eligible tokens (those that may be masked) to choose.
+        keys: the seeds of the random draws of each piece.
+        units: ``token``, ``word``, or the name of a layer in which a run of equal values is a unit.
 
     Raises:
         Overflow: a logit is not finite.
     """
     parts = units_by(batch, units)
-    # The choice is computed in float64 on the CPU, so that it does not depend on the device.
+    # The computation uses float64 on the CPU, so that the choice does not depend on the device.
     logits = logit_BL.detach().cpu().double().numpy().reshape(-1)
     total_U = np.bincount(parts.unit, logits[parts.tokens], len(parts.piece))
     logit_U = total_U / parts.length
@@ -204,7 +212,7 @@ def choose(
     ratio_P = np.full(len(batch.begin), ratio)
     selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
 
-    # The mode ``exact`` always sets budgets, but the type also allows None.
+    # Exact selections always have budgets, but the type also allows None.
     assert selection.budget is not None
 
     def tensor(column: Array) -> Tensor:
@@ -222,13 +230,14 @@ def choose(
 
 
 class RelaxedDenoising(nn.Module):
-    """The loss of masked tokens under a relaxed mask m.
+    """The loss of masked tokens as a differentiable function of the mask m.
 
-    Formula: Σ m·CE / budget, over all tokens that belong to units. The input embedding of a token
-        is m·e(mask) + (1 − m)·e(token). For m = 1, this is the corruption ``mask-only``.
+    Formula: Σ m·CE / budget, summed over all tokens. CE is the cross-entropy of a token. The input
+        embedding of a token is m·e(mask) + (1 − m)·e(token). If all values of m are 0 or 1, this
+        equals the corruption ``mask-only``.
     Encoder–decoders: the encoder reads a mask in place of each masked token, and the decoder
         predicts the full text.
-    Requirements: a model that takes ``inputs_embeds``.
+    Requirements: a model that accepts ``inputs_embeds``.
 
     Args:
         model: a model with its prediction head.
@@ -241,7 +250,7 @@ class RelaxedDenoising(nn.Module):
         self.mask_id = mask_id
 
     def forward(self, inputs: Tensors, mask_BL: Tensor, budget: Tensor) -> Tensor:
-        """Return the loss, a scalar in nats per token of the budget.
+        """Return the loss in nats per token of the budget; a scalar.
 
         Args:
             inputs: ``input_ids`` and ``attention_mask`` (B, L) of the unmasked text.
@@ -263,5 +272,6 @@ class RelaxedDenoising(nn.Module):
             shown["use_cache"] = False
         logits_BLV = self.model(**shown).logits
         losses = cross_entropy(logits_BLV.flatten(0, 1), ids.flatten(), reduction="none")
-        # Unmasked tokens need losses, too, because these losses are the gradients of the mask.
+        # The loss of an unmasked token is multiplied by 0 but is still needed, because it is part
+        # of the gradient with respect to the mask.
         return (mask_BL * losses.view_as(ids)).sum() / budget

@@ -1,7 +1,10 @@
-"""Learn a policy from a task, with the settings of a recipe. The same call resumes a stopped run.
+"""Learn a masking policy from a task, with the settings of a recipe.
 
-The output is ``policy/`` (the model and its card), ``metrics.jsonl``, ``shown.json`` (the policy's
-weights before and after learning) and, with several tries, a folder ``try-N/`` for each try.
+A masking policy is a model that gives each word of a text a weight. Words with a larger weight are
+masked more often. The output is ``policy/`` (the model and its card), ``metrics.jsonl``,
+``shown.json`` (the mean weights of common words, and example texts with the weights before and
+after learning) and, with several tries, a folder ``try-N/`` for each try. A stopped run resumes if
+it is started again.
 """
 
 from __future__ import annotations
@@ -38,16 +41,16 @@ if TYPE_CHECKING:
 
 SHARED_TOKENIZER = "tokenizer"
 LEARNING = 0x9011C7
-"""A constant that makes the learning seed differ from the run's seed."""
+"""A constant that is mixed into the seed of the run to get a different seed for learning."""
 
 
 class Made(NamedTuple):
-    """The result of one try at learning by the meta-gradient.
+    """The result of one try (one learned policy) with the meta-gradient.
 
     Attributes:
-        policy: the policy at the best step.
-        before: the word weights in the example texts before learning.
-        figures: the measures of the best step, for the record.
+        policy: the policy at the step with the best gain on dev.
+        before: for each example text, the weights (W,) of its words before learning.
+        figures: ``best_step``, ``gain``, ``stopped`` and ``overshoot``, as in ``Point``.
         without: the number of train rows that were dropped because no text contains an answer.
     """
 
@@ -59,11 +62,13 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Lesson:
-    """The inputs of learning a policy. Sections of the recipe are fields of the same names.
+    """The settings with which a policy is learned.
+
+    A field that is not listed below is the section of the recipe with the same name.
 
     Attributes:
-        task: the task, as in ``load_task``.
-        kind: the architecture of the model, such as "encoder".
+        task: the task to learn from, as a string for ``load_task``.
+        kind: the architecture of the model that is pre-trained, such as "encoder".
         folder: the output folder.
         quiet: whether to hide the progress bar.
     """
@@ -80,11 +85,12 @@ class Lesson:
     quiet: bool = True
 
     def learn(self) -> Measures:
-        """Learn the policy. After an interruption, the same call resumes.
+        """Learn the policy and write it to ``folder``. An interrupted call resumes when repeated.
 
         Returns:
-            A record with ``policy`` (the folder), ``method``, ``task``, the measures from learning,
-            and the evaluations on labelled texts of dev (``dev``) and test (``held_out``).
+            A record with ``policy`` (the folder of the policy), ``method``, ``task``, the measures
+            from learning, and the results of ``judge`` on the labelled texts of dev (key ``dev``)
+            and of test (key ``held_out``).
 
         Raises:
             MaskwiseError: the corpus is a stream, or no policy can be learned from the task.
@@ -96,16 +102,20 @@ class Lesson:
 
     @property
     def seed(self) -> int:
-        """The learning seed, which differs from the seed of the run that uses the policy.
+        """The seed for learning, which differs from the seed of the run that uses the policy.
 
-        With the same seed, the policy would be evaluated on the same initial weights, row order and
-        random draws as in its own training.
+        If the two seeds were equal, the policy would be evaluated on the same initial weights, row
+        order and random draws with which it was learned.
         """
         return fold(self.training.seed, LEARNING)
 
     @cached_property
     def texts(self) -> list[str]:
-        """The texts of the corpus, for the search for contexts."""
+        """All texts of the corpus.
+
+        Some questions come without a text to mask. For such questions, the texts of the corpus are
+        searched for the answers.
+        """
         # A stream may be larger than memory.
         if self.corpus.stream:
             raise MaskwiseError(
@@ -147,7 +157,7 @@ class Lesson:
         encoder = self.learning.policy.pretrained
         if encoder and self.model_tokenizer:
             model_tokenizer = self._tokenizer(self.model_tokenizer)
-            # The policy scores the model's tokens, so both must have the same tokenizer.
+            # The meta-gradient uses the policy's scores of tokens as masks of the model's tokens.
             if model_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise MaskwiseError(
                     "the meta-gradient needs the same tokens in policy and model, but their "
@@ -159,7 +169,8 @@ class Lesson:
         task = load_task(self.task)
         labels = None
         shown = texts
-        # The meta-gradient needs no labels. If the task has answers, they evaluate the policy.
+        # The meta-gradient needs no labels. If labels can be made from the answers of the task, the
+        # labels are used only to evaluate the policy. Otherwise ``labels_of`` raises an error.
         with suppress(MaskwiseError):
             labels = labels_of(self.task, texts=texts)
             shown = labels.texts()
@@ -196,7 +207,8 @@ class Lesson:
         log_unigram: torch.Tensor,
     ) -> Made:
         tries = self.learning.meta.tries
-        # Tries have different policy weights and orders of examples, but the same model.
+        # Tries differ in the initial weights of the policy and in the order of examples. The
+        # initial weights of the model are the same.
         seed = self.seed
         folder = self.folder
         title = "learning a policy"
@@ -243,14 +255,14 @@ class Lesson:
         texts: Sequence[str],
         before: Sequence[Floats],
     ) -> Measures:
-        """Write the policy, its card and ``shown.json`` on rank 0.
+        """On rank 0, write the policy, its card and ``shown.json``, and delete checkpoints.
 
         Args:
-            texts: example texts for the card.
-            before: the word weights in the first texts before learning.
+            texts: the texts on which the policy's weights are summarised.
+            before: for each of the first texts, the weights (W,) of its words before learning.
 
         Returns:
-            The record of the policy.
+            The record for ``learn``.
         """
         result = {
             "policy": str(self.folder / "policy"),
@@ -278,7 +290,7 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        # Learning is complete, so checkpoints are no longer needed.
+        # Checkpoints are needed only to resume learning, which is complete now.
         checkpoints = [self.folder / "resume", *self.folder.glob("try-*/resume")]
         for unused in (*checkpoints, self.folder / SHARED_TOKENIZER):
             shutil.rmtree(unused, ignore_errors=True)
@@ -290,13 +302,16 @@ class Lesson:
     def _new_policy(
         self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
     ) -> PolicyModel:
-        """Create an untrained policy. ``head`` is the default of the setting ``policy.head``."""
+        """Create an untrained policy. ``head`` is used if the recipe sets no ``policy.head``."""
         settings = self.learning.policy.model_dump()
         settings["head"] = settings["head"] or head
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:
-        """Load a tokenizer by name. Without a name, rank 0 trains a tokenizer on the corpus."""
+        """Load the tokenizer ``name``. If ``name`` is None, train a tokenizer on the corpus.
+
+        With several ranks, only rank 0 trains, and the other ranks load its tokenizer.
+        """
         chosen = self.tokenizer.model_copy(update={"name": name})
         if name or ranks_here() == 1:
             return chosen.tokenizer(self.corpus.documents())
@@ -309,7 +324,7 @@ class Lesson:
 
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
-    """Return (V,) log-frequencies of tokens: the initial biases of a new model's head."""
+    """Return (V,) the log-frequency of each token, with which a new model's output bias starts."""
     documents = map(Document, map(str, range(len(texts))), texts)
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
     for tokens in tokenise(documents, tokenizer):
@@ -319,7 +334,7 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
 
 
 def _measured(policy: PolicyModel, labels: Labels) -> Measures:
-    """Evaluate a policy on the labelled texts of dev and test."""
+    """Return the results of ``judge`` on the labelled texts of dev and of test, if any."""
     measures = {}
     for name, split in (("dev", "dev"), ("held_out", "test")):
         marked = labels.marked(split)

@@ -1,13 +1,13 @@
-"""The model of a learned policy: an encoder with a head that scores tokens or spans.
+"""The model of a learned masking policy: an encoder with a head that scores tokens or spans.
 
-The encoder is a transformers model or the light encoder of this module. The light encoder embeds
-each token and its neighbours, at a hundredth of a transformer's cost. A token head has one logit
-per token, and the weight of a token is exp(logit). A span head has a start logit and an end logit
-per token.
+A larger score means that the token or span is masked more often. The encoder is a transformers
+model or the light encoder of this module. The light encoder embeds each token and its neighbours,
+at a hundredth of a transformer's cost. A token head has one logit per token, and the masking weight
+of a token is exp(logit). A span head has a start logit and an end logit per token.
 
-A policy's folder contains JSON, safetensors, the tokenizer and a model card. Code and pickles are
-never loaded. Masking does not import this module: ``learning.annotator`` writes scores to layers,
-and masking reads the layers.
+The folder of a policy contains JSON, safetensors, the tokenizer and a model card. Code and pickles
+are never loaded. Masking does not run this model. Instead, ``learning.annotator`` stores the scores
+as an annotation layer (one value per word), and masking reads this annotation layer.
 
 Source: Ye et al. 2021 (arXiv 2104.08840) for the heads.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Head = Literal["tokens", "spans"]
 Fields: TypeAlias = dict[str, Any]
-"""A configuration as JSON values."""
+"""The fields of a configuration as JSON values, keyed by name."""
 COLUMNS = {"tokens": 1, "spans": 2}
 """The number of logits per token, keyed by head."""
 LIGHT = "light"
@@ -53,11 +53,13 @@ class PolicyConfig:
     """A policy's ``config.json``.
 
     Attributes:
-        encoder: the fields of the encoder's configuration. ``model_type`` is "light" or an
-            architecture of transformers.
-        head: "tokens" (one logit per token) or "spans" (start and end logits).
-        length: the maximum number of tokens in a window of text, including special tokens.
+        encoder: the fields of the encoder's configuration. The field ``model_type`` is "light" or
+            an architecture of transformers.
+        head: "tokens" (one logit per token) or "spans" (a start logit and an end logit per token).
+        length: the maximum number of tokens that the policy scores at once, including special
+            tokens. Longer texts are split into windows of this length.
         longest: the maximum number of words in a span.
+        format: the version of the file format.
     """
 
     encoder: Fields = field(default_factory=dict)
@@ -78,11 +80,12 @@ class LightEncoder(nn.Module):
     """Maps ids (B, L) to states (B, L, H): token embeddings plus a convolution over neighbours.
 
     Args:
-        vocab_size, hidden_size: V and H.
-        window: the width of the convolution in tokens, an odd number. With 1, the state of a token
-            does not depend on other tokens.
+        vocab_size: the number of tokens in the vocabulary, V.
+        hidden_size: the number of values in a state, H.
+        window: the width of the convolution in tokens, an odd number. With a window of 1, the state
+            of a token does not depend on other tokens.
 
-    Cost: V·H + window·H² weights. For H = 64 and a window of 5, a token costs 20,000
+    Cost: V·H + window·H² parameters. For H = 64 and a window of 5, each token needs 20,000
     multiplications.
     """
 
@@ -96,7 +99,8 @@ class LightEncoder(nn.Module):
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        # States at padding are 0, so the result does not depend on the width of the batch.
+        # The embeddings of padding are set to 0. The convolution then gives the last tokens of a
+        # row the same result, however much padding follows.
         states = self.table(input_ids) * attention_mask.unsqueeze(-1)
         near = self.near(states.transpose(1, 2)).transpose(1, 2)
         return states + nn.functional.gelu(near)
@@ -107,8 +111,8 @@ class PolicyModel(
 ):
     """A model that scores tokens or spans, with its tokenizer.
 
-    The hub's mixin provides ``save_pretrained(folder)`` and ``push_to_hub(id)``. This class
-    overrides the mixin's ``from_pretrained``, which would also load pickles.
+    The mixin of huggingface_hub provides ``save_pretrained(folder)`` and ``push_to_hub(id)``. The
+    mixin's ``from_pretrained`` would also load pickles, so this class has its own.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -120,8 +124,8 @@ class PolicyModel(
     Args:
         config: the policy's ``config.json``.
         tokenizer: a fast tokenizer.
-        encoder: an encoder with weights; None for a new encoder with ``config.encoder``.
-        card: the text of README.md.
+        encoder: a pre-trained encoder. If None, a new encoder is created from ``config.encoder``.
+        card: the text of the model card, README.md.
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class PolicyModel(
         self.encoder = encoder or _new_encoder(config)
         hidden_size = int(config.encoder["hidden_size"])
         self.head = nn.Linear(hidden_size, COLUMNS[config.head])
-        # Zeros give all words the same weight, so the first masks are random.
+        # With zeros, all words have the same weight, so an untrained policy masks at random.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -156,16 +160,16 @@ class PolicyModel(
         longest: int = 10,
         seed: int = 0,
     ) -> Self:
-        """Create an untrained policy. All words have the same weight.
+        """Create an untrained policy, which gives all words the same weight.
 
         Args:
             architecture: the architecture of a new encoder: ``light`` or a ``model_type`` of
                 transformers.
-            pretrained: the folder or hub id of a pre-trained encoder. If given, ``architecture`` is
-                ignored.
-            settings: fields of the encoder's configuration, such as hidden_size.
+            pretrained: the folder or hub id of a pre-trained encoder. If it is given,
+                ``architecture`` and ``settings`` are ignored.
+            settings: fields of a new encoder's configuration, such as hidden_size.
             head, length, longest: see ``PolicyConfig``.
-            seed: the seed for the new weights.
+            seed: the seed for all weights that are not pre-trained.
 
         Raises:
             MaskwiseError: the architecture or a field is unknown, or the encoder does not support
@@ -206,7 +210,7 @@ class PolicyModel(
     # -------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the policy's files. The hub's mixin calls this method."""
+        """Write the policy's files. The mixin's ``save_pretrained`` calls this method."""
         weights = {}
         for name, value in self.state_dict().items():
             # safetensors refuses tensors that are not contiguous.
@@ -219,14 +223,14 @@ class PolicyModel(
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:  # type: ignore[override]
-        """Load a saved policy in evaluation mode and float32.
+        """Load a saved policy in float32, and set it to evaluation mode.
 
         Args:
             name: a folder, or an id on the hub.
 
         Raises:
-            MaskwiseError: the folder has no policy, a damaged file, code (``auto_map``), or no
-                weights in safetensors.
+            MaskwiseError: the folder has no policy or no safetensors weights, a file is damaged, or
+                the configuration refers to code (``auto_map``).
         """
         folder = find_policy(name)
         config = read_config(folder)
@@ -239,7 +243,8 @@ class PolicyModel(
         try:
             if len(tokenizer) > int(config.encoder["vocab_size"]):
                 raise ValueError(f"its tokenizer has {len(tokenizer)} tokens")
-            # config.json may contain any size, so shapes are compared before memory is allocated.
+            # A wrong config.json may ask for terabytes. The device "meta" compares the shapes
+            # without allocating memory.
             with torch.device("meta"):
                 cls(config, tokenizer).load_state_dict(weights, assign=True)
             policy = cls(config, tokenizer)
@@ -257,10 +262,10 @@ def read_config(folder: Path) -> PolicyConfig:
     """Read a policy's ``config.json``.
 
     Raises:
-        MaskwiseError: the folder has no policy, or its policy is damaged or contains code.
+        MaskwiseError: the folder has no policy, or the policy is damaged or refers to code.
     """
     if not (folder / "config.json").exists():
-        do = "maskwise learn writes a policy into OUT/policy"
+        do = "give the folder OUT/policy that maskwise learn wrote"
         # Users may give the folder of a run, which contains the policy in ``policy/``.
         inner = folder / "policy"
         if inner.is_dir():
@@ -274,7 +279,7 @@ def read_config(folder: Path) -> PolicyConfig:
             f"{folder} holds no masking policy",
             got=f"format {plain.get('format')}",
             allowed=FORMAT,
-            do="give a folder that PolicyModel.save_pretrained wrote",
+            do="give the folder OUT/policy that maskwise learn wrote",
         )
     try:
         config = PolicyConfig(**plain)
@@ -282,7 +287,9 @@ def read_config(folder: Path) -> PolicyConfig:
         raise _damaged(folder, f"config.json: {error}") from None
     if "auto_map" in config.encoder:
         raise MaskwiseError(
-            f"{str(folder)!r} contains code", got="auto_map", do="use a different policy"
+            f"the policy in {folder} needs code that is not part of maskwise",
+            got="auto_map in config.json",
+            do="use a different policy",
         )
     return config
 
@@ -300,7 +307,7 @@ def _new_encoder(config: PolicyConfig) -> nn.Module:
 
 
 def _described(config: PreTrainedConfig) -> Fields:
-    """Return the fields of a configuration as JSON values, without its path."""
+    """Return the fields of a configuration as JSON values, without the path of the checkpoint."""
     text = json.dumps(config.to_dict(), default=str)
     fields: Fields = json.loads(text)
     fields.pop("_name_or_path", None)
@@ -309,4 +316,4 @@ def _described(config: PreTrainedConfig) -> Fields:
 
 def _damaged(folder: Path, what: str) -> MaskwiseError:
     do = "use an intact copy, or learn the policy again"
-    return MaskwiseError(f"the policy in {folder} is damaged", got=what, do=do)
+    return MaskwiseError(f"the policy in {folder} is damaged: {what}", do=do)

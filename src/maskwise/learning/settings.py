@@ -1,4 +1,4 @@
-"""The ``learning`` section of a recipe: how a policy is learned from a task."""
+"""The ``learning`` section of a recipe: how a masking policy is learned from a task."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ Plain: TypeAlias = dict[str, Any]
 class MetaSettings(BaseModel):
     """Settings of learning by the meta-gradient.
 
+    In an outer step, a copy of the model is pre-trained with the policy's masks and then trained on
+    the task (the inner steps). The policy is updated to lower the task loss that follows.
+
     >>> MetaSettings(steps=100).batch_size
     32
     """
@@ -25,79 +28,87 @@ class MetaSettings(BaseModel):
     """Number of outer steps, which are updates of the policy."""
 
     tries: int = Field(1, ge=1)
-    """Number of policies to learn, with different initial weights and orders of examples. The best
-    policy on dev is used. Several tries help if the gradient is noisy, because some tries converge
-    to words that do not help.
+    """Number of policies to learn, with different initial weights and orders of examples. The
+    policy with the best gain on dev is used. With a noisy gradient, some policies learn to mask
+    words that do not help. Several tries then make it likely that at least one policy is good.
     """
 
     batch_size: int = Field(32, ge=1)
-    """Examples per inner step."""
+    """Number of examples (task rows with a text to mask) per inner step."""
 
     warm: int = Field(5, ge=0)
-    """Number of ordinary steps on the task before the first outer step. The model learns the format
-    of answers in these steps. Without them, the policy would favour masks that teach the format.
+    """Number of ordinary training steps on the task before the first outer step. In these steps,
+    the model learns the format of answers. Otherwise, the policy would prefer masks that teach the
+    format.
     """
 
     inner_steps: int = Field(1, ge=1, le=16)
-    """Number of pairs of inner steps: a step of masked pre-training, then a step on the task."""
+    """Number of pairs of inner steps. A pair is a step of masked pre-training, then a step on the
+    task.
+    """
 
     mask_rate: float = Field(0.02, ge=0)
-    """Step size of inner steps of masked pre-training. With 0, the policy has no gradient. A step
-    size that is too large raises the loss of the step itself and misleads the policy;
-    ``maskwise learn`` then warns.
+    """Step size of the inner steps of masked pre-training. With 0, the policy has no gradient. With
+    a step size that is too large, a step raises the loss that it should lower, and the policy is
+    misled. ``maskwise learn`` then shows a warning.
     """
 
     task_rate: float = Field(0.05, ge=0)
-    """Step size of inner steps on the task; with 0, there are no steps on the task."""
+    """Step size of the inner steps on the task. With 0, there are no such steps."""
 
     units: Literal["token", "word"] = "word"
-    """The unit of masking during learning."""
+    """What is masked as a whole during learning: each token, or each word."""
 
     ratio: float = Field(0.15, gt=0, lt=1)
-    """Masking ratio of contexts during learning."""
+    """Share of the tokens that are masked during learning."""
 
     temperature: float = Field(1.0, gt=0)
-    """Divisor of the scores during learning. Values above 1 make masks more random."""
+    """The policy's scores are divided by this number during learning. Values above 1 make masks
+    more random.
+    """
 
     learning_rate: float = Field(0.01, gt=0)
-    """Learning rate of the policy (Adam), with linear decay to 0. A suitable rate is 0.3 for a
-    light encoder with a window of 1, and 1e-3 for a transformer.
+    """Learning rate of the policy at the first outer step. It decays linearly to 0, and the
+    optimiser is Adam. A suitable rate is 0.3 for a light encoder with a window of 1, and 1e-3 for a
+    transformer.
     """
 
     clip: float = Field(0.0, ge=0)
-    """Maximum norm of the policy's gradient; 0 for no clipping."""
+    """Maximum norm of the policy's gradient. With 0, gradients are not clipped."""
 
     average: float = Field(0.95, ge=0, lt=1)
-    """Decay of the policy's moving average. The average is evaluated and saved. With 0, the average
-    equals the policy.
+    """Decay of the moving average of the policy's parameters. This average is evaluated and saved
+    in place of the policy. With 0, the average equals the policy.
     """
 
     reset_every: int = Field(1, ge=0)
-    """Number of outer steps between resets of the model to its initial weights. With 1, the model
-    always has its initial weights. With 0, the model is never reset; it then memorises the answers
-    in train within tens of steps, and no mask helps.
+    """Number of outer steps after which the model is reset to the weights that it had before the
+    first outer step. With 1, it is reset after every outer step. With 0, it is never reset. It then
+    memorises the answers of the train rows within tens of steps, and no mask helps any more.
     """
 
     eval_every: int = Field(10, ge=1)
     """Number of outer steps between evaluations on dev, and between checkpoints."""
 
     dev_examples: int = Field(256, ge=1)
-    """Maximum number of dev examples in an evaluation: the first examples of dev."""
+    """Maximum number of dev examples in an evaluation. The first examples of dev are used."""
 
     patience: int | None = Field(None, ge=1)
-    """Number of evaluations without improvement after which learning stops; None for no limit."""
+    """Number of successive evaluations without a better gain after which learning stops; None for
+    no limit.
+    """
 
     worse: float = Field(2.0, gt=1)
-    """Factor of divergence: learning stops if the mean outer loss between two evaluations exceeds
-    its initial value by this factor.
+    """Learning stops if the task loss after the inner steps, averaged between two evaluations, is
+    more than this many times its average before the first evaluation.
     """
 
     seed: int = 0
-    """Seed of the order of examples, the contexts and the masks."""
+    """Seed for the order of examples, the choice of their texts, and the masks."""
 
 
 class PolicySettings(BaseModel):
-    """The model of a policy: an encoder with a head.
+    """The model of a policy: an encoder with a head that scores tokens or spans.
 
     >>> PolicySettings(architecture="modernbert", settings={"hidden_size": 128}).length
     64
@@ -111,18 +122,22 @@ class PolicySettings(BaseModel):
     """
 
     pretrained: str | None = None
-    """A pre-trained encoder, which replaces ``architecture``: a folder, a hub id or
-    ``bundled:encoder``. The policy then has this encoder's tokenizer.
+    """A pre-trained encoder, used in place of a new one: a folder, a hub id or ``bundled:encoder``.
+    The policy then uses this encoder's tokenizer.
     """
 
     settings: Plain = {}
-    """Fields of the encoder's configuration. ``light`` has ``hidden_size`` and ``window``."""
+    """Fields of a new encoder's configuration. ``light`` has ``hidden_size`` and ``window``."""
 
     head: Literal["tokens", "spans"] | None = None
-    """The head of the policy. The default is spans for ``supervised`` and tokens for ``meta``."""
+    """Whether the policy scores tokens or spans. The default is spans for ``supervised`` and tokens
+    for ``meta``.
+    """
 
     length: int = Field(64, ge=4)
-    """Maximum number of tokens in a window of text, including special tokens."""
+    """Maximum number of tokens that the policy scores at once, including special tokens. Longer
+    texts are split.
+    """
 
     longest: int = Field(10, ge=1)
     """Maximum number of words in a span."""
@@ -138,7 +153,7 @@ class SupervisedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
-    """Training settings of the policy. The seed comes from the run."""
+    """Training settings of the policy. Its ``seed`` is ignored; the seed of the run is used."""
 
 
 class LearningSettings(BaseModel):
@@ -151,10 +166,12 @@ class LearningSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["supervised", "meta"] = "supervised"
-    """``supervised`` learns from the task's answers; ``meta`` learns by the meta-gradient."""
+    """``supervised`` learns to find the task's answers in texts. ``meta`` learns masks that lower
+    the task's loss, by the meta-gradient.
+    """
 
     task: str | None = None
-    """The task. The default is the first task in the recipe's ``tasks``."""
+    """The task to learn from. The default is the first task in the recipe's ``tasks``."""
 
     policy: PolicySettings = PolicySettings()
     supervised: SupervisedSettings = SupervisedSettings()
