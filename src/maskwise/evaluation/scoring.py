@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # The number of token positions in a forward pass.
 TOKENS = 16384
-DAMAGED = "is the checkpoint damaged?"
+DAMAGED = "check whether the checkpoint is damaged"
 # The seed of fixed masks. It is the same in every study, so that losses can be compared.
 EVALUATION_SEED = 0xE7A1
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
