@@ -372,7 +372,7 @@ def load_network(
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
         raise MaskwiseError(
-            "finetune needs a checkpoint, or a config for random weights, but not both"
+            "finetune needs either a checkpoint, or a config for random weights, not both"
         )
     config = task_config(start, task.config())
     if task.kind.check_model:

@@ -277,8 +277,7 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
             cut. The long context of a question is split into several windows instead.
 
     Raises:
-        MaskwiseError: the tokenizer is not a fast tokenizer or has no padding token, or the length
-            leaves no room for text.
+        MaskwiseError: ``check_length`` refuses the tokenizer or the length.
     """
     check_length(task, tokenizer, max_length)
     state = tokenizer_state(tokenizer, words=task.kind.words)
