@@ -460,7 +460,7 @@ def test_odd_specs(spec: str, message: str) -> None:
     ("raw", "message"),
     [
         ({"ratios": [0.15, 0.15]}, "evaluation.ratios are invalid; got .0.15, 0.15."),
-        ({"ratios": [1.5]}, "different numbers in 0 < r < 1"),
+        ({"ratios": [1.5]}, "one or more different numbers above 0 and below 1"),
         ({"ratio": 0.1, "ratios": [0.2]}, "both ratio and ratios"),
         ({"masks": ["wordy"]}, "unknown policy 'wordy'"),
         ({"row": 3}, "unknown setting in here: .*row"),

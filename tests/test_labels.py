@@ -68,7 +68,7 @@ def test_what_else_is_missing_is_said_by_the_user(
     assert load_task(f"{path}(missing={missing!r})") == task
     unused = load_task(path, missing=(missing, "ZZ"))
     assert said(unused, "missing='ZZ' does not occur among the labels") and unused == task
-    with pytest.raises(MaskwiseError, match="missing must hold labels"):
+    with pytest.raises(MaskwiseError, match="cannot read missing of"):
         load_task(path, missing={"NA": -1})
 
 

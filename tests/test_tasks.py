@@ -501,5 +501,5 @@ def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
     plain = settings.model_copy(update={"search_rate": False, "learning_rate": 3e-4})
     assert task_record(None, task, settings=plain, **how)["score"] == record["score"]
     without_dev = replace(task, splits={**task.splits, "dev": []})
-    with pytest.raises(MaskwiseError, match="searched on dev, and task mine has no dev rows"):
+    with pytest.raises(MaskwiseError, match="needs dev rows, and task mine has none"):
         task_record(None, without_dev, settings=settings, **how)

@@ -298,7 +298,7 @@ BAD = {
     ),
     "no column of written answers": (
         {"question": "who", "kind": "generation"},
-        "has no label column; got question, .* name it with label=…; looked for output, target",
+        "has no label column; got question, .* looked for columns named output, target",
     ),
 }
 

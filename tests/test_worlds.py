@@ -379,7 +379,7 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
     [
         (
             [{"question": " ", "answers": ["a"]}],
-            "the question is not text; got ' '; allowed: a string",
+            "the question is not text; got ' '; allowed: a string that is not blank",
         ),
         ([{"question": "who?", "reply": "a"}], "has no label column; got question, reply"),
         ([{"question": "who?", "answers": []}], "the train split"),

@@ -1,18 +1,18 @@
 """Cloze questions about facts as in LAMA (Petroni et al. 2019), for any vocabulary.
 
-A fact has an answer and a sentence with one [MASK]. If the relation has a template, the subject is
-inserted into the template. Otherwise the sentence is ``masked_sentences``, or the first element of
-``evidences``. Templates are JSON lines ``{"relation", "template": "[X] was born in [Y] ."}`` in
-``relations.jsonl`` next to the file.
+A fact has a relation (such as "born in"), a subject, an answer, and a sentence with one [MASK]. If
+the relation has a template, the sentence is the template with the subject inserted. Otherwise, it
+is the record's ``masked_sentences``, or the first of its ``evidences``. Templates are JSON lines
+``{"relation", "template": "[X] was born in [Y] ."}`` in ``relations.jsonl`` next to the file.
 
-Two rankings are measured:
+The answer is ranked in two ways:
 
-- Among **the answers of the relation** (hits@1, hits@10, mrr), by default in groups of 20. A
-  candidate of k tokens takes the place of k [MASK]s. Its score is log p by the chain rule from left
-  to right: when a token is predicted, all later tokens of the candidate are masked.
-- Among **the whole vocabulary** (open-hits@1, …), as in LAMA, for answers of a single token. The
-  tokenizer decides which answers are single tokens, so only models with the same tokenizer can be
-  compared.
+- Among **the answers of the relation** (hits@1, hits@10, mrr). If there are many, they are split
+  into groups of, by default, up to 20. For a candidate of k tokens, the sentence has k [MASK]s. Its
+  score is log p by the chain rule from left to right: when a token is predicted, the earlier tokens
+  of the candidate are visible, and the later tokens are masked.
+- Among **the whole vocabulary** (open-hits@1, …), as in LAMA, if the answer is a single token. Only
+  models with the same tokenizer can be compared, because others have different single tokens.
 
 Other correct answers to the same question are removed from the ranking. Tied answers share their
 mean rank. ``chance`` is the score if answers are ranked by frequency, without the question.
@@ -92,8 +92,7 @@ class Cloze(TestSet):
         facts: the questions.
         total: the number of facts in the file.
         skipped: the number of facts skipped during reading, keyed by reason.
-        candidates: the maximum number of answers in a ranking. Relations with more answers are
-            split into several rankings.
+        candidates: the maximum number of answers in a ranking.
     """
 
     name: str
@@ -121,16 +120,15 @@ class Cloze(TestSet):
                 this file exists.
 
         Raises:
-            MaskwiseError: the file is empty or cannot be read, lacks a column, or has an
-                empty text.
+            MaskwiseError: the file cannot be read, is empty, lacks a column, or has an empty text.
         """
-        # With two candidates, a ranking could have one answer, which would always be first.
+        # With two candidates, three answers would be split into two and one, which is always first.
         if candidates < 3:
             raise MaskwiseError("too few candidates in a cloze set", got=candidates, allowed="≥ 3")
         name = name_of(path)
         known = _templates(path, templates)
         facts = []
-        # All facts are read, because others may hold further correct answers to sampled questions.
+        # A fact that is not sampled may have a further correct answer to a sampled question.
         right: dict[str, set[str]] = {}
         for number, record in enumerate(read_set(path), start=1):
             fact = _fact(record, known, name, f"row {number} of {path}")
@@ -156,8 +154,7 @@ class Cloze(TestSet):
         """Score a model, and return one record for each metric.
 
         A fact is skipped if its answer has an unknown token, its sentence is too long, or its
-        relation has no other answer. ``items`` counts the scored facts, and ``skipped`` counts the
-        skipped facts for each reason.
+        relation has no other answer.
 
         Raises:
             MaskwiseError: no fact can be scored.
@@ -231,7 +228,7 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
     for line in read_records(file):
         if not {"relation", "template"} <= line.keys():
             raise MaskwiseError(
-                f"{file} has no templates", got=", ".join(line), allowed="relation, template"
+                f"{file} is no file of templates", got=", ".join(line), allowed="relation, template"
             )
         templates[str(line["relation"])] = str(line["template"])
     return templates
@@ -245,7 +242,7 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
         raise MaskwiseError(
             f"{where} has no answer",
             got=repr(answer) if "obj_label" in record else columns,
-            allowed="a text under obj_label",
+            allowed="a text in the column obj_label",
         )
     relation = _text(record.get("predicate_id")) or _text(record.get("relation")) or name
     text = _sentence(record)
@@ -255,14 +252,14 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
         raise MaskwiseError(
             f"{where} has no sentence",
             got=columns,
-            allowed="masked_sentences, evidences",
+            allowed="the column masked_sentences or evidences",
             do="add a sentence, or a template for its relation in relations.jsonl next to the file",
         )
     return Fact(relation, subject, answer.strip(), text)
 
 
 def _sentence(record: Record) -> str:
-    """Join the masked sentences, as in LAMA, or return the first evidence."""
+    """Join the masked sentences, as in LAMA, or return the first evidence; "" without either."""
     sentences = record.get("masked_sentences")
     evidences = record.get("evidences")
     if isinstance(sentences, list):
@@ -289,7 +286,7 @@ class Question(NamedTuple):
         right: the indices of all correct answers in ``candidates``.
         tokens: the ids of all correct answers with a single token, including answers that are not
             candidates.
-        frequency: the answer's rank if all answers of the relation are sorted by frequency.
+        frequency: the answer's rank, from 1, among all answers of the relation by frequency.
     """
 
     left: list[int]
@@ -326,8 +323,8 @@ def questions_of(
     spaced = []
     for fact in facts:
         left, _, right_side = fact.text.partition(MASK)
-        # Byte-level tokenizers join a word with the space before it, so the space is part of the
-        # answer.
+        # The space before [MASK] belongs to the answer, because byte-level tokenizers join a word
+        # with the space before it.
         texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)
         spaced.append(left.endswith(" "))
     rows = tokenizer(texts, verbose=False)["input_ids"]
@@ -355,7 +352,7 @@ def questions_of(
         return
     order = sorted(counts, key=lambda answer: (-counts[answer], answer[1]))
     numbers = dict(zip(order, range(len(order)), strict=True))
-    # Parts are taken in strides, so each part has frequent and rare answers.
+    # Part p has the answers p, p + parts, …, so each part has both frequent and rare answers.
     parts = math.ceil(len(order) / candidates)
     shown = [list(zip(*order[part::parts])) for part in range(parts)]
     questions: dict[int, list[Question]] = defaultdict(list)
@@ -367,7 +364,7 @@ def questions_of(
         ranked = [numbers[other] for other in right if other in numbers]
         also = {other // parts for other in ranked if other % parts == part}
         tokens = {other[space][0] for other in right if len(other[space]) == 1}
-        # Other correct answers that are more frequent do not count as competitors.
+        # The rank does not count more frequent answers that are correct, too.
         frequency = 1 + number - bisect_left(sorted(ranked), number)
         question = Question(
             row[:at],
@@ -390,7 +387,7 @@ def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase)
     for encoding in tokenizer(texts, add_special_tokens=False).encodings:
         tokens = []
         for token, (_, end) in zip(encoding.ids, encoding.offsets):
-            # The tokens of ``before`` are dropped, but a separate token for the space is kept.
+            # The tokens of ``before`` are dropped, except a token for its final space alone.
             if end >= len(before):
                 tokens.append(token)
         pieces.append(tuple(tokens))
@@ -408,7 +405,7 @@ def candidate_scores(
     """
     mask = vocabulary.require_mask()
     scores = np.zeros((len(questions), len(questions[0].candidates)))
-    # Candidates with the same first pieces share rows, and the model reads equal rows only once.
+    # Candidates with the same first tokens need the same rows. The model reads each row only once.
     asked: dict[Place, list[tuple[int, int, int]]] = {}
     for number, question in enumerate(questions):
         for candidate, pieces in enumerate(question.candidates):
@@ -441,7 +438,10 @@ def _log_p(model: PreTrainedModel, places: Sequence[Place]) -> Iterator[tuple[Pl
 
 
 def rank_of(scores: Floats, gold: int, right: set[int], among: Bools | None = None) -> float:
-    """Return the rank, from 1, of ``gold`` by its score (C,). Other correct answers are ignored."""
+    """Return the rank, from 1, of candidate ``gold`` by its score (C,).
+
+    It is compared only with wrong candidates (not in ``right``) and, if given, those in ``among``.
+    """
     wrong = np.ones(len(scores), dtype=bool) if among is None else among.copy()
     wrong[list(right)] = False
     gain = scores[wrong] - scores[gold]

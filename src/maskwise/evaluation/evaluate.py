@@ -64,7 +64,7 @@ MEASURES = {
 # Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, and masks per piece for the
 # bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
-# The number of tokens in a row of the text, or fewer if the model's limit is lower.
+# The maximum number of tokens in a row of the user's text. The model's limit may be lower.
 LONGEST = 128
 
 
@@ -93,10 +93,11 @@ class EvaluationSettings(BaseModel):
     rows: int = Field(256, ge=1)
     """Maximum number of held-out rows for the loss."""
     pseudo_perplexity: int = Field(0, ge=0)
-    """Number of held-out rows for the pseudo-perplexity (a forward pass per token); 0 for none."""
+    """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
+    a forward pass."""
     bound: int = Field(0, ge=0)
-    """Number of masks per held-out row for the bound in bits per token and per byte. With 0, the
-    bound is not measured."""
+    """Number of times each held-out row is masked for the masked-diffusion bound in bits per token
+    and per byte. With 0, this bound is not measured."""
     cloze: Annotated[tuple[str, ...], OneOrMany] = ()
     """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
     pairs: Annotated[tuple[str, ...], OneOrMany] = ()
@@ -107,7 +108,7 @@ class EvaluationSettings(BaseModel):
     def _one_ratio(cls, raw: object) -> object:
         if isinstance(raw, dict) and "ratio" in raw:
             if "ratios" in raw:
-                raise MaskwiseError("evaluation has both ratio and ratios", do="keep ratios")
+                raise MaskwiseError("evaluation has both ratio and ratios", do="remove ratio")
             raw = {**raw, "ratios": raw["ratio"]}
             del raw["ratio"]
         return raw
@@ -120,7 +121,7 @@ class EvaluationSettings(BaseModel):
             raise MaskwiseError(
                 "evaluation.ratios are invalid",
                 got=list(value),
-                allowed="different numbers in 0 < r < 1",
+                allowed="one or more different numbers above 0 and below 1",
             )
         return value
 
@@ -166,7 +167,7 @@ Records = list[HeldOutRecord | Measurement]
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     """Load the cloze sets and minimal pairs named in the settings, keyed by name.
 
-    Recipes call this function when they are read, so that errors in a file appear at once.
+    A recipe calls this function when it is read. An error in a file is therefore reported at once.
 
     Raises:
         MaskwiseError: a file does not exist or cannot be used, or two sets have the same name.
@@ -191,12 +192,13 @@ def evaluate(
         checkpoint: a folder or hub id, which is loaded on the accelerator if there is one; or a
             masked language model, which stays on its device.
         data: the tokenizer, the training rows and the held-out rows. Without training rows, the
-            baseline ``unigram`` is None. Without held-out rows, only test sets are measured.
+            baselines ``unigram`` and ``chance`` from token frequencies are None. Without held-out
+            rows, only cloze sets and minimal pairs are measured.
         settings: the measures.
 
     Returns:
-        A ``HeldOutRecord`` for each ratio and kind of mask, and a ``Measurement`` for every other
-        measure.
+        A ``HeldOutRecord`` for each ratio and kind of mask, and one or more ``Measurement`` for
+        every other measure.
 
     Raises:
         MaskwiseError: a checkpoint or file cannot be read, the tokenizer does not fit the model, or
@@ -224,7 +226,7 @@ def evaluate(
         release(model)
     for record in records:
         value = record["loss"] if record["kind"] == "heldout" else record["value"]
-        # Comparisons with NaN are silently false, so a NaN must not reach a record.
+        # A NaN must not reach a record, because every comparison with NaN is silently false.
         if not math.isfinite(value):
             raise MaskwiseError("a measure is not a finite number", got=record, do=DAMAGED)
     return records
@@ -265,10 +267,11 @@ def _held_out(
             bound=bound,
         )
         records += [{"kind": "heldout", **line} for line in losses(objective)]
-        bound = None  # the bound averages over all ratios, so it is measured only once
+        # The bound has its own ratios. It is measured only once, not for each ratio.
+        bound = None
     if settings.bound:
         size = data.bytes if isinstance(data, Text) else 0
-        # Bits per byte need the whole text.
+        # Bits per byte are nats of the whole text, so all rows are needed.
         chosen = torch.arange(len(rows)) if size else spread(settings.rows, of=len(rows))
         whole = Bound(rows, tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)
         records += bound_records(whole(objective), size)
@@ -280,14 +283,14 @@ def _held_out(
 
 
 def documents_alone(rows: Rows) -> Rows:
-    """Return the rows for pseudo-perplexity, with one piece in each row."""
+    """Return the rows for pseudo-perplexity, in which each document has rows of its own."""
     return rows.laid("document" if rows.layout == "packed" else rows.layout)
 
 
 def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
-    """Return nats per token, bits per token and, if ``size`` (in bytes) is not 0, bits per byte."""
+    """Return nats per token and bits per token; if ``size`` (in bytes) is not 0, bits per byte."""
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
-    # The bound ignores [UNK], so a text with [UNK] tokens would seem too easy per byte.
+    # The bound ignores [UNK], but the bytes include its characters. Bits per byte would be too low.
     if size and not text.unknown:
         scales["bits per byte"] = size * math.log(2)
     records: list[Measurement] = []
@@ -329,7 +332,7 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
 
 
 def evaluate_checkpoint(
-    model: str, measures: Sequence[str], *, text: str | None = None, text_field: str = "text"
+    model: str, measures: Sequence[str], *, text: str | None, text_field: str = "text"
 ) -> Records:
     """Measure a checkpoint.
 
@@ -344,7 +347,7 @@ def evaluate_checkpoint(
         MaskwiseError: there is nothing to measure, or an input cannot be read.
     """
     settings = settings_of(measures)
-    # Files are read first, because errors in them should appear before a model is loaded.
+    # An error in a file should be reported before the model is loaded.
     load_sets(settings)
     if text is None:
         if not measures:
@@ -370,7 +373,7 @@ def evaluate_checkpoint(
         size = sum(len(document.text.encode()) for document in documents)
         data = Text(tokenizer, Rows.of(pieces, "document"), bytes=size)
     records = evaluate(network, data, settings)
-    # For example, a single word that is longer than a row is never masked.
+    # This happens if the text is, for example, one word that is longer than a row.
     if not records:
         raise MaskwiseError("no token of this text can be masked", got=text, do="give more text")
     return records

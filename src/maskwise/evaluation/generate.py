@@ -1,15 +1,15 @@
-"""Write text with a masked diffusion model, which replaces masks with tokens, a few at a time.
+"""Write text with a masked diffusion model, which replaces a few masks by tokens at each step.
 
-At each step, a token is drawn for every remaining mask. Some of the drawn tokens are inserted; the
-other masks remain. The ``order`` decides which tokens are inserted:
+At each step, a token is drawn for every remaining mask, but only some of the drawn tokens are
+inserted. The other masks remain. The ``order`` decides which tokens are inserted:
 
 - ``confidence``: the likeliest tokens (Chang et al. 2022; LLaDA's sampler, Nie et al. 2025);
 - ``random``: tokens at random positions, as the training objective (a likelihood bound) assumes;
 - ``block``: the likeliest tokens in the leftmost block that still has masks.
 
-The prompt never changes. Any encoder with a masked-language-model head works, but an encoder that
-was trained at a ratio of 15 % writes poor text if most tokens are masked. Each step costs a forward
-pass.
+The prompt never changes. Any encoder with a masked-language-model head works. However, an encoder
+that was trained at a masking ratio of 15 % writes poor text if most tokens are masked. Each step
+costs a forward pass.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ if TYPE_CHECKING:
 ORDERS = ("confidence", "random", "block")
 # A gap in a prompt: [MASK] stands for one token, and [MASK*5] for five.
 GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
+# The character that is shown for a mask.
 SHOWN = "▢"
 
 
 def _size(gap: re.Match[str]) -> int:
     """Return the number of tokens in a gap, such as 5 for [MASK*5]."""
     digits = gap[1] or "1"
-    # int() refuses more than 4,300 digits. Twelve digits already exceed every model's limit.
+    # int() refuses more than 4,300 digits. The first twelve already exceed every model's limit.
     return int(digits[:12])
 
 
 class Stage(NamedTuple):
-    """The result of a step: the tokens (L,), and the decoded text with ``SHOWN`` for masks."""
+    """The result of a step: its number, the tokens (L,), and the text with ``SHOWN`` for masks."""
 
     step: int
     ids: Tensor
@@ -89,7 +90,7 @@ class Writer:
         if not GAP.search(prompt):
             prompt += f"[MASK*{length}]"
         gaps = list(GAP.finditer(prompt))
-        # Sizes are checked first: a list of 10¹² masks would exhaust the memory.
+        # This check comes first, because a list of 10¹² masks would exhaust the memory.
         self._check_room(sum(map(_size, gaps)))
         ids: list[int] = []
         end = 0
@@ -134,7 +135,7 @@ class Writer:
         Args:
             prompt: a text with gaps such as [MASK] or [MASK*5].
             length: the number of tokens to write after a prompt that has no gaps.
-            steps: the number of forward passes, by default the number of masks.
+            steps: the number of forward passes. The default and maximum is the number of masks.
             order: one of ``ORDERS``.
             temperature: a divisor of the logits. With 0, the likeliest token is chosen.
             block: the number of tokens in a block, for the order ``block``.
@@ -153,8 +154,8 @@ class Writer:
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
-        # Random priorities of the masks. They are drawn for every order, because otherwise the
-        # draws of tokens would depend on the order.
+        # Random priorities of the masks. Only the order "random" needs them, but they are always
+        # drawn. Otherwise the random numbers for tokens would depend on the order.
         turn = torch.rand(len(ids), generator=draw)
         yield Stage(0, ids.clone(), self.text(ids))
         for step in range(steps):
@@ -186,7 +187,7 @@ class Writer:
     def _drawn(
         self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw a token for each of M places; return the tokens and their log-probabilities."""
+        """Draw a token for each of M places. Return the tokens and their log p, both (M,)."""
         attention = torch.ones(1, len(ids))
         row = torch.zeros_like(places)
         log_p = predictions(self.model, ids[None], attention, row, places).cpu()

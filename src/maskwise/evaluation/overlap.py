@@ -1,16 +1,16 @@
-"""Count test items and correct answers that occur in a corpus, and answers that a policy masks.
+"""Count test items and answers that occur in a corpus, and answers that a masking policy masks.
 
 Texts are compared as sequences of lower-case words of letters and digits. Case, punctuation and
 line breaks therefore do not matter. An item overlaps with a document if the document contains 13
 consecutive words of the item (as for GPT-3; Brown et al. 2020, appendix C). An item with fewer than
 13 words overlaps if the document contains all its words in sequence. Items with fewer than
 ``LEAST`` words ("set an alarm") are counted separately, because they occur almost everywhere.
-Answers have no minimum length. In rows for a masker, answers are matched by tokens, because masks
-cover tokens.
+Answers have no minimum length. When masked answers are counted, answers are compared by tokens
+instead of words, because masks cover tokens.
 
 N-grams are compared as 64-bit hashes, which takes about 1 s per million words. With a billion words
 and a thousand items, the probability of a false match is about 10⁻⁷. Some test sets split words
-("do n't"). Copies of such words in a corpus may be missed.
+("do n't"). If a corpus has the same text with whole words, the overlap may be missed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 N = 13
 # Items with fewer words are not compared.
 LEAST = 4
-# The maximum number of overlapping items in a record.
+# The maximum number of overlapping items that a record shows as examples.
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
 _BATCH_CHARACTERS = 1 << 20
-# The number of corpus rows for the measure of masked answers.
+# The number of corpus rows in which masked answers are counted.
 ROWS = 1024
 _ROWS_AT_ONCE = 64
-# Answers with more tokens are not counted in rows.
+# Answers with more tokens are ignored when masked answers are counted.
 _MOST_TOKENS = 16
 # The base of a polynomial hash: 2⁶⁴ / φ, an odd number whose bits have no pattern.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -51,7 +51,7 @@ Hashes = NDArray[np.uint64]
 
 
 class HasTexts(Protocol):
-    """A task or a test set: an object with a name and the texts of each item."""
+    """A task or a test set: any object with a name and the texts of each item."""
 
     @property
     def name(self) -> str: ...
@@ -120,7 +120,7 @@ def overlap_record(
 def occurring(
     documents: Iterable[str | Document], items: Sequence[Sequence[str]], *, least: int
 ) -> tuple[NDArray[np.bool_], int, NDArray[np.int64]]:
-    """Find items in documents by ``N`` consecutive words, or by all words of shorter texts.
+    """Find the items of which a document contains ``N`` consecutive words, or a whole shorter text.
 
     Args:
         least: the minimum number of words. Shorter texts are ignored.
@@ -155,7 +155,7 @@ def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
     """Return the hashes of all words (W,), and the number of words in each text (T,)."""
     by_text = [_WORD.findall(text.lower()) for text in texts]
     sizes = np.array(list(map(len, by_text)), dtype=np.int64)
-    # Python salts string hashes in each process, but hashes are only compared within a process.
+    # Python's string hashes differ between processes, but they are compared only within a process.
     hashes = map(hash, chain.from_iterable(by_text))
     return np.fromiter(hashes, dtype=np.int64).view(np.uint64), sizes
 
@@ -176,7 +176,10 @@ def _grams(
 def _in_a_row(
     values: NDArray[np.generic], lengths: Collection[int]
 ) -> Iterator[tuple[int, Hashes]]:
-    """Yield (length, hashes of its n-grams (T − length + 1,)), by ascending length."""
+    """Yield each length, and the hashes (T − length + 1,) of all n-grams of this length.
+
+    The lengths are yielded in ascending order. The n-grams may cross from one text to the next.
+    """
     terms = mixed(values.astype(np.uint64))
     total = np.zeros_like(terms)
     longest = max(lengths, default=0)
@@ -188,13 +191,13 @@ def _in_a_row(
 
 
 class _Wanted:
-    """The n-grams of the items to find."""
+    """N-grams to find, all of one length, and the item of each n-gram (``owner``)."""
 
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
         self.grams = grams
         self.owner = owner
-        # This table tells whether any item has an n-gram hash with these upper 22 bits. It rejects
-        # nearly all n-grams of a corpus before the slower search.
+        # bits[b] is true if the upper 22 bits of any hash to find are b. This table rejects nearly
+        # all n-grams of a corpus before the slower search.
         self.bits = np.zeros(1 << 22, dtype=bool)
         self.bits[grams >> np.uint64(42)] = True
 
@@ -208,7 +211,13 @@ class _Wanted:
 
 
 class Masked(NamedTuple):
-    """The number of answers in rows, and of answers that were masked wholly or partly."""
+    """Counts of answers in rows.
+
+    Attributes:
+        occurrences: all answers.
+        whole: answers whose tokens are all masked.
+        part: answers with at least one masked token, including those that are wholly masked.
+    """
 
     occurrences: int
     whole: int
@@ -235,7 +244,7 @@ def answers_in(
 def coverage_record(
     documents: Iterable[str | Document], rights: Sequence[Sequence[str]], *, task: str, corpus: str
 ) -> dict[str, object]:
-    """Count the items of a task whose correct answer occurs in a corpus, as ``standing``."""
+    """Count the items of a task with a correct answer in a corpus (``standing`` in the record)."""
     return {
         "kind": "coverage",
         "task": task,
@@ -276,7 +285,8 @@ def masked_answers(
         edge_T = np.ones(len(ids) + 1, dtype=bool)
         if words is not None:
             edge_T[1:-1] = (words[1:] != words[:-1]) | (words[1:] < 0)
-        # Cumulative counts of masked tokens: the count in an answer is a difference of two.
+        # The cumulative number of masked tokens. The number in an answer is the difference between
+        # the values at its end and its start.
         selected = batch.selected.numpy().ravel()
         masked_T = np.concatenate(([0], np.cumsum(selected)))
         for length, hashes in _in_a_row(ids, by_length):

@@ -2,13 +2,13 @@
 the masked-diffusion bound.
 
 For log p, the model reads a row of n tokens n times, and each time a different token is masked
-(Salazar et al. 2020). The vocabulary head runs only at the masks. The first piece of a word is easy
-to guess from the later pieces ("##rates" reveals "Soc"), so long rare words would seem likely. With
-``within_word``, the later pieces are masked too, and the score of a word follows the chain rule
-from left to right (Kauf & Ivanova 2023, "PLL-word-l2r"). Each token costs one forward pass.
+(Salazar et al. 2020). The vocabulary head runs only at the masks. The first token of a word is easy
+to guess from its later tokens ("##rates" reveals "Soc"). A rare word of several tokens would
+therefore seem likely. With ``within_word``, the later tokens of the word are masked, too, so the
+log p of a word is a chain rule from left to right (Kauf & Ivanova 2023, "PLL-word-l2r").
 
-The held-out loss uses fixed masks, which depend only on the rows. All arms, seeds and steps
-therefore have the same targets. The baseline predicts tokens from their frequencies.
+The held-out loss uses fixed masks, which depend only on the rows. The targets are therefore the
+same in all runs of a study and at all steps. The baseline predicts tokens from their frequencies.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # The number of token positions in a forward pass.
 TOKENS = 16384
-DAMAGED = "is the checkpoint damaged?"
+DAMAGED = "check whether the checkpoint is damaged"
 # The seed of fixed masks. It is the same in every study, so that losses can be compared.
 EVALUATION_SEED = 0xE7A1
 PSEUDO_PERPLEXITY = "pseudo-perplexity"
@@ -53,14 +53,14 @@ def spread(count: int, *, of: int) -> Tensor:
 
 
 class BoundOfText(NamedTuple):
-    """The bound for a text, in nats.
+    """The bound for a held-out text.
 
     Attributes:
-        nats: the bound, summed over all pieces.
+        nats: the bound for the whole text, in nats.
         error: the standard error of ``nats``.
         tokens: the number of predicted tokens, without [UNK] and special tokens.
         unknown: the number of [UNK] tokens.
-        unigram: the nats under token frequencies, or None if the frequencies are unknown.
+        unigram: the nats if tokens are predicted from their frequencies; None if these are unknown.
     """
 
     nats: float
@@ -76,9 +76,9 @@ def diffusion_bound(
     tokenizer: PreTrainedTokenizerBase,
     *,
     rows: int,
-    log_unigram: Tensor | None = None,
+    log_unigram: Tensor | None,
 ) -> Bound | None:
-    """Prepare the bound on ``rows`` held-out rows if ``diffusion`` is among the masks."""
+    """Prepare the bound on ``rows`` held-out rows; None if ``diffusion`` is not in ``masks``."""
     if DIFFUSION not in masks:
         return None
     return Bound(held_out, tokenizer, spread(rows, of=len(held_out)), log_unigram=log_unigram)
@@ -87,15 +87,16 @@ def diffusion_bound(
 class Bound:
     """The masked-diffusion bound: an upper bound on the nats of held-out text, with fixed masks.
 
-    Every held-out piece is masked ``draws`` times, at ratios that are evenly spaced in (0, 1).
-    Losses are weighted by L/n (see ``masking.diffusion``). The result bounds −log p(piece) for a
-    model that writes tokens one at a time, in random order. The bound holds for every training
-    objective. The standard error is computed over pieces, so it includes the noise of masks and
-    texts. Nats per token compare models with the same tokenizer. Bits per byte also compare models
-    with different tokenizers, if the tokens spell the whole text.
+    A piece is a document, or a part of a document that is longer than a row. Every held-out piece
+    is masked ``draws`` times, at ratios that are evenly spaced in (0, 1). If n of its L tokens are
+    masked, their losses are multiplied by L/n (see ``masking.diffusion``). For every training
+    objective, the result is an upper bound on −log p(piece) of a model that writes the tokens one
+    at a time, in random order. The standard error is computed over pieces, which differ in masks
+    and in text. Nats per token compare models with the same tokenizer. Bits per byte also compare
+    models with different tokenizers, if the tokens spell the whole text.
 
     Args:
-        held_out: held-out rows. Each piece is a text.
+        held_out: held-out rows.
         tokenizer: the tokenizer of the rows.
         chosen: the indices of the rows to use.
         log_unigram: (V,) log-probabilities of tokens in the training text, if known.
@@ -123,7 +124,7 @@ class Bound:
         for number, part in enumerate(chosen.split(ROWS_AT_ONCE)):
             pieces = held_out.batch(part)
             for draw in range(draws):
-                # Consecutive places for the draws of a row give evenly spaced ratios in (0, 1).
+                # The ratio depends on ``place``: consecutive places have evenly spaced ratios.
                 row = np.arange(len(part)) + number * ROWS_AT_ONCE
                 batch = noising(pieces, epoch=0, step=draw, place=row * draws + draw)
                 self.batches.append((number, batch))
@@ -162,7 +163,7 @@ class Bound:
         pieces = len(nats_P)
         error = math.nan
         if pieces > 1:
-            # Nats per token is a ratio of sums over pieces, so its error needs the delta method.
+            # The delta method for a ratio of sums over pieces: nats / tokens.
             residual_P = nats_P - total / tokens * self.tokens_P
             error = math.sqrt(float((residual_P**2).sum()) * pieces / (pieces - 1))
         return BoundOfText(total, error, tokens, self.unknown, self.unigram)
@@ -172,8 +173,8 @@ class Measurement(TypedDict):
     """A measured value of a checkpoint. (name, metric) is unique in an evaluation.
 
     ``chance`` is the value for a model that ignores the text. ``of`` is the number of items in the
-    file, ``items`` is the number of scored items, and ``skipped`` holds the number of skipped items
-    for each reason. ``error`` is the standard error of a bound.
+    file, ``items`` the number of scored items, and ``skipped`` the number of skipped items for each
+    reason. ``error`` is the standard error of a bound, and ``ties`` the number of tied pairs.
     """
 
     kind: Literal["evaluation"]
@@ -195,17 +196,17 @@ def log_probabilities(
     batch: AnnotatedBatch,
     *,
     mask: int,
-    within_word: bool = False,
+    within_word: bool,
 ) -> Tensor:
-    """Return the log p (B, L) of each eligible token if the token is masked, in float32.
+    """Return (B, L) the log p of each token while it is masked, in float32.
 
-    The result is 0 at special tokens, padding and [UNK].
+    The result is 0 at special tokens, padding and [UNK], which are never masked.
 
     Args:
         model: a masked language model in evaluation mode.
-        batch: rows padded on the right. ``within_word`` needs ``word_ids``.
+        batch: rows padded on the right. ``within_word`` needs the layer ``word_ids``.
         mask: the id of [MASK].
-        within_word: whether to mask the later pieces of the same word, too.
+        within_word: whether to mask the later tokens of the same word, too.
     """
     width_B = batch.tensor("present").sum(1)
     row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
@@ -226,7 +227,7 @@ def log_probabilities(
         if words_BL is not None:
             words = words_BL[row, :width]
             word = words.gather(1, asked)
-            # All tokens outside words have the word number −1, but they do not form a word.
+            # All tokens outside words have the word number −1, but they are not one word.
             hidden |= (words == word) & (word >= 0) & (place > asked)
         shown = torch.where(hidden, mask, ids)
         attention = place < width_B[row].unsqueeze(1)
@@ -247,7 +248,7 @@ def predictions(
         row, column: (M,) the rows and columns of the positions.
 
     Raises:
-        MaskwiseError: a prediction is NaN. No token compares as better, so NaN would rank first.
+        MaskwiseError: a prediction is NaN. It would be ranked first, as no number is above NaN.
     """
     device = next(model.parameters()).device
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
@@ -266,13 +267,12 @@ def pseudo_perplexity(
 ) -> list[Measurement]:
     """Return the pseudo-perplexity of rows: exp of the mean −log p, one token masked at a time.
 
-    The records are ``token`` (Salazar et al. 2020) and, if rows have ``word_ids``, ``within-word``,
-    which also masks the later pieces of the word (Kauf & Ivanova 2023). The mean is over tokens, so
-    only models with the same tokenizer can be compared. ``chance`` uses token frequencies.
+    The metric ``token`` is that of Salazar et al. 2020. For rows with ``word_ids``, ``within-word``
+    also masks the later tokens of the word (Kauf & Ivanova 2023). Only models with the same
+    tokenizer can be compared, because the mean is over tokens. ``chance`` uses token frequencies.
 
     Args:
-        rows: rows for ``masking.gather``. In packed rows, the model sees neighbouring documents, as
-            in training.
+        rows: rows for ``masking.gather``, usually of one document each.
         log_unigram: (V,) log-probabilities of tokens in the training text, if known.
     """
     batch = gather(rows, Vocabulary.of(tokenizer))
@@ -309,13 +309,13 @@ def pseudo_perplexity(
 
 
 class HeldOutLoss(TypedDict):
-    """The loss on one kind of fixed masks at one ratio.
+    """The loss on one kind of fixed masks at one masking ratio.
 
-    ``loss`` and its baseline ``unigram`` are in nats per target. ``masks`` names the policy and,
-    for an encoder–decoder, the output format. ``per_byte`` is in nats per byte of the decoded
-    tokens. It can be compared between output formats, and between tokenizers that drop the same
-    characters. If ``masks`` is ``diffusion``, ``loss`` is the masked-diffusion bound in nats per
-    token, and ``error`` is its standard error.
+    ``loss`` and its baseline ``unigram`` are in nats per target. ``masks`` is the masking policy
+    and, for an encoder–decoder, the output format. ``per_byte`` is the loss in nats per byte of the
+    decoded tokens. It can be compared between output formats, and between tokenizers that drop the
+    same characters. If ``masks`` is ``diffusion``, ``loss`` is the masked-diffusion bound in nats
+    per token, and ``error`` is its standard error.
     """
 
     masks: str
@@ -337,9 +337,9 @@ def fixed_maskers(
 ) -> dict[str, Masker]:
     """Return maskers for fixed masks, keyed by name. All selected tokens become [MASK].
 
-    An encoder–decoder is evaluated in every output format of this tokenizer: masked spans after
-    separators, masked spans after sentinels (if there are enough sentinels for rows of ``length``
-    tokens), and the full text.
+    An encoder–decoder is evaluated in every output format that its tokenizer can write: the masked
+    spans after separators, the masked spans after sentinels (if there are enough sentinels for rows
+    of ``length`` tokens), and the full text.
     """
     formats = {"": "mask-only"}
     if kind == "encoder-decoder":
@@ -369,15 +369,15 @@ def fixed_maskers(
 
 
 class HeldOut:
-    """The loss on held-out rows with fixed masks, which are equal in all arms, seeds and steps.
+    """The loss on held-out rows with fixed masks, which are the same for all runs and steps.
 
     Args:
         held_out: held-out rows.
         maskers: the maskers, keyed by kind of mask ("token", "whole-word").
         log_unigram: (V,) log-probabilities of tokens in the training text; None if unknown.
         rows: the maximum number of rows, which are evenly spaced; None for all rows.
-        tokenizer: the tokenizer, for losses per byte; None for no losses per byte.
-        bound: the masked-diffusion bound, if it is measured too.
+        tokenizer: the tokenizer, which is needed for the loss per byte; None to omit this loss.
+        bound: the masked-diffusion bound; None to omit it.
     """
 
     def __init__(
@@ -397,7 +397,7 @@ class HeldOut:
         parts = [held_out.batch(part) for part in chosen.split(ROWS_AT_ONCE)]
         self.batches = {}
         for kind, masker in maskers.items():
-            # The masks depend on the epoch, so the epoch is always 0.
+            # The masks depend on the epoch, so it is always 0.
             self.batches[kind] = [masker(part, epoch=0) for part in parts]
         self.bytes = 0
         if tokenizer is not None:
@@ -407,7 +407,7 @@ class HeldOut:
             self.bytes = len("".join(texts).encode())
 
     def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
-        """Return the losses of a model. Kinds of masks without any target are omitted."""
+        """Return the losses of a model. Kinds of masks that mask no token are omitted."""
         lines = [self._loss(kind, objective) for kind in self.batches]
         if self.bound is not None:
             text = self.bound(objective)
@@ -432,7 +432,7 @@ class HeldOut:
         for batch in self.batches[kind]:
             losses, where = objective.token_losses(batch.to(device))
             truth = batch.labels[where.cpu().unbind(1)]
-            # Separators and end tokens are nearly certain, and would lower the loss of any text.
+            # Separators and end tokens are almost certain. Counting them would lower every loss.
             words = content[truth]
             loss += float(losses.cpu()[words].double().sum())
             count += int(words.sum())

@@ -3,8 +3,8 @@
 The two sentences of a minimal pair differ in one point of grammar. A model should assign the higher
 probability to the correct sentence. Files have BLiMP's format (Warstadt et al. 2020): JSON lines or
 a TSV with the columns ``sentence_good`` and ``sentence_bad``. The score of a sentence is the sum of
-its tokens' log-probabilities, from left to right within words. The accuracy of random guessing is
-0.5, and a tie counts as 0.5.
+the log p of its tokens, each masked together with the later tokens of its word. The accuracy of
+random guessing is 0.5, and a tie counts as 0.5.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ LONG, UNKNOWN = "longer than the model", "unknown characters"
 # Sets that come with maskwise, made by scripts/build_evaluation.py.
 BUNDLED_SETS = ("pairs",)
 GOOD, BAD = "sentence_good", "sentence_bad"
-# Columns with the phenomenon of a pair. The first existing column is used.
+# Columns that name the grammatical phenomenon of a pair. The first existing column is used.
 GROUPS = ("phenomenon", "linguistics_term", "UID")
 # The default of ``items``: the maximum number of pairs from a file.
 ITEMS = 1000
 
 
 class TestSet(ABC):
-    """The items of a file, and a score over them. Subclasses are dataclasses with ``read``."""
+    """The items of a test file, on which a model is scored.
+
+    Subclasses are dataclasses with a class method ``read``.
+    """
 
     __test__ = False  # tells pytest that the class holds no tests
     name: str
@@ -59,7 +62,7 @@ class TestSet(ABC):
         """Return the texts of each item. ``overlap`` searches a corpus for these texts."""
 
     def content(self) -> str:
-        """Return a hash of the fields that affect a record."""
+        """Return a hash of all fields: the items, and the settings that affect a record."""
         return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
 
     @abstractmethod
@@ -193,10 +196,10 @@ class Pairs(TestSet):
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> list[Measurement]:
-        """Return one record with the accuracy, overall and for each group.
+        """Return one record with the accuracy over all pairs and for each group of pairs.
 
         A pair is skipped if one of its sentences is too long for the model or has an [UNK].
-        ``items`` counts the scored pairs, and ``skipped`` counts the skipped pairs.
+        ``items`` is the number of scored pairs, and ``skipped`` the number of skipped pairs.
 
         Raises:
             MaskwiseError: no pair can be scored.

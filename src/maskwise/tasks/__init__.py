@@ -3,7 +3,7 @@
 ``files``, ``columns`` and ``loading`` read data. ``classes``, ``questions``, ``written`` and
 ``embeddings`` define the kinds of tasks. ``tensors`` makes batches, ``metrics`` scores answers, and
 ``finetuning`` and ``judge`` fine-tune. This package may import ``text``, ``training`` and the
-layers below ``training``.
+packages that ``training`` may import.
 """
 
 from maskwise.tasks.files import BUNDLED_TASKS, CARDS

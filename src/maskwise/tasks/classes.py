@@ -74,7 +74,7 @@ class TextRow(Row):
 
 
 def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
-    """Turn a record into a row, or return the reason for skipping the record."""
+    """Convert a record to a row, or return the reason for skipping the record."""
     text, pair, label = columns.cells(record)
     require_text(text, "text", where)
     if columns.pair:
@@ -102,8 +102,8 @@ def text_classes(rows: Rows, where: str) -> Names:
     """Return the distinct classes of the texts.
 
     Raises:
-        MaskwiseError: there is only one class, or there are more than 20 classes with fewer than
-            two rows on average.
+        MaskwiseError: there is only one class, or there are more than 20 classes and fewer than
+            two rows per class on average.
     """
     labels = distinct(all_classes(rows), "classes", where)
     most = max(20, len(rows) // 2)
@@ -111,7 +111,7 @@ def text_classes(rows: Rows, where: str) -> Names:
         raise MaskwiseError(
             f"the labels of {where} do not look like classes",
             got=f"{len(labels)} different labels in {len(rows)} rows",
-            allowed=f"at most {most}",
+            allowed=f"at most {most} different labels",
             do="check the label column",
         )
     return labels
@@ -124,7 +124,7 @@ def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def class_baseline(task: Task) -> float:
-    """Return the test score of train's most frequent class, or of random guessing if higher."""
+    """Return the test score of the better guess: train's most frequent class, or a random class."""
     counts = Counter(all_classes(task.splits["train"]))
     frequent, _ = counts.most_common(1)[0]
     answers = np.full(task.test_items, task.numbers[frequent])
@@ -136,7 +136,7 @@ def class_baseline(task: Task) -> float:
 
 def _encode_classes(task: Task, split: str, cutter: Cutter) -> Encoded:
     gold = torch.from_numpy(task.gold(split))
-    # The head has no output for a class that does not occur in train, so such items have no loss.
+    # The head has no output for a class that is not in train, so its items have no loss.
     targets = torch.where(gold == UNSEEN, IGNORE, gold)
     return Encoded(cutter.rows(task.splits[split]), targets)
 
@@ -158,7 +158,7 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 _BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-# A column with more distinct labels holds texts, in which bars or semicolons are punctuation.
+# A column with more distinct parts holds texts, whose bars or semicolons are punctuation.
 MOST_LABELS = 200
 
 
@@ -183,7 +183,7 @@ def _has_several(records: Records, given: Columns) -> bool:
     """Recognise texts whose labels are lists, or are joined by bars or semicolons."""
     label = first_in([given.label] if given.label else SEVERAL_COLUMNS.label, records[0])
     text = first_in(TEXT, records[0]) or given.text or ""
-    # The first record is merged from all rows, so the first real row is the second record.
+    # records[0] is not a row: it merges the columns of all rows. The first row is records[1].
     if label is None or (len(records) > 1 and not isinstance(records[1].get(text), str)):
         return False
     whole = set()
@@ -224,7 +224,7 @@ def _gold_several(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def _several_baseline(task: Task) -> float:
-    """Return the score of a constant answer: all majority labels and the most frequent label."""
+    """Score one answer for all rows: labels of most rows in train, or else the most frequent."""
     share_K = task.gold("train").mean(0)
     answer_K = (share_K > 0.5) | (share_K == share_K.max())
     return task.score("test", np.tile(answer_K, (task.test_items, 1)))
@@ -257,8 +257,8 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# Up to 20 distinct whole numbers are classes. Between 21 and 1,000 numbers are classes if they have
-# no gaps and at least 7 rows each on average.
+# If a column has at most 20 distinct whole numbers, they are classes. If it has 21 to 1,000, they
+# are classes only if they have no gaps (0, 1, 2, … or 1, 2, 3, …) and 7 rows each on average.
 MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 7
 
 
@@ -312,12 +312,12 @@ def _are_quantities(records: Records, column: str | None) -> bool:
     """Return whether all labels are numbers but not classes (see ``MOST_CLASSES``).
 
     Raises:
-        MaskwiseError: a number has a currency, percent sign or thousands separator.
+        MaskwiseError: a number has a currency sign, percent sign or thousands separator.
     """
     cells = [record.get(column or "") for record in records]
     # Labels are sorted so that an error always names the same label.
     labels = sorted({str(cell) for cell in cells if label_of(cell) is not None})
-    # A column with labels such as "cheap" has classes, so its "$5" must not raise an error.
+    # If one label is a word ("cheap"), the labels are classes, and a class may be called "$5".
     if not all(map(may_be_number, labels)):
         return False
     values = {require_number(label, f"column {column!r}") for label in labels}
@@ -405,7 +405,7 @@ def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str
     if any(isinstance(tag, list | dict) for tag in tags):
         raise MaskwiseError(f"{where}: a word must have one tag", got=tags)
     names = labels_in(tags)
-    # The whole sentence is skipped: without its untagged word, it would be a different sentence.
+    # The sentence is skipped. Without its untagged word, it would be a different sentence.
     if len(names) < len(tags):
         return NO_LABEL
     return TaggedRow(tokens, names)

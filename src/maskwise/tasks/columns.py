@@ -1,7 +1,7 @@
 """Choose the columns of a labelled file, and read its cells as texts, labels and numbers.
 
-An empty cell is a missing label. Values such as −1 or "NA" are ordinary classes, unless the user
-declares them as missing.
+A row whose label cell is empty has no label. Labels such as −1 or "NA" are ordinary classes, unless
+the user declares them as missing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from maskwise.text.opening import refuse_rows_as_names
 
 Records: TypeAlias = Sequence[Record]
 Names: TypeAlias = tuple[str, ...]
-# Reasons to skip a row. Skipped rows are counted for each reason.
+# Reasons for skipping a row. Skipped rows are counted for each reason.
 NO_LABEL, NO_TEXT, NO_ANSWER = "no label", "no text", "no answer"
+# Columns with all choices of a multiple-choice question. Other files have one column per choice.
 CHOICES = ("choices", "options", "endings")
 _NUMBERED_CHOICE = re.compile(r"(?:ending|choice|option)_?(\d+)")
 
@@ -39,14 +40,15 @@ class Columns(NamedTuple):
     label: str | None = None
 
     def cells(self, record: Record) -> list[Any]:
-        """Return the text, pair and label cells of a record; None for a missing column."""
+        """Return the cells (text, pair, label) of a record; None if a column is missing."""
         return [record.get(column or "") for column in self]
 
 
 class UsualColumns(NamedTuple):
-    """Column names of published data sets, sorted by decreasing likelihood.
+    """Column names of published data sets for each role, sorted by decreasing likelihood.
 
-    ``pairs`` lists pairs of columns, such as ("question", "sentence"). They are tried first.
+    ``pairs`` lists columns that belong together as text and pair, such as ("question", "sentence").
+    They are tried first. If ``needs_pair`` is true, a file without a pair column is an error.
     """
 
     text: Sequence[str]
@@ -68,14 +70,15 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
     """Choose the columns of a record: the given columns, or else the usual columns.
 
     Raises:
-        MaskwiseError: the record lacks a given column, or has none of the usual columns for a role.
+        MaskwiseError: the record lacks a given column, or a role (text, pair or label) has no
+            column.
     """
     for role, column in zip(Columns._fields, given):
         if column is not None and column not in record:
             raise unknown_name(f"{role} column of {where}", column, paths(record))
     text, pair = pair_in(record, given, usual.pairs)
     text = text or first_in(usual.text, record)
-    # A column has only one role: "question" may be the first or the second text, but not both.
+    # A column gets only one role: "question" may be the text or the pair, but not both.
     pair = pair or first_in(usual.pair, record.keys() - {text})
     label = given.label or first_in(usual.label, record.keys() - {text, pair})
     found = Columns(text, pair, label)
@@ -87,7 +90,7 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
             raise MaskwiseError(
                 f"{where} has no {role} column",
                 got=", ".join(paths(record)),
-                do=f"name it with {role}=…; looked for {', '.join(names)}",
+                do=f"name it with {role}=…; looked for columns named {', '.join(names)}",
             )
     return found
 
@@ -105,22 +108,22 @@ def pair_in(
 
 
 def require_text(value: object, what: str, where: str, *, filled: bool = False) -> str:
-    """Return the text in a cell.
+    """Return a cell after a check that it is a string.
 
     Args:
         value: the cell.
-        what: the role of the text, for the error.
-        where: the row, for the error.
-        filled: whether a cell of only white space is also an error.
+        what: the role of the text, for the error message.
+        where: the row, for the error message.
+        filled: whether an empty or blank string is an error, too.
 
     Raises:
-        MaskwiseError: the cell holds no text.
+        MaskwiseError: the cell is not a string, or is blank although it must be filled.
     """
     if not isinstance(value, str) or (filled and not value.strip()):
         raise MaskwiseError(
             f"{where}: the {what} is not text",
             got=repr(value),
-            allowed="a string",
+            allowed="a string that is not blank",
         )
     return value
 
@@ -129,16 +132,18 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
 
 # GLUE and other benchmarks publish this label for test rows, whose correct labels are secret.
 HIDDEN = "-1"
-# Lower-case labels that mean "missing" in some files. They remain classes, but a note warns.
+# Labels, in lower case, that mean "missing" in some files. They are read as classes, but the task
+# gets a note.
 DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
 
 
 def label_of(value: object) -> str | None:
     """Return a label as text, or None for an empty cell.
 
-    3, "3" and 3.0 are the same class: Parquet stores integers next to missing values as 3.0.
+    3, "3" and 3.0 are the same class, because a Parquet column of integers with missing values is
+    read as floats.
     """
-    # Parquet readers may return NaN for an empty cell. Only NaN differs from itself.
+    # Parquet readers may return NaN for an empty cell. Only NaN is not equal to itself.
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():
@@ -155,7 +160,7 @@ def labels_in(value: object) -> list[str]:
 
 
 def without(value: Any, missing: Collection[str]) -> Any:
-    """Replace every label that means "missing" with None in a cell, or in a whole record."""
+    """Return a cell, or a whole record, in which None replaces each label listed in ``missing``."""
     if isinstance(value, Mapping):
         return {name: without(part, missing) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -167,7 +172,7 @@ def distinct(labels: Iterable[str], what: str, where: str) -> Names:
     """Return the distinct labels, sorted.
 
     Raises:
-        MaskwiseError: fewer than two distinct labels, so nothing can be learned or measured.
+        MaskwiseError: there are fewer than two distinct labels.
     """
     found = tuple(sorted(set(labels)))
     if len(found) < 2:
@@ -180,15 +185,16 @@ def distinct(labels: Iterable[str], what: str, where: str) -> Names:
     return found
 
 
-# Keys of answers in the objects of KILT, SQuAD, QED and TriviaQA.
+# Keys under which KILT, SQuAD, QED and TriviaQA store an answer.
 ANSWER_KEYS = ("answer", "text", "string", "value", "Value", "aliases", "Aliases")
 
 
 def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
     """Yield (answer, start) for each answer in a cell.
 
-    A cell holds texts or numbers, possibly in nested lists or objects. ``start`` is the offset of
-    the answer in its context, as in SQuAD's ``answer_start``, or None if it is unknown.
+    A cell is a text or a number, or a list or object of them, possibly nested. ``start`` is the
+    offset, in characters, of the answer in its context (SQuAD's ``answer_start``), or None if the
+    cell does not give it.
     """
     if isinstance(value, Mapping):
         starts = value.get("answer_start")
@@ -220,7 +226,7 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
 
 # Numbers
 
-# A label with a comma before three digits is refused, because the comma may separate thousands.
+# "3,5" is read as 3.5. "1,200" is refused, because its comma may separate thousands.
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)\d+")
 _WRITTEN_FOR_PEOPLE = re.compile(r"[-+]?[$€£¥]?\s*[-+]?\d+([.,]\d{3})*([.,]\d+)?\s*[$€£¥%]?")
 
@@ -242,7 +248,7 @@ def number_of(label: object) -> float | None:
 
 
 def may_be_number(label: object) -> bool:
-    """Return whether a label is a number, even with a currency, percent or thousands sign."""
+    """Return whether a label is a number, possibly with a currency, percent or thousands sign."""
     written = _WRITTEN_FOR_PEOPLE.fullmatch(str(label).strip())
     return number_of(label) is not None or written is not None
 
@@ -268,7 +274,10 @@ def require_number(label: object, where: str) -> float:
 
 
 def choices_of(record: Record) -> tuple[list[str], list[object]]:
-    """Return the names and texts of the choices in a record; most formats have no names."""
+    """Return the names of the choices in a record, and their texts.
+
+    The list of names is empty in most formats. In some, the names are letters such as "A".
+    """
     for name in CHOICES:
         value = record.get(name)
         # The hub stores choices as an object of two lists; AI2's files store a list of objects.
@@ -293,13 +302,13 @@ def choices_of(record: Record) -> tuple[list[str], list[object]]:
 def right_choice(
     answer: str, names: list[str], texts: Sequence[object], *, may_be_text: bool
 ) -> int | None:
-    """Find the correct choice, which a file gives by name, text, letter or index.
+    """Find the correct choice, which a file identifies by its name, text, letter or index.
 
     Args:
-        answer: the cell of the correct choice.
-        names: the names of the choices, if they have any.
-        texts: the choices.
-        may_be_text: whether the answer may be the text of a choice. An answer such as "3" is then
+        answer: the cell that identifies the correct choice.
+        names: the names of the choices; empty if they have no names.
+        texts: the texts of the choices.
+        may_be_text: whether the answer may be the text of a choice. If so, an answer such as "3" is
             compared with the texts before it is used as an index.
 
     Returns:
@@ -320,9 +329,9 @@ def right_choice(
 
 
 def flat(record: Record, given: Columns) -> Record:
-    """Add a column for each dotted path into nested objects, such as "review.text".
+    """Add a column for each given name that is a path into nested objects, such as "review.text".
 
-    In AI2's files, "question" may be an object. The fields of this object become columns too.
+    In AI2's files, "question" may be an object. The fields of this object become columns, too.
     """
     question = record.get("question")
     if isinstance(question, dict):
@@ -336,13 +345,14 @@ def flat(record: Record, given: Columns) -> Record:
     return record | added
 
 
+# The name of the column with filled templates.
 TEMPLATE_TEXT = "text of the template"
 
 
 def with_text(record: Record, template: str, place: str) -> Record:
-    """Add a filled template, such as "{question} {context}", as the column ``TEMPLATE_TEXT``.
+    """Fill a template, such as "{question} {context}", and add it as column ``TEMPLATE_TEXT``.
 
-    Lists of sentences are joined, and choices are written as (A) … (B) ….
+    A list of sentences is joined by spaces. Choices are written as (A) … (B) ….
 
     Raises:
         MaskwiseError: the record lacks a column that the template names.
@@ -368,8 +378,8 @@ def with_text(record: Record, template: str, place: str) -> Record:
 
 # Guessing
 
-# The smallest mean length of a column of texts: in words, or in letters if its texts have no spaces
-# (such as proteins).
+# The smallest mean length of a text in a column of texts. The unit is words, or letters if the
+# texts are sequences without spaces, such as proteins.
 LEAST_WORDS, LEAST_LETTERS = 3, 30
 
 
@@ -378,15 +388,15 @@ def guess_columns(
 ) -> tuple[Columns, list[str]]:
     """Guess the text and the label of a table with unusual column names, and note each guess.
 
-    The column with the longest texts becomes the text. If only one column is left, it becomes the
-    label.
+    The column with the longest texts becomes the text. If only one other column is left, that
+    column becomes the label.
 
     Args:
-        records: the rows; the first row has every column.
+        records: the rows. The first record is not a row: it merges the columns of all rows.
         given: the columns that the user named.
-        usual: the usual names for this kind of task. A column with a usual name takes
-            precedence over a guess.
-        where: the table, for errors.
+        usual: the usual names for this kind of task. If a column has a usual name, nothing is
+            guessed for its role.
+        where: the table, for error messages.
 
     >>> table = [{"Kommentar": "ein schöner langer Tag", "Note": "2"}]
     >>> guess_columns(table, Columns(), UsualColumns(()), "the table")[0]
@@ -395,7 +405,7 @@ def guess_columns(
     notes: list[str] = []
     names = [str(name) for name in records[0] if name not in ("id", "split")]
     text, pair = pair_in(names, given, usual.pairs)
-    # Without this return, the second text of a pair would be guessed to be the label.
+    # If the guess went on, it would choose the second text of the pair as the label.
     if pair:
         return given, notes
     text = text or first_in(usual.text, names)
@@ -410,7 +420,8 @@ def guess_columns(
         refuse_rows_as_names(records, text, where)
         given = given._replace(text=text)
         notes.append(f"the text is column {text!r}")
-    # In files of paragraphs, titles repeat as classes do. They are never guessed to be labels.
+    # In a file with one paragraph per row, the rows of an article repeat its title. A title column
+    # therefore looks like a label, but it is never one.
     rest = [name for name in names if name not in (text, "title")]
     if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
         given = given._replace(label=rest[0])
@@ -419,7 +430,7 @@ def guess_columns(
 
 
 def _mean_words(records: Records, name: str) -> float:
-    """Return the mean number of words per cell; without spaces, estimate it from the letters."""
+    """Return the mean number of words per cell; in sequences without spaces, estimate it."""
     texts = [str(record.get(name) or "") for record in records]
     words = fmean(len(text.split()) for text in texts)
     if all(map(str.isalpha, texts)):

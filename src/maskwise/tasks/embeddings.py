@@ -1,7 +1,8 @@
 """Kinds of tasks that evaluate the embeddings of a frozen encoder. Nothing is fine-tuned or random.
 
-``sentence-embedding`` trains a logistic regression, ``zero-shot-similarity`` compares the cosines
-of pairs with human scores, and ``retrieval`` ranks texts by their similarity to a title.
+``sentence-embedding`` trains a logistic regression on the embeddings. ``zero-shot-similarity``
+correlates the cosines of pairs of texts with human scores. ``retrieval`` ranks texts by their
+similarity to a title.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PENALTIES = tuple(2.0**power for power in range(-2, 4))
 
 
 def _classified(task: Task, vectors: ByText) -> ByAnswer:
-    """Classify embeddings by logistic regression, with the penalty that is best on dev."""
+    """Classify embeddings by logistic regression, with the penalty that scores best on dev."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -51,7 +52,10 @@ def _classified(task: Task, vectors: ByText) -> ByAnswer:
 
 
 def _features(task: Task, split: str, vectors: Tensor) -> ArrayLike:
-    """Return embeddings (N, H) of texts, or SentEval's [|u − v|, u · v] (N, 2 H) of pairs."""
+    """Return the features of a split: embeddings (N, H), or [|u − v|, u · v] (N, 2 H) for pairs.
+
+    The features of a pair are those of SentEval, from the embeddings u and v of its two texts.
+    """
     if any(row.pair is not None for row in task.splits[split]):
         u = vectors[::2]
         v = vectors[1::2]
@@ -59,6 +63,7 @@ def _features(task: Task, split: str, vectors: Tensor) -> ArrayLike:
     return vectors.double().numpy()
 
 
+# The fields that turn a kind with fine-tuning into a kind with a frozen encoder.
 FROZEN: dict[str, Any] = {
     "head": "embedding",
     "objective": None,
@@ -125,7 +130,8 @@ def _rank_baseline(task: Task) -> float:
 def _ranks(task: Task, vectors: ByText) -> ByAnswer:
     """Return the rank, from 1, of each correct text among all texts of the split.
 
-    Among texts with equal cosines, the correct text is ranked last.
+    Among texts with equal cosines, the correct text is ranked last. A model that gives all texts
+    the same embedding therefore gets no credit.
     """
     ranks = {}
     for split, both in vectors.items():
@@ -135,7 +141,7 @@ def _ranks(task: Task, vectors: ByText) -> ByAnswer:
     return ranks
 
 
-# The mean reciprocal rank, cut at rank 10: Craswell 2009.
+# The mean reciprocal rank, in which ranks above 10 count as 0: Craswell 2009.
 RETRIEVAL = TaskKind(
     name="retrieval",
     suffix="-retrieval",

@@ -1,13 +1,13 @@
 """Read the records of each split of a task from files, a folder, the hub, or an invented world.
 
-A word in the name of a file gives its split: ``train.tsv``, ``sts-dev.csv``, ``SICK_trial.txt``,
-``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. This module lists the columns of a few published
-tables that have no header.
+The name of a file contains the name of its split: ``train.tsv``, ``sts-dev.csv``,
+``SICK_trial.txt``, ``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. For a few published tables
+without a header, this module lists the columns.
 
-If files do not define the splits, a hash of each row's text does. Rows with equal texts are
-therefore in the same split, and a row keeps its split when other rows are added. Questions about
-the same text are in the same split. Labels for policies are split by the same hash, because a
-policy must not see the test rows of a task.
+If files do not define the splits, a hash of each row's text decides its split. Rows with equal
+texts are therefore in the same split, and a row keeps its split when other rows are added. For
+questions, the text that several questions share is hashed. The same hash splits the labels from
+which a masking policy is learned, because a policy must not see the test rows of a task.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ Options: TypeAlias = dict[str, Any]
 
 
 class Card(TypedDict):
-    """A published task from cards.yaml."""
+    """A published task from cards.yaml.
+
+    ``options`` are arguments of ``load_task``. ``files`` maps each split to a pattern for the names
+    of its files, if these names do not contain the split.
+    """
 
     title: str
     source: str
@@ -82,11 +86,12 @@ _WITHOUT_HEADER = {
 }
 # Columns for the text that several questions may share, and columns for their answers.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
-# Fewer articles than this could leave a split empty.
+# Rows are split by article only if there are at least this many articles. With fewer articles, a
+# split could be empty.
 MANY_ARTICLES = 20
 T = TypeVar("T")
 BySplit: TypeAlias = dict[str, list[Record]]
-# Rows, each after the text whose hash decides its split.
+# (The text whose hash decides the split, the row), for each row.
 Keyed: TypeAlias = Sequence[tuple[str, T]]
 
 
@@ -126,7 +131,7 @@ def read_splits(
         return {"all": records}
     by_name: BySplit = {}
     for record in records:
-        # In JSON this may be a list, which is not hashable.
+        # In JSON, this cell may be a list, which cannot be a key.
         split = str(record["split"])
         require_known(f"split in {spec}", split, _SPLIT_OF)
         by_name.setdefault(split, []).append(record)
@@ -134,7 +139,10 @@ def read_splits(
 
 
 def state_of(spec: str) -> FilesState:
-    """Return the name, time and size of each file of a task; invented worlds have no files."""
+    """Return the name, modification time and size of each file of a task.
+
+    An invented world has no files.
+    """
     return files_state(_path(spec))
 
 
@@ -148,7 +156,7 @@ def _read_file(path: Path, header: bool) -> list[Record]:
     where = path.absolute().as_posix()
     for pattern, names in _WITHOUT_HEADER.items():
         if header and re.match(pattern, where):
-            # STS-B's .csv files are separated by tabs, and some of their rows have extra cells.
+            # STS-B's .csv files are separated by tabs. Some rows have more cells than columns.
             rows = read_cells(path, header=False, usual="\t")
             return [dict(zip(names, row.values())) for row in rows]
     # SICK and MRPC are tables, although their file extension is .txt.
@@ -233,7 +241,7 @@ def merged(records: Sequence[Record]) -> Record:
 
 
 def records_where(records: list[Record], where: str, place: str) -> list[Record]:
-    """Return the records that have a value in a column: ``where`` is "column=value"."""
+    """Return the records that meet the condition ``where``, which is "column=value"."""
     column, sign, value = where.partition("=")
     if not sign:
         raise MaskwiseError("where must be 'column=value'", got=where)
@@ -246,10 +254,10 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
 
 
 def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
-    """Return the columns whose text decides the split of a question.
+    """Return the columns whose text decides the split of a question, in order of precedence.
 
-    The article title is one of these columns if there are at least ``MANY_ARTICLES`` titles.
-    Otherwise, only the context decides.
+    If there are at least ``MANY_ARTICLES`` article titles, the title decides. Otherwise, the
+    context decides.
     """
     titles = {str(record.get("article_title") or "") for record in records}
     if len(titles - {""}) >= MANY_ARTICLES:
@@ -258,7 +266,7 @@ def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
 
 
 def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
-    """Return the text that decides the split of a question, or "" for other records."""
+    """Return the text that decides the split of a question, or "" if the record is no question."""
     if any(name in record for name in ANSWERS):
         for name in names:
             value = record.get(name)

@@ -16,7 +16,7 @@ from maskwise.training import TrainingSettings
 class FinetuneSettings(BaseModel):
     """The settings with which every checkpoint of a study is fine-tuned.
 
-    None means a default that depends on the model size.
+    If ``epochs`` or ``learning_rate`` is None, its value depends on the size of the model.
 
     >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
     64
@@ -27,12 +27,12 @@ class FinetuneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training rows; ignored if ``steps`` is given. The default is 5, or up to 20
-    for a large model that would otherwise have fewer than 250 steps.
+    """Passes over the training rows; ignored if ``steps`` is given. The default is 5. For a large
+    model, whose learning rate is below 1e-3, it is as many as give 250 steps, between 5 and 20.
     """
 
     steps: int | None = Field(None, ge=1)
-    """Optimiser updates, independent of the task size."""
+    """Optimiser updates. If it is None, ``epochs`` and the number of rows decide."""
 
     batch_size: int = Field(16, ge=1)
     """Rows per update."""
@@ -43,43 +43,47 @@ class FinetuneSettings(BaseModel):
 
     search_rate: bool = False
     """Whether to search for the learning rate. The candidates are 1/3, 1 and 3 times
-    ``learning_rate``, and the best candidate on dev is used. The search has its own seed, and costs
-    three more fine-tuning runs for each checkpoint and task.
+    ``learning_rate``. The candidate with the best dev score is used. The search has its own seed,
+    and costs three more fine-tuning runs for each checkpoint and task.
     """
 
     muon_learning_rate: float = Field(0.003, gt=0)
     """Muon's peak learning rate; used only with ``optimizer: muon``."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon`` trains the matrices in the blocks with Muon, and all other parameters with AdamW."""
+    """``muon`` trains the weight matrices of the transformer layers with Muon, and all other
+    parameters with AdamW."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
 
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on dev. The first state with the best dev score is used. With 0,
-    dev is not scored, and the last state is used.
+    """Steps between evaluations on dev. The weights with the best dev score are used; if scores are
+    equal, the earliest. With 0, dev is scored only at the end, and the last weights are used.
     """
 
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """See ``training.precision``."""
+    """The number format of the computation: see ``training.precision``."""
     max_length: int = Field(64, ge=3)
-    """Maximum number of tokens in a row. Longer rows are cut, and words that are cut off count as
-    wrong. Long contexts of questions are not cut, but read in several windows.
+    """Maximum number of tokens in a row. Longer rows are cut, and a tagged word that is cut off
+    counts as wrong. The long context of a question is split into several windows instead.
     """
 
     seeds: int = Field(3, ge=1)
     """Fine-tuning runs for each checkpoint and task. The score is the mean over these runs."""
 
     def fitting(self, weights: int) -> FinetuneSettings:
-        """Return the settings with a learning rate, by default from the number of weights."""
+        """Fill in a missing learning rate, which depends on the model's number of weights."""
         if self.learning_rate is not None:
             return self
         return self.model_copy(update={"learning_rate": interpolated(weights, RATES)})
 
     def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Return the training settings of one run; the default learning rate suits small models."""
+        """Return the training settings of one run.
+
+        Without a learning rate, the run gets the default of the smallest models: see ``fitting``.
+        """
         rows = len(task.splits["train"])
         given = self.fitting(0)
         shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "search_rate"})
@@ -99,8 +103,8 @@ class FinetuneSettings(BaseModel):
         )
 
 
-# AdamW's peak learning rate, keyed by the number of weights. The models are: the quick start's, the
-# bundled encoder, MiniLM, and BERT base and large (Devlin et al. 2019, appendix A.3).
+# AdamW's peak learning rate, keyed by the number of weights. The five models are the quick start's
+# model, the bundled encoder, MiniLM, BERT base and BERT large (Devlin et al. 2019, appendix A.3).
 RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
 # A model with a rate below SMALL_RATE counts as large. Fine-tuning large models is unstable in few
 # steps (Mosbach et al. 2021), so their default is at least FEWEST_STEPS.
@@ -152,7 +156,10 @@ class Score(Judged):
 
 
 class TaskRecord(Judged):
-    """The scores of all seeds together: a line in ``records.jsonl``."""
+    """The scores of all seeds together: a line in ``records.jsonl``.
+
+    ``fine_tuning`` and ``dev`` are the scores of each seed on test and dev.
+    """
 
     task_kind: str
     fine_tuning: list[float]
@@ -160,9 +167,9 @@ class TaskRecord(Judged):
     interval: NotRequired[list[float]]
     """A 95 % bootstrap interval of the score over test items."""
     item_error: NotRequired[float]
-    """The standard error of the score over test items, from resampled sentences or documents."""
+    """The standard error of the score over test items, from a bootstrap of sentences or texts."""
     item_sd: NotRequired[float]
-    """The standard deviation over test items of their mean scores over seeds."""
+    """The standard deviation, over test items, of an item's mean score over seeds."""
     tried: NotRequired[dict[str, float]]
     """The dev score of each learning rate in the search."""
     model: NotRequired[str]

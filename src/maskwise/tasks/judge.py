@@ -1,9 +1,9 @@
-"""Evaluate a checkpoint on tasks, by fine-tuning with several seeds or with a frozen encoder.
+"""Evaluate a checkpoint on tasks: fine-tune it with several seeds, or use it as a frozen encoder.
 
 Fine-tuning uses the training loop with the objective of the task. The seed determines the new head,
-the row order and dropout. The number of steps is fixed beforehand. Only the last state is scored on
-test, because the best of several test scores would be biased upwards. With ``eval_every``, the
-state with the best dev score is scored on test instead.
+the row order and dropout. The number of steps is fixed beforehand. Only the weights after the last
+step are scored on test, because the best of several test scores would be biased upwards. With
+``eval_every``, the weights with the best dev score are scored on test instead.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 RECORDS = "records.jsonl"
 # The name of the file with the answers to all test rows; each seed has its own file.
 PREDICTIONS = "predictions.jsonl"
+# The learning-rate search tries the learning rate times each of these factors.
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 # The seed of the learning-rate search. It differs from every seed whose score is reported.
 TRIAL_SEED = 1 << 40
@@ -67,16 +68,17 @@ def evaluate_tasks(
         specs: tasks, or sources as in ``load_task``. All tasks are loaded and checked before any
             training starts.
         settings: the fine-tuning settings.
-        seeds: the number of fine-tuning runs per task, by default ``settings.seeds``. Frozen kinds
-            run once.
+        seeds: the number of fine-tuning runs per task, by default ``settings.seeds``. A task that
+            keeps the encoder frozen, such as sentence-embedding, runs once.
         out: the output folder, or None to write nothing. ``records.jsonl`` is updated after every
-            task; fine-tuned models are in ``TASK/seed-N/checkpoint``. A recorded task with the same
-            checkpoint, rows, settings and seeds is not evaluated again.
+            task. Fine-tuned models are written to ``TASK/seed-N/checkpoint``. A task is not
+            evaluated again if ``records.jsonl`` already has its record, made with the same
+            checkpoint, rows, settings and number of seeds.
 
     Returns:
         One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
-        or [−1, 1]); ``fine_tuning`` and ``dev`` have one score per seed, and ``others`` holds the
-        means of further metrics on test.
+        or [−1, 1]). ``fine_tuning`` and ``dev`` are lists with one score per seed. ``others`` maps
+        further metrics to their means over seeds, on test.
 
     Raises:
         MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, or the
@@ -114,7 +116,8 @@ def evaluate_tasks(
             name = line.get("task", "")
             if name in made_of and line.get("made_of") == made_of[name]:
                 finished[name] = cast(TaskRecord, line)
-        # This file marks the folder as ours, so it is written before anything is trained.
+        # A later call recognises the folder by this file, even if training is interrupted. The
+        # file is therefore written first.
         write_lines(out / RECORDS, finished.values())
     for name, task in tasks.items():
         if name in finished:
@@ -138,7 +141,7 @@ def evaluate_tasks(
 def _made_of(
     checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
 ) -> dict[str, str]:
-    """Hash the inputs of each task's record. Only the name of a hub checkpoint is hashed."""
+    """Hash the inputs of each task's record; of a checkpoint on the hub, hash only its name."""
     hashes = []
     for path in sorted(Path(checkpoint).glob("*")):
         if path.is_file():
@@ -166,9 +169,9 @@ def task_record(
     """Evaluate one checkpoint on one task with several seeds.
 
     Args:
-        seeds: the seed of each run. If nothing is random, only the first seed is used.
+        seeds: the seed of each run. Only the first seed is used if no part of a run is random.
         folder: the parent of the ``seed-N`` folders, or None to write nothing.
-        checkpoints: whether to write checkpoints in addition to the predictions.
+        checkpoints: whether to write the log and the checkpoints in addition to the predictions.
 
     The other arguments are those of ``finetune``.
     """
@@ -210,7 +213,8 @@ def task_record(
     if first["counts"] is not None:
         counts = np.array([score["counts"] for score in scores])
         if task.kind.item_interval:
-            # The counts of a written answer are (score, 1), so column 0 holds the scores.
+            # ``counts`` has the shape (seeds, rows, 2), and one entry is the numerator and the
+            # denominator of a row's score. For a written answer, this entry is (score, 1).
             means = list(map(fmean, counts[:, :, 0].T.tolist()))
             record["interval"] = list(bootstrap_interval(means))
             record["item_sd"] = pstdev(means)
@@ -232,11 +236,12 @@ def _search_rate(
     """
     if not task.splits["dev"]:
         raise MaskwiseError(
-            f"the learning rate is searched on dev, and task {task.name} has no dev rows",
+            f"the search for a learning rate needs dev rows, and task {task.name} has none",
             do="give the task dev rows, or remove finetune.search_rate",
         )
     assert settings.learning_rate is not None
-    # By default, small rates get more steps. Here all rates get the same number of steps.
+    # By default, a small learning rate gets more steps. In the search, all rates get the same
+    # number of steps, so that their dev scores can be compared.
     steps = settings.training(task, seed=0).steps
     tried = {}
     diverged = []
@@ -277,11 +282,12 @@ def finetune(
         config: the configuration of a model with random weights; None if there is a checkpoint.
         folder: the folder for ``metrics.jsonl``, ``checkpoint/`` (in transformers' format) and,
             for generation, ``predictions.jsonl``; or None to write nothing.
-        checkpoints: whether to write ``checkpoint/``.
+        checkpoints: whether to write ``metrics.jsonl`` and ``checkpoint/``.
 
     Returns:
-        The scores, such as ``score`` on test, ``dev`` (None without dev rows) and ``lost_words``
-        (test items that count as wrong). Frozen kinds have 0 steps and write no checkpoint.
+        The scores, such as ``score`` (on test), ``dev`` (None without dev rows) and ``lost_words``
+        (the number of test items whose tokens were cut off or are missing; these items count as
+        wrong). A task with a frozen encoder has 0 steps and writes no checkpoint.
 
     Raises:
         MaskwiseError: the checkpoint does not exist or does not fit the tokenizer or
@@ -365,7 +371,9 @@ def load_network(
     """
     start = config if checkpoint is None else checkpoint
     if start is None or (checkpoint and config):
-        raise MaskwiseError("finetune needs either a checkpoint, or a config for random weights")
+        raise MaskwiseError(
+            "finetune needs either a checkpoint, or a config for random weights, not both"
+        )
     config = task_config(start, task.config())
     if task.kind.check_model:
         task.kind.check_model(config)
@@ -396,7 +404,11 @@ def _frozen_answers(
 
 
 class Best:
-    """A callback that scores an objective on dev, and stores the best state in memory."""
+    """A callback for the training loop that scores the model on dev.
+
+    Attributes:
+        state: a copy of the weights with the best score so far, in CPU memory.
+    """
 
     def __init__(self, task: Task, objective: Objective, data: Data):
         self.task = task

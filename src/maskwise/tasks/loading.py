@@ -4,15 +4,16 @@ Fixed rules decide which rows are dropped or moved. The task's notes list the ru
 
 - The classes are the labels that occur in *train*. Answers for test rows of other classes always
   count as wrong.
-- A row without a label is dropped and counted. Its cell is empty or holds one of the labels in
-  ``missing``. "-1", "NA" and "null" are ordinary labels, with a note. If every label in a split is
-  −1, the split is unlabelled.
+- A row without a label is dropped and counted. A row has no label if its label cell is empty or is
+  one of the labels in ``missing``. "-1", "NA" and "null" are ordinary labels, but the notes mention
+  them. If every label in a split is −1, the split is unlabelled.
 - Whole numbers are classes if there are few of them or if they have no gaps
   (``classes.MOST_CLASSES``). Otherwise they are quantities.
 - Without a labelled test split, dev becomes test. Without dev, 15 % of train becomes dev. Without
   train, dev becomes train.
 - A single file, or train alone, is split 70/15/15 by a hash of the text, article or context.
-- A kind without training (zero-shot similarity) uses the rows of test, else of dev, else all rows.
+- A kind without training, such as zero-shot similarity, is scored on test. Without test, it is
+  scored on dev, and without dev on all rows.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ KINDS: dict[str, TaskKind] = {
 }
 """The kinds of tasks. To add a kind, create a ``TaskKind`` and list it here."""
 POOLINGS = ("mean", "cls", "dev")
+# These two bundled tasks are read from the same file, but have different label columns.
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
-# Published metrics that differ from the default of the kind, keyed by the name of the folder.
+# Published metrics that differ from the default of the kind, keyed by the name of the data folder.
 _USUAL_METRIC = {"cola": "matthews"}
 
 
@@ -123,7 +125,8 @@ def load_task(
             - the name of a card (``maskwise list cards``), which is loaded from the hub;
             - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
             - a .jsonl, .csv, .tsv, .conllu, .conll, .iob2, .parquet or SQuAD .json file, also with
-              .gz (not .parquet). The column ``split`` gives the splits; by default, 70/15/15;
+              .gz (not .parquet). The column ``split`` names the split of each row. Without this
+              column, the rows are split 70/15/15;
             - a folder with files for train, dev (or validation) and/or test;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
@@ -179,7 +182,10 @@ def load_task(
 
 
 def _options(spec: str) -> tuple[str, Options]:
-    """Split a spec into its source and arguments of ``load_task``. A world keeps its arguments."""
+    """Split a spec into its source and arguments of ``load_task``.
+
+    The arguments of an invented world stay in the source.
+    """
     of_kinds: set[str] = set()
     for kind in KINDS.values():
         if kind.make:
@@ -246,8 +252,8 @@ def _read_task(
     require_known("pooling", pooling, POOLINGS)
     place = f"task {spec!r}"
     if isinstance(missing, Mapping):
-        allowed = "a label, or several: ('NA', -1)"
-        raise MaskwiseError(f"missing must hold labels in {place}", got=missing, allowed=allowed)
+        allowed = "a label, or several labels such as ('NA', -1)"
+        raise MaskwiseError(f"cannot read missing of {place}", got=missing, allowed=allowed)
     absent = set(labels_in(missing))
     world = read_world(spec)
     if world:
@@ -264,8 +270,8 @@ def _read_task(
     shared: dict[str, Names] = {}
     for split, part in read_splits(spec, header=header, files=files).items():
         whole = [flat(record, given) for record in part]
-        # Articles are counted before ``where`` drops rows: labels for policies are read from the
-        # whole file, and must have the same splits.
+        # Articles are counted before ``where`` drops rows. The labels of a learned masking policy
+        # are read from the whole file, and must get the same splits as the task.
         shared[split] = shared_names(whole)
         records[split] = whole if where is None else records_where(whole, where, place)
     examples: list[Record] = []
@@ -305,7 +311,7 @@ def _read_task(
             continue
         unlabelled = f"{split}: {NO_LABEL}"
         columns = merged(part)
-        # Benchmarks publish test without the label column, or with −1 in every row.
+        # Benchmarks publish test rows without the label column, or with −1 as every label.
         label_columns = {fields.label, f"{fields.label}1"}
         if split == "test" and fields.label and label_columns.isdisjoint(columns):
             skipped[unlabelled] = len(part)
@@ -356,7 +362,7 @@ def _read_task(
         rows = list(chain.from_iterable(splits.values()))
     table = place
     if skipped:
-        # The error counts the skipped rows, because they may explain why only one class is left.
+        # An error names the number of skipped rows, which may explain why only one class is left.
         table = f"{place} (skipped {counted(skipped)})"
     labels = chosen.labels(rows, table)
     published = _USUAL_METRIC.get(Path(spec).name.lower())

@@ -1,8 +1,8 @@
 """Task metrics: pure functions of the correct answers (``gold``) and the model's answers.
 
 Classes are integers, similarities are floats, and answers to questions are texts. −1 in ``gold``
-(``UNSEEN``) is a class that does not occur in train. −2 in ``answer`` (``LOST``) is a word that was
-cut off. Both numbers match no class, and the item counts as wrong.
+(``UNSEEN``) means a class that does not occur in train. −2 in ``answer`` (``LOST``) means that the
+word was cut off. Neither number equals a class, so these items count as wrong.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def accuracy(gold: ArrayLike, answer: ArrayLike) -> float:
 def macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return the mean F1 over all classes in gold or answer. A ``LOST`` answer is a miss."""
     classes, sides = _one_hot(gold, answer)
-    # LOST is not a class: if it had an F1 of 0, every lost word would count twice.
+    # LOST is not a class. As a class it would have an F1 of 0, and a lost word would count twice.
     return label_macro_f1(*sides[..., classes != LOST])
 
 
@@ -84,14 +84,14 @@ def label_macro_f1(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def _label_counts(gold: ArrayLike, answer: ArrayLike) -> NDArray[np.int64]:
-    """Return (2, K): twice the true positives of each label, and its count in gold plus answer."""
+    """Return (2, K): twice the true positives of each label, and its total in gold and answer."""
     right = np.asarray(gold, dtype=bool)
     given = np.asarray(answer, dtype=bool)
     return np.array([2 * (right & given).sum(0), right.sum(0) + given.sum(0)])
 
 
 def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return the mean of 1 / rank. The answers are ranks; ranks above 10 contribute 0."""
+    """Return the mean of 1 / rank. The answers are ranks. A rank above 10 contributes 0."""
     ranks = np.asarray(answer, dtype=np.float64)
     # NaN embeddings lead to a rank of 0, which counts as a miss.
     reciprocals = np.where((ranks >= 1) & (ranks <= 10), 1 / np.maximum(ranks, 1), 0.0)
@@ -99,7 +99,7 @@ def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
 
 
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
-    """Return Matthews' correlation of classes, in [−1, 1], or 0 if one side is constant.
+    """Return Matthews' correlation of classes, in [−1, 1], or 0 if gold or answer is constant.
 
     Source: Gorodkin (2004), R_K. CoLA uses this metric.
     """
@@ -125,7 +125,7 @@ def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> f
 
 
 def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDArray[np.float64]:
-    """Return (N, 2) for N sentences: twice the hits, and the entities in gold plus answer.
+    """Return (N, 2) for N sentences: twice the hits, and the total of entities in gold and answer.
 
     F1 is the sum of the first column divided by the sum of the second.
     """
@@ -140,7 +140,7 @@ def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDAr
 
 
 def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
-    """Return (first word, end, type) of every entity."""
+    """Return (index of the first word, index after the last word, type) of every entity."""
     found = set()
     sentences = set(np.asarray(starts).tolist())
     # An extra O after the last word ends the last entity.
@@ -179,7 +179,7 @@ def spearman(gold: ArrayLike, answer: ArrayLike) -> float:
     """
     from scipy.stats import rankdata
 
-    # scipy's spearmanr is not used, because it gives NaN for a constant list.
+    # scipy's spearmanr is not used, because it returns NaN for a constant list.
     return pearson(rankdata(gold), rankdata(answer))
 
 
@@ -195,8 +195,8 @@ def normalise(text: str) -> str:
     >>> normalise("The  Cat's!")
     'cats'
     """
-    # Punctuation is removed first, as in the official script: "a.m." becomes "am", so its "a" is
-    # not removed as an article.
+    # Punctuation is removed first, as in the official script. Otherwise the "a" of "a.m." would be
+    # removed as an article.
     words = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", words).split())
 
@@ -250,7 +250,7 @@ def rouge(measure: str) -> Item:
 
 @lru_cache(maxsize=1 << 14)
 def _rouge(right: str, answer: str) -> Mapping[str, Score]:
-    # The cache helps because one call computes all measures, but callers request one at a time.
+    # A call computes all measures, but its callers ask for one measure at a time.
     return _scorer().score(right, answer)
 
 
@@ -334,7 +334,12 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
 
 
 class Answer(str):
-    """The text that a model wrote. ``nats`` and ``tokens`` belong to the first correct answer."""
+    """The text that a model wrote for a row.
+
+    Attributes:
+        nats: −log p of the row's first correct answer under the model, in nats.
+        tokens: the number of tokens in this correct answer.
+    """
 
     nats: float
     tokens: int

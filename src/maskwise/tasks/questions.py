@@ -1,14 +1,15 @@
 """Kinds of tasks that answer a question with a span of its context, or with one of its choices.
 
-``MarkedRow`` holds extractive answers, from SQuAD's JSON or from the hub's columns. A start that is
-slightly wrong is moved to the nearest occurrence of the answer. An answer that does not occur in
-the context is an error. ``ChoiceRow`` holds the correct choice, which files give as a text, a
-letter, or an index from 0. A number that equals the text of a choice means this choice.
+In a ``MarkedRow``, the answers are spans of the context, read from SQuAD's JSON or from the hub's
+columns. If the start of an answer in the file is wrong, the nearest occurrence of the answer in the
+context is used. An answer that does not occur in the context is an error. In a ``ChoiceRow``, one
+choice is correct, which the file identifies by its text, a letter, or an index from 0. A number
+that is also the text of a choice means this choice, not an index.
 
-A long context is split into windows that overlap by a quarter of their tokens, not counting special
-tokens. Every answer that is no longer than the overlap is complete in at least one window. The
-target is the answer in windows that contain it completely, and [CLS] in other windows. The model's
-answer is the best span over all windows.
+A long context is split into windows. Neighbouring windows overlap by a quarter of their tokens, not
+counting special tokens. An answer that is no longer than the overlap is therefore complete in at
+least one window. The training target is the answer in the windows that contain the most of it, and
+[CLS] in all other windows. The model's answer is the best span over all windows.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ from maskwise.tasks.task import Row, Rows, Task, TaskKind
 from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
 from maskwise.text.labelled import Record
 
-# The limits in BERT's SQuAD code. In short windows, the question is also cut to half of the tokens.
+# The limits in BERT's SQuAD code. A question never gets more than half of the tokens of a window.
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
 
 # Answers in words
 
 
 def relation_of(record: Record) -> str:
-    """Return the relation of a question from LAMA's columns; "" if the record has none."""
+    """Return the relation that a question asks for, from LAMA's columns; "" if there is none."""
     for name in ("relation", "predicate_id", "predicate", "pred", "property"):
         value = record.get(name)
         if isinstance(value, str):
@@ -133,7 +134,7 @@ def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str
 
 
 def _start(context: str, text: str, start: int | None, where: str) -> int:
-    """Return the start of the occurrence nearest to ``start``, or of the first occurrence."""
+    """Return the offset of the answer: the occurrence nearest to ``start``, or the first."""
     # The lookahead also finds overlapping occurrences: "anan" occurs twice in "ananan".
     places = [match.start() for match in re.finditer(f"(?={re.escape(text)})", context)]
     if not places:
@@ -165,7 +166,7 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
         targets += _targets(rows[number], spans_of_windows)
     target_N = torch.tensor(targets)
     question_N = torch.tensor(question)
-    # A question is lost if no window has a target span.
+    # A question whose answer is in no window counts as lost.
     marked = question_N[target_N.any(1)].unique()
     return Windows(
         flat=Flat.of(encodings, cutter.pad),
@@ -199,7 +200,8 @@ def _context_spans(window: Encoding) -> NDArray[np.int64]:
 def _targets(row: MarkedRow, windows: Sequence[NDArray[np.int64]]) -> list[tuple[int, int]]:
     """Return the first and last token of the first correct answer in each window, or (0, 0).
 
-    A window has a target only if no other window of the question contains more of the answer.
+    The answer is a target only in the windows that contain the most of it. In the other windows,
+    (0, 0) is the target.
     """
     first = row.starts[0]
     last = first + len(row.answers[0])
@@ -300,7 +302,7 @@ QUESTION_ANSWERING = TaskKind(
 
 @dataclass(frozen=True)
 class ChoiceRow(Row):
-    """A question with its choices; ``label`` is the index of the correct choice."""
+    """A question with its choices. ``label`` is the index, from 0, of the correct choice."""
 
     shown = ("context", "question")
 

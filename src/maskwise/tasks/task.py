@@ -1,8 +1,8 @@
-"""The classes ``Row``, ``TaskKind`` and ``Task``, for labelled data that evaluates a checkpoint.
+"""Labelled data on which checkpoints are evaluated: the classes ``Row``, ``TaskKind`` and ``Task``.
 
-A ``TaskKind`` defines how records become rows, which answers are correct, and how a model answers.
-To add a kind, create a ``TaskKind`` and add it to ``loading.KINDS``. Fine-tuning and scoring use
-only the fields of the kind, never its name.
+A ``TaskKind`` defines how the records of a file become rows, which answers are correct, and how a
+model answers. To add a kind, create a ``TaskKind`` and add it to ``loading.KINDS``. Fine-tuning and
+scoring use only the fields of the kind, never its name.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ _BIO = re.compile(r"O$|[BIES]-.")
 
 
 class Row:
-    """One labelled example. Rows are frozen dataclasses; fingerprints hash their fields."""
+    """One labelled example. Subclasses are frozen dataclasses."""
 
     shown: ClassVar[Names] = ()
-    """Names of the fields with texts for the model. The value of such a field may be None."""
+    """Names of the fields whose texts the model reads. The value of such a field may be None."""
     relation: str = ""
     """The relation that a question asks for, such as a birthplace. Only baselines use it."""
 
     @property
     def texts(self) -> Names:
-        """The texts for the model."""
+        """The texts that the model reads."""
         texts = map(vars(self).get, self.shown)
         return tuple(text for text in texts if text is not None)
 
     @property
     def rights(self) -> Sequence[str]:
-        """The field ``answers``: all correct answers, if answers are texts."""
+        """All correct answers, if answers are texts (the field ``answers``); otherwise empty."""
         return vars(self).get("answers", ())
 
     @property
@@ -88,7 +88,7 @@ class Row:
 
     @property
     def content(self) -> Mapping[str, object]:
-        """The fields in the task's fingerprint: all fields that affect a score."""
+        """All fields that affect a score. The task's fingerprint hashes them."""
         return {name: value for name, value in vars(self).items() if name != "relation"}
 
     @property
@@ -115,10 +115,10 @@ class TaskKind:
     gold: Callable[[Task, str], Any]
     """Returns the correct answers of a split: an array, or for each row a list of correct texts."""
     baseline: Callable[[Task], float | None]
-    """Returns the test score of the best text-blind guess; None if it needs a tokenizer."""
+    """Returns the test score of the best guess without the text; None if it needs a tokenizer."""
     recognises: Callable[[Records, Columns], bool] = lambda records, given: False
-    """Whether records belong to this kind, from the records and the user's columns. The first
-    record has every column. Kinds are tried in the order of ``KINDS``."""
+    """Returns whether records belong to this kind, given the columns that the user named. The first
+    record merges the columns of all rows. Kinds are tried in the order of ``KINDS``."""
     labels: Callable[[Rows, str], Names] = lambda rows, where: ()
     """Returns the sorted classes of the rows; raises an error if there is only one class."""
 
@@ -127,8 +127,8 @@ class TaskKind:
     objective: type[Objective] | None = None
     """The training loss."""
     encode: Callable[[Task, str, Cutter], Data] | None = None
-    """Converts a split to tensors. Each call gets a new cutter, whose truncation this function may
-    change."""
+    """Converts a split to tensors with the tokenizer of the cutter. Every call gets a new cutter,
+    so the function may change the tokenizer's truncation."""
     answers: Callable[[Task, Mapping[str, Tensor]], Mapping[str, ArrayLike]] | None = None
     """For frozen kinds: maps the embeddings (N, H) of each split to answers for dev and test."""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class TaskKind:
     library: str | None = None
     """An optional dependency of this kind: a key in ``errors.EXTRAS``."""
     suffix: str = ""
-    """A suffix for the names of tasks, if another kind evaluates the same data."""
+    """A suffix for the names of tasks. It is needed if another kind reads the same data."""
     needs_train: bool = True
     """Whether the kind needs training rows."""
     every_label: bool = False
@@ -157,8 +157,8 @@ class TaskKind:
     pretrained_head: bool = False
     """Whether the model keeps its pre-trained head instead of a new head."""
     least_tokens: tuple[bool, int] | None = None
-    """Whether rows are pairs, and the minimum number of tokens besides special tokens. The default
-    is one token for each text in a row."""
+    """(Whether a row is a pair, the least number of tokens in a row without special tokens). By
+    default, there is at least one token for each text of a row."""
     settings: Settings = field(default_factory=dict)
     """Settings of the kind that affect scores."""
     make: Callable[..., TaskKind] | None = None
@@ -199,12 +199,13 @@ class Task:
         name: the name in records and reports.
         kind: how data is read, answered and scored.
         metric: a name in ``metrics.METRICS``.
-        labels: the classes in train, sorted. A class's number is its index.
+        labels: the classes in train (or in all splits: ``TaskKind.every_label``), sorted.
         splits: the rows of train, dev and test.
-        found: the number of rows found for train, if only some of them are used; else 0.
+        found: the number of training rows in the data, if only some of them are used; else 0.
         skipped: the number of dropped rows, keyed by "split: reason".
         notes: notes on guessed columns and labels, and on the origin of the splits.
-        pooling: the pooling in frozen kinds: "mean", "cls", or "dev" for the better one on dev.
+        pooling: how a frozen encoder's token vectors become one vector: "mean", "cls", or "dev" to
+            use whichever of the two scores better on dev.
 
     >>> from maskwise.tasks import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
@@ -225,7 +226,7 @@ class Task:
     found: int = 0
 
     def __post_init__(self) -> None:
-        # Checked here, so a missing library is reported before any training starts.
+        # A missing library is reported here, before any training starts.
         if self.kind.library:
             require_library(self.kind.library, use=f"task {self.name}")
         if self.metric.startswith("rouge"):
@@ -262,7 +263,7 @@ class Task:
 
     @property
     def poolings(self) -> Names:
-        """The poolings that frozen kinds try."""
+        """The poolings to try with a frozen encoder."""
         return ("mean", "cls") if self.pooling == "dev" else (self.pooling,)
 
     @property
@@ -272,10 +273,8 @@ class Task:
 
     @cached_property
     def majority(self) -> float | None:
-        """The test score of the best guess that ignores the text; None if it depends on the
-        tokenizer. For classes, the guess is the most frequent class, or a random class if that
-        scores higher.
-        """
+        """The test score of the best guess that ignores the text; None if it needs a tokenizer.
+        For classes, it is the better of two guesses: the most frequent class or a random class."""
         return self.kind.baseline(self)
 
     @property
@@ -291,7 +290,7 @@ class Task:
         return [row.texts for row in self.splits["test"]]
 
     def rights(self) -> list[Sequence[str]]:
-        """Return the correct answers for each test row, if they are texts."""
+        """Return the correct answers for each test row that has texts as answers."""
         return [row.rights for row in self.splits["test"] if row.rights]
 
     def config(self) -> dict[str, object]:
@@ -329,7 +328,7 @@ class Task:
             raise MaskwiseError(
                 f"the {metric} of task {self.name!r} on {split} is not a number",
                 got=f"{score}: the model's answers are not finite",
-                do="is the checkpoint damaged?",
+                do="check whether the checkpoint is damaged",
             )
         return score
 
@@ -363,13 +362,13 @@ class Task:
         return np.column_stack([right, items])
 
     def _items(self, split: str) -> list[int]:
-        """Return the number of scored items in each row."""
+        """Return the number of scored items in each row, such as its words."""
         return [row.items for row in self.splits[split]]
 
     def _tags(self, split: str, answers: Answers) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """Return the correct tags, the predicted tags, and the first word of each sentence."""
-        # Negative indices count from the end. LOST (−2) becomes O, and UNSEEN (−1) becomes an
-        # entity that no answer can match.
+        # Index −1 (``UNSEEN``) means the last name, an entity that no answer can match. Index −2
+        # (``LOST``) means O.
         names = np.array([*self.labels, "O", "B-unseen by train"])
         starts = np.cumsum([0, *self._items(split)])[:-1]
         return names[self.gold(split)], names[np.asarray(answers)], starts
@@ -419,8 +418,8 @@ class Task:
     def with_train_rows(self, count: int | None) -> Task:
         """Return the task with at most ``count`` training rows, and the same dev and test rows.
 
-        Pre-training may matter only if there are few rows. Each class gets the same number of rows,
-        chosen by a hash of the text. Smaller sets are therefore subsets of larger sets.
+        Pre-training often matters only if there are few rows. Each class keeps the same number of
+        rows, chosen by a hash of the text. Smaller sets are therefore subsets of larger sets.
 
         Raises:
             MaskwiseError: ``count`` is below the number of classes.
@@ -438,7 +437,8 @@ class Task:
         for row in sorted(rows, key=lambda row: place_of(row.key)):
             seen[row.stratum] += 1
             ranked.append((seen[row.stratum], row))
-        # First rows of all classes come before second rows. The stable sort keeps the hash order.
+        # The first row of every class comes before all second rows. The sort is stable, so rows of
+        # one rank keep their order by hash.
         ranked.sort(key=lambda item: item[0])
         splits = {**self.splits, "train": tuple(row for _, row in ranked[:count])}
         return replace(self, splits=splits, found=self.found or len(rows))

@@ -1,8 +1,8 @@
 """Task rows as tensors, and batches of such rows.
 
-Sequences are stored concatenated, without padding; a single gather builds a padded batch. The rows
-of a training batch are a function of (seed, step). Rows in a window of 16 steps are sorted by
-length before they are divided into batches, which halves the padding. A process tokenises a task
+Sequences are stored concatenated, without padding, and a padded batch is built by indexing. The
+rows of a training batch are a function of (seed, step). The rows of 16 steps, a window, are sorted
+by length before they are divided into batches. This halves the padding. A process tokenises a task
 only once for each tokenizer and length.
 """
 
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
 Batch: TypeAlias = dict[str, Tensor]
 # The number of steps in a window. The rows of a window are sorted by length.
 WINDOW_STEPS = 16
-CHOICE = 0xC401CE  # separates draws of targets from other draws with the same seed
+# Random targets are a hash of this number and the seed, so they repeat no other random numbers.
+CHOICE = 0xC401CE
 # The number of tokens in an evaluation batch, including padding.
 EVAL_TOKENS = 8192
-MOST_CUT = 0.05  # a larger share of cut rows is noted
+# The largest share of rows that may be cut without a note in the record.
+MOST_CUT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class Flat:
         return self.starts.diff()
 
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the indices of the rows' tokens, and whether they are real, both (B, L)."""
+        """Return the indices (B, L) of the rows' tokens, and a mask that is False at padding."""
         return places_of(self.starts, rows)
 
     def batch(self, rows: Tensor) -> Batch:
@@ -95,11 +97,7 @@ def _tensor(numbers: Iterable[int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Trainable(ABC):
-    """N rows that can be batched for training.
-
-    Attributes:
-        flat: the sequences.
-    """
+    """N rows that can be batched for training. ``flat`` holds their sequences of tokens."""
 
     flat: Flat
 
@@ -116,7 +114,7 @@ class Trainable(ABC):
         """Return the model inputs and labels for some rows."""
 
     def training_batch(self, planned: Tensor, seed: int) -> Batch:
-        """Return a batch for (row, epoch) pairs (B, 2). Some subclasses draw random targets."""
+        """Return a batch for (row, epoch) pairs (B, 2). Only random targets depend on the epoch."""
         return self.batch(planned[:, 0])
 
 
@@ -125,7 +123,7 @@ class Data(Trainable):
     """One split as tensors, with a method that computes a model's answers.
 
     Attributes:
-        lost: the number of items that no model can answer, because their tokens were cut off.
+        lost: the number of items that no model can answer: their tokens are cut off or missing.
     """
 
     lost: int = field(default=0, kw_only=True)
@@ -138,7 +136,7 @@ class Data(Trainable):
         return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
 
     def chance(self, train: Data) -> float | None:
-        """Return the baseline from train's tokens, for kinds whose baseline needs a tokenizer."""
+        """Return the score of a guess from the tokens of train, if the kind has such a baseline."""
         return None
 
     @abstractmethod
@@ -154,13 +152,13 @@ def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, B
 
 @dataclass(frozen=True, eq=False)
 class Encoded(Data):
-    """N rows with classes, scores or labels, or with classes for their W words; T tokens in total.
+    """N rows with T tokens. Each row has a class, a score or labels, or each word has a class.
 
     Attributes:
         targets: (N,) the class or standardised score of each row, (N, K) the labels of each row, or
             (T,) the class of each token. −100 marks tokens without a target.
-        place: (W,) for tagging, the index of the token that predicts each word's class; −1 for lost
-            words. Otherwise None.
+        place: (W,) in tagging, the index of the token that predicts each word's class; −1 if this
+            token was cut off or is missing. None for other kinds.
     """
 
     targets: Tensor
@@ -201,7 +199,10 @@ def draws_of(planned: Tensor, seed: int) -> Tensor:
 
 
 def shuffled(size: int, part: int, length: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return rows and epochs (length,), from position part · length of the joined permutations."""
+    """Return the rows and their epochs, both (length,), of one part of an endless sequence.
+
+    The sequence has one permutation of all ``size`` rows per epoch, and is cut into equal parts.
+    """
     position = torch.arange(part * length, (part + 1) * length)
     epoch = position // size
     rows = []
@@ -233,22 +234,22 @@ class TaskSource:
         return self._window[1][place]
 
     def _plan(self, window: int) -> Tensor:
-        """Return the (row, epoch) pairs (steps, batch_size, 2) of a window."""
+        """Return the (row, epoch) pairs (steps, batch_size, 2) of a window of steps."""
         seed = self.settings.seed
         batch_size = self.settings.batch_size
         rows, epoch = shuffled(len(self.data), window, WINDOW_STEPS * batch_size, seed=seed)
         by_length = self.data.lengths[rows].argsort(stable=True)
         plan = torch.stack([rows, epoch], dim=1)[by_length].view(WINDOW_STEPS, batch_size, 2)
-        # Sorting put the short rows first, so the batches are permuted.
+        # Without this permutation, every window would begin with the shortest rows.
         return plan[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
-        """Return a rank's micro-batches for a step."""
+        """Return a process's micro-batches for a step."""
         parts = self.planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
         return [self.data.training_batch(part, self.settings.seed) for part in parts]
 
     def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Count the tokens, squared lengths and padded positions of batches."""
+        """Return sums over the rows of batches: tokens, squared tokens, tokens with padding."""
         masks = [batch["attention_mask"] for batch in batches]
         lengths = torch.cat([mask.sum(1).double() for mask in masks])
         return {
@@ -258,7 +259,7 @@ class TaskSource:
         }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Convert sums of ``facts`` over steps to figures for the log."""
+        """Convert sums of ``facts`` over steps to the number of tokens and the share of padding."""
         padding = 1 - sums["tokens"] / max(1.0, sums["positions"])
         return {"tokens": int(sums["tokens"]), "padding": padding}
 
@@ -273,10 +274,10 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
         task: a task of a kind that is fine-tuned.
         tokenizer: a fast tokenizer.
         max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
-            cut, but contexts of questions are read in windows.
+            cut. The long context of a question is split into several windows instead.
 
     Raises:
-        MaskwiseError: the tokenizer is slow or has no padding token, or the length leaves no room.
+        MaskwiseError: ``check_length`` refuses the tokenizer or the length.
     """
     check_length(task, tokenizer, max_length)
     state = tokenizer_state(tokenizer, words=task.kind.words)
@@ -291,7 +292,7 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
-    """Warn about cut rows, once for each task in a process."""
+    """Warn about cut rows, once for each task in a process; return the notes for records."""
     notes: list[str] = []
     for split, part in data.items():
         notes += [f"{split}: {note}" for note in part.notes()]
@@ -303,7 +304,7 @@ def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
 
 @dataclass(frozen=True)
 class Cutter:
-    """A tokenizer that cuts rows at ``max_length``, and its padding id."""
+    """A tokenizer (``backend``) that cuts rows at ``max_length`` tokens, and its padding id."""
 
     backend: Tokenizer
     pad: int
@@ -311,7 +312,7 @@ class Cutter:
 
     @classmethod
     def of(cls, state: str, pad: int, max_length: int) -> Cutter:
-        """Build a tokenizer without padding from its JSON."""
+        """Build the tokenizer from its JSON (see ``tokenizer_state``)."""
         backend = Tokenizer.from_str(state)
         # The characters "[MASK]" in the data are ordinary text, not the special token.
         backend.encode_special_tokens = True
@@ -340,7 +341,8 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
     """Check that rows of a task fit a tokenizer and a length.
 
     Raises:
-        MaskwiseError: the tokenizer is slow or has no padding, or the length leaves no room.
+        MaskwiseError: the tokenizer is not a fast tokenizer or has no padding token, or the length
+            leaves no room for text.
     """
     padding_id(tokenizer)
     several = any(len(row.texts) > 1 for row in task.splits["train"])
@@ -353,7 +355,7 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a tokenizer's padding id; raise an error for slow tokenizers and missing padding."""
+    """Return the padding id of a fast tokenizer; raise an error for any other tokenizer."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
     if tokenizer.pad_token_id is None:
@@ -372,8 +374,8 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
     state |= {"padding": None, "truncation": None}
     if not words or not state["pre_tokenizer"]:
         return json.dumps(state)
-    # Byte-level and metaspace tokenizers encode a word differently after a space. In running text,
-    # nearly every word follows a space, so each word gets a space here.
+    # Byte-level and metaspace tokenizers encode a word differently after a space. Nearly every word
+    # of the pre-training text follows a space, so each word of a list gets a space, too.
     steps = state["pre_tokenizer"].get("pretokenizers", [state["pre_tokenizer"]])
     for step in steps:
         if step.get("type") == "ByteLevel":
@@ -384,9 +386,9 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) 
 
 
 def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices (B, L) of the rows' members, and a mask (B, L) that is False at padding.
+    """Return indices (B, L) into concatenated rows, and a mask (B, L) that is False at padding.
 
-    Row n has the indices from ``starts[n]`` up to ``starts[n + 1]`` − 1. Padding has the index 0.
+    Row n has the indices from ``starts[n]`` to ``starts[n + 1]`` − 1. Padding has the index 0.
     """
     length = starts.diff()[rows]
     column = torch.arange(int(length.max()))
@@ -396,7 +398,7 @@ def places_of(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def edges(lengths: Sequence[int]) -> Tensor:
-    """Return (N + 1,) the first index of each of N parts with these lengths, and the end."""
+    """Return (N + 1,) the first index of each of N parts with these lengths, and their sum."""
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
@@ -441,8 +443,8 @@ def embed(
             real = attention.unsqueeze(-1)
             pooled = (states * real).sum(1) / real.sum(1)
         vectors[rows] = pooled.cpu()
-    # Rankings and classifiers would silently count NaN as a wrong answer.
+    # Without this check, an embedding that is NaN would silently count as a wrong answer.
     if not vectors.isfinite().all():
         what = "the model's embeddings are not finite numbers"
-        raise MaskwiseError(what, do="is the checkpoint damaged?")
+        raise MaskwiseError(what, do="check whether the checkpoint is damaged")
     return vectors

@@ -1,14 +1,15 @@
 """Kinds of tasks in which the model writes the answer.
 
 ``cloze-qa``: an encoder with its pre-trained head reads ``question QUESTION answer [MASK] …`` and
-predicts the answer at the masks. The number of masks is the token count of the longest answer in
-train. Shorter answers are padded with separators, so the number of masks does not reveal the length
-of the answer.
+predicts the answer at the masks. Every question has as many masks as the longest answer in train
+has tokens. Shorter answers are padded with separators. The number of masks therefore does not
+reveal the length of the answer.
 
 ``generation``: an encoder–decoder reads a text and writes a text by beam search. The settings of
-the beam search come from the task, not from the checkpoint. Training draws one of the correct
-answers in each epoch, and scores accept every correct answer. For models that are too small to
-write answers, the metric is the nats of the first correct answer.
+the beam search come from the task, not from the checkpoint. If a row has several correct answers,
+training draws one of them in each epoch, and the score accepts all of them. For models that are too
+small to write answers, the metric ``nats`` is the mean −log p of the tokens of the first correct
+answer.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     if room < LEAST_ROOM:
         raise MaskwiseError(
             "max_length leaves no room for the question",
-            got=f"{cutter.max_length} for answers of up to {slots} tokens",
+            got=f"{cutter.max_length}, with answers of up to {slots} tokens",
+            do="raise max_length",
         )
     backend.no_truncation()
     frame = backend.encode("").ids
@@ -122,13 +124,14 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
 def _answer_ids(task: Task, split: str, backend: Tokenizer) -> list[list[int]]:
     """Tokenise the first answer of each question."""
     backend.no_truncation()
-    # Many tokenizers encode a word differently after a space, and the answer follows a space.
+    # In the input, a space precedes the answer, and many tokenizers encode a word differently after
+    # a space.
     texts = [f" {row.answers[0]}" for row in task.splits[split]]
     return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
 
 
 def _special_token(backend: Tokenizer, *names: str) -> int:
-    """Return the id of the first special token that the tokenizer has."""
+    """Return the id of the first of these tokens that the tokenizer has."""
     for name in names:
         token = backend.token_to_id(name)
         if token is not None:
@@ -218,7 +221,8 @@ class WrittenRow(Row):
 
     @property
     def content(self) -> Mapping[str, object]:
-        # Recorded fingerprints include a former field "patterns", and must not change.
+        # Former versions had a field "patterns". Fingerprints in records must not change, so it is
+        # still hashed.
         return {**super().content, "patterns": []}
 
     @property
@@ -250,8 +254,13 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
 
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
-    """Return the correct answers from a column, numbered columns, or a choice."""
-    # "summary1" means summary1, summary2, …, but "1" is a column of a table without a header.
+    """Return the correct answers of a record.
+
+    The answers are in one column or in numbered columns (summary1, summary2, …). If the record has
+    choices, the column names the correct choice.
+    """
+    # "summary1" means all of summary1, summary2, …. In a table without a header, "1" means only
+    # column 1.
     stem = re.sub(r"(?<=\D)1$", "", column)
     pattern = re.escape(stem) + ("" if stem.isdecimal() else r"\d*")
     texts: list[str] = []
@@ -269,8 +278,8 @@ def _right_texts(record: Record, column: str, where: str) -> list[str]:
 def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0) -> TaskKind:
     """Build the kind ``generation``: the model reads a text and writes a text.
 
-    The loss is the cross-entropy of the answer's tokens. The baseline of the metric in nats
-    predicts tokens from their frequencies.
+    The loss is the cross-entropy of the answer's tokens. The baseline of the metric ``nats``
+    predicts each token from the token frequencies in train.
 
     Source: Raffel et al. 2020; for questions without a context, Roberts et al. 2020.
 
@@ -324,7 +333,7 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     answers: list[str] = []
     counts = []
     for row in rows:
-        # Training draws among all answers. The nats on dev and test use only the first answer.
+        # Training draws one of all answers. On dev and test, ``nats`` uses only the first answer.
         learned = row.answers if split == "train" else row.answers[:1]
         answers += learned
         counts.append(len(learned))
@@ -360,12 +369,12 @@ class Written(Data):
     """N texts with correct answers: all answers in train, only the first answer in dev and test.
 
     Attributes:
-        targets: the answers to all texts, with special tokens.
-        first: (N + 1,) the index of each text's first answer, and the end.
+        targets: the A answers to all texts, with special tokens.
+        first: (N + 1,) the index of each text's first answer, and A.
         framed: whether answers begin with a special token, which is not counted in nats.
         backend: the tokenizer that decodes answers.
-        search: the beam-search settings.
-        cut: notes on texts and answers that were cut.
+        search: the beam-search settings: ``beams``, ``max_target`` and ``length_penalty``.
+        cut: notes on the number of texts and answers that were cut.
     """
 
     targets: Flat
@@ -387,7 +396,7 @@ class Written(Data):
         return self._batch(rows, self.first[rows])
 
     def training_batch(self, planned: Tensor, seed: int) -> Batch:
-        """Return a batch whose labels are random answers, drawn anew in every epoch."""
+        """Return a batch; each text's label is a correct answer, drawn anew in every epoch."""
         rows = planned[:, 0]
         chosen = tensors.draws_of(planned, seed) % self.first.diff()[rows]
         return self._batch(rows, self.first[rows] + chosen)
@@ -400,7 +409,7 @@ class Written(Data):
 
     def answers(self, objective: Denoising, device: torch.device) -> list[Answer]:
         answers = [Answer("")] * len(self)
-        # Beam search expands each text to ``beams`` rows, so batches hold fewer texts.
+        # Beam search expands each text to ``beams`` rows. The batches are smaller by this factor.
         for rows in by_width(self.lengths, EVAL_TOKENS // self.search["beams"]):
             batch = moved(self.batch(rows), device)
             losses, where = objective.token_losses(batch)
@@ -427,7 +436,8 @@ class Written(Data):
         """Return the mean nats of first answers under the token frequencies in train."""
         assert isinstance(train, Written)
         vocabulary = self.backend.get_vocab_size()
-        # Without add-one smoothing, a token that does not occur in train would have infinite nats.
+        # One is added to each count. Otherwise a token that does not occur in train would have
+        # infinite nats.
         counts = torch.bincount(train._first_answers(), minlength=vocabulary).double() + 1
         nats = counts.sum().log() - counts.log()
         return float(nats[self._first_answers()].mean())
