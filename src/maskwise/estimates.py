@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from maskwise.constants import DIFFUSION, NATS
 from maskwise.files import Contrast, Estimate
 
+WRITTEN = {
+    "full": "full text",
+    "spans": "masked spans",
+    "sentinels": "masked spans after sentinels",
+}
+"""What a decoder writes, keyed by the name of the format in outcomes."""
 SPREADS = "SDs of runs within an arm"
 
 
@@ -51,8 +57,9 @@ class Shown:
         """
         low = self.low or 0.0
         high = self.high or 0.0
-        if ahead and (self.mean or 0.0) < 0:
-            low, high = -high, -low
+        if ahead and (self.mean or 0.0) <= 0:
+            # Subtraction from 0 avoids −0.
+            low, high = 0.0 - high, 0.0 - low
         return with_minus(f"{low:.{self.digits}f} to {high:.{self.digits}f}")
 
 
@@ -97,7 +104,7 @@ def shown(row: Contrast) -> Shown:
 
 def detected_words(size: float) -> str:
     """Return a phrase for the difference that a plan detects, in SDs of paired differences."""
-    sds = f"{size:.1f} standard deviations (of the paired differences)"
+    sds = f"{size:.1f} standard deviations (of the differences between paired runs)"
     return f"a difference of {sds} is detected with probability 0.8, a smaller one less often"
 
 
@@ -117,9 +124,14 @@ def outcome_label(outcome: str) -> str:
     masks, _, ratio = rest.partition("@")
     if masks == DIFFUSION:
         return "bound of masked diffusion"
+    ending = ""
+    for name, words in WRITTEN.items():
+        if masks.endswith(f" {name}"):
+            masks = masks.removesuffix(f" {name}")
+            ending = f" ({words} written)"
     if ratio:
-        return f"{masks} masks, {100 * float(ratio):g} %"
-    return f"{masks} masks"
+        ending = f", {100 * float(ratio):g} %{ending}"
+    return f"{masks} masks{ending}"
 
 
 def outcome_labels(outcomes: Iterable[str]) -> dict[str, str]:

@@ -182,7 +182,9 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
         charts["train"] = line_chart(points, colours, x=x, title="training loss, nats")
     points = _curve(lines_of["ratio"], "ratio")
     if points:
-        charts["ratio"] = line_chart(points, colours, title="masked", percent=True, zero=True)
+        charts["ratio"] = line_chart(
+            points, colours, title="tokens masked", percent=True, zero=True
+        )
     views = []
     for (masks, ratio), lines in evaluated.items():
         unigrams = [line["unigram"] for line in lines if line.get("unigram") is not None]

@@ -23,9 +23,10 @@ from typing import TypeAlias
 from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
-from maskwise.errors import install_command
+from maskwise.errors import MaskwiseError, install_command
 from maskwise.estimates import with_minus
 from maskwise.report.reading import Line
+from maskwise.specs import Call, parse_call
 
 # The extra "report" installs altair. Without altair, functions below return tables.
 with suppress(ModuleNotFoundError):
@@ -53,6 +54,7 @@ a position."""
 DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
+FLOPS = "FLOPs (G = 10⁹, T = 10¹², P = 10¹⁵)"
 MOST_COLUMNS = 8
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -162,13 +164,13 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> Spec:
     if not vega_code():
         return table_of(rows, "measure", "arm", across="fraction")
     measures = list(dict.fromkeys(row["measure"] for row in rows))
-    bind = alt.binding_select(options=measures, name="Quality ")
+    bind = alt.binding_select(options=measures, name="Measure ")
     menu = alt.param(name="measure", value=measures[0], bind=bind)
     # Vega evaluates this expression in the browser when the menu changes.
     base = _data(rows).transform_filter("datum.measure == measure")
-    title = {"flops": "FLOPs"}.get(quantity, quantity)
+    title = {"flops": FLOPS}.get(quantity, quantity)
     x = alt.X("x:Q", title=title, scale=alt.Scale(zero=True), axis=_count_axis())
-    y = alt.Y("value:Q", title="quality", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
+    y = alt.Y("value:Q", title="measure", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
     colour = _arm_colour(colours)
     length = alt.Tooltip("fraction:Q", format=".0%")
     spent = alt.Tooltip("x:Q", format=".4s")
@@ -180,7 +182,7 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> Spec:
     if any(row["fraction"] < 1 for row in rows):
         means = base.mark_line(strokeWidth=3).encode(
             x=alt.X("mean(x):Q", title=title),
-            y=alt.Y("mean(value):Q", title="quality"),
+            y=alt.Y("mean(value):Q", title="measure"),
             color=colour,
             detail="arm:N",
             order="fraction:Q",
@@ -330,7 +332,16 @@ def figures(text: object) -> str:
     return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
 
 
+def call(spec: str) -> Call:
+    """Parse a policy, schedule or sampler; a text of another form counts as a name."""
+    try:
+        return parse_call(spec)
+    except MaskwiseError:
+        return Call(spec)
+
+
 FILTERS = {
+    "call": call,
     "figure": figure,
     "short": short,
     "share": share,

@@ -9,7 +9,7 @@ page's security policy forbids loading other resources and running other code.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -48,13 +48,16 @@ from maskwise.report.tables import (
 )
 
 NO_CHARTS = "Tables of means replace the charts"
-ODDITIES = {"stopped": "stopped early", "overshoot": "inner steps too large"}
-"""Phrases for keys in the record of a learned policy."""
+NO_VERDICTS = (
+    "The page has no verdicts, because the folder has no summary.json. To compute the verdicts, "
+    "repeat the maskwise study command that made this folder, with the same --out. The command "
+    "runs only what is missing, and then writes summary.json."
+)
 SCOPES = {
-    TUNED: "For every seed, a search chose the settings of every arm, and new runs with these "
+    TUNED: "For every seed, a search chose the settings of every arm. New runs with the chosen "
     "settings are compared.",
-    FIXED: "The verdicts hold at these settings; with other settings, such as another learning "
-    "rate, the order of the arms may change.",
+    FIXED: "The verdicts hold only at these settings. With other settings, such as another "
+    "learning rate, another arm may be the best.",
 }
 
 
@@ -94,7 +97,7 @@ def page_content(folder: Folder) -> View:
         "warnings": warnings,
         "small_overlaps": small_overlaps,
         "missing": _missing(folder) if folder.kind == "study" else [],
-        "arms": [_arm(folder, arm, colours[arm], failures) for arm in folder.arms],
+        "arms": [_arm(folder, arm, colours[arm]) for arm in folder.arms],
         "forests": forest_groups(folder.summary["contrasts"], colours),
         "scores": score_charts(folder, colours),
         "task_table": task_table(folder),
@@ -129,17 +132,20 @@ def _story(folder: Folder) -> View | None:
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if not rows:
         return None
-    ways = plural(len(folder.arms), "way")
+    arms = folder.arms
+    compared = f"{len(arms)} arms, which are different ways to train,"
+    if len(arms) == 1:
+        compared = f"{arms[0]} with {folder.reference},"
     runs = plural(len(study["seeds"]), "run")
     by = "by held-out loss and other measures without fine-tuning"
     if study["tasks"]:
-        by = f"on {', '.join(study['tasks'])}"
+        by = f"on the tasks {', '.join(study['tasks'])}"
     outcome = study.get("outcome")
     if outcome:
         by = f"by the held-out loss on {outcome_label(outcome)}, and {by}"
     compared = [
-        f"The study compares {ways} to pre-train, with {runs} of each on the same seeds. The "
-        f"models are evaluated {by}."
+        f"The study compares {compared} in {runs} of each with the same seeds. The trained models "
+        f"are evaluated {by}."
     ]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
         compared.append(f"All arms used equal {summary['matched_by']}.")
@@ -149,6 +155,8 @@ def _story(folder: Folder) -> View | None:
     scopes = {row.get("scope") for row in rows}
     if len(scopes) == 1:
         compared.append(SCOPES.get(str(scopes.pop()), ""))
+    if any(row["verdict"] == "open" for row in rows):
+        compared.append("Open: these runs do not decide which of the two is better.")
     compared.append(_power(folder))
     return {
         "compared": " ".join(filter(None, compared)),
@@ -165,33 +173,29 @@ def _power(folder: Folder) -> str:
         return ""
     contrasts = plural(planned["contrasts"], "comparison")
     if not any(planned["power"].values()):
-        return f"This number of runs cannot decide {contrasts}."
+        return f"{planned['runs']} runs of each arm are too few to decide {contrasts}."
     detected = detected_words(planned["detectable"])
     return f"With {planned['runs']} pairs of runs and {contrasts}, {detected}."
 
 
-def _arm(folder: Folder, arm: str, colour: str, failures: Sequence[Line]) -> View:
-    words = ""
-    facts = folder.study["arms"].get(arm)
-    if facts:
-        words = facts.get("sampler") or f"{facts['policy']} {facts['ratio']}"
+def _arm(folder: Folder, arm: str, colour: str) -> View:
     view = {
         "name": arm,
+        "facts": folder.study["arms"].get(arm),
         "colour": colour,
-        "baseline": arm == folder.study["baseline"],
+        "targets": None,
         "floor": None,
-        "failures": sum(line["arm"] == arm for line in failures),
     }
     summary = folder.summary["arms"].get(arm)
     if summary:
         spent = summary["compute"]
         if "targets" in spent:
-            words += f" · {spent['targets'] / spent['steps']:,.0f} targets per step"
+            view["targets"] = spent["targets"] / spent["steps"]
         # The gap is shown only if the arm learned little more than word frequencies.
         gap = summary["gap_nats"]
         if gap is not None and gap < PLATEAU_NATS:
             view["floor"] = gap
-    return {**view, "words": words}
+    return view
 
 
 def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
@@ -209,25 +213,12 @@ def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
     return warnings, small
 
 
-def _policies(folder: Folder) -> list[View]:
-    """Return the records of learned policies by arm, with remarks on unusual runs."""
+def _policies(folder: Folder) -> dict[str, list[Line]]:
+    """Return the records of learned policies, keyed by arm."""
     by_arm = defaultdict(list)
     for line in folder.of_kind("policy"):
         by_arm[line["arm"]].append(line)
-    views = []
-    for arm, runs in by_arm.items():
-        remarks = []
-        for key, words in ODDITIES.items():
-            count = sum(key in line for line in runs)
-            if count:
-                remarks.append(f"{words} in {count} of {len(runs)}")
-        # All runs of an arm have the same settings.
-        tries = len(runs[0].get("tries") or ())
-        if tries > 1:
-            remarks.append(f"every policy is the best of {tries} tries")
-        even = runs[0].get("labelled_words")
-        views.append({"arm": arm, "runs": runs, "even": even, "remarks": remarks})
-    return views
+    return by_arm
 
 
 def _missing(folder: Folder) -> list[str]:
@@ -236,8 +227,7 @@ def _missing(folder: Folder) -> list[str]:
     if not vega_code():
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
     if not folder.summary["headline"]:
-        why = "the study is still running, or was interrupted. The same command resumes the study"
-        lines.append(f"There are no verdicts yet, because summary.json is missing: {why}.")
+        lines.append(NO_VERDICTS)
     # Another version may interpret the same files differently.
     made = folder.study["maskwise"]
     if made and made != __version__:

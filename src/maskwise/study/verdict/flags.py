@@ -338,7 +338,8 @@ FLAGS = (
         "different-units",
         "invalid",
         _differs("different-units"),
-        "the arms mask different units, so which loss is lower depends on the evaluation masks",
+        "the arms mask different things, such as tokens and words, so the loss favours the arm "
+        "that was trained with the masks of the evaluation",
     ),
     Flag(
         "floor",
@@ -353,14 +354,14 @@ FLAGS = (
         "chance",
         "invalid",
         _at_chance,
-        "neither side scores better than guessing",
+        "neither arm scores better than guessing",
         "Use easier tasks or train longer: scores at chance cannot show a difference.",
     ),
     Flag(
         "looked-before",
         "caps",
         _looked_before,
-        "the {what} changed after a verdict on {runs} runs, without a plan (study.looks)",
+        "the {what} changed after a verdict on {runs} runs, and study.looks did not plan this",
         "Start a new study with new seeds, or plan interim analyses with study.looks: testing "
         "again inflates the error rate.",
     ),
@@ -405,16 +406,21 @@ FLAGS = (
         "tied-grid",
         "notes",
         _tied_grid,
-        "in {searches} of {all} searches ({arms}), all settings scored the same, so the chosen "
-        "setting is arbitrary",
+        "in {searches} of {all} searches ({arms}), all settings had the same score, so the choice "
+        "is arbitrary",
         "Use more dev rows, or a grid whose settings differ more in their scores.",
     ),
-    Flag("grids-differ", "notes", _grids_differ, "the two sides were not tuned over the same grid"),
+    Flag(
+        "grids-differ",
+        "notes",
+        _grids_differ,
+        "the searches of the two arms did not try the same settings",
+    ),
     Flag(
         "no-help",
         "notes",
         _without_help,
-        "pre-training helps too rarely on {names} (study.helps): {effect}",
+        "on {names}, pre-training helps in too few runs (study.helps): {effect}",
     ),
     Flag(
         "items",

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from maskwise.constants import DIFFUSION, REFERENCE
+from maskwise.constants import DIFFUSION, FIXED, REFERENCE
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
@@ -37,11 +37,13 @@ HEADLINES = {
     "ahead": "open: {first} is {amount} ahead of {second} {where}.",
     "equal": "open: {arm} and {baseline} are equal {where}.",
 }
+SCOPES = {FIXED: "valid only at these settings"}
+"""Phrases for scopes; other scopes are phrases already."""
 LEARNED_MORE = (
     "{first} learned more than {second}: its held-out loss is {amount} lower (decided, p = {p})."
 )
-"""Headline of a contrast that is decided by loss, if one side learned little more than word
-frequencies."""
+"""Headline of a contrast that is decided by loss, if one of the two arms learned little more than
+word frequencies."""
 
 
 def outcome_words(outcome: str) -> str:
@@ -96,14 +98,14 @@ def _fill(templates: Mapping[str, str], row: Contrast, names: Names, *, brief: b
         where=outcome_words(row["outcome"]),
         amount=shown(row).size(),
         because="; ".join(reasons),
-        facts=_facts(row, brief=brief),
+        facts=_facts(row, first, brief=brief),
         inside=_inside(row),
         p="" if p is None else f"{p:.2g}",
     )
 
 
-def _facts(row: Contrast, *, brief: bool) -> str:
-    """Return the number of runs, interval, p value and scope of a row."""
+def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
+    """Return the number of runs, interval, p value and scope of a row; ``ahead`` leads."""
     amount = shown(row)
     runs = f"{plural(row['n'], 'run')} each"
     if row["compute"]["matched"]:
@@ -111,9 +113,9 @@ def _facts(row: Contrast, *, brief: bool) -> str:
     facts = [runs]
     if not brief:
         if amount.low is not None:
-            facts.append(f"95 % interval {amount.ends(ahead=True)}")
+            facts.append(f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)}")
         if row["unit"] == "SDs" and amount.unit != SPREADS and row["mean"]:
-            facts.append(f"{abs(row['mean']):.1f} times the SD of runs within an arm")
+            facts.append(f"the lead is {abs(row['mean']):.1f} times the SD of runs within an arm")
     if row["p_adjusted"] is not None:
         p = f"p = {row['p_adjusted']:.2g}"
         # Gates are tested separately, without Holm's correction.
@@ -121,7 +123,7 @@ def _facts(row: Contrast, *, brief: bool) -> str:
             p += " after Holm's correction"
         facts.append(p)
     if row["verdict"] is not None:
-        facts.append(row["scope"])
+        facts.append(SCOPES.get(row["scope"], row["scope"]))
     return "; ".join(facts)
 
 
@@ -147,17 +149,18 @@ def _outlook(row: Contrast) -> str:
         return "One run says nothing about run-to-run variance."
     if row["runs_to_decide"] is not None:
         runs = f"About {row['runs_to_decide']} runs of each arm would decide"
-        return f"{runs}, if the difference is as large as it looks."
+        return f"{runs}, if the true difference is as large as the measured one."
     seen = row["detectable"]
     # If all runs are equal, the detectable difference is 0, which is not credible.
     if seen is None or not seen["difference"]:
         return ""
     amount = shown(row)
-    size = f"{amount.scale * seen['difference']:.2g} {amount.unit}"
+    runs = f"{seen['runs']} runs of each arm"
     # Tasks with different units have no common unit for the detectable difference.
     if amount.unit == SPREADS:
-        size = "not known in points"
-    return f"{seen['runs']} runs of each arm detect only larger differences (minimum: {size})."
+        return f"{runs} are too few to detect a difference of this size."
+    size = f"{amount.scale * seen['difference']:.2g} {amount.unit}"
+    return f"{runs} reliably detect only differences of at least {size}."
 
 
 def sentences_of(row: Contrast, effect: Effect) -> list[str]:
@@ -219,7 +222,7 @@ def headline_sentence(
         study: the content of study.json.
     """
     if row is None and len(study["arms"]) > 1:
-        missing = "no measured outcome is valid for both sides; add tasks or held-out masks"
+        missing = "no measured outcome is valid for two arms; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
     if row is None:
         return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
@@ -360,8 +363,8 @@ def _more_runs(
     # Too few runs for a decision spend no error rate, so runs may be added.
     if not looks and not can_decide(runs, len(rows)):
         few = f"{plural(runs, 'run')} of each arm cannot decide anything here"
-        enough = f"{needed} would, if the difference is as large as it looks (study.seeds)"
-        return {"add-seeds": f"Add seeds: {few}; {enough}."}
+        enough = f"{needed} would, if the true difference is as large as the measured one"
+        return {"add-seeds": f"Add seeds (study.seeds): {few}; {enough}."}
     again = (
         "Do not add seeds to this study: testing again inflates the error rate. Start a new study "
         f"with different seeds and {needed} runs of each arm, or plan interim analyses with "
