@@ -362,6 +362,7 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
         ("study: {arms: {a: [1]}}", "study.arms.a"),
         ("study: {arms: 5}", "study.arms"),
         ("study: [a]", "study"),
+        ("extends: quick-start\nstudy: abc", "study is a value"),
         ("evaluation: {masks: [whole-word]}\nstudy: {arms: {a: {}}}", "arm 'a' has no outcome"),
         ("extends: quick-start\nstudy: {arms: {'': , b: {}}}", "study.arms has no name"),
         ("extends: quick-start\nstudy: {arms: {' ': , b: {}}}", "study.arms has no name"),
@@ -398,6 +399,25 @@ def test_aliases_that_expand_enormously_are_refused_before_they_are_built(inner,
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+def test_keys_that_expand_enormously_are_refused_before_they_are_built(tmp_path):
+    lines = ["? &a0 [x, x]\n: 0"]
+    for level in range(1, 25):
+        lines.append(f"? &a{level} [*a{level - 1}, *a{level - 1}]\n: 0")
+    (tmp_path / "r.yaml").write_text("\n".join(lines))
+    tracemalloc.start()
+    with pytest.raises(MaskwiseError, match="too many values"):
+        read_recipe(tmp_path / "r.yaml")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("value", ["abc", "[1]", "null", "3"])
+def test_an_override_that_replaces_a_group_by_a_value_is_refused(value):
+    with pytest.raises(MaskwiseError, match=r"quick-start: study; got .* settings such as arms"):
+        read_recipe("quick-start", [f"study={value}"])
 
 
 def test_a_value_that_holds_itself_is_refused(tmp_path):

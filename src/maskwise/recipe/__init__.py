@@ -17,6 +17,7 @@ from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     Plain,
+    arms_of,
     explain,
     merged,
     parse_override,
@@ -136,9 +137,9 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
     {'study': {'arms': {'a': {}, 'c': {}}, 'contrasts': [['c', 'a']]}}
     """
     changes = dict(map(parse_override, overrides))
-    old_arms = dict(_arms(settings))
+    old_arms = dict(arms_of(settings))
     for key, value in changes.items():
-        known = _arms(settings)
+        known = arms_of(settings)
         arm = key.removeprefix("study.arms.")
         if arm != key and "." not in arm and value in (None, "none"):
             require_known("arm in study.arms", arm, known)
@@ -156,8 +157,9 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             value = {name: changes for name, changes in known.items() if name in names}
         put(settings, key, value)
     # Other settings may name arms that were removed.
-    if _arms(settings).keys() != old_arms.keys():
-        _follow_arms(settings["study"], old=old_arms.keys(), overridden=changes.keys())
+    study = settings.get("study")
+    if isinstance(study, dict) and arms_of(settings).keys() != old_arms.keys():
+        _follow_arms(study, old=old_arms.keys(), overridden=changes.keys())
 
 
 def _require_arms(names: Iterable[str], known: Plain) -> None:
@@ -165,14 +167,6 @@ def _require_arms(names: Iterable[str], known: Plain) -> None:
         if name not in known:
             do = "to add an arm, give its settings: study.arms.NAME='{masking.ratio: 0.3}'"
             raise unknown_name("arm in study.arms", name, known, do=do)
-
-
-def _arms(settings: Plain) -> Plain:
-    """Return the arms in nested settings; an empty dict if the settings are malformed."""
-    study = settings.get("study")
-    if isinstance(study, dict) and isinstance(study.get("arms"), dict):
-        return study["arms"]
-    return {}
 
 
 def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[str]) -> None:
@@ -183,7 +177,7 @@ def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[s
         old: the names of the arms before overrides.
         overridden: the names of overridden settings, which are not removed.
     """
-    arms = _arms({"study": study})
+    arms = arms_of({"study": study})
     gone = {*old} - {*arms}
     own = study.get("search")
     if isinstance(own, dict) and isinstance(own.get("own"), dict):

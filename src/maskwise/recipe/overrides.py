@@ -138,14 +138,22 @@ def nested(tree: Mapping[str, object]) -> Plain:
     return settings
 
 
+def arms_of(settings: Plain) -> Plain:
+    """Return the arms in nested settings; an empty dict if the settings are malformed."""
+    study = settings.get("study")
+    if isinstance(study, dict) and isinstance(study.get("arms"), dict):
+        return study["arms"]
+    return {}
+
+
 def merged(base: Plain, own: Plain) -> Plain:
     """Merge the settings of a recipe (``own``) into those of the recipe it extends (``base``).
 
     If ``own`` has arms, the arms of ``base`` and the settings that name these arms are dropped.
     """
     # Two arms of the same name are not merged, because nobody wrote the resulting arm.
-    base_arms = (base.get("study") or {}).get("arms")
-    own_arms = (own.get("study") or {}).get("arms")
+    base_arms = arms_of(base)
+    own_arms = arms_of(own)
     replaced = ["arms"]
     if own_arms:
         replaced += NAMES_ARMS
@@ -201,7 +209,10 @@ class Yaml(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            name = str(key.value)
+            # Only a scalar can be a valid key, and the text of a collection may be very long.
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name = key.value
             if name in lines:
                 problem = f"the key {name!r} is in line {lines[name]} already"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)

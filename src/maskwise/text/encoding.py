@@ -164,14 +164,14 @@ def _annotators(specs: Iterable[str | Layered]) -> list[Layered]:
     registry = import_module("maskwise.annotate.registry")
     annotators: list[Layered] = []
     for spec in specs:
-        if isinstance(spec, Layered):
-            annotators.append(spec)
-            continue
-        maker = registry.annotator(spec)
+        maker = spec
+        if not isinstance(spec, Layered):
+            maker = registry.annotator(spec)
         if isinstance(maker, Fitted) and not maker.fitted:
             raise MaskwiseError(
-                f"the annotator {spec} must read a whole corpus first",
-                do=f"maskwise.annotate.run.annotate_corpus(FILE, [{spec!r}], FOLDER), and then "
+                "this annotator must read a whole corpus first",
+                got=spec,
+                do="maskwise.annotate.run.annotate_corpus(FILE, [NAME], FOLDER), and then "
                 """layers=['stored("FOLDER")']""",
             )
         annotators.append(maker)
