@@ -201,12 +201,12 @@ def test_recipes_that_follow_papers_run_to_their_end(name, tmp_path):
         ("phases=[{}, {evaluation.rows: 3}]", "phases.1 cannot change evaluation.rows"),
         (
             "phases=[{}, {corpus.length: 64}]",
-            "phases.1.corpus.length exceeds the positions of the new model",
+            "phases.1.corpus.length exceeds the number of positions of the new model",
         ),
         ("phases=[{}, {objective: denoise, masking.corruption: t5}]", "trains an encoder-decoder"),
         (
             "phases=[{objective: denoise, masking.corruption: t5}]",
-            "all phases train one model, an encoder",
+            "all phases must train the model of the first phase, an encoder",
         ),
         ("phases=[{}, {objective: rtd}]", "objective: this objective cannot be trained alone"),
         ("study.arms.x.phases.0.masking.ratio=0.4", "allowed: a list"),

@@ -363,7 +363,7 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
         ("study: {arms: 5}", "study.arms"),
         ("study: [a]", "study"),
         ("extends: quick-start\nstudy: abc", "study is a value"),
-        ("evaluation: {masks: [whole-word]}\nstudy: {arms: {a: {}}}", "arm 'a' has no outcome"),
+        ("evaluation: {masks: [whole-word]}\nstudy: {arms: {a: {}}}", "nothing measures arm 'a'"),
         ("extends: quick-start\nstudy: {arms: {'': , b: {}}}", "study.arms has no name"),
         ("extends: quick-start\nstudy: {arms: {' ': , b: {}}}", "study.arms has no name"),
     ],

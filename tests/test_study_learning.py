@@ -174,7 +174,7 @@ def test_the_text_is_masked_by_what_the_run_learned(finished, recipe):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (["learning=null"], "learns no policy; .* or name a finished policy"),
+        (["learning=null"], "learns no policy; .* or use a finished policy"),
         (["tasks=[]", "evaluation.masks=[token, whole-word]"], "learning needs a task"),
     ],
 )

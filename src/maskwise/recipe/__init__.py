@@ -1,9 +1,10 @@
 """Recipes: YAML files with all settings of a study, validated by pydantic.
 
-A recipe contains the settings that all arms share, and the settings that a study varies
-(``study.arms``). It may extend another recipe (``extends``), and ``key=value`` overrides change
-single settings. All names are checked when a recipe is read, so a typo cannot make a run fail after
-an hour. The error for an unknown name suggests the most similar known name.
+A study compares arms, which are ways to pre-train. A recipe contains the settings that all arms
+have in common, and the settings that each arm changes (``study.arms``). A recipe may extend another
+recipe (``extends``), and ``key=value`` overrides change single settings. All names are checked when
+a recipe is read, so a typo cannot make a run fail after an hour. The error for an unknown name
+suggests the most similar known name.
 """
 
 from __future__ import annotations
@@ -57,20 +58,22 @@ FORMER: Mapping[str, Plain] = {
         "finetune": {**FinetuneSettings().model_dump(mode="json"), "patience": None},
     },
 }
-"""Removed settings and their defaults, keyed by section."""
+"""Settings of older versions that no longer exist, with their defaults, keyed by section."""
 
 
 def without_former(settings: Plain, section: str = "") -> Plain:
-    """Return a copy of settings without removed settings that have their defaults.
+    """Return a copy of settings without those in ``FORMER`` that have their defaults.
 
-    Older versions wrote all settings into ``recipe.yaml``, and their runs can still be resumed.
+    Older versions wrote all settings into ``recipe.yaml``. Without these settings, the recipe is
+    valid, and its run can be resumed.
 
     >>> without_former({"training": {"steps": 9, "keep_best": False}, "study.noise": None})
     {'training': {'steps': 9}}
     """
     kept: Plain = {}
     for key, value in settings.items():
-        # Arms and phases may contain dotted names.
+        # The keys of arms and phases may be dotted names. The last part names the setting, and the
+        # part before it names the section.
         *outer, name = [section, *str(key).split(".")]
         former = FORMER.get(outer[-1], {})
         if name not in former or value != former[name]:
@@ -87,7 +90,9 @@ def _current(value: object, section: str = "") -> object:
 
 
 def with_former(settings: Plain, section: str) -> Plain:
-    """Add removed settings with their defaults, for stage names (inverse of ``without_former``).
+    """Return settings with those in ``FORMER`` added, as ``without_former`` removes them.
+
+    The names of stages are hashes of settings, and must be the same as in older versions.
 
     >>> with_former({"seeds": 3}, "finetune")
     {'seeds': 3, 'patience': None}
@@ -101,15 +106,15 @@ def with_former(settings: Plain, section: str) -> Plain:
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe, apply overrides, and validate the recipe and all arms.
+    """Read a recipe, apply overrides, and validate the recipe and all of its arms.
 
     Args:
         source: the name of a shipped recipe, or the path of a file.
         overrides: settings to change, as ``key=value``.
 
     Raises:
-        MaskwiseError: the recipe does not exist, is not valid YAML, has an unknown key or name, or
-            has a value out of range.
+        MaskwiseError: the recipe does not exist, is not valid YAML, contains an unknown key or
+            name, or contains a value that is not allowed.
 
     >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
     10
@@ -156,7 +161,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             _require_arms(names, known)
             value = {name: changes for name, changes in known.items() if name in names}
         put(settings, key, value)
-    # Other settings may name arms that were removed.
+    # Remove settings that name an arm that no longer exists.
     study = settings.get("study")
     if isinstance(study, dict) and arms_of(settings).keys() != old_arms.keys():
         _follow_arms(study, old=old_arms.keys(), overridden=changes.keys())
@@ -186,20 +191,21 @@ def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[s
     for key in ("baseline", "gate", "share", "contrasts", "outcome", "transfer"):
         if f"study.{key}" in overridden:
             continue
-        # A new arm may, for example, mask other units, and its loss may not be comparable.
+        # These settings may not fit a new arm. For example, its loss may not be comparable.
         if added and key in ("contrasts", "outcome", "transfer"):
             study.pop(key, None)
         else:
             study[key] = _without(study.get(key), gone)
-            # Without contrasts, every arm is compared with the baseline.
+            # If no contrast is left, delete the setting: every arm is then compared with the
+            # baseline.
             if study[key] in (None, []):
                 del study[key]
 
 
 def _without(setting: object, gone: set[str]) -> object:
-    """Remove pairs with a removed arm from a setting.
+    """Remove removed arms from a setting that is an arm, a pair, a list of pairs, or a gate.
 
-    The result is None if the setting is a removed arm, or a pair with a removed arm.
+    The result is None if the setting is itself a removed arm, or a pair or gate with such an arm.
     """
     if isinstance(setting, dict):
         kept = {key: _without(value, gone) for key, value in setting.items()}
@@ -218,35 +224,36 @@ def _without(setting: object, gone: set[str]) -> object:
 
 
 def _check_arm(recipe: Recipe, name: str) -> None:
-    """Validate an arm at every point of the search grid, and check that it has an outcome."""
+    """Validate an arm with all settings of the search grid, and check that it has an outcome."""
     match = recipe.study.match
     for point in recipe.study.points_of(name):
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
             raise MaskwiseError(
                 f"arm {name!r} has several objectives, and such arms can be matched by steps only",
-                got=f"study.match {match}",
+                got=f"study.match={match}",
             )
-    # All points of a grid have the same kinds of masks, so the last point is enough.
+    # The kinds of masks are the same for all settings of the grid, so only the last is checked.
     kinds = set()
     for link in links:
         kinds |= {kind.split()[0] for kind in link.judged_on()}
     masks = links[-1].evaluation.masks
     if not recipe.tasks and not kinds & set(masks):
         raise MaskwiseError(
-            f"arm {name!r} has no outcome: there are no tasks, and no held-out masks of its kind",
-            got=f"evaluation.masks {list(masks)}",
+            f"nothing measures arm {name!r}: there are no tasks, and evaluation.masks lacks its "
+            "kind of masks",
+            got=list(masks),
             allowed=" or ".join(sorted(kinds)) or "tasks",
         )
 
 
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
-    """Read the settings of a file, merged into the settings of the recipe that it extends."""
+    """Read the settings of a file, and merge them into those of the recipe that it extends."""
     path = recipe_path(source)
     chain = (*extending, path.resolve())
     if path.resolve() in extending:
         raise MaskwiseError(
-            "recipes extend each other in a circle", got=" → ".join(file.name for file in chain)
+            "these recipes extend each other", got=" → ".join(file.name for file in chain)
         )
     settings = _read(path)
     if not isinstance(settings, dict):
@@ -256,15 +263,15 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
         raise MaskwiseError(
             f"{path} is not a recipe",
             got=got,
-            allowed="keys and values",
-            do="add settings to the file, or name a shipped recipe: maskwise list recipes",
+            allowed="settings of the form key: value",
+            do="add settings to the file, or use a shipped recipe (maskwise list recipes)",
         )
     settings = without_former(settings)
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:
         return settings
-    # A file in the same folder takes precedence over a shipped recipe of that name.
+    # Use a file in the same folder, even if a shipped recipe has the same name.
     base_source: str | Path = path.parent / str(extends)
     if not Path(base_source).is_file():
         base_source = str(extends)
@@ -287,12 +294,12 @@ def _read(path: Path) -> object:
         do = None
         # Errors about forbidden characters have no position.
         if isinstance(error, yaml.MarkedYAMLError):
-            # Some errors only have the position of the surrounding block.
+            # Some errors state only where the surrounding block begins.
             mark = error.problem_mark or error.context_mark
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"
             if "'\\t'" in got:
                 do = "replace tabs with spaces, because YAML allows only spaces for indentation"
         if path.suffix not in (".yaml", ".yml"):
-            do = f"to write a recipe for a file with texts: maskwise study --new {path}"
+            do = f"if this is a file with texts, write a recipe for it: maskwise study --new {path}"
         raise MaskwiseError(f"{path} is not valid YAML", got=got, do=do) from None

@@ -1,7 +1,7 @@
-"""The settings of an experiment, and the recipes of its arms, runs and phases.
+"""The settings of a study, and the recipes of its arms, runs and training phases.
 
-Recipes are immutable: a change creates a new recipe, which is validated completely. ``links`` adds
-settings that objectives and policies imply.
+An arm is one way to pre-train, a run is one arm with one seed, and a run may train in several
+phases. Recipes are immutable: a change creates a new recipe, which is validated completely.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
 ALONE = ("mlm", "clm", "diffusion", "denoise")
-"""Objectives that train a language model and may be a recipe's only objective."""
+"""Objectives that train a language model. Other objectives must be combined with one of them."""
 
 LEARNED = Learned().annotators()
-"""The annotators of a policy that a run learns itself."""
+"""The annotators of a masking policy that the run itself learns before training."""
 
 
 class Recipe(Settings):
@@ -76,27 +76,27 @@ class Recipe(Settings):
     objective: str = "mlm"
     """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
-    """Several objectives that share one encoder, keyed by name; if empty, use ``objective``."""
+    """Several objectives that train one encoder, keyed by name; if empty, only ``objective``."""
     sampler: str = "uniform"
     """The rule that chooses the objective of every step, fixed or learned (mometas)."""
     training: TrainingSettings = TrainingSettings()
     phases: tuple[Plain, ...] | None = None
-    """The settings that training phases change, such as ``[{}, {corpus.length: 256}]``. A phase
-    continues from the checkpoint of the previous phase."""
+    """Training phases, as a list of the settings that each phase changes, such as
+    ``[{}, {corpus.length: 256}]``. A phase continues from the checkpoint of the previous phase."""
     intermediate: Plain | None = None
-    """The settings that a second phase changes, short for ``phases: [{}, …]``; null for none."""
+    """The settings that a second phase changes, short for ``phases: [{}, …]``; null: one phase."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: tuple[str, ...] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
     learning: LearningSettings | None = None
-    """Settings for learning a masking policy from a task (``maskwise learn``); null for none."""
+    """How to learn a masking policy from a task (``maskwise learn``); null to learn no policy."""
     study: StudySettings = StudySettings()
 
     @field_validator("corpus")
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
-        # Building annotators reports wrong names early and loads no model.
+        # Annotators are created only to report wrong names early. No model is loaded.
         with blamed("layers"):
             check_names([annotator(spec) for spec in of_run(corpus.annotators, 0)])
         return corpus
@@ -110,14 +110,14 @@ class Recipe(Settings):
                 "this objective cannot be trained alone",
                 got=value,
                 allowed=", ".join(ALONE),
-                do=f"list it with other objectives: objectives: {{{value}: {{}}, mlm: {{}}}}",
+                do=f"combine it with another objective: objectives={{{value}: {{}}, mlm: {{}}}}",
             )
         return value
 
     @field_validator("intermediate", "phases", mode="before")
     @classmethod
     def _nested(cls, value: object, info: ValidationInfo) -> object:
-        """Convert dotted names to nested settings; ``none`` in an arm removes phases."""
+        """Convert dotted names to nested settings; the value ``none`` means a single phase."""
         if value == "none":
             return None
         if info.field_name == "intermediate":
@@ -131,7 +131,7 @@ class Recipe(Settings):
     @field_validator("objectives", mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
-        """Read ``atd:`` as the objective atd, and ``mlm-40: mlm`` as the objective mlm."""
+        """Accept ``atd:`` for the objective atd, and ``mlm-40: mlm`` for mlm with another name."""
         if not isinstance(value, Mapping):
             return value
         arms = {}
@@ -146,9 +146,9 @@ class Recipe(Settings):
             sampler(self.sampler, list(self.objectives))
         elif self.sampler != "uniform":
             raise MaskwiseError(
-                "a sampler needs objectives to choose from", got=f"sampler {self.sampler}"
+                "a sampler needs objectives to choose from", got=f"sampler={self.sampler}"
             )
-        # All objectives share one encoder or encoder–decoder.
+        # All objectives train the same encoder or encoder–decoder.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
             raise MaskwiseError(
@@ -160,7 +160,7 @@ class Recipe(Settings):
             require_fit(self._masking.corruption, only, who=f"objective {self.objective}")
         self.remarks()
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
-            raise MaskwiseError("study.search.by=dev needs tasks", do="name tasks or use held-out")
+            raise MaskwiseError("study.search.by=dev needs tasks", do="add tasks, or use held-out")
         self._check_phases()
         return self
 
@@ -183,20 +183,21 @@ class Recipe(Settings):
                 )
             if link.kind != self.kind:
                 raise MaskwiseError(
-                    f"all phases train one model, an {self.kind}",
+                    f"all phases must train the model of the first phase, an {self.kind}",
                     got=f"objective {link.objective}, which trains an {link.kind}",
                 )
             if self.has_new_positions and length > positions:
                 raise MaskwiseError(
-                    f"{setting} exceeds the positions of the new model",
+                    f"{setting} exceeds the number of positions of the new model",
                     got=length,
                     allowed=f"≤ corpus.length = {positions}",
-                    do=f"or use more positions: model.settings.max_position_embeddings={length}",
+                    do="use shorter rows, or give the model more positions: "
+                    f"model.settings.max_position_embeddings={length}",
                 )
 
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
-        """The objectives and their masking settings, keyed by the setting of the objective."""
+        """The class and the masking settings of each objective, keyed by its name in messages."""
         common = self.masking.model_dump()
         if not self.objectives:
             kind = objective_class(self.objective)
@@ -210,7 +211,7 @@ class Recipe(Settings):
         """Return warnings about the masking settings of the objectives.
 
         Raises:
-            MaskwiseError: an objective cannot learn from batches with these masks.
+            MaskwiseError: with these settings, an objective cannot learn anything.
         """
         remarks = []
         for name, (kind, masking) in self._masked.items():
@@ -226,7 +227,7 @@ class Recipe(Settings):
 
     @property
     def has_new_positions(self) -> bool:
-        """Whether the model is new and gets as many positions as a row has tokens."""
+        """Whether the model is new and has only as many positions as a row has tokens."""
         return not self.model.pretrained and "max_position_embeddings" not in self.model.settings
 
     @property
@@ -237,7 +238,7 @@ class Recipe(Settings):
 
     @property
     def masked_by(self) -> list[str]:
-        """The policies whose masks are predicted: only the recipe's if any objective uses it."""
+        """The masking policies that are evaluated: the recipe's, or those of all objectives."""
         masked = self._masked.values()
         policies = dict.fromkeys(masking["policy"] for kind, masking in masked if kind.inherits)
         if self.masking.policy in policies:
@@ -256,15 +257,15 @@ class Recipe(Settings):
 
     @property
     def learned_task(self) -> str:
-        """The spec of the task that a policy is learned from.
+        """The spec of the task from which a masking policy is learned.
 
         Raises:
-            MaskwiseError: the recipe learns no policy, or names no task.
+            MaskwiseError: the recipe learns no policy, or has no task.
         """
         if self.learning is None:
-            do = "add learning: {method: supervised, task: …}, as learn-supervised does"
+            do = "add learning: {method: supervised, task: …}, as in the recipe learn-supervised"
             if self.learns:
-                do += ", or name a finished policy: learned('FOLDER')"
+                do += ", or use a finished policy: learned('FOLDER')"
             raise MaskwiseError(f"recipe {self.name!r} learns no policy", do=do)
         if self.learning.task:
             return self.learning.task
@@ -273,12 +274,12 @@ class Recipe(Settings):
         return self.tasks[0]
 
     def unlearned(self) -> Recipe:
-        """Return a copy without the layers of a policy that the run learns."""
+        """Return a copy without the annotation layers of a policy that the run learns."""
         layers = tuple(spec for spec in self.corpus.layers if spec not in LEARNED)
         return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     def judged_on(self) -> tuple[str, ...]:
-        """List the kinds of held-out masks that training predicts; empty without masks."""
+        """List the kinds of held-out masks that the arm trains with; empty if it masks nothing."""
         if self._diffuses:
             return (DIFFUSION,)
         units: dict[str, None] = {}
@@ -286,7 +287,7 @@ class Recipe(Settings):
             units |= dict.fromkeys(policy(name).judged_on())
         if self.kind == "encoder":
             return tuple(units)
-        # The losses of decoders are comparable only for the same output format.
+        # The loss of a decoder depends on its output format, which is therefore part of the kind.
         writes = corruption(self.masking.corruption).writes
         return tuple(f"{unit} {writes}" for unit in units)
 
@@ -302,7 +303,7 @@ class Recipe(Settings):
 
     @property
     def _masking(self) -> MaskingSettings:
-        """The masking settings; masked diffusion has other defaults."""
+        """The masking settings, with the defaults of masked diffusion if it is the objective."""
         if not self._diffuses:
             return self.masking
         return MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {}))
@@ -317,7 +318,7 @@ class Recipe(Settings):
 
     @property
     def _masks(self) -> tuple[str, ...]:
-        """The held-out masks of all arms, with diffusion masks if any arm needs them."""
+        """The held-out masks of all arms, including diffusion masks if any arm needs them."""
         masks = self.evaluation.masks
         arms = [arm.get("objective") for arm in self.study.arms.values()]
         if DIFFUSION not in masks and (self._diffuses or DIFFUSION in arms):
@@ -325,7 +326,7 @@ class Recipe(Settings):
         return masks
 
     def links(self) -> tuple[Recipe, ...]:
-        """Return the complete recipe of every phase; these recipes have no phases."""
+        """Return one complete recipe for every training phase."""
         alone = self.model_copy(update={"phases": None, "intermediate": None})
         links = []
         for n, (prefix, changes) in enumerate(self._changes.items()):
@@ -333,10 +334,10 @@ class Recipe(Settings):
             if changes:
                 link = _changed(alone._said("study", "tasks"), changes, origin=prefix.rstrip("."))
             seed = self.training.seed
-            # With a fixed seed, the phase is the same in all runs and is trained once.
+            # A phase with its own seed is the same in all runs, so it is trained only once.
             if "seed" in changes.get("training", {}):
                 seed = link.training.seed
-            # Later phases need a new seed; otherwise the order and the masks would repeat.
+            # A later phase needs a new seed, or it would repeat the order and masks of the first.
             elif n:
                 seed = fold(seed, n)
             parts = {
@@ -349,7 +350,7 @@ class Recipe(Settings):
 
     @property
     def _changes(self) -> dict[str, Plain]:
-        """The settings that phases change, keyed by the prefix of the phase's settings."""
+        """The settings that each phase changes, keyed by the prefix of their dotted names."""
         if self.phases is not None:
             return {f"phases.{n}.": changes for n, changes in enumerate(self.phases)}
         if self.intermediate is not None:
@@ -357,7 +358,7 @@ class Recipe(Settings):
         return {"": {}}
 
     def settings_of(self, name: str) -> tuple[str, ...]:
-        """Return the dotted names of a setting in all phases.
+        """Return the dotted names with which a setting is changed in each phase.
 
         >>> Recipe(intermediate={"masking.ratio": 0.4}).settings_of("training.steps")
         ('training.steps', 'intermediate.training.steps')
@@ -373,7 +374,7 @@ class Recipe(Settings):
             more: settings that override those of the arm, keyed by dotted name.
 
         Raises:
-            MaskwiseError: an override is invalid, or changes a setting that all arms share.
+            MaskwiseError: an override is invalid, or changes a setting that arms may not change.
         """
         changes = {}
         for overrides in (self.study.arms[name], more or {}):
@@ -384,14 +385,14 @@ class Recipe(Settings):
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
     def _said(self, *without: str) -> Plain:
-        """Return settings that arms and phases may change, without masking defaults.
+        """Return the settings to which arms and phases apply their changes.
 
-        The objective of an arm may have other masking defaults, so these are not filled in.
+        Masking defaults are left out, because they depend on the objective of the arm.
         """
         plain = self.model_dump(mode="json", exclude={*without, "masking"})
         plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
         plain["evaluation"]["masks"] = self._masks
-        # Arms share all layers except the layers of a learned policy, which other arms do not need.
+        # All arms have the same layers, except those of a learned policy, which few arms need.
         removed = {*LEARNED} - {*self.corpus.layers}
         plain["corpus"]["layers"] = [spec for spec in self._layers if spec not in removed]
         return plain
@@ -401,9 +402,9 @@ class Recipe(Settings):
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
     def to_yaml(self) -> str:
-        """Return the recipe with all defaults as YAML that ``read_recipe`` can read."""
+        """Return the recipe as YAML for ``read_recipe``, with all defaults filled in."""
         plain = self.model_dump(mode="json")
-        # If arms or phases change the objective, masking defaults must stay open.
+        # If arms or phases change the objective, their masking defaults differ from these.
         changes = chain(self.study.arms.values(), self._changes.values())
         if self._diffuses or "objective" in chain.from_iterable(changes):
             plain["masking"] = self._said()["masking"]
@@ -412,18 +413,18 @@ class Recipe(Settings):
 
 def _phase(changes: object, name: str, phases: int = 1) -> object:
     """Return the settings of a phase as nested dicts."""
-    # Leave other types to pydantic, whose error names the setting.
+    # If the value is no mapping, pydantic raises an error that names the setting.
     if not isinstance(changes, Mapping):
         return changes
     for key, _ in leaves(changes):
-        # A fixed seed makes runs share a phase. If they shared the last one, they would be equal.
+        # With a fixed seed, all runs share a phase. If they shared the last one, they were equal.
         if not (key == "training.seed" and name == "phases.0" and phases > 1):
             require_changeable(key, PHASE_PARTS, who=name)
     return nested(changes)
 
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
-    """Build a recipe from plain values; errors mention the ``origin`` of the values."""
+    """Build a recipe from plain values; errors state the ``origin`` of the values."""
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
@@ -432,7 +433,7 @@ def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
 
 def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Recipe:
     """Return a recipe with changed settings and seed 0; the caller sets the seed."""
-    # Without the seed in the cache key, all runs of an arm are validated once.
+    # Without seeds, the recipes of an arm's runs are equal, and are validated only once.
     base["training"]["seed"] = 0
     return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)
 
