@@ -60,7 +60,7 @@ class Matching(TypedDict):
     """How training costs are matched.
 
     Attributes:
-        by: the cost that is the same in all arms, such as steps; None if nothing is matched.
+        by: the cost that is the same in all arms, such as steps; None if it was not recorded.
         arms: the planned costs of each arm, keyed by cost.
     """
 
@@ -91,7 +91,7 @@ class Look(TypedDict):
         runs: the number of runs of each arm at that time.
         seeds: their seeds.
         contrasts: the number of contrasts.
-        looks: the numbers of runs after which a verdict was planned; None if only one was planned.
+        looks: the planned numbers of runs at which results are read; None without a plan.
     """
 
     runs: int
@@ -225,7 +225,7 @@ class Compute(TypedDict):
     """The training costs of two arms.
 
     Attributes:
-        by: the cost that should be equal, such as steps; None if nothing is matched.
+        by: the cost that should be equal, such as steps; None if it was not recorded.
         matched: whether this cost is equal in both arms.
         ratios: the arm's cost divided by the baseline's cost, keyed by cost.
     """
