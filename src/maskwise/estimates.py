@@ -1,4 +1,7 @@
-"""Convert estimates from summary.json to the units of reports, and outcomes to labels."""
+"""Convert estimates from summary.json to the units of reports, and name outcomes.
+
+An outcome is what arms are compared on: a task, a held-out loss, or another evaluation.
+"""
 
 from __future__ import annotations
 

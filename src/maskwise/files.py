@@ -5,7 +5,9 @@ A study writes ``study.json`` (its settings), ``records.jsonl`` (results of runs
 ``TypedDict``: mypy checks them, and at run time, they are plain JSON.
 
 An *arm* is one of the compared settings, and it is trained with several seeds. A *contrast* is a
-comparison of two arms. A *companion* is a shorter run of the same arm and seed.
+comparison of two arms, the second of which is the baseline. An *outcome* is what they are compared
+on: a task, a held-out loss, or another evaluation. A *companion* is a shorter run of the same arm
+and seed.
 """
 
 from __future__ import annotations
@@ -244,10 +246,8 @@ class Detectable(TypedDict):
 
 
 class Equivalence(Ends):
-    """An interval that lies within the margin of the study, so that no difference matters.
-
-    Interval and margin are in plain scores or nats.
-    """
+    """An interval that lies within the margin of the study, the largest difference that does not
+    matter. Interval and margin are in plain scores or nats."""
 
     margin: float
     confidence: float
