@@ -2,9 +2,9 @@
 
 The rows come from the bundled sample, tokenised by a small WordPiece tokenizer, in three layouts:
 one document per row, packed rows of five documents, and packed rows of sentences with 20 tokens.
-All contestants (masking policies of maskwise, and transformers' collator) mask the same rows.
-transformers' collator reads lists of dicts, with character offsets for whole words; maskwise reads
-tensors.
+The contestants are policies (what is masked) and corruptions (how masked tokens are shown) of
+maskwise, and transformers' collator. All of them mask the same rows. transformers' collator reads
+lists of dicts, with character offsets for whole words; maskwise reads tensors.
 
 Times are CPU seconds on one thread, because wall time on a shared machine includes other processes.
 Contestants take turns, because other processes use the same caches and should slow all contestants

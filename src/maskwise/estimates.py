@@ -1,4 +1,7 @@
-"""Convert estimates from summary.json to the units of reports, and outcomes to labels."""
+"""Convert estimates from summary.json to the units of reports, and name outcomes.
+
+An outcome is what arms are compared on: a task, a held-out loss, or another evaluation.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,7 @@ def shown(row: Contrast) -> Shown:
     if unit == "SDs":
         unit = SPREADS
         digits = 1
+        # Plain scores are easier to understand than SDs.
         natural = row.get("natural")
         if natural is not None and (natural["mean"] or 0.0) * (row["mean"] or 0.0) >= 0:
             estimate = natural
@@ -85,6 +89,7 @@ def shown(row: Contrast) -> Shown:
     if unit == "score" and row["metric"] == NATS:
         unit = NATS
     elif unit == "score":
+        # Scores are between 0 and 1 and are shown in percentage points.
         scale = 100.0
         digits = 1
         unit = f"{row['metric'] or ''} points".lstrip()

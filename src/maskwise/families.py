@@ -249,6 +249,7 @@ def _t5gemma(model: Any, states: Tensor) -> Tensor:
     most = model.config.decoder.final_logit_softcapping
     if most is None:
         return logits
+    # Logits are kept between −most and most.
     return torch.tanh(logits / most) * most
 
 

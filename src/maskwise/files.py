@@ -5,7 +5,9 @@ A study writes ``study.json`` (its settings), ``records.jsonl`` (results of runs
 ``TypedDict``: mypy checks them, and at run time, they are plain JSON.
 
 An *arm* is one of the compared settings, and it is trained with several seeds. A *contrast* is a
-comparison of two arms. A *companion* is a shorter run of the same arm and seed.
+comparison of two arms, the second of which is the baseline. An *outcome* is what they are compared
+on: a task, a held-out loss, or another evaluation. A *companion* is a shorter run of the same arm
+and seed.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Matching(TypedDict):
     """How training costs are matched.
 
     Attributes:
-        by: the cost that is the same in all arms, such as steps; None if nothing is matched.
+        by: the cost that is the same in all arms, such as steps; None if it was not recorded.
         arms: the planned costs of each arm, keyed by cost.
     """
 
@@ -91,7 +93,7 @@ class Look(TypedDict):
         runs: the number of runs of each arm at that time.
         seeds: their seeds.
         contrasts: the number of contrasts.
-        looks: the numbers of runs after which a verdict was planned; None if only one was planned.
+        looks: the planned numbers of runs at which results are read; None without a plan.
     """
 
     runs: int
@@ -225,7 +227,7 @@ class Compute(TypedDict):
     """The training costs of two arms.
 
     Attributes:
-        by: the cost that should be equal, such as steps; None if nothing is matched.
+        by: the cost that should be equal, such as steps; None if it was not recorded.
         matched: whether this cost is equal in both arms.
         ratios: the arm's cost divided by the baseline's cost, keyed by cost.
     """
@@ -244,10 +246,8 @@ class Detectable(TypedDict):
 
 
 class Equivalence(Ends):
-    """An interval that lies within the margin of the study, so that no difference matters.
-
-    Interval and margin are in plain scores or nats.
-    """
+    """An interval that lies within the margin of the study, the largest difference that does not
+    matter. Interval and margin are in plain scores or nats."""
 
     margin: float
     confidence: float

@@ -85,7 +85,7 @@ class Inspected:
     Attributes:
         text: the text.
         pieces: the tokens of the text.
-        ratio: the share of the eligible tokens that were selected.
+        ratio: the share of selected tokens among the eligible tokens, which may be masked.
         whole, parts: the number of words whose tokens were all selected, and the number of words
             of which only some tokens were selected.
         source, target: the input and the labels of a sequence-to-sequence model, as text; "" for

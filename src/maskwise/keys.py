@@ -1,7 +1,8 @@
 """Random numbers without state: a hash of (seed, epoch, example id, index, purpose).
 
 Such a random 32-bit number is called a *draw*. A *purpose* says what the draw is used for, such as
-the order of units or the choice of a random token. An *example* is a piece of a document.
+the order in which words are masked, or the choice of a random token. An *example* is a piece of a
+document.
 
 Why: a number from a random generator depends on all numbers drawn before, and thus on batch size,
 workers, ranks and resumes. A hash depends only on its arguments. Masks are therefore the same for

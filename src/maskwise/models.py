@@ -64,7 +64,7 @@ LANGUAGE_MODELS: Mapping[Kind, AutoClass] = {
     "encoder": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
-"""The auto classes for pre-training."""
+"""The auto classes for pre-training, by the kind of model."""
 
 ARCHITECTURES: Mapping[Kind, Mapping[str, str]] = {
     "encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES,

@@ -203,6 +203,7 @@ def framed(
     rows = int(row_P.max(initial=-1)) + 1
     pieces_B = counts_within(row_P, rows)
     opened = np.full(len(row_P), first >= 0)
+    # A row that is one text has ``first`` only before its first piece.
     if not apart:
         opened &= rank_within(pieces_B) == 0
     framed_P = lengths_P + opened + (last >= 0)

@@ -54,8 +54,8 @@ class MaskingTrainer(Trainer):
 
     Rows have ``input_ids``, ``example_id`` and the annotation layers that the masking policy needs
     (``word_ids``, …). Masks depend only on seed, epoch and example id, and not on batch size,
-    ranks, workers or resuming. Schedules use the exact step. If the data set has no length, masks
-    depend on the step instead of the epoch.
+    ranks, workers or resuming. A masking ratio that changes follows the exact step. If the data set
+    has no length, masks depend on the step instead of the epoch.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
@@ -345,7 +345,7 @@ class MaskingTrainer(Trainer):
         if isinstance(self.model, PreTrainedModel) and not self._decodes:
             inputs = model_inputs(self.model, batch)
         inputs["labels"] = batch.labels
-        # Masked diffusion divides by the number of eligible tokens, masked or not.
+        # Masked diffusion divides the loss by the number of tokens that may be masked.
         if batch.loss_weight is not None:
             inputs["loss_weight"] = batch.loss_weight
             eligible = batch.source.tensor("eligible").sum(1)
@@ -403,7 +403,7 @@ class MaskingTrainer(Trainer):
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) int64: the number of targets in each row (eligible tokens in masked diffusion)."""
+    """(B,) int64: the number of targets per row, or in diffusion, of tokens that may be masked."""
     if "counted" in batch:
         return batch["counted"]
     return (batch["labels"] != IGNORE).sum(1)
@@ -414,8 +414,7 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
     """A context in which a model computes logits (M, V) only at the positions (row, column).
 
     A hook passes only the hidden states (M, H) at these positions to the head. The model is still
-    called as a whole, as DDP requires. If the head is unknown, there is no hook, and the context
-    yields False.
+    called as a whole, as DDP requires. Yields False, without a hook, if the head is unknown.
     """
     if not isinstance(model, PreTrainedModel) or prediction_head(model) is None:
         yield False

@@ -143,6 +143,7 @@ class FileShard(Shard):
                 records = []
                 for record, after in line_records(file, self.name, kind, place):
                     records.append(record)
+                    # ``after`` is None inside a block of lines, where a chunk cannot end.
                     if after and after.at - begin >= size:
                         yield Chunk(self.name, records, kind == "json"), after
                         begin = after.at
