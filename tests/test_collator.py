@@ -98,7 +98,7 @@ def test_without_step_or_epoch_masks_are_dynamic_after_one_warning() -> None:
     with pytest.warns(UserWarning, match="each worker counts its batches"):
         shares = [float((changing(named)["labels"] != IGNORE).double().mean()) for _ in range(10)]
     assert shares[0] > 2 * shares[-1]
-    with pytest.warns(UserWarning, match="no step or no epoch"):
+    with pytest.warns(UserWarning, match="no column step or no column epoch"):
         MaskingCollator(masker())([r | {"step": 3} for r in named])
 
 

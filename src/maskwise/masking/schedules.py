@@ -235,31 +235,31 @@ def step(f: float, start: float, end: float, at: float = 0.5) -> float:
 
 @published
 def linear_decay(f: float, p: float = 0.15) -> float:
-    """Fall from 2p to 0: 2p (1 − f)."""
+    """Fall from 2p to 0. At the share f of training, the ratio is 2p (1 − f)."""
     return 2 * p - f * (2 * p)
 
 
 @published
 def cosine_decay(f: float, p: float = 0.15) -> float:
-    """Fall from 2p + 0.02 to 0.02 along half a cosine: p (1 + cos πf) + 0.02."""
+    """Fall from 2p + 0.02 to 0.02 along half a cosine. At the share f: p (1 + cos πf) + 0.02."""
     return p * (1 + math.cos(math.pi * f)) + 0.02
 
 
 @published
 def linear_ascend(f: float, p: float = 0.15) -> float:
-    """Rise linearly from 0 to 2p: 2p f."""
+    """Rise from 0 to 2p. At the share f of training, the ratio is 2p f."""
     return f * (2 * p)
 
 
 @published
 def square_above(f: float, p: float = 0.15) -> float:
-    """Fall from 2p + 0.01 to 0.01, slowly at first: 2p (1 − f²) + 0.01."""
+    """Fall from 2p + 0.01 to 0.01, slowly at first. At the share f: 2p (1 − f²) + 0.01."""
     return 2 * p * (1 - f**2) + 0.01
 
 
 @published
 def square_below(f: float, p: float = 0.15) -> float:
-    """Fall from 2p to 0, fast at first: 2p (1 − f)²."""
+    """Fall from 2p to 0, fast at first. At the share f of training: 2p (1 − f)²."""
     return 2 * p * (1 - f) ** 2
 
 
@@ -271,7 +271,7 @@ def triangle(f: float, p: float = 0.15) -> float:
 
 @published
 def vee(f: float, p: float = 0.15) -> float:
-    """Fall from 2p + 0.01 to 0.01 at half-time, then rise again: 2p |1 − 2f| + 0.01."""
+    """Fall from 2p + 0.01 to 0.01 at half-time, then rise. At the share f: 2p |1 − 2f| + 0.01."""
     return 2 * p * abs(1 - 2 * f) + 0.01
 
 

@@ -164,7 +164,7 @@ def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
 
 
 class DenoisingAutoencoder(Objective):
-    """Cross-entropy of every token of a text, given one vector of the corrupted text (TSDAE).
+    """Cross-entropy of every token of a text, given one vector for the corrupted text (TSDAE).
 
     Formula: sum over tokens t of −log p(x_t | x_<t, s). The vector s is the hidden state of [CLS]
         in the text from which 60 % of the tokens were deleted. The decoder's cross-attention

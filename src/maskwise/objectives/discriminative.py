@@ -299,9 +299,9 @@ class Twins:
 
 
 class ContrastiveSentences(Objective):
-    """Cross-entropy of finding the twin of a row among all rows of the batch (SimCSE).
+    """Cross-entropy of finding the second copy of a text among all texts of a batch (SimCSE).
 
-    The twin of a row is a second copy of the row, read with other dropout.
+    The second copy of a row is called its twin, and is read with other dropout.
 
     Formula: sum over rows i of −log softmax_j≠i(cos(z_i, z_j) / temperature) at j = the twin of i,
         where z = tanh(Linear(H → H)([CLS])). On several ranks, each row is compared with the rows

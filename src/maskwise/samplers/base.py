@@ -141,11 +141,11 @@ class Sampler:
 
 
 class Uniform(Sampler):
-    """Draws every arm with the same probability."""
+    """Draws every objective with the same probability."""
 
 
 class Single(Sampler):
-    """Always draws the same arm: ``arm``, or the first arm by default."""
+    """Always draws the same objective: ``arm``, or by default the first objective."""
 
     def __init__(self, arms: Sequence[str], arm: str | None = None, *, seed: int = 0):
         super().__init__(arms, seed=seed)
@@ -157,9 +157,9 @@ class Single(Sampler):
 
 
 class Sequential(Sampler):
-    """Draws the arms in turn, for ``block`` consecutive steps each.
+    """Draws the objectives in turn, for ``block`` consecutive steps each.
 
-    If ``block`` is None, the run is split into one equal part per arm.
+    If ``block`` is None, the run is split into equal parts, one for each objective.
     """
 
     def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
@@ -180,7 +180,7 @@ class Sequential(Sampler):
 
 
 class Shares(Sampler):
-    """Draws arms with given shares: one number or schedule per arm, divided by their sum.
+    """Draws objectives with given shares: one number or schedule each, divided by their sum.
 
     >>> sampler = Shares(["mlm", "cse"], 3, 1)
     >>> sampler.probabilities().tolist()
@@ -222,7 +222,7 @@ class Shares(Sampler):
 
 
 class Temperature(Sampler):
-    """Draws arms with shares proportional to sizes ** (1 / temperature).
+    """Draws objectives with shares proportional to sizes ** (1 / temperature).
 
     A higher temperature makes the shares more equal.
 
@@ -241,7 +241,7 @@ class Temperature(Sampler):
 
 
 class LossProportional(Sampler):
-    """Draws arms with shares proportional to (latest probe loss) / (loss of random guessing).
+    """Draws objectives with shares proportional to (held-out loss) / (loss of random guessing).
 
     Args:
         arms: the names of the arms.

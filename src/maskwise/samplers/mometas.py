@@ -149,7 +149,7 @@ class Learned(Sampler):
 
 
 class Mometas(Learned):
-    """The published MOMETAS sampler.
+    """The published MOMETAS sampler: it learns which objectives lower the losses of all.
 
     >>> sampler = Mometas(["mlm", "atd"], lr=0.1, entropy=2.0, seed=0)
     >>> drawn = [sampler.draw(step) for step in range(100)]  # train on each; probe before, after
@@ -250,7 +250,7 @@ class Mometas(Learned):
 
 
 class MometasPlus(Learned):
-    """A variant of MOMETAS that estimates the gain of each arm from the rollouts so far.
+    """A variant of MOMETAS that estimates how much each objective lowers the losses of all.
 
     The reward R of a rollout is regressed on the *shares* of the arms, which are the numbers of
     draws divided by the number of steps. The regression is by least squares, and old rollouts have

@@ -265,7 +265,7 @@ class T5(Moving):
 
 @dataclass(frozen=True)
 class Ul2(T5):
-    """Corrupt as ``t5``, and insert a mode token before the text of each masked piece (UL2).
+    """Corrupt as ``t5``, and insert a mode token before each masked text (UL2).
 
     The mode token tells the model how the piece was masked. The mode is computed from the mask, so
     any masking policy may be used. The mode is S (sequential) if the only masked span is at the end
@@ -392,7 +392,10 @@ class PermuteSentences(Corruption):
 def permute_sentences(
     layer: str = "sentence", inner: Corruption | str | Call | None = None
 ) -> PermuteSentences:
-    """Permute sentences. ``inner``, a corruption or its name, then corrupts the selected tokens."""
+    """Permute the sentences that contain a selected token (BART).
+
+    ``inner``, a corruption or its name, then corrupts the selected tokens.
+    """
     return PermuteSentences(layer, None if inner is None else corruption(inner))
 
 

@@ -48,7 +48,7 @@ from maskwise.specs import Call, build
 
 
 def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mixture:
-    """Mix policies.
+    """Each document is masked by one of several policies, drawn at random.
 
     Args:
         members: two or more policies, given as names, calls or ``Policy`` objects.

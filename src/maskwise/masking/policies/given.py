@@ -32,7 +32,7 @@ from maskwise.specs import Call
 
 @dataclass(frozen=True)
 class Token(Policy):
-    """Random tokens, as in the first BERT: every eligible token is a unit.
+    """Single random tokens, as in the first BERT.
 
     Selects: single tokens of equal weight.
     Guarantee: with the budgets ``exact`` and ``expected``, exactly the budget is selected. With
@@ -50,7 +50,7 @@ class Token(Policy):
 
 @dataclass(frozen=True)
 class WholeWord(Policy):
-    """Whole words: a unit is a run of tokens with the same number in the layer ``word_ids``.
+    """Whole words: tokens with the same number in the layer ``word_ids`` are masked together.
 
     Selects: words of equal weight, whatever their number of tokens.
     Guarantee: words stay whole, and words with an [UNK] token stay visible. ``exact`` never exceeds
@@ -178,11 +178,12 @@ class Guided(Policy):
 
 @dataclass(frozen=True)
 class Weighted(CutPolicy):
-    """Scores as weights: the weight of a unit is the mean score of its tokens, raised to a power.
+    """Words (or other units) with a higher score in a layer are masked more often.
 
-    Selects: tokens, words, or the runs of a layer, by weighted sampling without replacement. A
-        power above 1 makes the weights more different, and a power of 0 makes all positive weights
-        equal. Units of weight 0 are selected only with ``fill="random"``.
+    Selects: tokens, words, or the runs of a layer, by weighted sampling without replacement. The
+        weight of a unit is the mean score of its tokens, raised to a power. A power above 1 makes
+        the weights more different, and a power of 0 makes all positive weights equal. Units of
+        weight 0 are selected only with ``fill="random"``.
     Guarantee: units stay whole. The probability that a unit is selected grows with its weight, but
         is proportional to the weight only with a small budget, because no unit is drawn twice. With
         ``bernoulli``, the probability is min(1, ratio × weight), so the mean weight should be 1.
@@ -215,27 +216,28 @@ class Weighted(CutPolicy):
 
 
 def informative(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words that predict their context, with weights from the layer ``informativeness``.
+    """Prefer words that predict their context (InforMask), by the layer ``informativeness``.
 
-    Source: Sadeq et al. 2022 (InforMask, arXiv 2210.11771).
+    Source: Sadeq et al. 2022 (arXiv 2210.11771).
     """
     return Weighted("informativeness", units, power)
 
 
 def difference(units: str = "word", power: float = 1.0) -> Weighted:
-    """Prefer words that are typical of the corpus, with weights from the layer ``difference``.
+    """Prefer words that are typical of the corpus (Difference-Masking), by the layer
+    ``difference``.
 
-    Source: Wilf et al. 2023 (Difference-Masking, arXiv 2305.14577).
+    Source: Wilf et al. 2023 (arXiv 2305.14577).
     """
     return Weighted("difference", units, power)
 
 
 @dataclass(frozen=True)
 class Frequency(CutPolicy):
-    """Weights from token counts: a token has the weight max(count, floor) ** power.
+    """Rare words are masked more often, or with a positive power, frequent words.
 
-    The layer ``frequency`` contains the count of each token in the corpus. A unit has the mean
-    weight of its tokens.
+    A token has the weight max(count, floor) ** power. The layer ``frequency`` contains the count of
+    each token in the corpus. A unit has the mean weight of its tokens.
 
     Selects: units, by weighted sampling without replacement. A power of −0.5 favours rare tokens,
         and a power of 0.5 favours frequent tokens.

@@ -83,7 +83,7 @@ def standardised(loss_C: Tensor, seen_C: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupWeighted(CutPolicy):
-    """One weight per group of tokens: a group with a higher average loss has a larger weight.
+    """One weight per group of tokens: groups with a higher average loss are masked more often.
 
     Selects: units, by weighted sampling without replacement, so every piece uses its budget. With
         ``faithful=True``, as in the paper, each word is first *accepted* or not, with the weight of
@@ -260,7 +260,7 @@ class GroupLearner(Learner):
 def pos_weighted(
     units: str = "word", half_life_steps: float | None = None, faithful: bool = False
 ) -> GroupWeighted:
-    """Weight words by the average loss of their part of speech (PTW).
+    """Words of parts of speech with a higher average loss are masked more often (PTW).
 
     Source: Yang, Zhang and Zhao 2023 (ACL, arXiv 2208.10806), section 3.
     """

@@ -37,7 +37,7 @@ _SURE = 1e6
 
 @dataclass(frozen=True)
 class Span(Policy):
-    """Random spans of words or tokens (``over``), with truncated geometric lengths.
+    """Random spans of words or tokens, with truncated geometric lengths, as in SpanBERT.
 
     The words of a piece are arranged as a ring, and the ring is cut into spans of random lengths.
     The last span is shortened to fit. The beginning of the text is at a random position of the
@@ -179,7 +179,7 @@ class _Noise(Policy):
 
 @dataclass(frozen=True)
 class T5Span(_Noise):
-    """T5's noise spans: a piece is split into noise spans, which are masked, and gaps.
+    """T5's noise spans: random spans of tokens, with gaps between them.
 
     If n tokens of a piece shall be masked, the piece has s = round(n / mean_span) noise spans and s
     gaps. The n tokens are split uniformly at random into s spans of at least one token, and the
@@ -211,10 +211,11 @@ class T5Span(_Noise):
 
 @dataclass(frozen=True)
 class Suffix(_Noise):
-    """The end of each piece as one span with as many tokens as the budget (prefix LM).
+    """The end of each text is masked, as for a prefix LM.
 
-    Selects: the same tokens of a piece in every epoch if the ratio is the same. Use a ratio such as
-        ``uniform(0.1, 0.9)`` to vary the length of the span.
+    Selects: one span at the end of the piece, with as many tokens as the budget. If the ratio is
+        the same, the tokens are the same in every epoch. Use a ratio such as ``uniform(0.1, 0.9)``
+        to vary the length of the span.
     Guarantee: exactly the budget in all three budget modes.
     Cost: the same as for ``t5-span``.
     Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv
@@ -237,7 +238,7 @@ mean span length of 0 means one span at the end of the piece."""
 
 @dataclass(frozen=True)
 class Ul2(Policy):
-    """UL2: each piece is masked by one of seven denoisers, drawn at random.
+    """UL2: each text is masked by one of seven denoisers, drawn at random.
 
     A denoiser is a mean span length and a ratio. The ratio replaces the masker's ratio. The
     corruption ``ul2`` inserts the mode tokens.
