@@ -1,10 +1,10 @@
 """Examples for the meta-gradient: a row of a task, and a context, which is a text to mask.
 
-A model is pre-trained on the masked context. A good masking policy masks those words after whose
-prediction the model has a lower loss on the row. In a question with a paragraph, the paragraph is
-the context. In a classification task, the text to classify is the context. A closed-book question
-has no paragraph. Its contexts are texts from a corpus that contain one of its answers and its
-rarest words.
+A good masking policy masks the words that help with the row: when a model has learned to predict
+these words in the context, its loss on the row is lower. In a question with a paragraph, the
+paragraph is the context. In a classification task, the text to classify is the context. A
+closed-book question has no paragraph. Its contexts are texts from a corpus that contain one of its
+answers and its rarest words.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ Plain: TypeAlias = dict[str, Any]
 class MetaSettings(BaseModel):
     """Settings of learning by the meta-gradient.
 
-    In an outer step, a copy of the model is pre-trained with the policy's masks and then trained on
-    the task (the inner steps). The policy is updated to lower the task loss that follows.
+    In each outer step, a copy of the model takes inner steps: a few training steps with the
+    policy's masks and on the task. Then the policy is updated to lower the task loss after the
+    inner steps. An evaluation measures on dev how much more the policy's masks help than random
+    masks (the gain).
 
     >>> MetaSettings(steps=100).batch_size
     32
@@ -25,32 +27,32 @@ class MetaSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(60, ge=1)
-    """Number of outer steps, which are updates of the policy."""
+    """Number of updates of the policy (outer steps)."""
 
     tries: int = Field(1, ge=1)
     """Number of policies to learn, with different initial weights and orders of examples. The
-    policy with the best gain on dev is used. With a noisy gradient, some policies learn to mask
-    words that do not help. Several tries then make it likely that at least one policy is good.
+    policy whose masks help most on the dev examples is used. With a noisy gradient, some policies
+    learn to mask words that do not help. Several tries make it likely that one policy is good.
     """
 
     batch_size: int = Field(32, ge=1)
     """Number of examples (task rows with a text to mask) per inner step."""
 
     warm: int = Field(5, ge=0)
-    """Number of ordinary training steps on the task before the first outer step. In these steps,
-    the model learns the format of answers. Otherwise, the policy would prefer masks that teach the
-    format.
+    """Number of training steps of the model on the task before the first update of the policy. In
+    these steps, the model learns the format of answers. Otherwise, the policy would prefer masks
+    that teach the format.
     """
 
     inner_steps: int = Field(1, ge=1, le=16)
-    """Number of pairs of inner steps. A pair is a step of masked pre-training, then a step on the
-    task.
+    """Number of pairs of inner steps, which precede each update of the policy. A pair is a training
+    step of the model with the policy's masks, then a step on the task.
     """
 
     mask_rate: float = Field(0.02, ge=0)
-    """Step size of the inner steps of masked pre-training. With 0, the policy has no gradient. With
-    a step size that is too large, a step raises the loss that it should lower, and the policy is
-    misled. ``maskwise learn`` then shows a warning.
+    """Step size of the inner steps with the policy's masks. With 0, the policy has no gradient.
+    With a step size that is too large, a step raises the loss that it should lower, and the policy
+    is misled. ``maskwise learn`` then shows a warning.
     """
 
     task_rate: float = Field(0.05, ge=0)
@@ -68,8 +70,8 @@ class MetaSettings(BaseModel):
     """
 
     learning_rate: float = Field(0.01, gt=0)
-    """Learning rate of the policy at the first outer step. It decays linearly to 0, and the
-    optimiser is Adam. A suitable rate is 0.3 for a light encoder with a window of 1, and 1e-3 for a
+    """Learning rate of the policy at its first update. The rate decays linearly to 0. The optimiser
+    is Adam. A suitable rate is 0.3 for a light encoder with a window of 1, and 1e-3 for a
     transformer.
     """
 
@@ -82,25 +84,25 @@ class MetaSettings(BaseModel):
     """
 
     reset_every: int = Field(1, ge=0)
-    """Number of outer steps after which the model is reset to the weights that it had before the
-    first outer step. With 1, it is reset after every outer step. With 0, it is never reset. It then
-    memorises the answers of the train rows within tens of steps, and no mask helps any more.
+    """Number of updates of the policy after which the model is reset to its weights before the
+    first update. With 1, the model is reset after every update. With 0, it is never reset. It then
+    memorises the answers of the train rows within tens of updates, and no mask helps any more.
     """
 
     eval_every: int = Field(10, ge=1)
-    """Number of outer steps between evaluations on dev, and between checkpoints."""
+    """Number of updates of the policy between evaluations on dev, and between checkpoints."""
 
     dev_examples: int = Field(256, ge=1)
     """Maximum number of dev examples in an evaluation. The first examples of dev are used."""
 
     patience: int | None = Field(None, ge=1)
-    """Number of successive evaluations without a better gain after which learning stops; None for
-    no limit.
+    """Number of successive evaluations without improvement after which learning stops; None for no
+    limit.
     """
 
     worse: float = Field(2.0, gt=1)
-    """Learning stops if the task loss after the inner steps, averaged between two evaluations, is
-    more than this many times its average before the first evaluation.
+    """Learning stops if the mean task loss between two evaluations is more than this many times the
+    mean task loss before the first evaluation. Both are measured after the inner steps.
     """
 
     seed: int = 0
