@@ -6,9 +6,9 @@ There are two baselines. *Chance* is the loss of a uniform guess (ln V for a wor
 label). The *best constant* is the loss of always predicting the frequencies of the labels. For
 example, if 13 % of the tokens were inserted, the best constant has a loss of .39 nats in atd, far
 below ln 2 = .69. Binary objectives are therefore compared with the best constant. They are also
-measured by ROC AUC, which is .5 for any constant prediction. For cse (contrastive learning of sentence
-embeddings), the best constant is chance. Its second baseline is the untrained encoder. This encoder
-is better than chance, because the two encodings of a sentence differ only by dropout.
+measured by ROC AUC, which is .5 for any constant prediction. For cse (contrastive learning of
+sentence embeddings), the best constant is chance. Its second baseline is the untrained encoder.
+This encoder is better than chance, because the two encodings of a sentence differ only by dropout.
 
 dtd (does a token directly follow a deletion?) must learn which words occur next to each other. A
 table of bigrams has an AUC of .89. Binary labels teach this slowly. From random weights, dtd was no
