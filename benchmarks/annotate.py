@@ -2,18 +2,18 @@
 
     python benchmarks/annotate.py > annotate.json
 
-**Parts of speech**: the share of gold words with the right tag. For *gold tokens*, the pipeline
-gets the words. For *raw text*, the pipeline splits the text into tokens, and a gold word gets the
-tag of the token with its first character. ``raw_f1`` is stricter, as in the CoNLL shared tasks: a
-token counts only if its boundaries and its tag are right. (EWT writes "!!!!" and "____" as one
-word, spaCy as many.)
+**Parts of speech**: the share of gold words whose predicted tag is correct. With *gold tokens*, the
+tagger gets the words of the gold annotation. With *raw text*, the pipeline splits the text into
+tokens, and the predicted tag of a gold word is that of the token with its first character.
+``raw_f1`` is stricter, as in the CoNLL shared tasks: a token is correct only if its boundaries are,
+too. (In EWT, "!!!!" and "____" are one word each; spaCy splits them into many.)
 
 **Salient spans**: recall is the share of gold names that overlap a predicted span. Precision is the
 share of predicted spans that overlap a gold name. ``exact_f1`` requires equal boundaries. The gold
-sets have no dates or numbers. Under ``names``, the headline, predicted dates and numbers are
-therefore ignored. Under ``all``, predicted dates and numbers count like names.
+sets have no dates or numbers. The main figures, under ``names``, therefore ignore predicted dates
+and numbers. The figures under ``all`` count them as predicted names.
 
-Some gold sets have only tokens. Their sentences are joined by `join_tokens`; a sentence is a text.
+Some gold sets have only tokens. `join_tokens` joins the tokens of each sentence to a text.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Name = tuple[int, int]
 
 
 def lowered(gold: Sequence[GoldDocument]) -> list[GoldDocument]:
-    """Return the documents in lower case, without documents whose length changes."""
+    """Return the documents in lower case, without those whose length this changes."""
     lower = []
     for document in gold:
         text = document.text.lower()
@@ -149,7 +149,7 @@ def overlap_scores(
 
 
 def touching(these: Sequence[Name], those: Sequence[Name]) -> int:
-    """Return how many spans of ``these`` overlap a span of ``those``."""
+    """Return the number of spans in ``these`` that overlap at least one span in ``those``."""
     return sum(any(a < d and c < b for c, d in those) for a, b in these)
 
 
@@ -172,7 +172,8 @@ def speed(batches: int) -> list[Figures]:
     rows = []
     for layers, left_out in ((["pos"], ["ner"]), (["pos", "salient"], [])):
         what = " and ".join(layers)
-        # spaCy is faster on words that it has seen, so no two contestants share a pipeline.
+        # spaCy is faster on words that it has seen before. Each contestant therefore has its own
+        # pipeline.
         calls = {
             f"bare spaCy, {what}": partial(drain, spacy.load(SHIPPED, exclude=left_out)),
             f"bare spaCy with numpy's matrix product, {what}": partial(

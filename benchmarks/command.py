@@ -17,7 +17,7 @@ def run(main: Callable[..., object], about: str | None) -> None:
         main: a function whose parameters become arguments and options.
         about: the text of ``--help``.
     """
-    # Imported here, because the machine on which gpu.py runs may lack typer.
+    # This import is not at the top, because a machine on which gpu.py runs may lack typer.
     import typer
 
     @functools.wraps(main)
@@ -35,7 +35,8 @@ def memory(name: str) -> float:
     """Return the memory of this process in MiB, from /proc (only on Linux).
 
     Args:
-        name: "VmRSS" for the current memory, which also resets the peak; "VmHWM" for the peak.
+        name: "VmHWM" for the peak memory, or "VmRSS" for the current memory. "VmRSS" also resets
+            the peak.
     """
     if name == "VmRSS":
         Path("/proc/self/clear_refs").write_text("5")

@@ -2,10 +2,11 @@
 
     python benchmarks/diffusion_step.py [--rounds N]
 
-Contestants take turns in one process with one thread. Figures are processor time, because other
-processes on the machine affect it least. A step is a step of the quick start (12 × 64 tokens) and
-includes making the batch. Diffusion draws rates from U(0, 1), which mask half of the tokens on
-average, so masked language modelling masks half of each row. Masks are timed on 32 × 512 tokens.
+Both objectives are timed in turn, in one process with one thread. Figures are processor time,
+because other processes on the machine affect it least. A step is a training step of the quick start
+(12 × 64 tokens), and includes masking the batch. Diffusion draws its masking rates from U(0, 1),
+and masks half of the tokens on average. Masked language modelling therefore masks half of each row.
+Masking alone is timed on batches of 32 × 512 tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from maskwise.training.engine import Engine
 
 
 def steps() -> dict[str, Callable[[int], int]]:
-    """Return, for each objective, a function that does step n and returns its number of targets."""
+    """Return a function for each objective, which trains step n and returns its targets."""
     recipe = read_recipe("quick-start")
     length = recipe.corpus.length
     tokenizer, pieces = sample_text(400, vocabulary=recipe.tokenizer.vocab_size, length=length)
@@ -70,7 +71,7 @@ def masks() -> dict[str, Callable[[int], int]]:
 def contest(
     sides: dict[str, Callable[[int], int]], rounds: int, against: str
 ) -> dict[str, Figures]:
-    """Return the milliseconds of each side, also relative to ``against``, and the targets."""
+    """Return each side's milliseconds, their ratio to those of ``against``, and the targets."""
     targets = {name: [] for name in sides}
 
     def keep(name: str, number: int, count: int) -> None:

@@ -2,19 +2,22 @@
 
     python benchmarks/false_positives.py --out benchmarks/results/false-positives-DATE.json
 
-The verdict rules are those of docs/evidence.md. A cell combines a design (contrasts, runs, grids of
-settings, planned looks) with a world (the true quality of each setting). Noise is normal. The unit
-of scores is the standard deviation of a paired difference, called spread. Of the variance of a
-run's dev score, 80 % is luck that the test score shares, as in recorded studies. All arms are
-equally good at their best settings.
+The verdict rules are those of docs/evidence.md. A simulated study has a design (the number of
+comparisons of two arms, called contrasts; the number of runs; the settings that a search tries; the
+number of planned evaluations) and a world (the true quality of each setting). A line of a table
+shows one design in one world. The noise is normal. The unit of scores is the standard deviation of
+the difference between paired runs, called spread. Of the variance of a run's dev score, 80 % is
+luck that the test score shares, as in recorded studies. All arms are equally good at their best
+settings.
 
-Tuning can still make a true difference. If two settings are nearly equal, an arm chooses the worse
-setting in some replicates, but an arm with one setting never does. The column "tuned" has this true
-difference, in spreads. *Decided* is an error only in cells where "tuned" is 0. Every cell is shown.
+A search for settings can still cause a true difference. If two settings are nearly equal, an arm
+with a search chooses the worse setting in some runs, but an arm with one setting never does. The
+column "tuned" has this true difference, in spreads. *Decided* is an error only in the lines where
+"tuned" is 0. All lines are shown.
 
-`--real N` also judges N studies of each design with the code for users' studies (`choose`,
-`summarise`), and fails if an outcome differs. Cost: about half an hour on one core, mostly for
-designs with 20 runs.
+With `--real N`, the code for users' studies (`choose`, `summarise`) also judges N simulated studies
+of each design. If a verdict differs, the benchmark fails. It takes about half an hour on one core,
+mostly for designs with 20 runs.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ Row = dict[str, object]
 SEED = 20_261_123
 """Seed of the simulation, fixed before the first run."""
 SHARED = 0.8
-"""Share of the variance of a run's dev score that is luck and is also in the test score."""
+"""Share of the variance of a run's dev score that is luck, which the test score shares."""
 SPREAD = 2**-0.5
 """Standard deviation of a run's score, which gives a paired difference the standard deviation 1."""
 GAPS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -76,12 +79,12 @@ class Design(NamedTuple):
     margin: float | None = None
 
     def generator(self) -> np.random.Generator:
-        """Return the random generator of this cell, which does not depend on other cells."""
+        """Return the random generator of this design, which does not depend on other designs."""
         words = " ".join(map(str, [self.world.name, *self[1:]]))
         return np.random.default_rng([SEED, *words.encode()])
 
     def facts(self) -> Row:
-        """Return the facts that identify this cell."""
+        """Return the facts that identify this design."""
         named = self._asdict() | {"world": self.world.name}
         return {key: value for key, value in named.items() if value}
 
@@ -115,7 +118,7 @@ def worlds() -> Iterator[World]:
     yield World("a flat grid of five against nothing to tune", (0.0,) * 5)
     yield FLAT_THREE
     yield World("five points, gap 0.75, against nothing to tune", FIVE)
-    # One side's runs vary twice as much.
+    # The runs of the arms vary twice as much as those of the baseline.
     yield World("no search, spreads of 2 against 1", spread=2.0)
     yield World("five points, spreads of 2 against 1", FIVE, FIVE, spread=2.0)
 
@@ -126,10 +129,11 @@ def worlds() -> Iterator[World]:
 def sign_flip_p(differences: Array) -> Array:
     """Return the exact two-sided p value of the sign-flip test for each row of (studies, runs).
 
-    The p value is the share of sign patterns with an equally large sum. A pattern is cut into two
-    halves, and the sums of one half are looked up in the sorted sums of the other half. 2^20
-    patterns thus cost 2 · 2^10 sums. Rows whose mean is less than 1.2 standard errors from 0 have p
-    near .25 and get p = 1. Such rows are never decided and do not affect Holm's correction.
+    The p value is the share of sign patterns whose sum is at least as far from 0. Each pattern is
+    divided into two halves, and the sums of one half are looked up in the sorted sums of the other
+    half. With 20 runs, 2^20 patterns thus cost only 2 · 2^10 sums. If the mean of a row is less
+    than 1.2 standard errors from 0, its p value is near .25 or above, and 1 is returned instead.
+    Such a row is never decided, and does not affect Holm's correction.
     """
     studies, runs = differences.shape
     p = np.ones(studies)
@@ -161,11 +165,11 @@ def decided(differences: Array, looks: Sequence[int]) -> Array:
 
 
 def within_margin(differences: Array, margin: float) -> Array:
-    """Return which intervals at 1 − alpha / contrasts are within ± margin: (contrasts, studies,
-    runs) → (studies, contrasts).
+    """Return which intervals are within ± margin: (contrasts, studies, runs) → (studies,
+    contrasts).
 
-    The interval of the inverted test is within ± margin if the test rejects both ends of the margin
-    as the true difference.
+    The intervals have the confidence 1 − alpha / contrasts. An interval contains all differences
+    that the test does not reject. It is within ± margin if the test rejects −margin and +margin.
     """
     level = ALPHA / len(differences)
     inside = np.abs(differences.mean(axis=2)) < margin
@@ -184,7 +188,7 @@ class Side(NamedTuple):
     Attributes:
         dev: (studies, settings, runs) dev scores, which choose the setting.
         chosen: (studies, runs) index of the chosen setting.
-        test: (studies, runs) test scores of the fresh runs.
+        test: (studies, runs) test scores of new runs with the chosen setting.
     """
 
     dev: Array
@@ -195,7 +199,7 @@ class Side(NamedTuple):
 def draw_side(
     rng: np.random.Generator, curve: Sequence[float], studies: int, runs: int, spread: float
 ) -> Side:
-    """Draw the dev scores of the grid in each replicate, and a fresh run at the best setting."""
+    """Draw the dev scores of all settings in each run, and a new run at the best setting."""
     quality = np.array(curve)
     shape = (studies, len(quality), runs)
     luck = rng.normal(0, spread, shape)
@@ -217,8 +221,8 @@ def draw(design: Design, studies: int) -> tuple[list[Side], Array]:
 
 
 def tuned_difference(world: World, draws: int = 200_000) -> float:
-    """Return the true difference of the tuned arms: the difference in mean quality of the chosen
-    settings.
+    """Return the true difference after the search: the mean true quality of the settings that the
+    arm chooses, minus that of the settings that the baseline chooses.
     """
     rng = np.random.default_rng([SEED, *world.name.encode()])
     means = []
@@ -269,8 +273,9 @@ def powers(studies: int) -> Iterator[Row]:
 def shares(studies: int) -> Iterator[Row]:
     """Yield the coverage of the interval of a share of an oracle's gain, for each design.
 
-    The true share is the share among runs that learned something. "misjudged" is the rate at which
-    the rule confuses failed runs with runs that learned something.
+    The gain of an arm is its score minus that of the baseline, and the true share is computed from
+    runs that learned something. "misjudged" is the share of runs for which the rule confuses a
+    failed run with a run that learned something.
     """
     for share, failing, runs in product((0.85, 0.5, 0.15), (0.0, 0.1, 0.2, 0.3), (8, 10, 20)):
         world = f"share {share:g}, {failing:.0%} of runs fail"
@@ -281,8 +286,8 @@ def share_coverage(share: float, failing: float, runs: int, studies: int) -> dic
     """Return the coverage of one design, by the rule and by Fieller's interval over all runs.
 
     The oracle gains 7 spreads on average. A run that learned something gains a part of the oracle's
-    gain in the same run, a failed run gains nothing, and both gains have noise. The true share is
-    the share over all runs that the rule counts as learned.
+    gain in the same run. A failed run gains nothing. All gains have noise. The true share is
+    computed over all runs that the rule counts as learned.
     """
     rng = np.random.default_rng([SEED, runs, int(100 * share), int(100 * failing)])
 
@@ -318,7 +323,7 @@ def _holds(ends: tuple[float, float] | None, truth: float) -> bool:
 
 
 def real_code(studies: int) -> Iterator[Row]:
-    """Yield the number of studies that the package and this simulation judge alike."""
+    """Yield the number of studies that this simulation judges as the package does."""
     for world, contrasts, runs in product((NO_SEARCH, SEARCHED, FLAT_THREE), CONTRASTS, (8, 10)):
         yield compared(Design(world, contrasts, runs), studies)
     yield compared(Design(SEARCHED, 1, 20), studies)
@@ -371,7 +376,7 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
 
 
 def summary(rows: Iterable[Row]) -> Row:
-    """Return the mean and the worst cell of each part of the table."""
+    """Return the mean and the worst line of each part of the table."""
     parts = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row)
@@ -396,7 +401,7 @@ def main(
     """Write every table, or one of them.
 
     Args:
-        studies: the number of simulated studies per cell.
+        studies: the number of simulated studies for each design and world.
         real: the number of studies per design that the package also judges.
         only: the key of the only table to write, from ``TABLES``.
         out: a JSON file for the results.

@@ -1,5 +1,8 @@
 """Accuracy of two predictions of `maskwise check`: the time of a study, and the end of the plateau.
 
+At first, the loss of a model from random weights stays near the loss of predicting tokens from
+their frequencies (the unigram loss). This part of the training is the plateau.
+
     python benchmarks/first_contact.py minutes  RECIPE …        predicted and measured time
     python benchmarks/first_contact.py plateau         targets until a model leaves the plateau
 
@@ -30,9 +33,10 @@ from maskwise.study.single import run_pretrain
 
 
 def minutes(*recipes: str) -> Any:
-    """Return the predicted and measured seconds of whole studies, with a stage per core at a time.
+    """Return the predicted and measured seconds of whole studies, with one stage on each core.
 
-    ``work`` is the processor time of all stages, the only comparable figure on a busy machine.
+    ``work`` is the processor time of all stages. On a busy machine, only this figure can be
+    compared.
     """
     table = {}
     for words in recipes:
@@ -54,7 +58,8 @@ def minutes(*recipes: str) -> Any:
 
 
 CASES = [
-    # Corpus, vocabulary, ratio, steps. The last two cases are not used for the fit.
+    # (Corpus, size of the vocabulary, masking ratio, steps). The prediction of ``check`` was fitted
+    # to all cases but the last two.
     ("bundled:wikipedia", 512, 0.30, 500),
     ("bundled:wikipedia", 1024, 0.30, 600),
     ("bundled:wikipedia", 2048, 0.30, 800),
@@ -113,7 +118,7 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
     with tempfile.TemporaryDirectory() as name:
         run_pretrain(read_recipe("quick-start", settings), Path(name), quiet=True)
         lines = list(read_lines(Path(name) / "metrics.jsonl"))
-    # Between two evaluations, the loss is interpolated.
+    # The loss between two evaluations is interpolated.
     seen = before = last = 0.0
     for line in lines:
         if line["kind"] == "train":

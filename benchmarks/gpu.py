@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py [--out DIR] [--seconds 500] [--smoke]
 
-The benchmark takes less than ten minutes and needs only this repository, because models have random
-weights and texts are bundled. Each figure is appended to DIR/gpu.jsonl at once, so an interrupted
-run loses only the unfinished part. ``--smoke`` runs each part on any machine, with tiny models.
+The benchmark takes less than ten minutes. It needs only this repository, because the weights of its
+models are random and its texts are bundled. Each figure is appended to DIR/gpu.jsonl as soon as it
+is measured. An interrupted run therefore loses only its unfinished part. With ``--smoke``, each
+part runs on any machine, with tiny models.
 
 On a machine without a network, missing packages can be installed from 5 MB of wheels (Python 3.12):
 
@@ -21,10 +22,11 @@ Copy ``.whl`` to the machine, and run there:
 Versions of torch below 2.13 lack some features, which are not measured. The first line of gpu.jsonl
 lists the missing features.
 
-maskwise and ``Trainer`` train the same weights on the same documents, in bfloat16 and without
-attention dropout, which ragged attention lacks. maskwise trains on packed rows with attention
-within documents; ``Trainer`` pads. MFU is the FLOP/s for tokens of text, divided by the FLOP/s of
-the data sheet and by the FLOP/s of a large matrix product on this machine.
+maskwise and ``Trainer`` train the same weights on the same documents, in bfloat16. Attention
+dropout is off, because torch's attention kernel for documents of different lengths does not support
+it. maskwise trains on packed rows with attention within documents. ``Trainer`` pads documents. MFU
+(model FLOPs utilisation) is the FLOP/s spent on tokens of text, relative to a maximum. There are
+two maxima: the FLOP/s of the data sheet, and of a large matrix product on this machine.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ SMALL = {
     "vocab_size": 512,
 }
 BATCH = 65_536
-"""Tokens per step. A side that runs out of memory gets half as many, which its line shows."""
+"""Tokens per step. If a side runs out of memory, this number is halved, and its line shows it."""
 COPIED = 1 << 30
 """Number of bytes that are copied to measure the memory bandwidth."""
 SHOWN = (
@@ -91,7 +93,7 @@ SHOWN = (
     "error",
     "left_out",
 )
-"""Figures that are also printed."""
+"""Figures that are printed, in addition to their lines in gpu.jsonl."""
 Part = tuple[str, Callable[[], Figures]]
 
 
@@ -184,7 +186,7 @@ class Bench:
         """Yield the name and the function of each part, most important first."""
         yield "machine", self.machine
         yield "waits", partial(self.waits, "token", 0)
-        # The documentation promises these two figures, so they come first.
+        # These two parts come first, because the documentation promises their figures.
         yield from self.contestants(PROMISED)
         yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
         yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
@@ -273,14 +275,18 @@ class Bench:
         line = contest.line(name)
         for key in ("mfu", "ours_over_it", "ours_over_it_range"):
             line.pop(key, None)
-        # FLOPs per token of text are the same for both sides. Padding and recomputing are waste.
+        # The FLOPs per token of text are the same for both sides. FLOPs for padding and recomputing
+        # are not counted.
         flops = contest.flops / contest.tokens(train.OURS) * line["tokens_per_second"]
         line["mfu_measured"] = round(flops / self.rate, 4)
         line["mfu_data_sheet"] = round(flops / self.sheet, 4) if self.sheet else None
         return line
 
     def waits(self, policy: str, lag: int, steps: int = 6) -> Figures:
-        """Return how often the host waits for the GPU in a step (as torch warns), and times."""
+        """Return the number of times that the CPU waits for the GPU in a step, and the step time.
+
+        Torch warns of each wait.
+        """
         shape = self.shape("bert", 128)
         contest = self.contest(shape)
         rows = contest.rows[train.OURS]
@@ -314,7 +320,7 @@ class Bench:
         arms = Arms({name: objective(name, model) for name in ARMS})
         sources = {}
         for name in ARMS:
-            # Words stand in for salient spans.
+            # Words replace salient spans here, because the cost does not depend on the spans.
             masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
             kind = objective_class(name)
             masker = kind.maker(self.tokenizer, seed=0, length=shown.length, **masking)

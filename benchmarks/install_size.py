@@ -2,8 +2,9 @@
 
     python benchmarks/install_size.py [EXTRA …] > install-size.json     # default: none, and all
 
-Each extra is installed into a new environment with constraints.txt. torch is the build that pip
-finds on this machine. This takes minutes and some gigabytes, which are deleted at the end.
+Each extra is installed into a new environment, with the versions in constraints.txt. The build of
+torch is the one that pip finds on this machine. The benchmark takes minutes and some gigabytes on
+disk, which are deleted at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ DATA = ROOT / "packages" / "maskwise-data"
 
 
 def megabytes(folder: Path) -> float:
-    """Return the size of all files in a folder, without links."""
+    """Return the size of all files in a folder. Links are not counted."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return round(sum(path.stat().st_size for path in files) / 1e6, 1)
 

@@ -1,10 +1,11 @@
-"""The ledger: a line for each primary contrast of every recorded study, by the current rules.
+"""The ledger: a line for each primary contrast (comparison of two arms) of every recorded study.
 
     python benchmarks/ledger.py   # adds missing lines, and prints how often each verdict occurs
     python benchmarks/ledger.py --rejudge  # judges all lines again, after a change of the rules
 
-A single verdict is weak evidence, because one in twenty studies without a difference is decided.
-The ledger therefore lists every recorded study. `tests/test_ledger.py` fails if a line is missing.
+A single verdict is weak evidence: of twenty studies without a true difference, one is expected to
+be *decided*. The ledger therefore lists every recorded study, judged by the current rules. If a
+line is missing, `tests/test_ledger.py` fails.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def lines_of(folder: Path) -> list[Line]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Round to six significant digits, so different processors write the same line."""
+    """Round to six significant digits. Different processors then write the same line."""
     return None if value is None else float(f"{value:.6g}")
 
 
@@ -89,7 +90,7 @@ def key_of(line: Mapping[str, object]) -> tuple[object, ...]:
 
 
 def read_ledger() -> dict[tuple[object, ...], Line]:
-    """Return the ledger lines by key."""
+    """Return the lines of the ledger, keyed by ``key``."""
     return {key_of(line): line for line in read_lines(LEDGER)}
 
 

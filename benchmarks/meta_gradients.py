@@ -1,10 +1,14 @@
 """Time and memory of a meta-gradient, compared with ordinary training steps on the same rows.
 
+A meta-gradient is the gradient of a task loss with respect to the masking policy, through the
+training steps on the masked text.
+
     python benchmarks/meta_gradients.py [--rows 32] [--rounds 3]
 
-One thread, single precision, random contexts of 64 tokens, one question per context. Each figure
-comes from a new process. Processor time is the median over the rounds. Memory is the peak minus the
-memory of the process before the first round, which includes the model.
+The benchmark uses one thread, single precision, and random contexts of 64 tokens with one question
+each. Each figure is measured in a new process. Processor time is the median over the rounds. Memory
+is the peak of the process minus its memory before the first round, when the model is already
+loaded.
 """
 
 from __future__ import annotations
@@ -61,9 +65,9 @@ def rows_of(rows: int) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
 
 
 def work(what: str, losses: Losses, rows: int, inner: int) -> None:
-    """Compute a meta-gradient, or the gradients of equally many ordinary steps.
+    """Compute a meta-gradient, or the gradients of the same number of ordinary steps.
 
-    Steps alternate between masked text and the task.
+    The ordinary steps alternate between masked text and the task.
     """
     text, mask, asked = rows_of(rows)
     steps = [

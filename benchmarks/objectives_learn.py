@@ -1,18 +1,20 @@
-"""Train each objective alone on real text for some hundred steps, and evaluate held-out rows.
+"""Train each objective alone on real text for some hundred steps, and evaluate it on held-out rows.
 
     python benchmarks/objectives_learn.py FILE   # writes the table of docs/objectives.md
 
 There are two baselines. *Chance* is the loss of a uniform guess (ln V for a word, ln 2 for a binary
-label). The *best constant* is the loss of always predicting the label frequencies. If 13 % of the
-tokens were added, the best constant has a loss of .39 nats, well below ln 2 = .69. Binary
-objectives are therefore compared with the best constant, and by ROC AUC, which is .5 for any
-constant. For cse, the best constant is chance. Its second baseline is the untrained encoder, which
-is better than chance because dropout leaves two encodings of a sentence similar.
+label). The *best constant* is the loss of always predicting the frequencies of the labels. For
+example, if 13 % of the tokens were inserted, the best constant has a loss of .39 nats in atd, far
+below ln 2 = .69. Binary objectives are therefore compared with the best constant. They are also
+measured by ROC AUC, which is .5 for any constant prediction. For cse (contrastive learning of
+sentence embeddings), the best constant is chance. Its second baseline is the untrained encoder.
+This encoder is better than chance, because the two encodings of a sentence differ only by dropout.
 
-dtd must learn which words are adjacent (a bigram table has an AUC of .89). Binary labels teach this
-slowly. dtd stayed at the best constant for 400 steps from random weights (AUC .50), and for 300
-steps after 500 steps of mlm (.51). dtd therefore starts from a model that has left the plateau, as
-in the paper, which starts from BERT.
+dtd (does a token directly follow a deletion?) must learn which words occur next to each other. A
+table of bigrams has an AUC of .89. Binary labels teach this slowly. From random weights, dtd was no
+better than the best constant after 400 steps (AUC .50). After 500 steps of mlm, it was no better
+after 300 more steps (.51). dtd therefore starts from a model whose mlm loss is already below that
+of token frequencies. The paper starts from BERT.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
     if kind == "ContrastiveSentences":
         return {"loss": loss, "constant": math.log(len(batches[0].input_ids) - 1)}
     truth = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
-    # Losses of predicted words; for rtd, the losses of the generator.
+    # The losses of predicted words. For rtd, these are the losses of the generator.
     known = [outcome.losses for outcome in outcomes if outcome.losses is not None]
     words = sum(float(losses.sum()) for losses in known) / count
     if not kind.endswith("TokenDetection"):

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/policies.py > benchmarks/results/policies-DATE.json
 
 The model is that of the quick start: two pre-norm layers of width 128, rows of 64 tokens, batches
-of 32. Scoring starts from text, so its time includes tokenising, the encoder and finding words.
-Times are processor time on one thread, the median of several rounds in turn.
+of 32 rows. Scoring starts from text. Its time therefore includes tokenising, the encoder and
+finding words. Both parts are timed in turn, for several rounds. Times are medians of the processor
+time on one thread.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
 """The reliability of a sampler's reward, by the size of the probe and the formula for gains.
 
+A sampler draws one of several objectives (its arms) for each training step. Its reward is the gain,
+over some steps (a rollout), in the losses on held-out rows (the probe).
+
     python benchmarks/probe_reliability.py [--seeds 2] > reliability.json
 
-This is a short version of the recipe ``mometas``: a small encoder first trains on masked words, and
-then on five objectives, drawn uniformly. Every ten steps, all arms are evaluated on disjoint sets
-of held-out rows: twenty sets of 6 rows (3 pairs for cse), the size of probes until November 2026,
-and four sets of 64 rows (48 pairs). The reliability of the reward is the mean correlation between
-two sets, over all rollouts after the first quarter. ``split-half`` is the estimate that a run with
-a probe of two sets logs.
+This is a short version of the recipe ``mometas``. A small encoder first trains on masked words, and
+then on five objectives, which are drawn uniformly. Every ten steps, all objectives are evaluated on
+disjoint sets of held-out rows. There are twenty sets of 6 rows (3 pairs for cse), the size of
+probes until November 2026, and four sets of 64 rows (48 pairs). The reliability of the reward is
+the mean correlation between the rewards from two sets, over all rollouts after the first quarter.
+``split-half`` is the estimate of the reliability in the log of a run whose probe has two sets.
 """
 
 from __future__ import annotations
@@ -109,8 +112,8 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
 
 
 def summarise(losses: Tensor, *, every: int, least: float) -> Figures:
-    """Return the mean correlation between two sets, the mean split-half reliability over pairs of
-    sets, and the standard deviation of the reward over sets.
+    """Return the mean correlation between the rewards of two sets, the mean split-half reliability
+    over pairs of sets, and the standard deviation of the reward over sets.
     """
     # Losses exist every ``EVERY`` steps. Rewards (T, sets) are for rollouts of ``every`` steps.
     some = losses[:: every // EVERY]

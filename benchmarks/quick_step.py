@@ -4,15 +4,15 @@
     OMP_NUM_THREADS=1 python benchmarks/quick_step.py --trainer --rounds 3
 
 The first command times pre-training (12 × 64 tokens) and fine-tuning with the current source and
-with the source of a commit. Both take turns of a few steps, in two processes with one thread, so
-other processes and the clock rate affect both equally. The figure of a turn is the processor time
-of the fastest step, which a busy machine affects least. The ratio is the median over the turns.
-Losses after the same steps show whether both train equally well.
+with the source of a commit. Each source runs in a process with one thread. The two processes train
+a few steps in turn. Other processes and the clock rate therefore affect both equally. The figure of
+a turn is the processor time of its fastest step, which a busy machine affects least. The ratio is
+the median over the turns. The losses after the same steps show whether both train equally well.
 
 With ``--trainer``, maskwise and transformers' ``Trainer`` fine-tune the same weights in turn, in
 one process and in single precision, on the rows of a classification task. Rates are tokens of text,
 without padding, per second of wall time and per second of processor time. Other processes affect
-processor time less.
+the processor time less.
 """
 
 from __future__ import annotations
@@ -158,10 +158,11 @@ def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) ->
 
 OURS = "maskwise"
 PEERS = {"Trainer": "random", "Trainer, grouped by length": "group_by_length"}
-"""Contestants with ``Trainer`` → ``train_sampling_strategy``, the order of the rows."""
+"""The contestants that use ``Trainer`` → ``train_sampling_strategy``, the order of the rows."""
 SIZES = {"tiny (2 × 128)": (2, 128), "mini (4 × 256)": (4, 256)}
 WARM, TIMED = 16, 64
-"""Numbers of untimed and timed steps, both multiples of the window in which rows are sorted."""
+"""Numbers of untimed and timed steps. Both are multiples of the number of steps whose rows are
+sorted by length together."""
 MAX_LENGTH = 64
 
 
@@ -259,7 +260,7 @@ class Finetuning:
             max_grad_norm=self.settings.clip,
             train_sampling_strategy=order,
             use_cpu=True,
-            # Rows are already in memory, so workers would only compete for the core.
+            # The rows are already in memory. Worker processes would only compete for the core.
             dataloader_num_workers=0,
             dataloader_pin_memory=False,
         )

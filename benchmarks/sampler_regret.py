@@ -2,13 +2,15 @@
 
     python benchmarks/sampler_regret.py [--games 100] > regret.json
 
-There are five arms of known worth. The reward of a rollout is the mean worth of the drawn arms,
-plus normal noise. Measured noise was .4 to .8 with probes of 6 rows, and less with probes of 64
-rows (probe_reliability.py). Regret is the worth of the best arm minus the mean worth of the drawn
-arms, averaged over rollouts. ``largest`` is the mean of the largest probability, which should stay
-near .2 if all arms are equal. ``exp-weights`` is EXP3, a bandit with exponential weights, which
-gets the reward of each rollout and has the learning rate that theory gives. ``loss-proportional``
-gets losses proportional to 1 − worth.
+A sampler draws one of five objectives (arms) for each training step, and observes a reward after
+each rollout of some steps. In the simulation, the worth of each arm is known. The reward is the
+mean worth of the drawn arms, plus normal noise. The measured standard deviation of this noise was
+.4 to .8 with probes (held-out rows) of 6 rows, and less with probes of 64 rows: see
+probe_reliability.py. The regret of a rollout is the worth of the best arm minus the mean worth of
+the drawn arms. ``largest`` is the mean of the sampler's largest probability, which should stay near
+.2 if all arms are equal. The player ``exp-weights`` is EXP3, a bandit with exponential weights,
+which observes the reward of each rollout and has the learning rate of the theory. The player
+``loss-proportional`` observes losses that are proportional to 1 − worth.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ PLAYERS = ("uniform", "loss-proportional", "exp-weights", "mometas", "mometas-pl
 
 
 class ExpWeights:
-    """EXP3, a bandit with exponential weights, with the learning rate for a number of rollouts."""
+    """EXP3, a bandit with exponential weights. The learning rate depends on the rollouts in all."""
 
     def __init__(self, rollouts: int):
         self.rate = math.sqrt(2 * math.log(len(ARMS)) / (rollouts * len(ARMS)))
@@ -63,7 +65,7 @@ def play(name: str, world: str, *, noise: float, rollouts: int, seed: int) -> tu
     for turn in range(rollouts):
         worth = np.array(WORLDS[world](turn / rollouts))
         p = np.asarray(player.probabilities())
-        if name == "mometas-plus":  # It draws arms itself.
+        if name == "mometas-plus":  # This sampler draws the arms itself.
             names = [player.draw(turn * EVERY + step) for step in range(EVERY)]
             counts = np.array([names.count(arm) for arm in ARMS])
         else:

@@ -2,8 +2,9 @@
 
     python benchmarks/samplers.py > samplers.json
 
-A probe evaluates all arms on half a batch each. The models are one of MiniLM's size and a tiny one;
-the text is the bundled Wikipedia. sampler_regret.py measures the benefit of samplers.
+A sampler chooses the objective (arm) of each training step. At a probe, it evaluates every arm on
+half a batch of held-out rows. One model has MiniLM's size, the other is tiny. The text is the
+bundled Wikipedia. sampler_regret.py measures the benefit of samplers.
 """
 
 from __future__ import annotations

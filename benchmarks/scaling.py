@@ -2,11 +2,12 @@
 
     python benchmarks/scaling.py [--json FILE] [--quick]
 
-A cell trains BERT on random tokens, because reading text is not timed here, in new processes with
-one thread each: 2 untimed steps, then 5 timed steps. Memory is the peak of a process minus its
-memory before the model was built, from /proc (only on Linux). Tokens per second are for all
-processes together, for the wall time of the fastest step. Tokens per processor second are less
-affected by a busy machine. All cells take about three minutes of processor time.
+For each combination (a cell), BERT trains on random tokens for 2 untimed steps and then 5 timed
+steps, in new processes with one thread each. The tokens are random because reading text is not part
+of this measurement. Memory is the peak of a process minus its memory before the model was built,
+from /proc (only on Linux). Tokens per second are the tokens of all processes divided by the wall
+time of the fastest step. A busy machine affects the tokens per second of processor time less. All
+cells take about three minutes of processor time.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512)}
 class Cell(NamedTuple):
     """A training run to time.
 
-    ``way`` is "DDP", "FSDP2" (``training.shard``) or "twice"
-    (``training.activation_checkpointing``).
+    ``way`` is how it trains: "DDP", "FSDP2" (``training.shard``) or "twice", which computes the
+    activations twice (``training.activation_checkpointing``).
     """
 
     size: str

@@ -2,13 +2,13 @@
 
     python benchmarks/seq2seq.py [--model t5] [--out RECORD.json]
 
-All contestants train the same BART or T5 with AdamW, in bfloat16, or in single precision if the
-processor only emulates bfloat16. ``Seq2SeqTrainer`` trains on batches of similar length. maskwise
-trains on such batches, and on packed rows with attention within documents. Contestants take turns
-in one process with one thread. In a round, a contestant trains for an untimed epoch and then for a
-timed epoch, so each document is used equally often. Times are processor times. ``Seq2SeqTrainer``
-gets examples that are already masked; maskwise masks in every step. Rates count the tokens of
-encoder and decoder, without padding.
+There are three contestants: ``Seq2SeqTrainer`` with batches of similar length, maskwise with such
+batches, and maskwise with packed rows and attention within documents. All train the same BART or T5
+with AdamW, in bfloat16, or in single precision if the processor only emulates bfloat16. They train
+in turn, in one process with one thread. In a round, a contestant trains for an untimed epoch and
+then for a timed epoch. Each document is therefore used equally often. Times are processor times.
+``Seq2SeqTrainer`` gets examples that are already masked, whereas maskwise masks the rows of every
+step. Rates count the tokens of encoder and decoder, without padding.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python benchmarks/seq2seq_parts.py [--model bart] > parts.json
 
-The contestants are as in ``seq2seq.py``. Figures are milliseconds of processor time per step, means
-over all epochs except the first. Hooks mark the end of each part in the training thread:
+The contestants are those of ``seq2seq.py``. Figures are milliseconds of processor time per step,
+averaged over all epochs except the first. Hooks mark the end of each part in the training thread:
 
 - *encoder* and *decoder*: forward and backward passes;
 - *head and loss*: from the end of the decoder to the beginning of the decoder's backward pass;
-- *optimiser*: only the optimiser step; clipping counts as the encoder's backward pass;
+- *optimiser*: only the optimiser step. Gradient clipping is part of the encoder's backward pass;
 - *batches and loop*: everything else, including masking and padding;
 - *other threads*: the time of the process outside the training thread.
 """
@@ -74,7 +74,7 @@ class Marks(Clock):
 
     def _after(self, part: str, ends: str, _module: Any, _inputs: Any, output: Any) -> None:
         self.end_of(part)
-        # The gradient of an output is complete when all later parts have finished backward.
+        # An output has its gradient as soon as the backward pass of all later parts has ended.
         output.last_hidden_state.register_hook(partial(self.end_of, ends))
 
 

@@ -1,4 +1,4 @@
-"""The time that each command takes: the median wall and processor time of several starts, as JSON.
+"""The time of short commands: the median wall and processor time of several calls, as JSON.
 
     python benchmarks/start_up.py [NAME=SOURCE_FOLDER …] > start-up.json
 

@@ -1,13 +1,13 @@
 """Does memory grow with the size of a stream? The peak memory of training on two streams.
 
-    python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]   # default: 2 20; the claim: 20 2000
+    python benchmarks/stream_memory.py [SMALL_MB LARGE_MB]   # default: 2 20; documentation: 20 2000
 
-A new process reads each stream, from four shards of JSON lines with distinct documents. The process
-prepares the stream (tokenizer, held-out text) and reads all masked batches of an epoch without
-training. Then the process trains BERT (2 × 128) for up to 200 steps at the beginning, in the middle
-and at the end of the stream. Each training resumes from a saved state with a new reader, and the
-seconds until the first batch are measured. Every 20 ms, a thread reads the anonymous memory of the
-process and its workers (RssAnon in /proc), which excludes pages of files.
+Each stream has four shards of JSON lines with distinct documents, and is read in a new process. The
+process prepares the stream (tokenizer, held-out text) and reads all masked batches of an epoch
+without training. Then the process trains BERT (2 × 128) for up to 200 steps at the beginning, in
+the middle and at the end of the stream. Each of these trainings resumes from a saved state with a
+new reader, and the seconds until its first batch are measured. Every 20 ms, a thread reads the
+anonymous memory of the process and its workers (RssAnon in /proc), which excludes pages of files.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SHARDS, LENGTH, BATCH, STEPS = 4, 128, 32, 200
 
 
 def write_text(path: Path, megabytes: float, *, seed: int) -> None:
-    """Write distinct articles of about 2,000 letters, from half a million random words with Zipf's
-    frequencies.
+    """Write distinct articles of about 2,000 letters, made from half a million different random
+    words with Zipf's frequencies.
     """
     alphabet = np.random.default_rng(0).integers(97, 123, size=(1 << 19, 7), dtype=np.uint8)
     letters = alphabet.view("S7")[:, 0]
@@ -86,8 +86,8 @@ class Watch:
 def anonymous() -> int:
     """Return the bytes of anonymous memory of this process and its children.
 
-    A child with the command line of this process is between fork and exec. It shares the pages of
-    this process, which must not count twice.
+    A child process that has the same command line as this process is still between fork and exec.
+    It shares the pages of this process, so its memory is not counted.
     """
     ours = Path("/proc/self/cmdline").read_bytes()
     pids = ["self"]

@@ -1,4 +1,5 @@
-"""Helpers to time training: rounds of contestants, a clock inside a run, and ``Trainer``."""
+"""Helpers to time training: rounds in which all contestants train, a clock inside a run, and
+transformers' ``Trainer``."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def relative(rates: Sequence[float], to: Sequence[float]) -> tuple[float, list[f
 
 
 class Clock(Learner, TrainerCallback):
-    """Times the steps of a training run, as a learner of maskwise or a callback of ``Trainer``.
+    """A clock for the steps of a training run: a learner of maskwise and a callback of ``Trainer``.
 
     Args:
         warm, last: the numbers of completed updates at which the clock starts and stops.

@@ -2,16 +2,17 @@
 
     python benchmarks/train.py > train.json
 
-gpu.py makes the same comparison on a GPU. Both sides train the same weights in turn, with AdamW and
-dropout, on all cores. ``Trainer`` runs in single precision, and also in bfloat16 if that is faster
-on the hardware. maskwise runs with its default precision. There are two kinds of text. In *full*
-rows, both sides train on joined text. In *varied* rows, ``Trainer`` pads documents of any length,
-and maskwise packs documents, with attention within documents.
+gpu.py makes the same comparison on a GPU. The contestants train the same weights in turn, with
+AdamW and dropout, on all cores. ``Trainer`` runs in single precision, and also in bfloat16 if that
+is faster on the hardware. maskwise runs with its default precision. There are two kinds of text. In
+*full* rows, all contestants train on documents that are joined without padding. In *varied* rows,
+``Trainer`` pads documents of any length, and maskwise packs documents, with attention within
+documents.
 
-Times are wall times of a step, after the first steps of a run, and medians over rounds. A round
-runs all contestants. The machine must be idle, because other processes slow down the faster
-contestant more. Load averages, the time of a fixed piece of work between rounds, and the spread of
-each figure show whether it was idle.
+Times are wall times of a step, after the first steps of a run, and medians over rounds. All
+contestants train once in each round. The machine must be idle, because other processes slow down
+the faster contestant more. Three figures show whether the machine was idle: load averages, the time
+of a fixed piece of work between rounds, and the spread of each figure over rounds.
 
 Rates are tokens of text per second, without padding. MFU is as in ``training.log``: the FLOPs of a
 step (forward and backward matrix products, attention within documents, the head on the targets
@@ -252,7 +253,7 @@ class Contest:
         source = self.source(1000)
         objective = MaskedLanguageModelling(self.model())
         meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
-        # The meter only counts FLOPs if it knows the rate of the device.
+        # The meter counts FLOPs only if it has a FLOP/s of the device.
         meter.rate = self.rate
         for step in look_ahead(source, range(steps)):
             meter.add(step)

@@ -3,10 +3,10 @@
     python scripts/build_data.py SOURCE
 
 SOURCE is a folder with wikipedia_en/, glue_like/, ud_english_ewt/, ner_wikigold/, ner_wnut17/ and
-qa/. The README.md next to the data lists origins and licences. Nothing is random: rows are selected
-at even intervals, and gzip files have no time stamp, so a second run writes the same bytes. (A
-different version of zlib may compress the same rows differently.) All data have licences that allow
-redistribution (CC BY, CC BY-SA), and are a few megabytes in total.
+qa/. The README.md next to the data lists origins and licences. A second run writes the same bytes,
+because rows are selected at even intervals and gzip files have no time stamp. (A different version
+of zlib may compress the same rows differently.) All data have licences that allow redistribution
+(CC BY, CC BY-SA). In total, they are a few megabytes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"
 QUICK_START = {"wikipedia": ROOT / "src/maskwise/data", "ud_ewt_pos": ROOT / "src/maskwise/data"}
 WIKIPEDIA_STRIDE = 8
 
-# Frequent intents with distinct meanings. Near-duplicates among the 77 intents test annotators more
-# than models.
+# Frequent intents with distinct meanings. Some of the 77 intents have nearly the same meaning, and
+# test the care of the annotators more than models.
 BANKING77 = [
     "activate_my_card",
     "age_limit",

@@ -2,9 +2,9 @@
 
     python scripts/build_echoes.py   # writes echoes.jsonl.gz of maskwise-data, always the same
 
-A text is a sequence of invented words, drawn uniformly, followed by the same sequence. A model that
-attends to the other copy knows every word that is not masked there. Nothing else is predictable, so
-the best possible loss is known.
+A text is a sequence of invented words, drawn uniformly, followed by the same sequence. A model can
+predict a masked word only from the other copy, if the word is not masked there. The lowest possible
+loss is therefore known.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python scripts/build_evaluation.py
 
-The phenomena are those of BLiMP (Warstadt et al. 2020), but the sentences are new. The words are
-common, so small vocabularies contain them. Nothing is random: every template uses its words in
-turn, so a second run writes the same bytes. The sentences of a pair differ in one word or in word
-order. If they differ in one word, both forms also occur in correct sentences of other pairs, so no
-form is always correct.
+The grammatical phenomena are those of BLiMP (Warstadt et al. 2020), but the sentences are new. The
+words are common, so small vocabularies contain them. Every template uses its words in turn, without
+randomness. A second run therefore writes the same bytes. The sentences of a pair differ in one word
+or in word order. If they differ in one word, both words also occur in correct sentences of other
+pairs. A model can therefore not prefer one of them in general.
 """
 
 from __future__ import annotations

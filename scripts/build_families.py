@@ -2,11 +2,11 @@
 
     python scripts/build_families.py   # writes families.jsonl.gz of maskwise-data, always the same
 
-Each family has a consensus sequence. A column of the alignment is conserved (9 of 10 sequences have
-the consensus letter), free (drawn by the natural frequencies of amino acids), or part of a pair. In
-a pair, the letter in one column follows from the letter in a distant column, by a rule of the
-family. Sequences lose or gain a few letters, which shifts columns. Beyond letter frequencies, a
-model can learn the families and the pairs.
+A family is an alignment of sequences. In a conserved column, 9 of 10 sequences have the same
+letter, the consensus. In a free column, letters are drawn by the natural frequencies of amino
+acids. In a pair of distant columns, a rule of the family determines the letter in one column from
+the letter in the other. Sequences lose or gain a few letters, which shifts their columns. A model
+can learn letter frequencies, families and pairs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Build a closed-book test from a file in SQuAD's format, for the study D1 of PLAN.md.
+"""Build a closed-book test from a file in SQuAD's format, for the study D1 of benchmarks/PLAN.md.
 
     python scripts/closed_book.py new_wiki_v1.0.json.gz --out trivia
 
-``OUT/contexts.jsonl`` is the corpus. Each paragraph is a text, and ``spans`` are the answers to
-test questions. Questions are split by article, so no policy and no model learns from questions
-about test articles. ``OUT/closed`` has questions and answers. ``OUT/open`` also has the paragraphs
-of training and dev questions, from which a policy can learn.
+``OUT/contexts.jsonl`` is the corpus. Each paragraph is a text, and ``spans`` marks the answers to
+test questions. All questions about an article are in the same split. No policy and no model can
+therefore learn from questions about test articles. ``OUT/closed`` has questions and answers.
+``OUT/open`` also has the paragraphs of training and dev questions, from which a masking policy can
+learn.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
                 answers = [answer["text"] for answer in question["answers"]]
                 row = {"question": question["question"], "answers": sorted(set(answers))}
                 questions[split].append(row | {"context": paragraph["context"]})
-                # Only the commonest answer is marked, which is the first in SQuAD's list.
+                # Only the first answer in SQuAD's list is marked, which is the commonest.
                 first = question["answers"][0]
                 asked.add((first["answer_start"], first["answer_start"] + len(first["text"])))
             spans = sorted(asked) if split == "test" else []

@@ -2,9 +2,9 @@
 
     python scripts/contexts.py FILE.json[.gz] --out FOLDER
 
-FILE has SQuAD's format (as SQuADShifts and XQuAD have). FOLDER/contexts.jsonl has each context
-once, without questions. FOLDER/questions.json has the same articles and questions in SQuAD's
-format.
+FILE has SQuAD's format, like the files of SQuADShifts and XQuAD. FOLDER/contexts.jsonl is the
+corpus, with each context once. FOLDER/questions.json is the task, with the same articles and their
+questions in SQuAD's format.
 """
 
 from __future__ import annotations

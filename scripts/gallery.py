@@ -1,6 +1,6 @@
 """A mkdocs hook that builds the pages of docs/gallery.md from benchmarks/results.
 
-Verdicts are recomputed from study.json and records.jsonl, so all pages follow the current rules.
+Verdicts are recomputed from study.json and records.jsonl by the current rules.
 """
 
 from __future__ import annotations

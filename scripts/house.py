@@ -4,8 +4,8 @@
     house.py [FOLDER] [--rooms]        default: src/maskwise; exit code 1 if a goal is missed
 
 The number of nodes of the syntax tree, without docstrings, measures how much code there is to read.
-The number of nodes per code line measures how dense the code is. Most figures are absolute, so
-spreading the code over more lines improves only the density.
+The number of nodes per code line measures how dense the code is. Almost all figures are absolute
+numbers. If the code is spread over more lines, only its density improves.
 """
 
 import ast
@@ -73,7 +73,7 @@ def is_nested(comprehension):
 
 
 def names_of(node):
-    """Yield the names of the figures in which a node of the syntax tree counts, except "nodes"."""
+    """Yield the names of the figures, other than "nodes", that count this node."""
     if isinstance(node, ast.IfExp):
         yield "ternaries"
     elif isinstance(node, ast.NamedExpr):

@@ -2,12 +2,13 @@
 
     python scripts/mutants.py [PART OF A FILE'S NAME …]
 
-``tests/mutants.json`` lists the mutants. A mutant replaces the text ``old``, which must occur once
-in ``file`` (in ``src/maskwise``), by ``new`` in a copy of the package, and ``test`` must then fail.
-The result of a mutant is a line: ``killed``, ``SURVIVED``, or ``stale`` if ``old`` is not in the
-file. Update a stale mutant so that it changes the same behaviour. The exit code is 1 if a mutant
-survived or is stale. A mutant takes two or three seconds on one core, because it runs in a fork of
-a process that has already imported the libraries. Windows is not supported.
+``tests/mutants.json`` lists the mutants, which are errors added to the source on purpose. In a copy
+of the package, the text ``new`` replaces the text ``old``, which must occur once in ``file`` (in
+``src/maskwise``). Then ``test`` must fail. One line is printed for each mutant: ``killed`` if the
+test fails, ``SURVIVED`` if it passes, or ``stale`` if ``old`` is not in the file. Update a stale
+mutant so that it changes the same behaviour. The exit code is 1 if a mutant survived or is stale. A
+mutant takes only two or three seconds on one core, because it runs in a fork of a process that has
+already imported the libraries. Windows is not supported.
 """
 
 from __future__ import annotations

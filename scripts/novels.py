@@ -1,11 +1,11 @@
-"""Build a corpus from novels, and a task to recognise the novel of a passage (PLAN.md, D9).
+"""Build a corpus of novels, and a task: from which novel is a passage? (benchmarks/PLAN.md, D9.)
 
     python scripts/novels.py eltec_eng-00.jsonl.gz --out OUT
 
 The file has a JSON object for each novel, with ``title`` and ``text`` (a paragraph on each line).
-``OUT/novels`` is the task: passages of 30 to 60 words, labelled with the title. Each novel has 10
-passages for training and 20 for testing, and no two passages are adjacent. ``OUT/novels.jsonl``,
-the corpus, has the text between these passages.
+``OUT/novels`` is the task. It has passages of 30 to 60 words, labelled with the title: 10 training
+passages and 20 test passages of each novel. No two passages are adjacent. ``OUT/novels.jsonl`` is
+the corpus. It has the text between these passages.
 """
 
 from __future__ import annotations

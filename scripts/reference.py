@@ -1,8 +1,8 @@
 """A mkdocs hook that writes reference pages from the source code.
 
 ``recipe.md`` lists every key of a recipe, ``commands.md`` every option, and ``names.md`` every
-policy, schedule, corruption, objective, sampler and annotator. The files of the same names in docs/
-are for readers without the built site.
+policy, schedule, corruption, objective, sampler and annotator. These pages replace the short files
+of the same names in docs/, which are for readers without the built site.
 """
 
 from __future__ import annotations

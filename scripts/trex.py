@@ -1,4 +1,4 @@
-"""Draw fact worlds with real sentences from T-REx, one world for each seed.
+"""Draw fact worlds (a corpus that states facts, and questions about these facts) from T-REx.
 
     python scripts/trex.py TREX.jsonl.gz RELATIONS.jsonl OUT --relations P106 P413 --seeds 0 500 501
 
@@ -6,11 +6,13 @@ Each folder OUT/SEED has
 
 - corpus.jsonl: ``text``, and ``spans``, the positions of the answers to the questions;
 - questions.jsonl: ``question``, ``answers``, ``relation``, ``split``. All questions about a subject
-  are in one split, so training questions reveal nothing about test subjects;
-- RELATION.jsonl: questions about a relation in the corpus that is not in ``--asked``.
+  are in one split. Training questions therefore reveal nothing about test subjects;
+- RELATION.jsonl, for each relation that is in the corpus but not in ``--asked``: questions about
+  this relation.
 
-Each seed draws new facts, equally many per relation. An answer is a single token of the tokenizer
-that a study trains on the corpus. T-REx is CC BY-NC, so do not add OUT to the repository.
+The sentences are real. Each seed is one world with new facts, and all relations have the same
+number of facts. An answer is a single token of the tokenizer that a study trains on the corpus. The
+licence of T-REx is CC BY-NC. Therefore, do not add OUT to the repository.
 """
 
 import argparse
@@ -81,7 +83,7 @@ def world_of(facts, asked, args, seed):
     """Draw facts until each answer is one token of a tokenizer trained on the drawn sentences."""
     facts = dict(facts)
     while True:
-        # With the same random numbers each time, removing a fact changes few other facts.
+        # Each attempt uses the same random numbers. If a fact is removed, few other facts change.
         rng = random.Random(f"trex {seed}")
         drawn = draw(facts, args.facts, args.most, rng)
         spans = corpus_of(drawn, asked)

@@ -3,10 +3,10 @@
     python scripts/trivia_contexts.py QUESTIONS.jsonl CORPUS --out FOLDER
 
 QUESTIONS (also .gz) has `question` and `answer`, as in OpenTriviaQA. CORPUS is a file or folder of
-texts. A paragraph belongs to a question if the paragraph contains the answer and at least two rare
-words of the question, because a short answer may occur anywhere. FOLDER/contexts.jsonl has each
-such paragraph once, without questions. FOLDER/questions.jsonl has the questions in train, dev and
-test splits. All questions about an article are in the same split.
+texts. A short answer may occur anywhere. A paragraph therefore belongs to a question only if it
+contains the answer and at least two rare words of the question. FOLDER/contexts.jsonl has each such
+paragraph once, without questions. FOLDER/questions.jsonl has the questions in train, dev and test
+splits. All questions about an article are in the same split.
 """
 
 from __future__ import annotations
