@@ -118,7 +118,7 @@ def test_arms_that_differ_have_different_descriptions(tmp_path: Path) -> None:
         assert facts.get("sampler", facts["policy"]) in setting
         if name != "bell" and name != "other":
             assert "constant(" not in text and "linear(" not in text and "=" not in text
-    assert "15 %" in words[0] and "45" in words[4] and "0 to 100 %" in words[5]
+    assert "15 %" in words[0] and "45" in words[4] and "100 %" in words[5]
 
 
 def test_held_out_masks_of_every_format_have_a_caption_of_their_own(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_held_out_masks_of_every_format_have_a_caption_of_their_own(tmp_path: Pa
     records = [heldout_record("token-15", 0, kind, 4.0) for kind in [*kinds, "salient"]]
     page = page_of(tmp_path, study, records, None)
     section = page[page.index("Held-out loss") :]
-    captions = re.findall(r"<figure><h3>(.*?)</h3>", section)
+    captions = re.findall(r"<figure><h3>(Masked.*?)</h3>", section)
     assert len(captions) == len(set(captions)) == 7
     assert not any(kind in caption for kind in kinds for caption in captions)
     labels = outcome_labels(f"heldout:{kind}@0.15" for kind in kinds)
