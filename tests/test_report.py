@@ -462,7 +462,7 @@ def test_a_summary_of_earlier_rules_keeps_its_words(folder):
     (line,) = content_of(folder)["forests"][0]["rows"]
     assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
     page = page_of(folder)
-    assert "follow the rules of an earlier version" in page and "suggests" in page
+    assert "An earlier version of maskwise" in page and "suggests" in page
 
 
 # Several objectives

@@ -351,7 +351,10 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     gains = [each["gain"] for each in kept["tries"]]
     told = ", ".join(f"{gain:.4f}" for gain in gains)
     page = (tmp_path / "tries/report.html").read_text()
-    assert f"This policy is the best of 3 tries. Gains on dev, in nats: {told}." in page
+    assert (
+        f"This policy is the best of 3 tries. Gains over random masks on dev rows, in nats: {told}."
+        in page
+    )
     assert gains[0] == single["gain"] < max(gains) == kept["gain"] and len(set(gains)) == 3, gains
     of_best = tmp_path / "tries" / f"try-{gains.index(max(gains))}" / "metrics.jsonl"
     assert (tmp_path / "tries/metrics.jsonl").read_text() == of_best.read_text()

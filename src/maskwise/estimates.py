@@ -109,7 +109,7 @@ def shown(row: Contrast) -> Shown:
 
 def detected_words(size: float) -> str:
     """Return a phrase for the difference that a plan detects, in SDs of paired differences."""
-    sds = f"{size:.1f} standard deviations (of the differences between paired runs)"
+    sds = f"{size:.1f} standard deviations (of the paired differences)"
     return f"a difference of {sds} is detected with probability 0.8, a smaller one less often"
 
 

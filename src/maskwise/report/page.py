@@ -133,22 +133,22 @@ def _story(folder: Folder) -> View | None:
     if not rows:
         return None
     arms = folder.arms
-    compared = f"{len(arms)} arms, which are different ways to train,"
+    what = f"{len(arms)} ways to train (arms)"
     if len(arms) == 1:
-        compared = f"{arms[0]} with {folder.reference},"
+        what = f"{arms[0]} with {folder.reference}"
     runs = plural(len(study["seeds"]), "run")
     by = "by held-out loss and other measures without fine-tuning"
     if study["tasks"]:
-        by = f"on the tasks {', '.join(study['tasks'])}"
+        by = f"on these tasks: {', '.join(study['tasks'])}"
     outcome = study.get("outcome")
     if outcome:
-        by = f"by the held-out loss on {outcome_label(outcome)}, and {by}"
+        by = f"by the held-out loss on {outcome_label(outcome)} (the primary outcome), and {by}"
     compared = [
-        f"The study compares {compared} in {runs} of each with the same seeds. The trained models "
-        f"are evaluated {by}."
+        f"The study compares {what}, in {runs} of each with the same seeds. The trained models are "
+        f"evaluated {by}."
     ]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
-        compared.append(f"All arms used equal {summary['matched_by']}.")
+        compared.append(f"The arms are compared at equal {summary['matched_by']}.")
     # Gates are tested first, but the page shows the study's question first.
     rows.sort(key=lambda row: "gate" in row)
     # Rows of older studies have no scope.
@@ -320,30 +320,30 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
 # The page of a learned policy
 
 NAMES = {
-    "exact_match": "the best span is an answer",
-    "f1": "F1 of the best span",
-    "recall": "an answer is one of the spans",
-    "covered": "an answer lies entirely in the spans",
-    "covered_in_as_many_words": "the same, limited to the number of words in salient spans",
-    "weight_on_labels": "share of the weight on labelled words",
-    "labelled_words": "share of words that are labelled",
+    "exact_match": "questions whose answer is the best span (share)",
+    "f1": "words shared by the best span and the answer (F1)",
+    "recall": "questions whose answer is one of the spans (share)",
+    "covered": "questions whose answer lies inside of the spans (share)",
+    "covered_in_as_many_words": "the same, with at most as many words as the salient spans",
+    "weight_on_labels": "share of the masking weight that is on words of answers",
+    "labelled_words": "the same share, if all words had equal weights",
     "spans": "spans per text",
     "words": "words in spans, per text",
 }
 CURVES = (
-    ("meta", "outer", "task loss after the inner steps, nats"),
-    ("dev", "gain", "gain over random masks on dev, nats"),
-    ("meta", "answers", "share of the weight on correct answers"),
-    ("meta", "entropy", "entropy of the weights, nats"),
-    ("meta", "grad_norm", "norm of the policy's gradient"),
+    ("meta", "outer", "task loss after a few pre-training steps with the masks, nats"),
+    ("dev", "gain", "gain over random masks on dev rows, nats"),
+    ("meta", "answers", "share of the masking weight that is on words of answers"),
+    ("meta", "entropy", "entropy of the masking weights, nats (lower: more selective)"),
+    ("meta", "grad_norm", "size of the policy's gradient"),
     (
         "dev",
         "agreement",
-        "agreement of gradients (1: same direction; 1 / number of gradients: noise)",
+        "agreement of gradients (1: all in the same direction; near 0: noise)",
     ),
-    ("train", "loss", "loss on the train labels, nats"),
-    ("eval", "loss", "loss on the dev labels, nats"),
-    ("train", "grad_norm", "norm of the policy's gradient"),
+    ("train", "loss", "loss on labelled train texts, nats"),
+    ("eval", "loss", "loss on labelled dev texts, nats"),
+    ("train", "grad_norm", "size of the policy's gradient"),
 )
 """Curves from metrics.jsonl: kind of line, key and title."""
 FULL = 6.0
