@@ -105,6 +105,27 @@ def test_the_page_needs_nothing_else(finished):
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", page)
 
 
+def test_report_computes_the_verdicts_of_complete_records(finished, tmp_path):
+    out = tmp_path / "record"
+    out.mkdir()
+    for name in ("study.json", "records.jsonl"):
+        shutil.copy(finished / name, out)
+    assert maskwise("report", out) == 0
+    assert load_json(out / "summary.json") == load_json(finished / "summary.json")
+    assert load_json(finished / "summary.json")["headline"] in (out / "report.html").read_text()
+
+
+def test_report_computes_no_verdicts_of_incomplete_records(finished, tmp_path):
+    out = tmp_path / "record"
+    out.mkdir()
+    study = load_json(finished / "study.json")
+    study["seeds"] += [99]
+    (out / "study.json").write_text(json.dumps(study))
+    shutil.copy(finished / "records.jsonl", out)
+    assert maskwise("report", out) == 0
+    assert not (out / "summary.json").exists()
+
+
 def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypatch, capfd):
     monkeypatch.setitem(jobs.ENGINES, "local", None)  # no worker is started
     files = [finished / name for name in ("records.jsonl", "study.json", "samples.json")]

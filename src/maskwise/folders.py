@@ -1,8 +1,7 @@
 """Files and folders: atomic writes, manifests, locks, JSON lines, and paths of recipes.
 
-Files are written under a temporary name and then renamed. After an interruption, a file therefore
-has either its old or its new content. A manifest (``write_folder``) lists the hashes of all files
-in a folder, from which damage is detected. Hashing takes about a second per gigabyte.
+Files are written under a temporary name and then renamed, so an interruption leaves either the old
+or the new content. Hashing a folder for its manifest takes about a second per gigabyte.
 """
 
 from __future__ import annotations
@@ -355,7 +354,7 @@ def sweep(folder: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    # The text of ".." names no folder, so files would be written beside the wrong one.
+    # The name of ".." is "..", although the folder has another name.
     if path.name in ("", ".."):
         raise MaskwiseError("this is not the name of a file or a folder", got=str(path))
     return path.with_name(f".{path.name}.{os.getpid()}.partial")

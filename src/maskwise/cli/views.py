@@ -248,11 +248,19 @@ def report(
 ) -> None:
     """Write the page of a study or a run again, from the files in its folder.
 
+    If summary.json is missing, the verdicts are computed from records.jsonl.
+
     --json prints the verdicts with all reasons and writes no page; --json with --html does both.
     With two studies, the page OTHER/compared.html shows differences in their recipes and results.
     """
     from maskwise.report import compare_studies, summary_of, write_comparison, write_report
 
+    for study in (folder, other):
+        if study and (study / "records.jsonl").exists() and not (study / "summary.json").exists():
+            # Only a few folders need this import, which takes seconds.
+            from maskwise.study.run import restore_summary
+
+            restore_summary(study)
     if other is not None:
         if as_json:
             print_json(compare_studies(folder, other))

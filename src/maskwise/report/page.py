@@ -49,9 +49,9 @@ from maskwise.report.tables import (
 
 NO_CHARTS = "Tables of means replace the charts"
 NO_VERDICTS = (
-    "The page has no verdicts, because the folder has no summary.json. To compute the verdicts, "
-    "repeat the maskwise study command that made this folder, with the same --out. The command "
-    "runs only what is missing, and then writes summary.json."
+    "The folder has no summary.json, so the page has no verdicts. If runs are missing, repeat the "
+    "maskwise study command that made this folder, with the same --out: the command runs only what "
+    "is missing. If all runs are recorded, maskwise report computes the verdicts."
 )
 SCOPES = {
     TUNED: "For every seed, a search chose the settings of every arm. New runs with the chosen "

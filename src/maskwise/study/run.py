@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.evaluation import masked_answers
-from maskwise.files import Record
+from maskwise.files import Record, Study
 from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
@@ -167,6 +168,18 @@ def run_study(
     failed = [record for record in records if record["kind"] == "failure"]
     failed += _failed_overlaps(design, stages, errors)
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
+
+
+def restore_summary(folder: Path) -> None:
+    """Write the missing summary.json of a folder that has the records of all planned runs."""
+    from maskwise.study.verdict import summarise
+
+    study = cast(Study, read_json(folder / "study.json") or {})
+    records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
+    if (folder / "summary.json").exists() or not study.get("seeds"):
+        return
+    if not pending(study, records):
+        write_json(folder / "summary.json", summarise(records, study))
 
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
