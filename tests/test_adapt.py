@@ -213,8 +213,26 @@ def test_seeds_are_a_number_of_runs_or_a_range(texts, tmp_path, capfd):
     for seeds in ("2", "6-8"):
         assert maskwise(*command, "--out", tmp_path / "out", "--seeds", seeds) == 0
         runs.append(json.loads(capfd.readouterr().out)["phases"][0]["runs"])
-    assert maskwise(*command, "--seeds", "six") == 2
     assert runs == [2, 3]
+
+
+@pytest.mark.parametrize("seeds", ["six", "", "0", "2000", "5-3"])
+def test_bad_seeds_are_named_with_their_option(seeds, capfd):
+    assert maskwise("adapt", "bundled:encoder", "any.txt", "--seeds", seeds) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "--seeds" in line and f"got {seeds}" in line.replace("'", "") and "allowed:" in line
+    assert "study.seeds" not in line
+
+
+@pytest.mark.parametrize(
+    ("seeds", "more"), [(2, "6"), ([3, 9], "3,9,10,11,12,13"), ([6, 7, 8], "6,7,8,9,10,11")]
+)
+def test_runs_are_added_to_the_seeds_of_the_user(seeds, more, adapted):
+    row = ROW | {"verdict": "open", "better": None, "n": 2, "runs_to_decide": 9}
+    result = {"contrasts": [row], "failures": [], "seconds": 600}
+    recipe = adapted(seeds=seeds)
+    said = next_of(result, recipe, [], Path("out"), lambda **options: options["seeds"])
+    assert said.endswith(f": {more}")
 
 
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):

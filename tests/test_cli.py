@@ -95,6 +95,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(name, inputs, tmp_path, ca
         assert not out.exists()
 
 
+def test_a_policy_is_not_learned_into_the_folder_of_another_command(tmp_path, capfd):
+    (tmp_path / "recipe.yaml").write_text("extends: quick-start\n")
+    assert maskwise("learn", "learn-supervised", "--out", tmp_path) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "results of a different recipe" in line and "quick-start" not in line
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
 def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
     """That one document cannot be split is seen when the text is prepared."""
     (inputs / "one.txt").write_text("A single document of a few words.")

@@ -39,8 +39,8 @@ from maskwise.cli.terminal import (
     warn,
     was_given,
 )
-from maskwise.constants import accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError
+from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
 
 if TYPE_CHECKING:
@@ -188,9 +188,11 @@ def adapt(
     from maskwise.study.timing import samples_of
 
     given = overrides or []
-    runs: int | list[int] = seeds_of(seeds)
+    runs: int | list[int]
     if seeds.isdecimal():
-        runs = int(seeds)
+        runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
+    else:
+        runs = seeds_of(seeds, allowed="a number of runs, such as 6, or seeds, such as 100-105")
     limit_seconds = time_limit(limit)
     # Nothing is run if the study takes longer than the user's own limit, unlike the default.
     own_limit = was_given(context, "limit")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
-from maskwise.errors import MaskwiseError, duration
+from maskwise.errors import MaskwiseError, duration, plural
 
 if TYPE_CHECKING:
     from maskwise.files import Contrast
@@ -134,7 +134,7 @@ def print_plan(plan: Facts, limit: str = "") -> None:
         )
     heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
     print_table(heads, phases)
-    runs = ", ".join(f"{line['runs']} runs ({line['purpose']})" for line in plan["plans"])
+    runs = ", ".join(f"{plural(line['runs'], 'run')} ({line['purpose']})" for line in plan["plans"])
     say(f"Runs: {runs}")
     for line in prospect_lines(plan["contrasts"]):
         say(line)
@@ -221,8 +221,8 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
-def seeds_of(text: str) -> list[int]:
-    """Return the seeds of a list such as 100-103,107."""
+def seeds_of(text: str, *, allowed: str = "100-105, or 100,103, …") -> list[int]:
+    """Return the seeds of a list such as 100-103,107; ``allowed`` is for the error message."""
     seeds: set[int] = set()
     try:
         for part in text.split(","):
@@ -235,7 +235,7 @@ def seeds_of(text: str) -> list[int]:
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):
-        raise MaskwiseError("bad --seeds", got=text, allowed="100-105, or 100,103, …") from None
+        raise MaskwiseError("bad --seeds", got=repr(text), allowed=allowed) from None
     return sorted(seeds)
 
 

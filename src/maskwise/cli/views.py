@@ -204,8 +204,10 @@ def inspect(
         typer.Option(help="A folder or hub id. Default: a small bundled tokenizer."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for the masks.")] = 0,
-    step: Annotated[int, typer.Option(help="Step in the schedule.")] = 0,
-    total_steps: Annotated[int, typer.Option(help="Length of the schedule in steps.")] = 1000,
+    step: Annotated[int, typer.Option(min=0, help="Step in the schedule.")] = 0,
+    total_steps: Annotated[
+        int, typer.Option(min=1, help="Length of the schedule in steps.")
+    ] = 1000,
     html: Page = None,
     as_json: Json = False,
 ) -> None:

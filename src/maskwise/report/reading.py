@@ -170,7 +170,9 @@ def read_folder(folder: Path) -> Folder:
     if (folder / "metrics.jsonl").is_file():
         return _read_run(folder)
     what = "this folder holds neither a study nor a pre-training run"
-    if not folder.is_dir():
+    if folder.is_file():
+        what = "this is a file, not a folder"
+    elif not folder.is_dir():
         what = "there is no such folder"
     raise MaskwiseError(
         what,

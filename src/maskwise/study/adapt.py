@@ -301,7 +301,7 @@ def next_of(
         return f"Next: fix the errors, then repeat the failed work by this command: {command()}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
-        enough = command(seeds=P_FROM_RUNS)
+        enough = command(seeds=_with_more(recipe.study.seeds))
         return f"Next: add runs, because a decision needs at least {P_FROM_RUNS}: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
@@ -329,6 +329,14 @@ def next_of(
         why = "more runs would not decide this, but more steps may"
         options["steps"] = 2 * recipe.training.steps
     return f"Next: keep {model} for now; {why}: {command(*changes, **options)}"
+
+
+def _with_more(seeds: int | Sequence[int]) -> str:
+    """Add seeds to the user's until a decision is possible, in the format of --seeds."""
+    if isinstance(seeds, int):
+        return str(P_FROM_RUNS)
+    new = range(max(seeds) + 1, max(seeds) + 1 + P_FROM_RUNS - len(seeds))
+    return ",".join(map(str, [*seeds, *new]))
 
 
 def arm_that_helps(result: Plain) -> str | None:

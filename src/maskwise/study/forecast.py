@@ -362,7 +362,7 @@ class Outlook:
         for line in plan["plans"]:
             runs[line["purpose"]] = line["runs"]
             if self.arms:
-                parts.append("{runs} runs ({purpose})".format(**line))
+                parts.append(f"{plural(line['runs'], 'run')} ({line['purpose']})")
         parts.append(time_words(plan))
         self.lines.append(("time", ", ".join(parts)))
         kept = ("jobs", "stages", "unknown", "seconds", "memory_gib")

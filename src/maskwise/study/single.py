@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import product
 from pathlib import Path
 
@@ -251,14 +251,17 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         require_own(out, "recipe.yaml", what="a policy of this recipe")
     stage = _learned_from(recipe)
     before = read_json(out / STAGE)
+    saved = out / "recipe.yaml"
     # If stage.json is damaged, the inputs of the policy are computed from its recipe.
-    if not before and (out / "recipe.yaml").is_file():
-        before = _learned_from(read_recipe(out / "recipe.yaml"))
+    if not before and saved.is_file():
+        # The recipe of another command may learn no policy.
+        with suppress(MaskwiseError):
+            before = _learned_from(read_recipe(saved))
     # The inputs include hashes of files, which may change while the recipe stays the same.
-    if before and before != stage:
+    if before != stage and (before or saved.is_file()):
         raise MaskwiseError(
-            f"--out {out} contains a policy that was learned with a different recipe or from other "
-            "data: a setting, a file, a library or the machine has changed",
+            f"--out {out} has results of a different recipe or of other data: a setting, a file, a "
+            "library or the machine has changed",
             do=ANOTHER_FOLDER,
         )
     done = read_json(out / DONE)

@@ -430,6 +430,6 @@ def _lines(prospect: Prospect) -> list[str]:
     lines = []
     if not prospect["decidable"]:
         are = "1 run is" if runs == 1 else f"{runs} runs are"
-        lines.append(f"{are} too few for a verdict; use study.seeds={fewest}")
+        lines.append(f"{are} too few for a verdict, which needs at least {fewest}")
     detected = detected_words(prospect["detectable"])
     return [*lines, f"with {max(runs, fewest)} pairs of runs, {detected}"]

@@ -107,7 +107,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         points += _points(companions, length)
         for arm, seed in sorted(companions.unfinished):
             run = f"the companion run of {arm} with seed {seed} ({length:g} of the steps)"
-            advice[run] = f"Run the study to its end: {run} is incomplete, and left out."
+            advice[run] = f"Run the study to its end: {run} lacks outcomes, which are left out."
     points += _points(table, 1.0)
     tasks: dict[str, TaskUse] = {}
     for task, helped in table.helped.items():
