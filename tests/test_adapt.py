@@ -101,7 +101,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert "steps per run" in said["answer"]
-    assert said["next"].startswith("Next: a decision needs at least 6 runs")
+    assert said["next"].startswith("Next: add runs, because a decision needs at least 6")
     again = shlex.split(said["next"].split(": ")[-1])
     assert str(texts) in again and again[again.index("--out") :][1] == str(out)
     assert maskwise(*again[1:], "--dry-run", "--json") == 0
@@ -225,7 +225,8 @@ def test_bad_seeds_are_named_with_their_option(seeds, capfd):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "more"), [(2, "6"), ([3, 9], "3,9,10,11,12,13"), ([6, 7, 8], "6,7,8,9,10,11")]
+    ("seeds", "more"),
+    [(2, "0,1,2,3,4,5"), ([3, 9], "3,9,10,11,12,13"), ([6, 7, 8], "6,7,8,9,10,11")],
 )
 def test_runs_are_added_to_the_seeds_of_the_user(seeds, more, adapted):
     row = ROW | {"verdict": "open", "better": None, "n": 2, "runs_to_decide": 9}
@@ -361,7 +362,7 @@ def test_what_is_no_time_is_one_line(text, capfd):
         ("decided", "arm", 6, None, "maskwise finetune 'o 1/model' --task 'a b.csv'"),
         ("decided", "baseline", 6, None, "finetune bundled:encoder --task 'a b.csv'"),
         ("no difference that matters", None, 6, None, "bundled:encoder --task 'a b.csv'"),
-        ("open", None, 3, 9, "same 6"),
+        ("open", None, 3, 9, "same 0,1,2,3,4,5"),
         ("open", None, 6, 8, "same 'o 1-2' 6-13"),
         ("open", None, 6, None, "same 'o 1-2' 1200"),
         ("not comparable", None, 6, None, "finetune.search_rate=true 'o 1-2'"),

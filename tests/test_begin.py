@@ -54,7 +54,7 @@ def test_check_counts_times_and_doubts(recipe, capfd):
     assert [*facts["time"]["stages"]] == ["prepare", "pretrain", "evaluate", "finetune", "overlap"]
     assert facts["time"]["seconds"] > 1 and facts["time"]["memory_gib"] > 0.1
     doubts = " ".join(doubt["what"] for doubt in facts["doubts"])
-    assert "2 runs of each arm cannot decide" in doubts and "evaluated on 10 items" in doubts
+    assert "2 runs of each arm cannot decide" in doubts and "only 10 test items" in doubts
     assert "and are truncated" not in doubts
     resolved = Path("resolved.yaml")
     resolved.write_text(facts["recipe"], encoding="utf-8")
@@ -297,7 +297,7 @@ def test_a_recipe_extends_another(recipe, tmp_path):
     own.write_text(f"extends: {recipe}\nstudy: {{arms: {{ratio-0.2: {{masking.ratio: 0.2}}}}}}\n")
     assert list(read_recipe(own).study.arms) == ["ratio-0.2"]
     for name, said in (
-        ("own.yaml", "in a circle"),
+        ("own.yaml", "extend each other"),
         ("quick-strat", "unknown recipe 'quick-strat'"),
     ):
         own.write_text(f"extends: {name}")

@@ -321,6 +321,10 @@ def test_corrupt_is_for_trainers_of_others() -> None:
     assert torch.equal(whole[7:], part), "a mask is a function of the row"
     with pytest.raises(MaskwiseError, match="the same shape"):
         mw.corrupt(ids, counts[:, :-1], 3)
+    # Silently, these would give tokens that are no whole numbers, or another token.
+    for tokens, mask in ((ids, 1.5), (ids.float(), 3), (ids.short(), 70_000)):
+        with pytest.raises(MaskwiseError, match=r"input_ids|mask_token_id"):
+            mw.corrupt(tokens, counts, mask)
 
 
 @pytest.mark.parametrize(

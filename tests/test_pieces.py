@@ -474,3 +474,8 @@ def test_files_of_others_are_not_replaced_by_pieces(tmp_path):
     with pytest.raises(MaskwiseError, match="contains something else"):
         cut([document("a", 1)], out=tmp_path)
     assert (tmp_path / "to.txt").read_text() == "mine"
+
+
+def test_a_length_from_numpy_can_be_saved(tmp_path):
+    some = cut([document("a", 1)], length=np.int64(9), out=tmp_path / "pieces")
+    assert some.length == 9 and len(Pieces.load(tmp_path / "pieces")) == len(some)

@@ -354,7 +354,7 @@ def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
             "training:\n\tsteps: 10",
             "found character '\\t' that cannot start any token; replace tabs with spaces",
         ),
-        ("", "add settings to the file, or name a shipped recipe"),
+        ("", "add settings to the file, or use a shipped recipe"),
         ("# only a comment", "is not a recipe; got no settings"),
         ("- a\n- b", "not a recipe"),
         ("training:\n  stepz: 3", "did you mean 'training.steps'"),

@@ -140,7 +140,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
                 "study.arms={a: {}, b: {objectives: {cse: }}}",
             ],
             "arm 'b' has several objectives, and such arms can be matched by steps only; "
-            "got study.match targets",
+            "got study.match=targets",
         ),
     ],
 )

@@ -274,7 +274,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert "masking-policy" in card and "Heaviest words" in card and "exact_match" in card
     policy, salient = result["held_out"], result["held_out"]["salient"]
     assert f"| recall | {policy['recall']:.3f} | {salient['recall']:.3f} |" in card
-    assert "norm of the policy&#39;s gradient" in page and page.count("<polyline") >= 2
+    assert "size of the policy&#39;s gradient" in page and page.count("<polyline") >= 2
     assert page.count('<div class="when">before</div>') == 5
     assert "http" not in page.replace("http-equiv", "")
     assert maskwise(*command, "--out", out, "--json") == 0
@@ -282,7 +282,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     policy = f"learned({str(out / 'policy')!r})"
     assert maskwise("inspect", "bada is a kefe", "--policy", policy, "--ratio", "0.5") == 0
     assert maskwise(*command, "training.seed=1", "--out", out) == 2
-    assert "policy of a different recipe" in capsys.readouterr().err
+    assert "results of a different recipe" in capsys.readouterr().err
     # A damaged stage.json does not hide the change.
     stage = (out / "stage.json").read_text()
     (out / "stage.json").write_text(stage[:40])
@@ -292,7 +292,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
             kept.pop(out / name)
             (out / name).unlink()
         assert maskwise(*command, "training.seed=1", "--out", out) == 2
-        assert "policy of a different recipe" in capsys.readouterr().err
+        assert "results of a different recipe" in capsys.readouterr().err
         assert kept == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert maskwise(*command, "--out", out, "--json") == 0
     again = json.loads(capsys.readouterr().out)

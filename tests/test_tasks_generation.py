@@ -200,7 +200,7 @@ def test_ropes_has_two_texts_for_a_question(tmp_path):
 def test_a_paragraph_of_squad_without_its_context_is_refused_even_without_questions(tmp_path):
     for paragraph in ({"qas": []}, {"situation": "S.", "qas": []}):
         (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
-        with pytest.raises(MaskwiseError, match=r"is not SQuAD's JSON; got no '(context|backgr)"):
+        with pytest.raises(MaskwiseError, match="an object without 'context'"):
             load_task(f"{tmp_path}/squad.json")
 
 

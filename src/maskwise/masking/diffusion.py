@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose, content_ids, fold, unit_interval
 from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.corruptions import mask_only
@@ -419,6 +419,9 @@ def corrupt(
     for name, tensor in (("input_ids", input_ids), ("loss_mask", loss_mask)):
         if not isinstance(tensor, torch.Tensor):
             raise MaskwiseError(name, got=tensor, allowed="a tensor of shape (B, L)")
+    if input_ids.is_floating_point():
+        raise MaskwiseError("input_ids", got=input_ids.dtype, allowed="whole numbers")
+    whole_number("mask_token_id", mask_token_id, least=0, most=torch.iinfo(input_ids.dtype).max)
     if input_ids.dim() != 2 or loss_mask.shape != input_ids.shape:
         raise MaskwiseError(
             "input_ids and loss_mask must have the same shape (B, L)",
@@ -435,8 +438,7 @@ def corrupt(
     batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
     keys = Keys(names, seed=seed, epoch=epoch, step=step)
     places = None if place is None else place.numpy(force=True)
-    # ``loss_mask`` defines which tokens may be masked, so the tables of the vocabulary are not
-    # needed.
+    # ``loss_mask`` says which tokens may be masked, so no table of the vocabulary is needed.
     nothing = np.zeros(0, bool)
     vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)
     noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)

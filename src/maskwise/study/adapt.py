@@ -68,8 +68,7 @@ LEAST_STEPS = 100
 SHORTER = (["finetune.steps=250"], ["corpus.length=64"])
 """Overrides that shorten a study if it takes too long even with ``LEAST_STEPS``."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""AdamW's learning rate, keyed by the number of weights of an encoder: the bundled encoder, MiniLM,
-a common base encoder and a common large encoder."""
+"""AdamW's learning rate by number of weights: the bundled encoder, MiniLM, base and large ones."""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -301,7 +300,9 @@ def next_of(
         return f"Next: fix the errors, then repeat the failed work by this command: {command()}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
-        enough = command(seeds=_with_more(recipe.study.seeds))
+        used = recipe.study.seed_list
+        more = [*used, *range(max(used) + 1, max(used) + 1 + P_FROM_RUNS - len(used))]
+        enough = command(seeds=",".join(map(str, more)))
         return f"Next: add runs, because a decision needs at least {P_FROM_RUNS}: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
@@ -329,14 +330,6 @@ def next_of(
         why = "more runs would not decide this, but more steps may"
         options["steps"] = 2 * recipe.training.steps
     return f"Next: keep {model} for now; {why}: {command(*changes, **options)}"
-
-
-def _with_more(seeds: int | Sequence[int]) -> str:
-    """Add seeds to the user's until a decision is possible, in the format of --seeds."""
-    if isinstance(seeds, int):
-        return str(P_FROM_RUNS)
-    new = range(max(seeds) + 1, max(seeds) + 1 + P_FROM_RUNS - len(seeds))
-    return ",".join(map(str, [*seeds, *new]))
 
 
 def arm_that_helps(result: Plain) -> str | None:

@@ -68,10 +68,8 @@ BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
-    """A text and its name.
-
-    The held-out split and the masks are computed from names. Names must therefore be unique, and
-    the same whenever the corpus is read.
+    """A text and its name. Splits and masks are computed from names, which must be unique and stay
+    the same.
     """
 
     id: str
@@ -172,8 +170,7 @@ class Documents:
 class Joined(Documents):
     """Several corpora, read one after the other, without repeated texts.
 
-    Documents keep their names, and the held-out split is computed from names. Therefore, the same
-    documents of a corpus are held out in a mix and without a mix.
+    Documents keep their names. So the same documents are held out in a mix and without a mix.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
     >>> [(document.text, source_of(document)) for document in Joined(parts)]
@@ -181,6 +178,8 @@ class Joined(Documents):
     """
 
     def __init__(self, parts: Sequence[Documents]):
+        if not parts:
+            raise MaskwiseError("there is no corpus to join", allowed="one or more")
         self.parts = parts
         name = " + ".join(part.name for part in parts)
         super().__init__(tuple, name=name, fields=parts[0].fields)

@@ -271,7 +271,8 @@ def read_pieces(
     ['[CLS] the cat sat [SEP] [CLS] on the mat [SEP]']
     """
     frame = Frame.of(tokenizer)
-    if not 1 <= frame.room(whole_number("length", length)) < LONGEST_ROW:
+    length = whole_number("length", length)
+    if not 1 <= frame.room(length) < LONGEST_ROW:
         raise MaskwiseError(
             "length leaves no room for text, or is too long",
             got=length,
