@@ -61,8 +61,8 @@ MEASURES = {
     CLOZE: "cloze:FILE",
     PAIRS: "pairs:FILE or pairs:bundled:pairs",
 }
-# Defaults of ``maskwise evaluate``: rows for the pseudo-perplexity, and masks per piece for the
-# bound.
+# Defaults of ``maskwise evaluate``: the number of rows for the pseudo-perplexity, and of masks for
+# each row in the bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
 # The maximum number of tokens in a row of the user's text. The model's limit may be lower.
 LONGEST = 128

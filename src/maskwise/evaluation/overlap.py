@@ -120,7 +120,7 @@ def overlap_record(
 def occurring(
     documents: Iterable[str | Document], items: Sequence[Sequence[str]], *, least: int
 ) -> tuple[NDArray[np.bool_], int, NDArray[np.int64]]:
-    """Find the items of which a document contains ``N`` consecutive words, or a whole shorter text.
+    """Find the items that occur in a document, by ``N`` consecutive words or a whole shorter text.
 
     Args:
         least: the minimum number of words. Shorter texts are ignored.

@@ -28,7 +28,7 @@ class FinetuneSettings(BaseModel):
 
     epochs: float | None = Field(None, gt=0)
     """Passes over the training rows; ignored if ``steps`` is given. The default is 5. For a large
-    model, whose learning rate is below 1e-3, it is as many as give 250 steps, between 5 and 20.
+    model (with a learning rate below 1e-3), it is at least 5 and at most 20: enough for 250 steps.
     """
 
     steps: int | None = Field(None, ge=1)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Batch: TypeAlias = dict[str, Tensor]
 # The number of steps in a window. The rows of a window are sorted by length.
 WINDOW_STEPS = 16
-# Random targets are a hash of this number and the seed, so they repeat no other random numbers.
+# A part of the hash for random targets. It separates them from other hashes of the same seed.
 CHOICE = 0xC401CE
 # The number of tokens in an evaluation batch, including padding.
 EVAL_TOKENS = 8192
@@ -136,7 +136,7 @@ class Data(Trainable):
         return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
 
     def chance(self, train: Data) -> float | None:
-        """Return the score of a guess from the tokens of train, if the kind has such a baseline."""
+        """Return the score of a guess from the token frequencies in train; None for most kinds."""
         return None
 
     @abstractmethod
