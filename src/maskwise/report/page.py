@@ -179,7 +179,7 @@ def _power(folder: Folder) -> str:
 
 
 def _arm(folder: Folder, arm: str, colour: str) -> View:
-    view = {
+    view: View = {
         "name": arm,
         "facts": folder.study["arms"].get(arm),
         "colour": colour,

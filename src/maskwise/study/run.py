@@ -171,14 +171,12 @@ def run_study(
 
 
 def restore_summary(folder: Path) -> None:
-    """Write the missing summary.json of a folder that has the records of all planned runs."""
+    """Write the summary.json of a folder, if the folder has the records of all planned runs."""
     from maskwise.study.verdict import summarise
 
     study = cast(Study, read_json(folder / "study.json") or {})
     records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    if (folder / "summary.json").exists() or not study.get("seeds"):
-        return
-    if not pending(study, records):
+    if study.get("seeds") and not pending(study, records):
         write_json(folder / "summary.json", summarise(records, study))
 
 

@@ -164,17 +164,16 @@ def _annotators(specs: Iterable[str | Layered]) -> list[Layered]:
     registry = import_module("maskwise.annotate.registry")
     annotators: list[Layered] = []
     for spec in specs:
-        maker = spec
         if not isinstance(spec, Layered):
-            maker = registry.annotator(spec)
-        if isinstance(maker, Fitted) and not maker.fitted:
+            spec = registry.annotator(spec)
+        annotators.append(spec)
+        if isinstance(spec, Fitted) and not spec.fitted:
             raise MaskwiseError(
                 "this annotator must read a whole corpus first",
                 got=spec,
                 do="maskwise.annotate.run.annotate_corpus(FILE, [NAME], FOLDER), and then "
                 """layers=['stored("FOLDER")']""",
             )
-        annotators.append(maker)
     return annotators
 
 
