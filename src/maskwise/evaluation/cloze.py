@@ -122,7 +122,7 @@ class Cloze(TestSet):
         Raises:
             MaskwiseError: the file cannot be read, is empty, lacks a column, or has an empty text.
         """
-        # With two candidates, three answers are split into 2 + 1, and a single answer is first.
+        # With two candidates, three answers would be split into 2 + 1. One answer is always first.
         if candidates < 3:
             raise MaskwiseError("too few candidates in a cloze set", got=candidates, allowed="≥ 3")
         name = name_of(path)

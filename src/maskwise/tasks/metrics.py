@@ -358,7 +358,7 @@ def _nats_and_tokens(answers: Collection[Answer]) -> NDArray[np.float64]:
 
 
 def nats_per_token(gold: object, answers: Collection[Answer]) -> float:
-    """Return the mean −log p of the tokens in the correct answers, in nats."""
+    """Return the mean −log p of the tokens in the first correct answers, in nats."""
     nats, tokens = _nats_and_tokens(answers).sum(1)
     return float(nats / tokens)
 
