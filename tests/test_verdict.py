@@ -616,7 +616,7 @@ def test_a_companion_that_was_not_finished_is_reported_and_costs_no_verdict():
     summary = summary_of(more=short)
     assert summary["contrasts"] == summary_of()["contrasts"]
     (said,) = [line for line in summary["advice"] if "companion" in line]
-    assert "token-30 with seed 2 (0.5 of the steps) is incomplete" in said
+    assert "token-30 with seed 2 (0.5 of the steps) lacks outcomes" in said
     runs = {(one["arm"], one["seed"], one["fraction"]) for one in summary["efficiency"]["points"]}
     assert len(runs) == 2 * 16 - 1 and ("token-30", 2, 0.5) not in runs
 
