@@ -83,11 +83,11 @@ def recipe_page() -> str:
     lines = ["# Recipe keys", "", "All keys are optional. `null` means no value."]
     for section, keys in sections.items():
         lines += ["", f"## {section or 'Recipe'}", ""]
-        lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+        lines += ["| key | meaning | default | allowed |", "|---|---|---|---|"]
         for key in keys:
             default = f"`{key.default}`" if key.default else ""
             what = key.what.replace("None:", "null:")
-            lines.append(_row(f"`{key.name}`", default, key.allowed, what))
+            lines.append(_row(f"`{key.name}`", what, default, key.allowed))
     return "\n".join(lines)
 
 
@@ -101,7 +101,7 @@ def commands_page() -> str:
             "",
             command.help,
             "",
-            "| option | default | meaning |",
+            "| option | meaning | default |",
             "|---|---|---|",
         ]
         for option in command.params:
@@ -111,7 +111,7 @@ def commands_page() -> str:
             default = "required" if option.required else str(option.default)
             if default in ("None", "False"):
                 default = ""
-            lines.append(_row(f"`{shown}`", default, option.help or ""))
+            lines.append(_row(f"`{shown}`", option.help or "", default))
     return "\n".join(lines)
 
 
