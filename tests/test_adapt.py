@@ -101,7 +101,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert "steps per run" in said["answer"]
-    assert said["next"].startswith("Next: a decision needs at least 6 runs")
+    assert said["next"].startswith("Next: add runs, because a decision needs at least 6")
     again = shlex.split(said["next"].split(": ")[-1])
     assert str(texts) in again and again[again.index("--out") :][1] == str(out)
     assert maskwise(*again[1:], "--dry-run", "--json") == 0

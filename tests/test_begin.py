@@ -296,7 +296,7 @@ def test_a_recipe_extends_another(recipe, tmp_path):
     own.write_text(f"extends: {recipe}\nstudy: {{arms: {{ratio-0.2: {{masking.ratio: 0.2}}}}}}\n")
     assert list(read_recipe(own).study.arms) == ["ratio-0.2"]
     for name, said in (
-        ("own.yaml", "in a circle"),
+        ("own.yaml", "extend each other"),
         ("quick-strat", "unknown recipe 'quick-strat'"),
     ):
         own.write_text(f"extends: {name}")
