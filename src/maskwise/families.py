@@ -91,8 +91,8 @@ class Esm(Adapter):
 
 
 ESM_MASKED = 0.15 * 0.8
-"""The share of mask tokens in ESM's pre-training. Embeddings are scaled as if a text had as many
-mask tokens."""
+"""The share of mask tokens in ESM's pre-training. ESM scales the embeddings of a text as if this
+share of its tokens were masked."""
 
 
 def _scale_by_document(

@@ -10,8 +10,9 @@ any composition of batches, and there is no state to save.
 
 How: seed, epoch and purpose select a bijection on 64 bits. It maps an example id to two 32-bit
 words, ``start`` and ``odd``. The draw with index i of this example is ``mix(start + i · odd)``. All
-steps are bijections. Therefore, **draws of one example are distinct** (no ties), and no two
-examples have the same words (except for the lowest bit of ``odd``, which is always 1). Examples
+steps are bijections. Therefore, **draws of one example are distinct** (no ties), and two examples
+have different words, unless the words differ only in the lowest bit of ``odd``, which is set to 1.
+Examples
 have different factors ``odd``, because with the same factor, the draws of two examples could be
 shifted copies of each other (``tests/test_keys.py`` searches for such copies).
 
@@ -46,7 +47,7 @@ class Purpose(IntEnum):
 
     SELECT = 1  # the order in which units (tokens, words, spans) are selected
     ROUND = 2  # stochastic rounding of the number of tokens to mask
-    BORDER = 3  # whether the last unit, which exceeds this number, is selected (budget "expected")
+    BORDER = 3  # whether the unit that would exceed the number is selected (budget "expected")
     SHOW = 4  # whether a token is masked, replaced or kept
     REPLACE = 5  # which random token replaces a token
     RATIO = 6  # the masking ratio of a piece, if the ratio is a distribution
@@ -157,7 +158,7 @@ class Keys:
         return _mix_(key, _MIX_32)
 
     def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
-        """(N,) int32: the same as ``draw``, for pieces in order, piece p ``counts_P[p]`` times."""
+        """(N,) int32: ``draw`` for ``counts_P[p]`` indices of each piece p, in the order of the pieces."""
         start_P, odd_P = self._words(purpose)
         key = np.repeat(odd_P, counts_P)
         key *= np.asarray(index, np.int32)

@@ -54,7 +54,7 @@ class MaskingTrainer(Trainer):
 
     Rows have ``input_ids``, ``example_id`` and the annotation layers that the masking policy needs
     (``word_ids``, …). Masks depend only on seed, epoch and example id, and not on batch size,
-    ranks, workers or resuming. A masking ratio that changes follows the exact step. If the data set
+    ranks, workers or resuming. A masking schedule uses the step in which a batch is trained. If the data set
     has no length, masks depend on the step instead of the epoch.
 
     >>> import maskwise as mw
@@ -139,7 +139,7 @@ class MaskingTrainer(Trainer):
             self._check_fit(each)
 
     def _check_fit(self, masker: Masker) -> None:
-        """Raise if the masker's labels do not fit the model, which would train without an error."""
+        """Raise if the masker's labels do not fit the model. Training would be wrong, without error."""
         name = type(self.model).__name__
         if self._decodes == (masker.corruption.writes is not None):
             return
@@ -403,7 +403,7 @@ class MaskingTrainer(Trainer):
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) int64: the number of targets per row, or in diffusion, of tokens that may be masked."""
+    """(B,) int64: the number of targets in a row; for diffusion, of tokens that may be masked."""
     if "counted" in batch:
         return batch["counted"]
     return (batch["labels"] != IGNORE).sum(1)
