@@ -12,9 +12,8 @@ How: seed, epoch and purpose select a bijection on 64 bits. It maps an example i
 words, ``start`` and ``odd``. The draw with index i of this example is ``mix(start + i · odd)``. All
 steps are bijections. Therefore, **draws of one example are distinct** (no ties), and two examples
 have different words, unless the words differ only in the lowest bit of ``odd``, which is set to 1.
-Examples
-have different factors ``odd``, because with the same factor, the draws of two examples could be
-shifted copies of each other (``tests/test_keys.py`` searches for such copies).
+Examples have different factors ``odd``, because with the same factor, the draws of two examples
+could be shifted copies of each other (``tests/test_keys.py`` searches for such copies).
 
 A draw takes ten integer operations in numpy, so one core makes about 300M draws per second.
 
@@ -158,7 +157,7 @@ class Keys:
         return _mix_(key, _MIX_32)
 
     def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
-        """(N,) int32: ``draw`` for ``counts_P[p]`` indices of each piece p, in the order of the pieces."""
+        """(N,) int32: ``draw`` for ``counts_P[p]`` indices of each piece p, in order of pieces."""
         start_P, odd_P = self._words(purpose)
         key = np.repeat(odd_P, counts_P)
         key *= np.asarray(index, np.int32)

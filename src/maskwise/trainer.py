@@ -54,8 +54,8 @@ class MaskingTrainer(Trainer):
 
     Rows have ``input_ids``, ``example_id`` and the annotation layers that the masking policy needs
     (``word_ids``, …). Masks depend only on seed, epoch and example id, and not on batch size,
-    ranks, workers or resuming. A masking schedule uses the step in which a batch is trained. If the data set
-    has no length, masks depend on the step instead of the epoch.
+    ranks, workers or resuming. A masking schedule uses the step in which a batch is trained. If the
+    data set has no length, masks depend on the step instead of the epoch.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
@@ -139,7 +139,7 @@ class MaskingTrainer(Trainer):
             self._check_fit(each)
 
     def _check_fit(self, masker: Masker) -> None:
-        """Raise if the masker's labels do not fit the model. Training would be wrong, without error."""
+        """Raise if the masker's labels do not fit the model, because training would be wrong."""
         name = type(self.model).__name__
         if self._decodes == (masker.corruption.writes is not None):
             return
