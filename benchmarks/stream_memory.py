@@ -36,6 +36,7 @@ from maskwise.masking.policies.base import Point
 from maskwise.objectives import objective
 from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
+from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.stream import StreamedRows
 
@@ -112,7 +113,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     corpus = CorpusSettings(source=str(folder), stream=True, length=LENGTH)
     with watch.during("prepare"):
         settings = TokenizerSettings(vocab_size=8192)
-        tokenizer = settings.tokenizer(first_characters(corpus.documents()))
+        tokenizer = settings.tokenizer(first_characters(corpus.documents(), SAMPLE_CHARACTERS))
         Prepared.begin(out, corpus, tokenizer)
         data = Prepared.open(out)
     masker = Masker(data.tokenizer)

@@ -420,6 +420,15 @@ def test_an_override_that_replaces_a_group_by_a_value_is_refused(value):
         read_recipe("quick-start", [f"study={value}"])
 
 
+def test_aliases_that_nest_deeper_than_their_text_are_refused(tmp_path):
+    lines = ["a0: &a0 1"]
+    for block in range(1, 5):
+        lines.append(f"a{block}: &a{block} " + "{x: " * 150 + f"*a{block - 1}" + "}" * 150)
+    (tmp_path / "r.yaml").write_text("\n".join(lines))
+    with pytest.raises(MaskwiseError, match="nested too deeply"):
+        read_recipe(tmp_path / "r.yaml")
+
+
 def test_a_value_that_holds_itself_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_text("extends: quick-start\nstudy: &all {arms: *all}\n")
     with pytest.raises(MaskwiseError, match="nested too deeply"):

@@ -115,11 +115,12 @@ def test_report_computes_the_verdicts_of_complete_records(finished, tmp_path):
     assert load_json(finished / "summary.json")["headline"] in (out / "report.html").read_text()
 
 
-def test_report_computes_no_verdicts_of_incomplete_records(finished, tmp_path):
+@pytest.mark.parametrize("change", [{"seeds": [0, 1, 99]}, {"seeds": [0], "contrasts": []}])
+def test_report_computes_no_verdicts_of_records_that_do_not_fit(change, finished, tmp_path):
     out = tmp_path / "record"
     out.mkdir()
     study = load_json(finished / "study.json")
-    study["seeds"] += [99]
+    study |= change
     (out / "study.json").write_text(json.dumps(study))
     shutil.copy(finished / "records.jsonl", out)
     assert maskwise("report", out) == 0

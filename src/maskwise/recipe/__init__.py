@@ -266,7 +266,11 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
             allowed="settings of the form key: value",
             do="add settings to the file, or use a shipped recipe (maskwise list recipes)",
         )
-    settings = without_former(settings)
+    try:
+        settings = without_former(settings)
+    except RecursionError:
+        # Aliases nest deeper than the text, which is why the reader of the text accepts them.
+        raise MaskwiseError(f"{path}: settings are nested too deeply") from None
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:

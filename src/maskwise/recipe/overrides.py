@@ -207,14 +207,15 @@ class Yaml(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """Raise an error if a key occurs twice; PyYAML would silently keep only the last value."""
         node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
+        lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             # Only a scalar can be a valid key, and the text of a collection may be very long.
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            name = key.value
+            # The number 1 and the text "1" are different keys.
+            name = (key.tag, key.value)
             if name in lines:
-                problem = f"the key {name!r} is in line {lines[name]} already"
+                problem = f"the key {key.value!r} is in line {lines[name]} already"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             lines[name] = key.start_mark.line + 1
         return node

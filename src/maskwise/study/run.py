@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ import numpy as np
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
 from maskwise.files import Record, Study
 from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
@@ -177,7 +179,9 @@ def restore_summary(folder: Path) -> None:
     study = cast(Study, read_json(folder / "study.json") or {})
     records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
     if study.get("seeds") and not pending(study, records):
-        write_json(folder / "summary.json", summarise(records, study))
+        # Files of older versions may lack keys or runs; the page then has no verdicts.
+        with suppress(KeyError, MaskwiseError):
+            write_json(folder / "summary.json", summarise(records, study))
 
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
