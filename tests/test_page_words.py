@@ -162,3 +162,19 @@ def test_the_interval_is_of_the_lead_of_the_arm_that_is_ahead(swapped: bool) -> 
         wanted = [-end for end in reversed(wanted)]
     assert [low, high] == pytest.approx(wanted, abs=0.051)
     assert row["sentence"].index(ahead) < row["sentence"].index(behind) and high > 0
+
+
+def test_an_arm_that_masks_nothing_is_not_said_to_mask(tmp_path: Path) -> None:
+    study = make_study(runs=2, arms=ARMS)
+    records = make_records(study, ARMS)
+    study["arms"]["token-15"] = described("token", judged_on=[])
+    page = page_of(tmp_path, study, records, None)
+    assert ["masks" in arm for arm in arms_on(page)] == [False, True]
+
+
+def test_an_escaped_name_is_escaped_once(tmp_path: Path) -> None:
+    study = make_study(runs=2, arms=ARMS)
+    study["arms"]["token-15"] = described("function('a & b')")
+    written = write_study(tmp_path, study, make_records(study, ARMS), summary=None, samples=None)
+    page = write_report(written).read_text("utf-8")
+    assert "&amp;amp;" not in page and "&amp;#39;" not in page

@@ -329,7 +329,10 @@ def powers(x: float | None) -> str:
 
 def figures(text: object) -> str:
     """Insert no-break spaces between numbers and their units."""
-    return str(text).replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
+    # An escaped text from a macro (Markup) stays escaped, because it is a str, too.
+    if not isinstance(text, str):
+        text = str(text)
+    return text.replace(" %", "\u00a0%").replace("p = ", "p\u00a0=\u00a0")
 
 
 def call(spec: str) -> Call:
