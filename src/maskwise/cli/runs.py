@@ -170,7 +170,10 @@ def adapt(
         typer.Option(min=1, help="Steps that train a new head, once for all runs. Default: ≤ 600."),
     ] = None,
     seeds: Annotated[
-        str, typer.Option(help="Runs of each arm (at least 6 to decide), or their seeds: 6-57.")
+        str,
+        typer.Option(
+            help="Runs of each arm (at least 6 to decide), or their seeds, such as 100-105."
+        ),
     ] = "6",
     limit: Annotated[str, typer.Option("--time", help="Time limit: 2h, 90m or 1h30m.")] = "2h",
     out: Out = Path("runs/adapt"),

@@ -156,7 +156,7 @@ def _story(folder: Folder) -> View | None:
     if len(scopes) == 1:
         compared.append(SCOPES.get(str(scopes.pop()), ""))
     if any(row["verdict"] == "open" for row in rows):
-        compared.append("Open: these runs do not decide which of the two is better.")
+        compared.append("“Open” means that these runs do not decide which of two arms is better.")
     compared.append(_power(folder))
     return {
         "compared": " ".join(filter(None, compared)),

@@ -176,8 +176,8 @@ FORESTS = {
     ),
     "perplexity": (
         "Pseudo-perplexity",
-        "The sign is reversed, so better is to the right. Only arms with equal units are "
-        "comparable.",
+        "The sign is reversed, so better is to the right. Only arms that mask the "
+        "same kind of unit (tokens, words or spans) are comparable.",
     ),
     "bound": (
         "The bound of masked diffusion",
@@ -186,8 +186,8 @@ FORESTS = {
     ),
     "heldout": (
         "Held-out loss",
-        "In nats. The sign is reversed, so better is to the right. Only arms with equal units are "
-        "comparable.",
+        "In nats. The sign is reversed, so better is to the right. Only arms that mask the "
+        "same kind of unit (tokens, words or spans) are comparable.",
     ),
 }
 NOT_COMPARABLE = ("not comparable", "void")

@@ -61,7 +61,7 @@ def ending_of(path: Path) -> str | None:
 def read_hub(spec: str) -> dict[str, list[Record]]:
     """Return the records of the data set "hf:ID[:config]", keyed by split.
 
-    Numbers of classes are replaced by the names of the classes.
+    Class numbers are replaced by class names.
     """
     name, _, config = spec.removeprefix("hf:").partition(":")
     splits = {}

@@ -226,7 +226,7 @@ class Line:
 
 
 def moved_extras(batch: AnnotatedBatch, move: Callable[[Array], Array]) -> Columns:
-    """Apply ``move`` to further model inputs, such as token types, as the tokens were moved."""
+    """Apply ``move`` to further model inputs, such as token types, as to the tokens."""
     # ``position_ids`` are left out, so that the model numbers the new positions itself.
     return {name: move(line) for name, line in batch.extras.items() if name != "position_ids"}
 

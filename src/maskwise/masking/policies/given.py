@@ -234,7 +234,7 @@ def difference(units: str = "word", power: float = 1.0) -> Weighted:
 
 @dataclass(frozen=True)
 class Frequency(CutPolicy):
-    """Rare words are masked more often, or with a positive power, frequent words.
+    """Rare words are masked more often; with a positive power, frequent words are.
 
     A token has the weight max(count, floor) ** power. The layer ``frequency`` contains the count of
     each token in the corpus. A unit has the mean weight of its tokens.
