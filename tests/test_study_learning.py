@@ -143,8 +143,8 @@ def test_the_page_says_what_the_policies_found(finished, tmp_path):
     page = write_report(out).read_text(encoding="utf-8")
     assert "How much of oracle's gain do the other arms achieve?" in page
     assert "What the learned policies found" in page
-    assert page.count("inner steps too large in 2 of 2") == 1
-    assert "stopped early" not in page and page.count("every policy is the best of 3 tries") == 1
+    assert page.count("Inner steps too large in 2 of 2 runs") == 1
+    assert "Stopped early" not in page and page.count("Every policy is the best of 3 tries") == 1
 
 
 def test_the_text_is_masked_by_what_the_run_learned(finished, recipe):
