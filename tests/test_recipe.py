@@ -384,6 +384,16 @@ def test_settings_nested_without_end_are_refused(tmp_path):
         parse_value(text)
 
 
+def _is_refused_before_it_is_built(path, text):
+    path.write_text(text)
+    tracemalloc.start()
+    with pytest.raises(MaskwiseError, match="too many values; allowed: at most 100,000"):
+        read_recipe(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
 @pytest.mark.parametrize("inner", ["[{}]", "{{a: {0}, b: {0}, c: {0}, d: {0}}}", "{{<<: [{}]}}"])
 def test_aliases_that_expand_enormously_are_refused_before_they_are_built(inner, tmp_path):
     lines = ["a0: &a0 {key: 1, other: 2}"]
@@ -392,26 +402,14 @@ def test_aliases_that_expand_enormously_are_refused_before_they_are_built(inner,
         if "{0}" in inner:
             aliases = f"*a{level - 1}"
         lines.append(f"a{level}: &a{level} {inner.format(aliases)}")
-    (tmp_path / "r.yaml").write_text("\n".join(lines))
-    tracemalloc.start()
-    with pytest.raises(MaskwiseError, match="too many values; allowed: at most 100,000"):
-        read_recipe(tmp_path / "r.yaml")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 10_000_000
+    _is_refused_before_it_is_built(tmp_path / "r.yaml", "\n".join(lines))
 
 
 def test_keys_that_expand_enormously_are_refused_before_they_are_built(tmp_path):
     lines = ["? &a0 [x, x]\n: 0"]
     for level in range(1, 25):
         lines.append(f"? &a{level} [*a{level - 1}, *a{level - 1}]\n: 0")
-    (tmp_path / "r.yaml").write_text("\n".join(lines))
-    tracemalloc.start()
-    with pytest.raises(MaskwiseError, match="too many values"):
-        read_recipe(tmp_path / "r.yaml")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 10_000_000
+    _is_refused_before_it_is_built(tmp_path / "r.yaml", "\n".join(lines))
 
 
 @pytest.mark.parametrize("value", ["abc", "[1]", "null", "3"])
