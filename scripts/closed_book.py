@@ -1,4 +1,4 @@
-"""Build a closed-book test from a file in SQuAD's format, for the study D1 of benchmarks/PLAN.md.
+"""Build a closed-book test from a file in SQuAD's format, for D1 and D7 of benchmarks/PLAN.md.
 
     python scripts/closed_book.py new_wiki_v1.0.json.gz --out trivia
 
@@ -6,7 +6,8 @@
 test questions. All questions about an article are in the same split. No policy and no model can
 therefore learn from questions about test articles. ``OUT/closed`` has questions and answers.
 ``OUT/open`` also has the paragraphs of training and dev questions, from which a masking policy can
-learn.
+learn. ``OUT/right.jsonl`` has the paragraphs of the dev and test questions only, and ``OUT/other.jsonl``
+as many words of training articles.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
     with opened(squad) as file:
         articles = json.load(file)["data"]
     random.Random(ORDER_SEED).shuffle(articles)
-    contexts = []
+    contexts = {split: [] for split in SPLITS}
     questions = {split: [] for split in SPLITS}
     for number, article in enumerate(articles):
         split = split_of(number / len(articles))
@@ -53,23 +54,36 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
                 asked.add((first["answer_start"], first["answer_start"] + len(first["text"])))
             spans = sorted(asked) if split == "test" else []
             name = f"{article['title']} {number} {place}"
-            contexts.append({"id": name, "text": paragraph["context"], "spans": disjoint(spans)})
+            context = {"id": name, "text": paragraph["context"], "spans": disjoint(spans)}
+            contexts[split].append(context)
     random.Random(ORDER_SEED).shuffle(questions["test"])
     questions["test"] = questions["test"][:most_test]
-    write_lines(out / "contexts.jsonl", contexts)
+    paragraphs = [context for split in SPLITS for context in contexts[split]]
+    write_lines(out / "contexts.jsonl", paragraphs)
+    # Dev chooses learning rates, so its answers must be where those of the test questions are.
+    right = [*contexts["dev"], *contexts["test"]]
+    write_lines(out / "right.jsonl", right)
+    write_lines(out / "other.jsonl", as_many_words(contexts["train"], right))
     for split, rows in questions.items():
         closed = [{key: row[key] for key in ("question", "answers")} for row in rows]
         write_lines(out / "closed" / f"{split}.jsonl", closed)
         if split != "test":
             write_lines(out / "open" / f"{split}.jsonl", rows)
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in questions.items())
-    print(f"{len(contexts)} paragraphs of {len(articles)} articles; questions: {counts}")
+    print(f"{len(paragraphs)} paragraphs of {len(articles)} articles; questions: {counts}")
 
 
 def split_of(share: float) -> str:
     """Return the split of an article, by its position in the shuffled list."""
     names = list(SPLITS)
     return names[bisect(list(accumulate(SPLITS.values())), share)]
+
+
+def as_many_words(contexts: list[dict], like: list[dict]) -> list[dict]:
+    """Return the first paragraphs that together have as many words as the paragraphs ``like``."""
+    wanted = sum(len(context["text"].split()) for context in like)
+    totals = list(accumulate(len(context["text"].split()) for context in contexts))
+    return contexts[: bisect(totals, wanted)]
 
 
 def disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -31,8 +31,16 @@ def test_questions_are_split_by_article_and_test_answers_are_marked(tmp_path, mo
     assert sorted(marked) == sorted(row["answers"][0] for row in test)
     learned_from = read_lines(tmp_path / "trivia" / "open" / "train.jsonl")
     assert not set(marked) & {row["answers"][0] for row in learned_from}
+    assert sum(bool(row["spans"]) for row in contexts) == 3
+    right = read_lines(tmp_path / "trivia" / "right.jsonl")
+    other = read_lines(tmp_path / "trivia" / "other.jsonl")
+    assert len(right) == 4
+    assert all(row in right for row in contexts if row["spans"])
+    assert len(other) == len(right)
+    assert not {row["id"] for row in other} & {row["id"] for row in right}
     monkeypatch.chdir(tmp_path)
-    assert read_recipe(find_recipe("trivia-own")).name == "trivia-own"
+    for recipe in ("trivia-own", "corpus-and-policy"):
+        assert read_recipe(find_recipe(recipe)).name == recipe
 
 
 def test_labelled_passages_of_novels_are_not_in_the_text(tmp_path):
