@@ -6,8 +6,8 @@
 test questions. All questions about an article are in the same split. No policy and no model can
 therefore learn from questions about test articles. ``OUT/closed`` has questions and answers.
 ``OUT/open`` also has the paragraphs of training and dev questions, from which a masking policy can
-learn. ``OUT/right.jsonl`` has the paragraphs of the dev and test questions only, and ``OUT/other.jsonl``
-as many words of training articles.
+learn. ``OUT/right.jsonl`` has the paragraphs of the dev and test questions only.
+``OUT/other.jsonl`` has as many words of training articles.
 """
 
 from __future__ import annotations
@@ -52,16 +52,15 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
                 # Only the first answer in SQuAD's list is marked, which is the commonest.
                 first = question["answers"][0]
                 asked.add((first["answer_start"], first["answer_start"] + len(first["text"])))
-            spans = sorted(asked) if split == "test" else []
+            spans = disjoint(sorted(asked)) if split == "test" else []
             name = f"{article['title']} {number} {place}"
-            context = {"id": name, "text": paragraph["context"], "spans": disjoint(spans)}
-            contexts[split].append(context)
+            contexts[split].append({"id": name, "text": paragraph["context"], "spans": spans})
     random.Random(ORDER_SEED).shuffle(questions["test"])
     questions["test"] = questions["test"][:most_test]
-    paragraphs = [context for split in SPLITS for context in contexts[split]]
-    write_lines(out / "contexts.jsonl", paragraphs)
     # Dev chooses learning rates, so its answers must be where those of the test questions are.
-    right = [*contexts["dev"], *contexts["test"]]
+    right = contexts["dev"] + contexts["test"]
+    paragraphs = contexts["train"] + right
+    write_lines(out / "contexts.jsonl", paragraphs)
     write_lines(out / "right.jsonl", right)
     write_lines(out / "other.jsonl", as_many_words(contexts["train"], right))
     for split, rows in questions.items():

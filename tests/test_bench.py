@@ -10,7 +10,6 @@ import gpu as gpu_bench
 import pytest
 import quick_step
 import seq2seq
-import seq2seq_parts
 import torch
 import train as train_bench
 from rich.console import Console
@@ -142,15 +141,3 @@ def test_denoising_is_timed_beside_the_trainer(monkeypatch: pytest.MonkeyPatch) 
         assert (line["rate_over_peer"] == 1) == (line["name"] == seq2seq.PEER)
     spans, full = found["formats"]
     assert full["written"] > spans["written"] and full["encoder_flops"] == spans["encoder_flops"]
-
-
-@pytest.mark.parametrize("who", [seq2seq.PEER, "maskwise, packed rows"])
-def test_the_parts_of_a_step_add_up(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seq2seq, "DOCUMENTS", 40)
-    monkeypatch.setattr(seq2seq_parts, "EPOCHS", 2)
-    figures = seq2seq_parts.parts_of("bart", "spans", who)
-    parts = {part: figures[part] for part in seq2seq_parts.PARTS}
-    assert sum(parts.values()) == pytest.approx(figures["sum"], abs=0.1)
-    # Both halves are seen in both directions, and the loss is more than the optimiser.
-    assert all(parts[part] > 0.5 for part in parts if "encoder" in part or "decoder" in part)
-    assert parts["head and loss"] > parts["optimiser"] > 0
