@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import figure
 import pytest
 from ledger import key_of, lines_of, read_ledger, recorded
 
@@ -15,3 +16,10 @@ def test_a_record_has_its_lines(folder) -> None:
         written = ledger[key_of(line)]
         if written["rules"] == RULES:
             assert {name: written[name] for name in line} == line
+
+
+def test_the_figure_has_an_interval_for_each_claim() -> None:
+    table = figure.rows()
+    assert len(table) == len(figure.CLAIMS)
+    assert not table[["low", "difference", "high", "verdict"]].isna().any(axis=None)
+    assert set(table.verdict) <= set(figure.COLOURS)

@@ -1,0 +1,66 @@
+"""Draw the claims of RESULTS.md that were compared on tasks, from the ledger.
+
+python benchmarks/figure.py   # writes benchmarks/results/claims.svg
+"""
+
+from __future__ import annotations
+
+import altair
+from command import run
+from ledger import RESULTS
+from pandas import DataFrame, read_json
+
+FIGURE = RESULTS / "claims.svg"
+CLAIMS = [
+    # (Name in the figure, record, arm, baseline), grouped by paper as in RESULTS.md.
+    ("45 → 15 % against 30 %", "decay-replication", "decay-45-15", "constant-30"),
+    ("45 → 15 % against 45 %", "decay-replication", "decay-45-15", "constant-45"),
+    ("45 → 15 % against 15 %", "decay-replication", "decay-45-15", "constant-15"),
+    ("mometas against even draws", "mometas-claim-2026-11-23", "mometas", "uniform"),
+    ("mometas-plus against even draws", "mometas-claim-2026-11-23", "mometas-plus", "uniform"),
+    ("mometas-plus against one objective", "mometas-2026-11-20", "mometas-plus", "mlm"),
+    ("nouns: supervised against salient", "trex-nouns", "supervised", "salient"),
+    ("nouns: meta against salient", "trex-nouns", "meta", "salient"),
+    ("names: oracle against salient", "trex-names", "oracle", "salient"),
+    ("policy of a related relation", "trex-transfer", "occupations", "random"),
+    ("policy of another relation", "trex-transfer", "birthplaces", "random"),
+    ("oracle: spans against full text", "format-and-policy", "oracle", "oracle-full"),
+    ("random: full text against spans", "format-and-policy", "random-full", "random"),
+    ("questions' texts against Wikipedia", "intermediate-2026-11-21", "contexts", "wikipedia"),
+    ("MiniLM on novels against unchanged", "adapt-novels", "words-30", "no-pretraining"),
+]
+COLOURS = {"decided": "#0b6e99", "open": "#8a8a8a", "not comparable": "#d9730d"}
+
+
+def rows() -> DataFrame:
+    """Return the ledger's line of each claim, in the order of the claims."""
+    keys = ["record", "arm", "baseline"]
+    claims = DataFrame(CLAIMS, columns=["claim", *keys])
+    return claims.merge(read_json(RESULTS / "ledger.jsonl", lines=True), on=keys, how="left")
+
+
+def draw(table: DataFrame) -> altair.LayerChart:
+    """Return a chart with a dot and a 95 % interval for each claim."""
+    claim = altair.Y("claim", sort=None, title=None, axis=altair.Axis(labelLimit=400))
+    title = "difference in standard deviations between seeds, with the 95 % interval"
+    # Effects from .2 to 10 standard deviations are readable on one axis.
+    scale = altair.Scale(type="symlog")
+    verdict = altair.Color(
+        "verdict", scale=altair.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
+    )
+    base = altair.Chart(table).encode(y=claim, color=verdict)
+    dots = base.mark_point(filled=True, size=60).encode(
+        x=altair.X("difference", title=title, scale=scale)
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(x="low", x2="high")
+    zero = altair.Chart(DataFrame({"x": [0]})).mark_rule(strokeDash=[4, 4]).encode(x="x")
+    return (zero + bars + dots).properties(width=460)
+
+
+def main() -> None:
+    """Write the figure."""
+    draw(rows()).save(FIGURE)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
