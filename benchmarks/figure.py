@@ -18,6 +18,13 @@ CLAIMS = [
     ("45 → 15 % against 15 %", "decay-replication", "decay-45-15", "constant-15"),
     ("the same, earlier seeds, 30 %", "decay-claim-2026-11-22", "decay-45-15", "constant-30"),
     ("the same, earlier seeds, 45 %", "decay-claim-2026-11-22", "decay-45-15", "constant-45"),
+    (
+        "parts of speech, as published",
+        "pos-weighted-replication",
+        "ptw-faithful-bert",
+        "words-bert",
+    ),
+    ("parts of speech, ours", "pos-weighted-replication", "ptw", "words"),
     ("mometas against even draws", "mometas-claim-2026-11-23", "mometas", "uniform"),
     ("mometas-plus against even draws", "mometas-claim-2026-11-23", "mometas-plus", "uniform"),
     ("mometas-plus against one objective", "mometas-2026-11-20", "mometas-plus", "mlm"),
