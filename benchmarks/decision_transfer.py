@@ -2,139 +2,167 @@
 
     python benchmarks/decision_transfer.py SMALL MEDIUM LARGE > decisions.json
 
-Folders are recorded studies of the same arms, from small to large. Each is read at its full length
-and at the length of its companions. A line of the result compares a smaller setting with a larger
-one: of the pairs of arms that the larger setting orders by its tasks, the share that the smaller
-setting orders in the same way, by its tasks or by its held-out loss.
+Folders are recorded studies, from small to large. Each is read at its full length and at the
+lengths of its companions. A line of the result compares a smaller setting with a larger one. It
+counts the pairs of arms that the larger setting orders by its tasks, and for each proxy of the
+smaller setting, those of them that have the same order. The proxies are the mean score of the tasks
+and the held-out loss on each kind of mask.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from command import run
+from pandas import DataFrame, Series
 from scipy import stats
 
+from maskwise.constants import PLATEAU_NATS, REFERENCE
+from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
 
-PROXIES = ("tasks", "held-out loss")
 FEWEST_PAIRS = 4
 """With fewer ordered pairs, a share says nothing."""
+FEWEST_ARMS = 8
+"""With fewer arms, a bootstrap over arms is far too narrow."""
 DRAWS = 2000
 
-
-class Setting(NamedTuple):
-    """A study at one length of training.
-
-    Attributes:
-        name: folder, and share of the steps.
-        arms: names of the arms.
-        values: an array (arms, seeds) for each proxy. Higher is better.
-    """
-
-    name: str
-    arms: list[str]
-    values: dict[str, np.ndarray]
+Setting = dict[str, DataFrame]
+"""Values (arms, seeds) by proxy, higher is better, as averages over tasks or masking ratios; and
+"gain", the held-out losses of word frequencies minus those of the model."""
 
 
-def read_settings(folder: Path) -> list[Setting]:
-    """Return the settings of a recorded study, the shortest first."""
-    found = defaultdict(list)
-    for record in read_lines(folder / "records.jsonl"):
-        key = (record.get("fraction", 1.0), record.get("arm"), record.get("seed"))
-        if record["kind"] == "score" and record["arm"] != "no-pretraining":
-            found["tasks", *key].append(record["score"])
-        elif record["kind"] == "heldout":
-            found["held-out loss", *key].append(-record["loss"])
-    _, fractions, arms, seeds = [sorted(set(names)) for names in zip(*found, strict=True)]
-    settings = []
-    for fraction in fractions:
-        values = {}
-        for proxy in PROXIES:
-            means = [np.mean(found[proxy, fraction, arm, seed]) for arm in arms for seed in seeds]
-            values[proxy] = np.reshape(means, (len(arms), len(seeds)))
-        settings.append(Setting(f"{folder.name}, {fraction:g} of the steps", arms, values))
+def read_settings(folder: Path) -> dict[str, Setting]:
+    """Return the settings of a recorded study, the shortest first, by name."""
+    lines = read_lines(folder / "records.jsonl")
+    records = DataFrame([{"fraction": 1.0} | line for line in lines])
+    settings = {}
+    for fraction, runs in records[records.arm != REFERENCE].groupby("fraction"):
+        heldout = runs[runs.kind == "heldout"]
+        setting = {"tasks": table(runs[runs.kind == "score"], "score")}
+        for masks, lines in heldout.groupby("masks"):
+            setting[f"held-out loss, {masks}"] = -table(lines, "loss")
+        setting["gain"] = table(heldout, "unigram") - table(heldout, "loss")
+        settings[f"{folder.name}, {fraction:g} of the steps"] = setting
     return settings
 
 
-def ordered(values: np.ndarray) -> np.ndarray:
-    """Return the signs of the differences of arms that their own intervals separate from 0.
+def table(lines: DataFrame, column: str) -> DataFrame:
+    """Return the mean of a column for each arm (row) and seed (column).
 
-    The 95 % intervals are of differences between paired seeds. They use one variance for all arms:
-    that of the values without the effects of the arm and of the seed.
+    Raises:
+        MaskwiseError: runs are missing.
+    """
+    counts = lines.pivot_table(column, "arm", "seed", "count", fill_value=0)
+    if len(np.unique(counts)) != 1:
+        missing = counts.stack().loc[lambda count: count < counts.to_numpy().max()]
+        raise MaskwiseError(f"runs without all their {column}s", got=list(missing.index))
+    return lines.pivot_table(column, "arm", "seed")
 
-    Args:
-        values: (arms, seeds).
+
+def ordered(values: DataFrame) -> DataFrame:
+    """Return the signs of the differences of arms whose 95 % intervals do not contain 0.
+
+    The differences are between runs with the same seed. All intervals use one variance: that of the
+    values without the effects of the arm and of the seed.
 
     Returns:
         (arms, arms), 1 if the arm of the row is better than that of the column, −1 if it is worse,
         0 if the interval contains 0.
 
-    >>> ordered(np.array([[1.0, 1.2, 0.9], [3.0, 3.1, 3.1], [3.1, 3.0, 2.9]]))[0]
-    array([ 0., -1., -1.])
+    >>> ordered(DataFrame([[1.0, 1.2, 0.9], [3.0, 3.1, 3.1], [3.1, 3.0, 2.9]])).loc[0].tolist()
+    [0.0, -1.0, -1.0]
     """
+    means = values.mean(axis=1)
+    residuals = values.sub(means, axis=0) - values.mean() + values.to_numpy().mean()
     arms, seeds = values.shape
-    means = values.mean(1)
-    left = values - means[:, None] - values.mean(0) + values.mean()
     freedom = (arms - 1) * (seeds - 1)
-    error = np.sqrt(2 * (left**2).sum() / freedom / seeds)
-    differences = means[:, None] - means
-    reach = stats.t.ppf(0.975, freedom) * error
-    return np.sign(differences) * (np.abs(differences) > reach)
+    error = np.sqrt(2 * (residuals**2).to_numpy().sum() / freedom / seeds)
+    differences = np.subtract.outer(means.to_numpy(), means.to_numpy())
+    half_width = stats.t.ppf(0.975, freedom) * error
+    signs = np.sign(differences) * (np.abs(differences) > half_width)
+    return DataFrame(signs, values.index, values.index)
 
 
-def agreement(values: np.ndarray, signs: np.ndarray) -> tuple[float, int]:
-    """Return the share of the ordered pairs that have the same order, and the number of pairs.
+def agreement(means: Series, signs: DataFrame) -> tuple[int, int]:
+    """Return the number of ordered pairs with the same order, and of all ordered pairs.
+
+    Equal means count as another order.
 
     Args:
-        values: (arms, seeds) of the small setting.
-        signs: (arms, arms) of the large one, as from ``ordered``.
+        means: of the arms in the small setting.
+        signs: (arms, arms) of the large setting, as from ``ordered``.
     """
-    means = values.mean(1)
     pairs = np.triu(signs) != 0
-    same = np.sign(means[:, None] - means)[pairs] == signs[pairs]
-    share = same.mean() if len(same) else np.nan
-    return share, len(same)
+    same = np.sign(np.subtract.outer(means.to_numpy(), means.to_numpy())) == signs.to_numpy()
+    return int(same[pairs].sum()), int(pairs.sum())
 
 
-def interval(values: np.ndarray, signs: np.ndarray) -> list[float]:
-    """Return the 95 % bootstrap interval of the share, over arms and seeds of the small setting."""
+def interval(values: DataFrame, signs: DataFrame) -> list[float] | None:
+    """Return the 95 % bootstrap interval of the share, over arms and seeds of the small setting.
+
+    The orders of the large setting are taken as given. The result is None if all draws agree.
+    """
     rng = np.random.default_rng(0)
     arms, seeds = values.shape
     shares = []
     for _ in range(DRAWS):
-        who = rng.integers(arms, size=arms)
-        when = rng.integers(seeds, size=seeds)
-        share, _ = agreement(values[who][:, when], signs[who][:, who])
-        shares.append(share)
-    return np.nanquantile(shares, [0.025, 0.975]).round(3).tolist()
+        drawn = rng.integers(arms, size=arms)
+        means = values.iloc[drawn, rng.integers(seeds, size=seeds)].mean(axis=1)
+        same, pairs = agreement(means, signs.iloc[drawn, drawn])
+        if pairs:
+            shares.append(same / pairs)
+    low, high = np.quantile(shares, [0.025, 0.975]).round(3).tolist()
+    return [low, high] if low < high else None
 
 
 def compare(small: Setting, large: Setting) -> dict[str, object]:
-    """Return a line of the result."""
-    common = [arm for arm in small.arms if arm in large.arms]
-    before = [small.arms.index(arm) for arm in common]
-    after = [large.arms.index(arm) for arm in common]
-    signs = ordered(large.values["tasks"])[after][:, after]
-    line: dict[str, object] = {"small": small.name, "large": large.name, "arms": len(common)}
-    for proxy in PROXIES:
-        values = small.values[proxy][before]
-        share, line["ordered_pairs"] = agreement(values, signs)
-        if line["ordered_pairs"] < FEWEST_PAIRS:
+    """Return the line of two settings, for the arms that both have."""
+    arms = small["tasks"].index.intersection(large["tasks"].index)
+    signs = ordered(large["tasks"]).loc[arms, arms]
+    gains = small["gain"].loc[arms].mean(axis=1)
+    line: dict[str, object] = {
+        "arms": len(arms),
+        "near_word_frequencies": list(gains.index[gains < PLATEAU_NATS]),
+    }
+    for proxy, values in small.items():
+        if proxy == "gain":
+            continue
+        same, pairs = agreement(values.loc[arms].mean(axis=1), signs)
+        line["ordered_pairs"] = pairs
+        if pairs < FEWEST_PAIRS:
             line[proxy] = "cannot tell"
-        else:
-            line[proxy] = {"share": round(share, 3), "interval": interval(values, signs)}
+            continue
+        line[proxy] = {
+            "same_order": same,
+            "without_an_arm": without_an_arm(values.loc[arms], signs),
+        }
+        if len(arms) >= FEWEST_ARMS:
+            line[proxy]["interval"] = interval(values.loc[arms], signs)
     return line
+
+
+def without_an_arm(values: DataFrame, signs: DataFrame) -> dict[str, list[int]]:
+    """Return the two numbers of ``agreement`` after each arm in turn is left out."""
+    found = {}
+    for arm in values.index:
+        left = values.index.drop(arm)
+        found[arm] = list(agreement(values.loc[left].mean(axis=1), signs.loc[left, left]))
+    return found
 
 
 def main(folders: list[Path]) -> list[dict[str, object]]:
     """Compare each setting with each larger one."""
-    settings = [setting for folder in folders for setting in read_settings(folder)]
-    return [compare(small, large) for small, large in combinations(settings, 2)]
+    settings = {}
+    for folder in folders:
+        settings |= read_settings(folder)
+    lines = []
+    for small, large in combinations(settings, 2):
+        names = {"small": small, "large": large}
+        lines.append(names | compare(settings[small], settings[large]))
+    return lines
 
 
 if __name__ == "__main__":

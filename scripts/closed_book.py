@@ -6,8 +6,11 @@
 test questions. All questions about an article are in the same split. No policy and no model can
 therefore learn from questions about test articles. ``OUT/closed`` has questions and answers.
 ``OUT/open`` also has the paragraphs of training and dev questions, from which a masking policy can
-learn. ``OUT/right.jsonl`` has the paragraphs of the dev and test questions only.
-``OUT/other.jsonl`` has as many words of training articles.
+learn.
+
+To compare corpora, ``OUT/right.jsonl`` has the paragraphs of the dev and test questions only, and
+``OUT/other.jsonl`` those of other articles. ``OUT/apart`` is ``OUT/closed`` without the questions
+about these other articles.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ import typer
 from maskwise.folders import write_lines
 from maskwise.text.opening import opened
 
-SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
-"""Shares of the articles in the splits."""
+SPLITS = {"train": 2, "other": 4, "dev": 1, "test": 3}
+"""Tenths of the articles in the splits. ``OUT/closed`` trains on the first two."""
 ORDER_SEED = 0
 
 
@@ -42,14 +45,14 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
     contexts = {split: [] for split in SPLITS}
     questions = {split: [] for split in SPLITS}
     for number, article in enumerate(articles):
-        split = split_of(number / len(articles))
+        split = split_of(10 * number / len(articles))
         for place, paragraph in enumerate(article["paragraphs"]):
             asked = set()
             for question in paragraph["qas"]:
                 answers = [answer["text"] for answer in question["answers"]]
                 row = {"question": question["question"], "answers": sorted(set(answers))}
                 questions[split].append(row | {"context": paragraph["context"]})
-                # Only the first answer in SQuAD's list is marked, which is the commonest.
+                # Only the first answer in SQuAD's list is marked.
                 first = question["answers"][0]
                 asked.add((first["answer_start"], first["answer_start"] + len(first["text"])))
             spans = disjoint(sorted(asked)) if split == "test" else []
@@ -59,30 +62,31 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
     questions["test"] = questions["test"][:most_test]
     # Dev chooses learning rates, so its answers must be where those of the test questions are.
     right = contexts["dev"] + contexts["test"]
-    paragraphs = contexts["train"] + right
-    write_lines(out / "contexts.jsonl", paragraphs)
     write_lines(out / "right.jsonl", right)
-    write_lines(out / "other.jsonl", as_many_words(contexts["train"], right))
-    for split, rows in questions.items():
-        closed = [{key: row[key] for key in ("question", "answers")} for row in rows]
-        write_lines(out / "closed" / f"{split}.jsonl", closed)
-        if split != "test":
-            write_lines(out / "open" / f"{split}.jsonl", rows)
+    write_lines(out / "other.jsonl", contexts["other"])
+    paragraphs = contexts["train"] + contexts["other"] + right
+    write_lines(out / "contexts.jsonl", paragraphs)
+    about_other = questions.pop("other")
+    write_questions(out / "apart", questions)
+    questions["train"] += about_other
+    write_questions(out / "closed", questions)
+    write_lines(out / "open" / "train.jsonl", questions["train"])
+    write_lines(out / "open" / "dev.jsonl", questions["dev"])
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in questions.items())
     print(f"{len(paragraphs)} paragraphs of {len(articles)} articles; questions: {counts}")
 
 
-def split_of(share: float) -> str:
+def split_of(tenths: float) -> str:
     """Return the split of an article, by its position in the shuffled list."""
     names = list(SPLITS)
-    return names[bisect(list(accumulate(SPLITS.values())), share)]
+    return names[bisect(list(accumulate(SPLITS.values())), tenths)]
 
 
-def as_many_words(contexts: list[dict], like: list[dict]) -> list[dict]:
-    """Return the first paragraphs that together have as many words as the paragraphs ``like``."""
-    wanted = sum(len(context["text"].split()) for context in like)
-    totals = list(accumulate(len(context["text"].split()) for context in contexts))
-    return contexts[: bisect(totals, wanted)]
+def write_questions(out: Path, questions: dict[str, list[dict]]) -> None:
+    """Write the questions and answers of each split, without their paragraphs."""
+    for split, rows in questions.items():
+        closed = [{key: row[key] for key in ("question", "answers")} for row in rows]
+        write_lines(out / f"{split}.jsonl", closed)
 
 
 def disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

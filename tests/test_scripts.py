@@ -10,6 +10,7 @@ from pathlib import Path
 from maskwise.recipe import read_recipe
 from tiny import find_recipe, read_lines
 
+SPLITS = ("train", "dev", "test")
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
@@ -34,10 +35,18 @@ def test_questions_are_split_by_article_and_test_answers_are_marked(tmp_path, mo
     assert sum(bool(row["spans"]) for row in contexts) == 3
     right = read_lines(tmp_path / "trivia" / "right.jsonl")
     other = read_lines(tmp_path / "trivia" / "other.jsonl")
-    assert len(right) == 4
+    assert len(right) == len(other) == 4
     assert all(row in right for row in contexts if row["spans"])
-    assert len(other) == len(right)
-    assert not {row["id"] for row in other} & {row["id"] for row in right}
+    apart = {
+        split: read_lines(tmp_path / "trivia" / "apart" / f"{split}.jsonl") for split in SPLITS
+    }
+    assert {split: len(rows) for split, rows in apart.items()} == {"train": 2, "dev": 1, "test": 3}
+    others = " ".join(row["text"] for row in other)
+    rights = " ".join(row["text"] for row in right)
+    for split, rows in apart.items():
+        for row in rows:
+            assert row["answers"][0] not in others
+            assert (row["answers"][0] in rights) == (split != "train")
     monkeypatch.chdir(tmp_path)
     for recipe in ("trivia-own", "corpus-and-policy"):
         assert read_recipe(find_recipe(recipe)).name == recipe
