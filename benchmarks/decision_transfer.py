@@ -55,10 +55,10 @@ def table(lines: DataFrame, column: str) -> DataFrame:
     Raises:
         MaskwiseError: runs are missing.
     """
-    counts = lines.pivot_table(column, "arm", "seed", "count", fill_value=0)
-    if len(np.unique(counts)) != 1:
-        missing = counts.stack().loc[lambda count: count < counts.to_numpy().max()]
-        raise MaskwiseError(f"runs without all their {column}s", got=list(missing.index))
+    counts = lines.pivot_table(column, "arm", "seed", "count", fill_value=0).stack()
+    missing = counts.index[counts < counts.max()]
+    if len(missing):
+        raise MaskwiseError(f"runs without all their {column}s", got=list(missing))
     return lines.pivot_table(column, "arm", "seed")
 
 
@@ -160,8 +160,8 @@ def main(folders: list[Path]) -> list[dict[str, object]]:
         settings |= read_settings(folder)
     lines = []
     for small, large in combinations(settings, 2):
-        names = {"small": small, "large": large}
-        lines.append(names | compare(settings[small], settings[large]))
+        line = compare(settings[small], settings[large])
+        lines.append({"small": small, "large": large} | line)
     return lines
 
 

@@ -78,8 +78,7 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
 
 def split_of(tenths: float) -> str:
     """Return the split of an article, by its position in the shuffled list."""
-    names = list(SPLITS)
-    return names[bisect(list(accumulate(SPLITS.values())), tenths)]
+    return list(SPLITS)[bisect(list(accumulate(SPLITS.values())), tenths)]
 
 
 def write_questions(out: Path, questions: dict[str, list[dict]]) -> None:
