@@ -43,6 +43,8 @@ CLAIMS = [
     ("T-REx names: oracle, salient", "trex-names", "oracle", "salient"),
     ("T-REx: related policy, random", "trex-transfer", "occupations", "random"),
     ("T-REx: another policy, random", "trex-transfer", "birthplaces", "random"),
+    ("trivia: supervised against salient", "trivia-own", "supervised", "salient"),
+    ("trivia: supervised against random", "trivia-own", "supervised", "random"),
     (
         "trivia, other questions: supervised, salient",
         "learn-trivia-2026-11-22",
