@@ -6,7 +6,6 @@ python benchmarks/figure.py   # writes benchmarks/results/claims.svg
 from __future__ import annotations
 
 import altair
-from command import run
 from ledger import RESULTS
 from pandas import DataFrame, read_json
 
@@ -94,10 +93,5 @@ def draw(table: DataFrame) -> altair.LayerChart:
     return (zero + bars + dots).properties(width=460)
 
 
-def main() -> None:
-    """Write the figure."""
-    draw(rows()).save(FIGURE)
-
-
 if __name__ == "__main__":
-    run(main, __doc__)
+    draw(rows()).save(FIGURE)
