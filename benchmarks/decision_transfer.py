@@ -42,8 +42,8 @@ def read_settings(folder: Path) -> dict[str, Setting]:
     for fraction, runs in records[records.arm != REFERENCE].groupby("fraction"):
         heldout = runs[runs.kind == "heldout"]
         setting = {"tasks": table(runs[runs.kind == "score"], "score")}
-        for masks, lines in heldout.groupby("masks"):
-            setting[f"held-out loss, {masks}"] = -table(lines, "loss")
+        for masks, of_masks in heldout.groupby("masks"):
+            setting[f"held-out loss, {masks}"] = -table(of_masks, "loss")
         setting["gain"] = table(heldout, "unigram") - table(heldout, "loss")
         settings[f"{folder.name}, {fraction:g} of the steps"] = setting
     return settings
@@ -80,10 +80,15 @@ def ordered(values: DataFrame) -> DataFrame:
     arms, seeds = values.shape
     freedom = (arms - 1) * (seeds - 1)
     error = np.sqrt(2 * (residuals**2).to_numpy().sum() / freedom / seeds)
-    differences = np.subtract.outer(means.to_numpy(), means.to_numpy())
+    leads = leads_of(means)
     half_width = stats.t.ppf(0.975, freedom) * error
-    signs = np.sign(differences) * (np.abs(differences) > half_width)
+    signs = np.sign(leads) * (np.abs(leads) > half_width)
     return DataFrame(signs, values.index, values.index)
+
+
+def leads_of(means: Series) -> np.ndarray:
+    """Return (arms, arms): the mean of the arm of the row minus that of the column."""
+    return np.subtract.outer(means.to_numpy(), means.to_numpy())
 
 
 def agreement(means: Series, signs: DataFrame) -> tuple[int, int]:
@@ -96,7 +101,7 @@ def agreement(means: Series, signs: DataFrame) -> tuple[int, int]:
         signs: (arms, arms) of the large setting, as from ``ordered``.
     """
     pairs = np.triu(signs) != 0
-    same = np.sign(np.subtract.outer(means.to_numpy(), means.to_numpy())) == signs.to_numpy()
+    same = np.sign(leads_of(means)) == signs.to_numpy()
     return int(same[pairs].sum()), int(pairs.sum())
 
 
@@ -127,29 +132,27 @@ def compare(small: Setting, large: Setting) -> dict[str, object]:
         "arms": len(arms),
         "near_word_frequencies": list(gains.index[gains < PLATEAU_NATS]),
     }
-    for proxy, values in small.items():
+    for proxy, all_arms in small.items():
         if proxy == "gain":
             continue
-        same, pairs = agreement(values.loc[arms].mean(axis=1), signs)
+        values = all_arms.loc[arms]
+        means = values.mean(axis=1)
+        same, pairs = agreement(means, signs)
         line["ordered_pairs"] = pairs
         if pairs < FEWEST_PAIRS:
             line[proxy] = "cannot tell"
             continue
-        line[proxy] = {
-            "same_order": same,
-            "without_an_arm": without_an_arm(values.loc[arms], signs),
-        }
+        line[proxy] = {"same_order": same, "without_an_arm": without_an_arm(means, signs)}
         if len(arms) >= FEWEST_ARMS:
-            line[proxy]["interval"] = interval(values.loc[arms], signs)
+            line[proxy]["interval"] = interval(values, signs)
     return line
 
 
-def without_an_arm(values: DataFrame, signs: DataFrame) -> dict[str, list[int]]:
+def without_an_arm(means: Series, signs: DataFrame) -> dict[str, list[int]]:
     """Return the two numbers of ``agreement`` after each arm in turn is left out."""
     found = {}
-    for arm in values.index:
-        left = values.index.drop(arm)
-        found[arm] = list(agreement(values.loc[left].mean(axis=1), signs.loc[left, left]))
+    for arm in means.index:
+        found[arm] = list(agreement(means.drop(arm), signs.drop(index=arm, columns=arm)))
     return found
 
 

@@ -6,7 +6,7 @@ python benchmarks/figure.py   # writes benchmarks/results/claims.svg
 from __future__ import annotations
 
 import altair
-from ledger import RESULTS
+from ledger import LEDGER, RESULTS
 from pandas import DataFrame, read_json
 
 FIGURE = RESULTS / "claims.svg"
@@ -72,7 +72,7 @@ def rows() -> DataFrame:
     """Return the ledger's line of each claim, in the order of the claims."""
     keys = ["record", "arm", "baseline"]
     claims = DataFrame(CLAIMS, columns=["claim", *keys])
-    return claims.merge(read_json(RESULTS / "ledger.jsonl", lines=True), on=keys, how="left")
+    return claims.merge(read_json(LEDGER, lines=True), on=keys, how="left")
 
 
 def draw(table: DataFrame) -> altair.LayerChart:
