@@ -112,6 +112,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         assert maskwise(command[0], inputs / "recipe.yaml", *few, "--out", out, *command[1:]) == 2
         last = capfd.readouterr().err.splitlines()[-1]
         assert last.startswith("maskwise: corpus.held_out=0.2 leaves no ") and not out.exists()
+        assert "give 15 documents or more" in last
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,8 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "quickstart"], "unknown recipe 'quickstart'"),
         (["study", "RECIPE", "study.arms={}"], "has no arms to compare"),
         (["study", "RECIPE", "tasks=[bankng77]"], "bankng77"),
+        (["study", "RECIPE", "tasks=[topics]"], "or give a file or a folder that exists"),
+        (["study", "RECIPE", "objectives={a: {objective: MLM}}"], "did you mean 'mlm'"),
         (
             ["study", "RECIPE", "tasks=[ud-pos, ud-pos(train_rows=100)]"],
             "two tasks are called 'ud-pos'",

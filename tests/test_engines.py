@@ -192,11 +192,11 @@ def test_an_unknown_engine_names_those_there_are():
 
 
 @pytest.mark.process
-def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch):
+def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
     found = {}
     with LocalPool(worker_task, jobs=1) as pool:
-        for task in ("first", "die", "raise", "last"):
+        for task in ("first", "die", "raise", "warn", "last"):
             future = pool.submit(task)
             found[task] = future.exception(PATIENCE) or future.result()
         worker = pool.workers[0].process
@@ -207,6 +207,7 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch):
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
     assert first[2:] == (1, "1")
     assert worker.returncode == 0  # it ended by itself
+    assert capfd.readouterr().err == "Warning: rows are truncated\n"
 
 
 @pytest.mark.process

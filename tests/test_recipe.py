@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from maskwise import devices
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, apply_overrides, parse_value, read_recipe, shipped
@@ -535,17 +536,6 @@ def test_an_arm_that_is_added_while_another_goes_drops_the_old_contrasts(order):
     assert not settings["study"].get("contrasts")
 
 
-def test_former_settings_are_dropped_at_their_defaults_alone(tmp_path):
-    """Earlier versions wrote every setting into recipe.yaml."""
-    path = tmp_path / "recipe.yaml"
-    former = "extends: quick-start\ntraining: {keep_best: KEPT}\nstudy: {noise: null}\n"
-    path.write_text(former.replace("KEPT", "false"))
-    assert read_recipe(path).training == read_recipe("quick-start").training
-    path.write_text(former.replace("KEPT", "true"))
-    with pytest.raises(MaskwiseError, match="keep_best"):
-        read_recipe(path)
-
-
 def test_a_file_of_texts_says_how_to_get_a_recipe(tmp_path):
     path = tmp_path / "news.txt"
     path.write_text("Paris: rain: none\n")
@@ -553,12 +543,17 @@ def test_a_file_of_texts_says_how_to_get_a_recipe(tmp_path):
         read_recipe(path)
 
 
-def test_former_settings_of_phases_and_circles(tmp_path):
+def test_settings_that_contain_themselves_are_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
-    phases = "phases: [{training: {steps: 3, keep_best: false}}, {training.keep_best: false}]\n"
-    path.write_text(f"extends: quick-start\n{phases}")
-    first, *_ = read_recipe(path).links()
-    assert first.training.steps == 3
     path.write_text("training: &t {steps: 5, x: *t}\n")
     with pytest.raises(MaskwiseError, match="nested too deeply"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize("bf16", [1e12, 1e11])
+def test_bf16_that_the_processor_emulates_is_warned_of(bf16, monkeypatch):
+    monkeypatch.setattr(
+        devices, "matmul_rate", lambda _, precision: {"no": 1e12}.get(precision, bf16)
+    )
+    notes = check_inputs(read_recipe("quick-start", ["training.precision=bf16"]))
+    assert any("10 times as long" in note for note in notes) == (bf16 < 1e12)

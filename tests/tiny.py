@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,8 @@ def worker_task(what: Any) -> Any:
         os._exit(7)
     if what == "raise":
         raise KeyError("two\nlines")
+    if what == "warn":
+        warnings.warn("rows are truncated", stacklevel=2)
     import torch
 
     return what, os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]

@@ -133,6 +133,8 @@ def new_event() -> Callable[[], None]:
 # -------------------------------------------------------------------------------------------
 
 MEASURE_SECONDS = 0.3
+SLOWER = 2.0
+"""With bf16, processors that emulate it are slower than in float32 by more than this factor."""
 SIZES = {"cpu": 1024}
 """Number of rows (and columns) of the matrices in ``measured_rate``, by device type. Other devices
 use 8,192."""
@@ -180,6 +182,18 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     import torch
 
     return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def slow_bf16() -> str:
+    """Return a warning if this machine is much slower in bf16 than in float32; otherwise ""."""
+    device = best_device()
+    times = matmul_rate(device, "no") / matmul_rate(device, "bf16")
+    if times < SLOWER:
+        return ""
+    return (
+        f"training.precision=bf16: on this machine a matrix product takes {times:.0f} times as "
+        "long in bf16 as in float32; use auto"
+    )
 
 
 def measured_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -76,13 +77,21 @@ def unknown_name(
     file
     """
     names = sorted(known)
-    # The name is cut, because comparing takes quadratic time and a name may be a whole file.
-    near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1, cutoff=0.5)
-    if near:
-        hint = f"did you mean {near[0]!r}?"
-        do = f"{hint} {do}" if do else hint
+    advice = " ".join(filter(None, (did_you_mean(name, names), do)))
     what = f"unknown {shortened(kind, 150)} {shortened(repr(name), 150)}"
-    return MaskwiseError(what, allowed=", ".join(names), do=do)
+    return MaskwiseError(what, allowed=", ".join(names), do=advice or None)
+
+
+def did_you_mean(name: object, known: Sequence[str]) -> str | None:
+    """Suggest the known name that is most similar to ``name``; None if no name is similar.
+
+    >>> did_you_mean("MLM", ["emlm", "mlm"])
+    "did you mean 'mlm'?"
+    """
+    # The name is cut, because comparing takes quadratic time and a name may be a whole file. Names
+    # in maskwise are lowercase.
+    near = difflib.get_close_matches(str(name)[:LONGEST].lower(), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else None
 
 
 def require_known(setting: str, name: str, known: Collection[str]) -> None:
@@ -171,6 +180,11 @@ def _checked(
     elif not math.isinf(least):
         words += f" ≥ {least}"
     raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=words, do=do)
+
+
+def short_warnings() -> None:
+    """Print warnings of this process as one line, without the line of code that raised them."""
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
 
 def first_line(error: BaseException) -> str:

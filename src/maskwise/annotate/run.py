@@ -38,7 +38,7 @@ from maskwise.annotate.store import (
     stored_facts,
 )
 from maskwise.annotate.tagger import one_pass
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.folders import (
     claim,
     damage,
@@ -48,7 +48,7 @@ from maskwise.folders import (
     write_json,
     write_whole,
 )
-from maskwise.jobs import Pool, open_pool, require_engine
+from maskwise.jobs import ENGINES, Pool, open_pool
 from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
 
@@ -153,7 +153,7 @@ def annotate_corpus(
             folder. If no file is finished, the call leaves nothing behind.
     """
     out = Path(out)
-    require_engine(engine)
+    require_known("engine", engine, ENGINES)
     wanted = []
     for spec in one_pass(annotators):
         wanted.append(_Wanted(spec, spec, annotator(spec)))

@@ -12,7 +12,6 @@ import errno
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
@@ -24,7 +23,7 @@ from maskwise import __version__
 from maskwise.cli import runs, views
 from maskwise.cli.terminal import err_console, out_console, say
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, short_warnings
 from maskwise.signals import CODES, leave_when_asked
 
 app = typer.Typer(
@@ -109,8 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the arguments of the command line; None for ``sys.argv``.
     """
     leave_when_asked()
-    # Print warnings as one line, without the source line that raised them.
-    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
+    short_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # By default, huggingface_hub prints a line for every failed attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -9,7 +9,7 @@ suggests the most similar known name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import yaml
@@ -27,7 +27,6 @@ from maskwise.recipe.overrides import (
     read_yaml,
 )
 from maskwise.recipe.recipe import Recipe, validate
-from maskwise.tasks.finetuning import FinetuneSettings
 
 __all__ = [
     "Recipe",
@@ -36,73 +35,7 @@ __all__ = [
     "read_recipe",
     "shipped",
     "validate",
-    "with_former",
-    "without_former",
 ]
-
-
-FORMER: Mapping[str, Plain] = {
-    "training": {"keep_best": False},
-    "finetune": {"patience": None},
-    "study": {"noise": None},
-    "meta": {
-        "gradient": "finite-difference",
-        "entropy": 0.0,
-        "learn_rates": False,
-        "outer": "same",
-        "draws": 8,
-    },
-    "supervised": {
-        "labels": None,
-        "drop": 0.05,
-        "finetune": {**FinetuneSettings().model_dump(mode="json"), "patience": None},
-    },
-}
-"""Settings of older versions that no longer exist, with their defaults, keyed by section."""
-
-
-def without_former(settings: Plain, section: str = "") -> Plain:
-    """Return a copy of settings without those in ``FORMER`` that have their defaults.
-
-    Older versions wrote all settings into ``recipe.yaml``. Without these settings, the recipe is
-    valid, and its run can be resumed.
-
-    >>> without_former({"training": {"steps": 9, "keep_best": False}, "study.noise": None})
-    {'training': {'steps': 9}}
-    """
-    kept: Plain = {}
-    for key, value in settings.items():
-        # The keys of arms and phases may be dotted names. The last part names the setting, and the
-        # part before it names the section.
-        *outer, name = [section, *str(key).split(".")]
-        former = FORMER.get(outer[-1], {})
-        if name not in former or value != former[name]:
-            kept[key] = _current(value, name)
-    return kept
-
-
-def _current(value: object, section: str = "") -> object:
-    if isinstance(value, dict):
-        return without_former(value, section)
-    if isinstance(value, list):
-        return list(map(_current, value))
-    return value
-
-
-def with_former(settings: Plain, section: str) -> Plain:
-    """Return settings with those in ``FORMER`` added, as ``without_former`` removes them.
-
-    The names of stages are hashes of settings, and must be the same as in older versions.
-
-    >>> with_former({"seeds": 3}, "finetune")
-    {'seeds': 3, 'patience': None}
-    """
-    named: Plain = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            value = with_former(value, name)
-        named[name] = value
-    return named | FORMER.get(section, {})
 
 
 def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -266,11 +199,6 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
             allowed="settings of the form key: value",
             do="add settings to the file, or use a shipped recipe (maskwise list recipes)",
         )
-    try:
-        settings = without_former(settings)
-    except RecursionError:
-        # Aliases nest deeper than the text, which is why the reader of the text accepts them.
-        raise MaskwiseError(f"{path}: settings are nested too deeply") from None
     settings.setdefault("name", path.stem)
     extends = settings.pop("extends", None)
     if extends is None:

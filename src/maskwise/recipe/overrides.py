@@ -7,7 +7,6 @@ override on the command line, an arm, a search grid, a training phase, or a reci
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, did_you_mean, unknown_name
 from maskwise.specs import leaves
 
 Plain = dict[str, Any]
@@ -49,6 +48,9 @@ PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "train
 MOST_NUMBER = 1 << 63
 """Limit on whole numbers, 64 bits. Python cannot print numbers of more than 4,300 digits: without a
 limit, an error message about such a number would itself raise an error."""
+
+MOST_LEVELS = 100
+"""Limit on the levels of groups and lists in one YAML text. Pydantic allows 255."""
 
 MOST_VALUES = 100_000
 """Limit on the number of values in one YAML text. YAML aliases repeat parts of a text, so a short
@@ -263,7 +265,10 @@ def read_yaml(text: str) -> object:
             return None
         # Count the values before they are constructed. Constructing copies the values of merge keys
         # (<<), so a malicious text would fill the memory.
-        if _values(node, {}) > MOST_VALUES:
+        values, levels = _size(node, {})
+        if levels > MOST_LEVELS:
+            raise RecursionError
+        if values > MOST_VALUES:
             raise MaskwiseError(
                 "the settings contain too many values", allowed=f"at most {MOST_VALUES:,}"
             )
@@ -274,17 +279,25 @@ def read_yaml(text: str) -> object:
         ) from None
 
 
-def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """Count the values of a node with aliases expanded; ``known`` contains the finished counts."""
+def _size(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
+    """Return the number of values of a node and of its levels, with aliases expanded.
+
+    ``known`` contains the sizes of finished nodes.
+    """
     if node not in known:
         inner: Iterable[yaml.Node] = ()
         if isinstance(node, yaml.SequenceNode):
             inner = node.value
         elif isinstance(node, yaml.MappingNode):
             inner = chain.from_iterable(node.value)
-        # A node that contains itself is never finished, so its count is never stored. The recursion
+        values = levels = 0
+        # A node that contains itself is never finished, so its size is never stored. The recursion
         # then ends in a RecursionError, which ``read_yaml`` reports.
-        known[node] = 1 + sum(_values(each, known) for each in inner)
+        for each in inner:
+            inner_values, inner_levels = _size(each, known)
+            values += inner_values
+            levels = max(levels, inner_levels)
+        known[node] = (values + 1, levels + 1)
     return known[node]
 
 
@@ -354,9 +367,7 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
     allowed = " or ".join(dict.fromkeys(_allowed(detail, settings) for detail in alternatives))
     do = None
     if first["type"] == "literal_error":
-        near = difflib.get_close_matches(str(value), allowed.split(", "), n=1, cutoff=0.5)
-        if near:
-            do = f"did you mean {near[0]!r}?"
+        do = did_you_mean(value, allowed.split(", "))
     return MaskwiseError(place, got=got, allowed=allowed, do=do)
 
 

@@ -17,12 +17,13 @@ from rich.console import Console
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
-from maskwise.errors import MaskwiseError
+from maskwise.devices import slow_bf16
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room
 from maskwise.folders import require_own
-from maskwise.jobs import require_engine
+from maskwise.jobs import ENGINES
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.models import NO_HEAD, check_start, has_head
@@ -84,7 +85,7 @@ def check_study(
         MaskwiseError: the engine or a seed is unknown, the folder contains other files than those
             of a study, or ``check_inputs`` raises an error.
     """
-    require_engine(engine)
+    require_known("engine", engine, ENGINES)
     marks = [f"stages/{LOCK}"]
     # With ``seeds``, machines may share the work. The files of a study may then have been copied
     # here from another machine without its stages.
@@ -217,6 +218,8 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
                 yield f"{link.corpus.title}: {note}"
         _check_rows(link)
         yield from link.remarks()
+        if link.training.precision == "bf16":
+            yield from filter(None, [slow_bf16()])
         if not link.objectives:
             objective_class(link.objective).check_model(config)
         for objective in link.objectives.values():

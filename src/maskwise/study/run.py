@@ -26,7 +26,7 @@ from maskwise.folders import claim_run, read_json, read_lines, write_json, write
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
-from maskwise.recipe import Recipe, without_former
+from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import LOCK, check_study, notes_of_texts, say, shared_folder
 from maskwise.study.design import Design
@@ -106,8 +106,7 @@ def run_study(
     running = "another study is running in"
     with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
         # Read study.json again under the lock, because another block may have finished meanwhile.
-        # The file may come from an older version of maskwise, whose settings had other names.
-        before = without_former(read_json(out / "study.json") or {})
+        before = read_json(out / "study.json") or {}
         others = Others()
         if seeds is not None:
             require_same_recipe(out, before, study)

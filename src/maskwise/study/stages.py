@@ -31,7 +31,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.devices import fast_bf16
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, file_hash, read_json
-from maskwise.recipe import Recipe, with_former, without_former
+from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
@@ -221,7 +221,6 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     if len(recipe.corpus.sources) > 1:
         # The weights of a mix affect the batches but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
-    _drop_new_defaults(what["training"])
     # These settings do not affect the weights, so they are not part of the name.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
@@ -241,24 +240,14 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     assert recipe.learning, "only recipes with a learning section have a learn stage"
     parts = {"objective", "training", "corpus"}
     what = recipe.unlearned().model_dump(mode="json", include=parts)
-    learning = recipe.learning.model_dump(mode="json")
-    what |= {"learning": with_former(learning, "learning")}
+    what |= {"learning": recipe.learning.model_dump(mode="json")}
     what |= {"task": task, "task_content": load_task(task).fingerprint}
     what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
     if recipe.learning.policy.pretrained:
         what["policy_content"] = start_fingerprint(recipe.learning.policy.pretrained)
-    for training in (what["training"], what["learning"]["supervised"]["training"]):
-        _drop_new_defaults(training)
     for key in TrainingSettings.that_change("nothing"):
         del what["training"][key]
     return _stage_on("learn", recipe, what, prepared, after)
-
-
-def _drop_new_defaults(what: Plain) -> None:
-    """Remove settings that older versions lack, if they have their defaults."""
-    for name in TrainingSettings.that_change("weights unless default"):
-        if what[name] == TrainingSettings.model_fields[name].default:
-            del what[name]
 
 
 def recipe_of(stage: Stage, **more: object) -> Recipe:
@@ -275,8 +264,6 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
     parts["training"] = how | stage.what["training"]
     if "model" in parts:
         parts["model"] = ModelSettings.from_name(parts["model"])
-    if "learning" in parts:
-        parts["learning"] = without_former(parts["learning"])
     return Recipe.model_validate(parts | more)
 
 
@@ -312,21 +299,14 @@ def finetune_stage(
         pretrained: the stage that trains the checkpoint; None to fine-tune the recipe's model,
             initialised with the run's seed.
     """
-    newer = set() if recipe.finetune.search_rate else {"search_rate"}
-    settings = recipe.finetune.model_dump(mode="json", exclude=newer)
-    named = with_former(settings, "finetune")
-    what: Plain = {"task": task, "task_content": content, "finetune": named}
+    settings = recipe.finetune.model_dump(mode="json")
     # Fine-tuning seeds depend on the run's seed. They are equal for both runs of a pair and differ
     # between pairs. If all pairs had the same fine-tuning seeds, the luck of these seeds alone
     # could decide a contrast.
     seed = recipe.training.seed
+    what: Plain = {"task": task, "task_content": content, "finetune": settings, "seed": seed}
     if pretrained is None:
-        length = recipe.links()[0].corpus.length
-        what |= {"length": length, "seed": seed, "kind": recipe.kind}
-    elif seed:
-        # Older versions had no such key, and their stages have the result of seed 0. Seed 0 is left
-        # out, so that these stages keep their names.
-        what["seed"] = seed
+        what |= {"length": recipe.links()[0].corpus.length, "kind": recipe.kind}
     return _stage_on("finetune", recipe, what, prepared, pretrained)
 
 
@@ -339,9 +319,6 @@ def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
 
 
 def _corpus(recipe: Recipe, corpus: Plain) -> Plain:
-    # Older versions lack this setting.
-    if corpus["text_per"] == "auto":
-        del corpus["text_per"]
     return {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
 
 
@@ -354,8 +331,7 @@ def _stage_on(
     how: Plain | None = None,
 ) -> Stage:
     """Build a stage that uses the checkpoint of ``trained``, or the recipe's model if None."""
-    # Only training stages depend on the adapter. Names without an adapter leave out this key,
-    # because older versions lack it.
+    # Only training stages depend on the adapter.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
         adapter = {"adapter": recipe.model.adapter}

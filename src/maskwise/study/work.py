@@ -17,7 +17,7 @@ from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.learning.run import Lesson
 from maskwise.masking.policies.given import Learned
 from maskwise.objectives import objective_class
-from maskwise.recipe import Recipe, without_former
+from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import Call
 from maskwise.study.pretraining import pretrain
@@ -276,7 +276,7 @@ def _overlap(stage: Stage, stages: Path) -> Plain:
 
 def _finetune(stage: Stage, stages: Path) -> Plain:
     what = stage.what
-    settings = FinetuneSettings(**without_former(what["finetune"], "finetune"))
+    settings = FinetuneSettings(**what["finetune"])
     tokenizer = load_tokenizer(tokenizer_folder(stage, stages))
     checkpoint: str | Path | None = checkpoint_of(stage, stages)
     config = None

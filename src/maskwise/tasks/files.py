@@ -120,7 +120,8 @@ def read_splits(
         return _read_folder(spec, path, header, files or {})
     if not path.is_file():
         if "/" not in spec and "." not in spec:
-            raise unknown_name("task", spec, [*BUNDLED_TASKS, *CARDS])
+            known = [*BUNDLED_TASKS, *CARDS]
+            raise unknown_name("task", spec, known, do="or give a file or a folder that exists")
         raise MaskwiseError(
             f"task file {spec!r} does not exist",
             got=looked_in(path),

@@ -8,6 +8,7 @@ Making a plan takes about 1 µs for each piece.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,11 +322,18 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     sides = []
     for name, side in (("training", ~out), ("held-out", out)):
         if not side.any():
+            do = "use a different share"
+            if 0 < held_out < 1:
+                # With this many documents, each side has one with a probability of 95 %.
+                enough = math.ceil(3 / min(held_out, 1 - held_out))
+                do = (
+                    f"give {enough:,} documents or more (blank lines separate the documents of a "
+                    f".txt file), or {do}"
+                )
             raise MaskwiseError(
                 f"corpus.held_out={held_out} leaves no {name} documents",
                 got=f"{len(np.unique(pieces.documents))} document(s)",
-                do="give more documents (blank lines separate the documents of a .txt file), or "
-                "use a different share",
+                do=do,
             )
         sides.append(Rows.of(pieces, layout, chosen=np.flatnonzero(side)))
     training, held = sides

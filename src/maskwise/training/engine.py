@@ -314,9 +314,7 @@ class Engine:
         """
         assert self.states
         path = self.states.path(state.step)
-        # A state of an older version lacks newer settings. They had their default values then.
-        before = {**TrainingSettings().model_dump(mode="json"), **state.settings}
-        changed = changes(before, self._settings())
+        changed = changes(state.settings, self._settings())
         if changed:
             raise MaskwiseError(
                 f"{path} belongs to a run with different settings",

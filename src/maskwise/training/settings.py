@@ -36,12 +36,6 @@ ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
 """Marks settings that change speed or memory use, and change weights only by rounding."""
 
 
-NEWER: dict[str, JsonValue] = {"changes": "weights unless default"}
-"""Marks a setting that did not exist when some recorded studies ran. If the setting has its default
-value, it is not part of the names of stages. Stages of recorded studies therefore keep their
-names."""
-
-
 class TrainingSettings(BaseModel):
     """The settings of a training run, for pre-training or for fine-tuning."""
 
@@ -94,7 +88,7 @@ class TrainingSettings(BaseModel):
     """Share of the steps, at the end, in which the learning rate falls. If None, all steps; for
     ``wsd``, a tenth of the steps."""
 
-    lag: int = Field(0, ge=0, le=1, json_schema_extra=NEWER)
+    lag: int = Field(0, ge=0, le=1)
     """Delay, in updates, before masking policies learn from the losses of a step: 0 or 1. With 0,
     each step must wait for the losses of the step before. On an accelerator, this wait is as long
     as masking and copying a batch."""
