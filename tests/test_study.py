@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from maskwise import jobs
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import fixed_maskers
-from maskwise.folders import damage, write_json
+from maskwise.folders import damage
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.pretraining import rows_with
@@ -325,16 +325,3 @@ def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
     assert {r["arm"] for r in records_of(out, "score")} == {"token-15", "no-pretraining"}
     assert "the loss is not finite" in (out / "report.html").read_text()
     assert "Traceback" in (out / "stages" / failure["stage"] / "error.txt").read_text()
-
-
-def test_a_study_of_an_earlier_version_is_still_the_same_study(recipe, finished, tmp_path):
-    """Its recipe has settings that no longer exist, so its start and its looks were forgotten."""
-    out = tmp_path / "out"
-    shutil.copytree(finished, out)
-    study = load_json(out / "study.json")
-    study["recipe"]["finetune"]["patience"] = None
-    study["recipe"]["study"]["noise"] = None
-    started = study["started"] = "2026-01-01T00:00:00Z"
-    write_json(out / "study.json", study)
-    assert maskwise("study", recipe, "--out", out, "--jobs", 1) == 0
-    assert load_json(out / "study.json")["started"] == started
