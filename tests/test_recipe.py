@@ -552,6 +552,7 @@ def test_settings_that_contain_themselves_are_refused(tmp_path):
 
 @pytest.mark.parametrize("bf16", [1e12, 1e11])
 def test_bf16_that_the_processor_emulates_is_warned_of(bf16, monkeypatch):
+    monkeypatch.setattr(devices, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(
         devices, "matmul_rate", lambda _, precision: {"no": 1e12}.get(precision, bf16)
     )

@@ -85,13 +85,17 @@ def unknown_name(
 def did_you_mean(name: object, known: Sequence[str]) -> str | None:
     """Suggest the known name that is most similar to ``name``; None if no name is similar.
 
+    Letter case does not matter.
+
+    >>> did_you_mean("tsdea", ["SBO", "TSDAE"])
+    "did you mean 'TSDAE'?"
     >>> did_you_mean("MLM", ["emlm", "mlm"])
     "did you mean 'mlm'?"
     """
-    # The name is cut, because comparing takes quadratic time and a name may be a whole file. Names
-    # in maskwise are lowercase.
-    near = difflib.get_close_matches(str(name)[:LONGEST].lower(), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else None
+    by_lower = dict(zip(map(str.lower, known), known))
+    # The name is cut, because comparing takes quadratic time and a name may be a whole file.
+    near = difflib.get_close_matches(str(name)[:LONGEST].lower(), by_lower, n=1, cutoff=0.5)
+    return f"did you mean {by_lower[near[0]]!r}?" if near else None
 
 
 def require_known(setting: str, name: str, known: Collection[str]) -> None:
@@ -182,7 +186,7 @@ def _checked(
     raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=words, do=do)
 
 
-def short_warnings() -> None:
+def tidy_warnings() -> None:
     """Print warnings of this process as one line, without the line of code that raised them."""
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 

@@ -32,7 +32,7 @@ from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from maskwise.constants import cards_here, share_of_card
-from maskwise.errors import MaskwiseError, require_known, require_library, short_warnings
+from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
 from maskwise.signals import Asked, leave_when_asked, leave_with
 
 Task = TypeVar("Task")
@@ -297,7 +297,7 @@ class _Worker:
 def _serve(descriptor: int, parent: int) -> NoReturn:
     """Run the main loop of a local worker."""
     leave_when_asked()
-    short_warnings()
+    tidy_warnings()
     Asked.said = False
     # This thread ends the worker if the parent dies. It is started before the slow imports.
     threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
@@ -443,5 +443,4 @@ def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure |
 
 def _first_sentence(error: Exception) -> str:
     """Return the first sentence of an error of Ray, because the rest is for developers of Ray."""
-    first_line = str(error).strip().partition("\n")[0]
-    return first_line.partition(". ")[0]
+    return first_line(error).split(". ")[0]

@@ -23,7 +23,7 @@ from maskwise import __version__
 from maskwise.cli import runs, views
 from maskwise.cli.terminal import err_console, out_console, say
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError, short_warnings
+from maskwise.errors import MaskwiseError, tidy_warnings
 from maskwise.signals import CODES, leave_when_asked
 
 app = typer.Typer(
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the arguments of the command line; None for ``sys.argv``.
     """
     leave_when_asked()
-    short_warnings()
+    tidy_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # By default, huggingface_hub prints a line for every failed attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

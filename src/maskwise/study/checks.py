@@ -17,7 +17,7 @@ from rich.console import Console
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
-from maskwise.devices import slow_bf16
+from maskwise.devices import bf16_note
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
@@ -219,7 +219,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         _check_rows(link)
         yield from link.remarks()
         if link.training.precision == "bf16":
-            yield from filter(None, [slow_bf16()])
+            yield from filter(None, [bf16_note()])
         if not link.objectives:
             objective_class(link.objective).check_model(config)
         for objective in link.objectives.values():

@@ -172,7 +172,7 @@ def prepare_stage(
     """
     newer = set() if recipe.corpus.stream else {"stream", "shuffle", "repeat"}
     corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"} | newer)
-    what = _corpus(recipe, corpus)
+    what: Plain = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
     if recipe.corpus.annotators:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
     if after is not None:
@@ -240,9 +240,13 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
     assert recipe.learning, "only recipes with a learning section have a learn stage"
     parts = {"objective", "training", "corpus"}
     what = recipe.unlearned().model_dump(mode="json", include=parts)
-    what |= {"learning": recipe.learning.model_dump(mode="json")}
-    what |= {"task": task, "task_content": load_task(task).fingerprint}
-    what |= {"corpus_content": content_of(recipe.corpus), "max_length": recipe.finetune.max_length}
+    what |= {
+        "learning": recipe.learning.model_dump(mode="json"),
+        "task": task,
+        "task_content": load_task(task).fingerprint,
+        "corpus_content": content_of(recipe.corpus),
+        "max_length": recipe.finetune.max_length,
+    }
     if recipe.learning.policy.pretrained:
         what["policy_content"] = start_fingerprint(recipe.learning.policy.pretrained)
     for key in TrainingSettings.that_change("nothing"):
@@ -299,12 +303,15 @@ def finetune_stage(
         pretrained: the stage that trains the checkpoint; None to fine-tune the recipe's model,
             initialised with the run's seed.
     """
-    settings = recipe.finetune.model_dump(mode="json")
     # Fine-tuning seeds depend on the run's seed. They are equal for both runs of a pair and differ
     # between pairs. If all pairs had the same fine-tuning seeds, the luck of these seeds alone
     # could decide a contrast.
-    seed = recipe.training.seed
-    what: Plain = {"task": task, "task_content": content, "finetune": settings, "seed": seed}
+    what: Plain = {
+        "task": task,
+        "task_content": content,
+        "finetune": recipe.finetune.model_dump(mode="json"),
+        "seed": recipe.training.seed,
+    }
     if pretrained is None:
         what |= {"length": recipe.links()[0].corpus.length, "kind": recipe.kind}
     return _stage_on("finetune", recipe, what, prepared, pretrained)
@@ -315,11 +322,13 @@ def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     # The search reads documents, so the settings of rows do not matter.
     parts = {"source", "text_field", "text_per", "limit"}
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
-    return Stage("overlap", _corpus(recipe, corpus) | {"task": task, "task_content": content})
-
-
-def _corpus(recipe: Recipe, corpus: Plain) -> Plain:
-    return {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
+    what = {
+        "corpus": corpus,
+        "corpus_content": content_of(recipe.corpus),
+        "task": task,
+        "task_content": content,
+    }
+    return Stage("overlap", what)
 
 
 def _stage_on(
