@@ -245,6 +245,23 @@ def test_every_run_is_a_dot(folder):
     assert len(shown) == 9
 
 
+def test_comparisons_in_another_unit_have_another_heading(tmp_path):
+    study = make_study(runs=3, arms=ARMS)
+    study["tasks"]["task-1"]["metric"] = "entity-f1"
+    records = make_records(study, ARMS)
+    summary = summarise(records, study)
+    folder = write_study(tmp_path / "study", study, records, summary=summary, samples=None)
+    headings = re.findall(r"<summary>(Task by task.*?):", page_of(folder))
+    assert headings == ["Task by task, in accuracy points", "Task by task, in entity-f1 points"]
+
+
+def test_a_study_without_contrasts_says_so():
+    study = make_study(runs=3, arms=ARMS)
+    study["contrasts"] = []
+    summary = summarise(make_records(study, ARMS), study)
+    assert summary["headline"] == "No arms are compared, because study.contrasts is empty."
+
+
 def layer_of(spec: dict, mark: str) -> dict:
     return next(layer for layer in spec["layer"] if layer["mark"]["type"] == mark)
 

@@ -158,16 +158,13 @@ FORESTS = {
     "tasks": ("On the tasks", "The mean over all tasks."),
     "task": (
         "Task by task",
-        "In points of the task's measure. These rows explain a verdict and are not tested.",
+        "These rows explain a verdict and are not tested. The sign of losses is reversed, so "
+        "better is to the right.",
     ),
     "left-out": (
         "Tasks that do not count",
         "Pre-training does not help on these tasks often enough. The primary outcome leaves "
         "them out, unless no task would be left.",
-    ),
-    "task-nats": (
-        "Task by task, in nats",
-        "Per token of the correct answers. The sign is reversed, so better is to the right.",
     ),
     "evaluation": (
         "Without fine-tuning",
@@ -218,7 +215,7 @@ def _kind_of(row: Contrast) -> str:
         return kind
     if any(flag["code"] == "no-help" for flag in row["flags"]):
         return "left-out"
-    return "task-nats" if unit == "nats" else "task"
+    return "task"
 
 
 def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:

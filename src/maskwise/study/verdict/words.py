@@ -221,11 +221,13 @@ def headline_sentence(
         names: the names of arms in sentences.
         study: the content of study.json.
     """
-    if row is None and len(study["arms"]) > 1:
+    if row is None:
+        if len(study["arms"]) == 1:
+            return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
+        if not study["contrasts"]:
+            return "No arms are compared, because study.contrasts is empty."
         missing = "no measured outcome is valid for two arms; add tasks or held-out masks"
         return f"The arms cannot be compared: {missing}."
-    if row is None:
-        return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
     templates = HEADLINES
     better = set()
     baselines = set()
