@@ -182,7 +182,7 @@ def test_values_of_overrides(text, value):
         ),
         ("evaluation.masks=[word]", "whole-word"),
         ("study.baseline=tokn-15", "did you mean 'token-15'"),
-        ("study.seeds=[1, 1]", "seeds of a study must be distinct"),
+        ("study.seeds=[1, 1]", "study.seeds: the seeds of a study must be distinct; got"),
         ("study.arms.no-pretraining.masking.ratio=0.2", "cannot be called no-pretraining"),
         ("study.arms.x.masking.rato=0.2", "arm 'x'"),
         ("study.arms.x.tasks=[banking77]", "cannot change tasks"),

@@ -349,11 +349,13 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
         if origin:
             what = f"setting in {origin}:"
         return unknown_name(what, ".".join(path), known)
-    if first["type"] == "value_error":
-        return _refused(first, origin)
     # If a field accepts several types, there is an error for each type. The error with the longest
     # path is the mistake, because the value matched this type down to there.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
+    for detail in below:
+        # The value has an allowed type, and a validator of this package refused it.
+        if detail["type"] == "value_error":
+            return _refused(detail, origin)
     path = max(map(_path, below), key=len)
     place = _place(origin, path)
     alternatives = [detail for detail in below if _path(detail) == path]

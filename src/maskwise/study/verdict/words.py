@@ -226,8 +226,10 @@ def headline_sentence(
             return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
         if not study["contrasts"]:
             return "No arms are compared, because study.contrasts is empty."
-        missing = "no measured outcome is valid for two arms; add tasks or held-out masks"
-        return f"The arms cannot be compared: {missing}."
+        return (
+            "The arms cannot be compared: no measured outcome is valid for two arms; add tasks or "
+            "held-out masks."
+        )
     templates = HEADLINES
     better = set()
     baselines = set()
