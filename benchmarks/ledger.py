@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LEDGER = RESULTS / "ledger.jsonl"
 RECIPES = ("src/maskwise/recipes", "benchmarks/recipes")
-KEY = ("record", "arm", "baseline", "outcome")
+KEY = ("record", "arm", "baseline", "outcome", "gate")
 
 Line = dict[str, object]
 

@@ -373,6 +373,11 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     table.errors = {task_b.name: "failed"}
     assert table.left() == (75.0, True)
     assert "3 of 5 stages, 1 failed" in str(table.summary())
+    # A policy that is learned by supervision has steps of its own.
+    supervised = {"training": {"steps": 50}}
+    what = {**b.what, "learning": {"supervised": supervised}}
+    table.named[b.name] = SimpleNamespace(kind="learn", what=what)
+    assert str(table.line_of(b.name)) == "  b, seed 0: learn 50 %"
 
 
 # Whole studies

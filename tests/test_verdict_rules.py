@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from typing import Any
 
 import pytest
 
-from maskwise.constants import FRESH_RUN
+from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
@@ -31,6 +32,7 @@ from report_fixture import (
     codes,
     facts_of,
     failure_record,
+    losses,
     make_study,
     old_selection,
     primary_rows,
@@ -46,6 +48,7 @@ ALIKE = [0.51, 0.51, 0.52, 0.52, 0.51, 0.51, 0.52, 0.51]
 METHOD = [x - 0.02 for x in HIGH]
 GATED = {"random": LOW, "oracle": HIGH, "method": METHOD}
 PAIRS = [["oracle", "random"], ["method", "random"]]
+START = "no-pretraining"
 GATE = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
 
 
@@ -442,3 +445,94 @@ def test_planned_looks_are_in_the_prospects():
 
 def test_no_reported_fine_tuning_has_the_seed_by_which_rates_are_searched():
     assert TRIAL_SEED > 1000 * 2**20  # the reported ones begin at 1,000 times the seed of the run
+
+
+# Runs that failed
+# ----------------------------------------------------------------------------
+
+
+def without_tasks(arms: dict[str, float], failed: tuple[str, ...], **changes: Any) -> dict:
+    """The summary of a study of held-out losses, in which all runs of some arms failed."""
+    study = make_study(runs=8, arms=dict.fromkeys([*arms, *failed], 0), tasks=0) | changes
+    records = losses(arms)
+    for arm in failed:
+        records += [failure_record(arm, seed) for seed in range(8)]
+    return summarise(records, study)
+
+
+def test_a_gate_whose_runs_all_failed_closes_its_contrasts():
+    changes = {"gate": GATE, "contrasts": [["method", "random"]]}
+    gate, row = primary_rows(without_tasks({"random": 3.0, "method": 2.5}, ("oracle",), **changes))
+    assert (gate["n"], codes(gate)[0]) == (0, "no-pairs")
+    assert (row["verdict"], row["p"], codes(row)[0]) == ("not comparable", None, "gate-closed")
+
+
+def test_a_gate_closes_its_contrasts_if_all_of_its_own_runs_failed():
+    study = make_study(runs=8, arms=dict.fromkeys(("random", "oracle", "method"), 0), tasks=0)
+    study |= {"gate": GATE, "contrasts": [["method", "random"]]}
+    records = losses({"random": 3.0, "oracle": 2.0, "method": 2.5})
+    for arm, seed in product(("random", "oracle"), range(8)):
+        records.append(failure_record(arm, seed - FRESH_RUN, role="gate"))
+    (row,) = primary_rows(summarise(records, study))
+    assert (row["verdict"], codes(row)[0]) == ("not comparable", "gate-closed")
+
+
+def test_a_contrast_whose_runs_all_failed_stays_in_the_family():
+    summary = without_tasks({"a": 3.0, "b": 2.5}, ("c",))
+    found = {row["arm"]: (row["n"], row["p_adjusted"]) for row in primary_rows(summary)}
+    assert found == {"b": (8, 2 * 2 / 2**8), "c": (0, None)}
+    assert without_tasks({"a": 3.0}, ("b",))["headline"] == "Not comparable: too few runs finished."
+    assert without_tasks({}, ("a", "b"))["headline"].startswith("The arms cannot be compared")
+
+
+def test_the_headline_keeps_an_arm_only_if_it_beat_all_others():
+    levels = {"a": 2.5, "b": 3.0, "c": 3.5}
+    kept = "Keep a: every other arm is worse (decided)."
+    assert without_tasks(levels, ())["headline"] == kept
+    better = levels | {"c": 1.0}
+    assert kept not in without_tasks(better, (), contrasts=[["b", "a"]])["headline"]
+    assert kept not in without_tasks({"a": 2.5, "b": 3.0}, ("c",))["headline"]
+
+
+def test_a_gate_on_the_policy_of_the_task_itself_has_its_own_runs():
+    arms = ("random", "one", "two")
+    study = make_study(runs=8, arms=dict.fromkeys(arms, 0), tasks=2)
+    study |= {"learned": {"one": "task-0", "two": "task-1"}, "contrasts": [[OTHER_TASKS, "random"]]}
+    study |= {"gate": {"contrast": [OWN_TASK, "random"], "closes": [[OTHER_TASKS, "random"]]}}
+    records = []
+    for (place, arm), task, seed in product(enumerate(arms), ("task-0", "task-1"), range(8)):
+        score = 0.5 + 0.1 * place + 0.001 * seed
+        records.append(score_record(arm, seed, task, score))
+        records.append(score_record(arm, seed - FRESH_RUN, task, score, role="gate"))
+    gate, row = primary_rows(summarise(records, study))
+    assert (gate["n"], gate["verdict"], row["verdict"]) == (8, "decided", "decided")
+
+
+# Advice
+# ----------------------------------------------------------------------------
+
+
+def test_one_arm_was_not_kept_apart_from_others():
+    contrasts = [["token-30", START]]
+    scores = {"token-30": HIGH, START: LOW}
+    study, records = study_of(scores, facts=False, contrasts=contrasts)
+    del study["arms"][START]
+    study |= {"baseline": "token-30", "reference": "the untrained model"}
+    assert summarise(records, study)["advice"][0] == "Use token-30 rather than the untrained model."
+
+
+def test_no_look_is_advised_after_the_last_one():
+    scores = {"token-15": LOW, "token-30": [x + (0.03, -0.01)[i % 2] for i, x in enumerate(LOW)]}
+    del scores["token-30"][-1]
+    failed = [failure_record("token-30", 7)]
+    for looks, said in (([4, 8], False), ([8, 12], True)):
+        advice = " ".join(summary_of(scores, looks=looks, more=failed)["advice"])
+        assert ("Continue to the next planned look: 12 runs" in advice) == said
+
+
+def test_a_share_says_that_an_arm_has_no_runs():
+    study, records = study_of({"a": LOW, "o": HIGH}, share=["o", "a"])
+    study["arms"]["c"] = study["arms"]["a"]
+    records += [failure_record("c", seed) for seed in range(8)]
+    (row,) = summarise(records, study)["shares"]
+    assert row["sentence"].endswith("no seed has finished runs of all three arms.")

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskwise.constants import accuracy_misleads, jobs_here
+from maskwise.constants import NATS, accuracy_misleads, jobs_here
 from maskwise.errors import MaskwiseError, counted, plural
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
@@ -190,7 +190,7 @@ class Outlook:
         if not sample.whole:
             line = "{title}: at least {documents:,} documents, {characters:,} characters"
         self.say("text", line, facts)
-        line = "{rows:,} rows of {length} tokens, of which {held_out_rows:,} are held out; "
+        line = "{rows:,} training rows of {length} tokens, {held_out_rows:,} held-out rows; "
         self.say("rows", line + "about {tokens:,} tokens; {unknown:.1%} [UNK]", facts)
         if facts["unknown"] > MOST_UNKNOWN:
             what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
@@ -313,7 +313,7 @@ class Outlook:
                 "the page also shows macro F1; to decide by it, set metric='macro-f1'",
                 **facts,
             )
-        if facts["test_items"] < FEW_TEST_ITEMS:
+        if facts["test_items"] < FEW_TEST_ITEMS and facts["metric"] != NATS:
             self.doubt(
                 "{task} has only {test_items} test items, which makes a score uncertain by "
                 "±{error:.0f} points",

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.files import Contrast, Record, Study
+from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -82,7 +82,7 @@ class Outcomes:
         values: arrays of shape (arms, seeds), keyed by outcome.
         measures: the properties of outcomes, keyed by outcome.
         parts: for each mean held-out outcome, the names of its outcomes at single ratios.
-        failed: the (arm, seed) pairs of failed runs.
+        failed: the (arm, seed) pairs of failed runs; ``failures`` counts them by arm.
         unfinished: the (arm, seed) pairs of companion runs that did not fail but lack an outcome.
         tasks, heldout, evaluations: the names of the outcomes of these kinds.
         helped: for each task, the share of seeds in which pre-training helps; None if unknown.
@@ -92,8 +92,7 @@ class Outcomes:
         closed: the (arm, baseline) pairs that are not tested because of ``gate``.
 
     Raises:
-        MaskwiseError: a value is not finite or was measured twice, an arm or seed is unknown, or a
-            full run that did not fail lacks an outcome that other runs have.
+        MaskwiseError: an invalid or repeated value, an unknown arm or seed, or an incomplete run.
     """
 
     def __init__(
@@ -119,9 +118,10 @@ class Outcomes:
         self.names[REFERENCE] = study.get("reference") or REFERENCE
         self.names[OWN_TASK] = "the policy learned from the task itself"
         self.names[OTHER_TASKS] = "policies learned from other tasks"
-        self.gate: Contrast | None = None
+        self.gate: Pair | None = None
         self.closed: list[Pair] = []
         self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
+        self.failures = Counter(arm for arm, _ in self.failed)
         self.unfinished: set[tuple[str, int]] = set()
         self._read_scores()
         self.tasks = list(self.measures)

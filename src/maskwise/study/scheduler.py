@@ -326,6 +326,8 @@ class Progress:
 
     def _share(self, name: str) -> float:
         """Return the share of the steps of a training stage that are finished."""
-        training = self.named[name].what["training"]
-        done: float = self.lines[name]["step"] / training["steps"]
+        what = self.named[name].what
+        # A policy that is learned by supervision has its own training.
+        trained = what.get("learning", {}).get("supervised") or what
+        done: float = self.lines[name]["step"] / trained["training"]["steps"]
         return min(1.0, done)

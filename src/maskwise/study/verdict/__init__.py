@@ -100,7 +100,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     asked = [row for row in primary if "gate" not in row] or primary
     top = headline_row(asked, study["baseline"])
     # Advice covers the gate, too, if the gate did not pass.
-    advice = advice_of(primary if table.gate else asked, table.names, study.get("looks") or ())
+    looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
+    advice = advice_of(primary if table.gate else asked, table.names, looks)
     points = []
     for length in sorted(by_length):
         companions = Outcomes(by_length[length], study, companions=True)
@@ -122,7 +123,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "verdict": top["verdict"] if top else None,
         "headline": headline_sentence(top, asked, table.names, study)
         + behind_reference(top, table),
-        "advice": list(advice.values()),
+        "advice": list(dict.fromkeys(advice.values())),
         "overlap": table.lines["overlap"],
         "tasks": tasks,
         "efficiency": {"points": points},
@@ -180,10 +181,12 @@ def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
         return table
     compared = {line["arm"] for line in runs}
     arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
-    study: Study = {**table.study, "arms": arms, "learned": {}}
-    overlap = [line for line in lines if line["kind"] == "overlap"]
+    study: Study = {**table.study, "arms": arms}
+    # Only a gate on the policy learned from the task itself has runs of all learned policies.
+    if not compared.issuperset(study.get("learned", {})):
+        del study["learned"]
     # The gate averages the same tasks as the contrasts, so both have the same primary outcome.
-    return Outcomes([*runs, *overlap], study, counted=table.counted)
+    return Outcomes([*runs, *table.lines["overlap"]], study, counted=table.counted)
 
 
 def _described(table: Outcomes, arm: str) -> ArmSummary:
@@ -195,7 +198,7 @@ def _described(table: Outcomes, arm: str) -> ArmSummary:
     return {
         "units": table.units(arm),
         "gap_nats": table.gap_nats(arm),
-        "failures": [name for name, _ in table.failed].count(arm),
+        "failures": table.failures[arm],
         "compute": table.compute(arm),
         "scores": scores,
     }
@@ -265,10 +268,12 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
     }
     base = table.names[baseline]
     reason = _why_none(table, arm, best, baseline, outcome)
+    if reason is None and not row["n"]:
+        reason = "no seed has finished runs of all three arms"
     if reason is not None:
         row["sentence"] = f"No share is given for {arm} {where}: {reason}."
         return row
-    if not row["n"] or pairs[1].mean() <= 0:
+    if pairs[1].mean() <= 0:
         row["sentence"] = (
             f"{best} does not improve on {base} {where}, so there is no gain to share."
         )
@@ -325,7 +330,7 @@ def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str)
     """Return the reason why a share cannot be computed; None if it can."""
     failed = list(table.closed)
     if table.gate:
-        failed.append((table.gate["arm"], table.gate["baseline"]))
+        failed.append(table.gate)
     if (best, baseline) in failed or (arm, baseline) in table.closed:
         return "the positive control failed"
     if len(table.formats(arm, best)) > 1:

@@ -122,6 +122,12 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     candidates = [*tasks, *own, *scores]
     if own and table.incomparable(arm, baseline, own[0]):
         candidates = [*tasks, *scores, *own]
+    failures = max(table.failures[arm], table.failures[baseline])
+    if not candidates and failures == len(table.study["seeds"]):
+        # All runs of a side failed. A row without pairs keeps the contrast in its family.
+        measured = [*table.own_heldout(arm), *table.evaluations]
+        candidates = [name for name in measured if name in table.measures][:1]
+        both += candidates
     primary = table.study.get("outcome")
     # With a single ratio, the name of the outcome contains no ratio.
     if primary and primary not in table.measures:
@@ -273,11 +279,13 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outc
     """
     _test(gate)
     closing = gate_of(table.study)
+    # If all runs of the gate failed, it may have no row.
+    passed = False
     for comparison in gate:
-        row = comparison.row
-        if closing and row["primary"] and not _passes(row):
-            table.gate = row
-            table.closed = [(arm, baseline) for arm, baseline in closing["closes"]]
+        passed |= comparison.row["primary"] and _passes(comparison.row)
+    if closing and not passed:
+        table.gate = primary_pairs(table.study)[0]
+        table.closed = [(arm, baseline) for arm, baseline in closing["closes"]]
     _test(others)
 
 

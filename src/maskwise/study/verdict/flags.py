@@ -62,7 +62,7 @@ def scope_of(row: Contrast, table: Outcomes) -> str:
 def _gate_closed(row: Contrast, table: Outcomes) -> Facts | None:
     if table.gate is None or _pair(row) not in table.closed:
         return None
-    return {"oracle": table.gate["arm"], "beaten": table.gate["baseline"]}
+    return dict(zip(("oracle", "beaten"), table.gate))
 
 
 def _no_pairs(row: Contrast, table: Outcomes) -> Facts | None:
@@ -287,7 +287,7 @@ def _trained(row: Contrast, table: Outcomes) -> list[str]:
 
 def _has_failures(row: Contrast, table: Outcomes) -> bool:
     arms = {*_trained(row, table), *_pair(row)}
-    return not arms.isdisjoint(arm for arm, _ in table.failed)
+    return not arms.isdisjoint(table.failures)
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:

@@ -15,7 +15,7 @@ from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
-from maskwise.study.statistics import P_FROM_RUNS, can_decide
+from maskwise.study.statistics import ALPHA, P_FROM_RUNS, can_decide, fewest_runs
 from maskwise.study.verdict.flags import FLAGS
 
 Names: TypeAlias = Mapping[str, str]
@@ -227,18 +227,17 @@ def headline_sentence(
         if not study["contrasts"]:
             return "No arms are compared, because study.contrasts is empty."
         return (
-            "The arms cannot be compared: no measured outcome is valid for two arms; add tasks or "
-            "held-out masks."
+            "The arms cannot be compared: no outcome was measured in both arms of a contrast. Add "
+            "tasks or held-out masks, unless runs failed."
         )
     templates = HEADLINES
-    better = set()
-    baselines = set()
+    base = row["baseline"]
+    worse = set()
     for other in rows:
-        if other["verdict"] != "not comparable":
-            better.add(other["better"])
-            baselines.add(other["baseline"])
-    # The advice to keep an arm needs a single baseline that is a trained arm.
-    if better == {"baseline"} and baselines == {row["baseline"]} - {REFERENCE}:
+        if other["baseline"] == base and other["better"] == "baseline":
+            worse.add(other["arm"])
+    # The advice to keep an arm needs a baseline that is a trained arm.
+    if base != REFERENCE and worse == study["arms"].keys() - {base}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
     reach = _reach(row)
     if reach:
@@ -300,21 +299,21 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
     Args:
         rows: the primary rows.
         names: the names of arms in sentences.
-        looks: the numbers of runs at the planned interim analyses.
+        looks: the numbers of runs at the planned interim analyses that are still to come.
     """
     advice = _choices(rows, names)
     wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
     if wanted:
         advice |= _more_runs(wanted, rows, looks)
     elif any(row["n"] == 1 for row in rows):
-        runs = f"a verdict needs {P_FROM_RUNS} runs of each arm (study.seeds)"
+        runs = f"a verdict needs {fewest_runs(ALPHA / len(rows))} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
     # A dict preserves the order and removes repeated names.
     hopeless: dict[str, None] = {}
     raised = set()
     for row in rows:
         # With fewer runs than a test needs, the size of a difference is unknown.
-        planned = row["detectable"] and row["n"] >= P_FROM_RUNS
+        planned = row["detectable"] and row["n"] >= P_FROM_RUNS and row["mean"]
         if planned and row["runs_to_decide"] is None:
             hopeless[names[row["arm"]]] = None
         raised |= {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
@@ -336,7 +335,9 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
         if row["better"]:
             found.append(row)
     # Without this remark, the reader may think that the arm beat all other arms.
-    apart = "; the arms were not compared with each other" if set(decided) == {REFERENCE} else ""
+    apart = ""
+    if set(decided) == {REFERENCE} and len(rows) > 1:
+        apart = "; the arms were not compared with each other"
     for baseline, found in decided.items():
         base = names[baseline]
         winners = [row for row in found if row["better"] == "arm"]
@@ -360,12 +361,11 @@ def _more_runs(
     needed = f"{min(wanted)}"
     if max(wanted) > min(wanted):
         needed = f"{min(wanted)} to {max(wanted)}"
-    for look in looks:
-        if look > runs:
-            at = f"{look} runs of each arm (study.seeds)"
-            return {"next-look": f"Continue to the next planned look: {at}."}
+    if looks:
+        at = f"{looks[0]} runs of each arm (study.seeds)"
+        return {"next-look": f"Continue to the next planned look: {at}."}
     # Too few runs for a decision spend no error rate, so runs may be added.
-    if not looks and not can_decide(runs, len(rows)):
+    if not can_decide(runs, len(rows)):
         few = f"{plural(runs, 'run')} of each arm cannot decide anything here"
         enough = f"{needed} would, if the true difference is as large as the measured one"
         return {"add-seeds": f"Add seeds (study.seeds): {few}; {enough}."}
