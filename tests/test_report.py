@@ -465,21 +465,12 @@ def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
     assert "there is no such folder" in capsys.readouterr().err
 
 
-def test_a_summary_of_earlier_rules_keeps_its_words(folder):
-    """Its reasons are read as flags, and the page says by which rules it was judged."""
-    reasons = [
-        {"code": "few-runs", "effect": "tests", "sentence": "only 3 runs"},
-        {"code": "no-dev-selection", "effect": "caps", "sentence": "no settings were searched"},
-    ]
-    row = contrast_row("tasks", "SDs", 1.0, primary=True, verdict="suggests", reasons=reasons)
-    row |= {"brief": "b", "compute": {"by": "steps", "matched": True, "ratios": {}}}
-    del row["flags"]
-    old = {"headline": "Perhaps.", "contrasts": [row], "verdict": "suggests"}
-    write_json(folder / "summary.json", old)
-    (line,) = content_of(folder)["forests"][0]["rows"]
-    assert [flag["effect"] for flag in line["row"]["flags"]] == ["notes"]
+def test_a_summary_of_a_development_version_is_left_out(folder):
+    write_json(
+        folder / "summary.json", {"headline": "Perhaps.", "contrasts": [{"verdict": "void"}]}
+    )
     page = page_of(folder)
-    assert "An earlier version of maskwise" in page and "suggests" in page
+    assert "Perhaps." not in page and "has no summary.json" in page
 
 
 # Several objectives

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 2
-"""Version of the rules of verdicts. Summaries without a version were made by earlier rules."""
+"""Version of the rules of verdicts."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
@@ -400,7 +400,7 @@ class Summary(TypedDict):
     """summary.json."""
 
     rules: NotRequired[int]
-    """Version of the rules of verdicts (``RULES``); missing in summaries by earlier rules."""
+    """Version of the rules of verdicts (``RULES``)."""
     planned: NotRequired[Planned]
     pending: NotRequired[Pending | None]
     """Written while planned runs are missing. Nothing is tested until all runs are finished."""

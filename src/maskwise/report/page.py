@@ -151,10 +151,9 @@ def _story(folder: Folder) -> View | None:
         compared.append(f"The arms are compared at equal {summary['matched_by']}.")
     # Gates are tested first, but the page shows the study's question first.
     rows.sort(key=lambda row: "gate" in row)
-    # Rows of older studies have no scope.
-    scopes = {row.get("scope") for row in rows}
+    scopes = {row["scope"] for row in rows}
     if len(scopes) == 1:
-        compared.append(SCOPES.get(str(scopes.pop()), ""))
+        compared.append(SCOPES.get(scopes.pop(), ""))
     if any(row["verdict"] == "open" for row in rows):
         compared.append("“Open” means that these runs do not decide which of two arms is better.")
     compared.append(_power(folder))
@@ -168,8 +167,8 @@ def _story(folder: Folder) -> View | None:
 def _power(folder: Folder) -> str:
     """Describe what the planned runs can decide."""
     planned = folder.summary.get("planned")
-    # Older summaries do not say this, and a study of one arm compares nothing.
-    if planned is None or "detectable" not in planned or not planned["contrasts"]:
+    # A study of one arm compares nothing.
+    if planned is None or not planned["contrasts"]:
         return ""
     contrasts = plural(planned["contrasts"], "comparison")
     if not any(planned["power"].values()):

@@ -74,9 +74,6 @@ MEASURES = {
     "evaluation": ("name", "metric", "value"),
 }
 """Keys for each kind of record: two keys that name the measure, and the key of its value."""
-OLD_EFFECTS = {"voids": "invalid", "caps": "notes", "said": "notes"}
-"""Effects of flags in older studies, mapped to current effects. Old sentences do not mention the
-reasons that capped a verdict, so these become notes."""
 
 
 @dataclass
@@ -221,29 +218,19 @@ def _read_study(folder: Path) -> Folder:
             # links to a shared folder.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
+    summary = read_json(folder / "summary.json") or {}
+    # Summaries of development versions have other keys.
+    if "rules" not in summary:
+        summary = {}
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
         study=study,
         records=records,
-        summary=_summary(read_json(folder / "summary.json") or {}),
+        summary=cast(Summary, NO_SUMMARY | summary),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
     )
-
-
-def _summary(content: Line) -> Summary:
-    """Fill in missing keys, and convert the reasons in older summaries to flags."""
-    if "rules" not in content:
-        for row in content.get("contrasts", []):
-            row["flags"] = []
-            for reason in row.get("reasons", []):
-                effect = OLD_EFFECTS.get(reason["effect"])
-                # Reasons for the choice of a test are obsolete, because there is one test now.
-                if effect:
-                    row["flags"].append({**reason, "effect": effect, "facts": {}})
-    efficiency = NO_SUMMARY["efficiency"] | content.get("efficiency", {})
-    return cast(Summary, {**NO_SUMMARY, **content, "efficiency": efficiency})
 
 
 def _read_run(folder: Path) -> Folder:

@@ -187,8 +187,6 @@ FORESTS = {
         "same kind of unit (tokens, words or spans) are comparable.",
     ),
 }
-NOT_COMPARABLE = ("not comparable", "void")
-"""Verdicts of rows without an answer. Older studies use the word "void"."""
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
@@ -219,8 +217,8 @@ def _kind_of(row: Contrast) -> str:
 
 
 def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
-    comparable = [row for row in contrasts if row["verdict"] not in NOT_COMPARABLE]
-    others = [row for row in contrasts if row["verdict"] in NOT_COMPARABLE]
+    comparable = [row for row in contrasts if row["verdict"] != "not comparable"]
+    others = [row for row in contrasts if row["verdict"] == "not comparable"]
     # The axis is scaled to comparable rows only.
     amounts = [shown(row) for row in comparable or others]
     largest = max(abs(amount.mean or 0.0) for amount in amounts)
