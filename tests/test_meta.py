@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ from maskwise.text.settings import TokenizerSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings, log_frequencies
 from processes import two_ranks
-from tiny import read_lines
+from tiny import load_rows, read_lines
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed=0)"
 TRAINING = TrainingSettings(learning_rate=1e-3)
@@ -140,6 +141,29 @@ def test_examples_know_their_contexts_and_answers() -> None:
     assert (train.batch(np.arange(20), seed=4)[0].example_id != batch.example_id).any()
     asked = train.task(np.array([7]), "cpu")
     assert rows[7].question.casefold().split()[2] in tokenizer().decode(asked["input_ids"][0])
+
+
+def test_a_long_context_is_paired_with_its_own_question(tmp_path: Path) -> None:
+    """Rows of the task were taken for windows, of which a long context has several."""
+    rows = []
+    for number in range(60):
+        words = ["what"] * 80
+        words[number] = f"baker{number}"
+        asked = {"question": f"who is {number}?", "answers": [words[number]]}
+        rows.append({"context": " ".join(words), **asked})
+    task = load_rows(tmp_path, rows)
+    told = [f"{row['question']} {row['answers'][0]} what" for row in rows]
+    tools = train_tokenizer(told * 3, vocab_size=500)
+    found = Examples.of(task, "train", tools, length=200, max_length=24)
+    batch = found.task(np.arange(len(found)), "cpu")
+    assert len(found) < len(found.data)
+    for row, ids, (first, last) in zip(task.splits["train"], batch["input_ids"], batch["labels"]):
+        assert tools.decode(ids[first : last + 1]).replace(" ", "") == row.answers[0]
+        assert row.question.removesuffix("?") in tools.decode(ids)
+    # Without the answer in any window, the first window.
+    without = replace(found.data, targets=torch.zeros_like(found.data.targets))
+    chosen = without.first_of(np.array([2, 0]))
+    assert chosen[1] == 0 and without.question[chosen[0] - 1] == 1
 
 
 def test_rows_of_the_task_that_are_cut_are_said() -> None:
