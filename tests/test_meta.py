@@ -25,7 +25,7 @@ from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.models import new_config, new_model
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.objectives import Classification, MaskedLanguageModelling, MultiLabel
 from maskwise.tasks import load_task
 from maskwise.tasks.questions import MarkedRow
 from maskwise.text import encode, read_documents, train_tokenizer
@@ -230,16 +230,32 @@ def test_scores_that_overflow_end_the_learning_and_keep_the_best() -> None:
     assert weights(mine).isfinite().all()
 
 
-def test_a_row_with_several_labels_counts_once() -> None:
-    """Its loss is a mean over labels; counted by labels, the inner step was so many times too
-    short.
-    """
-    mine, totals = learner(), list[int]()
-    mine.losses = SimpleNamespace(of=lambda batch, total: totals.append(int(total)))
-    for labels in (torch.ones(8, 3), torch.ones(8), torch.tensor([[1, -100], [2, 3]])):
-        mine.train = SimpleNamespace(task=lambda rows, device, labels=labels: {"labels": labels})
-        mine._task_loss(np.arange(8))
-    assert totals == [8, 8, 3]
+def test_the_task_loss_is_a_mean_over_the_targets_of_its_objective() -> None:
+    """With several labels a row, it was so many times too large."""
+    mine, totals = learner(), list[Tensor]()
+    mine.losses = SimpleNamespace(of=lambda batch, total: totals.append(total))
+    logits = torch.zeros(4, 3)
+
+    class Linear(torch.nn.Module):
+        def forward(self, input_ids: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=logits)
+
+    ignored = torch.tensor([0, 1, 2, -100])
+    several = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0]])
+    for kind, labels in (
+        (Classification, ignored),
+        (MultiLabel, several),
+        (MultiLabel, several.long()),
+    ):
+        batch = {"input_ids": labels, "labels": labels}
+        mine.train = SimpleNamespace(task=lambda rows, device, batch=batch: batch)
+        mine._task_loss(np.arange(4))
+        assert totals[-1] == kind(Linear())(batch).targets
+    # An accelerator's ranks cannot add up a number on the host.
+    batch = {"labels": torch.ones(4, device="meta")}
+    mine.train = SimpleNamespace(task=lambda rows, device: batch)
+    mine._task_loss(np.arange(4))
+    assert totals[-1].device.type == "meta"
 
 
 @pytest.mark.parametrize(("signs", "agreement"), [((1, 1, 1, 1), 1), ((1, -1, 1, -1), 0)])
