@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import bound_records
-from maskwise.evaluation.scoring import Bound
+from maskwise.evaluation.scoring import Bound, HeldOut
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
@@ -117,6 +117,16 @@ def test_evaluate_tells_the_bound(tmp_path: Path, capsys: pytest.CaptureFixture[
     size = sum(len(text.encode()) for text in texts)
     assert records["bits per byte"]["value"] * size == pytest.approx(bits["value"] * bits["items"])
     assert maskwise(*command) == 0 and "bound bits per byte" in capsys.readouterr().out
+
+
+def test_a_single_text_has_a_bound_without_an_error() -> None:
+    """``--json`` printed NaN, which is no JSON."""
+    rows = rows_of(sample(1, 20, seed=3))
+    objective = MaskedLanguageModelling(model("bert").eval())
+    bound = Bound(rows, tokenizer(), torch.arange(1))
+    [line] = HeldOut(rows, {}, None, bound=bound)(objective)
+    for record in (line, *bound_records(bound(objective), 30)):
+        assert "error" not in record and json.dumps(record, allow_nan=False)
 
 
 def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:

@@ -348,7 +348,7 @@ def test_corrupt_is_for_trainers_of_others() -> None:
 def test_settings_that_would_make_the_weights_wrong_are_refused(
     settings: dict[str, Any], said: str
 ) -> None:
-    whole = {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})}
+    whole = {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings({}, settings)}
     with pytest.raises(MaskwiseError, match=said):
         MaskedDiffusion.check(whole)
 
@@ -356,7 +356,7 @@ def test_settings_that_would_make_the_weights_wrong_are_refused(
 def test_what_is_no_likelihood_is_said() -> None:
     def remark(**settings: Any) -> str | None:
         return MaskedDiffusion.check(
-            {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings(settings, {})}
+            {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings({}, settings)}
         )
 
     assert remark() is None and remark(ratio="bell") is None

@@ -73,6 +73,19 @@ def test_a_token_that_was_written_stays_and_the_likeliest_is_taken_at_temperatur
     assert len(stages) == 7 and stages[-1].text.startswith("w5 w6 ")
 
 
+def test_extreme_temperatures_and_seeds_are_taken(folder: Path) -> None:
+    """Both ended in a traceback of torch."""
+    writer = Writer(str(folder))
+
+    def text(**how: Any) -> str:
+        return list(writer.write("w5 w6", length=6, **how))[-1].text
+
+    for temperature in (1e-50, 1e-40, 1e-6):
+        assert text(temperature=temperature) == text(temperature=0)
+    assert text(seed=2**64 + 3) == text(seed=3) != text(seed=4)
+    assert text(seed=-1) == text(seed=2**64 - 1)
+
+
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", folder, "--prompt", "w1 w2", "--length", 5, "--steps", 2]
     assert maskwise(*command, "--json") == 0

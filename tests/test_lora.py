@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
 from maskwise.masking import Masker
+from maskwise.models import load_task_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.study.costs import flops
@@ -26,7 +27,7 @@ from maskwise.training.data import Step
 from maskwise.training.log import Meter
 from maskwise.training.optim import hidden_matrices
 from maskwise.training.settings import ModelSettings
-from maskwise.weights import Lora, lora
+from maskwise.weights import Lora, lora, share_encoder
 from tiny import maskwise, write_inputs
 from training_tools import model, tokenizer
 
@@ -40,6 +41,18 @@ def test_muon_leaves_the_factors_of_updates_to_adamw() -> None:
     ids = {id(weight) for weight in hidden_matrices(network)}
     found = [name for name, weight in network.named_parameters() if id(weight) in ids]
     assert found == ["cls.predictions.transform.dense.weight"]
+
+
+def test_an_encoder_with_updates_is_not_shared() -> None:
+    """Its weights have other names, so the encoder of a task kept its random weights."""
+    task = load_task_model(None, model("bert").config, head="sequence-classification", seed=0)
+    network = model("bert")
+    share_encoder(network, task)
+    assert encoder_of(network) is encoder_of(task)
+    network = model("bert")
+    Lora(rank=2).add(network, seed=0)
+    with pytest.raises(MaskwiseError, match="lacks a weight of the encoder"):
+        share_encoder(network, task)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.models import new_config, new_model
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.objectives import Classification, MaskedLanguageModelling, MultiLabel
 from maskwise.tasks import load_task
 from maskwise.tasks.questions import MarkedRow
 from maskwise.text import encode, read_documents, train_tokenizer
@@ -32,7 +33,7 @@ from maskwise.text.settings import TokenizerSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings, log_frequencies
 from processes import two_ranks
-from tiny import read_lines
+from tiny import load_rows, read_lines
 
 WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed=0)"
 TRAINING = TrainingSettings(learning_rate=1e-3)
@@ -142,6 +143,29 @@ def test_examples_know_their_contexts_and_answers() -> None:
     assert rows[7].question.casefold().split()[2] in tokenizer().decode(asked["input_ids"][0])
 
 
+def test_a_long_context_is_paired_with_its_own_question(tmp_path: Path) -> None:
+    """Rows of the task were taken for windows, of which a long context has several."""
+    rows = []
+    for number in range(60):
+        words = ["what"] * 80
+        words[number] = f"baker{number}"
+        asked = {"question": f"who is {number}?", "answers": [words[number]]}
+        rows.append({"context": " ".join(words), **asked})
+    task = load_rows(tmp_path, rows)
+    told = [f"{row['question']} {row['answers'][0]} what" for row in rows]
+    tools = train_tokenizer(told * 3, vocab_size=500)
+    found = Examples.of(task, "train", tools, length=200, max_length=24)
+    batch = found.task(np.arange(len(found)), "cpu")
+    assert len(found) < len(found.data)
+    for row, ids, (first, last) in zip(task.splits["train"], batch["input_ids"], batch["labels"]):
+        assert tools.decode(ids[first : last + 1]).replace(" ", "") == row.answers[0]
+        assert row.question.removesuffix("?") in tools.decode(ids)
+    # Without the answer in any window, the first window.
+    without = replace(found.data, targets=torch.zeros_like(found.data.targets))
+    chosen = without.first_of(np.array([2, 0]))
+    assert chosen[1] == 0 and without.question[chosen[0] - 1] == 1
+
+
 def test_rows_of_the_task_that_are_cut_are_said() -> None:
     """A recipe for short questions, on a task of long ones, taught a policy from their first words
     without a word.
@@ -206,16 +230,32 @@ def test_scores_that_overflow_end_the_learning_and_keep_the_best() -> None:
     assert weights(mine).isfinite().all()
 
 
-def test_a_row_with_several_labels_counts_once() -> None:
-    """Its loss is a mean over labels; counted by labels, the inner step was so many times too
-    short.
-    """
-    mine, totals = learner(), list[int]()
-    mine.losses = SimpleNamespace(of=lambda batch, total: totals.append(int(total)))
-    for labels in (torch.ones(8, 3), torch.ones(8), torch.tensor([[1, -100], [2, 3]])):
-        mine.train = SimpleNamespace(task=lambda rows, device, labels=labels: {"labels": labels})
-        mine._task_loss(np.arange(8))
-    assert totals == [8, 8, 3]
+def test_the_task_loss_is_a_mean_over_the_targets_of_its_objective() -> None:
+    """With several labels a row, it was so many times too large."""
+    mine, totals = learner(), list[Tensor]()
+    mine.losses = SimpleNamespace(of=lambda batch, total: totals.append(total))
+    logits = torch.zeros(4, 3)
+
+    class Linear(torch.nn.Module):
+        def forward(self, input_ids: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=logits)
+
+    ignored = torch.tensor([0, 1, 2, -100])
+    several = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0]])
+    for kind, labels in (
+        (Classification, ignored),
+        (MultiLabel, several),
+        (MultiLabel, several.long()),
+    ):
+        batch = {"input_ids": labels, "labels": labels}
+        mine.train = SimpleNamespace(task=lambda rows, device, batch=batch: batch)
+        mine._task_loss(np.arange(4))
+        assert totals[-1] == kind(Linear())(batch).targets
+    # An accelerator's ranks cannot add up a number on the host.
+    batch = {"labels": torch.ones(4, device="meta")}
+    mine.train = SimpleNamespace(task=lambda rows, device: batch)
+    mine._task_loss(np.arange(4))
+    assert totals[-1].device.type == "meta"
 
 
 @pytest.mark.parametrize(("signs", "agreement"), [((1, 1, 1, 1), 1), ((1, -1, 1, -1), 0)])

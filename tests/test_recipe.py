@@ -16,7 +16,8 @@ import yaml
 from maskwise import devices
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import Recipe, apply_overrides, parse_value, read_recipe, shipped
+from maskwise.objectives import objective_class
+from maskwise.recipe import Recipe, apply_overrides, parse_value, read_recipe, shipped, validate
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
@@ -496,6 +497,43 @@ def test_an_arm_has_its_own_masking_beside_masked_diffusion(tmp_path, monkeypatc
     fixed = read_recipe("diffusion", ["study={}", "phases=[{}, {objective: mlm}]"])
     first, second = fixed.links()
     assert (first.masking.budget, second.masking.budget) == ("exact", "expected")
+
+
+def test_masked_diffusion_keeps_the_defaults_that_the_user_wrote():
+    """``masking.ratio: 0.15`` and ``uniform(0, 1)`` were the same training."""
+    arms = {"fixed": {"masking.ratio": 0.15}, "drawn": {"masking.ratio": "uniform(0, 1)"}}
+    recipe = Recipe.model_validate({"objective": "diffusion", "study": {"arms": {**arms, "a": {}}}})
+    ratios = {"fixed": 0.15, "drawn": "uniform(0, 1)", "a": "uniform(0, 1)"}
+    for name, ratio in ratios.items():
+        arm = recipe.arm(name, seed=0)
+        [link] = arm.links()
+        assert link.masking.ratio == ratio
+        # A recipe from complete settings, as in a stage, trains with the same settings.
+        again = Recipe.model_validate(link.model_dump(mode="json"))
+        said = Recipe.model_validate(yaml.safe_load(arm.to_yaml()))
+        for same in (link, again, again.links()[0], said):
+            settings = same.masking_of(objective_class("diffusion"), {})
+            assert settings == link.masking.model_dump()
+        assert bool(link.remarks()) == (name == "fixed")
+    for name, value, says in (
+        ("corruption", "bert", "must replace every selected token"),
+        ("budget", "expected", "allowed: bernoulli, exact"),
+        ("corruption", "infill", "that keeps the length, such as mask-only"),
+    ):
+        with pytest.raises(MaskwiseError, match=says):
+            validate({"objective": "diffusion", "masking": {name: value}}, origin="test")
+
+
+def test_masked_diffusion_among_other_objectives_keeps_its_own_settings():
+    mixed = {"mlm": {}, "diffusion": {}, "own": {"objective": "diffusion"}}
+    mixed["own"]["masking"] = {"ratio": 0.15}
+    recipe = Recipe.model_validate({"objectives": mixed})
+    again = Recipe.model_validate(recipe.model_dump(mode="json"))
+    for same in (recipe, again):
+        arms = same.objectives.values()
+        settings = [same.masking_of(arm.kind, arm.masking) for arm in arms]
+        assert [each["ratio"] for each in settings] == [0.15, "uniform(0, 1)", 0.15]
+        assert [each["budget"] for each in settings] == ["expected", "exact", "exact"]
 
 
 def test_only_arms_masked_by_a_learned_policy_learn_one():

@@ -326,6 +326,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(options, said, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_the_meta_gradient_needs_no_adapter_and_no_tracker(tmp_path, capsys):
+    """With LoRA, the encoder had random weights; with a tracker, learning failed."""
+    command = recipe(tmp_path)
+    write_lines(tmp_path / "task.jsonl", reviews())
+    command += [f"learning.task={tmp_path / 'task.jsonl'}", "learning.method=meta"]
+    command += ["learning.meta={steps: 1, eval_every: 1, batch_size: 8}"]
+    results = []
+    for name, *more in (("a",), ("b", "model.adapter=lora(rank=2)", "training.trackers=[all]")):
+        assert maskwise(*command, *more, "--out", tmp_path / name, "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        results.append((result["gain"], weights(tmp_path / name)))
+    assert results[0] == results[1]
+
+
 def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypatch):
     command = recipe(tmp_path)
     write_lines(tmp_path / "task.jsonl", reviews())

@@ -170,14 +170,6 @@ def config_of(fields: Fields) -> PreTrainedConfig:
     return AutoConfig.for_model(**fields)
 
 
-def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Make two models share one encoder: the module of ``other``, with the weights of ``model``."""
-    # ``strict=False``, because one of the models may have a pooler.
-    encoder_of(other).load_state_dict(encoder_of(model).state_dict(), strict=False)
-    setattr(model, model.base_model_prefix, encoder_of(other))
-    model.tie_weights()
-
-
 def check_start(config: PreTrainedConfig, tokens: int) -> None:
     """Check, without allocating memory, that a model can be built and embeds ``tokens`` tokens.
 

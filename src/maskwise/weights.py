@@ -107,6 +107,22 @@ def quieten(model: PreTrainedModel, new: list[str]) -> None:
                 model.get_parameter(name).fill_(QUIET)
 
 
+def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Make two models share one encoder: the module of ``other``, with the weights of ``model``.
+
+    Raises:
+        MaskwiseError: ``model`` lacks weights of the encoder, as with LoRA, which renames them.
+    """
+    encoder = encoder_of(other)
+    # ``strict=False``, because one of the models may have a pooler.
+    missing = encoder.load_state_dict(encoder_of(model).state_dict(), strict=False).missing_keys
+    for key in missing:
+        if "pooler" not in key:
+            raise MaskwiseError(f"the model lacks a weight of the encoder: {key}")
+    setattr(model, model.base_model_prefix, encoder)
+    model.tie_weights()
+
+
 def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
     """Return all submodules of a class, including the module itself."""
     return [part for part in module.modules() if isinstance(part, kind)]

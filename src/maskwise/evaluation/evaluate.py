@@ -303,8 +303,9 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
             "items": text.tokens,
             "chance": None if text.unigram is None else text.unigram / scale,
             "higher_is_better": False,
-            "error": text.error / scale,
         }
+        if math.isfinite(text.error):
+            record["error"] = text.error / scale
         if text.unknown:
             record["skipped"] = {"[UNK] tokens, so no value per byte": text.unknown}
         records.append(record)

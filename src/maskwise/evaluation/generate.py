@@ -137,7 +137,7 @@ class Writer:
             length: the number of tokens to write after a prompt that has no gaps.
             steps: the number of forward passes. The default and maximum is the number of masks.
             order: one of ``ORDERS``.
-            temperature: a divisor of the logits. With 0, the likeliest token is chosen.
+            temperature: a divisor of the logits. Below 1e-6, the likeliest token is chosen.
             block: the number of tokens in a block, for the order ``block``.
             seed: the seed of the random draws.
 
@@ -150,7 +150,7 @@ class Writer:
         if steps is not None:
             whole_number("steps", steps, least=1)
         ids = self.read(prompt, length)
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(seed % 2**64)
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
         steps = min(steps or len(gaps), len(gaps))
@@ -195,7 +195,8 @@ class Writer:
         words = torch.zeros(log_p.shape[1], dtype=torch.bool)
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
         log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)
-        if temperature:
+        # With a lower temperature, the quotients would overflow.
+        if temperature >= 1e-6:
             token = (log_p / temperature).softmax(-1).multinomial(1, generator=draw).squeeze(1)
         else:
             token = log_p.argmax(-1)

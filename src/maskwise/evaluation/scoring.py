@@ -57,7 +57,7 @@ class BoundOfText(NamedTuple):
 
     Attributes:
         nats: the bound for the whole text, in nats.
-        error: the standard error of ``nats``.
+        error: the standard error of ``nats``; NaN for a single piece.
         tokens: the number of predicted tokens, without [UNK] and special tokens.
         unknown: the number of [UNK] tokens.
         unigram: the nats if tokens are predicted from their frequencies; None if these are unknown.
@@ -411,16 +411,16 @@ class HeldOut:
         lines = [self._loss(kind, objective) for kind in self.batches]
         if self.bound is not None:
             text = self.bound(objective)
-            lines.append(
-                {
-                    "masks": DIFFUSION,
-                    "ratio": 0.5,
-                    "loss": text.nats / text.tokens,
-                    "unigram": None if text.unigram is None else text.unigram / text.tokens,
-                    "targets": text.tokens,
-                    "error": text.error / text.tokens,
-                }
-            )
+            line: HeldOutLoss = {
+                "masks": DIFFUSION,
+                "ratio": 0.5,
+                "loss": text.nats / text.tokens,
+                "unigram": None if text.unigram is None else text.unigram / text.tokens,
+                "targets": text.tokens,
+            }
+            if math.isfinite(text.error):
+                line["error"] = text.error / text.tokens
+            lines.append(line)
         return [line for line in lines if line["targets"]]
 
     def _loss(self, kind: str, objective: MaskedLanguageModelling) -> HeldOutLoss:

@@ -27,7 +27,7 @@ from maskwise.keys import Array, Keys, fold
 from maskwise.learning.relaxation import Choice, choose
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import AnnotatedBatch, Vocabulary, gather
-from maskwise.tasks.questions import ChoiceRow, MarkedRow
+from maskwise.tasks.questions import ChoiceRow, MarkedRow, Windows
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
 from maskwise.text import encode as encode_texts
@@ -150,7 +150,8 @@ class Examples:
         contexts: C tokenised contexts. The column ``answer`` is 1 at the tokens of answers. It is
             used only to evaluate policies, not to learn them.
         starts: (N + 1,) the index of each example's first context; the last element is C.
-        rows: (N,) the index of each example's row in ``data``.
+        rows: (N,) the index of each example's row in ``data``. Of a context that is split into
+            windows, this is the first window with the answer, or else the first window.
         data: all rows of the split as tensors.
         without: the number of rows that are no examples because no context was found.
         vocabulary: the tokenizer's vocabulary.
@@ -220,10 +221,13 @@ class Examples:
             contexts[place] = {**row, "answer": inside}
         data = encode(task, tokenizer, max_length=max_length)[split]
         warn_of_cuts(task, {split: data})
+        numbers = kept
+        if isinstance(data, Windows):
+            numbers = data.first_of(kept)
         return cls(
             contexts=[contexts[place] for place in chain.from_iterable(places)],
             starts=np.cumsum([0, *counts[kept]]),
-            rows=kept,
+            rows=numbers,
             data=data,
             without=len(rows) - len(kept),
             vocabulary=Vocabulary.of(tokenizer),

@@ -36,7 +36,7 @@ from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.masking.batch import IGNORE, moved
-from maskwise.models import load_task_model, share_encoder, task_config
+from maskwise.models import load_task_model, task_config
 from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, Trainable
@@ -45,6 +45,7 @@ from maskwise.training.checkpoint import Metrics
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Progress
 from maskwise.training.loop import Training
+from maskwise.weights import share_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -277,7 +278,8 @@ def new_learner(
     train = Examples.of(task, "train", tokenizer, texts=texts, **sizes)
     dev = Examples.of(task, "dev", tokenizer, texts=texts, **sizes)
     # Creating the accelerator connects torchrun's processes. Only its device is used.
-    device = new_accelerator(training, None).device
+    untracked = training.model_copy(update={"trackers": ()})
+    device = new_accelerator(untracked, None).device
     return MetaLearner(
         losses.to(device),
         policy.to(device),

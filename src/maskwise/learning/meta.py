@@ -266,12 +266,7 @@ class MetaLearner:
     def _task_loss(self, rows: Array) -> Loss:
         """Return a function of the parameters: the mean task loss over the rows of all ranks."""
         batch = self.train.task(rows, self.device)
-        labels = batch["labels"]
-        count = torch.tensor(len(labels))
-        # Integer labels (B, L) are one target per token. Float labels (B, K) are one target per
-        # row.
-        if labels.dim() > 1 and not labels.is_floating_point():
-            count = torch.count_nonzero(labels != IGNORE)
+        count = torch.count_nonzero(batch["labels"] != IGNORE)
         return self.losses.of(batch, self._total(count))
 
     def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:

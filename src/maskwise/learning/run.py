@@ -219,7 +219,9 @@ class Lesson:
             title += f" ({number + 1} of {tries})"
         policy = self._new_policy(tokenizer, head="tokens", seed=seed)
         length = self.corpus.length
-        model = self.model.model(
+        # Gradients pass through all weights, and only a training of the run adds an adapter.
+        whole = self.model.model_copy(update={"adapter": None})
+        model = whole.model(
             tokenizer,
             length,
             kind=self.kind,

@@ -106,7 +106,9 @@ class MetaSettings(BaseModel):
     """
 
     seed: int = 0
-    """Seed for the order of examples, the choice of their texts, and the masks."""
+    """Seed for the order of examples, the choice of their texts, and the masks. In a recipe, it is
+    ignored; the seed of the run is used.
+    """
 
 
 class PolicySettings(BaseModel):

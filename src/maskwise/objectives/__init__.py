@@ -136,7 +136,7 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
     if kind.in_place and not corrupts.keeps_length:
         raise MaskwiseError(
             f"corruption {shown} changes the length of a text",
-            do=f"for {who}, choose a corruption that keeps the length, such as bert",
+            do=f"for {who}, choose a corruption that keeps the length, such as mask-only",
         )
     if corrupts.detects != kind.detects:
         has = "labels 0 and 1, not tokens" if corrupts.detects else "tokens as labels, not 0 and 1"

@@ -22,7 +22,6 @@ from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import corruption, mask_only
 from maskwise.masking.diffusion import Noising, Rates
 from maskwise.masking.diffusion import check as check_masking
-from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import (
@@ -162,18 +161,6 @@ class MaskedDiffusion(MaskedLanguageModelling):
         "corruption": "mask-only",
         "min_targets": 0,
     }
-
-    @classmethod
-    def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
-        """Return the masking settings, with the defaults of this objective."""
-        chosen = {**common, **own}
-        # The settings of a recipe are always complete, so a default value may not have been chosen
-        # by the user. Such a value is replaced.
-        for name, value in cls.masking.items():
-            default = MaskingSettings.model_fields[name].default
-            if chosen.get(name, default) == default:
-                chosen[name] = value
-        return chosen
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:

@@ -198,21 +198,26 @@ class Recipe(Settings):
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
         """The class and the masking settings of each objective, keyed by its name in messages."""
-        common = self.masking.model_dump()
         if not self.objectives:
             kind = objective_class(self.objective)
-            return {f"objective {self.objective}": (kind, kind.settings(common, {}))}
+            return {f"objective {self.objective}": (kind, self.masking_of(kind, {}))}
         return {
-            f"objectives.{name}": (arm.kind, arm.kind.settings(common, arm.masking))
+            f"objectives.{name}": (arm.kind, self.masking_of(arm.kind, arm.masking))
             for name, arm in self.objectives.items()
         }
 
-    def remarks(self) -> list[str]:
-        """Return warnings about the masking settings of the objectives.
+    def masking_of(self, kind: type[Objective], own: Mapping[str, object]) -> Plain:
+        """Return the masking settings of an objective with settings of its ``own``."""
+        # The defaults of masked diffusion replace no value of the user. With several objectives, a
+        # value counts if it is not the default, because the recipe of a stage sets all values.
+        if kind is MaskedDiffusion:
+            alone = self._diffuses
+            said = self.masking.model_dump(exclude_unset=alone, exclude_defaults=not alone)
+            own = {**said, **own}
+        return kind.settings(self.masking.model_dump(), own)
 
-        Raises:
-            MaskwiseError: with these settings, an objective cannot learn anything.
-        """
+    def remarks(self) -> list[str]:
+        """Return warnings about masking settings; raise an error if an objective cannot learn."""
         remarks = []
         for name, (kind, masking) in self._masked.items():
             with blamed(name):
@@ -257,11 +262,7 @@ class Recipe(Settings):
 
     @property
     def learned_task(self) -> str:
-        """The spec of the task from which a masking policy is learned.
-
-        Raises:
-            MaskwiseError: the recipe learns no policy, or has no task.
-        """
+        """The spec of the task from which a masking policy is learned; an error without one."""
         if self.learning is None:
             do = "add learning: {method: supervised, task: …}, as in the recipe learn-supervised"
             if self.learns:
@@ -306,7 +307,7 @@ class Recipe(Settings):
         """The masking settings, with the defaults of masked diffusion if it is the objective."""
         if not self._diffuses:
             return self.masking
-        return MaskingSettings(**MaskedDiffusion.settings(self.masking.model_dump(), {}))
+        return MaskingSettings(**self.masking_of(MaskedDiffusion, {}))
 
     @property
     def _layers(self) -> tuple[str, ...]:

@@ -273,7 +273,7 @@ def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> M
     """
     kind = objective_class(recipe.objective)
     rows = laid_out(data.training, kind, config)
-    return _source(data, recipe, kind, _drawn(rows, recipe))
+    return _source(data, recipe, kind, _drawn(rows, recipe), {})
 
 
 def _source(
@@ -281,7 +281,7 @@ def _source(
     recipe: Recipe,
     kind: type[Objective],
     rows: Rows | StreamedRows,
-    changes: Mapping[str, object] | None = None,
+    changes: Mapping[str, object],
 ) -> MaskedSource:
     """Build the source of masked batches for one objective.
 
@@ -290,7 +290,7 @@ def _source(
         rows: the training rows in the layout of this objective.
         changes: masking settings that override the recipe's.
     """
-    settings = kind.settings(recipe.masking.model_dump(), changes or {})
+    settings = recipe.masking_of(kind, changes)
     seed = recipe.training.seed
     length = data.training.length
     maker = kind.maker(data.tokenizer, seed=seed, length=length, **settings)

@@ -29,6 +29,7 @@ class FinetuneSettings(BaseModel):
     epochs: float | None = Field(None, gt=0)
     """Passes over the training rows; ignored if ``steps`` is given. The default is 5. For a large
     model (with a learning rate below 1e-3), it is at least 5 and at most 20: enough for 250 steps.
+    Of a question-answering task, rows are questions; a long context has several windows.
     """
 
     steps: int | None = Field(None, ge=1)

@@ -240,6 +240,12 @@ class Windows(Data):
         """Return the inputs from ``Flat.batch``, and labels (B, 2)."""
         return {**self.flat.batch(rows), "labels": self.targets[rows]}
 
+    def first_of(self, questions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the first window of each question with the answer, or else its first window."""
+        # Within a question, windows with the answer come first.
+        order = np.lexsort([~self.targets.any(1), self.question])
+        return order[np.searchsorted(self.question, questions)]
+
     def answers(self, objective: Classification, device: torch.device) -> list[str]:
         """Return the best span of each question, as a text. All windows of the question compete."""
         best = [-math.inf] * len(self.rows)
