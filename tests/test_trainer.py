@@ -278,6 +278,13 @@ def test_a_batch_without_targets_is_no_nan(tmp_path: Path) -> None:
     assert math.isnan(made.evaluate()["eval_loss"])
 
 
+def test_a_decoder_takes_a_batch_without_targets(tmp_path: Path) -> None:
+    masker = mw.Masker(tokenizer(), ratio=0.0, min_targets=0, corruption="infill")
+    made = trainer(bart(), arguments(tmp_path, max_steps=1), masker=masker)
+    made.train()
+    assert [entry["loss"] for entry in logged(made)] == [0.0]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_loss_weights_of_masked_diffusion(packed: bool, tmp_path: Path) -> None:
     """In the weights of the tokens, over the eligible ones, with packed rows and without."""
