@@ -409,6 +409,20 @@ def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
     assert 'corruption="bert"' in caught.value.do
 
 
+@pytest.mark.parametrize("corruption", ["replace", "delete", "insert"])
+def test_labels_of_a_detector_do_not_train_a_vocabulary_head(
+    corruption: str, tmp_path: Path
+) -> None:
+    """The head learned to predict the tokens with the ids 0 and 1."""
+    masker = mw.Masker(tokenizer(), corruption=f"{corruption}(target='detect')")
+    with pytest.raises(mw.MaskwiseError) as caught:
+        trainer(model("bert"), arguments(tmp_path), masker=masker)
+    assert "detect" in caught.value.got and 'corruption="bert"' in caught.value.do
+    # A user's own model may have two classes.
+    detector = torch.nn.Linear(4, 2)
+    trainer(detector, arguments(tmp_path), masker=masker)
+
+
 OTHER_MODELS = {
     "GPT2LMHeadModel": (AutoModelForCausalLM, "gpt2"),
     "BertLMHeadModel": (AutoModelForCausalLM, "bert"),

@@ -108,9 +108,7 @@ class MaskingTrainer(Trainer):
             )
         if more.get("compute_loss_func") is not None:
             raise MaskwiseError(
-                "MaskingTrainer computes the loss itself",
-                got="compute_loss_func",
-                do="leave it out",
+                "MaskingTrainer computes the loss itself", got="compute_loss_func", do="omit it"
             )
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
@@ -141,7 +139,8 @@ class MaskingTrainer(Trainer):
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
         name = type(self.model).__name__
-        if self._decodes == (masker.corruption.writes is not None):
+        detects = masker.corruption.detects
+        if self._decodes == (masker.corruption.writes is not None) and not detects:
             return
         if self._decodes:
             what = f"{name} has a decoder, so its labels must be a text, but these are not"
@@ -150,6 +149,8 @@ class MaskingTrainer(Trainer):
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel):
             what = f"{name} has no decoder, so its labels cannot be a text, but these are"
+            if detects:
+                what = f"{name} predicts tokens, but with this target the labels are 0 and 1"
             fitting = "bert"
         else:
             return
