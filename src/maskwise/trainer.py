@@ -139,8 +139,8 @@ class MaskingTrainer(Trainer):
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
         name = type(self.model).__name__
-        detects = masker.corruption.detects
-        if self._decodes == (masker.corruption.writes is not None) and not detects:
+        fits = self._decodes == (masker.corruption.writes is not None)
+        if fits and not masker.corruption.detects:
             return
         if self._decodes:
             what = f"{name} has a decoder, so its labels must be a text, but these are not"
@@ -148,9 +148,7 @@ class MaskingTrainer(Trainer):
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel):
-            what = f"{name} has no decoder, so its labels cannot be a text, but these are"
-            if detects:
-                what = f"{name} predicts tokens, but with this target the labels are 0 and 1"
+            what = f"{name} has no decoder, so its labels are tokens in place, not a text and not 0 and 1"
             fitting = "bert"
         else:
             return

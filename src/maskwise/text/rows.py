@@ -86,10 +86,9 @@ class PieceBatch(NamedTuple):
         columns["example_id"] = self.example_ids
         if packed:
             # Only its id tells to which of two pieces a special token between them belongs.
-            id_BL = np.full(shape, -1)
-            sizes = layout.end - layout.begin
-            id_BL[columns["attention_mask"] > 0] = self.example_ids.repeat(sizes)
-            columns["example_id"] = id_BL
+            columns["example_id"] = np.full(shape, -1)
+            ids = self.example_ids.repeat(layout.end - layout.begin)
+            np.place(columns["example_id"], columns["attention_mask"], ids)
         return columns
 
     def _words_of_rows(self, rows: int) -> Ints:

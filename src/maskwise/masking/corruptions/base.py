@@ -107,7 +107,7 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Column
     if shown.label_lengths is None:
         columns["labels"] = shown.labels
     cut = 0
-    if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
+    if batch.plan is not None and (length_B > batch.plan).any():
         # Cut off the end of the text. If the row ends with a special token, keep it, because models
         # expect [SEP] or [EOS] at the end.
         rank = rank_within(length_B)
