@@ -246,6 +246,20 @@ def test_the_global_seed_changes_neither_masks_nor_the_order_of_rows(tmp_path: P
     assert same(one, other) and same(one, resumed)
 
 
+class TwoDevices(TrainingArguments):
+    """As on a machine with two GPUs, where transformers wraps the model in ``DataParallel``."""
+
+    n_gpu = 2
+
+
+def test_two_gpus_need_two_processes(tmp_path: Path) -> None:
+    """The hook before the head belonged to the model and not to its copies, and failed."""
+    args = TwoDevices(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(mw.MaskwiseError, match="for each GPU") as caught:
+        trainer(model("bert"), args)
+    assert "torchrun" in caught.value.do
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Any:
         return iter([DATA[i] for i in range(48)])

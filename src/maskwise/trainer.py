@@ -6,9 +6,8 @@
 ``MaskingCollator`` also works with transformers' ``Trainer``, but batches are then collated before
 their step is known. Moreover, ``Trainer`` assumes that a model with ``**kwargs`` divides the loss
 by ``num_items_in_batch``. Most masked language models ignore this argument, so loss and gradient
-are 4 times too large with 4 accumulation steps, and twice too large on 2 ranks. The loss of
-``MaskingTrainer`` is the sum over targets, divided by the number of targets in all micro-batches on
-all ranks. Therefore, 16 rows, 4 micro-batches of 4 rows, and 2 ranks with 8 rows have equal losses.
+are 4 times too large with 4 accumulation steps. ``MaskingTrainer`` divides the sum over targets by
+the number of targets on all ranks, so 16 rows, 4 × 4 rows, and 2 ranks × 8 rows have equal losses.
 
 The vocabulary head of an encoder runs on targets only, except in evaluations with metrics that need
 all logits. In packed rows, tokens attend only to their own document, if the model supports this.
@@ -133,6 +132,11 @@ class MaskingTrainer(Trainer):
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
         require_language_model(self.model)
+        if self.args.n_gpu > 1:
+            raise MaskwiseError(
+                "MaskingTrainer needs a process for each GPU, but this process has several GPUs",
+                do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0",
+            )
         for each in (self.masker, self.evaluation_masker):
             self._check_fit(each)
 
@@ -148,7 +152,7 @@ class MaskingTrainer(Trainer):
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel):
-            what = f"{name} has no decoder, so its labels are tokens in place, not a text and not 0 and 1"
+            what = f"{name} has no decoder, so its labels are tokens in place, not a text or 0/1"
             fitting = "bert"
         else:
             return
@@ -179,13 +183,11 @@ class MaskingTrainer(Trainer):
         if hasattr(self.train_dataset, "__len__"):
             epoch = int(self.state.epoch or 0)
         step = self.state.global_step
-        total_steps = self.state.max_steps
         batches = []
         targets = torch.zeros((), dtype=torch.int64, device=device)
         for rows in islice(epoch_iterator, num_batches):
-            masked = self.masker(
-                self._prepare_inputs(rows), step=step, total_steps=total_steps, epoch=epoch
-            )
+            rows = self._prepare_inputs(rows)
+            masked = self.masker(rows, step=step, total_steps=self.state.max_steps, epoch=epoch)
             if self._learners:
                 # ``compute_loss`` passes the batch and its losses to the policy's learners.
                 self._shown.append(masked)
@@ -229,9 +231,8 @@ class MaskingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Evaluate one batch with the masks of step 0."""
-        masked = self.evaluation_masker(
-            self._prepare_inputs(inputs), step=0, total_steps=1, epoch=0
-        )
+        rows = self._prepare_inputs(inputs)
+        masked = self.evaluation_masker(rows, step=0, total_steps=1, epoch=0)
         batch = self._inputs(masked)
         labels = batch["labels"]
         everywhere = not prediction_loss_only
