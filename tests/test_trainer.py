@@ -31,6 +31,7 @@ import maskwise as mw
 from maskwise.masking import IGNORE, Noising
 from maskwise.masking.collator import RowCollator
 from maskwise.objectives import MaskedDiffusion
+from maskwise.training.checkpoint import LEARNED
 from processes import two_ranks
 from test_training import close, same
 from training_tools import ARCHITECTURES, Language, bart, config, model, tokenizer
@@ -523,6 +524,25 @@ def test_a_policy_learns_from_every_batch_of_every_training(tmp_path: Path) -> N
         taught.clear()
         made.train()
         assert len(observed) == 4 and taught == [0, 1, 2, 3]
+
+
+def test_a_policy_resumes_from_a_checkpoint_of_another_name(tmp_path: Path) -> None:
+    """It goes on as in the folder checkpoint-2; without its state there is one clear error."""
+    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5)
+    trainer(model("bert"), arguments(tmp_path, **saved), masker=masker).train()
+    kept = tmp_path / "best"
+    (tmp_path / "checkpoint-2").rename(kept)
+    made = trainer(model("bert"), arguments(tmp_path, max_steps=4), masker=masker)
+    taught: list[int] = []
+    learner = made._learners["policy"]
+    learner.after = lambda now: taught.append(now.done)  # type: ignore[method-assign]
+    made.train(resume_from_checkpoint=str(kept))
+    # The state in the checkpoint already holds what was learned before step 2.
+    assert taught == [3]
+    (kept / LEARNED).unlink()
+    with pytest.raises(mw.MaskwiseError, match="best has no state of the masking policy"):
+        made.train(resume_from_checkpoint=str(kept))
 
 
 def rank_of_two(folder: Path) -> None:

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Inputs, encoder_of, prediction_head, release
@@ -52,9 +52,8 @@ class MaskingTrainer(Trainer):
     """A ``Trainer`` for masked or denoising language models, which masks the rows of a data set.
 
     Rows have ``input_ids``, ``example_id`` and the annotation layers that the masking policy needs
-    (``word_ids``, …). Masks depend only on seed, epoch and example id, and not on batch size,
-    ranks, workers or resuming. A masking schedule uses the step in which a batch is trained. If the
-    data set has no length, masks depend on the step instead of the epoch.
+    (``word_ids``, …). Masks depend only on seed, example id and epoch (or step, if the data set has
+    no length). A masking schedule uses the step in which a batch is trained.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
@@ -80,8 +79,8 @@ class MaskingTrainer(Trainer):
         more: further arguments of ``Trainer``.
 
     Raises:
-        MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is not a
-            masked or denoising language model, or the corruption does not fit the model.
+        MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is no
+            masked language model, the corruption does not fit, or one process has several GPUs.
     """
 
     # With False, Trainer.training_step would divide the loss by the number of micro-batches.
@@ -306,9 +305,12 @@ class MaskingTrainer(Trainer):
         if not self._learners:
             return
         folder = Path(resume_from_checkpoint)
+        if not (folder / LEARNED).is_file():
+            raise MaskwiseError(f"{folder} has no state of the masking policy")
         restore(self._learners, load_file(folder / LEARNED))
-        # The folder's name is checkpoint-STEP. ``Trainer`` restores ``global_step`` only later.
-        self._learned = int(folder.name.rpartition("-")[2])
+        # ``Trainer`` restores ``global_step`` only later.
+        state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        self._learned = state.global_step
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -324,10 +326,9 @@ class MaskingTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
-        """Load weights that have other names in the file than in the model.
+        """Load weights that ``save_pretrained`` has renamed, such as ESM's norms.
 
-        ``save_pretrained`` renames some weights, such as ESM's norms. ``Trainer`` looks for the
-        model's names, so it would only warn, and these weights would keep their old values.
+        ``Trainer`` would only warn that they are missing, and leave the old values.
         """
         if self._missing and isinstance(self.model, PreTrainedModel):
             load: Any = type(self.model).from_pretrained
@@ -368,8 +369,7 @@ class MaskingTrainer(Trainer):
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
         """Return the losses (M,), positions (M, 2) and correctness (M,) of M targets, and outputs.
 
-        Args:
-            everywhere: whether to compute logits at every position.
+        If ``everywhere``, logits are computed at every position.
         """
         inputs = dict(inputs)
         weight = inputs.pop("loss_weight", None)
