@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from masking_tools import masker
@@ -61,6 +62,11 @@ class Frames:
         self.sep_token_id = sep
         self.pad_token_id = pad
         self.eos_token_id = eos
+        self.bos_token_id = None
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        assert not text
+        return {"input_ids": []}
 
 
 def document(name: str, *word_lengths: int, first: int = 100, **layers: Array) -> Tokens:
@@ -217,6 +223,33 @@ def test_document_rows_in_full() -> None:
 def test_other_frames(frames: Any, ids: list[int], tokens: int) -> None:
     some = Rows.of(read_pieces([document("a", 1, 1)], tokenizer=frames, length=4))
     assert table(some)["input_ids"] == [ids] and some.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "frame"),
+    [
+        ("<bos> $A <eos>", {"bos_token": "<bos>", "eos_token": "<eos>"}, (1, 2, 0)),
+        ("<bos> $A", {"bos_token": "<bos>"}, (1, -1, 0)),
+        ("$A <eos>", {"eos_token": "<eos>"}, (-1, 2, 0)),
+        ("$A", {"bos_token": "<eos>", "eos_token": "<eos>"}, (-1, 2, 0)),
+    ],
+)
+def test_a_text_begins_with_the_token_that_the_tokenizer_writes(
+    template: str, special: dict[str, str], frame: tuple[int, int, int]
+) -> None:
+    """The templates are those of Gemma, Llama, T5 and GPT-2."""
+    names = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3, "the": 4, "cat": 5}
+    backend = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    written = [(name, names[name]) for name in ("<bos>", "<eos>")]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=written)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", **special)
+    tokens = tokenise([Document("a", "the cat")], tokenizer)
+    pieces = read_pieces(tokens, tokenizer=tokenizer, length=6)
+    assert pieces.frame == frame
+    if template != "$A":
+        [ids] = Rows.of(pieces).tensors([0])["input_ids"].tolist()
+        assert [i for i in ids if i] == tokenizer("the cat")["input_ids"]
 
 
 def test_names_never_change_and_unknown_tokens_are_counted() -> None:
