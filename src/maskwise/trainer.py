@@ -85,6 +85,8 @@ class MaskingTrainer(Trainer):
 
     # With False, Trainer.training_step would divide the loss by the number of micro-batches.
     loss_is_scaled_for_ga = True
+    # ``Trainer`` declares that the model may be None.
+    model: nn.Module
 
     def __init__(
         self,
@@ -105,9 +107,7 @@ class MaskingTrainer(Trainer):
                 do="leave data_collator out, or use it with transformers.Trainer",
             )
         if more.get("compute_loss_func") is not None:
-            raise MaskwiseError(
-                "MaskingTrainer computes the loss itself", got="compute_loss_func", do="omit it"
-            )
+            raise MaskwiseError("MaskingTrainer computes the loss itself; omit compute_loss_func")
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
@@ -136,22 +136,21 @@ class MaskingTrainer(Trainer):
                 "MaskingTrainer needs a process for each GPU, but this process has several GPUs",
                 do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0",
             )
-        for each in (self.masker, self.evaluation_masker):
+        for each in (masker, self.evaluation_masker):
             self._check_fit(each)
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
-        name = type(self.model).__name__
         fits = self._decodes == (masker.corruption.writes is not None)
         if fits and not masker.corruption.detects:
             return
         if self._decodes:
-            what = f"{name} has a decoder, so its labels must be a text, but these are not"
+            what = "the model has a decoder, so its labels must be a text, but these are not"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel):
-            what = f"{name} has no decoder, so its labels are tokens in place, not a text or 0/1"
+            what = "the model has no decoder, so its labels must be tokens in place"
             fitting = "bert"
         else:
             return
@@ -169,7 +168,6 @@ class MaskingTrainer(Trainer):
         try:
             return super().train(*args, **more)
         finally:
-            assert self.model is not None
             release(self.model)
 
     def get_batch_samples(
@@ -263,7 +261,6 @@ class MaskingTrainer(Trainer):
         finally:
             # During training, the hooks are still needed, and ``train`` removes them at the end.
             if not self.is_in_train:
-                assert self.model is not None
                 release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
@@ -309,15 +306,13 @@ class MaskingTrainer(Trainer):
             raise MaskwiseError(f"{folder} has no state of the masking policy")
         restore(self._learners, load_file(folder / LEARNED))
         # ``Trainer`` restores ``global_step`` only later.
-        state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
-        self._learned = state.global_step
+        self._learned = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_renamed(self.state.best_model_checkpoint)
 
     def _issue_warnings_after_load(self, load_result: _IncompatibleKeys) -> None:
-        assert self.model is not None, "a model was loaded"
         own = self.model.state_dict(keep_vars=True)
         missing = own.keys() & load_result.missing_keys
         # A file has only one of two tied weights. The other shares its memory and is not missing.
@@ -436,9 +431,7 @@ def require_language_model(model: object) -> None:
     if hasattr(model, "get_base_model"):  # a model of peft
         model = model.get_base_model()
     family = type(model)
-    known: set[str] = set()
-    for classes in ARCHITECTURES.values():
-        known.update(classes.values())
+    known = {*ARCHITECTURES["encoder"].values(), *ARCHITECTURES["encoder-decoder"].values()}
     # A user's own class may compute anything.
     if family.__module__.startswith("transformers.") and family.__name__ not in known:
         raise MaskwiseError(
