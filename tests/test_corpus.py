@@ -152,6 +152,7 @@ OF_FILES = {
     "no.parquet": (b"this is no parquet file", "not a Parquet file"),
     "column.parquet": (None, "unknown text field .* 'text'; allowed: body; set corpus.text_field"),
     "x.docx": (b"x", r"unknown file extension.* allowed: \.txt"),
+    "latin1.parquet": (None, "not a Parquet file, or is damaged: .*utf-8"),
     "empty": (None, "no corpus file"),
     "saved": (None, "cannot load the data set"),
     "nothing.txt": (b"\n \n", "no document in .* got no record at all"),
@@ -178,6 +179,9 @@ def test_faulty_files_are_refused_in_one_line(name, tmp_path):
         (tmp_path / name).write_bytes(content)
     elif name == "column.parquet":
         pq.write_table(pa.table({"body": ["x"]}), tmp_path / name)
+    elif name == "latin1.parquet":
+        column = pa.array(["Straße".encode("latin-1")]).view(pa.string())
+        pq.write_table(pa.table({"text": column}), tmp_path / name)
     else:
         (tmp_path / name).mkdir()
     if name == "saved":

@@ -189,6 +189,15 @@ def test_deletion_insertion_and_their_detection() -> None:
     assert words(kept) == "<s> a b c d </s>"
 
 
+@pytest.mark.parametrize("spec", ["infill", "t5", "t5(target='full')", "delete"])
+def test_a_batch_without_targets_has_one_column_of_ignored_labels(spec: str) -> None:
+    """A decoder reads the first label of every row."""
+    batch, chosen = batch_of("<s> a b </s>", "<s> c </s>")
+    shown = corrupted(spec, batch, chosen)
+    assert not chosen.any() and shown.targets == 0
+    assert shown.labels.tolist() == [[IGNORE], [IGNORE]]
+
+
 def test_what_is_inserted_does_not_depend_on_the_rows_beside_it() -> None:
     """A cut at the width of the batch did; so did the room for empty spans of infilling."""
     long, short = "<s> a {b c} d e {f} g h i </s>", "<s> {a} b {c d e} </s>"

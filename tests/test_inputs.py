@@ -16,6 +16,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import training_tools
 from masking_tools import FIRST, masker, row, vocabulary
 from masking_tools import tokenizer as word_tokenizer
 from maskwise import Masker, PackedCollator, corrupt
@@ -90,6 +91,18 @@ def test_rows_without_tokens_need_no_type() -> None:
     ):
         for policy in ("token", "whole-word"):
             masker(policy)(rows, epoch=0)  # type: ignore[arg-type]
+
+
+def test_short_rows_are_padded_with_the_padding_token_of_the_tokenizer() -> None:
+    """Also where its id is not 0."""
+    names = {"a": 0, "[MASK]": 1, "[UNK]": 2, "[PAD]": 3, "b": 4}
+    backend = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
+    special = {"mask_token": "[MASK]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    made = Masker(PreTrainedTokenizerFast(tokenizer_object=backend, **special))
+    rows = [{"input_ids": [0, 4, 0], "example_id": 0}, {"input_ids": [4], "example_id": 1}]
+    batch = made(rows, epoch=0)
+    assert batch.input_ids[1, 1:].tolist() == [3, 3]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 TENSOR = torch.tensor([IDS])
@@ -375,6 +388,37 @@ def test_columns_of_token_ids_are_rows_of_whole_numbers(bad: Any) -> None:
         annotate_rows({"input_ids": bad}, word_tokenizer())
     with refused(type(bad).__name__):
         annotate_rows(bad, word_tokenizer())
+
+
+def test_large_ids_of_encoded_rows_give_the_masks_of_the_same_bits() -> None:
+    """Also in a batch of both kinds, which numpy would turn into floats."""
+    tok = training_tools.tokenizer()
+    texts = ["w1 w2 w3 w4 w5 w6 w7 w8"] * 3
+    names = [2**63 + 5, 2**64 - 1, 7]
+    rows = encode(tok, texts, ids=names)
+    assert [row["example_id"] % 2**64 for row in rows] == names
+    made = Masker(tok, ratio=0.5)
+    masked = made(rows, epoch=0)
+    for number, name in enumerate(names):
+        again = {**rows[number], "example_id": np.uint64(name)}
+        assert torch.equal(made([again], epoch=0).labels[0], masked.labels[number])
+    assert masked.targets == 12
+    with refused("id"):
+        encode(tok, ["w1"], ids=[-(2**63) - 1])
+
+
+def test_one_row_of_token_ids_may_be_a_tensor() -> None:
+    """As in an unbatched map over a data set in torch's format."""
+    tok = training_tools.tokenizer()
+    ids = encode(tok, ["w1 w2"])[0]["input_ids"]
+    expected = annotate_rows({"input_ids": ids}, tok)
+    assert expected["word_ids"] == [-1, 0, 0, -1]
+    for block in (torch.tensor(ids), np.array(ids)):
+        found = annotate_rows({"input_ids": block}, tok)
+        assert found["word_ids"] == expected["word_ids"]
+        assert found["example_id"] == expected["example_id"]
+        [batched] = annotate_rows({"input_ids": block[None]}, tok)["word_ids"]
+        assert batched == expected["word_ids"]
 
 
 def test_a_tokenizer_that_panics_is_an_error_of_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -261,6 +261,13 @@ def test_a_sequence_with_a_damaged_line_is_left_out_whole(tmp_path: Path) -> Non
     assert [document.text for document in read_documents(str(path))] == ["ACGT", "TTTT"]
 
 
+def test_a_mark_of_byte_order_before_a_header_is_no_letter(tmp_path: Path) -> None:
+    path = tmp_path / "chains.fasta"
+    path.write_text(">one\nACGT\n>two\nTTTT\n", encoding="utf-8-sig")
+    found = [(document.id, document.text) for document in read_documents(str(path))]
+    assert found == [("one", "ACGT"), ("two", "TTTT")]
+
+
 def test_rows_that_are_cut_are_said_where_they_are_many(tmp_path: Path) -> None:
     texts = ["word " * (3 if n % 4 else 60) + str(n) for n in range(200)]
     rows = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts)]

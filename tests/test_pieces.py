@@ -13,8 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from masking_tools import masker
 from maskwise.errors import MaskwiseError
 from maskwise.segments import Array
 from maskwise.text import (
@@ -60,6 +62,11 @@ class Frames:
         self.sep_token_id = sep
         self.pad_token_id = pad
         self.eos_token_id = eos
+        self.bos_token_id = None
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        assert not text
+        return {"input_ids": []}
 
 
 def document(name: str, *word_lengths: int, first: int = 100, **layers: Array) -> Tokens:
@@ -109,7 +116,7 @@ def test_joined_rows_in_full() -> None:
         "input_ids": [[2, 100, 101, 102, 103, 3, 300, 3], [2, 200, 201, 202, 203, 204, 205, 3]],
         "word_ids": [[-1, 0, 1, 1, 2, -1, 3, -1], [-1, 0, 0, 0, 1, 1, 1, -1]],
         "attention_mask": [[1] * 8] * 2,
-        "example_id": [[-1, a, a, a, a, -1, c, -1], [-1, b, b, b, b, b, b, -1]],
+        "example_id": [[*[a] * 6, c, c], [b] * 8],
     }
     assert len(some) == 2 and some.length == 8 and some.tokens == 16
     assert some.lengths.tolist() == [5, 6]
@@ -138,11 +145,44 @@ def test_packed_rows_in_full(tmp_path: Path) -> None:
         "input_ids": [[2, 100, 101, 102, 103, 3, 2, 300, 3], [2, 200, 201, 3, 0, 0, 0, 0, 0]],
         "word_ids": [[-1, 0, 1, 1, 2, -1, -1, 3, -1], [-1, 0, 0, -1, -1, -1, -1, -1, -1]],
         "attention_mask": [[1] * 9, [1] * 4 + [0] * 5],
-        "example_id": [[-1, a, a, a, a, -1, -1, c, -1], [-1, b, b, *[-1] * 6]],
+        "example_id": [[*[a] * 6, *[c] * 3], [*[b] * 4, *[-1] * 5]],
         "pos": [[-1, 5, 5, 7, 7, -1, -1, 5, -1], [-1, 5, 5, *[-1] * 6]],
         "score/a": [[0, 0.5, 0, 1, 1, 0, 0, 0.5, 0], [0, 0.5, *[0] * 7]],
     }
     assert len(some) == 2 and some.tokens == 13 and some.pieces.columns["pos"].dtype == np.int8
+
+
+CORRUPTIONS = [
+    "bert",
+    "mask-only",
+    "replace(target='full')",
+    "replace(target='detect')",
+    "infill",
+    "infill(target='spans')",
+    "t5",
+    "t5(target='full')",
+    "delete",
+    "delete(target='detect')",
+    "insert",
+    "insert(target='detect')",
+]
+
+
+@pytest.mark.parametrize("layout", ["packed", "joined"])
+@pytest.mark.parametrize("policy", ["token", "whole-word", "span"])
+def test_rows_as_tensors_are_masked_as_pieces_are(layout: str, policy: str) -> None:
+    """Each special token stays with its own piece, also when tokens are inserted or deleted."""
+    sizes = np.random.default_rng(0).integers(1, 4, (40, 9))
+    documents = [document(str(n), *sizes[n, : 1 + n % 9], first=5 + n) for n in range(40)]
+    some = Rows.of(cut(documents, length=32), layout)
+    for corruption in CORRUPTIONS:
+        made = masker(policy, corruption, ratio=0.3, min_targets=0, budget="bernoulli")
+        pieces = made(some.batch(range(len(some))), epoch=0)
+        tensors = made(some.tensors(range(len(some))), epoch=0)
+        assert pieces.targets > 9, corruption
+        assert torch.equal(pieces.segment_ids, tensors.segment_ids), corruption
+        assert torch.equal(pieces.input_ids, tensors.input_ids), corruption
+        assert torch.equal(pieces.labels, tensors.labels), corruption
 
 
 def test_document_rows_in_full() -> None:
@@ -183,6 +223,33 @@ def test_document_rows_in_full() -> None:
 def test_other_frames(frames: Any, ids: list[int], tokens: int) -> None:
     some = Rows.of(read_pieces([document("a", 1, 1)], tokenizer=frames, length=4))
     assert table(some)["input_ids"] == [ids] and some.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "frame"),
+    [
+        ("<bos> $A <eos>", {"bos_token": "<bos>", "eos_token": "<eos>"}, (1, 2, 0)),
+        ("<bos> $A", {"bos_token": "<bos>"}, (1, -1, 0)),
+        ("$A <eos>", {"eos_token": "<eos>"}, (-1, 2, 0)),
+        ("$A", {"bos_token": "<eos>", "eos_token": "<eos>"}, (-1, 2, 0)),
+    ],
+)
+def test_a_text_begins_with_the_token_that_the_tokenizer_writes(
+    template: str, special: dict[str, str], frame: tuple[int, int, int]
+) -> None:
+    """The templates are those of Gemma, Llama, T5 and GPT-2."""
+    names = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3, "the": 4, "cat": 5}
+    backend = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    written = [(name, names[name]) for name in ("<bos>", "<eos>")]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=written)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", **special)
+    tokens = tokenise([Document("a", "the cat")], tokenizer)
+    pieces = read_pieces(tokens, tokenizer=tokenizer, length=6)
+    assert pieces.frame == frame
+    if template != "$A":
+        [ids] = Rows.of(pieces).tensors([0])["input_ids"].tolist()
+        assert [i for i in ids if i] == tokenizer("the cat")["input_ids"]
 
 
 def test_names_never_change_and_unknown_tokens_are_counted() -> None:

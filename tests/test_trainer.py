@@ -31,6 +31,7 @@ import maskwise as mw
 from maskwise.masking import IGNORE, Noising
 from maskwise.masking.collator import RowCollator
 from maskwise.objectives import MaskedDiffusion
+from maskwise.training.checkpoint import LEARNED
 from processes import two_ranks
 from test_training import close, same
 from training_tools import ARCHITECTURES, Language, bart, config, model, tokenizer
@@ -246,6 +247,20 @@ def test_the_global_seed_changes_neither_masks_nor_the_order_of_rows(tmp_path: P
     assert same(one, other) and same(one, resumed)
 
 
+class TwoDevices(TrainingArguments):
+    """As on a machine with two GPUs, where transformers wraps the model in ``DataParallel``."""
+
+    n_gpu = 2
+
+
+def test_two_gpus_need_two_processes(tmp_path: Path) -> None:
+    """The hook before the head belonged to the model and not to its copies, and failed."""
+    args = TwoDevices(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(mw.MaskwiseError, match="for each GPU") as caught:
+        trainer(model("bert"), args)
+    assert "torchrun" in caught.value.do
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Any:
         return iter([DATA[i] for i in range(48)])
@@ -276,6 +291,13 @@ def test_a_batch_without_targets_is_no_nan(tmp_path: Path) -> None:
     made.train()
     assert logged(made) == [{"loss": 0.0, "grad_norm": 0.0}] * 3
     assert math.isnan(made.evaluate()["eval_loss"])
+
+
+def test_a_decoder_takes_a_batch_without_targets(tmp_path: Path) -> None:
+    masker = mw.Masker(tokenizer(), ratio=0.0, min_targets=0, corruption="infill")
+    made = trainer(bart(), arguments(tmp_path, max_steps=1), masker=masker)
+    made.train()
+    assert [entry["loss"] for entry in logged(made)] == [0.0]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -402,6 +424,20 @@ def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
     assert 'corruption="bert"' in caught.value.do
 
 
+@pytest.mark.parametrize("corruption", ["replace", "delete", "insert"])
+def test_labels_of_a_detector_do_not_train_a_vocabulary_head(
+    corruption: str, tmp_path: Path
+) -> None:
+    """The head learned to predict the tokens with the ids 0 and 1."""
+    masker = mw.Masker(tokenizer(), corruption=f"{corruption}(target='detect')")
+    with pytest.raises(mw.MaskwiseError) as caught:
+        trainer(model("bert"), arguments(tmp_path), masker=masker)
+    assert "detect" in caught.value.got and 'corruption="bert"' in caught.value.do
+    # A user's own model may have two classes.
+    detector = torch.nn.Linear(4, 2)
+    trainer(detector, arguments(tmp_path), masker=masker)
+
+
 OTHER_MODELS = {
     "GPT2LMHeadModel": (AutoModelForCausalLM, "gpt2"),
     "BertLMHeadModel": (AutoModelForCausalLM, "bert"),
@@ -488,6 +524,25 @@ def test_a_policy_learns_from_every_batch_of_every_training(tmp_path: Path) -> N
         taught.clear()
         made.train()
         assert len(observed) == 4 and taught == [0, 1, 2, 3]
+
+
+def test_a_policy_resumes_from_a_checkpoint_of_another_name(tmp_path: Path) -> None:
+    """It goes on as in the folder checkpoint-2; without its state there is one clear error."""
+    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5)
+    trainer(model("bert"), arguments(tmp_path, **saved), masker=masker).train()
+    kept = tmp_path / "best"
+    (tmp_path / "checkpoint-2").rename(kept)
+    made = trainer(model("bert"), arguments(tmp_path, max_steps=4), masker=masker)
+    taught: list[int] = []
+    learner = made._learners["policy"]
+    learner.after = lambda now: taught.append(now.done)  # type: ignore[method-assign]
+    made.train(resume_from_checkpoint=str(kept))
+    # The state in the checkpoint already holds what was learned before step 2.
+    assert taught == [3]
+    (kept / LEARNED).unlink()
+    with pytest.raises(mw.MaskwiseError, match="best has no state of the masking policy"):
+        made.train(resume_from_checkpoint=str(kept))
 
 
 def rank_of_two(folder: Path) -> None:

@@ -6,9 +6,8 @@
 ``MaskingCollator`` also works with transformers' ``Trainer``, but batches are then collated before
 their step is known. Moreover, ``Trainer`` assumes that a model with ``**kwargs`` divides the loss
 by ``num_items_in_batch``. Most masked language models ignore this argument, so loss and gradient
-are 4 times too large with 4 accumulation steps, and twice too large on 2 ranks. The loss of
-``MaskingTrainer`` is the sum over targets, divided by the number of targets in all micro-batches on
-all ranks. Therefore, 16 rows, 4 micro-batches of 4 rows, and 2 ranks with 8 rows have equal losses.
+are 4 times too large with 4 accumulation steps. ``MaskingTrainer`` divides the sum over targets by
+the number of targets on all ranks, so 16 rows, 4 × 4 rows, and 2 ranks × 8 rows have equal losses.
 
 The vocabulary head of an encoder runs on targets only, except in evaluations with metrics that need
 all logits. In packed rows, tokens attend only to their own document, if the model supports this.
@@ -29,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Inputs, encoder_of, prediction_head, release
@@ -53,9 +52,8 @@ class MaskingTrainer(Trainer):
     """A ``Trainer`` for masked or denoising language models, which masks the rows of a data set.
 
     Rows have ``input_ids``, ``example_id`` and the annotation layers that the masking policy needs
-    (``word_ids``, …). Masks depend only on seed, epoch and example id, and not on batch size,
-    ranks, workers or resuming. A masking schedule uses the step in which a batch is trained. If the
-    data set has no length, masks depend on the step instead of the epoch.
+    (``word_ids``, …). Masks depend only on seed, example id and epoch (or step, if the data set has
+    no length). A masking schedule uses the step in which a batch is trained.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM, TrainingArguments
@@ -81,12 +79,14 @@ class MaskingTrainer(Trainer):
         more: further arguments of ``Trainer``.
 
     Raises:
-        MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is not a
-            masked or denoising language model, or the corruption does not fit the model.
+        MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is no
+            masked language model, the corruption does not fit, or one process has several GPUs.
     """
 
     # With False, Trainer.training_step would divide the loss by the number of micro-batches.
     loss_is_scaled_for_ga = True
+    # ``Trainer`` declares that the model may be None.
+    model: nn.Module
 
     def __init__(
         self,
@@ -107,11 +107,7 @@ class MaskingTrainer(Trainer):
                 do="leave data_collator out, or use it with transformers.Trainer",
             )
         if more.get("compute_loss_func") is not None:
-            raise MaskwiseError(
-                "MaskingTrainer computes the loss itself",
-                got="compute_loss_func",
-                do="leave it out",
-            )
+            raise MaskwiseError("MaskingTrainer computes the loss itself; omit compute_loss_func")
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
@@ -135,21 +131,26 @@ class MaskingTrainer(Trainer):
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
         require_language_model(self.model)
-        for each in (self.masker, self.evaluation_masker):
+        if self.args.n_gpu > 1:
+            raise MaskwiseError(
+                "MaskingTrainer needs a process for each GPU, but this process has several GPUs",
+                do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0",
+            )
+        for each in (masker, self.evaluation_masker):
             self._check_fit(each)
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
-        name = type(self.model).__name__
-        if self._decodes == (masker.corruption.writes is not None):
+        fits = self._decodes == (masker.corruption.writes is not None)
+        if fits and not masker.corruption.detects:
             return
         if self._decodes:
-            what = f"{name} has a decoder, so its labels must be a text, but these are not"
+            what = "the model has a decoder, so its labels must be a text, but these are not"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel):
-            what = f"{name} has no decoder, so its labels cannot be a text, but these are"
+            what = "the model has no decoder, so its labels must be tokens in place"
             fitting = "bert"
         else:
             return
@@ -167,7 +168,6 @@ class MaskingTrainer(Trainer):
         try:
             return super().train(*args, **more)
         finally:
-            assert self.model is not None
             release(self.model)
 
     def get_batch_samples(
@@ -180,13 +180,11 @@ class MaskingTrainer(Trainer):
         if hasattr(self.train_dataset, "__len__"):
             epoch = int(self.state.epoch or 0)
         step = self.state.global_step
-        total_steps = self.state.max_steps
         batches = []
         targets = torch.zeros((), dtype=torch.int64, device=device)
         for rows in islice(epoch_iterator, num_batches):
-            masked = self.masker(
-                self._prepare_inputs(rows), step=step, total_steps=total_steps, epoch=epoch
-            )
+            rows = self._prepare_inputs(rows)
+            masked = self.masker(rows, step=step, total_steps=self.state.max_steps, epoch=epoch)
             if self._learners:
                 # ``compute_loss`` passes the batch and its losses to the policy's learners.
                 self._shown.append(masked)
@@ -230,9 +228,8 @@ class MaskingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Evaluate one batch with the masks of step 0."""
-        masked = self.evaluation_masker(
-            self._prepare_inputs(inputs), step=0, total_steps=1, epoch=0
-        )
+        rows = self._prepare_inputs(inputs)
+        masked = self.evaluation_masker(rows, step=0, total_steps=1, epoch=0)
         batch = self._inputs(masked)
         labels = batch["labels"]
         everywhere = not prediction_loss_only
@@ -264,7 +261,6 @@ class MaskingTrainer(Trainer):
         finally:
             # During training, the hooks are still needed, and ``train`` removes them at the end.
             if not self.is_in_train:
-                assert self.model is not None
                 release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
@@ -306,16 +302,17 @@ class MaskingTrainer(Trainer):
         if not self._learners:
             return
         folder = Path(resume_from_checkpoint)
+        if not (folder / LEARNED).is_file():
+            raise MaskwiseError(f"{folder} has no state of the masking policy")
         restore(self._learners, load_file(folder / LEARNED))
-        # The folder's name is checkpoint-STEP. ``Trainer`` restores ``global_step`` only later.
-        self._learned = int(folder.name.rpartition("-")[2])
+        # ``Trainer`` restores ``global_step`` only later.
+        self._learned = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_renamed(self.state.best_model_checkpoint)
 
     def _issue_warnings_after_load(self, load_result: _IncompatibleKeys) -> None:
-        assert self.model is not None, "a model was loaded"
         own = self.model.state_dict(keep_vars=True)
         missing = own.keys() & load_result.missing_keys
         # A file has only one of two tied weights. The other shares its memory and is not missing.
@@ -324,10 +321,9 @@ class MaskingTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_renamed(self, folder: str | None) -> None:
-        """Load weights that have other names in the file than in the model.
+        """Load weights that ``save_pretrained`` has renamed, such as ESM's norms.
 
-        ``save_pretrained`` renames some weights, such as ESM's norms. ``Trainer`` looks for the
-        model's names, so it would only warn, and these weights would keep their old values.
+        ``Trainer`` would only warn that they are missing, and leave the old values.
         """
         if self._missing and isinstance(self.model, PreTrainedModel):
             load: Any = type(self.model).from_pretrained
@@ -368,8 +364,7 @@ class MaskingTrainer(Trainer):
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
         """Return the losses (M,), positions (M, 2) and correctness (M,) of M targets, and outputs.
 
-        Args:
-            everywhere: whether to compute logits at every position.
+        If ``everywhere``, logits are computed at every position.
         """
         inputs = dict(inputs)
         weight = inputs.pop("loss_weight", None)
@@ -436,9 +431,7 @@ def require_language_model(model: object) -> None:
     if hasattr(model, "get_base_model"):  # a model of peft
         model = model.get_base_model()
     family = type(model)
-    known: set[str] = set()
-    for classes in ARCHITECTURES.values():
-        known.update(classes.values())
+    known = {*ARCHITECTURES["encoder"].values(), *ARCHITECTURES["encoder-decoder"].values()}
     # A user's own class may compute anything.
     if family.__module__.startswith("transformers.") and family.__name__ not in known:
         raise MaskwiseError(

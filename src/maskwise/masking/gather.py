@@ -106,7 +106,7 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
     if isinstance(rows, Pieces):
         return _placed(rows, vocabulary)
     require_rows(rows)
-    return _annotated(_padded(rows), vocabulary)
+    return _annotated(_padded(rows, vocabulary.pad), vocabulary)
 
 
 def require_rows(rows: object) -> None:
@@ -214,8 +214,6 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     # The arrays below have one item per run of equal ids, so they are short.
     start = np.flatnonzero(opens)
     with_text = np.logical_or.reduceat(content, start)
-    if with_text.all():
-        return start, name[start]
     start = start[with_text]
     row = start // width
     names = name[start]
@@ -271,9 +269,7 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
     for name, value in rows.items():
         if name in _IGNORED:
             continue
-        # Arrays are not searched for text, because the search would take longer than reading them.
-        is_array = hasattr(value, "ndim") and value.ndim > 0
-        if is_array or _common_kind(name, [value]) != MISSING:
+        if _common_kind(name, [value]) != MISSING:
             columns[name] = read_numbers(name, value)
     ids = columns["input_ids"]
     if ids.ndim != 2:
@@ -290,8 +286,8 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
     return columns
 
 
-def _padded(rows: Sequence[Row]) -> Columns:
-    """Turn a list of dicts into (B, L) columns. Layers are padded with −1."""
+def _padded(rows: Sequence[Row], pad: int) -> Columns:
+    """Turn a list of dicts into (B, L) columns. Ids are padded with ``pad``, layers with −1."""
     sizes = []
     for number, row in enumerate(rows):
         _require_ids(row, number)
@@ -310,6 +306,7 @@ def _padded(rows: Sequence[Row]) -> Columns:
         elif kind == SINGLE:
             columns[name] = read_numbers(name, values)
     if not inside.all():
+        columns["input_ids"][~inside] = pad
         columns["attention_mask"] = columns.get("attention_mask", 1) * inside.astype(np.int64)
     return columns
 

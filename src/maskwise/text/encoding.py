@@ -42,8 +42,6 @@ LONGEST_USUAL_WORD = 40
 proteins."""
 MOST_UNKNOWN = 0.5
 """Share of unknown tokens above which the tokenizer probably lacks the alphabet of the text."""
-LEAST_ID = -(2**63)
-MOST_ID = 2**64 - 1
 
 
 def encode(
@@ -93,7 +91,9 @@ def encode(
         names = list(map(text_id, texts))
     elif isinstance(ids, Iterable):
         for number in ids:
-            names.append(whole_number("an example id", number, least=LEAST_ID, most=MOST_ID))
+            name = whole_number("an example id", number, least=-(2**63), most=2**64 - 1)
+            # Rows are read as int64. An unsigned id keeps its bits, and thus its masks.
+            names.append((name + 2**63) % 2**64 - 2**63)
     if len(names) != len(texts):
         raise MaskwiseError(
             "every text needs one id",
@@ -299,7 +299,7 @@ def annotate_rows(
         if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
             raise _no_token_ids(rows)
         # Without ``batched=True``, the batch is a single row of ids.
-        alone = len(rows) > 0 and not hasattr(rows[0], "__len__")
+        alone = len(rows) > 0 and not np.iterable(rows[0])
         surfaces = _Surfaces(tokenizer)
         if alone:
             rows = [rows]

@@ -150,8 +150,11 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
-        """Return the ids of [CLS], [SEP] (or the end-of-sequence token) and padding."""
+        """Return the ids of [CLS] (or <bos>), [SEP] (or the end-of-sequence token) and padding."""
         first = _known(tokenizer.cls_token_id)
+        # GPT-2 has a <bos> that it writes nowhere. Gemma writes it before each text.
+        if first < 0 and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
+            first = tokenizer.bos_token_id
         last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
         # No token attends to padding, so any id will do.
         pad = max(0, _known(tokenizer.pad_token_id, last))

@@ -287,7 +287,7 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
         # A sequence is yielded at the next header, so an extra header is added after the last one.
         for line in chain(file, [b">"]):
             # Bad bytes become characters that are not letters, so that the sequence is skipped.
-            text = line.decode(errors="replace").strip()
+            text = line.decode(errors="replace").strip().lstrip("\ufeff")
             header = text.startswith(">")
             if not text or text.startswith(";"):
                 continue
@@ -350,7 +350,7 @@ def parquet_rows(
             for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=columns):
                 yield from batch.slice(min(first, len(batch))).to_pylist()
                 first = max(0, first - len(batch))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise MaskwiseError(
             f"{path} is not a Parquet file, or is damaged: {first_line(error)}",
         ) from error

@@ -66,7 +66,7 @@ class PieceBatch(NamedTuple):
             A dict with "input_ids", "attention_mask", "word_ids" and the annotation layers, (B, L).
             At special tokens and padding, layers are −1 (or 0, if they are floats). Words are
             numbered from 0 in every row. "example_id" is (B,) if every row has one piece, else
-            (B, L).
+            (B, L): special tokens have the id of their piece, and padding has −1.
         """
         layout = framed(
             self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
@@ -78,15 +78,17 @@ class PieceBatch(NamedTuple):
             "attention_mask": layout.present().reshape(shape),
         }
         packed = len(self.rows) > shape[0]
-        if packed:
-            layers["example_id"] = self.example_ids.repeat(self.lengths)
-            # A slow tokenizer finds no words.
-            if "word_ids" in layers:
-                layers["word_ids"] = self._words_of_rows(shape[0])
+        # A slow tokenizer finds no words.
+        if packed and "word_ids" in layers:
+            layers["word_ids"] = self._words_of_rows(shape[0])
         for name, values in layers.items():
             columns[name] = layout.column(values).reshape(shape)
-        if not packed:
-            columns["example_id"] = self.example_ids
+        columns["example_id"] = self.example_ids
+        if packed:
+            # Only its id tells to which of two pieces a special token between them belongs.
+            columns["example_id"] = np.full(shape, -1)
+            ids = self.example_ids.repeat(layout.end - layout.begin)
+            np.place(columns["example_id"], columns["attention_mask"], ids)
         return columns
 
     def _words_of_rows(self, rows: int) -> Ints:

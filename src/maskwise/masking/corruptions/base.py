@@ -91,8 +91,8 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Column
     fills = {"input_ids": pad, "labels": IGNORE, "piece": -1, "label piece": -1}
 
     def in_rows(columns: Columns, length_B: Array) -> Columns:
-        """Split each line into rows with ``length_B`` items, and pad the rows."""
-        inside = np.arange(int(length_B.max(initial=0))) < length_B[:, None]
+        """Split each line into rows of ``length_B`` items, and pad them to one column or more."""
+        inside = np.arange(length_B.max(initial=1)) < length_B[:, None]
         rows = {}
         for name, line in columns.items():
             rows[name] = np.full(inside.shape, fills.get(name, 0), line.dtype)
@@ -107,7 +107,7 @@ def _new_rows(shown: Corrupted, batch: AnnotatedBatch, pad: int) -> tuple[Column
     if shown.label_lengths is None:
         columns["labels"] = shown.labels
     cut = 0
-    if batch.plan is not None and int(length_B.max(initial=0)) > batch.plan:
+    if batch.plan is not None and (length_B > batch.plan).any():
         # Cut off the end of the text. If the row ends with a special token, keep it, because models
         # expect [SEP] or [EOS] at the end.
         rank = rank_within(length_B)

@@ -101,8 +101,6 @@ def policy(spec: Policy | str | Call) -> Policy:
     """
     if isinstance(spec, Policy):
         return spec
-    if str(spec).startswith("entropy-weighted"):
-        raise MaskwiseError("policy entropy-weighted was removed", do="use type-weighted(by=loss)")
     return build("policy", spec, POLICIES)
 
 
