@@ -107,7 +107,11 @@ class MaskingTrainer(Trainer):
                 do="leave data_collator out, or use it with transformers.Trainer",
             )
         if more.get("compute_loss_func") is not None:
-            raise MaskwiseError("MaskingTrainer computes the loss itself; omit compute_loss_func")
+            raise MaskwiseError(
+                "MaskingTrainer computes the loss itself",
+                got="compute_loss_func",
+                do="leave it out",
+            )
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
@@ -141,16 +145,17 @@ class MaskingTrainer(Trainer):
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
+        name = type(self.model).__name__
         fits = self._decodes == (masker.corruption.writes is not None)
         if fits and not masker.corruption.detects:
             return
         if self._decodes:
-            what = "the model has a decoder, so its labels must be a text, but these are not"
+            what = f"{name} has a decoder, so its labels must be a text, but these are not"
             fitting = "infill"
             if masker.vocabulary.sentinels:
                 fitting = "t5"
         elif isinstance(self.model, PreTrainedModel):
-            what = "the model has no decoder, so its labels must be tokens in place"
+            what = f"{name} has no decoder, so its labels must be tokens in place"
             fitting = "bert"
         else:
             return

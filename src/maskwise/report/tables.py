@@ -206,9 +206,8 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
 
 def _kind_of(row: Contrast) -> str:
     kind, _, _ = row["outcome"].partition(":")
-    unit = row["unit"]
     if kind == "evaluation":
-        return {"score": "evaluation", "perplexity": "perplexity"}.get(unit, "bound")
+        return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
     if kind in ("tasks", "heldout"):
         return kind
     if any(flag["code"] == "no-help" for flag in row["flags"]):

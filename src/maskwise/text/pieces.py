@@ -1,13 +1,12 @@
 """Tokenise documents and cut them into pieces, stored as flat columns in memory or on disk.
 
-A *piece* is a part of a document that fits in one row and is cut between words. Pieces depend
-neither on the layout of rows nor on the held-out split. Therefore, a piece keeps its id (and the
-masks that are computed from the id) if the layout or the split changes. Packed rows have padding.
+A *piece* is a part of a document that fits in one row and is cut between words. It keeps its
+id, and thus its masks, if the layout of rows or the held-out split changes. The price is a few per
+cent of padding in packed rows, because no piece is cut just to fill a row.
 
-In a corpus, "[MASK]" is plain text and not a special token. Some tokenizer files set truncation and
-padding (sentence encoders truncate at 128 tokens); these settings are ignored.
-
-Documents are read in batches, so memory does not grow with the corpus.
+In a corpus, "[MASK]" is plain text. Truncation and padding of tokenizer files are ignored. Almost
+all time is spent in the Rust tokenizer. Documents are read in batches, so memory does not grow with
+the corpus.
 """
 
 from __future__ import annotations
@@ -154,6 +153,7 @@ class Frame(NamedTuple):
         if first < 0 and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
             first = tokenizer.bos_token_id
         last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        # No token attends to padding, so any id will do.
         pad = max(0, _known(tokenizer.pad_token_id, last))
         return cls(first, last, pad)
 

@@ -328,10 +328,7 @@ def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
 
 def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
     """Return the reason why a share cannot be computed; None if it can."""
-    failed = list(table.closed)
-    if table.gate:
-        failed.append(table.gate)
-    if (best, baseline) in failed or (arm, baseline) in table.closed:
+    if (best, baseline) in (table.gate, *table.closed) or (arm, baseline) in table.closed:
         return "the positive control failed"
     if len(table.formats(arm, best)) > 1:
         return "the arms write different output formats"

@@ -396,7 +396,7 @@ def _plan(comparison: Comparison, *, alpha: float) -> None:
         row["runs_to_decide"] = max(needed, row["n"] + 1)
     runs = max(row["n"], fewest_runs(alpha))
     plain_sd = float(finite_runs(comparison.plain).std(ddof=1))
-    row["detectable"] = {
-        "runs": runs,
-        "difference": detectable_difference(plain_sd, runs, alpha=alpha),
-    }
+    difference = detectable_difference(plain_sd, runs, alpha=alpha)
+    # If all differences are equal, the detectable difference is 0, which is not credible.
+    if difference:
+        row["detectable"] = {"runs": runs, "difference": difference}

@@ -151,8 +151,7 @@ def _outlook(row: Contrast) -> str:
         runs = f"About {row['runs_to_decide']} runs of each arm would decide"
         return f"{runs}, if the true difference is as large as the measured one."
     seen = row["detectable"]
-    # If all runs are equal, the detectable difference is 0, which is not credible.
-    if seen is None or not seen["difference"]:
+    if seen is None:
         return ""
     amount = shown(row)
     runs = f"{seen['runs']} runs of each arm"
@@ -313,7 +312,7 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
     raised = set()
     for row in rows:
         # With fewer runs than a test needs, the size of a difference is unknown.
-        planned = row["detectable"] and row["n"] >= P_FROM_RUNS and row["mean"]
+        planned = row["detectable"] and row["n"] >= P_FROM_RUNS
         if planned and row["runs_to_decide"] is None:
             hopeless[names[row["arm"]]] = None
         raised |= {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
