@@ -113,13 +113,15 @@ def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
     Raises:
         MaskwiseError: ``model`` lacks weights of the encoder, as with LoRA, which renames them.
     """
+    old = encoder_of(model)
     encoder = encoder_of(other)
     # ``strict=False``, because one of the models may have a pooler.
-    missing = encoder.load_state_dict(encoder_of(model).state_dict(), strict=False).missing_keys
+    missing = encoder.load_state_dict(old.state_dict(), strict=False).missing_keys
     for key in missing:
         if "pooler" not in key:
             raise MaskwiseError(f"the model lacks a weight of the encoder: {key}")
-    setattr(model, model.base_model_prefix, encoder)
+    name = next(name for name, module in model.named_modules() if module is old)
+    model.set_submodule(name, encoder)
     model.tie_weights()
 
 
