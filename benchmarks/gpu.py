@@ -82,6 +82,8 @@ BATCH = 65_536
 """Tokens per step. If a side runs out of memory, this number is halved, and its line shows it."""
 COPIED = 1 << 30
 """Number of bytes that are copied to measure the memory bandwidth."""
+SYNCHRONISES = "called a synchronizing CUDA operation"
+"""Torch's warning of a wait. Another warning only says that this check is a prototype."""
 SHOWN = (
     "card",
     "ms_per_step",
@@ -154,10 +156,11 @@ def bench(out: Path, *, seconds: float, smoke: bool) -> list[Figures]:
 
 
 def free_memory() -> None:
-    """Free the memory of earlier parts, including models in reference cycles."""
+    """Free the memory of earlier parts, also of reference cycles, and reset the peak."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 class Bench:
@@ -301,7 +304,7 @@ class Bench:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train_ours(model, source, settings, learners=learners, quiet=True)
-        waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        waits = [f"{w.filename}:{w.lineno}" for w in caught if SYNCHRONISES in str(w.message)]
         on_card = self.device.type == "cuda"
         seconds = watch.seconds_per_step
         return {
