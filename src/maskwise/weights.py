@@ -120,8 +120,10 @@ def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
     for key in missing:
         if "pooler" not in key:
             raise MaskwiseError(f"the model lacks a weight of the encoder: {key}")
-    name = next(name for name, module in model.named_modules() if module is old)
-    model.set_submodule(name, encoder)
+    for name, module in model.named_modules():
+        if module is old:
+            model.set_submodule(name, encoder)
+            break
     model.tie_weights()
 
 
