@@ -16,7 +16,7 @@ from maskwise.cli import terminal as printing
 from maskwise.errors import MaskwiseError
 from maskwise.files import RULES
 from maskwise.report import compare_studies, drawing, summary_of, write_report
-from maskwise.report.charts import MOST_POINTS, MOST_SMALL, objectives_view
+from maskwise.report.charts import MOST_POINTS, MOST_SMALL, curve_charts, objectives_view
 from maskwise.report.drawing import arm_colours, dot_chart
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
@@ -109,6 +109,19 @@ def test_a_table_of_a_curve_ends_where_the_curve_ends():
     html = drawing.table_of(points, "arm", across="step")["html"]
     assert "<th>500</th>" in html and "<td>0.002</td>" in html
     assert html.count("<td>") <= drawing.MOST_COLUMNS
+
+
+@pytest.mark.parametrize("steps", [[500], [250, 500]])
+def test_held_out_losses_are_a_curve_if_there_are_two_steps(folder, steps):
+    """A run that was evaluated only at its end had a chart without a line."""
+    read = read_folder(folder)
+    held_out = {"kind": "eval", "masks": "token", "ratio": 0.15, "loss": 3.0, "unigram": 6.0}
+    lines = product(ARMS, range(2), steps)
+    read.curves = [
+        {**held_out, "arm": arm, "seed": seed, "step": step} for arm, seed, step in lines
+    ]
+    charts = curve_charts(read, dict.fromkeys(ARMS, "black"))
+    assert len(charts["eval"]) == len(steps) - 1
 
 
 def test_nothing_is_loaded_from_anywhere(folder):
