@@ -1,4 +1,4 @@
-"""Every test is offline, on the CPU and on one thread."""
+"""Every test is offline, on one thread and, unless CUDA_VISIBLE_DEVICES is set, without CUDA."""
 
 from __future__ import annotations
 

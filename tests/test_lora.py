@@ -49,6 +49,8 @@ def test_an_encoder_with_updates_is_not_shared() -> None:
     network = model("bert")
     share_encoder(network, task)
     assert encoder_of(network) is encoder_of(task)
+    with pytest.raises(MaskwiseError, match="not a part of the model: BertModel"):
+        share_encoder(encoder_of(model("bert")), task)
     network = model("bert")
     Lora(rank=2).add(network, seed=0)
     with pytest.raises(MaskwiseError, match="lacks a weight of the encoder"):

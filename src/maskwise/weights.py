@@ -111,7 +111,8 @@ def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
     """Make two models share one encoder: the module of ``other``, with the weights of ``model``.
 
     Raises:
-        MaskwiseError: ``model`` lacks weights of the encoder, as with LoRA, which renames them.
+        MaskwiseError: ``model`` lacks weights of the encoder, as with LoRA, which renames them, or
+            is itself an encoder.
     """
     old = encoder_of(model)
     encoder = encoder_of(other)
@@ -121,10 +122,11 @@ def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
         if "pooler" not in key:
             raise MaskwiseError(f"the model lacks a weight of the encoder: {key}")
     for name, module in model.named_modules():
-        if module is old:
+        if module is old and name:
             model.set_submodule(name, encoder)
-            break
-    model.tie_weights()
+            model.tie_weights()
+            return
+    raise MaskwiseError(f"the encoder is not a part of the model: {type(model).__name__}")
 
 
 def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
