@@ -188,7 +188,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
     views = []
     for (masks, ratio), lines in evaluated.items():
         # With one evaluation at the end of each run, there is no curve.
-        if len({line["step"] for line in lines}) == 1:
+        if lines[0]["step"] == lines[-1]["step"]:
             continue
         unigrams = [line["unigram"] for line in lines if line.get("unigram") is not None]
         spec = line_chart(
