@@ -122,22 +122,22 @@ class Study(TypedDict, total=False):
     arms: dict[str, ArmFacts]
     tasks: dict[str, TaskFacts]
     contrasts: list[tuple[str, str]]
-    outcome: NotRequired[str | None]
+    outcome: str | None
     """Outcome on which contrasts are decided, if the recipe names one."""
     match: Matching | None
     companions: list[float]
-    margin: NotRequired[float | None]
-    looks: NotRequired[list[int] | None]
-    looked: NotRequired[list[Look]]
-    helps: NotRequired[float]
+    margin: float | None
+    looks: list[int] | None
+    looked: list[Look]
+    helps: float
     search: Search | None
-    share: NotRequired[tuple[str, str] | None]
+    share: tuple[str, str] | None
     """The arm whose gain counts as 100 %, and the baseline of all gains (``study.share``)."""
-    gate: NotRequired[Gate | tuple[str, str] | None]
+    gate: Gate | tuple[str, str] | None
     """In older files, only the pair of arms, which is also in ``contrasts``."""
-    pending: NotRequired[list[int]]
+    pending: list[int]
     """Seeds of planned runs that are missing; written only if there are any."""
-    learned: NotRequired[dict[str, str]]
+    learned: dict[str, str]
     """Task from which each arm's policy was learned, if the study compares such policies."""
 
 
