@@ -318,8 +318,7 @@ def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
         options |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
     from transformers.masking_utils import sdpa_mask
 
-    mask: Tensor | None = sdpa_mask(*sizes, **options)
-    return mask
+    return sdpa_mask(*sizes, **options)
 
 
 def dropped(values: Tensor, rate: float) -> Tensor:

@@ -125,8 +125,7 @@ def new_event() -> Callable[[], None]:
 
     event = torch.cuda.Event()
     event.record()
-    wait: Callable[[], None] = event.synchronize
-    return wait
+    return event.synchronize
 
 
 # Speed and memory

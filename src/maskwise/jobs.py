@@ -224,8 +224,7 @@ class LocalPool(Pool[Task, Result]):
         self.idle.append(worker)
         if failure:
             raise failure
-        found: Result = result
-        return found
+        return result
 
     def _worker(self) -> _Worker:
         # `pop` raises an IndexError if another thread has taken the last idle worker.
@@ -402,8 +401,7 @@ def _quiet_ray() -> ModuleType:
 
     # By default, Ray prints lost nodes on stdout, where --json allows only JSON.
     ray._private.worker._worker_logs_enabled = False
-    module: ModuleType = ray
-    return module
+    return ray
 
 
 def _join(ray: ModuleType, jobs: int | None) -> None:

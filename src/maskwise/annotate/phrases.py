@@ -207,8 +207,7 @@ def vocabulary_size(words: int) -> int:
 def read_phrases(path: Path) -> list[str]:
     """Return the phrases of a saved vocabulary, or of a text file with one phrase per line."""
     if path.is_dir():
-        phrases: list[str] = read_table(path / FILE, "phrase")["phrase"].to_pylist()
-        return phrases
+        return read_table(path / FILE, "phrase")["phrase"].to_pylist()
     try:
         lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -368,8 +368,7 @@ def sentence_spans(text: str) -> list[Span]:
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
     """Annotate words and spans with the scores of a learned masking policy (``Learned``)."""
     module = importlib.import_module("maskwise.learning.annotator")
-    made: Annotator = module.Learned(folder, layer=layer, spans=spans)
-    return made
+    return module.Learned(folder, layer=layer, spans=spans)
 
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {
@@ -407,8 +406,7 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     table = dict(ANNOTATORS)
     if functions:
         table["function"] = Function
-    built: Annotator = build("annotator", spec, table)
-    return built
+    return build("annotator", spec, table)
 
 
 def check_names(annotators: Sequence[Annotator]) -> None:

@@ -117,8 +117,7 @@ def stored_facts(path: Path) -> Facts:
     try:
         # The whole table is read to verify all checksums, because a damaged file must be replaced.
         table = pq.read_table(path, page_checksum_verification=True)
-        facts: Facts = json.loads((table.schema.metadata or {})[b"maskwise"])
-        return facts
+        return json.loads((table.schema.metadata or {})[b"maskwise"])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
         return {}
 

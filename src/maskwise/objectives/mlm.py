@@ -95,8 +95,7 @@ class MaskedLanguageModelling(Objective):
             weights = output_of(self.model, states_MH)
             return in_chunks(*weights, truth, compiled=self.compiled)
         compute = self.compiled.get(head_losses, head_losses)
-        losses: Tensor = compute(self.model, states_MH, truth)
-        return losses
+        return compute(self.model, states_MH, truth)
 
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""
@@ -367,8 +366,7 @@ def in_chunks(
     # ``_InChunks`` turns autocast off, so pass the dtype of autocast.
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    losses: Tensor = _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)
-    return losses
+    return _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)
 
 
 class _InChunks(torch.autograd.Function):

@@ -98,8 +98,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
 def _points(runs: DataFrame, colours: Colours) -> list[Line]:
     """Return the runs of arms with a colour, which excludes the reference."""
     drawn = runs[runs.arm.isin([*colours])]
-    points: list[Line] = drawn.to_dict("records")
-    return points
+    return drawn.to_dict("records")
 
 
 def coverage_table(folder: Folder) -> list[View]:

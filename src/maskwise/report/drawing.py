@@ -295,8 +295,7 @@ def _finish(
     }
     chart = chart.configure(font=FONT).configure_view(stroke=None).configure_axis(**axis)
     # Schema validation would take minutes on a large page.
-    spec: Spec = chart.to_dict(validate=False)
-    return spec
+    return chart.to_dict(validate=False)
 
 
 # Numbers in templates

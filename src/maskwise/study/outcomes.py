@@ -311,8 +311,7 @@ class Outcomes:
         """Return the outcome of an arm for every seed; NaN for missing runs."""
         if outcome not in self.values:
             return np.full(len(self.study["seeds"]), np.nan)
-        runs: Numbers = self.values[outcome][self.arms.index(arm)]
-        return runs
+        return self.values[outcome][self.arms.index(arm)]
 
     def gains(self, outcome: str, arm: str, baseline: str) -> Numbers:
         """Return the gain of an arm over a baseline for every seed; positive is better."""

@@ -329,5 +329,4 @@ class Progress:
         what = self.named[name].what
         # A policy that is learned by supervision has its own training.
         trained = what.get("learning", {}).get("supervised") or what
-        done: float = self.lines[name]["step"] / trained["training"]["steps"]
-        return min(1.0, done)
+        return min(1.0, self.lines[name]["step"] / trained["training"]["steps"])

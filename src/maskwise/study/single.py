@@ -287,5 +287,4 @@ def _learned_from(recipe: Recipe) -> Plain:
     """Return all inputs of a masking policy, in the format of stage.json."""
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link))
-    plain: Plain = json.loads(json.dumps(stage.as_dict()))
-    return plain
+    return json.loads(json.dumps(stage.as_dict()))

@@ -207,8 +207,7 @@ class Rows:
         if sources is None:
             sources = np.zeros(len(self.pieces), np.int16)
         first_piece = self.order[self.first[:-1]]
-        counts: list[int] = np.bincount(sources[first_piece], minlength=count).tolist()
-        return counts
+        return np.bincount(sources[first_piece], minlength=count).tolist()
 
     def batch(self, rows: Sequence[int] | Array | Tensor) -> PieceBatch:
         """Return the pieces of B rows.
