@@ -98,10 +98,12 @@ def did_you_mean(name: object, known: Sequence[str]) -> str | None:
     return f"did you mean {by_lower[near[0]]!r}?" if near else None
 
 
-def require_known(setting: str, name: str, known: Collection[str]) -> None:
+def require_known(
+    setting: str, name: str, known: Collection[str], *, do: str | None = None
+) -> None:
     """Raise a `MaskwiseError` if ``name`` is not one of the known names."""
     if name not in known:
-        raise unknown_name(setting, name, known)
+        raise unknown_name(setting, name, known, do=do)
 
 
 def install_command(module: str) -> str | None:

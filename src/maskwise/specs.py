@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from maskwise.errors import MaskwiseError, finite_number, unknown_name, whole_number
+from maskwise.errors import (
+    MaskwiseError,
+    finite_number,
+    require_known,
+    unknown_name,
+    whole_number,
+)
 
 T = TypeVar("T")
 
@@ -274,8 +280,7 @@ def read_options(
         )
     options = {}
     for option, value in call.kwargs.items():
-        if option not in annotations:
-            raise unknown_name(f"argument of {kind} {name!r}", option, annotations)
+        require_known(f"argument of {kind} {name!r}", option, annotations)
         if isinstance(value, Call):
             # Options may be words without quotes, such as kind=similarity.
             value = value.written

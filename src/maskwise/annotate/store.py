@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from maskwise.annotate.counts import find
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import refuse_damaged
 from maskwise.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
@@ -213,8 +213,8 @@ class Store:
         if only is None:
             only = stored
         wanted = set(only)
-        for name in wanted - stored.keys():
-            raise unknown_name(f"layer in {folder}:", name, stored)
+        for name in wanted:
+            require_known(f"layer in {folder}:", name, stored)
         self.layers = {name: layer for name, layer in stored.items() if name in wanted}
         # Texts mostly come in the order of the corpus. Therefore only the last shard that was read
         # is cached, for each annotator.

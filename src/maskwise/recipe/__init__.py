@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from maskwise.errors import MaskwiseError, require_known, unknown_name
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     Plain,
@@ -91,20 +91,15 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             names = value
             if isinstance(names, str):
                 names = list(map(str.strip, names.split(",")))
-            _require_arms(names, known)
+            do = "to add an arm, give its settings: study.arms.NAME='{masking.ratio: 0.3}'"
+            for name in names:
+                require_known("arm in study.arms", name, known, do=do)
             value = {name: changes for name, changes in known.items() if name in names}
         put(settings, key, value)
     # Remove settings that name an arm that no longer exists.
     study = settings.get("study")
     if isinstance(study, dict) and arms_of(settings).keys() != old_arms.keys():
         _follow_arms(study, old=old_arms.keys(), overridden=changes.keys())
-
-
-def _require_arms(names: Iterable[str], known: Plain) -> None:
-    for name in names:
-        if name not in known:
-            do = "to add an arm, give its settings: study.arms.NAME='{masking.ratio: 0.3}'"
-            raise unknown_name("arm in study.arms", name, known, do=do)
 
 
 def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, counted, unknown_name
+from maskwise.errors import MaskwiseError, counted, require_known
 from maskwise.folders import bundled_file, looked_in
 from maskwise.text.opening import is_utf8, refuse_rows_as_names
 from maskwise.text.readers import (
@@ -401,8 +401,7 @@ def bundled_path(name: str) -> Path:
         MaskwiseError: the name is not in `BUNDLED`, or the package maskwise-data with the sample is
             not installed.
     """
-    if name not in BUNDLED:
-        raise unknown_name("bundled data", name, BUNDLED)
+    require_known("bundled data", name, BUNDLED)
     return bundled_file(f"{name}.jsonl.gz")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number, unknown_name
+from maskwise.errors import MaskwiseError, finite_number, require_known
 from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
 from maskwise.text.layers import Columns
 from maskwise.text.pieces import (
@@ -138,8 +138,7 @@ class Rows:
         Raises:
             MaskwiseError: the layout is unknown, or a number is not the index of a piece.
         """
-        if layout not in LAYOUTS:
-            raise unknown_name("layout", layout, LAYOUTS)
+        require_known("layout", layout, LAYOUTS)
         if chosen is None:
             chosen = np.arange(len(pieces))
         chosen = _numbers("piece", chosen, below=len(pieces))

@@ -27,7 +27,7 @@ from tokenizers import (
     trainers,
 )
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name, whole_number
+from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
@@ -157,8 +157,7 @@ def train_tokenizer(
         "letter": letter_backend,
         "k-mer": partial(letter_backend, k=k),
     }
-    if kind not in train:
-        raise unknown_name("kind of tokenizer", kind, train)
+    require_known("kind of tokenizer", kind, train)
     # The alphabet of byte-level BPE is all 256 bytes.
     least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
