@@ -408,7 +408,16 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
     given = os.environ.get("RAY_ADDRESS", "auto")
     settings = {"log_to_driver": False, "logging_level": "critical"}
     if given not in ("auto", "local"):
-        _require_answer(given)
+        # Ray would retry for minutes if no cluster answers at this address.
+        host, _, port = given.rpartition("://")[2].partition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5.0).close()
+        except (OSError, ValueError) as error:
+            raise MaskwiseError(
+                "there is no Ray cluster at RAY_ADDRESS",
+                got=f"{given}: {error}",
+                do="start it with `ray start`, or unset RAY_ADDRESS",
+            ) from None
     if given != "local":
         # If there is no cluster on this machine, the code below starts one.
         with suppress(ConnectionError):
@@ -416,19 +425,6 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
             return
     settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     ray.init(address="local", num_cpus=jobs or os.cpu_count(), **settings)
-
-
-def _require_answer(address: str) -> None:
-    """Raise an error if no cluster answers at an address, because Ray would retry for minutes."""
-    host, _, port = address.rpartition("://")[2].partition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5.0).close()
-    except (OSError, ValueError) as error:
-        raise MaskwiseError(
-            "there is no Ray cluster at RAY_ADDRESS",
-            got=f"{address}: {error}",
-            do="start it with `ray start`, or unset RAY_ADDRESS",
-        ) from None
 
 
 def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:

@@ -29,13 +29,12 @@ from maskwise.tasks.files import (
     shared_text,
     splits_of,
 )
-from maskwise.tasks.task import SPLITS, Row, Task
+from maskwise.tasks.task import SPLITS, Task
 
 Place: TypeAlias = tuple[int, int]
 """(start, end) character offsets."""
 Pair: TypeAlias = tuple[str, Sequence[str]]
 """(A context, the correct answers of one row of the task)."""
-Pairs: TypeAlias = Iterable[Pair]
 
 NOT_IN_CONTEXT = "answers that do not occur in their context"
 IN_NO_TEXT = "questions without an answer in any text"
@@ -82,7 +81,7 @@ class Labels:
         return [each.text for each in self.marked("test", "dev", "train")]
 
 
-def answer_labels(pairs: Pairs, counts: Counter[str]) -> list[Marked]:
+def answer_labels(pairs: Iterable[Pair], counts: Counter[str]) -> list[Marked]:
     """Label the correct answers in contexts. Pairs with the same context become one labelled text.
 
     Args:
@@ -152,21 +151,17 @@ def _of_task(task: Task, texts: Sequence[str]) -> Labels:
         )
     labels = Labels()
     for split in SPLITS:
-        pairs = _answer_pairs(task.splits[split], texts, labels.counts)
+        rows = task.splits[split]
+        places, contexts = contexts_of(rows, texts)
+        # Pair each context of each row with the correct answers of the row.
+        pairs = []
+        for row, found in zip(rows, places, strict=True):
+            if not found:
+                labels.counts[IN_NO_TEXT] += 1
+            for place in found:
+                pairs.append((contexts[place], row.rights))
         labels.splits[split] = answer_labels(pairs, labels.counts)
     return labels
-
-
-def _answer_pairs(rows: Sequence[Row], texts: Sequence[str], counts: Counter[str]) -> Pairs:
-    """Pair each context of each row with the correct answers of the row."""
-    pairs = []
-    places, contexts = contexts_of(rows, texts)
-    for row, found in zip(rows, places, strict=True):
-        if not found:
-            counts[IN_NO_TEXT] += 1
-        for place in found:
-            pairs.append((contexts[place], row.rights))
-    return pairs
 
 
 def _answers_of_file(spec: str) -> Labels | None:

@@ -88,6 +88,9 @@ def page_content(folder: Folder) -> View:
     samples = chain.from_iterable(folder.samples.values())
     moments = max((len(sample.get("moments", ())) for sample in samples), default=0)
     warnings, small_overlaps = _overlaps(folder)
+    policies = defaultdict(list)
+    for line in folder.of_kind("policy"):
+        policies[line["arm"]].append(line)
     return {
         "kind": folder.kind,
         "name": folder.name,
@@ -104,7 +107,7 @@ def page_content(folder: Folder) -> View:
         "score_table": score_table(folder),
         "coverage": coverage_table(folder),
         "transfer": transfer_view(folder),
-        "policies": _policies(folder),
+        "policies": policies,
         "heldout": heldout_charts(folder, colours),
         "evaluations": evaluation_table(folder),
         "choices": choices(folder),
@@ -210,14 +213,6 @@ def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
         elif found:
             small.append(f"{words}.")
     return warnings, small
-
-
-def _policies(folder: Folder) -> dict[str, list[Line]]:
-    """Return the records of learned policies, keyed by arm."""
-    by_arm = defaultdict(list)
-    for line in folder.of_kind("policy"):
-        by_arm[line["arm"]].append(line)
-    return by_arm
 
 
 def _missing(folder: Folder) -> list[str]:

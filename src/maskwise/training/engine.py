@@ -206,7 +206,12 @@ class Engine:
         norm = wrapping.whole(norm)
         # A step without targets must not change weights, but AdamW would apply weight decay.
         if sums["targets"] > 0:
-            sound = self._sound(norm, losses) if self.settings.on_nan == "skip" else None
+            sound = None
+            if self.settings.on_nan == "skip":
+                # Whether the gradient and the losses of all ranks are finite, on the device.
+                sound = torch.isfinite(torch.stack([norm, *losses])).all()
+                if self.ranks > 1:
+                    sound = self.accelerator.reduce(sound.float()) == self.ranks
             self.optimizers.step(sound)
         self.optimizers.zero_grad()
         return Update(losses, step.targets, step.counted, norm, rate)
@@ -218,13 +223,6 @@ class Engine:
         elif not last:
             return self.accelerator.no_sync(self.wrapped)
         return contextlib.nullcontext()
-
-    def _sound(self, norm: Tensor, losses: list[Tensor]) -> Tensor:
-        """Return whether the gradient and the losses of all ranks are finite, on the device."""
-        sound = torch.isfinite(torch.stack([norm, *losses])).all()
-        if self.ranks == 1:
-            return sound
-        return self.accelerator.reduce(sound.float()) == self.ranks
 
     def evaluated(self, function: Callable[[], Result]) -> Result:
         """Call a function in evaluation mode. Every rank must call this method."""
