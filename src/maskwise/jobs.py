@@ -46,8 +46,15 @@ STORE_BYTES = 100 * 2**20
 """Size of Ray's object store in a cluster that maskwise starts. A small one suffices for tasks."""
 # Prefixes of variables that are copied to Ray workers: locations of models, and numerical settings.
 CARRIED = (
-    *("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "MASKWISE_"),
-    *("ATEN_", "MKL_", "CUBLAS_", "TORCH_"),
+    "HF_",
+    "HUGGING",
+    "TRANSFORMERS_",
+    "TOKENIZERS_",
+    "MASKWISE_",
+    "ATEN_",
+    "MKL_",
+    "CUBLAS_",
+    "TORCH_",
 )
 
 

@@ -28,8 +28,16 @@ CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.
 """Matches the names of key and value parameters of cross-attention in BART, T5 and T5Gemma."""
 
 PARTS = (
-    *("labels", "layers", "experts", "groups", "group_num"),
-    *("blocks", "block_sizes", "block_repeats", "networks", "ngram"),
+    "labels",
+    "layers",
+    "experts",
+    "groups",
+    "group_num",
+    "blocks",
+    "block_sizes",
+    "block_repeats",
+    "networks",
+    "ngram",
 )
 """Configuration fields whose names end like this are numbers of parts of a model."""
 MOST_PARTS = 10_000

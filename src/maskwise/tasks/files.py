@@ -80,8 +80,13 @@ _WORDS = {**_SPLIT_OF, "trial": "dev"}
 _WITHOUT_HEADER = {
     r"(?i)(^|.*/)cola/(train|dev)\.tsv(\.gz)?$": ("source", "label", "mark", "sentence"),
     r"(?i)(^|.*/)sts-(train|dev|test)\.(csv|tsv)(\.gz)?$": (
-        *("genre", "file", "year", "id", "score"),
-        *("sentence1", "sentence2"),
+        "genre",
+        "file",
+        "year",
+        "id",
+        "score",
+        "sentence1",
+        "sentence2",
     ),
 }
 # Columns for the text that several questions may share, and columns for their answers.
