@@ -366,7 +366,7 @@ class RayPool(Pool[Task, Result]):
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
     def submit(self, task: Task) -> Future[Result]:
-        future: Future[Result] = Future()
+        future = Future[Result]()
         future.set_running_or_notify_cancel()
         self.references[future] = reference = self.remote(task)
         # `_end` distinguishes errors of Ray from failures of the task, which Ray's future does not.

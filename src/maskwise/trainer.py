@@ -131,7 +131,7 @@ class MaskingTrainer(Trainer):
         self._loss_sum = 0.0
         self._targets = 0
         # The names of weights that were missing in the last loaded file.
-        self._missing: set[str] = set()
+        self._missing = set[str]()
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
         require_language_model(self.model)

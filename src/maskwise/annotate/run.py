@@ -403,7 +403,7 @@ def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
 
     An annotator is left out if ``new`` writes all its layers.
     """
-    taken: set[str] = set()
+    taken = set[str]()
     for part in new:
         taken.update(part.layers)
     kept = []

@@ -223,7 +223,7 @@ def short(number: float) -> str:
 
 def seeds_of(text: str, *, allowed: str = "100-105, or 100,103, …") -> list[int]:
     """Return the seeds of a list such as 100-103,107; ``allowed`` is for the error message."""
-    seeds: set[int] = set()
+    seeds = set[int]()
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")

@@ -135,7 +135,7 @@ class Cloze(TestSet):
             facts.append(fact)
             right.setdefault(fact.text, set()).add(fact.answer)
         asked = []
-        skipped: Counter[str] = Counter()
+        skipped = Counter[str]()
         for fact in evenly(facts, items):
             if fact.text.count(MASK) == 1:
                 others = right[fact.text] - {fact.answer}
@@ -355,7 +355,7 @@ def questions_of(
     # Part p has the answers p, p + parts, …, so each part has both frequent and rare answers.
     parts = math.ceil(len(order) / candidates)
     shown = [list(zip(*order[part::parts])) for part in range(parts)]
-    questions: dict[int, list[Question]] = defaultdict(list)
+    questions = defaultdict[int, list[Question]](list)
     for fact, row, space, answer in kept:
         at = row.index(tokenizer.mask_token_id)
         number = numbers[answer]

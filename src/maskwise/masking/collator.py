@@ -127,7 +127,7 @@ def _common(rows: Rows, name: str) -> int | None:
         return None
     else:
         values = read_numbers(name, rows[name]).ravel().tolist()
-    found: set[int | None] = set()
+    found = set[int | None]()
     for value in values:
         if is_tensor(value) and not value.ndim:
             value = value.item()

@@ -323,7 +323,7 @@ def _shares(lines: list[Line]) -> list[Line]:
 
 
 def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> View:
-    steps: Counter[str] = Counter()
+    steps = Counter[str]()
     # The last line of a run contains totals.
     ends = {}
     for line in lines:

@@ -238,7 +238,7 @@ def _samples(folder: Folder, colours: Colours) -> list[View]:
     A document has several versions, each with the masked text at all recorded training steps. Arms
     with identical masks share a version.
     """
-    documents: dict[str, dict[str, Line]] = defaultdict(dict)
+    documents = defaultdict[str, dict[str, Line]](dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
         for sample in samples:
             moments = sample.get("moments") or [sample]

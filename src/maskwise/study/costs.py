@@ -153,7 +153,7 @@ class Counts(NamedTuple):
 
 def counts_of(steps: Iterable[Iterable[MaskedBatch]]) -> Counts:
     """Count tokens, targets, pieces and units in all batches of the given steps."""
-    sums: Counter[str] = Counter()
+    sums = Counter[str]()
     for batches in steps:
         sums["steps"] += 1
         for batch in batches:
@@ -226,7 +226,7 @@ class Forecast:
         self.key = cache(self._key)
         self.finished: dict[str, float] = {}
         # The seconds of all finished stages with the same key and the same work.
-        self.alike: dict[tuple[str, Work], list[float]] = defaultdict(list)
+        self.alike = defaultdict[tuple[str, Work], list[float]](list)
         self.file = cache_folder() / "timings.json"
         self.rates: dict[str, Rates] = read_json(self.file) or {}
         for name in named:
@@ -396,7 +396,7 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
     unfinished runs (None if unknown).
     """
     phases: dict[Stage, tuple[int, Recipe]] = {}
-    arms: dict[Stage, dict[str, None]] = defaultdict(dict)
+    arms = defaultdict[Stage, dict[str, None]](dict)
     for run in runs:
         if run.compared:
             for stage, phase in zip(run.trainings, enumerate(run.recipe.links())):

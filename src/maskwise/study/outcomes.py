@@ -106,7 +106,7 @@ class Outcomes:
         self.study = study
         self.companions = companions
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
-        self.lines: dict[str, list[Record]] = defaultdict(list)
+        self.lines = defaultdict[str, list[Record]](list)
         for record in records:
             # The overlap of a text and a task has no arm. The computed arms have no records.
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
@@ -122,7 +122,7 @@ class Outcomes:
         self.closed: list[Pair] = []
         self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
         self.failures = Counter(arm for arm, _ in self.failed)
-        self.unfinished: set[tuple[str, int]] = set()
+        self.unfinished = set[tuple[str, int]]()
         self._read_scores()
         self.tasks = list(self.measures)
         self.heldout = self._read_heldout()

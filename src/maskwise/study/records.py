@@ -328,7 +328,7 @@ def collect(
     records: list[Any] = list(more)
     for run in runs:
         results = {}
-        reported: set[str | None] = set()
+        reported = set[str | None]()
         for stage in run.stages:
             results[stage] = stage.result(stages)
             error = errors.get(stage.name)
@@ -401,8 +401,8 @@ RECORDS: dict[str, Callable[[Plain], list[Plain]]] = {
 
 def _spent(trained: Iterable[Plain | None]) -> Plain:
     """Sum the costs of the training stages of a run."""
-    spent: Counter[str] = Counter()
-    objectives: Counter[str] = Counter()
+    spent = Counter[str]()
+    objectives = Counter[str]()
     for result in filter(None, trained):
         quantities = ("steps", "tokens", "targets", "flops", "probe_flops")
         spent.update({key: result[key] for key in quantities if key in result})

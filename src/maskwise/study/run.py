@@ -199,8 +199,8 @@ def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> li
 def unfinished(plan: Plan, stages: Path) -> list[Stage]:
     """List the stages of a plan that have no result, or whose damaged files are needed."""
     everything = plan.stages()
-    todo: set[str] = set()
-    needed: set[str] = set()
+    todo = set[str]()
+    needed = set[str]()
     # In reverse topological order, a stage is visited before the stages that it needs.
     for stage in reversed(everything):
         missing = stage.result(stages) is None

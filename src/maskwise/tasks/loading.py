@@ -186,11 +186,11 @@ def _options(spec: str) -> tuple[str, Options]:
 
     The arguments of an invented world stay in the source.
     """
-    of_kinds: set[str] = set()
+    of_kinds = set[str]()
     for kind in KINDS.values():
         if kind.make:
             of_kinds.update(inspect.signature(kind.make).parameters)
-    of_world: set[str] = set()
+    of_world = set[str]()
     name = spec.partition("(")[0].strip()
     if name in WORLDS and not Path(spec).exists():
         of_world.update(inspect.signature(WORLDS[name]).parameters)
@@ -300,10 +300,10 @@ def _read_task(
         present = first_in(given.label.split("|"), examples[0])
         given = given._replace(label=present or given.label)
 
-    skipped: Counter[str] = Counter()
+    skipped = Counter[str]()
     keyed: dict[str, list[tuple[str, Row]]] = {}
     fields = given
-    seen: set[str] = set()
+    seen = set[str]()
     hidden = False
     for split, part in records.items():
         keyed[split] = []

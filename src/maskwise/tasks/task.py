@@ -432,7 +432,7 @@ class Task:
             raise MaskwiseError(
                 "train_rows is too small", got=count, allowed=f"≥ {least}, one row for each class"
             )
-        seen: Counter[str] = Counter()
+        seen = Counter[str]()
         ranked = []
         for row in sorted(rows, key=lambda row: place_of(row.key)):
             seen[row.stratum] += 1

@@ -275,7 +275,7 @@ class _Seen:
 
     def __init__(self) -> None:
         # A set needs ten times the memory of an array, so the set has only the newest numbers.
-        self.recent: set[int] = set()
+        self.recent = set[int]()
         self.sorted = np.zeros(0, dtype=np.int64)
 
     def before(self, number: int) -> bool:

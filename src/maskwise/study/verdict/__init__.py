@@ -86,7 +86,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     [('tasks', 'open'), ('t', None)]
     """
     lines = list(records)
-    by_length: dict[float, list[Record]] = defaultdict(list)
+    by_length = defaultdict[float, list[Record]](list)
     for line in lines:
         if line.get("role") != "gate":
             by_length[line.get("fraction", 1.0)].append(line)

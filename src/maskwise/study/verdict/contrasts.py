@@ -231,7 +231,7 @@ def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
         return None
     pair = row["arm"], row["baseline"]
     names = table.measured(row["outcome"], *pair)
-    errors: dict[str, float] = defaultdict(float)
+    errors = defaultdict[str, float](float)
     for name in names:
         error = _item_error(table, name, pair)
         if error is None:

@@ -328,7 +328,7 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
 def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
     """Return advice on which arm to use, for every baseline with a decided contrast."""
     advice = {}
-    decided: dict[str, list[Contrast]] = defaultdict(list)
+    decided = defaultdict[str, list[Contrast]](list)
     for row in rows:
         found = decided[row["baseline"]]
         if row["better"]:
