@@ -200,12 +200,11 @@ def summary_of(folder: Path) -> Summary:
 
 
 def _read_study(folder: Path) -> Folder:
-    study = cast(Study, NO_STUDY | cast(Study, _needed(folder / "study.json")))
+    path = folder / "study.json"
+    study = cast(Study, NO_STUDY | cast(Study, _needed(path)))
     arms = study["arms"]
     if not isinstance(arms, dict) or set(map(type, arms.values())) - {dict}:
-        raise MaskwiseError(
-            "study.json names no arms", got=str(folder / "study.json"), do="run the study again"
-        )
+        raise MaskwiseError("study.json names no arms", got=str(path), do="run the study again")
     records = []
     for line in read_lines(folder / "records.jsonl"):
         required = REQUIRED.get(line.get("kind", ""))

@@ -220,7 +220,7 @@ def run_finetune(
     Raises:
         MaskwiseError: a setting is unknown, or ``tasks.evaluate_tasks`` raises an error.
     """
-    changes = dict(parse_override(override) for override in overrides)
+    changes = dict(map(parse_override, overrides))
     try:
         settings = FinetuneSettings(**{"seeds": seeds} | changes)
     except ValidationError as error:
@@ -269,7 +269,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         return done
     with _claimed(out, "another process is learning in", lock=".learning.lock"):
         if _is_first():
-            write_whole(out / "recipe.yaml", recipe.to_yaml())
+            write_whole(saved, recipe.to_yaml())
             write_json(out / STAGE, stage)
         began = time.perf_counter()
         result = lesson_of(recipe, out, quiet=quiet).learn()

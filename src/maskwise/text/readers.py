@@ -436,11 +436,10 @@ def load_hub(source: str, name: str, config: str, **how: object) -> Any:
         raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error
 
 
-Reader = Callable[[Path, str, Fields], Iterator[Record]]
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
-READERS: dict[str, Reader] = {
+READERS: dict[str, Callable[[Path, str, Fields], Iterator[Record]]] = {
     **dict.fromkeys(TEXT_ENDINGS, _read_lines),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _read_table),
     **dict.fromkeys(LINE_ENDINGS, _read_lines),
