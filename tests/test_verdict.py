@@ -17,6 +17,7 @@ from maskwise.estimates import shown
 from maskwise.masking.policies import policy
 from maskwise.study.outcomes import is_loss
 from maskwise.study.verdict import primary_pairs, summarise
+from maskwise.study.verdict.words import row_sentence
 from report_fixture import (
     CLEAR,
     COST,
@@ -76,6 +77,20 @@ def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matter
     ]
     (row,) = primary_rows(summarise(records + run_facts(study), study))
     assert row["verdict"] == "no difference that matters"  # a margin in nats
+
+
+def test_the_interval_within_the_margin_is_of_the_lead_like_the_other_one():
+    """A lower loss is better, so the ends had the wrong signs."""
+    study = make_study(runs=8, tasks=0, margin=0.05)
+    records = [
+        heldout_record(arm, seed, "token", loss)
+        for arm, runs in (("token-15", LOW), ("token-30", [0.505, 0.515, 0.505, 0.51] * 2))
+        for seed, loss in enumerate(runs)
+    ]
+    (row,) = primary_rows(summarise(records + run_facts(study), study))
+    said = row_sentence(row, {arm: arm for arm in study["arms"]})
+    assert "95 % interval, −0.002 to 0.013 nats, lies within" in said
+    assert "95 % interval of token-30's lead: −0.002 to 0.013;" in said
 
 
 @pytest.mark.parametrize(("runs", "most"), [(5, 0), (6, 1), (7, 3), (8, 6)])

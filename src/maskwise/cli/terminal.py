@@ -39,7 +39,11 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Parallel processes. Default: one per core or GPU.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Parallel processes. Default: one per core or GPU; small models can share a GPU.",
+    ),
 ]
 Engine = Annotated[str, typer.Option(help="Where to run: local, or ray (on a cluster).")]
 DryRun = Annotated[

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from maskwise.constants import DIFFUSION, FIXED, REFERENCE
 from maskwise.errors import plural
-from maskwise.estimates import SPREADS, outcome_label, shown, with_minus
+from maskwise.estimates import SPREADS, outcome_label, shown
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import ALPHA, P_FROM_RUNS, can_decide, fewest_runs
@@ -128,15 +129,15 @@ def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
 
 
 def _inside(row: Contrast) -> str:
-    """Return a phrase that says the interval is within the margin; "" if it is not."""
+    """Return a phrase that says the interval of the lead is within the margin; "" if it is not."""
     inside = row.get("equivalence")
     if inside is None:
         return ""
     amount = shown(row)
-    low = f"{amount.scale * inside['low']:.{amount.digits}f}"
-    high = f"{amount.scale * inside['high']:.{amount.digits}f}"
-    ends = with_minus(f"{low} to {high} {amount.unit}")
-    interval = f"the {100 * inside['confidence']:.3g} % interval, {ends}"
+    factor = amount.scale if row["higher_is_better"] else -amount.scale
+    low, high = sorted([factor * inside["low"], factor * inside["high"]])
+    ends = replace(amount, low=low, high=high).ends(ahead=True)
+    interval = f"the {100 * inside['confidence']:.3g} % interval, {ends} {amount.unit}"
     return f"{interval}, lies within ±{amount.scale * inside['margin']:g}"
 
 
