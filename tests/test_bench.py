@@ -57,7 +57,7 @@ def test_bench_train_times_both_on_both_texts() -> None:
     assert max(losses) - min(losses) < 0.5 and all(math.isfinite(loss) for loss in losses)
     for row in result["contestants"]:
         assert row["ms_per_step"] > 0 and row["memory_gib"] > 0
-        assert row["rounds"] == 2 and row["spread"] > 0
+        assert row["rounds"] == 2 and row["spread"] >= 0
         least, most = row["ours_over_it_range"]
         assert least <= row["ours_over_it"] <= most
         # Two steps are too few for a figure.
