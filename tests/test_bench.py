@@ -55,9 +55,11 @@ def test_bench_train_times_both_on_both_texts() -> None:
     assert len(result["contestants"]) == 2 * len(names)
     losses = [row["loss"] for row in result["contestants"]]
     assert max(losses) - min(losses) < 0.5 and all(math.isfinite(loss) for loss in losses)
+    # A rounded spread can be 0, but not that of every line.
+    assert max(row["spread"] for row in result["contestants"]) > 0
     for row in result["contestants"]:
         assert row["ms_per_step"] > 0 and row["memory_gib"] > 0
-        assert row["rounds"] == 2 and row["spread"] >= 0
+        assert row["rounds"] == 2
         least, most = row["ours_over_it_range"]
         assert least <= row["ours_over_it"] <= most
         # Two steps are too few for a figure.

@@ -111,17 +111,25 @@ def test_a_table_of_a_curve_ends_where_the_curve_ends():
     assert html.count("<td>") <= drawing.MOST_COLUMNS
 
 
-@pytest.mark.parametrize("steps", [[500], [250, 500]])
-def test_held_out_losses_are_a_curve_if_there_are_two_steps(folder, steps):
-    """A run that was evaluated only at its end had a chart without a line."""
+@pytest.mark.parametrize(
+    ("steps", "of_first_arm", "charts"),
+    [
+        ([500], [500], 0),
+        ([500], [400], 0),
+        ([250, 500], [250, 500], 1),
+        ([250, 500], [500], 1),
+    ],
+)
+def test_held_out_losses_are_a_curve_if_a_run_has_two(folder, steps, of_first_arm, charts):
+    """Runs that were evaluated only at their ends had a chart without a line."""
     read = read_folder(folder)
     held_out = {"kind": "eval", "masks": "token", "ratio": 0.15, "loss": 3.0, "unigram": 6.0}
-    lines = product(ARMS, range(2), steps)
+    first, *others = ARMS
+    lines = [*product([first], range(2), of_first_arm), *product(others, range(2), steps)]
     read.curves = [
         {**held_out, "arm": arm, "seed": seed, "step": step} for arm, seed, step in lines
     ]
-    charts = curve_charts(read, dict.fromkeys(ARMS, "black"))
-    assert len(charts["eval"]) == len(steps) - 1
+    assert len(curve_charts(read, dict.fromkeys(ARMS, "black"))["eval"]) == charts
 
 
 def test_nothing_is_loaded_from_anywhere(folder):

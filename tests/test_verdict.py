@@ -14,6 +14,7 @@ import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import shown
+from maskwise.files import Contrast
 from maskwise.masking.policies import policy
 from maskwise.study.outcomes import is_loss
 from maskwise.study.verdict import primary_pairs, summarise
@@ -59,6 +60,18 @@ def by_outcome(summary: dict) -> dict[str, dict]:
 # ----------------------------------------------------------------------------
 
 
+def row_of_losses(losses: list[float]) -> Contrast:
+    """The row of two arms with held-out losses, the second arm's given, and a margin in nats."""
+    study = make_study(runs=8, tasks=0, margin=0.05)
+    records = [
+        heldout_record(arm, seed, "token", loss)
+        for arm, runs in (("token-15", LOW), ("token-30", losses))
+        for seed, loss in enumerate(runs)
+    ]
+    (row,) = primary_rows(summarise(records + run_facts(study), study))
+    return row
+
+
 def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matters():
     # Without a margin nothing is called equal, nor with one that the interval exceeds.
     assert [row_of(TIE, margin=margin)["verdict"] for margin in (None, 0.009)] == ["open"] * 2
@@ -69,26 +82,14 @@ def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matter
     )
     better = [x + 0.02 for x in TIE["token-15"]]
     assert row_of(TIE | {"token-30": better}, margin=0.05)["verdict"] == "decided"
-    study = make_study(runs=8, tasks=0, margin=0.05)
-    records = [
-        heldout_record(arm, seed, "token", loss)
-        for arm, runs in (("token-15", LOW), ("token-30", [0.51, 0.51, 0.52, 0.52] * 2))
-        for seed, loss in enumerate(runs)
-    ]
-    (row,) = primary_rows(summarise(records + run_facts(study), study))
+    row = row_of_losses([0.51, 0.51, 0.52, 0.52] * 2)
     assert row["verdict"] == "no difference that matters"  # a margin in nats
 
 
 def test_the_interval_within_the_margin_is_of_the_lead_like_the_other_one():
     """A lower loss is better, so the ends had the wrong signs."""
-    study = make_study(runs=8, tasks=0, margin=0.05)
-    records = [
-        heldout_record(arm, seed, "token", loss)
-        for arm, runs in (("token-15", LOW), ("token-30", [0.505, 0.515, 0.505, 0.51] * 2))
-        for seed, loss in enumerate(runs)
-    ]
-    (row,) = primary_rows(summarise(records + run_facts(study), study))
-    said = row_sentence(row, {arm: arm for arm in study["arms"]})
+    row = row_of_losses([0.505, 0.515, 0.505, 0.51] * 2)
+    said = row_sentence(row, {arm: arm for arm in ("token-15", "token-30")})
     assert "95 % interval, −0.002 to 0.013 nats, lies within" in said
     assert "95 % interval of token-30's lead: −0.002 to 0.013;" in said
 

@@ -163,7 +163,7 @@ def transfer_view(folder: Folder) -> View | None:
 
 def curve_charts(folder: Folder, colours: Colours) -> View:
     """Return charts of training loss, realised ratio and held-out losses, if logged."""
-    charts = {}
+    charts: View = {"eval": []}
     lines_of: dict[str, list[Line]] = {"loss": [], "ratio": []}
     evaluated = defaultdict(list)
     for line in folder.curves:
@@ -184,17 +184,16 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
         charts["ratio"] = line_chart(
             points, colours, title="tokens masked", percent=True, zero=True
         )
-    views = []
     for (masks, ratio), lines in evaluated.items():
-        # With one evaluation at the end of each run, there is no curve.
-        if lines[0]["step"] == lines[-1]["step"]:
+        # With one evaluation in each run, there is no curve.
+        if thin(lines, most=1) == lines:
             continue
         unigrams = [line["unigram"] for line in lines if line.get("unigram") is not None]
         spec = line_chart(
             _curve(lines, "loss"), colours, title="held-out loss, nats", rule=mean(unigrams)
         )
-        views.append({"masks": masks, "ratio": ratio, "spec": spec})
-    return {**charts, "eval": views}
+        charts["eval"].append({"masks": masks, "ratio": ratio, "spec": spec})
+    return charts
 
 
 def _curve(lines: Iterable[Line], key: str, x: str = "step") -> list[Line]:
