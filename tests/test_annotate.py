@@ -27,7 +27,7 @@ from maskwise.recipe import Recipe
 from maskwise.show import examples, render_layers, write_layers
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
-from maskwise.text import Document, Prepared
+from maskwise.text import Document, Prepared, read_documents
 from maskwise.text.layers import CharSpans, Layer, check_spans
 from processes import PATIENCE, marked, wait_for
 from tiny import flip, maskwise
@@ -121,6 +121,14 @@ def test_shards_are_cut_by_content():
 
 
 # ---- runs
+
+
+def test_the_limit_holds_for_documents_too(tmp_path):
+    # A dry run once annotated the whole corpus, because the limit of its sample was ignored.
+    documents = read_documents([document["text"] for document in corpus()], limit=20)
+    assert annotate_corpus(documents, ["words"], tmp_path / "whole")["documents"] == 20
+    assert annotate_corpus(documents, ["words"], tmp_path / "part", limit=3)["documents"] == 3
+    assert len(list(documents)) == 20
 
 
 def test_a_second_run_makes_nothing_and_a_change_only_what_it_touches(tmp_path):

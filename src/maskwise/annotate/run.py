@@ -136,7 +136,8 @@ def annotate_corpus(
             ``ANNOTATORS`` in registry.py lists the names.
         out: the folder to write.
         text_field: the field or column of the texts, as for `read_documents`.
-        limit: the maximum number of documents, as for `read_documents`; None for no limit.
+        limit: the maximum number of documents, also of a `Documents` object; None for no further
+            limit.
         engine: "local" for processes on this machine, or "ray" for a Ray cluster.
         jobs: the number of local processes, or the maximum number of cores in a Ray cluster. None
             uses one local process per core (fewer if the corpus is small), or all cores of the Ray
@@ -258,6 +259,8 @@ def open_corpus(
         MaskwiseError: the corpus cannot be read, or has no documents.
     """
     if isinstance(source, Documents):
+        if limit is not None:
+            source = replace(source, limit=limit)
         return require_documents(source)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu
