@@ -101,6 +101,14 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe):
     assert planned["unknown"] == []
 
 
+def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypatch):
+    asked = [*SMALL, "tasks=[]", "objectives={mlm: , rtd: }", "sampler=mometas(every=4)"]
+    asked += ["corpus.length=16", "corpus.held_out=0.4", "evaluation.rows=40"]
+    monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", 20_000)
+    monkeypatch.setattr(timing, "ITEMS", 4)
+    assert outlook_of(str(recipe), asked)["time"]["unknown"] == []
+
+
 def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
     monkeypatch.setattr(timing, "memory", lambda: 1000)
