@@ -384,7 +384,7 @@ for name in ("trainer", "packed", "masking.collator", "masking.diffusion", "weig
 import os
 del os.sysconf
 from maskwise.weights import check_size
-from maskwise.study.records import hardware
+from maskwise.devices import hardware
 from transformers import BertConfig
 check_size(BertForMaskedLM(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)))
 assert hardware()["memory_gib"] is None

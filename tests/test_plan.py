@@ -409,6 +409,12 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     with pytest.raises(MaskwiseError, match="study of a different recipe"):
         run_study(quick(recipe, seeds, "training.steps=11"), out, quiet=True, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
+    texts = (recipe.parent / "corpus.jsonl").read_text()
+    (recipe.parent / "corpus.jsonl").write_text(texts.replace("e", "a", 1))
+    with pytest.raises(MaskwiseError, match="the text or a task changed"):
+        run_study(read, out, quiet=True, seeds=(101,))
+    assert (out / "records.jsonl").read_bytes() == before
+    (recipe.parent / "corpus.jsonl").write_text(texts)
     command = ["study", recipe, *QUICK, "tasks=[]", seeds, "--out", out, "--dry-run", "--json"]
     assert maskwise(*command, "--seeds", "101-102") == 0
     trainings = json.loads(capfd.readouterr().out)["stages"]["pretrain"]

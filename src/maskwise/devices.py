@@ -1,4 +1,4 @@
-"""Choose and measure devices, and copy tensors without blocking the device or the host.
+"""Describe and measure the machine, and copy tensors without blocking the device or the host.
 
 A copy waits for all earlier work on its CUDA stream, which can be a whole training step. Batches
 are therefore copied to the device on a separate stream (``Lane``). Results, such as the loss of a
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -230,3 +231,32 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or "unknown"
+
+
+def memory() -> int | None:
+    """Return the memory of this machine in bytes, or None if unknown (on Windows)."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def hardware() -> dict[str, object]:
+    """Return the processor, cores, memory and accelerator of this machine."""
+    import torch
+
+    held = memory()
+    accelerator = None
+    if torch.cuda.is_available():
+        accelerator = torch.cuda.get_device_name()
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": None if held is None else round(held / 2**30, 1),
+        "accelerator": accelerator,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that affect results."""
+    libraries = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}

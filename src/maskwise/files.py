@@ -121,6 +121,8 @@ class Study(TypedDict, total=False):
     seeds: list[int]
     arms: dict[str, ArmFacts]
     tasks: dict[str, TaskFacts]
+    inputs: str
+    """Hash of the texts and tasks; absent in older files."""
     contrasts: list[tuple[str, str]]
     outcome: str | None
     """Outcome on which contrasts are decided, if the recipe names one."""

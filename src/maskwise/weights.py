@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from maskwise.devices import memory
 from maskwise.errors import MaskwiseError, require_library, whole_number
 from maskwise.families import adapter_of, encoder_of, require_kind, window_of
 from maskwise.keys import fold
@@ -44,13 +44,6 @@ MOST_PARTS = 10_000
 MOST_LABELS = 1_000_000
 
 Part = TypeVar("Part", bound=nn.Module)
-
-
-def memory() -> int | None:
-    """Return the memory of this machine in bytes, or None if unknown (on Windows)."""
-    if not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_counts(fields: Mapping[str, Any]) -> None:

@@ -19,6 +19,8 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.stages import (
     Stage,
+    content_of,
+    digest,
     evaluate_stage,
     finetune_stage,
     learn_stage,
@@ -223,6 +225,14 @@ def reference_words(baseline: Recipe) -> str:
 def task_contents(recipe: Recipe) -> dict[str, str]:
     """Return hashes of the rows of the tasks, keyed by the task's name in the recipe."""
     return {task: load_task(of_run(task, 0)).fingerprint for task in recipe.tasks}
+
+
+def inputs_of(recipe: Recipe) -> str:
+    """Return a hash of all texts and tasks. If they depend on the seed, those of seed 0 count."""
+    texts = []
+    for name in recipe.study.arms:
+        texts += [content_of(link.corpus) for link in recipe.arm(name, seed=0).links()]
+    return digest([texts, task_contents(recipe)])
 
 
 def make_run(

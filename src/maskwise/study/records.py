@@ -7,21 +7,16 @@ and on which runs they computed verdicts: a later verdict on other runs would be
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
-import torch
-
 from maskwise import __version__
 from maskwise.constants import REFERENCE
-from maskwise.devices import cpu_name
+from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import finite, read_lines
@@ -30,11 +25,18 @@ from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.design import Design
-from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_words, stages_of
+from maskwise.study.plan import (
+    Plan,
+    Run,
+    baseline_of,
+    inputs_of,
+    learned_from,
+    reference_words,
+    stages_of,
+)
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.weights import memory
 
 TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
 RESULTS = (*TABLES, PREDICTIONS, "report.html")
@@ -84,6 +86,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "gate": gate,
         "search": search,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in tasks},
+        "inputs": inputs_of(recipe),
     }
     if study.transfer:
         described["learned"] = learned_from(recipe)
@@ -134,26 +137,6 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
 def _alternatives(values: Iterable[str]) -> str:
     """Join distinct values with "or", such as "token or span"."""
     return " or ".join(dict.fromkeys(values))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that affect results."""
-    libraries = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
-
-
-def hardware() -> Plain:
-    """Return the processor, cores, memory and accelerator of this machine."""
-    held = memory()
-    accelerator = None
-    if torch.cuda.is_available():
-        accelerator = torch.cuda.get_device_name()
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "memory_gib": None if held is None else round(held / 2**30, 1),
-        "accelerator": accelerator,
-    }
 
 
 # Earlier calls
@@ -261,7 +244,7 @@ class Others(NamedTuple):
 
 
 def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
-    """Raise an error if a folder contains a study of a different recipe.
+    """Raise an error if a folder contains a study of a different recipe, text or task.
 
     Args:
         out: the folder.
@@ -273,6 +256,12 @@ def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
             f"--out {out} contains a study of a different recipe, so seeds cannot be added to it",
             got=before.get("name"),
             do="give a new folder",
+        )
+    # Files of older versions lack this key.
+    if before and before.get("inputs", study["inputs"]) != study["inputs"]:
+        raise MaskwiseError(
+            f"the text or a task changed after seeds ran in --out {out}, so seeds cannot be added",
+            do="restore the files, or give a new folder",
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from maskwise.constants import rank_here
+from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
     claim_run,
@@ -32,7 +33,6 @@ from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.pretraining import pretrain
-from maskwise.study.records import hardware, versions
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
 from maskwise.study.work import lesson_of, open_text, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks

@@ -21,7 +21,7 @@ import torch
 
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
-from maskwise.devices import best_device, peak_memory
+from maskwise.devices import best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, duration
 from maskwise.evaluation import evaluate
 from maskwise.families import width_of
@@ -41,7 +41,6 @@ from maskwise.text.documents import Document
 from maskwise.text.settings import first_characters
 from maskwise.training import train
 from maskwise.training.wrapping import blocks_of
-from maskwise.weights import memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
