@@ -28,6 +28,7 @@ from maskwise.show import examples, render_layers, write_layers
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, read_documents
+from maskwise.text.documents import Joined
 from maskwise.text.layers import CharSpans, Layer, check_spans
 from processes import PATIENCE, marked, wait_for
 from tiny import flip, maskwise
@@ -128,7 +129,9 @@ def test_the_limit_holds_for_documents_too(tmp_path):
     documents = read_documents([document["text"] for document in corpus()], limit=20)
     assert annotate_corpus(documents, ["words"], tmp_path / "whole")["documents"] == 20
     assert annotate_corpus(documents, ["words"], tmp_path / "part", limit=3)["documents"] == 3
-    assert len(list(documents)) == 20
+    joined = Joined([documents, read_documents(["One more text."])])
+    assert annotate_corpus(joined, ["words"], tmp_path / "joined", limit=4)["documents"] == 4
+    assert (len(list(documents)), len(list(joined))) == (20, 21)
 
 
 def test_a_second_run_makes_nothing_and_a_change_only_what_it_touches(tmp_path):

@@ -164,7 +164,6 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["finetune", "nowhere", "--task", "banking77", "epoch=3"], "did you mean 'epochs'"),
         (["finetune", "nowhere"], "--task"),
         (["bench", "nonsense"], "nonsense"),
-        (["bench", "train"], "benchmarks/train.py"),
         (["list", "polices"], "did you mean 'policies'"),
         (["list"], "allowed: policies, annotators, schedules"),
         (["stuudy"], "stuudy"),

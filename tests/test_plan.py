@@ -411,7 +411,7 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert (out / "records.jsonl").read_bytes() == before
     texts = (recipe.parent / "corpus.jsonl").read_text()
     (recipe.parent / "corpus.jsonl").write_text(texts.replace("e", "a", 1))
-    with pytest.raises(MaskwiseError, match="the text or a task changed"):
+    with pytest.raises(MaskwiseError, match="different recipe, text or task"):
         run_study(read, out, quiet=True, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     (recipe.parent / "corpus.jsonl").write_text(texts)

@@ -240,6 +240,7 @@ def memory() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@cache
 def hardware() -> dict[str, object]:
     """Return the processor, cores, memory and accelerator of this machine."""
     import torch

@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import asdict, replace
 from itertools import compress, product
 from pathlib import Path
@@ -260,7 +261,8 @@ def open_corpus(
     """
     if isinstance(source, Documents):
         if limit is not None:
-            source = replace(source, limit=limit)
+            source = copy(source)
+            source.limit = limit
         return require_documents(source)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu

@@ -281,12 +281,6 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Compare the speed of masking with transformers' collator, in one run on this machine."""
-    # Earlier versions also had a benchmark called "train".
-    if name == "train":
-        raise MaskwiseError(
-            "bench train is no longer part of the package",
-            do="run it in a checkout of the project: python benchmarks/train.py",
-        )
     require_known("bench", name, ["mask"])
     from maskwise.bench import bench_mask, render_mask
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
-from maskwise.devices import best_device, cache_folder, cpu_name, fast_bf16
+from maskwise.devices import cache_folder, fast_bf16, hardware
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.masking import MaskedBatch
@@ -285,7 +285,8 @@ class Forecast:
         """
         stage = self.named[name]
         try:
-            return digest([stage.kind, _machine(), self._parts(stage)])
+            machine = [hardware(), torch.__version__, fast_bf16()]
+            return digest([stage.kind, machine, self._parts(stage)])
         except KeyError:
             return ""
 
@@ -339,13 +340,6 @@ def evaluations(steps: int, every: int | None) -> int:
     if every:
         count += steps // every
     return count
-
-
-@cache
-def _machine() -> Plain:
-    device = best_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {"device": name, "torch": torch.__version__, "bf16": fast_bf16()}
 
 
 def total(seconds: Collection[float | None]) -> float | None:

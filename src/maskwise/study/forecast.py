@@ -1,9 +1,8 @@
 """Forecast a study: the stages it runs, the time it takes, and its likely problems.
 
-A study compares arms (ways to pre-train) and consists of stages, such as preparing a text,
-pre-training and fine-tuning. ``dry_run`` plans a study without running it. ``outlook_of`` computes
-what ``maskwise check`` prints: it also counts the tokens, unknown tokens, units and targets of a
-sample of the text, in less than 30 seconds. Both write nothing except the cache of measured times.
+A study compares arms (ways to pre-train) and consists of stages, such as pre-training. ``dry_run``
+plans a study. ``outlook_of`` computes what ``maskwise check`` prints: it also counts the tokens and
+targets of a sample of the text. Both write nothing except the cache of measured times.
 """
 
 from __future__ import annotations
@@ -169,14 +168,15 @@ class Outlook:
     def text(self, sample: Sample) -> None:
         """Count documents, rows, tokens and unknown tokens."""
         corpus = self.first.corpus
+        seen = sample.text
         counts = sample.rows.pieces.counts
         tokens = max(1, counts.get("tokens", sample.rows.tokens))
         facts: Plain = {
             "title": corpus.title,
-            "documents": sample.documents,
-            "characters": sample.characters,
-            "whole": sample.whole,
-            "skipped": dict(sample.skipped),
+            "documents": seen.documents,
+            "characters": seen.characters,
+            "whole": seen.whole,
+            "skipped": seen.skipped,
             # Counts of the sample are scaled to the whole text.
             "rows": round(len(sample.rows) * sample.scale),
             "held_out_rows": round(len(sample.data.held_out) * sample.scale),
@@ -187,7 +187,7 @@ class Outlook:
         }
         self.facts["corpus"] = facts
         line = "{title}: {documents:,} documents, {characters:,} characters"
-        if not sample.whole:
+        if not seen.whole:
             line = "{title}: at least {documents:,} documents, {characters:,} characters"
         self.say("text", line, facts)
         line = "{rows:,} training rows of {length} tokens, {held_out_rows:,} held-out rows; "
@@ -195,12 +195,12 @@ class Outlook:
         if facts["unknown"] > MOST_UNKNOWN:
             what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
             self.doubt(what, UNKNOWN_ADVICE, **facts)
-        if sample.skipped:
+        if seen.skipped:
             what = "left out of the text: {left_out}"
-            if not sample.whole:
+            if not seen.whole:
                 what += " (in the first {documents:,} documents)"
-            left_out = counted(sample.skipped)
-            self.doubt(what, "inspect these places if there are many", left_out=left_out, **facts)
+            advice = "inspect these places if there are many"
+            self.doubt(what, advice, left_out=counted(seen.skipped), **facts)
 
     def model(self, sample: Sample) -> PreTrainedConfig:
         """Describe the model, and return its configuration."""
@@ -248,7 +248,7 @@ class Outlook:
         self.facts["arms"] = arms
         facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
         line = "{steps:,} steps, "
-        if sample.whole or not first.corpus.stream:
+        if sample.text.whole or not first.corpus.stream:
             rows = max(1, self.facts["corpus"]["rows"])
             facts["passes"] = how.steps * how.batch_size / rows
             line += "{passes:.1f} passes over the text"

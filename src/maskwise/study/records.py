@@ -165,7 +165,7 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
             looked.append(look)
         if looked:
             known["looked"] = looked
-    if before.get("recipe") == study["recipe"] and {"started", "seconds"} <= before.keys():
+    if before.get("recipe") == study["recipe"]:
         return known | {"started": before["started"], "seconds": before["seconds"]}
     if before:
         for name in RESULTS:
@@ -175,38 +175,38 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
 
 def _same_question(before: Plain, study: Study) -> bool:
     """Return whether two studies have a common arm and differ only in their ``study`` section."""
-    old = before.get("recipe") or {}
-    new = study["recipe"]
-    parts = new.keys() - {"name", "description", "study"}
-    if "seeds" not in before or any(old.get(part) != new[part] for part in parts):
+    if "seeds" not in before:
         return False
-    old_arms = _settings(old).get("arms", {})
-    new_arms = _settings(new).get("arms", {})
-    return any(arm == new_arms.get(name) for name, arm in old_arms.items())
-
-
-def _settings(recipe: Plain) -> Plain:
-    # In files of older versions, this value may be null.
-    return recipe.get("study") or {}
+    old = before["recipe"]
+    new: Plain = study["recipe"]
+    parts = new.keys() - {"name", "description", "study"}
+    if any(old.get(part) != new[part] for part in parts):
+        return False
+    arms = new["study"]["arms"]
+    return any(arm == arms.get(name) for name, arm in old["study"]["arms"].items())
 
 
 def _look(study: Study | Plain) -> Look:
     """Return the seeds, the number of contrasts and the planned looks of a study's verdict."""
     seeds: list[int] = study["seeds"]
-    looks = study.get("looks")
-    return {"runs": len(seeds), "seeds": seeds, "contrasts": len(_asked(study)), "looks": looks}
+    return {
+        "runs": len(seeds),
+        "seeds": seeds,
+        "contrasts": len(_asked(study)),
+        "looks": study.get("looks"),
+    }
 
 
 def _decides_otherwise(before: Plain, study: Study) -> bool:
     """Return whether settings changed that affect the verdict on the same runs."""
-    old = _settings(before["recipe"])
-    new = _settings(study["recipe"])
+    recipe: Plain = study["recipe"]
+    old = before["recipe"]["study"]
+    new = recipe["study"]
     for key in ("outcome", "margin", "gate", "search", "match"):
         if old.get(key) != new.get(key):
             return True
-    # Files of older versions lack some of these keys.
     for key in ("helps", "baseline"):
-        if key in before and before[key] != study.get(key):
+        if before.get(key) != study.get(key):
             return True
     return sorted(_asked(before)) != sorted(_asked(study))
 
@@ -243,25 +243,24 @@ class Others(NamedTuple):
         return study
 
 
-def require_same_recipe(out: Path, before: Plain | None, study: Study) -> None:
+def require_same_recipe(out: Path, before: Plain, study: Study) -> None:
     """Raise an error if a folder contains a study of a different recipe, text or task.
 
     Args:
         out: the folder.
-        before: the content of study.json in ``out``; None if the file is missing.
+        before: the content of study.json in ``out``; empty if the file is missing.
         study: the content of study.json for this call.
     """
-    if before and before.get("recipe") != study["recipe"]:
+    if not before:
+        return
+    # Files of older versions lack "inputs".
+    same_inputs = before.get("inputs", study["inputs"]) == study["inputs"]
+    if before.get("recipe") != study["recipe"] or not same_inputs:
         raise MaskwiseError(
-            f"--out {out} contains a study of a different recipe, so seeds cannot be added to it",
+            f"--out {out} contains a study of a different recipe, text or task, so seeds cannot be "
+            "added to it",
             got=before.get("name"),
             do="give a new folder",
-        )
-    # Files of older versions lack this key.
-    if before and before.get("inputs", study["inputs"]) != study["inputs"]:
-        raise MaskwiseError(
-            f"the text or a task changed after seeds ran in --out {out}, so seeds cannot be added",
-            do="restore the files, or give a new folder",
         )
 
 

@@ -94,10 +94,7 @@ def run_study(
     shared = shared_folder(recipe, cache)
     design = Design(recipe, stages, seeds=block)
     study = describe(recipe, design)
-    # Raise errors before any work is done: the folder contains blocks of another recipe, or a
-    # contrast names an arm that is not measured.
-    if seeds is not None:
-        require_same_recipe(out, read_json(out / "study.json"), study)
+    # Raise an error before any work is done if a contrast names an arm that is not measured.
     primary_pairs(study)
     if not quiet:
         say([*notes, *prospect_lines(prospects_of(recipe))])
@@ -105,7 +102,7 @@ def run_study(
     worked = False
     running = "another study is running in"
     with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
-        # Read study.json again under the lock, because another block may have finished meanwhile.
+        # Read study.json under the lock, because another block may have just finished.
         before = read_json(out / "study.json") or {}
         others = Others()
         if seeds is not None:

@@ -7,7 +7,7 @@ for it. The timing takes a few seconds for each kind of training and each task.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, duration
-from maskwise.evaluation import evaluate
+from maskwise.evaluation import EvaluationSettings, evaluate
 from maskwise.families import width_of
 from maskwise.objectives import Objective
 from maskwise.recipe import Recipe
@@ -32,7 +32,7 @@ from maskwise.study.costs import Forecast, Rates, evaluations
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import learning, network_of
 from maskwise.study.stages import Stage
-from maskwise.study.starter import look_at
+from maskwise.study.starter import TextFacts, look_at
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import answer, load_network
 from maskwise.tasks.tensors import TaskSource, embed, encode
@@ -81,18 +81,13 @@ class Sample(NamedTuple):
     Attributes:
         scale: the number of characters of the whole text, divided by that of the sample.
         seconds: the time to prepare the whole text, in seconds.
-        documents, characters: counts of the whole text, or of the part that was read to count it.
-        whole: whether the whole text was read to count it.
-        skipped: the number of skipped documents in the part that was read, keyed by reason.
+        text: facts about the whole text, or about the part that was read to count it.
     """
 
     data: Prepared
     scale: float
     seconds: float
-    documents: int
-    characters: int
-    whole: bool
-    skipped: Mapping[str, int]
+    text: TextFacts
 
     @property
     def rows(self) -> Rows:
@@ -130,19 +125,13 @@ class Samples:
         began = time.process_time()
         data = self._prepare(self.link, some, whole=whole)
         seconds = (time.process_time() - began) / max(1, size)
-        if whole or corpus.stream:
-            return Sample(data, 1.0, seconds * size, len(some), size, whole, documents.skipped)
-        seen = look_at(corpus.documents())
-        characters = seen.characters
-        return Sample(
-            data,
-            characters / size,
-            seconds * characters,
-            seen.documents,
-            characters,
-            seen.whole,
-            seen.skipped,
-        )
+        # Of a stream, only the sample is counted.
+        if corpus.stream:
+            documents.limit = len(some)
+        seen = look_at(documents)
+        if corpus.stream:
+            seen = replace(seen, whole=whole)
+        return Sample(data, seen.characters / max(1, size), seconds * seen.characters, seen)
 
     def of(self, link: Recipe) -> Prepared:
         """Return a sample of a training phase's text, prepared as its rows."""
@@ -329,8 +318,8 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     began = _now()
     network = _network(link, data)
     # A sample has few held-out rows, so fewer are reserved; samplers measure losses on the others.
-    evaluation = link.evaluation.model_copy(update={"rows": ITEMS})
-    made = learning(network, data, link.model_copy(update={"evaluation": evaluation}))
+    small = link.model_copy(update={"evaluation": _short(link.evaluation)})
+    made = learning(network, data, small)
     _require_memory(link, made.objective)
     start = _now() - began
     clock = _Clock()
@@ -344,23 +333,20 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     }
 
 
+def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
+    """Return the settings for at most ``ITEMS`` held-out rows and one masking ratio."""
+    unused = {"pairs": (), "cloze": (), "pseudo_perplexity": 0}
+    rows = min(ITEMS, evaluation.rows)
+    return evaluation.model_copy(update={"rows": rows, "ratios": evaluation.ratios[:1], **unused})
+
+
 def _time_heldout(link: Recipe, data: Prepared, network: PreTrainedModel) -> float:
     """Time a held-out evaluation on a few rows, and scale the time to all rows."""
-    evaluation = link.evaluation
-    rows = evaluation.rows or len(data.held_out)
-    few = min(ITEMS, len(data.held_out), rows)
-    settings = evaluation.model_copy(
-        update={
-            "rows": few,
-            "ratios": evaluation.ratios[:1],
-            "pairs": (),
-            "cloze": (),
-            "pseudo_perplexity": 0,
-        }
-    )
+    settings = _short(link.evaluation)
+    few = min(settings.rows, len(data.held_out))
     began = _now()
     evaluate(network, data, settings)
-    return (_now() - began) * rows / few
+    return (_now() - began) * link.evaluation.rows / few
 
 
 def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> Rates:

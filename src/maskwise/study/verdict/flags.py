@@ -147,8 +147,7 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     looks = table.study.get("looks")
     seeds = table.study["seeds"]
     for look in table.study.get("looked") or ():
-        # Older files contain only the number of seeds.
-        seen = set(look.get("seeds", seeds[: look["runs"]]))
+        seen = set(look["seeds"])
         planned = looks is not None and look["looks"] == looks and seen <= {*seeds}
         what = ""
         if look.get("settings_changed"):
@@ -156,7 +155,7 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
         elif not planned and seen != {*seeds}:
             what = "runs were"
         # A look with too few runs to decide spent no error rate. A gate alone has no contrasts.
-        if what and can_decide(look["runs"], max(1, look.get("contrasts", 1))):
+        if what and can_decide(look["runs"], max(1, look["contrasts"])):
             return {"what": what, "runs": look["runs"]}
     return None
 
