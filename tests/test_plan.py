@@ -23,8 +23,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import write_json
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.report.reading import read_folder
-from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study
+from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study, stages
 from maskwise.study.design import Design, _scores, choose
+from maskwise.study.plan import inputs_of
 from maskwise.study.records import collect, describe, pending
 from maskwise.study.stages import Stage
 from maskwise.study.work import RUNNERS
@@ -387,7 +388,7 @@ def test_blocks_of_seeds_make_the_study_that_one_run_makes(recipe, tmp_path, fak
     records = (whole / "records.jsonl").read_bytes()
     assert (second / "records.jsonl").read_bytes() == records
     found, wanted = (load_json(folder / "study.json") for folder in (second, whole))
-    assert "pending" not in found and found["arms"] == wanted["arms"] and "looked" not in found
+    assert found["pending"] == [] and found["arms"] == wanted["arms"] and "looked" not in found
     summaries = [load_json(folder / "summary.json") for folder in (second, whole)]
     assert summaries[0] == summaries[1] and summaries[0]["contrasts"]
     timings = [len(read_lines(folder / "timings.jsonl")) for folder in (second, whole)]
@@ -411,7 +412,7 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert (out / "records.jsonl").read_bytes() == before
     texts = (recipe.parent / "corpus.jsonl").read_text()
     (recipe.parent / "corpus.jsonl").write_text(texts.replace("e", "a", 1))
-    with pytest.raises(MaskwiseError, match="different recipe, text or task"):
+    with pytest.raises(MaskwiseError, match="recipe or of other files"):
         run_study(read, out, quiet=True, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     (recipe.parent / "corpus.jsonl").write_text(texts)
@@ -421,6 +422,45 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert (trainings["done"], trainings["to_do"]) == (0, 4)
     for wrong in ("100,107", "all", "102-100", "100-101-102", "-1", "0-99999999999", ""):
         assert maskwise(*command, f"--seeds={wrong}") == 2
+
+
+def test_the_hash_of_inputs_depends_on_every_file(recipe):
+    folder = recipe.parent
+    (folder / "own.jsonl").write_text((folder / "corpus.jsonl").read_text())
+    cloze = {"sub_label": "Owl", "obj_label": "bird", "masked_sentences": ["An owl is a [MASK]."]}
+    (folder / "cloze.jsonl").write_text(json.dumps(cloze))
+    arms = f"study.arms={{a: {{corpus.source: {folder / 'own.jsonl'}}}}}"
+    read = read_recipe(recipe, [arms, f"evaluation.cloze={folder / 'cloze.jsonl'}"])
+    before = inputs_of(read)
+    # All arms are evaluated on the common corpus, even if each has a corpus of its own.
+    for name in ("own", "corpus", "task", "cloze"):
+        file = folder / f"{name}.jsonl"
+        texts = file.read_text()
+        changed = texts.replace('"text": "', '"text": "x', 1).replace("bird", "owl")
+        assert changed != texts
+        file.write_text(changed)
+        # A process reads evaluation sets only once.
+        stages._sets_content.cache_clear()
+        assert inputs_of(read) != before
+        file.write_text(texts)
+        stages._sets_content.cache_clear()
+        assert inputs_of(read) == before
+
+
+def test_records_of_another_text_are_deleted_before_the_work(recipe, tmp_path, fake, monkeypatch):
+    out = tmp_path / "out"
+    read = quick(recipe, "study.seeds=[100, 101]")
+    run_study(read, out, quiet=True, seeds=(100,))
+    corpus = recipe.parent / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("e", "a", 1))
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskwise.study.run.execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(read, out, quiet=True)
+    assert not (out / "records.jsonl").exists()
 
 
 def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):

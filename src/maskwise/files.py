@@ -122,7 +122,7 @@ class Study(TypedDict, total=False):
     arms: dict[str, ArmFacts]
     tasks: dict[str, TaskFacts]
     inputs: str
-    """Hash of the texts and tasks; absent in older files."""
+    """Hash of the contents of all files that the study reads; absent in older files."""
     contrasts: list[tuple[str, str]]
     outcome: str | None
     """Outcome on which contrasts are decided, if the recipe names one."""
@@ -138,7 +138,7 @@ class Study(TypedDict, total=False):
     gate: Gate | tuple[str, str] | None
     """In older files, only the pair of arms, which is also in ``contrasts``."""
     pending: list[int]
-    """Seeds of planned runs that are missing; written only if there are any."""
+    """Seeds of planned runs that are missing; absent in older files of complete studies."""
     learned: dict[str, str]
     """Task from which each arm's policy was learned, if the study compares such policies."""
 

@@ -39,7 +39,7 @@ from maskwise.annotate.store import (
     stored_facts,
 )
 from maskwise.annotate.tagger import one_pass
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import (
     claim,
     damage,
@@ -262,7 +262,8 @@ def open_corpus(
     if isinstance(source, Documents):
         if limit is not None:
             source = copy(source)
-            source.limit = limit
+            limit = whole_number("limit", limit, least=1)
+            source.limit = min(limit, source.limit or limit)
         return require_documents(source)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu

@@ -168,15 +168,14 @@ class Outlook:
     def text(self, sample: Sample) -> None:
         """Count documents, rows, tokens and unknown tokens."""
         corpus = self.first.corpus
-        seen = sample.text
         counts = sample.rows.pieces.counts
         tokens = max(1, counts.get("tokens", sample.rows.tokens))
         facts: Plain = {
             "title": corpus.title,
-            "documents": seen.documents,
-            "characters": seen.characters,
-            "whole": seen.whole,
-            "skipped": seen.skipped,
+            "documents": sample.documents,
+            "characters": sample.characters,
+            "whole": sample.whole,
+            "skipped": dict(sample.skipped),
             # Counts of the sample are scaled to the whole text.
             "rows": round(len(sample.rows) * sample.scale),
             "held_out_rows": round(len(sample.data.held_out) * sample.scale),
@@ -187,7 +186,7 @@ class Outlook:
         }
         self.facts["corpus"] = facts
         line = "{title}: {documents:,} documents, {characters:,} characters"
-        if not seen.whole:
+        if not sample.whole:
             line = "{title}: at least {documents:,} documents, {characters:,} characters"
         self.say("text", line, facts)
         line = "{rows:,} training rows of {length} tokens, {held_out_rows:,} held-out rows; "
@@ -195,12 +194,12 @@ class Outlook:
         if facts["unknown"] > MOST_UNKNOWN:
             what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
             self.doubt(what, UNKNOWN_ADVICE, **facts)
-        if seen.skipped:
+        if sample.skipped:
             what = "left out of the text: {left_out}"
-            if not seen.whole:
+            if not sample.whole:
                 what += " (in the first {documents:,} documents)"
             advice = "inspect these places if there are many"
-            self.doubt(what, advice, left_out=counted(seen.skipped), **facts)
+            self.doubt(what, advice, left_out=counted(sample.skipped), **facts)
 
     def model(self, sample: Sample) -> PreTrainedConfig:
         """Describe the model, and return its configuration."""
@@ -248,7 +247,7 @@ class Outlook:
         self.facts["arms"] = arms
         facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
         line = "{steps:,} steps, "
-        if sample.text.whole or not first.corpus.stream:
+        if sample.whole or not first.corpus.stream:
             rows = max(1, self.facts["corpus"]["rows"])
             facts["passes"] = how.steps * how.batch_size / rows
             line += "{passes:.1f} passes over the text"

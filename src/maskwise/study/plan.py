@@ -19,7 +19,6 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.stages import (
     Stage,
-    content_of,
     digest,
     evaluate_stage,
     finetune_stage,
@@ -228,11 +227,13 @@ def task_contents(recipe: Recipe) -> dict[str, str]:
 
 
 def inputs_of(recipe: Recipe) -> str:
-    """Return a hash of all texts and tasks. If they depend on the seed, those of seed 0 count."""
-    texts = []
-    for name in recipe.study.arms:
-        texts += [content_of(link.corpus) for link in recipe.arm(name, seed=0).links()]
-    return digest([texts, task_contents(recipe)])
+    """Return a hash of the contents of all files that a study reads.
+
+    If files depend on the seed, those of seed 0 count.
+    """
+    study = recipe.study.model_copy(update={"seeds": [0]})
+    plan = make_plan(recipe.model_copy(update={"study": study}))
+    return digest([stage.what for stage in plan.stages()])
 
 
 def make_run(

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from maskwise import __version__
@@ -165,7 +164,7 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
             looked.append(look)
         if looked:
             known["looked"] = looked
-    if before.get("recipe") == study["recipe"]:
+    if _same_inputs(before, study):
         return known | {"started": before["started"], "seconds": before["seconds"]}
     if before:
         for name in RESULTS:
@@ -231,10 +230,10 @@ class Others(NamedTuple):
         runs: the folders of the last training stages, keyed by arm and then by seed.
     """
 
-    records: Sequence[Record] = ()
-    timings: Sequence[Plain] = ()
-    answers: Sequence[Plain] = ()
-    runs: Mapping[str, dict[str, str]] = MappingProxyType({})
+    records: Sequence[Record]
+    timings: Sequence[Plain]
+    answers: Sequence[Plain]
+    runs: Mapping[str, dict[str, str]]
 
     def added_to(self, study: Study) -> Study:
         """Add ``runs`` to the content of study.json."""
@@ -244,24 +243,27 @@ class Others(NamedTuple):
 
 
 def require_same_recipe(out: Path, before: Plain, study: Study) -> None:
-    """Raise an error if a folder contains a study of a different recipe, text or task.
+    """Raise an error if a folder contains a study of a different recipe or of other files.
 
     Args:
         out: the folder.
         before: the content of study.json in ``out``; empty if the file is missing.
         study: the content of study.json for this call.
     """
-    if not before:
-        return
-    # Files of older versions lack "inputs".
-    same_inputs = before.get("inputs", study["inputs"]) == study["inputs"]
-    if before.get("recipe") != study["recipe"] or not same_inputs:
+    if before and not _same_inputs(before, study):
         raise MaskwiseError(
-            f"--out {out} contains a study of a different recipe, text or task, so seeds cannot be "
-            "added to it",
+            f"--out {out} contains a study of a different recipe or of other files, so seeds "
+            "cannot be added to it",
             got=before.get("name"),
             do="give a new folder",
         )
+
+
+def _same_inputs(before: Plain, study: Study) -> bool:
+    """Return whether two studies have the same recipe and read files with the same content."""
+    # Files of older versions lack "inputs".
+    same_files = before.get("inputs", study["inputs"]) == study["inputs"]
+    return same_files and before.get("recipe") == study["recipe"]
 
 
 def others_of(out: Path, before: Plain, design: Design) -> Others:
@@ -272,8 +274,6 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
         before: the content of study.json in ``out``.
         design: the design of this call.
     """
-    if not before:
-        return Others()
     judged = design.recipe.study.judged_seeds
     # In a study with a search, the search runs have the seeds in the recipe, and the compared runs
     # have other seeds.
@@ -283,7 +283,7 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
         records=cast(list[Record], records),
         timings=[line for line in read_lines(out / "timings.jsonl") if line["seed"] not in own],
         answers=list(read_lines(out / PREDICTIONS)),
-        runs={arm: facts["runs"] for arm, facts in before["arms"].items()},
+        runs={arm: facts["runs"] for arm, facts in before.get("arms", {}).items()},
     )
 
 

@@ -100,11 +100,12 @@ def run_study(
         say([*notes, *prospect_lines(prospects_of(recipe))])
     errors: dict[str, str] = {}
     worked = False
-    running = "another study is running in"
-    with claim_run(out, running, lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"):
+    with claim_run(
+        out, "another study is running in", lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"
+    ):
         # Read study.json under the lock, because another block may have just finished.
         before = read_json(out / "study.json") or {}
-        others = Others()
+        others = Others([], [], [], {})
         if seeds is not None:
             require_same_recipe(out, before, study)
             others = others_of(out, before, design)
@@ -114,14 +115,13 @@ def run_study(
                 if line["kind"] == "selection" and line["chosen"]:
                     design.chosen[line["arm"], line["search_seed"]] = line["chosen"]
         known = so_far(out, before, study)
-        if seeds is not None:
-            known["pending"] = pending(study, others.records)
+        known["pending"] = pending(study, others.records)
         try:
             for plan in design.plans():
                 if shared:
                     link_shared(plan.stages(), stages, shared)
                 todo = unfinished(plan, stages)
-                worked = worked or bool(todo)
+                worked |= bool(todo)
                 # Write study.json before the work, because reports of unfinished studies read it.
                 study = others.added_to(describe(recipe, design) | known)
                 write_json(out / "study.json", study)
@@ -146,11 +146,8 @@ def run_study(
         of_study = [*others.records, *design.choices, *failed_searches(design, errors)]
         of_study += masked_records(recipe, shown, stages)
         records = collect(design.runs, stages, errors, more=of_study)
-        known.pop("pending", None)
+        known["pending"] = pending(study, records)
         study = others.added_to(describe(recipe, design) | known)
-        left = pending(study, records)
-        if left:
-            study["pending"] = left
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
         write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, stages)])

@@ -7,7 +7,7 @@ for it. The timing takes a few seconds for each kind of training and each task.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -32,7 +32,7 @@ from maskwise.study.costs import Forecast, Rates, evaluations
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import learning, network_of
 from maskwise.study.stages import Stage
-from maskwise.study.starter import TextFacts, look_at
+from maskwise.study.starter import look_at
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import answer, load_network
 from maskwise.tasks.tensors import TaskSource, embed, encode
@@ -81,13 +81,18 @@ class Sample(NamedTuple):
     Attributes:
         scale: the number of characters of the whole text, divided by that of the sample.
         seconds: the time to prepare the whole text, in seconds.
-        text: facts about the whole text, or about the part that was read to count it.
+        documents, characters: counts of the whole text, or of the part that was read to count it.
+        whole: whether the whole text was read to count it.
+        skipped: the number of skipped documents in the part that was read, keyed by reason.
     """
 
     data: Prepared
     scale: float
     seconds: float
-    text: TextFacts
+    documents: int
+    characters: int
+    whole: bool
+    skipped: Mapping[str, int]
 
     @property
     def rows(self) -> Rows:
@@ -125,13 +130,19 @@ class Samples:
         began = time.process_time()
         data = self._prepare(self.link, some, whole=whole)
         seconds = (time.process_time() - began) / max(1, size)
-        # Of a stream, only the sample is counted.
-        if corpus.stream:
-            documents.limit = len(some)
-        seen = look_at(documents)
-        if corpus.stream:
-            seen = replace(seen, whole=whole)
-        return Sample(data, seen.characters / max(1, size), seconds * seen.characters, seen)
+        if whole or corpus.stream:
+            return Sample(data, 1.0, seconds * size, len(some), size, whole, documents.skipped)
+        seen = look_at(corpus.documents())
+        characters = seen.characters
+        return Sample(
+            data,
+            characters / size,
+            seconds * characters,
+            seen.documents,
+            characters,
+            seen.whole,
+            seen.skipped,
+        )
 
     def of(self, link: Recipe) -> Prepared:
         """Return a sample of a training phase's text, prepared as its rows."""
@@ -407,21 +418,13 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     return {"seconds": fine_tunings * seconds, "memory_gib": memory}
 
 
-def _time_preparation(stage: Stage, link: Recipe, samples: Samples) -> Rates:
-    # The preparation of the sample was timed already, and scaled to the characters of the text.
-    return {"seconds": samples.first.seconds}
-
-
-def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> Rates:
-    # To split a text into words takes about half as long as to tokenise it.
-    return {"seconds": samples.first.seconds / 2}
-
-
 TIMERS: dict[str, Callable[[Stage, Recipe, Samples], Rates]] = {
     # Training takes most of a study's time, so training stages are timed first.
     "pretrain": _time_training,
     "finetune": _time_task,
     "evaluate": _time_evaluation,
-    "prepare": _time_preparation,
-    "overlap": _time_overlap,
+    # The preparation of the sample was timed already, and scaled to the characters of the text.
+    "prepare": lambda stage, link, samples: {"seconds": samples.first.seconds},
+    # To split a text into words takes about half as long as to tokenise it.
+    "overlap": lambda stage, link, samples: {"seconds": samples.first.seconds / 2},
 }
