@@ -284,10 +284,12 @@ def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path):
     assert costs["even"]["probe_flops"] == 0
     assert sum(costs["plus"]["objectives"].values()) == 8
     assert 0 < costs["plus"]["probe_flops"] < costs["plus"]["flops"]
-    for facts in load_json(out / "study.json")["arms"].values():  # a rule is watched too
+    probed = {r["arm"]: r["losses"] for r in records_of(out, "objectives")}
+    for arm, facts in load_json(out / "study.json")["arms"].items():  # a rule is watched too
         lines = read_lines(out / facts["runs"]["0"] / "metrics.jsonl")
         last = [line for line in lines if line["kind"] == "train"][-1]
         assert set(last["probe_losses"]) == {"mlm", "atd", "rtd"} and last["probe_step"] == 8
+        assert probed[arm] == last["probe_losses"]
     assert "How often each objective was trained" in (out / "report.html").read_text()
 
 

@@ -329,6 +329,9 @@ def collect(
         trained = [results[stage] for stage in run.trainings]
         if trained and all(trained):
             records.append({"kind": "cost", **run.who, **_spent(trained)})
+            losses = _probe_losses(run.trainings[-1].folder(stages))
+            if losses:
+                records.append({"kind": "objectives", **run.who, "losses": losses})
         for stage, result in results.items():
             if not result or stage.kind not in RECORDS:
                 continue
@@ -400,6 +403,14 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
     if objectives:
         total["objectives"] = dict(objectives)
     return total
+
+
+def _probe_losses(folder: Path) -> Plain:
+    """Return the last losses of several objectives on held-out rows; empty if none are logged."""
+    losses: Plain = {}
+    for line in read_lines(folder / "metrics.jsonl"):
+        losses = line.get("probe_losses", losses)
+    return losses
 
 
 def _finite(line: Plain) -> bool:
