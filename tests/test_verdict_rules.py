@@ -281,7 +281,7 @@ def test_a_verdict_under_other_settings_counts_on_the_same_runs_and_in_a_plan(lo
 
 def with_recipe(study: dict, *, steps: int = 10, **rules: Any) -> dict:
     rules = {"arms": {"a": {}}, "seeds": len(study["seeds"]), **rules}
-    return study | {"recipe": {"training": {"steps": steps}, "study": rules}}
+    return study | {"recipe": {"training": {"steps": steps}, "study": rules}, "inputs": "a"}
 
 
 def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):

@@ -6,7 +6,6 @@ incomplete, as in a study that is still running.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pandas import DataFrame
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Study, Summary
-from maskwise.folders import read_json, read_lines
+from maskwise.folders import finite, read_json, read_lines
 
 Line: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
@@ -201,14 +200,14 @@ def summary_of(folder: Path) -> Summary:
 
 def _read_study(folder: Path) -> Folder:
     path = folder / "study.json"
-    study = cast(Study, NO_STUDY | cast(Study, _needed(path)))
+    study = cast(Study, {**NO_STUDY, **_needed(path)})
     arms = study["arms"]
     if not isinstance(arms, dict) or set(map(type, arms.values())) - {dict}:
         raise MaskwiseError("study.json names no arms", got=str(path), do="run the study again")
     records = []
     for line in read_lines(folder / "records.jsonl"):
-        required = REQUIRED.get(line.get("kind", ""))
-        if required is not None and required <= line.keys():
+        kind = line.get("kind", "")
+        if kind in REQUIRED and REQUIRED[kind] <= line.keys():
             records.append(line)
     curves = []
     for arm, facts in arms.items():
@@ -259,19 +258,13 @@ def _needed(path: Path) -> Line:
 
 
 def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
-    lines = [_finite(line) for line in read_lines(folder / "metrics.jsonl")]
-    return [{**line, "arm": arm, "seed": seed} for line in lines if "step" in line]
-
-
-def _finite(line: Line) -> Line:
-    """Remove numbers that are not finite, also in nested objects."""
-    finite = {}
-    for key, value in line.items():
-        if isinstance(value, dict):
-            finite[key] = _finite(value)
-        elif not isinstance(value, float) or math.isfinite(value):
-            finite[key] = value
-    return finite
+    curves = []
+    for line in read_lines(folder / "metrics.jsonl"):
+        if "step" in line:
+            # Losses that are not finite are left out of the charts.
+            known = {key: value for key, value in finite(line).items() if value is not None}
+            curves.append({**known, "arm": arm, "seed": seed})
+    return curves
 
 
 def mean(values: Sequence[float]) -> float | None:

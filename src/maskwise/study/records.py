@@ -187,7 +187,7 @@ def _same_question(before: Plain, study: Study) -> bool:
 
 def _look(study: Study | Plain) -> Look:
     """Return the seeds, the number of contrasts and the planned looks of a study's verdict."""
-    seeds: list[int] = study["seeds"]
+    seeds = study["seeds"]
     return {
         "runs": len(seeds),
         "seeds": seeds,
@@ -329,7 +329,7 @@ def collect(
         trained = [results[stage] for stage in run.trainings]
         if trained and all(trained):
             records.append({"kind": "cost", **run.who, **_spent(trained)})
-            losses = _probe_losses(run.trainings[-1].folder(stages))
+            losses = last_logged(run.trainings[-1], stages, "probe_losses")
             if losses:
                 records.append({"kind": "objectives", **run.who, "losses": losses})
         for stage, result in results.items():
@@ -405,12 +405,12 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
     return total
 
 
-def _probe_losses(folder: Path) -> Plain:
-    """Return the last losses of several objectives on held-out rows; empty if none are logged."""
-    losses: Plain = {}
-    for line in read_lines(folder / "metrics.jsonl"):
-        losses = line.get("probe_losses", losses)
-    return losses
+def last_logged(training: Stage, stages: Path, key: str) -> Plain | None:
+    """Return the last value that a training logged under a key; None if there is none."""
+    value = None
+    for line in read_lines(training.folder(stages) / "metrics.jsonl"):
+        value = line.get(key, value)
+    return value
 
 
 def _finite(line: Plain) -> bool:

@@ -37,6 +37,7 @@ from maskwise.study.records import (
     describe,
     failed_searches,
     failure_of,
+    last_logged,
     others_of,
     pending,
     require_same_recipe,
@@ -384,12 +385,11 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
         data = open_text(run.prepared.folder(stages))
         masker = link.masking.masker(data.tokenizer, seed=run.seed)
         if isinstance(masker.policy, GroupWeighted) and run.pretrained:
-            metrics = read_lines(run.pretrained.folder(stages) / "metrics.jsonl")
-            weights = [line["weights"] for line in metrics if "weights" in line]
+            weights = last_logged(run.pretrained, stages, "weights")
             # A run that has just started has not logged weights yet.
             if not weights:
                 continue
-            masker.policy.take(weights[-1])
+            masker.policy.take(weights)
         elif masker.policy.learner() is not None:
             continue
         yield run, link, data, masker
