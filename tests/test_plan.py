@@ -25,7 +25,6 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.report.reading import read_folder
 from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study, stages
 from maskwise.study.design import Design, _scores, choose
-from maskwise.study.plan import inputs_of
 from maskwise.study.records import collect, describe, pending
 from maskwise.study.stages import Stage
 from maskwise.study.work import RUNNERS
@@ -424,14 +423,18 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
         assert maskwise(*command, f"--seeds={wrong}") == 2
 
 
-def test_the_hash_of_inputs_depends_on_every_file(recipe):
+def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):
     folder = recipe.parent
     (folder / "own.jsonl").write_text((folder / "corpus.jsonl").read_text())
     cloze = {"sub_label": "Owl", "obj_label": "bird", "masked_sentences": ["An owl is a [MASK]."]}
     (folder / "cloze.jsonl").write_text(json.dumps(cloze))
     arms = f"study.arms={{a: {{corpus.source: {folder / 'own.jsonl'}}}}}"
     read = read_recipe(recipe, [arms, f"evaluation.cloze={folder / 'cloze.jsonl'}"])
-    before = inputs_of(read)
+
+    def inputs() -> str:
+        return Design(read, tmp_path).inputs
+
+    before = inputs()
     # All arms are evaluated on the common corpus, even if each has a corpus of its own.
     for name in ("own", "corpus", "task", "cloze"):
         file = folder / f"{name}.jsonl"
@@ -441,10 +444,10 @@ def test_the_hash_of_inputs_depends_on_every_file(recipe):
         file.write_text(changed)
         # A process reads evaluation sets only once.
         stages._sets_content.cache_clear()
-        assert inputs_of(read) != before
+        assert inputs() != before
         file.write_text(texts)
         stages._sets_content.cache_clear()
-        assert inputs_of(read) == before
+        assert inputs() == before
 
 
 def test_records_of_another_text_are_deleted_before_the_work(recipe, tmp_path, fake, monkeypatch):

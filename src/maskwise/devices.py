@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -259,5 +258,7 @@ def hardware() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that affect results."""
+    from importlib.metadata import version
+
     libraries = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in libraries}}

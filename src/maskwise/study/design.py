@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.pretraining import masked_source
-from maskwise.study.stages import named
+from maskwise.study.stages import digest, named
 from maskwise.study.work import open_text
 
 Scores = dict[str, float]
@@ -93,6 +93,15 @@ class Design:
         self.choices: list[Record] = []
         self.failed: dict[tuple[str, int], list[Run]] = {}
         self.budget: float | None = None
+
+    @cached_property
+    def inputs(self) -> str:
+        """A hash of the settings of all stages and the contents of all files that they read.
+
+        If files depend on the seed, those of seed 0 count.
+        """
+        runs = [make_run(self.recipe, arm, 0, contents=self.contents) for arm in self.arms]
+        return digest([stage.what for stage in Plan(tuple(runs)).stages()])
 
     def plans(self) -> Iterator[Plan]:
         """Yield the plans. The caller must execute a plan before it requests the next one."""

@@ -19,7 +19,6 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.stages import (
     Stage,
-    digest,
     evaluate_stage,
     finetune_stage,
     learn_stage,
@@ -224,16 +223,6 @@ def reference_words(baseline: Recipe) -> str:
 def task_contents(recipe: Recipe) -> dict[str, str]:
     """Return hashes of the rows of the tasks, keyed by the task's name in the recipe."""
     return {task: load_task(of_run(task, 0)).fingerprint for task in recipe.tasks}
-
-
-def inputs_of(recipe: Recipe) -> str:
-    """Return a hash of the contents of all files that a study reads.
-
-    If files depend on the seed, those of seed 0 count.
-    """
-    study = recipe.study.model_copy(update={"seeds": [0]})
-    plan = make_plan(recipe.model_copy(update={"study": study}))
-    return digest([stage.what for stage in plan.stages()])
 
 
 def make_run(

@@ -24,15 +24,7 @@ from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.design import Design
-from maskwise.study.plan import (
-    Plan,
-    Run,
-    baseline_of,
-    inputs_of,
-    learned_from,
-    reference_words,
-    stages_of,
-)
+from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_words, stages_of
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
@@ -85,7 +77,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "gate": gate,
         "search": search,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in tasks},
-        "inputs": inputs_of(recipe),
+        "inputs": design.inputs,
     }
     if study.transfer:
         described["learned"] = learned_from(recipe)
