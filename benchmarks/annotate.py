@@ -222,7 +222,7 @@ def main(data: Path = GOLD, batches: int = 10) -> Figures:
         "speed": rates,
         "missing": missing,
         "version": both.version,
-        "hardware": surroundings(("spacy", "thinc", "numpy", "maskwise")),
+        "hardware": surroundings(),
     }
 
 

@@ -93,7 +93,7 @@ def main(rounds: int = 60) -> Figures:
     return {
         "steps": contest(steps(), rounds, "mlm"),
         "masks": contest(masks(), rounds, "token"),
-        "hardware": surroundings(("torch", "numpy", "maskwise")),
+        "hardware": surroundings(),
     }
 
 

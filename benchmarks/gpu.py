@@ -256,7 +256,7 @@ class Bench:
         names = {"into": into, "there": there}
         copying = Timer("into.copy_(there)", globals=names).timeit(5).median
         return {
-            **surroundings(["torch", "transformers", "accelerate"]),
+            **surroundings(),
             "card": self.card,
             "cuda": torch.version.cuda,
             "precision": self.precision,

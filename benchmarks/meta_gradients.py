@@ -107,7 +107,7 @@ def main(rows: int = 32, rounds: int = 3) -> Figures:
     for size, inner, what in product(SIZES, (1, 3), WHAT):
         with multiprocessing.get_context("fork").Pool(1) as pool:
             results.append(pool.apply(measure, (what, size, rows, inner, rounds)))
-    return {**surroundings(["torch", "transformers"]), "results": results}
+    return {**surroundings(), "results": results}
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def main(file: Path) -> None:
             row = {"objective": name, "steps": steps, "fresh": begin is None}
             rows.append(row | {"before": before, "after": after})
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
-    table = {**surroundings(["torch", "transformers"]), "rows": rows}
+    table = {**surroundings(), "rows": rows}
     file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 

@@ -152,7 +152,7 @@ def main(seeds: int = 2, first: int = 300, steps: int = 300) -> Figures:
         "first": first,
         "steps": steps,
         "rows": rows,
-        "hardware": surroundings(["torch", "transformers"]),
+        "hardware": surroundings(),
     }
 
 

@@ -316,7 +316,7 @@ def beside_trainer(
         "rounds": rounds,
         "sizes": found,
         "noise": noise,
-        "hardware": surroundings(["torch", "transformers", "accelerate"]),
+        "hardware": surroundings(),
     }
 
 

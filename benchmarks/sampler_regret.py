@@ -112,7 +112,7 @@ def main(games: int = 100) -> Figures:
         "games": games,
         "every": EVERY,
         "rows": rows,
-        "hardware": surroundings(["torch", "numpy"]),
+        "hardware": surroundings(),
     }
 
 

@@ -173,7 +173,7 @@ def main(
             "tokens_of_a_process": TOKENS,
             "load": os.getloadavg(),
             "cells": lines,
-            "hardware": surroundings(["torch", "transformers", "accelerate"]),
+            "hardware": surroundings(),
         }
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 

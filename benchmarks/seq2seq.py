@@ -195,7 +195,7 @@ def bench_seq2seq(family: str, *, rounds: int = 3) -> Figures:
         "formats": [contest.flops() for contest in contests],
         "precision": "bf16" if fast_bf16() else "float32",
         "noise": noise,
-        "hardware": surroundings(["torch", "transformers", "accelerate"]),
+        "hardware": surroundings(),
     }
 
 

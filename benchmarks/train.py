@@ -122,7 +122,7 @@ def bench_train(
         "contestants": [contest.line(name) for contest in contests for name in names],
         "matmul_flops": rate,
         "noise": noise,
-        "hardware": surroundings(["torch", "transformers", "accelerate"]),
+        "hardware": surroundings(),
     }
 
 

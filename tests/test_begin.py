@@ -71,9 +71,16 @@ def doubts_of(subject: Path, *overrides: str) -> str:
     return " ".join(doubt["what"] for doubt in facts["doubts"])
 
 
+def test_check_counts_the_held_out_rows_of_the_whole_text(recipe):
+    """A sample has too few documents for its own share to be the share of the text."""
+    counts = outlook_of("quick-start", timing=False)["corpus"]
+    assert counts["held_out_rows"] == pytest.approx(0.02 * counts["rows"], rel=0.1)
+    assert "held-out loss is inexact" in doubts_of(recipe, "corpus.length=32")
+
+
 def test_check_says_what_is_wrong_before_anything_is_trained(recipe):
-    for subject, said in (("nowhere.yaml", "no such recipe file"), (recipe, "does not exist")):
-        with pytest.raises(MaskwiseError, match=said):
+    for subject in ("nowhere.yaml", recipe):
+        with pytest.raises(MaskwiseError, match="does not exist; got /"):
             outlook_of(str(subject), ["corpus.source=nowhere.txt"])
     draw = random.Random(0)
     proteins = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=200)) for _ in range(80)]
@@ -180,7 +187,7 @@ def test_check_says_how_many_of_the_labelled_rows_are_used(tmp_path):
         task = facts["tasks"]["labels"]
         assert (task["rows"]["train"], task["found"]) == (rows or 200, found)
         [line] = [line for name, line in facts["lines"] if name == "task labels"]
-        assert f"{rows or 200} of {found} train" in line
+        assert f"{rows or 200} train of {found} (train_rows)" in line
 
 
 def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
@@ -242,13 +249,11 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch)
     documents = texts.read_text().split("\n\n")
     documents[90:90] = documents[:50]
     texts.write_text("\n\n".join(documents))
-    for most, said in (
-        (10_000, "50 × repeated text"),
-        (100, "50 × repeated text (in the first 100 documents)"),
-    ):
+    whole = len(documents) - 50
+    for most, seen in ((10_000, whole), (100, 100)):
         monkeypatch.setattr("maskwise.study.starter.LOOK_DOCUMENTS", most)
-        found = doubts_of(recipe, f"corpus.source={texts}", "tasks=[]") + " "
-        assert f"left out of the text: {said} " in found
+        found = doubts_of(recipe, f"corpus.source={texts}", "tasks=[]")
+        assert f"{seen} documents were read, and these left out: 50 × repeated text" in found
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
     shown = console.export_text()
     assert "…" not in shown, "names are folded, not cut"
     assert "load average" in shown and "fixed piece of work" in shown
-    assert "8 × 4096" in shown and result["hardware"]["processor"] in shown
+    assert "8 × 4096" in shown and result["hardware"]["cpu"] in shown
 
 
 def test_bench_train_times_both_on_both_texts() -> None:

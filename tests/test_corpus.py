@@ -155,7 +155,7 @@ OF_FILES = {
     "latin1.parquet": (None, "not a Parquet file, or is damaged: .*utf-8"),
     "empty": (None, "no corpus file"),
     "saved": (None, "cannot load the data set"),
-    "nothing.txt": (b"\n \n", "no document in .* got no record at all"),
+    "nothing.txt": (b"\n \n", "no document in .* got no text at all"),
     "fields.jsonl": (
         b'{"body": "x", "meta": {"title": "z"}}\n{"body": "y"}\n',
         "in its field 'text'; got 2 × no text field; allowed: body, meta, meta.title; set",
@@ -166,10 +166,10 @@ OF_FILES = {
 def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for read in (read_documents, load_task):
-        for name, got in (("missing.jsonl", f"no such path in {tmp_path}"), ("/missing", None)):
+        for name in ("missing.jsonl", "/missing"):
             with pytest.raises(MaskwiseError, match="does not exist") as error:
                 list(read(name))
-            assert error.value.got == got
+            assert error.value.got == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", OF_FILES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -252,6 +253,16 @@ def test_examples_of_the_catalogue_are_right():
             # these open a file
             if name not in ("learned", "gold", "spans", "stored", "difference"):
                 read(call[0])
+
+
+def test_the_examples_of_policies_mask_their_sentence(capsys):
+    for row in describe_table("policies"):
+        if row["name"] == "learned":  # the folder is the user's
+            assert "learned('FOLDER')" in row["example"]
+            continue
+        assert maskwise(*shlex.split(row["example"])[1:], "--json") == 0
+        [found] = json.loads(capsys.readouterr().out)
+        assert found["ratio"] > 0, row["example"]
 
 
 def test_lists_show_no_address(capsys):

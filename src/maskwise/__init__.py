@@ -78,3 +78,8 @@ def __getattr__(name: str) -> Any:
             return import_module("maskwise.samplers")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which are imported on first use."""
+    return __all__

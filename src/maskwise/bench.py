@@ -15,13 +15,11 @@ times vary and how busy the machine was.
 from __future__ import annotations
 
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,7 +31,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from maskwise.devices import cpu_name
+from maskwise.devices import hardware, versions
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
@@ -114,7 +112,7 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
             "results": _results(timed),
             "repetitions": repetitions,
             "noise": noise.report(),
-            "hardware": surroundings(("torch", "transformers", "numpy", "maskwise")),
+            "hardware": surroundings(),
         }
     finally:
         torch.set_num_threads(threads)
@@ -371,24 +369,21 @@ def _load() -> float | None:
     return round(os.getloadavg()[0], 2)
 
 
-def surroundings(packages: Sequence[str]) -> dict[str, object]:
-    """Return facts that measurements depend on: processor, threads, versions and date."""
+def surroundings() -> Figures:
+    """Return facts that measurements depend on: hardware, threads, versions and date."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "processor": cpu_name(),
-        "cores": os.cpu_count(),
+        **hardware(),
         "threads": torch.get_num_threads(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions(),
     }
 
 
 def render_mask(result: Figures) -> RenderableType:
     """Format the result of ``bench_mask`` as a table."""
-    hardware = result["hardware"]
-    title = f"Masking on one core: {hardware['processor']}, torch {hardware['versions']['torch']}"
+    machine = result["hardware"]
+    title = f"Masking on one core: {machine['cpu']}, torch {machine['versions']['torch']}"
     noise = result["noise"]
     widest = max(row["spread"] for row in result["results"])
     load = f"load average {noise['load_before']} before, {noise['load_after']} after"

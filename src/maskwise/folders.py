@@ -394,11 +394,6 @@ def bundled_file(name: str) -> Path:
     return path
 
 
-def looked_in(path: Path) -> str | None:
-    """Return a phrase with the working folder if a path is relative, for error messages."""
-    return None if path.is_absolute() else f"no such path in {Path.cwd()}"
-
-
 def refuse_missing(*names: str) -> None:
     """Raise a `MaskwiseError` if a name looks like a file but does not exist."""
     for name in names:
@@ -407,7 +402,7 @@ def refuse_missing(*names: str) -> None:
             continue
         looks_like_file = Path(file).suffix or "/" in file
         if looks_like_file and not Path(file).expanduser().exists():
-            raise MaskwiseError(f"file {file!r} does not exist")
+            raise MaskwiseError(f"file {file!r} does not exist", got=str(Path(file).absolute()))
 
 
 def recipe_path(source: str | Path) -> Path:
@@ -419,9 +414,9 @@ def recipe_path(source: str | Path) -> Path:
     path = shipped().get(str(source), Path(source))
     if path.is_file():
         return path
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        raise MaskwiseError("there is no such recipe file", got=str(source))
     refuse_missing(str(source))
+    if path.exists():
+        raise MaskwiseError(f"recipe {str(source)!r} is not a file", do="give a YAML file")
     if str(source) in MOVED:
         do = f"in a checkout of the project, give the path benchmarks/recipes/{source}.yaml"
         raise MaskwiseError(f"recipe {source} is no longer part of the package", do=do)

@@ -127,8 +127,8 @@ class Inspected:
         if any(piece.state != "shown" for piece in self.pieces):
             return ""
         return (
-            "nothing is masked: each unit (word, span, …) has more tokens than may be masked; use "
-            "a larger --ratio or a longer text"
+            "nothing is masked: the text has too few tokens or marked spans for this ratio; use a "
+            "larger --ratio, a longer text or another --seed"
         )
 
     @property

@@ -306,7 +306,8 @@ TABLES = {
 
 
 EXAMPLES = {
-    "policies": """maskwise inspect "born in [[Warsaw]]" --policy "{call}\"""",
+    "policies": 'maskwise inspect "Curie was born in [[Warsaw]] in 1867." --ratio 0.3 '
+    '--policy "{call}"',
     "annotators": """maskwise annotate my_texts.jsonl --with "{call}\"""",
     "schedules": """maskwise pretrain quick-start masking.ratio="{call}\"""",
     "corruptions": """maskwise inspect "born in Warsaw" --corruption "{call}\"""",
@@ -405,7 +406,9 @@ def describe_table(what: str) -> list[dict[str, str]]:
             parameters = python_inspect.signature(member).parameters.values()
             required = []
             for parameter in parameters:
-                if parameter.default is parameter.empty and parameter.name not in INTERNAL:
+                # An empty default means that another place, such as a study, gives the value.
+                no_default = parameter.default in (parameter.empty, "")
+                if no_default and parameter.name not in INTERNAL:
                     required.append(REQUIRED[parameter.name])
             if required:
                 call = f"{name}({', '.join(required)})"

@@ -57,9 +57,9 @@ COUNTED_STEPS = 4
 FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
+FEW_HELD_OUT = 32
 MOST_PASSES = 8
 """Above this number of passes over a text, overfitting is likely."""
-
 SAFE_TIMES = 1.5
 """Factor between the predicted and the recommended number of steps. The prediction is inexact."""
 
@@ -170,15 +170,20 @@ class Outlook:
         corpus = self.first.corpus
         counts = sample.rows.pieces.counts
         tokens = max(1, counts.get("tokens", sample.rows.tokens))
+        # Counts of the sample are scaled to the whole text.
+        held_out = len(sample.data.held_out)
+        rows = sample.scale * (len(sample.rows) + held_out)
+        if sample.scale > 1:
+            # The few held-out rows of a sample may be another share of its rows.
+            held_out = round(rows * corpus.held_out)
         facts: Plain = {
             "title": corpus.title,
             "documents": sample.documents,
             "characters": sample.characters,
             "whole": sample.whole,
             "skipped": dict(sample.skipped),
-            # Counts of the sample are scaled to the whole text.
-            "rows": round(len(sample.rows) * sample.scale),
-            "held_out_rows": round(len(sample.data.held_out) * sample.scale),
+            "rows": round(rows - held_out),
+            "held_out_rows": held_out,
             "length": corpus.length,
             "tokens": round(tokens * sample.scale),
             "unknown": counts.get(UNKNOWN, 0) / tokens,
@@ -189,15 +194,16 @@ class Outlook:
         if not sample.whole:
             line = "{title}: at least {documents:,} documents, {characters:,} characters"
         self.say("text", line, facts)
-        line = "{rows:,} training rows of {length} tokens, {held_out_rows:,} held-out rows; "
-        self.say("rows", line + "about {tokens:,} tokens; {unknown:.1%} [UNK]", facts)
+        line = "about {rows:,} training and {held_out_rows:,} held-out rows of {length} tokens; "
+        self.say("rows", line + "{tokens:,} tokens; {unknown:.1%} [UNK]", facts)
         if facts["unknown"] > MOST_UNKNOWN:
             what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
             self.doubt(what, UNKNOWN_ADVICE, **facts)
+        if held_out < FEW_HELD_OUT and not corpus.stream:
+            what = "with {held_out_rows} held-out rows, the held-out loss is inexact"
+            self.doubt(what, "use more text, or raise corpus.held_out", **facts)
         if sample.skipped:
-            what = "left out of the text: {left_out}"
-            if not sample.whole:
-                what += " (in the first {documents:,} documents)"
+            what = "{documents:,} documents were read, and these left out: {left_out}"
             advice = "inspect these places if there are many"
             self.doubt(what, advice, left_out=counted(sample.skipped), **facts)
 
@@ -286,12 +292,9 @@ class Outlook:
         for spec in of_run(self.recipe.tasks, 0):
             task = load_task(spec)
             facts = tasks[task.name] = _task_facts(task, self.first, tokenizer)
-            parts = []
-            for split, count in facts["rows"].items():
-                part = f"{count:,}"
-                if split == "train" and task.found:
-                    part += f" of {task.found:,}"
-                parts.append(f"{part} {split}")
+            parts = [f"{count:,} {split}" for split, count in facts["rows"].items()]
+            if task.found:
+                parts[0] += f" of {task.found:,} (train_rows)"
             line = ", ".join(parts)
             if facts["classes"]:
                 line += ", {classes} labels"
@@ -419,15 +422,12 @@ def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | 
     if link.objectives or link.learns:
         return None
     counts = counts_over(masked_source(sample.data, link, config), COUNTED_STEPS)
-    tokens_per_unit = None
-    if counts.units:
-        tokens_per_unit = counts.eligible / counts.units
     return {
         "masks": f"{link.masking.policy} {link.masking.ratio}",
         "targets_per_step": counts.targets / counts.steps,
         "tokens_per_step": counts.tokens / counts.steps,
         "share": counts.targets / max(1, counts.tokens),
-        "tokens_per_unit": tokens_per_unit,
+        "tokens_per_unit": counts.eligible / counts.units if counts.units else None,
     }
 
 

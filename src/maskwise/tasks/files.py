@@ -21,7 +21,7 @@ from typing import Any, NotRequired, TypeAlias, TypedDict, TypeVar
 import yaml
 
 from maskwise.errors import MaskwiseError, require_known, unknown_name
-from maskwise.folders import FilesState, files_state, looked_in
+from maskwise.folders import FilesState, files_state
 from maskwise.tasks.columns import Names
 from maskwise.tasks.task import SPLITS, place_of
 from maskwise.text import bundled_path
@@ -129,7 +129,7 @@ def read_splits(
             raise unknown_name("task", spec, known, do="or give a file or a folder that exists")
         raise MaskwiseError(
             f"task file {spec!r} does not exist",
-            got=looked_in(path),
+            got=str(path.absolute()),
             do="give a file, a folder or hf:ID",
         )
     records = _read_file(path, header)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from maskwise.errors import MaskwiseError, counted, require_known
-from maskwise.folders import bundled_file, looked_in
+from maskwise.folders import bundled_file
 from maskwise.text.opening import is_utf8, refuse_rows_as_names
 from maskwise.text.readers import (
     LONGEST_TEXT,
@@ -351,7 +351,7 @@ def require_documents(documents: Documents) -> Documents:
     # One document is enough, so reading stops after the first.
     if next(iter(documents), None) is not None:
         return documents
-    why = counted(documents.skipped) or "no record at all"
+    why = counted(documents.skipped) or "no text at all"
     if NO_TEXT not in documents.skipped:
         raise MaskwiseError(f"there is no document in {documents.name}", got=why)
     first = next(_objects(documents.open_records()), {})
@@ -432,7 +432,7 @@ def _resolve_path(path: Path, fields: Fields) -> Opener:
     if not path.exists():
         raise MaskwiseError(
             f"corpus {str(path)!r} does not exist",
-            got=looked_in(path),
+            got=str(path.absolute()),
             do="give a file, a folder, bundled:wikipedia or hf:NAME",
         )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
