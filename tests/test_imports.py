@@ -163,5 +163,6 @@ def test_commands_that_look_start_quickly(arguments, allowed, most):
 def test_public_names_are_there():
     for name in maskwise.__all__:
         assert getattr(maskwise, name) is not None
+    assert {*maskwise.__all__} <= {*dir(maskwise)}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = maskwise.nonsense

@@ -81,5 +81,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, which are imported on first use."""
-    return __all__
+    """Add the public names, which are imported on first use."""
+    return sorted({*globals(), *__all__})
