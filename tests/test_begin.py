@@ -243,6 +243,22 @@ def test_the_text_is_in_the_longest_column(tmp_path, monkeypatch):
     assert "text_field" not in starter("mine.txt")
 
 
+def test_a_first_recipe_keeps_a_row_of_every_class(tmp_path):
+    rows = [f"some words number {n},class {n % 250}" for n in range(2500)]
+    file = tmp_path / "many.csv"
+    file.write_text("\n".join(["text,label", *rows]))
+    assert "train_rows=250" in starter(str(file))
+
+
+def test_the_error_of_a_correlation_is_twice_that_of_a_share(recipe, tmp_path):
+    file = tmp_path / "scores.csv"
+    rows = [f"some words number {n},{n / 7:.2f}" for n in range(300)]
+    file.write_text("\n".join(["text,label", *rows]))
+    task = load_task(file)
+    error = 100 / task.test_items**0.5
+    assert f"uncertain by ±{error:.0f} points" in doubts_of(recipe, f"tasks=['{file}']")
+
+
 def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch):
     monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 20_000)
     texts = write_texts(Path("mine.txt"), english=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import warnings
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +281,84 @@ def test_rows_that_are_cut_are_said_where_they_are_many(tmp_path: Path) -> None:
         cut = [note for note in record["notes"] if "rows cut at 32 tokens" in note]
         assert len(cut) == (3 if length == 32 else 0)
         assert any(note in str(line.message) for note in cut for line in said) == bool(cut)
+
+
+def write_splits(folder: Path, **labels: list[Any]) -> Path:
+    folder.mkdir()
+    for split, values in labels.items():
+        rows = [f"some words number {n},{value}" for n, value in enumerate(values)]
+        (folder / f"{split}.csv").write_text("\n".join(["text,label", *rows]))
+    return folder
+
+
+def test_whole_numbers_with_a_decimal_point_are_the_same_classes(tmp_path: Path) -> None:
+    """pandas writes a column of whole numbers as 1.0 if a cell of it is empty."""
+    folder = write_splits(tmp_path / "t", train=["0.0", "1.0"] * 9, dev=[0, 1] * 9, test=[0, 1] * 9)
+    task = load_task(folder)
+    assert task.labels == ("0", "1") and task.majority == 0.5
+
+
+def test_classes_that_only_test_has_are_noted(tmp_path: Path) -> None:
+    folder = write_splits(tmp_path / "t", train=["a", "b"] * 9, dev=["a"], test=["a", "c", "c"])
+    assert "train lacks classes of test, whose rows always count as wrong: 2 × c" in (
+        load_task(folder).notes
+    )
+
+
+def test_an_entity_of_an_unseen_type_is_one_entity(tmp_path: Path) -> None:
+    known = "EU B-ORG\nrejects O\n\n" * 9
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.conll").write_text(known)
+    (tmp_path / "test.conll").write_text(
+        "New B-ORG\nYork I-ORG\nwins O\n\nLos B-LOC\nAngeles I-LOC\n"
+    )
+    task = load_task(tmp_path)
+    organisation = task.numbers["B-ORG"]
+    assert task.score("test", [organisation] + 4 * [task.numbers["O"]]) == 0
+    counts = task.row_counts("test", [organisation] + 4 * [task.numbers["O"]])
+    assert counts is not None and counts.sum(axis=0).tolist() == [0, 3]
+
+
+def test_an_empty_cell_adds_nothing_to_a_template(tmp_path: Path) -> None:
+    rows = [{"q": f"q{n}", "c": None, "s": ["x", None], "label": "ab"[n % 2]} for n in range(40)]
+    file = write_lines(tmp_path / "t.jsonl", rows)
+    task = load_task(file, text="{q} {c} {s}", label="label")
+    assert all(row.texts[0] == f"{row.texts[0][:-2]} x" for row in task.splits["train"])
+
+
+def test_questions_about_one_passage_stay_in_one_split(tmp_path: Path) -> None:
+    rows = []
+    for passage, number in product(range(40), range(4)):
+        text = {"question": f"question {number}?", "passage": f"The passage {passage}."}
+        rows.append(text | {"label": "yn"[number % 2]})
+    task = load_task(write_lines(tmp_path / "t.jsonl", rows), text="question", pair="passage")
+    sides = [{row.texts[1] for row in rows} for rows in task.splits.values()]
+    assert min(map(len, sides)) > 0 and sum(map(len, sides)) == 40
+
+
+def test_white_space_does_not_put_a_text_in_another_split(tmp_path: Path) -> None:
+    rows = []
+    for number, end in product(range(60), ("", " ", "\n")):
+        rows.append({"text": f"text {number}{end}", "label": "ab"[number % 2]})
+    task = load_task(write_lines(tmp_path / "t.jsonl", rows))
+    assert {len(part) % 3 for part in task.splits.values()} == {0}
+
+
+def test_a_row_without_its_split_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2], "split": "train"} for n in range(30)]
+    rows += [{**row, "split": "test"} for row in rows]
+    del rows[7]["split"]
+    with pytest.raises(MaskwiseError, match=r"unknown split in .*t\.jsonl ''; allowed: "):
+        load_task(write_lines(tmp_path / "t.jsonl", rows))
+
+
+def test_spaces_at_the_end_of_a_line_are_no_tag(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("".join(f"EU{n} B-ORG \nsaid O \n\n" for n in range(40)))
+    task = load_task(tmp_path / "t.conll")
+    assert task.labels == ("B-ORG", "O") and not task.skipped
+
+
+def test_a_condition_finds_whole_numbers_in_a_column_of_floats(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2], "year": 2014.0} for n in range(40)]
+    task = load_task(write_lines(tmp_path / "t.jsonl", rows), where="year=2014")
+    assert sum(map(len, task.splits.values())) == 40

@@ -249,6 +249,21 @@ def test_fewer_nats_are_better() -> None:
     assert [row["flags"][0]["code"] for row in void] == ["chance"] * 2
 
 
+def test_the_interval_shown_agrees_with_the_test() -> None:
+    """The test is about standardised scores. Plain means, in which a noisy task outweighs the
+    others, are shown only if they lead to the same conclusion.
+    """
+    draw = np.random.default_rng(0)
+    records = []
+    for arm, seed in product(("base", "arm"), range(8)):
+        exact = 0.6 + 0.02 * (arm == "arm") + 0.01 * draw.normal()
+        records.append(score_record(arm, seed, "task-0", exact))
+        records.append(score_record(arm, seed, "task-1", 0.6 + 0.05 * draw.normal()))
+    row = summarise(records, make_study(runs=8, arms={"base": 0.0, "arm": 0.0}))["contrasts"][0]
+    assert row["verdict"] == "decided" and row["low"] > 0 > row["natural"]["low"]
+    assert shown(row).unit == "SDs of runs within an arm" and shown(row).low > 0
+
+
 def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     study = make_study(runs=3, arms={"base": 0.0, "arm": 0.1})
     study["tasks"]["task-1"] |= {"metric": "nats", "majority": None}

@@ -70,8 +70,8 @@ def shown(row: Contrast) -> Shown:
     """Return the estimate in a row of summary.json, in the displayed unit.
 
     If a row is a mean over tasks, recorded in SDs of runs within an arm, the plain mean is shown
-    instead. SDs are shown only if the tasks have no common unit, or if the two means have opposite
-    signs.
+    instead. SDs are shown only if the tasks have no common unit, or if the two means or the ends of
+    their intervals differ in sign: the test is about the mean in SDs.
     """
     estimate: Estimate = row
     scale = 1.0
@@ -82,7 +82,7 @@ def shown(row: Contrast) -> Shown:
         digits = 1
         # Plain scores are easier to understand than SDs.
         natural = row.get("natural")
-        if natural is not None and (natural["mean"] or 0.0) * (row["mean"] or 0.0) >= 0:
+        if natural is not None and _signs(natural) == _signs(row):
             estimate = natural
             unit = "score"
             digits = 3
@@ -105,6 +105,10 @@ def shown(row: Contrast) -> Shown:
         # A change of sign swaps the ends of the interval.
         low, high = high, low
     return Shown(scaled(estimate["mean"]), low, high, scale, unit, digits)
+
+
+def _signs(estimate: Estimate) -> list[bool]:
+    return [(estimate[name] or 0.0) > 0 for name in ("mean", "low", "high")]
 
 
 def detected_words(size: float) -> str:

@@ -11,11 +11,10 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskwise.constants import NATS, accuracy_misleads, jobs_here
+from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, jobs_here
 from maskwise.errors import MaskwiseError, counted, plural
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
@@ -45,6 +44,7 @@ from maskwise.study.stages import linked, named, stages_in
 from maskwise.study.starter import recipe_for
 from maskwise.study.timing import Sample, Samples, time_stages, time_words
 from maskwise.tasks import Task, load_task
+from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.worlds import of_run
@@ -299,7 +299,7 @@ class Outlook:
             if facts["classes"]:
                 line += ", {classes} labels"
             if facts["most"]:
-                line += ", the most frequent {most:.0%}"
+                line += ", the most frequent {most:.1%}"
             if task.majority is not None:
                 line += "; guessing gives {majority:.3f} {metric}"
             self.say(f"task {task.name}", "{kind}: " + line, facts)
@@ -311,7 +311,7 @@ class Outlook:
     def _doubt_task(self, facts: Plain) -> None:
         if accuracy_misleads(facts["metric"], facts["most"]):
             self.doubt(
-                "{most:.0%} of the rows of {task} have the same label, so accuracy says little",
+                "{most:.1%} of the rows of {task} have the same label, so accuracy says little",
                 "the page also shows macro F1; to decide by it, set metric='macro-f1'",
                 **facts,
             )
@@ -320,8 +320,9 @@ class Outlook:
                 "{task} has only {test_items} test items, which makes a score uncertain by "
                 "±{error:.0f} points",
                 "use a larger test set, or ignore small differences",
-                # The standard error of a share of 1/2 is 0.5 / √n, or 50 / √n in points.
-                error=50 / facts["test_items"] ** 0.5,
+                # In points, the standard error of a share of 1/2 is 50 / √n, and that of a
+                # correlation of 0 is 100 / √n.
+                error=(100 if facts["metric"] in CORRELATIONS else 50) / facts["test_items"] ** 0.5,
                 **facts,
             )
         if facts["cut"] > MOST_CUT:
@@ -433,7 +434,7 @@ def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | 
 
 def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
     most_tokens = link.finetune.max_length
-    labels = Counter(chain.from_iterable(row.classes for row in task.splits["train"]))
+    labels = Counter(all_classes(task.splits["train"]))
     sizes = row_sizes(task, tokenizer)
     return {
         **task.facts(),

@@ -185,7 +185,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         tasks, source = [source], "bundled:wikipedia"
-        comment = "the bundled text, because no text was given"
+        comment = "the bundled text, because the file was read as labels"
     # Load the tasks first, to report their errors before the long reading of a large text.
     loaded = {spec: load_task(spec) for spec in tasks}
     for spec, task in loaded.items():
@@ -215,8 +215,10 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     limited = []
     for spec, task in loaded.items():
         options = split_options(spec)[1] or ""
-        if len(task.splits["train"]) > rows and "train_rows" not in options:
-            spec = with_options(spec, train_rows=rows)
+        # Each class needs a row.
+        wanted = max(rows, len(task.labels))
+        if len(task.splits["train"]) > wanted and "train_rows" not in options:
+            spec = with_options(spec, train_rows=wanted)
         limited.append(spec)
     environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
     # Every JSON string is also a quoted YAML string.

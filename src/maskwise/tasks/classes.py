@@ -37,7 +37,7 @@ from maskwise.tasks.columns import (
     require_text,
 )
 from maskwise.tasks.metrics import ENTITY_F1, UNSEEN, any_class
-from maskwise.tasks.task import Row, Rows, Task, TaskKind
+from maskwise.tasks.task import Row, Rows, Task, TaskKind, all_classes
 from maskwise.tasks.tensors import Cutter, Encoded, Flat
 from maskwise.text.labelled import Record
 
@@ -91,11 +91,6 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
     if not text.strip():
         return NO_TEXT
     return TextRow(text, pair, name)
-
-
-def all_classes(rows: Rows) -> list[str]:
-    """Return the classes of all items in the rows."""
-    return list(chain.from_iterable(row.classes for row in rows))
 
 
 def text_classes(rows: Rows, where: str) -> Names:

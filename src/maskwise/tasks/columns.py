@@ -6,6 +6,7 @@ the user declares them as missing.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -128,6 +129,15 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
     return value
 
 
+# Splits
+
+
+def place_of(key: str) -> float:
+    """Hash a text to a number in [0, 1), which decides the split of its row."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    return int.from_bytes(digest) / 2**48
+
+
 # Labels
 
 # GLUE and other benchmarks publish this label for test rows, whose correct labels are secret.
@@ -140,15 +150,13 @@ DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
 def label_of(value: object) -> str | None:
     """Return a label as text, or None for an empty cell.
 
-    3, "3" and 3.0 are the same class, because a Parquet column of integers with missing values is
-    read as floats.
+    3, "3", 3.0 and "3.0" are the same class, because pandas and Parquet readers make a column of
+    whole numbers with an empty cell a column of floats.
     """
     # Parquet readers may return NaN for an empty cell. Only NaN is not equal to itself.
     if value is None or value != value:
         return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip()) or None
 
 
 def labels_in(value: object) -> list[str]:
@@ -368,9 +376,7 @@ def with_text(record: Record, template: str, place: str) -> Record:
             for number, choice in enumerate(choices_of(record)[1]):
                 letter = chr(ord("A") + number)
                 value.append(f"({letter}) {choice}")
-        if isinstance(value, list | tuple):
-            return " ".join(map(str, value))
-        return str(value)
+        return " ".join(labels_in(value))
 
     text = re.sub(r"\{([^{}]+)\}", fill, template).strip()
     return {**record, TEMPLATE_TEXT: text}

@@ -22,8 +22,8 @@ import yaml
 
 from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import FilesState, files_state
-from maskwise.tasks.columns import Names
-from maskwise.tasks.task import SPLITS, place_of
+from maskwise.tasks.columns import Names, label_of, place_of
+from maskwise.tasks.task import SPLITS
 from maskwise.text import bundled_path
 from maskwise.text.labelled import (
     READERS,
@@ -133,12 +133,12 @@ def read_splits(
             do="give a file, a folder or hf:ID",
         )
     records = _read_file(path, header)
-    if not records or not all("split" in record for record in records):
+    if not any("split" in record for record in records):
         return {"all": records}
     by_name: BySplit = {}
     for record in records:
         # In JSON, this cell may be a list, which cannot be a key.
-        split = str(record["split"])
+        split = str(record.get("split", ""))
         require_known(f"split in {spec}", split, _SPLIT_OF)
         by_name.setdefault(split, []).append(record)
     return _by_split(spec, by_name)
@@ -253,7 +253,7 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
         raise MaskwiseError("where must be 'column=value'", got=where)
     if records and column not in merged(records):
         raise unknown_name(f"column of {place}", column, map(str, merged(records)))
-    return [record for record in records if str(record.get(column)) == value]
+    return [record for record in records if label_of(record.get(column)) == value]
 
 
 # Splitting
@@ -273,7 +273,7 @@ def shared_names(records: Sequence[Mapping[str, object]]) -> Names:
 
 def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
     """Return the text that decides the split of a question, or "" if the record is no question."""
-    if any(name in record for name in ANSWERS):
+    if any(name in record for name in ("question", *ANSWERS)):
         for name in names:
             value = record.get(name)
             if isinstance(value, str) and value:

@@ -68,7 +68,7 @@ from maskwise.tasks.files import (
     state_of,
 )
 from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
-from maskwise.tasks.task import SPLITS, Row, Rows, Task, TaskKind
+from maskwise.tasks.task import SPLITS, Row, Rows, Task, TaskKind, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
 from maskwise.text.labelled import Record
 from maskwise.text.worlds import WORLDS, read_world
@@ -369,6 +369,12 @@ def _read_task(
     if metric is None and published in chosen.metrics:
         metric = published
     notes += cuts
+    unseen = Counter(all_classes(splits["test"]))
+    for label in labels:
+        del unseen[label]
+    if unseen:
+        lacking = "train lacks classes of test, whose rows always count as wrong"
+        notes.append(f"{lacking}: {counted(unseen)}")
     notes += _notes_on_labels(labels, absent - seen)
     if kind is None:
         notes += _note_on_numbers(chosen, seen - absent, paired=fields.pair is not None)

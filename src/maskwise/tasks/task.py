@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError, counted, require_library
 from maskwise.files import TaskFacts
-from maskwise.tasks.columns import Columns, Names, Records, UsualColumns
+from maskwise.tasks.columns import Columns, Names, Records, UsualColumns, place_of
 from maskwise.tasks.metrics import (
     ENTITY_F1,
     ITEMS,
@@ -94,7 +95,8 @@ class Row:
     @property
     def key(self) -> str:
         """The text whose hash decides the split. Rows with equal keys are in the same split."""
-        return self.texts[0]
+        # Most tokenizers read texts that differ only in white space as the same tokens.
+        return " ".join(self.texts[0].split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,11 +369,10 @@ class Task:
 
     def _tags(self, split: str, answers: Answers) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """Return the correct tags, the predicted tags, and the first word of each sentence."""
-        # Index −1 (``UNSEEN``) means the last name, an entity that no answer can match. Index −2
-        # (``LOST``) means O.
-        names = np.array([*self.labels, "O", "B-unseen by train"])
+        # Correct tags may be unknown to train. Index −2 (``LOST``) means O; no answer is −1.
+        names = np.array([*self.labels, "O", ""])
         starts = np.cumsum([0, *self._items(split)])[:-1]
-        return names[self.gold(split)], names[np.asarray(answers)], starts
+        return all_classes(self.splits[split]), names[np.asarray(answers)], starts
 
     def other_metrics(self) -> list[str]:
         """Return the names of further metrics for the record."""
@@ -444,7 +445,6 @@ class Task:
         return replace(self, splits=splits, found=self.found or len(rows))
 
 
-def place_of(key: str) -> float:
-    """Hash a text to a number in [0, 1), which decides the split of its row."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
-    return int.from_bytes(digest) / 2**48
+def all_classes(rows: Rows) -> list[str]:
+    """Return the classes of all items in the rows."""
+    return list(chain.from_iterable(row.classes for row in rows))

@@ -197,7 +197,7 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
     rows: list[list[str]] = []
     # A sentence is yielded at the next empty line, so an empty line is added at the end.
     for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
-        line = line.rstrip("\r")
+        line = line.rstrip(" \r")
         if not line.strip():
             if rows:
                 yield comments, rows

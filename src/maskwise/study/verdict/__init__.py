@@ -292,7 +292,7 @@ def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: st
         row["low"], row["high"] = ends
         interval = f"95 % interval {_percent(*ends)}"
     gained = f"{_percent(share)} of the gain of {best} over {base} {where}"
-    sentence = f"{arm} reaches {gained} in the {count} runs that learned something ({interval})"
+    sentence = f"{arm} reaches {gained} in {count} runs ({interval})"
     if row["failed"]:
         runs = f"{row['failed']} of {row['n']} runs failed"
         sentence += f"; {runs} (95 % interval {_percent(*failed_ends)})"
