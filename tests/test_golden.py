@@ -168,7 +168,8 @@ def visits(case: str) -> dict[str, Any]:
     noising = case.startswith("diffusion")
     make = Noising if noising else masker
     first = vocabulary() if noising else policy
-    more = {"policy": policy} if noising else {"min_targets": 0, "ratio": 0.4}
+    ratio = 0.25 if way == "coverage" else 0.4
+    more = {"policy": policy} if noising else {"min_targets": 0, "ratio": ratio}
     made = make(first, budget=budget, visits=way, fill="none", seed=7, **more)
     alone, together = padded(ROWS), packed(PACKED_ROWS, width=48)
     batches = [made(alone, epoch=epoch) for epoch in range(5)] + [made(together, epoch=3)]

@@ -161,7 +161,9 @@ def test_when_whole_numbers_are_classes(
         assert said(task, f"kind='{other}'")
     named = load_task(path, kind="regression")
     assert named.kind.name == "regression" and not said(named, "kind=")
-    assert task.kind.name == "regression" or set(task.labels) == {str(label).removesuffix(".0") for label in labels}
+    assert task.kind.name == "regression" or set(task.labels) == {
+        str(label).removesuffix(".0") for label in labels
+    }
 
 
 def test_numbered_classes_of_pairs(tmp_path: Path) -> None:

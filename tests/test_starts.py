@@ -497,6 +497,10 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
     tokenizer().save_pretrained(folder)
     (folder / "optimizer.bin").write_bytes(b"a state")
     (folder / "code.py").write_text("raise SystemExit")
+    state = folder / "checkpoint-5"
+    model("bert").save_pretrained(state)
+    for place in (folder, state):
+        (place / "trainer_state.json").write_text("{}")
     with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
         with pytest.raises(MaskwiseError, match="needs a model card"):
             starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
@@ -504,6 +508,7 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
         starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
         assert files["ada/encoder"]["README.md"] == b"# A card"
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files["ada/encoder"])
-        assert not {"optimizer.bin", "code.py"} & set(files["ada/encoder"])
+        assert not {"optimizer.bin", "code.py", "trainer_state.json"} & set(files["ada/encoder"])
+        assert not any("checkpoint-5" in name for name in files["ada/encoder"])
         with pytest.raises(MaskwiseError, match="the hub refused 'no/such/id'"):
             starts.push_to_hub(folder, "no/such/id", token="hf_of_nobody")

@@ -424,6 +424,50 @@ def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
     assert 'corruption="bert"' in caught.value.do
 
 
+@pytest.mark.parametrize("inner", ["", "(inner='infill')"])
+def test_permuted_sentences_train_a_decoder(inner: str, tmp_path: Path) -> None:
+    """The labels are a text, but they were taken for labels of tokens."""
+    rows = []
+    for n in range(16):
+        length = len(DATA[n]["input_ids"])
+        rows.append({**DATA[n], "sentence": [place // 8 for place in range(length)]})
+    masker = mw.Masker(
+        tokenizer(), policy="sentence", ratio=1.0, corruption=f"permute-sentences{inner}"
+    )
+    trainer(bart(), arguments(tmp_path, max_steps=1), masker=masker, train_dataset=rows).train()
+    with pytest.raises(mw.MaskwiseError, match="has no decoder"):
+        trainer(model("bert"), arguments(tmp_path), masker=masker)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    """It crashed at the first random replacement by a token that the model lacks."""
+    network = model("bert")
+    network.resize_token_embeddings(40)
+    with pytest.raises(mw.MaskwiseError, match="resize_token_embeddings"):
+        trainer(network, arguments(tmp_path))
+
+
+def test_an_evaluation_that_masks_nothing_is_refused(tmp_path: Path) -> None:
+    """Each loss was NaN, so the best checkpoint was never found."""
+    masker = mw.Masker(tokenizer(), ratio="linear-ascend(0.15)")
+    with pytest.raises(mw.MaskwiseError, match="evaluation_masker"):
+        trainer(model("bert"), arguments(tmp_path), masker=masker, eval_dataset=HELD_OUT)
+
+
+def test_metrics_of_the_user_get_the_masked_inputs(tmp_path: Path) -> None:
+    def compute(found: Any) -> dict[str, float]:
+        at = found.label_ids != IGNORE
+        return {"shown": float((found.inputs[at] == found.label_ids[at]).mean())}
+
+    made = trainer(
+        model("bert"),
+        arguments(tmp_path, include_for_metrics=["inputs"]),
+        eval_dataset=HELD_OUT,
+        compute_metrics=compute,
+    )
+    assert made.evaluate()["eval_shown"] < 0.3
+
+
 @pytest.mark.parametrize("corruption", ["replace", "delete", "insert"])
 def test_labels_of_a_detector_do_not_train_a_vocabulary_head(
     corruption: str, tmp_path: Path

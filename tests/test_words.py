@@ -16,8 +16,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from maskwise import Masker
+from maskwise.annotate.registry import SPANS, ByText
 from maskwise.errors import MaskwiseError
 from maskwise.text import annotate_rows, encode, load_tokenizer, train_tokenizer, word_ids
+from maskwise.text.layers import CharSpans
 from maskwise.text.words import classify, is_white, word_starts
 
 SENTENCES = [
@@ -319,6 +321,10 @@ def test_encode_marks_the_word_that_the_cut_goes_through(tokenizer):
     row = encode(tokenizer, [text], max_length=inside + 1)[0]
     assert row["input_ids"] == [*whole["input_ids"][:inside], tokenizer.sep_token_id]
     assert words[inside] == 1 and row["word_ids"] == [*words[: inside - 2], -1, -1, -1]
+    span = {"name": CharSpans.of([(4, 16)], SPANS)}
+    layer = ByText("spans", {"name": SPANS}, lambda text: span, "")
+    row = encode(tokenizer, [text], max_length=inside + 1, layers=[layer])[0]
+    assert set(row["name"]) == {-1}
     border = words.index(2)  # cut between words
     row = encode(tokenizer, [text], max_length=border + 1)[0]
     assert row["word_ids"] == [*words[:border], -1]

@@ -212,7 +212,13 @@ def push_to_hub(
     hub = HfApi(token=token)
     try:
         made = hub.create_repo(name, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=made.repo_id, folder_path=where, allow_patterns=SHARED)
+        # Patterns also match files in subfolders, and "checkpoint-5" is a state of ``Trainer``.
+        hub.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=where,
+            allow_patterns=SHARED,
+            ignore_patterns=["checkpoint-*", "*trainer_state.json"],
+        )
     except Exception as error:
         # Errors of the network, of the hub and of malformed ids have no common base class.
         raise MaskwiseError(f"the hub refused {name!r}", got=first_line(error)) from None

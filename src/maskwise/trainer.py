@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import Inputs, encoder_of, prediction_head, release
+from maskwise.families import Inputs, check_fit, encoder_of, prediction_head, release
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.policies.base import Point
@@ -142,9 +142,17 @@ class MaskingTrainer(Trainer):
             )
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
+        if self.eval_dataset is not None and not self.evaluation_masker.ratio(0, 1):
+            raise MaskwiseError(
+                "the evaluation would mask nothing, because the ratio is 0 at step 0",
+                do="give evaluation_masker=Masker(tokenizer, ratio=0.15), for example",
+            )
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
+        if hasattr(self._config, "vocab_size"):
+            do = "call model.resize_token_embeddings(len(tokenizer))"
+            check_fit(self._config, masker.vocabulary.size, do=do)
         name = type(self.model).__name__
         fits = self._decodes == (masker.corruption.writes is not None)
         if fits and not masker.corruption.detects:
@@ -236,6 +244,8 @@ class MaskingTrainer(Trainer):
         rows = self._prepare_inputs(inputs)
         masked = self.evaluation_masker(rows, step=0, total_steps=1, epoch=0)
         batch = self._inputs(masked)
+        # ``evaluation_loop`` passes this dict to ``compute_metrics``.
+        inputs["input_ids"] = batch["input_ids"]
         labels = batch["labels"]
         everywhere = not prediction_loss_only
         with torch.no_grad(), self.compute_loss_context_manager():

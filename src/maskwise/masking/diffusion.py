@@ -46,6 +46,7 @@ find τ.
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -373,7 +374,7 @@ def corrupt(
     budget: str = "bernoulli",
     seed: int = 0,
     epoch: int | None = None,
-    step: int = 0,
+    step: int | None = None,
     total_steps: int | None = None,
     example_id: Tensor | None = None,
     place: Tensor | None = None,
@@ -394,7 +395,8 @@ def corrupt(
             where t is drawn; the returned rate is the share of masked tokens.
         seed: any integer.
         epoch: the number of the pass over the data. If None, masks depend on the step instead.
-        step: the number of the optimiser step.
+        step: the number of the optimiser step, by default 0. A warning is given if neither the
+            epoch nor the step is given, because a row then gets the same mask each time.
         total_steps: the number of steps. Distributions that change over training need this number.
         example_id: (B,) int64, the permanent ids of the rows, from which masks are computed;
             default: hashes of the tokens.
@@ -427,6 +429,9 @@ def corrupt(
             "input_ids and loss_mask must have the same shape (B, L)",
             got=f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}",
         )
+    if epoch is None and step is None:
+        warnings.warn("without epoch=… or step=…, a row gets the same mask each time", stacklevel=2)
+    step = step or 0
     rows, columns = input_ids.shape
     ids = input_ids.numpy(force=True).reshape(-1)
     eligible = loss_mask.numpy(force=True).reshape(-1) != 0

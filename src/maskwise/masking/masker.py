@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,9 +54,9 @@ MOST_TARGETS = 2**31 - 1
 # ``random``: each epoch draws a new mask.
 # ``complement``: epochs form pairs. The second epoch of a pair masks the units that the first epoch
 # left visible. Its ratio is thus 1 − r.
-# ``coverage``: 1/r epochs form a round. Each round sorts the units of a piece in a new random
-# order, and each epoch of the round masks the next share r of this order. A round thus masks every
-# unit once.
+# ``coverage``: the ratio is 1/n, and n epochs form a round. Each round sorts the units of a piece
+# in a new random order, and each epoch of the round masks the next share of this order. A round
+# thus masks every unit once.
 #
 # With ``complement``, both epochs of a pair use the same draws. With ``coverage``, all epochs of a
 # round use the same draws. Units are not split, so an epoch may mask one unit more or one unit less
@@ -274,30 +273,21 @@ class Masker:
 
     def _coverage(self, batch: AnnotatedBatch, moment: Moment) -> Selection:
         """Select the units that this epoch masks with ``visits: coverage``."""
-        epoch = self._epoch(moment)
         share = self.ratio(moment.step, moment.total_steps)
-        if self.ratio.varies or self.ratio.random or not share > 0:
+        # The number of epochs in a round, which masks every unit once.
+        epochs = round(1 / max(share, 1e-9))
+        if self.ratio.varies or self.ratio.random or abs(share * epochs - 1) > 0.02:
             raise MaskwiseError(
-                "visits: coverage needs one ratio above 0 for all steps and rows",
+                "visits: coverage needs one ratio 1/n for all steps and rows",
                 got=self.ratio,
-                do="set ratio to a number, such as 0.25",
+                do="set ratio to 1 divided by a whole number, such as 0.25 or 0.2",
             )
-        ratio_P = np.full(batch.pieces, share)
-        # With fractions, one epoch's part of a round ends exactly where the next part begins. With
-        # floats, a unit between them could be masked twice or never.
-        exact_share = Fraction(share).limit_denominator(1 << 20)
-        selections = []
-        for number, low, high in _stretches(exact_share, epoch):
-            keys = Keys(batch.example_id, seed=self.seed, epoch=number)
-            units = self.cut(batch, keys, moment)
-            low_P = np.full_like(ratio_P, low)
-            selections.append(stretch(units, keys, low_P, np.full_like(ratio_P, high)))
-        if len(selections) == 1:
-            return replace(selections[0], ratio_P=ratio_P)
-        # This epoch masks the end of one round and the beginning of the next. A random policy cuts
-        # other units in each round, so return the selected tokens as units of one token.
-        tokens = np.flatnonzero(selections[0].tokens | selections[1].tokens)
-        return Selection(Units.single(batch, tokens), np.ones(len(tokens), bool), ratio_P)
+        number, part = divmod(self._epoch(moment), epochs)
+        keys = Keys(batch.example_id, seed=self.seed, epoch=number)
+        units = self.cut(batch, keys, moment)
+        low_P = np.full(batch.pieces, part / epochs)
+        high_P = np.full(batch.pieces, (part + 1) / epochs)
+        return stretch(units, keys, low_P, high_P)
 
     def _epoch(self, moment: Moment) -> int:
         """Return the epoch, or raise ``MaskwiseError`` if it is unknown."""
@@ -336,20 +326,6 @@ class Masker:
     def __repr__(self) -> str:
         settings = [f"{name}={value}" for name, value in self.describe().items()]
         return f"Masker({', '.join(settings)})"
-
-
-def _stretches(share: Fraction, epoch: int) -> list[tuple[int, Fraction, Fraction]]:
-    """The parts of rounds that an epoch masks: (round, start, end), as shares of the random order.
-
-    >>> [(n, str(low), str(high)) for n, low, high in _stretches(Fraction(2, 5), 2)]
-    [(0, '4/5', '1'), (1, '0', '1/5')]
-    """
-    start = share * epoch
-    end = start + share
-    first = int(start)
-    if end <= first + 1:
-        return [(first, start - first, end - first)]
-    return [(first, start - first, Fraction(1)), (first + 1, Fraction(0), end - first - 1)]
 
 
 def some_labels(

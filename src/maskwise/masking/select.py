@@ -15,7 +15,9 @@ The budget mode decides where selection ends:
 ``expected``
     Selects the budget on average. The first unit that does not fit is selected with probability
     (tokens left in the budget) / (length of the unit), and selection ends. Only this unit can
-    exceed the budget. All units are selected with nearly equal probability.
+    exceed the budget. All units are selected with nearly equal probability if the budget is several
+    times the longest unit. In texts of 12 tokens, with a ratio of 15 %, words of one token are
+    selected with probability .188, and words of four tokens with probability .074.
 ``bernoulli``
     Selects each unit independently with probability min(1, ratio × weight), without a budget. If
     units are single tokens, more tokens are added in the order of their keys until ``min_targets``

@@ -323,6 +323,8 @@ class PermuteSentences(Corruption):
     layer: str = "sentence"
     inner: Corruption | None = None
 
+    target = "full"
+
     @property
     def keeps_length(self) -> bool:
         return self.inner is None or self.inner.keeps_length
