@@ -92,6 +92,15 @@ def test_spans_are_scored_as_by_enumeration():
         np.testing.assert_allclose(found, sorted(best))
 
 
+def test_the_windows_of_a_long_text_share_its_probability(words):
+    """Each window had a sum of 1, so the spans of a short last window seemed the best."""
+    model = PolicyModel.from_pretrained(words)
+    text = " ".join(["bada kefe lonin zun wix"] * 20)
+    (scores,) = score_words(model, [text], spans=100)
+    assert len(scores.score) == 100 and scores.score.sum() == pytest.approx(1)
+    np.testing.assert_allclose(scores.score, scores.weight / 100, rtol=1e-6)
+
+
 def logits_of(folder: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     """The policy's logits for the tokens of a text, and the word of each token."""
     model = PolicyModel.from_pretrained(folder)

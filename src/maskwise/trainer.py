@@ -142,7 +142,8 @@ class MaskingTrainer(Trainer):
             )
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
-        if self.eval_dataset is not None and not self.evaluation_masker.ratio(0, 1):
+        ratio = self.evaluation_masker.ratio
+        if self.eval_dataset is not None and ratio.varies and not ratio(0, 1):
             raise MaskwiseError(
                 "the evaluation would mask nothing, because the ratio is 0 at step 0",
                 do="give evaluation_masker=Masker(tokenizer, ratio=0.15), for example",

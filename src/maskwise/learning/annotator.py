@@ -37,7 +37,7 @@ from maskwise.text.words import VERSION as WORDS_VERSION
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-VERSION = "learned-1"
+VERSION = "learned-2"
 
 
 class Learned:
@@ -230,10 +230,10 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
         total_W = np.bincount(windows.word, logits_TC[windows.tokens, 0])
         logit_W = total_W / np.bincount(windows.word)
         weight_W = weights_within(logit_W, text_W, pieces=len(texts))
-        chance_PWK = _softmax(logit_W, real_PW)[..., None]
+        chance_PWK = _softmax(logit_W, text_W, real_PW)[..., None]
     else:
-        first_PW = _softmax(logits_TC[windows.open, 0], real_PW)
-        last_PW = _softmax(logits_TC[windows.close, 1], real_PW)
+        first_PW = _softmax(logits_TC[windows.open, 0], text_W, real_PW)
+        last_PW = _softmax(logits_TC[windows.close, 1], text_W, real_PW)
         chance_PWK = span_chances(first_PW, last_PW, longest=policy.config.longest)
         weight_W = _inside(chance_PWK)[real_PW]
     total = np.bincount(text_W, weight_W, len(texts))
@@ -377,17 +377,19 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
     return logits.numpy()[place]
 
 
-def _softmax(logit_W: Floats, real_PW: NDArray[np.bool_]) -> Floats:
-    """Return (P, W') the softmax over the words of each window, with 0 at padding.
+def _softmax(logit_W: Floats, text_W: Ints, real_PW: NDArray[np.bool_]) -> Floats:
+    """Return (P, W') the softmax over the words of each text, in windows, with 0 at padding.
+
+    A text may have several windows. They share its probability, so that their spans are comparable.
 
     Args:
         logit_W: the logits of all words.
+        text_W: the text of each word.
         real_PW: (P, W') bool, false at padding. W' is the number of words of the longest window.
     """
-    logit_PW = np.full(real_PW.shape, -np.inf)
-    logit_PW[real_PW] = logit_W
-    top = logit_PW.max(axis=1, keepdims=True)
-    # In a window without words, all logits are −∞, and −∞ − (−∞) would be NaN.
-    top[np.isneginf(top)] = 0.0
-    weight = np.exp(logit_PW - top)
-    return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
+    top = np.full(text_W.max(initial=0) + 1, -np.inf)
+    np.maximum.at(top, text_W, logit_W)
+    weight_W = np.exp(logit_W - top[text_W])
+    chance_PW = np.zeros(real_PW.shape)
+    chance_PW[real_PW] = weight_W / np.bincount(text_W, weight_W)[text_W]
+    return chance_PW
