@@ -145,6 +145,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "--engine", "cloud"], "unknown engine"),
         (["study", "RECIPE", "--engine", "cloud", "--dry-run"], "unknown engine"),
         (["study", "RECIPE", "--jobs", "0"], "--jobs"),
+        (["pretrain", "RECIPE", "training.batch_size=8", "training.accumulate=3"], "multiple of"),
         (["study", "nowhere.yaml"], "does not exist; got /"),
         (["study", "quickstart"], "unknown recipe 'quickstart'"),
         (["study", "RECIPE", "study.arms={}"], "has no arms to compare"),

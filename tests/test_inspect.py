@@ -63,7 +63,7 @@ def test_the_pieces_are_the_text(tokenizer):
 
 def test_whole_words_are_masked_whole(tokenizer):
     tokens, words = look(TEXT, "token,whole-word", tokenizer)
-    assert tokens.parts > 5 and words.parts == 0 and words.whole > 0
+    assert tokens.words_in_part > 5 and words.words_in_part == 0 < words.whole_words
     assert 0.2 < words.ratio < 0.4 and 0.25 < tokens.ratio <= 0.3  # of words at most one unit more
 
 
@@ -219,7 +219,7 @@ def test_a_text_without_tokens_has_no_masks(tmp_path):
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.save_pretrained(tmp_path)
     found = inspect_text("\u200b", "token", {"ratio": "0.15"}, tokenizer=str(tmp_path))
-    assert [row.whole for row in found] == [0]
+    assert [row.whole_words for row in found] == [0]
 
 
 @pytest.mark.parametrize("what", list(TABLES))

@@ -16,8 +16,10 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
 from maskwise.masking import Masker
 from maskwise.models import load_task_model
-from maskwise.objectives import MaskedLanguageModelling
+from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
+from maskwise.objectives.base import encoded
 from maskwise.recipe import read_recipe
+from maskwise.study.checks import check_inputs
 from maskwise.study.costs import flops
 from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
 from maskwise.study.work import starting_from
@@ -29,7 +31,7 @@ from maskwise.training.optim import hidden_matrices
 from maskwise.training.settings import ModelSettings
 from maskwise.weights import Lora, lora, share_encoder
 from tiny import maskwise, write_inputs
-from training_tools import model, tokenizer
+from training_tools import Language, model, tokenizer
 
 FAMILIES = ["bert", "modernbert", "albert", "electra", "esm", "esmc", "distilbert", "deberta-v2"]
 
@@ -164,6 +166,27 @@ def test_names_of_stages_change_only_where_updates_are_trained(tmp_path: Path) -
 def test_bad_settings_are_refused(spec: str) -> None:
     with pytest.raises(MaskwiseError):
         lora(spec)
+
+
+def test_an_adapter_that_would_never_be_trained_is_refused(tmp_path: Path) -> None:
+    frozen = read_recipe(write_inputs(tmp_path), ["model.adapter=lora", "training.freeze=encoder"])
+    with pytest.raises(MaskwiseError, match="freezes model\\.adapter"):
+        check_inputs(frozen)
+    # The head may be trained first.
+    phases = "phases=[{training.freeze: encoder}, {training.freeze: none}]"
+    check_inputs(read_recipe(write_inputs(tmp_path), ["model.adapter=lora", phases]))
+
+
+def test_twins_differ_also_with_the_dropout_of_updates() -> None:
+    """The second factor of an update is 0 at first, so its dropout changes nothing."""
+    network = model("modernbert")
+    lora("lora(rank=4, dropout=0.1)").add(network, seed=0)
+    arm = objective("cse", network)
+    maker = objective_class("cse").maker(tokenizer(), seed=0)
+    batch = maker(Language(16).batch(torch.arange(16)), epoch=0)
+    with arm.some_dropout():
+        first, second = encoded(network, batch)[:, 0].chunk(2)
+    assert not torch.allclose(first, second)
 
 
 def test_decoders_and_machines_without_peft_are_refused(

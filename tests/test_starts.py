@@ -291,6 +291,15 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_its_head_learns(architecture, op
         assert not frozen or value.grad is None
 
 
+def test_an_encoder_is_frozen_for_one_run_only():
+    network = model("bert")
+    learn(network, steps=1, freeze="encoder")
+    assert all(value.requires_grad for value in network.parameters())
+    before = network.get_input_embeddings().weight.detach().clone()
+    learn(network, steps=1)
+    assert not torch.equal(before, network.get_input_embeddings().weight)
+
+
 def test_a_frozen_encoder_has_no_dropout_and_the_head_is_trained_on_what_it_will_see():
     network = model("bert", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     modes: list[tuple[bool, bool]] = []

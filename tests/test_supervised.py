@@ -15,6 +15,7 @@ import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.card import judge
+from maskwise.learning.examples import find_contexts, occurrences
 from maskwise.learning.labels import (
     NOT_IN_CONTEXT,
     Marked,
@@ -66,6 +67,15 @@ def test_all_occurrences_of_all_answers_are_labelled_and_answers_that_are_not_th
     assert shown(first) == ["Bo", "Ada", "Bo", "Bo"] and shown(second) == ["C++"]
     assert first.questions == (("Ada", "ADA"), ("bo",))
     assert counts == {NOT_IN_CONTEXT: 2}
+
+
+def test_answers_are_words_in_every_script():
+    """A vowel sign continues a word, and Chinese has no spaces between words."""
+    assert occurrences("कल", "कला सुंदर है") == []
+    assert occurrences("Zoe", "Zoe\u0301 Smith") == []
+    assert occurrences("北京", "我住在北京市。") == [(3, 5)]
+    assert occurrences("a", "b-a_a") and occurrences("", "don't") == []
+    assert find_contexts(["北京在哪里"], [["北京"]], ["我住在北京市。", "上海"]) == [[0]]
 
 
 def asked(folder, count: int, **more) -> tuple[str, list[dict]]:

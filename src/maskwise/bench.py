@@ -14,7 +14,6 @@ times vary and how busy the machine was.
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,9 +24,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
@@ -326,12 +324,11 @@ class Noise:
     >>> for repetition in range(3):
     ...     noise.probe()
     >>> sorted(noise.report())
-    ['load_after', 'load_before', 'probe_milliseconds', 'probe_spread']
+    ['probe_milliseconds', 'probe_spread']
     """
 
     def __init__(self) -> None:
         self.numbers = np.random.default_rng(0).random(PROBED)
-        self.before = _load()
         self.milliseconds: list[float] = []
         # The first sort is slower than all others, so it is not timed.
         np.sort(self.numbers)
@@ -344,10 +341,8 @@ class Noise:
         self.milliseconds.append(round(1e3 * (time.perf_counter() - began), 2))
 
     def report(self) -> dict[str, object]:
-        """Return the load averages of one minute, the times of the probe, and their `spread`."""
+        """Return the times of the probe, and their `spread`."""
         return {
-            "load_before": self.before,
-            "load_after": _load(),
             "probe_milliseconds": self.milliseconds,
             "probe_spread": spread(self.milliseconds),
         }
@@ -362,13 +357,6 @@ def spread(values: Sequence[float]) -> float:
     return round((max(values) - min(values)) / median(values), 3)
 
 
-def _load() -> float | None:
-    """Return the load average of the last minute. Windows has none, so the result is None there."""
-    if not hasattr(os, "getloadavg"):
-        return None
-    return round(os.getloadavg()[0], 2)
-
-
 def surroundings() -> Figures:
     """Return facts that measurements depend on: hardware, threads, versions and date."""
     return {
@@ -380,38 +368,35 @@ def surroundings() -> Figures:
     }
 
 
-def render_mask(result: Figures) -> RenderableType:
-    """Format the result of ``bench_mask`` as a table."""
-    machine = result["hardware"]
-    title = f"Masking on one core: {machine['cpu']}, torch {machine['versions']['torch']}"
-    noise = result["noise"]
-    widest = max(row["spread"] for row in result["results"])
-    load = f"load average {noise['load_before']} before, {noise['load_after']} after"
-    caption = (
-        "× random, × whole words: speed relative to transformers' random and whole-word masking\n"
-        f"{result['repetitions']} repetitions: figures varied by up to {widest:.0%}\n"
-        f"{load}; the time of a fixed piece of work varied by {noise['probe_spread']:.0%}"
-    )
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("contestant", min_width=22)
-    table.add_column("rows")
-    for head in ("shape", "ms per batch", "M tokens/s", "× random", "× whole words"):
-        table.add_column(head, justify="right")
+HEADS = ("contestant", "rows", "shape", "ms per batch", "M tokens/s", "× random", "× whole words")
+
+
+def mask_rows(result: Figures) -> list[tuple[str, ...]]:
+    """Return the result of ``bench_mask`` as the rows of a table with the columns ``HEADS``."""
+    rows = list[tuple[str, ...]]()
     for row in result["results"]:
-        table.add_row(
-            row["name"],
-            row["layout"],
-            f"{row['rows']} × {row['length']}",
-            f"{row['milliseconds']:.3f}",
-            f"{row['tokens_per_second'] / 1e6:.2f}",
-            f"{row['times_random']:.1f}",
-            f"{row['times_whole_word']:.1f}",
+        rows.append(
+            (
+                row["name"],
+                row["layout"],
+                f"{row['rows']} × {row['length']}",
+                f"{row['milliseconds']:.3f}",
+                f"{row['tokens_per_second'] / 1e6:.2f}",
+                f"{row['times_random']:.1f}",
+                f"{row['times_whole_word']:.1f}",
+            )
         )
-    return table
+    return rows
+
+
+def mask_notes(result: Figures) -> list[str]:
+    """Return lines about the machine and the accuracy of the figures."""
+    machine = result["hardware"]
+    widest = max(row["spread"] for row in result["results"])
+    noise = result["noise"]["probe_spread"]
+    return [
+        f"Masking on one core: {machine['cpu']}, torch {machine['versions']['torch']}",
+        "× random, × whole words: speed relative to transformers' random and whole-word masking",
+        f"{result['repetitions']} repetitions: figures varied by up to {widest:.0%}, and the time "
+        f"of a fixed piece of work by {noise:.0%}",
+    ]

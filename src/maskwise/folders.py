@@ -360,17 +360,6 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-MOVED = {
-    *("decay-claim", "decay-claim-flops", "decay-claim-targets", "mometas-claim", "ptw-claim"),
-    *("policy-control", "ptw-control", "sampler-control", "schedule-control"),
-    *("learn-meta-full", "learn-meta-seq2seq", "learn-meta-university", "learn-trivia", "transfer"),
-    *("factworld-full", "factworld-causal", "factworld-seq2seq", "factworld-university"),
-    *("mometas-encoder", "mrd", "ptw-mrd", "diffusion-policies", "online-policies"),
-    "continual-minilm",
-}
-"""Names of recipes that were part of the package and are now in benchmarks/recipes."""
-
-
 def shipped() -> dict[str, Path]:
     """Return the paths of the recipes in the package, keyed by name."""
     folder = Path(str(files("maskwise") / "recipes"))
@@ -417,9 +406,6 @@ def recipe_path(source: str | Path) -> Path:
     refuse_missing(str(source))
     if path.exists():
         raise MaskwiseError(f"recipe {str(source)!r} is not a file", do="give a YAML file")
-    if str(source) in MOVED:
-        do = f"in a checkout of the project, give the path benchmarks/recipes/{source}.yaml"
-        raise MaskwiseError(f"recipe {source} is no longer part of the package", do=do)
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
 
 

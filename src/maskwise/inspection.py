@@ -86,8 +86,8 @@ class Inspected:
         text: the text.
         pieces: the tokens of the text.
         ratio: the share of selected tokens among the eligible tokens, which may be masked.
-        whole, parts: the number of words whose tokens were all selected, and the number of words
-            of which only some tokens were selected.
+        whole_words, words_in_part: the number of words whose tokens were all selected, and the
+            number of words of which only some tokens were selected.
         source, target: the input and the labels of a sequence-to-sequence model, as text; "" for
             an encoder.
         policy, corruption, tokenizer: the settings, as the user wrote them.
@@ -96,8 +96,8 @@ class Inspected:
     text: str
     pieces: list[Piece]
     ratio: float
-    whole: int
-    parts: int
+    whole_words: int
+    words_in_part: int
     source: str = ""
     target: str = ""
     policy: str = ""
@@ -105,20 +105,11 @@ class Inspected:
     tokenizer: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        facts = {
-            "policy": self.policy,
-            "corruption": self.corruption,
-            "tokenizer": self.tokenizer,
-            "text": self.text,
-            "ratio": self.ratio,
-            "whole_words": self.whole,
-            "words_in_part": self.parts,
-            "pieces": [piece.as_dict() for piece in self.pieces],
-        }
-        optional = {"source": self.source, "target": self.target, "note": self.note}
-        for name, fact in optional.items():
-            if fact:
-                facts[name] = fact
+        pieces = [piece.as_dict() for piece in self.pieces]
+        facts = {**vars(self), "pieces": pieces, "note": self.note}
+        for name in ("source", "target", "note"):
+            if not facts[name]:
+                del facts[name]
         return facts
 
     @property
@@ -133,7 +124,7 @@ class Inspected:
 
     @property
     def headline(self) -> str:
-        words = f"words: {self.whole} whole, {self.parts} in part"
+        words = f"words: {self.whole_words} whole, {self.words_in_part} in part"
         return f"{100 * self.ratio:.1f} % of the tokens; {words}; corruption {self.corruption}"
 
     @property

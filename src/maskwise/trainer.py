@@ -107,11 +107,8 @@ class MaskingTrainer(Trainer):
                 do="leave data_collator out, or use it with transformers.Trainer",
             )
         if more.get("compute_loss_func") is not None:
-            raise MaskwiseError(
-                "MaskingTrainer computes the loss itself",
-                got="compute_loss_func",
-                do="leave it out",
-            )
+            what = "MaskingTrainer computes the loss itself"
+            raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
@@ -136,18 +133,14 @@ class MaskingTrainer(Trainer):
         super().__init__(model, args, data_collator=collator, **more)
         require_language_model(self.model)
         if self.args.n_gpu > 1:
-            raise MaskwiseError(
-                "MaskingTrainer needs a process for each GPU, but this process has several GPUs",
-                do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0",
-            )
+            what = "MaskingTrainer needs a process for each GPU, but this process has several GPUs"
+            raise MaskwiseError(what, do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0")
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
         ratio = self.evaluation_masker.ratio
-        if self.eval_dataset is not None and ratio.varies and not ratio(0, 1):
-            raise MaskwiseError(
-                "the evaluation would mask nothing, because the ratio is 0 at step 0",
-                do="give evaluation_masker=Masker(tokenizer, ratio=0.15), for example",
-            )
+        if self.eval_dataset and ratio.varies and not ratio(0, 1):
+            do = "give evaluation_masker=Masker(tokenizer, ratio=0.15), for example"
+            raise MaskwiseError("evaluations would mask nothing: the ratio is 0 at step 0", do=do)
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
@@ -168,11 +161,8 @@ class MaskingTrainer(Trainer):
             fitting = "bert"
         else:
             return
-        raise MaskwiseError(
-            what,
-            got=f"corruption {masker.corruption}",
-            do=f'give masker=Masker(tokenizer, corruption="{fitting}")',
-        )
+        do = f'give masker=Masker(tokenizer, corruption="{fitting}")'
+        raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
 
     def train(self, *args: Any, **more: Any) -> Any:
         """Train as ``Trainer`` does, and remove maskwise's hooks at the end."""

@@ -326,7 +326,7 @@ def _load(place: str) -> tuple[Finder, str]:
 
 
 _MARKED = re.compile(r"\[\[(.+?)(?:\|(\d+(?:\.\d+)?))?\]\]", re.DOTALL)
-_SENTENCE = re.compile(r"\S.*?(?:[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|[。！？]|$)", re.DOTALL)
+_SENTENCE = re.compile(r"\S.*?(?:[.!?…。！？]++[\"'”’)\]]*(?=\s|$)|[。！？]|$)", re.DOTALL)
 
 
 class Span(NamedTuple):

@@ -282,13 +282,14 @@ def bench(
 ) -> None:
     """Compare the speed of masking with transformers' collator, in one run on this machine."""
     require_known("bench", name, ["mask"])
-    from maskwise.bench import bench_mask, render_mask
+    from maskwise.bench import HEADS, bench_mask, mask_notes, mask_rows
 
     result = {"bench": name} | bench_mask()
     if as_json:
         print_json(result)
     else:
-        out_console.print(render_mask(result))
+        print_table(HEADS, mask_rows(result))
+        say("\n".join(mask_notes(result)))
 
 
 TABLES = {

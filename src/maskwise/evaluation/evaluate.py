@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from torch import nn
 from transformers.utils import logging
 
@@ -75,7 +75,7 @@ def _tuple(value: object) -> object:
 OneOrMany = BeforeValidator(_tuple)
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """Measures of a checkpoint besides its tasks. All arms of a study have the same measures.
 
     ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
@@ -83,8 +83,6 @@ class EvaluationSettings(BaseModel):
     >>> EvaluationSettings(ratios=0.15, pairs="bundled:pairs").pairs
     ('bundled:pairs',)
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratios: Annotated[tuple[float, ...], OneOrMany] = (0.15, 0.40)
     """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""

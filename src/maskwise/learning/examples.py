@@ -31,11 +31,11 @@ from maskwise.tasks.questions import ChoiceRow, MarkedRow, Windows
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
 from maskwise.text import encode as encode_texts
+from maskwise.text.words import classify, words_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_WORD = re.compile(r"\w+")
 NEARLY = 0.8
 """The minimum score of a context, as a share of the best score of a context of the same question.
 The score of a text is the sum of the rarities of the question's words that the text contains."""
@@ -49,16 +49,20 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
     >>> occurrences("Art", "The art of Bart: Art!")
     [(4, 7), (17, 20)]
     """
-    answer = answer.strip()
-    if not answer:
-        return []
-    # ``\b`` does not match before "$5" or after "C++", because symbols are not word characters.
-    pattern = re.escape(answer)
-    if answer[0].isalnum():
-        pattern = r"(?<!\w)" + pattern
-    if answer[-1].isalnum():
-        pattern += r"(?!\w)"
-    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
+    starts, ends = map(set, words_in(classify(text)))
+    found = []
+    for match in re.finditer(re.escape(answer.strip()), text, re.IGNORECASE):
+        # An empty answer is found everywhere, also between two words.
+        if match[0] and match.start() in starts and match.end() in ends:
+            found.append(match.span())
+    return found
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text, without symbols. Case is folded."""
+    text = text.casefold()
+    words = map(text.__getitem__, map(slice, *words_in(classify(text))))
+    return [word for word in words if word[0].isalnum()]
 
 
 def find_contexts(
@@ -84,7 +88,7 @@ def find_contexts(
     >>> find_contexts(["what is Bob?", "who is Eve?"], [["baker"], ["a queen"]], texts)
     [[1], []]
     """
-    words = [set(_WORD.findall(text.casefold())) for text in texts]
+    words = [set(_words(text)) for text in texts]
     texts_with = defaultdict[str, list[int]](list)
     for place, text_words in enumerate(words):
         for word in text_words:
@@ -92,14 +96,14 @@ def find_contexts(
     contexts = []
     for question, rights in zip(questions, answers, strict=True):
         rarity = {}
-        for word in dict.fromkeys(_WORD.findall(question.casefold())):
+        for word in dict.fromkeys(_words(question)):
             if word in texts_with:
                 share = (1 + len(texts)) / (1 + len(texts_with[word]))
                 rarity[word] = math.log(share)
         with_answer = set[int]()
         for right in rights:
             # Regular expressions are slow, so they search only texts with the answer's rarest word.
-            parts = [texts_with.get(word, []) for word in _WORD.findall(right.casefold())]
+            parts = [texts_with.get(word, []) for word in _words(right)]
             candidates = min(parts, key=len, default=[])
             for place in candidates:
                 if occurrences(right, texts[place]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from maskwise.training import TrainingSettings
 
@@ -12,7 +12,7 @@ Plain: TypeAlias = dict[str, Any]
 """Settings as JSON values."""
 
 
-class MetaSettings(BaseModel):
+class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Settings of learning by the meta-gradient.
 
     In each outer step, a copy of the model takes inner steps: a few training steps with the
@@ -23,8 +23,6 @@ class MetaSettings(BaseModel):
     >>> MetaSettings(steps=100).batch_size
     32
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(60, ge=1)
     """Number of updates of the policy (outer steps)."""
@@ -111,14 +109,12 @@ class MetaSettings(BaseModel):
     """
 
 
-class PolicySettings(BaseModel):
+class PolicySettings(BaseModel, extra="forbid", frozen=True):
     """The model of a policy: an encoder with a head that scores tokens or spans.
 
     >>> PolicySettings(architecture="modernbert", settings={"hidden_size": 128}).length
     64
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: str = "light"
     """Architecture of a new encoder: ``light`` (embeddings and a convolution over neighbours), or a
@@ -147,27 +143,23 @@ class PolicySettings(BaseModel):
     """Maximum number of words in a span."""
 
 
-class SupervisedSettings(BaseModel):
+class SupervisedSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of learning from labelled answers.
 
     >>> SupervisedSettings(training={"steps": 50}).training.batch_size
     32
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
     """Training settings of the policy. Its ``seed`` is ignored; the seed of the run is used."""
 
 
-class LearningSettings(BaseModel):
+class LearningSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of learning a policy from a task, before a model is pre-trained with this policy.
 
     >>> LearningSettings(method="supervised").policy.architecture
     'light'
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["supervised", "meta"] = "supervised"
     """``supervised`` learns to find the task's answers in texts. ``meta`` learns masks that lower

@@ -395,8 +395,7 @@ def corrupt(
             where t is drawn; the returned rate is the share of masked tokens.
         seed: any integer.
         epoch: the number of the pass over the data. If None, masks depend on the step instead.
-        step: the number of the optimiser step, by default 0. A warning is given if neither the
-            epoch nor the step is given, because a row then gets the same mask each time.
+        step: the optimiser step, by default 0. Without epoch and step, a warning is given.
         total_steps: the number of steps. Distributions that change over training need this number.
         example_id: (B,) int64, the permanent ids of the rows, from which masks are computed;
             default: hashes of the tokens.
@@ -412,7 +411,7 @@ def corrupt(
 
     >>> import torch
     >>> ids = torch.arange(10, 22).view(2, 6)
-    >>> noisy, mask, rate = corrupt(ids, torch.ones_like(ids), 3, seed=0, budget="exact")
+    >>> noisy, mask, rate = corrupt(ids, torch.ones_like(ids), 3, step=0, budget="exact")
     >>> bool((noisy[mask] == 3).all() and (noisy[~mask] == ids[~mask]).all())
     True
     """
@@ -425,13 +424,10 @@ def corrupt(
         raise MaskwiseError("input_ids", got=input_ids.dtype, allowed="whole numbers")
     whole_number("mask_token_id", mask_token_id, least=0, most=torch.iinfo(input_ids.dtype).max)
     if input_ids.dim() != 2 or loss_mask.shape != input_ids.shape:
-        raise MaskwiseError(
-            "input_ids and loss_mask must have the same shape (B, L)",
-            got=f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}",
-        )
+        shapes = f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}"
+        raise MaskwiseError("input_ids and loss_mask must have the same shape (B, L)", got=shapes)
     if epoch is None and step is None:
-        warnings.warn("without epoch=… or step=…, a row gets the same mask each time", stacklevel=2)
-    step = step or 0
+        warnings.warn("without epoch or step, a row gets the same mask each time", stacklevel=2)
     rows, columns = input_ids.shape
     ids = input_ids.numpy(force=True).reshape(-1)
     eligible = loss_mask.numpy(force=True).reshape(-1) != 0
@@ -441,13 +437,13 @@ def corrupt(
     else:
         names = example_id.numpy(force=True).astype(np.int64)
     batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
-    keys = Keys(names, seed=seed, epoch=epoch, step=step)
+    keys = Keys(names, seed=seed, epoch=epoch, step=step or 0)
     places = None if place is None else place.numpy(force=True)
     # ``loss_mask`` says which tokens may be masked, so no table of the vocabulary is needed.
     nothing = np.zeros(0, bool)
     vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)
     noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)
-    choice = noising.choose(batch, keys, Moment(step, total_steps, epoch, place=places))
+    choice = noising.choose(batch, keys, Moment(step or 0, total_steps, epoch, place=places))
     mask = torch.from_numpy(choice.tokens.reshape(rows, columns)).to(input_ids.device)
     rate = torch.from_numpy(choice.ratio_P.astype(np.float32)).to(input_ids.device)
     noisy = torch.where(mask, mask_token_id, input_ids)

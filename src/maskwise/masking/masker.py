@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
@@ -369,14 +369,12 @@ _MAKERS: dict[str, Callable[..., object]] = {
 _KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
 
 
-class MaskingSettings(BaseModel):
+class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     """The masking settings of a recipe.
 
     >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
     'bert'
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = "token"
     """The masking policy: which tokens are masked together, and how likely. A name from ``list

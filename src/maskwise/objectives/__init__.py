@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.corruptions import corruption
@@ -76,14 +76,12 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
     return build("objective", spec, {n: partial(made, model) for n, made in OBJECTIVES.items()})
 
 
-class ObjectiveSettings(BaseModel):
+class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
     """The settings of one objective in a training run with several objectives.
 
     >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__
     'ContrastiveSentences'
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     objective: str
     """The name of the objective, with or without arguments: mlm, emlm, atd, dtd,

@@ -42,7 +42,7 @@ from maskwise.objectives.base import (
     target_places,
 )
 from maskwise.objectives.mlm import MaskedLanguageModelling
-from maskwise.weights import encoder_weights, parts
+from maskwise.weights import encoder_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -339,7 +339,12 @@ class ContrastiveSentences(Objective):
             )
 
     def _dropouts(self) -> list[nn.Dropout]:
-        return parts(encoder_of(self.model), nn.Dropout)
+        """Return the encoder's dropout layers, without those of LoRA, which starts at 0."""
+        layers = []
+        for name, layer in encoder_of(self.model).named_modules():
+            if isinstance(layer, nn.Dropout) and "lora_dropout" not in name:
+                layers.append(layer)
+        return layers
 
     @classmethod
     def check(cls, masking: Masking) -> None:

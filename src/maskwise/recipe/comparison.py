@@ -15,7 +15,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
@@ -37,10 +36,8 @@ Pair = tuple[str, str]
 """The names of an arm and its baseline."""
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, extra="forbid", frozen=True):
     """Immutable settings without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _dotted(grid: object) -> object:

@@ -199,6 +199,8 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
     check_start(config, len(tokenizer))
     if arm.model.adapter:
         lora(arm.model.adapter).check(config)
+        if all(link.training.freeze == "encoder" for link in links):
+            raise MaskwiseError("training.freeze=encoder freezes model.adapter", do="remove one")
     for task in tasks:
         if task.kind.check_model:
             task.kind.check_model(config)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from maskwise.tasks.task import Task
 from maskwise.training import TrainingSettings
 
 
-class FinetuneSettings(BaseModel):
+class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     """The settings with which every checkpoint of a study is fine-tuned.
 
     If ``epochs`` or ``learning_rate`` is None, its value depends on the size of the model.
@@ -23,8 +23,6 @@ class FinetuneSettings(BaseModel):
     >>> FinetuneSettings(epochs=2).fitting(110_000_000).learning_rate
     5e-05
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: float | None = Field(None, gt=0)
     """Passes over the training rows; ignored if ``steps`` is given. The default is 5. For a large

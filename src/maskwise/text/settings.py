@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 from tokenizers import AddedToken
 
 from maskwise import folders
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
-class CorpusSettings(BaseModel):
+class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     """The source of the text, and how the text is cut into rows.
 
     >>> CorpusSettings(source="./texts/a.txt", length=128).source
@@ -50,8 +50,6 @@ class CorpusSettings(BaseModel):
     >>> CorpusSettings(source=["a.txt", "b.txt"], temperature=2).shares([400, 100])
     {'a.txt': 0.6666666666666666, 'b.txt': 0.3333333333333333}
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str | dict[str, float] | tuple[str, ...] = "bundled:wikipedia"
     """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a data set on the hub, the
@@ -268,10 +266,8 @@ def _one_spelling(source: str) -> str:
     return os.path.normpath(source)
 
 
-class TokenizerSettings(BaseModel):
+class TokenizerSettings(BaseModel, extra="forbid", frozen=True):
     """A tokenizer that is loaded by name, or a new tokenizer that is trained on the corpus."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. If None, the tokenizer of the

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
 
 from maskwise.constants import rank_here
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LEARNED = "learners.safetensors"
 
 
-class Totals(BaseModel):
+class Totals(BaseModel, strict=True):
     """The progress of a run, over all ranks.
 
     Attributes:
@@ -65,8 +65,6 @@ class State(Totals):
         settings: the settings that change the result of the run.
         bits: the conditions that change the result only by rounding, such as the number of threads.
     """
-
-    model_config = ConfigDict(strict=True)
 
     step: int = Field(ge=1)
     settings: dict[str, object]

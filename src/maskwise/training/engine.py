@@ -107,11 +107,7 @@ class Engine:
         self.ranks = self.accelerator.num_processes
         self.device = self.accelerator.device
         self.first = self.accelerator.is_main_process
-        if settings.batch_size % (settings.accumulate * self.ranks):
-            raise MaskwiseError(
-                "batch_size must be a multiple of accumulate × processes",
-                got=f"{settings.batch_size} for {settings.accumulate} × {self.ranks}",
-            )
+        settings.micro_rows(self.ranks)
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
         if self.sharded and several:
             raise MaskwiseError(
@@ -144,8 +140,9 @@ class Engine:
         if self.device.type != "cpu":
             # Matrix products that autocast leaves in float32 are ten times as fast with TF32.
             torch.set_float32_matmul_precision("high")
+        self.frozen = list[torch.nn.Parameter]()
         if settings.freeze == "encoder":
-            wrapping.freeze_encoder(objective)
+            self.frozen = wrapping.freeze_encoder(objective)
         wrapping.wrap(objective, settings, self.accelerator.autocast)
         if folder and self.first:
             sweep(folder)
@@ -297,6 +294,8 @@ class Engine:
         """Finish writing states, undo changes of the objective and of torch, and close groups."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         wrapping.unwrap(self.objective)
+        for parameter in self.frozen:
+            parameter.requires_grad = True
         if self.states:
             self.states.close()
         for group in (self.hosts, self.ahead):

@@ -228,6 +228,10 @@ class Log:
         # The time of evaluations is not part of the training speed.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
+        for line in lines:
+            loss = line.get("loss")
+            if isinstance(loss, float) and not math.isfinite(loss):
+                raise NotFinite(f"a held-out loss is not finite at step {done}", got=loss)
         for line in lines if write else ():
             self.metrics.write({"kind": "eval", "step": done, **line})
             self._track(f"eval/{line.get('masks', 'task')}", line, done)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
@@ -36,10 +36,8 @@ ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
 """Marks settings that change speed or memory use, and change weights only by rounding."""
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The settings of a training run, for pre-training or for fine-tuning."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(1000, ge=1)
     """Number of optimiser updates. The schedules of masking and of the learning rate end with the
@@ -161,8 +159,18 @@ class TrainingSettings(BaseModel):
         return found
 
     def micro_rows(self, ranks: int) -> int:
-        """Return the number of rows in a micro-batch on one rank."""
-        return self.batch_size // (self.accumulate * ranks)
+        """Return the number of rows in a micro-batch on one rank.
+
+        Raises:
+            MaskwiseError: the rows of a batch cannot be divided equally.
+        """
+        rows, rest = divmod(self.batch_size, self.accumulate * ranks)
+        if rest:
+            raise MaskwiseError(
+                "batch_size must be a multiple of accumulate × processes",
+                got=f"{self.batch_size} for {self.accumulate} × {ranks}",
+            )
+        return rows
 
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
@@ -191,14 +199,12 @@ def attention_dropout_of(config: PreTrainedConfig) -> tuple[str, float] | None:
     return None
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(BaseModel, extra="forbid", frozen=True):
     """The ``model`` section of a recipe: a new model or a pre-trained model.
 
     >>> ModelSettings(architecture="bert", settings={"num_hidden_layers": 2}).unigram_bias
     True
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     pretrained: str | None = None
     """The name of a pre-trained model: a folder, a hub id, ``bundled:encoder``, or ``package:NAME``

@@ -116,15 +116,23 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         head.compile_head()
 
 
-def freeze_encoder(objective: Objective) -> None:
-    """Freeze the encoder. If the output matrix is tied to the embeddings, it is frozen too."""
-    encoder_of(objective.model).requires_grad_(False)
+def freeze_encoder(objective: Objective) -> list[nn.Parameter]:
+    """Freeze the encoder, and return the parameters that were not frozen before.
+
+    If the output matrix is tied to the embeddings, it is frozen too.
+    """
+    frozen = []
+    for parameter in encoder_of(objective.model).parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad = False
+            frozen.append(parameter)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
         raise MaskwiseError(
             "nothing is left to train",
             got=type(objective.model).__name__,
             do="set training.freeze: none",
         )
+    return frozen
 
 
 def unwrap(objective: nn.Module) -> None:
