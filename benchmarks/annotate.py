@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def main(data: Path = GOLD, batches: int = 10) -> Figures:
         "speed": rates,
         "missing": missing,
         "version": both.version,
-        "hardware": surroundings(),
+        "hardware": {**surroundings(), "spacy": version("spacy"), "thinc": version("thinc")},
     }
 
 

@@ -298,7 +298,7 @@ def beside_trainer(
         task: the name of a classification task.
 
     Returns:
-        A dict with "sizes" and "noise" (see ``maskwise.bench.Noise``). "sizes" has the figures of
+        A dict with "sizes" and "noise" (``maskwise.bench.noise_of``). "sizes" has the figures of
         each contestant, keyed by model size: rates for wall and processor time (``median``,
         ``best`` and ``spread`` over rounds), and maskwise's rate relative to the contestant's rate.
     """

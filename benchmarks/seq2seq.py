@@ -179,7 +179,7 @@ def bench_seq2seq(family: str, *, rounds: int = 3) -> Figures:
     """Time all contestants on both formats of targets.
 
     Returns:
-        A dict with "contestants", "formats" and "noise" (``Noise.report``). "contestants" has a
+        A dict with "contestants", "formats" and "noise" (``noise_of``). "contestants" has a
         dict for each format and contestant: ``ms_per_step``, ``tokens_per_second`` (encoder and
         decoder, without padding), ``spread`` over rounds, and ``rate_over_peer`` with its range.
         "formats" has the encoder and decoder tokens of a step, and the FLOPs of each half.

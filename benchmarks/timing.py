@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from maskwise.bench import Figures, Noise
+from maskwise.bench import Figures, noise_of, probe
 from maskwise.devices import best_device
 from maskwise.masking.policies.base import Learner, Point
 from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
@@ -42,15 +42,15 @@ def in_rounds(turns: Sequence[Callable[[], object]], rounds: int) -> Figures:
     """Call each contestant once in each round.
 
     Returns:
-        A report of how busy the machine was (``maskwise.bench.Noise``).
+        The times of a fixed piece of work (``maskwise.bench.noise_of``).
     """
-    noise = Noise()
+    probes = []
     for _ in track(range(rounds), "timing rounds", console=Console(stderr=True)):
-        noise.probe()
+        probes.append(probe())
         for turn in turns:
             turn()
-    noise.probe()
-    return noise.report()
+    probes.append(probe())
+    return noise_of(probes)
 
 
 def relative(rates: Sequence[float], to: Sequence[float]) -> tuple[float, list[float]]:

@@ -101,7 +101,7 @@ def bench_train(
 
     Returns:
         A dict with "contestants" (the figures of ``Contest.line`` for each shape, text and
-        contestant), "matmul_flops" (FLOP/s), and "noise" (see ``maskwise.bench.Noise``).
+        contestant), "matmul_flops" (FLOP/s), and "noise" (see ``maskwise.bench.noise_of``).
     """
     found = list(read_documents("bundled:wikipedia", limit=documents))
     tokenizer = train_tokenizer((document.text for document in found), vocab_size=vocabulary)

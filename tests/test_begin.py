@@ -269,7 +269,7 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch)
     for most, seen in ((10_000, whole), (100, 100)):
         monkeypatch.setattr("maskwise.study.starter.LOOK_DOCUMENTS", most)
         found = doubts_of(recipe, f"corpus.source={texts}", "tasks=[]")
-        assert f"{seen} documents were read, and these left out: 50 × repeated text" in found
+        assert f"{seen} documents were kept, and these were left out: 50 × repeated text" in found
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_complement_and_coverage_by_enumeration(name: str) -> None:
             assert torch.equal(times(ratio, start, epochs), every.int()), (name, ratio, start)
     # Otherwise an epoch would end inside a round, and would mask less than the ratio.
     with pytest.raises(MaskwiseError, match="one ratio 1/n"):
-        times(0.4, 0, 1)
+        masker(name, ratio=0.4, visits="coverage", fill="random")
 
 
 @pytest.mark.parametrize("visits", ["complement", "coverage"])
@@ -376,9 +376,7 @@ def test_what_is_no_likelihood_is_said() -> None:
         with pytest.raises(MaskwiseError, match=r"visits: complement .* depend on the ratio"):
             Masker(vocabulary(), policy=name, visits="complement")
     with pytest.raises(MaskwiseError, match="one ratio"):
-        Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")(
-            [row([1, 2])], epoch=0, total_steps=9
-        )
+        Masker(vocabulary(), visits="coverage", ratio="linear(0.3, 0.1)")
 
 
 def test_a_fixed_rate_is_masked_language_modelling() -> None:

@@ -211,7 +211,6 @@ def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
         ("single(atdd)", ARMS, "unknown arm 'atdd'.*did you mean 'atd'"),
         ("shares(1, 2)", ARMS, "2 shares for 4 arms"),
         ("shares(1, -1)", ARMS[:2], "a share is below 0"),
-        ("shares(0, 0)", ARMS[:2], "all are 0"),
         ('shares(2, "linear(0, 1)")', ARMS[:2], "from 0 to 1"),
         ("temperature(1, 0)", ARMS[:2], "a size above 0"),
         ("sequential(0)", ARMS, "block, in steps, .*got 0"),

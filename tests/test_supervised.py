@@ -74,6 +74,7 @@ def test_answers_are_words_in_every_script():
     assert occurrences("कल", "कला सुंदर है") == []
     assert occurrences("Zoe", "Zoe\u0301 Smith") == []
     assert occurrences("北京", "我住在北京市。") == [(3, 5)]
+    assert occurrences("Art of Art", "Bart of Art of Art") == [(8, 18)]
     assert occurrences("a", "b-a_a") and occurrences("", "don't") == []
     assert find_contexts(["北京在哪里"], [["北京"]], ["我住在北京市。", "上海"]) == [[0]]
 

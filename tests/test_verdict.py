@@ -262,6 +262,13 @@ def test_the_interval_shown_agrees_with_the_test() -> None:
     row = summarise(records, make_study(runs=8, arms={"base": 0.0, "arm": 0.0}))["contrasts"][0]
     assert row["verdict"] == "decided" and row["low"] > 0 > row["natural"]["low"]
     assert shown(row).unit == "SDs of runs within an arm" and shown(row).low > 0
+    # An end at 0 counts as the other side of 0, whichever arm is ahead.
+    for sign in (1, -1):
+        ends = sorted((sign * 0.1, sign * 0.9))
+        row |= {"mean": sign * 0.5, "low": ends[0], "high": ends[1]}
+        ends = sorted((0.0, sign * 0.02))
+        row["natural"] = {"mean": sign * 0.01, "low": ends[0], "high": ends[1]}
+        assert shown(row).unit == "SDs of runs within an arm"
 
 
 def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:

@@ -323,8 +323,10 @@ def test_encode_marks_the_word_that_the_cut_goes_through(tokenizer):
     assert words[inside] == 1 and row["word_ids"] == [*words[: inside - 2], -1, -1, -1]
     span = {"name": CharSpans.of([(4, 16)], SPANS)}
     layer = ByText("spans", {"name": SPANS}, lambda text: span, "")
-    row = encode(tokenizer, [text], max_length=inside + 1, layers=[layer])[0]
+    row = encode(tokenizer, [text], max_length=inside + 1, layers=[layer, 'prompt("catdog")'])[0]
     assert set(row["name"]) == {-1}
+    # A prompt stays visible, also half of its last word.
+    assert row["prompt"][inside - 2 : inside] == [0, 0]
     border = words.index(2)  # cut between words
     row = encode(tokenizer, [text], max_length=border + 1)[0]
     assert row["word_ids"] == [*words[:border], -1]

@@ -82,4 +82,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Add the public names, which are imported on first use."""
-    return sorted({*globals(), *__all__})
+    return [*globals(), *__all__]

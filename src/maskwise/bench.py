@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
@@ -38,6 +39,8 @@ from maskwise.text.tokenizers import train_tokenizer
 
 Figures: TypeAlias = dict[str, Any]
 """Settings or measurements, keyed by name."""
+Contestants: TypeAlias = dict[str, Callable[[int], object]]
+"""Functions keyed by name. A function is called with the numbers 0, 1, …."""
 RATIO = 0.15
 PEER = "transformers"
 PEER_WORDS = "transformers, whole words"
@@ -55,7 +58,7 @@ POLICY_FOR = {
 }
 """Masking policy with which each corruption is timed. Other corruptions use ``token``."""
 PROBED = 1_000_000
-"""Number of floats that the probe in ``Noise`` sorts."""
+"""Number of floats that ``probe`` sorts."""
 DIFFUSION: dict[str, Figures] = {
     "diffusion": {},
     "diffusion, bernoulli": {"budget": "bernoulli"},
@@ -76,7 +79,7 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         vocab_size: the vocabulary size of the WordPiece tokenizer, which is trained on the sample.
 
     Returns:
-        A dict with ``results``, ``repetitions``, ``noise`` (see ``Noise``) and ``hardware``.
+        A dict with ``results``, ``repetitions``, ``noise`` (see ``noise_of``) and ``hardware``.
         ``results`` has one dict per contestant and shape: ``name``, ``layout``, ``rows``,
         ``length``, ``milliseconds`` (CPU time per batch: the median over repetitions of the median
         over batches), ``spread`` (the range of the repetitions' medians, divided by
@@ -94,8 +97,7 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         simple = {"token": maskers["token"], **whole_word}
         few = max(3, batches // 10)
         usual = Shape(32, 512, "documents")
-        noise = Noise()
-        noise.probe()
+        probes = [probe()]
         timed: Timed = {}
         for _ in track(range(repetitions), "timing", console=Console(stderr=True)):
             _contest(timed, sample, maskers, batches, usual)
@@ -105,11 +107,11 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
                     if shape != usual:
                         _contest(timed, sample, simple, batches, shape)
             _contest(timed, sample, whole_word, few, Shape(8, 4096, "documents"))
-            noise.probe()
+            probes.append(probe())
         return {
             "results": _results(timed),
             "repetitions": repetitions,
-            "noise": noise.report(),
+            "noise": noise_of(probes),
             "hardware": surroundings(),
         }
     finally:
@@ -248,7 +250,7 @@ def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
     return masker(batches[number % len(batches)], epoch=number // len(batches))
 
 
-def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callable[[int], Any]]:
+def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> Contestants:
     plain = DataCollatorForLanguageModeling(sample.tokenizer, mlm_probability=RATIO)
     with warnings.catch_warnings():
         # transformers warns that whole-word masking replaces all selected tokens with [MASK].
@@ -284,18 +286,16 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> dict[str, Callab
 
 
 def in_turn(
-    contestants: dict[str, Callable[[int], object]],
+    contestants: Contestants,
     *,
     batches: int,
-    check: Callable[[str, int, object], None] | None = None,
     turn: int = 10,
 ) -> dict[str, float]:
     """Return the median CPU seconds per call of each contestant.
 
     Args:
-        contestants: functions keyed by name. A function is called with the numbers 0, 1, ….
+        contestants: the functions to time.
         batches: the number of timed calls per contestant.
-        check: a function of (name, number, result). After a turn, it is called for each timed call.
         turn: the number of timed calls in a turn. A turn begins with an untimed call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -303,49 +303,29 @@ def in_turn(
         for name, call in contestants.items():
             # The untimed call replaces the previous contestant's data in the caches.
             call(first)
+            # Results are kept, because freeing them takes time.
             results = []
             for number in range(first, min(first + turn, batches)):
                 start = time.process_time_ns()
-                result = call(number)
+                results.append(call(number))
                 seconds[name].append((time.process_time_ns() - start) / 1e9)
-                results.append(result)
-            if check is not None:
-                for number, result in enumerate(results, first):
-                    check(name, number, result)
     return {name: median(spent) for name, spent in seconds.items()}
 
 
-class Noise:
-    """Measures how busy other processes keep the machine during a benchmark.
+def probe() -> float:
+    """Return the milliseconds of a fixed piece of work, which takes longer on a busy machine."""
+    numbers = np.random.default_rng(0).random(PROBED)
+    # The first sort is slower than all others, so it is not timed.
+    np.sort(numbers)
+    began = time.perf_counter()
+    for _ in range(3):
+        np.sort(numbers)
+    return round(1e3 * (time.perf_counter() - began), 2)
 
-    The probe sorts the same array again and again. On an idle machine, this takes a constant time.
 
-    >>> noise = Noise()
-    >>> for repetition in range(3):
-    ...     noise.probe()
-    >>> sorted(noise.report())
-    ['probe_milliseconds', 'probe_spread']
-    """
-
-    def __init__(self) -> None:
-        self.numbers = np.random.default_rng(0).random(PROBED)
-        self.milliseconds: list[float] = []
-        # The first sort is slower than all others, so it is not timed.
-        np.sort(self.numbers)
-
-    def probe(self) -> None:
-        """Run the probe and record its wall time."""
-        began = time.perf_counter()
-        for _ in range(3):
-            np.sort(self.numbers)
-        self.milliseconds.append(round(1e3 * (time.perf_counter() - began), 2))
-
-    def report(self) -> dict[str, object]:
-        """Return the times of the probe, and their `spread`."""
-        return {
-            "probe_milliseconds": self.milliseconds,
-            "probe_spread": spread(self.milliseconds),
-        }
+def noise_of(milliseconds: Sequence[float]) -> Figures:
+    """Return the results of several calls of ``probe``, and their ``spread``."""
+    return {"probe_milliseconds": milliseconds, "probe_spread": spread(milliseconds)}
 
 
 def spread(values: Sequence[float]) -> float:
@@ -364,7 +344,7 @@ def surroundings() -> Figures:
         **hardware(),
         "threads": torch.get_num_threads(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": versions(),
+        "versions": {**versions(), "maskwise": version("maskwise")},
     }
 
 
@@ -391,12 +371,11 @@ def mask_rows(result: Figures) -> list[tuple[str, ...]]:
 
 def mask_notes(result: Figures) -> list[str]:
     """Return lines about the machine and the accuracy of the figures."""
-    machine = result["hardware"]
     widest = max(row["spread"] for row in result["results"])
     noise = result["noise"]["probe_spread"]
     return [
-        f"Masking on one core: {machine['cpu']}, torch {machine['versions']['torch']}",
+        f"Masking on one core: {result['hardware']['cpu']}",
         "× random, × whole words: speed relative to transformers' random and whole-word masking",
-        f"{result['repetitions']} repetitions: figures varied by up to {widest:.0%}, and the time "
-        f"of a fixed piece of work by {noise:.0%}",
+        f"Between repetitions, figures varied by up to {widest:.0%}, and the time of a fixed piece "
+        f"of work by {noise:.0%}",
     ]

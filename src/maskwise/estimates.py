@@ -82,7 +82,7 @@ def shown(row: Contrast) -> Shown:
         digits = 1
         # Plain scores are easier to understand than SDs.
         natural = row.get("natural")
-        if natural is not None and _signs(natural) == _signs(row):
+        if natural is not None and _agree(natural, row):
             estimate = natural
             unit = "score"
             digits = 3
@@ -107,8 +107,13 @@ def shown(row: Contrast) -> Shown:
     return Shown(scaled(estimate["mean"]), low, high, scale, unit, digits)
 
 
-def _signs(estimate: Estimate) -> list[bool]:
-    return [(estimate[name] or 0.0) > 0 for name in ("mean", "low", "high")]
+def _agree(estimate: Estimate, other: Estimate) -> bool:
+    """Return whether two means, and the ends of their intervals, have the same signs."""
+    for name in ("mean", "low", "high"):
+        value = estimate[name]
+        if value != other[name] and (value or 0.0) * (other[name] or 0.0) <= 0:
+            return False
+    return True
 
 
 def detected_words(size: float) -> str:

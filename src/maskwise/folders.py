@@ -391,7 +391,9 @@ def refuse_missing(*names: str) -> None:
             continue
         looks_like_file = Path(file).suffix or "/" in file
         if looks_like_file and not Path(file).expanduser().exists():
-            raise MaskwiseError(f"file {file!r} does not exist", got=str(Path(file).absolute()))
+            raise MaskwiseError(
+                f"file {file!r} does not exist", got=str(Path(file).expanduser().absolute())
+            )
 
 
 def recipe_path(source: str | Path) -> Path:

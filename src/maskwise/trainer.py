@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -137,10 +138,6 @@ class MaskingTrainer(Trainer):
             raise MaskwiseError(what, do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0")
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
-        ratio = self.evaluation_masker.ratio
-        if self.eval_dataset and ratio.varies and not ratio(0, 1):
-            do = "give evaluation_masker=Masker(tokenizer, ratio=0.15), for example"
-            raise MaskwiseError("evaluations would mask nothing: the ratio is 0 at step 0", do=do)
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
@@ -274,6 +271,11 @@ class MaskingTrainer(Trainer):
         loss = math.nan
         if self._targets:
             loss = self._loss_sum / self._targets
+        else:
+            warnings.warn(
+                "the evaluation masked nothing: the ratio is 0 at step 0; give evaluation_masker=…",
+                stacklevel=2,
+            )
         metrics[f"{prefix}_loss"] = loss
         metrics[f"{prefix}_targets"] = self._targets
         return output._replace(metrics=metrics)

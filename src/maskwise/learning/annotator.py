@@ -117,7 +117,7 @@ class TextScores(NamedTuple):
         start, end: (W,) the character offsets of the words.
         weight: (W,) the weights of the words, with mean 1.
         spans: (S, 2) the character offsets of the spans.
-        score: (S,) the probability of each span in its window.
+        score: (S,) the probability of each span in its text.
     """
 
     start: Ints
@@ -380,7 +380,7 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
 def _softmax(logit_W: Floats, text_W: Ints, real_PW: NDArray[np.bool_]) -> Floats:
     """Return (P, W') the softmax over the words of each text, in windows, with 0 at padding.
 
-    A text may have several windows. They share its probability, so that their spans are comparable.
+    A text may have several windows. They share its probability.
 
     Args:
         logit_W: the logits of all words.

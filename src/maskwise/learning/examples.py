@@ -51,10 +51,12 @@ def occurrences(answer: str, text: str) -> list[tuple[int, int]]:
     """
     starts, ends = map(set, words_in(classify(text)))
     found = []
-    for match in re.finditer(re.escape(answer.strip()), text, re.IGNORECASE):
+    # With a lookahead, matches may overlap: "of" in "Bart of Art of Art" ends no search.
+    for match in re.finditer(f"(?=({re.escape(answer.strip())}))", text, re.IGNORECASE):
+        start, end = match.span(1)
         # An empty answer is found everywhere, also between two words.
-        if match[0] and match.start() in starts and match.end() in ends:
-            found.append(match.span())
+        if start < end and start in starts and end in ends:
+            found.append((start, end))
     return found
 
 

@@ -93,7 +93,7 @@ class Masker:
             example, the layer ``prompt`` marks the tokens of prompts.
         visits: how the masks of a row in different epochs depend on each other: ``random``,
             ``complement`` or ``coverage``. The last two need ``budget="expected"`` and a ``fill``
-            of ``none`` or ``random``.
+            of ``none`` or ``random``, and ``coverage`` needs a ratio of 1/n.
 
     Raises:
         MaskwiseError: a name is unknown, a ratio is outside 0 to 1, or the tokenizer lacks the
@@ -174,6 +174,15 @@ class Masker:
                     f"visits: {self.visits} does not allow this {setting}",
                     got=value,
                     allowed=values,
+                )
+        if self.visits == "coverage":
+            share = self.ratio(0, 1)
+            whole = share > 0 and abs(share * round(1 / share) - 1) < 0.02
+            if self.ratio.varies or self.ratio.random or not whole:
+                raise MaskwiseError(
+                    "visits: coverage needs one ratio 1/n for all steps and rows",
+                    got=self.ratio,
+                    do="set ratio to 1 divided by a whole number, such as 0.25 or 0.2",
                 )
 
     def __call__(
@@ -273,15 +282,8 @@ class Masker:
 
     def _coverage(self, batch: AnnotatedBatch, moment: Moment) -> Selection:
         """Select the units that this epoch masks with ``visits: coverage``."""
-        share = self.ratio(moment.step, moment.total_steps)
         # The number of epochs in a round, which masks every unit once.
-        epochs = round(1 / max(share, 1e-9))
-        if self.ratio.varies or self.ratio.random or abs(share * epochs - 1) > 0.02:
-            raise MaskwiseError(
-                "visits: coverage needs one ratio 1/n for all steps and rows",
-                got=self.ratio,
-                do="set ratio to 1 divided by a whole number, such as 0.25 or 0.2",
-            )
+        epochs = round(1 / self.ratio(0, 1))
         number, part = divmod(self._epoch(moment), epochs)
         keys = Keys(batch.example_id, seed=self.seed, epoch=number)
         units = self.cut(batch, keys, moment)
@@ -405,7 +407,7 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     visits: str = "random"
     """How the masks of a text in different epochs depend on each other. With ``random``, every
     epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
-    before left visible. With ``coverage``, every unit is masked once in 1/ratio epochs."""
+    before left visible. With ``coverage`` and a ratio of 1/n, n epochs mask every unit once."""
 
     @field_validator(*_MAKERS, *_KNOWN)
     @classmethod

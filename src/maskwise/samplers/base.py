@@ -197,8 +197,8 @@ class Shares(Sampler):
                 got=f"{len(shares)} shares for {len(arms)} arms",
             )
         numbers = [share for share in shares if isinstance(share, int | float)]
-        if min(numbers, default=1) < 0 or not any(shares):
-            raise MaskwiseError("sampler shares: a share is below 0, or all are 0", got=shares)
+        if min(numbers, default=0) < 0:
+            raise MaskwiseError("sampler shares: a share is below 0", got=shares)
         top = max([1, *numbers])
         # A schedule is always between 0 and 1, so a number above 1 beside a schedule is probably a
         # mistake: the scaling below would change the number but not the schedule.

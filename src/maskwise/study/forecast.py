@@ -203,7 +203,7 @@ class Outlook:
             what = "with {held_out_rows} held-out rows, the held-out loss is inexact"
             self.doubt(what, "use more text, or raise corpus.held_out", **facts)
         if sample.skipped:
-            what = "{documents:,} documents were read, and these left out: {left_out}"
+            what = "{documents:,} documents were kept, and these were left out: {left_out}"
             advice = "inspect these places if there are many"
             self.doubt(what, advice, left_out=counted(sample.skipped), **facts)
 

@@ -156,6 +156,8 @@ def label_of(value: object) -> str | None:
     # Parquet readers may return NaN for an empty cell. Only NaN is not equal to itself.
     if value is None or value != value:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip()) or None
 
 
@@ -376,7 +378,9 @@ def with_text(record: Record, template: str, place: str) -> Record:
             for number, choice in enumerate(choices_of(record)[1]):
                 letter = chr(ord("A") + number)
                 value.append(f"({letter}) {choice}")
-        return " ".join(labels_in(value))
+        if not isinstance(value, list | tuple):
+            value = [value]
+        return " ".join(map(str, filter(label_of, value)))
 
     text = re.sub(r"\{([^{}]+)\}", fill, template).strip()
     return {**record, TEMPLATE_TEXT: text}

@@ -253,7 +253,8 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
         raise MaskwiseError("where must be 'column=value'", got=where)
     if records and column not in merged(records):
         raise unknown_name(f"column of {place}", column, map(str, merged(records)))
-    return [record for record in records if label_of(record.get(column)) == value]
+    wanted = label_of(value)
+    return [record for record in records if label_of(record.get(column)) == wanted]
 
 
 # Splitting
@@ -277,7 +278,7 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
         for name in names:
             value = record.get(name)
             if isinstance(value, str) and value:
-                return value
+                return " ".join(value.split())
     return ""
 
 

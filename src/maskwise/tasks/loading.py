@@ -369,12 +369,10 @@ def _read_task(
     if metric is None and published in chosen.metrics:
         metric = published
     notes += cuts
-    unseen = Counter(all_classes(splits["test"]))
-    for label in labels:
-        del unseen[label]
+    unseen = {*all_classes(splits["test"])}.difference(labels)
     if unseen:
-        lacking = "train lacks classes of test, whose rows always count as wrong"
-        notes.append(f"{lacking}: {counted(unseen)}")
+        lacking = f"train lacks {len(unseen)} classes of test"
+        notes.append(f"{lacking}, whose items always count as wrong, such as {min(unseen)!r}")
     notes += _notes_on_labels(labels, absent - seen)
     if kind is None:
         notes += _note_on_numbers(chosen, seen - absent, paired=fields.pair is not None)

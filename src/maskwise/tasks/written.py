@@ -227,7 +227,7 @@ class WrittenRow(Row):
 
     @property
     def key(self) -> str:
-        return self.group or self.text
+        return self.group or super().key
 
 
 def _has_two_texts(records: Records, given: Columns) -> bool:

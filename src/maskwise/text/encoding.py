@@ -58,8 +58,8 @@ def encode(
         tokenizer: a fast transformers tokenizer.
         texts: the texts; each becomes one row.
         max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
-            truncated. If a word is cut, its tokens get −1 in "word_ids" and in layers of numbers,
-            so that half a word is never masked.
+            truncated. If a word is cut, its tokens get −1 in "word_ids" and in layers of whole
+            numbers except ``prompt``, so that half a word is never masked as a word or span.
         ids: the example ids, from which the masks are computed; by default hashes of the texts
             (`text_id`).
         layers: annotators whose values (one per token) are added to the rows, such as ``salient``
@@ -138,7 +138,8 @@ def encode(
         }
         for layer, column in columns.items():
             values = column[part]
-            if len(dropped) and values.dtype.kind == "i":
+            # Tokens of a prompt stay marked, because they must stay visible.
+            if len(dropped) and values.dtype.kind == "i" and layer != "prompt":
                 # If the first dropped token's word began before that token, the word is cut.
                 text_words = numbers[part]
                 values = np.where(text_words == text_words[dropped[0]], -1, values)

@@ -106,6 +106,7 @@ class Engine:
         self.rank = self.accelerator.process_index
         self.ranks = self.accelerator.num_processes
         self.device = self.accelerator.device
+        self.frozen = list[torch.nn.Parameter]()
         self.first = self.accelerator.is_main_process
         settings.micro_rows(self.ranks)
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
@@ -140,7 +141,6 @@ class Engine:
         if self.device.type != "cpu":
             # Matrix products that autocast leaves in float32 are ten times as fast with TF32.
             torch.set_float32_matmul_precision("high")
-        self.frozen = list[torch.nn.Parameter]()
         if settings.freeze == "encoder":
             self.frozen = wrapping.freeze_encoder(objective)
         wrapping.wrap(objective, settings, self.accelerator.autocast)

@@ -224,17 +224,21 @@ class Log:
             done: the number of completed updates.
             evaluate: the function that evaluates the model.
             write: whether to log the lines.
+
+        Raises:
+            NotFinite: a held-out loss is not finite, even with ``on_nan: skip``.
         """
         # The time of evaluations is not part of the training speed.
         with self.meter.paused():
             lines = self.engine.evaluated(lambda: list(evaluate(done)))
+        for line in lines if write else ():
+            self.metrics.write({"kind": "eval", "step": done, **finite(line)})
+            self._track(f"eval/{line.get('masks', 'task')}", line, done)
         for line in lines:
             loss = line.get("loss")
             if isinstance(loss, float) and not math.isfinite(loss):
-                raise NotFinite(f"a held-out loss is not finite at step {done}", got=loss)
-        for line in lines if write else ():
-            self.metrics.write({"kind": "eval", "step": done, **line})
-            self._track(f"eval/{line.get('masks', 'task')}", line, done)
+                what = f"a held-out loss is not finite at step {done}"
+                raise NotFinite(what, got=loss, do="lower training.learning_rate")
         return any(line.get("enough") for line in lines)
 
     def _track(self, prefix: str, line: Facts, done: int) -> None:

@@ -134,7 +134,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
 
     on_nan: Literal["stop", "skip"] = Field("stop", json_schema_extra=NOTHING)
     """What to do if a loss or gradient is not finite. ``stop`` ends the run with an error that
-    names the step. ``skip`` skips the update."""
+    names the step. ``skip`` skips the update. A held-out loss that is not finite ends the run."""
 
     workers: int = Field(1, ge=0, json_schema_extra=NOTHING)
     """Number of processes per rank that tokenise a stream (``corpus.stream``). With 0, the training
