@@ -87,6 +87,7 @@ def test_the_spread_is_the_range_over_the_median() -> None:
     assert spread([2.0, 4.0, 5.0]) == 0.75
 
 
+@pytest.mark.slow
 def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) -> None:
     lines = gpu_bench.bench(tmp_path, seconds=300, smoke=True)
     assert [line for line in lines if "error" in line or "left_out" in line] == []
@@ -134,6 +135,7 @@ def test_a_part_without_time_is_named(tmp_path: Path) -> None:
     assert {line["left_out"] for line in lines} == {"no time"}
 
 
+@pytest.mark.slow
 def test_denoising_is_timed_beside_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seq2seq, "DOCUMENTS", 20)
     found = seq2seq.bench_seq2seq("t5", rounds=1)

@@ -45,12 +45,6 @@ def test_recipes_of_experiments_are_read_by_path(name):
         read_recipe(name)
 
 
-def test_the_name_of_a_recipe_that_moved_gives_its_path():
-    with pytest.raises(MaskwiseError) as caught:
-        read_recipe("ptw-claim")
-    assert "benchmarks/recipes/ptw-claim.yaml" in caught.value.do
-
-
 @pytest.mark.parametrize(
     "name",
     [
