@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LEARNED = "learners.safetensors"
 
 
-class Totals(BaseModel, strict=True):
+class Totals(BaseModel):
     """The progress of a run, over all ranks.
 
     Attributes:
@@ -57,7 +57,7 @@ class Totals(BaseModel, strict=True):
     sums: dict[str, float] = {}
 
 
-class State(Totals):
+class State(Totals, strict=True):
     """The file ``state.json`` in a training state.
 
     Attributes:
