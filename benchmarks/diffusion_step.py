@@ -19,7 +19,7 @@ import torch
 from command import run
 from timing import sample_text
 
-from maskwise.bench import DIFFUSION, Figures, Sample, in_turn, surroundings
+from maskwise.bench import Figures, Sample, in_turn, surroundings
 from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.models import new_config, new_model
@@ -29,6 +29,13 @@ from maskwise.text import Rows
 from maskwise.training import MaskedSource
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
+
+DIFFUSION: dict[str, Figures] = {
+    "diffusion": {},
+    "diffusion, bernoulli": {"budget": "bernoulli"},
+    "diffusion, weighted": {"policy": "weighted(units='token')", "budget": "bernoulli"},
+    "diffusion, salient first": {"policy": "salient", "fill": "random", "budget": "bernoulli"},
+}
 
 
 def steps() -> dict[str, Callable[[int], int]]:

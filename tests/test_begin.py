@@ -171,11 +171,23 @@ def test_a_file_whose_labels_are_all_hidden_is_no_plain_text(tmp_path):
 
 def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path):
     labels = write_labels(tmp_path / "labels.csv")
-    written = starter(str(labels))
+    with pytest.warns(
+        UserWarning, match=r"labels\.csv was read as labels, so models are trained on"
+    ):
+        written = starter(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
     assert "labels.csv(label='label', train_rows=200)" in starter(
         str(labels), [f"{labels}(label='label')"]
     )
+
+
+def test_columns_that_describe_texts_are_no_labels(tmp_path):
+    draw = random.Random(0)
+    text = [" ".join(draw.choice(WORDS) for _ in range(12)) for _ in range(300)]
+    rows = [{"text": each, "source": "web" if n % 2 else "mail"} for n, each in enumerate(text)]
+    corpus = write_lines(tmp_path / "mine.jsonl", rows)
+    assert f'source: "{corpus}"' in starter(str(corpus))
+    assert load_task(corpus, label="source").labels == ("mail", "web")
 
 
 def test_check_says_how_many_of_the_labelled_rows_are_used(tmp_path):

@@ -114,6 +114,24 @@ def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
     assert ((first != IGNORE) & (second != IGNORE)).double().sum() < 0.4 * (first != IGNORE).sum()
 
 
+def test_complementary_masks_need_a_true_epoch_in_workers_too() -> None:
+    named = [r | {"example_id": i} for i, r in enumerate(EVEN)]
+    collate = MaskingCollator(masker(visits="complement"))
+    for workers in (0, 1):
+        loader = DataLoader(named, batch_size=12, collate_fn=collate, num_workers=workers)
+        with pytest.raises(MaskwiseError, match="needs the epoch"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            next(iter(loader))
+
+
+def test_packed_rows_are_said_to_lose_their_documents() -> None:
+    ids = torch.randint(10, 20, (2, 12))
+    names = torch.arange(4).repeat_interleave(6).view(2, 12)
+    rows = {"input_ids": ids, "example_id": names, "step": 0, "epoch": 0}
+    with pytest.warns(UserWarning, match="reads a packed row as one text"):
+        MaskingCollator(masker())(rows)
+
+
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     orders = [list(StepBatchSampler(24, batch_size=8, seed=s, epochs=2)) for s in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]

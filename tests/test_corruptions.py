@@ -267,7 +267,7 @@ def test_modes_are_read_from_the_mask() -> None:
 
 
 def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
-    """q/(1 − q) of them for each span with a length, less those that touch a span."""
+    """q/(1 − q) of them for each span with a length, at places that no span touches."""
     line = "<s> " + " ".join(["a", "{b}", "c", "d", "e", "f", "g", "h", "i", "j"] * 6) + " </s>"
     batch, chosen = batch_of(*[line] * 400)
     empties = 0
@@ -276,7 +276,7 @@ def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
         empties += int((shown.input_ids == 4).sum()) - int(chosen.sum())
     q = 0.36787944
     # Of 59 places between tokens 12 touch a chosen one; two empty spans at one place are one mask.
-    expected = 47 * (1 - (1 - q / (1 - q) / 59) ** 6)
+    expected = 47 * (1 - (1 - q / (1 - q) / 47) ** 6)
     assert abs(empties / 4000 - expected) < 0.08, (empties / 4000, expected)
 
 

@@ -235,9 +235,7 @@ nothing.
 """
 
 
-@pytest.mark.parametrize(
-    "policy", [*WAITING, "type-weighted(every=5)", "type-weighted(every=5, by=loss)"]
-)
+@pytest.mark.parametrize("policy", [*WAITING, "type-weighted(every=5)"])
 def test_which_policies_that_learn_wait(policy: str) -> None:
     chosen = settings()
     trained = objective("mlm", model())

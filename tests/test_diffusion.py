@@ -318,6 +318,10 @@ def test_corrupt_is_for_trainers_of_others() -> None:
         noisy, mask, rate = mw.corrupt(ids, counts, MASK, place=place, **names)
         assert torch.equal(noisy, batch.input_ids) and torch.equal(mask, batch.selected)
         assert torch.equal(rate, batch.ratio.float()[:, None].expand(ids.shape))
+    # A row that is all prompt adds 0 to a loss that is divided by the rate.
+    counts[0] = 0
+    _, mask, rate = mw.corrupt(ids, counts, MASK, epoch=0, budget="exact")
+    assert not mask[0].any() and (rate[0] > 0).all()
     with pytest.warns(UserWarning, match="the same mask each time"):
         whole = mw.corrupt(ids[:9], counts[:9], 3)[0]
     part = mw.corrupt(ids[7:9], counts[7:9], 3, step=0)[0]

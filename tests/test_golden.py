@@ -201,7 +201,6 @@ DRAWN = {
     "sequential": "sequential(2)",
     "sequential, a third each": "sequential(block=None)",
     "shares": "shares(0.5, 'linear(0, 1)', 0.2)",
-    "temperature": "temperature(100, 10, 1, temperature=2)",
     "loss-proportional": "loss-proportional(every=1)",
     "mometas": "mometas(every=2, lr=1.0, entropy=0.1)",
     "mometas, scaled": "mometas",

@@ -164,6 +164,24 @@ def test_weights_are_no_part_of_the_text(folder, read):
     assert read(f"phases=[{{}}, {{corpus.source: {json.dumps(sources['a'])}}}]")
 
 
+def test_files_of_the_same_name_have_documents_of_different_names(tmp_path):
+    sources = []
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        sources.append(str(tmp_path / folder / "train.jsonl"))
+        Path(sources[-1]).write_text(f'{{"text": "a text of {folder}"}}\n')
+    mixed = [document.id for document in CorpusSettings(source=sources).documents()]
+    assert mixed == [f"{source}:train.jsonl#1" for source in sources]
+    alone = [document.id for document in CorpusSettings(source=sources[0]).documents()]
+    assert alone == ["train.jsonl#1"]
+
+
+def test_a_source_without_a_name_is_refused():
+    for source in ("", ["a.txt", ""]):
+        with pytest.raises(ValueError, match=r"a corpus has no name|a source name must be text"):
+            CorpusSettings(source=source).documents()
+
+
 def test_a_mix_by_temperature():
     def shares(**more: float) -> list[float]:
         return [*CorpusSettings(source=["a", "b"], **more).shares([900, 100]).values()]

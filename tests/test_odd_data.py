@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 import warnings
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from maskwise.annotate.run import annotate_corpus
@@ -33,6 +35,26 @@ def test_an_empty_name_is_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MaskwiseError) as caught:
         read_documents("")
     assert caught.value.got == "''"
+
+
+@pytest.mark.parametrize("more", ["{}\n", "\n{}", "\ufeff\n{}   \n"])
+def test_blank_lines_around_a_text_separate_nothing(more: str, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.txt"
+    lines = "".join(f"Review number {n} says that it was good.\n" for n in range(20))
+    path.write_text(more.format(lines), encoding="utf-8")
+    assert len(list(read_documents(str(path)))) == 20
+    with pytest.raises(MaskwiseError, match=r"text_per.*'lines'"):
+        read_documents(str(path), text_per="lines")
+
+
+def test_empty_cells_are_no_names(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,text\n,one text\n,another text\n3,a third text\n")
+    assert [document.id for document in read_documents(str(table))] == ["t.csv#1", "t.csv#2", "3"]
+    columns = {"id": [1.0, math.nan], "text": ["one text", "another text"]}
+    pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
+    names = [document.id for document in read_documents(str(tmp_path / "t.parquet"))]
+    assert names == ["1.0", "t.parquet#2"]
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85"])

@@ -193,7 +193,7 @@ def test_recipes_that_follow_papers_run_to_their_end(name, tmp_path):
         ("phases=[]", "phases: the list is empty; allowed: ≥ 1 phase"),
         ("phases=3", "phases; got 3; allowed: a list"),
         ("phases=[{}, 3]", "phases.1; got 3; allowed: settings of the form {name: value}"),
-        ("phases=[{}, {training.stepz: 3}]", "did you mean 'training.steps'"),
+        ("phases=[{}, {training.stepz: 3}]", "did you mean 'steps'"),
         ("phases=[{}, {training.steps: 0}]", "phases.1: training.steps; got 0; allowed: ≥ 1"),
         ("phases=[{}, {tokenizer.vocab_size: 99}]", "phases.1 cannot change tokenizer.vocab_size"),
         ("phases=[{}, {model.architecture: bert}]", "phases.1 cannot change model.architecture"),

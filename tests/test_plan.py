@@ -712,9 +712,9 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
         ("study.gate=[words-30, words-30]", "two different arms"),
         (
             "study.search={grid: {training.learning_rte: [1, 2]}}",
-            "did you mean 'training.learning_rate'",
+            "did you mean 'learning_rate'",
         ),
-        ("study.search={gird: {}}", "did you mean 'study.search.grid'"),
+        ("study.search={gird: {}}", "did you mean 'grid'"),
         (
             "study.search={grid: {training.learning_rate: [1, 2]}, own: {c: {masking.ratio: "
             "[0.1]}}}",
@@ -740,7 +740,7 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
         ("study.arms.x.evaluation.rows=3", "cannot change evaluation.rows"),
         ("study.arms.x.study.seeds=3", "cannot change study.seeds"),
         ("intermediate.model.architecture=bert", "intermediate cannot change model.architecture"),
-        ("intermediate.training.stepz=3", "did you mean 'training.steps'"),
+        ("intermediate.training.stepz=3", "did you mean 'steps'"),
         ("intermediate.corpus.length=64", "≤ corpus.length = 32"),
         ("study.arms.x.intermediate.training.seed=3", "cannot change training.seed"),
         (

@@ -26,7 +26,6 @@ ARMS = ["mlm", "emlm", "atd", "cse"]
 SPECS = {
     **{name: name for name in SAMPLERS},
     "shares": "shares(4, 2, 1, 1)",
-    "temperature": "temperature(100, 10, 10, 1, temperature=2)",
 }
 each = pytest.mark.parametrize("name", SPECS)
 
@@ -212,7 +211,6 @@ def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
         ("shares(1, 2)", ARMS, "2 shares for 4 arms"),
         ("shares(1, -1)", ARMS[:2], "a share is below 0"),
         ('shares(2, "linear(0, 1)")', ARMS[:2], "from 0 to 1"),
-        ("temperature(1, 0)", ARMS[:2], "a size above 0"),
         ("sequential(0)", ARMS, "block, in steps, .*got 0"),
         ("mometas(lr=0)", ARMS, "lr 0"),
         ("mometas(every=0)", ARMS, "steps between probes .*; got 0"),

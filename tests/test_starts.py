@@ -319,6 +319,7 @@ def test_nothing_left_to_train_is_said():
         parameter.requires_grad_(False)
     with pytest.raises(MaskwiseError, match=r"nothing is left to train.*set training.freeze: none"):
         learn(network, steps=1, freeze="encoder")
+    assert all(parameter.requires_grad for parameter in network.bert.encoder.parameters())
 
 
 # In recipes

@@ -104,6 +104,15 @@ def test_accumulation_changes_nothing(architecture: str, tmp_path: Path) -> None
         close(a, b, rel=1e-4)
 
 
+def test_packed_rows_of_an_encoder_decoder_are_refused(tmp_path: Path) -> None:
+    ids = torch.randint(10, 20, (8,)).tolist()
+    rows = [{"input_ids": ids, "example_id": [2 * n] * 4 + [2 * n + 1] * 4} for n in range(8)]
+    masker = mw.Masker(tokenizer(), ratio=0.3, corruption="infill")
+    made = trainer(bart(), arguments(tmp_path), masker=masker, train_dataset=rows)
+    with pytest.raises(mw.MaskwiseError, match=r"packed row as one text.*one document in each"):
+        made.train()
+
+
 class Recorded:
     """A masker that keeps what it was called with."""
 

@@ -32,7 +32,6 @@ from transformers import DataCollatorForLanguageModeling
 
 from maskwise.devices import hardware, versions
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
-from maskwise.masking.diffusion import Noising
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.pieces import tokenise
 from maskwise.text.tokenizers import train_tokenizer
@@ -59,12 +58,6 @@ POLICY_FOR = {
 """Masking policy with which each corruption is timed. Other corruptions use ``token``."""
 PROBED = 1_000_000
 """Number of floats that ``probe`` sorts."""
-DIFFUSION: dict[str, Figures] = {
-    "diffusion": {},
-    "diffusion, bernoulli": {"budget": "bernoulli"},
-    "diffusion, weighted": {"policy": "weighted(units='token')", "budget": "bernoulli"},
-    "diffusion, salient first": {"policy": "salient", "fill": "random", "budget": "bernoulli"},
-}
 
 
 def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192) -> Figures:
@@ -208,8 +201,6 @@ def _maskers(vocabulary: Vocabulary) -> dict[str, Masker]:
     for name in CORRUPTIONS:
         spec = POLICY_FOR.get(name, "token")
         maskers[f"shown as {name}"] = Masker(vocabulary, policy=spec, corruption=name, ratio=RATIO)
-    for name, settings in DIFFUSION.items():
-        maskers[name] = Noising(vocabulary, **settings)
     return maskers
 
 

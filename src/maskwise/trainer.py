@@ -272,10 +272,8 @@ class MaskingTrainer(Trainer):
         if self._targets:
             loss = self._loss_sum / self._targets
         else:
-            warnings.warn(
-                "the evaluation masked nothing: the ratio is 0 at step 0; give evaluation_masker=…",
-                stacklevel=2,
-            )
+            what = "the evaluation masked nothing: the ratio is 0 at step 0"
+            warnings.warn(f"{what}; give evaluation_masker=…", stacklevel=2)
         metrics[f"{prefix}_loss"] = loss
         metrics[f"{prefix}_targets"] = self._targets
         return output._replace(metrics=metrics)
@@ -287,8 +285,7 @@ class MaskingTrainer(Trainer):
             return
         self._learned = step
         agree = Agreement(self.accelerator)
-        now = Point(step, self.state.max_steps, agree)
-        Exchange(agree).teach(self._learners, now)
+        Exchange(agree).teach(self._learners, Point(step, self.state.max_steps, agree))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -346,14 +343,17 @@ class MaskingTrainer(Trainer):
 
     def _inputs(self, batch: MaskedBatch) -> Inputs:
         inputs: Inputs = dict(batch)
-        if isinstance(self.model, PreTrainedModel) and not self._decodes:
+        if self._decodes:
+            if batch.documents is not None:
+                do = "put one document in each row, or use maskwise pretrain"
+                raise MaskwiseError("an encoder–decoder reads a packed row as one text", do=do)
+        elif isinstance(self.model, PreTrainedModel):
             inputs = model_inputs(self.model, batch)
         inputs["labels"] = batch.labels
         # Masked diffusion divides the loss by the number of tokens that may be masked.
         if batch.loss_weight is not None:
             inputs["loss_weight"] = batch.loss_weight
-            eligible = batch.source.tensor("eligible").sum(1)
-            inputs["counted"] = eligible.to(batch.labels.device)
+            inputs["counted"] = batch.source.tensor("eligible").sum(1).to(batch.labels.device)
         return inputs
 
     @property

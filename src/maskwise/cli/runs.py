@@ -195,7 +195,7 @@ def adapt(
     if seeds.isdecimal():
         runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
     else:
-        runs = seeds_of(seeds, allowed="a number of runs, such as 6, or seeds, such as 100-105")
+        runs = seeds_of(seeds)
     limit_seconds = time_limit(limit)
     # Nothing is run if the study takes longer than the user's own limit, unlike the default.
     own_limit = was_given(context, "limit")
@@ -212,7 +212,7 @@ def adapt(
                 model,
                 texts,
                 task or (),
-                arms=arms.split(","),
+                arms=[*map(str.strip, arms.split(","))],
                 policy=policy,
                 steps=steps,
                 head_steps=head_steps,
@@ -317,7 +317,7 @@ def finetune(
         metric = line["metric"]
         majority = line["majority"]
         scores = " ".join(map(figure, line["fine_tuning"]))
-        chance = figure(majority, missing="–")
+        chance = figure(majority) or "–"
         items = str(line["test_items"])
         rows.append((line["task"], metric, figure(line["score"]), scores, chance, items))
         # If one label is frequent, accuracy is high without any learning.

@@ -103,10 +103,10 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
     console.print(table)
 
 
-def figure(value: float | None, form: str = ".3f", *, missing: str = "") -> str:
-    """Format a value, or return ``missing`` for None."""
+def figure(value: float | None, form: str = ".3f") -> str:
+    """Format a value; "" for None."""
     if value is None:
-        return missing
+        return ""
     return format(value, form)
 
 
@@ -225,8 +225,8 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
-def seeds_of(text: str, *, allowed: str = "100-105, or 100,103, …") -> list[int]:
-    """Return the seeds of a list such as 100-103,107; ``allowed`` is for the error message."""
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds of a list such as 100-103,107."""
     seeds = set[int]()
     try:
         for part in text.split(","):
@@ -239,6 +239,7 @@ def seeds_of(text: str, *, allowed: str = "100-105, or 100,103, …") -> list[in
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):
+        allowed = "seeds, such as 100-105, or 100,103, …; for adapt, also a number of runs"
         raise MaskwiseError("bad --seeds", got=repr(text), allowed=allowed) from None
     return sorted(seeds)
 

@@ -202,8 +202,8 @@ class AnnotatedBatch:
                 "transformers' Trainer keeps the column only with remove_unused_columns=False; "
                 "in a recipe, name the annotators in corpus.layers",
             )
-        # Rounding floats to ids could merge units.
-        if values.dtype.kind == "f" and len(values) and not scores:
+        # Rounding floats to ids could merge units. With bools, False would count as a value.
+        if values.dtype.kind in "fb" and len(values) and not scores:
             raise MaskwiseError(
                 f"the layer {name!r} must be whole numbers",
                 got=str(values.dtype),

@@ -81,7 +81,14 @@ class MaskingCollator:
             )
 
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
-        return dict(self.masked(rows))
+        batch = self.masked(rows)
+        if batch.documents is not None:
+            warnings.warn(
+                "without the numbers of the documents, a model reads a packed row as one text; use "
+                "PackedCollator or MaskingTrainer, or put one document in each row",
+                stacklevel=2,
+            )
+        return dict(batch)
 
     def masked(self, rows: Rows) -> MaskedBatch:
         """Mask rows for the step and the epoch in their columns, and return a ``MaskedBatch``."""
@@ -106,7 +113,8 @@ class MaskingCollator:
             step = self._batches
             if worker is not None:
                 step = step * worker.num_workers + worker.id
-                if epoch is None:
+                # Complementary masks need the true epoch, and the masker says that it is missing.
+                if epoch is None and self.masker.visits == "random":
                     # A loader may restart its workers every epoch. Their counts then begin at 0
                     # again, but their seed differs, so the masks differ too.
                     epoch = fold(worker.seed, step)

@@ -322,7 +322,7 @@ def noised(
             chosen = ~chosen
             number_P = tokens_P - number_P
         weight_U = rates.number_weight(number_P, tokens_P)[piece]
-        rate_P = number_P / np.maximum(tokens_P, 1)
+        rate_P = np.where(tokens_P > 0, number_P / np.maximum(tokens_P, 1), rate_P)  # never 0/0
     elif equal:
         u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
         chosen = u_U < rate_P[piece]

@@ -150,6 +150,11 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
     ids = line.pop("input_ids")
     kind = _kinds(ids, vocabulary)
     attention = line.pop("attention_mask", None)
+    # In some tokenizers, the padding token also ends each text.
+    if attention is None and vocabulary.pad not in (vocabulary.bos, vocabulary.eos):
+        present = ids != vocabulary.pad
+        if not present.all():
+            attention = present.astype(np.int64)
     special = line.pop("special_tokens_mask", None)
     content = kind > 0
     eligible = kind > 1
@@ -372,7 +377,7 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
             f"column {name!r} must have one number per token",
             got=f"{flat.ndim} dimensions in one row",
         )
-    if flat.dtype.kind != "f":
+    if flat.dtype.kind not in "fb":
         flat = _whole(name, flat)
     column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
     column[inside] = flat
@@ -432,13 +437,4 @@ def _whole(name: str, values: Array) -> Array:
     kinds = "iu" if name in _NAMES else "iub"
     if values.size and values.dtype.kind not in kinds:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
-    # Numbers from 2⁶³ on would become negative in int64, and negative numbers mean "no value".
-    if name != "example_id" and values.dtype == np.uint64 and values.size:
-        largest = int(values.max())
-        if largest >= 2**63:
-            raise MaskwiseError(
-                f"column {name!r}: a number is too large",
-                got=largest,
-                allowed="below 2⁶³",
-            )
     return values.astype(np.int64, copy=False)

@@ -17,7 +17,6 @@ from maskwise.samplers.base import (
     Sequential,
     Shares,
     Single,
-    Temperature,
     Uniform,
 )
 from maskwise.samplers.mometas import Mometas, MometasPlus
@@ -28,7 +27,6 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "sequential": Sequential,
     "shares": Shares,
-    "temperature": Temperature,
     "loss-proportional": LossProportional,
     "mometas": Mometas,
     "mometas-plus": MometasPlus,
@@ -82,7 +80,6 @@ __all__ = [
     "Sequential",
     "Shares",
     "Single",
-    "Temperature",
     "Uniform",
     "sampler",
 ]

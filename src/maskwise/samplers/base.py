@@ -223,25 +223,6 @@ class Shares(Sampler):
         return now / now.sum()
 
 
-class Temperature(Sampler):
-    """Draws objectives with shares proportional to sizes ** (1 / temperature).
-
-    A higher temperature makes the shares more equal.
-
-    Source: mT5 (Xue et al. 2021, arXiv 2010.11934), section 3.2, with alpha = 1 / temperature.
-    """
-
-    def __init__(self, arms: Sequence[str], *sizes: float, temperature: float = 1.0, seed: int = 0):
-        super().__init__(arms, seed=seed)
-        if len(sizes) != len(arms) or min(sizes) <= 0 or temperature <= 0:
-            raise MaskwiseError(
-                "sampler temperature needs a size above 0 for each arm, and a temperature above 0",
-                got=f"sizes {list(sizes)}, temperature {temperature}",
-            )
-        size = torch.tensor(sizes, dtype=torch.float64)
-        self.share = torch.softmax(size.log() / temperature, 0)
-
-
 class LossProportional(Sampler):
     """Draws objectives with shares proportional to (held-out loss) / (loss of random guessing).
 

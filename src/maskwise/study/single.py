@@ -31,6 +31,7 @@ from maskwise.folders import (
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
+from maskwise.specs import leaves
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
@@ -171,14 +172,13 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     if not _begun(out):
         return
     free = {"training": FREE}
-    before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
-    # Both dumps contain all settings, because defaults are included.
-    now = recipe.model_dump(mode="json", exclude=free)
-    changed = [key for key in now if now[key] != before[key]]
+    before = dict(leaves(read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)))
+    now = leaves(recipe.model_dump(mode="json", exclude=free))
+    changed = [key for key, value in now if key not in before or before[key] != value]
     if changed:
         raise MaskwiseError(
             f"--out {out} contains a run of a different recipe",
-            got=f"other settings of {', '.join(changed)}",
+            got=f"another {', '.join(changed)}",
             do=ANOTHER_FOLDER,
         )
 
@@ -221,8 +221,10 @@ def run_finetune(
         MaskwiseError: a setting is unknown, or ``tasks.evaluate_tasks`` raises an error.
     """
     changes = dict(map(parse_override, overrides))
+    if "seeds" in changes:
+        raise MaskwiseError("finetune has an option for seeds", got=changes, do="use --seeds")
     try:
-        settings = FinetuneSettings(**{"seeds": seeds} | changes)
+        settings = FinetuneSettings(seeds=seeds, **changes)
     except ValidationError as error:
         raise explain(error, FinetuneSettings, origin="") from None
     return evaluate_tasks(model, tasks, settings=settings, out=out, quiet=quiet)

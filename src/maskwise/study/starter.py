@@ -14,6 +14,7 @@ import math
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -184,6 +185,11 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     # Files with these extensions contain text. To try whether they contain labels would take long.
     may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
+        warnings.warn(
+            f"{source} was read as labels, so models are trained on bundled:wikipedia; if it is "
+            f"your text, set corpus.source={source} and tasks=[]",
+            stacklevel=2,
+        )
         tasks, source = [source], "bundled:wikipedia"
         comment = "the bundled text, because the file was read as labels"
     # Load the tasks first, to report their errors before the long reading of a large text.

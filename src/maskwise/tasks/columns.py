@@ -391,6 +391,8 @@ def with_text(record: Record, template: str, place: str) -> Record:
 # The smallest mean length of a text in a column of texts. The unit is words, or letters if the
 # texts are sequences without spaces, such as proteins.
 LEAST_WORDS, LEAST_LETTERS = 3, 30
+# Columns of corpora that describe a text, in lower case.
+ABOUT_TEXTS = ("title", "source", "url", "date", "time", "year", "author", "language", "name")
 
 
 def guess_columns(
@@ -430,9 +432,8 @@ def guess_columns(
         refuse_rows_as_names(records, text, where)
         given = given._replace(text=text)
         notes.append(f"the text is column {text!r}")
-    # In a file with one paragraph per row, the rows of an article repeat its title. A title column
-    # therefore looks like a label, but it is never one.
-    rest = [name for name in names if name not in (text, "title")]
+    # The rows of an article repeat its title, source and date, which therefore look like labels.
+    rest = [name for name in names if name != text and name.lower() not in ABOUT_TEXTS]
     if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
         given = given._replace(label=rest[0])
         notes.append(f"the label is column {rest[0]!r}")

@@ -91,6 +91,7 @@ class Documents:
         fields: the names of the record fields that hold the text and the document's name.
         limit: the maximum number of documents; None for no limit.
         keep_repeated: whether to yield a text that equals an earlier text.
+        prefix: the beginning of the names of documents without a name of their own.
         read: the number of documents that the latest iteration yielded.
         skipped: the number of records that the latest iteration skipped, keyed by reason.
     """
@@ -101,6 +102,7 @@ class Documents:
     fields: Fields
     limit: int | None = None
     keep_repeated: bool = False
+    prefix: str = ""
     read: int = field(default=0, init=False)
     skipped: Counter[str] = field(default_factory=Counter, init=False)
 
@@ -150,9 +152,11 @@ class Documents:
         if isinstance(record, Skip):
             return record
         name, text = record
+        name = self.prefix + name
         if isinstance(text, Mapping):
             own_name = text.get(self.fields.id)
-            if own_name is not None:
+            # In tables, an empty cell is "" or NaN, which does not equal itself.
+            if own_name not in (None, "") and own_name == own_name:
                 name = str(own_name)
             text = inside(text, self.fields.text)
         if not isinstance(text, str):
@@ -341,6 +345,7 @@ def read_documents(
     """
     if limit is not None and limit < 1:
         raise MaskwiseError("limit must be a positive number of documents", got=limit)
+    require_known("text_per", text_per, ("auto", "line", "block"))
     fields = Fields(text_field, id_field, text_per)
     opener, name = _resolve(source, fields)
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
@@ -421,11 +426,9 @@ def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
         return _resolve_path(Path(source).expanduser(), fields), str(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
-    raise MaskwiseError(
-        "a corpus cannot be read from this object",
-        got=type(source).__name__,
-        allowed="a path, a name such as bundled:wikipedia, a list of texts",
-    )
+    what = "a corpus cannot be read from this object"
+    allowed = "a path, a name such as bundled:wikipedia, a list of texts"
+    raise MaskwiseError(what, got=type(source).__name__, allowed=allowed)
 
 
 def _resolve_path(path: Path, fields: Fields) -> Opener:
@@ -439,10 +442,8 @@ def _resolve_path(path: Path, fields: Fields) -> Opener:
         return saved_dataset(path, fields)
     files = files_in(path, [*READERS])
     if not files:
-        raise MaskwiseError(
-            f"{path}: no corpus file, or unknown file extension",
-            allowed=", ".join(READERS),
-        )
+        what = f"{path}: no corpus file, or unknown file extension"
+        raise MaskwiseError(what, allowed=", ".join(READERS))
     return lambda: chain.from_iterable(
         read_file(file, name, fields) for name, file in files.items()
     )

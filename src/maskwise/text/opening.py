@@ -122,10 +122,10 @@ def text_per(path: Path) -> LineKind:
     """
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
-    lines = lines_of(head.decode("utf-8", "ignore"))
+    # Blank lines separate blocks, except at the beginning and at the end of a file.
+    lines = lines_of(head.decode("utf-8-sig", "ignore").strip())
     if len(head) == HEAD_BYTES:
         lines = lines[:-1]
-    # Blank lines separate blocks.
     if len(lines) < LEAST_LINES or not all(map(str.strip, lines)):
         return "block"
     small = sum(line.lstrip()[0].islower() for line in lines)

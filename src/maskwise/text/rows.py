@@ -327,8 +327,8 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
                 # With this many documents, each side has one with a probability of 95 %.
                 enough = math.ceil(3 / min(held_out, 1 - held_out))
                 do = (
-                    f"give {enough:,} documents or more (blank lines separate the documents of a "
-                    f".txt file), or {do}"
+                    f"give about {enough:,} documents or more, or {do}, such as 0.2; with "
+                    "corpus.text_per=line, each line of a .txt file is a document"
                 )
             raise MaskwiseError(
                 f"corpus.held_out={held_out} leaves no {name} documents",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,7 +56,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a data set on the hub, the
     bundled sample, or an invented world such as ``factworld(people=300)``. Several sources are
     mixed by weights, ``{FILE: 2, OTHER: 1}``, or by their sizes, ``[FILE, OTHER]``."""
-    temperature: float | None = Field(None, gt=0)
+    temperature: float | None = Field(None, ge=0.1)
     """T, for a list of sources: the share of a source is proportional to size ** (1/T). None is the
     same as 1."""
     text_field: str = "text"
@@ -237,19 +238,19 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
             for name, shards in self.shards().items():
                 parts.append(read_shards(shards, self.record_fields, name=name))
             return parts
+        names = Counter(Path(source).name for source in self.sources)
         for source in self.sources:
             part = read_documents(
                 source, text_field=self.text_field, text_per=self.text_per, limit=self.limit
             )
+            # Masks depend on names, and the documents of a.txt are named a.txt#1, a.txt#2, ….
+            if names[Path(source).name] > 1:
+                part.prefix = f"{source}:"
             parts.append(part)
         return parts
 
     def documents(self) -> Documents:
-        """Return the documents of all sources, which can be read several times.
-
-        Raises:
-            MaskwiseError: a source does not exist, or cannot be read.
-        """
+        """Return the documents of all ``parts``, which can be read several times."""
         parts = self.parts()
         if len(parts) == 1:
             return parts[0]
@@ -263,7 +264,8 @@ def _one_spelling(source: str) -> str:
         return str(world)
     if source.startswith(("hf:", "bundled:")):
         return source
-    return os.path.normpath(source)
+    # ``normpath`` would turn an empty name into the current folder.
+    return source and os.path.normpath(source)
 
 
 class TokenizerSettings(BaseModel, extra="forbid", frozen=True):

@@ -127,6 +127,7 @@ def freeze_encoder(objective: Objective) -> list[nn.Parameter]:
             parameter.requires_grad = False
             frozen.append(parameter)
     if not any(parameter.requires_grad for parameter in objective.parameters()):
+        nn.ParameterList(frozen).requires_grad_()
         raise MaskwiseError(
             "nothing is left to train",
             got=type(objective.model).__name__,

@@ -122,11 +122,11 @@ class Infill(Moving):
     length 0 is *empty*: a [MASK] is inserted between two tokens. Masking policies select only spans
     of at least one token (for BART, use ``span(poisson=3.0)``). This corruption adds the empty
     spans. A Poisson length is 0 with probability q = exp(−mean), so for each selected span, an
-    empty span is added at a random place with probability q / (1 − q). With ``mean=None`` there are
-    no empty spans.
+    empty span is added with probability q / (1 − q), at a random place that no span touches. With
+    ``mean=None`` there are no empty spans.
 
-    Adjacent spans become one [MASK]. An empty span next to another span is dropped. Pieces with
-    many short or empty spans can become longer.
+    Adjacent spans become one [MASK], and so do two empty spans at the same place. Pieces with many
+    short or empty spans can become longer.
 
     Targets: with ``full``, the whole piece. With ``spans``, for each [MASK] in order, a [MASK] and
         the tokens that it replaced; then the end-of-sequence token.
@@ -168,23 +168,23 @@ class Infill(Moving):
     def _empty(self, choice: Selection, keys: Keys, mean: float) -> Array:
         """(N,) int64: the positions of the tokens before which an empty span is inserted."""
         batch = choice.batch
-        starts = choice.starts
         q = math.exp(-mean)
-        count_P = batch.count(batch.content)
-        piece = batch.piece.take(np.flatnonzero(starts))
-        # Each run has two draws. The first decides whether an empty span is added, and the second
-        # decides where.
-        index = 2 * rank_within(batch.count(starts))
-        adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
-        # An empty span lies between two tokens.
-        adds &= count_P.take(piece) > 1
-        piece = piece[adds]
-        index = index[adds]
-        draw = keys.uniform(Purpose.LENGTH, piece, index + 1)
-        slot = (draw * (count_P - 1).take(piece)).astype(np.int64) + 1
-        before = batch.content_at.take(offsets(count_P).take(piece) + slot)
+        # An empty span lies between two tokens of a piece that are both not selected.
         free = batch.content & ~choice.tokens
-        return before[free.take(before) & free.take(before - 1)]
+        gap = free.copy()
+        gap[1:] &= free[:-1]
+        gap[batch.begin] = False
+        count_P = batch.count(gap)
+        piece = choice.units.piece[choice.chosen]
+        # Each span has two draws. The first decides whether an empty span is added, and the second
+        # decides where.
+        index = 2 * rank_within(np.bincount(piece, minlength=batch.pieces))
+        adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
+        adds &= count_P.take(piece) > 0
+        piece = piece[adds]
+        draw = keys.uniform(Purpose.LENGTH, piece, index[adds] + 1)
+        slot = (draw * count_P.take(piece)).astype(np.int64)
+        return np.flatnonzero(gap).take(offsets(count_P).take(piece) + slot)
 
 
 @dataclass(frozen=True)

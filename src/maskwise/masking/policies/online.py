@@ -18,7 +18,7 @@ import numpy as np
 
 from maskwise.constants import UPOS
 from maskwise.devices import TensorDict, Tensors, moved, widest
-from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
+from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, Names
 from maskwise.masking.policies.base import (
@@ -273,34 +273,26 @@ class TypeWeighted(CutPolicy):
 
     A type is an id of the vocabulary. Weights start at 1. After every ``every`` steps,
     w ← λ·w + (1 − λ)·(1 − score) for all types that were targets in these steps, with λ = ``kept``.
-    With ``by="accuracy"``, the score of a type is (correct + 1) / (targets + 2). With
-    ``by="loss"``, the score is 1 − (mean loss of the type) / (highest mean loss of any type).
+    The score of a type is (correct + 1) / (targets + 2).
 
     Selects: tokens, or units with the mean weight of their tokens, by weighted sampling without
         replacement.
     Guarantee: units stay whole. Types that the model cannot learn are masked more and more often.
-    Cost: the cost of ``weighted``, plus a table of V numbers for V types. ``accuracy`` also needs a
-        pass over the logits to find the most probable token at every target. Several ranks exchange
-        3V numbers every ``every`` steps.
+    Cost: the cost of ``weighted``, a table of V numbers for V types, and a pass over the logits to
+        find the most probable token at every target. Several ranks exchange 2V numbers every
+        ``every`` steps.
     Source: Edman and Fraser 2025 (Mask and You Shall Receive, arXiv 2510.20475), section 3: λ = .2,
         200 batches.
     """
 
-    by: str = "accuracy"
     every: int = 200
     kept: float = 0.2
     units: str = "token"
     weights: Weights = field(init=False, default_factory=Weights, repr=False)
 
     def __post_init__(self) -> None:
-        require_known("value of by in policy type-weighted", self.by, ("accuracy", "loss"))
         whole_number("argument every of policy type-weighted", self.every, least=1)
-        if not 0 <= self.kept < 1:
-            raise MaskwiseError(
-                "argument kept of policy type-weighted is not valid",
-                got=self.kept,
-                allowed="at least 0, below 1",
-            )
+        finite_number("argument kept of policy type-weighted", self.kept, least=0, most=1)
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
         units = units_by(batch, self.units)
@@ -313,26 +305,26 @@ class TypeWeighted(CutPolicy):
 
 
 class TypeLearner(Learner):
-    """Sets the policy's weights from the accuracy or the loss of each token type, on all ranks."""
+    """Sets the policy's weights from the accuracy of each token type, on all ranks."""
 
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
-        # (3, V): the sums of this rank that were not yet added to ``total_3V``.
-        self.sums_3V: Tensor | None = None
+        # (2, V): the sums of this rank that were not yet added to ``total_2V``.
+        self.sums_2V: Tensor | None = None
 
     def start(self, vocabulary: Vocabulary) -> None:
         """Allocate the table of sums, and set all weights to 1 if there are no weights yet."""
         import torch
 
-        # The rows are correct answers, losses and targets, summed over all ranks since the last
-        # change of weights.
-        self.total_3V = torch.zeros(3, vocabulary.size, dtype=torch.float64)
+        # The rows are correct answers and targets, summed over all ranks since the last change of
+        # weights.
+        self.total_2V = torch.zeros(2, vocabulary.size, dtype=torch.float64)
         if self.policy.weights.current is None:
             self.policy.weights.current = np.ones(vocabulary.size)
 
     def meet(self, objective: Any) -> None:
         """Make the objective report which answers are correct."""
-        objective.tells_right = self.policy.by == "accuracy"
+        objective.tells_right = True
 
     def observe(self, batch: Any, outcome: Any) -> None:
         losses = widest(outcome.losses)
@@ -342,43 +334,35 @@ class TypeLearner(Learner):
             # above 1/2 is certainly the most probable token, so count these targets.
             right = losses < math.log(2)
         kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
-        if self.sums_3V is None:
-            self.sums_3V = losses.new_zeros(self.total_3V.shape)
-        self.sums_3V[0].index_add_(0, kind, right.to(losses.dtype))
-        self.sums_3V[1].index_add_(0, kind, losses)
-        self.sums_3V[2].index_add_(0, kind, losses.new_ones(kind.shape))
+        if self.sums_2V is None:
+            self.sums_2V = losses.new_zeros(self.total_2V.shape)
+        self.sums_2V[0].index_add_(0, kind, right.to(losses.dtype))
+        self.sums_2V[1].index_add_(0, kind, losses.new_ones(kind.shape))
 
     def after(self, now: Point) -> None:
         self.agree = now.agree
         if not now.done or now.done % self.policy.every:
             return
-        right_V, loss_V, count_V = self._total()
-        self.total_3V = self.total_3V.new_zeros(self.total_3V.shape)
-        mean_V = loss_V / count_V.clamp(min=1)
-        if self.policy.by == "accuracy":
-            score_V = (right_V + 1) / (count_V + 2)
-        else:
-            # If one loss is infinite, ignore it: dividing by it would make all other scores 1.
-            highest = mean_V.nan_to_num(0.0, 0.0, 0.0).max()
-            score_V = 1 - mean_V / highest.clamp(min=1e-9)
+        right_V, count_V = self._total()
+        self.total_2V = self.total_2V.new_zeros(self.total_2V.shape)
+        score_V = (right_V + 1) / (count_V + 2)
         before_V = self._weights()
         kept = self.policy.kept
         new_V = (kept * before_V + (1 - kept) * (1 - score_V)).clamp(min=LEAST)
-        new_V = new_V.where((count_V > 0) & mean_V.isfinite(), before_V)
-        self.policy.weights.current = new_V.numpy()
+        self.policy.weights.current = new_V.where(count_V > 0, before_V).numpy()
 
     def _total(self) -> Tensor:
         """Add this rank's sums to the totals over all ranks, and return the totals.
 
         Every rank must call this method, which waits for the device.
         """
-        if self.sums_3V is not None:
-            self.total_3V = self.total_3V + self.agree(self.sums_3V)
-            self.sums_3V = None
-        return self.total_3V
+        if self.sums_2V is not None:
+            self.total_2V = self.total_2V + self.agree(self.sums_2V)
+            self.sums_2V = None
+        return self.total_2V
 
     def _weights(self) -> Tensor:
-        return self.total_3V.new_tensor(self.policy.weights.current)
+        return self.total_2V.new_tensor(self.policy.weights.current)
 
     def facts(self) -> Facts:
         """``type_weights``: the smallest, the mean and the largest weight of all types."""
@@ -394,6 +378,6 @@ class TypeLearner(Learner):
         return {"weight": self._weights(), "sums": self._total()}
 
     def load_state_dict(self, state: Tensors) -> None:
-        self.total_3V = state["sums"]
-        self.sums_3V = None
+        self.total_2V = state["sums"]
+        self.sums_2V = None
         self.policy.weights.current = state["weight"].numpy()
