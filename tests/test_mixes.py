@@ -22,6 +22,7 @@ from maskwise.study.checks import start_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.single import run_pretrain
 from maskwise.text import Prepared
+from maskwise.text.readers import whole_name
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id
 from maskwise.training import TrainingSettings
@@ -164,7 +165,7 @@ def test_weights_are_no_part_of_the_text(folder, read):
     assert read(f"phases=[{{}}, {{corpus.source: {json.dumps(sources['a'])}}}]")
 
 
-def test_files_of_the_same_name_have_documents_of_different_names(tmp_path):
+def test_files_of_the_same_name_have_documents_of_different_names(tmp_path, monkeypatch):
     sources = []
     for folder in "ab":
         (tmp_path / folder).mkdir()
@@ -174,6 +175,13 @@ def test_files_of_the_same_name_have_documents_of_different_names(tmp_path):
     assert mixed == [f"{source}:train.jsonl#1" for source in sources]
     alone = [document.id for document in CorpusSettings(source=sources[0]).documents()]
     assert alone == ["train.jsonl#1"]
+    # The parts of a long document are still held out together.
+    monkeypatch.setattr("maskwise.text.readers.LONGEST_TEXT", 10)
+    monkeypatch.setattr("maskwise.text.documents.LONGEST_TEXT", 10)
+    for source in sources:
+        Path(source).with_suffix(".txt").write_text(f"a long text of {source[-13]} in one block\n")
+    texts = CorpusSettings(source=[f"{source[:-6]}.txt" for source in sources]).documents()
+    assert len({whole_name(document.id) for document in texts}) == 2 < len(list(texts))
 
 
 def test_a_source_without_a_name_is_refused():

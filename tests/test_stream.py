@@ -225,7 +225,8 @@ def test_patterns_lists_and_folders_name_shards(folder: Path, tmp_path: Path) ->
         ("nowhere/*.jsonl", "no file matches it"),
         (str(tmp_path / "x.csv"), "does not exist"),
         (f"{tmp_path}/*/*.log", "can be read as a stream"),
-        (tmp_path / "b" / "x.csv", "can be read as a stream"),
+        (tmp_path / "b" / "x.csv", "cannot be a stream"),
+        (tmp_path / "b", "x.csv cannot be a stream"),
     ):
         with pytest.raises(MaskwiseError, match=re.escape(said)):
             shards_of(source)

@@ -38,6 +38,7 @@ from maskwise.text.readers import (
     kind_of,
     read_file,
     saved_dataset,
+    whole_name,
 )
 from maskwise.text.words import text_id
 from maskwise.text.worlds import read_world
@@ -152,7 +153,8 @@ class Documents:
         if isinstance(record, Skip):
             return record
         name, text = record
-        name = self.prefix + name
+        if self.prefix:
+            name = PartName.of(self.prefix + name, self.prefix + whole_name(name))
         if isinstance(text, Mapping):
             own_name = text.get(self.fields.id)
             # In tables, an empty cell is "" or NaN, which does not equal itself.
@@ -353,7 +355,6 @@ def read_documents(
 
 def require_documents(documents: Documents) -> Documents:
     """Return `documents`; raise a `MaskwiseError` with the reason if the corpus is empty."""
-    # One document is enough, so reading stops after the first.
     if next(iter(documents), None) is not None:
         return documents
     why = counted(documents.skipped) or "no text at all"

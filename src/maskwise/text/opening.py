@@ -1,8 +1,8 @@
 """Open files: decompress, check for UTF-8, guess what one text of a file is, and read tables.
 
-The cells of a table may be separated by commas, semicolons, tabs or bars, and quoted in any usual
-way. The separator is the one that splits each of the first rows into the same number of cells, at
-least two.
+The cells of a table are separated by commas, semicolons, tabs or bars, and may be in double
+quotation marks. The separator is the one that splits each of the first rows into the same number of
+cells, at least two.
 """
 
 from __future__ import annotations
@@ -225,17 +225,11 @@ def _cells(
 ) -> Iterator[list[str]]:
     # By default, csv refuses cells of more than 131,072 characters, but documents may be longer.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    lines = list(filter(str.strip, _head(text)))
-    single = sum(line.startswith("'") for line in lines)
-    quote = '"'
-    if len(lines) > 1 and single >= QUOTED_SHARE * len(lines):
-        quote = "'"
     file = io.StringIO(text, newline="")
     return csv.reader(
         file,
         strict=strict,
         delimiter=separator,
-        quotechar=quote,
         doublequote=escape is None,
         escapechar=escape,
     )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.text.opening import (
@@ -145,9 +145,7 @@ def kind_of(path: Path, fields: Fields) -> LineKind:
         return "json"
     if fields.per == "auto":
         return text_per(path)
-    if fields.per == "line":
-        return "line"
-    return "block"
+    return cast(LineKind, fields.per)
 
 
 def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:

@@ -36,6 +36,7 @@ from maskwise.text.pieces import Ints, read_pieces, tokenise
 from maskwise.text.readers import (
     BEGINNING,
     LINE_ENDINGS,
+    READERS,
     TEXT_ENDINGS,
     Fields,
     PartName,
@@ -263,17 +264,18 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
     if path.exists():
-        for name, file in files_in(path, ENDINGS).items():
+        for name, file in files_in(path, [*READERS]).items():
+            if known_ending(file) not in ENDINGS:
+                raise MaskwiseError(f"{file} cannot be a stream", allowed=", ".join(ENDINGS))
             shards.append(FileShard(file, name, fields))
     else:
         # A pattern with several ** may match a file twice; a dict removes duplicates.
         matches = dict.fromkeys(glob.glob(str(path), recursive=True))
         found = list(filter(Path.is_file, map(Path, matches)))
         if not found:
-            raise MaskwiseError(
-                f"corpus {source!r} does not exist, and no file matches it",
-                do="give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME",
-            )
+            what = f"corpus {source!r} does not exist, and no file matches it"
+            do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
+            raise MaskwiseError(what, do=do)
         for file in found:
             if known_ending(file) in ENDINGS:
                 shards.append(FileShard(file, file.name, fields))
@@ -281,10 +283,8 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
         # The order of the shards must not depend on the file system, because rows depend on it.
         shards.sort(key=lambda shard: shard.name)
     if not shards:
-        raise MaskwiseError(
-            f"no file of {source} can be read as a stream",
-            allowed=", ".join(ENDINGS),
-        )
+        what = f"no file of {source} can be read as a stream"
+        raise MaskwiseError(what, allowed=", ".join(ENDINGS))
     return shards
 
 
