@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin
 
 import griffe
@@ -46,7 +47,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
     """Yield the keys of a group of settings; a key is followed by its nested keys."""
-    documented = griffe.load(settings.__module__)[settings.__name__]
+    # A load of one module takes as long as a load of the whole package.
+    documented = _package()[f"{settings.__module__}.{settings.__name__}".partition(".")[2]]
     schema = settings.model_json_schema()["properties"]
     for name, field in settings.model_fields.items():
         kinds = [field.annotation, *get_args(field.annotation)]
@@ -64,6 +66,11 @@ def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
         # These sections of a policy have the same keys as those of a recipe.
         if not before or name not in Recipe.model_fields:
             yield from keys_of(groups[0], within)
+
+
+@cache
+def _package() -> griffe.Object | griffe.Alias:
+    return griffe.load("maskwise")
 
 
 def _allowed(schema: dict[str, Any]) -> str:

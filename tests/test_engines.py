@@ -233,7 +233,11 @@ def test_results_come_with_their_tasks_and_a_failure_ends_them():
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("visible", "count", "names"),
-    [(None, 2, ["0", "1"]), ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]), ("3", 1, ["3"])],
+    [
+        pytest.param(None, 2, ["0", "1"], marks=pytest.mark.slow),
+        ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]),
+        pytest.param("3", 1, ["3"], marks=pytest.mark.slow),
+    ],
 )
 def test_workers_share_the_cards_evenly(visible, count, names, monkeypatch):
     """Four stages at once on two cards, or on one."""

@@ -227,10 +227,11 @@ def test_muon_in_batches_is_torch_s_muon(monkeypatch: pytest.MonkeyPatch) -> Non
     ("architecture", "stops", "more"),
     [
         ("bert", range(1, 13), {}),
-        (
+        pytest.param(
             "modernbert",
             (1, 2, 3, 5, 6, 9, 12),
             {"optimizer": "muon", "accumulate": 2, "precision": "bf16"},
+            marks=pytest.mark.slow,
         ),
         # A line of metrics every 5 steps, and a state every 2: sums are neither lost nor counted
         # twice.
