@@ -60,11 +60,11 @@ def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ['"He said ""no"", twice",1', '"He said \\"no\\", twice",1', "'He said \"no\", twice',1"],
+    ['"He said ""no"", twice",1', '"He said \\"no\\", twice",1'],
 )
 def test_any_quoting(line: str) -> None:
     table = read_table(
-        "\n".join(["'text',label" if line[0] == "'" else "text,label", line, line]) + "\n",
+        "\n".join(["text,label", line, line]) + "\n",
         Path("t.csv"),
     )
     assert table == 2 * [{"text": 'He said "no", twice', "label": "1"}]

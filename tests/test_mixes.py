@@ -172,16 +172,18 @@ def test_files_of_the_same_name_have_documents_of_different_names(tmp_path, monk
         sources.append(str(tmp_path / folder / "train.jsonl"))
         Path(sources[-1]).write_text(f'{{"text": "a text of {folder}"}}\n')
     mixed = [document.id for document in CorpusSettings(source=sources).documents()]
-    assert mixed == [f"{source}:train.jsonl#1" for source in sources]
-    alone = [document.id for document in CorpusSettings(source=sources[0]).documents()]
-    assert alone == ["train.jsonl#1"]
+    assert mixed == ["train.jsonl#1", f"{sources[1]}:train.jsonl#1"]
+    # The same documents are held out of a mix and without a mix.
+    [alone] = CorpusSettings(source=sources[1]).documents()
+    assert whole_name(mixed[1]) == alone.id == "train.jsonl#1"
     # The parts of a long document are still held out together.
     monkeypatch.setattr("maskwise.text.readers.LONGEST_TEXT", 10)
     monkeypatch.setattr("maskwise.text.documents.LONGEST_TEXT", 10)
     for source in sources:
         Path(source).with_suffix(".txt").write_text(f"a long text of {source[-13]} in one block\n")
     texts = CorpusSettings(source=[f"{source[:-6]}.txt" for source in sources]).documents()
-    assert len({whole_name(document.id) for document in texts}) == 2 < len(list(texts))
+    parts = [document.id for document in texts]
+    assert len(set(parts)) == len(parts) > 2 and set(map(whole_name, parts)) == {"train.txt#1"}
 
 
 def test_a_source_without_a_name_is_refused():

@@ -120,9 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = INTERRUPTED
     except SystemExit as end:
         code = end.code
-        # typer exits with 1 if the reader of a pipe, such as head, has ended.
-        if isinstance(end.__context__, BrokenPipeError):
-            code = 0
     except MaskwiseError as error:
         _fail(str(error))
     except BrokenPipeError:

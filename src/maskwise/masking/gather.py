@@ -437,4 +437,8 @@ def _whole(name: str, values: Array) -> Array:
     kinds = "iu" if name in _NAMES else "iub"
     if values.size and values.dtype.kind not in kinds:
         raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
-    return values.astype(np.int64, copy=False)
+    whole = values.astype(np.int64, copy=False)
+    # Negative numbers mean "no value", and numbers from 2⁶³ on are negative in int64.
+    if values.dtype == np.uint64 and name != "example_id" and (whole < 0).any():
+        raise MaskwiseError(f"column {name!r}: a number is too large", allowed="below 2⁶³")
+    return whole

@@ -343,13 +343,14 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
     first = errors[0]
     path = _path(first)
     if first["type"] == "extra_forbidden":
-        group = path[:-1]
+        *above, name = first["loc"]
+        group = _path({**first, "loc": tuple(above)})
         what = "setting"
         if group:
             what = f"setting of {'.'.join(group)}"
         if origin:
             what = f"{what} in {origin}:"
-        return unknown_name(what, path[-1], [*_group(settings, group).model_fields])
+        return unknown_name(what, str(name), [*_group(settings, group).model_fields])
     # If a field accepts several types, there is an error for each type. The error with the longest
     # path is the mistake, because the value matched this type down to there.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]

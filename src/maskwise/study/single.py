@@ -173,12 +173,13 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
         return
     free = {"training": FREE}
     before = dict(leaves(read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)))
-    now = leaves(recipe.model_dump(mode="json", exclude=free))
-    changed = [key for key, value in now if key not in before or before[key] != value]
+    now = dict(leaves(recipe.model_dump(mode="json", exclude=free)))
+    names = dict.fromkeys([*before, *now])
+    changed = [key for key in names if before.get(key, ...) != now.get(key, ...)]
     if changed:
         raise MaskwiseError(
             f"--out {out} contains a run of a different recipe",
-            got=f"another {', '.join(changed)}",
+            got=f"other values of {', '.join(changed)}",
             do=ANOTHER_FOLDER,
         )
 
@@ -222,7 +223,7 @@ def run_finetune(
     """
     changes = dict(map(parse_override, overrides))
     if "seeds" in changes:
-        raise MaskwiseError("finetune has an option for seeds", got=changes, do="use --seeds")
+        raise MaskwiseError("finetune has an option for seeds", do="use --seeds")
     try:
         settings = FinetuneSettings(seeds=seeds, **changes)
     except ValidationError as error:

@@ -187,7 +187,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     if not tasks and may_be_labels and is_task(source):
         warnings.warn(
             f"{source} was read as labels, so models are trained on bundled:wikipedia; if it is "
-            f"your text, set corpus.source={source} and tasks=[]",
+            f"your text, set corpus.source={source}, corpus.text_field and tasks=[]",
             stacklevel=2,
         )
         tasks, source = [source], "bundled:wikipedia"

@@ -285,7 +285,12 @@ def _read_task(
         given, notes = guess_columns(examples, given, chosen.columns, place)
         chosen = _recognised(examples, given)
     if settings:
-        chosen = _with_settings(chosen, settings, place)
+        make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
+        known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
+        known.update(inspect.signature(make).parameters)
+        for option in settings:
+            require_known(f"argument of {chosen.name} {place}", option, known)
+        chosen = make(**settings)
     template = given.text or ""
     if "{" in template:
         for split, part in records.items():
@@ -382,16 +387,6 @@ def _read_task(
         pooling=pooling,
     )
     return task.with_train_rows(train_rows)
-
-
-def _with_settings(kind: TaskKind, settings: Options, place: str) -> TaskKind:
-    """Return the kind of task with arguments such as ``beams``."""
-    make: Callable[..., TaskKind] = kind.make or (lambda: kind)
-    known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
-    known.update(inspect.signature(make).parameters)
-    for option in settings:
-        require_known(f"argument of {kind.name} {place}", option, known)
-    return make(**settings)
 
 
 def _recognised(records: Records, given: Columns) -> TaskKind:

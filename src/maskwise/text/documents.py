@@ -38,7 +38,6 @@ from maskwise.text.readers import (
     kind_of,
     read_file,
     saved_dataset,
-    whole_name,
 )
 from maskwise.text.words import text_id
 from maskwise.text.worlds import read_world
@@ -154,11 +153,12 @@ class Documents:
             return record
         name, text = record
         if self.prefix:
-            name = PartName.of(self.prefix + name, self.prefix + whole_name(name))
+            # The split depends on the whole name, and is the same with and without a mix.
+            name = PartName.of(self.prefix + name, name)
         if isinstance(text, Mapping):
             own_name = text.get(self.fields.id)
-            # In tables, an empty cell is "" or NaN, which does not equal itself.
-            if own_name not in (None, "") and own_name == own_name:
+            # In tables, an empty cell is "" or NaN.
+            if str(own_name).strip() not in ("", "nan", "None"):
                 name = str(own_name)
             text = inside(text, self.fields.text)
         if not isinstance(text, str):
@@ -176,7 +176,7 @@ class Documents:
 class Joined(Documents):
     """Several corpora, read one after the other, without repeated texts.
 
-    Documents keep their names. So the same documents are held out in a mix and without a mix.
+    The same documents are held out in a mix and without a mix.
 
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
     >>> [(document.text, source_of(document)) for document in Joined(parts)]

@@ -327,7 +327,7 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
                 # With this many documents, each side has one with a probability of 95 %.
                 enough = math.ceil(3 / min(held_out, 1 - held_out))
                 do = (
-                    f"give about {enough:,} documents or more, or {do}, such as 0.2; with "
+                    f"give about {enough:,} documents or more, or {do}; with "
                     "corpus.text_per=line, each line of a .txt file is a document"
                 )
             raise MaskwiseError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -238,13 +237,12 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
             for name, shards in self.shards().items():
                 parts.append(read_shards(shards, self.record_fields, name=name))
             return parts
-        names = Counter(Path(source).name for source in self.sources)
-        for source in self.sources:
+        for number, source in enumerate(self.sources):
             part = read_documents(
                 source, text_field=self.text_field, text_per=self.text_per, limit=self.limit
             )
-            # Masks depend on names, and the documents of a.txt are named a.txt#1, a.txt#2, ….
-            if names[Path(source).name] > 1:
+            # Masks depend on names, and two sources of a mix may both have a file train.jsonl.
+            if number:
                 part.prefix = f"{source}:"
             parts.append(part)
         return parts

@@ -266,7 +266,7 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
     if path.exists():
         for name, file in files_in(path, [*READERS]).items():
             if known_ending(file) not in ENDINGS:
-                raise MaskwiseError(f"{file} cannot be a stream", allowed=", ".join(ENDINGS))
+                raise MaskwiseError(f"{file} cannot be a stream", do="give a pattern: 'a/*.txt'")
             shards.append(FileShard(file, name, fields))
     else:
         # A pattern with several ** may match a file twice; a dict removes duplicates.

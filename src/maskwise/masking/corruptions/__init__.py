@@ -173,9 +173,10 @@ class Infill(Moving):
         free = batch.content & ~choice.tokens
         gap = free.copy()
         gap[1:] &= free[:-1]
-        gap[batch.begin] = False
+        # An empty batch has pieces, but no tokens.
+        gap[batch.begin[batch.begin < len(gap)]] = False
         count_P = batch.count(gap)
-        piece = choice.units.piece[choice.chosen]
+        piece = np.sort(choice.units.piece[choice.chosen])
         # Each span has two draws. The first decides whether an empty span is added, and the second
         # decides where.
         index = 2 * rank_within(np.bincount(piece, minlength=batch.pieces))
