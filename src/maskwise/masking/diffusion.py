@@ -298,7 +298,7 @@ def noised(
         second: whether to mask the units that would be left visible if ``second`` were False.
 
     Returns:
-        The selection, with the rates that resulted and the loss weights.
+        The selection, with the resulting rates (empty pieces keep theirs) and the loss weights.
 
     Raises:
         MaskwiseError: units have several tokens and ``exact`` is True, or weights are unequal and
@@ -322,7 +322,7 @@ def noised(
             chosen = ~chosen
             number_P = tokens_P - number_P
         weight_U = rates.number_weight(number_P, tokens_P)[piece]
-        rate_P = np.where(tokens_P > 0, number_P / np.maximum(tokens_P, 1), rate_P)  # never 0/0
+        rate_P = np.where(tokens_P > 0, number_P / np.maximum(tokens_P, 1), rate_P)
     elif equal:
         u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
         chosen = u_U < rate_P[piece]

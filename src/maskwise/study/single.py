@@ -174,8 +174,7 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     free = {"training": FREE}
     before = dict(leaves(read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)))
     now = dict(leaves(recipe.model_dump(mode="json", exclude=free)))
-    names = dict.fromkeys([*before, *now])
-    changed = [key for key in names if before.get(key, ...) != now.get(key, ...)]
+    changed = [key for key in before | now if before.get(key, ...) != now.get(key, ...)]
     if changed:
         raise MaskwiseError(
             f"--out {out} contains a run of a different recipe",

@@ -355,7 +355,7 @@ def read_documents(
 
 def require_documents(documents: Documents) -> Documents:
     """Return `documents`; raise a `MaskwiseError` with the reason if the corpus is empty."""
-    if next(iter(documents), None) is not None:
+    if next(iter(documents), None) is not None:  # reads one document only
         return documents
     why = counted(documents.skipped) or "no text at all"
     if NO_TEXT not in documents.skipped:

@@ -176,10 +176,12 @@ class Infill(Moving):
         # An empty batch has pieces, but no tokens.
         gap[batch.begin[batch.begin < len(gap)]] = False
         count_P = batch.count(gap)
-        piece = np.sort(choice.units.piece[choice.chosen])
+        # The units of a mixture are not sorted by piece, so pieces are listed anew.
+        spans_P = np.bincount(choice.units.piece[choice.chosen], minlength=batch.pieces)
+        piece = owners(spans_P)
         # Each span has two draws. The first decides whether an empty span is added, and the second
         # decides where.
-        index = 2 * rank_within(np.bincount(piece, minlength=batch.pieces))
+        index = 2 * rank_within(spans_P)
         adds = within(keys.draw(Purpose.LENGTH, piece, index), q / (1 - q))
         adds &= count_P.take(piece) > 0
         piece = piece[adds]
