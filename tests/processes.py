@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -85,6 +86,25 @@ class SamePool(Pool[Any, Any]):
         return future
 
     def close(self) -> None: ...
+
+
+def worker_task(what: Any) -> Any:
+    """Run by a worker. This file and its imports are light, so workers start quickly."""
+    if what == "die":
+        os._exit(7)
+    if what == "raise":
+        raise KeyError("two\nlines")
+    if what == "warn":
+        warnings.warn("rows are truncated", stacklevel=2)
+    return what, os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def worker_card(_: Any) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def worker_length(text: Any) -> int:
+    return len(text)
 
 
 def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> Callable[[], Any]:

@@ -27,16 +27,8 @@ from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, RayPool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.scheduler import Progress, execute
-from processes import PATIENCE, wait_for, workers
-from tiny import (
-    maskwise,
-    start,
-    worker_card,
-    worker_length,
-    worker_task,
-    write_inputs,
-    write_lines,
-)
+from processes import PATIENCE, wait_for, worker_card, worker_length, worker_task, workers
+from tiny import maskwise, start, write_inputs, write_lines
 
 LOST = Failure("the node is gone", passing=True)
 WRONG = Failure("the loss is not finite", passing=False)
@@ -202,10 +194,10 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
         worker = pool.workers[0].process
     assert found["die"].args == ("the worker process died (exit code 7)", True)
     error, passing = found["raise"].args
-    assert error.startswith("KeyError: 'two\\nlines' (") and "tiny.py:" in error and not passing
+    assert error.startswith("KeyError: 'two\\nlines' (") and "processes.py:" in error and not passing
     first, last = found["first"], found["last"]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
-    assert first[2:] == (1, "1")
+    assert first[2] == "1"
     assert worker.returncode == 0  # it ended by itself
     assert capfd.readouterr().err == "Warning: rows are truncated\n"
 

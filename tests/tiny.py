@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -176,27 +175,6 @@ def start(*arguments: Any, **more: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **more})
-
-
-def worker_task(what: Any) -> Any:
-    """Run by workers; this file imports nothing heavy, so that they start quickly."""
-    if what == "die":
-        os._exit(7)
-    if what == "raise":
-        raise KeyError("two\nlines")
-    if what == "warn":
-        warnings.warn("rows are truncated", stacklevel=2)
-    import torch
-
-    return what, os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
-
-
-def worker_card(_: Any) -> str | None:
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
-
-
-def worker_length(text: Any) -> int:
-    return len(text)
 
 
 def learning_study(world: str, *tasks: str, rest: str) -> str:
