@@ -194,7 +194,8 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
         worker = pool.workers[0].process
     assert found["die"].args == ("the worker process died (exit code 7)", True)
     error, passing = found["raise"].args
-    assert error.startswith("KeyError: 'two\\nlines' (") and "processes.py:" in error and not passing
+    assert error.startswith("KeyError: 'two\\nlines' (") and "processes.py:" in error
+    assert not passing
     first, last = found["first"], found["last"]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
     assert first[2] == "1"

@@ -16,14 +16,18 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError, require_library, unknown_name
 from maskwise.specs import split_options
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -424,10 +428,15 @@ def write_page(
     Raises:
         MaskwiseError: the page cannot be written.
     """
+    environment = _pages()
+    environment.filters |= filters or {}
+    write_whole(path, environment.get_template(template).render(**values))
+
+
+@cache  # an environment keeps the templates that it has compiled
+def _pages() -> Environment:
     # Commands that write no page start faster without the import of jinja2.
     from jinja2 import Environment, PackageLoader
 
     loader = PackageLoader("maskwise", "report")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= filters or {}
-    write_whole(path, environment.get_template(template).render(**values))
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
