@@ -477,6 +477,7 @@ def test_an_argument_that_is_given_twice_is_refused() -> None:
         ("policy", "span(max_words=2.5)", "2.5"),
         ("policy", "span(max_words=True)", "True"),
         ("policy", "span(p=None)", "None"),
+        ("policy", "span(poisson=12)", "12"),
         ("policy", "t5-span(mean_span=1e999)", "inf"),
         ("policy", "weighted(power=(1, 2))", "(1, 2)"),
         ("corruption", "insert(cut=2.5)", "2.5"),

@@ -84,8 +84,8 @@ class MaskingCollator:
         batch = self.masked(rows)
         if batch.documents is not None:
             warnings.warn(
-                "without the numbers of the documents, a model reads a packed row as one text; use "
-                "PackedCollator or MaskingTrainer, or put one document in each row",
+                "without the numbers of the documents, a model reads a packed row as one text; put "
+                "one document in each row, or (encoders only) use PackedCollator or MaskingTrainer",
                 stacklevel=2,
             )
         return dict(batch)

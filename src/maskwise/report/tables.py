@@ -310,13 +310,13 @@ def compare_studies(first: Path, second: Path) -> View:
             )
     before, after = map(_settings, folders)
     differences = []
-    for key in dict.fromkeys([*before, *after]):
+    for key in before | after:
         values = [before.get(key), after.get(key)]
         if values[0] != values[1]:
             differences.append({"setting": key, "values": values})
     old, new = map(_means, folders)
     outcomes = []
-    for outcome, arm in dict.fromkeys([*old, *new]):
+    for outcome, arm in old | new:
         one = old.get((outcome, arm))
         other = new.get((outcome, arm))
         change = None

@@ -310,7 +310,7 @@ class Progress:
         now = time.perf_counter()
         left: Seconds = {}
         # List running stages first, because they occupy workers already.
-        for name in dict.fromkeys([*self.first_seen, *self.named]):
+        for name in self.first_seen | self.named:
             if name in self.forecast.finished or name in self.errors:
                 continue
             seconds = self.forecast.seconds(name)

@@ -239,13 +239,10 @@ def _lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").split("\n")
 
 
-def _head(text: str) -> list[str]:
-    return _lines(text[:HEAD_CHARACTERS])[:HEAD_ROWS]
-
-
 def _is_quoted(text: str) -> bool:
     """Return whether nearly every row of a tab-separated table has a quoted cell."""
-    lines = list(filter(str.strip, _head(text)[1:]))
+    head = _lines(text[:HEAD_CHARACTERS])[1:HEAD_ROWS]
+    lines = list(filter(str.strip, head))
     quoted = len(list(filter(_QUOTED_CELL.search, lines)))
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
 

@@ -48,7 +48,7 @@ class Span(Policy):
 
     Selects: spans of equal weight. With p = .2 and max_words = 10, spans have 3.80 words on average
         before selection. With ``poisson=3.0``, lengths are drawn from a Poisson distribution
-        without 0, as in BART; the corruption ``infill`` adds spans of length 0.
+        from 1 to ``max_words``, as in BART; the corruption ``infill`` adds spans of length 0.
     Guarantee: words stay whole. ``exact`` never exceeds the budget. Therefore it favours short
         spans in short rows: in a text of 64 words with a ratio of 15 %, a span of 1 word is
         selected with probability .364, and a span of 10 words with probability .038. ``expected``
@@ -73,7 +73,9 @@ class Span(Policy):
         whole_number("min_words of policy span", self.min_words, least=1, most=self.max_words)
         require_known("value of over in policy span", self.over, ("word", "token"))
         if self.poisson is not None:
-            finite_number("poisson of policy span", self.poisson, least=1e-9)
+            name = f"poisson of policy span with max_words={self.max_words}"
+            # With a larger mean, most lengths would be cut off.
+            finite_number(name, self.poisson, least=1e-9, most=self.max_words)
 
     @property
     def unit_kind(self) -> UnitKind:
