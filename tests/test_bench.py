@@ -130,6 +130,7 @@ def test_a_side_without_memory_gets_half_the_rows(monkeypatch: pytest.MonkeyPatc
     assert line["tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_part_without_time_is_named(tmp_path: Path) -> None:
     lines = gpu_bench.bench(tmp_path, seconds=-1, smoke=True)
     assert {line["left_out"] for line in lines} == {"no time"}

@@ -65,6 +65,17 @@ few = settings(
 )
 
 ROWS = list(AWKWARD.values()) + random_rows(4, seed=3)
+WHOLE = padded(ROWS)
+
+
+def some_rows(*order: int) -> tuple[list[int], list[dict], list]:
+    """Some of the rows, and the batches that they can be: padded, as lists, padded left."""
+    some = [ROWS[i] for i in order]
+    return [*order], some, [padded(some, width=44), some, padded(some, width=41, left=True)]
+
+
+# Tensors are made once, because hundreds of tests read them.
+COMPOSED = [some_rows(*reversed(range(len(ROWS)))), some_rows(3), some_rows(0, 8)]
 
 
 def eligible(one: dict) -> torch.Tensor:
@@ -76,19 +87,17 @@ def eligible(one: dict) -> torch.Tensor:
 def test_awkward_rows(policy: str, budget: str, corruption: str) -> None:
     made, batch = masker(policy, corruption, budget=budget, ratio=0.3, seed=5), padded(ROWS)
     out = made(batch, epoch=2)
-    for name, value in padded(ROWS).items():
+    for name, value in WHOLE.items():
         assert torch.equal(batch[name], value), "the input was changed"
     check_shown(out, batch, corruption)
     again = made(batch, epoch=2)
     assert torch.equal(out.input_ids, again.input_ids) and torch.equal(out.labels, again.labels)
-    # any batch composition: row by row, in another order, lists or tensors, padded left
+    # Any batch composition gives the same masks.
     whole = per_row(out, ROWS)
-    for order in ([*range(len(ROWS))][::-1], [3], [0, 8]):
-        some = [ROWS[i] for i in order]
+    for order, some, batches in COMPOSED:
         expected = [whole[i] for i in order]
-        assert per_row(made(padded(some, width=44), epoch=2), some) == expected
-        assert per_row(made(some, epoch=2), some) == expected
-        assert per_row(made(padded(some, width=41, left=True), epoch=2), some) == expected
+        for each in batches:
+            assert per_row(made(each, epoch=2), some) == expected
 
 
 def check_shown(out, batch, corruption: str) -> None:

@@ -13,7 +13,6 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record, Study
 from maskwise.recipe import read_recipe
-from maskwise.report import write_report
 from maskwise.study.plan import learned_from
 from maskwise.study.verdict import summarise
 from report_fixture import old_selection
@@ -156,5 +155,5 @@ def test_a_whole_study_in_miniature_draws_the_table(tmp_path):
     assert maskwise("study", path, "--out", out, "--jobs", 1) == 0
     arms = {record["arm"] for record in records_of(out, "score")}
     assert "own-task" not in arms, "records hold what was measured, and nothing that is made of it"
-    page = write_report(out).read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('class="number own"') == 2 and "Does a policy learned for one task" in page
