@@ -95,6 +95,8 @@ def worker_task(what: Any) -> Any:
     if what == "raise":
         raise KeyError("two\nlines")
     if what == "warn":
+        with warnings.catch_warnings():  # after which Python would print a warning again
+            warnings.simplefilter("error")
         warnings.warn("rows are truncated", stacklevel=2)
     return what, os.getpid(), os.environ["OMP_NUM_THREADS"]
 

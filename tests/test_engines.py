@@ -188,7 +188,7 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
     found = {}
     with LocalPool(worker_task, jobs=1) as pool:
-        for task in ("first", "die", "raise", "warn", "last"):
+        for task in ("first", "die", "raise", "warn", "warn", "last"):
             future = pool.submit(task)
             found[task] = future.exception(PATIENCE) or future.result()
         worker = pool.workers[0].process

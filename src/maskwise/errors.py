@@ -189,8 +189,18 @@ def _checked(
 
 
 def tidy_warnings() -> None:
-    """Print warnings of this process as one line, without the line of code that raised them."""
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    """Print each warning of this process once, as one line, without the code that raised it."""
+    # Python prints a warning again after a library has changed the warning filters.
+    printed = set[str]()
+
+    def line_of(message: Warning | str, *_: object, **__: object) -> str:
+        line = f"Warning: {message}\n"
+        if line in printed:
+            return ""
+        printed.add(line)
+        return line
+
+    warnings.formatwarning = line_of
 
 
 def first_line(error: BaseException) -> str:

@@ -382,7 +382,6 @@ class RayPool(Pool[Task, Result]):
 
     def _end(self, future: Future[Any], answer: Future[Any]) -> None:
         """Copy the result or failure from Ray's future. Ray calls this when the task ends."""
-        result = None
         try:
             result, failure = answer.result()
         # This error is raised, for example, if the node cannot import maskwise.

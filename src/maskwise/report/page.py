@@ -75,7 +75,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
         MaskwiseError: ``folder`` is neither a study nor a run, or the page cannot be written.
     """
     content = page_content(read_folder(Path(folder)))
-    target = Path(html) if html is not None else Path(folder) / "report.html"
+    target = Path(html or Path(folder) / "report.html")
     write_page(target, "page.html.j2", FILTERS, **content, vega=vega_code())
     return target
 

@@ -346,7 +346,7 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
     Raises:
         MaskwiseError: a folder holds no study, or the page cannot be written.
     """
-    target = Path(html) if html is not None else Path(second) / "compared.html"
+    target = Path(html or Path(second) / "compared.html")
     write_page(target, "compared.html.j2", FILTERS, **compare_studies(first, second))
     return target
 

@@ -369,7 +369,7 @@ def load_network(
         MaskwiseError: both or neither of ``checkpoint`` and ``config`` are given, or the model does
             not fit the task, the tokenizer or ``max_length``.
     """
-    start = config if checkpoint is None else checkpoint
+    start = checkpoint or config
     if start is None or (checkpoint and config):
         raise MaskwiseError(
             "finetune needs either a checkpoint, or a config for random weights, not both"

@@ -292,12 +292,11 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
-    """Warn about cut rows, once for each task in a process; return the notes for records."""
+    """Warn about cut rows, and return the notes for records."""
     notes: list[str] = []
     for split, part in data.items():
         notes += [f"{split}: {note}" for note in part.notes()]
     if notes:
-        # Python shows equal warnings from the same line of code only once per process.
         warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
     return notes
 

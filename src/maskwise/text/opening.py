@@ -167,7 +167,7 @@ def read_table(
         usual = "," if ".csv" in path.name.lower() else "\t"
     separator = separator_of(text, usual=usual)
     if separator == "\t" and not _is_quoted(text):
-        rows = [line.split("\t") for line in _lines(text)]
+        rows = [line.split("\t") for line in lines_of(text)]
         return list(_records(path, rows, separator, header=header))
     failures = []
     # Quotation marks inside a cell are usually doubled (None), but may be escaped by a backslash.
@@ -235,13 +235,9 @@ def _cells(
     )
 
 
-def _lines(text: str) -> list[str]:
-    return text.replace("\r\n", "\n").split("\n")
-
-
 def _is_quoted(text: str) -> bool:
     """Return whether nearly every row of a tab-separated table has a quoted cell."""
-    head = _lines(text[:HEAD_CHARACTERS])[1:HEAD_ROWS]
+    head = lines_of(text[:HEAD_CHARACTERS])[1:HEAD_ROWS]
     lines = list(filter(str.strip, head))
     quoted = len(list(filter(_QUOTED_CELL.search, lines)))
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)

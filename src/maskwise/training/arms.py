@@ -356,7 +356,7 @@ class SamplerLearner(Learner):
         sampler.update(self.before[0], losses[0])
         # There may be several updates of the sampler between two lines of metrics, which repeat
         # their notes.
-        self.notes = list(dict.fromkeys([*self.notes, *sampler.notes]))
+        self.notes = list(dict.fromkeys(self.notes + sampler.notes))
 
     def facts(self) -> Facts:
         """Return the fields of a line of metrics that docs/files.md lists for samplers."""
