@@ -11,7 +11,8 @@ from maskwise.recipe import read_recipe
 from tiny import find_recipe, read_lines
 
 SPLITS = ("train", "dev", "test")
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
 
 
 def test_questions_are_split_by_article_and_test_answers_are_marked(tmp_path, monkeypatch, capsys):
@@ -68,3 +69,10 @@ def test_labelled_passages_of_novels_are_not_in_the_text(tmp_path):
     for row in [*train, *test]:
         assert row["text"] not in text
     assert len(text.split("\n")) == 2 * 90 - 60
+
+
+def test_the_text_of_every_mutant_is_in_the_source_once():
+    """A stale mutant is never killed, and only a slow script would notice."""
+    source = ROOT / "src" / "maskwise"
+    for mutant in json.loads((ROOT / "tests" / "mutants.json").read_text(encoding="utf-8")):
+        assert (source / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"]) == 1
