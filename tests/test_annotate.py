@@ -384,6 +384,17 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("per", "documents"), [("line", 3), ("block", 2), ("auto", 2)])
+def test_a_document_is_a_line_or_a_block_as_in_a_recipe(per, documents, tmp_path, capsys):
+    text, out = tmp_path / "texts.txt", tmp_path / "out"
+    text.write_text("Anna saw New York.\nIt rained.\n\nBen stayed.\n")
+    command = f"annotate {text} --with words --text-per {per} --out {out} --json"
+    assert maskwise(*command.split()) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == documents
+    texts = [document.text for document in read_documents(text, text_per=per)]
+    assert len(Store(out).annotate(texts)) == documents
+
+
 @pytest.mark.parametrize("wanted", ["words,phrases", "phrases"])
 def test_a_small_text_has_no_phrases_and_is_told_so(wanted, tmp_path, capsys):
     text, page = tmp_path / "small.txt", tmp_path / "p.html"

@@ -288,8 +288,7 @@ def load_model(
     auto = language_model(load_config(name, kind=kind))
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))
-        how = {} if config is None else {"config": config}
-        model, lacking = _load_whole(auto, name, **how)
+        model, lacking = _load_whole(auto, name, config=config)
     if lacking and seed is None:
         raise MaskwiseError(
             f"{str(name)!r} has no MLM head, so it cannot predict tokens",

@@ -249,12 +249,9 @@ def annotate_corpus(
 
 
 def open_corpus(
-    source: Corpus,
-    *,
-    text_field: str,
-    limit: int | None,
+    source: Corpus, *, text_field: str, limit: int | None, text_per: str = "auto"
 ) -> Documents:
-    """Open a corpus; see ``annotate_corpus`` for the arguments.
+    """Open a corpus; see ``annotate_corpus`` and ``read_documents`` for the arguments.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or has no documents.
@@ -270,7 +267,9 @@ def open_corpus(
 
         gold = read_conllu(Path(source).expanduser())
         source = [{"id": document.id, text_field: document.text} for document in gold]
-    return require_documents(read_documents(source, text_field=text_field, limit=limit))
+    return require_documents(
+        read_documents(source, text_field=text_field, text_per=text_per, limit=limit)
+    )
 
 
 def _workers(

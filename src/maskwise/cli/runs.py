@@ -40,7 +40,7 @@ from maskwise.cli.terminal import (
     was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.errors import MaskwiseError, counted, whole_number
 from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
 
 if TYPE_CHECKING:
@@ -371,6 +371,9 @@ def annotate(
     engine: Engine = "local",
     jobs: Jobs = None,
     text_field: TextField = "text",
+    text_per: Annotated[
+        str, typer.Option(help="What a document of a .txt file is: line, block or auto.")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of documents.")] = None,
     function: Annotated[
         list[str] | None,
@@ -391,12 +394,11 @@ def annotate(
     from maskwise.show import examples, render_layers, write_layers
     from maskwise.specs import split_calls
 
+    documents = open_corpus(corpus, text_field=text_field, text_per=text_per, limit=limit)
     summary = annotate_corpus(
-        corpus,
+        documents,
         split_calls(wanted),
         out,
-        text_field=text_field,
-        limit=limit,
         engine=engine,
         jobs=jobs,
         functions=function or (),
@@ -409,7 +411,7 @@ def annotate(
     layers: list[str] = []
     for entry in summary["annotators"].values():
         layers += entry["layers"]
-    samples = examples(Store(out, layers), open_corpus(corpus, text_field=text_field, limit=limit))
+    samples = examples(Store(out, layers), documents)
     if html is not None:
         write_layers(summary, samples, html)
         say(f"wrote {html}", to=err_console)
@@ -421,9 +423,9 @@ def annotate(
             warn(f"{spec}: {entry['notice']}")
         for error, count in entry["failures"].items():
             warn(f"{spec} failed on {count} texts, so these texts lack its layers: {error}", "red")
-    skipped = [f", skipped {count} × {reason}" for reason, count in summary["skipped"].items()]
-    counts = f"{summary['documents']:,} documents, {summary['words']:,} words"
-    say(f"{out}: {counts}{''.join(skipped)}")
+    say(f"{out}: {summary['documents']:,} documents, {summary['words']:,} words")
+    if summary["skipped"]:
+        say(f"skipped {counted(summary['skipped'])}")
 
 
 def _refuse_options_of_a_run(context: typer.Context) -> None:
