@@ -251,7 +251,7 @@ def hardware() -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "memory_gib": None if held is None else round(held / 2**30, 1),
+        "memory_gib": held and round(held / 2**30, 1),
         "accelerator": accelerator,
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -211,7 +212,7 @@ def first_line(error: BaseException) -> str:
 
 def counted(reasons: Mapping[str, int]) -> str:
     """Format counts of reasons, the most frequent first: "3 × no label, 1 × no text"."""
-    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    ordered = Counter(reasons).most_common()
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
 
 

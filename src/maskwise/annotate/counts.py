@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 BLOCK_CHARACTERS = 1 << 21
 """Number of characters in a block of texts, which is processed at once. Processing needs about 60
 bytes per character, which is 130 MB per block."""
-RULES = "counts-1"
+RULES = "counts-2"
 """The version of the rules in this file, a part of the version of each annotator with counts."""
 LAST = np.uint64(2**64 - 3)
 """The largest hash of a word. The two larger numbers are markers (_BORDER and _DOCUMENT)."""
@@ -45,6 +45,7 @@ LAST = np.uint64(2**64 - 3)
 _HALF = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
 _APOSTROPHES = np.array([0x27, 0x2019], dtype=np.uint32)
+_LONGEST_SUFFIX = 2
 _LINE_ENDS = np.array([10, 11, 12, 13, 0x85, 0x2028, 0x2029], dtype=np.uint32)
 
 
@@ -56,7 +57,7 @@ class Words(NamedTuple):
         start, end: (W,) the character offsets of each word in its text.
         letter: (W,) the code point of each word's first character, in lower case.
         key: (W,) the hash of each word in lower case, at most ``LAST``.
-        plain: (W,) whether a word begins with a letter or digit and does not follow an apostrophe.
+        plain: (W,) whether a word begins with a letter or digit and is no suffix such as "n't".
         fresh: (W,) whether a word is the first word of a text or of a line.
         folded: the texts in lower case, joined.
         base: (N,) the offset of each text in ``folded``.
@@ -104,9 +105,9 @@ def words_of(texts: Sequence[str]) -> Words:
     text = base.searchsorted(start, side="right") - 1
     line_ends = np.isin(codes, _LINE_ENDS)
     lines = np.append(0, line_ends.cumsum())[start]
-    # In "don't" and "women's", the part after the apostrophe cannot be a word of a phrase.
+    # The "ll" in "we'll" cannot be a word of a phrase, but "intelligence" in "l'intelligence" can.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
-    suffix = after_apostrophe & ~is_white(kinds)[start - 2]
+    suffix = after_apostrophe & ~is_white(kinds)[start - 2] & (end - start <= _LONGEST_SUFFIX)
     # Thousands of words have few distinct first letters, so Python checks each letter only once.
     distinct, which = np.unique(codes[start], return_inverse=True)
     alphanumeric = np.fromiter(map(str.isalnum, map(chr, distinct)), dtype=bool)

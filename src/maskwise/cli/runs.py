@@ -352,8 +352,8 @@ def learn(
         return
     if as_json:
         print_json(result)
-        return
-    print_policy(result)
+    else:
+        print_policy(result)
 
 
 def annotate(
