@@ -57,7 +57,7 @@ class Words(NamedTuple):
         start, end: (W,) the character offsets of each word in its text.
         letter: (W,) the code point of each word's first character, in lower case.
         key: (W,) the hash of each word in lower case, at most ``LAST``.
-        plain: (W,) whether a word begins with a letter or digit and is no suffix such as "n't".
+        plain: (W,) whether it begins with a letter or digit and is no suffix, as "t" in "don't".
         fresh: (W,) whether a word is the first word of a text or of a line.
         folded: the texts in lower case, joined.
         base: (N,) the offset of each text in ``folded``.
