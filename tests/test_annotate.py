@@ -384,6 +384,13 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
     assert not out.exists()
 
 
+def test_annotators_are_checked_before_the_corpus_is_read(tmp_path, capsys):
+    text = tmp_path / "texts.csv"
+    text.write_text('text\n"never closed\n')
+    assert maskwise(*f"annotate {text} --with wordz --out {tmp_path / 'out'}".split()) == 2
+    assert "did you mean 'words'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("per", "documents"), [("line", 3), ("block", 2), ("auto", 2)])
 def test_a_document_is_a_line_or_a_block_as_in_a_recipe(per, documents, tmp_path, capsys):
     text, out = tmp_path / "texts.txt", tmp_path / "out"

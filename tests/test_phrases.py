@@ -35,7 +35,7 @@ from maskwise.text.layers import CharSpans, check_spans
 few = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-letters = st.sampled_from(["a", "b", "s", "A", "d", ",", ".", "\n", "it's", "d’s", "a'bad"])
+letters = st.sampled_from(["a", "b", "s", "A", "d", ",", ".", "\n", "it's", "d’s", "a'll", "a'bad"])
 texts = st.lists(st.lists(letters, max_size=40).map(" ".join), min_size=1, max_size=6)
 ODD = [
     "",

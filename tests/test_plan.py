@@ -629,6 +629,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     assert (one / "records.jsonl").read_bytes() == (two / "records.jsonl").read_bytes()
     found = {record["kind"] for record in read_lines(one / "records.jsonl")}
     assert found == {"selection", "cost", "heldout", "score", "overlap"}
+    assert "Settings chosen for each arm" in write_report(one).read_text(encoding="utf-8")
 
 
 def test_pairs_have_fine_tuning_seeds_of_their_own(recipe):

@@ -45,7 +45,7 @@ LAST = np.uint64(2**64 - 3)
 _HALF = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
 _APOSTROPHES = np.array([0x27, 0x2019], dtype=np.uint32)
-_LONGEST_SUFFIX = 2
+_LONGEST_SUFFIX = 2  # in characters; in "d'or", the rule is wrong
 _LINE_ENDS = np.array([10, 11, 12, 13, 0x85, 0x2028, 0x2029], dtype=np.uint32)
 
 

@@ -164,7 +164,7 @@ def annotate_corpus(
     check_names([each.annotator for each in wanted])
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
-    documents = open_corpus(source, text_field=text_field, limit=limit)
+    documents = require_documents(open_corpus(source, text_field=text_field, limit=limit))
     console = Console(stderr=True)
     bars = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
     with _claimed(out), bars, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
@@ -251,25 +251,23 @@ def annotate_corpus(
 def open_corpus(
     source: Corpus, *, text_field: str, limit: int | None, text_per: str = "auto"
 ) -> Documents:
-    """Open a corpus; see ``annotate_corpus`` and ``read_documents`` for the arguments.
+    """Open a corpus without reading it; for the arguments see ``annotate_corpus``.
 
     Raises:
-        MaskwiseError: the corpus cannot be read, or has no documents.
+        MaskwiseError: the corpus does not exist, or an argument is not valid.
     """
     if isinstance(source, Documents):
         if limit is not None:
             source = copy(source)
             limit = whole_number("limit", limit, least=1)
             source.limit = min(limit, source.limit or limit)
-        return require_documents(source)
+        return source
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu
 
         gold = read_conllu(Path(source).expanduser())
         source = [{"id": document.id, text_field: document.text} for document in gold]
-    return require_documents(
-        read_documents(source, text_field=text_field, text_per=text_per, limit=limit)
-    )
+    return read_documents(source, text_field=text_field, text_per=text_per, limit=limit)
 
 
 def _workers(

@@ -60,7 +60,7 @@ class WordWeights(ABC):
     unseen: ClassVar[float] = 0.0
     """Weight of words that are not in the table."""
     punctuation: ClassVar[bool] = False
-    """Whether punctuation marks and the parts of words after an apostrophe get weights, too."""
+    """Whether punctuation marks and suffixes, as "ll" in "we'll", get weights, too."""
 
     def __post_init__(self) -> None:
         for value in self.settings.values():

@@ -48,7 +48,8 @@ class Span(Policy):
 
     Selects: spans of equal weight. With p = .2 and max_words = 10, spans have 3.80 words on average
         before selection. With ``poisson=3.0``, lengths are drawn from a Poisson distribution
-        from 1 to ``max_words``, as in BART; the corruption ``infill`` adds spans of length 0.
+        from ``min_words`` to ``max_words``, as in BART. The corruption ``infill`` adds spans of
+        length 0.
     Guarantee: words stay whole. ``exact`` never exceeds the budget. Therefore it favours short
         spans in short rows: in a text of 64 words with a ratio of 15 %, a span of 1 word is
         selected with probability .364, and a span of 10 words with probability .038. ``expected``
