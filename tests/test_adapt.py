@@ -91,7 +91,7 @@ def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
 def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     out = tmp_path / "out"
     command = ["adapt", "bundled:encoder", texts, "--steps", 2, "--seeds", 1, "--out", out]
-    command += ["--arms", "words-30,tsdae", "training.batch_size=4", "evaluation.rows=4"]
+    command += ["--arms", "words-30,token-15,tsdae", "training.batch_size=4", "evaluation.rows=4"]
     command += ["corpus.length=32", "corpus.held_out=0.2"]
     assert maskwise(*command, "--dry-run") == 0
     # a table; JSON where it is asked for
@@ -107,7 +107,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert maskwise(*again[1:], "--dry-run", "--json") == 0
     assert json.loads(capfd.readouterr().out)["contrasts"][0]["runs"] == 6
     scores = {line["arm"] for line in records_of(out, "score")}
-    assert scores == {"words-30", "tsdae", "no-pretraining"}
+    assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
     assert len(said["folders"]) == (2 if said["best"] else 0)
 
 

@@ -188,7 +188,7 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
     found = {}
     with LocalPool(worker_task, jobs=1) as pool:
-        for task in ("first", "die", "raise", "warn", "warn", "last"):
+        for task in ("first", "die", "raise", "warn", "warn", "threads", "last"):
             future = pool.submit(task)
             found[task] = future.exception(PATIENCE) or future.result()
         worker = pool.workers[0].process
@@ -198,7 +198,7 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
     assert not passing
     first, last = found["first"], found["last"]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
-    assert first[2] == "1"
+    assert first[2] == "1" and found["threads"] == 1
     assert worker.returncode == 0  # it ended by itself
     assert capfd.readouterr().err == "Warning: rows are truncated\n"
 

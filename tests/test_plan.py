@@ -602,7 +602,7 @@ def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
 
 def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, monkeypatch):
     """All at once: a search, two stages of training, matching, companions; stopped after every
-    fifth stage.
+    third stage.
     """
     search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}}"
     more = ["study.companions=[0.5]", "intermediate.training.steps=4", "study.match=targets"]
@@ -612,20 +612,20 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     complete = sorted(done)
     engine = run.execute
 
-    def five(todo: Any, stages: Path, plan: Any, **options: Any) -> dict[str, str]:
-        errors = engine(todo[:5], stages, plan, **options)
-        if len(todo) > 5:
+    def three(todo: Any, stages: Path, plan: Any, **options: Any) -> dict[str, str]:
+        errors = engine(todo[:3], stages, plan, **options)
+        if len(todo) > 3:
             raise KeyboardInterrupt
         return errors
 
-    monkeypatch.setattr("maskwise.study.run.execute", five)
+    monkeypatch.setattr("maskwise.study.run.execute", three)
     done.clear()
     stops = 0
     while not (two / "records.jsonl").exists():
         stops += 1
         with suppress(KeyboardInterrupt):
             run_study(whole, two, quiet=True)
-    assert stops > 3 and sorted(done) == complete
+    assert stops > 5 and sorted(done) == complete
     assert (one / "records.jsonl").read_bytes() == (two / "records.jsonl").read_bytes()
     found = {record["kind"] for record in read_lines(one / "records.jsonl")}
     assert found == {"selection", "cost", "heldout", "score", "overlap"}

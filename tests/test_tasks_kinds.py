@@ -495,7 +495,7 @@ def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
     found = finetune(None, task, **same)
     assert found["score"] > FLOORS[kind] > found["majority"] + 0.2, found
     assert found["steps"] == (0 if task.frozen else 160) and found["test_items"] == task.test_items
-    if task.frozen or kind == "sequence-classification":
+    if task.frozen or kind == "multiple-choice":
         again = finetune(None, task, **same)
         assert {**again, "seconds": 0} == {**found, "seconds": 0}
 

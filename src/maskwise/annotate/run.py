@@ -251,7 +251,7 @@ def annotate_corpus(
 def open_corpus(
     source: Corpus, *, text_field: str, limit: int | None, text_per: str = "auto"
 ) -> Documents:
-    """Open a corpus without reading it; for the arguments see ``annotate_corpus``.
+    """Open a corpus; see ``annotate_corpus`` for the arguments. Only CoNLL-U files are read now.
 
     Raises:
         MaskwiseError: the corpus does not exist, or an argument is not valid.
