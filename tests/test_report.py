@@ -150,6 +150,7 @@ def test_what_users_write_is_escaped(tmp_path):
     }
     study["versions"] = {EVIL: EVIL}
     study["hardware"]["cpu"] = EVIL
+    study["earlier_hardware"] = [{"cpu": f"another {EVIL}"}, {"cpu": "an EPYC", "cores": 2}]
     records = make_records(study, names)
     records.append({"kind": "failure", "arm": "token-15", "seed": 9, "stage": EVIL, "error": EVIL})
     samples = make_samples(study, words=["plain", EVIL, "</p>", "'\"&"])
@@ -160,6 +161,8 @@ def test_what_users_write_is_escaped(tmp_path):
     assert "<script>alert" not in page and "<b>" not in page and 'title=""' not in page
     assert page.count("<script") == page.count("</script>") == 3
     assert "naïve ‘日本’ &amp; co &lt;b&gt;" in page
+    # All machines of the study are listed.
+    assert "; cpu an EPYC, cores 2" in page
 
 
 def test_chips_tell_what_was_hidden(tmp_path):
@@ -516,9 +519,8 @@ def test_objectives_have_a_table_and_charts_of_the_samplers_that_move_shares() -
         probes = {"probe_seconds": step / 10, "reliability": 0.1 * seed + step / 100}
         plus = train_line("plus", seed, step, 0.5 + step / 100, **probes)
         lines.append(plus | {"arm_steps": {"mlm": 9, CSE: 1}})
-    arms = {"plus": {"overrides": {"sampler": "mometas-plus(every=20)"}}}
-    # The sampler of a phase, and not the recipe's.
-    arms["turns"] = {"overrides": {}, "sampler": "sequential"}
+    # The sampler of an arm or of a phase, and not the recipe's.
+    arms = {"plus": {"sampler": "mometas-plus(every=20)"}, "turns": {"sampler": "sequential"}}
     records = [{"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s} for s in (0, 1)]
     study = NO_STUDY | {"arms": arms, "recipe": {"sampler": "uniform"}}
     folder = Folder("study", "x", study=study, curves=lines, records=records)

@@ -308,6 +308,16 @@ def test_a_folder_remembers_at_how_many_runs_it_had_a_verdict(tmp_path):
     assert looks(eight, with_recipe(eight, steps=20)) == []
 
 
+def test_a_study_remembers_the_other_machines_that_added_seeds(tmp_path):
+    """The hardware of the last call used to replace that of all earlier calls."""
+    amd, intel, gpu = ({"cpu": name} for name in ("EPYC", "Xeon", "H100"))
+    before = with_recipe(make_study(runs=6)) | {"hardware": amd}
+    for now, others in ((amd, []), (intel, [amd]), (gpu, [amd, intel]), (amd, [intel, gpu])):
+        call = before | {"hardware": now}
+        before = call | study_records.so_far(tmp_path, before, call)
+        assert before["earlier_hardware"] == others
+
+
 @pytest.mark.parametrize(
     ("change", "caps"),
     [

@@ -241,7 +241,7 @@ def memory() -> int | None:
 
 @cache
 def hardware() -> dict[str, object]:
-    """Return the processor, cores, memory and accelerator of this machine."""
+    """Return the processor, cores, memory, accelerator and fast precision of this machine."""
     import torch
 
     held = memory()
@@ -253,6 +253,7 @@ def hardware() -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_gib": held and round(held / 2**30, 1),
         "accelerator": accelerator,
+        "precision": "bf16" if fast_bf16() else "fp32",
     }
 
 

@@ -114,6 +114,10 @@ class Study(TypedDict, total=False):
     seconds: float | None
     versions: dict[str, str]
     hardware: dict[str, object]
+    """The machine of the last call. ``precision`` is the one that ``training.precision: auto``
+    chooses there."""
+    earlier_hardware: list[dict[str, object]]
+    """Other machines on which seeds of the study ran, or on which it was judged."""
     recipe: dict[str, object]
     recipe_yaml: str
     baseline: str

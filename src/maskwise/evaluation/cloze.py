@@ -169,8 +169,7 @@ class Cloze(TestSet):
         by_relation: dict[str, list[Fact]] = {}
         for fact in self.facts:
             by_relation.setdefault(fact.relation, []).append(fact)
-        for relation in sorted(by_relation):
-            facts = by_relation[relation]
+        for _, facts in sorted(by_relation.items()):
             for part in questions_of(facts, self.candidates, tokenizer, room, skipped):
                 scores, ranks_of_part = candidate_scores(model, part, vocabulary)
                 ranks_open += ranks_of_part

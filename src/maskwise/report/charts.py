@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain, cycle
 
 from pandas import DataFrame
@@ -175,10 +175,9 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
                     lines.append(line)
     losses = lines_of["loss"]
     if losses:
-        # Tokens are a fair axis for arms with different batch sizes, but old logs lack them.
-        x = "tokens" if all("tokens" in line for line in losses) else "step"
-        points = _curve(losses, "loss", x)
-        charts["train"] = line_chart(points, colours, x=x, title="training loss, nats")
+        # Tokens are a fair axis for arms with different batch sizes.
+        points = _curve(losses, "loss", "tokens")
+        charts["train"] = line_chart(points, colours, x="tokens", title="training loss, nats")
     points = _curve(lines_of["ratio"], "ratio")
     if points:
         charts["ratio"] = line_chart(
@@ -334,13 +333,11 @@ def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> V
     if seconds:
         probing = mean(totals.probe_seconds.dropna() / seconds)
     costs = [cost for cost in folder.of_kind("cost") if cost["arm"] == arm]
-    sampler = folder.study["recipe"].get("sampler")
-    facts = folder.study["arms"].get(arm)
-    if facts:
-        sampler = facts.get("sampler") or facts["overrides"].get("sampler") or sampler
+    usual = folder.study["recipe"].get("sampler", "")
+    facts: Mapping[str, object] = folder.study["arms"].get(arm, {})
     return {
         "arm": arm,
-        "sampler": str(sampler or ""),
+        "sampler": facts.get("sampler", usual),
         "shares": {name: steps[name] / max(steps.total(), 1) for name in names},
         "steps": steps.total() / len(ends),
         "seconds": seconds,

@@ -292,7 +292,6 @@ def _piece(piece: Line) -> dict[str, str]:
 
 def _facts(folder: Folder) -> list[tuple[str, str]]:
     study = folder.study
-    hardware = study["hardware"]
     facts = {}
     if study["started"]:
         facts["Started"] = f"{datetime.fromisoformat(study['started']):%-d %B %Y, %H:%M} UTC"
@@ -301,14 +300,16 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
     if folder.steps is not None:
         facts["Steps"] = f"{folder.steps:,}"
     facts["Seeds"] = ", ".join(map(str, study["seeds"]))
-    if hardware:
-        size = f"{hardware.get('cores')} cores, {hardware.get('memory_gib')} GiB memory"
-        accelerator = hardware.get("accelerator") or "no accelerator"
-        facts["Hardware"] = f"{hardware.get('cpu')}, {size}, {accelerator}"
+    machines = [study["hardware"], *study.get("earlier_hardware", ())]
+    facts["Hardware"] = "; ".join(map(_listed, machines))
     facts["maskwise"] = study["maskwise"]
-    versions = [f"{name} {version}" for name, version in study["versions"].items()]
-    facts["Versions"] = ", ".join(versions)
+    facts["Versions"] = _listed(study["versions"])
     return [(name, text) for name, text in facts.items() if text]
+
+
+def _listed(facts: Mapping[str, object]) -> str:
+    """Write facts as "cores 2, memory_gib 23.5". Unknown facts are left out."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value)
 
 
 # The page of a learned policy

@@ -287,10 +287,6 @@ def _notes(row: Contrast) -> list[str]:
     return notes
 
 
-MOST_DIFFERENCES = 60
-"""Maximum number of different settings on the page of two studies."""
-
-
 def compare_studies(first: Path, second: Path) -> View:
     """Compare the settings and outcomes of two studies.
 
@@ -328,7 +324,7 @@ def compare_studies(first: Path, second: Path) -> View:
     outcomes.sort(key=lambda row: row["change"] is None)
     return {
         "studies": [_about(path, folder) for path, folder in zip(paths, folders)],
-        "differences": differences[:MOST_DIFFERENCES],
+        "differences": differences,
         "outcomes": outcomes,
     }
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
-from maskwise.devices import cache_folder, fast_bf16, hardware
+from maskwise.devices import cache_folder, hardware
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.masking import MaskedBatch
@@ -285,8 +285,7 @@ class Forecast:
         """
         stage = self.named[name]
         try:
-            machine = [hardware(), torch.__version__, fast_bf16()]
-            return digest([stage.kind, machine, self._parts(stage)])
+            return digest([stage.kind, hardware(), torch.__version__, self._parts(stage)])
         except KeyError:
             return ""
 

@@ -135,7 +135,7 @@ def _alternatives(values: Iterable[str]) -> str:
 
 
 def so_far(out: Path, before: Plain, study: Study) -> Study:
-    """Return the start, running time and earlier verdicts of the study in a folder.
+    """Return the start, running time, machines and earlier verdicts of the study in a folder.
 
     The results of a different study in the folder are deleted.
 
@@ -157,6 +157,8 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
         if looked:
             known["looked"] = looked
     if _same_inputs(before, study):
+        machines = [*before.get("earlier_hardware", ()), before["hardware"]]
+        known["earlier_hardware"] = [one for one in machines if one != study["hardware"]]
         return known | {"started": before["started"], "seconds": before["seconds"]}
     if before:
         for name in RESULTS:

@@ -28,7 +28,7 @@ from itertools import chain
 from pathlib import Path
 
 from maskwise.annotate.registry import annotator
-from maskwise.devices import fast_bf16
+from maskwise.devices import hardware
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, file_hash, read_json
 from maskwise.recipe import Recipe
@@ -57,8 +57,7 @@ def _numerics() -> tuple[str, ...]:
     """List versions and the precision. They affect results, so stage names depend on them."""
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
     # On machines with fast bf16, matrices are multiplied in bf16.
-    precision = "bf16" if fast_bf16() else "fp32"
-    return (*COMPUTED, *libraries, precision)
+    return (*COMPUTED, *libraries, str(hardware()["precision"]))
 
 
 @dataclass(frozen=True)
