@@ -62,6 +62,9 @@ CLAIMS = [
         "supervised",
         "random",
     ),
+    ("the right corpus against another", "corpus-and-policy", "right-random", "other-random"),
+    ("the right corpus, unchanged model", "corpus-and-policy", "right-random", "no-pretraining"),
+    ("right corpus: salient, random", "corpus-and-policy", "right-salient", "right-random"),
     ("questions' texts against Wikipedia", "intermediate-2026-11-21", "contexts", "wikipedia"),
     ("an encoder on its domain, unchanged", "adapt-2026-11-22", "words-30", "no-pretraining"),
     ("MiniLM on novels, unchanged", "adapt-novels", "words-30", "no-pretraining"),
@@ -85,7 +88,7 @@ def draw(table: DataFrame) -> altair.LayerChart:
     """Return a chart with a dot and a 95 % interval for each claim."""
     claim = altair.Y("claim", sort=None, title=None, axis=altair.Axis(labelLimit=400))
     title = "lead of the first arm over the second, in SDs of runs (logarithmic beyond ±1)"
-    # Effects from .2 to 10 standard deviations are readable on one axis.
+    # Effects from .2 to 40 standard deviations are readable on one axis.
     scale = altair.Scale(type="symlog")
     verdict = altair.Color(
         "verdict", scale=altair.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
