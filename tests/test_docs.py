@@ -167,6 +167,12 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
         ),
         ("trex-nouns", "supervised", "salient", "*decided* in 10 pairs (+5.0 SD, 4.1 to 5.9)"),
         (
+            "corpus-and-policy",
+            "right-random",
+            "other-random",
+            "*decided* in 8 pairs (+38.2 SD, 37.4 to 39.1",
+        ),
+        (
             "learn-meta-seq2seq-2026-11-22",
             "supervised",
             "random",
