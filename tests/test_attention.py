@@ -123,7 +123,8 @@ def compared(objective: Any, packed: Any, alone: Any) -> None:
         objective.zero_grad()
     (own, changed), (wanted, known) = outcomes
     assert len(own) == len(wanted) > 5
-    torch.testing.assert_close(own, wanted, rtol=0, atol=1e-5)
+    # Losses of mt5 are near 30, where float32 numbers are 2e-6 apart.
+    torch.testing.assert_close(own, wanted, rtol=1e-6, atol=1e-5)
     for name, slope in known.items():
         torch.testing.assert_close(changed[name], slope, rtol=0, atol=1e-4)
 

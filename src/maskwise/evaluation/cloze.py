@@ -321,7 +321,7 @@ def questions_of(
     texts = []
     spaced = []
     for fact in facts:
-        left, _, right_side = fact.text.partition(MASK)
+        left, right_side = fact.text.split(MASK)
         # The space before [MASK] belongs to the answer, because byte-level tokenizers join a word
         # with the space before it.
         texts.append(left.removesuffix(" ") + tokenizer.mask_token + right_side)

@@ -308,7 +308,7 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
 
 
 def _listed(facts: Mapping[str, object]) -> str:
-    """Write facts as "cores 2, memory_gib 23.5". Unknown facts are left out."""
+    """Write facts as "cores 2, memory_gib 23.5". Empty values are left out."""
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value)
 
 

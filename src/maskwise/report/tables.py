@@ -148,7 +148,7 @@ def _setting(setting: Mapping[str, object]) -> str:
     """Format a setting without its section in the recipe, such as "learning_rate 0.006"."""
     parts = []
     for key, value in setting.items():
-        _, _, name = key.rpartition(".")
+        name = key.rpartition(".")[2]
         parts.append(f"{name} {value}")
     return ", ".join(parts)
 
@@ -205,7 +205,7 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
 
 
 def _kind_of(row: Contrast) -> str:
-    kind, _, _ = row["outcome"].partition(":")
+    kind = row["outcome"].partition(":")[0]
     if kind == "evaluation":
         return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
     if kind in ("tasks", "heldout"):

@@ -158,7 +158,9 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
             known["looked"] = looked
     if _same_inputs(before, study):
         machines = [*before.get("earlier_hardware", ()), before["hardware"]]
-        known["earlier_hardware"] = [one for one in machines if one != study["hardware"]]
+        others = [machine for machine in machines if machine != study["hardware"]]
+        if others:
+            known["earlier_hardware"] = others
         return known | {"started": before["started"], "seconds": before["seconds"]}
     if before:
         for name in RESULTS:
