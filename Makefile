@@ -22,7 +22,7 @@ test-all: venv ## all tests, including slow ones; those that need ../shared are 
 test-wheel: venv ## build both distributions, and test the maskwise wheel alone in an empty environment
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 tests/test_install.py
 
-check: venv docs ## formatting, lint, types, import direction, complexity of the source, and the docs
+check: venv docs ## formatting, lint, types, import direction, and the docs
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/ruff check src tests scripts benchmarks
 	$(BIN)/mypy
