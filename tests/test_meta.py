@@ -103,12 +103,14 @@ def test_contexts_of_closed_book_questions() -> None:
     assert find_contexts(asked, rights, told, most=1) == [[0], [2], [], []]
 
 
-def test_an_empty_context_is_none_and_the_texts_are_searched() -> None:
+def test_texts_are_searched_only_for_rows_without_a_context() -> None:
     told = ["It rained.", "Ann is a baker."]
     empty = MarkedRow("", "what is Ann?", ["baker"], [0])
-    given = MarkedRow("Ann is here.", "what is Ann?", ["baker"], [7])
-    assert contexts_of([given, empty], told) == ([[1], []], told)
-    assert contexts_of([given], told) == ([[0]], ["Ann is here."])
+    given = MarkedRow("Ann is here, a baker.", "what is Ann?", ["baker"], [15])
+    # One row without a context must not make the others lose theirs.
+    assert contexts_of([given, empty, given], told) == ([[0], [2], [0]], [given.context, *told])
+    assert contexts_of([given], told) == ([[0]], [given.context])
+    assert contexts_of([empty], told) == ([[1]], told)
 
 
 def test_answers_that_begin_or_end_in_a_sign_are_found() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.card import judge
-from maskwise.learning.examples import find_contexts, occurrences
+from maskwise.learning.examples import contexts_of, find_contexts, occurrences
 from maskwise.learning.labels import (
     NOT_IN_CONTEXT,
     Marked,
@@ -142,17 +142,56 @@ def test_a_policy_with_labels_in_train_alone_is_evaluated_on_an_unseen_part_of_i
     assert labels_of(str(tmp_path / "only")).splits == splits
 
 
-def test_a_task_with_arguments_brings_its_contexts(tmp_path):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "kind='question-answering'",
+        "kind='generation'",
+        "kind='generation', metric=nats, max_target=12",
+        "kind='cloze-qa'",
+        "kind='generation', text='{question} {context}'",
+        "kind='generation', text='question', label='answers', train_rows=1000",
+    ],
+)
+def test_a_task_with_arguments_brings_its_contexts(tmp_path, arguments):
     """They were thrown away, and looked for in the corpus."""
     file, _ = asked(tmp_path, 60)
-    labels = labels_of(f"{file}(kind='question-answering')", texts=["some other text is a thing."])
+    # Every question and every job is in this text, so a search of the corpus would find it.
+    elsewhere = [" ".join([*JOBS, *(f"q{n}" for n in range(60))]), "a text of no use"]
+    labels = labels_of(f"{file}({arguments})", texts=elsewhere)
     assert labels.splits == labels_of(file).splits
+    task = load_task(f"{file}({arguments})")
+    for split, rows in task.splits.items():
+        _, contexts = contexts_of(rows, elsewhere)
+        assert not set(contexts) & set(elsewhere), split
+
+
+def test_answers_and_contexts_need_no_questions(tmp_path):
+    file, rows = asked(tmp_path, 60)
+    whole = labels_of(file)
+    write_lines(tmp_path / "qa.jsonl", [{**row, "question": None} for row in rows])
+    assert labels_of(file).splits == whole.splits
+    write_lines(
+        tmp_path / "qa.jsonl", [{k: row[k] for k in ("context", "answers")} for row in rows]
+    )
+    assert labels_of(file).splits == whole.splits
+
+
+def test_answers_that_are_not_in_their_context_are_left_out_one_by_one(tmp_path):
+    file, rows = asked(tmp_path, 60)
+    whole = labels_of(file)
+    more = [{**row, "answers": [*row["answers"], "an alias"]} for row in rows]
+    write_lines(tmp_path / "qa.jsonl", more)
+    assert [m.spans for m in labels_of(file).marked("train")] == [
+        m.spans for m in whole.marked("train")
+    ]
 
 
 def test_answers_that_stand_in_no_context_are_refused(tmp_path):
-    row = {"context": "x", "question": "?", "answers": ["y"], "split": "train"}
-    write_lines(tmp_path / "qa.jsonl", [row])
-    says = r"1 × answers that do not occur in their context.*learning.method: meta"
+    row = {"context": "x", "question": "?", "answers": ["y"]}
+    rows = [{**row, "split": split} for split in ("train", "dev", "test")]
+    write_lines(tmp_path / "qa.jsonl", rows)
+    says = r"3 × answers that do not occur in their context.*learning.method: meta"
     with pytest.raises(MaskwiseError, match=says):
         labels_of(str(tmp_path / "qa.jsonl"))
 

@@ -503,3 +503,13 @@ def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
     without_dev = replace(task, splits={**task.splits, "dev": []})
     with pytest.raises(MaskwiseError, match="needs dev rows, and task mine has none"):
         task_record(None, without_dev, settings=settings, **how)
+
+
+@pytest.mark.parametrize("names", [("title", "body", "grade"), ("headline", "text2", "stars")])
+def test_each_column_may_have_several_names(tmp_path, names):
+    rows = [dict(zip(names, (f"title {n}", f"body {n}", "ab"[n % 2]))) for n in range(40)]
+    task = load_rows(tmp_path, rows, text="title|headline", pair="body|text2", label="grade|stars")
+    assert {row.texts[0][:5] for row in task.splits["train"]} == {"title"}
+    assert {row.texts[1][:4] for row in task.splits["train"]} == {"body"}
+    with pytest.raises(MaskwiseError, match=r"unknown text column.*'a\|b'"):
+        load_rows(tmp_path, rows, text="a|b", label="grade|stars")

@@ -4,7 +4,7 @@ A good masking policy masks the words that help with the row: when a model has l
 these words in the context, its loss on the row is lower. In a question with a paragraph, the
 paragraph is the context. In a classification task, the text to classify is the context. A
 closed-book question has no paragraph. Its contexts are texts from a corpus that contain one of its
-answers and its rarest words.
+answers and its rarest words, unless its file gives the text that it was written about.
 """
 
 from __future__ import annotations
@@ -129,23 +129,30 @@ def contexts_of(rows: Sequence[Row], texts: Sequence[str]) -> tuple[list[list[in
 
     Args:
         rows: the rows of the task.
-        texts: the texts in which the contexts of all rows are searched if some row has no context
-            of its own.
+        texts: the texts in which contexts are searched for rows without a context of their own.
 
     Returns:
         For each row, the indices of its contexts; and the list of all contexts.
     """
-    given = list(map(context_of, rows))
-    if None in given:
-        questions = [row.texts[0] for row in rows]
-        return find_contexts(questions, [row.rights for row in rows], texts), texts
     # Several rows may have the same context, which is listed once.
     place_of: dict[str, int] = {}
-    places = []
-    for context in map(str, given):
-        place = place_of.setdefault(context, len(place_of))
-        places.append([place])
-    return places, list(place_of)
+    places: list[list[int]] = []
+    without = []
+    for number, row in enumerate(rows):
+        context = context_of(row)
+        if context is None:
+            without.append(number)
+            places.append([])
+        else:
+            place = place_of.setdefault(context, len(place_of))
+            places.append([place])
+    if not without:
+        return places, list(place_of)
+    questions = [rows[number].texts[-1] for number in without]
+    answers = [rows[number].rights for number in without]
+    for number, found in zip(without, find_contexts(questions, answers, texts), strict=True):
+        places[number] = [len(place_of) + place for place in found]
+    return places, [*place_of, *texts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +280,8 @@ def context_of(row: Row) -> str | None:
     """Return the text to mask that a row itself contains; None for a closed-book question."""
     if isinstance(row, ChoiceRow | MarkedRow) and row.context:
         return row.context
+    if row.passage:
+        return row.passage
     if row.rights:
         return None
     return " ".join(row.texts)

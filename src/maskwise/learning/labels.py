@@ -13,22 +13,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, counted
 from maskwise.learning.examples import contexts_of, occurrences
 from maskwise.tasks import load_task
-from maskwise.tasks.columns import read_answers
-from maskwise.tasks.files import (
-    ANSWERS,
-    CARDS,
-    CONTEXT,
-    read_splits,
-    shared_names,
-    shared_text,
-    splits_of,
-)
+from maskwise.tasks.files import CONTEXT
 from maskwise.tasks.task import SPLITS, Task
 
 Place: TypeAlias = tuple[int, int]
@@ -38,7 +28,6 @@ Pair: TypeAlias = tuple[str, Sequence[str]]
 
 NOT_IN_CONTEXT = "answers that do not occur in their context"
 IN_NO_TEXT = "questions without an answer in any text"
-NO_ANSWER = "questions without an answer"
 
 
 @dataclass(frozen=True)
@@ -131,8 +120,7 @@ def labels_of(spec: str, *, texts: Sequence[str] = ()) -> Labels:
     Raises:
         MaskwiseError: the task has no answers, or no answer occurs in its context.
     """
-    # The records of a file are tried first, because some kinds of tasks drop the contexts.
-    labels = _answers_of_file(spec) or _of_task(load_task(spec), texts)
+    labels = _of_task(_load_answers(spec), texts)
     if not labels.marked("train"):
         raise MaskwiseError(
             f"nothing in the training texts of task {spec} can be labelled",
@@ -142,14 +130,36 @@ def labels_of(spec: str, *, texts: Sequence[str] = ()) -> Labels:
     return labels
 
 
-def _of_task(task: Task, texts: Sequence[str]) -> Labels:
-    if not task.splits["train"][0].rights:
-        raise MaskwiseError(
+def _load_answers(spec: str) -> Task:
+    """Load a task whose rows have answers.
+
+    Raises:
+        MaskwiseError: the rows have no answers.
+    """
+    try:
+        task = load_task(spec)
+        if task.splits["train"][0].rights:
+            return task
+        problem = MaskwiseError(
             f"task {task.name} has no answers to learn from",
             got=task.kind.name,
             do="use learning.method: meta, which needs no labels",
         )
+    except MaskwiseError as error:
+        problem = error
+    # Labels need contexts and answers, but no questions. Unlike the kind question-answering, they
+    # do not need all answers to be in their contexts: other answers are counted.
+    try:
+        return load_task(spec, kind="generation", text="|".join(CONTEXT))
+    except MaskwiseError:
+        raise problem from None
+
+
+def _of_task(task: Task, texts: Sequence[str]) -> Labels:
     labels = Labels()
+    for where, number in task.skipped.items():
+        split, _, reason = where.partition(": ")
+        labels.counts[reason] += number
     for split in SPLITS:
         rows = task.splits[split]
         places, contexts = contexts_of(rows, texts)
@@ -160,35 +170,5 @@ def _of_task(task: Task, texts: Sequence[str]) -> Labels:
                 labels.counts[IN_NO_TEXT] += 1
             for place in found:
                 pairs.append((contexts[place], row.rights))
-        labels.splits[split] = answer_labels(pairs, labels.counts)
-    return labels
-
-
-def _answers_of_file(spec: str) -> Labels | None:
-    """Label answers in the records of a file. Return None if records lack contexts or answers."""
-    # The arguments or the card of a task may rename columns. Only ``load_task`` reads them.
-    if "(" in spec or spec in CARDS:
-        return None
-    records = read_splits(spec)
-    first = next(chain.from_iterable(records.values()), {})
-    if first.keys().isdisjoint(CONTEXT) or first.keys().isdisjoint(ANSWERS):
-        return None
-    labels = Labels()
-    keyed: dict[str, list[tuple[str, Pair]]] = {}
-    for split, part in records.items():
-        names = shared_names(part)
-        keyed[split] = []
-        for number, record in enumerate(part, start=1):
-            value = next((record[name] for name in ANSWERS if name in record), None)
-            answers = [text for text, _ in read_answers(value, f"row {number} of {split}")]
-            if not answers:
-                labels.counts[NO_ANSWER] += 1
-                continue
-            contexts = map(record.get, CONTEXT)
-            context = next((text for text in contexts if isinstance(text, str)), "")
-            keyed[split].append((shared_text(record, names), (context, answers)))
-    # The records are split as in ``load_task``, so that no policy learns from the test rows.
-    splits, _ = splits_of(keyed, f"task {spec!r}")
-    for split, pairs in splits.items():
         labels.splits[split] = answer_labels(pairs, labels.counts)
     return labels

@@ -296,9 +296,8 @@ def _read_task(
         for split, part in records.items():
             records[split] = [with_text(record, template, place) for record in part]
         given = given._replace(text=TEMPLATE_TEXT)
-    if examples and given.label:
-        present = first_in(given.label.split("|"), examples[0])
-        given = given._replace(label=present or given.label)
+    if examples:
+        given = Columns(*(_present(column, examples[0]) for column in given))
 
     skipped = Counter[str]()
     keyed: dict[str, list[tuple[str, Row]]] = {}
@@ -395,6 +394,13 @@ def _recognised(records: Records, given: Columns) -> TaskKind:
         if records and kind.recognises(records, given):
             return kind
     return SEQUENCE_CLASSIFICATION
+
+
+def _present(column: str | None, record: Record) -> str | None:
+    """Return the first of the columns "a|b" that the record has, or the name as it was given."""
+    if column is None or column in record:
+        return column
+    return first_in(column.split("|"), record) or column
 
 
 def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> list[str]:

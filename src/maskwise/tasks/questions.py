@@ -40,6 +40,7 @@ from maskwise.tasks.columns import (
     require_text,
     right_choice,
 )
+from maskwise.tasks.files import ANSWERS, CONTEXT
 from maskwise.tasks.metrics import normalise
 from maskwise.tasks.task import Row, Rows, Task, TaskKind
 from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
@@ -56,6 +57,15 @@ def relation_of(record: Record) -> str:
     for name in ("relation", "predicate_id", "predicate", "pred", "property"):
         value = record.get(name)
         if isinstance(value, str):
+            return value
+    return ""
+
+
+def passage_of(record: Record) -> str:
+    """Return the text about a question, from the column for contexts; "" if there is none."""
+    for name in CONTEXT:
+        value = record.get(name)
+        if isinstance(value, str) and value.strip():
             return value
     return ""
 
@@ -287,9 +297,7 @@ def best_spans(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 QUESTION_ANSWERING = TaskKind(
     name="question-answering",
     metrics=("f1", "exact-match"),
-    columns=UsualColumns(
-        ("context", "paragraph", "passage"), ("question",), ("answers", "answer"), needs_pair=True
-    ),
+    columns=UsualColumns(CONTEXT, ("question",), ANSWERS, needs_pair=True),
     row=_marked_row,
     gold=gold_texts,
     baseline=answer_baseline,

@@ -50,6 +50,8 @@ Answers: TypeAlias = ArrayLike | Sequence[object]
 Rows: TypeAlias = Sequence[Any]
 Settings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
+# Fields of rows that no model reads and no score depends on.
+_UNREAD = ("relation", "passage")
 _BIO = re.compile(r"O$|[BIES]-.")
 
 
@@ -60,6 +62,9 @@ class Row:
     """Names of the fields whose texts the model reads. The value of such a field may be None."""
     relation: str = ""
     """The relation that a question asks for, such as a birthplace. Only baselines use it."""
+    passage: str = ""
+    """The text about a question that its file gives, for kinds whose models do not read it. Only
+    masking policies that are learned from the task use it."""
 
     @property
     def texts(self) -> Names:
@@ -90,7 +95,7 @@ class Row:
     @property
     def content(self) -> Mapping[str, object]:
         """All fields that affect a score. The task's fingerprint hashes them."""
-        return {name: value for name, value in vars(self).items() if name != "relation"}
+        return {name: value for name, value in vars(self).items() if name not in _UNREAD}
 
     @property
     def key(self) -> str:

@@ -44,7 +44,7 @@ from maskwise.tasks.columns import (
     right_choice,
 )
 from maskwise.tasks.metrics import ITEMS, Answer
-from maskwise.tasks.questions import answer_baseline, gold_texts, relation_of
+from maskwise.tasks.questions import answer_baseline, gold_texts, passage_of, relation_of
 from maskwise.tasks.task import Row, Settings, Task, TaskKind
 from maskwise.tasks.tensors import EVAL_TOKENS, Batch, Cutter, Data, Flat, batches, count_cut, edges
 from maskwise.text.labelled import Record
@@ -65,6 +65,7 @@ class QARow(Row):
     question: str
     answers: list[str]
     relation: str = ""
+    passage: str = ""
 
 
 def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
@@ -73,7 +74,7 @@ def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
     answers = [text for text, _ in read_answers(cell, where)]
     if not answers:
         return NO_ANSWER
-    return QARow(question, answers, relation_of(record))
+    return QARow(question, answers, relation_of(record), passage_of(record))
 
 
 # The prompt before and after a question.
@@ -218,6 +219,7 @@ class WrittenRow(Row):
     group: str | None = None
     """Rows with equal groups, such as questions about one context, are in the same split."""
     relation: str = ""
+    passage: str = ""
 
     @property
     def content(self) -> Mapping[str, object]:
@@ -250,7 +252,13 @@ def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | s
         return NO_TEXT
     if not rights:
         return NO_ANSWER
-    return WrittenRow(text, rights, None if group is None else str(group), relation_of(record))
+    return WrittenRow(
+        text,
+        rights,
+        group=None if group is None else str(group),
+        relation=relation_of(record),
+        passage=passage_of(record),
+    )
 
 
 def _right_texts(record: Record, column: str, where: str) -> list[str]:
