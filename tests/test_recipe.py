@@ -250,7 +250,7 @@ OWN = "study.arms={own: {}, salient: {masking.policy: salient}}"
         ("intermediate", [OWN], [("own", REFERENCE), ("salient", "own")]),
         ("continual", ["study.arms=words-30, token-15"], [("words-30", "token-15")]),
         ("continual", ["study.arms=[token-15, words-30]"], [("words-30", "token-15")]),
-        ("ptw", ["study.arms.words=null"], [("ptw-faithful", "ptw")]),
+        ("ptw", ["study.arms.words=null"], [("ptw-faithful", "words-15")]),
     ],
 )
 def test_other_arms_take_baseline_and_contrasts_with_them(name, overrides, pairs):
