@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from threading import local
 from typing import Any
 
@@ -23,10 +24,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from maskwise import devices
+from maskwise import attention, devices
 from maskwise.devices import tensors_of
 from maskwise.evaluation import generate
 from maskwise.tasks import judge
@@ -167,6 +169,51 @@ def fake_event(mode: Device) -> Any:
             mode.waits[f"for the last update, {asked_at}"] += 1
 
     return wait
+
+
+def by_document(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, _ends: Tensor, *_most: int, **options: Any
+) -> Tensor:
+    """What torch's kernel for documents of different lengths computes: a stand-in that attends
+    document by document and takes fewer heads of keys, as the kernel does.
+    """
+    before, after = options["window_size"]
+    grouped = options.get("enable_gqa", False)
+    parts = []
+    for begin, end in pairwise(ends.tolist()):
+        query, key, value = (x[begin:end].transpose(0, 1) for x in (q, k, v))
+        near = torch.ones(end - begin, end - begin, dtype=torch.bool, device=q.device)
+        if before >= 0:
+            near = near.triu(-before)
+        if after >= 0:
+            near = near.tril(after)
+        how = {"attn_mask": near, "scale": options["scale"], "enable_gqa": grouped}
+        part = scaled_dot_product_attention(query[None], key[None], value[None], **how)
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@contextmanager
+def ragged_kernel() -> Iterator[Counter[str]]:
+    """In this context, the device has ``by_document`` for a kernel. The counter has its calls."""
+    calls: Counter[str] = Counter()
+
+    def kernel(*given: Any, **options: Any) -> Tensor:
+        calls["varlen_attn"] += 1
+        # The host does not read the offsets of the real kernel; the stand-in reads its own copy.
+        q, k, v, ends, *more = given
+        assert is_there(ends), "the offsets must be on the device"
+        return by_document(q, k, v, getattr(ends, "inner", ends), *more, **options)
+
+    def is_possible(query: Tensor, options: Any) -> bool:
+        # The real one also needs half precision and no dropout, which these small models lack.
+        return options.get("position_bias") is None and not options.get("softcap")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "has_ragged_kernel", lambda device: device.type == DEVICE.type)
+        patch.setattr(attention, "_can_be_ragged", is_possible)
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+        yield calls
 
 
 def is_there(tensor: Tensor) -> bool:

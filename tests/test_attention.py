@@ -5,13 +5,13 @@ stood alone.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from accelerator import by_document
 from maskwise import attention
 from maskwise.attention import Documents
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate
@@ -274,24 +274,10 @@ def test_attention_of_variable_length_is_the_masked_one(
     """
     calls = []
 
-    def by_document(
-        q: Any, k: Any, v: Any, ends: Any, _ends: Any, *_most: int, **options: Any
-    ) -> Any:
-        before, after = options["window_size"]
-        grouped = options.get("enable_gqa", False)
-        calls.append(((before, after), q.shape[1], k.shape[1], grouped))
-        parts = []
-        for begin, end in pairwise(ends.tolist()):
-            query, key, value = (x[begin:end].transpose(0, 1) for x in (q, k, v))
-            near = torch.ones(end - begin, end - begin, dtype=torch.bool)
-            if before >= 0:
-                near = near.triu(-before)
-            if after >= 0:
-                near = near.tril(after)
-            how = {"attn_mask": near, "scale": options["scale"], "enable_gqa": grouped}
-            part = scaled_dot_product_attention(query[None], key[None], value[None], **how)
-            parts.append(part[0].transpose(0, 1))
-        return torch.cat(parts)
+    def noted(*given: Any, **options: Any) -> Any:
+        q, k, _, *_ = given
+        calls.append((options["window_size"], q.shape[1], k.shape[1], "enable_gqa" in options))
+        return by_document(*given, **options)
 
     model = build(family, tokenizer)
     batch = Masker(tokenizer, ratio=0.3, seed=1)(rows.batch(range(len(rows))))
@@ -299,7 +285,7 @@ def test_attention_of_variable_length_is_the_masked_one(
     with torch.no_grad():
         masked = masked_logits(model, model_inputs(model, batch), row, column)
         monkeypatch.setattr(attention, "_can_be_ragged", lambda query, options: True)
-        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_document)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", noted)
         ragged = masked_logits(model, model_inputs(model, batch), row, column)
     assert torch.allclose(masked, ragged, atol=1e-5)
     assert len(calls) == model.config.num_hidden_layers
@@ -308,6 +294,79 @@ def test_attention_of_variable_length_is_the_masked_one(
     # Keys of grouped heads are handed over as they are, and the kernel is told so.
     grouped = family == "eurobert"
     assert {*zip(*heads)} == {(2, 1 if grouped else 2, grouped)}
+
+
+@pytest.mark.parametrize("family", SEPARATING)
+def test_padded_rows_on_an_accelerator_are_read_as_with_a_mask(
+    family: str, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    """Each row is one document of the kernel for variable lengths, and its padding another."""
+    model = build(family, tokenizer)
+    pieces = read_pieces(
+        tokenise([Document(str(i), text) for i, text in enumerate(TEXTS)], tokenizer),
+        tokenizer=tokenizer,
+        length=48,
+    )
+    batch = Masker(tokenizer, ratio=0.3, seed=1)(Rows.of(pieces, "document").batch(range(8)))
+    assert batch.attention_mask is not None and batch.documents is None
+    row, column = batch.where.unbind(1)
+    with torch.no_grad():
+        attention.separate(model)
+        assert "documents" not in model_inputs(model, batch)
+        masked = masked_logits(model, model_inputs(model, batch), row, column)
+        monkeypatch.setattr(attention, "has_ragged_kernel", lambda device: True)
+        monkeypatch.setattr(attention, "_can_be_ragged", lambda query, options: True)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_document)
+        inputs = model_inputs(model, batch)
+        assert "attention_mask" not in inputs
+        assert inputs["documents"].ends is batch.ends[0]
+        ragged = masked_logits(model, inputs, row, column)
+    torch.testing.assert_close(ragged, masked, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "show", [[[0, 1, 1, 1]], [[1, 0, 1, 1]], [[1, 1, 1, 1]]], ids=["left", "within", "none"]
+)
+def test_rows_with_other_padding_keep_their_mask(
+    show: list[list[int]], monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    """Padding before or between tokens changes positions, and one row would be several runs."""
+    monkeypatch.setattr(attention, "has_ragged_kernel", lambda device: True)
+    model = build("bert", tokenizer)
+    attention.separate(model)
+    ids = torch.full((2, 4), 11)
+    given = {"input_ids": ids, "attention_mask": torch.tensor(show).expand(2, 4)}
+    batch = Masker(tokenizer, ratio=0.5, seed=0)(given)
+    if show == [[1, 1, 1, 1]]:
+        batch = replace(batch, attention_mask=None)
+        assert batch.ends[0] is not None and batch.ends[0].tolist() == [0, 4, 8]
+    else:
+        assert batch.ends[0] is None
+    assert "documents" not in model_inputs(model, batch)
+
+
+def test_a_model_that_no_training_has_changed_keeps_its_attention(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    monkeypatch.setattr(attention, "has_ragged_kernel", lambda device: True)
+    model = build("bert", tokenizer)
+    given = {
+        "input_ids": torch.full((2, 4), 11),
+        "attention_mask": torch.tensor([[1, 1, 1, 0]] * 2),
+    }
+    before = model.config._attn_implementation
+    assert "attention_mask" in model_inputs(model, Masker(tokenizer, ratio=0.5)(given))
+    assert model.config._attn_implementation == before != attention.NAME
+
+
+def test_values_are_passed_to_the_kernel_without_a_copy() -> None:
+    """Queries, keys and values are often parts of one matrix product."""
+    rows = torch.randn(2, 5, 3, 4, 8)  # (B, L, 3, H, D)
+    value = rows.unbind(2)[2].transpose(1, 2)
+    line = attention._line(value)
+    assert line.shape == (10, 4, 8) and line.data_ptr() == value.data_ptr()
+    turned = attention._line(torch.randn(2, 4, 8, 5).mT)
+    assert turned.shape == (10, 4, 8) and turned.stride(-1) == 1
 
 
 @pytest.mark.parametrize("family", ["modernbert", "bert"])

@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from accelerator import GPU, There, accelerator
+from accelerator import GPU, There, accelerator, ragged_kernel
 from maskwise import devices
 from maskwise.jobs import Pool
 from maskwise.models import new_config, new_model
@@ -143,6 +143,28 @@ def test_three_steps_are_those_of_the_processor_and_nobody_waits(
     # Dropout and replacements are drawn in another way there.
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=0.1)
     assert found[0]["targets"] == found[1]["targets"]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_the_kernel_for_documents_of_different_lengths_waits_for_nothing(
+    name: str, layout: str
+) -> None:
+    """Padded rows are its documents as packed ones are; their offsets come from the host."""
+    if layout == "packed" and objective_class(name).kind == "encoder-decoder":
+        pytest.skip("relative positions need a bias, which the kernel does not take")
+    chosen = settings()
+    losses = []
+    for kernel in (ragged_kernel(), nullcontext()):
+        torch.manual_seed(0)
+        trained = objective(name, model(name, layout))
+        with accelerator() as device, kernel as calls:
+            losses.append(train(trained, source(name, layout, chosen), chosen, quiet=True)["loss"])
+            assert not device.waits and not device.pageable
+        if calls is not None:
+            padded = objective_class(name).kind == "encoder-decoder"
+            assert bool(calls) != padded
+    # The kernel has no dropout on attention.
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
 # --- several objectives

@@ -359,10 +359,29 @@ class MaskedBatch:
             return None
         return self._in_rows(self.spans.labels)
 
+    def rows_as_documents(self) -> Tensor:
+        """(B, L') int64: each row as one document, which is 0 for tokens and −1 for padding."""
+        import torch
+
+        if self.attention_mask is None:
+            return torch.zeros_like(self.input_ids)
+        return (self.attention_mask != 0).long() - 1
+
     @cached_property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
-        """The results of ``ends_of`` for ``documents`` and for ``written``."""
-        return ends_of(self.documents), ends_of(self.written)
+        """The offsets (``ends_of``) of the documents that a model reads, and of ``written``.
+
+        The first item is for ``documents``, or else for ``rows_as_documents``. It is None for rows
+        of one document if there is padding before or between tokens.
+        """
+        documents = self.documents
+        if documents is None:
+            rows = self.rows_as_documents()
+            # With other padding, a row would be several runs, and its positions would not begin at
+            # its first column.
+            if bool((rows[:, 1:] <= rows[:, :-1]).all()):
+                documents = rows
+        return ends_of(documents), ends_of(self.written)
 
     @cached_property
     def where(self) -> Tensor:

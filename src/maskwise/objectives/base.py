@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from maskwise.attention import reads_ragged_rows
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import Inputs, Kind, adapter_of, encoder_of
@@ -308,15 +309,24 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
     """Return a model's inputs by name. In packed rows, tokens attend only within documents."""
     inputs: Inputs = dict(batch)
     inputs.pop("labels", None)
-    if not isinstance(batch, MaskedBatch) or batch.documents is None:
+    if not isinstance(batch, MaskedBatch):
         return inputs
     family = adapter_of(model.config)
+    documents = batch.documents
+    if documents is None:
+        padded = batch.attention_mask is not None
+        if not (padded and reads_ragged_rows(model, batch.input_ids.device)):
+            return inputs
+        # A decoder would need the mask of the text that it reads.
+        if batch.ends[0] is None or not family.separates or family.kind != "encoder":
+            return inputs
+        documents = batch.rows_as_documents()
     # ``Objective.reads`` prevents this case in training runs. Here a user passed packed rows.
     if not family.separates:
         what = f"{model.config.model_type} reads packed rows as one text: {NO_DOCUMENTS}"
         warnings.warn(what, stacklevel=2)
         return inputs
-    apart = family.apart(model, inputs, batch.documents)
+    apart = family.apart(model, inputs, documents)
     # Use the offsets that were computed on the host. Computing them here would make the host wait.
     apart["documents"].ends = batch.ends[0]
     return apart

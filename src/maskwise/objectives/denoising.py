@@ -355,4 +355,7 @@ class CausalLanguageModelling(MaskedLanguageModelling):
             # Make the whole row one document: 0 for tokens, −1 for padding.
             one = present.to(ids.dtype) - 1
             inputs = adapter_of(self.model.config).apart(self.model, inputs, one)
+            if isinstance(batch, MaskedBatch):
+                # Without these offsets, the host would wait for the device in every step.
+                inputs["documents"].ends = batch.ends[0]
         return {**inputs, "documents": replace(inputs["documents"], causal=True)}
