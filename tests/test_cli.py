@@ -211,6 +211,28 @@ def test_the_process_ends_with_2_and_one_line(tmp_path):
 # ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [((6.0, 6.2), True), ((5.9, 6.2), False), ((None, None), False), ((), False)],
+)
+def test_a_model_that_has_learned_only_word_frequencies_is_said(losses, said, monkeypatch, capfd):
+    lines = [
+        {
+            "masks": "token",
+            "ratio": 0.15 * (1 + n),
+            "loss": 7.0 if loss is None else loss,
+            "unigram": None if loss is None else 6.0,
+            "targets": 90,
+        }
+        for n, loss in enumerate(losses)
+    ]
+    result = {"heldout": lines, "checkpoint": "out/checkpoint", "seconds": 1.0}
+    monkeypatch.setattr("maskwise.study.single.run_pretrain", lambda *_, **__: result)
+    assert maskwise("pretrain", "quick-start") == 0
+    captured = capfd.readouterr()
+    assert ("has not learned from context" in captured.out + captured.err) == said
+
+
 def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     out, tuned = tmp_path / "run", tmp_path / "tuned"
     recipe = inputs / "recipe.yaml"

@@ -266,6 +266,8 @@ def test_recall_is_taken_at_as_many_spans_as_there_are_salient_ones(tokenizer):
     assert measures["salient"]["recall"] == 1
     assert measures["spans"] == measures["salient"]["spans"] == 3 <= measures["words"]
     assert 0 <= measures["covered_in_as_many_words"] <= measures["covered"] <= 1
+    # At equal numbers of words, the baseline is what salient spans cover: every table shows both.
+    assert measures["salient"]["covered_in_as_many_words"] == measures["salient"]["covered"]
 
 
 # The command

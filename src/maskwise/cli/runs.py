@@ -289,6 +289,12 @@ def pretrain(
         masks = f"{line['masks']} {line['ratio']:.0%}"
         rows.append((masks, figure(line["loss"]), figure(line["unigram"]), str(line["targets"])))
     print_table(("held-out masks", "loss (nats)", "word frequencies alone", "targets"), rows)
+    known = [line for line in result["heldout"] if line["unigram"] is not None]
+    if known and all(line["loss"] >= line["unigram"] for line in known):
+        warn(
+            "the model predicts no better than word frequencies: it has not learned from context "
+            "yet; raise training.steps, or try other values of training.learning_rate"
+        )
     say(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)")
 
 

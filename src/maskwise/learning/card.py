@@ -248,6 +248,14 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
             answer = each.text[start:end]
         exact += [same_words(rights, answer) for rights in each.questions]
         f1 += [shared_words(rights, answer) for rights in each.questions]
+    # The best spans and the salient spans have different numbers of words. Only this measure
+    # compares them at the same number, so it comes first.
+    shorter = []
+    for each, spans, baseline in zip(marked, best, salient, strict=True):
+        most = _words_in(each.text, baseline)
+        shorter.append(_within(each.text, spans, words=most))
+    of_policy = found_among(marked, shorter)["covered"]
+    of_salient = found_among(marked, salient)
     # The mean weight is 1, so the sum of the weights is the number of words.
     measures: Measures = {
         "texts": len(texts),
@@ -256,14 +264,10 @@ def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
         "labelled_words": labelled_words / max(words, 1.0),
         "exact_match": float(np.mean(exact)),
         "f1": float(np.mean(f1)),
+        "covered_in_as_many_words": of_policy,
         **found_among(marked, best),
-        "salient": found_among(marked, salient),
+        "salient": {"covered_in_as_many_words": of_salient["covered"], **of_salient},
     }
-    shorter = []
-    for each, spans, baseline in zip(marked, best, salient, strict=True):
-        most = _words_in(each.text, baseline)
-        shorter.append(_within(each.text, spans, words=most))
-    measures["covered_in_as_many_words"] = found_among(marked, shorter)["covered"]
     return measures
 
 

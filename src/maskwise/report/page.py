@@ -317,9 +317,10 @@ def _listed(facts: Mapping[str, object]) -> str:
 NAMES = {
     "exact_match": "questions whose answer is the best span (share)",
     "f1": "words shared by the best span and the answer (F1)",
+    "covered_in_as_many_words": "questions whose answer lies inside of spans (share), if both "
+    "have as many words as the salient spans",
     "recall": "questions whose answer is one of the spans (share)",
     "covered": "questions whose answer lies inside of the spans (share)",
-    "covered_in_as_many_words": "the same, with at most as many words as the salient spans",
     "weight_on_labels": "share of the masking weight that is on words of answers",
     "labelled_words": "the same share, if all words had equal weights",
     "spans": "spans per text",
