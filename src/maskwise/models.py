@@ -8,7 +8,7 @@ Weights are loaded in float32, because training in half precision can fail silen
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -327,7 +327,14 @@ def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedCo
 def load_task_model(
     name: Start | None, config: PreTrainedConfig, *, head: str, seed: int
 ) -> PreTrainedModel:
-    """Load a checkpoint in float32 with a task head. The head is new if the checkpoint has none.
+    """Load a checkpoint in float32 with a task head.
+
+    All weights outside the encoder are new: the head of the task and, where the family has one, the
+    pooler. They depend only on ``seed`` and on the configuration, and not on what else the
+    checkpoint holds. If a checkpoint kept its own pooler, for example, then it would be compared on
+    unequal terms with a checkpoint of the same encoder that has none, as after masked language
+    modelling. Heads that were trained with the encoder are used as they are: those of the heads
+    ``masked-lm``, ``seq2seq`` and ``embedding``.
 
     Args:
         name: the name of the checkpoint, see ``starts.find_start``; None for random weights.
@@ -345,8 +352,60 @@ def load_task_model(
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed, 0x4EAD))
         if name is None:
-            return build_model(config, auto)
-        return _load_whole(auto, name, config=config)[0]
+            model = build_model(config, auto)
+        else:
+            model = _load_whole(auto, name, config=config)[0]
+        if head in TASK_KINDS:
+            return model
+        torch.manual_seed(fold(seed, 0x4EAD))
+        return _with_new_head(model)
+
+
+def _with_new_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the same encoder in a model whose other weights are drawn anew.
+
+    The new weights are drawn from torch's default generator. The given model is no longer usable,
+    because the new model takes its tensors.
+    """
+    body = _body_of(model)
+    kept = {
+        key: tensor.data
+        for key, tensor in model.state_dict(keep_vars=True).items()
+        if tensor in body
+    }
+    # To transformers, a state without some weights is a file without them.
+    auto: AutoClass = type(model)
+    fresh, info = auto.from_pretrained(
+        None,
+        config=model.config,
+        state_dict=kept,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    _zero_biases(fresh, info["missing_keys"])
+    return fresh
+
+
+def _body_of(model: PreTrainedModel) -> set[Tensor]:
+    """Return the weights of an encoder without its pooler, or all weights of an encoder–decoder.
+
+    In some families, such as BERT, the pooler is a part of the encoder's module. Masked language
+    models have no pooler, so no checkpoint that maskwise trains has one.
+
+    Tensors are returned and not names, because tied weights have two names.
+    """
+    if adapter_of(model.config).kind != "encoder":
+        return set(model.state_dict(keep_vars=True).values())
+    state = encoder_of(model).state_dict(keep_vars=True)
+    return {tensor for key, tensor in state.items() if "pooler" not in key.split(".")}
+
+
+def _zero_biases(model: PreTrainedModel, new: Iterable[str]) -> None:
+    """Set new biases to 0, because some families leave the biases of a new head uninitialised."""
+    state = model.state_dict()
+    for key in new:
+        if key.endswith("bias"):
+            state[key].zero_()
 
 
 @contextlib.contextmanager
@@ -368,11 +427,8 @@ def _load_whole(auto: AutoClass, name: Start, **how: Any) -> tuple[PreTrainedMod
     where = find_weights(name)
     lacking = _lacking(auto, name, where, **how)
     model = _weights(auto, name, where, dtype=torch.float32, **how)[0]
-    state = model.state_dict()
-    for key in lacking:
-        if key.endswith("bias"):  # some families leave the biases of a new head uninitialised
-            state[key].zero_()
-    check_finite(state, name)
+    _zero_biases(model, lacking)
+    check_finite(model.state_dict(), name)
     return model, lacking
 
 
@@ -389,18 +445,14 @@ def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
     with torch.device("meta"):
         model, info = _weights(auto, name, where, device_map="meta", **how)
     # All weights of a pre-trained encoder–decoder are required, including the head.
-    kind = adapter_of(model.config).kind
-    body = encoder_of(model) if kind == "encoder" else model
-    # Tensors are compared and not names, because tied weights have two names.
-    encoder = set(body.state_dict(keep_vars=True).values())
-    inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in encoder}
+    body = _body_of(model)
+    inside = {key for key, t in model.state_dict(keep_vars=True).items() if t in body}
     missing = set(info["missing_keys"])
     do = "use a complete checkpoint"
-    # Masked language models have no pooler, so a pooler may be missing.
-    holes = sorted(key for key in inside & missing if "pooler" not in key.split("."))
+    holes = sorted(inside & missing)
     if holes:
         raise MaskwiseError(
-            f"{str(name)!r} lacks weights of its {kind}",
+            f"{str(name)!r} lacks weights of its {adapter_of(model.config).kind}",
             got=f"no {holes[0]}; {len(holes)} weights are missing in all",
             do=do,
         )

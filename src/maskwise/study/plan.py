@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, product
+from itertools import chain, product, takewhile
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, require_known
@@ -42,7 +42,8 @@ class Run:
         recipe: the arm's recipe with the seed, the settings that a search chose (``study.search``)
             and the number of steps after matching (``study.match``).
         chain: the stages that prepare texts, learn masking policies and train, in topological
-            order. The reference arm has no training stage.
+            order. The reference arm has no training stage, or only those that train a new head on
+            the frozen encoder (``_head_only``).
         evaluated: the stage that evaluates the checkpoint without fine-tuning. None if the run is
             not evaluated in this way, for example because the reference cannot fill masks.
         tasks: the fine-tuning stages, keyed by the task's name in the recipe.
@@ -81,7 +82,7 @@ class Run:
 
     @property
     def pretrained(self) -> Stage | None:
-        """The last training stage; None for the reference."""
+        """The last training stage; None for a reference that needs no new head."""
         return next(reversed(self.trainings), None)
 
     @property
@@ -253,7 +254,7 @@ def make_run(
     text = prepare_stage(links[0].unlearned())
     chain = [text]
     last: Stage | None = None
-    trained = () if reference else links
+    trained = _head_only(own, contents) if reference else links
     for link in trained:
         learned = None
         if link.learns:
@@ -295,6 +296,23 @@ def make_run(
         overlaps=tuple(dict.fromkeys(overlaps)),
         role=role,
     )
+
+
+def _head_only(baseline: Recipe, contents: Mapping[str, str]) -> tuple[Recipe, ...]:
+    """Return the first phases of the baseline that the reference needs for a head of its own.
+
+    Fine-tuning draws all weights outside the encoder anew, except for tasks that are answered by
+    the head of masked language modelling. If the start has no such head, the arms train one on the
+    frozen encoder first. The reference gets the same head: with a random one, its scores would be
+    worse for a reason that has nothing to do with the encoder.
+    """
+    start = baseline.model.pretrained
+    if start is None or has_head(start):
+        return ()
+    tasks = of_run([*contents], baseline.training.seed)
+    if not any(load_task(task).kind.pretrained_head for task in tasks):
+        return ()
+    return tuple(takewhile(lambda link: link.training.freeze == "encoder", baseline.links()))
 
 
 def learned_from(recipe: Recipe) -> dict[str, str]:
