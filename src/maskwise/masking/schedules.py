@@ -36,6 +36,8 @@ Inner: TypeAlias = Callable[[float], Ratio]
 _EVEN = (np.arange(10_000) + 0.5) / 10_000
 # The smallest, a middle and the largest draw, at which the range of a distribution is checked.
 _EXTREMES = np.array([2.0**-33, 0.5, 1 - 2.0**-33])
+# Sums such as 0.02 + 2 · 0.49 may exceed 1 by a rounding error. Ratios so near are clipped.
+_ROUNDING = 1e-9
 # These curves change over training only if the schedule that they modify changes.
 _STEADY = ("scaled", "clipped")
 
@@ -65,8 +67,7 @@ class Schedule:
         points = 201 if self.varies else 1
         for i in range(points):
             ratios = np.atleast_1d(self.curve(i / 200, _EXTREMES))
-            # Sums such as 0.02 + 2 · 0.49 may exceed 1 by a rounding error.
-            inside = (ratios >= -1e-9) & (ratios <= 1 + 1e-9)
+            inside = (ratios >= -_ROUNDING) & (ratios <= 1 + _ROUNDING)
             if not inside.all():
                 raise MaskwiseError(
                     f"schedule {self.name} has a ratio that is not allowed",
@@ -125,6 +126,8 @@ class FunctionSchedule(Schedule):
                 got=f"{type(error).__name__}: {first_line(error)}",
                 do="return a number for (step, total steps)",
             ) from error
+        if -_ROUNDING <= ratio <= 1 + _ROUNDING:
+            return min(max(ratio, 0.0), 1.0)
         return finite_number(f"the ratio of {self.name} at step {step}", ratio, least=0, most=1)
 
     def rows(self, draw_P: Array, step: int, total_steps: int | None) -> Array:
