@@ -167,6 +167,19 @@ def test_the_kernel_for_documents_of_different_lengths_waits_for_nothing(
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
+def test_next_tokens_in_rows_without_padding_wait_for_nothing() -> None:
+    """Causal attention needs the documents of these rows, too."""
+    chosen = settings()
+    equal = [Document(f"a{number}", TEXT * 2) for number in range(16)]
+    pieces = read_pieces(tokenise(equal, tokenizer()), tokenizer=tokenizer(), length=14)
+    masker = objective_class("clm").maker(tokenizer(), seed=0, length=48)
+    source = MaskedSource(Rows.of(pieces, "document"), masker, chosen)
+    assert source.batches(0, rank=0, ranks=1)[0].attention_mask is None
+    with accelerator() as device, ragged_kernel() as calls:
+        train(objective("clm", model("clm")), source, chosen, quiet=True)
+    assert calls and not device.waits
+
+
 # --- several objectives
 
 
