@@ -1,32 +1,35 @@
-"""Training on a GPU: speed relative to ``Trainer``, MFU, memory, synchronisations, and a trace.
+"""Training on a GPU: speed beside ``Trainer``, MFU, memory, waits of the host, and where time goes.
 
-    python benchmarks/gpu.py [--out DIR] [--seconds 500] [--smoke]
+    python benchmarks/gpu.py --out DIR [--seconds 330] [--commit TEXT] [--smoke]
 
-The benchmark takes less than ten minutes. It needs only this repository, because the weights of its
-models are random and its texts are bundled. Each figure is appended to DIR/gpu.jsonl as soon as it
-is measured. An interrupted run therefore loses only its unfinished part. With ``--smoke``, each
-part runs on any machine, with tiny models.
+The benchmark needs only this repository (``PYTHONPATH=src``; nothing is installed), because the
+weights of its models are random and its texts are bundled. results/gpu/README.md has the commands
+for a machine without a network.
 
-On a machine without a network, missing packages can be installed from 5 MB of wheels (Python 3.12):
-
-    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl \\
-        --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --implementation cp \\
-        annotated-types datasets dill loky multiprocess pydantic pydantic-core typing-inspection
-
-Copy ``.whl`` to the machine, and run there:
-
-    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl &&
-    export PYTHONPATH=/tmp/site:src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 &&
-    python3 benchmarks/gpu.py --out DIR
-
-Versions of torch below 2.13 lack some features, which are not measured. The first line of gpu.jsonl
-lists the missing features.
+Parts run in the order of their worth. Each has a budget of seconds, after which it is interrupted,
+and none is started after ``--seconds``, so the benchmark ends in time. Each line of DIR/gpu.jsonl
+is written as soon as it is measured; a part without a result says why in ``error`` or ``left_out``,
+and the last line names these parts. With ``--smoke``, every part runs on any machine, with tiny
+models and without a compiler.
 
 maskwise and ``Trainer`` train the same weights on the same documents, in bfloat16. Attention
 dropout is off, because torch's attention kernel for documents of different lengths does not support
-it. maskwise trains on packed rows with attention within documents. ``Trainer`` pads documents. MFU
-(model FLOPs utilisation) is the FLOP/s spent on tokens of text, relative to a maximum. There are
-two maxima: the FLOP/s of the data sheet, and of a large matrix product on this machine.
+it. maskwise trains on packed rows with attention within documents. ``Trainer`` pads documents: as
+it is by default; grouped by length; and, where transformers finds a kernel for documents of
+different lengths (flash_attn), on packed lines that maskwise's ``PackedCollator`` makes. Each side
+runs with and without ``torch.compile``. Smaller last batches are dropped, so that nothing compiles
+again for them.
+
+The two shapes whose figures the documentation promises are timed in three rounds, which follow each
+other in one run, so that compilation is paid once; ``spread`` is their range over their median.
+Tokens are counted in the batches that were timed: tokens of text, without padding and without
+special tokens. A trace follows the rounds of compiled maskwise (``gpu_trace.py``).
+
+MFU (model FLOPs utilisation) is the FLOP/s spent on tokens of text, relative to a maximum. There
+are two maxima: the FLOP/s of the data sheet, and of a large matrix product on this machine. Padding
+and recomputation do not count. ``mfu_…`` is by the formula of ``training.log``, which takes layers
+with a sliding window as if all documents were equally long; ``mfu_…_by_document`` counts the pairs
+of tokens in each document.
 """
 
 from __future__ import annotations
@@ -36,32 +39,46 @@ import gc
 import inspect
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import gpu_trace
 import torch
 import train
-from timing import Clock
+from timing import Clock, time_trainer
 from torch.nn.attention import varlen
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
+from transformers import DataCollatorForLanguageModeling, Trainer
+from transformers.utils import is_flash_attn_2_available
 
-from maskwise.bench import Figures, surroundings
+from maskwise.bench import Figures, spread, surroundings
 from maskwise.constants import UPOS
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
-from maskwise.masking import Masker
-from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
+from maskwise.families import window_of
+from maskwise.masking import MaskedBatch, Masker
+from maskwise.objectives import MaskedLanguageModelling, Objective, objective, objective_class
+from maskwise.objectives.base import Work, trained
+from maskwise.packed import PackedCollator
 from maskwise.samplers import sampler
-from maskwise.text import read_documents, split, train_tokenizer
+from maskwise.text import Rows, read_documents, split, train_tokenizer
 from maskwise.training import MaskedSource
 from maskwise.training import train as train_ours
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
+from maskwise.training.data import look_ahead
+from maskwise.training.log import Meter
+from maskwise.weights import attention_work
 
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 """Dense bfloat16 FLOP/s of SXM cards, keyed by a part of the card's name."""
@@ -70,6 +87,8 @@ ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
 LENGTHS = (128, 1024, 512)
 FAMILIES = ("bert", "modernbert")
 PROMISED = (("bert", 128), ("modernbert", 1024))
+ROUNDS = 3
+"""Number of rounds for the promised shapes. Other shapes have one."""
 ATTENTION_DROPOUT = {"bert": "attention_probs_dropout_prob", "modernbert": "attention_dropout"}
 SMALL = {
     "hidden_size": 32,
@@ -82,11 +101,18 @@ BATCH = 65_536
 """Tokens per step. If a side runs out of memory, this number is halved, and its line shows it."""
 COPIED = 1 << 30
 """Number of bytes that are copied to measure the memory bandwidth."""
+TRACED = 4
+"""Number of steps in a trace."""
 SYNCHRONISES = "called a synchronizing CUDA operation"
 """Torch's warning of a wait. Another warning only says that this check is a prototype."""
+LEAST = 5.0
+"""With fewer seconds left, no part is started."""
+AFTER = 10.0
+"""Seconds after the end at which the process ends itself, even inside a part."""
 SHOWN = (
     "card",
     "ms_per_step",
+    "spread",
     "tokens_per_second",
     "mfu_data_sheet",
     "mfu_measured",
@@ -96,63 +122,207 @@ SHOWN = (
     "left_out",
 )
 """Figures that are printed, in addition to their lines in gpu.jsonl."""
-Part = tuple[str, Callable[[], Figures]]
+
+
+class Part(NamedTuple):
+    """A part of the benchmark: its name, its function, and the most seconds that it may take."""
+
+    name: str
+    function: Callable[[], Figures]
+    seconds: float
+
+
+class Side(NamedTuple):
+    """A contestant.
+
+    Attributes:
+        name: "maskwise" or "transformers.Trainer".
+        rows: for ``Trainer``: "as it is", "grouped by length" or "packed".
+        compiled: whether it runs with ``torch.compile``.
+        more: further training settings of maskwise, as (name, value) pairs.
+    """
+
+    name: str
+    rows: str = ""
+    compiled: bool = False
+    more: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        parts = [self.name, self.rows, *(f"{name} {value}" for name, value in self.more)]
+        if self.compiled:
+            parts.append("compiled")
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name == train.OURS
+
+
+OURS = Side(train.OURS)
+PEERS = tuple(Side(train.PEER, rows) for rows in ("grouped by length", "as it is", "packed"))
+
+
+class TimeUp(BaseException):
+    """The budget of a part has run out. Libraries must not handle this as an error."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/gpu")))
     parser.add_argument(
-        "--seconds", type=float, default=500, help="time after which no part is started"
+        "--seconds", type=float, default=330, help="the time of the whole benchmark"
     )
+    parser.add_argument("--commit", default="", help="the commit of this code, for the record")
+    parser.add_argument("--only", default="", help="run only parts whose names contain this text")
     parser.add_argument("--smoke", action="store_true", help="run every part with tiny models")
     given = parser.parse_args()
     if not (given.smoke or torch.cuda.is_available()):
         sys.exit("there is no GPU here; --smoke runs every part in miniature")
-    bench(given.out, seconds=given.seconds, smoke=given.smoke)
+    bench(
+        given.out,
+        seconds=given.seconds,
+        smoke=given.smoke,
+        commit=given.commit,
+        only=given.only,
+    )
 
 
-def bench(out: Path, *, seconds: float, smoke: bool) -> list[Figures]:
+def bench(
+    out: Path, *, seconds: float, smoke: bool, commit: str = "", only: str = ""
+) -> list[Figures]:
     """Run parts while there is time, the most important parts first.
 
     Args:
-        out: the folder for gpu.jsonl and the trace.
-        seconds: the time after which no part is started.
+        out: the folder for gpu.jsonl and the traces.
+        seconds: the time of the whole benchmark. No part runs longer.
         smoke: whether to run each part with tiny models.
+        commit: the commit of the code, for the record; by default, what git says.
+        only: run only parts whose names contain this text.
 
     Returns:
-        The lines of gpu.jsonl. The line of a failed part has the key "error".
+        The lines of gpu.jsonl. The line of a failed part has the key "error"; of an interrupted
+        part, or one that was not started, "left_out".
     """
+    began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(smoke=smoke)
+    bench = Bench(smoke=smoke, commit=commit)
     # Without a GPU, blocks are traced but not compiled, because compiling for a CPU takes minutes.
     traced = patch.object(torch, "compile", partial(torch.compile, backend="eager"))
-    lines = []
-    began = time.perf_counter()
+    lines: list[Figures] = []
+    parts = [part for part in bench.parts(out) if only in part.name]
     with (
         (out / "gpu.jsonl").open("w", encoding="utf-8") as file,
         traced if smoke else nullcontext(),
     ):
-        for name, part in bench.parts(out):
-            line = {"part": name}
-            free_memory()
-            start = time.perf_counter()
-            if start - began > seconds:
-                line["left_out"] = "no time"
-            else:
-                try:
-                    line |= part()
-                # If a part fails on an unknown machine, the other parts must still run.
-                except Exception as error:
-                    line["error"] = f"{type(error).__name__}: {error}"[:2000]
-            line["seconds"] = round(time.perf_counter() - start, 1)
+
+        def write(line: Figures) -> None:
             lines.append(line)
             file.write(json.dumps(line) + "\n")
             file.flush()
             shown = {key: line[key] for key in SHOWN if line.get(key) is not None}
-            sys.stdout.write(f"{time.perf_counter() - began:5.0f} s  {name}: {shown}\n")
+            sys.stdout.write(f"{time.perf_counter() - began:5.0f} s  {line['part']}: {shown}\n")
             sys.stdout.flush()
+
+        def give_up(names: Sequence[str]) -> None:
+            for name in names:
+                write({"part": name, "left_out": "the process was stopped at the end of its time"})
+            write(last_line(lines, time.perf_counter() - began))
+            os._exit(3)
+
+        for number, part in enumerate(parts):
+            line: Figures = {"part": part.name}
+            free_memory()
+            start = time.perf_counter()
+            left = seconds - (start - began)
+            if left < min(LEAST, part.seconds):
+                line["left_out"] = "no time"
+            else:
+                allowed = min(part.seconds, left)
+                # A kernel or a compiler that never returns to Python would outlast the budget.
+                names = [each.name for each in parts[number:]]
+                watch = threading.Timer(left + AFTER, give_up, [names])
+                watch.daemon = True
+                watch.start()
+                try:
+                    with budget(allowed):
+                        line |= part.function()
+                except TimeUp:
+                    line["left_out"] = f"interrupted after {allowed:.0f} s, the time of this part"
+                # If a part fails on an unknown machine, the other parts must still run.
+                except Exception as error:
+                    line["error"] = f"{type(error).__name__}: {error}"[:2000]
+                finally:
+                    watch.cancel()
+            line["seconds"] = round(time.perf_counter() - start, 1)
+            write(line)
+        write(last_line(lines, time.perf_counter() - began))
     return lines
+
+
+def last_line(lines: Sequence[Figures], seconds: float) -> Figures:
+    """Return the line that says which parts have no result, and the ratios to the peers."""
+    missing = {}
+    for line in lines:
+        reason = line.get("error") or line.get("left_out")
+        if reason:
+            missing[line["part"]] = reason[:200]
+    return {
+        "part": "end",
+        "seconds": round(seconds, 1),
+        "without_result": missing,
+        "ratios": ratios(lines),
+    }
+
+
+def ratios(lines: Sequence[Figures]) -> list[Figures]:
+    """Compare the fastest run of maskwise with every peer on each shape, by tokens per second.
+
+    ``ratio_range`` has the lowest rate of maskwise over the highest of the peer, and the reverse.
+    The first peer of a shape is the fastest.
+    """
+    timed = [line for line in lines if line.get("tokens_per_second") and "side" in line]
+    compared = []
+    for shape in dict.fromkeys(line["size"] for line in timed):
+        here = [line for line in timed if line["size"] == shape]
+        ours = [line for line in here if line["side"] == train.OURS]
+        theirs = [line for line in here if line["side"] != train.OURS]
+        theirs.sort(key=lambda line: -line["tokens_per_second"])
+        if not ours:
+            continue
+        best = max(ours, key=lambda line: line["tokens_per_second"])
+        for line in theirs:
+            compared.append(
+                {
+                    "size": shape,
+                    "ours": best["name"],
+                    "peer": line["name"],
+                    "ratio": round(best["tokens_per_second"] / line["tokens_per_second"], 3),
+                    "ratio_range": [
+                        round(min(best["rates"]) / max(line["rates"]), 3),
+                        round(max(best["rates"]) / min(line["rates"]), 3),
+                    ],
+                }
+            )
+    return compared
+
+
+@contextmanager
+def budget(seconds: float) -> Iterator[None]:
+    """A context that raises ``TimeUp`` after ``seconds``, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def up(*_: object) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def free_memory() -> None:
@@ -167,49 +337,63 @@ class Bench:
     """The parts of the benchmark, which share texts, a tokenizer and the FLOP/s of the card.
 
     Args:
-        smoke: whether to use models with two small layers, short rows and one step.
+        smoke: whether to use models with two small layers, short rows and few steps.
+        commit: the commit of the code, for the record.
     """
 
-    def __init__(self, *, smoke: bool):
+    def __init__(self, *, smoke: bool, commit: str = ""):
         self.smoke = smoke
+        self.commit = commit or git_commit()
         self.device = best_device()
+        self.on_card = self.device.type == "cuda"
         self.dtype = torch.bfloat16 if fast_bf16() else torch.float32
         self.rate = measured_rate(self.device, self.dtype)
-        self.card = self.device.type
-        if torch.cuda.is_available():
-            self.card = torch.cuda.get_device_name()
+        self.card = torch.cuda.get_device_name() if self.on_card else self.device.type
         known = [rate for part, rate in DATA_SHEET.items() if part in self.card]
         self.sheet = known[0] if known else None
         self.documents = list(read_documents("bundled:wikipedia", limit=60 if smoke else 2000))
         texts = (document.text for document in self.documents)
         self.tokenizer = train_tokenizer(texts, vocab_size=300 if smoke else 8192)
-        self.contests = {}
+        self.contests: dict[str, Contest] = {}
 
     def parts(self, out: Path) -> Iterator[Part]:
-        """Yield the name and the function of each part, most important first."""
-        yield "machine", self.machine
-        yield "waits", partial(self.waits, "token", 0)
-        # The documentation promises the figures of these shapes. Compilation takes minutes, so
-        # everything that needs none comes first.
-        yield from self.contestants(PROMISED)
-        yield "waits, pos-weighted", partial(self.waits, "pos-weighted", 0)
-        yield "waits, pos-weighted, one step late", partial(self.waits, "pos-weighted", 1)
-        yield "several objectives", self.several
-        yield from self.contestants(PROMISED, " compiled")
-        yield "trace", partial(self.trace, out)
-        if not self.smoke:
-            shapes = [(family, length) for family in FAMILIES for length in LENGTHS]
-            others = [each for each in shapes if each not in PROMISED]
-            for end in ("", " compiled"):
-                yield from self.contestants(others, end)
+        """Yield the parts, most important first."""
+        yield Part("machine", self.machine, 20)
+        promised = [self.shape(*each) for each in PROMISED]
+        peers = PEERS if has_ragged_peer() or self.smoke else PEERS[:-1]
+        # What was promised, with a trace, beside the peers that need no compilation.
+        for shape in promised:
+            yield self.timing(shape, OURS._replace(compiled=True), 75, trace=out)
+            for peer in PEERS:
+                yield self.timing(shape, peer, 45)
+        yield Part("several objectives", self.several, 60)
+        for shape in promised:
+            yield self.timing(shape, PEERS[1]._replace(compiled=True), 100)
+        for shape in promised:
+            yield self.timing(shape, OURS, 40)
+        yield Part("waits", partial(self.waits, "token", 0), 20)
+        yield Part("waits, pos-weighted", partial(self.waits, "pos-weighted", 0), 20)
+        late = partial(self.waits, "pos-weighted", 1)
+        yield Part("waits, pos-weighted, one step late", late, 20)
+        # Each batch of grouped rows is of another length.
+        for shape in promised:
+            for peer in peers:
+                if peer.rows != "as it is":
+                    yield self.timing(shape, peer._replace(compiled=True), 100)
+        if self.smoke:
+            return
+        for family in FAMILIES:
+            for length in LENGTHS:
+                if (family, length) not in PROMISED:
+                    shape = self.shape(family, length)
+                    yield self.timing(shape, OURS._replace(compiled=True), 60)
+                    yield self.timing(shape, PEERS[0], 40)
 
-    def contestants(self, shapes: Sequence[tuple[str, int]], end: str = "") -> Iterator[Part]:
-        """Yield a part for each model and side; ``end`` is "" or " compiled"."""
-        for family, length in shapes:
-            shape = self.shape(family, length)
-            for side in (train.OURS, f"{train.PEER} {self.precision}"):
-                if side == train.OURS or not (self.smoke and end):
-                    yield f"{shape.name}: {side}{end}", partial(self.timed, shape, side + end)
+    def timing(
+        self, shape: train.Shape, side: Side, seconds: float, *, trace: Path | None = None
+    ) -> Part:
+        """Return the part that times a side on a shape."""
+        return Part(f"{shape.name}: {side}", partial(self.timed, shape, side, trace), seconds)
 
     @property
     def precision(self) -> str:
@@ -229,14 +413,14 @@ class Bench:
         fields[ATTENTION_DROPOUT[family]] = 0.0
         name = f"{family}-base, {length}"
         if self.smoke:
-            return train.Shape(name, family, fields | SMALL, batch_size=4, length=32, steps=1)
-        return train.Shape(name, family, fields, BATCH // length, length, steps=20)
+            return train.Shape(name, family, fields | SMALL, batch_size=4, length=32, steps=2)
+        return train.Shape(name, family, fields, BATCH // length, length, steps=16)
 
-    def contest(self, shape: train.Shape) -> train.Contest:
-        """Return the contest of both sides for a shape, from a cache."""
+    def contest(self, shape: train.Shape) -> Contest:
+        """Return the contest of all sides for a shape, from a cache."""
         key = f"{shape.name}, {shape.batch_size}"
         if key not in self.contests:
-            made = train.Contest(shape, "varied", self.documents, self.tokenizer, self.rate)
+            made = Contest(shape, "varied", self.documents, self.tokenizer, self.rate)
             columns = made.rows[train.OURS].pieces.columns
             # Arbitrary parts of speech are enough, because the cost does not depend on the tags.
             columns["pos"] = columns["word_ids"] % len(UPOS)
@@ -250,6 +434,8 @@ class Bench:
         lacks = []
         if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
             lacks.append("varlen_attn with grouped heads")
+        if not has_ragged_peer():
+            lacks.append("a kernel of transformers for documents of different lengths (flash_attn)")
         size = COPIED >> (14 if self.smoke else 0)
         there = torch.empty(size, dtype=torch.uint8, device=self.device)
         into = torch.empty_like(there)
@@ -257,36 +443,70 @@ class Bench:
         copying = Timer("into.copy_(there)", globals=names).timeit(5).median
         return {
             **surroundings(),
+            "commit": self.commit,
             "card": self.card,
+            "state": state_of_card(),
             "cuda": torch.version.cuda,
             "precision": self.precision,
             "matmul_flops": self.rate,
             "data_sheet_flops": self.sheet,
             "copied_bytes_per_second": round(2 * size / copying),
-            "torch_lacks": lacks,
+            "lacks": lacks,
         }
 
-    def timed(self, shape: train.Shape, name: str) -> Figures:
-        """Return time, tokens of text per second, MFU, memory and the last loss of a side."""
+    def timed(self, shape: train.Shape, side: Side, trace: Path | None = None) -> Figures:
+        """Return the figures of a side: time, tokens of text per second, MFU, memory, last loss."""
+        if side.rows == "packed" and not has_ragged_peer():
+            return {"left_out": "transformers finds no kernel for documents (flash_attn) here"}
         contest = self.contest(shape)
+        rounds = ROUNDS if _is_promised(shape) else 1
         try:
-            contest.time(name)
-            fits = True
+            laps = contest.run(side, self, rounds, traced=bool(trace))
         except torch.OutOfMemoryError:
-            fits = False
-        if not fits:
+            laps = None
+        if laps is None:
             # In the except block, the traceback would keep the tensors of the failed step alive.
             free_memory()
-            return self.timed(shape._replace(batch_size=shape.batch_size // 2), name)
-        line = contest.line(name)
-        for key in ("mfu", "ours_over_it", "ours_over_it_range"):
-            line.pop(key, None)
-        # The FLOPs per token of text are the same for both sides. FLOPs for padding and recomputing
+            return self.timed(shape._replace(batch_size=shape.batch_size // 2), side, trace)
+        rates = [tokens / seconds for tokens, seconds in zip(laps.tokens, laps.seconds)]
+        rate = median(rates)
+        line = {
+            "size": shape.name,
+            "batch": f"{shape.batch_size} × {shape.length}",
+            "name": str(side),
+            "side": side.name,
+            "precision": self.precision,
+            "ms_per_step": round(1000 * median(laps.seconds) / laps.steps, 2),
+            "rounds": len(rates),
+            "steps_in_a_round": laps.steps,
+            "rates": [round(each) for each in rates],
+            "spread": spread(rates),
+            "tokens_per_second": round(rate),
+            "positions_per_second": round(median(laps.positions) / median(laps.seconds)),
+            "loss": round(laps.loss, 3),
+            "memory_gib": round(peak_memory(self.device) / 2**30, 3),
+        }
+        # The FLOPs per token of text are the same for all sides. FLOPs for padding and recomputing
         # are not counted.
-        flops = contest.flops / contest.tokens(train.OURS) * line["tokens_per_second"]
-        line["mfu_measured"] = round(flops / self.rate, 4)
-        line["mfu_data_sheet"] = round(flops / self.sheet, 4) if self.sheet else None
+        for end, flops in (("", contest.flops_per_token), ("_by_document", contest.by_document)):
+            line[f"mfu_measured{end}"] = round(flops * rate / self.rate, 4)
+            if self.sheet:
+                line[f"mfu_data_sheet{end}"] = round(flops * rate / self.sheet, 4)
+        if trace and laps.profiler is not None:
+            line["trace"] = self.traced(trace, shape, laps)
         return line
+
+    def traced(self, out: Path, shape: train.Shape, laps: Laps) -> Figures:
+        """Write the trace of the last steps of a run, and return its summary by class of kernel."""
+        path = out / f"trace-{shape.architecture}.json.gz"
+        laps.profiler.export_chrome_trace(str(path))
+        summary = gpu_trace.summarise(
+            gpu_trace.read(path),
+            steps=TRACED,
+            vocabulary=shape.fields["vocab_size"],
+            on_card=self.on_card,
+        )
+        return {"file": path.name, "bytes": path.stat().st_size, **summary}
 
     def waits(self, policy: str, lag: int, steps: int = 6) -> Figures:
         """Return the number of times that the CPU waits for the GPU in a step, and the step time.
@@ -303,36 +523,43 @@ class Bench:
         model = MaskedLanguageModelling(contest.model())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            train_ours(model, source, settings, learners=learners, quiet=True)
+            try:
+                train_ours(model, source, settings, learners=learners, quiet=True)
+            finally:
+                watch.warn("default")
         waits = [f"{w.filename}:{w.lineno}" for w in caught if SYNCHRONISES in str(w.message)]
-        on_card = self.device.type == "cuda"
         seconds = watch.seconds_per_step
         return {
-            "waits_in_a_step": len(waits) / (steps - 1) if on_card else None,
+            "waits_in_a_step": len(waits) / (steps - 1) if self.on_card else None,
             "waits_at": sorted(set(waits)),
             "ms_per_step": round(1000 * seconds, 2),
             "tokens_per_second": round(contest.tokens(train.OURS) / seconds),
         }
 
     def several(self) -> Figures:
-        """Return the step time and the last probe losses of MOMETAS with five objectives."""
+        """Return the time of each step of MOMETAS with five objectives, and of each one alone."""
         contest = self.contest(self.shape("bert", 128))
         # Every objective accepts rows of one document. The probe uses held-out rows.
         pieces = contest.rows[train.PEER].pieces
         shown, held_out = split(pieces, held_out=0.2, layout="document")
         steps = 6 if self.smoke else 30
+        every = steps // 3
         settings = contest.source(steps).settings
+        alone = {}
+        for name in ARMS:
+            few = settings.model_copy(update={"steps": 3 if self.smoke else 9})
+            steps_alone = Steps()
+            made = objective(name, contest.model())
+            learners = {"clock": steps_alone}
+            train_ours(made, self._of_arm(name, shown, few), few, learners=learners, quiet=True)
+            alone[name] = round(median(steps_alone.milliseconds()[2:]), 2)
+            del made
+            free_memory()
         model = contest.model()
         arms = Arms({name: objective(name, model) for name in ARMS})
-        sources = {}
-        for name in ARMS:
-            # Words replace salient spans here, because the cost does not depend on the spans.
-            masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
-            kind = objective_class(name)
-            masker = kind.maker(self.tokenizer, seed=0, length=shown.length, **masking)
-            sources[name] = MaskedSource(shown, masker, settings)
+        sources = {name: self._of_arm(name, shown, settings) for name in ARMS}
         size = 8 if self.smoke else 64
-        chooser = sampler(f"mometas(every={steps // 3}, rows={size})", list(ARMS), steps=steps)
+        chooser = sampler(f"mometas(every={every}, rows={size})", list(ARMS), steps=steps)
         batches = ArmsSource(sources, chooser, settings)
 
         def probe() -> Probe:
@@ -344,46 +571,310 @@ class Bench:
                 skip={},
             )
 
-        clock = Clock(1, steps)
         learner = SamplerLearner(chooser, probe)
-        learners = {**batches.learners(), "sampler": learner, "clock": clock}
+        each = Steps()
+        learners = {**batches.learners(), "sampler": learner, "clock": each}
         train_ours(arms, batches, settings, learners=learners, quiet=True)
+        taken = each.milliseconds()
+        # The first step of each objective chooses kernels. A step that ends with a probe has its
+        # time, and so has the next one, because no batch was made ahead for it.
+        seen = set[str]()
+        outside = []
+        of_these = []
+        for number, (arm, milliseconds) in enumerate(zip(each.arms, taken), start=1):
+            if arm in seen and number % every and (number - 1) % every:
+                outside.append(milliseconds)
+                of_these.append(alone[arm])
+            seen.add(arm)
         return {
             "objectives": list(ARMS),
             "rows": len(shown) + len(held_out),
-            "ms_per_step": round(1000 * clock.seconds_per_step, 2),
+            "ms_per_step": round(mean(taken[1:]), 2),
+            "ms_of_each_step": list(zip(each.arms, [round(ms, 1) for ms in taken])),
+            "probe_every": every,
+            "ms_alone": alone,
+            "ms_outside_probes": round(mean(outside), 2) if outside else None,
+            "outside_over_alone": round(mean(outside) / mean(of_these), 3) if outside else None,
             "probe_losses": dict(learner.facts())["probe_losses"],
             "memory_gib": round(peak_memory(self.device) / 2**30, 3),
         }
 
-    def trace(self, out: Path) -> Figures:
-        """Write a trace of some steps of compiled ModernBERT, and return the shares of kernels."""
-        shape = self.shape("modernbert", 1024)
-        contest = self.contest(shape)
-        steps = 2 if self.smoke else 12
-        source = contest.source(steps)
-        settings = source.settings.model_copy(update={"compile": True})
+    def _of_arm(self, name: str, rows: Rows, settings: Any) -> MaskedSource:
+        # Words replace salient spans here, because the cost does not depend on the spans.
+        masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
+        masker = objective_class(name).maker(self.tokenizer, seed=0, length=rows.length, **masking)
+        return MaskedSource(rows, masker, settings)
+
+
+def _is_promised(shape: train.Shape) -> bool:
+    return any(shape.name == f"{family}-base, {length}" for family, length in PROMISED)
+
+
+def has_ragged_peer() -> bool:
+    """Return whether transformers has a kernel for documents of different lengths here."""
+    return torch.cuda.is_available() and is_flash_attn_2_available()
+
+
+def git_commit() -> str:
+    """Return the commit of this repository, or "unknown" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=10", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def state_of_card() -> str | None:
+    """Return what nvidia-smi says of the card's driver, clocks, power and temperature."""
+    asked = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+# Contests
+# -------------------------------------------------------------------------------------------
+
+
+class Contest(train.Contest):
+    """A contest of ``train.py``, in which a run has several rounds and counts its own tokens."""
+
+    def run(self, side: Side, bench: Bench, rounds: int, *, traced: bool) -> Laps:
+        """Train a side once, and return its clock.
+
+        Args:
+            side: the side.
+            bench: the benchmark.
+            rounds: the number of rounds of ``shape.steps`` steps.
+            traced: whether to trace some steps after the last round.
+        """
+        # A round is at most an epoch, because grouped rows begin with the longest.
+        per_epoch = len(self.rows[train.PEER]) // self.shape.batch_size
+        steps = max(1, min(self.shape.steps, per_epoch))
+        laps = Laps(train.WARM, steps, rounds, traced=traced and side.is_ours)
+        if bench.on_card:
+            torch.cuda.reset_peak_memory_stats()
+        laps.loss = self._train_ours(laps, side) if side.is_ours else self._peer(laps, side, bench)
+        return laps
+
+    def _train_ours(self, laps: Laps, side: Side) -> float:
+        source = self.source(laps.end)
+        changed = {"compile": side.compiled, **dict(side.more)}
+        settings = source.settings.model_copy(update=changed)
+        model = MaskedLanguageModelling(self.model())
+        loss = train_ours(model, source, settings, learners={"clock": laps}, quiet=True)["loss"]
+        assert loss is not None
+        return loss
+
+    def _peer(self, laps: Laps, side: Side, bench: Bench) -> float:
+        """Train with ``Trainer`` and its usual settings for speed: fused AdamW and, on a GPU,
+        loader processes and pinned memory.
+        """
+        rows = self.rows[train.PEER]
+        model = self.model()
+        laid = rows.batch(range(len(rows))).laid_out()
+        texts = []
+        for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0):
+            tokens = ids[show].tolist()
+            texts.append({"input_ids": tokens, "length": len(tokens)})
+        collator: Any = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=train.RATIO)
+        if side.rows == "packed":
+            model.set_attn_implementation("flash_attention_2")
+            collator = PackedCollator(Masker(self.tokenizer, ratio=train.RATIO), model=model)
+        # ``remove_unused_columns`` drops the lengths before the collator sees them.
+        grouped = "group_by_length" if side.rows == "grouped by length" else "random"
+
+        class Counting(Trainer):
+            """A trainer that counts the tokens of its batches."""
+
+            def training_step(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+                laps.count(inputs)
+                return super().training_step(model, inputs, *given, **named)
+
+        # In miniature, nothing is compiled.
+        backend = {"torch_compile_backend": "eager"} if side.compiled and bench.smoke else {}
+        return time_trainer(
+            laps,
+            model,
+            texts,
+            collator,
+            batch_size=self.shape.batch_size,
+            loop=Counting,
+            use_cpu=not bench.on_card,
+            bf16=bench.dtype == torch.bfloat16,
+            dataloader_pin_memory=bench.on_card,
+            dataloader_num_workers=4 if bench.on_card else 0,
+            dataloader_persistent_workers=bench.on_card,
+            # A smaller last batch would make a compiled model compile again.
+            dataloader_drop_last=True,
+            train_sampling_strategy=grouped,
+            torch_compile=side.compiled,
+            **backend,
+        )
+
+    @cached_property
+    def work(self) -> tuple[float, float]:
+        """The FLOPs of a training step per token of text: by the formula of ``training.log``, and
+        with the pairs of tokens counted in each document.
+        """
+        source = self.source(1000)
+        objective: Objective = MaskedLanguageModelling(self.model())
+        config = objective.model.config
+        meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
+        # The meter counts FLOPs only if it has a FLOP/s of the device.
+        meter.rate = self.rate
+        window, sliding = window_of(config)
+        difference = 0.0
+        for step in look_ahead(source, range(4)):
+            meter.add(step)
+            if not sliding:
+                continue
+            squares = step.facts["squares"]
+            pairs = sum(near_pairs(batch, window) for batch in step.batches)
+            exact = (config.num_hidden_layers - sliding) * squares + sliding * pairs
+            exact *= 2.0 * config.hidden_size
+            roughly = attention_work(config, step.facts["tokens"], squares)
+            difference += trained(Work(exact)) - trained(Work(roughly))
+        return meter.flops / meter.tokens, (meter.flops + difference) / meter.tokens
+
+    @property
+    def flops_per_token(self) -> float:
+        return self.work[0]
+
+    @property
+    def by_document(self) -> float:
+        return self.work[1]
+
+
+def near_pairs(batch: MaskedBatch, window: int) -> float:
+    """Return the number of pairs of tokens of a document at a distance of at most ``window``."""
+    source = batch.source
+    length_P = source.count(source.present).astype(float)
+    near_P = length_P * (2 * window + 1) - window * (window + 1)
+    return float(near_P.clip(max=length_P**2)[length_P > window].sum()) + float(
+        (length_P[length_P <= window] ** 2).sum()
+    )
+
+
+class Laps(Clock):
+    """A clock with several rounds in a run, after which a profiler may run for some steps.
+
+    Args:
+        warm: the number of updates before the first round.
+        steps: the number of updates in a round.
+        rounds: the number of rounds.
+        traced: whether to trace ``TRACED`` updates after the last round.
+
+    Attributes:
+        seconds, tokens, positions: the wall time of each round, its tokens of text, and its
+            positions, which include padding.
+        loss: the last loss.
+        end: the number of updates in the whole run.
+        profiler: the profiler, after it has run.
+    """
+
+    def __init__(self, warm: int, steps: int, rounds: int, *, traced: bool = False):
+        super().__init__(warm, warm + rounds * steps)
+        self.steps = steps
+        self.marks = [warm + number * steps for number in range(rounds + 1)]
+        # ``time_trainer`` trains until ``last``.
+        self.end = self.last + (1 + TRACED if traced else 0)
+        self.is_traced = traced
+        self.profiler: Any = None
+        self.seconds: list[float] = []
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.loss = 0.0
+        self._counted: list[Any] = []
+        self._places = 0
+        self._began = 0.0
+
+    def observe(self, batch: MaskedBatch, outcome: Any) -> None:
+        self._counted.append(batch.tokens)
+        self._places += batch.input_ids.numel()
+
+    def count(self, inputs: Any) -> None:
+        """Count the tokens of a batch of ``Trainer``, without waiting for the device."""
+        ids = inputs["input_ids"]
+        self._places += ids.numel()
+        ends = inputs.get("cu_seq_lens_q")
+        if ends is not None:
+            self._counted.append(ids.numel() - 2 * (len(ends) - 1))
+            return
+        show = inputs.get("attention_mask")
+        tokens = ids.numel() if show is None else show.sum()
+        # Each row has a special token at both ends.
+        self._counted.append(tokens - 2 * len(ids))
+
+    def tick(self, done: int) -> None:
+        if done in self.marks:
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize()
+            now = time.perf_counter()
+            if done != self.marks[0]:
+                self.seconds.append(now - self._began)
+                self.tokens.append(int(sum(self._counted)))
+                self.positions.append(self._places)
+            self._counted = []
+            self._places = 0
+            self._began = time.perf_counter()
+        if not self.is_traced:
+            return
+        if done == self.last + 1:
+            self._trace()
+        elif done == self.end:
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize()
+            self.profiler.stop()
+
+    def _trace(self) -> None:
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        profiler = profile(activities=activities)
-        watch = Traced(profiler, max(1, steps - 4))
-        model = MaskedLanguageModelling(contest.model())
-        train_ours(model, source, settings, learners={"trace": watch}, quiet=True)
-        profiler.stop()
-        path = out / "trace.json.gz"
-        profiler.export_chrome_trace(str(path))
-        on_card = self.device.type == "cuda"
-        order = "self_device_time_total" if on_card else "self_cpu_time_total"
-        events = profiler.key_averages()
-        spent = {event.key[:80]: getattr(event, order) for event in events}
-        most = sorted(spent, key=lambda name: -spent[name])[:25]
-        total = max(1, sum(spent.values()))
-        return {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "shares": {name: round(spent[name] / total, 4) for name in most},
-        }
+            torch.accelerator.synchronize()
+        # The shapes of matrix products tell which belong to the head.
+        self.profiler = profile(activities=activities, record_shapes=True)
+        self.profiler.start()
+
+
+class Steps(Clock):
+    """The time of each step, as the device sees it, without waiting for it.
+
+    Attributes:
+        arms: the objective of each step; empty if the run has only one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0, 0)
+        self.arms: list[str] = []
+        self._marks: list[Any] = []
+
+    def observe(self, batch: MaskedBatch, outcome: Any) -> None:
+        self.arms.append(batch.arm)
+
+    def tick(self, done: int) -> None:
+        if self.device.type != "cuda":
+            self._marks.append(time.perf_counter())
+            return
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        self._marks.append(mark)
+
+    def milliseconds(self) -> list[float]:
+        """Return the time of each step. The host waits for the last one."""
+        found = []
+        if self.device.type == "cuda":
+            self._marks[-1].synchronize()
+        for before, after in zip(self._marks, self._marks[1:]):
+            if self.device.type == "cuda":
+                found.append(before.elapsed_time(after))
+            else:
+                found.append(1000 * (after - before))
+        return found
 
 
 class Watched(Clock):
@@ -391,31 +882,15 @@ class Watched(Clock):
 
     def tick(self, done: int) -> None:
         if done == self.last:
-            self._warn("default")
+            self.warn("default")
         super().tick(done)
         if done == self.warm:
-            self._warn("warn")
+            self.warn("warn")
 
-    def _warn(self, mode: str) -> None:
+    def warn(self, mode: str) -> None:
+        """Set what torch does when the host waits: "warn" or "default"."""
         if self.device.type == "cuda":
             torch.cuda.set_sync_debug_mode(mode)
-
-
-class Traced(Clock):
-    """Starts a profiler after the first steps, in which torch compiles.
-
-    Args:
-        profiler: the profiler.
-        first: the number of updates before the profiler starts.
-    """
-
-    def __init__(self, profiler: profile, first: int):
-        super().__init__(first, first)
-        self.profiler = profiler
-
-    def tick(self, done: int) -> None:
-        if done == self.warm:
-            self.profiler.start()
 
 
 if __name__ == "__main__":

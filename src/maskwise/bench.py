@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,6 +29,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
+from maskwise import __version__
 from maskwise.devices import hardware, versions
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.text.documents import bundled_path, read_documents
@@ -335,7 +335,7 @@ def surroundings() -> Figures:
         **hardware(),
         "threads": torch.get_num_threads(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {**versions(), "maskwise": version("maskwise")},
+        "versions": {**versions(), "maskwise": __version__},
     }
 
 
