@@ -288,6 +288,17 @@ def read_options(
     return name, options
 
 
+def different_settings(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    """List the dotted names of the settings in which two recipes differ.
+
+    >>> different_settings({"training": {"steps": 10}}, {"training": {"steps": 20}, "tasks": []})
+    ['training.steps', 'tasks']
+    """
+    first = dict(leaves(one))
+    second = dict(leaves(other))
+    return [key for key in first | second if first.get(key, ...) != second.get(key, ...)]
+
+
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield nested settings as pairs (dotted name, value), such as ``("a.b.c", 1)``.
 

@@ -26,6 +26,7 @@ from maskwise.cli.terminal import (
     figure,
     has_colours,
     out_console,
+    out_folder,
     plan_lines,
     print_json,
     print_plan,
@@ -51,7 +52,7 @@ def study(
     context: typer.Context,
     recipe: RecipeName = "quick-start",
     overrides: Overrides = None,
-    out: Out = Path("runs/study"),
+    out: Out = None,
     new: Annotated[
         bool,
         typer.Option(
@@ -96,6 +97,7 @@ def study(
     from maskwise.recipe import read_recipe
 
     whole = read_recipe(recipe, changes)
+    out = out_folder(out, recipe)
     where: dict[str, Any] = {
         "jobs": jobs,
         "engine": engine,
@@ -176,7 +178,7 @@ def adapt(
         ),
     ] = "6",
     limit: Annotated[str, typer.Option("--time", help="Time limit: 2h, 90m or 1h30m.")] = "2h",
-    out: Out = Path("runs/adapt"),
+    out: Out = None,
     jobs: Jobs = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -188,9 +190,11 @@ def adapt(
     """
     from maskwise import study as studies
     from maskwise.study import adapt as steps_of
+    from maskwise.study.records import has_results
     from maskwise.study.timing import samples_of
 
     given = overrides or []
+    out = out_folder(out, texts, command="adapt")
     runs: int | list[int]
     if seeds.isdecimal():
         runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
@@ -204,7 +208,8 @@ def adapt(
     def command(*changes: str, **options: object) -> str:
         return command_of(context, overrides=[*given, *changes], **options)
 
-    # In a dry run, write pairs to a temporary folder, because an earlier study may need its pairs.
+    # A study in the folder may need its own pairs, so others are written to a temporary folder.
+    used = has_results(out)
     with tempfile.TemporaryDirectory() as aside:
 
         def recipe_with(changes: list[str], steps: int) -> Recipe:
@@ -218,13 +223,17 @@ def adapt(
                 head_steps=head_steps,
                 seeds=runs,
                 pairs=out.parent / f"{out.name}-pairs.jsonl",
-                aside=Path(aside) if dry_run else None,
+                aside=Path(aside) if dry_run or used else None,
                 overrides=[*given, *changes],
             )
 
         def seconds_of(changes: list[str], steps: int) -> float:
             changed = recipe_with(changes, steps)
-            return studies.dry_run(changed, out, jobs=jobs, samples=samples)["seconds"] or math.inf
+            smaller = studies.dry_run(changed, smaller_out, jobs=jobs, samples=samples)
+            return smaller["seconds"] or math.inf
+
+        # A smaller plan is a different study, which needs a folder of its own.
+        smaller_out = out.with_name(f"{out.name}-smaller") if used else out
 
         recipe = recipe_with([], steps)
         if dry_run or own_limit or not as_json:
@@ -236,7 +245,10 @@ def adapt(
                 smaller = steps_of.smaller_plan(recipe, seconds_of, limit_seconds)
                 plan["smaller"] = smaller
                 if smaller:
-                    smaller["command"] = command(*smaller["overrides"], steps=smaller["steps"])
+                    options: Facts = {"steps": smaller["steps"]}
+                    if used:
+                        options["out"] = smaller_out
+                    smaller["command"] = command(*smaller["overrides"], **options)
     if as_json and dry_run:
         print_json(plan)
     elif dry_run:
@@ -268,7 +280,7 @@ def adapt(
 def pretrain(
     recipe: RecipeName,
     overrides: Overrides = None,
-    out: Out = Path("runs/pretrain"),
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Pre-train one model, also with torchrun. The checkpoint is a folder for transformers."""
@@ -277,6 +289,7 @@ def pretrain(
     from maskwise.study.single import run_pretrain
     from maskwise.training import leave
 
+    out = out_folder(out, recipe, command="pretrain")
     result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
     leave()
     if rank_here():  # only rank 0 prints
@@ -308,12 +321,13 @@ def finetune(
         list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tuning runs per task.")] = 3,
-    out: Out = Path("runs/finetune"),
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
     from maskwise.study.single import run_finetune
 
+    out = out_folder(out, model, command="finetune")
     results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
     if as_json:
         print_json(results)
@@ -341,7 +355,7 @@ def learn(
         str, typer.Argument(help="A shipped recipe or a YAML file with a learning section.")
     ],
     overrides: Overrides = None,
-    out: Out = Path("runs/learn"),
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Learn from a task what to mask, also with torchrun. To use the policy, set
@@ -352,6 +366,7 @@ def learn(
     from maskwise.study.single import run_learn
     from maskwise.training import leave
 
+    out = out_folder(out, recipe, command="learn")
     result = run_learn(read_recipe(recipe, overrides or []), out, quiet=as_json)
     leave()
     if rank_here():
@@ -373,7 +388,7 @@ def annotate(
         str,
         typer.Option("--with", help="Annotators (maskwise list annotators), separated by commas."),
     ] = "words,pos,salient,phrases",
-    out: Out = Path("runs/annotate"),
+    out: Out = None,
     engine: Engine = "local",
     jobs: Jobs = None,
     text_field: TextField = "text",
@@ -400,6 +415,7 @@ def annotate(
     from maskwise.show import examples, render_layers, write_layers
     from maskwise.specs import split_calls
 
+    out = out_folder(out, corpus, command="annotate")
     documents = open_corpus(corpus, text_field=text_field, text_per=text_per, limit=limit)
     summary = annotate_corpus(
         documents,

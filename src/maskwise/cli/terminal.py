@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, plural
+from maskwise.specs import split_options
 
 if TYPE_CHECKING:
     from maskwise.files import Contrast
@@ -30,7 +32,12 @@ out_console = Console(**PLAIN)
 err_console = Console(stderr=True, **PLAIN)
 
 Out = Annotated[
-    Path, typer.Option("--out", help="Folder for all results. Use the same folder to resume.")
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Folder for all results. Use the same folder to resume. Default: a folder in runs/ "
+        "that is named after the recipe, the model or the text.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Overrides = Annotated[
@@ -51,6 +58,31 @@ DryRun = Annotated[
 ]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
 TextField = Annotated[str, typer.Option(help="The field that contains the text.")]
+
+
+def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
+    """Return the folder for results: the given one, or a folder in ``runs`` with a telling name.
+
+    Two recipes, models or texts have different folders, so that one command does not meet the
+    results of another.
+
+    Args:
+        out: the folder that the user gave.
+        source: the recipe, the model or the text that the command reads.
+        command: a prefix, for commands that leave other files than a study.
+
+    >>> out_folder(None, "texts/mine.jsonl.gz", command="adapt").as_posix()
+    'runs/adapt-mine'
+    >>> out_folder(None, "runs/one/checkpoint", command="finetune").as_posix()
+    'runs/finetune-one'
+    """
+    if out is not None:
+        return out
+    file = split_options(source)[0].rpartition(":")[2]
+    names = [name for name in Path(file).parts if name not in ("checkpoint", "..", "/")]
+    name = names[-1].split(".")[0] if names else ""
+    words = [command, "-".join(re.findall(r"\w+", name))]
+    return Path("runs") / ("-".join(filter(None, words)) or "study")
 
 
 def command_of(context: typer.Context, **changes: object) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, jobs_here
 from maskwise.errors import MaskwiseError, counted, plural
+from maskwise.folders import read_json
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -39,6 +40,7 @@ from maskwise.study.costs import (
 from maskwise.study.design import Design
 from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
+from maskwise.study.records import describe, require_same_study
 from maskwise.study.single import with_own_seed
 from maskwise.study.stages import linked, named, stages_in
 from maskwise.study.starter import recipe_for
@@ -105,6 +107,8 @@ def dry_run(
     jobs = jobs or jobs_here()
     with linked(out / "stages", shared_folder(recipe, cache)) as stages:
         design = Design(recipe, stages, seeds=block, forecast=True)
+        study = describe(recipe, design)
+        require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
         plans = list(design.plans())
         planned = stages_of(plans)
         # Stages of other recipes in these folders may have the same work, so their times are known.

@@ -23,15 +23,16 @@ from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.specs import different_settings
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_words, stages_of
-from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
+from maskwise.study.stages import DONE, Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 
 TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
 RESULTS = (*TABLES, PREDICTIONS, "report.html")
-"""The result files of a study. They are deleted if a different study runs in the folder."""
+"""The result files of a study. They are written anew if the study gets other seeds or arms."""
 
 
 # study.json
@@ -137,10 +138,11 @@ def _alternatives(values: Iterable[str]) -> str:
 def so_far(out: Path, before: Plain, study: Study) -> Study:
     """Return the start, running time, machines and earlier verdicts of the study in a folder.
 
-    The results of a different study in the folder are deleted.
+    If seeds, arms or other settings in the section ``study`` have changed, the files of results are
+    removed, because they are computed anew from the finished stages, which stay.
 
     Args:
-        out: the folder.
+        out: the folder, which ``require_same_study`` has checked.
         before: the content of study.json from the last call; empty on the first call.
         study: the content of study.json for this call.
     """
@@ -238,21 +240,39 @@ class Others(NamedTuple):
         return study
 
 
-def require_same_recipe(out: Path, before: Plain, study: Study) -> None:
-    """Raise an error if a folder contains a study of a different recipe or of other files.
+def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = False) -> None:
+    """Raise an error if a folder contains results of a different study, which would be lost.
+
+    Two studies are the same if they differ only in their ``study`` section, such as in seeds,
+    contrasts or further arms: all finished stages of common runs are then used again.
 
     Args:
         out: the folder.
         before: the content of study.json in ``out``; empty if the file is missing.
         study: the content of study.json for this call.
+        block: whether this call adds seeds to the records in the folder, which must then be of
+            exactly this recipe.
+
+    Raises:
+        MaskwiseError: the recipe, or the content of a file that it reads, is different.
     """
-    if before and not _same_inputs(before, study):
-        raise MaskwiseError(
-            f"--out {out} contains a study of a different recipe or of other files, so seeds "
-            "cannot be added to it",
-            got=before.get("name"),
-            do="give a new folder",
-        )
+    if not before or _same_inputs(before, study):
+        return
+    changed = different_settings(before.get("recipe") or {}, study["recipe"])
+    if not block and (not has_results(out) or (changed and _same_question(before, study))):
+        return
+    got = "other files, or another version of maskwise"
+    if changed:
+        got = f"other values of {', '.join(changed)}"
+    lost = "results of a different study"
+    if before.get("name") not in ("", None, study["name"]):
+        lost += f" ({before['name']})"
+    raise MaskwiseError(f"--out {out} contains {lost}", got=got, do="give a new folder")
+
+
+def has_results(out: Path) -> bool:
+    """Return whether the folder of a study has results, or finished stages from which they come."""
+    return any((out / name).exists() for name in RESULTS) or any(out.glob(f"stages/*/{DONE}"))
 
 
 def _same_inputs(before: Plain, study: Study) -> bool:

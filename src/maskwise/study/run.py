@@ -40,7 +40,7 @@ from maskwise.study.records import (
     last_logged,
     others_of,
     pending,
-    require_same_recipe,
+    require_same_study,
     so_far,
 )
 from maskwise.study.scheduler import RETRIES, execute
@@ -82,7 +82,8 @@ def run_study(
         ``failures`` (records of failed runs).
 
     Raises:
-        MaskwiseError: the input is invalid. Nothing has been written then.
+        MaskwiseError: the input is invalid, or the folder has results of a different study.
+            Nothing has been written or removed then.
     """
     # Imported here because workers import this module but need neither scipy nor altair.
     from maskwise.report import write_report
@@ -97,8 +98,6 @@ def run_study(
     study = describe(recipe, design)
     # Raise an error before any work is done if a contrast names an arm that is not measured.
     primary_pairs(study)
-    if not quiet:
-        say([*notes, *prospect_lines(prospects_of(recipe))])
     errors: dict[str, str] = {}
     worked = False
     with claim_run(
@@ -106,9 +105,11 @@ def run_study(
     ):
         # Read study.json under the lock, because another block may have just finished.
         before = read_json(out / "study.json") or {}
+        require_same_study(out, before, study, block=seeds is not None)
+        if not quiet:
+            say([*notes, *prospect_lines(prospects_of(recipe))])
         others = Others([], [], [], {})
         if seeds is not None:
-            require_same_recipe(out, before, study)
             others = others_of(out, before, design)
             # study.json lists what the search chose for every seed, including seeds of other
             # blocks.

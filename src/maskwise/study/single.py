@@ -31,7 +31,7 @@ from maskwise.folders import (
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
-from maskwise.specs import leaves
+from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
@@ -172,9 +172,8 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
     if not _begun(out):
         return
     free = {"training": FREE}
-    before = dict(leaves(read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)))
-    now = dict(leaves(recipe.model_dump(mode="json", exclude=free)))
-    changed = [key for key in before | now if before.get(key, ...) != now.get(key, ...)]
+    before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
+    changed = different_settings(before, recipe.model_dump(mode="json", exclude=free))
     if changed:
         raise MaskwiseError(
             f"--out {out} contains a run of a different recipe",

@@ -113,6 +113,13 @@ def evaluate_tasks(
     if out is not None:
         made_of = _made_of(checkpoint, list(tasks.values()), settings, len(by_seed))
         for line in read_lines(out / RECORDS):
+            if line.get("model", str(checkpoint)) != str(checkpoint):
+                raise MaskwiseError(
+                    f"{out} contains the scores of another model",
+                    got=line["model"],
+                    allowed=str(checkpoint),
+                    do="give a new folder",
+                )
             name = line.get("task", "")
             if name in made_of and line.get("made_of") == made_of[name]:
                 finished[name] = cast(TaskRecord, line)

@@ -1,0 +1,122 @@
+"""Folders for results: nobody's results are lost, and every recipe has a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from maskwise.cli.terminal import out_folder
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import read_recipe
+from maskwise.study import dry_run
+from maskwise.study.records import RESULTS
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge
+from test_finetune_again import TASKS, Tuner
+from tiny import load_json, maskwise, read_lines, write_inputs
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert maskwise("study", recipe, "study.seeds=1", "--out", out, "--jobs", 1) == 0
+    return out
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["training.steps=41"], "training.steps"),
+        (["tasks=[]", "corpus.limit=50"], "corpus.limit"),
+        (["study.arms={other: {masking.ratio: 0.5}}"], "study.arms"),
+    ],
+)
+def test_a_study_in_the_folder_of_another_is_refused(change, named, recipe, finished, capfd):
+    before = contents(finished)
+    assert set(RESULTS) - {"predictions.jsonl"} <= {path.name for path in before}
+    study = ["study", recipe, "study.seeds=1", *change, "--out", finished, "--jobs", 1]
+    for options in ([], ["--dry-run"], ["--seeds", "0"]):
+        assert maskwise(*study, *options) == 2
+        (line,) = capfd.readouterr().err.strip().splitlines()
+        assert str(finished) in line and named in line and "new folder" in line
+    after = contents(finished)
+    # The lock file names the process.
+    assert {p: c for p, c in after.items() if p.name != ".lock"} == {
+        p: c for p, c in before.items() if p.name != ".lock"
+    }
+
+
+def test_other_files_of_the_same_recipe_are_another_study(recipe, finished, tmp_path, capfd):
+    inputs = shutil.copytree(recipe.parent, tmp_path / "inputs")
+    out = shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    own = inputs / "recipe.yaml"
+    own.write_text(own.read_text().replace(str(recipe.parent), str(inputs)))
+    study = load_json(out / "study.json")
+    text = json.dumps(study).replace(str(recipe.parent), str(inputs))
+    (out / "study.json").write_text(text)
+    with (inputs / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "more", "text": "One more text. " * 9}) + "\n")
+    with pytest.raises(MaskwiseError, match=r"different study.*other files"):
+        dry_run(read_recipe(own, ["study.seeds=1"]), out, jobs=1)
+
+
+def test_the_same_study_with_more_seeds_and_arms_goes_on(recipe, finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    plan = dry_run(read_recipe(recipe), out, jobs=1)
+    assert sum(kind["done"] for kind in plan["stages"].values())
+    more = read_recipe(recipe, ["study.seeds=1", "study.arms.words-15={masking.ratio: 0.15}"])
+    assert sum(kind["done"] for kind in dry_run(more, out, jobs=1)["stages"].values())
+
+
+def test_a_folder_without_results_may_be_begun_anew(recipe, finished, tmp_path):
+    """A study that failed before its first result has left nothing that could be lost."""
+    out = tmp_path / "out"
+    (out / "stages").mkdir(parents=True)
+    (out / "stages" / ".lock").touch()
+    shutil.copy(finished / "study.json", out)
+    assert dry_run(read_recipe(recipe, ["training.steps=41"]), out, jobs=1)["plans"]
+
+
+def test_fine_tuning_keeps_the_records_of_another_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "finetune", Tuner())
+    settings = FinetuneSettings(steps=2, seeds=1)
+    evaluate_tasks("bundled:encoder", TASKS[:1], settings=settings, out=tmp_path)
+    before = (tmp_path / "records.jsonl").read_bytes()
+    with pytest.raises(MaskwiseError, match=r"another model.*bundled:encoder"):
+        evaluate_tasks("bundled:seq2seq", TASKS[:1], settings=settings, out=tmp_path)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    evaluate_tasks("bundled:encoder", TASKS, settings=settings, out=tmp_path)
+    assert len(read_lines(tmp_path / "records.jsonl")) == 2
+
+
+def test_default_folders_are_named_after_what_is_read():
+    named = {
+        ("quick-start", ""): "runs/quick-start",
+        ("my recipes/first try.yaml", ""): "runs/first-try",
+        ("texts/mine.jsonl.gz", "adapt"): "runs/adapt-mine",
+        ("hf:user/corpus(split='train')", "annotate"): "runs/annotate-corpus",
+        ("bundled:encoder", "finetune"): "runs/finetune-encoder",
+        ("runs/one/checkpoint", "finetune"): "runs/finetune-one",
+        ("../..", "annotate"): "runs/annotate",
+        ("Żółw.txt", "annotate"): "runs/annotate-Żółw",
+    }
+    for (source, command), folder in named.items():
+        assert out_folder(None, source, command=command) == Path(folder)
+    assert out_folder(Path("mine"), "quick-start") == Path("mine")
+
+
+def test_a_study_without_out_has_a_folder_of_its_own(recipe, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert maskwise("study", recipe, "--dry-run", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["out"] == "runs/recipe"
