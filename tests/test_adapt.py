@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from maskwise.cli.terminal import plan_lines, time_limit
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import overlap_record
 from maskwise.families import most_tokens
 from maskwise.models import load_config
 from maskwise.starts import resolve_start
@@ -32,10 +33,16 @@ from maskwise.study.adapt import (
     write_pairs,
 )
 from maskwise.study.plan import make_plan
+from maskwise.study.stages import overlap_stage
 from maskwise.study.statistics import prospects_of
 from maskwise.study.timing import TIMERS
+from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
-from tiny import WORDS, load_json, maskwise, records_of, write_lines
+from maskwise.text.documents import place_of
+from maskwise.text.pieces import read_pieces, tokenise
+from maskwise.text.rows import split
+from maskwise.text.settings import CorpusSettings
+from tiny import WORDS, load_json, maskwise, read_lines, records_of, write_lines
 
 
 @pytest.fixture
@@ -73,7 +80,8 @@ def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
     assert others.study.pairs == [("tsdae", "no-pretraining")]
     assert recipe.training.learning_rate == 1e-3 and others.arm("tsdae", seed=0).judged_on() == ()
     task = load_task(recipe.tasks[0])
-    assert task.kind.name == "retrieval" and task.test_items == 60 and 0 < task.majority < 0.1
+    assert task.kind.name == "retrieval" and 20 <= task.test_items < 40
+    assert 0 < task.majority < 0.2
     labelled = adapted(["banking77"], overrides=["training.batch_size=4"])
     assert labelled.tasks == ("banking77",) and labelled.training.batch_size == 4
     short = tmp_path / "short.txt"
@@ -92,7 +100,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     out = tmp_path / "out"
     command = ["adapt", "bundled:encoder", texts, "--steps", 2, "--seeds", 1, "--out", out]
     command += ["--arms", "words-30,token-15,tsdae", "training.batch_size=4", "evaluation.rows=4"]
-    command += ["corpus.length=32", "corpus.held_out=0.2"]
+    command += ["corpus.length=32", "corpus.held_out=0.4"]
     assert maskwise(*command, "--dry-run") == 0
     # a table; JSON where it is asked for
     printed = capfd.readouterr().out
@@ -183,8 +191,79 @@ def test_what_is_saved_is_a_run_that_finished(tmp_path):
     assert modules == ["Transformer", "Pooling"]
 
 
+@pytest.mark.parametrize("titles", [True, False])
+@pytest.mark.parametrize("given", [[], ["corpus.held_out=0.4"], ["corpus.limit=58"]])
+def test_no_pair_is_trained_on(titles, given, texts, tmp_path):
+    """Also without titles, where the query is the first sentence of the same document."""
+    lines = read_lines(texts)
+    # A near copy of another text is trained on, wherever that text is.
+    lines += [{**line, "text": f"Again, {line['text']}"} for line in lines[:5]]
+    if not titles:
+        lines = [{"text": line["text"]} for line in lines]
+    write_lines(texts, lines)
+    pairs = tmp_path / "pairs.jsonl"
+    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=pairs, overrides=given)
+    task = load_task(recipe.tasks[0])
+    documents = [*recipe.corpus.training_documents()]
+    trained = [document.text for document in documents]
+    assert len(trained) > 30 and task.test_items >= 20
+    for row in read_lines(pairs):
+        assert not any(row["passage"][:40] in text for text in trained)
+        if not titles:
+            assert not any(row["query"] in text for text in trained)
+    record = overlap_record(trained, task, corpus="texts")
+    assert record["overlapping"] == 0 and record["items"] == task.test_items
+    # the rows that are prepared for training hold out the same documents
+    tokenizer = recipe.tokenizer.model_copy(update={"name": "bundled:encoder"}).tokenizer([])
+    corpus = recipe.corpus
+    pieces = read_pieces(
+        tokenise(corpus.documents(), tokenizer), tokenizer=tokenizer, length=corpus.length
+    )
+    rows, _ = split(pieces, held_out=corpus.held_out)
+    assert {*pieces.documents[rows.order].tolist()} == {*map(place_of, documents)}
+
+
+def test_test_items_that_are_held_out_are_no_overlap(texts, tmp_path):
+    """The overlap stage searches the text that is trained on, and nothing else."""
+    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
+    (task,) = recipe.tasks
+    stage = overlap_stage(recipe, task, "content")
+    assert run_stage(stage, tmp_path / "stages")["record"]["overlapping"] == 0
+    leaky = recipe.model_copy(
+        update={"corpus": recipe.corpus.model_copy(update={"held_out": 0.001})}
+    )
+    stage = overlap_stage(leaky, task, "content")
+    record = run_stage(stage, tmp_path / "stages")["record"]
+    assert record["overlapping"] == record["items"]
+
+
+def test_as_much_is_held_out_as_the_pairs_need(tmp_path):
+    """At most a fifth of the documents for many pairs; of a large corpus, less."""
+    draw = random.Random(0)
+    shares = []
+    for count in (40, 400, 4000):
+        lines = [
+            {
+                "title": " ".join(draw.choices(WORDS, k=5)),
+                "text": " ".join(draw.choices(WORDS, k=20)),
+            }
+            for _ in range(count)
+        ]
+        path = write_lines(tmp_path / f"{count}.jsonl", lines)
+        corpus = CorpusSettings(source=str(path))
+        if count == 40:
+            with pytest.raises(MaskwiseError, match="held out from training"):
+                write_pairs(corpus, tmp_path / "pairs.jsonl")
+            continue
+        target, read = write_pairs(corpus, tmp_path / "pairs.jsonl")
+        shares.append((read.held_out, len(read_lines(target))))
+    (small, few), (large, many) = shares
+    assert small == 0.2 and 60 < few < 100
+    assert 0.1 < large < 0.15 and many > 450
+
+
 def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
-    pairs = write_pairs(str(texts), tmp_path / "out-pairs.jsonl")
+    pairs, _ = write_pairs(CorpusSettings(source=str(texts)), tmp_path / "out-pairs.jsonl")
     before = pairs.read_bytes()
     other = tmp_path / "other.jsonl"
     other.write_text(texts.read_text().replace('"text": "', '"text": "Other '))
@@ -382,6 +461,15 @@ def test_the_next_step_is_a_complete_command(verdict, better, n, runs, ends, ada
     for tasks in (["a b.csv"], []):
         said = next_of(result, adapted(), tasks, Path("o 1"), command)
         assert said.startswith("Next: ") and (said.endswith(ends) or not tasks)
+
+
+def test_the_answer_names_test_items_that_are_trained_on(adapted):
+    row = ROW | {"verdict": "decided", "better": "arm"}
+    words = "40 of 100 test items of mine also occur in the corpus"
+    for minor in (False, True):
+        flag = {"code": "overlap", "facts": {"minor": minor}, "sentence": words}
+        said = answer_of({"contrasts": [row | {"flags": [flag]}], "seconds": 9}, adapted())
+        assert (words in said) == (not minor)
 
 
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():

@@ -45,6 +45,7 @@ from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer
+from maskwise.text.settings import CorpusSettings
 
 BEST = "words-30"
 STEPS = 600
@@ -100,7 +101,8 @@ def adapt_recipe(
     Args:
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
         texts: a corpus, as for ``read_documents``.
-        tasks: files with labelled rows; if empty, a task of titles and texts is made in ``pairs``.
+        tasks: files with labelled rows; if empty, a task of titles and texts is made in ``pairs``,
+            from documents that are held out from training.
         arms: names in ``ARMS``. The first arm is compared with the unchanged model.
         policy: the folder of a learned masking policy, for an additional arm ``learned``.
         steps: the number of further training steps.
@@ -125,10 +127,20 @@ def adapt_recipe(
     facts = look_at(texts)
     weights = weights_of(config)
     warm = not has_head(model)
+    room = most_tokens(config)
+    corpus: Plain = {
+        "source": texts,
+        "text_field": facts.text_field,
+        "length": min(ROW_TOKENS, room),
+    }
     if not tasks:
         if pairs is None:
             raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
-        pairs = write_pairs(texts, pairs, text_field=facts.text_field, aside=aside)
+        # The pairs come from documents that are held out, by the rule that the training text uses.
+        read = _with_changes(corpus, overrides)
+        chosen = all(key != "corpus.held_out" for key, _ in map(parse_override, overrides))
+        pairs, read = write_pairs(read, pairs, choose_share=chosen, aside=aside)
+        corpus["held_out"] = read.held_out
         tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
     # Small models learn faster with Muon. Larger models were pre-trained with AdamW and keep it.
     small = weights < 15_000_000
@@ -151,15 +163,10 @@ def adapt_recipe(
     if policy:
         changes["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
     contrast = [arms[0], REFERENCE]
-    room = most_tokens(config)
     settings: Plain = {
         "name": "adapt",
         "description": f"Does further training on {texts} help {model}?",
-        "corpus": {
-            "source": texts,
-            "text_field": facts.text_field,
-            "length": min(ROW_TOKENS, room),
-        },
+        "corpus": corpus,
         "model": {"pretrained": model},
         "masking": {"corruption": "mask-only"},
         "training": training,
@@ -190,6 +197,13 @@ def adapt_recipe(
         said = f"{recipe.description} It starts with {new_head}."
         recipe = recipe.model_copy(update={"description": said})
     return recipe
+
+
+def _with_changes(corpus: Plain, overrides: Sequence[str]) -> CorpusSettings:
+    """Return the settings of the text that is trained on, with the user's changes to them."""
+    settings: Plain = {"name": "adapt", "corpus": dict(corpus)}
+    apply_overrides(settings, [text for text in overrides if text.startswith("corpus.")])
+    return validate(nested(settings), origin="adapt").corpus
 
 
 def _new_head(recipe: Recipe) -> str:
@@ -282,7 +296,11 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         cost += f" and starts with {head}, once for all runs"
     # The first words of the answer say already that the result is open.
     sentence = row["sentence"].removeprefix("Open: ")
-    return f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."
+    said = f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."
+    for flag in row.get("flags", ()):
+        if flag["code"] == "overlap" and not flag["facts"].get("minor"):
+            said += f" But {flag['sentence']}: the arms may have memorised them."
+    return said
 
 
 def next_of(

@@ -11,7 +11,7 @@ stage reads some inputs and results of earlier stages (left) and writes a result
                scores the text of a later prepare
     evaluate   prepare + pretrain (or the start model) + measures → held-out losses and others
     finetune   pretrain (or the start model) + task + settings → one score per fine-tuning seed
-    overlap    corpus + task → number of test items that occur in the corpus
+    overlap    corpus + task → number of test items that occur in the training text
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def finetune_stage(
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     """Return the stage that searches a training corpus for the test items of a task."""
     # The search reads documents, so the settings of rows do not matter.
-    parts = {"source", "text_field", "text_per", "limit"}
+    parts = {"source", "text_field", "text_per", "limit", "held_out"}
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
     what = {
         "corpus": corpus,

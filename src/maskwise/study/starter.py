@@ -19,12 +19,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader
 
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.overlap import LEAST, occurring
 from maskwise.families import most_tokens
 from maskwise.folders import read_lines, write_lines
 from maskwise.models import load_config
@@ -34,7 +37,9 @@ from maskwise.specs import split_options, with_options
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.loading import HiddenLabels
 from maskwise.text import Documents, read_documents, require_documents
-from maskwise.text.documents import longest_field
+from maskwise.text.documents import longest_field, place_of
+from maskwise.text.rows import held_out_below
+from maskwise.text.settings import CorpusSettings
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
@@ -61,6 +66,10 @@ STEP_TOKENS = 768
 
 MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Maximum and minimum number of pairs of title and text in a retrieval task."""
+
+PAIRS_SHARE, MOST_SHARE = 0.2, 0.45
+"""Pairs of title and text are held out from training. At most ``PAIRS_SHARE`` of the documents are
+held out for ``MOST_PAIRS`` pairs, and at most ``MOST_SHARE`` for ``LEAST_PAIRS`` pairs."""
 
 _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
@@ -295,53 +304,127 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def write_pairs(
-    texts: str, target: Path, *, text_field: str = "text", aside: Path | None = None
-) -> Path:
+    corpus: CorpusSettings,
+    target: Path,
+    *,
+    choose_share: bool = True,
+    aside: Path | None = None,
+) -> tuple[Path, CorpusSettings]:
     """Write a retrieval task: find the text that belongs to a title.
 
     The title is the field ``title`` of a document. In a document without a title, the first
-    sentence is the title, and the rest is the text.
+    sentence is the title, and the rest is the text. Only documents that are held out from training
+    give pairs, and pairs that nevertheless occur in the training text are dropped, as far as the
+    overlap check sees them.
 
     Args:
-        texts: a corpus.
+        corpus: the text that the arms are trained on.
         target: the output file. An existing file with the same pairs is left unchanged.
-        text_field: the field that contains the text.
+        choose_share: whether to hold out as many documents as the task needs: enough for
+            ``MOST_PAIRS`` pairs, but at most ``PAIRS_SHARE`` of the documents, unless fewer than
+            ``LEAST_PAIRS`` pairs would be left. Otherwise ``corpus.held_out`` is kept.
         aside: a folder for the new file if ``target`` contains other pairs, which an earlier study
             may need; None to overwrite them.
 
     Returns:
-        The path of the file with the pairs.
+        The path of the file with the pairs, and the corpus with the share to hold out.
 
     Raises:
         MaskwiseError: too few texts have a title or a second sentence.
     """
-    lines = [*islice(_pairs(texts, text_field), MOST_PAIRS)]
+    pairs = _first_pairs(corpus, below=MOST_SHARE if choose_share else corpus.held_out)
+    if choose_share:
+        share = max(corpus.held_out, _share_for(pairs))
+        corpus = corpus.model_copy(update={"held_out": share})
+    lines = _not_trained_on(corpus, pairs)
+    while choose_share and len(lines) < LEAST_PAIRS and corpus.held_out < MOST_SHARE:
+        share = round(min(MOST_SHARE, corpus.held_out + 0.05), 3)
+        corpus = corpus.model_copy(update={"held_out": share})
+        lines = _not_trained_on(corpus, pairs)
     if len(lines) < LEAST_PAIRS:
+        do = "give --task FILE"
+        if not choose_share:
+            do += f", or hold out more than {corpus.held_out:g} of the documents (corpus.held_out)"
         raise MaskwiseError(
             "there is no task to evaluate on, and too few texts have a title or a second sentence "
-            "to make a task from the texts",
-            got=f"{len(lines)} texts",
+            "to make a task from texts that are held out from training",
+            got=f"{len(lines)} texts that do not occur in the training text",
             allowed=f"≥ {LEAST_PAIRS}",
-            do="give --task FILE",
+            do=do,
         )
     if [*read_lines(target)] == lines:
-        return target
+        return target, corpus
     if aside is not None:
         target = aside / target.name
     write_lines(target, lines)
-    return target
+    return target, corpus
 
 
-def _pairs(texts: str, text_field: str) -> Iterator[Plain]:
-    titles = read_documents(texts, text_field="title", keep_repeated=True)
-    named = {}
-    # A table may have no column of titles. Reading it raises an error.
-    with suppress(MaskwiseError):
-        named = {document.id: document.text for document in islice(titles, 20_000)}
-    for document in read_documents(texts, text_field=text_field):
+class _Pair(NamedTuple):
+    """A pair, its number in the corpus, and the hash that decides whether it is held out."""
+
+    place: int
+    number: int
+    record: Plain
+
+
+def _first_pairs(corpus: CorpusSettings, *, below: float) -> list[_Pair]:
+    """Return the pairs that are held out first if the share grows, in the order of the corpus.
+
+    Args:
+        below: the largest share of the documents that may be held out.
+    """
+    end = held_out_below(below)
+    enough = held_out_below(corpus.held_out)
+    # A heap of the ``MOST_PAIRS`` pairs with the lowest hashes. Python's heaps begin with the
+    # lowest item, so hashes are negative.
+    heap: list[tuple[int, int, Plain]] = []
+    for number, (place, record) in enumerate(_pairs(corpus)):
+        if place >= end:
+            continue
+        # Every number is unique, so records are never compared.
+        heappush(heap, (-place, number, record))
+        if len(heap) > MOST_PAIRS:
+            heappop(heap)
+        # Of a large corpus, only the beginning is read.
+        if len(heap) == MOST_PAIRS and -heap[0][0] < enough:
+            break
+    pairs = [_Pair(-place, number, record) for place, number, record in heap]
+    return sorted(pairs, key=lambda pair: pair.number)
+
+
+def _share_for(pairs: Sequence[_Pair]) -> float:
+    """Return the share of the documents to hold out for ``MOST_PAIRS`` pairs."""
+    if len(pairs) < MOST_PAIRS:
+        return PAIRS_SHARE
+    last = max(pair.place for pair in pairs)
+    return min(PAIRS_SHARE, math.ceil(1000 * (last + 1) / 2**63) / 1000)
+
+
+def _not_trained_on(corpus: CorpusSettings, pairs: Sequence[_Pair]) -> list[Plain]:
+    """Return the held-out pairs whose texts do not occur in the training text."""
+    end = held_out_below(corpus.held_out)
+    held_out = [pair.record for pair in pairs if pair.place < end]
+    if not held_out:
+        return []
+    items = [(pair["query"], pair["passage"]) for pair in held_out]
+    found, _, _ = occurring(corpus.training_documents(), items, least=LEAST)
+    return [pair for pair, occurs in zip(held_out, found) if not occurs]
+
+
+def _pairs(corpus: CorpusSettings) -> Iterator[tuple[int, Plain]]:
+    """Yield for each pair the hash that decides whether its document is held out, and the pair."""
+    named: dict[str, str] = {}
+    for part in corpus.model_copy(update={"text_field": "title"}).parts():
+        part.keep_repeated = True
+        # A table may have no column of titles. Reading it raises an error.
+        with suppress(MaskwiseError):
+            named |= {document.id: document.text for document in islice(part, LOOK_DOCUMENTS)}
+    for document in corpus.documents():
         title = named.get(document.id, "")
         text = document.text
         if not title or title == text:
             title, _, text = _SENTENCE.sub("\0", text.strip(), count=1).partition("\0")
         if len(title) > 5 and len(text) > 50:
-            yield {"query": title[:300], "passage": text[:1500]}
+            pair = {"query": title[:300], "passage": text[:1500]}
+            yield place_of(document, by_text=corpus.stream), pair

@@ -266,10 +266,12 @@ def _overlap(stage: Stage, stages: Path) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
     title = corpus.title
-    record: Plain = {"record": overlap_record(corpus.documents(), task, corpus=title)}
+    # Documents that are held out are not trained on, so their texts are no leak.
+    documents = corpus.training_documents()
+    record: Plain = {"record": overlap_record(documents, task, corpus=title)}
     rights = task.rights()
     if rights:
-        documents = corpus.documents()
+        documents = corpus.training_documents()
         record["coverage"] = coverage_record(documents, rights, task=task.name, corpus=title)
     return record
 

@@ -38,6 +38,7 @@ from maskwise.text.readers import (
     kind_of,
     read_file,
     saved_dataset,
+    whole_name,
 )
 from maskwise.text.words import text_id
 from maskwise.text.worlds import read_world
@@ -203,6 +204,19 @@ class Joined(Documents):
 def source_of(document: Document) -> int:
     """Return the index of a document's corpus; 0 if there is only one corpus."""
     return document.source if isinstance(document, JoinedDocument) else 0
+
+
+def place_of(document: Document, *, by_text: bool = False) -> int:
+    """Return the hash, uniform below 2⁶³, that decides whether a document is held out.
+
+    Args:
+        document: a document, or a part of a long document, for which the whole document decides.
+        by_text: whether the text of a document decides, as in streams, and not its name.
+    """
+    name, text = document
+    if by_text and not isinstance(name, PartName):
+        return text_id(text)
+    return text_id(whole_name(name))
 
 
 def inside(record: Mapping[str, object], field: str) -> Any:

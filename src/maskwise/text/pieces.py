@@ -26,9 +26,8 @@ from tokenizers import Tokenizer
 from maskwise import folders
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, changes, owners, rank_within, sums_within
-from maskwise.text.documents import BATCH_CHARACTERS, Document, batches, source_of
+from maskwise.text.documents import BATCH_CHARACTERS, Document, batches, place_of, source_of
 from maskwise.text.layers import Columns, Layered, align, digest
-from maskwise.text.readers import whole_name
 from maskwise.text.words import (
     Ints,
     flat_offsets,
@@ -348,7 +347,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
         begin = start
         end = start + size
         # Parts of a long document share its name, so that all of them are held out or none.
-        whole = text_id(whole_name(document.id))
+        whole = place_of(document)
         while begin < end:
             begins.append(begin)
             example_ids.append(text_id(f"{document.id}\0{begin - start}"))

@@ -18,6 +18,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, finite_number, require_known
 from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
+from maskwise.text.documents import Document, place_of
 from maskwise.text.layers import Columns
 from maskwise.text.pieces import (
     Frame,
@@ -340,8 +341,19 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     return training, held
 
 
+def holds_out(document: Document, share: float, *, by_text: bool = False) -> bool:
+    """Return whether a document is held out from training.
+
+    Args:
+        document: a document, or a part of a long document, for which the whole document decides.
+        share: the share of the documents that is held out.
+        by_text: whether the text of a document decides, as in streams, and not its name.
+    """
+    return place_of(document, by_text=by_text) < held_out_below(share)
+
+
 def held_out_below(share: float) -> int:
-    """Return a threshold. A document is held out if its hash (`text_id`) is below the threshold."""
+    """Return a threshold. A document is held out if its hash (``place_of``) is below it."""
     # The hashes are uniform below 2⁶³.
     return int(share * 2**63)
 

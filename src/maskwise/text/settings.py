@@ -21,7 +21,7 @@ from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.readers import Fields
-from maskwise.text.rows import Rows, split
+from maskwise.text.rows import Rows, holds_out, split
 from maskwise.text.stream import (
     BlockMaker,
     Shard,
@@ -246,6 +246,12 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
                 part.prefix = f"{source}:"
             parts.append(part)
         return parts
+
+    def training_documents(self) -> Iterator[Document]:
+        """Yield the documents that are not held out from training, with the rule of the rows."""
+        for document in self.documents():
+            if not holds_out(document, self.held_out, by_text=self.stream):
+                yield document
 
     def documents(self) -> Documents:
         """Return the documents of all ``parts``, which can be read several times."""

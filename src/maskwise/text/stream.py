@@ -39,7 +39,6 @@ from maskwise.text.readers import (
     READERS,
     TEXT_ENDINGS,
     Fields,
-    PartName,
     Place,
     Record,
     files_in,
@@ -52,8 +51,7 @@ from maskwise.text.readers import (
     parsed,
     wanted,
 )
-from maskwise.text.rows import Rows, held_out_below, require_in_vocabulary
-from maskwise.text.words import text_id
+from maskwise.text.rows import Rows, holds_out, require_in_vocabulary
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -320,12 +318,7 @@ class BlockMaker:
 
     def holds_out(self, document: Document) -> bool:
         """Return whether a document is held out: by its text, or if it is a part, by its name."""
-        if not self.held_out:
-            return False
-        key = document.text
-        if isinstance(document.id, PartName):
-            key = document.id.whole
-        return text_id(key) < held_out_below(self.held_out)
+        return bool(self.held_out) and holds_out(document, self.held_out, by_text=True)
 
 
 @dataclass(frozen=True, eq=False)
