@@ -31,7 +31,7 @@ class Tuner:
         if settings.learning_rate > self.most:
             raise NotFinite("the loss is not finite at step 3", got=math.nan)
         score = {"dev": 0.5, "score": 0.5, "majority": 0.1, "lost_words": 0}
-        return score | {"others": {}, "notes": [], "items": None, "counts": None}
+        return score | {"others": {}, "notes": [], "items": [[0.5, 1.0]], "counts": None}
 
 
 @pytest.fixture

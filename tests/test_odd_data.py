@@ -127,7 +127,7 @@ def test_rates_that_are_tried_get_the_same_steps(monkeypatch: pytest.MonkeyPatch
     def counted(_: Any, task: Any, *, settings: Any, seed: int, **__: Any) -> dict[str, Any]:
         training = settings.training(task, seed=seed)
         steps.append((training.learning_rate, training.steps))
-        return {**score, "dev": training.learning_rate, "counts": None}
+        return {**score, "dev": training.learning_rate, "counts": None, "items": [[0.5, 1.0]]}
 
     monkeypatch.setattr(judge, "finetune", counted)
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, seeds=1)

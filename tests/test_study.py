@@ -43,6 +43,8 @@ SCHEMA = {
         "dev",
         "others",
         "item_error",
+        "item_sums",
+        "item_sizes",
     },
     "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
     "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets", "per_byte"},

@@ -178,6 +178,12 @@ class Record(TypedDict, total=False):
     """
     item_sd: float
     """Standard deviation of the scores of items, in tasks with free-text answers."""
+    item_sums: list[float]
+    """Contributions of groups of test rows to the numerator of the score, summed over fine-tuning
+    seeds: correct answers, words of entities, F1 or nats of answers, or the pseudo-values of a
+    jackknife if the metric is not a ratio of sums. Absent in older files."""
+    item_sizes: list[float]
+    """Contributions to the denominator; one number if all are equal."""
     dev: list[float | None]
     others: dict[str, float]
     """Scores in further metrics on the same items, such as macro-f1 if the metric is accuracy."""
@@ -219,6 +225,17 @@ class Record(TypedDict, total=False):
 class Ends(TypedDict):
     low: float
     high: float
+
+
+class ItemsInterval(Ends):
+    """The 95 % interval of a difference over the choice of test items.
+
+    Attributes:
+        paired: true if it is computed from the differences of single items between the two arms;
+            not written if it rests on an assumption, because the records have no such sums.
+    """
+
+    paired: NotRequired[bool]
 
 
 class Estimate(TypedDict):
@@ -285,7 +302,7 @@ class Contrast(Estimate):
     natural: NotRequired[Estimate]
     """The estimate in plain scores instead of SDs, only for the outcome "tasks"."""
     compute: Compute
-    items: Ends | None
+    items: ItemsInterval | None
     p: float | None
     p_adjusted: float | None
     verdict: Verdict | None

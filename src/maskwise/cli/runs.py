@@ -330,7 +330,9 @@ def finetune(
     out = out_folder(out, model, command="finetune")
     results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
     if as_json:
-        print_json(results)
+        # Sums of single test items are for comparisons, and are in records.jsonl.
+        hidden = ("item_sums", "item_sizes")
+        print_json([{k: v for k, v in line.items() if k not in hidden} for line in results])
         return
     rows = []
     for line in results:

@@ -393,7 +393,7 @@ def _score(result: Plain) -> list[Plain]:
     kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
     if "item_sd" in result:
         kept += ["majority", "interval", "item_sd"]
-    kept.append("item_error")
+    kept += ["item_error", "item_sums", "item_sizes"]
     return [{"kind": "score", **{key: result[key] for key in kept if key in result}}]
 
 

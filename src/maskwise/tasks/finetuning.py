@@ -152,6 +152,8 @@ class Score(Judged):
     seed: int
     counts: list[list[float]] | None
     """See ``Task.row_counts``."""
+    items: list[list[float]]
+    """See ``Task.item_sums``."""
 
 
 class TaskRecord(Judged):
@@ -169,6 +171,12 @@ class TaskRecord(Judged):
     """The standard error of the score over test items, from a bootstrap of sentences or texts."""
     item_sd: NotRequired[float]
     """The standard deviation, over test items, of an item's mean score over seeds."""
+    item_sums: NotRequired[list[float]]
+    """Contributions of groups of test rows to the numerator of the score, summed over seeds. Rows
+    with the same text are one group. See ``Task.item_sums``."""
+    item_sizes: NotRequired[list[float]]
+    """Contributions to the denominator, such as the number of answers; one number if all are
+    equal. The score is the sum of ``item_sums`` divided by the sum of ``item_sizes``."""
     tried: NotRequired[dict[str, float]]
     """The dev score of each learning rate in the search."""
     model: NotRequired[str]

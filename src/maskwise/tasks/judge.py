@@ -32,7 +32,7 @@ from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
 from maskwise.tasks.finetuning import FinetuneSettings, Score, TaskRecord
 from maskwise.tasks.loading import load_task
-from maskwise.tasks.metrics import bootstrap_interval, error_of_items
+from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
 from maskwise.tasks.task import Answers, Task
 from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
 from maskwise.text import load_tokenizer
@@ -227,6 +227,11 @@ def task_record(
             record["item_sd"] = pstdev(means)
         clusters = [row.key for row in task.splits["test"]]
         record["item_error"] = error_of_items(counts.mean(0), clusters)
+    sums, sizes = np.sum([score["items"] for score in scores], axis=0).T
+    record["item_sums"] = compact(sums)
+    record["item_sizes"] = compact(sizes)
+    if len(set(record["item_sizes"])) == 1:
+        record["item_sizes"] = record["item_sizes"][:1]
     return record
 
 
@@ -358,6 +363,7 @@ def finetune(
         "seed": seed,
         "notes": notes,
         "counts": None if counts is None else counts.tolist(),
+        "items": task.item_sums("test", test).tolist(),
     }
 
 

@@ -330,6 +330,16 @@ def error_of_items(counts: ArrayLike, clusters: Sequence[str]) -> float:
     return float(np.std(scores))
 
 
+def compact(values: ArrayLike) -> list[float]:
+    """Round numbers to four decimals, and write whole numbers as integers, for short files.
+
+    >>> compact([2.0, 0.33333, -1e-9])
+    [2, 0.3333, 0]
+    """
+    rounded = np.round(np.asarray(values, dtype=np.float64), 4)
+    return [int(value) if value.is_integer() else value for value in rounded.tolist()]
+
+
 # Nats per token of written answers
 
 

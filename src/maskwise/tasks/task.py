@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from maskwise.tasks.tensors import Cutter, Data
 
 SPLITS = ("train", "dev", "test")
+# The number of parts of the test set that are left out, one at a time, to compute a standard error.
+JACKKNIFE_GROUPS = 200
 # The answers for a split, one per item: classes, numbers or texts.
 Answers: TypeAlias = ArrayLike | Sequence[object]
 # The rows of one kind of task.
@@ -347,10 +349,52 @@ class Task:
     def row_counts(self, split: str, answers: Answers) -> Floats | None:
         """Return (N, 2), each row's contribution to the numerator and denominator of the score.
 
+        None if the metric is not a ratio of sums, or if the kind records no error over items.
+        """
+        return self._ratio_parts(split, answers) if self.kind.item_error else None
+
+    def item_sums(self, split: str, answers: Answers) -> Floats:
+        """Return (G, 2), the contributions of G groups of rows to the score.
+
+        Rows with the same text are in one group, so groups are independent of each other. The score
+        is the sum of the first column divided by the sum of the second. For a metric that is not a
+        ratio of sums, such as a correlation or macro-F1, the first column holds the pseudo-values
+        of a jackknife over at most ``JACKKNIFE_GROUPS`` groups, and the second holds ones: their
+        mean is the score up to a bias of order 1/G, and their standard error is that of the score.
+
+        The order of groups depends only on the rows, so groups of two models can be compared.
+
+        Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11.
+        """
+        keys = [row.key for row in self.splits[split]]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        group_N = np.array([numbers[key] for key in keys])
+        counts = self._ratio_parts(split, answers)
+        if counts is not None:
+            sums = np.zeros((len(numbers), 2))
+            np.add.at(sums, group_N, counts)
+            return sums
+        group_N %= JACKKNIFE_GROUPS
+        gold = np.asarray(self.gold(split))
+        given = np.asarray(answers)
+        # Of a sentence, every word is an item.
+        owners = group_N if len(gold) == len(keys) else np.repeat(group_N, self._items(split))
+        groups = int(group_N.max()) + 1
+        score = METRICS[self.metric](gold, given)
+        if groups < 2:
+            return np.array([[score, 1.0]])
+        without = []
+        for group in range(groups):
+            others = owners != group
+            without.append(METRICS[self.metric](gold[others], given[others]))
+        values = groups * score - (groups - 1) * np.array(without)
+        return np.column_stack([values, np.ones(groups)])
+
+    def _ratio_parts(self, split: str, answers: Answers) -> Floats | None:
+        """Return (N, 2), each row's contribution to the numerator and denominator of the score.
+
         A written answer contributes its score and 1. None if the metric is not a ratio of sums.
         """
-        if not self.kind.item_error:
-            return None
         rows = self.splits[split]
         gold = self.gold(split)
         if self.metric == ENTITY_F1:

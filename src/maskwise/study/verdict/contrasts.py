@@ -17,7 +17,8 @@ import numpy as np
 
 from maskwise.constants import FIXED, NATS, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Compute, Contrast, Ends, Equivalence, Gate, Study
+from maskwise.files import Compute, Contrast, Equivalence, Gate, ItemsInterval, Study
+from maskwise.study.items import paired_item_error
 from maskwise.study.outcomes import ALL_TASKS, TOLERANCE, Numbers, Outcomes, Pair, finite_runs
 from maskwise.study.statistics import (
     ALPHA,
@@ -216,13 +217,14 @@ def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
     return differences
 
 
-def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
+def _items_interval(table: Outcomes, row: Contrast) -> ItemsInterval | None:
     """Return the 95 % interval of a difference over the choice of test items, in natural units.
 
-    The uncertainty from a limited number of runs is not included. Records do not contain answers to
-    single items, so the answers of the two arms are assumed to correlate at .5. The difference then
-    has the same standard error as one score. Errors of tasks on the same texts are assumed to be
-    fully correlated, and errors of other tasks independent.
+    The uncertainty from a limited number of runs is not included. The interval is computed from the
+    differences between the two arms in the scores of the same items. If records do not contain
+    sums of items, as in older files, the answers of the two arms are assumed to correlate at .5.
+    The difference then has the same standard error as one score. Errors of tasks on the same texts
+    are then assumed to be fully correlated, and errors of other tasks independent.
     """
     mean = row["mean"]
     if row["outcome"] == "tasks":
@@ -231,6 +233,10 @@ def _items_interval(table: Outcomes, row: Contrast) -> Ends | None:
         return None
     pair = row["arm"], row["baseline"]
     names = table.measured(row["outcome"], *pair)
+    if set(names) <= set(table.tasks):
+        error = paired_item_error(table, names, pair)
+        if error is not None:
+            return {"low": mean - 1.96 * error, "high": mean + 1.96 * error, "paired": True}
     errors = defaultdict[str, float](float)
     for name in names:
         error = _item_error(table, name, pair)

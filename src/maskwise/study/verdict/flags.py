@@ -253,7 +253,10 @@ def _item_noise(row: Contrast, table: Outcomes) -> Facts | None:
         return None
     half = (items["high"] - items["low"]) / 2
     amount = f"{half:.2f} nats" if row["metric"] == NATS else f"{100 * half:.1f} points"
-    return {"half": half, "amount": amount}
+    assumed = ", on the assumption that the arms' answers correlate at .5"
+    if items.get("paired"):
+        assumed = ""
+    return {"half": half, "amount": amount, "assumed": assumed}
 
 
 def _overlap(row: Contrast, table: Outcomes) -> Facts | None:
@@ -426,7 +429,7 @@ FLAGS = (
         "notes",
         _item_noise,
         "other test items could reverse the result: the choice of items alone makes the "
-        "difference uncertain by {amount}",
+        "difference uncertain by {amount}{assumed}",
         "Use a larger test set or more tasks: more runs cannot make up for few test items.",
     ),
     Flag(

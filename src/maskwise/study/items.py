@@ -1,0 +1,98 @@
+"""Uncertainty from the choice of test items, computed from the scores of single items.
+
+Another test set of the same kind has other items. How much the difference of two arms would change
+depends on the differences between their scores of the *same* items: arms that are right and wrong
+on the same items differ by an amount that hardly depends on the choice of items. A record of a task
+therefore contains sums over groups of test rows (``item_sums`` and ``item_sizes`` in
+``maskwise.files.Record``). Rows with the same text are one group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from maskwise.files import Record
+from maskwise.study.outcomes import Numbers, Outcomes, Pair
+
+
+def contributions(record: Record) -> Numbers:
+    """Return (G,) the contribution of each group of test rows to the score of a record.
+
+    Their mean is the score. If the score is a ratio of sums, their standard error is that of the
+    ratio (the delta method; Cochran, Sampling Techniques, 1977, chapter 6).
+
+    >>> contributions({"item_sums": [2, 0, 1], "item_sizes": [2]}).tolist()
+    [1.0, 0.0, 0.5]
+    """
+    sums = np.array(record["item_sums"], dtype=float)
+    sizes = np.broadcast_to(np.array(record["item_sizes"], dtype=float), sums.shape)
+    total = sizes.sum()
+    # A test set without any entity has a score of 0.
+    if not total:
+        return np.zeros(len(sums))
+    score = sums.sum() / total
+    values: Numbers = score + (sums - score * sizes) / sizes.mean()
+    return values
+
+
+def item_differences(table: Outcomes, task: str, pair: Pair) -> Numbers | None:
+    """Return (G,) the differences of the contributions of two arms, as means over pairs of runs.
+
+    None if a run that is compared has no sums of items, as in older files.
+    """
+    records = {}
+    for line in table.lines["score"]:
+        if line["task"] == task and line["arm"] in pair and "item_sums" in line:
+            records[line["arm"], line["seed"]] = line
+    arm, baseline = pair
+    compared = np.isfinite(table.runs(task, arm) - table.runs(task, baseline))
+    differences = []
+    for seed in np.array(table.study["seeds"])[compared].tolist():
+        if (arm, seed) not in records or (baseline, seed) not in records:
+            return None
+        ours = contributions(records[arm, seed])
+        theirs = contributions(records[baseline, seed])
+        if len(ours) != len(theirs):
+            return None
+        differences.append(ours - theirs)
+    if not differences or len({len(values) for values in differences}) > 1:
+        return None
+    mean: Numbers = np.mean(differences, axis=0)
+    return mean if len(mean) > 1 else None
+
+
+def paired_item_error(table: Outcomes, tasks: Sequence[str], pair: Pair) -> float | None:
+    """Return the standard error, over test items, of a difference between two arms.
+
+    Noise of training is part of it, as far as it differs between items.
+
+    Args:
+        table: the outcomes of the compared runs.
+        tasks: the tasks whose differences are averaged. If two tasks have the same test rows, the
+            differences of a row are added. Other tasks are independent.
+        pair: the names of the two arms.
+
+    Returns:
+        The standard error in natural units; None if the records do not have the sums of items.
+    """
+    # Differences of tasks with the same rows: keyed by these rows, and by the number of groups.
+    added = defaultdict[str, dict[int, Numbers]](dict)
+    for task in tasks:
+        differences = item_differences(table, task, pair)
+        if differences is None:
+            return None
+        rows = added[table.study["tasks"].get(task, {}).get("test_texts", task)]
+        rows[len(differences)] = rows.get(len(differences), 0.0) + differences
+    errors = []
+    for rows in added.values():
+        # Groups of different numbers cannot be added one by one. Such errors count as correlated.
+        errors.append(sum(map(_standard_error, rows.values())))
+    return math.hypot(*errors) / len(tasks)
+
+
+def _standard_error(values: Numbers) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
