@@ -1,11 +1,13 @@
 # These targets need only make and Python 3.11 or newer; each one sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+GPU_PYTHON ?= python3.12
+GPU_ENV ?= build/gpu-env
 INSTALLED := .venv/.installed
 SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
 	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
 
-.PHONY: demo demo-short test test-all test-wheel check docs format bench venv clean
+.PHONY: demo demo-short test test-all test-wheel test-gpu-versions check docs format bench venv clean
 
 demo: venv ## Should the masking rate start at 45 % and decay to 15 %, or stay at 15 %? Writes a page with the answer
 	$(BIN)/maskwise study quick-start --out runs/quick-start
@@ -21,6 +23,9 @@ test-all: venv ## all tests, including slow ones; those that need ../shared are 
 
 test-wheel: venv ## build both distributions, and test the maskwise wheel alone in an empty environment
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 tests/test_install.py
+
+test-gpu-versions: $(GPU_ENV)/.installed ## the benchmarks for GPUs in miniature, with the versions of such a machine (4 GB)
+	$(GPU_ENV)/bin/python scripts/gpu_versions.py
 
 check: venv docs ## formatting, lint, types, import direction, and the docs
 	$(BIN)/ruff format --check src tests scripts benchmarks
@@ -47,6 +52,12 @@ $(INSTALLED): pyproject.toml packages/maskwise-data/pyproject.toml constraints.t
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e packages/maskwise-data -e '.[dev]'
+	@touch $@
+
+# Python 3.12 and the libraries of the machine with a GPU, without maskwise.
+$(GPU_ENV)/.installed: benchmarks/gpu-requirements.txt
+	$(GPU_PYTHON) -m venv $(GPU_ENV)
+	$(GPU_ENV)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/gpu-requirements.txt
 	@touch $@
 
 clean:
