@@ -197,7 +197,7 @@ def bench(
         seconds: the time of the whole benchmark. No part runs longer.
         smoke: whether to run each part with tiny models.
         commit: the commit of the code, for the record; by default, what git says.
-        only: run only parts whose names contain this text.
+        only: run only parts whose names contain this text, and "machine".
 
     Returns:
         The lines of gpu.jsonl. The line of a failed part has the key "error"; of an interrupted
@@ -209,7 +209,7 @@ def bench(
     # Without a GPU, blocks are traced but not compiled, because compiling for a CPU takes minutes.
     traced = patch.object(torch, "compile", partial(torch.compile, backend="eager"))
     lines: list[Figures] = []
-    parts = [part for part in bench.parts(out) if only in part.name]
+    parts = [part for part in bench.parts(out) if only in part.name or part.name == "machine"]
     with (
         (out / "gpu.jsonl").open("w", encoding="utf-8") as file,
         traced if smoke else nullcontext(),

@@ -51,6 +51,8 @@ KEPT = ("study.json", "records.jsonl", "timings.jsonl", "summary.json")
 """The files of a study that the record keeps."""
 COLLECTING = 25.0
 """Seconds that are reserved to write the records of a study that was stopped."""
+FLOOR = 0.3
+"""If constant 15 % gains fewer nats than this beyond word frequencies, nothing can be compared."""
 LEAST = 45.0
 """With fewer seconds left, no study is started: nothing would be complete."""
 SMALL = (
@@ -119,15 +121,20 @@ class Claims:
             self._take_over(before)
         complete = True
         with side_by_side():
-            rates = self.pilot()
+            pilot = self.pilot()
             for name in STUDIES:
                 if only not in (None, name):
                     continue
-                if rates is None:
-                    self._write({"study": name, "left_out": "the pilot has chosen no rate"})
+                reason = None
+                if pilot is None:
+                    reason = "the pilot has chosen no rate"
+                elif pilot["gain_at_15"] < FLOOR and not self.smoke:
+                    reason = f"constant 15 % learns less than {FLOOR} nats beyond word frequencies"
+                if pilot is None or reason:
+                    self._write({"study": name, "left_out": reason})
                     complete = False
                 else:
-                    complete &= self.study(name, rates)
+                    complete &= self.study(name, pilot["rates"])
         return 0 if complete else 3
 
     def _take_over(self, before: Path) -> None:
@@ -143,17 +150,17 @@ class Claims:
 
     # The pilot
 
-    def pilot(self) -> dict[str, float] | None:
-        """Return the rates of the studies, keyed as in a recipe; None if the pilot did not end."""
+    def pilot(self) -> Line | None:
+        """Return the result of ``choice``; None if the pilot did not end."""
         known = read_json(self.out / "pilot.json")
         if known:
-            return known["rates"]
+            return known
         if not self.study(PILOT, {}):
             return None
         chosen = choice(self.work / PILOT)
         write_json(self.out / "pilot.json", chosen)
         self._write({"study": PILOT, **chosen})
-        return chosen["rates"]
+        return chosen
 
     # The studies
 
@@ -211,13 +218,17 @@ def choice(pilot: Path) -> Line:
     """Return the rate that the pilot chooses, and the losses that chose it.
 
     The rule: the lowest held-out loss on tokens at 15 %, the mean over both ratios and all seeds.
+    ``gain_at_15`` says how far constant 15 % is below word frequencies at this rate, in nats.
     """
     study = read_json(pilot / "study.json") or {}
     losses: dict[str, dict[str, list[float]]] = {}
+    gains: dict[str, list[float]] = {}
     for record in read_lines(pilot / "records.jsonl"):
         if record["kind"] == "heldout" and record["arm"] in study["arms"]:
             ratio, _, rate = record["arm"].partition(", ")
             losses.setdefault(rate, {}).setdefault(ratio, []).append(round(record["loss"], 4))
+            if ratio == "15":
+                gains.setdefault(rate, []).append(record["unigram"] - record["loss"])
     means = {}
     for rate, by_ratio in losses.items():
         means[rate] = round(mean(mean(each) for each in by_ratio.values()), 4)
@@ -226,6 +237,7 @@ def choice(pilot: Path) -> Line:
     return {
         "chosen": best,
         "rates": {key: overrides[key] for key in RATES},
+        "gain_at_15": round(mean(gains[best]), 4),
         "means": means,
         "losses": losses,
     }

@@ -60,11 +60,13 @@ def test_the_pilot_chooses_the_rate_with_the_lowest_mean_loss(tmp_path: Path) ->
         for seed in (1000, 1001):
             for ratio, loss in (("15", at_15), ("30", at_30)):
                 arm = f"{ratio}, {rate}"
-                records.append({"kind": "heldout", "arm": arm, "seed": seed, "loss": loss})
+                line = {"kind": "heldout", "arm": arm, "seed": seed, "loss": loss, "unigram": 6.0}
+                records.append(line)
     records.append({"kind": "heldout", "arm": "no-pretraining", "seed": 1000, "loss": 0.1})
     write_lines(tmp_path / "records.jsonl", records)
     chosen = gpu_claims.choice(tmp_path)
     assert chosen["chosen"] == "once" and chosen["means"]["once"] == 4.15
+    assert chosen["gain_at_15"] == 1.5
     assert chosen["rates"] == dict(zip(gpu_claims.RATES, (1.1e-3, 7.0e-3)))
 
 
@@ -105,12 +107,23 @@ def test_a_study_that_is_stopped_records_its_complete_seeds(
     again = gpu_claims.Claims(
         tmp_path / "out2", tmp_path / "work2", seconds=1000, jobs=2, smoke=True
     )
-    write_json(tmp_path / "out" / "pilot.json", {"rates": {gpu_claims.RATES[0]: 1e-3}})
+    pilot = {"rates": {gpu_claims.RATES[0]: 1e-3}, "gain_at_15": 1.0}
+    write_json(tmp_path / "out" / "pilot.json", pilot)
     assert again.run(tmp_path / "out", only=name) == 0
     assert asked[2:] == ["901"]
     lines = [json.loads(line) for line in (tmp_path / "out2" / "claims.jsonl").open()]
     assert lines[-1]["recorded"] == [900, 901] and lines[-1]["recorded_before"] == 1
-    assert read_json(tmp_path / "out2" / "pilot.json") == {"rates": {gpu_claims.RATES[0]: 1e-3}}
+    assert read_json(tmp_path / "out2" / "pilot.json") == pilot
+
+
+def test_at_the_floor_nothing_is_compared(tmp_path: Path) -> None:
+    write_json(tmp_path / "before" / "pilot.json", {"rates": {}, "gain_at_15": 0.2})
+    claims = gpu_claims.Claims(
+        tmp_path / "out", tmp_path / "work", seconds=1000, jobs=2, smoke=False
+    )
+    assert claims.run(tmp_path / "before") == 3
+    lines = [json.loads(line) for line in (tmp_path / "out" / "claims.jsonl").open()]
+    assert len(lines) == 2 and all("word frequencies" in line["left_out"] for line in lines)
 
 
 def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
