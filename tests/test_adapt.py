@@ -24,11 +24,12 @@ from maskwise.starts import resolve_start
 from maskwise.study.adapt import (
     adapt_recipe,
     answer_of,
-    best_arm,
     cut_rows,
+    gains_of,
     kept_of,
     next_of,
     save_adapted,
+    save_best,
     smaller_plan,
     write_pairs,
 )
@@ -116,7 +117,13 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert json.loads(capfd.readouterr().out)["contrasts"][0]["runs"] == 6
     scores = {line["arm"] for line in records_of(out, "score")}
     assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
-    assert len(said["folders"]) == (2 if said["best"] else 0)
+    adapted = load_json(out / "adapted.json")
+    assert said["adapted"] == adapted and said["folders"] == adapted["folders"]
+    assert said["best"] == (adapted["arm"] if adapted["better"] else None)
+    page = (out / "report.html").read_text()
+    for folder in said["folders"]:
+        AutoModel.from_pretrained(folder)
+        assert folder in page
 
 
 SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
@@ -158,7 +165,9 @@ LUCKY = {
     ],
 )
 def test_the_best_arm_gains_most_on_the_runs_that_all_finished(scores, metric, best, tmp_path):
-    assert best_arm(write_scores(tmp_path, scores, metric)) == best
+    gains = gains_of(write_scores(tmp_path, scores, metric))
+    first = max(gains, key=gains.get) if gains else None
+    assert (first if gains and gains[first] > 0 else None) == best
 
 
 def test_what_is_saved_is_a_run_that_finished(tmp_path):
@@ -177,7 +186,8 @@ def test_what_is_saved_is_a_run_that_finished(tmp_path):
     shutil.copytree(encoder, folders[2] / "checkpoint")
     card = "---\ntags: []\n---\n\nmeasured on held-out text\n"
     (folders[2] / "checkpoint" / "README.md").write_text(card)
-    whole, sentences = save_adapted(out, "tsdae")
+    seed, (whole, sentences) = save_adapted(out, "tsdae")
+    assert seed == 2
     AutoModelForMaskedLM.from_pretrained(whole)
     assert "held-out text" in (whole / "README.md").read_text()
     written = (sentences / "README.md").read_text()
@@ -474,9 +484,48 @@ def test_the_answer_names_test_items_that_are_trained_on(adapted):
 
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():
     folders = [Path("out/model"), Path("out/sentence-model")]
-    assert "may be due to chance" in kept_of("tsdae", folders, helps=None)
-    assert "nothing" in kept_of(None, (), helps=None)
-    assert kept_of("tsdae", folders, helps="tsdae").endswith(
-        "saved in out/model and out/sentence-model."
-    )
-    assert "words-30 is shown to help; the lead" in kept_of("tsdae", folders, helps="words-30")
+    for gain in (None, -0.1, 0.0, 0.1):
+        for helps in (None, "tsdae", "words-30"):
+            said = kept_of("tsdae", folders, gain=gain, helps=helps)
+            assert "tsdae" in said and "out/model and out/sentence-model" in said
+            better = gain is not None and gain > 0
+            assert ("best mean" in said) == better
+            assert ("unchanged model did as well" in said) == (gain in (-0.1, 0.0))
+            assert ("due to chance" in said) == (better and helps != "tsdae")
+    assert "words-30 is shown to help" in kept_of("tsdae", folders, gain=1.0, helps="words-30")
+
+
+@pytest.mark.parametrize(
+    ("scores", "arm", "better"),
+    [
+        (EVEN, "words-30", True),
+        (EVEN | {"no-pretraining": dict.fromkeys(range(6), 0.7)}, "words-30", False),
+        ({}, "token-15", False),  # every fine-tuning failed
+    ],
+)
+def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, better, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    if scores:
+        write_scores(out, scores)
+    encoder = resolve_start("bundled:encoder")
+    study = load_json(out / "study.json") if scores else {"seeds": [0], "tasks": {}}
+    study["arms"] = {}
+    for name in ("words-30", "token-15"):
+        folder = out / "stages" / name
+        # Training finished in one arm only, if there are no scores.
+        if scores or name == "token-15":
+            shutil.copytree(encoder, folder / "checkpoint")
+            (folder / "checkpoint" / "README.md").write_text("---\ntags: []\n---\n\ncard\n")
+            (folder / "done.json").write_text('{"seconds": 1}')
+        study["arms"][name] = {"runs": {"3": f"stages/{name}"}}
+    write_lines(out / "study.json", [study])
+    saved = save_best(out, {"contrasts": []})
+    assert saved == load_json(out / "adapted.json")
+    assert (saved["arm"], saved["seed"], saved["better"]) == (arm, 3, better)
+    assert not saved["helps"]
+    for folder in saved["folders"]:
+        assert folder in saved["sentence"] and (Path(folder) / "model.safetensors").is_file()
+    shutil.rmtree(out / "stages")
+    write_lines(out / "records.jsonl", [])
+    assert save_best(out, {"contrasts": []}) is None  # no run has finished

@@ -189,6 +189,7 @@ def adapt(
     OUT/sentence-model is a folder for sentence-transformers.
     """
     from maskwise import study as studies
+    from maskwise.report import write_report
     from maskwise.study import adapt as steps_of
     from maskwise.study.records import has_results
     from maskwise.study.timing import samples_of
@@ -262,16 +263,19 @@ def adapt(
     if own_limit:
         require_time(plan, limit)
     result = studies.run_study(recipe, out, jobs=jobs, quiet=as_json)
-    best = steps_of.best_arm(out)
-    folders = steps_of.save_adapted(out, best) if best else ()
+    saved = steps_of.save_best(out, result)
+    # The page names the folders of the adapted model, so it is written again.
+    write_report(out)
     answer = steps_of.answer_of(result, recipe)
     next_step = steps_of.next_of(result, recipe, task or (), out, command)
     if as_json:
-        found = {"answer": answer, "next": next_step, "best": best, "folders": folders}
+        found: Facts = {"answer": answer, "next": next_step, "adapted": saved}
+        found["best"] = saved["arm"] if saved and saved["better"] else None
+        found["folders"] = saved["folders"] if saved else []
         print_json(result | found)
     else:
         say(answer, "bold")
-        kept = steps_of.kept_of(best, folders, helps=steps_of.arm_that_helps(result))
+        kept = saved["sentence"] if saved else "No run has finished, so there is no adapted model."
         say(f"{kept} Page: {result['report']}")
         say(next_step)
     raise typer.Exit(bool(result["failures"]))

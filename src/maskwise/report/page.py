@@ -164,6 +164,7 @@ def _story(folder: Folder) -> View | None:
         "compared": " ".join(filter(None, compared)),
         "lines": [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows],
         "advice": summary["advice"],
+        "adapted": folder.adapted,
     }
 
 

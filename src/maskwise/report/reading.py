@@ -88,6 +88,7 @@ class Folder:
         samples: masked texts, keyed by arm.
         curves: the lines of all metrics.jsonl files, with the arm and seed of their run.
         steps: the number of optimiser steps of a finished single run.
+        adapted: a sentence that says where ``maskwise adapt`` saved a model; "" for other studies.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class Folder:
     samples: dict[str, list[Line]] = field(default_factory=dict)
     curves: list[Line] = field(default_factory=list)
     steps: int | None = None
+    adapted: str = ""
 
     @property
     def arms(self) -> list[str]:
@@ -228,6 +230,7 @@ def _read_study(folder: Path) -> Folder:
         summary=cast(Summary, NO_SUMMARY | summary),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
+        adapted=str((read_json(folder / "adapted.json") or {}).get("sentence", "")),
     )
 
 

@@ -19,6 +19,7 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -364,36 +365,96 @@ def _primary(result: Plain) -> Plain | None:
     return min(rows, key=lambda row: row["outcome"] != "tasks", default=None)
 
 
-def kept_of(best: str | None, folders: Sequence[Path], *, helps: str | None) -> str:
+class Saved(TypedDict):
+    """The adapted model of a study: the content of adapted.json, which the page reads.
+
+    ``arm`` and ``seed`` name the run whose checkpoint was saved. ``better`` says whether the arm
+    has a better mean than the unchanged model, and ``helps`` whether this is decided. ``folders``
+    are the paths for transformers and for sentence-transformers. ``sentence`` says all of this.
+    """
+
+    arm: str
+    seed: int
+    better: bool
+    helps: bool
+    folders: list[str]
+    sentence: str
+
+
+ADAPTED = "adapted.json"
+
+
+def save_best(out: Path, result: Plain) -> Saved | None:
+    """Save the adapted model, whether or not it is better than the unchanged model.
+
+    The arm with the best mean is saved. If no arm has a score, the first arm that was trained is
+    saved. ``out``/adapted.json says what was saved.
+
+    Args:
+        out: the folder of the finished study.
+        result: the result of ``run_study``.
+
+    Returns:
+        What was saved; None if no run has finished its training.
+
+    Raises:
+        MaskwiseError: the checkpoints of the arm were deleted.
+    """
+    gains = gains_of(out)
+    if gains:
+        arm = max(gains, key=gains.__getitem__)
+    else:
+        study = read_json(out / "study.json") or {}
+        trained = [arm for arm in study["arms"] if _trained_run(out, arm) is not None]
+        if not trained:
+            return None
+        arm = trained[0]
+    seed, folders = save_adapted(out, arm)
+    helps = arm_that_helps(result)
+    saved: Saved = {
+        "arm": arm,
+        "seed": seed,
+        "better": gains.get(arm, 0.0) > 0,
+        "helps": helps == arm,
+        "folders": [str(folder) for folder in folders],
+        "sentence": kept_of(arm, folders, gain=gains.get(arm), helps=helps),
+    }
+    write_json(out / ADAPTED, saved)
+    return saved
+
+
+def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str | None) -> str:
     """Return a sentence that names the saved arm, and says whether it is shown to help.
 
     Args:
-        best: the arm with the best mean; None if the unchanged model has the best mean.
-        folders: the folders in which this arm was saved.
+        arm: the arm that was saved.
+        folders: the folders in which it was saved.
+        gain: the sum of its gains over the unchanged model; None if it has no score.
         helps: the arm that is decided to be better than the unchanged model; None if none is.
     """
-    if best is None:
-        return "No arm has a better mean than the unchanged model, so nothing is saved."
-    where = " and ".join(map(str, folders))
+    where = f"is in {' and '.join(map(str, folders))}"
+    if gain is None:
+        return f"The adapted model ({arm}) {where}. It has no score."
+    if gain <= 0:
+        return f"The unchanged model did as well or better; the adapted model ({arm}) {where}."
+    saved = f"The adapted model ({arm}, which has the best mean) {where}."
     if helps is None:
-        doubt = "This lead may be due to chance, so keep the unchanged model for now."
-        return f"{best} has the best mean, and is saved in {where}. {doubt}"
-    saved = f"{best} has the best mean, and is saved in {where}."
-    if helps == best:
+        return f"{saved} Its lead may be due to chance, so keep the unchanged model for now."
+    if helps == arm:
         return saved
-    return f"{saved} {helps} is shown to help; the lead of {best} over it may be due to chance."
+    return f"{saved} {helps} is shown to help; the lead of {arm} over it may be due to chance."
 
 
-def best_arm(out: Path) -> str | None:
-    """Return the arm with the highest gain over the unchanged model; None if no gain is positive.
+def gains_of(out: Path) -> dict[str, float]:
+    """Return the gain of each arm over the unchanged model; {} if there are no scores.
 
-    A gain is the mean of paired differences in standardised scores, over the seeds for which the
+    A gain is the sum of paired differences in standardised scores, over the seeds for which the
     runs of all arms are finished.
     """
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
     if table is None or not table.tasks or not table.study["arms"]:
-        return None
+        return {}
     arms = np.array(list(table.study["arms"]))
     runs = np.array([table.runs(ALL_TASKS, arm) for arm in arms])
     finished = np.isfinite(runs).sum(axis=1)
@@ -401,36 +462,31 @@ def best_arm(out: Path) -> str | None:
     complete = finished == finished.max()
     gains = runs[complete] - table.runs(ALL_TASKS, REFERENCE)
     shared = np.isfinite(gains).all(axis=0)
+    if not shared.any():
+        return {}
     sums = gains[:, shared].sum(axis=1)
-    best = sums.argmax()
-    if sums[best] <= 0:
-        return None
-    return str(arms[complete][best])
+    return dict(zip(map(str, arms[complete]), sums.tolist()))
 
 
-def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
+def save_adapted(out: Path, arm: str) -> tuple[int, tuple[Path, Path]]:
     """Save a checkpoint for two libraries: that of the arm's first finished run.
 
     Returns:
-        The folders ``out``/model for transformers and ``out``/sentence-model for
-        sentence-transformers.
+        The seed of the run, and the folders ``out``/model for transformers and
+        ``out``/sentence-model for sentence-transformers.
 
     Raises:
         MaskwiseError: no finished run of the arm has a checkpoint.
     """
-    study = read_json(out / "study.json") or {}
-    runs = study["arms"][arm]["runs"]
-    for seed in sorted(runs, key=int):
-        checkpoint = out / runs[seed] / "checkpoint"
-        # Users may delete checkpoints to free disk space.
-        if checkpoint.is_dir() and (out / runs[seed] / DONE).is_file():
-            break
-    else:
+    found = _trained_run(out, arm)
+    if found is None:
+        study = read_json(out / "study.json") or {}
         raise MaskwiseError(
             f"no run of {arm} has a checkpoint to save",
-            got=f"{len(runs)} runs, unfinished or deleted",
+            got=f"{len(study['arms'][arm]['runs'])} runs, unfinished or deleted",
             do="run the same command again",
         )
+    seed, checkpoint = found
     whole = out / "model"
     sentences = out / "sentence-model"
     config = load_config(checkpoint)
@@ -447,7 +503,19 @@ def save_adapted(out: Path, arm: str) -> tuple[Path, Path]:
     write_whole(sentences / CARD, SENTENCE_CARD + card.partition("---\n\n")[2])
     length = min(512, most_tokens(config))
     write_sentence_folder(sentences, width=config.hidden_size, length=length)
-    return whole, sentences
+    return seed, (whole, sentences)
+
+
+def _trained_run(out: Path, arm: str) -> tuple[int, Path] | None:
+    """Return the seed and the checkpoint of the first finished run of an arm that still has one."""
+    study = read_json(out / "study.json") or {}
+    runs = study["arms"][arm]["runs"]
+    for seed in sorted(runs, key=int):
+        checkpoint = out / runs[seed] / "checkpoint"
+        # Users may delete checkpoints to free disk space.
+        if checkpoint.is_dir() and (out / runs[seed] / DONE).is_file():
+            return int(seed), checkpoint
+    return None
 
 
 def write_sentence_folder(folder: Path, *, width: int, length: int) -> None:
