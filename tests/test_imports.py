@@ -22,7 +22,7 @@ ORDER = [
     {"files"},
     {"specs", "estimates"},
     {"folders", "jobs", "keys", "attention"},
-    {"segments"},
+    {"segments", "arrays"},
     {"starts", "families"},
     {"weights"},
     {"text", "report", "models"},
@@ -47,8 +47,8 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 
 # Rooms that see less than stands below them.
 ONLY = {
-    "text": {"constants", "errors", "folders", "keys", "segments", "specs", "starts"},
-    "masking": {"constants", "devices", "errors", "keys", "segments", "specs"},
+    "text": {"arrays", "constants", "errors", "folders", "keys", "segments", "specs", "starts"},
+    "masking": {"arrays", "constants", "devices", "errors", "keys", "segments", "specs"},
     "report": {"errors", "constants", "estimates", "files", "folders", "specs"},
 }
 

@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerFast
 import training_tools
 from masking_tools import FIRST, masker, row, vocabulary
 from masking_tools import tokenizer as word_tokenizer
-from maskwise import Masker, PackedCollator, corrupt
+from maskwise import Masker, Noising, PackedCollator, corrupt
 from maskwise.errors import MaskwiseError
 from maskwise.masking import schedules
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
 from maskwise.models import load_model
+from maskwise.samplers import LossProportional, Sequential, Uniform
 from maskwise.text import Document, annotate_rows, encode, tokenise
 
 IDS = row([2, 1])["input_ids"]
@@ -507,4 +508,145 @@ def test_what_is_no_tensor_no_model_and_no_names_is_one_line(bad: Any) -> None:
     for name, call in calls.items():
         with pytest.raises(MaskwiseError) as error:
             call()
-        assert error.value.what == name and "\n" not in str(error.value)
+        assert name in error.value.what and "\n" not in str(error.value)
+
+
+# One entrance for arrays
+# ----------------------------------------------------------------------------
+
+SOME = [[FIRST, FIRST + 1, FIRST + 2, FIRST + 3], [FIRST + 4, FIRST + 5, FIRST + 6, FIRST + 7]]
+ALL = [[1, 1, 1, 1], [0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("form", [list, np.array, torch.tensor], ids=["list", "numpy", "torch"])
+@pytest.mark.parametrize("budget", ["bernoulli", "exact"])
+def test_corrupt_reads_lists_and_numpy_as_it_reads_tensors(
+    form: Callable[[Any], Any], budget: str
+) -> None:
+    settings: dict[str, Any] = {"epoch": 1, "budget": budget, "ratio": 0.5}
+    names = {"example_id": [3, 2**64 - 5], "place": [4, 9]}
+    whole = corrupt(torch.tensor(SOME), torch.tensor(ALL), 3, **settings, **names)
+    ids = {list: names["example_id"], np.array: np.array(names["example_id"], np.uint64)}
+    given = {"example_id": ids.get(form, torch.tensor([3, -5])), "place": form(names["place"])}
+    found = corrupt(form(SOME), form(ALL), 3, **settings, **given)
+    for one_of, other in zip(whole, found, strict=True):
+        assert one_of.dtype == other.dtype and torch.equal(one_of, other)
+
+
+BAD_ARRAYS: dict[str, list[Any]] = {
+    "input_ids": [[[1.5, 2.5]], [[1, -1], [2, 3]], [1, 2], [[1], [1, 2]], None, "ab", [["a"]]],
+    "loss_mask": [[[1, 1]], ALL[0], [[math.nan] * 4] * 2, [[2] * 4] * 2, None, [[None] * 4] * 2],
+    "example_id": [[0.0, 1.0], [math.nan, 1], [0], [[0, 1]], 5, [True, False], ["a", "b"]],
+    "place": [[math.nan, 0.0], [0.0, 1.0], [-1, 0], [0], 0, [2**63, 1], [None, 1]],
+    "step": [-1, 1.5, math.nan, "1", [1], True],
+    "epoch": [-1, 1.5, math.nan, "1", [1], True],
+    "total_steps": [-1, 1.5, math.nan, "1", [1]],
+    "seed": [1.5, math.nan, "1", [1], None],
+    "mask_token_id": [-1, 1.5, None, [3], 2**70],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_arrays_that_mean_nothing_are_refused_by_corrupt_and_by_name(name: str) -> None:
+    good: dict[str, Any] = {"input_ids": SOME, "loss_mask": ALL, "mask_token_id": 3, "epoch": 0}
+    good |= {"step": 0, "ratio": 0.5}
+    corrupt(**good)
+    for bad in BAD_ARRAYS[name]:
+        with refused(name):
+            corrupt(**good | {name: bad})
+
+
+@pytest.mark.parametrize("bad", [b for b in BAD_ARRAYS["place"] if b != 0] + [torch.tensor([0.5])])
+def test_places_of_rows_are_whole_and_one_for_each_row(bad: Any) -> None:
+    rows = [one(), one(example_id=1)]
+    noising = Noising(vocabulary())
+    expected = noising(rows, epoch=0, place=torch.tensor([0, 1]))
+    for good in ([0, 1], np.array([0, 1]), (0, 1), torch.tensor([0, 1], dtype=torch.int32)):
+        assert torch.equal(noising(rows, epoch=0, place=good).labels, expected.labels)
+    with refused("'place'"):
+        noising(rows, epoch=0, place=bad)
+
+
+def test_rows_of_different_lengths_may_be_columns() -> None:
+    """As in ``dataset[:3]``, or as a tokenizer returns them."""
+    rows = [row([2, 1, 3], example_id=1), row([1], example_id=2), row([3, 3], example_id=2**63)]
+    expected = masker("whole-word", ratio=0.5)(rows, epoch=0)
+    for form in (list, np.array, torch.tensor):
+        names = [name for name in rows[0] if name != "example_id"]
+        columns: dict[str, Any] = {name: [form(r[name]) for r in rows] for name in names}
+        columns |= {"example_id": [1, 2, 2**63], "title": ["a", "b", "c"], "labels": None}
+        found = masker("whole-word", ratio=0.5)(columns, epoch=0)
+        assert torch.equal(found.input_ids, expected.input_ids)
+        assert torch.equal(found.labels, expected.labels)
+    ragged = np.empty(3, dtype=object)
+    ragged[:] = [np.array(r["input_ids"]) for r in rows]
+    with refused("'word_ids'"):
+        masker()({"input_ids": ragged, "word_ids": [[0]]}, epoch=0)
+
+
+def test_the_mask_of_a_row_that_holds_padding_is_a_function_of_the_row() -> None:
+    """Its neighbours decide how much padding is added, but not what is padding."""
+    pad = vocabulary().pad
+    for corruption in ("bert", "delete", "permute-sentences", "infill"):
+        made = masker(corruption=corruption, ratio=0.5)
+        padded = row([2, 1, 3, 1, 2], example_id=4)
+        for name, values in padded.items():
+            if isinstance(values, list):
+                padded[name] = [*values, *[pad if name == "input_ids" else -1] * 3]
+        alone = made([padded], epoch=0)
+        beside = made([padded, row([3] * 9, example_id=5)], epoch=0)
+        for name in ("input_ids", "attention_mask", "labels"):
+            narrow, wide = alone[name][0], beside[name][0]
+            width = len(narrow)
+            assert torch.equal(narrow, wide[:width]), (corruption, name)
+        assert not beside.attention_mask[0, len(alone.attention_mask[0]) :].any()
+
+
+def test_examples_that_differ_in_type_do_not_change_each_other() -> None:
+    """numpy would make floats of large and negative integers, and numbers of bools."""
+    large = one(example_id=2**63 + 5)
+    expected = masker(ratio=0.5)([large], epoch=0)
+    found = masker(ratio=0.5)([large, one(example_id=-3)], epoch=0)
+    assert torch.equal(found.labels[0], expected.labels[0])
+    with refused("'word_ids'", "bools"):
+        masker()([one(word_ids=[0] * LENGTH), one(word_ids=[True] * LENGTH)], epoch=0)
+
+
+def test_steps_of_schedules_and_samplers_are_numbers_from_zero() -> None:
+    sampler = Uniform(["mlm", "cse"])
+    turns = Sequential(["mlm", "cse"])
+    for bad in (-1, math.nan, "1", None, [1]):
+        calls: list[Callable[[Any], object]] = [
+            schedules.constant(0.1),
+            lambda step: schedules.linear(0.1, 0.2)(step, 10),
+            lambda step: schedules.schedule(lambda at, total: 0.1)(step, 10),
+            lambda total: schedules.linear(0.1, 0.2)(1, total),
+            sampler.draw,
+            turns.probabilities,
+        ]
+        if bad is not None:
+            calls.append(lambda total: turns.draw(1, total))
+        for call in calls:
+            with refused():
+                call(bad)
+    for step in (np.int64(3), torch.tensor(3), np.array(3)):
+        assert sampler.draw(step) == sampler.draw(3)
+        assert masker()([one()], step=step).labels.equal(masker()([one()], step=3).labels)
+
+
+def test_losses_of_samplers_may_be_any_numbers() -> None:
+    losses = [1.0, 2.0]
+    forms: list[Any] = [losses, np.array(losses), torch.tensor(losses), dict(zip("ab", losses))]
+    forms.append({"a": torch.tensor(1.0), "b": np.float32(2)})
+    for form in forms:
+        assert LossProportional(["a", "b"]).update(form, form).tolist() == [1 / 3, 2 / 3]
+    for bad in (None, 5, ["x", "y"], [1.0], [[1.0, 2.0]], {"a": None, "b": 1.0}, [None, 1.0]):
+        with refused():
+            LossProportional(["a", "b"]).update(bad, bad)
+
+
+def test_ids_beyond_the_vocabulary_have_no_words() -> None:
+    tok = word_tokenizer()
+    for bad in (10_000, 2**40):
+        with refused("input_ids", str(bad)):
+            annotate_rows({"input_ids": [[FIRST, bad]]}, tok)

@@ -226,5 +226,5 @@ def test_bad_settings(spec: str, arms: list[str], text: str) -> None:
 def test_losses_of_unknown_arms() -> None:
     with pytest.raises(MaskwiseError, match="unknown arm"):
         Mometas(ARMS).update({"mlmm": 1.0}, {})
-    with pytest.raises(MaskwiseError, match="one loss for each arm; got 3"):
+    with pytest.raises(MaskwiseError, match=r"'losses'.*\(3,\).*\(4,\)"):
         Mometas(ARMS).update([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])

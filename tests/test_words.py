@@ -277,7 +277,10 @@ def test_special_and_glued_tokens(text, offsets, special, words):
         ([(0, 9)], None, "offsets do not fit"),
         ([(3, 1)], None, "offsets do not fit"),
         ([(-1, 1)], None, "offsets do not fit"),
-        ([(0, 1)], [0, 1], "needs one flag for each token"),
+        ([(0, 1)], [0, 1], r"'special'.*\(2,\).*\(1,\)"),
+        ([(0, 1)], [2], "'special'"),
+        ([0, 1], None, "'offsets'"),
+        ([(0.5, 1.0)], None, "'offsets'"),
     ],
 )
 def test_wrong_offsets_are_refused(offsets, special, message):

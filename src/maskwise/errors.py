@@ -7,6 +7,7 @@ in maskwise.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import warnings
@@ -176,6 +177,11 @@ def _checked(
     most: float,
     do: str | None = None,
 ) -> int | float:
+    # A single number may also be an array or a tensor without dimensions.
+    if hasattr(value, "item") and hasattr(value, "ndim") and not value.ndim:
+        # Tensors on the device "meta" have no value.
+        with contextlib.suppress(RuntimeError):
+            value = value.item()
     # In Python, True is an Integral, but here it is a mistake.
     if isinstance(value, kind) and not isinstance(value, bool):
         # Integers stay ints, because an int may be too large for a float.

@@ -87,6 +87,7 @@ class Writer:
         """
         mask = self.vocabulary.require_mask()
         require_utf8(prompt)
+        length = whole_number("length", length, least=0)
         if not GAP.search(prompt):
             prompt += f"[MASK*{length}]"
         gaps = list(GAP.finditer(prompt))
@@ -146,6 +147,8 @@ class Writer:
         """
         require_known("order", order, ORDERS)
         finite_number("temperature", temperature, least=0)
+        length = whole_number("length", length, least=0)
+        seed = whole_number("seed", seed)
         whole_number("block", block, least=1)
         if steps is not None:
             whole_number("steps", steps, least=1)

@@ -16,9 +16,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from maskwise.arrays import numbers
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import fold, permutation
-from maskwise.masking.gather import Rows, gather, is_tensor, read_numbers, require_rows
+from maskwise.masking.gather import Rows, gather, require_rows
 from maskwise.masking.masker import Masker
 
 if TYPE_CHECKING:
@@ -134,11 +135,9 @@ def _common(rows: Rows, name: str) -> int | None:
     elif rows.get(name) is None:
         return None
     else:
-        values = read_numbers(name, rows[name]).ravel().tolist()
+        values = numbers(name, rows[name]).ravel().tolist()
     found = set[int | None]()
     for value in values:
-        if is_tensor(value) and not value.ndim:
-            value = value.item()
         if value is not None:
             value = whole_number(f"{name} of a row", value, least=0)
         found.add(value)

@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskwise.arrays import flags, is_tensor, whole
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose, content_ids, fold, unit_interval
 from maskwise.masking.batch import AnnotatedBatch
@@ -65,6 +66,7 @@ from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import rank_within
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
 REST = 0.1
@@ -276,7 +278,7 @@ class Noising(Masker):
             # because rows have another order in each epoch.
             u_P = keys.per_piece(Purpose.RATIO)
         else:
-            place_P = np.asarray(moment.place, np.int64)[batch.row]
+            place_P = moment.place[batch.row]
             within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
         units = self.cut(batch, keys, moment)
@@ -366,8 +368,8 @@ def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
 
 
 def corrupt(
-    input_ids: Tensor,
-    loss_mask: Tensor,
+    input_ids: Tensor | ArrayLike,
+    loss_mask: Tensor | ArrayLike,
     mask_token_id: int,
     *,
     ratio: Spec = "uniform(0, 1)",
@@ -376,17 +378,19 @@ def corrupt(
     epoch: int | None = None,
     step: int | None = None,
     total_steps: int | None = None,
-    example_id: Tensor | None = None,
-    place: Tensor | None = None,
+    example_id: Tensor | ArrayLike | None = None,
+    place: Tensor | ArrayLike | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mask rows for a diffusion trainer outside maskwise.
+
+    Arrays may be tensors on any device, numpy arrays or lists.
 
     With the results, the loss of a batch is Σ mask · cross-entropy / rate, divided by
     ``loss_mask.sum()``. For distributions other than ``uniform(0, 1)``, use the weights from
     ``masking.diffusion.Rates`` instead of 1 / rate.
 
     Args:
-        input_ids: (B, L) int64, the token ids.
+        input_ids: (B, L) whole numbers, the token ids.
         loss_mask: (B, L), 1 or True for tokens that may be masked; 0 or False for prompts, padding
             and special tokens.
         mask_token_id: the id that replaces masked tokens.
@@ -403,11 +407,12 @@ def corrupt(
             from a low-discrepancy sequence.
 
     Returns:
-        ``noisy`` (B, L) int64, ``mask`` (B, L) bool and ``rate`` (B, L) float32, on the device of
-        ``input_ids``.
+        ``noisy`` (B, L), ``mask`` (B, L) bool and ``rate`` (B, L) float32, as tensors on the device
+        of ``input_ids``. ``noisy`` has the type of ``input_ids``, or int64 if these are no tensor.
 
     Raises:
-        MaskwiseError: the shapes do not match, or ``ratio`` is no valid schedule.
+        MaskwiseError: the shapes do not match, an array has the wrong type (such as floats for
+            ``example_id``), a number is negative, or ``ratio`` is no valid schedule.
 
     >>> import torch
     >>> ids = torch.arange(10, 22).view(2, 6)
@@ -417,28 +422,34 @@ def corrupt(
     """
     import torch
 
-    for name, tensor in (("input_ids", input_ids), ("loss_mask", loss_mask)):
-        if not isinstance(tensor, torch.Tensor):
-            raise MaskwiseError(name, got=tensor, allowed="a tensor of shape (B, L)")
-    if input_ids.is_floating_point():
-        raise MaskwiseError("input_ids", got=input_ids.dtype, allowed="whole numbers")
-    whole_number("mask_token_id", mask_token_id, least=0, most=torch.iinfo(input_ids.dtype).max)
-    if input_ids.dim() != 2 or loss_mask.shape != input_ids.shape:
-        shapes = f"{tuple(input_ids.shape)} and {tuple(loss_mask.shape)}"
-        raise MaskwiseError("input_ids and loss_mask must have the same shape (B, L)", got=shapes)
+    ids_BL = whole("input_ids", input_ids, shape=(None, None), least=0)
+    shape = ids_BL.shape
+    rows, columns = shape
+    eligible = flags("loss_mask", loss_mask, shape=shape).reshape(-1)
+    if not is_tensor(input_ids):
+        input_ids = torch.from_numpy(ids_BL.copy())
+    most = torch.iinfo(input_ids.dtype).max
+    mask_token_id = whole_number("mask_token_id", mask_token_id, least=0, most=most)
+    seed = whole_number("seed", seed)
+    if epoch is not None:
+        epoch = whole_number("epoch", epoch, least=0)
+    if step is not None:
+        step = whole_number("step", step, least=0)
+    if total_steps is not None:
+        total_steps = whole_number("total_steps", total_steps, least=0)
     if epoch is None and step is None:
         warnings.warn("without epoch or step, a row gets the same mask each time", stacklevel=2)
-    rows, columns = input_ids.shape
-    ids = input_ids.numpy(force=True).reshape(-1)
-    eligible = loss_mask.numpy(force=True).reshape(-1) != 0
+    ids = ids_BL.reshape(-1)
     begin = np.arange(rows) * columns
     if example_id is None:
         names = content_ids(ids, eligible, begin)
     else:
-        names = example_id.numpy(force=True).astype(np.int64)
+        names = whole("example_id", example_id, shape=(rows,), wraps=True)
     batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
     keys = Keys(names, seed=seed, epoch=epoch, step=step or 0)
-    places = None if place is None else place.numpy(force=True)
+    places = None
+    if place is not None:
+        places = whole("place", place, shape=(rows,), least=0)
     # ``loss_mask`` says which tokens may be masked, so no table of the vocabulary is needed.
     nothing = np.zeros(0, bool)
     vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)

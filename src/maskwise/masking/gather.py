@@ -7,14 +7,14 @@ import torch itself.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from maskwise.arrays import is_tensor, numbers, whole
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import Array, content_ids
 from maskwise.masking.batch import AnnotatedBatch, Columns
@@ -101,12 +101,15 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
     if isinstance(rows, AnnotatedBatch):
         return rows
     if isinstance(rows, Mapping):
-        return _annotated(_stacked(rows), vocabulary)
+        ragged = _unstacked(rows)
+        if ragged is None:
+            return _annotated(_stacked(rows), vocabulary)
+        return _annotated(_padded(ragged, vocabulary), vocabulary)
     # Dicts are checked first, because a check against a protocol takes a quarter of a millisecond.
     if isinstance(rows, Pieces):
         return _placed(rows, vocabulary)
     require_rows(rows)
-    return _annotated(_padded(rows, vocabulary.pad), vocabulary)
+    return _annotated(_padded(rows, vocabulary), vocabulary)
 
 
 def require_rows(rows: object) -> None:
@@ -127,32 +130,23 @@ def require_rows(rows: object) -> None:
             )
 
 
-def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether a value is a torch tensor."""
-    # If torch has not been imported yet, no value can be a tensor. Importing torch would be slow.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
 def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | str:
     """Return the device of the rows if they are tensors; otherwise ``"cpu"``."""
-    ids = rows.get("input_ids") if isinstance(rows, Mapping) else None
+    first = rows[0] if isinstance(rows, Sequence) else rows
+    ids = first.get("input_ids") if isinstance(first, Mapping) else None
     return ids.device if is_tensor(ids) else "cpu"
 
 
 def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
     """Turn (B, L) columns into an annotated batch."""
-    for name in _FILL.keys() & columns:
-        columns[name] = _whole(name, columns[name])
     shape = columns["input_ids"].shape
     example_id = columns.pop("example_id", None)
     line = {name: column.reshape(-1) for name, column in columns.items()}
     ids = line.pop("input_ids")
     kind = _kinds(ids, vocabulary)
     attention = line.pop("attention_mask", None)
-    # In some tokenizers, the padding token also ends each text.
-    if attention is None and vocabulary.pad not in (vocabulary.bos, vocabulary.eos):
-        present = ids != vocabulary.pad
+    if attention is None:
+        present = _present(ids, vocabulary)
         if not present.all():
             attention = present.astype(np.int64)
     special = line.pop("special_tokens_mask", None)
@@ -187,6 +181,14 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
         plan=shape[1] if packed else None,
         apart=packed,
     )
+
+
+def _present(ids: Array, vocabulary: Vocabulary) -> Array:
+    """bool, in the shape of ``ids``: the tokens that are not padding, in rows without a mask."""
+    # In some tokenizers, the padding token also ends each text.
+    if vocabulary.pad in (vocabulary.bos, vocabulary.eos):
+        return np.ones(ids.shape, bool)
+    return ids != vocabulary.pad
 
 
 def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
@@ -267,6 +269,32 @@ def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
     )
 
 
+def _unstacked(columns: Mapping[str, Any]) -> Sequence[Row] | None:
+    """Turn columns of rows of different lengths into a list of rows; None if lengths are equal."""
+    ids = columns.get("input_ids")
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "O":
+        # Some libraries store rows of different lengths as an array of arrays.
+        ids = list(ids)
+    if not isinstance(ids, list | tuple):
+        return None
+    sizes = [len(row) if _kind_of(row) in (TOKENS, EMPTY) else -1 for row in ids]
+    if len(set(sizes)) < 2:
+        return None
+    rows: list[dict[str, object]] = [{} for _ in ids]
+    for name, values in columns.items():
+        if values is None or name in _IGNORED:
+            continue
+        if not hasattr(values, "__len__") or len(values) != len(ids):
+            raise MaskwiseError(
+                f"column {name!r} does not fit input_ids",
+                got=f"{type(values).__name__}",
+                allowed=f"{len(ids)} rows",
+            )
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return rows
+
+
 def _stacked(rows: Mapping[str, object]) -> Columns:
     """Read a dict of (B, L) columns. Columns of text are ignored."""
     _require_ids(rows)
@@ -275,7 +303,7 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
         if name in _IGNORED:
             continue
         if _common_kind(name, [value]) != MISSING:
-            columns[name] = read_numbers(name, value)
+            columns[name] = _read(name, value)
     ids = columns["input_ids"]
     if ids.ndim != 2:
         raise MaskwiseError("input_ids must have the shape (B, L)", got=ids.shape)
@@ -291,8 +319,8 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
     return columns
 
 
-def _padded(rows: Sequence[Row], pad: int) -> Columns:
-    """Turn a list of dicts into (B, L) columns. Ids are padded with ``pad``, layers with −1."""
+def _padded(rows: Sequence[Row], vocabulary: Vocabulary) -> Columns:
+    """Turn a list of dicts into (B, L) columns. Ids are padded with [PAD], layers with −1."""
     sizes = []
     for number, row in enumerate(rows):
         _require_ids(row, number)
@@ -309,10 +337,14 @@ def _padded(rows: Sequence[Row], pad: int) -> Columns:
         if kind == TOKENS:
             columns[name] = _column(name, values, lengths, inside)
         elif kind == SINGLE:
-            columns[name] = read_numbers(name, values)
+            columns[name] = _read(name, values)
     if not inside.all():
-        columns["input_ids"][~inside] = pad
-        columns["attention_mask"] = columns.get("attention_mask", 1) * inside.astype(np.int64)
+        columns["input_ids"][~inside] = vocabulary.pad
+        attention = columns.get("attention_mask")
+        if attention is None:
+            # Rows may hold [PAD] already. What is padding must not depend on the other rows.
+            attention = _present(columns["input_ids"], vocabulary)
+        columns["attention_mask"] = attention * inside.astype(np.int64)
     return columns
 
 
@@ -370,15 +402,27 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
                 allowed=length,
             )
     # numpy turns an empty list into floats. One empty part would make the whole column floats.
-    parts = [read_numbers(name, value) for value in values if len(value)]
+    missing = None if name in _FILL else -1
+    filled = [value for value in values if len(value)]
+    if name == "example_id":
+        parts = [_read(name, value) for value in filled]
+    else:
+        # Reading a part takes time, so the other checks are made once for the whole column.
+        parts = [numbers(name, value, missing=missing) for value in filled]
+    types = {part.dtype for part in parts}
+    if len(types) > 1:
+        # numpy would turn bools beside integers into numbers, and integers beside very large
+        # integers into floats.
+        if len({each.kind == "b" for each in types}) > 1:
+            raise MaskwiseError(f"column {name!r} has bools in some rows and numbers in others")
+        parts = [_read(name, part) for part in parts]
     flat = np.concatenate(parts or [np.zeros(0, np.int64)])
     if flat.ndim != 1:
         raise MaskwiseError(
             f"column {name!r} must have one number per token",
             got=f"{flat.ndim} dimensions in one row",
         )
-    if flat.dtype.kind not in "fb":
-        flat = _whole(name, flat)
+    flat = _read(name, flat)
     column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
     column[inside] = flat
     return column
@@ -397,48 +441,21 @@ def _require_ids(row: Mapping[str, object], number: int = 0) -> None:
         )
 
 
-def read_numbers(name: str, value: object) -> Array:
-    """Read a column as an array. None becomes −1, as transformers' ``word_ids`` need.
+def _read(name: str, value: object) -> Array:
+    """Read a column, or a part of it, as an array of bools, int64 or floats.
 
-    Raises:
-        MaskwiseError: the column is ragged, is not numeric, or is a sparse or bfloat16 tensor.
+    Only layers may be floats, and only the masks and layers may be bools. In layers, None becomes
+    −1, as transformers' ``word_ids`` need.
     """
-    try:
-        if is_tensor(value):
-            # ``force`` copies from any device, with or without a gradient.
-            value = value.numpy(force=True)
-        array = np.asarray(value)
-        if array.dtype.kind == "O" and name not in _FILL:
-            items = [-1 if item is None else item for item in array.ravel()]
-            array = np.array(items).reshape(array.shape)
-    except (ValueError, TypeError, RuntimeError):
-        # Causes: ragged lists, and tensors that are bfloat16, sparse or on the device "meta".
-        got = type(value).__name__
-        if is_tensor(value):
-            got = f"{value.dtype}, {value.layout}, {value.device}"
-        raise MaskwiseError(
-            f"column {name!r} cannot be read",
-            got=got,
-            do="use a dense array of int64 or float32, or remove the column from the rows",
-        ) from None
-    if array.dtype.kind not in "bifu":
-        raise MaskwiseError(
-            f"column {name!r} must be numbers of 64 bits",
-            got=str(array.dtype),
-            do="convert the column, or remove it from the rows",
-        )
-    return array
-
-
-def _whole(name: str, values: Array) -> Array:
-    """Convert whole numbers to int64. The bits of an ``example_id`` of uint64 do not change."""
-    # A column of bools can be an attention mask but not ids. The dtype of an empty column is not
-    # checked, because numpy makes it float.
-    kinds = "iu" if name in _NAMES else "iub"
-    if values.size and values.dtype.kind not in kinds:
-        raise MaskwiseError(f"column {name!r} must be whole numbers", got=str(values.dtype))
-    whole = values.astype(np.int64, copy=False)
-    # Negative numbers mean "no value", and numbers from 2⁶³ on are negative in int64.
-    if values.dtype == np.uint64 and name != "example_id" and (whole < 0).any():
-        raise MaskwiseError(f"column {name!r}: a number is too large", allowed="below 2⁶³")
-    return whole
+    if name not in _FILL:
+        array = numbers(name, value, missing=-1)
+        return array if array.dtype.kind in "fb" else whole(name, array)
+    is_id = name in _NAMES
+    return whole(
+        name,
+        value,
+        bools=not is_id,
+        wraps=name == "example_id",
+        # The ids of tokens are checked together with the size of the vocabulary.
+        least=None if is_id else 0,
+    )

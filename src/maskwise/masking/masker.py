@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
+from maskwise.arrays import whole
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
@@ -43,6 +44,8 @@ from maskwise.segments import first_within
 from maskwise.specs import Call
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 DESCRIBED = ("policy", "ratio", "budget", "corruption", "fill", "min_targets", "seed", "predict")
@@ -192,14 +195,15 @@ class Masker:
         step: int = 0,
         total_steps: int | None = None,
         epoch: int | None = None,
-        place: Array | None = None,
+        place: ArrayLike | Tensor | None = None,
     ) -> MaskedBatch:
         """Mask rows.
 
         Args:
             rows: a list of dicts, one per row, with ``input_ids``, ``example_id`` and layers; or
-                one dict of (B, L) tensors; or ``Pieces``. In packed rows, ``example_id`` is a
-                (B, L) tensor with the id of each token's piece.
+                one dict of (B, L) columns; or ``Pieces``. Columns may be lists (also of rows of
+                different lengths), numpy arrays, or tensors on any device. In packed rows,
+                ``example_id`` has the shape (B, L), with the id of each token's piece.
             step: the number of the optimiser step, from which schedules compute the ratio.
             total_steps: the number of steps in the run. Schedules that change need this number.
             epoch: the number of the pass over the data. If None, masks depend on the step instead.
@@ -220,14 +224,18 @@ class Masker:
             total_steps = whole_number("total_steps", total_steps, least=0)
         if epoch is not None:
             epoch = whole_number("epoch", epoch, least=0)
+        batch = gather(rows, self.vocabulary)
+        place_B = None
+        if place is not None:
+            place_B = whole("place", place, shape=batch.shape[:1], least=0)
         moment = Moment(
             step,
             total_steps,
             epoch,
             min_targets=self.min_targets,
-            place=place,
+            place=place_B,
         )
-        shown, choice = self.corrupted(gather(rows, self.vocabulary), moment)
+        shown, choice = self.corrupted(batch, moment)
         return lay_out(shown, choice, self.vocabulary.pad).to(device_of(rows))
 
     def corrupted(self, batch: AnnotatedBatch, moment: Moment) -> tuple[Corrupted, Selection]:

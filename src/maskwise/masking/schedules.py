@@ -83,12 +83,17 @@ class Schedule:
         return min(max(float(ratio), 0.0), 1.0)
 
     def progress(self, step: int, total_steps: int | None) -> float:
-        """Return the completed share of training, 0 to 1; always 0 if the ratio does not vary."""
+        """Return the completed share of training, 0 to 1; always 0 if the ratio does not vary.
+
+        Raises:
+            MaskwiseError: a number is negative or no number, or ``total_steps`` is needed.
+        """
+        step, total_steps = _checked_time(step, total_steps)
         if not self.varies:
             return 0.0
-        if not total_steps or total_steps < 0:
+        if not total_steps:
             raise MaskwiseError(f"schedule {self.name} changes over time", do="pass total_steps")
-        return min(max(finite_number("step", step) / total_steps, 0.0), 1.0)
+        return min(step / total_steps, 1.0)
 
     def always(self, ratio: float) -> bool:
         """Whether the schedule has this ratio at every step."""
@@ -117,6 +122,7 @@ class FunctionSchedule(Schedule):
         """Skip the range check of the base class, because the function expects steps of a run."""
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
+        step, total_steps = _checked_time(step, total_steps)
         try:
             ratio = float(self.function(step, total_steps or 0))
         except Exception as error:
@@ -135,6 +141,15 @@ class FunctionSchedule(Schedule):
 
     def __reduce__(self) -> tuple[object, ...]:
         return schedule, (self.function,)
+
+
+def _checked_time(step: Any, total_steps: Any) -> tuple[Any, Any]:
+    """Return a step and the number of steps in the run; raise unless both are numbers ≥ 0."""
+    # Steps may be fractions, to draw a curve.
+    step = finite_number("step", step, least=0)
+    if total_steps is not None:
+        total_steps = finite_number("total_steps", total_steps, least=0)
+    return step, total_steps
 
 
 def _no_curve(f: float, draw_P: Array) -> Ratio:

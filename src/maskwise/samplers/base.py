@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import compress
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.arrays import numbers
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import fold
@@ -71,6 +73,7 @@ class Sampler:
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
         """Draw the arm for a step."""
+        step, total_steps = checked_time(step, total_steps)
         edges = self.probabilities(step, total_steps).cumsum(0)
         # Rounding may make the last edge smaller than 1. A number between the two would have no
         # arm, so scale all numbers by the last edge.
@@ -130,14 +133,12 @@ class Sampler:
             for name in losses:
                 require_known("arm", name, self.arms)
             # A missing loss becomes NaN. The arm is then treated as diverged, not as unchanged.
-            losses = [losses.get(name, torch.nan) for name in self.arms]
-        if len(losses) != len(self.arms):
-            raise MaskwiseError(
-                "a sampler needs exactly one loss for each arm",
-                got=len(losses),
-                allowed=len(self.arms),
-            )
-        return torch.as_tensor(losses, dtype=torch.float64)
+            losses = [
+                float(numbers(f"the loss of {name}", losses.get(name, torch.nan), shape=()))
+                for name in self.arms
+            ]
+        loss_K = numbers("losses", losses, shape=(len(self.arms),))
+        return torch.from_numpy(loss_K.astype(np.float64))
 
 
 class Uniform(Sampler):
@@ -169,9 +170,10 @@ class Sequential(Sampler):
         self.block = block
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
+        step, total_steps = checked_time(step, total_steps)
         if self.block is not None:
             now = step // self.block % len(self.arms)
-        elif total_steps is not None:
+        elif total_steps:
             # Without ``min``, the step after the last step would have no arm.
             now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
         else:
@@ -196,13 +198,13 @@ class Shares(Sampler):
                 "sampler shares: every arm needs a share",
                 got=f"{len(shares)} shares for {len(arms)} arms",
             )
-        numbers = [share for share in shares if isinstance(share, int | float)]
-        if min(numbers, default=0) < 0:
+        plain = [share for share in shares if isinstance(share, int | float)]
+        if min(plain, default=0) < 0:
             raise MaskwiseError("sampler shares: a share is below 0", got=shares)
-        top = max([1, *numbers])
+        top = max([1, *plain])
         # A schedule is always between 0 and 1, so a number above 1 beside a schedule is probably a
         # mistake: the scaling below would change the number but not the schedule.
-        if top > 1 and len(numbers) < len(shares):
+        if top > 1 and len(plain) < len(shares):
             raise MaskwiseError(
                 "sampler shares: if a share is a schedule, all numbers must be from 0 to 1",
                 got=top,
@@ -276,6 +278,14 @@ class LossProportional(Sampler):
 
     def state_dict(self) -> TensorDict:
         return {"share": self.share}
+
+
+def checked_time(step: object, total_steps: object) -> tuple[int, int | None]:
+    """Return a step and the number of steps in the run as ints; raise unless both are ≥ 0."""
+    step = whole_number("step", step, least=0)
+    if total_steps is None:
+        return step, None
+    return step, whole_number("total_steps", total_steps, least=0)
 
 
 def interval(every: int | None, steps: int | None) -> int:

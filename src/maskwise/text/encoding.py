@@ -11,12 +11,13 @@ token and a few array operations per row.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskwise.arrays import whole
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, owners
 from maskwise.text.layers import Fitted, Layered, annotated, token_layers
@@ -89,16 +90,10 @@ def encode(
     if ids is None:
         # Equal texts have equal ids, and therefore equal masks.
         names = list(map(text_id, texts))
-    elif isinstance(ids, Iterable):
-        for number in ids:
-            name = whole_number("an example id", number, least=-(2**63), most=2**64 - 1)
-            # Rows are read as int64. An unsigned id keeps its bits, and thus its masks.
-            names.append((name + 2**63) % 2**64 - 2**63)
-    if len(names) != len(texts):
-        raise MaskwiseError(
-            "every text needs one id",
-            got=f"{len(names)} ids for {len(texts)} texts",
-        )
+    else:
+        if isinstance(ids, Iterator | range):
+            ids = list(ids)
+        names = whole("ids", ids, shape=(len(texts),), wraps=True).tolist()
     if not texts:
         return []
     # Rows are truncated below, because finding the word that is cut requires the whole text.
@@ -297,16 +292,10 @@ def annotate_rows(
     if not isinstance(batch, Mapping):
         raise MaskwiseError("a batch must be a dict of columns", got=type(batch).__name__)
     if "input_ids" in batch:
-        rows = batch["input_ids"]
-        if not isinstance(rows, list | tuple) and np.ndim(rows) == 0:
-            raise _no_token_ids(rows)
-        # Without ``batched=True``, the batch is a single row of ids.
-        alone = len(rows) > 0 and not np.iterable(rows[0])
         surfaces = _Surfaces(tokenizer)
-        if alone:
-            rows = [rows]
+        rows, alone = _rows_of_ids(batch["input_ids"])
         annotators = _annotators(layers)
-        made = [surfaces.annotate(_token_ids(row), annotators) for row in rows]
+        made = [surfaces.annotate(row, annotators) for row in rows]
         # datasets.map needs the same columns in every batch, even in an empty batch.
         names = ["word_ids", "example_id"]
         for maker in annotators:
@@ -333,25 +322,22 @@ def annotate_rows(
     return columns
 
 
-def _token_ids(row: object) -> Ints:
-    try:
-        ids = np.asarray(row)
-    except (TypeError, ValueError):
-        # numpy rejects lists of unequal lengths, and tensors of some types.
-        raise _no_token_ids(row) from None
-    # numpy turns an empty list into an array of floats.
-    is_whole = not ids.size or ids.dtype.kind in "iu"
-    if ids.ndim != 1 or not is_whole or ids.min(initial=0) < 0:
-        raise _no_token_ids(row)
-    return ids.astype(np.int64)
+def _rows_of_ids(value: Any) -> tuple[list[Ints], bool]:
+    """Return rows of token ids, and whether ``value`` was a single row.
 
-
-def _no_token_ids(got: object) -> MaskwiseError:
-    return MaskwiseError(
-        "input_ids must hold rows of token ids",
-        got=str(got)[:60],
-        allowed="whole numbers ≥ 0",
-    )
+    Without ``batched=True``, ``datasets.map`` passes a single row.
+    """
+    no_rows = isinstance(value, str | bytes | Mapping) or not hasattr(value, "__getitem__")
+    # ``ndim`` is 0 for tensors and arrays of one number.
+    if no_rows or getattr(value, "ndim", 1) == 0:
+        raise MaskwiseError(
+            "'input_ids' must hold rows of token ids",
+            got=type(value).__name__,
+            allowed="whole numbers ≥ 0",
+        )
+    alone = len(value) > 0 and getattr(value[0], "ndim", 0) == 0 and not np.iterable(value[0])
+    rows = [value] if alone else value
+    return [whole("input_ids", row, shape=(None,), least=0) for row in rows], alone
 
 
 class _Surfaces:
@@ -394,7 +380,19 @@ class _Surfaces:
     def _bytes(self, token: int) -> bytes:
         if token in self.special:
             return b"\n"
-        name = self.tokenizer.convert_ids_to_tokens(token)
+        name = None
+        # The library fails on larger numbers.
+        if token < 2**32:
+            name = self.tokenizer.convert_ids_to_tokens(token)
+        if name is None:
+            # Ids may have gaps, so an id without a token may be inside the vocabulary.
+            whole_number(
+                "an id in input_ids",
+                token,
+                least=0,
+                most=max(self.tokenizer.get_vocab().values()),
+                do="use the tokenizer that made these rows",
+            )
         if not isinstance(name, str) or token == self.tokenizer.unk_token_id:
             # The replacement character is a symbol, so an unknown token counts as one word.
             return " \ufffd".encode()

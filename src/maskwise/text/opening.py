@@ -85,6 +85,8 @@ def is_utf8(text: str) -> bool:
 
 def require_utf8(text: str) -> None:
     """Raise an error if a text, for example from the command line, cannot be written in UTF-8."""
+    if not isinstance(text, str):
+        raise MaskwiseError("a text must be a string", got=type(text).__name__)
     if not is_utf8(text):
         raise MaskwiseError("the text is not valid UTF-8", got=ascii(text))
 

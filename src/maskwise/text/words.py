@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maskwise.arrays import flags, whole
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.segments import Array, changes, offsets, rank_within
 
@@ -255,23 +256,24 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
     >>> word_ids("don't", [[0, 0], [0, 2], [2, 3], [3, 4], [4, 5], [0, 0]]).tolist()
     [-1, 0, 0, 1, 2, -1]
     """
-    spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    if not isinstance(text, str):
+        raise MaskwiseError("the text must be a string", got=type(text).__name__)
+    spans = whole("offsets", offsets)
+    if not spans.size:
+        spans = spans.reshape(0, 2)
+    spans = whole("offsets", spans, shape=(None, 2))
     start, end = spans.T
     if special is None:
-        special = (start == 0) & (end == 0)
-    flags = np.asarray(special, dtype=bool)
-    if len(flags) != len(spans):
-        raise MaskwiseError(
-            "special needs one flag for each token",
-            got=f"{len(flags)} flags for {len(spans)} tokens",
-        )
+        is_special = (start == 0) & (end == 0)
+    else:
+        is_special = flags("special", special, shape=(len(spans),))
     fits = (start >= 0) & (start <= end) & (end <= len(text))
     if not fits.all():
         raise MaskwiseError(
             "the offsets do not fit the text",
             do="pass the text exactly as it was tokenised",
         )
-    placed = place_tokens([text], spans, np.array([len(spans)]), special=flags)
+    placed = place_tokens([text], spans, np.array([len(spans)]), special=is_special)
     return number_words(placed)
 
 
