@@ -101,8 +101,10 @@ def main(rejudge: bool = False) -> None:
     for folder in recorded():
         commit = commit_of_plan(read_json(folder / "study.json"))
         for line in lines_of(folder):
-            new = {"plan": commit} | line
-            lines.append(new if rejudge else known.get(key_of(line), new))
+            earlier = known.get(key_of(line))
+            # The plan of a recorded study does not change with the rules.
+            new = {"plan": earlier["plan"] if earlier else commit} | line
+            lines.append(new if rejudge or not earlier else earlier)
     write_lines(LEDGER, lines)
     counts = Counter(str(line["verdict"]) for line in lines)
     sys.stdout.write(f"{len(lines)} lines: {dict(counts)}\n")

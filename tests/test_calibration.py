@@ -16,6 +16,8 @@ from maskwise.study.statistics import (
     sign_flip_interval,
     sign_flip_test,
 )
+from maskwise.study.verdict import summarise
+from report_fixture import make_study, score_record
 
 
 def differences(runs: int, draws: int, *, mean: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -69,6 +71,29 @@ def test_a_difference_of_the_whole_margin_is_seldom_called_equal(runs, contrasts
         ends = sign_flip_interval(row, confidence=1 - 0.05 / contrasts)
         equal += ends is not None and ends[0] >= -2.0 and ends[1] <= 2.0
     assert 0 < equal / 2000 <= 0.05
+
+
+def test_of_all_ways_to_swap_the_arms_of_pairs_a_twentieth_is_decided_with_several_tasks():
+    """The null hypothesis says that all of these swaps are equally likely, so at most 5 % of them
+    may be decided, whatever the scores are.
+    """
+    runs, tasks = 8, 4
+    scores = np.random.default_rng(2).normal(0.5, 0.02, (2, tasks, runs))
+    # The runs of one arm vary three times as much as those of the other.
+    scores[1] += 2 * (scores[1] - 0.5)
+    study = make_study(runs=runs, tasks=tasks, arms={"base": 0.0, "arm": 0.0})
+    decided = 0
+    swaps = list(itertools.product((0, 1), repeat=runs - 1))
+    for swap in swaps:
+        records = []
+        for seed, swapped in enumerate([0, *swap]):
+            for side, task in itertools.product((0, 1), range(tasks)):
+                arm = ("base", "arm")[side ^ swapped]
+                score = float(scores[side, task, seed])
+                records.append(score_record(arm, seed, f"task-{task}", score))
+        (row,) = [row for row in summarise(records, study)["contrasts"] if row["primary"]]
+        decided += row["verdict"] == "decided"
+    assert 0 < decided <= 0.05 * len(swaps)
 
 
 @pytest.mark.parametrize("failing", [0.0, 0.1, 0.3])

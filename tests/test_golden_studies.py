@@ -3,8 +3,8 @@ three pages.
 
 ``golden_studies.json`` holds what the recorded studies of ``benchmarks/results`` come to under the
 rules of the day. A change of the rules of verdicts renews it with ``python tests/test_golden.py
-verdicts``, and its commit says which rows moved; the differences, their means and plain p values
-follow from the records alone and should stay.
+verdicts``, and its commit says which rows moved. For a single task or loss, the differences, their
+means and plain p values follow from the records alone and should stay.
 """
 
 from __future__ import annotations

@@ -164,11 +164,12 @@ def opposite_tasks() -> dict[str, Any]:
     """The arm gains 2 SDs on a narrow task and loses 1 SD on a wide one: plain points would point
     elsewhere.
     """
-    base, study, records = [-1.0, 0, 1, 0], make_study(runs=4, tasks=2), []
+    study, records = make_study(runs=4, tasks=2), []
+    luck = {"token-15": [-1.0, 0, 1, 0], "token-30": [1.0, 0, 0, -1]}
     for arm, gains in (("token-15", (0, 0)), ("token-30", (2, -1))):
-        for s in range(4):
-            records.append(score_record(arm, s, "task-0", 0.5 + 0.01 * (base[s] + gains[0])))
-            records.append(score_record(arm, s, "task-1", 0.5 + 0.10 * (base[s] + gains[1])))
+        for s, base in enumerate(luck[arm]):
+            records.append(score_record(arm, s, "task-0", 0.5 + 0.01 * (base + gains[0])))
+            records.append(score_record(arm, s, "task-1", 0.5 + 0.10 * (base + gains[1])))
     return summarise(records + run_facts(study), study)
 
 

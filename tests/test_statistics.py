@@ -5,6 +5,7 @@ test_calibration.py.
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from maskwise.study.statistics import (
     power_of,
     ratio_interval,
     runs_to_decide,
+    sign_flip_estimate,
     sign_flip_interval,
     sign_flip_test,
 )
@@ -102,6 +104,109 @@ def test_holm():
     assert holm([0.016, 0.019, 0.607]) == pytest.approx([0.048, 0.048, 0.607])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+# Several tasks
+# ----------------------------------------------------------------------------
+
+
+def tasks_of(rng: np.random.Generator, kind: int) -> np.ndarray:
+    """Differences of shape (tasks, runs): few or many, with ties, equal or without any."""
+    runs, tasks = int(rng.integers(2, 12)), int(rng.integers(2, 9))
+    d = rng.normal(rng.normal(0, 0.7), 1, (tasks, runs)) * rng.gamma(1, 1, (tasks, 1))
+    if kind == 1:
+        return np.round(d)  # many ties, and often a task of zeros
+    if kind == 2:
+        d[0] = d[0, 0]  # all differences of a task are equal
+    if kind == 3:
+        d[0] = 0
+        d[1] *= 1000
+    return d
+
+
+def sum_of_t(d: np.ndarray) -> float:
+    return float((d.mean(axis=1) / d.std(axis=1, ddof=1)).sum() * math.sqrt(d.shape[1]))
+
+
+def test_several_tasks_are_tested_by_the_sum_of_t_after_each_flip():
+    rng = np.random.default_rng(0)
+    for runs, tasks in ((2, 3), (5, 2), (7, 4)):
+        d = rng.normal(0.5, 1, (tasks, runs)) * rng.gamma(1, 1, (tasks, 1))
+        observed = abs(sum_of_t(d)) * (1 - 1e-9)
+        flips = [abs(sum_of_t(d * signs)) for signs in product((1, -1), repeat=runs)]
+        assert sign_flip_test(d) == np.mean([flip >= observed for flip in flips])
+
+
+def test_one_task_or_the_same_one_twice_is_the_test_of_its_sum():
+    rng = np.random.default_rng(1)
+    for runs in (3, 8, 11, 24):
+        d = rng.normal(0.4, 1, runs)
+        p = sign_flip_test(d)
+        assert sign_flip_test([d]) == sign_flip_test([d, 3 * d]) == p
+        assert sign_flip_test([d], least_sds=0.1) == p
+        assert sign_flip_interval([d]) == sign_flip_interval(d)
+        assert estimated(d) == estimated(d[None])
+        ends = sign_flip_interval(d)
+        if ends:
+            assert sign_flip_interval([d, d]) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_the_interval_of_several_tasks_excludes_zero_exactly_if_the_test_does(kind):
+    rng = np.random.default_rng([7, kind])
+    decided = 0
+    for _ in range(150):
+        d = tasks_of(rng, kind)
+        p = sign_flip_test(d, least_sds=0.05)
+        ends = sign_flip_interval(d, least_sds=0.05)
+        if ends is None:
+            assert d.shape[1] < 6 and p > 0.05
+            continue
+        low, high = ends
+        decided += p < 0.05
+        assert (p < 0.05) == (not low <= 0 <= high)
+        assert low <= sign_flip_estimate(d, least_sds=0.05) <= high
+    assert decided > 20
+
+
+def test_the_ends_for_several_tasks_are_the_last_shifts_that_are_not_rejected():
+    rng = np.random.default_rng(8)
+    for confidence in (0.8, 0.95, 1 - 0.05 / 3):
+        d = rng.normal(0.3, 1, (4, 9)) * [[1], [2], [1], [3]]
+        low, high = sign_flip_interval(d, confidence=confidence)
+        for end, outwards in ((low, -1e-6), (high, 1e-6)):
+            assert sign_flip_test(d - end + outwards) >= 1 - confidence
+            assert sign_flip_test(d - end - outwards) < 1 - confidence
+
+
+def test_beyond_twenty_runs_several_tasks_use_the_same_splits():
+    d = np.random.default_rng(9).normal(0.25, 1, (3, 24))
+    low, high = sign_flip_interval(d)
+    assert sign_flip_test(d) == sign_flip_test(d)
+    assert (low > 0) == (sign_flip_test(d) < 0.05)
+    assert low < sign_flip_estimate(d) < high
+
+
+def test_the_estimate_is_where_the_statistic_is_zero():
+    d = np.random.default_rng(10).normal(0.5, 1, (3, 8)) * [[1], [5], [0.2]]
+    assert sum_of_t(d - sign_flip_estimate(d)) == pytest.approx(0)
+    assert sign_flip_test(d - sign_flip_estimate(d)) == 1.0
+    assert sign_flip_estimate([[1.0], [3.0]]) == 2.0  # one pair of runs
+
+
+def test_a_task_whose_differences_are_equal_has_no_infinite_weight():
+    noise = [3.0, 4.0, 2.0, 5.0, 3.5, 4.5]
+    # By chance, one task differs by one item, of 100, in all runs.
+    equal = np.full(6, -0.01)
+    assert sign_flip_estimate([equal, noise], least_sds=[0.01, 0.01]) > 0
+    low, high = sign_flip_interval([equal, noise], least_sds=[0.01, 0.01])
+    assert 0 < low < high
+    # A task without differences adds nothing.
+    assert sign_flip_test([np.zeros(6), noise]) == sign_flip_test(noise) == 1 / 32
+    assert sign_flip_test(np.zeros((2, 6))) == 1.0
+    assert sign_flip_interval(np.zeros((2, 6))) == pytest.approx((0, 0), abs=1e-100)
+    # Without a smallest SD, t is large but finite.
+    assert sign_flip_test([equal, noise]) == 1 / 32
 
 
 # Power

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-RULES = 2
+RULES = 3
 """Version of the rules of verdicts."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]

@@ -14,7 +14,9 @@ frequencies, on the same masks), "dev:TASK", "cost:steps" and "plain:tasks" (not
 
 To standardise the scores of a task, divide them by their pooled SD within arms. The divisor is at
 least 1/n for n test items. With one run per arm there is no SD, so scores are not divided. In the
-outcome "tasks", the sign of a score is flipped if lower scores are better.
+outcome "tasks", the sign of a score is flipped if lower scores are better. These SDs are units of
+display: the test of several tasks uses the differences of every task (``differences``), and its
+result does not depend on their units.
 """
 
 from __future__ import annotations
@@ -87,6 +89,7 @@ class Outcomes:
         tasks, heldout, evaluations: the names of the outcomes of these kinds.
         helped: for each task, the share of seeds in which pre-training helps; None if unknown.
         counted: the tasks that the outcome "tasks" averages.
+        sds: for each task, the pooled SD of runs within arms, the unit of standardised scores.
         names: how sentences call an arm: its own name, or words for reference and computed arms.
         gate: the contrast that must be decided before others are tested, if it was not decided.
         closed: the (arm, baseline) pairs that are not tested because of ``gate``.
@@ -260,7 +263,7 @@ class Outcomes:
 
     def _average_tasks(self) -> None:
         """Average the signed scores of a run's tasks, both as measured and standardised."""
-        sds = {task: self._pooled_sd(task) for task in self.tasks}
+        self.sds = {task: self._pooled_sd(task) for task in self.tasks}
         for name in ("tasks", ALL_TASKS):
             tasks = self.measured(name)
             signed = [self.values[task] * self.measures[task].sign for task in tasks]
@@ -273,8 +276,8 @@ class Outcomes:
             if len({self.measures[task].unit for task in tasks}) > 1:
                 del self.measures[plain]
             # With one run per arm there is no SD.
-            if not np.isnan([*sds.values()]).any():
-                scaled = [runs / sds[task] for task, runs in zip(tasks, signed)]
+            if not np.isnan([*self.sds.values()]).any():
+                scaled = [runs / self.sds[task] for task, runs in zip(tasks, signed)]
                 self.values[name] = np.mean(scaled, axis=0)
                 self.measures[name] = Measure("SDs", metric)
 
@@ -287,9 +290,14 @@ class Outcomes:
             return math.nan
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
-        # Scores may be equal by chance. One test item as a lower bound prevents an SD near 0.
-        items = self.measures[task].items
-        return max(sd, 1 / (items or 1000))
+        return max(sd, self._one_item(task))
+
+    def _one_item(self, task: str) -> float:
+        """Return the value of one test item, the smallest SD of a task that counts.
+
+        Scores may be equal by chance, and an SD near 0 would give a task all the weight.
+        """
+        return 1 / (self.measures[task].items or 1000)
 
     def _helped(self, task: str) -> float | None:
         """Return the share of seeds in which the mean dev score of the arms beats the reference.
@@ -317,6 +325,25 @@ class Outcomes:
         """Return the gain of an arm over a baseline for every seed; positive is better."""
         differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
         return self.measures[outcome].sign * differences
+
+    def differences(self, outcome: str, arm: str, baseline: str) -> tuple[Numbers, Numbers]:
+        """Return the paired differences of every task that an outcome averages.
+
+        Returns:
+            differences: (tasks, seeds) arm minus baseline, in SDs, positive if the arm is better.
+                A seed that lacks a pair in any task is NaN in all tasks. An outcome that is not a
+                mean over several tasks has one row, in its own unit and direction.
+            least_sds: (tasks,) the smallest SDs that count, in the same units.
+        """
+        tasks = self.measured(outcome, arm, baseline)
+        if len(tasks) == 1 or self.measures[outcome].unit != "SDs":
+            differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
+            return differences[None], np.zeros(1)
+        sds = np.array([self.sds[task] for task in tasks])
+        gains = np.array([self.gains(task, arm, baseline) for task in tasks])
+        gains[:, np.isnan(gains).any(axis=0)] = np.nan
+        least_sds = np.array([self._one_item(task) for task in tasks])
+        return gains / sds[:, None], least_sds / sds
 
     def mean(self, outcome: str, arm: str) -> float | None:
         """Return the mean outcome of an arm over its runs; None without runs."""
@@ -441,6 +468,11 @@ def _unit(metric: str | None) -> str:
 def finite_runs(runs: Numbers) -> Numbers:
     """Return the values without missing runs."""
     return runs[np.isfinite(runs)]
+
+
+def finite_pairs(differences: Numbers) -> Numbers:
+    """Return differences of shape (tasks, seeds) without the seeds that lack a pair of runs."""
+    return differences[:, np.isfinite(differences).all(axis=0)]
 
 
 def _mean_of_finite(runs: Numbers) -> float | None:

@@ -10,6 +10,22 @@ absolute sum is then at least as large as the observed one if and only if r is b
 mean(rest). Therefore the p value of r is the share of splits whose two means enclose r. (The split
 that flips nothing is always included.) The ends of the interval are order statistics of the means.
 
+The null hypothesis is exchangeability: the two arms of a pair are the same in distribution, with
+their failures, so that a pair's difference is as likely as its negative. Equal means alone are not
+enough. If one arm seldom fails completely and the other never does, few runs often show no failure,
+and then every test of means decides too often.
+
+Several tasks of the same runs are tested together. The statistic is the sum over tasks of
+t = mean / standard error of the task's paired differences. A flip changes the signs of a run's
+differences in all tasks, and every t is computed anew, with the standard error after the flip. The
+p value is the share of flips whose statistic is at least as large. It is exact for any spreads and
+any dependence between tasks. (Dividing the differences by SDs within arms and keeping these SDs
+fixed would not be a sign-flip test, because those SDs depend on which run belongs to which arm.)
+With one task, t increases with the sum, so the p value is that of the sum. The interval inverts
+this test for a shift of r in every task, and the estimate is the shift at which the statistic is 0.
+If the differences of a task are nearly equal, t grows without bound. A task's SD is therefore never
+smaller than a constant, the value of one test item, which no flip changes.
+
 With n runs, p values are multiples of 2^(1 − n), so the test cannot use the error rate of 5 %
 exactly. Power is computed for the paired t test at the largest p value that the sign-flip test can
 attain below its error rate. If this p value requires equal signs in all runs, the power is exact.
@@ -55,20 +71,36 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 # The sign-flip test
 
 
-def sign_flip_test(differences: ArrayLike) -> float:
-    """Return the two-sided p value of the sign-flip (paired permutation) test of mean zero.
+def sign_flip_test(differences: ArrayLike, *, least_sds: ArrayLike = 0.0) -> float:
+    """Return the two-sided p value of the sign-flip (paired permutation) test.
 
-    If the mean is zero, −d is as likely as d. The test is exact for up to n = 20 differences, and
-    the smallest possible p value is then 2^(1 − n). For more differences, it draws 100,000 random
-    splits, and adds 1 to both counts of the p value, so that p is never 0.
+    The null hypothesis is exchangeability: a pair of runs with swapped arms is as likely, so −d is
+    as likely as d. The test is exact for up to n = 20 pairs, and the smallest possible p value is
+    then 2^(1 − n). For more pairs, it draws 100,000 random splits, and adds 1 to both counts of the
+    p value, so that p is never 0.
 
     >>> sign_flip_test([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     0.03125
+    >>> sign_flip_test([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [3, -1, 2, 4, -2, 1]])
+    0.03125
+
+    Args:
+        differences: (n,) paired differences, or (tasks, n) for several tasks of the same n pairs of
+            runs, whose statistic is the sum of t over tasks.
+        least_sds: a number or (tasks,) numbers: the SD of a task's differences counts as at least
+            this large. It has no effect with one task.
+
+    Raises:
+        MaskwiseError: a difference is not finite, or there are none.
 
     Source: Fisher, The Design of Experiments (1935), section 21; the correction: Phipson and Smyth
-        (2010).
+        (2010); the sum of recomputed statistics: Pesarin, Multivariate Permutation Tests (2001).
     """
-    d = _finite(differences)
+    d = _by_task(differences)
+    if len(d) > 1:
+        as_large = _Flips(d, least_sds).as_large(0.0)
+        return float((1 + as_large.sum()) / (1 + len(as_large)))
+    (d,) = d
     flipped, _ = _splits(d)
     total = d.sum()
     # A split whose sum equals the observed sum is counted, even if rounding makes it smaller.
@@ -78,26 +110,38 @@ def sign_flip_test(differences: ArrayLike) -> float:
 
 
 def sign_flip_interval(
-    differences: ArrayLike, *, confidence: float = 0.95
+    differences: ArrayLike, *, confidence: float = 0.95, least_sds: ArrayLike = 0.0
 ) -> tuple[float, float] | None:
-    """Return the confidence interval: all means that the sign-flip test does not reject.
+    """Return the confidence interval: all shifts that the sign-flip test does not reject.
 
-    The result is None if there are too few differences to reject any mean (less than 6 for 95 %).
-    With 6 differences, the interval reaches from the smallest to the largest difference, and its
+    The interval excludes 0 if and only if the p value is below 1 − confidence. The result is None
+    if there are too few differences to reject any shift (less than 6 for 95 %). With 6 differences
+    of one task, the interval reaches from the smallest to the largest difference, and its
     confidence is 96.9 %.
 
     >>> sign_flip_interval([1, 2, 3, 4, 5, 6])
     (1.0, 6.0)
+
+    Args:
+        differences: (n,) paired differences, or (tasks, n) for several tasks of the same n pairs.
+            A shift is then subtracted from the differences of every task, so their units must be
+            comparable.
+        confidence: the confidence level, below 1.
+        least_sds: as in ``sign_flip_test``.
     """
-    d = _finite(differences)
-    flipped, sizes = _splits(d)
+    d = _by_task(differences)
+    flipped, sizes = _splits(d[0])
     splits = 1 + len(flipped)
-    # A mean is rejected if p = (1 + splits that enclose it) / splits is below 1 − confidence. A
+    # A shift is rejected if p = (1 + splits that are as large) / splits is below 1 − confidence. A
     # product that should be a whole number may be slightly too large. The last factor prevents
     # ``ceil`` from rounding it up.
     around = math.ceil((1 - confidence) * splits * (1 - 1e-12)) - 1
     if around < 1:
         return None
+    if len(d) > 1:
+        flips = _Flips(d, least_sds)
+        return flips.end(around, towards=-1), flips.end(around, towards=1)
+    (d,) = d
     means = flipped / sizes
     others = (d.sum() - flipped) / (len(d) - sizes)
     # ``partition`` finds order statistics in linear time, which is faster than sorting.
@@ -108,11 +152,155 @@ def sign_flip_interval(
     return float(low), float(high)
 
 
+def sign_flip_estimate(differences: ArrayLike, *, least_sds: ArrayLike = 0.0) -> float:
+    """Return the shift at which the statistic of the sign-flip test is 0.
+
+    With one task, this is the mean difference. With several, it is the mean over tasks of their
+    mean differences, weighted by 1 / standard error. It lies in the interval of the test, and has
+    the sign of its statistic. (One pair has no standard error, so its tasks have equal weights.)
+
+    >>> sign_flip_estimate([1, 2, 3])
+    2.0
+    >>> round(sign_flip_estimate([[1, 2, 3], [10, 20, 30]]), 3)
+    3.636
+
+    Args:
+        differences: (n,) or (tasks, n) paired differences.
+        least_sds: as in ``sign_flip_test``.
+    """
+    d = _by_task(differences)
+    if len(d) == 1 or d.shape[1] == 1:
+        return float(d.mean())
+    return _Flips(d, least_sds).estimate
+
+
+class _Flips:
+    """The statistic of several tasks, for every split that flips some runs.
+
+    Args:
+        d: (tasks, n) paired differences, n > 1.
+        least_sds: the smallest SD that counts, as a number or (tasks,) numbers.
+    """
+
+    def __init__(self, d: NDArray[np.float64], least_sds: ArrayLike):
+        self.d = d
+        self.runs = d.shape[1]
+        self.least = np.broadcast_to(np.square(np.asarray(least_sds, dtype=float)), len(d))
+        self.sums = d.sum(axis=1)
+        parts = [_splits(task) for task in d]
+        self.flipped = [sums for sums, _ in parts]
+        self.sizes = parts[0][1]
+        errors = np.sqrt(self._variances(0.0, self.sums)) / math.sqrt(self.runs)
+        weights = errors.min() / errors
+        self.estimate = float((weights * self.sums).sum() / weights.sum() / self.runs)
+        self.error = float(errors.min() * math.sqrt(len(d)) / weights.sum())
+        """Standard error of the estimate, if tasks are independent."""
+
+    def _least(self, squares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the smallest variance that counts, for tasks with these sums of squares.
+
+        An SD is at least a millionth of the root mean square, so that t is finite. The last bound
+        prevents a division by 0 for a task without differences, whose t is 0.
+        """
+        least = np.maximum(self.least, 1e-12 * squares / self.runs)
+        return np.maximum(least, np.finfo(float).tiny)
+
+    def _variances(self, shift: float, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the variance of every task's differences, whose sums are given."""
+        squares = np.square(self.d - shift).sum(axis=1)
+        variances = (squares - sums**2 / self.runs) / (self.runs - 1)
+        return np.maximum(variances, self._least(squares))
+
+    def as_large(self, shift: float, splits: NDArray[np.intp] | None = None) -> NDArray[np.bool_]:
+        """Return for every split whether its statistic is at least as large as the observed one.
+
+        Flips change the sum of a task's differences, but not their sum of squares. So the variance
+        after a flip follows from the two sums.
+
+        Args:
+            shift: the hypothesis: the true difference in every task.
+            splits: the splits to compute; None for all.
+        """
+        observed = self.sums - self.runs * shift
+        squares = np.square(self.d - shift).sum(axis=1)
+        least = self._least(squares)
+        root = math.sqrt(self.runs)
+        seen = observed / np.sqrt(self._variances(shift, observed)) / root
+        sizes = self.sizes if splits is None else self.sizes[splits]
+        t = np.zeros(len(sizes))
+        # These arrays can have half a million elements, so most operations are in place.
+        for task, flipped in enumerate(self.flipped):
+            sums = flipped * -2.0 if splits is None else flipped[splits] * -2.0
+            sums += observed[task]
+            if shift:
+                sums += 2 * shift * sizes
+            variances = sums * sums
+            variances /= -self.runs
+            variances += squares[task]
+            variances /= self.runs - 1
+            np.maximum(variances, least[task], out=variances)
+            np.sqrt(variances, out=variances)
+            sums /= variances
+            t += sums
+        t /= root
+        np.abs(t, out=t)
+        # A split whose statistic equals the observed one is counted in spite of rounding.
+        rounding = 1e-9 * np.abs(seen).sum()
+        as_large: NDArray[np.bool_] = t >= abs(seen.sum()) - rounding
+        return as_large
+
+    def end(self, around: int, *, towards: int) -> float:
+        """Return the end of the interval below (``towards`` = −1) or above the estimate (1).
+
+        Shifts are accepted if at least ``around`` splits are as large. The estimate is accepted. A
+        rejected shift is found beyond it, and the end between them by bisection. If 0 lies on this
+        side, it is one of the first two ends, so the interval contains 0 exactly if the test
+        accepts it.
+        """
+        inner = self.estimate
+        held = np.ones(len(self.sizes), dtype=bool)
+        outer = inner
+        step = max(self.error, 1e-9 * abs(inner), np.finfo(float).tiny)
+        beyond = held
+        if towards * inner < 0:
+            beyond = self.as_large(0.0)
+            outer = 0.0
+            if beyond.sum() >= around:
+                inner, held = outer, beyond
+        while beyond.sum() >= around:
+            outer = inner + towards * step
+            step *= 2
+            beyond = self.as_large(outer)
+            if beyond.sum() >= around:
+                inner, held = outer, beyond
+        # A split that is counted at both shifts, or at neither, is not computed again.
+        common = 0
+        splits = np.arange(len(held))
+        precision = 1e-12 * max(abs(inner), abs(outer))
+        while True:
+            common += int((held & beyond).sum())
+            changing = held != beyond
+            splits, held, beyond = splits[changing], held[changing], beyond[changing]
+            middle = (inner + outer) / 2
+            if abs(inner - outer) <= precision or middle in (inner, outer):
+                return float(inner)
+            there = self.as_large(middle, splits)
+            if common + there.sum() >= around:
+                inner, held = middle, there
+            else:
+                outer, beyond = middle, there
+
+
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     numbers = np.asarray(values, dtype=float)
-    if not len(numbers) or not np.isfinite(numbers).all():
+    if not numbers.size or not np.isfinite(numbers).all():
         raise MaskwiseError("a test needs finite numbers", got=numbers.tolist())
     return numbers
+
+
+def _by_task(differences: ArrayLike) -> NDArray[np.float64]:
+    """Return finite differences as an array of shape (tasks, n)."""
+    return np.atleast_2d(_finite(differences))
 
 
 def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -156,15 +344,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def estimated(differences: NDArray[np.float64]) -> Estimate:
-    """Return the mean difference and its 95 % interval.
+def estimated(differences: NDArray[np.float64], *, least_sds: ArrayLike = 0.0) -> Estimate:
+    """Return ``sign_flip_estimate`` (with one task, the mean difference) and its 95 % interval.
 
     Without runs, both are None. With too few runs for an interval, the interval is None.
+
+    Args:
+        differences: (n,) or (tasks, n) paired differences.
+        least_sds: as in ``sign_flip_test``.
     """
-    if not len(differences):
+    if not differences.size:
         return {"mean": None, "low": None, "high": None}
-    low, high = sign_flip_interval(differences) or (None, None)
-    return {"mean": float(differences.mean()), "low": low, "high": high}
+    low, high = sign_flip_interval(differences, least_sds=least_sds) or (None, None)
+    mean = sign_flip_estimate(differences, least_sds=least_sds)
+    return {"mean": mean, "low": low, "high": high}
 
 
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:

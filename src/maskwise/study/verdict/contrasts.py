@@ -19,7 +19,15 @@ from maskwise.constants import FIXED, NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Compute, Contrast, Equivalence, Gate, ItemsInterval, Study
 from maskwise.study.items import paired_item_error
-from maskwise.study.outcomes import ALL_TASKS, TOLERANCE, Numbers, Outcomes, Pair, finite_runs
+from maskwise.study.outcomes import (
+    ALL_TASKS,
+    TOLERANCE,
+    Numbers,
+    Outcomes,
+    Pair,
+    finite_pairs,
+    finite_runs,
+)
 from maskwise.study.statistics import (
     ALPHA,
     P_FROM_RUNS,
@@ -49,13 +57,16 @@ class Comparison:
 
     Attributes:
         row: the row.
-        differences: (seeds,) paired differences; NaN for a seed without a pair of runs.
-        plain: (seeds,) the same differences without standardising.
+        differences: (tasks, seeds) paired differences of every task that the outcome averages, or
+            of the outcome itself in one row; NaN for a seed without a pair of runs.
+        least_sds: (tasks,) the smallest SDs of differences that count in the test.
+        plain: (seeds,) the differences of the outcome without standardising.
         table: the outcomes of the compared runs.
     """
 
     row: Contrast
     differences: Numbers
+    least_sds: Numbers
     plain: Numbers
     table: Outcomes
 
@@ -159,17 +170,18 @@ def _compared(
     # Tasks count if arms beat the reference on dev rows. A contrast with the reference would be
     # biased by this selection, so it uses all tasks.
     name = ALL_TASKS if outcome == "tasks" and REFERENCE in (arm, baseline) else outcome
-    differences = _paired(table, name, arm, baseline)
+    averaged = _paired(table, name, arm, baseline)
+    differences, least_sds = table.differences(name, arm, baseline)
     measure = table.measures[name]
     row: Contrast = {
         "arm": arm,
         "baseline": baseline,
         "outcome": outcome,
         "primary": primary,
-        "n": int(np.isfinite(differences).sum()),
+        "n": int(np.isfinite(averaged).sum()),
         "higher_is_better": measure.higher_is_better,
         "unit": measure.unit,
-        **estimated(finite_runs(differences)),
+        **estimated(finite_pairs(differences), least_sds=least_sds),
         "p": None,
         "p_adjusted": None,
         "metric": measure.metric,
@@ -184,13 +196,13 @@ def _compared(
         "brief": "",
         "sentence": "",
     }
-    plain = differences
+    plain = averaged
     if outcome == "tasks":
         plain = _paired(table, f"plain:{name}", arm, baseline)
         if f"plain:{name}" in table.measures:
             row["natural"] = estimated(finite_runs(plain))
     row["items"] = _items_interval(table, row)
-    return Comparison(row, differences, plain, table)
+    return Comparison(row, differences, least_sds, plain, table)
 
 
 def _paired(table: Outcomes, outcome: str, arm: str, baseline: str) -> Numbers:
@@ -334,14 +346,15 @@ def _p_value(comparison: Comparison) -> float:
     """Return the p value of the sign-flip test, combined over the planned looks so far."""
     study = comparison.table.study
     looks = study.get("looks")
+    least_sds = comparison.least_sds
     if not looks:
-        return sign_flip_test(finite_runs(comparison.differences))
+        return sign_flip_test(finite_pairs(comparison.differences), least_sds=least_sds)
     p_values = [1.0]
     for runs, weight in zip(looks, look_weights(looks)):
-        seen = finite_runs(comparison.differences[:runs])
+        seen = finite_pairs(comparison.differences[:, :runs])
         # Skip looks in the future, and early looks whose runs all failed.
-        if runs <= len(study["seeds"]) and len(seen):
-            p_values.append(sign_flip_test(seen) / weight)
+        if runs <= len(study["seeds"]) and seen.size:
+            p_values.append(sign_flip_test(seen, least_sds=least_sds) / weight)
     return min(p_values)
 
 
@@ -394,7 +407,8 @@ def _within_margin(comparison: Comparison, *, family: int) -> Equivalence | None
 def _plan(comparison: Comparison, *, alpha: float) -> None:
     """Set the number of runs that would decide a contrast, and the detectable difference."""
     row = comparison.row
-    differences = finite_runs(comparison.differences)
+    # With several tasks, the power is that of their average.
+    differences = finite_pairs(comparison.differences).mean(axis=0)
     sd = float(differences.std(ddof=1))
     needed = runs_to_decide(sd, float(differences.mean()), alpha=alpha)
     if needed is not None and needed <= row["n"] + MOST_MORE_RUNS:
