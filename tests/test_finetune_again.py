@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from maskwise.errors import MaskwiseError
 from maskwise.study.single import run_finetune
-from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge
 from maskwise.training.log import NotFinite
 
 TASKS = ["banking77(train_rows=20)", "trivia(train_rows=20)"]
@@ -19,18 +22,23 @@ class Tuner:
     task.
     """
 
-    def __init__(self, *, most: float = math.inf, fails: str = ""):
+    def __init__(self, *, most: float = math.inf, fails: str = "", after: float = math.inf):
         self.calls: list[tuple[str, float]] = []
+        self.seeds: list[int] = []
         self.most = most
         self.fails = fails
+        self.after = after
 
-    def __call__(self, checkpoint: object, task: Any, *, settings: Any, **_: object) -> Any:
-        self.calls.append((task.name, settings.learning_rate))
-        if task.name == self.fails:
+    def __call__(
+        self, checkpoint: object, task: Any, *, settings: Any, seed: int, **_: object
+    ) -> Any:
+        if task.name == self.fails or len(self.calls) >= self.after:
             raise KeyboardInterrupt
+        self.calls.append((task.name, settings.learning_rate))
+        self.seeds.append(seed)
         if settings.learning_rate > self.most:
             raise NotFinite("the loss is not finite at step 3", got=math.nan)
-        score = {"dev": 0.5, "score": 0.5, "majority": 0.1, "lost_words": 0}
+        score = {"dev": 0.5, "score": seed / 8, "majority": 0.1, "lost_words": 0}
         return score | {"others": {}, "notes": [], "items": [[0.5, 1.0]], "counts": None}
 
 
@@ -50,7 +58,7 @@ def again(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "seeds", "calls"),
-    [((), 2, 0), ((), 3, 6), (("max_length=32",), 2, 4)],
+    [((), 2, 0), ((), 3, 2), (("max_length=32",), 2, 4)],
 )
 def test_only_another_fine_tuning_is_trained_again(overrides, seeds, calls, again):
     first, other = Tuner(), Tuner()
@@ -58,6 +66,59 @@ def test_only_another_fine_tuning_is_trained_again(overrides, seeds, calls, agai
     assert len(first.calls) == 4
     assert (again(other, *overrides, seeds=seeds) == records) == (not calls)
     assert len(other.calls) == calls
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_finished_runs_are_kept_wherever_it_stops(after, again, tmp_path):
+    """Started again, it trained from seed 0, and more seeds emptied the file of records."""
+    with pytest.raises(KeyboardInterrupt):
+        again(Tuner(after=after), seeds=4)
+    kept = [seed for line in lines(tmp_path) for seed in line["fine_tuning"]]
+    assert len(kept) == after
+    rest = Tuner()
+    records = again(rest, seeds=4)
+    assert len(rest.calls) == 8 - after
+    assert [record["fine_tuning"] for record in records] == [[0, 1 / 8, 2 / 8, 3 / 8]] * 2
+    assert lines(tmp_path) == records
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_more_seeds_are_added_to_those_that_are_there(after, again, tmp_path):
+    before = again(Tuner(), seeds=3)
+    with pytest.raises(KeyboardInterrupt):
+        again(Tuner(after=after), seeds=5)
+    assert [len(line["fine_tuning"]) for line in lines(tmp_path)] == [
+        3 + min(after, 2),
+        3 + max(after - 2, 0),
+    ]
+    rest = Tuner()
+    records = again(rest, seeds=5)
+    assert rest.seeds == ([3, 4] * 2)[after:] and lines(tmp_path) == records
+    # Fewer seeds are read, and the others stay.
+    assert again(Tuner(after=0), seeds=3) == before and lines(tmp_path) == records
+
+
+def test_other_tasks_and_searched_rates_stay(again, tmp_path, monkeypatch):
+    again(Tuner())
+    tuner = Tuner()
+    monkeypatch.setattr(judge, "finetune", tuner)
+    arguments = ["steps=2", "learning_rate=1e-3", "search_rate=true"]
+
+    def searched(seeds: int) -> Any:
+        spec = "ud-pos(train_rows=20)"
+        return run_finetune("bundled:encoder", [spec], arguments, seeds=seeds, out=tmp_path)
+
+    searched(1)
+    assert len(tuner.calls) == 4 and len(lines(tmp_path)) == 3
+    searched(2)
+    # The search has its own seed, and does not run again.
+    assert len(tuner.calls) == 5 and tuner.seeds[-1] == 1
+    with pytest.raises(MaskwiseError, match="the scores of another model"):
+        run_finetune("bundled:other", TASKS, [], seeds=1, out=tmp_path)
 
 
 def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
@@ -72,11 +133,10 @@ def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
 
 
 def test_other_weights_are_judged_anew(tmp_path):
-    task = load_task(TASKS[0])
     made = []
     for weights in ("1", "1", "2"):
         (tmp_path / "weights").write_text(weights)
-        made.append(judge._made_of(tmp_path, [task], FinetuneSettings(), 3))
+        made.append(judge.digest(judge.file_hashes(tmp_path)))
     assert made[0] == made[1] != made[2]
 
 

@@ -11,6 +11,7 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
     claim,
+    claim_run,
     damage,
     read_json,
     read_lines,
@@ -129,6 +130,37 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     require_own(tmp_path, "stages", what="a study")
     with pytest.raises(MaskwiseError, match="is a file"):
         require_own(tmp_path / "thesis.tex", what="a study")
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        [".lock"],
+        ["stages/.training.lock"],
+        [".learning.lock", ".recipe.yaml.77.partial"],
+        [".checkpoint.77.partial/model.safetensors", "stages/.lock"],
+    ],
+)
+def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
+    left: list[str], tmp_path: Path
+) -> None:
+    """The same command refused the folder for ever."""
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    require_own(tmp_path, "recipe.yaml", what="a run")
+    with (
+        pytest.raises(MaskwiseError, match="failed"),
+        claim_run(tmp_path, "another run", lock="stages/.lock", work="**/metrics.jsonl"),
+    ):
+        assert not list(tmp_path.rglob("*.partial"))
+        raise MaskwiseError("failed")
+    assert not tmp_path.exists()
+    tmp_path.mkdir()
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "notes.lock").write_text("")
+    with pytest.raises(MaskwiseError, match="something else; got stages"):
+        require_own(tmp_path, "recipe.yaml", what="a run")
 
 
 def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Error numbers on file systems without locks."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
 """Name, modification time in nanoseconds, and size of each file. If it differs, a file changed."""
+TRACES = (".lock", ".partial")
+"""Endings of hidden files that a process writes before or beside its results."""
 RELEASE_SECONDS = 0.2
 """How long to try to lock a file, because another process may be about to release it."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
@@ -254,7 +256,9 @@ def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator
 
 @contextmanager
 def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
-    """Lock the folder of a run. If the folder is new and the run fails before any work, remove it.
+    """Lock the folder of a run, and remove partial files that a killed process left.
+
+    If the folder is new and the run fails before any work, remove it.
 
     Args:
         out: the folder.
@@ -262,9 +266,10 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
         lock: the path of the lock file in the folder.
         work: a pattern of files that exist only after some work was done.
     """
-    new = not out.is_dir() or not any(out.iterdir())
+    new = not out.is_dir() or not any(map(_has_content, out.iterdir()))
     path = out / lock
     with claim(path.parent, what, lock=path.name):
+        sweep(out)
         try:
             yield
         except MaskwiseError:
@@ -325,6 +330,9 @@ def require_file(path: Path) -> None:
 def require_own(folder: Path, *marks: str, what: str) -> None:
     """Raise an error if an output folder has unrelated content.
 
+    Locks, partial files and empty folders are no content: a process that was killed in its first
+    moments leaves nothing else, and the same command must then begin again.
+
     Args:
         folder: the folder, which may be missing or empty.
         marks: patterns of file names; a file in the folder must match one of them.
@@ -338,11 +346,20 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     for mark in marks:
         if any(folder.glob(mark)):
             return
-    names = sorted(path.name for path in folder.glob("*"))
+    names = [path.name for path in sorted(folder.glob("*")) if _has_content(path)]
     if names:
         do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
         raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
+
+
+def _has_content(path: Path) -> bool:
+    """Return whether a file or folder is more than locks, partial files and empty folders."""
+    if path.name.startswith(".") and path.name.endswith(TRACES):
+        return False
+    if not path.is_dir() or path.is_symlink():
+        return True
+    return any(map(_has_content, path.iterdir()))
 
 
 def sweep(folder: Path) -> None:

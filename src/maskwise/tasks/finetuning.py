@@ -181,4 +181,4 @@ class TaskRecord(Judged):
     """The dev score of each learning rate in the search."""
     model: NotRequired[str]
     made_of: NotRequired[str]
-    """A hash of checkpoint, task, settings and seeds; a record with an equal hash is reused."""
+    """A hash of checkpoint, rows and settings. Records with an equal hash differ only in seeds."""

@@ -12,7 +12,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,7 +29,15 @@ from maskwise.constants import LOWER_IS_BETTER
 from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
-from maskwise.folders import file_hash, read_lines, require_own, write_lines
+from maskwise.folders import (
+    claim_run,
+    file_hash,
+    read_json,
+    read_lines,
+    require_own,
+    write_json,
+    write_lines,
+)
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
 from maskwise.tasks.finetuning import FinetuneSettings, Score, TaskRecord
@@ -44,6 +54,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RECORDS = "records.jsonl"
+LOCK = ".finetune.lock"
+SCORE = "score.json"
+"""The score of one finished run, in the run's folder."""
 # The name of the file with the answers to all test rows; each seed has its own file.
 PREDICTIONS = "predictions.jsonl"
 # The learning-rate search tries the learning rate times each of these factors.
@@ -70,10 +83,11 @@ def evaluate_tasks(
         settings: the fine-tuning settings.
         seeds: the number of fine-tuning runs per task, by default ``settings.seeds``. A task that
             keeps the encoder frozen, such as sentence-embedding, runs once.
-        out: the output folder, or None to write nothing. ``records.jsonl`` is updated after every
-            task. Fine-tuned models are written to ``TASK/seed-N/checkpoint``. A task is not
-            evaluated again if ``records.jsonl`` already has its record, made with the same
-            checkpoint, rows, settings and number of seeds.
+        out: the output folder, or None to write nothing. ``records.jsonl`` has a record for each
+            task, over the seeds that are finished; it is updated after every run. Fine-tuned models
+            are written to ``TASK/seed-N/checkpoint``. A run is not repeated if the folder has its
+            score, made with the same checkpoint, rows and settings. So the same call resumes an
+            interrupted one, and more seeds are added to those that are there.
 
     Returns:
         One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
@@ -81,8 +95,8 @@ def evaluate_tasks(
         further metrics to their means over seeds, on test.
 
     Raises:
-        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, or the
-            model cannot learn a task.
+        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, the
+            model cannot learn a task, or ``out`` has the scores of another model.
 
     >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
     >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
@@ -92,6 +106,7 @@ def evaluate_tasks(
     settings = settings or FinetuneSettings()
     if out is not None:
         require_own(out, RECORDS, what="an earlier finetune")
+    table = _Records.of(out, checkpoint)
     tasks: dict[str, Task] = {}
     for spec in specs:
         task = spec if isinstance(spec, Task) else load_task(spec)
@@ -108,57 +123,99 @@ def evaluate_tasks(
         if task.kind.check_model:
             task.kind.check_model(task_config(checkpoint, {}))
     by_seed = range(seeds or settings.seeds)
-    made_of: dict[str, str] = {}
-    finished: dict[str, TaskRecord] = {}
-    if out is not None:
-        made_of = _made_of(checkpoint, list(tasks.values()), settings, len(by_seed))
-        for line in read_lines(out / RECORDS):
-            if line.get("model", str(checkpoint)) != str(checkpoint):
+    weights = file_hashes(Path(checkpoint)) if out else []
+    keep = partial(table.keep, checkpoint=checkpoint)
+    results = []
+    with table.begun():
+        for name, task in tasks.items():
+            record = task_record(
+                checkpoint,
+                task,
+                tokenizer=tokenizer,
+                settings=settings,
+                seeds=by_seed,
+                folder=out / name if out else None,
+                made_of=digest([str(checkpoint), weights, task.fingerprint]),
+                keep=keep,
+                quiet=quiet,
+            )
+            results.append(keep(record))
+    return results
+
+
+@dataclass(frozen=True)
+class _Records:
+    """The file ``records.jsonl`` of a folder, or no file.
+
+    Attributes:
+        path: the file; None to write nothing.
+        lines: the record of each task, keyed by its name.
+    """
+
+    path: Path | None
+    lines: dict[str, TaskRecord]
+
+    @classmethod
+    def of(cls, out: Path | None, checkpoint: str | Path) -> _Records:
+        """Read the records in a folder.
+
+        Raises:
+            MaskwiseError: they are of another model.
+        """
+        if out is None:
+            return cls(None, {})
+        path = out / RECORDS
+        lines = {}
+        for line in read_lines(path):
+            model = line.get("model")
+            if model != str(checkpoint):
                 raise MaskwiseError(
-                    f"{out} contains the scores of another model",
-                    got=line["model"],
+                    f"--out {out} contains the scores of another model",
+                    got=model,
                     allowed=str(checkpoint),
                     do="give a new folder",
                 )
-            name = line.get("task", "")
-            if name in made_of and line.get("made_of") == made_of[name]:
-                finished[name] = cast(TaskRecord, line)
-        # A later call recognises the folder by this file, even if training is interrupted. The
-        # file is therefore written first.
-        write_lines(out / RECORDS, finished.values())
-    for name, task in tasks.items():
-        if name in finished:
-            continue
-        record = task_record(
-            checkpoint,
-            task,
-            tokenizer=tokenizer,
-            settings=settings,
-            seeds=by_seed,
-            folder=out / name if out else None,
-            quiet=quiet,
-        )
-        finished[name] = {**record, "model": str(checkpoint)}
-        if out is not None:
-            finished[name]["made_of"] = made_of[name]
-            write_lines(out / RECORDS, finished.values())
-    return [finished[name] for name in tasks]
+            lines[str(line.get("task"))] = cast(TaskRecord, line)
+        return cls(path, lines)
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Lock the folder, and write the file if it is missing.
+
+        A later call recognises the folder by this file, even if training is interrupted.
+        """
+        if self.path is None:
+            yield
+            return
+        folder = self.path.parent
+        with claim_run(folder, "another process fine-tunes in", lock=LOCK, work=f"*/*/{SCORE}"):
+            if not self.path.exists():
+                write_lines(self.path, [])
+            yield
+
+    def keep(self, record: TaskRecord, *, checkpoint: str | Path) -> TaskRecord:
+        """Write a record, unless the file has one of more seeds of the same fine-tuning."""
+        record = {**record, "model": str(checkpoint)}
+        name = record["task"]
+        before = self.lines.get(name)
+        if self.path is None or before == record:
+            return record
+        same = before is not None and before.get("made_of") == record.get("made_of")
+        if before is None or not same or len(before["dev"]) < len(record["dev"]):
+            self.lines[name] = record
+            write_lines(self.path, self.lines.values())
+        return record
 
 
-def _made_of(
-    checkpoint: str | Path, tasks: Sequence[Task], settings: FinetuneSettings, seeds: int
-) -> dict[str, str]:
-    """Hash the inputs of each task's record; of a checkpoint on the hub, hash only its name."""
-    hashes = []
-    for path in sorted(Path(checkpoint).glob("*")):
-        if path.is_file():
-            hashes.append((path.name, file_hash(path)))
-    content = [str(checkpoint), hashes, settings.model_dump(mode="json"), seeds]
-    hashed = {}
-    for task in tasks:
-        text = json.dumps([*content, task.fingerprint])
-        hashed[task.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return hashed
+def file_hashes(folder: Path) -> list[tuple[str, str]]:
+    """Return the names and hashes of the files in a checkpoint; none for a name on the hub."""
+    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    return [(path.name, file_hash(path)) for path in files]
+
+
+def digest(content: object) -> str:
+    """Return a short hash of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def task_record(
@@ -171,6 +228,8 @@ def task_record(
     config: PreTrainedConfig | None = None,
     folder: Path | None = None,
     checkpoints: bool = True,
+    made_of: str | None = None,
+    keep: Callable[[TaskRecord], object] | None = None,
     quiet: bool = True,
 ) -> TaskRecord:
     """Evaluate one checkpoint on one task with several seeds.
@@ -179,6 +238,9 @@ def task_record(
         seeds: the seed of each run. Only the first seed is used if no part of a run is random.
         folder: the parent of the ``seed-N`` folders, or None to write nothing.
         checkpoints: whether to write the log and the checkpoints in addition to the predictions.
+        made_of: a hash of the checkpoint and the rows. With it, the score of each finished run is
+            written to its folder, and read from there when the same run is asked for again.
+        keep: a function to call with the record so far after every run.
 
     The other arguments are those of ``finetune``.
     """
@@ -190,14 +252,66 @@ def task_record(
     if settings.learning_rate is None and start is not None and not task.frozen:
         settings = settings.fitting(weights_of(task_config(start, {})))
     run = partial(finetune, checkpoint, task, tokenizer=tokenizer, config=config, quiet=quiet)
+    once = partial(_once, run, made_of=made_of)
     tried: dict[float, float] = {}
     diverged: list[str] = []
     if settings.search_rate and settings.learning_rate and not task.frozen:
-        settings, tried, diverged = _search_rate(task, settings, run)
-    scores = []
+        settings, tried, diverged = _search_rate(task, settings, once, folder)
+    scores: list[Score] = []
+    record: TaskRecord | None = None
     for seed in seeds:
         kept = folder / f"seed-{seed}" if folder else None
-        scores.append(run(settings=settings, seed=seed, folder=kept, checkpoints=checkpoints))
+        how = {"folder": kept, "checkpoints": checkpoints}
+        scores.append(once(settings=settings, seed=seed, kept=kept, **how))
+        record = _record_of(task, scores, [*task.remarks, *diverged], tried)
+        if made_of is not None:
+            record["made_of"] = digest([made_of, _without_seeds(settings)])
+        if keep is not None:
+            keep(record)
+    assert record is not None, "there is at least one seed"
+    return record
+
+
+def _without_seeds(settings: FinetuneSettings) -> dict[str, object]:
+    """Return the settings of a run. The number of seeds is not one of them."""
+    return settings.model_dump(mode="json", exclude={"seeds"})
+
+
+def _once(
+    run: Callable[..., Score],
+    *,
+    settings: FinetuneSettings,
+    seed: int,
+    kept: Path | None,
+    made_of: str | None,
+    **how: object,
+) -> Score:
+    """Return the score of a run, from its folder if the same run is finished there.
+
+    Args:
+        run: ``finetune`` for a checkpoint and a task.
+        kept: the folder of the run.
+        made_of: as in ``task_record``; if it is None, nothing is read or written here.
+        how: further arguments of ``run``.
+    """
+    if kept is None or made_of is None:
+        return run(settings=settings, seed=seed, **how)
+    path = kept / SCORE
+    this = digest([made_of, _without_seeds(settings), seed])
+    found = read_json(path)
+    if found and found.pop("made_of", None) == this:
+        return cast(Score, found)
+    # While other files of the folder change, it has no score.
+    path.unlink(missing_ok=True)
+    score = run(settings=settings, seed=seed, **how)
+    write_json(path, {**score, "made_of": this})
+    return score
+
+
+def _record_of(
+    task: Task, scores: Sequence[Score], notes: Sequence[str], tried: Mapping[float, float]
+) -> TaskRecord:
+    """Return the record of one or several runs of a task."""
     first = scores[0]
     by_seed = [score["score"] for score in scores]
     record: TaskRecord = {
@@ -207,7 +321,7 @@ def task_record(
         "majority": first["majority"],
         "test_items": task.test_items,
         "lost_words": first["lost_words"],
-        "notes": [*task.remarks, *diverged, *first["notes"]],
+        "notes": [*notes, *first["notes"]],
         "score": sum(by_seed) / len(by_seed),
         "fine_tuning": by_seed,
         "dev": [score["dev"] for score in scores],
@@ -239,8 +353,13 @@ def _search_rate(
     task: Task,
     settings: FinetuneSettings,
     run: Callable[..., Score],
+    folder: Path | None = None,
 ) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
     """Search for the learning rate with the best dev score.
+
+    Args:
+        run: ``_once`` for this checkpoint and task.
+        folder: the parent of the folders of the trials, or None.
 
     Returns:
         The settings with the best rate, the dev score of each rate, and a note for each rate that
@@ -260,8 +379,9 @@ def _search_rate(
     for factor in TRIAL_FACTORS:
         rate = float(f"{factor * settings.learning_rate:.2g}")
         trial = settings.model_copy(update={"steps": steps, "learning_rate": rate})
+        kept = folder / f"rate-{rate:g}" if folder else None
         try:
-            tried[rate] = run(settings=trial, seed=TRIAL_SEED)["dev"] or 0.0
+            tried[rate] = run(settings=trial, seed=TRIAL_SEED, kept=kept)["dev"] or 0.0
         except NotFinite as error:
             diverged.append(f"learning rate {rate:g} diverged and was dropped: {error.what}")
             if len(diverged) == len(TRIAL_FACTORS):
