@@ -258,18 +258,21 @@ def task_record(
     if settings.search_rate and settings.learning_rate and not task.frozen:
         settings, tried, diverged = _search_rate(task, settings, once, folder)
     scores: list[Score] = []
-    record: TaskRecord | None = None
+
+    def record() -> TaskRecord:
+        """Return the record of the runs that are finished."""
+        made = _record_of(task, scores, [*task.remarks, *diverged], tried)
+        if made_of is not None:
+            made["made_of"] = digest([made_of, _without_seeds(settings)])
+        return made
+
     for seed in seeds:
         kept = folder / f"seed-{seed}" if folder else None
-        how = {"folder": kept, "checkpoints": checkpoints}
-        scores.append(once(settings=settings, seed=seed, kept=kept, **how))
-        record = _record_of(task, scores, [*task.remarks, *diverged], tried)
-        if made_of is not None:
-            record["made_of"] = digest([made_of, _without_seeds(settings)])
+        score = once(settings=settings, seed=seed, kept=kept, folder=kept, checkpoints=checkpoints)
+        scores.append(score)
         if keep is not None:
-            keep(record)
-    assert record is not None, "there is at least one seed"
-    return record
+            keep(record())
+    return record()
 
 
 def _without_seeds(settings: FinetuneSettings) -> dict[str, object]:
