@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
 	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
 
-.PHONY: demo demo-short test test-all test-wheel test-gpu-versions check docs format bench venv clean
+.PHONY: demo demo-short test test-all test-wheel test-gpu-versions test-cuda-stub check docs format bench venv clean
 
 demo: venv ## Should the masking rate start at 45 % and decay to 15 %, or stay at 15 %? Writes a page with the answer
 	$(BIN)/maskwise study quick-start --out runs/quick-start
@@ -26,6 +26,9 @@ test-wheel: venv ## build both distributions, and test the maskwise wheel alone 
 
 test-gpu-versions: $(GPU_ENV)/.installed ## the benchmarks for GPUs in miniature, with the versions of such a machine (4 GB)
 	$(GPU_ENV)/bin/python scripts/gpu_versions.py
+
+test-cuda-stub: $(GPU_ENV)/.installed ## the CUDA path without a card: attention, waits and generated code (slow; needs gcc)
+	$(GPU_ENV)/bin/python scripts/cuda_stub.py
 
 check: venv docs ## formatting, lint, types, import direction, and the docs
 	$(BIN)/ruff format --check src tests scripts benchmarks
