@@ -677,15 +677,14 @@ class Contest(train.Contest):
         rows = self.rows[train.PEER]
         model = self.model()
         laid = rows.batch(range(len(rows))).laid_out()
-        texts = []
-        for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0):
-            tokens = ids[show].tolist()
-            texts.append({"input_ids": tokens, "length": len(tokens)})
+        texts = [
+            {"input_ids": ids[show].tolist()}
+            for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
+        ]
         collator: Any = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=train.RATIO)
         if side.rows == "packed":
             model.set_attn_implementation("flash_attention_2")
             collator = PackedCollator(Masker(self.tokenizer, ratio=train.RATIO), model=model)
-        # ``remove_unused_columns`` drops the lengths before the collator sees them.
         grouped = "group_by_length" if side.rows == "grouped by length" else "random"
 
         class Counting(Trainer):

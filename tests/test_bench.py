@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import quick_step
 import seq2seq
 import torch
 import train as train_bench
+from transformers import AttentionInterface, PreTrainedModel
 
 from maskwise.bench import bench_mask, mask_notes, mask_rows, spread
 from maskwise.masking import CORRUPTIONS, POLICIES
+from test_packed import varlen
 
 
 @pytest.mark.slow
@@ -166,6 +169,27 @@ def test_each_side_counts_the_tokens_of_its_batches(monkeypatch: pytest.MonkeyPa
         shares.append(laps.tokens[0] / laps.positions[0])
     ours, grouped, plain = shares
     assert 1 > ours > plain > 0.3 and grouped > plain
+
+
+def test_the_peer_trains_on_packed_lines_where_it_has_a_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stand-in for flash attention, which only GPUs have."""
+    AttentionInterface.register("flash_attention_2", varlen)
+    monkeypatch.setattr(gpu_bench, "has_ragged_peer", lambda: True)
+    # transformers would look for the library.
+    monkeypatch.setattr(
+        PreTrainedModel,
+        "set_attn_implementation",
+        lambda model, name: setattr(model.config, "_attn_implementation", name),
+    )
+    bench = gpu_bench.Bench(smoke=True)
+    with warnings.catch_warnings():
+        # That masks depend on the number of workers does not matter here.
+        warnings.simplefilter("ignore")
+        line = bench.timed(bench.shape("modernbert", 1024), gpu_bench.PEERS[2])
+    # Only the special tokens are no text.
+    assert 1 < line["positions_per_second"] / line["tokens_per_second"] < 1.4
 
 
 def test_a_part_without_time_is_named(tmp_path: Path) -> None:
