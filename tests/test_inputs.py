@@ -451,6 +451,18 @@ def test_a_tokenizer_that_panics_is_an_error_of_one_line(capfd: pytest.CaptureFi
         list(tokenise([Document("a", "a" * 60)], tok))
 
 
+def test_a_vocabulary_without_its_unknown_token_is_an_error_of_one_line() -> None:
+    names = {"[MASK]": 0, "[PAD]": 1, "a": 2}
+    backend = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", pad_token="[PAD]")
+    for call in (
+        lambda: encode(tok, ["a b"]),
+        lambda: list(tokenise([Document("a", "b")], tok)),
+    ):
+        with refused("unknown token"):
+            call()
+
+
 def test_models_are_loaded_by_names() -> None:
     for bad in (5, None, b"abc", ["a"]):
         with refused(repr(bad)):

@@ -4,6 +4,7 @@ words.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 
@@ -18,7 +19,16 @@ from transformers import PreTrainedTokenizerFast
 from maskwise import Masker
 from maskwise.annotate.registry import SPANS, ByText
 from maskwise.errors import MaskwiseError
-from maskwise.text import annotate_rows, encode, load_tokenizer, train_tokenizer, word_ids
+from maskwise.text import (
+    Document,
+    annotate_rows,
+    encode,
+    load_tokenizer,
+    read_pieces,
+    tokenise,
+    train_tokenizer,
+    word_ids,
+)
 from maskwise.text.layers import CharSpans
 from maskwise.text.words import classify, is_white, word_starts
 
@@ -310,10 +320,112 @@ def test_encode(tokenizer):
     assert rows[2]["example_id"] == 7986165122080182476  # and never changes
     assert [row["example_id"] for row in encode(tokenizer, ["a", "b"], ids=[7, 8])] == [7, 8]
     assert encode(tokenizer, []) == []
-    # Control tokens have no word, but unknown ones do.
-    row = encode(tokenizer, ["the [MASK] mat ☃"])[0]
+    # Unknown tokens have a word.
+    row = encode(tokenizer, ["the mat ☃"])[0]
     words = dict(zip(tokenizer.convert_ids_to_tokens(row["input_ids"]), row["word_ids"]))
-    assert words["[MASK]"] == -1 and words["[UNK]"] == 2
+    assert words["[UNK]"] == 2
+
+
+@pytest.mark.parametrize("name", ["[MASK]", "[SEP]", "[PAD]", "[CLS]"])
+def test_names_of_special_tokens_in_a_text_are_text(name):
+    """In rows as in a corpus, so that a web page cannot put masks or ends of texts into a row."""
+    tokenizer = load_tokenizer("bundled:encoder")
+    text = f"the {name} mat"
+    with pytest.warns(UserWarning, match=rf"1 of 2 texts contain {re.escape(name)}, .* plain text"):
+        row, other = encode(tokenizer, [text, "the mat"])
+    [tokens] = tokenise([Document("a", text)], tokenizer)
+    assert row["input_ids"][1:-1] == tokens.columns["input_ids"].tolist()
+    assert row["word_ids"][1:-1] == tokens.columns["word_ids"].tolist()
+    assert sorted({*row["word_ids"][1:-1]}) == [0, 1, 2, 3, 4]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert not special & set(row["input_ids"][1:-1])
+    # The tokenizer itself reads names as before.
+    assert tokenizer.convert_tokens_to_ids(name) in tokenizer(text)["input_ids"]
+    pieces = read_pieces(tokenise([Document("a", text)], tokenizer), tokenizer=tokenizer, length=9)
+    [count] = (n for what, n in pieces.counts.items() if "special" in what)
+    assert count == 1
+    assert other["input_ids"] == tokenizer("the mat")["input_ids"]
+
+
+# Rows of long texts
+# ----------------------------------------------------------------------------
+
+LONG = "the cat sat on the mat and catdogmat the dog ran, " * 9
+
+
+def test_a_text_that_is_cut_is_told_with_the_share_that_is_lost(tokenizer):
+    sizes = [len(row["input_ids"]) - 2 for row in encode(tokenizer, [LONG, "cat"])]
+    share = (sizes[0] - 10) / sum(sizes)
+    for call in (
+        lambda: encode(tokenizer, [LONG, "cat"], max_length=12),
+        lambda: annotate_rows({"text": [LONG, "cat"]}, tokenizer, max_length=12),
+    ):
+        with pytest.warns(UserWarning, match="split=True") as told:
+            call()
+        assert len(told) == 1
+        assert f"1 of 2 texts were cut to 12 tokens, and {share:.0%}" in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(tokenizer, ["cat"], max_length=12)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("length", [6, 9, 20])
+def test_split_texts_lose_nothing_and_are_cut_between_words(name, length):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES[name], unk_token="[UNK]")
+    texts = [LONG, "mat", "", "cat"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cut")
+        rows = encode(tokenizer, texts, max_length=length, split=True, ids=[7, 8, 9, 2**64 - 1])
+    whole = encode(tokenizer, texts, ids=[7, 8, 9, 2**64 - 1])
+    # Rows of short texts, and the first row's id, are as without ``split``.
+    assert rows[-3:] == whole[1:] and rows[0]["example_id"] == 7
+    parts = rows[:-3]
+    assert len(parts) > 3
+    assert len({row["example_id"] for row in rows}) == len(rows)
+    assert [token for row in parts for token in row["input_ids"]] == whole[0]["input_ids"]
+    for row in parts:
+        assert 0 < len(row["input_ids"]) <= length
+        assert {len(row[layer]) for layer in ("word_ids", "attention_mask")} == {
+            len(row["input_ids"])
+        }
+        numbers = [word for word in row["word_ids"] if word >= 0]
+        assert not numbers or (numbers[0] == 0 and numbers == sorted(numbers))
+    # Each word is in one row, and words longer than a row are no words.
+    words = np.array(whole[0]["word_ids"])
+    sizes = np.bincount(words[words >= 0])
+    fits = int((sizes <= length).sum())
+    assert sum(len({word for word in row["word_ids"] if word >= 0}) for row in parts) == fits
+
+
+def test_split_rows_have_the_special_tokens_and_masks_of_their_own(tokenizer):
+    rows = encode(tokenizer, [LONG], max_length=12, split=True)
+    for row in rows:
+        assert row["input_ids"][0] == tokenizer.cls_token_id
+        assert row["input_ids"][-1] == tokenizer.sep_token_id
+        assert row["word_ids"][0] == row["word_ids"][-1] == -1
+    again = encode(tokenizer, ["x", LONG], max_length=12, split=True)[1:]
+    assert again == rows
+    batch = Masker(tokenizer, ratio=0.3)(rows, epoch=0)
+    masks = {tuple(row) for row in batch.selected[:, 1:11].tolist()}
+    assert len(masks) > len(rows) // 2
+    columns = annotate_rows(
+        {"text": [LONG, "mat"], "n": [1, 2]}, tokenizer, max_length=12, split=True
+    )
+    assert columns["n"] == [1] * len(rows) + [2]
+    assert columns["input_ids"][: len(rows)] == [row["input_ids"] for row in rows]
+    tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=200)
+    with pytest.raises(MaskwiseError, match="max_length"):
+        encode(tokenizer, [LONG], split=True)
+    tokenizer.model_max_length = 10
+    assert all(len(row["input_ids"]) <= 10 for row in encode(tokenizer, [LONG], split=True))
+    ids = tokenizer(["the cat sat"])["input_ids"]
+    for more in ({"max_length": 3}, {"split": True}):
+        with pytest.raises(MaskwiseError, match="tokens already"):
+            annotate_rows({"input_ids": ids}, tokenizer, **more)
+    annotate_rows({"input_ids": ids}, tokenizer, max_length=20)
+    with pytest.raises(MaskwiseError, match="batched=True"):
+        annotate_rows({"text": LONG}, tokenizer, split=True)
 
 
 def test_encode_marks_the_word_that_the_cut_goes_through(tokenizer):
@@ -368,6 +480,43 @@ def test_annotate_rows_is_what_map_and_a_masker_want(tokenizer):
     assert annotate_rows({"input_ids": []}, tokenizer)["word_ids"] == []
 
 
+def test_words_beside_added_tokens_need_offsets():
+    """From ids alone, "spectrophotometers" and "spectrophotometer s" are the same."""
+    texts = [
+        "two spectrophotometers here",
+        "spectrophotometer s",
+        "a spectrophotometer.",
+        "xspectrophotometer y",
+    ]
+    for name in sorted(FAMILIES):
+        backend = Tokenizer.from_str(FAMILIES[name].to_str())
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+        tokenizer.add_tokens(["spectrophotometer"])
+        made = tokenizer(texts, return_offsets_mapping=True)
+        columns = {"input_ids": made["input_ids"], "offset_mapping": made["offset_mapping"]}
+        rows = encode(tokenizer, texts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = annotate_rows(columns, tokenizer)
+            alone = annotate_rows({key: value[0] for key, value in columns.items()}, tokenizer)
+            arrays = {key: np.array(value[0]) for key, value in columns.items()}
+            assert annotate_rows(arrays, tokenizer)["word_ids"] == alone["word_ids"]
+        assert alone["word_ids"] == found["word_ids"][0]
+        for text, row, words in zip(texts, rows, found["word_ids"]):
+            # A space that only its neighbours show belongs to no word of a trimmed tokenizer.
+            if "trimmed" not in name:
+                assert words == row["word_ids"], (name, text)
+        assert (
+            found["example_id"]
+            == annotate_rows({"input_ids": made["input_ids"]}, tokenizer)["example_id"]
+        )
+    with pytest.warns(UserWarning, match="offset_mapping"):
+        annotate_rows({"input_ids": made["input_ids"]}, tokenizer)
+    for bad in ([[[0, 1]]] * 4, [[0, 1]] * 4, 5, [[["a", "b"]]] * 4, made["offset_mapping"][:2]):
+        with pytest.raises(MaskwiseError, match="offset_mapping"):
+            annotate_rows({**columns, "offset_mapping": bad}, tokenizer)
+
+
 def test_blocks_that_begin_inside_a_character():
     """Byte-level pieces cut "é" in two; group_texts of run_mlm may cut there."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES["bytes"], unk_token="[UNK]")
@@ -399,7 +548,7 @@ def test_texts_beyond_what_the_model_takes_are_told():
         encode(tokenizer, ["the", "the " * 20])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        encode(tokenizer, ["the", "the " * 20], max_length=12)
+        encode(tokenizer, ["the", "the " * 20], max_length=12, split=True)
 
 
 # Further layers of rows

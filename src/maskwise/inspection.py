@@ -156,7 +156,12 @@ def show_masks(
         max_length: the maximum number of tokens. Longer texts are cut.
     """
     # A LightTokenizer accepts these settings, but does not truncate.
-    cut = {"truncation": max_length is not None, "max_length": max_length}
+    cut = {
+        "truncation": max_length is not None,
+        "max_length": max_length,
+        # As in ``encode``, names of special tokens in a text are plain text.
+        "split_special_tokens": True,
+    }
     [encoding] = tokenizer([text], **cut).encodings
     batch = gather([row], masker.vocabulary)
     masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))

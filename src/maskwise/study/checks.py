@@ -38,7 +38,7 @@ from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
-from maskwise.text.pieces import unknown_share
+from maskwise.text.pieces import SPECIAL, unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.tokenizers import dna_note
 from maskwise.text.words import require_offsets
@@ -387,11 +387,14 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
 
 
 def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
-    """Yield a warning for every prepared text that has many unknown tokens."""
+    """Yield a warning for prepared texts with many unknown tokens or names of special tokens."""
     for stage in texts:
-        share = unknown_share((stage.result(stages) or {}).get("counts", {}))
+        counts = (stage.result(stages) or {}).get("counts", {})
+        source = CorpusSettings(**stage.what["corpus"]).title
+        if counts.get(SPECIAL):
+            yield f"{source}: {counts[SPECIAL]:,} {SPECIAL}"
+        share = unknown_share(counts)
         if share > MOST_UNKNOWN:
-            source = CorpusSettings(**stage.what["corpus"]).title
             yield (
                 f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are "
                 f"never masked: {UNKNOWN_ADVICE}"

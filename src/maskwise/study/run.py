@@ -8,6 +8,7 @@ continues with the other runs.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
@@ -315,7 +316,10 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
         shown[run.arm] = []
         for document in islice(long_texts, SAMPLES):
             text = document.text
-            [row] = encode(data.tokenizer, [text], max_length=length, layers=annotated)
+            with warnings.catch_warnings():
+                # The page shows only the beginnings of a few texts.
+                warnings.filterwarnings("ignore", message=".*texts were cut")
+                [row] = encode(data.tokenizer, [text], max_length=length, layers=annotated)
             moments: list[Plain] = []
             for epoch, step in enumerate(shown_steps.tolist()):
                 seen = show_masks(

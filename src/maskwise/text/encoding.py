@@ -10,9 +10,11 @@ token and a few array operations per row.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +22,10 @@ import numpy as np
 from maskwise.arrays import whole
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, owners
+from maskwise.segments import offsets as offsets_of
 from maskwise.text.layers import Fitted, Layered, annotated, token_layers
 from maskwise.text.opening import is_utf8
+from maskwise.text.pieces import borders, starts_of
 from maskwise.text.tokenizers import dna_note, fast_esm, is_esm
 from maskwise.text.words import (
     CodePoints,
@@ -30,7 +34,9 @@ from maskwise.text.words import (
     codes_of,
     flat_offsets,
     special_ids,
+    special_names,
     text_id,
+    texts_with,
     tokenizing,
 )
 
@@ -41,6 +47,8 @@ NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
 """If most tokens are in words of more tokens than this, the text seems to have no words, like
 proteins."""
+LONGEST_MODEL = 1 << 24
+"""transformers writes a much larger number if a tokenizer has no maximum length."""
 MOST_UNKNOWN = 0.5
 """Share of unknown tokens above which the tokenizer probably lacks the alphabet of the text."""
 
@@ -50,17 +58,26 @@ def encode(
     texts: Iterable[str],
     *,
     max_length: int | None = None,
+    split: bool = False,
     ids: Iterable[int] | None = None,
     layers: Iterable[str | Layered] = (),
 ) -> list[dict[str, Any]]:
     """Encode texts as rows for a `Masker`, special tokens included.
 
+    If a text contains the name of a special token, such as "[MASK]", the name is plain text, as in
+    a corpus, and a warning says so.
+
     Args:
         tokenizer: a fast transformers tokenizer.
-        texts: the texts; each becomes one row.
+        texts: the texts; each becomes one row, or several rows with ``split``.
         max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
-            truncated. If a word is cut, its tokens get −1 in "word_ids" and in layers of whole
-            numbers except ``prompt``, so that half a word is never masked as a word or span.
+            truncated, and a warning says which share is lost. If a word is cut, its tokens get −1
+            in "word_ids" and in layers of whole numbers except ``prompt``, so that half a word is
+            never masked as a word or span.
+        split: whether a text that is longer than ``max_length`` (by default the tokenizer's
+            ``model_max_length``) becomes several rows. Texts are cut between words, and nothing is
+            lost. The first row has the text's example id, and each other row has an example id of
+            its own, so that masks do not repeat.
         ids: the example ids, from which the masks are computed; by default hashes of the texts
             (`text_id`).
         layers: annotators whose values (one per token) are added to the rows, such as ``salient``
@@ -69,18 +86,35 @@ def encode(
             ``stored("FOLDER")`` here.
 
     Returns:
-        For each text, a dict with lists under "input_ids", "attention_mask", "word_ids" and the
+        For each row, a dict with lists under "input_ids", "attention_mask", "word_ids" and the
         names of the layers, and an int under "example_id".
 
     Raises:
         MaskwiseError: the tokenizer is slow, an item of ``texts`` is not a string, ``ids`` and
-            ``texts`` differ in length, or ``max_length`` leaves no room for text.
+            ``texts`` differ in length, or ``max_length`` is missing or leaves no room for text.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
     >>> encode(tokenizer, ["the cat"], ids=[7])[0]["word_ids"]
     [-1, 0, 1, -1]
+    >>> rows = encode(tokenizer, ["the cat sat on the mat"], max_length=5, split=True)
+    >>> [tokenizer.decode(row["input_ids"]) for row in rows]
+    ['[CLS] the cat sat [SEP]', '[CLS] on the mat [SEP]']
     """
+    return [
+        row for rows in _encoded(tokenizer, texts, max_length, split, ids, layers) for row in rows
+    ]
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    max_length: int | None,
+    split: bool,
+    ids: Iterable[int] | None,
+    layers: Iterable[str | Layered],
+) -> list[list[dict[str, Any]]]:
+    """Return the rows of each text. The arguments are those of ``encode``."""
     tokenizer = _fast(tokenizer)
     texts = _checked(texts)
     annotators = _annotators(layers)
@@ -96,21 +130,29 @@ def encode(
         names = whole("ids", ids, shape=(len(texts),), wraps=True).tolist()
     if not texts:
         return []
-    # Rows are truncated below, because finding the word that is cut requires the whole text.
+    if split and max_length is None:
+        max_length = tokenizer.model_max_length
+        if max_length > LONGEST_MODEL:
+            raise MaskwiseError(
+                "split needs the length of a row, because this tokenizer has no model_max_length",
+                do="pass max_length=…",
+            )
+    # Rows are cut below, because finding the word that is cut requires the whole text.
     with tokenizing():
-        encodings = tokenizer(texts, truncation=False, padding=False, verbose=False).encodings
+        encodings = tokenizer(
+            texts, truncation=False, padding=False, verbose=False, split_special_tokens=True
+        ).encodings
     offsets, lengths = flat_offsets(encodings)
     limit = tokenizer.model_max_length
     longer = int((lengths > limit).sum())
     if max_length is None and longer:
-        warnings.warn(
+        _warn(
             f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens and "
-            f"were not cut; pass max_length={limit}",
-            stacklevel=2,
+            f"were not cut; pass max_length={limit}, and split=True to lose nothing"
         )
     tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
     added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
-    # Here, "[MASK]" in a text is a special token and is never masked. In a corpus, it is text.
+    # Some tokenizers have a rule that turns "[MASK]" in a text into the special token.
     special = added | np.isin(tokens, special_ids(tokenizer))
     columns = annotated(annotators, texts, offsets, lengths, special=special)
     # Each text has words 0, 1, …. The number of the text, in the upper bits, makes them distinct.
@@ -119,27 +161,101 @@ def encode(
     _warn_of_letters(tokens[~special], words[~special], tokenizer.unk_token_id)
     note = dna_note(tokenizer, texts)
     if note:
-        warnings.warn(note, stacklevel=2)
+        _warn(note)
+    control = [name for name in special_names(tokenizer) if texts_with([name], texts)]
+    if control:
+        _warn(
+            f"{texts_with(control, texts):,} of {len(texts):,} texts contain {', '.join(control)}, "
+            "which is read as plain text and not as a special token"
+        )
+    if max_length is not None:
+        _require_room(added, lengths, max_length)
+    columns = {"input_ids": tokens, **columns}
     ends = lengths.cumsum()
-    rows = []
+    made = []
+    lost = np.zeros(len(texts), np.int64)
     for n, name in enumerate(names):
         part = slice(ends[n] - lengths[n], ends[n])
-        dropped = _dropped(added[part], max_length)
-        row_ids = np.delete(tokens[part], dropped)
-        row = {
-            "input_ids": row_ids.tolist(),
-            "attention_mask": [1] * len(row_ids),
-            "example_id": name,
-        }
-        for layer, column in columns.items():
-            values = column[part]
-            # Tokens of a prompt stay marked, because they must stay visible.
-            if len(dropped) and values.dtype.kind == "i" and layer != "prompt":
-                # If the first dropped token's word began before that token, the word is cut.
-                text_words = numbers[part]
-                values = np.where(text_words == text_words[dropped[0]], -1, values)
-            row[layer] = np.delete(values, dropped).tolist()
-        rows.append(row)
+        text_columns = {layer: column[part] for layer, column in columns.items()}
+        if max_length is None or lengths[n] <= max_length:
+            made.append([_row(name, text_columns)])
+        elif split:
+            made.append(_split_row(name, text_columns, added[part], max_length))
+        else:
+            content = np.flatnonzero(~added[part])
+            dropped = content[max_length - int(added[part].sum()) :]
+            lost[n] = len(dropped)
+            made.append([_row(name, _without(text_columns, dropped))])
+    if lost.any():
+        cut = int((lost > 0).sum())
+        _warn(
+            f"{cut:,} of {len(texts):,} texts were cut to {max_length:,} tokens, and "
+            f"{lost.sum() / (~added).sum():.0%} of all tokens are lost; pass split=True to get "
+            "rows for the whole texts"
+        )
+    return made
+
+
+def _warn(message: str) -> None:
+    """Warn the caller of this package."""
+    place = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+        place += 1
+    warnings.warn(message, stacklevel=place)
+
+
+def _row(name: int, columns: Mapping[str, Array]) -> dict[str, Any]:
+    """Return a row of a text, with lists under the names of the columns."""
+    ids = columns["input_ids"].tolist()
+    row = {"input_ids": ids, "attention_mask": [1] * len(ids), "example_id": name}
+    for layer, values in columns.items():
+        if layer != "input_ids":
+            row[layer] = values.tolist()
+    return row
+
+
+def _without(columns: Mapping[str, Array], dropped: Ints) -> dict[str, Array]:
+    """Return the columns of a text without the tokens ``dropped``, which end the text."""
+    words = columns["word_ids"]
+    kept = {}
+    for layer, values in columns.items():
+        # Tokens of a prompt stay marked, because they must stay visible.
+        if values.dtype.kind == "i" and layer not in ("prompt", "input_ids"):
+            # If the first dropped token's word began before that token, the word is cut.
+            values = np.where(words == words[dropped[0]], -1, values)
+        kept[layer] = np.delete(values, dropped)
+    return kept
+
+
+def _split_row(
+    name: int, columns: Mapping[str, Array], added: Array, limit: int
+) -> list[dict[str, Any]]:
+    """Return the rows of a text that is longer than ``limit``. All rows have the special tokens."""
+    content = np.flatnonzero(~added)
+    frame = np.flatnonzero(added)
+    room = limit - len(frame)
+    words = columns["word_ids"][content]
+    kept, border, _ = borders(words, np.array([len(content)]), room)
+    # The tokens of a word that is longer than a row get −1, as in a word that is cut.
+    cut = np.zeros(len(added), bool)
+    cut[content[(words >= 0) & (kept < 0)]] = True
+    begins = list(starts_of(border, 0, len(content), room))
+    rows = []
+    for begin, end in pairwise([*begins, len(content)]):
+        places = np.sort(np.concatenate([frame, content[begin:end]]))
+        parts = {}
+        for layer, values in columns.items():
+            part = values[places]
+            if part.dtype.kind == "i" and layer not in ("prompt", "input_ids"):
+                part = np.where(cut[places], -1, part)
+            parts[layer] = part
+        numbers = parts["word_ids"]
+        first = numbers[numbers >= 0].min(initial=numbers.max(initial=0))
+        # Words are numbered from 0 in each row.
+        parts["word_ids"] = np.where(numbers < 0, -1, numbers - first)
+        rows.append(_row(text_id(f"{name}\0{begin}") if begin else name, parts))
     return rows
 
 
@@ -199,19 +315,17 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     unknown_tokens = int((tokens == unknown).sum())
     if unknown_tokens > MOST_UNKNOWN * len(tokens):
         share = unknown_tokens / len(tokens)
-        warnings.warn(
+        _warn(
             f"{share:.0%} of the tokens are unknown to the tokenizer and never masked; does the "
-            "tokenizer expect another alphabet, or upper or lower case?",
-            stacklevel=3,
+            "tokenizer expect another alphabet, or upper or lower case?"
         )
     starts = np.flatnonzero(np.diff(words, prepend=-2))
     sizes = np.diff(starts, append=len(words))
     long = sizes[(sizes > LONGEST_USUAL_WORD) & (words[starts] >= 0)].sum()
     if long > len(words) / 2:
-        warnings.warn(
+        _warn(
             f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens, so the text "
-            "seems to have no words; use policy='token' or 'span(over=\"token\")'",
-            stacklevel=3,
+            "seems to have no words; use policy='token' or 'span(over=\"token\")'"
         )
 
 
@@ -233,22 +347,18 @@ def _checked(texts: object) -> list[str]:
     return found
 
 
-def _dropped(added: Array, limit: int | None) -> Array:
-    """Return the indices of the tokens to drop so that ``limit`` tokens remain.
-
-    Special tokens are never dropped.
-    """
-    if limit is None or len(added) <= limit:
-        return np.zeros(0, np.int64)
-    content = np.flatnonzero(~added)
-    room = limit - (len(added) - len(content))
-    if room < 1:
+def _require_room(added: Array, lengths: Ints, limit: int) -> None:
+    """Raise unless ``limit`` tokens leave room for text beside the special tokens of each text."""
+    longer = lengths > limit
+    if not longer.any():
+        return
+    frame = int(np.add.reduceat(added, offsets_of(lengths), dtype=np.int64)[longer].max())
+    if limit <= frame:
         raise MaskwiseError(
             "max_length leaves no room for text",
             got=limit,
-            allowed=f"> {limit - room}",
+            allowed=f"> {frame}",
         )
-    return content[room:]
 
 
 def annotate_rows(
@@ -257,6 +367,7 @@ def annotate_rows(
     *,
     text_field: str = "text",
     max_length: int | None = None,
+    split: bool = False,
     layers: Iterable[str | Layered] = (),
 ) -> dict[str, Any]:
     """Add "word_ids", "example_id" and annotation layers to a batch, for ``datasets.map``.
@@ -271,7 +382,10 @@ def annotate_rows(
             row if the batch is one example.
         tokenizer: the fast tokenizer that made the rows.
         text_field: the column of texts, used if there is no "input_ids".
-        max_length: as in ``encode``; not used for rows of tokens.
+        max_length: as in ``encode``. Rows of tokens are not cut, so if one of them is longer, an
+            error is raised.
+        split: as in ``encode``, for a batch of texts. The values of other columns are repeated for
+            each row of a text. ``datasets.map`` then needs ``remove_columns=[text_field]``.
         layers: as in ``encode``. For token ids, annotators read the decoded text. An uncased
             tokenizer loses capitals, so annotators find fewer names there than in the texts.
 
@@ -291,11 +405,32 @@ def annotate_rows(
     """
     if not isinstance(batch, Mapping):
         raise MaskwiseError("a batch must be a dict of columns", got=type(batch).__name__)
+    # For each row, the number of its text.
+    source: list[int] = []
     if "input_ids" in batch:
+        if max_length is not None:
+            max_length = whole_number("max_length", max_length, least=1)
         surfaces = _Surfaces(tokenizer)
         rows, alone = _rows_of_ids(batch["input_ids"])
+        if split or (max_length is not None and max(map(len, rows), default=0) > max_length):
+            raise MaskwiseError(
+                "max_length and split are for texts, but these rows are tokens already",
+                got=f"a row of {max(map(len, rows), default=0):,} tokens",
+                do="cut the rows before, or pass the texts and no input_ids",
+            )
         annotators = _annotators(layers)
-        made = [surfaces.annotate(row, annotators) for row in rows]
+        offsets = _rows_of_offsets(batch.get("offset_mapping"), rows, alone=alone)
+        made = [
+            surfaces.annotate(row, annotators, spans)
+            for row, spans in zip(rows, offsets, strict=True)
+        ]
+        if surfaces.guessed:
+            _warn(
+                f"{surfaces.guessed:,} tokens follow or are tokens that were added to the "
+                "tokenizer, and ids do not show whether a space is between them, so their words "
+                "are guessed; keep the column offset_mapping (return_offsets_mapping=True), or "
+                "pass texts"
+            )
         # datasets.map needs the same columns in every batch, even in an empty batch.
         names = ["word_ids", "example_id"]
         for maker in annotators:
@@ -305,7 +440,14 @@ def annotate_rows(
         alone = isinstance(texts, str)
         if alone:
             texts = [texts]
-        made = encode(tokenizer, texts, max_length=max_length, layers=layers)
+        parts = _encoded(tokenizer, texts, max_length, split, None, layers)
+        if alone and split:
+            raise MaskwiseError(
+                "one text cannot become several rows of an unbatched map",
+                do="pass batched=True to datasets.map, or a list of texts",
+            )
+        made = [row for part in parts for row in part]
+        source = [number for number, part in enumerate(parts) for _ in part]
         names = []
         if made:
             names = list(made[0])
@@ -316,6 +458,8 @@ def annotate_rows(
             do="name the column of texts with text_field=…",
         )
     columns = {name: values for name, values in batch.items() if name != text_field}
+    if len(source) > len(set(source)):
+        columns = {name: [values[n] for n in source] for name, values in columns.items()}
     for name in names:
         values = [row[name] for row in made]
         columns[name] = values[0] if alone else values
@@ -340,6 +484,26 @@ def _rows_of_ids(value: Any) -> tuple[list[Ints], bool]:
     return [whole("input_ids", row, shape=(None,), least=0) for row in rows], alone
 
 
+def _rows_of_offsets(value: Any, rows: Sequence[Ints], *, alone: bool) -> list[Ints | None]:
+    """Return the character offsets (L, 2) of each row of ids; None for each row if there are none.
+
+    Offsets count from the start of any text, so in a row of several texts, they start again.
+    """
+    if value is None:
+        return [None] * len(rows)
+    if not hasattr(value, "__len__") or len(value) != (len(rows[0]) if alone else len(rows)):
+        raise MaskwiseError(
+            "'offset_mapping' does not fit 'input_ids'",
+            got=type(value).__name__,
+            do="make both by tokenizer(texts, return_offsets_mapping=True)",
+        )
+    spans = [value] if alone else value
+    return [
+        whole("offset_mapping", part, shape=(len(row), 2)) if len(row) else None
+        for part, row in zip(spans, rows, strict=True)
+    ]
+
+
 class _Surfaces:
     """Decodes rows of tokens and finds their words; caches the bytes of each token."""
 
@@ -357,15 +521,34 @@ class _Surfaces:
         if "ByteLevel" in f"{backend.pre_tokenizer} {backend.decoder}":
             self.bytes_by_char = {char: byte for byte, char in bytes_to_unicode().items()}
         self.known: dict[int, bytes] = {}
+        # Tokens that were added to the vocabulary are cut out of the text before all other rules,
+        # so that the token behind them is written as if it began a word.
+        self.added = set[int]()
+        for number, token in tokenizer.added_tokens_decoder.items():
+            if number not in self.special and not token.single_word:
+                self.added.add(number)
+        # The number of tokens before which there may or may not be a space.
+        self.guessed = 0
 
-    def annotate(self, ids: Ints, annotators: Sequence[Layered]) -> dict[str, object]:
-        """Return a row's word ids (−1 for special tokens), example id and annotation layers."""
+    def annotate(
+        self, ids: Ints, annotators: Sequence[Layered], spans: Ints | None = None
+    ) -> dict[str, object]:
+        """Return a row's word ids (−1 for special tokens), example id and annotation layers.
+
+        Args:
+            ids: (L,) the tokens.
+            annotators: the annotators of the layers.
+            spans: (L, 2) the offsets of the tokens, if known.
+        """
         parts = []
-        for token in ids.tolist():
+        tokens = ids.tolist()
+        for token in tokens:
             if token not in self.known:
                 self.known[token] = self._bytes(token)
             parts.append(self.known[token])
         special = np.isin(ids, [*self.special])
+        if self.added and not self.added.isdisjoint(tokens):
+            self._join(parts, tokens, spans)
         # A row may begin inside a character; the character's remaining bytes become surrogates.
         text = b"".join(parts).decode("utf-8", "surrogateescape")
         sizes = np.array(list(map(len, parts)), dtype=int)
@@ -376,6 +559,27 @@ class _Surfaces:
         for layer, values in columns.items():
             row[layer] = values.tolist()
         return row
+
+    def _join(self, parts: list[bytes], tokens: list[int], spans: Ints | None) -> None:
+        """Remove spaces that no text has from ``parts``, beside tokens that were added."""
+        for place in range(1, len(tokens)):
+            before, token = tokens[place - 1], tokens[place]
+            beside = before in self.added or token in self.added
+            if not beside or before in self.special or token in self.special:
+                continue
+            # Only a token that is written with a space can have a space that is not in the text.
+            if not parts[place].startswith(b" "):
+                continue
+            bare = parts[place][1:]
+            # Punctuation is a word of its own, with or without a space before it.
+            if spans is None:
+                self.guessed += bare[:1].isalnum() or bare[:1] >= b"\x80"
+                continue
+            (_, end_before), (start, end) = spans[place - 1].tolist(), spans[place].tolist()
+            # Some tokenizers count the space as a part of the token.
+            with_space = end - start > len(bare.decode("utf-8", "replace"))
+            if start == end_before and not (with_space and self.prefix is None):
+                parts[place] = bare
 
     def _bytes(self, token: int) -> bytes:
         if token in self.special:

@@ -35,7 +35,9 @@ from maskwise.text.words import (
     place_tokens,
     require_offsets,
     slow_columns,
+    special_names,
     text_id,
+    texts_with,
     tokenizing,
 )
 
@@ -51,6 +53,7 @@ LONGEST_ROW = 1 << 15
 LONG_WORDS = "words longer than a row"
 NO_TOKENS = "documents without tokens"
 UNKNOWN = "unknown tokens"
+SPECIAL = "documents with names of special tokens, which are read as text"
 
 
 class Tokens(NamedTuple):
@@ -284,7 +287,7 @@ def read_pieces(
         "counts": counts,
         "tokenizer": tokenizer_key(tokenizer),
     }
-    windows = _windows(tokens, counts, room=frame.room(length), unknown=tokenizer.unk_token_id)
+    windows = _windows(tokens, counts, frame.room(length), tokenizer)
     if out:
         folders.require_own(Path(out), folders.MANIFEST, what="pieces")
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
@@ -298,13 +301,21 @@ def read_pieces(
 
 
 def _windows(
-    tokens: Iterable[Tokens], counts: Counter[str], *, room: int, unknown: int | None
+    tokens: Iterable[Tokens],
+    counts: Counter[str],
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[Columns]:
     """Yield the columns of the pieces, a batch of documents at a time."""
+    names = special_names(tokenizer)
+    unknown = tokenizer.unk_token_id
     for window in tokens:
         before = counts["tokens"]
         is_first = not counts["documents"]
         columns = _cut(window, counts, room, unknown)
+        with_names = texts_with(names, (document.text for document in window.documents))
+        if with_names:
+            counts[SPECIAL] += with_names
         columns["offsets"] += before
         if not is_first:
             # The first offset of a batch is also the last offset of the previous batch.
@@ -328,35 +339,21 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     total = int(lengths.sum())
     # A slow tokenizer finds no words, so its pieces are cut anywhere.
     words = window.columns.get("word_ids", np.full(total, -1, dtype=np.int32))
-    opens = changes(words, owners(lengths))
-    word_T = opens.cumsum() - 1
-    # A word that is longer than a row is not masked at all, because half a word must not be masked.
-    size_T = np.bincount(word_T)[word_T]
-    long = (size_T > room) & (words >= 0)
-    words = np.where(long, -1, words)
-
-    may_begin = opens | (words < 0)
-    # For each token, the last position at or before it where a piece may begin.
-    border_T = np.maximum.accumulate(np.where(may_begin, np.arange(total), 0))
+    words, border_T, long_words = borders(words, lengths, room)
     begins = []
     example_ids = []
     documents = []
     sources = []
     start = 0
     for document, size in zip(window.documents, lengths.tolist()):
-        begin = start
-        end = start + size
         # Parts of a long document share its name, so that all of them are held out or none.
         whole = place_of(document)
-        while begin < end:
+        for begin in starts_of(border_T, start, start + size, room):
             begins.append(begin)
             example_ids.append(text_id(f"{document.id}\0{begin - start}"))
             documents.append(whole)
             sources.append(source_of(document))
-            if end - begin <= room:
-                break
-            begin = int(border_T[begin + room])
-        start = end
+        start += size
     offsets = np.array([*begins, total], dtype=np.int64)
     sizes = np.diff(offsets)
     first_token_of_word = changes(words, owners(sizes)) & (words >= 0)
@@ -365,7 +362,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     counts.update({"documents": len(lengths), "pieces": len(begins), "tokens": total})
     unusual = {
         NO_TOKENS: int((lengths == 0).sum()),
-        LONG_WORDS: int((long & opens).sum()),
+        LONG_WORDS: long_words,
         UNKNOWN: int((window.columns["input_ids"] == unknown).sum()),
     }
     # An unusual case is counted only if it occurs, to keep reports short.
@@ -380,6 +377,39 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
         "document": np.array(documents, dtype=np.int64),
         "source": np.array(sources, dtype=np.int16),
     }
+
+
+def borders(words: Array, lengths: Ints, room: int) -> tuple[Array, Ints, int]:
+    """Find the places where documents may be cut into parts of at most ``room`` tokens.
+
+    Args:
+        words: (T,) the word number of each token, −1 for no word.
+        lengths: (N,) the number of tokens in each document; they sum to T.
+        room: the maximum number of tokens in a part.
+
+    Returns:
+        The word numbers (T,), −1 also for words longer than ``room``; for each token, the last
+        position at or before it where a part may begin, (T,); and the number of words that are too
+        long.
+    """
+    opens = changes(words, owners(lengths))
+    word_T = opens.cumsum() - 1
+    # A word that is longer than a row is not masked at all, because half a word must not be masked.
+    size_T = np.bincount(word_T)[word_T]
+    long = (size_T > room) & (words >= 0)
+    kept = np.where(long, -1, words)
+    may_begin = opens | (kept < 0)
+    border_T = np.maximum.accumulate(np.where(may_begin, np.arange(len(words)), 0))
+    return kept, border_T, int((long & opens).sum())
+
+
+def starts_of(border_T: Ints, begin: int, end: int, room: int) -> Iterator[int]:
+    """Yield the first token of each part of the document of the tokens ``begin`` to ``end``."""
+    while begin < end:
+        yield begin
+        if end - begin <= room:
+            return
+        begin = int(border_T[begin + room])
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -31,7 +31,7 @@ from maskwise.errors import MaskwiseError, first_line, require_known, whole_numb
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
-from maskwise.text.words import classify, codes_of, is_white, text_id, word_starts
+from maskwise.text.words import ROLES, classify, codes_of, is_white, text_id, word_starts
 
 if TYPE_CHECKING:
     # Importing transformers takes two seconds, and reading documents does not need it.
@@ -56,7 +56,6 @@ WORDS = "bundled:tokenizer"
 LETTERS = "letter"
 """Default tokenizers: ``WORDS``, the tokenizer of the bundled encoder, for text; ``LETTERS``, with
 a token for each capital letter, for FASTA files."""
-ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
 
 
 def load_tokenizer(
@@ -214,6 +213,8 @@ class LightTokenizer:
     def __init__(self, backend: Tokenizer, names: Mapping[str, str]):
         backend.no_truncation()
         backend.no_padding()
+        # If a text contains the name of a special token, the name is plain text.
+        backend.encode_special_tokens = True
         self.backend = backend
         self.added_tokens_decoder = backend.get_added_tokens_decoder()
         added = self.added_tokens_decoder.items()

@@ -32,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -413,7 +413,14 @@ def slow_columns(
     Args:
         numbered: whether each token is a word. If not, there is no column "word_ids".
     """
-    ids = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    ids = tokenizer(
+        texts,
+        add_special_tokens=False,
+        truncation=False,
+        verbose=False,
+        # If a text contains the name of a special token, the name is plain text.
+        split_special_tokens=True,
+    )["input_ids"]
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     columns: dict[str, Array] = {"input_ids": np.fromiter(chain.from_iterable(ids), np.int32)}
     if numbered:
@@ -423,11 +430,18 @@ def slow_columns(
 
 @contextmanager
 def tokenizing() -> Iterator[None]:
-    """Turn a panic of the tokenizer's Rust code into a `MaskwiseError`."""
+    """Turn a failure of the tokenizer's Rust code into a `MaskwiseError`."""
     try:
         yield
     except BaseException as error:
-        # A panic is not an `Exception`, and its class has no public name.
+        # A panic is not an `Exception`, and its class has no public name. Other failures, such as a
+        # vocabulary without its unknown token, are plain `Exception`s.
+        if type(error) is Exception:
+            raise MaskwiseError(
+                "the tokenizer cannot read these texts",
+                got=first_line(error),
+                do="check the file of the tokenizer: its vocabulary must have its unknown token",
+            ) from None
         if type(error).__name__ != "PanicException":
             raise
         raise MaskwiseError(
@@ -445,6 +459,29 @@ def text_id(text: str) -> int:
 def bytes_id(content: bytes) -> int:
     """Return a stable 63-bit id of the given bytes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
+ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")
+"""The roles of special tokens in a tokenizer."""
+
+
+def special_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the names of the tokenizer's special tokens, such as "[MASK]", without duplicates."""
+    names: list[str] = []
+    # An object with the ids of special tokens is enough to cut pieces.
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        return names
+    for role in ROLES:
+        number = getattr(tokenizer, f"{role}_token_id", None)
+        name = None if number is None else tokenizer.convert_ids_to_tokens(number)
+        if isinstance(name, str) and name not in names:
+            names.append(name)
+    return names
+
+
+def texts_with(names: Sequence[str], texts: Iterable[str]) -> int:
+    """Count the texts that contain one of the names."""
+    return sum(any(name in text for name in names) for text in texts)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
