@@ -22,6 +22,7 @@ from maskwise.families import most_tokens
 from maskwise.models import load_config
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import (
+    Size,
     adapt_recipe,
     answer_of,
     cut_rows,
@@ -372,25 +373,67 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     unknown = plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h")
     said = "Time: unknown, because no similar stage was timed on this machine yet: learn."
     assert unknown == [said, rows]
-    assert "even the smallest study does" in plan_lines(plan | {"smaller": None}, "2h")[-1]
+    # What takes the time is named, also if nothing fits.
+    smaller = {"seconds": 7000.0, "fits": False, "contrasts": [], "command": "a command"}
+    works = {"fine-tuning on labels.jsonl": 6000.0, "training": 2000.0}
+    *_, why, smallest, command = plan_lines(plan | {"smaller": smaller, "works": works}, "35m")
+    assert "--time 35m" in why and "75% of the work is fine-tuning on labels.jsonl" in why
+    assert "1.9 h" in smallest and command == "a command"
 
 
-def test_the_smaller_plan_is_the_least_change_that_fits(adapted):
-    recipe = adapted(arms=["token-15", "tsdae"])
+def test_the_smaller_plan_is_the_least_change_that_fits(adapted, tmp_path):
+    labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(2400)]
+    task = str(write_lines(tmp_path / "labels.jsonl", labels))
+    recipe = adapted([task], arms=["token-15", "tsdae"], overrides=["finetune.max_length=256"])
+    size = Size(600, 6, (task,))
+    tried = []
 
-    def seconds_of(overrides: list[str], steps: int) -> float:
-        assert overrides[0] == "study.arms=token-15"
+    def seconds_of(size: Size) -> float:
+        tried.append(size)
+        assert size.overrides[0] == "study.arms=token-15"
         # A new head takes no longer above 600 steps, so the time is no straight line.
-        tuning = 100 if "finetune.steps=250" in overrides else 1000
-        return 10 * steps + 5 * min(steps, 300) + tuning
+        tuning = 1000.0
+        for count in (250, 100):
+            if f"finetune.steps={count}" in size.overrides:
+                tuning = 2 * count
+        rows = sum(len(load_task(spec).splits["test"]) for spec in size.tasks)
+        cells = 0.5 if "finetune.max_length=128" in size.overrides else 1.0
+        return size.seeds / 6 * (10 * size.steps + 5 * min(size.steps, 300) + tuning + cells * rows)
 
-    small = smaller_plan(recipe, seconds_of, 5000)
-    assert small is not None and 4700 < small["seconds"] <= 5000
-    assert small["seconds"] == seconds_of(small["overrides"], small["steps"])
-    assert small["overrides"] == ["study.arms=token-15"]
-    tuned = smaller_plan(recipe, seconds_of, 2000)
-    assert tuned is not None and "finetune.steps=250" in tuned["overrides"]
-    assert smaller_plan(recipe, seconds_of, 500) is None
+    small, fits = smaller_plan(recipe, size, seconds_of, 5000)
+    assert fits and 4700 < seconds_of(small) <= 5000
+    assert small.overrides == ("study.arms=token-15",) and small.tasks == (task,)
+    assert load_task(task).test_items > 300
+    # Each rung of the ladder is the answer at some limit, and a smaller limit changes more.
+    expected = [
+        (2400, ["finetune.steps=250"], None, 6),
+        (2310, ["finetune.steps=250"], 300, 6),
+        (2200, ["finetune.max_length=128"], 300, 6),
+        (1800, ["finetune.steps=100", "corpus.length=64"], 100, 6),
+        (1200, ["finetune.steps=100", "corpus.length=64"], 100, 4),
+    ]
+    for limit, changes, rows, runs in expected:
+        small, fits = smaller_plan(recipe, size, seconds_of, limit)
+        assert fits and seconds_of(small) <= limit
+        assert {*changes} <= {*small.overrides} and small.seeds == runs, limit
+        if rows:
+            assert load_task(small.tasks[0]).test_items == rows
+        else:
+            assert small.tasks == (task,)
+    # Nothing fits: the smallest study is named.
+    small, fits = smaller_plan(recipe, size, seconds_of, 500)
+    assert not fits and small.steps == 100 and small.seeds == 4
+    assert seconds_of(small) == min(map(seconds_of, [*tried]))
+
+
+def test_a_smaller_plan_never_enlarges_what_the_user_has_set(adapted, tmp_path):
+    labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(300)]
+    task = f"{write_lines(tmp_path / 'labels.jsonl', labels)}(test_rows=40)"
+    given = ["finetune.steps=60", "corpus.length=32", "finetune.max_length=32"]
+    recipe = adapted([task], steps=50, seeds=[7, 9, 11], overrides=given)
+    size = Size(50, (7, 9, 11), (task,))
+    small, fits = smaller_plan(recipe, size, lambda size: 1e9, 60)
+    assert (small, fits) == (size, False)
 
 
 def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
@@ -425,6 +468,9 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     *_, smaller, error = said.err.splitlines()
     assert smaller == plan["smaller"]["command"] and "longer than --time" in error
     assert not said.out and not (tmp_path / "my out").exists()
+    # What takes the time, and what the smaller study can detect, stand before the command.
+    assert any("% of the work is training" in line for line in printed)
+    assert any("6 pairs of runs" in line for line in printed[-3:-1])
     program, *words = shlex.split(printed[-1])
     assert program == "maskwise" and str(text) in words and kept in words
     again, _ = planned(*words)

@@ -170,6 +170,19 @@ def test_fewer_training_rows_are_balanced_and_nested():
     assert texts[0] < texts[1]
 
 
+def test_fewer_test_rows_are_nested_and_noted():
+    task = load_task("banking77")
+    few, fewer = load_task("banking77(test_rows=100)"), task.with_test_rows(40)
+    assert few.test_items == 100 and few.splits["train"] == task.splits["train"]
+    for split in ("dev", "test"):
+        texts = [{row.text for row in t.splits[split]} for t in (fewer, few, task)]
+        assert len(texts[0]) <= 40 and texts[0] < texts[1] < texts[2]
+    assert any("test is 100 of 800 rows" in note for note in few.notes)
+    assert few.fingerprint != task.fingerprint and task.with_test_rows(10**6).splits == task.splits
+    with pytest.raises(MaskwiseError, match="test_rows"):
+        load_task("banking77(test_rows=0)")
+
+
 def lines_of(rows):
     return "\n".join(map(json.dumps, rows)).encode()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,7 @@ from maskwise.cli.terminal import (
     require_time,
     say,
     seeds_of,
+    seeds_words,
     time_limit,
     warn,
     was_given,
@@ -213,43 +215,60 @@ def adapt(
     used = has_results(out)
     with tempfile.TemporaryDirectory() as aside:
 
-        def recipe_with(changes: list[str], steps: int) -> Recipe:
+        def recipe_with(size: steps_of.Size) -> Recipe:
             return steps_of.adapt_recipe(
                 model,
                 texts,
-                task or (),
+                size.tasks,
                 arms=[*map(str.strip, arms.split(","))],
                 policy=policy,
-                steps=steps,
+                steps=size.steps,
                 head_steps=head_steps,
-                seeds=runs,
+                seeds=size.seeds if isinstance(size.seeds, int) else [*size.seeds],
                 pairs=out.parent / f"{out.name}-pairs.jsonl",
                 aside=Path(aside) if dry_run or used else None,
-                overrides=[*given, *changes],
+                overrides=[*given, *size.overrides],
             )
 
-        def seconds_of(changes: list[str], steps: int) -> float:
-            changed = recipe_with(changes, steps)
-            smaller = studies.dry_run(changed, smaller_out, jobs=jobs, samples=samples)
-            return smaller["seconds"] or math.inf
+        plans: dict[steps_of.Size, Facts] = {}
+
+        def seconds_of(size: steps_of.Size) -> float:
+            if size not in plans:
+                changed = recipe_with(size)
+                plans[size] = studies.dry_run(changed, smaller_out, jobs=jobs, samples=samples)
+            return plans[size]["seconds"] or math.inf
 
         # A smaller plan is a different study, which needs a folder of its own.
         smaller_out = out.with_name(f"{out.name}-smaller") if used else out
 
-        recipe = recipe_with([], steps)
+        size = steps_of.Size(
+            steps, runs if isinstance(runs, int) else tuple(runs), tuple(task or ())
+        )
+        recipe = recipe_with(size)
         if dry_run or own_limit or not as_json:
             samples = samples_of(recipe, Path(aside))
             plan = studies.dry_run(recipe, out, jobs=jobs, samples=samples)
             plan["max_length"] = recipe.finetune.max_length
             plan["cut"] = steps_of.cut_rows(recipe)
             if (plan["seconds"] or 0.0) > limit_seconds:
-                smaller = steps_of.smaller_plan(recipe, seconds_of, limit_seconds)
-                plan["smaller"] = smaller
-                if smaller:
-                    options: Facts = {"steps": smaller["steps"]}
-                    if used:
-                        options["out"] = smaller_out
-                    smaller["command"] = command(*smaller["overrides"], **options)
+                if not as_json:
+                    say("Looking for a smaller plan …", to=err_console)
+                smaller, fits = steps_of.smaller_plan(recipe, size, seconds_of, limit_seconds)
+                options: Facts = {"steps": smaller.steps, "task": smaller.tasks}
+                if smaller.seeds != size.seeds:
+                    options["seeds"] = seeds_words(smaller.seeds)
+                if not fits:
+                    minutes = math.ceil(seconds_of(smaller) / 60) + 1
+                    options["limit"] = f"{minutes}m"
+                if used:
+                    options["out"] = smaller_out
+                plan["smaller"] = {
+                    **asdict(smaller),
+                    "seconds": seconds_of(smaller),
+                    "fits": fits,
+                    "contrasts": plans[smaller]["contrasts"],
+                    "command": command(*smaller.overrides, **options),
+                }
     if as_json and dry_run:
         print_json(plan)
     elif dry_run:

@@ -276,6 +276,13 @@ def seeds_of(text: str) -> list[int]:
     return sorted(seeds)
 
 
+def seeds_words(seeds: int | Sequence[int]) -> str:
+    """Return the option --seeds for a number of runs or for their seeds."""
+    if isinstance(seeds, int):
+        return str(seeds)
+    return ",".join(map(str, seeds))
+
+
 def time_limit(text: str) -> float:
     """Convert a duration such as 2h, 90m or 1h30m to seconds; a bare number means minutes."""
     import pandas as pd
@@ -296,6 +303,7 @@ def time_limit(text: str) -> float:
 
 def plan_lines(plan: Facts, limit: str) -> list[str]:
     """Return sentences about a dry run; for adapt, also on truncated rows and a smaller plan."""
+    from maskwise.study.statistics import prospect_lines
     from maskwise.study.timing import time_words
 
     lines = [f"Time: {time_words(plan)}."]
@@ -305,22 +313,23 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
             lines.append(f"{rows} have more than {plan['max_length']} tokens and are truncated.")
     if "smaller" not in plan:
         return lines
-    over = f"This exceeds --time {limit}"
     smaller = plan["smaller"]
-    if smaller is None:
-        rows = "the labelled rows: --task 'FILE(train_rows=100)'"
-        do = f"Lower --steps, --head-steps, corpus.length or {rows}."
-        return [*lines, f"{over}, and even the smallest study does. {do}"]
+    works = plan["works"]
+    longest = next(iter(works))
+    share = works[longest] / max(sum(works.values()), 1e-9)
+    lines.append(f"This exceeds --time {limit}; {share:.0%} of the work is {longest}.")
     time = duration(smaller["seconds"])
-    return [*lines, f"{over}. The next command takes about {time}:", smaller["command"]]
+    which = "The next command" if smaller["fits"] else "The smallest useful study"
+    lines += [f"{which} takes about {time}. What it can detect:"]
+    return [*lines, *prospect_lines(smaller["contrasts"]), smaller["command"]]
 
 
 def require_time(plan: Facts, limit: str) -> None:
     """Raise if a plan of adapt takes longer than the limit."""
     if "smaller" in plan:
         do = "allow more time, or remove --time"
-        if plan["smaller"]:
-            do = "use a smaller plan, or remove --time"
+        if plan["smaller"]["fits"]:
+            do = "use the smaller plan, or remove --time"
         raise MaskwiseError(
             "the study takes longer than --time",
             got=duration(plan["seconds"]),

@@ -16,8 +16,10 @@ first on the frozen encoder, once for all runs.
 from __future__ import annotations
 
 import math
+import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -37,7 +39,7 @@ from maskwise.models import (
 )
 from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
-from maskwise.specs import with_options
+from maskwise.specs import split_options, with_options
 from maskwise.study.checks import cut_share, row_sizes
 from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.stages import DONE
@@ -67,8 +69,12 @@ truncated. If more than 1 % of the rows are longer, rows are truncated to the 99
 lengths, because the few longest rows would need much memory."""
 # With fewer steps, further training has little effect.
 LEAST_STEPS = 100
-SHORTER = (["finetune.steps=250"], ["corpus.length=64"])
-"""Overrides that shorten a study if it takes too long even with ``LEAST_STEPS``."""
+SHORT_TUNING, SHORTEST_TUNING = 250, 100
+FEW_TEST_ROWS, FEWEST_TEST_ROWS = 300, 100
+SHORT_ROWS = 64
+FEWEST_RUNS = 4
+"""Fine-tuning steps, test rows, tokens and runs of a study that takes too long even with
+``LEAST_STEPS``: see ``_sizes``."""
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
 """AdamW's learning rate by number of weights: the bundled encoder, MiniLM, base and large ones."""
 SENTENCE_CARD = """---
@@ -238,37 +244,117 @@ def cut_rows(recipe: Recipe) -> dict[str, float]:
     return shares
 
 
+@dataclass(frozen=True)
+class Size:
+    """The options of adapt that decide how long a study takes.
+
+    Attributes:
+        steps: the number of further training steps.
+        seeds: the number of runs of each arm, or their seeds.
+        tasks: the files with labelled rows.
+        overrides: more settings as ``key=value``.
+    """
+
+    steps: int
+    seeds: int | tuple[int, ...]
+    tasks: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def first_seeds(self, count: int) -> Size:
+        """Keep at most ``count`` runs of each arm."""
+        if isinstance(self.seeds, int):
+            return replace(self, seeds=min(count, self.seeds))
+        return replace(self, seeds=self.seeds[:count])
+
+    def set_to(self, **settings: object) -> Size:
+        """Add overrides; dots in the keys are written as two underscores."""
+        more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+        return replace(self, overrides=(*self.overrides, *more))
+
+
 def smaller_plan(
-    recipe: Recipe, seconds_of: Callable[[list[str], int], float], limit_seconds: float
-) -> Plain | None:
-    """Find settings with which a study finishes within a time limit.
+    recipe: Recipe, size: Size, seconds_of: Callable[[Size], float], limit_seconds: float
+) -> tuple[Size, bool]:
+    """Find a size with which a study finishes within a time limit.
+
+    First, the steps are reduced. If this is not enough, the study also gets shorter fine-tuning,
+    fewer test rows, shorter rows and fewer runs, one after the other.
 
     Args:
-        seconds_of: a function that forecasts a study's seconds from overrides and training steps.
+        recipe: the recipe that takes too long.
+        size: its size.
+        seconds_of: a function that forecasts a study's seconds.
 
     Returns:
-        A dict with ``overrides``, ``steps`` and the forecast ``seconds``; None if even the smallest
-        study takes longer than the limit.
+        The size, and whether it keeps the limit. If even the smallest study does not, its size is
+        returned.
     """
-    least = min(LEAST_STEPS, recipe.training.steps)
-    changes = []
-    if len(recipe.study.arms) > 1:
-        changes.append(f"study.arms={recipe.study.pairs[0][0]}")
-    # First reduce only the steps. If this is not enough, also change other settings.
-    for shorter in ([], *SHORTER):
-        changes += shorter
-        shortest = seconds_of(changes, least)
-        if shortest > limit_seconds:
+    least = min(LEAST_STEPS, size.steps)
+    for smaller in _sizes(recipe, size):
+        shortest = replace(smaller, steps=least)
+        fewest_seconds = seconds_of(shortest)
+        if fewest_seconds > limit_seconds:
             continue
-        steps = recipe.training.steps
-        seconds = seconds_of(changes, steps)
-        while seconds > limit_seconds and steps > least:
+        seconds = seconds_of(smaller)
+        while seconds > limit_seconds and smaller.steps > least:
             # Interpolate, because the time is roughly linear in the number of steps.
-            share = (limit_seconds - shortest) / (seconds - shortest)
-            steps = least + 10 * int(share * (steps - least) / 10)
-            seconds = seconds_of(changes, steps)
-        return {"overrides": changes, "steps": steps, "seconds": seconds}
-    return None
+            share = (limit_seconds - fewest_seconds) / (seconds - fewest_seconds)
+            steps = least + 10 * int(share * (smaller.steps - least) / 10)
+            smaller = replace(smaller, steps=steps)
+            seconds = seconds_of(smaller)
+        return smaller, True
+    return shortest, False
+
+
+def _sizes(recipe: Recipe, size: Size) -> Iterator[Size]:
+    """Yield smaller and smaller sizes, with the same number of steps."""
+    tuning = recipe.finetune
+    if len(recipe.study.arms) > 1:
+        size = size.set_to(study__arms=recipe.study.pairs[0][0])
+    yield size
+    if len(recipe.study.seed_list) > P_FROM_RUNS:
+        size = size.first_seeds(P_FROM_RUNS)
+        yield size
+    # Embeddings of a frozen encoder are computed once, so they take no time that matters.
+    trained = any(not load_task(task).frozen for task in size.tasks)
+    if trained and (tuning.steps or math.inf) > SHORT_TUNING:
+        size = size.set_to(finetune__steps=SHORT_TUNING)
+        yield size
+    fewer = _with_test_rows(size, FEW_TEST_ROWS)
+    if fewer != size:
+        size = fewer
+        yield size
+    shorter = size
+    if trained and tuning.max_length > ROW_TOKENS:
+        shorter = shorter.set_to(finetune__max_length=ROW_TOKENS)
+    if recipe.corpus.length > SHORT_ROWS:
+        shorter = shorter.set_to(corpus__length=SHORT_ROWS)
+    if shorter != size:
+        size = shorter
+        yield size
+    smallest = _with_test_rows(size, FEWEST_TEST_ROWS)
+    if trained and (tuning.steps or math.inf) > SHORTEST_TUNING:
+        smallest = smallest.set_to(finetune__steps=SHORTEST_TUNING)
+    if smallest != size:
+        size = smallest
+        yield size
+    # Too few to decide, but enough for an estimate.
+    if len(recipe.study.seed_list) > FEWEST_RUNS:
+        yield size.first_seeds(FEWEST_RUNS)
+
+
+def _with_test_rows(size: Size, count: int) -> Size:
+    """Limit the test rows and the dev rows of the tasks, unless the user has limited them."""
+    limited = []
+    for spec in size.tasks:
+        splits = load_task(spec).splits
+        if len(splits["test"]) > count or len(splits["dev"]) > count:
+            name, written = split_options(spec)
+            # A previous, higher limit is replaced.
+            kept = re.sub(r"(^|, )test_rows=\d+$", "", written or "")
+            spec = with_options(f"{name}({kept})" if kept else name, test_rows=count)
+        limited.append(spec)
+    return replace(size, tasks=tuple(limited))
 
 
 # The answer

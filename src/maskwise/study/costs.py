@@ -358,11 +358,16 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
 
     Returns:
         ``stages``: for each kind of stage, the number of finished stages (``done``) and unfinished
-        stages (``to_do``), and the ``seconds`` that the unfinished stages take. ``unknown``: the
-        kinds whose time is unknown. ``seconds``: the time until the study ends; None if unknown.
+        stages (``to_do``), and the ``seconds`` that the unfinished stages take. ``works``: the
+        seconds of each work, longest first; fine-tuning on each task is a work of its own.
+        ``unknown``: the kinds whose time is unknown. ``seconds``: the time until the study ends;
+        None if unknown.
     """
     kinds: dict[str, Plain] = {}
+    works: dict[str, float] = {}
     for name, stage in planned.items():
+        work = _named_work(stage)
+        works[work] = works.get(work, 0.0) + (seconds.get(name) or 0.0)
         counts = kinds.setdefault(stage.kind, {"done": 0, "to_do": 0, "seconds": []})
         if name in seconds:
             counts["to_do"] += 1
@@ -377,7 +382,19 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
         until = 0.0
     elif not unknown:
         until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
-    return {"stages": kinds, "unknown": unknown, "seconds": until}
+    return {
+        "stages": kinds,
+        "works": {work: works[work] for work in sorted(works, key=works.__getitem__, reverse=True)},
+        "unknown": unknown,
+        "seconds": until,
+    }
+
+
+def _named_work(stage: Stage) -> str:
+    """Name the work of a stage for users."""
+    if stage.kind == "finetune":
+        return f"fine-tuning on {stage.what['task']}"
+    return {"pretrain": "training", "learn": "learning of policies"}.get(stage.kind, stage.kind)
 
 
 def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:

@@ -113,6 +113,7 @@ def load_task(
     metric: str | None = None,
     pooling: str | None = None,
     train_rows: int | None = None,
+    test_rows: int | None = None,
     name: str | None = None,
     **settings: object,
 ) -> Task:
@@ -143,7 +144,7 @@ def load_task(
         metric: one of the kind's metrics. The default is entity-f1 for BIO tags, matthews for CoLA,
             and the kind's first metric otherwise.
         pooling: "mean" (the default), "cls" or "dev": see ``Task``.
-        train_rows: see ``Task.with_train_rows``.
+        train_rows, test_rows: see ``Task.with_train_rows`` and ``Task.with_test_rows``.
         name: the task's name in records, by default derived from ``spec``.
         settings: settings of the kind, such as ``beams`` (see ``written.generation``).
 
@@ -239,6 +240,7 @@ def _read_task(
     missing: object = None,
     metric: str | None = None,
     train_rows: int | None = None,
+    test_rows: int | None = None,
     name: str | None = None,
     **settings: object,
 ) -> Task:
@@ -385,7 +387,7 @@ def _read_task(
         notes=tuple(notes),
         pooling=pooling,
     )
-    return task.with_train_rows(train_rows)
+    return task.with_train_rows(train_rows).with_test_rows(test_rows)
 
 
 def _recognised(records: Records, given: Columns) -> TaskKind:

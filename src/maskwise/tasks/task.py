@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import LOWER_IS_BETTER, NATS
-from maskwise.errors import MaskwiseError, counted, require_library
+from maskwise.errors import MaskwiseError, counted, require_library, whole_number
 from maskwise.files import TaskFacts
 from maskwise.tasks.columns import Columns, Names, Records, UsualColumns, place_of
 from maskwise.tasks.metrics import (
@@ -492,6 +492,27 @@ class Task:
         ranked.sort(key=lambda item: item[0])
         splits = {**self.splits, "train": tuple(row for _, row in ranked[:count])}
         return replace(self, splits=splits, found=self.found or len(rows))
+
+    def with_test_rows(self, count: int | None) -> Task:
+        """Return the task with at most ``count`` test rows and as many dev rows, and a note.
+
+        Rows are chosen by a hash of the text, so smaller sets are subsets of larger sets, and
+        classes keep about their shares.
+
+        Raises:
+            MaskwiseError: ``count`` is not a positive number.
+        """
+        if count is None:
+            return self
+        whole_number("test_rows", count, least=1)
+        splits = dict(self.splits)
+        notes = []
+        for name in ("dev", "test"):
+            rows = splits[name]
+            if len(rows) > count:
+                splits[name] = tuple(sorted(rows, key=lambda row: place_of(row.key))[:count])
+                notes.append(f"{name} is {count:,} of {len(rows):,} rows")
+        return replace(self, splits=splits, notes=(*self.notes, *notes))
 
 
 def all_classes(rows: Rows) -> list[str]:
