@@ -31,6 +31,7 @@ from maskwise.models import (
     load_task_model,
     new_config,
     task_config,
+    with_fields,
 )
 from maskwise.starts import push_to_hub
 from maskwise.text import load_tokenizer
@@ -332,3 +333,70 @@ def test_a_rate_that_cannot_be_set_is_refused() -> None:
     fields = {"attention_probs_dropout_prob": 0.1}
     with pytest.raises(ValueError, match="set twice"):
         ModelSettings(architecture="bert", attention_dropout=0.0, settings=fields)
+
+
+def test_rates_of_a_checkpoint_are_those_of_the_settings(tmp_path: Path) -> None:
+    """They were part of the recipe and of the name of the stage, but not of the training."""
+    model("bert", hidden_dropout_prob=0.3).save_pretrained(tmp_path)
+    plain = ModelSettings(pretrained=str(tmp_path))
+    chosen = ModelSettings(pretrained=str(tmp_path), settings={"hidden_dropout_prob": 0.0})
+    for settings, expected in ((plain, 0.3), (chosen, 0.0)):
+        again = ModelSettings.from_name(settings.named())
+        assert again == settings
+        net = again.model(
+            tokenizer(), 16, kind="encoder", seed=0, log_unigram=torch.zeros(FIRST + WORDS)
+        )
+        rates = {part.p for name, part in net.named_modules() if name.endswith("output.dropout")}
+        assert rates == {expected}
+    assert plain.named() != chosen.named()
+    assert plain.changed_config(tokenizer(), 16, kind="encoder") is None
+
+
+def test_the_rates_of_a_checkpoint_in_two_parts_are_changed_in_both() -> None:
+    new = ModelSettings(architecture="t5gemma").config(tokenizer(), 16, kind="encoder-decoder")
+    config = with_fields(new, {"dropout_rate": 0.25})
+    assert {part.dropout_rate for part in (config, config.encoder, config.decoder)} == {0.25}
+    assert new.dropout_rate != 0.25
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "says"),
+    [
+        ("bert", {"hidden_size": 64}, "cannot change its hidden_size; got 64"),
+        ("bert", {"num_attention_heads": 1}, "cannot change its num_attention_heads"),
+        ("bert", {"hidden_dropout": 0.1}, "did you mean 'hidden_dropout_prob'"),
+        ("bert", {"hidden_dropout_prob": 1.5}, "allowed: a number from 0 to 1"),
+        ("bert", {"hidden_dropout_prob": "low"}, "allowed: a number from 0 to 1"),
+        ("bert", {"max_position_embeddings": 900}, "has weights for its positions"),
+        ("esm", {"token_dropout": False}, "cannot change its token_dropout"),
+        ("modernbert", {"max_position_embeddings": 0}, "a whole number ≥ 1"),
+        ("modernbert", {"_attn_implementation": "eager"}, "unknown modernbert model setting"),
+    ],
+)
+def test_what_a_checkpoint_cannot_change_is_refused(
+    architecture: str, fields: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(MaskwiseError, match=says):
+        with_fields(model(architecture).config, fields)
+
+
+def test_a_checkpoint_without_weights_of_positions_may_have_more_of_them() -> None:
+    config = model("modernbert").config
+    assert with_fields(config, {"max_position_embeddings": 999}).max_position_embeddings == 999
+
+
+@pytest.mark.parametrize(
+    "field", ["dtype", "id2label", "_attn_implementation", "output_attentions"]
+)
+def test_fields_that_maskwise_does_not_use_are_unknown(field: str) -> None:
+    with pytest.raises(MaskwiseError, match=f"unknown bert model setting '{field}'"):
+        new_config("bert", tokenizer(), 16, **{field: None})
+
+
+def test_a_checkpoint_has_its_own_architecture() -> None:
+    with pytest.raises(ValueError, match="a pre-trained model has its own architecture"):
+        ModelSettings(pretrained="bundled:encoder", architecture="bert")
+    with pytest.raises(ValueError, match="set twice"):
+        ModelSettings(
+            pretrained="bundled:encoder", attention_dropout=0, settings={"attention_dropout": 0.1}
+        )

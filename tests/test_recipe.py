@@ -591,3 +591,22 @@ def test_bf16_that_the_processor_emulates_is_warned_of(bf16, monkeypatch):
     )
     notes = check_inputs(read_recipe("quick-start", ["training.precision=bf16"]))
     assert any("10 times as long" in note for note in notes) == (bf16 < 1e12)
+
+
+def test_a_checkpoint_replaces_the_new_model_of_an_earlier_layer(tmp_path):
+    """The quick start has settings of a new model, which a checkpoint cannot have."""
+    new = read_recipe("quick-start").model
+    start = "model.pretrained=bundled:encoder"
+    assert new.settings and read_recipe("quick-start", [start]).model.settings == {}
+    path = tmp_path / "arms.yaml"
+    path.write_text("extends: quick-start\nmodel: {pretrained: bundled:encoder}\n")
+    assert read_recipe(path).model.settings == {}
+    arms = "study.arms={new: {}, start: {model.pretrained: bundled:encoder}}"
+    recipe = read_recipe("quick-start", [arms, "study.contrasts=null", "study.baseline=null"])
+    assert recipe.arm("new", seed=0).model == new
+    assert recipe.arm("start", seed=0).model.settings == {}
+    # What the same layer says stays.
+    said = read_recipe("quick-start", [start, "model.settings={mlp_dropout: 0.1}"])
+    assert said.model.settings == {"mlp_dropout": 0.1}
+    with pytest.raises(MaskwiseError, match="has its own architecture"):
+        read_recipe("quick-start", [start, "model.architecture=bert"])

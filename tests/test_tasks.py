@@ -466,7 +466,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     small = tiny_config(tokenizer)
     small.vocab_size = 20
     for checkpoint, given, says in (
-        (None, None, "either a checkpoint, or a config"),
+        (None, None, "a checkpoint, or a config"),
         (tmp_path / "absent", None, "there is no model or tokenizer"),
         (None, small, "tokenizer and model do not match"),
         (None, config, "more than the model's positions; got 64"),

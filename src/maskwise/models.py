@@ -8,6 +8,7 @@ Weights are loaded in float32, because training in half precision can fail silen
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,14 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from maskwise.errors import MaskwiseError, first_line, require_known, unknown_name, whole_number
+from maskwise.errors import (
+    MaskwiseError,
+    finite_number,
+    first_line,
+    require_known,
+    unknown_name,
+    whole_number,
+)
 from maskwise.families import (
     EncoderDecoder,
     Kind,
@@ -71,6 +79,10 @@ ARCHITECTURES: Mapping[Kind, Mapping[str, str]] = {
     "encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
 """The names of the model classes for pre-training, keyed by kind and ``model_type``."""
+POSITIONS = "max_position_embeddings"
+USED_BY_ALL = {"chunk_size_feed_forward", "tie_word_embeddings", "is_encoder_decoder"}
+"""The fields of transformers' base configuration that a setting of a model may change."""
+
 _USES: Mapping[Kind, str] = {"encoder": "masked language modelling", "encoder-decoder": "denoising"}
 
 TASK_MODELS: Mapping[str, AutoClass] = {
@@ -117,10 +129,7 @@ def new_config(
     require_known("architecture", architecture, ARCHITECTURES[kind])
     check_counts(fields)
     plain = AutoConfig.for_model(architecture)
-    for name in fields:
-        if not hasattr(plain, name):
-            known = [name for name in plain.to_dict() if not name.startswith("_")]
-            raise unknown_name(f"{architecture} model setting", name, known)
+    _require_fields(plain, fields)
     family = adapter_of(plain)
     given = _ids_of(tokenizer)
     if hasattr(plain, "mask_token_id"):  # ESM reads this id, whose default may be another token
@@ -144,6 +153,76 @@ def new_config(
         return AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate their fields, and may raise anything
         raise MaskwiseError(f"cannot build the {architecture} model: {error}") from None
+
+
+def _require_fields(config: PreTrainedConfig, fields: Fields) -> None:
+    """Raise ``MaskwiseError`` unless a model of this configuration uses all these fields."""
+    # Every configuration has these fields, and maskwise does not use them or sets them itself.
+    unused = set(PreTrainedConfig().to_dict()) - USED_BY_ALL
+    for name in fields:
+        if name.startswith("_") or name in unused or not hasattr(config, name):
+            known = []
+            for field in config.to_dict():
+                if not field.startswith("_") and field not in unused:
+                    known.append(field)
+            raise unknown_name(f"{config.model_type} model setting", name, known)
+
+
+def _is_rate(field: str) -> bool:
+    """Return whether a field of a configuration is a rate of dropout or of dropped layers."""
+    # ESM's ``token_dropout`` is no rate: it says how embeddings are scaled.
+    return "drop" in field and field != "token_dropout"
+
+
+def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
+    """Return the configuration of a pre-trained model with some changed fields.
+
+    Rates of dropout and of dropped layers can be changed. ``max_position_embeddings`` can be
+    changed if no weight depends on it, as in models with rotary positions. All other fields would
+    need other weights, or would make the trained weights meaningless.
+
+    Args:
+        config: the configuration of the pre-trained model.
+        fields: the fields to change. The parts of a model in two parts, such as T5Gemma, are
+            changed alike.
+
+    Raises:
+        MaskwiseError: the model has no such field, or a field cannot be changed.
+    """
+    _require_fields(config, fields)
+    changed = copy.deepcopy(config)
+    rates = [name for name in config.to_dict() if _is_rate(name)]
+    for name, value in fields.items():
+        if not (_is_rate(name) or name == POSITIONS):
+            raise MaskwiseError(
+                f"a pre-trained model cannot change its {name}",
+                got=value,
+                allowed=f"rates of dropout ({', '.join(rates)}), and {POSITIONS} if no weight "
+                "depends on it",
+                do=f"remove model.settings.{name}, or train a new model (model.pretrained=null)",
+            )
+        if _is_rate(name):
+            finite_number(f"model.settings.{name}", value, least=0, most=1)
+        else:
+            whole_number(f"model.settings.{name}", value, least=1)
+        # A nested configuration of ESM may be None.
+        parts = [getattr(changed, part) for part in changed.sub_configs]
+        for part in filter(None, [changed, *parts]):
+            if hasattr(part, name):
+                setattr(part, name, value)
+    if POSITIONS in fields and _shapes(changed) != _shapes(config):
+        raise MaskwiseError(
+            f"this {config.model_type} model has weights for its positions",
+            got=f"{POSITIONS}={fields[POSITIONS]}",
+            allowed=getattr(config, POSITIONS, None),
+            do=f"remove model.settings.{POSITIONS}",
+        )
+    return changed
+
+
+def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights of a language model, by name."""
+    return {name: tuple(t.shape) for name, t in empty_model(config).state_dict().items()}
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:

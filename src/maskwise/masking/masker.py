@@ -35,7 +35,7 @@ from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corrupted, Corruption
 from maskwise.masking.corruptions.base import lay_out
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
-from maskwise.masking.policies import Moment, Policy
+from maskwise.masking.policies import Moment, Policy, UnitKind
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import BUDGETS, FILLS, Selection, select, stretch
 from maskwise.masking.units import Units
@@ -68,6 +68,22 @@ MOST_TARGETS = 2**31 - 1
 #
 # Source: masked diffusion models of 2025 for ``complement``; ``coverage`` is from this library.
 VISITS = ("random", "complement", "coverage")
+
+
+def unused_masking(chosen: Policy | str | Call, budget: str) -> list[str]:
+    """List the masking settings that have no effect with this policy and this budget.
+
+    >>> unused_masking("ul2", "expected"), unused_masking("whole-word", "bernoulli")
+    (['ratio'], ['min_targets'])
+    """
+    made = policies.policy(chosen)
+    found = []
+    if made.has_ratio:
+        found.append("ratio")
+    # Adding words to reach the minimum would distort the probabilities of all words.
+    if budget == "bernoulli" and made.unit_kind is not UnitKind.TOKEN:
+        found.append("min_targets")
+    return found
 
 
 class Masker:

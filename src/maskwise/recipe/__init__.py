@@ -9,7 +9,10 @@ suggests the most similar known name.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -21,12 +24,15 @@ from maskwise.recipe.overrides import (
     arms_of,
     explain,
     merged,
+    nested,
     parse_override,
     parse_value,
     put,
     read_yaml,
 )
 from maskwise.recipe.recipe import Recipe, validate
+from maskwise.recipe.unused import remove_unused
+from maskwise.specs import leaves
 
 __all__ = [
     "Recipe",
@@ -47,17 +53,40 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         MaskwiseError: the recipe does not exist, is not valid YAML, contains an unknown key or
-            name, or contains a value that is not allowed.
+            name, contains a value that is not allowed, or sets a value that has no effect.
 
     >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
     10
     """
+    overrides = list(overrides)
+    changes = dict(map(parse_override, overrides))
     settings = _settings(source)
+    alone = None
+    if changes:
+        # With other arms, for example, settings of the file may lose their effect.
+        with suppress(MaskwiseError):
+            alone = validate(copy.deepcopy(settings), origin=str(source))
     apply_overrides(settings, overrides)
     recipe = validate(settings, origin=str(source))
     for name in recipe.study.arms:
         _check_arm(recipe, name)
+    if alone is not None or not changes:
+        (alone or recipe).require_used(_written(recipe_path(source)))
+    recipe.require_used(dict(leaves(nested(changes))))
     return recipe
+
+
+def _written(path: Path) -> Plain:
+    """Return the settings in a file that must have an effect, keyed by dotted name.
+
+    The settings of a shipped recipe need not have one, because overrides may replace what they are
+    for. Nor need all settings of a complete recipe, which maskwise writes for every run.
+    """
+    settings = _read(path)
+    assert isinstance(settings, dict), "``_settings`` has read the same file"
+    if path in shipped().values() or settings.keys() >= Recipe.model_fields.keys():
+        return {}
+    return dict(leaves(settings))
 
 
 def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
@@ -76,6 +105,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
     """
     changes = dict(map(parse_override, overrides))
     old_arms = dict(arms_of(settings))
+    remove_unused(settings, changes)
     for key, value in changes.items():
         known = arms_of(settings)
         arm = key.removeprefix("study.arms.")
@@ -205,7 +235,7 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
     base = _settings(base_source, extending=chain)
     for key in ("name", "description"):
         base.pop(key, None)
-    return merged(base, settings)
+    return merged(base, settings, before=partial(remove_unused, clear=False))
 
 
 def _read(path: Path) -> object:

@@ -8,7 +8,7 @@ override on the command line, an arm, a search grid, a training phase, or a reci
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar, get_args
@@ -148,10 +148,16 @@ def arms_of(settings: Plain) -> Plain:
     return {}
 
 
-def merged(base: Plain, own: Plain) -> Plain:
+def merged(
+    base: Plain, own: Plain, *, before: Callable[[Plain, Plain], None] = lambda *_: None
+) -> Plain:
     """Merge the settings of a recipe (``own``) into those of the recipe it extends (``base``).
 
     If ``own`` has arms, the arms of ``base`` and the settings that name these arms are dropped.
+
+    Args:
+        before: called before the settings of ``own`` are applied, with the settings so far and with
+            those of ``own``, keyed by dotted name.
     """
     # Two arms of the same name are not merged, because nobody wrote the resulting arm.
     base_arms = arms_of(base)
@@ -162,6 +168,7 @@ def merged(base: Plain, own: Plain) -> Plain:
     settings: Plain = {}
     for tree, dropped in ((base, replaced), (own, ["arms"])):
         prefixes = tuple(f"study.{name}." for name in dropped)
+        before(settings, dict(leaves(tree)))
         for key, value in leaves(tree):
             if not f"{key}.".startswith(prefixes):
                 put(settings, key, value, clear=False)

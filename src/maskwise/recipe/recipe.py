@@ -7,8 +7,8 @@ phases. Recipes are immutable: a change creates a new recipe, which is validated
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
 from itertools import chain
 
 import yaml
@@ -42,6 +42,7 @@ from maskwise.recipe.overrides import (
     put,
     require_changeable,
 )
+from maskwise.recipe.unused import refuse_unused, remove_unused
 from maskwise.samplers import sampler
 from maskwise.specs import leaves
 from maskwise.tasks import FinetuneSettings
@@ -194,6 +195,30 @@ class Recipe(Settings):
                     do="use shorter rows, or give the model more positions: "
                     f"model.settings.max_position_embeddings={length}",
                 )
+
+    def require_used(self, written: Mapping[str, object]) -> None:
+        """Check that settings have an effect in at least one training of the recipe.
+
+        Args:
+            written: the settings to check, keyed by dotted name. An arm is checked if they change
+                the arm.
+
+        Raises:
+            MaskwiseError: a setting has no effect.
+        """
+        links: dict[str, list[tuple[Recipe, ...]]] = {}
+        for name in self.study.arms:
+            points = self.study.points_of(name)
+            links[name] = [self.arm(name, seed=0, more=point).links() for point in points]
+        everywhere = list(chain.from_iterable(links.values())) or [self.links()]
+        _refuse_unused(written, everywhere)
+        for name, changes in self.study.arms.items():
+            if any(f"{key}.".startswith(f"study.arms.{name}.") for key in written):
+                _refuse_unused(dict(leaves(changes)), links[name], origin=f"arm {name!r}")
+
+    def _plain(self) -> Plain:
+        """Return the sections that ``refuse_unused`` reads, as plain values."""
+        return self.model_dump(mode="json", exclude={"study", "phases", "intermediate", "tasks"})
 
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
@@ -412,6 +437,45 @@ class Recipe(Settings):
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+def _refuse_unused(
+    given: Mapping[str, object], runs: Iterable[tuple[Recipe, ...]], *, origin: str = ""
+) -> None:
+    """Raise ``MaskwiseError`` if a value has no effect in any of these runs.
+
+    Args:
+        given: values keyed by dotted name, such as ``masking.ratio`` or ``phases.1.masking.ratio``.
+        runs: the recipes of the phases of every run that uses these values.
+        origin: words for who wrote the values.
+    """
+    runs = list(runs)
+    everywhere = [link._plain() for link in chain.from_iterable(runs)]
+    values: Plain = {}
+    for key, value in given.items():
+        if key == "phases" and isinstance(value, list):
+            for number, phase in enumerate(value):
+                values |= leaves(nested(phase or {}), f"phases.{number}.")
+        else:
+            values[key] = value
+    for key, value in values.items():
+        recipes = everywhere
+        parts = key.split(".")
+        if parts[0] == "intermediate":
+            recipes = [links[-1]._plain() for links in runs]
+            key = ".".join(parts[1:])
+        elif parts[0] == "phases" and len(parts) > 1:
+            number = int(parts[1])
+            recipes = [links[number]._plain() for links in runs if number < len(links)]
+            key = ".".join(parts[2:])
+        refuse_unused({key: value}, recipes, _default(), origin=origin)
+
+
+@cache
+def _default() -> Plain:
+    """Return the settings of a recipe in which nothing was set, as plain values."""
+    plain = Recipe.model_construct()._plain()
+    return {**plain, "learning": LearningSettings().model_dump(mode="json")}
+
+
 def _phase(changes: object, name: str, phases: int = 1) -> object:
     """Return the settings of a phase as nested dicts."""
     # If the value is no mapping, pydantic raises an error that names the setting.
@@ -443,6 +507,8 @@ def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Reci
 def _validate_once(base: str, changes: str, origin: str) -> Recipe:
     """Build a recipe from JSON. Results are cached, because validation takes milliseconds."""
     settings: Plain = json.loads(base)
-    for key, value in json.loads(changes):
+    changed = json.loads(changes)
+    remove_unused(settings, dict(map(tuple, changed)), clear=False)
+    for key, value in changed:
         put(settings, key, value, clear=False)
     return validate(settings, origin=origin)

@@ -374,9 +374,7 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     settings = link.finetune
     tokenizer = data.tokenizer
     task = load_task(stage.what["task"])
-    config = None
-    if not link.model.pretrained:
-        config = link.model.config(tokenizer, data.training.length, kind=link.kind)
+    config = link.model.changed_config(tokenizer, data.training.length, kind=link.kind)
     # Keep more rows for training, because every class needs a few of them.
     few = {name: rows[:ITEMS] for name, rows in task.splits.items()}
     few["train"] = task.splits["train"][: 4 * ITEMS]

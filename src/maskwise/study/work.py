@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
+from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, overlap_record
 from maskwise.folders import finite, sweep, write_json, write_whole
 from maskwise.learning.run import Lesson
 from maskwise.masking.policies.given import Learned
+from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -258,8 +262,17 @@ def _pretrain(stage: Stage, stages: Path) -> Plain:
 
 def _evaluate(stage: Stage, stages: Path) -> Plain:
     data = open_text(stages / stage.needs[0])
-    checkpoint = checkpoint_of(stage, stages) or stage.what["model"]["pretrained"]
-    return {"records": evaluate(checkpoint, data, EvaluationSettings(**stage.what["evaluation"]))}
+    settings = EvaluationSettings(**stage.what["evaluation"])
+    checkpoint = checkpoint_of(stage, stages)
+    if checkpoint is not None:
+        return {"records": evaluate(checkpoint, data, settings)}
+    # The reference arm is the pre-trained model itself, with the settings of the recipe.
+    model = ModelSettings.from_name(stage.what["model"])
+    assert model.pretrained is not None, "a new model without training is not evaluated"
+    config = with_fields(load_config(model.pretrained, kind=None), model.settings)
+    network = load_model(model.pretrained, kind=None, config=config)
+    torch.nn.Module.to(network, best_device())
+    return {"records": evaluate(network, data, settings)}
 
 
 def _overlap(stage: Stage, stages: Path) -> Plain:
@@ -286,8 +299,8 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         # The reference arm is the pre-trained model itself, or a new model with random weights.
         model = ModelSettings.from_name(what["model"])
         checkpoint = model.pretrained
-        if checkpoint is None:
-            config = model.config(tokenizer, what["length"], kind=what["kind"])
+        # The checkpoints of all arms have the changed rates of dropout in their configurations.
+        config = model.changed_config(tokenizer, what["length"], kind=what["kind"])
     first = what.get("seed", 0) * 1000
     record = task_record(
         checkpoint,

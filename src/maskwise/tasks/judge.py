@@ -414,7 +414,8 @@ def finetune(
         tokenizer: the checkpoint's tokenizer.
         settings: the fine-tuning settings.
         seed: the seed of the new weights, the row order and dropout.
-        config: the configuration of a model with random weights; None if there is a checkpoint.
+        config: the configuration of a model with random weights, or the configuration to use in
+            place of the checkpoint's.
         folder: the folder for ``metrics.jsonl``, ``checkpoint/`` (in transformers' format) and,
             for generation, ``predictions.jsonl``; or None to write nothing.
         checkpoints: whether to write ``metrics.jsonl`` and ``checkpoint/``.
@@ -501,15 +502,15 @@ def load_network(
 ) -> PreTrainedModel:
     """Load a checkpoint, or random weights of ``config``, with a new head for a task.
 
+    If both are given, ``config`` replaces the configuration of the checkpoint.
+
     Raises:
-        MaskwiseError: both or neither of ``checkpoint`` and ``config`` are given, or the model does
-            not fit the task, the tokenizer or ``max_length``.
+        MaskwiseError: neither ``checkpoint`` nor ``config`` is given, or the model does not fit the
+            task, the tokenizer or ``max_length``.
     """
-    start = checkpoint or config
-    if start is None or (checkpoint and config):
-        raise MaskwiseError(
-            "finetune needs either a checkpoint, or a config for random weights, not both"
-        )
+    start = config or checkpoint
+    if start is None:
+        raise MaskwiseError("finetune needs a checkpoint, or a config for random weights")
     config = task_config(start, task.config())
     if task.kind.check_model:
         task.kind.check_model(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from maskwise.models import (
     load_model,
     new_config,
     new_model,
+    with_fields,
 )
 from maskwise.weights import lora
 
@@ -212,7 +213,9 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
     architecture: str = "modernbert"
     """The architecture of a new model: transformers' ``model_type``, such as bert or t5."""
     settings: Fields = {}
-    """Fields of a new model's configuration, such as hidden_size."""
+    """Fields of a new model's configuration, such as hidden_size. Of a pre-trained model, only
+    rates of dropout can be changed, such as hidden_dropout_prob, and the number of positions if no
+    weight depends on it, as in ModernBERT (max_position_embeddings)."""
     unigram_bias: bool = True
     """Initialise the output bias of a new head with log frequencies of tokens in the training
     text."""
@@ -240,15 +243,32 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
     @model_validator(mode="after")
-    def _one_rate(self) -> ModelSettings:
-        if self.pretrained or self.attention_dropout is None:
-            return self
-        usual = attention_dropout(self.architecture)
-        if usual is not None and usual[0] in self.settings:
+    def _one_model(self) -> ModelSettings:
+        # Complete recipes contain all defaults, so the default architecture is accepted.
+        usual = type(self).model_fields["architecture"].default
+        if self.pretrained and self.architecture != usual:
             raise MaskwiseError(
-                "attention dropout is set twice",
-                got=f"attention_dropout and settings.{usual[0]}",
+                "a pre-trained model has its own architecture",
+                got=f"model.architecture={self.architecture} and model.pretrained="
+                f"{self.pretrained}",
+                do="remove one of them",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> ModelSettings:
+        if self.attention_dropout is None:
+            return self
+        names: Collection[str] = ATTENTION_DROPOUT
+        if not self.pretrained:
+            own = attention_dropout(self.architecture)
+            names = own[:1] if own else ()
+        for name in names:
+            if name in self.settings:
+                raise MaskwiseError(
+                    "attention dropout is set twice",
+                    got=f"attention_dropout and settings.{name}",
+                )
         return self
 
     @property
@@ -273,6 +293,9 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
         plain: dict[str, JsonValue] = self.model_dump(
             mode="json", exclude={"attention_dropout", "adapter"}
         )
+        if self.pretrained and self.settings:
+            # Older versions ignored these settings, but had them in the name.
+            plain |= {"settings": {}, "changed": plain["settings"]}
         if self.changed_dropout is not None:
             plain["attention_dropout"] = self.changed_dropout
         return plain
@@ -281,6 +304,8 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
     def from_name(cls, plain: Mapping[str, Any]) -> ModelSettings:
         """Return the settings from which ``named`` returned ``plain``."""
         plain = dict(plain)
+        if "changed" in plain:
+            plain["settings"] = plain.pop("changed")
         if plain.get("pretrained") or "architecture" not in plain:
             return cls(**plain)
         usual = attention_dropout(plain["architecture"])
@@ -296,10 +321,11 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
         """Return the configuration of the pre-trained model, or a new one for ``length`` tokens.
 
         Raises:
-            MaskwiseError: attention dropout is set, but the architecture has no such setting.
+            MaskwiseError: attention dropout is set, but the architecture has no such setting; or a
+                setting cannot be changed in a pre-trained model.
         """
         if self.pretrained:
-            config = load_config(self.pretrained, kind=kind)
+            config = with_fields(load_config(self.pretrained, kind=kind), self.settings)
         else:
             config = new_config(
                 self.architecture,
@@ -321,6 +347,17 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
             for part in filter(None, [config, *parts]):
                 setattr(part, usual[0], self.changed_dropout)
         return config
+
+    def changed_config(
+        self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
+    ) -> PreTrainedConfig | None:
+        """Return the configuration if a checkpoint's own is not enough; otherwise None.
+
+        The result is None for a pre-trained model whose configuration these settings do not change.
+        """
+        if self.pretrained and not self.settings and self.attention_dropout is None:
+            return None
+        return self.config(tokenizer, length, kind=kind)
 
     def empty(self, config: PreTrainedConfig) -> PreTrainedModel:
         """Return the model without memory for its weights, which is enough to count the weights."""

@@ -149,6 +149,10 @@ class Mixture(Policy):
         return any(member.needs_ratio for member in self.members)
 
     @property
+    def has_ratio(self) -> bool:
+        return all(member.has_ratio for member in self.members)
+
+    @property
     def unit_kind(self) -> UnitKind:
         kinds = {member.unit_kind for member in self.members}
         return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE

@@ -172,6 +172,11 @@ class Policy(ABC):
         return self.splits_budget
 
     @property
+    def has_ratio(self) -> bool:
+        """Whether the policy has its own ratios, and the masker's ratio has no effect."""
+        return False
+
+    @property
     def reads_text(self) -> bool:
         """Whether units or weights depend on the text that masks hide.
 

@@ -176,6 +176,10 @@ class _Noise(Policy):
     unit_kind = UnitKind.TOKEN_SPAN
     needs_ratio = True
 
+    @property
+    def has_ratio(self) -> bool:
+        return self.ratio is not None
+
     def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
 
@@ -255,6 +259,7 @@ class Ul2(Policy):
 
     unit_kind = UnitKind.TOKEN_SPAN
     needs_ratio = True
+    has_ratio = True
 
     def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
         """Return the mean span length and the ratio of each piece, both (P,) float64."""

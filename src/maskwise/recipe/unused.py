@@ -1,0 +1,308 @@
+"""Settings that have no effect because of another setting, such as the size of a tokenizer that is
+loaded by name.
+
+A setting that somebody writes must change something, or a mistake would go unnoticed. Therefore a
+value without effect is refused. But recipes are written in layers: a recipe extends another recipe,
+and overrides, arms and phases change single settings. If a layer makes a setting of an earlier
+layer ineffective, the earlier value is removed. For example, ``model.pretrained`` removes the
+settings of the quick start's new model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maskwise.errors import MaskwiseError
+from maskwise.masking.masker import unused_masking
+from maskwise.objectives import objective_class
+from maskwise.recipe.overrides import Plain, nested, put
+from maskwise.specs import leaves
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Settings that have no effect in some recipes.
+
+    Attributes:
+        keys: the dotted names of the settings. The name of a group stands for all its settings.
+        when: whether these settings have no effect, for nested settings that may be incomplete.
+        why: words for the reason, which follow the name of the setting in the error message.
+    """
+
+    keys: tuple[str, ...]
+    when: Callable[[Plain], bool]
+    why: str
+
+
+def read(settings: Plain, key: str, default: Any = None) -> Any:
+    """Return the value of a dotted name in nested settings, or the default."""
+    value: Any = settings
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return default
+        value = value[part]
+    return default if value is None else value
+
+
+def _named_tokenizer(settings: Plain) -> bool:
+    return bool(read(settings, "tokenizer.name") or read(settings, "model.pretrained"))
+
+
+def _objectives(settings: Plain) -> dict[str, Any]:
+    """Return the names of the objectives with their own masking settings, keyed by arm."""
+    several = read(settings, "objectives", {})
+    if not several:
+        return {read(settings, "objective", "mlm"): {}}
+    found = {}
+    for name, arm in several.items():
+        arm = arm if isinstance(arm, dict) else {"objective": arm or name}
+        found[arm.get("objective", name)] = arm.get("masking", {})
+    return found
+
+
+def _masks_nothing(settings: Plain) -> bool:
+    return not any(objective_class(name).inherits for name in _objectives(settings))
+
+
+def _without_spans(settings: Plain) -> bool:
+    """Whether a learned policy scores tokens and not spans."""
+    usual = "tokens" if read(settings, "learning.method") == "meta" else "spans"
+    return bool(read(settings, "learning.policy.head", usual) != "spans")
+
+
+def _no_muon(group: str) -> Callable[[Plain], bool]:
+    return lambda settings: read(settings, f"{group}.optimizer", "adamw") != "muon"
+
+
+def _constant(group: str) -> Callable[[Plain], bool]:
+    return lambda settings: read(settings, f"{group}.decay") == "constant"
+
+
+def _masking(name: str) -> Callable[[Plain], bool]:
+    """Return a function that tells whether the masking setting ``name`` has no effect."""
+
+    def ineffective(settings: Plain) -> bool:
+        masking = read(settings, "masking", {})
+        # The masked batches of several objectives may differ in all other settings.
+        return not read(settings, "objectives", {}) and name in unused_masking(
+            masking.get("policy", "token"), masking.get("budget", "expected")
+        )
+
+    return ineffective
+
+
+UNUSED = (
+    Unused(
+        (
+            "tokenizer.kind",
+            "tokenizer.k",
+            "tokenizer.vocab_size",
+            "tokenizer.lowercase",
+            "tokenizer.sentinels",
+        ),
+        _named_tokenizer,
+        "is for a new tokenizer, and this recipe has the tokenizer of tokenizer.name or "
+        "model.pretrained",
+    ),
+    Unused(
+        ("tokenizer.k",),
+        lambda settings: read(settings, "tokenizer.kind") != "k-mer",
+        "is only for tokenizer.kind=k-mer",
+    ),
+    Unused(
+        ("corpus.attention",),
+        lambda settings: read(settings, "corpus.layout") == "document",
+        "is only for packed rows (corpus.layout)",
+    ),
+    Unused(("training.muon_learning_rate",), _no_muon("training"), "needs training.optimizer=muon"),
+    Unused(("finetune.muon_learning_rate",), _no_muon("finetune"), "needs finetune.optimizer=muon"),
+    Unused(
+        ("learning.supervised.training.muon_learning_rate",),
+        _no_muon("learning.supervised.training"),
+        "needs learning.supervised.training.optimizer=muon",
+    ),
+    Unused(
+        ("training.decay_share",),
+        _constant("training"),
+        "has no effect, because with training.decay=constant the learning rate does not fall",
+    ),
+    Unused(
+        ("learning.supervised.training.decay_share",),
+        _constant("learning.supervised.training"),
+        "has no effect, because with decay=constant the learning rate does not fall",
+    ),
+    Unused(
+        ("finetune.epochs",),
+        lambda settings: read(settings, "finetune.steps") is not None,
+        "has no effect beside finetune.steps",
+    ),
+    Unused(
+        ("objective",),
+        lambda settings: bool(read(settings, "objectives", {})),
+        "is for one objective, and this recipe has objectives",
+    ),
+    Unused(
+        ("sampler",),
+        lambda settings: len(read(settings, "objectives", {})) == 1,
+        "has nothing to choose from, because there is a single objective",
+    ),
+    Unused(("masking",), _masks_nothing, "has no effect, because no objective masks"),
+    Unused(
+        ("masking.ratio",),
+        _masking("ratio"),
+        "has no effect, because masking.policy has its own ratio",
+    ),
+    Unused(
+        ("masking.min_targets",),
+        _masking("min_targets"),
+        "has no effect with budget bernoulli, unless masking.policy masks single tokens",
+    ),
+    Unused(
+        ("learning.meta",),
+        lambda settings: read(settings, "learning.method", "supervised") != "meta",
+        "needs learning.method=meta",
+    ),
+    Unused(
+        ("learning.supervised",),
+        lambda settings: read(settings, "learning.method", "supervised") != "supervised",
+        "needs learning.method=supervised",
+    ),
+    Unused(
+        ("learning.policy.longest",),
+        _without_spans,
+        "is only for policies that score spans (learning.policy.head)",
+    ),
+    Unused(
+        ("learning.policy.architecture", "learning.policy.settings"),
+        lambda settings: bool(read(settings, "learning.policy.pretrained")),
+        "is for a new encoder, and this recipe has learning.policy.pretrained",
+    ),
+    Unused(
+        ("learning.meta.seed", "learning.supervised.training.seed"),
+        lambda settings: True,
+        "has no effect in a recipe, because the seed of the run is used",
+    ),
+)
+"""Which settings have no effect in which recipes."""
+
+NEW_MODEL = Unused(
+    ("model.architecture", "model.settings"),
+    lambda settings: bool(read(settings, "model.pretrained")),
+    "is for a new model, and this recipe has model.pretrained",
+)
+"""The settings of a new model. ``ModelSettings`` refuses those that a checkpoint cannot have."""
+
+
+def active(rules: Iterable[Unused], settings: Plain) -> Iterator[Unused]:
+    """Yield the rules whose settings have no effect in these settings."""
+    for rule in rules:
+        try:
+            ineffective = rule.when(settings)
+        except (MaskwiseError, AttributeError, TypeError):
+            # A setting has a wrong value, which the validation of the recipe will report.
+            continue
+        if ineffective:
+            yield rule
+
+
+def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool = True) -> None:
+    """Remove the settings that ``changes`` make ineffective, in place.
+
+    Settings that ``changes`` themselves give stay, and so do settings that had no effect before.
+    Both are mistakes, which the validation of the recipe will report.
+
+    Args:
+        settings: nested settings.
+        changes: the settings of the next layer, keyed by dotted name. They are not applied here.
+        clear: see ``overrides.put``.
+
+    >>> settings = {"model": {"architecture": "bert", "settings": {"hidden_size": 64}}}
+    >>> remove_unused(settings, {"model.pretrained": "bundled:encoder"}); settings
+    {'model': {}}
+    """
+    if not settings:
+        return
+    rules = (*UNUSED, NEW_MODEL)
+    before = set(active(rules, settings))
+    after: Plain = {}
+    for layer in (dict(leaves(settings)), changes):
+        for key, value in layer.items():
+            try:
+                put(after, key, value, clear=clear)
+            except MaskwiseError:
+                # The caller will put the same value, and raise the same error.
+                continue
+    for rule in active(rules, after):
+        if rule in before:
+            continue
+        for key in rule.keys:
+            _remove(settings, key, changes)
+            # Phases change the same settings.
+            _remove(settings, f"intermediate.{key}", changes)
+            phases = settings.get("phases")
+            if isinstance(phases, list) and "phases" not in changes:
+                settings["phases"] = [_phase_without(phase, key) for phase in phases]
+
+
+def _remove(settings: Plain, key: str, changes: Mapping[str, object]) -> None:
+    """Remove a setting, or all settings of a group, except those that ``changes`` give."""
+    *path, last = key.split(".")
+    group: Any = settings
+    for part in path:
+        group = group.get(part) if isinstance(group, dict) else None
+    if not isinstance(group, dict) or last not in group:
+        return
+    inside = [name for name in changes if name == key or name.startswith(f"{key}.")]
+    whole = [name for name in changes if key.startswith(f"{name}.")]
+    # ``changes`` replace the settings that they give.
+    if not whole and key not in inside:
+        del group[last]
+
+
+def _phase_without(phase: object, key: str) -> object:
+    if not isinstance(phase, dict):
+        return phase
+    settings = nested(phase)
+    _remove(settings, key, {})
+    return settings
+
+
+def ineffective(settings: Plain) -> dict[str, str]:
+    """Return the settings that have no effect in a complete recipe, and why, by dotted name."""
+    found: dict[str, str] = {}
+    for rule in active(UNUSED, settings):
+        for key in rule.keys:
+            found.setdefault(key, rule.why)
+    return found
+
+
+def refuse_unused(
+    given: Mapping[str, object], recipes: Sequence[Plain], default: Plain, *, origin: str = ""
+) -> None:
+    """Raise ``MaskwiseError`` if somebody gives a value that has no effect.
+
+    Args:
+        given: the values that somebody wrote, keyed by dotted name.
+        recipes: the complete settings of all trainings that use these values, as nested values. A
+            value must have an effect in one of them.
+        default: the complete settings of a recipe in which nothing was set. Default values are
+            never refused, because recipes that maskwise writes state them.
+        origin: words for who wrote the values, for the error message.
+    """
+    for key, value in given.items():
+        if value is None or value == read(default, key):
+            continue
+        reasons = [_reason(key, ineffective(settings)) for settings in recipes]
+        if reasons and all(reasons):
+            place = f"{origin}: {key}" if origin else key
+            raise MaskwiseError(f"{place} {reasons[0]}", got=value, do=f"remove {key}")
+
+
+def _reason(key: str, unused: Mapping[str, str]) -> str | None:
+    """Return why a setting has no effect, or None if it has one."""
+    for name, why in unused.items():
+        if key == name or key.startswith(f"{name}."):
+            return why
+    return None

@@ -1,0 +1,114 @@
+"""Every setting of a recipe changes what it says that it changes, or is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import read_recipe
+from maskwise.recipe.unused import UNUSED
+
+META = ["learning={method: meta}", "tasks=[trivia]"]
+SUPERVISED = ["learning={method: supervised}", "tasks=[trivia]"]
+START = ["model.pretrained=bundled:encoder"]
+PLAIN = ["training.optimizer=adamw"]
+
+WITHOUT_EFFECT = {
+    "tokenizer.kind": (START, "bpe"),
+    "tokenizer.k": ([], "4"),
+    "tokenizer.vocab_size": (START, "999"),
+    "tokenizer.lowercase": (START, "false"),
+    "tokenizer.sentinels": (START, "3"),
+    "corpus.attention": (["corpus.layout=document"], "row"),
+    "training.muon_learning_rate": (PLAIN, "0.1"),
+    "finetune.muon_learning_rate": ([], "0.1"),
+    "training.decay_share": (["training.decay=constant"], "0.5"),
+    "finetune.epochs": (["finetune.steps=3"], "2"),
+    "objective": (["objectives={mlm: {}, cse: {}}"], "clm"),
+    "sampler": (["objectives={mlm: {}}"], "sequential"),
+    "masking.policy": (["objective=clm"], "span"),
+    "masking.ratio": (["masking.policy=ul2"], "0.4"),
+    "masking.min_targets": (["masking.policy=whole-word", "masking.budget=bernoulli"], "2"),
+    "learning.meta.steps": (SUPERVISED, "9"),
+    "learning.meta.seed": (META, "9"),
+    "learning.supervised.training.steps": (META, "9"),
+    "learning.supervised.training.seed": (SUPERVISED, "9"),
+    "learning.supervised.training.muon_learning_rate": (SUPERVISED, "0.1"),
+    "learning.supervised.training.decay_share": (
+        ["learning={method: supervised, supervised: {training: {decay: constant}}}"],
+        "0.5",
+    ),
+    "learning.policy.longest": (META, "5"),
+    "learning.policy.architecture": ([*META, "learning.policy.pretrained=bundled:encoder"], "bert"),
+    "learning.policy.settings.window": ([*META, "learning.policy.pretrained=bundled:encoder"], "3"),
+}
+"""For each setting that may have no effect: a recipe in which it has none, and a value."""
+
+
+def test_the_table_has_every_setting_that_may_have_no_effect():
+    known = {key for rule in UNUSED for key in rule.keys}
+    covered = {name for name in known for key in WITHOUT_EFFECT if f"{key}.".startswith(f"{name}.")}
+    assert covered == known
+
+
+@pytest.mark.parametrize("key", WITHOUT_EFFECT)
+def test_a_value_without_effect_is_refused_wherever_somebody_writes_it(key, tmp_path):
+    others, value = WITHOUT_EFFECT[key]
+    read_recipe("quick-start", others)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("extends: quick-start\n")
+    for source in ("quick-start", path):
+        with pytest.raises(MaskwiseError, match=rf"{key}.* got .*; remove {key}") as error:
+            read_recipe(source, [*others, f"{key}={value}"])
+        assert len(str(error.value).splitlines()) == 1
+    # In a file of a user, and in an arm that differs in nothing else.
+    lines = [f"{name}: {given}" for name, _, given in (text.partition("=") for text in others)]
+    path.write_text("\n".join(["extends: quick-start", *lines, f"{key}: {value}\n"]))
+    for overrides in ([], ["training.steps=3"]):
+        with pytest.raises(MaskwiseError, match=rf"{key}[. ].* got "):
+            read_recipe(path, overrides)
+    if not key.startswith("learning.policy."):
+        arms = f"study={{arms: {{a: {{{key}: {value}}}, b: {{}}}}}}"
+        with pytest.raises(MaskwiseError, match=rf"arm 'a': {key} .* got "):
+            read_recipe("quick-start", [*others, arms])
+
+
+def test_a_phase_refuses_a_value_without_effect():
+    phases = "phases=[{}, {training: {optimizer: adamw, muon_learning_rate: 0.1}}]"
+    with pytest.raises(MaskwiseError, match=r"training\.muon_learning_rate needs training\.opt"):
+        read_recipe("quick-start", [phases])
+    with pytest.raises(MaskwiseError, match=r"masking\.ratio has no effect, because no objective"):
+        read_recipe("quick-start", ["phases=[{objective: clm, masking.ratio: 0.2}, {}]"])
+
+
+def test_a_value_that_one_arm_uses_is_a_value_with_effect(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "extends: quick-start\ntraining: {optimizer: adamw, muon_learning_rate: 0.1}\n"
+        "study: {arms: {adamw: {}, muon: {training.optimizer: muon}}}\n"
+    )
+    recipe = read_recipe(path)
+    assert recipe.arm("muon", seed=0).training.muon_learning_rate == 0.1
+    # An arm is left out, and the file stays as it is.
+    assert [*read_recipe(path, ["study.arms.muon=null"]).study.arms] == ["adamw"]
+
+
+def test_a_layer_removes_earlier_settings_that_lose_their_effect():
+    """They were part of the names of stages, and of the page, although nothing read them."""
+    start = read_recipe("quick-start", START)
+    assert start.tokenizer == type(start.tokenizer)() and start.model.settings == {}
+    adamw = read_recipe("quick-start", PLAIN).training
+    assert adamw.muon_learning_rate == type(adamw)().muon_learning_rate
+    phases = "phases=[{objective: clm}, {}]"
+    first, second = read_recipe("quick-start", ["masking.ratio=0.4", phases]).links()
+    assert (first.masking.ratio, second.masking.ratio) == (0.15, 0.4)
+    assert read_recipe("learn-supervised").learning.meta.steps == 60
+
+
+def test_a_complete_recipe_is_read_back(tmp_path):
+    """It holds what no arm uses any more, because an arm was left out, for example."""
+    arms = "study.arms={start: {model.pretrained: bundled:encoder}}"
+    recipe = read_recipe("quick-start", [arms, "study.contrasts=null", "study.baseline=null"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert read_recipe(path) == recipe
