@@ -775,3 +775,13 @@ def test_independent_failures_of_a_run_are_all_reported(tmp_path):
         "x": stages[0].name,
         "y": stages[2].name,
     }
+
+
+def test_the_outcome_may_be_called_tasks(tmp_path: Path) -> None:
+    """As the comment in a new recipe says; in files, null means the same."""
+    path = write_inputs(tmp_path)
+    recipe = read_recipe(path, ["study.outcome=tasks"])
+    assert describe(recipe, Design(recipe, tmp_path))["outcome"] is None
+    assert make_plan(recipe).stages() == make_plan(read_recipe(path)).stages()
+    with pytest.raises(MaskwiseError, match="there are no tasks"):
+        make_plan(read_recipe(path, ["study.outcome=tasks", "tasks=[]"]))

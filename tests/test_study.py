@@ -25,7 +25,7 @@ from maskwise.evaluation import fixed_maskers
 from maskwise.folders import damage
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
-from maskwise.study.pretraining import rows_with
+from maskwise.study.probed import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for

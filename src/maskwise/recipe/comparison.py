@@ -173,9 +173,9 @@ class StudySettings(Settings):
     arm with the baseline."""
     outcome: str | None = None
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
-    mean over ``evaluation.ratios``. With null, the tasks decide. Without tasks, the loss on the
-    arm's own kind of mask decides. An untrained model has no held-out loss, so a contrast with it
-    is decided as if this setting were null.
+    mean over ``evaluation.ratios``. With ``tasks`` or null, the tasks decide. Without tasks, null
+    means the loss on the arm's own kind of mask. An untrained model has no held-out loss, so a
+    contrast with it is decided as if this setting were null.
     """
     match: Literal["steps", "targets", "flops"] = "steps"
     """The quantity that is equal for all arms. With targets (masked tokens) or FLOPs,

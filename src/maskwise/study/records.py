@@ -68,7 +68,8 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "arms": {name: _arm_facts(name, design) for name in study.arms},
         "seconds": None,
         "contrasts": study.primary,
-        "outcome": study.outcome,
+        # In files, null means that the tasks decide.
+        "outcome": None if study.outcome == "tasks" else study.outcome,
         "match": {"by": study.match, "arms": {}},
         "companions": list(study.companions),
         "margin": study.margin,
