@@ -136,6 +136,7 @@ class Study(TypedDict, total=False):
     looks: list[int] | None
     looked: list[Look]
     helps: float
+    """``study.helps``; absent in older files, which are judged by the default of today."""
     search: Search | None
     share: tuple[str, str] | None
     """The arm whose gain counts as 100 %, and the baseline of all gains (``study.share``)."""

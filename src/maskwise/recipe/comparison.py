@@ -22,6 +22,7 @@ from pydantic import (
 
 from maskwise.constants import (
     FRESH_RUN,
+    HELPS,
     MOST_PRIMARY,
     MOST_SEEDS,
     OTHER_TASKS,
@@ -189,7 +190,7 @@ class StudySettings(Settings):
     margin: Fraction | None = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a difference is within ± margin, the verdict is *no difference that matters*."""
-    helps: float = Field(0.75, ge=0, le=1)
+    helps: float = Field(HELPS, ge=0, le=1)
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""

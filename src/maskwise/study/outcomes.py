@@ -32,7 +32,15 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import (
+    DIFFUSION,
+    HELPS,
+    LOWER_IS_BETTER,
+    NATS,
+    OTHER_TASKS,
+    OWN_TASK,
+    REFERENCE,
+)
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
@@ -145,7 +153,8 @@ class Outcomes:
             self._add_sides_of_transfer(study["learned"])
         self.helped = {task: self._helped(task) for task in self.tasks}
         if counted is None:
-            least = study.get("helps", 0.0)
+            # Older files do not have this key. The rule of today applies to them, too.
+            least = study.get("helps", HELPS)
             shares = self.helped.items()
             counted = [task for task, share in shares if share is None or share >= least]
         self.counted = [task for task in self.tasks if task in counted]
