@@ -17,7 +17,7 @@ from maskwise.estimates import SPREADS, outcome_label, shown
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import ALPHA, P_FROM_RUNS, can_decide, fewest_runs
-from maskwise.study.verdict.flags import FLAGS
+from maskwise.study.verdict.flags import FLAGS, rate
 
 Names: TypeAlias = Mapping[str, str]
 """The names of arms in sentences, keyed by arm (``Outcomes.names``)."""
@@ -117,6 +117,7 @@ def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
             facts.append(f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)}")
         if row["unit"] == "SDs" and amount.unit != SPREADS and row["mean"]:
             facts.append(f"the lead is {abs(row['mean']):.1f} times the SD of runs within an arm")
+        facts += _failures(row, ahead)
     if row["p_adjusted"] is not None:
         p = f"p = {row['p_adjusted']:.2g}"
         # Gates are tested separately, without Holm's correction.
@@ -126,6 +127,22 @@ def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
     if row["verdict"] is not None:
         facts.append(SCOPES.get(row["scope"], row["scope"]))
     return "; ".join(facts)
+
+
+def _failures(row: Contrast, ahead: str) -> list[str]:
+    """Return a phrase with the failures of the leading arm in a primary row, as a list."""
+    break_even = row.get("break_even")
+    side = "arm" if is_ahead(row) else "baseline"
+    trained = row["arm"] if is_ahead(row) else row["baseline"]
+    if not row["primary"] or not row["mean"] or break_even is None:
+        return []
+    # One run says nothing, and the untrained model cannot fail.
+    if row["n"] < 2 or trained == REFERENCE:
+        return []
+    failures = row["failures"][side]
+    seen = f"{failures['failed']} of {failures['runs']} runs of {ahead} failed"
+    allowed = f"so at most {rate(failures['high'])} do (95 % confidence)"
+    return [f"{seen}, {allowed}; failures in {rate(break_even)} would cancel the lead"]
 
 
 def _inside(row: Contrast) -> str:
