@@ -70,8 +70,8 @@ def at_floor(gains: Numbers) -> NDArray[np.bool_]:
 
     >>> at_floor(np.array([0.01, 0.6, 0.62, 0.58, 0.61, 0.6])).tolist()
     [True, False, False, False, False, False]
-    >>> at_floor(np.array([0.01, 0.03, 0.02, -0.01, 0.02, 0.04])).any()
-    np.False_
+    >>> at_floor(np.array([0.01, 0.03, 0.02, -0.01, 0.02, 0.04])).tolist()
+    [False, False, False, False, False, False]
 
     Args:
         gains: (runs,) gains over the floor; NaN for missing runs.
