@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -129,8 +130,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Write a folder and its manifest under a temporary name, then rename the folder.
 
-    An existing folder is replaced. Content can be lost only if the process is killed between the
-    removal of the old folder and the renaming of the new folder.
+    An existing folder is replaced: it gets a temporary name, and is removed when the new folder has
+    its place. A kill between the two renames leaves no folder of this name, never a part of one.
 
     Args:
         folder: the folder to write.
@@ -140,23 +141,36 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         MaskwiseError: the folder cannot be written.
     """
     partial = _partial(folder)
+    old = _partial(folder.with_name(f"{folder.name}.old"))
     with writing(folder):
-        shutil.rmtree(partial, ignore_errors=True)
+        for unused in (partial, old):
+            shutil.rmtree(unused, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             fill(partial)
+            written = [path for path in sorted(partial.rglob("*")) if path.is_file()]
             hashes = {}
-            for path in sorted(partial.rglob("*")):
+            for path in written:
                 # Model cards are not hashed, because users may edit them.
-                if path.is_file() and path.name != CARD:
+                if path.name != CARD:
                     hashes[str(path.relative_to(partial))] = file_hash(path)
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-            # `rename` would fail if the target were a folder with files.
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+            # safetensors writes files that only their owner may read.
+            usual = stat.S_IMODE((partial / MANIFEST).stat().st_mode)
+            for path in written:
+                path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
+            try:
+                # `rename` would fail if the target were a folder with files.
+                if folder.is_dir():
+                    folder.rename(old)
+                partial.rename(folder)
+            except BaseException:
+                if old.is_dir() and not folder.exists():
+                    old.rename(folder)
+                raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            for unused in (partial, old):
+                shutil.rmtree(unused, ignore_errors=True)
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:

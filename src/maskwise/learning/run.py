@@ -9,7 +9,6 @@ it is started again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from maskwise.constants import GAIN, rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
-from maskwise.folders import finite, require_file, write_folder, write_json
+from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
@@ -183,7 +182,7 @@ class Lesson:
         best = max(range(tries), key=lambda number: results[number].figures["gain"])
         if tries > 1 and rank_here() == 0:
             metrics = self.folder / f"try-{best}" / "metrics.jsonl"
-            shutil.copyfile(metrics, self.folder / "metrics.jsonl")
+            write_whole(self.folder / "metrics.jsonl", metrics.read_bytes())
         made = results[best]
         made.policy.cpu()
         measures = {**made.figures, "tries": [result.figures for result in results], "left_out": {}}
@@ -257,7 +256,10 @@ class Lesson:
         texts: Sequence[str],
         before: Sequence[Floats],
     ) -> Measures:
-        """On rank 0, write the policy, its card and ``shown.json``, and delete checkpoints.
+        """On rank 0, write the policy, its card and ``shown.json``.
+
+        The training states stay in the folder. The caller removes them when it has written the
+        result.
 
         Args:
             texts: the texts on which the policy's weights are summarised.
@@ -292,10 +294,6 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        # Checkpoints are needed only to resume learning, which is complete now.
-        checkpoints = [self.folder / "resume", *self.folder.glob("try-*/resume")]
-        for unused in (*checkpoints, self.folder / SHARED_TOKENIZER):
-            shutil.rmtree(unused, ignore_errors=True)
         return result
 
     # Parts built from the settings

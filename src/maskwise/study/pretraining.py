@@ -7,7 +7,6 @@ command ``maskwise pretrain`` call ``pretrain``.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -55,6 +54,9 @@ def pretrain(
     facts: Mapping[str, str] | None = None,
 ) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
+
+    The training states stay in the folder. The caller removes them when it has written the result
+    (``forget_states``).
 
     Args:
         data: the prepared text.
@@ -131,8 +133,6 @@ def pretrain(
             do="see what the policy masks: maskwise inspect",
         )
     save(folder / "checkpoint")
-    if rank_here() == 0:
-        shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
         "heldout": losses,
         **{key: done[key] for key in ("steps", "tokens", "targets")},

@@ -35,8 +35,9 @@ from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts, say
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
-from maskwise.study.work import lesson_of, open_text, run_stage, starting_from
+from maskwise.study.work import forget, lesson_of, open_text, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
+from maskwise.training.checkpoint import forget_states
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
@@ -109,6 +110,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     # A file from an older version, or a damaged file, may lack these keys. The run then continues
     # from its last saved state.
     if result and {"heldout", "seconds"} <= result.keys():
+        if _is_first():
+            forget_states(out)
         return result | checkpoint
     began = time.perf_counter()
     stages = out / "stages"
@@ -130,10 +133,13 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
                 result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
             before = folder / "checkpoint"
             require_file(before / "config.json")
+            if _is_first() and folder != out:
+                forget_states(folder)
         seconds = round(time.perf_counter() - began, 1)
         result |= {"seconds": seconds, "versions": versions(), "hardware": hardware()}
         if _is_first():
             write_json(out / DONE, result)
+            forget_states(out)
     return result | checkpoint
 
 
@@ -267,6 +273,8 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         )
     done = read_json(out / DONE)
     if done:
+        if _is_first():
+            forget(out)
         return done
     with _claimed(out, "another process is learning in", lock=".learning.lock"):
         if _is_first():
@@ -281,6 +289,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 
             result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
             write_json(out / DONE, result)
+            forget(out)
     return result
 
 

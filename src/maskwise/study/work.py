@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, overlap_record
 from maskwise.folders import finite, sweep, write_json, write_whole
-from maskwise.learning.run import Lesson
+from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import Learned
 from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
@@ -27,10 +28,12 @@ from maskwise.specs import Call
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, recipe_of
 from maskwise.tasks import FinetuneSettings, load_task, task_record
+from maskwise.tasks.judge import SCORE
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
+from maskwise.training.checkpoint import forget_states
 from maskwise.training.settings import ModelSettings
 
 
@@ -71,7 +74,19 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
     write_json(folder / DONE, result)
+    forget(folder)
     return result
+
+
+def forget(folder: Path) -> None:
+    """Remove the files of a finished stage that are needed only to resume it."""
+    forget_states(folder)
+    shutil.rmtree(folder / SHARED_TOKENIZER, ignore_errors=True)
+    for score in folder.glob(f"*/{SCORE}"):
+        score.unlink(missing_ok=True)
+        # The folder of a trial of a learning rate has no other file.
+        with suppress(OSError):
+            score.parent.rmdir()
 
 
 def tokenizer_folder(stage: Stage, stages: Path) -> str:
@@ -311,9 +326,11 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         config=config,
         folder=stage.folder(stages),
         checkpoints=False,
+        # The name of the stage identifies the checkpoint and the rows.
+        made_of=stage.name,
         quiet=True,
     )
-    return dict(record)
+    return {key: value for key, value in record.items() if key != "made_of"}
 
 
 RUNNERS: dict[str, Callable[[Stage, Path], Plain]] = {
