@@ -17,7 +17,7 @@ from maskwise.annotate.store import Store
 from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, overlap_record
-from maskwise.folders import finite, sweep, write_json, write_whole
+from maskwise.folders import finite, read_json, sweep, write_json, write_whole
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import Learned
 from maskwise.models import load_config, load_model, with_fields
@@ -317,6 +317,9 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         # The checkpoints of all arms have the changed rates of dropout in their configurations.
         config = model.changed_config(tokenizer, what["length"], kind=what["kind"])
     first = what.get("seed", 0) * 1000
+    began = time.perf_counter()
+    # The runs that an interrupted call has finished.
+    earlier = [read_json(path) or {} for path in stage.folder(stages).glob(f"*/{SCORE}")]
     record = task_record(
         checkpoint,
         load_task(what["task"]),
@@ -330,7 +333,10 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         made_of=stage.name,
         quiet=True,
     )
-    return {key: value for key, value in record.items() if key != "made_of"}
+    result = {key: value for key, value in record.items() if key != "made_of"}
+    seconds = time.perf_counter() - began
+    seconds += sum(score.get("seconds", 0.0) for score in earlier)
+    return result | {"seconds": round(seconds, 3)}
 
 
 RUNNERS: dict[str, Callable[[Stage, Path], Plain]] = {
