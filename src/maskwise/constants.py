@@ -164,3 +164,8 @@ def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
     share = min(1.0, max(0.0, share))
     red, green, blue = (round(255 - share * (255 - part)) for part in full)
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+ONLY_RESIDUES = frozenset("EFILPQ")
+"""Letters of amino acids that mean nothing in DNA. A vocabulary with all of them may be of
+proteins."""

@@ -27,6 +27,7 @@ from tokenizers import (
     trainers,
 )
 
+from maskwise.constants import ONLY_RESIDUES
 from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
@@ -43,8 +44,7 @@ LONGEST_WORD = 100
 # First code point of a private Unicode plane, to which letters inside words are moved in training.
 INSIDE = 0xF0000
 NUCLEOTIDES = frozenset("ACGTN")
-# Letters of amino acids that are no letters of nucleotides. No amino acid has the letter J.
-ONLY_RESIDUES = frozenset("EFILPQ")
+# No amino acid has the letter J.
 NO_RESIDUE = "J"
 # Protein tokenizers have about 30 tokens; text tokenizers have thousands.
 MOST_PROTEIN_TOKENS = 256
