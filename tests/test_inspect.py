@@ -277,3 +277,11 @@ def test_lists_show_no_address(capsys):
         m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
     ]
     assert arguments.endswith("faithful=False")
+
+
+def test_a_text_of_unknown_tokens_does_not_blame_the_ratio():
+    with pytest.warns(UserWarning, match="unknown"):
+        [entry] = inspect_text("☃☃☃ ☀☀ ☁☁", "token", PLAIN)
+    assert "unknown" in entry.note and "ratio" not in entry.note
+    [short] = inspect_text("cat", "token", {**PLAIN, "ratio": "0.01", "min_targets": 0})
+    assert "ratio" in short.note and "eligible" not in short.as_dict()

@@ -104,7 +104,8 @@ def require_known(
     setting: str, name: str, known: Collection[str], *, do: str | None = None
 ) -> None:
     """Raise a `MaskwiseError` if ``name`` is not one of the known names."""
-    if name not in known:
+    # Lists and arrays cannot be looked up.
+    if not isinstance(name, str) or name not in known:
         raise unknown_name(setting, name, known, do=do)
 
 
@@ -180,7 +181,7 @@ def _checked(
     # A single number may also be an array or a tensor without dimensions.
     if hasattr(value, "item") and hasattr(value, "ndim") and not value.ndim:
         # Tensors on the device "meta" have no value.
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, TypeError, ValueError):
             value = value.item()
     # In Python, True is an Integral, but here it is a mistake.
     if isinstance(value, kind) and not isinstance(value, bool):

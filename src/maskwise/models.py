@@ -249,13 +249,25 @@ def config_of(fields: Fields) -> PreTrainedConfig:
     return AutoConfig.for_model(**fields)
 
 
-def check_start(config: PreTrainedConfig, tokens: int) -> None:
+def check_start(config: PreTrainedConfig, tokens: int, *, loaded: bool) -> None:
     """Check, without allocating memory, that a model can be built and embeds ``tokens`` tokens.
+
+    Args:
+        config: the configuration of the model.
+        tokens: the number of tokens of the tokenizer.
+        loaded: whether the weights are loaded (``model.pretrained``); False for a new model.
 
     Raises:
         MaskwiseError: it cannot be built, is too large, or lacks embeddings or a start token.
     """
-    check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
+    do = "remove vocab_size from model.settings; a new model gets the size of its tokenizer"
+    if loaded:
+        do = (
+            "remove tokenizer from the recipe, so that the model's own is read; if tokens were "
+            "added to it, call model.resize_token_embeddings(len(tokenizer)), save both by "
+            "save_pretrained, and start from that folder"
+        )
+    check_fit(config, tokens, do=do)
     if adapter_of(config).kind == "encoder-decoder":
         start_token(config)
     check_size(empty_model(config))

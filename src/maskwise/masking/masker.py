@@ -350,6 +350,11 @@ class Masker:
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
 
+    @property
+    def needs_total(self) -> bool:
+        """Whether a setting changes over training, so that calls need ``total_steps``."""
+        return any(part.needs_total for part in (self.ratio, self.predict, self.policy))
+
     def describe(self) -> dict[str, str | int]:
         """Return the settings as plain values, for model cards and reports."""
         names = [*DESCRIBED]

@@ -201,7 +201,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
     links = arm.links()
     start = arm.model.pretrained
     tokenizer, config = start_of(arm)
-    check_start(config, len(tokenizer))
+    check_start(config, len(tokenizer), loaded=bool(start))
     if arm.model.adapter:
         lora(arm.model.adapter).check(config)
         if all(link.training.freeze == "encoder" for link in links):

@@ -240,11 +240,17 @@ def paths(record: Mapping[str, object]) -> Iterator[str]:
     >>> [*paths({"id": 1, "article": {"body": "It rained."}})]
     ['id', 'article', 'article.body']
     """
+    for path, _ in leaves(record):
+        yield path
+
+
+def leaves(record: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the paths of a record's fields, as ``paths`` does, and their values."""
     for name, value in record.items():
-        yield str(name)
+        yield str(name), value
         if isinstance(value, Mapping):
-            for path in paths(value):
-                yield f"{name}.{path}"
+            for path, inner in leaves(value):
+                yield f"{name}.{path}", inner
 
 
 def longest_field(source: str) -> str:
@@ -375,12 +381,17 @@ def require_documents(documents: Documents) -> Documents:
     if NO_TEXT not in documents.skipped:
         raise MaskwiseError(f"there is no document in {documents.name}", got=why)
     first = next(_objects(documents.open_records()), {})
-    raise MaskwiseError(
-        f"no document in {documents.name} has a text in its field {documents.fields.text!r}",
-        got=why,
-        allowed=", ".join(paths(first)) or None,
-        do=NAME_IT,
-    )
+    what = f"no document in {documents.name} has a text in its field {documents.fields.text!r}"
+    texts = [path for path, value in leaves(first) if isinstance(value, str)]
+    numbered = [path for path, value in leaves(first) if isinstance(value, list) and value]
+    if not texts and numbered:
+        raise MaskwiseError(
+            what,
+            got=f"lists in {', '.join(numbered)}, and no field with a text",
+            do="write texts into the file: a corpus of token ids is turned into texts by "
+            "tokenizer.batch_decode(rows); in Python, Masker and MaskingTrainer read token ids",
+        )
+    raise MaskwiseError(what, got=why, allowed=", ".join(texts) or None, do=NAME_IT)
 
 
 def batches(
