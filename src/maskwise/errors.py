@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -202,7 +203,7 @@ def tidy_warnings() -> None:
     printed = set[str]()
 
     def line_of(message: Warning | str, *_: object, **__: object) -> str:
-        line = f"Warning: {message}\n"
+        line = f"Warning: {visible(str(message))}\n"
         if line in printed:
             return ""
         printed.add(line)
@@ -247,6 +248,8 @@ def duration(seconds: float | None) -> str:
 def shortened(value: object, limit: int = LONGEST) -> str:
     """Format a value on one line of at most ``limit`` characters; omit the middle if it is longer.
 
+    Control characters are replaced, too (``visible``).
+
     >>> shortened("a" * 500 + " is not in the table", 40)
     'aaaaaaaaaaaaaaaaaaaaa … not in the table'
     """
@@ -255,9 +258,38 @@ def shortened(value: object, limit: int = LONGEST) -> str:
     except (ValueError, RecursionError):
         # Python refuses to convert integers of more than 4,300 digits.
         text = f"a value of type {type(value).__name__}"
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     if len(text) <= limit:
         return text
     # Both ends are kept, because file names and values mostly differ at their ends.
     end = 2 * limit // 5
     return f"{text[: limit - end - 3]} … {text[-end:]}"
+
+
+KEPT = frozenset("\n\t\u00ad\u200c\u200d")
+"""Characters that are not printable in themselves, and that do no harm: line feed and tab, the soft
+hyphen, and the joiners of Persian, Indic scripts and emoji."""
+HARMLESS = ("Zs", "Cn", "Co")
+"""Unicode's categories of spaces, of unassigned characters (newer emoji) and of private ones."""
+
+
+def is_visible(char: str) -> bool:
+    """Return whether a terminal may print a character.
+
+    It must not print control characters, which it may execute, line separators, characters that
+    reverse the direction of a line, and halves of surrogate pairs, which stand for bytes of a file
+    name that are not UTF-8.
+    """
+    return char.isprintable() or char in KEPT or unicodedata.category(char) in HARMLESS
+
+
+def visible(text: str) -> str:
+    """Replace the characters that a terminal must not print by a dot.
+
+    >>> visible("mine\\x1b[2J.txt")
+    'mine·[2J.txt'
+    """
+    # Nearly all texts have no such character, and this check is fast.
+    if text.isprintable():
+        return text
+    return "".join(char if is_visible(char) else "·" for char in text)

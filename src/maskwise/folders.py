@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError, require_library, unknown_name
-from maskwise.specs import split_options
+from maskwise.specs import split_options, user_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -75,10 +75,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            if isinstance(content, str):
+                content = in_utf8(content)
+            partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def in_utf8(text: str) -> bytes:
+    """Encode a text that a file will hold.
+
+    Names of files may contain bytes that are not UTF-8, which Python reads as halves of surrogate
+    pairs. They are written as escapes, such as \\udce9, which JSON and YAML read back unchanged.
+
+    >>> in_utf8('{"file": "caf\udce9"}')
+    b'{"file": "caf\\\\udce9"}'
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -158,7 +172,9 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
             # safetensors writes files that only their owner may read.
             usual = stat.S_IMODE((partial / MANIFEST).stat().st_mode)
             for path in written:
-                path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
+                # Some network file systems have no permissions.
+                with suppress(OSError):
+                    path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
             try:
                 # `rename` would fail if the target were a folder with files.
                 if folder.is_dir():
@@ -425,9 +441,9 @@ def refuse_missing(*names: str) -> None:
         if file.startswith(("hf:", "bundled:")):
             continue
         looks_like_file = Path(file).suffix or "/" in file
-        if looks_like_file and not Path(file).expanduser().exists():
+        if looks_like_file and not user_path(file).exists():
             raise MaskwiseError(
-                f"file {file!r} does not exist", got=str(Path(file).expanduser().absolute())
+                f"file {file!r} does not exist", got=str(user_path(file).absolute())
             )
 
 

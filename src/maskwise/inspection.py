@@ -20,13 +20,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from maskwise.annotate.registry import SPANS, ByText, Span, annotator, read_marks
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, visible
 from maskwise.folders import write_page
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences, corruption
 from maskwise.masking.gather import gather
 from maskwise.masking.policies import GroupWeighted, Moment, policy
-from maskwise.show import Stretch, draw, visible
+from maskwise.show import Stretch, draw
 from maskwise.specs import split_calls
 from maskwise.text import encode, read_documents, require_documents
 from maskwise.text.layers import CharSpans, Layered

@@ -1,22 +1,20 @@
-"""Options and output that several commands share: consoles, tables, JSON, plans and verdicts."""
+"""Options and output that several commands share: tables, plans and verdicts."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, plural
+from maskwise.printing import Terminal, out_console, say, warn
 from maskwise.specs import split_options
 
 if TYPE_CHECKING:
@@ -24,12 +22,10 @@ if TYPE_CHECKING:
 
 Facts: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
+LONGEST_NAME = 50
+"""Most characters of a name in the default name of a folder; file systems allow 255 bytes."""
 PIPE_WIDTH = 10_000
 """Width in characters of tables in pipes and files."""
-# Texts of users must not be parsed as markup, and numbers have no colours.
-PLAIN: Facts = {"markup": False, "emoji": False, "highlight": False}
-out_console = Console(**PLAIN)
-err_console = Console(stderr=True, **PLAIN)
 
 Out = Annotated[
     Path | None,
@@ -81,7 +77,7 @@ def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
     file = split_options(source)[0].rpartition(":")[2]
     names = [name for name in Path(file).parts if name not in ("checkpoint", "..", "/")]
     name = names[-1].split(".")[0] if names else ""
-    words = [command, "-".join(re.findall(r"\w+", name))]
+    words = [command, "-".join(re.findall(r"\w+", name))[:LONGEST_NAME]]
     return Path("runs") / ("-".join(filter(None, words)) or "study")
 
 
@@ -109,20 +105,6 @@ def was_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def print_json(value: object) -> None:
-    # rich would wrap and colour lines.
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def say(text: str, style: str = "", *, to: Console | None = None) -> None:
-    """Print a line without wrapping it."""
-    (to or out_console).print(text, style=style, soft_wrap=True)
-
-
-def warn(text: str, style: str = "yellow") -> None:
-    say(text, style, to=err_console)
-
-
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table without borders."""
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
@@ -131,7 +113,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
     # A file or a pipe has no width, so cells are not truncated.
     console = out_console
     if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH, **PLAIN)
+        console = Terminal(width=PIPE_WIDTH)
     console.print(table)
 
 

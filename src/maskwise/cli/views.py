@@ -20,18 +20,15 @@ from maskwise.cli.terminal import (
     Overrides,
     Page,
     TextField,
-    err_console,
     figure,
     has_colours,
-    out_console,
-    print_json,
     print_outlook,
     print_table,
-    say,
 )
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.folders import recipe_path
-from maskwise.specs import arguments_of, split_options
+from maskwise.printing import err_console, out_console, print_json, say
+from maskwise.specs import arguments_of, split_options, user_path
 
 
 def check(
@@ -53,7 +50,8 @@ def check(
     For a file with texts or labels, the command checks the recipe that `maskwise study --new` would
     write for this file.
     """
-    if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
+    file = user_path(split_options(subject)[0])
+    if not (file.exists() or subject.startswith(("hf:", "bundled:"))):
         # Check the name of the recipe before slow imports.
         recipe_path(subject)
     from maskwise.study.forecast import outlook_of

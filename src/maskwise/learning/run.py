@@ -29,6 +29,7 @@ from maskwise.learning.labels import Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
+from maskwise.printing import err_console, say
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -94,10 +95,17 @@ class Lesson:
         Raises:
             MaskwiseError: the corpus is a stream, or no policy can be learned from the task.
         """
+        # Reading a large text and searching it for the answers of a task may take minutes.
+        self._say(f"reading {self.corpus.title} and the task {self.task}")
         tokenizer = self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
         if self.learning.method == "supervised":
             return self._by_labels(tokenizer)
         return self._by_meta_gradient(tokenizer)
+
+    def _say(self, line: str) -> None:
+        """Print a line to stderr. Only the first rank prints."""
+        if not self.quiet and rank_here() == 0:
+            say(line, to=err_console)
 
     @property
     def seed(self) -> int:
@@ -130,6 +138,8 @@ class Lesson:
     def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         how = self.learning.supervised
         labels = labels_of(self.task, texts=self.texts)
+        rows = len(labels.splits["train"])
+        self._say(f"found labels in {rows:,} texts to learn from; learning from them")
         policy = self._new_policy(tokenizer, head="spans", seed=self.seed)
         texts = labels.texts()
         before = weights_of(policy, texts)
@@ -175,6 +185,7 @@ class Lesson:
             shown = labels.texts()
         log_unigram = _log_unigram(tokenizer, texts)
 
+        self._say(f"read {len(texts):,} texts; learning by meta-gradients")
         tries = self.learning.meta.tries
         results = []
         for number in range(tries):

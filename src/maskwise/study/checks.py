@@ -12,8 +12,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
-
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
@@ -32,6 +30,7 @@ from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
 from maskwise.samplers import sampler
+from maskwise.specs import user_path
 from maskwise.study.costs import counts_of, counts_over, over_a_run
 from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
@@ -123,7 +122,7 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
     name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
     if not name:
         return None
-    folder = Path(name).expanduser().resolve()
+    folder = user_path(name).resolve()
     if folder.exists() and not folder.is_dir():
         raise MaskwiseError(
             "the folder of shared stages is a file", got=str(folder), do="set it to a folder"
@@ -465,13 +464,6 @@ def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def cut_share(sizes: Sequence[int], most_tokens: int) -> float:
     """Return the share of rows with more tokens than a model reads."""
     return sum(size > most_tokens for size in sizes) / max(1, len(sizes))
-
-
-def say(notes: Iterable[str]) -> None:
-    """Print lines to stderr."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for note in notes:
-        console.print(note, markup=False)
 
 
 class _Untrained:

@@ -27,9 +27,10 @@ from maskwise.folders import claim_run, read_json, read_lines, write_json, write
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
+from maskwise.printing import print_notes
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import LOCK, check_study, notes_of_texts, say, shared_folder
+from maskwise.study.checks import LOCK, check_study, notes_of_texts, shared_folder
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
@@ -108,7 +109,7 @@ def run_study(
         before = read_json(out / "study.json") or {}
         require_same_study(out, before, study, block=seeds is not None)
         if not quiet:
-            say([*notes, *prospect_lines(prospects_of(recipe))])
+            print_notes([*notes, *prospect_lines(prospects_of(recipe))])
         others = Others([], [], [], {})
         if seeds is not None:
             others = others_of(out, before, design)
@@ -133,7 +134,7 @@ def run_study(
                 )
                 if not quiet:
                     texts = [stage for stage in todo if stage.kind == "prepare"]
-                    say(notes_of_texts(texts, stages))
+                    print_notes(notes_of_texts(texts, stages))
         finally:
             seconds = known["seconds"] or 0.0
             # Do not add the time of a repeated command on a finished study.

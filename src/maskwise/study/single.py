@@ -28,11 +28,12 @@ from maskwise.folders import (
     write_json,
     write_whole,
 )
+from maskwise.printing import print_notes
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.specs import different_settings
-from maskwise.study.checks import check_inputs, notes_of_texts, say
+from maskwise.study.checks import check_inputs, notes_of_texts
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
 from maskwise.study.work import forget, lesson_of, open_text, run_stage, starting_from
@@ -94,7 +95,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         _require_same_run(out, recipe)
     notes = check_inputs(recipe)
     if _is_first() and not quiet:
-        say(notes)
+        print_notes(notes)
     links = recipe.links()
     if any(link.learns for link in links):
         raise MaskwiseError(
@@ -119,7 +120,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         if _is_first():
             _prepare(recipe, texts, out)
             if not quiet:
-                say(notes_of_texts(texts, stages))
+                print_notes(notes_of_texts(texts, stages))
         result = {}
         before: Path | None = None
         facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}

@@ -22,6 +22,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, counted, require_known
 from maskwise.folders import bundled_file
+from maskwise.specs import user_path
 from maskwise.text.opening import is_utf8, refuse_rows_as_names
 from maskwise.text.readers import (
     LONGEST_TEXT,
@@ -287,7 +288,7 @@ def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
 
 def lines_note(source: str) -> str | None:
     """Return a note for the user if a file without blank lines is read line by line, else None."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
     return (
@@ -449,7 +450,7 @@ def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
     if isinstance(source, str) and source.startswith("hf:"):
         return hub_dataset(source, fields), source
     if isinstance(source, str | Path):
-        return _resolve_path(Path(source).expanduser(), fields), str(source)
+        return _resolve_path(user_path(source), fields), str(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
     what = "a corpus cannot be read from this object"

@@ -27,6 +27,7 @@ from maskwise.folders import (
     MANIFEST,
     appears,
     damage,
+    in_utf8,
     read_json,
     read_lines,
     write_folder,
@@ -206,7 +207,7 @@ class Metrics:
     def write(self, line: Facts) -> None:
         if self.path is None:
             return
-        rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        rest = in_utf8(json.dumps(line, ensure_ascii=False) + "\n")
         with writing(self.path):
             # A nearly full disk may accept only a part of the line, so write the rest.
             while rest:
@@ -304,7 +305,7 @@ def save_checkpoint(
             shared.model_max_length = room
         shared.save_pretrained(target)
         if card:
-            (target / "README.md").write_text(card, encoding="utf-8")
+            (target / "README.md").write_bytes(in_utf8(card))
         if heads:
             save_file(copied(heads), target / "heads.safetensors")
 

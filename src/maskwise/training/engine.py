@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from maskwise.folders import sweep
 from maskwise.keys import fold
 from maskwise.masking.policies.base import Numbers
 from maskwise.objectives import Objective, Outcome
+from maskwise.printing import err_console, say
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
@@ -277,7 +277,7 @@ class Engine:
     def say(self, text: str) -> None:
         """Print a line on stderr. Only the first rank prints."""
         if self.first:
-            Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
+            say(text, to=err_console)
 
     def finish(self) -> None:
         """Wait for all ranks and for pending writes, and close the trackers."""
