@@ -35,6 +35,8 @@ OWN_TASK = "own-task"
 from the task that is scored."""
 OTHER_TASKS = "other-tasks"
 """In such a study: the mean of the arms whose policies were learned from other tasks."""
+MEAN_OVER_TASKS = "mean over tasks"
+"""The measure of quality against compute that averages tasks with a common unit."""
 
 FIXED = "at these settings"
 TUNED = "each arm tuned"

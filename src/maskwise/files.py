@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 3
-"""Version of the rules of verdicts."""
+"""Version of the rules of verdicts. It rises if a rule changes that can change a verdict or a note.
+``maskwise report`` judges results of other versions anew."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]

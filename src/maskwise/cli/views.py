@@ -1,5 +1,5 @@
-"""Commands that only read, and write at most a page: check, evaluate, generate, inspect, report,
-bench, list.
+"""Commands that only read, and write at most a page that is asked for: check, evaluate, generate,
+inspect, report, bench, list.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from maskwise.cli.terminal import (
     print_table,
 )
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.folders import recipe_path
-from maskwise.printing import err_console, out_console, print_json, say
+from maskwise.files import RULES, Summary
+from maskwise.folders import read_json, recipe_path
+from maskwise.printing import err_console, out_console, print_json, say, warn
 from maskwise.specs import arguments_of, split_options, user_path
 
 
@@ -248,30 +249,59 @@ def report(
 ) -> None:
     """Write the page of a study or a run again, from the files in its folder.
 
-    If summary.json is missing, the verdicts are computed from records.jsonl.
+    The verdicts are computed from records.jsonl by the rules of this version, and compared with
+    summary.json. No file other than the page is written.
 
     --json prints the verdicts with all reasons and writes no page; --json with --html does both.
     With two studies, the page OTHER/compared.html shows differences in their recipes and results.
     """
     from maskwise.report import compare_studies, summary_of, write_comparison, write_report
 
-    for study in (folder, other):
-        if study and (study / "records.jsonl").exists() and not (study / "summary.json").exists():
-            # Only a few folders need this import, which takes seconds.
-            from maskwise.study.run import restore_summary
-
-            restore_summary(study)
+    # The verdicts of today's rules: the page explains these rules.
+    anew = [_judged_anew(study) for study in (folder, other) if study]
     if other is not None:
         if as_json:
-            print_json(compare_studies(folder, other))
+            print_json(compare_studies(folder, other, anew))
         if html is not None or not as_json:
-            say(f"wrote {write_comparison(folder, other, html)}", to=err_console)
-    elif not as_json:
-        say(str(write_report(folder, html)))
-    else:
-        print_json(summary_of(folder))
-        if html is not None:
-            say(f"wrote {write_report(folder, html)}", to=err_console)
+            say(f"wrote {write_comparison(folder, other, html, anew)}", to=err_console)
+        return
+    (summary,) = anew
+    if not as_json:
+        say(str(write_report(folder, html, summary=summary)))
+        return
+    print_json(summary or summary_of(folder))
+    if html is not None:
+        say(f"wrote {write_report(folder, html, summary=summary)}", to=err_console)
+
+
+def _judged_anew(folder: Path) -> Summary | None:
+    """Return the verdicts of a study by today's rules; say how they differ from summary.json."""
+    if not (folder / "records.jsonl").is_file():
+        return None
+    # Runs have no records, and this import takes seconds.
+    from maskwise.report.page import judged_words
+    from maskwise.study.run import judged_anew
+
+    summary = judged_anew(folder)
+    stored = read_json(folder / "summary.json")
+    if stored is None or stored.get("rules") == RULES:
+        return summary
+    if summary is None:
+        warn(
+            f"{folder}: the verdicts in summary.json were reached by other rules, and today's "
+            "cannot judge these records, so the page has no verdicts"
+        )
+        return None
+    warn(f"{folder}: {judged_words(stored.get('rules'))}")
+    before = {}
+    for row in stored.get("contrasts", []):
+        before[row.get("arm"), row.get("baseline"), row.get("outcome")] = row.get("verdict")
+    for row in summary["contrasts"]:
+        then = before.get((row["arm"], row["baseline"], row["outcome"]))
+        if row["primary"] and then != row["verdict"]:
+            was = then or "not judged"
+            warn(f"  {row['arm']} against {row['baseline']}: was {was}, is {row['verdict']}")
+    return summary
 
 
 def bench(

@@ -16,7 +16,7 @@ from pandas import DataFrame, concat
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, outcome_labels, shown
-from maskwise.files import Contrast
+from maskwise.files import Contrast, Summary
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
 from maskwise.report.reading import Folder, mean, read_folder
@@ -287,8 +287,14 @@ def _notes(row: Contrast) -> list[str]:
     return notes
 
 
-def compare_studies(first: Path, second: Path) -> View:
+def compare_studies(
+    first: Path, second: Path, summaries: Sequence[Summary | None] = (None, None)
+) -> View:
     """Compare the settings and outcomes of two studies.
+
+    Args:
+        first, second: the folders of the studies.
+        summaries: as ``summary`` of ``write_report``, for each study.
 
     Returns:
         A dict with ``studies`` (headlines and facts), ``differences`` (settings that differ) and
@@ -298,7 +304,7 @@ def compare_studies(first: Path, second: Path) -> View:
         MaskwiseError: a folder holds no study.
     """
     paths = (Path(first), Path(second))
-    folders = [read_folder(path) for path in paths]
+    folders = [read_folder(path, summary) for path, summary in zip(paths, summaries)]
     for path, folder in zip(paths, folders):
         if folder.kind != "study":
             raise MaskwiseError(
@@ -329,12 +335,18 @@ def compare_studies(first: Path, second: Path) -> View:
     }
 
 
-def write_comparison(first: Path, second: Path, html: Path | None = None) -> Path:
+def write_comparison(
+    first: Path,
+    second: Path,
+    html: Path | None = None,
+    summaries: Sequence[Summary | None] = (None, None),
+) -> Path:
     """Write the page that compares two studies.
 
     Args:
         first, second: the folders of the studies.
         html: the path of the page; None for ``second``/compared.html.
+        summaries: as in ``compare_studies``.
 
     Returns:
         The path of the page.
@@ -343,7 +355,8 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
         MaskwiseError: a folder holds no study, or the page cannot be written.
     """
     target = Path(html or Path(second) / "compared.html")
-    write_page(target, "compared.html.j2", FILTERS, **compare_studies(first, second))
+    compared = compare_studies(first, second, summaries)
+    write_page(target, "compared.html.j2", FILTERS, **compared)
     return target
 
 

@@ -22,7 +22,7 @@ from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
-from maskwise.files import Record, Study
+from maskwise.files import Record, Study, Summary
 from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
@@ -169,16 +169,21 @@ def run_study(
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
 
 
-def restore_summary(folder: Path) -> None:
-    """Write the summary.json of a folder, if the folder has the records of all planned runs."""
+def judged_anew(folder: Path) -> Summary | None:
+    """Return the verdicts of a study by today's rules, from study.json and records.jsonl.
+
+    Nothing is written: summary.json stays as the study was judged when it ran. The result is None
+    if the folder has no records, or records of older versions that lack keys or runs.
+    """
     from maskwise.study.verdict import summarise
 
     study = cast(Study, read_json(folder / "study.json") or {})
     records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    if study.get("seeds") and not pending(study, records):
-        # Files of older versions may lack keys or runs; the page then has no verdicts.
-        with suppress(KeyError, MaskwiseError):
-            write_json(folder / "summary.json", summarise(records, study))
+    if not study.get("seeds") or not records:
+        return None
+    with suppress(KeyError, MaskwiseError):
+        return summarise(records, study | {"pending": pending(study, records)})
+    return None
 
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
