@@ -307,7 +307,7 @@ def contrast_row(outcome: str, unit: str, mean: float | None, spread: float = 0.
     return row | {"higher_is_better": unit in ("SDs", "score")} | facts
 
 
-NO_HELP = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
+NO_HELP = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {"left_out": True}}
 
 
 def test_forests_are_by_kind_and_unit_and_right_is_better():
@@ -578,6 +578,63 @@ def test_results_of_other_rules_are_judged_anew_and_this_is_said(tmp_path, capsy
     assert "cannot judge" in capsys.readouterr().err
 
 
+def test_a_task_on_which_the_verdict_rests_is_not_called_left_out(tmp_path):
+    """One page held "the verdict rests on these rows" and "tasks that do not count" for a task."""
+    for helped, outcome in ((False, "task-0"), (False, None), (True, None)):
+        study = make_study(runs=6) | {"helps": 0.75, "outcome": outcome}
+        records = make_records(study, {"token-30": 0.03})
+        for line in records:
+            if line["kind"] == "score":
+                gain = 0.1 if helped and line["task"] == "task-1" else -0.1
+                line["dev"] = [0.5 + gain * (line["arm"] != "no-pretraining")]
+        kinds = {}
+        for view in forest_groups(summarise(records, study)["contrasts"], {}):
+            for line in view["rows"]:
+                kinds[line["row"]["outcome"]] = view["kind"]
+                assert not (line["row"]["primary"] and view["kind"] == "left-out")
+        left_out = [name for name, kind in kinds.items() if kind == "left-out"]
+        # Without any task that pre-training helps, all tasks count.
+        assert left_out == (["task-0"] if helped else [])
+
+
+def test_a_gate_that_is_the_question_is_not_called_a_gate(tmp_path, capsys):
+    """In adapt, the gate is the only contrast, and nothing else is tested after it."""
+    gate = ("token-30", "token-15")
+    study = make_study(runs=6) | {"gate": {"contrast": gate, "closes": []}, "search": None}
+    for contrasts, named in (([list(gate)], False), ([list(gate), ["token-15", "token-30"]], True)):
+        study |= {"contrasts": contrasts}
+        records = make_records(study, {"token-30": 0.03})
+        summary = summarise(records, study)
+        assert any("gate" in row for row in primary_rows(summary))
+        folder = write_study(tmp_path / str(named), study, records, summary=summary, samples=None)
+        assert ("the gate: tested first" in page_of(folder)) == named
+        printing.print_verdicts(summary)
+        assert (", gate" in capsys.readouterr().out) == named
+
+
+def test_settings_of_arms_are_spelt_as_in_recipes(tmp_path):
+    """A nested setting was a Python dict in the box of its arm."""
+    study = make_study(runs=1)
+    study["arms"]["token-30"]["overrides"] = {
+        "model": {"settings": {"dropout": 0.1}, "adapter": None},
+        "phases": [{"training": {"freeze": "encoder"}}, {"training.compile": True}],
+        "corpus.source": {"a.txt": 1, "b.txt": 2},
+    }
+    arms = {
+        arm["name"]: arm["facts"]["overrides"]
+        for arm in page_content(Folder("study", "x", study=NO_STUDY | study | {"recipe": {}}))[
+            "arms"
+        ]
+    }
+    assert arms["token-30"] == {
+        "model.settings.dropout": "0.1",
+        "model.adapter": "null",
+        "phases.0.training.freeze": "encoder",
+        "phases.1.training.compile": "true",
+        "corpus.source": "{a.txt: 1, b.txt: 2}",
+    }
+
+
 # Several objectives
 # ------------------------------------------------------------
 
@@ -678,7 +735,7 @@ def test_the_terminal_says_verdicts_flags_and_what_to_do(summary, terminal):
     assert lines[0].split()[-1] == "verdict" and len(lines) <= 12 and "points" in lines[1]
     assert all(line.rstrip().endswith("open, at these settings") for line in lines[1:3])
     row = primary_rows(summary)[0] | {"verdict": "decided", "better": "arm", "gate": True}
-    gate = terminal(summary | {"contrasts": [row], "advice": []})[1]
+    gate = terminal(summary | {"contrasts": [row, primary_rows(summary)[1]], "advice": []})[1]
     assert gate.rstrip().endswith("better (decided), at these settings, gate")
 
 

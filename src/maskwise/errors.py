@@ -88,16 +88,25 @@ def unknown_name(
 def did_you_mean(name: object, known: Sequence[str]) -> str | None:
     """Suggest the known name that is most similar to ``name``; None if no name is similar.
 
-    Letter case does not matter.
+    Letter case does not matter. Of dotted names, the last parts are compared, too, because the last
+    part of a setting is often written after another section.
 
     >>> did_you_mean("tsdea", ["SBO", "TSDAE"])
     "did you mean 'TSDAE'?"
     >>> did_you_mean("MLM", ["emlm", "mlm"])
     "did you mean 'mlm'?"
+    >>> did_you_mean("finetune.learning_rate", ["muon_learning_rate", "learning_rate"])
+    "did you mean 'learning_rate'?"
     """
     by_lower = dict(zip(map(str.lower, known), known))
     # The name is cut, because comparing takes quadratic time and a name may be a whole file.
-    near = difflib.get_close_matches(str(name)[:LONGEST].lower(), by_lower, n=1, cutoff=0.5)
+    asked = str(name)[:LONGEST].lower()
+    near = difflib.get_close_matches(asked, by_lower, n=1, cutoff=0.5)
+    last = asked.rpartition(".")[2]
+    if "." in asked and last:
+        # The whole names decide between several names with the same last part.
+        ends = [each for each in by_lower if each.rpartition(".")[2] == last]
+        near = difflib.get_close_matches(asked, ends, n=1, cutoff=0.0) or near
     return f"did you mean {by_lower[near[0]]!r}?" if near else None
 
 

@@ -176,14 +176,15 @@ def print_verdicts(summary: Facts) -> None:
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
         heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
-        print_table(heads, map(_cells, rows))
+        gated = any("gate" not in row for row in rows)
+        print_table(heads, (_cells(row, gated=gated) for row in rows))
     say(summary["headline"], "bold")
     # A flag on several rows is printed once, with the arms of these rows.
     arms_of: dict[str, dict[str, None]] = {}
     for row in rows:
         for flag in row["flags"]:
-            # The flag "items" is raised for nearly all tasks, and the page shows its numbers.
-            if flag["code"] != "items":
+            # An assumed error over items is large for nearly all tasks; the page shows it.
+            if not flag["facts"].get("assumed"):
                 arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
     all_arms = {row["arm"] for row in rows}
     for sentence, arms in arms_of.items():
@@ -196,7 +197,8 @@ def print_verdicts(summary: Facts) -> None:
     say("")
 
 
-def _cells(row: Contrast) -> list[str | Text]:
+def _cells(row: Contrast, *, gated: bool) -> list[str | Text]:
+    """Return the cells of a row; ``gated``: whether other rows are tested after a gate."""
     from maskwise.estimates import shown
     from maskwise.study.verdict.words import outcome_words
 
@@ -221,7 +223,7 @@ def _cells(row: Contrast) -> list[str | Text]:
         verdict += f", {row['scope']}"
     # Remove the preposition: the column shows "the tasks" and not "on the tasks".
     outcome = outcome_words(row["outcome"]).partition(" ")[2]
-    if row.get("gate"):
+    if row.get("gate") and gated:
         verdict += ", gate"
     coloured = Text(verdict, COLOURS[str(row["verdict"])])
     return [row["arm"], row["baseline"], outcome, mean, interval, p, coloured]
@@ -327,6 +329,9 @@ def print_outlook(facts: Facts) -> None:
         say("")
         rows = []
         for name, arm in facts["arms"].items():
+            if arm["targets_per_step"] is None:
+                rows.append((name, arm["masks"], f"unknown: {arm['why']}", "", ""))
+                continue
             targets = f"{arm['targets_per_step']:,.0f}"
             size = figure(arm["tokens_per_unit"], ".2f")
             rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", size))

@@ -115,6 +115,8 @@ def evaluate(
             shown += f" ± {record['error']:.3f}"
         rows.append((name, shown, figure(chance), str(items), "; ".join(skipped)))
     print_table(("measure", "value", "chance", "items", "left out"), rows)
+    if any(record["kind"] == "heldout" for record in records):
+        say("The chance of a loss is that of predicting by the word frequencies of this text.")
 
 
 def generate(
@@ -344,9 +346,10 @@ EXAMPLES = {
     "samplers": "sampler: {call}",
     "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
-    "recipes": "maskwise study {call} --out runs/{call}",
+    "recipes": "maskwise {command} {call}",
 }
-"""Usage examples for every list; {call} is a name with its required arguments."""
+"""Usage examples for every list; {call} is a name with its required arguments, and {command} is the
+command that a recipe is for."""
 
 REQUIRED = {
     "start": "0.3",
@@ -376,7 +379,8 @@ REQUIRED = {
     "shares": "2, 1",
     "until": "'?'",
 }
-"""Values of required arguments in examples."""
+"""Values of required arguments in examples. An argument that is not listed is shown by its name in
+capital letters."""
 
 INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
 """Arguments that the package passes itself, and that recipes cannot set."""
@@ -419,16 +423,18 @@ def describe_table(what: str) -> list[dict[str, str]]:
     rows = []
     for name, member in names_in(what).items():
         call = name
+        command = ""
         arguments = ""
         if what == "tasks":
             line = _task_line(name)
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
         elif what == "recipes":
-            # Recipes begin with a comment that describes them. Parsing the YAML would be slow.
+            # Recipes begin with a comment that describes them.
             lines = member.read_text(encoding="utf-8").splitlines()
             comment = takewhile(lambda line: line.startswith("#"), lines)
             line = _sentence(" ".join(text.lstrip("# ") for text in comment))
+            command = _command_for(member)
         else:
             line = _sentence(python_inspect.getdoc(member) or "")
             arguments = arguments_of(member, without=INTERNAL)
@@ -438,12 +444,28 @@ def describe_table(what: str) -> list[dict[str, str]]:
                 # An empty default means that another place, such as a study, gives the value.
                 no_default = parameter.default in (parameter.empty, "")
                 if no_default and parameter.name not in INTERNAL:
-                    required.append(REQUIRED[parameter.name])
+                    required.append(REQUIRED.get(parameter.name, parameter.name.upper()))
             if required:
                 call = f"{name}({', '.join(required)})"
-        example = EXAMPLES[what].format(call=call)
+        example = EXAMPLES[what].format(call=call, command=command)
         rows.append({"name": name, "arguments": arguments, "what": line, "example": example})
     return rows
+
+
+def _command_for(recipe: Path) -> str:
+    """Return the command that a shipped recipe is for.
+
+    A study compares at least two arms, or one arm with the model before training. Other recipes
+    train one model.
+    """
+    import yaml
+
+    # To read a recipe as a command does would import pydantic, which is slow.
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    study = settings.get("study") or {}
+    if "arms" not in study and "extends" in settings:
+        return _command_for(recipe.with_name(f"{settings['extends']}.yaml"))
+    return "study" if len(study.get("arms", ())) > 1 or study.get("contrasts") else "pretrain"
 
 
 def _task_line(name: str) -> str:

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
 from maskwise.estimates import detected_words, outcome_label
-from maskwise.files import RULES, Summary
+from maskwise.files import RULES, ArmFacts, Summary
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
@@ -47,6 +48,7 @@ from maskwise.report.tables import (
     score_table,
     task_table,
 )
+from maskwise.specs import leaves
 
 NO_CHARTS = "Tables of means replace the charts"
 NO_VERDICTS = (
@@ -201,7 +203,7 @@ def _power(folder: Folder) -> str:
 def _arm(folder: Folder, arm: str, colour: str) -> View:
     view: View = {
         "name": arm,
-        "facts": folder.study["arms"].get(arm),
+        "facts": _arm_facts(folder.study["arms"].get(arm)),
         "colour": colour,
         "targets": None,
         "floor": None,
@@ -216,6 +218,37 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
         if gap is not None and gap < PLATEAU_NATS:
             view["floor"] = gap
     return view
+
+
+def _arm_facts(facts: ArmFacts | None) -> View | None:
+    """Return the facts of an arm, with its settings as dotted names, as recipes spell them."""
+    if facts is None:
+        return None
+    settings = {}
+    for key, value in facts["overrides"].items():
+        for name, each in leaves(_numbered({key: value})):
+            settings[name] = _spelt(each)
+    return {**facts, "overrides": settings}
+
+
+def _numbered(value: object) -> Any:
+    """Replace lists of sections, such as training phases, by sections with the keys 0, 1, …"""
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        value = {str(number): part for number, part in enumerate(value)}
+    if isinstance(value, dict):
+        return {key: _numbered(part) for key, part in value.items()}
+    return value
+
+
+def _spelt(value: object) -> str:
+    """Spell a value as YAML does: true, null, [a, b], a mix of texts as {a.txt: 1}."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_spelt, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_spelt(part)}' for key, part in value.items())}}}"
+    return str(value)
 
 
 def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ has no tests, because runs of different studies are not paired.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pandas import DataFrame, concat
@@ -156,15 +156,11 @@ def _setting(setting: Mapping[str, object]) -> str:
 VOID = "#a5a29b"
 FORESTS = {
     "tasks": ("On the tasks", "The mean over all tasks."),
-    "task": (
-        "Task by task",
-        "These rows explain a verdict and are not tested. The sign of losses is reversed, so "
-        "better is to the right.",
-    ),
+    "task": ("Task by task", "The sign of losses is reversed, so better is to the right."),
     "left-out": (
         "Tasks that do not count",
-        "Pre-training does not help on these tasks often enough. The primary outcome leaves "
-        "them out, unless no task would be left.",
+        "Pre-training does not help on these tasks often enough, so the primary outcome leaves "
+        "them out.",
     ),
     "evaluation": (
         "Without fine-tuning",
@@ -196,12 +192,21 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
         unit = shown(row).unit
         groups[_kind_of(row), unit].append(row)
     views = []
+    gated = has_gated_rows(contrasts)
     for wanted in FORESTS:
         for (kind, unit), rows in groups.items():
             if kind == wanted:
-                views.append({**_forest(kind, rows, colours), "unit": unit})
+                views.append({**_forest(kind, rows, colours), "unit": unit, "gated": gated})
     # Order: contrasts of the study, the gate, secondary rows.
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
+
+
+def has_gated_rows(contrasts: Iterable[Contrast]) -> bool:
+    """Return whether a gate is tested before other contrasts.
+
+    If the gate is the only contrast, as in maskwise adapt, it is the question of the study.
+    """
+    return any(row["primary"] and "gate" not in row for row in contrasts)
 
 
 def _kind_of(row: Contrast) -> str:
@@ -210,8 +215,10 @@ def _kind_of(row: Contrast) -> str:
         return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
     if kind in ("tasks", "heldout"):
         return kind
-    if any(flag["code"] == "no-help" for flag in row["flags"]):
-        return "left-out"
+    # A task counts if it is the primary outcome, or if no other task is left.
+    for flag in row["flags"]:
+        if flag["code"] == "no-help" and flag["facts"].get("left_out") and not row["primary"]:
+            return "left-out"
     return "task"
 
 
@@ -241,8 +248,12 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
         )
     title, note = FORESTS[kind]
     primary = any(row["primary"] for row in contrasts)
-    if primary:
+    if all(row["primary"] for row in contrasts):
         note += " The verdict rests on these rows."
+    elif primary:
+        note += " The verdict rests on the rows that have one; the others explain it."
+    elif kind == "task":
+        note += " These rows explain a verdict and are not tested."
     is_known = any(amount.mean is not None for amount in amounts)
     return {
         "kind": kind,

@@ -199,7 +199,9 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     """
     comment = "your text"
     # Files with these extensions contain text. To try whether they contain labels would take long.
-    may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
+    # A compressed file has the extension of its content before ".gz".
+    name = source.lower().removesuffix(".gz")
+    may_be_labels = Path(name).suffix not in (".txt", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         warnings.warn(
             f"{source} was read as labels, so models are trained on bundled:wikipedia; if it is "

@@ -57,6 +57,7 @@ from maskwise.study.verdict.words import (
     behind_reference,
     headline_row,
     headline_sentence,
+    no_gain,
     outcome_words,
     row_sentence,
 )
@@ -101,7 +102,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     top = headline_row(asked, study["baseline"])
     # Advice covers the gate, too, if the gate did not pass.
     looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
-    advice = advice_of(primary if table.gate else asked, table.names, looks)
+    steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
+    advice = advice_of(primary if table.gate else asked, table.names, looks, steps)
     points = []
     for length in sorted(by_length):
         # The tasks that count are those of the full runs, so the means of all lengths agree.
@@ -123,7 +125,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "contrasts": rows,
         "verdict": top["verdict"] if top else None,
         "headline": headline_sentence(top, asked, table.names, study)
-        + behind_reference(top, table),
+        + behind_reference(top, table)
+        + no_gain(top, table),
         "advice": list(dict.fromkeys(advice.values())),
         "overlap": table.lines["overlap"],
         "tasks": tasks,

@@ -266,7 +266,8 @@ def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     if not left or REFERENCE in _pair(row):
         return None
     effect = "left out of the primary outcome" if table.counted else "counted: no other task left"
-    return {"tasks": left, "names": ", ".join(left), "effect": effect}
+    left_out = bool(table.counted)
+    return {"tasks": left, "names": ", ".join(left), "effect": effect, "left_out": left_out}
 
 
 def _item_noise(row: Contrast, table: Outcomes) -> Facts | None:
