@@ -171,3 +171,9 @@ def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
 ONLY_RESIDUES = frozenset("EFILPQ")
 """Letters of amino acids that mean nothing in DNA. A vocabulary with all of them may be of
 proteins."""
+
+
+def is_rate(field: str) -> bool:
+    """Return whether a field of a configuration is a rate of dropout or of dropped layers."""
+    # ESM's ``token_dropout`` is no rate: it says how embeddings are scaled.
+    return "drop" in field and field != "token_dropout"

@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
+from maskwise.constants import is_rate
 from maskwise.errors import (
     MaskwiseError,
     finite_number,
@@ -168,12 +169,6 @@ def _require_fields(config: PreTrainedConfig, fields: Fields) -> None:
             raise unknown_name(f"{config.model_type} model setting", name, known)
 
 
-def _is_rate(field: str) -> bool:
-    """Return whether a field of a configuration is a rate of dropout or of dropped layers."""
-    # ESM's ``token_dropout`` is no rate: it says how embeddings are scaled.
-    return "drop" in field and field != "token_dropout"
-
-
 def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
     """Return the configuration of a pre-trained model with some changed fields.
 
@@ -191,9 +186,9 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
     """
     _require_fields(config, fields)
     changed = copy.deepcopy(config)
-    rates = [name for name in config.to_dict() if _is_rate(name)]
+    rates = [name for name in config.to_dict() if is_rate(name)]
     for name, value in fields.items():
-        if not (_is_rate(name) or name == POSITIONS):
+        if not (is_rate(name) or name == POSITIONS):
             raise MaskwiseError(
                 f"a pre-trained model cannot change its {name}",
                 got=value,
@@ -201,7 +196,7 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
                 "depends on it",
                 do=f"remove model.settings.{name}, or train a new model (model.pretrained=null)",
             )
-        if _is_rate(name):
+        if is_rate(name):
             finite_number(f"model.settings.{name}", value, least=0, most=1)
         else:
             whole_number(f"model.settings.{name}", value, least=1)
