@@ -20,6 +20,7 @@ from maskwise import attention
 from maskwise.attention import dropped
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
+from maskwise.families import patched
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
@@ -274,18 +275,21 @@ def test_barts_blocks_drop_by_the_fast_function(monkeypatch: pytest.MonkeyPatch)
         return values
 
     monkeypatch.setattr(attention, "dropped", kept)
-    attention.quicken(net)
-    for block, output in zip(blocks, expected, strict=True):
-        assert torch.equal(block.train()(states, None), output)
+    with patched(net):
+        attention.quicken(net)
+        for block, output in zip(blocks, expected, strict=True):
+            assert torch.equal(block.train()(states, None), output)
     assert asked == [0.25, 0.0, 0.25] * 2, "after attention, activation and the second layer"
+    for block in (*blocks, other):
+        block.train()
     assert not torch.equal(other(states, None), expected[0])
-    attention.restore(net)
     assert not torch.equal(blocks[0](states, None), expected[0])
     assert len(asked) == 6
 
 
-def test_unwrap_leaves_the_setting_of_torch_that_nobody_changed() -> None:
+def test_a_run_leaves_the_setting_of_torch_that_nobody_changed() -> None:
     # pytest's monkeypatch would delete the setting: torch keeps it outside the module's __dict__.
     with symbolic_shapes.patch(use_duck_shape=False):
-        wrapping.unwrap(made("mlm")[0])
+        with wrapping.wrapped(made("mlm")[0], settings(), nullcontext):
+            pass
         assert symbolic_shapes.use_duck_shape is False

@@ -440,18 +440,11 @@ def _calls_torch(layer: nn.Module) -> bool:
 def quicken(module: nn.Module) -> None:
     """Make dropout layers, and blocks that call torch's dropout function, use ``dropped``.
 
-    ``restore`` undoes the change.
+    ``families.patched`` undoes the change.
     """
     for layer in module.modules():
-        # The instance is patched and not the class, so that ``restore`` only deletes an attribute.
+        # The instance is changed and not the class, so that other models stay as they are.
         if isinstance(layer, nn.Dropout):
             layer.forward = partial(_drop, layer)  # type: ignore[method-assign]
         elif _calls_torch(layer):
             layer.forward = MethodType(_fast_forward(type(layer)), layer)  # type: ignore
-
-
-def restore(module: nn.Module) -> None:
-    """Undo ``quicken``."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Dropout) or _calls_torch(layer):
-            layer.__dict__.pop("forward", None)

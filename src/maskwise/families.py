@@ -9,7 +9,7 @@ targets, which is slower but leads to the same loss.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -59,10 +59,15 @@ class Adapter:
         return self.encoder(model)(**inputs).last_hidden_state
 
     def apart(self, model: PreTrainedModel, inputs: Tensors, documents: Tensor) -> Inputs:
-        """Return model inputs with which tokens attend only within the ``documents`` (B, L)."""
+        """Return model inputs with which tokens attend only within the ``documents`` (B, L).
+
+        Positions begin anew in every document, unless the inputs have ``position_ids``.
+        """
         separate(model)
         read = Documents(documents)
-        positions = read.positions + self.first_position(model.config)
+        positions = inputs.get("position_ids")
+        if positions is None:
+            positions = read.positions + self.first_position(model.config)
         return {**without(inputs, "attention_mask"), "position_ids": positions, "documents": read}
 
     def first_position(self, config: PreTrainedConfig) -> int:
@@ -123,12 +128,75 @@ def _scale_by_document(
     return (None,), {**without(named, "input_ids"), "inputs_embeds": embedded}
 
 
-def release(module: nn.Module) -> None:
-    """Remove the hooks that ``Adapter.apart`` has added to a module and its submodules."""
-    for part in module.modules():
-        for number, hook in [*part._forward_pre_hooks.items()]:
-            if hook is _scale_by_document:
-                del part._forward_pre_hooks[number], part._forward_pre_hooks_with_kwargs[number]
+TEMPORARY = (
+    "forward",
+    "_is_accelerate_prepared",
+    "_original_forward",
+    "compiled",
+    "drops",
+    "generation_config",
+    "p",
+    "precision",
+    "training",
+)
+"""The attributes of modules that may be changed for a while. ``p`` is the rate of a dropout layer;
+Accelerate sets ``forward`` and ``_original_forward``."""
+
+
+@contextlib.contextmanager
+def patched(module: nn.Module, names: Collection[str] = TEMPORARY) -> Iterator[None]:
+    """A context in which models may be changed. Afterwards they are as before, also after an error.
+
+    Everything that maskwise changes in models for a while is changed in such a context: the
+    attention implementation (``attention.separate``), the ``TEMPORARY`` attributes of modules, the
+    hooks of ``Adapter.apart``, and which parameters are trained. Weights stay as they are.
+
+    Args:
+        module: a model, or a module that contains models, such as an objective.
+        names: the attributes to restore.
+
+    >>> layer = nn.Dropout(0.1)
+    >>> with patched(layer):
+    ...     layer.p = 0.5
+    >>> layer.p
+    0.1
+    """
+    parts = list(module.modules())
+    attributes = []
+    for part in parts:
+        attributes.append({name: vars(part)[name] for name in names if name in vars(part)})
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    attention = [(config, config._attn_implementation) for config in _configs(parts)]
+    try:
+        yield
+    finally:
+        for part, before in zip(parts, attributes, strict=True):
+            for name in names:
+                vars(part).pop(name, None)
+            vars(part).update(before)
+            for number, hook in [*part._forward_pre_hooks.items()]:
+                if hook is _scale_by_document:
+                    del part._forward_pre_hooks[number], part._forward_pre_hooks_with_kwargs[number]
+        for parameter, requires_grad in trained:
+            parameter.requires_grad = requires_grad
+        # Setting the attention of a configuration also sets that of its parts, so parts come later.
+        for config, implementation in attention:
+            if config._attn_implementation != implementation:
+                config._attn_implementation = implementation
+
+
+def _configs(parts: Iterable[nn.Module]) -> list[Any]:
+    """Return the different configurations of modules, each before its parts."""
+    found: dict[int, Any] = {}
+    for part in parts:
+        config: Any = vars(part).get("config")
+        if hasattr(config, "_attn_implementation"):
+            found.setdefault(id(config), config)
+            for name in config.sub_configs:
+                inner = getattr(config, name)
+                if inner is not None:
+                    found.setdefault(id(inner), inner)
+    return list(found.values())
 
 
 @contextlib.contextmanager

@@ -95,6 +95,12 @@ class PackedCollator:
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
+        if "position_ids" in batch.extras:
+            raise MaskwiseError(
+                "PackedCollator counts the positions of each document itself",
+                got="rows with position_ids",
+                do="remove the column, or use MaskingCollator",
+            )
         segment_BL = batch.segment_ids
         height, width = segment_BL.shape
         # Rows have at most ``width`` documents, so no two documents of the batch share a number.

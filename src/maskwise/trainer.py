@@ -29,17 +29,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import (
-    Inputs,
-    check_fit,
-    encoder_of,
-    most_tokens,
-    prediction_head,
-    release,
-)
+from maskwise.families import Inputs, check_fit, encoder_of, patched, prediction_head
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.policies.base import Point
@@ -114,13 +107,6 @@ class MaskingTrainer(Trainer):
                 got=f"a {type(data_collator).__name__}",
                 do="leave data_collator out, or use it with transformers.Trainer",
             )
-        for each in (masker, evaluation_masker or masker):
-            if not isinstance(each, Masker):
-                raise MaskwiseError(
-                    "MaskingTrainer needs a masker",
-                    got=type(each).__name__,
-                    do="pass masker=Masker(tokenizer)",
-                )
         if more.get("compute_loss_func") is not None:
             what = "MaskingTrainer computes the loss itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
@@ -152,14 +138,6 @@ class MaskingTrainer(Trainer):
             raise MaskwiseError(what, do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0")
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
-        # The maximum number of tokens in a row; None without a table of positions.
-        self._room: int | None = None
-        tables = ("position_embeddings", "embed_positions", "position_embedding")
-        if isinstance(self._config, PreTrainedConfig) and any(
-            isinstance(part, nn.Embedding) and name.endswith(tables)
-            for name, part in self.model.named_modules()
-        ):
-            self._room = most_tokens(self._config)
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
@@ -184,14 +162,13 @@ class MaskingTrainer(Trainer):
         raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
 
     def train(self, *args: Any, **more: Any) -> Any:
-        """Train as ``Trainer`` does, and remove maskwise's hooks at the end."""
+        """Train as ``Trainer`` does, and undo maskwise's changes of the model at the end."""
         # Training starts at step 0. If it resumes, ``_load_from_checkpoint`` sets another step.
         self._learned = -1
         self._shown.clear()
-        try:
+        # ``Trainer`` keeps the mode and the forward method that training has left.
+        with patched(self.model, names=()):
             return super().train(*args, **more)
-        finally:
-            release(self.model)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -281,12 +258,8 @@ class MaskingTrainer(Trainer):
         """Evaluate as ``Trainer`` does, but report the mean loss over targets, not over batches."""
         self._loss_sum = 0.0
         self._targets = 0
-        try:
+        with patched(self.model, names=()):
             output = super().evaluation_loop(*args, **more)
-        finally:
-            # During training, the hooks are still needed, and ``train`` removes them at the end.
-            if not self.is_in_train:
-                release(self.model)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
         # Without targets, the loss is NaN, because 0 would look like a perfect model.
@@ -363,25 +336,7 @@ class MaskingTrainer(Trainer):
             self.model.load_state_dict(weights, strict=False)
         self._missing = set()
 
-    def _check_room(self, batch: MaskedBatch) -> None:
-        """Raise if a row is longer than the model's table of positions."""
-        longest = batch.input_ids.shape[1]
-        if self._room is None or longest <= self._room:
-            return
-        # Each document of a packed row has positions of its own.
-        if batch.documents is not None:
-            longest = int(batch.source.lengths.max())
-        if longest > self._room:
-            raise MaskwiseError(
-                "a row is longer than the model's positions",
-                got=f"{longest} tokens",
-                allowed=f"≤ {self._room}",
-                do=f"make the rows with encode(…, max_length={self._room}, split=True), or cut "
-                "them before",
-            )
-
     def _inputs(self, batch: MaskedBatch) -> Inputs:
-        self._check_room(batch)
         inputs: Inputs = dict(batch)
         if self._decodes:
             if batch.documents is not None:

@@ -35,7 +35,7 @@ from maskwise.evaluation.scoring import (
     spread,
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
-from maskwise.families import check_fit, most_tokens, release, require_kind
+from maskwise.families import check_fit, most_tokens, patched, require_kind
 from maskwise.masking.policies import policy
 from maskwise.models import load_model
 from maskwise.objectives import predicting
@@ -189,9 +189,8 @@ def evaluate(
     Args:
         checkpoint: a folder or hub id, which is loaded on the accelerator if there is one; or a
             masked language model, which stays on its device.
-        data: the tokenizer, the training rows and the held-out rows. The baselines ``unigram`` and
-            ``chance`` use the token frequencies of the training rows; without training rows, those
-            of the held-out rows, which no frequencies of another text can beat. Without held-out
+        data: the tokenizer, the training rows and the held-out rows. Without training rows, the
+            baselines ``unigram`` and ``chance`` from token frequencies are None. Without held-out
             rows, only cloze sets and minimal pairs are measured.
         settings: the measures.
 
@@ -212,17 +211,13 @@ def evaluate(
     if sets or settings.pseudo_perplexity or settings.bound:
         require_kind(model.config, "encoder", use="filling masks one at a time")
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
-    was_training = model.training
-    model.eval()
     records: Records = []
-    try:
+    with patched(model):
+        model.eval()
         if data.held_out is not None:
             records += _held_out(model, data, data.held_out, settings)
         for test_set in sets.values():
             records += test_set.score(model, data.tokenizer)
-    finally:
-        model.train(was_training)
-        release(model)
     for record in records:
         value = record["loss"] if record["kind"] == "heldout" else record["value"]
         # A NaN must not reach a record, because every comparison with NaN is silently false.
@@ -236,8 +231,10 @@ def _held_out(
 ) -> Records:
     tokenizer = data.tokenizer
     objective = predicting(model)
-    known = held_out if data.training is None else data.training
-    log_unigram = log_frequencies(torch.from_numpy(known.unigram_counts(len(tokenizer))))
+    log_unigram = None
+    if data.training is not None:
+        counts = torch.from_numpy(data.training.unigram_counts(len(tokenizer)))
+        log_unigram = log_frequencies(counts)
     records: Records = []
     rows = held_out.laid(objective.reads(held_out.layout, model.config))
     bound = diffusion_bound(

@@ -65,6 +65,8 @@ class AnnotatedBatch:
         extras: (T,) arrays by name, such as ``token_type_ids``, that only the model reads.
         plan: the maximum number of tokens in a packed row; None for no limit.
         apart: whether tokens may attend only to tokens of their own piece.
+        silent: (T,) bool, the tokens that the user's own labels exclude from all targets; None if
+            the rows have no labels.
     """
 
     shape: tuple[int, int]
@@ -78,6 +80,7 @@ class AnnotatedBatch:
     extras: Columns = field(default_factory=dict)
     plan: int | None = None
     apart: bool = False
+    silent: Array | None = None
 
     @property
     def pieces(self) -> int:
@@ -117,6 +120,11 @@ class AnnotatedBatch:
         if self.attention_mask is None:
             return np.ones(len(self.input_ids), bool)
         return self.attention_mask != 0
+
+    @cached_property
+    def predicted(self) -> Array:
+        """(T,) bool: the content tokens about which a model may be asked."""
+        return self.content if self.silent is None else self.content & ~self.silent
 
     @cached_property
     def content_at(self) -> Array:

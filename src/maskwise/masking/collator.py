@@ -16,10 +16,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from maskwise.arrays import numbers
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import fold, permutation
-from maskwise.masking.gather import Rows, gather, require_rows
+from maskwise.masking.batch import IGNORE
+from maskwise.masking.gather import Rows, common_number, gather, require_rows
 from maskwise.masking.masker import Masker
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class MaskingCollator:
             number.
 
     Raises:
-        MaskwiseError: the masker is for masked diffusion, a schedule needs ``total_steps``, or the
-            rows of a batch have different steps or epochs.
+        MaskwiseError: the masker is for masked diffusion, or the rows of a batch have different
+            steps or epochs.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -68,14 +68,6 @@ class MaskingCollator:
         self.total_steps = total_steps
         self._batches = 0
         self._warned = False
-        if total_steps is None and masker.needs_total:
-            # Without this check, the first batch would fail, perhaps in a worker of a loader.
-            raise MaskwiseError(
-                "the masking changes over training, so a collator needs the number of steps",
-                got=masker,
-                do="pass total_steps=… to the collator, such as StepBatchSampler(…).total_steps or "
-                "args.max_steps; or use MaskingTrainer, which knows the steps",
-            )
         if masker.places:
             raise MaskwiseError(
                 "a collator cannot return the loss weights of masked diffusion",
@@ -104,8 +96,8 @@ class MaskingCollator:
         from torch.utils.data import get_worker_info
 
         require_rows(rows)
-        step = _common(rows, "step")
-        epoch = _common(rows, "epoch")
+        step = common_number(rows, "step")
+        epoch = common_number(rows, "epoch")
         worker = get_worker_info()
         # Every worker has a copy of this collator, but only the first worker should warn.
         first = worker is None or worker.id == 0
@@ -134,28 +126,6 @@ class MaskingCollator:
             total_steps=self.total_steps,
             epoch=epoch,
         )
-
-
-def _common(rows: Rows, name: str) -> int | None:
-    """Return the value that all rows of a batch have in a column; None if there is no column."""
-    if not isinstance(rows, Mapping):
-        values = [row.get(name) for row in rows]
-    elif rows.get(name) is None:
-        return None
-    else:
-        values = numbers(name, rows[name]).ravel().tolist()
-    found = set[int | None]()
-    for value in values:
-        if value is not None:
-            value = whole_number(f"{name} of a row", value, least=0)
-        found.add(value)
-    if len(found) > 1:
-        raise MaskwiseError(
-            f"rows of one batch differ in {name!r}",
-            got=", ".join(sorted(map(str, found))),
-            do="use StepBatchSampler: all rows of its batches have the same step and epoch",
-        )
-    return found.pop() if found else None
 
 
 class SteppedDataset:
@@ -228,7 +198,7 @@ class StepBatchSampler:
         ranks: int = 1,
         accumulate: int = 1,
     ):
-        self.size = whole_number("size", size, least=0, most=2**53, do="pass len(dataset)")
+        self.size = whole_number("size", size, least=0, do="pass len(dataset)")
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.seed = whole_number("seed", seed)
         self.epochs = whole_number("epochs", epochs, least=0)
@@ -291,4 +261,6 @@ class RowCollator:
         columns["attention_mask"] = batch.tensor("present").long()
         columns["example_id"] = torch.from_numpy(names)
         columns["special_tokens_mask"] = (~batch.tensor("content")).long()
+        if batch.silent is not None:
+            columns["labels"] = batch.tensor("silent").long() * IGNORE
         return columns

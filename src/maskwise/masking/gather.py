@@ -7,8 +7,10 @@ import torch itself.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -17,7 +19,7 @@ import numpy as np
 from maskwise.arrays import is_tensor, numbers, whole
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import Array, content_ids
-from maskwise.masking.batch import AnnotatedBatch, Columns
+from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import changes, framed
 
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Sequence[Row] | Row
 
-# Columns that are not read here. The collator reads step and epoch, and the masker makes new
-# labels.
-_IGNORED = {"step", "epoch", "labels", "label", "label_ids", "offset_mapping"}
+# Columns that are not read here. The masker and the collator read step and epoch. A single label
+# is the class of a row.
+_IGNORED = {"step", "epoch", "label", "offset_mapping"}
+# Labels of the user. Only −100 is read, because the masker makes new labels.
+_LABELS = ("labels", "label_ids")
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
 # Columns that must be whole numbers, and the value that pads each of them. Layers are padded with
@@ -41,6 +45,8 @@ _FILL = {
     "token_type_ids": 0,
     "position_ids": 0,
     "example_id": -1,
+    "labels": IGNORE,
+    "label_ids": IGNORE,
 }
 _NAMES = ("input_ids", "example_id")
 
@@ -91,12 +97,14 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
         rows: a list of dicts with ``input_ids`` and, if available, ``example_id`` and layers; or
             one dict of (B, L) tensors or arrays, in which ``example_id`` is (B,); or ``Pieces``. In
             packed rows, ``example_id`` is (B, L), and consecutive tokens with the same id form a
-            piece.
+            piece. Where the rows have ``labels`` of −100, nothing is masked or predicted. Other
+            columns with a number per token are layers. Columns of text and columns with a single
+            value per row are not read.
         vocabulary: the vocabulary of the tokenizer that made the rows.
 
     Raises:
-        MaskwiseError: there are no rows, a layer has the wrong length, or an id is outside the
-            vocabulary.
+        MaskwiseError: there are no rows, a layer has the wrong length, an id is outside the
+            vocabulary, or a column is misspelt.
     """
     if isinstance(rows, AnnotatedBatch):
         return rows
@@ -150,12 +158,19 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
         if not present.all():
             attention = present.astype(np.int64)
     special = line.pop("special_tokens_mask", None)
+    silent = None
+    for name in _LABELS:
+        labels = line.pop(name, None)
+        if labels is not None:
+            silent = (labels == IGNORE) | (False if silent is None else silent)
     content = kind > 0
     eligible = kind > 1
     if attention is not None:
         content &= attention != 0
     if special is not None:
         content &= special == 0
+    if silent is not None:
+        eligible &= ~silent
     begin = np.arange(shape[0]) * shape[1]
     packed = False
     if example_id is None:
@@ -180,6 +195,7 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
         layers=line,
         plan=shape[1] if packed else None,
         apart=packed,
+        silent=silent,
     )
 
 
@@ -303,6 +319,10 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
         if name in _IGNORED:
             continue
         if _common_kind(name, [value]) != MISSING:
+            _require_spelling(name, rows)
+            if name in _LABELS and _one_per_row(value):
+                # These are the classes of the rows.
+                continue
             columns[name] = _read(name, value)
     ids = columns["input_ids"]
     if ids.ndim != 2:
@@ -327,13 +347,16 @@ def _padded(rows: Sequence[Row], vocabulary: Vocabulary) -> Columns:
         sizes.append(len(row["input_ids"]))
     lengths = np.array(sizes)
     inside = np.arange(lengths.max()) < lengths[:, None]
-    columns = {}
+    columns: Columns = {}
     # A dict keeps the order of the rows' keys, but a set would not.
-    for name in dict.fromkeys(chain.from_iterable(rows)):
+    names = dict.fromkeys(chain.from_iterable(rows))
+    for name in names:
         if name in _IGNORED:
             continue
         values = [row.get(name) for row in rows]
         kind = _common_kind(name, values)
+        if kind != MISSING or SINGLE in map(_kind_of, values):
+            _require_spelling(name, names)
         if kind == TOKENS:
             columns[name] = _column(name, values, lengths, inside)
         elif kind == SINGLE:
@@ -346,6 +369,58 @@ def _padded(rows: Sequence[Row], vocabulary: Vocabulary) -> Columns:
             attention = _present(columns["input_ids"], vocabulary)
         columns["attention_mask"] = attention * inside.astype(np.int64)
     return columns
+
+
+def _one_per_row(column: Any) -> bool:
+    """Whether a column holds a single value per row."""
+    if isinstance(column, list | tuple):
+        return bool(column) and _kind_of(column[0]) == SINGLE
+    return bool(column.ndim == 1)
+
+
+def common_number(rows: Rows, name: str) -> int | None:
+    """Return the whole number that all rows have in a column; None if there is no column."""
+    if not isinstance(rows, Mapping):
+        values = [row.get(name) for row in rows]
+    elif rows.get(name) is None:
+        return None
+    else:
+        values = numbers(name, rows[name]).ravel().tolist()
+    found = set[int | None]()
+    for value in values:
+        if value is not None:
+            value = whole_number(f"{name} of a row", value, least=0)
+        found.add(value)
+    if len(found) > 1:
+        raise MaskwiseError(
+            f"rows of one batch differ in {name!r}",
+            got=", ".join(sorted(map(str, found))),
+            do="use StepBatchSampler: all rows of its batches have the same step and epoch",
+        )
+    return found.pop() if found else None
+
+
+@cache
+def _plain_name(name: str) -> str:
+    """Return a name without capitals, separators and plural: ``Word-IDs`` becomes ``wordid``."""
+    return re.sub(r"[^a-z0-9]", "", name.lower()).removesuffix("s")
+
+
+_SPELT = {_plain_name(name): name for name in (*_FILL, "word_ids") if name not in _LABELS}
+"""The columns that have a meaning, keyed by their plain names."""
+
+
+def _require_spelling(name: str, others: Container[str]) -> None:
+    """Raise ``MaskwiseError`` if a column looks like a misspelt column that has a meaning.
+
+    It would otherwise be a layer that no policy reads, or it would not be read at all.
+    """
+    meant = _SPELT.get(_plain_name(name), name)
+    if meant != name and meant not in others:
+        raise MaskwiseError(
+            f"rows have a column {name!r}, which is not read",
+            do=f"call it {meant!r}, or remove it",
+        )
 
 
 def _kind_of(value: object) -> str:
@@ -447,6 +522,8 @@ def _read(name: str, value: object) -> Array:
     Only layers may be floats, and only the masks and layers may be bools. In layers, None becomes
     −1, as transformers' ``word_ids`` need.
     """
+    if name in _LABELS:
+        return whole(name, value)
     if name not in _FILL:
         array = numbers(name, value, missing=-1)
         return array if array.dtype.kind in "fb" else whole(name, array)

@@ -20,19 +20,12 @@ the rows and the result are tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-)
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from maskwise.arrays import whole
 from maskwise.errors import MaskwiseError, require_known, whole_number
@@ -41,7 +34,13 @@ from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
 from maskwise.masking.corruptions import Corrupted, Corruption
 from maskwise.masking.corruptions.base import lay_out
-from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.gather import (
+    Pieces,
+    Rows,
+    common_number,
+    device_of,
+    gather,
+)
 from maskwise.masking.policies import Moment, Policy, UnitKind
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import BUDGETS, FILLS, Selection, select, stretch
@@ -115,9 +114,6 @@ class Masker:
             schedule. The tokens that get a loss are drawn from the corrupted tokens. If the model
             predicts whether each token was replaced, they are drawn from all tokens. A value below
             1 needs a corruption that keeps the length of the text.
-        exclude: tokens, as the vocabulary writes them, that are never masked and never used as
-            random replacements, such as ``["<gap>"]``. Special tokens, [UNK] and the wildcards of
-            proteins and DNA (such as X, B and Z) never are.
         keep: the name of a layer. Tokens with a number ≥ 0 in this layer are never masked. For
             example, the layer ``prompt`` marks the tokens of prompts.
         visits: how the masks of a row in different epochs depend on each other: ``random``,
@@ -154,12 +150,8 @@ class Masker:
         predict: Schedule | float | str | Call = 1.0,
         keep: str | None = None,
         visits: str = "random",
-        exclude: Sequence[str] = (),
     ):
         self.vocabulary = Vocabulary.of(tokenizer)
-        if exclude != ():
-            self.vocabulary = self.vocabulary.without(exclude)
-        self.exclude = tuple(exclude)
         self.policy = policies.policy(policy)
         self.ratio = schedules.schedule(ratio)
         self.predict = schedules.schedule(predict)
@@ -258,6 +250,9 @@ class Masker:
         place_B = None
         if place is not None:
             place_B = whole("place", place, shape=batch.shape[:1], least=0)
+        # The pieces of a prepared text have no such columns.
+        if isinstance(rows, Mapping | list):
+            _require_same(rows, step=step, epoch=epoch)
         moment = Moment(
             step,
             total_steps,
@@ -281,6 +276,8 @@ class Masker:
         )
         choice = self.choose(batch, keys, moment)
         shown = self.corruption.corrupt(batch, choice, keys, self.vocabulary)
+        if batch.silent is not None:
+            self._silence(shown, batch)
         share = self.predict(moment.step, moment.total_steps)
         if share < 1:
             # In replaced-token detection, unselected tokens are targets too, with the label 0.
@@ -289,6 +286,21 @@ class Masker:
                 candidate &= choice.tokens
             shown.labels = some_labels(shown.labels, candidate, batch, share, keys)
         return shown, choice
+
+    def _silence(self, shown: Corrupted, batch: AnnotatedBatch) -> None:
+        """Remove the labels of tokens whose label in the user's rows is −100.
+
+        These tokens are never selected. They have labels only if other tokens have labels, too.
+        """
+        asks = self.corruption.detects or self.corruption.writes == "full"
+        if self.corruption.keeps_length:
+            shown.labels[batch.silent] = IGNORE
+        elif asks and (batch.content & ~batch.predicted).any():
+            raise MaskwiseError(
+                "labels of −100 in the rows cannot be left out of the targets of this corruption",
+                got=f"corruption {self.corruption}",
+                do="remove the column labels, or use a corruption with target='spans'",
+            )
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
         """Select the units to mask. The tokens stay unchanged."""
@@ -350,11 +362,6 @@ class Masker:
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
 
-    @property
-    def needs_total(self) -> bool:
-        """Whether a setting changes over training, so that calls need ``total_steps``."""
-        return any(part.needs_total for part in (self.ratio, self.predict, self.policy))
-
     def describe(self) -> dict[str, str | int]:
         """Return the settings as plain values, for model cards and reports."""
         names = [*DESCRIBED]
@@ -362,8 +369,6 @@ class Masker:
             names.append("keep")
         if self.visits != "random":
             names.append("visits")
-        if self.exclude:
-            names.append("exclude")
         shown = {}
         for name in names:
             value = getattr(self, name)
@@ -373,6 +378,18 @@ class Masker:
     def __repr__(self) -> str:
         settings = [f"{name}={value}" for name, value in self.describe().items()]
         return f"Masker({', '.join(settings)})"
+
+
+def _require_same(rows: Rows, **given: int | None) -> None:
+    """Raise ``MaskwiseError`` if rows have another step or epoch than the masker is called with."""
+    for name, value in given.items():
+        found = common_number(rows, name)
+        if found is not None and found != value:
+            raise MaskwiseError(
+                f"the rows have another {name} than the masker is called with",
+                got=f"{found} in the column {name!r}, {value} in the call",
+                do=f"pass {name}={found}, or use MaskingCollator, which reads the column",
+            )
 
 
 def some_labels(
@@ -453,10 +470,6 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     """How the masks of a text in different epochs depend on each other. With ``random``, every
     epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
     before left visible. With ``coverage`` and a ratio of 1/n, n epochs mask every unit once."""
-    exclude: tuple[str, ...] = ()
-    """Tokens that are never masked in training and never used as random replacements, as the
-    tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
-    (such as X, B, Z and gaps) never are, in training and in evaluations."""
 
     @field_validator(*_MAKERS, *_KNOWN)
     @classmethod
@@ -467,15 +480,6 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
         else:
             require_known(name, str(value), _KNOWN[name])
         return value
-
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The names of stages are hashes of these values, and must stay as they were before this
-        # setting existed.
-        values: dict[str, Any] = dump(self)
-        if not self.exclude:
-            values.pop("exclude", None)
-        return values
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
         """Build a masker with these settings."""

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
-from maskwise.attention import NAME, Documents, separate
+from maskwise.attention import NAME, REPLACED, Documents
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.families import ENCODERS, adapter_of, decoder_inputs, width_of
+from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, width_of
 from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
@@ -145,15 +145,16 @@ def generated(
     ids = {name: vars(model.config).get(name) for name in names}
     # ``Any``, because mypy does not know that the model has ``generate``.
     writer: Any = model
-    writer.generation_config = GenerationConfig(
-        **ids,
-        num_beams=beams,
-        max_new_tokens=most,
-        length_penalty=length_penalty,
-        early_stopping=False,
-        do_sample=False,
-    )
-    return writer.generate(**inputs).tolist()
+    with patched(model):
+        writer.generation_config = GenerationConfig(
+            **ids,
+            num_beams=beams,
+            max_new_tokens=most,
+            length_penalty=length_penalty,
+            early_stopping=False,
+            do_sample=False,
+        )
+        return writer.generate(**inputs).tolist()
 
 
 def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
@@ -318,9 +319,8 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         self.check_model(model.config)
-        separate(model)
         attention = model.config._attn_implementation
-        if attention != NAME:
+        if attention not in (*REPLACED, NAME):
             raise MaskwiseError(
                 "objective clm cannot make this attention causal",
                 got=attention,

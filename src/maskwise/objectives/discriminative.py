@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from maskwise.devices import moved
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, masked_logits, width_of
+from maskwise.families import encoder_of, masked_logits, patched, width_of
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.corruptions import Insert, corruption
@@ -197,7 +197,7 @@ class ReplacedTokenDetection(Objective):
             ids[at] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)
         replaced[at] = ids[at] != truth
-        text = torch.from_numpy(np.flatnonzero(batch.source.content))
+        text = torch.from_numpy(np.flatnonzero(batch.source.predicted))
         on_device = moved(text, labels.device)
         shown = {**model_inputs(self.model, batch), "input_ids": ids}
         score = self.head(encoded(self.model, shown).flatten(0, 1)[on_device]).float().squeeze(-1)
@@ -292,6 +292,7 @@ class Twins:
             example_id=every.example_id[pair],
             # Nothing reads layers, because no masking policy is used.
             layers={},
+            silent=None,
             extras={name: twice(extra) for name, extra in every.extras.items()},
         )
         twin = (torch.arange(size) + size // 2) % size
@@ -377,9 +378,9 @@ class ContrastiveSentences(Objective):
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """A context without dropout. Twins are then equal, as in the probes of MOMETAS's code."""
-        self.drops = False
-        yield
-        self.drops = True
+        with patched(self):
+            self.drops = False
+            yield
 
     @contextmanager
     def some_dropout(self) -> Iterator[None]:
@@ -391,19 +392,14 @@ class ContrastiveSentences(Objective):
             yield
             return
         encoder = encoder_of(self.model)
-        training = encoder.training
-        rates = {layer: layer.p for layer in self._dropouts()}
-        # Set the whole encoder to training mode, because attention modules also use dropout.
-        encoder.train()
-        if not any(rates.values()):
-            for layer in rates:
-                layer.p = self.dropout
-        try:
+        layers = self._dropouts()
+        with patched(encoder):
+            # Set the whole encoder to training mode, because attention modules also use dropout.
+            encoder.train()
+            if not any(layer.p for layer in layers):
+                for layer in layers:
+                    layer.p = self.dropout
             yield
-        finally:
-            encoder.train(training)
-            for layer, rate in rates.items():
-                layer.p = rate
 
 
 def precise(device: str) -> AbstractContextManager[object]:

@@ -1,9 +1,9 @@
 """Changes of models for training: activation checkpointing, compilation and sharding.
 
 All three change the *blocks* of a model, which are its repeated layers. The blocks have most of the
-weights and activations. The changes affect results at most by rounding. After training, ``unwrap``
-undoes activation checkpointing and compilation. Sharded weights stay sharded, but ``gathered``
-returns whole tensors.
+weights and activations. The changes affect results at most by rounding. Activation checkpointing
+and compilation last as long as the context ``wrapped``. Sharded weights stay sharded, but
+``gathered`` returns whole tensors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils.checkpoint import checkpoint
 
-from maskwise.attention import Documents, MaskKey, quicken, restore, separate
+from maskwise.attention import Documents, MaskKey, quicken, separate
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, encoder_of, release
+from maskwise.families import adapter_of, encoder_of, patched
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 _meshes: list[DeviceMesh] = []
-_duck_shapes: list[bool] = []
-"""The value of torch's ``use_duck_shape`` before ``wrap`` changed it. Empty if it did not."""
 Result = TypeVar("Result")
 Forward = Callable[..., Any]
 
@@ -62,8 +60,11 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 # Blocks
 
 
-def wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
-    """Prepare an objective for training. ``unwrap`` undoes all changes.
+@contextmanager
+def wrapped(
+    objective: Objective, settings: TrainingSettings, precision: Precision
+) -> Iterator[None]:
+    """A context in which an objective is prepared for training. Afterwards it is as before.
 
     Depending on the settings, the blocks and the head are compiled, and activations are
     checkpointed. Attention and dropout are replaced by faster versions for the device.
@@ -74,8 +75,21 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         precision: the precision of training, which evaluations shall use too.
 
     Raises:
-        MaskwiseError: there is no compiler, or the model has no blocks.
+        MaskwiseError: there is no compiler, the model has no blocks, or nothing is left to train.
     """
+    duck_shapes = symbolic_shapes.use_duck_shape
+    with patched(objective):
+        try:
+            if settings.freeze == "encoder":
+                freeze_encoder(objective)
+            _wrap(objective, settings, precision)
+            yield
+        finally:
+            symbolic_shapes.use_duck_shape = duck_shapes
+
+
+def _wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
+    """Change an objective as ``wrapped`` describes."""
     from transformers import PreTrainedModel
 
     for part in objective.modules():
@@ -101,8 +115,6 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         require_compiler(next(objective.parameters()).device)
         # With duck shapes, torch assumes that two sizes that are equal once are always equal. If a
         # row were as long as the hidden size once, its length would not be dynamic.
-        if not _duck_shapes:
-            _duck_shapes.append(symbolic_shapes.use_duck_shape)
         symbolic_shapes.use_duck_shape = False
     for block in blocks:
         # Compile first, so that checkpointing repeats the compiled forward pass.
@@ -116,38 +128,20 @@ def wrap(objective: Objective, settings: TrainingSettings, precision: Precision)
         head.compile_head()
 
 
-def freeze_encoder(objective: Objective) -> list[nn.Parameter]:
-    """Freeze the encoder, and return the parameters that were not frozen before.
+def freeze_encoder(objective: Objective) -> None:
+    """Freeze the encoder. If the output matrix is tied to the embeddings, it is frozen too.
 
-    If the output matrix is tied to the embeddings, it is frozen too.
+    Raises:
+        MaskwiseError: nothing is left to train.
     """
-    frozen = []
     for parameter in encoder_of(objective.model).parameters():
-        if parameter.requires_grad:
-            parameter.requires_grad = False
-            frozen.append(parameter)
+        parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in objective.parameters()):
-        nn.ParameterList(frozen).requires_grad_()
         raise MaskwiseError(
             "nothing is left to train",
             got=type(objective.model).__name__,
             do="set training.freeze: none",
         )
-    return frozen
-
-
-def unwrap(objective: nn.Module) -> None:
-    """Undo ``wrap``, and Accelerate's change of the objective's forward method."""
-    restore(objective)
-    release(objective)
-    if _duck_shapes:
-        symbolic_shapes.use_duck_shape = _duck_shapes.pop()
-    for part in (objective, *blocks_of(objective)):
-        part.__dict__.pop("forward", None)
-        part.__dict__.pop("_original_forward", None)
-    for part in objective.modules():
-        part.__dict__.pop("compiled", None)
-        part.__dict__.pop("precision", None)
 
 
 def _compiled(block: nn.Module, forward: Forward) -> Forward:

@@ -1,0 +1,272 @@
+"""What a user's own columns say holds in every door: labels of −100, steps, positions, names."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+
+import maskwise as mw
+from maskwise.errors import MaskwiseError
+from maskwise.masking.collator import RowCollator
+from maskwise.masking.diffusion import Noising
+from maskwise.masking.policies import POLICIES
+from maskwise.objectives import objective, objective_class
+from maskwise.packed import PackedCollator
+from training_tools import model, tokenizer
+
+IGNORE = -100
+LENGTHS = (14, 9, 14)
+SECRET = slice(3, 9)
+"""The tokens that the user excludes."""
+
+
+def rows(*, labels: bool, packed: bool = False) -> list[dict[str, Any]]:
+    """Rows of [CLS] words [SEP]; with labels of −100 at ``SECRET``."""
+    tools = tokenizer()
+    found = []
+    for number, length in enumerate(LENGTHS):
+        ids = [tools.cls_token_id, *range(10, 8 + length), tools.sep_token_id]
+        row: dict[str, Any] = {"input_ids": ids, "example_id": number}
+        row["word_ids"] = [-1, *range(length - 2), -1]
+        row["score"] = [0.5] * length
+        if packed:
+            row["example_id"] = [2 * number] * 5 + [2 * number + 1] * (length - 5)
+        if labels:
+            own = list(ids)
+            own[SECRET] = [IGNORE] * 6
+            row["labels"] = own
+        found.append(row)
+    return found
+
+
+def stacked(given: list[dict[str, Any]], kind: Any) -> dict[str, Any]:
+    """The same rows as (B, L) columns, with padding."""
+    fills = {"input_ids": 0, "labels": IGNORE, "example_id": -1, "word_ids": -1, "score": 0.0}
+    columns: dict[str, Any] = {}
+    for name in given[0]:
+        values = [row[name] for row in given]
+        if isinstance(values[0], list):
+            values = [[*value, *[fills[name]] * (14 - len(value))] for value in values]
+        columns[name] = kind(np.array(values))
+    columns["attention_mask"] = kind(np.array([[n < size for n in range(14)] for size in LENGTHS]))
+    columns["attention_mask"] = columns["attention_mask"] * 1
+    return columns
+
+
+def forms(given: list[dict[str, Any]]) -> list[Any]:
+    return [
+        given,
+        [{name: torch.tensor(value) for name, value in row.items()} for row in given],
+        stacked(given, torch.as_tensor),
+        stacked(given, np.asarray),
+    ]
+
+
+SETTINGS = [
+    {"ratio": 0.9},
+    {"ratio": 0.9, "policy": "whole-word"},
+    {"ratio": 0.9, "policy": "span", "budget": "bernoulli"},
+    {"ratio": 1.0, "budget": "exact", "corruption": "mask-only"},
+    {"ratio": 0.9, "corruption": "replace(target='full')"},
+    {"ratio": 0.9, "corruption": "replace(target='detect')"},
+    {"ratio": 0.9, "visits": "complement"},
+    {"ratio": 0.5, "visits": "coverage"},
+    {"ratio": 0.9, "predict": 0.5},
+    {"ratio": 0.9, "fill": "random", "policy": "weighted(layer='score')"},
+]
+
+
+def silent(batch: Any) -> bool:
+    """Whether the batch neither hides nor asks about the excluded tokens."""
+    expected = torch.tensor([[*range(12, 18)], [*range(12, 17), 3], [*range(12, 18)]])
+    where = batch["input_ids"][:, SECRET] == expected
+    where[1, -1] = True  # [SEP]
+    labels = batch["labels"][:, SECRET]
+    return bool(where.all()) and set(labels.flatten().tolist()) == {IGNORE}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("more", SETTINGS, ids=str)
+def test_a_label_of_minus_100_is_never_masked_nor_predicted(
+    more: dict[str, Any], packed: bool
+) -> None:
+    masker = mw.Masker(tokenizer(), **more)
+    given = rows(labels=True, packed=packed)
+    first = None
+    for form, epoch in itertools.product(forms(given), (0, 1)):
+        batch = masker(form, epoch=epoch, step=0)
+        assert silent(batch) and batch.targets == int((batch.labels != IGNORE).sum())
+        if epoch == 0:
+            first = batch if first is None else first
+            assert torch.equal(batch.labels, first.labels)
+    assert first is not None and first.targets > 0
+    plain = masker(rows(labels=False, packed=packed), epoch=0)
+    assert not silent(plain)
+
+
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"mixture", "learned", "guided"}))
+def test_labels_without_exclusions_change_nothing(policy: str) -> None:
+    try:
+        masker = mw.Masker(tokenizer(), policy=policy, ratio=0.4)
+        plain = masker(rows(labels=False), step=3)
+    except MaskwiseError:
+        pytest.skip("the policy needs more layers")
+    given = rows(labels=False)
+    for row in given:
+        # Excluded are only tokens that are no targets anyway.
+        row["labels"] = [IGNORE, *row["input_ids"][1:-1], IGNORE]
+    same = masker(given, step=3)
+    assert torch.equal(same.labels, plain.labels)
+    assert torch.equal(same.input_ids, plain.input_ids)
+
+
+def test_masked_diffusion_excludes_them_from_its_count() -> None:
+    noising = Noising(tokenizer(), seed=0)
+    batch = noising(rows(labels=True), epoch=0)
+    assert silent(batch)
+    plain = noising(rows(labels=False), epoch=0)
+    assert plain.counted is not None and batch.counted == plain.counted - 6 - 5 - 6
+
+
+@pytest.mark.parametrize("corruption", ["infill", "delete", "insert(target='detect')"])
+def test_a_corruption_that_asks_for_the_whole_text_refuses_them(corruption: str) -> None:
+    masker = mw.Masker(tokenizer(), ratio=0.3, corruption=corruption)
+    with pytest.raises(MaskwiseError, match=r"labels of −100 .* remove the column labels"):
+        masker(rows(labels=True), step=0)
+
+
+def test_spans_for_a_decoder_leave_them_out() -> None:
+    batch = mw.Masker(tokenizer(), ratio=0.9, corruption="infill(target='spans')")(
+        rows(labels=True), step=0
+    )
+    assert not set(range(13, 17)) & set(batch.labels.flatten().tolist())
+
+
+@pytest.mark.parametrize("name", ["clm", "rtd"])
+def test_objectives_that_ask_about_every_token_leave_them_out(name: str) -> None:
+    kind = objective_class(name)
+    masker: Any = kind.maker(tokenizer(), seed=0, length=14, ratio=0.9) if name == "rtd" else None
+    if masker is None:
+        masker = kind.maker(tokenizer(), seed=0, length=14)
+    batch = masker(rows(labels=True), step=0, total_steps=1, epoch=0)
+    outcome = objective(name, model("bert"))(batch)
+    assert bool(torch.isfinite(outcome.loss))
+    if name == "rtd":
+        assert not batch.source.predicted.reshape(3, 14)[:, 3:8].any()
+    else:
+        # The label of a position is the token after it.
+        assert set(batch.labels[:, 2:7].flatten().tolist()) == {IGNORE}
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_collators_pass_them_on(labels: bool) -> None:
+    masker = mw.Masker(tokenizer(), ratio=0.9, corruption="mask-only")
+    given = [{**row, "step": 0, "epoch": 0} for row in rows(labels=labels)]
+    assert silent(mw.MaskingCollator(masker)(given)) == labels
+    line = PackedCollator(masker, model=model("bert"))(given)
+    secret = [*range(3, 9), *range(17, 22), *range(26, 32)]
+    assert set(line["labels"][0, secret].tolist()) == {IGNORE} or not labels
+    columns = RowCollator(masker.vocabulary)(rows(labels=labels))
+    assert ("labels" in columns) == labels
+    assert silent(masker(columns, step=0)) == labels
+
+
+def test_a_trainer_never_predicts_them(tmp_path: Any) -> None:
+    """In training and in evaluation; before, Trainer's rows lost their labels."""
+    masker = mw.Masker(tokenizer(), ratio=1.0, corruption="mask-only")
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, report_to="none", disable_tqdm=True, use_cpu=True
+    )
+    counts = []
+    for labels in (False, True):
+        trainer = mw.MaskingTrainer(
+            model("bert"),
+            arguments,
+            masker=masker,
+            train_dataset=rows(labels=labels),
+            eval_dataset=rows(labels=labels),
+        )
+        trainer.train()
+        counts.append(trainer.evaluate()["eval_targets"])
+    assert counts == [12 + 7 + 12, 12 + 7 + 12 - 6 - 5 - 6]
+
+
+def test_labels_of_rows_are_not_read_and_labels_of_other_lengths_are_refused() -> None:
+    masker = mw.Masker(tokenizer(), ratio=0.5)
+    plain = masker(rows(labels=False), step=0)
+    for name in ("label", "labels", "label_ids"):
+        classes = [{**row, name: number} for number, row in enumerate(rows(labels=False))]
+        assert torch.equal(masker(classes, step=0).labels, plain.labels)
+        columns = {**stacked(rows(labels=False), torch.as_tensor), name: torch.tensor([1, 0, 2])}
+        assert torch.equal(masker(columns, step=0).labels, plain.labels)
+    with pytest.raises(MaskwiseError, match="'labels' of row 0 has the wrong length"):
+        masker([{**row, "labels": [1, 2]} for row in rows(labels=False)], step=0)
+    with pytest.raises(MaskwiseError, match="'labels' must be whole numbers"):
+        masker([{**row, "labels": row["score"]} for row in rows(labels=False)], step=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("word_id", "word_ids"),
+        ("Word-IDs", "word_ids"),
+        ("attention_masks", "attention_mask"),
+        ("token_type_id", "token_type_ids"),
+        ("special_token_mask", None),
+        ("example_ids", "example_id"),
+        ("exampleId", "example_id"),
+        ("score", None),
+    ],
+)
+def test_a_misspelt_column_is_refused(name: str, meant: str | None) -> None:
+    given = [
+        {"input_ids": row["input_ids"], name: [1] * len(row["input_ids"])}
+        for row in rows(labels=False)
+    ]
+    masker = mw.Masker(tokenizer(), ratio=0.5)
+    forms = [given, {key: [row[key] for row in given[::2]] for key in given[0]}]
+    for form in forms:
+        if meant is None:
+            with pytest.warns(UserWarning, match="no example_id"):
+                masker(form, step=0)
+            continue
+        with pytest.raises(MaskwiseError, match=f"column '{name}'.* call it '{meant}'"):
+            masker(form, step=0)
+
+
+@pytest.mark.parametrize("name", ["step", "epoch"])
+def test_rows_of_another_step_are_refused(name: str) -> None:
+    """The masker masked them for step 0, and the collator for the step of the rows."""
+    given = [{**row, name: 3} for row in rows(labels=False)]
+    masker = mw.Masker(tokenizer(), ratio=0.5)
+    with pytest.raises(MaskwiseError, match=f"another {name} .* pass {name}=3, or use Masking"):
+        masker(given)
+    same = masker(given, **{name: 3})
+    plain = masker(rows(labels=False), **{name: 3})
+    assert torch.equal(same.labels, plain.labels)
+
+
+def test_positions_of_the_user_are_used_or_refused() -> None:
+    packed = [
+        {**row, "position_ids": [*range(14)][: len(row["input_ids"])]}
+        for row in rows(labels=False, packed=True)
+    ]
+    masker = mw.Masker(tokenizer(), ratio=0.5)
+    net = model("bert").eval()
+    trainee = objective("mlm", net)
+    own, usual = masker(packed, step=0), masker(rows(labels=False, packed=True), step=0)
+    assert torch.equal(own.labels, usual.labels)
+    with torch.no_grad():
+        # In packed rows, positions begin anew in every document, unless the user says otherwise.
+        assert not torch.equal(trainee(own).loss, trainee(usual).loss)
+    alone = [
+        {**row, "step": 0, "epoch": 0, "position_ids": [*range(len(row["input_ids"]))]}
+        for row in rows(labels=False)
+    ]
+    with pytest.raises(MaskwiseError, match="PackedCollator counts the positions"):
+        PackedCollator(masker, model=net)(alone)
