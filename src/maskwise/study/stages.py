@@ -28,6 +28,7 @@ from itertools import chain
 from pathlib import Path
 
 from maskwise.annotate.registry import annotator
+from maskwise.constants import COMPUTED
 from maskwise.devices import hardware
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, file_hash, read_json
@@ -44,13 +45,6 @@ from maskwise.training.settings import ModelSettings
 
 DONE = "done.json"
 STAGE = "stage.json"
-
-COMPUTED = ("0.1.0", "5")
-"""Version of the results, which is a part of every stage name. The last number rises if a code
-change alters the results of unchanged settings. What changed so far (see CHANGELOG): 2: held-out
-loss and multi-label tasks; 3: macro F1 of truncated words, and steps of tried learning rates;
-4: labels missing in train, and rows of the sampler's probes; 5: fine-tuning draws all weights
-outside the encoder anew."""
 
 
 @cache

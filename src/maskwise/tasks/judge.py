@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import LOWER_IS_BETTER
-from maskwise.devices import best_device
+from maskwise.constants import COMPUTED, LOWER_IS_BETTER
+from maskwise.devices import best_device, versions
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room
 from maskwise.folders import (
@@ -86,8 +86,8 @@ def evaluate_tasks(
         out: the output folder, or None to write nothing. ``records.jsonl`` has a record for each
             task, over the seeds that are finished; it is updated after every run. Fine-tuned models
             are written to ``TASK/seed-N/checkpoint``. A run is not repeated if the folder has its
-            score, made with the same checkpoint, rows and settings. So the same call resumes an
-            interrupted one, and more seeds are added to those that are there.
+            score, made with the same checkpoint, rows, settings and versions. So the same call
+            resumes an interrupted one, and more seeds are added to those that are there.
 
     Returns:
         One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
@@ -96,7 +96,8 @@ def evaluate_tasks(
 
     Raises:
         MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, the
-            model cannot learn a task, or ``out`` has the scores of another model.
+            model cannot learn a task, or ``out`` has scores of another model, or scores of a task
+            with other rows, settings or versions.
 
     >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
     >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
@@ -106,7 +107,8 @@ def evaluate_tasks(
     settings = settings or FinetuneSettings()
     if out is not None:
         require_own(out, RECORDS, what="an earlier finetune")
-    table = _Records.of(out, checkpoint)
+        # Before tasks and models are read, which takes seconds.
+        _Records.read(out / RECORDS, checkpoint)
     tasks: dict[str, Task] = {}
     for spec in specs:
         task = spec if isinstance(spec, Task) else load_task(spec)
@@ -123,10 +125,16 @@ def evaluate_tasks(
         if task.kind.check_model:
             task.kind.check_model(task_config(checkpoint, {}))
     by_seed = range(seeds or settings.seeds)
-    weights = file_hashes(Path(checkpoint)) if out else []
-    keep = partial(table.keep, checkpoint=checkpoint)
+    made_of = dict.fromkeys(tasks, "")
+    if out is not None:
+        weights = file_hashes(Path(checkpoint)) or str(checkpoint)
+        for name, task in tasks.items():
+            asked = _without_seeds(settings)
+            made_of[name] = digest([COMPUTED, versions(), weights, task.fingerprint, asked])
     results = []
-    with table.begun():
+    with _Records.of(out, checkpoint) as table:
+        table.require_same(made_of)
+        keep = partial(table.keep, checkpoint=checkpoint)
         for name, task in tasks.items():
             record = task_record(
                 checkpoint,
@@ -135,7 +143,7 @@ def evaluate_tasks(
                 settings=settings,
                 seeds=by_seed,
                 folder=out / name if out else None,
-                made_of=digest([str(checkpoint), weights, task.fingerprint]),
+                made_of=made_of[name] or None,
                 keep=keep,
                 quiet=quiet,
             )
@@ -156,55 +164,70 @@ class _Records:
     lines: dict[str, TaskRecord]
 
     @classmethod
-    def of(cls, out: Path | None, checkpoint: str | Path) -> _Records:
-        """Read the records in a folder.
+    @contextmanager
+    def of(cls, out: Path | None, checkpoint: str | Path) -> Iterator[_Records]:
+        """Lock a folder, and read its records. Write the file if it is missing.
+
+        A later call recognises the folder by this file, even if training is interrupted.
+        """
+        if out is None:
+            yield cls(None, {})
+            return
+        with claim_run(out, "another process fine-tunes in", lock=LOCK, work="**/metrics.jsonl"):
+            path = out / RECORDS
+            # Under the lock, because another process may have just written records.
+            lines = cls.read(path, checkpoint)
+            if not path.exists():
+                write_lines(path, [])
+            yield cls(path, lines)
+
+    @staticmethod
+    def read(path: Path, checkpoint: str | Path) -> dict[str, TaskRecord]:
+        """Read the records in a file, keyed by task.
 
         Raises:
             MaskwiseError: they are of another model.
         """
-        if out is None:
-            return cls(None, {})
-        path = out / RECORDS
         lines = {}
         for line in read_lines(path):
-            model = line.get("model")
-            if model != str(checkpoint):
+            model = str(line.get("model"))
+            if _place_of(model) != _place_of(checkpoint):
                 raise MaskwiseError(
-                    f"--out {out} contains the scores of another model",
+                    f"--out {path.parent} contains the scores of another model",
                     got=model,
                     allowed=str(checkpoint),
                     do="give a new folder",
                 )
             lines[str(line.get("task"))] = cast(TaskRecord, line)
-        return cls(path, lines)
+        return lines
 
-    @contextmanager
-    def begun(self) -> Iterator[None]:
-        """Lock the folder, and write the file if it is missing.
-
-        A later call recognises the folder by this file, even if training is interrupted.
-        """
-        if self.path is None:
-            yield
-            return
-        folder = self.path.parent
-        with claim_run(folder, "another process fine-tunes in", lock=LOCK, work=f"*/*/{SCORE}"):
-            if not self.path.exists():
-                write_lines(self.path, [])
-            yield
+    def require_same(self, made_of: Mapping[str, str]) -> None:
+        """Raise an error if a task has a record that was made in another way, and would be lost."""
+        for name, line in self.lines.items():
+            if name in made_of and line.get("made_of") != made_of[name]:
+                assert self.path is not None
+                raise MaskwiseError(
+                    f"--out {self.path.parent} contains scores of task {name} with other settings, "
+                    "rows, weights or versions",
+                    do='give a new folder, or another name to the task: …(name="…")',
+                )
 
     def keep(self, record: TaskRecord, *, checkpoint: str | Path) -> TaskRecord:
-        """Write a record, unless the file has one of more seeds of the same fine-tuning."""
+        """Write a record, unless the file has one of more seeds."""
         record = {**record, "model": str(checkpoint)}
         name = record["task"]
         before = self.lines.get(name)
         if self.path is None or before == record:
             return record
-        same = before is not None and before.get("made_of") == record.get("made_of")
-        if before is None or not same or len(before["dev"]) < len(record["dev"]):
+        if before is None or len(before["dev"]) <= len(record["dev"]):
             self.lines[name] = record
             write_lines(self.path, self.lines.values())
         return record
+
+
+def _place_of(model: str | Path) -> str:
+    """Return the path of a local model, or its name on the hub."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
 
 
 def file_hashes(folder: Path) -> list[tuple[str, str]]:
@@ -238,8 +261,9 @@ def task_record(
         seeds: the seed of each run. Only the first seed is used if no part of a run is random.
         folder: the parent of the ``seed-N`` folders, or None to write nothing.
         checkpoints: whether to write the log and the checkpoints in addition to the predictions.
-        made_of: a hash of the checkpoint and the rows. With it, the score of each finished run is
-            written to its folder, and read from there when the same run is asked for again.
+        made_of: a hash of the checkpoint, the rows and the settings. With it, the score of each
+            finished run is written to its folder, and read from there when the same run is asked
+            for again.
         keep: a function to call with the record so far after every run.
 
     The other arguments are those of ``finetune``.
@@ -263,7 +287,7 @@ def task_record(
         """Return the record of the runs that are finished."""
         made = _record_of(task, scores, [*task.remarks, *diverged], tried)
         if made_of is not None:
-            made["made_of"] = digest([made_of, _without_seeds(settings)])
+            made["made_of"] = made_of
         return made
 
     for seed in seeds:
