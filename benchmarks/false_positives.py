@@ -15,8 +15,12 @@ with a search chooses the worse setting in some runs, but an arm with one settin
 column "tuned" has this true difference, in spreads. *Decided* is an error only in the lines where
 "tuned" is 0. All lines are shown.
 
+The tables ``symmetric``, ``power_of_tasks``, ``asymmetric``, ``price`` and ``real_code_of_tasks``
+are about studies without a search, of one to eight tasks, and about arms that sometimes fail. They
+take minutes; `--only symmetric,power_of_tasks,asymmetric,price,real_code_of_tasks` runs them alone.
+
 With `--real N`, the code for users' studies (`choose`, `summarise`) also judges N simulated studies
-of each design. If a verdict differs, the benchmark fails. It takes about half an hour on one core,
+of each design; `alike` counts equal verdicts. All tables take about half an hour on one core,
 mostly for designs with 20 runs.
 """
 
@@ -34,9 +38,19 @@ from typing import NamedTuple
 import numpy as np
 from command import run
 
+from maskwise.constants import REFERENCE
+from maskwise.devices import hardware
 from maskwise.study.design import choose
-from maskwise.study.statistics import ALPHA, can_decide, holm, look_weights, ratio_interval
+from maskwise.study.statistics import (
+    ALPHA,
+    binomial_upper_bound,
+    can_decide,
+    holm,
+    look_weights,
+    ratio_interval,
+)
 from maskwise.study.verdict import learned_something, summarise
+from maskwise.study.verdict.failures import at_floor
 
 Array = np.ndarray
 Row = dict[str, object]
@@ -375,6 +389,325 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
     return [str(row["verdict"]) for row in rows if row["outcome"] == "tasks"]
 
 
+# Several tasks, and arms that sometimes fail
+# --------------------------------------------------------------------------------------------
+
+DROP = 4.0
+"""How far a failed run is below the others, in SDs of a run of the baseline."""
+TEST_ITEMS = 10_000
+"""Number of test items in simulated studies. An SD counts as at least one item."""
+
+
+class Noise(NamedTuple):
+    """A world of studies without a search, in which each task of each run has noise.
+
+    Attributes:
+        law: the distribution of the noise of both arms, "normal" or "t3" (heavy tails).
+        spread: the SD of the arms' runs, relative to that of the baseline's runs.
+        luck: the share of a run's variance that its tasks share.
+        fails: the share of runs of every arm, and of the baseline, that fail in all tasks.
+        gate: whether the contrast is tested only if an oracle beats the baseline, by 1 SD of the
+            averaged paired difference.
+    """
+
+    law: str = "normal"
+    spread: float = 1.0
+    luck: float = 0.0
+    fails: float = 0.0
+    gate: bool = False
+
+
+class TaskDesign(NamedTuple):
+    """A design: the world, the numbers of tasks, runs and contrasts, and the true effect.
+
+    Attributes:
+        effect: the true difference, in SDs of the paired difference averaged over tasks.
+        where: the number of tasks that have the effect, which is larger if they are fewer.
+    """
+
+    world: Noise
+    tasks: int
+    runs: int
+    contrasts: int = 1
+    effect: float = 0.0
+    where: int = 0
+
+    def generator(self) -> np.random.Generator:
+        """Return the random generator of this design, which does not depend on other designs."""
+        return np.random.default_rng([SEED, *repr(tuple(self)).encode()])
+
+    def facts(self) -> Row:
+        """Return the facts that identify this design."""
+        named = {**self.world._asdict(), **self._asdict()}
+        del named["world"]
+        return {key: value for key, value in named.items() if value}
+
+
+def draw_runs(rng: np.random.Generator, design: TaskDesign, studies: int, spread: float) -> Array:
+    """Draw the scores of one arm without an effect: (studies, tasks, runs)."""
+    world = design.world
+    shape = (studies, design.tasks, design.runs)
+
+    def noise(shape: tuple[int, ...]) -> Array:
+        if world.law == "t3":
+            # The variance of t with three degrees of freedom is 3.
+            return rng.standard_t(3, shape) / math.sqrt(3)
+        return rng.normal(0, 1, shape)
+
+    common = noise((studies, 1, design.runs))
+    scores = math.sqrt(world.luck) * common + math.sqrt(1 - world.luck) * noise(shape)
+    failed = rng.random((studies, 1, design.runs)) < world.fails
+    return spread * (scores - DROP * failed)
+
+
+def draw_study(design: TaskDesign, studies: int) -> Array:
+    """Draw the baseline, all arms and, with a gate, the oracle: (sides, studies, tasks, runs)."""
+    rng = design.generator()
+    world = design.world
+    spreads = [1.0] + [world.spread] * design.contrasts + [1.0] * world.gate
+    sides = [draw_runs(rng, design, studies, spread) for spread in spreads]
+    # The SD of a paired difference, averaged over tasks.
+    average = math.sqrt((1 + (design.tasks - 1) * world.luck) / design.tasks)
+    if design.effect:
+        size = design.effect * average * math.hypot(1, world.spread) * design.tasks / design.where
+        for side in sides[1 : 1 + design.contrasts]:
+            side[:, : design.where] += size
+    if world.gate:
+        sides[-1] += average * math.sqrt(2)
+    return np.stack(sides)
+
+
+def sum_of_t_p(differences: Array, least_sds: float = 0.0) -> Array:
+    """Return the exact p values of the sign-flip test of several tasks.
+
+    Args:
+        differences: (studies, tasks, runs) paired differences.
+        least_sds: the smallest SD of a task's differences that counts.
+    """
+    studies, tasks, runs = differences.shape
+    signs = np.array(list(product((1.0, -1.0), repeat=runs - 1))).T
+    signs = np.vstack([np.ones(signs.shape[1]), signs])
+    p = np.empty(studies)
+    step = max(1, 2**19 // signs.shape[1])
+    for first in range(0, studies, step):
+        part = differences[first : first + step]
+        t = np.zeros((len(part), signs.shape[1]))
+        for task in range(tasks):
+            d = part[:, task]
+            sums = d @ signs
+            variances = (np.square(d).sum(axis=1)[:, None] - sums**2 / runs) / (runs - 1)
+            t += sums / np.sqrt(np.maximum(variances, max(least_sds**2, 1e-300)))
+        t = np.abs(t)
+        p[first : first + step] = (t >= t[:, :1] * (1 - 1e-9)).mean(axis=1)
+    return p
+
+
+def decided_tasks(design: TaskDesign, sides: Array) -> Array:
+    """Return which contrasts are decided: (studies, contrasts)."""
+    p = [sum_of_t_p(arm - sides[0]) for arm in sides[1 : 1 + design.contrasts]]
+    found = np.array([holm(study) for study in np.stack(p, axis=1)]) < ALPHA
+    if design.world.gate:
+        gain = sides[-1] - sides[0]
+        t = (gain.mean(axis=2) / gain.std(axis=2)).sum(axis=1)
+        found &= ((sum_of_t_p(gain) < ALPHA) & (t > 0))[:, None]
+    return found
+
+
+def simulated_tasks(design: TaskDesign, studies: int) -> Row:
+    """Return the share of studies with a decided contrast, and the standard error of the share."""
+    hits = decided_tasks(design, draw_study(design, studies)).any(axis=1)
+    return design.facts() | _share(int(hits.sum()), studies)
+
+
+def symmetric(studies: int) -> Iterator[Row]:
+    """Yield the rate of *decided* in worlds in which arms are equal, or differ symmetrically.
+
+    Without a true difference, the paired differences are symmetric in all of these worlds.
+    """
+    for law, spread, tasks, runs in product(
+        ("normal", "t3"), (1.0, 2.0, 3.0), (1, 2, 4, 8), (6, 8, 10, 12)
+    ):
+        yield simulated_tasks(TaskDesign(Noise(law, spread), tasks, runs), studies)
+    for tasks, runs in product((1, 4), (8, 10, 12)):
+        for fails in (0.1, 0.2):
+            yield simulated_tasks(TaskDesign(Noise(fails=fails), tasks, runs), studies)
+        yield simulated_tasks(TaskDesign(Noise(gate=True), tasks, runs), studies)
+        yield simulated_tasks(TaskDesign(Noise(), tasks, runs, contrasts=3), studies)
+        world = Noise(spread=3.0, luck=0.5)
+        yield simulated_tasks(TaskDesign(world, tasks, runs), studies)
+
+
+def power_of_tasks(studies: int) -> Iterator[Row]:
+    """Yield the power of ten runs and four tasks, with the effect in all, two or one of them."""
+    for luck, effect, where in product((0.0, 0.5), (1.0, 1.5), (4, 2, 1)):
+        world = Noise(luck=luck)
+        yield simulated_tasks(TaskDesign(world, 4, 10, effect=effect, where=where), studies)
+
+
+def real_code_of_tasks(studies: int) -> Iterator[Row]:
+    """Yield the number of studies of several tasks that the package judges as this simulation."""
+    worlds = (Noise(), Noise(spread=3.0), Noise(law="t3"), Noise(fails=0.1), Noise(gate=True))
+    for world, tasks in product(worlds, (1, 4)):
+        yield compared_tasks(TaskDesign(world, tasks, 8), studies)
+    yield compared_tasks(TaskDesign(Noise(), 8, 10, contrasts=3, effect=1.0, where=8), studies)
+    yield compared_tasks(TaskDesign(Noise(luck=0.5), 4, 10, effect=1.0, where=1), studies)
+    for fails, scale in ((0.1, 1.0), (0.2, 2.0)):
+        yield compared_failing(fails, scale, 10, studies)
+
+
+def compared_tasks(design: TaskDesign, studies: int) -> Row:
+    """Return the number of simulated studies that ``summarise`` judges alike."""
+    sides = draw_study(design, studies)
+    expected = decided_tasks(design, sides)
+    names = ["baseline"] + [f"arm-{number}" for number in range(design.contrasts)]
+    names += ["oracle"] * design.world.gate
+    alike = 0
+    for study in range(studies):
+        runs = dict(zip(names, sides[:, study]))
+        gate = ("oracle", "baseline") if design.world.gate else None
+        verdicts = judged(runs, names[1 : 1 + design.contrasts], gate=gate)
+        alike += [verdict == "decided" for verdict in verdicts] == expected[study].tolist()
+    return design.facts() | {"studies": studies, "alike": alike} | _share(alike, studies)
+
+
+def judged(
+    runs: dict[str, Array],
+    arms: Sequence[str],
+    *,
+    gate: tuple[str, str] | None = None,
+    floor: float | None = None,
+    policy: str = "token",
+) -> list[str]:
+    """Return the verdicts of the package on arms against the baseline.
+
+    Args:
+        runs: (tasks, runs) scores, keyed by arm.
+        arms: the arms of the contrasts.
+        gate: the pair of arms of the gate.
+        floor: the score of the untrained model.
+        policy: the masking policy of the arms, which may be one that each run learns.
+    """
+    records = []
+    known = dict(runs)
+    tasks, seeds = runs["baseline"].shape
+    if floor is not None:
+        known[REFERENCE] = np.full((tasks, seeds), floor)
+    for name, scores in known.items():
+        for (task, seed), score in np.ndenumerate(scores):
+            record = {"kind": "score", "arm": name, "seed": seed, "task": f"t{task}"}
+            records.append(record | {"metric": "f1", "score": float(score)})
+    facts = {
+        "baseline": "baseline",
+        "seeds": list(range(seeds)),
+        "arms": {
+            name: {"policy": policy if name in arms else "token", "ratio": "", "overrides": {}}
+            for name in runs
+        },
+        "contrasts": [(name, "baseline") for name in arms],
+        "tasks": {f"t{task}": {"metric": "f1", "test_items": TEST_ITEMS} for task in range(tasks)},
+    }
+    if gate:
+        facts["gate"] = {"contrast": gate, "closes": facts["contrasts"]}
+        facts["contrasts"] = [*facts["contrasts"], gate]
+    rows = summarise(records, facts)["contrasts"]  # type: ignore[arg-type]
+    return [str(row["verdict"]) for row in rows if row["outcome"] == "tasks" and "gate" not in row]
+
+
+def asymmetric(studies: int) -> Iterator[Row]:
+    """Yield the rate of *decided* where the arms differ in distribution, but not in their means.
+
+    The null hypothesis is false in these worlds, so no rate is promised. An arm is skewed (its
+    noise is exponential), has a search although its runs vary twice as much, or fails in some runs.
+    """
+    for runs, scale, contrasts in product((6, 8, 10, 12), (1.0, 2.0, 3.0), (1, 3)):
+        if can_decide(runs, contrasts):
+            rng = np.random.default_rng([SEED, 1, runs, int(scale), contrasts])
+            shape = (contrasts, studies, runs)
+            arms = scale * (rng.exponential(1, shape) - 1)
+            hits = decided(arms - rng.normal(0, 1, (studies, runs)), ()).any(axis=1)
+            facts = {"world": f"skewed, x{scale:g}", "runs": runs, "contrasts": contrasts}
+            yield facts | _share(int(hits.sum()), studies)
+    searched = World("five points, spreads of 2 against 1", FIVE, FIVE, spread=2.0)
+    for runs in (8, 10, 12):
+        yield simulated(Design(searched, 1, runs), studies, tuned=tuned_difference(searched))
+    for fails, scale, runs in product((0.1, 0.2), (1.0, 2.0), (6, 8, 10, 12)):
+        found = failing(fails, scale, runs, studies)
+        facts = {"world": f"fails in {fails:.0%}, x{scale:g}", "runs": runs, "contrasts": 1}
+        rule = {name: float(found[name].mean()) for name in ("known size", "rule")}
+        yield facts | _share(int(found["decided"].sum()), studies) | rule
+
+
+def draw_failing(fails: float, scale: float, runs: int, studies: int) -> tuple[Array, ...]:
+    """Draw an arm that fails in some runs, its failures, and a baseline with the same mean.
+
+    A run of the arm that does not fail has an SD of .5, and a failed run is lower by ``DROP``, both
+    multiplied by ``scale``. The SD of the baseline is 1.
+    """
+    rng = np.random.default_rng([SEED, 2, int(100 * fails), int(scale), runs])
+    failed = rng.random((studies, runs)) < fails
+    arm = scale * (rng.normal(0, 0.5, failed.shape) - DROP * failed + DROP * fails)
+    return arm, failed, rng.normal(0, 1, failed.shape)
+
+
+def failing(fails: float, scale: float, runs: int, studies: int) -> dict[str, Array]:
+    """Return in which studies an arm that fails is decided to differ from an equal baseline.
+
+    Returns:
+        decided: by the test alone.
+        known size: with the flag ``may-fail``, if failures and their size are known exactly.
+        rule: with the flag as the package raises it, which estimates both from the scores.
+    """
+    arm, failed, baseline = draw_failing(fails, scale, runs, studies)
+    differences = arm - baseline
+    found = decided(differences[None], ()).any(axis=1)
+    floor = scale * DROP * (fails - 1)
+    collapsed = np.array([at_floor(gains) for gains in arm - floor])
+    kept = {}
+    for name, failures in (("known size", failed), ("rule", collapsed)):
+        counts = failures.sum(axis=1)
+        bounds = np.array([binomial_upper_bound(int(count), runs) for count in range(runs + 1)])
+        with np.errstate(invalid="ignore"):
+            good = np.maximum((~failures).sum(axis=1), 1)
+            lead = np.where(failures, 0, differences).sum(axis=1) / good
+            distance = np.where(failures, 0, arm - floor).sum(axis=1) / good
+        if name == "known size":
+            distance = np.full(studies, scale * DROP)
+        rate = np.clip(lead / np.maximum(distance, 1e-9), 0, 1)
+        ahead = differences.mean(axis=1) > 0
+        kept[name] = found & (~ahead | (rate >= bounds[counts]))
+    return {"decided": found, **kept}
+
+
+def compared_failing(fails: float, scale: float, runs: int, studies: int) -> Row:
+    """Return the number of studies with an arm that fails that ``summarise`` judges alike."""
+    arm, _, baseline = draw_failing(fails, scale, runs, studies)
+    expected = failing(fails, scale, runs, studies)["rule"]
+    floor = scale * DROP * (fails - 1)
+    alike = 0
+    for study in range(studies):
+        sides = {"baseline": baseline[study][None], "arm": arm[study][None]}
+        (verdict,) = judged(sides, ["arm"], floor=floor, policy="learned")
+        alike += (verdict == "decided") == expected[study]
+    facts = {"world": f"fails in {fails:.0%}, x{scale:g}", "runs": runs, "studies": studies}
+    return facts | {"alike": int(alike)} | _share(int(alike), studies)
+
+
+def price(studies: int) -> Iterator[Row]:
+    """Yield the power for an arm that may fail but never does, without and with the flag.
+
+    The unit is the SD of the paired difference. "distance" is that of the arm to the floor.
+    """
+    for runs, effect in product((8, 10, 12, 20), (1.0, 1.5)):
+        rng = np.random.default_rng([SEED, 3, runs, int(10 * effect)])
+        differences = rng.normal(effect, 1, (studies, runs))
+        found = decided(differences[None], ()).any(axis=1)
+        bound = binomial_upper_bound(0, runs)
+        for distance in (2.0, 4.0, 8.0, 16.0):
+            kept = found & (differences.mean(axis=1) / distance >= bound)
+            facts = {"runs": runs, "effect": effect, "distance": distance}
+            yield facts | {"test": float(found.mean())} | _share(int(kept.sum()), studies)
+
+
 def summary(rows: Iterable[Row]) -> Row:
     """Return the mean and the worst line of each part of the table."""
     parts = {}
@@ -392,7 +725,9 @@ def summary(rows: Iterable[Row]) -> Row:
     return found
 
 
-TABLES = {table.__name__: table for table in (real_code, false_positives, powers, shares)}
+REAL = (real_code, real_code_of_tasks)
+SIMULATED = (false_positives, powers, shares, symmetric, power_of_tasks, asymmetric, price)
+TABLES = {table.__name__: table for table in (*REAL, *SIMULATED)}
 
 
 def main(
@@ -403,15 +738,15 @@ def main(
     Args:
         studies: the number of simulated studies for each design and world.
         real: the number of studies per design that the package also judges.
-        only: the key of the only table to write, from ``TABLES``.
+        only: the keys of the tables to write, from ``TABLES``, separated by commas.
         out: a JSON file for the results.
     """
     began = time.perf_counter()
-    results = {"command": " ".join(sys.argv), "seed": SEED}
-    for name in [only] if only else TABLES:
+    results = {"command": " ".join(sys.argv), "seed": SEED, "machine": hardware()}
+    for name in only.split(",") if only else TABLES:
         sys.stdout.write(f"\n{TABLES[name].__doc__}\n")
         rows = results[name] = []
-        for row in TABLES[name](real if name == "real_code" else studies):
+        for row in TABLES[name](real if TABLES[name] in REAL else studies):
             rows.append(row)
             sys.stdout.write(f"{json.dumps(row)}\n")
             sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
 import shlex
@@ -176,6 +177,10 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path):
     ):
         written = starter(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
+    packed = tmp_path / "packed.csv.gz"
+    packed.write_bytes(gzip.compress(labels.read_bytes()))
+    with pytest.warns(UserWarning, match=r"packed\.csv\.gz was read as labels"):
+        assert "bundled:wikipedia" in starter(str(packed))
     assert "labels.csv(label='label', train_rows=200)" in starter(
         str(labels), [f"{labels}(label='label')"]
     )

@@ -8,7 +8,16 @@ import itertools
 
 import numpy as np
 import pytest
-from false_positives import share_coverage
+from false_positives import (
+    Noise,
+    TaskDesign,
+    compared_failing,
+    compared_tasks,
+    draw_study,
+    failing,
+    share_coverage,
+    sum_of_t_p,
+)
 
 from maskwise.study.statistics import (
     fewest_runs,
@@ -96,14 +105,43 @@ def test_of_all_ways_to_swap_the_arms_of_pairs_a_twentieth_is_decided_with_sever
     assert 0 < decided <= 0.05 * len(swaps)
 
 
-@pytest.mark.parametrize("failing", [0.0, 0.1, 0.3])
-def test_the_interval_of_a_share_covers_where_learnings_fail(failing):
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_the_simulation_has_the_test_of_the_package(tasks):
+    design = TaskDesign(Noise(spread=3.0, luck=0.3), tasks, 7, effect=1.0, where=1)
+    baseline, arm = draw_study(design, 20)
+    expected = [sign_flip_test(study) for study in arm - baseline]
+    assert sum_of_t_p(arm - baseline) == pytest.approx(expected)
+
+
+def test_the_simulation_judges_as_the_package():
+    gated = TaskDesign(Noise(gate=True), 3, 8, contrasts=2, effect=1.0, where=2)
+    assert compared_tasks(gated, 8)["alike"] == 8
+    assert compared_failing(0.2, 2.0, 10, 12)["alike"] == 12
+
+
+def test_an_arm_that_may_fail_is_seldom_decided_to_be_better_than_an_equal_one():
+    for fails, scale in ((0.1, 2.0), (0.2, 1.0)):
+        found = failing(fails, scale, 10, 4000)
+        assert found["decided"].mean() > 0.06
+        assert found["known size"].mean() <= 0.05 and found["rule"].mean() <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+@pytest.mark.parametrize("tasks", [2, 8])
+def test_several_tasks_keep_the_level(tasks, spread):
+    baseline, arm = draw_study(TaskDesign(Noise(spread=spread), tasks, 10), 20_000)
+    assert (sum_of_t_p(arm - baseline) < 0.05).mean() <= 0.056
+
+
+@pytest.mark.parametrize("failing_share", [0.0, 0.1, 0.3])
+def test_the_interval_of_a_share_covers_where_learnings_fail(failing_share):
     """That of the mixture does not, with one failure in ten: it is why failed runs are counted
     apart.
     """
-    found = share_coverage(0.85, failing, 10, studies=600)
+    found = share_coverage(0.85, failing_share, 10, studies=600)
     assert found["share"] >= 0.93 - 2 * found["error"]
-    assert found["mixture"] < 0.85 if failing == 0.1 else found["mixture"] > 0.8
+    assert found["mixture"] < 0.85 if failing_share == 0.1 else found["mixture"] > 0.8
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from masking_tools import FIRST, PAD, masker, random_rows, row
+from maskwise import PackedCollator
 from maskwise.errors import MaskwiseError
 from maskwise.masking import (
     IGNORE,
@@ -175,3 +176,21 @@ def test_prebatched_tensors_are_masked_like_rows() -> None:
     }
     collator = MaskingCollator(masker)
     assert torch.equal(collator(rows)["input_ids"], collator(batch)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ratio": "linear(0.3, 0.1)"},
+        {"predict": "linear(1, 0.5)"},
+        {"policy": "mixture(token, span, shares=(linear(1, 0), linear(0, 1)))"},
+    ],
+)
+def test_a_schedule_without_the_number_of_steps_fails_before_the_workers(settings: dict) -> None:
+    for make in (MaskingCollator, PackedCollator):
+        with pytest.raises(MaskwiseError, match=r"total_steps=.*MaskingTrainer"):
+            make(masker(**settings))
+    MaskingCollator(masker(**settings), total_steps=3)
+    # A user's function can do without the total.
+    MaskingCollator(masker(ratio=lambda step, total: 0.2))
+    MaskingCollator(masker(ratio="uniform(0.1, 0.2)"))

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 
-from maskwise.folders import damage
+from maskwise.folders import damage, write_json
+from maskwise.study import single, work
+from maskwise.tasks import judge
+from maskwise.training.engine import Engine
 from processes import PATIENCE, wait_for
-from tiny import maskwise, read_lines, start, write_inputs
+from test_supervised import recipe as learning
+from tiny import load_json, maskwise, read_lines, start, write_inputs
 
 LONG = ("training.steps=400", "training.log_every=2", "training.save_every=200")
 """A state in the middle only, so that what is gone on from is what the signal saved."""
@@ -59,6 +63,107 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     for path in out.rglob("metrics.jsonl"):
         found += read_lines(path)
     return found
+
+
+class Killed(BaseException):
+    """The process ends at once."""
+
+
+def count_updates(patch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the steps that are trained from now on."""
+    numbers: list[int] = []
+    update = Engine.update
+
+    def counted(self: Engine, step: Any, *rest: Any, **more: Any) -> Any:
+        numbers.append(step.number)
+        return update(self, step, *rest, **more)
+
+    patch.setattr(Engine, "update", counted)
+    return numbers
+
+
+@pytest.mark.parametrize("command", ["pretrain", "learn", "study"])
+def test_a_training_that_is_killed_before_its_result_is_written_is_not_begun_anew(
+    command, recipe, tmp_path, monkeypatch
+):
+    """Its states were removed too early, so it trained from the first step."""
+    arguments = [command, recipe]
+    if command == "learn":
+        (tmp_path / "inputs").mkdir()
+        arguments = learning(tmp_path / "inputs")
+    if command == "study":
+        arguments += ["tasks=[]", "study.seeds=1", "study.arms={token-15: {}}"]
+    out = tmp_path / "out"
+
+    def kill(path: Path, value: object) -> None:
+        if path.name == "done.json" and (path.parent / "metrics.jsonl").exists():
+            raise Killed
+        write_json(path, value)
+
+    with monkeypatch.context() as patch:
+        for module in (single, work):
+            patch.setattr(module, "write_json", kill)
+        whole = count_updates(patch)
+        with pytest.raises(Killed):
+            maskwise(*arguments, "--out", out, "--json")
+    rest = count_updates(monkeypatch)
+    assert maskwise(*arguments, "--out", out, "--json") == 0
+    saved = 10 if command == "learn" else 35
+    assert len(whole) == whole[-1] + 1 and rest == list(range(saved, len(whole)))
+    assert not list(out.rglob("resume")) and not list(out.rglob("*.partial"))
+
+
+def test_a_stage_of_fine_tuning_goes_on_with_the_next_seed(recipe, tmp_path, monkeypatch):
+    arguments = ["study", recipe, "training.steps=5", "study.seeds=1", "finetune.seeds=3"]
+    arguments += ["study.arms={token-15: {}}", "finetune.search_rate=true", "--json"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert maskwise(*arguments, "--out", whole) == 0
+    finetune = judge.finetune
+    seeds: list[int] = []
+
+    def killed(*given: Any, seed: int, **more: Any) -> Any:
+        if len(seeds) == 5:
+            raise Killed
+        seeds.append(seed)
+        return finetune(*given, seed=seed, **more)
+
+    def counted(*given: Any, seed: int, **more: Any) -> Any:
+        seeds.append(seed)
+        return finetune(*given, seed=seed, **more)
+
+    monkeypatch.setattr(judge, "finetune", killed)
+    with pytest.raises(Killed):
+        maskwise(*arguments, "--out", out)
+    monkeypatch.setattr(judge, "finetune", counted)
+    assert maskwise(*arguments, "--out", out) == 0
+    assert seeds[:6] == [judge.TRIAL_SEED] * 3 + [0, 1, 2]
+    assert (out / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+    names = [
+        {str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (whole, out)
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_verdict_that_was_seen_is_remembered_even_after_a_kill(recipe, tmp_path, monkeypatch):
+    """The files of results were removed before the verdict was noted."""
+    arguments = ["study", recipe, "training.steps=2", "tasks=[]", "--json"]
+    out = tmp_path / "out"
+    assert maskwise(*arguments, "study.seeds=1", "--out", out) == 0
+    unlink = Path.unlink
+
+    def killed(path: Path, **more: Any) -> None:
+        unlink(path, **more)
+        if path.name == "summary.json":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Killed):
+            maskwise(*arguments, "--out", out)
+    assert not (out / "summary.json").exists()
+    assert maskwise(*arguments, "--out", out) == 0
+    [look] = load_json(out / "study.json")["looked"]
+    assert look["runs"] == 1 and look["seeds"] == [0]
 
 
 @pytest.mark.slow

@@ -1,18 +1,19 @@
-"""A command that is killed in its first moments goes on, or begins again, by the same command.
+"""A command that meets a fault in its first moments goes on, or begins again, by the same command.
 
-In a copy of this process, the command dies without any clean-up (``os._exit``) right after one of
-its operations on the output folder: a folder made, a lock or a file opened for writing, a renaming.
-Then the same command runs to the end, and its results must be those of a command that was never
-killed.
+In a copy of this process, something happens right after one of the command's operations on the
+output folder (a folder made, a lock or a file opened for writing, a renaming, a removal): the
+process dies without any clean-up (``os._exit``); or the operation itself fails, as on a full disk.
+Then the same command runs to the end, and its results must be those of a command without a fault.
 """
 
 from __future__ import annotations
 
-import builtins
+import errno
 import io
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -20,13 +21,15 @@ from typing import Any
 
 import pytest
 
+from maskwise import jobs
 from maskwise.folders import file_hash
-from processes import PATIENCE, forked
+from processes import PATIENCE, SamePool, forked
 from test_supervised import recipe as learning
 from tiny import maskwise, read_lines, write_inputs
 
 KILLED = 9
-OPERATIONS = ("mkdir", "replace", "rename")
+WRITES = ("mkdir", "replace", "rename", "symlink")
+REMOVALS = ("unlink", "rmdir")
 for name in ("study.run", "study.single", "learning.run", "report", "annotate.run"):
     import_module(f"maskwise.{name}")  # here, and not in each copy of this process
 
@@ -56,50 +59,73 @@ def commands(inputs: Path) -> dict[str, list[Any]]:
     }
 
 
-def die_after(out: Path, most: int, *arguments: Any) -> int:
-    """Run a command; exit after ``most`` operations on the folder. Returns their number."""
+def fault_at(out: Path, place: int, fault: str, *arguments: Any) -> int:
+    """Run a command that meets a fault at one of its operations on the folder.
+
+    Args:
+        place: the number of the operation, from 1; 0 for no fault.
+        fault: "kill" to die right after the operation, or "full" to let it fail.
+
+    Returns:
+        The number of operations.
+    """
     count = 0
+    os_open, io_open = os.open, io.open
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def writes(path: Any, *rest: Any) -> bool:
+            if not isinstance(path, str | os.PathLike) or str(out) not in os.fspath(path):
+                return False
+            if function is os_open:
+                return bool(rest[0] & os.O_CREAT)
+            return function is not io_open or bool({*"wax"} & {*str(rest[:1])})
+
         def call(path: Any, *rest: Any, **more: Any) -> Any:
             nonlocal count
-            if not isinstance(path, str | os.PathLike) or str(out) not in os.fspath(path):
+            if not writes(path, *rest):
                 return function(path, *rest, **more)
-            result = function(path, *rest, **more)
-            reads = function in (io.open, builtins.open) and not {*"wax"} & {*str(rest[:1])}
-            if not (reads or (function is os_open and not rest[0] & os.O_CREAT)):
+            if fault == "full" and count + 1 == place:
                 count += 1
-                if count == most:
-                    os._exit(KILLED)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+            result = function(path, *rest, **more)
+            # What fails by itself, such as a folder whose parent is missing, changes nothing.
+            count += 1
+            if fault == "kill" and count == place:
+                os._exit(KILLED)
             return result
 
         return call
 
-    os_open = os.open
-    for name in OPERATIONS:
+    for name in WRITES if fault == "full" else WRITES + REMOVALS:
         setattr(os, name, counted(getattr(os, name)))
-    os.open = counted(os_open)
-    io.open = counted(io.open)
+    os.open, io.open = counted(os_open), counted(io_open)
+    if fault == "kill":
+        # It removes files by names relative to an open folder.
+        shutil.rmtree = counted(shutil.rmtree)
+    jobs.ENGINES["local"] = SamePool  # workers would do their operations elsewhere
     code = maskwise(*arguments, "--out", out)
-    assert code == 0, code
+    assert code == 0 or (fault == "full" and code in (1, 2)), code
     return count
 
 
-def killed(out: Path, most: int, *arguments: Any) -> bool:
-    """Whether a command in a copy of this process died after so many operations."""
+def met(out: Path, place: int, fault: str, *arguments: Any) -> bool:
+    """Whether a command in a copy of this process met its fault, and said so in one line."""
     context = multiprocessing.get_context("fork")
+    said = out.with_name(f"{out.name}-said.txt")
 
     def child() -> None:
-        quiet = os.open(os.devnull, os.O_WRONLY)
+        quiet = os.open(said, os.O_WRONLY | os.O_CREAT)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        die_after(out, most, *arguments)
-        os._exit(0)
+        met = fault_at(out, place, fault, *arguments) >= place
+        os._exit(0 if met else 1)
 
     process = context.Process(target=child)
     process.start()
     process.join(PATIENCE)
-    return process.exitcode == KILLED
+    assert process.exitcode in (0, 1, KILLED)
+    assert "Traceback" not in said.read_text()
+    return process.exitcode == (KILLED if fault == "kill" else 0)
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -128,38 +154,51 @@ def timeless(value: Any) -> Any:
     return value
 
 
-def check(name: str, inputs: Path, folder: Path, points: range | list[int]) -> int:
-    """Kill a command at these points, and run it again. Returns how often it was killed."""
+def check(
+    name: str, inputs: Path, folder: Path, places: range | list[int], fault: str = "kill"
+) -> int:
+    """Let a command meet faults at these places, and run it again. Returns how many it met."""
     arguments = commands(inputs)[name]
     whole = folder / "whole"
-    forked(die_after, whole, 0, *arguments)()
+    forked(fault_at, whole, 0, "", *arguments)()
     expected = results(whole)
-    deaths = 0
-    for point in points:
-        out = folder / f"killed-{point}"
-        if not killed(out, point, *arguments):
+    count = 0
+    for place in places:
+        out = folder / f"{fault}-{place}"
+        if not met(out, place, fault, *arguments):
             break
-        deaths += 1
-        forked(die_after, out, 0, *arguments)()
-        assert results(out) == expected, f"{name}, killed after {point} operations"
-    return deaths
+        count += 1
+        forked(fault_at, out, 0, "", *arguments)()
+        assert results(out) == expected, f"{name}: {fault} at operation {place}"
+    return count
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("name", "points"),
-    [("pretrain", [3]), ("finetune", [2, 9]), ("learn", [2]), ("annotate", [2, 4])],
+    ("name", "fault", "places"),
+    [
+        ("pretrain", "kill", [3]),
+        ("finetune", "kill", [2, 9]),
+        ("learn", "kill", [2]),
+        ("annotate", "kill", [2, 4]),
+        ("pretrain", "full", [5]),
+        ("annotate", "full", [3]),
+    ],
 )
-def test_a_command_that_is_killed_at_once_can_be_repeated(
-    name: str, points: list[int], inputs: Path, tmp_path: Path
+def test_a_command_that_meets_a_fault_at_once_can_be_repeated(
+    name: str, fault: str, places: list[int], inputs: Path, tmp_path: Path
 ) -> None:
-    assert check(name, inputs, tmp_path, points) == len(points)
+    assert check(name, inputs, tmp_path, places, fault) == len(places)
 
 
 @pytest.mark.slow
 @pytest.mark.process
+@pytest.mark.parametrize("fault", ["kill", "full"])
 @pytest.mark.parametrize("name", ["pretrain", "finetune", "learn", "annotate", "study", "adapt"])
-def test_a_command_that_is_killed_anywhere_at_its_beginning_can_be_repeated(
-    name: str, inputs: Path, tmp_path: Path
+def test_a_command_that_meets_a_fault_anywhere_at_its_beginning_can_be_repeated(
+    name: str, fault: str, inputs: Path, tmp_path: Path
 ) -> None:
-    assert check(name, inputs, tmp_path, range(1, 31)) > 8
+    places = range(1, 41) if fault == "kill" else range(1, 41, 3)
+    count = check(name, inputs, tmp_path, places, fault)
+    print(f"{name}: {count} places, {fault}")
+    assert count > 3

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
@@ -69,6 +72,49 @@ def test_a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: P
     with pytest.raises(MaskwiseError, match="No space left"):
         write_folder(folder, fail)
     assert damage(folder) is None and [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_cannot_get_its_place_leaves_the_old_one(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "folder"
+    write_folder(folder, lambda target: (target / "a").write_text("1"))
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if target == folder and ".old." not in path.name:
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(MaskwiseError, match="No space left"):
+        write_folder(folder, lambda target: (target / "b").write_text("2"))
+    assert damage(folder) is None and (folder / "a").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_old_folder_is_never_seen_in_parts(tmp_path, monkeypatch) -> None:
+    """It was removed file by file before the new folder got its place."""
+    folder = tmp_path / "folder"
+    write_folder(folder, lambda target: (target / "a").write_text("1"))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: seen.append(damage(folder)))
+    seen: list[str | None] = []
+    write_folder(folder, lambda target: (target / "b").write_text("2"))
+    assert seen and set(seen) == {None} and (folder / "b").exists()
+
+
+def test_all_files_of_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    def fill(target: Path) -> None:
+        save_file({"a": torch.zeros(2)}, target / "model.safetensors")
+        (target / "config.json").write_text("{}")
+        (target / "tool").write_text("")
+        (target / "tool").chmod(0o755)
+
+    before = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "folder", fill)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()}
+    assert modes.pop("tool") == 0o755 and set(modes.values()) == {0o640}
 
 
 @pytest.mark.parametrize("name", ["letters/..", "..", "."])

@@ -109,6 +109,16 @@ def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypat
     assert outlook_of(str(recipe), asked)["time"]["unknown"] == []
 
 
+def test_an_arm_whose_targets_are_unknown_stays_in_the_table(recipe, capfd):
+    """Arms with a sampler left the table of check without a word."""
+    asked = ["tasks=[]", "objectives={mlm: , rtd: }", "study.arms={one: {sampler: single(mlm)}}"]
+    arm = outlook_of(str(recipe), [*SMALL, *asked], timing=False)["arms"]["one"]
+    assert arm["targets_per_step"] is None and "sampler" in arm["why"]
+    assert maskwise("check", recipe, *SMALL, *asked, "--no-timing") == 0
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("one "))
+    assert "single" in line and "unknown" in line and "sampler" in line
+
+
 def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
     monkeypatch.setattr(timing, "memory", lambda: 1000)

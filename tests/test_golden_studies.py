@@ -164,9 +164,10 @@ def formats() -> dict[str, Path]:
 @pytest.mark.parametrize("name", formats())
 def test_every_recorded_format_reports(name: str, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    # The command writes summary.json into a folder that lacks it.
     folder = shutil.copytree(RESULTS / name, tmp_path / name)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert command("report", folder, "--html", page) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     recorded = json.loads((RESULTS / name / "study.json").read_text())
     text = page.read_text(encoding="utf-8")
     assert all(html.escape(arm) in text for arm in recorded["arms"])

@@ -19,7 +19,7 @@ ROOT = Path(maskwise.__file__).parent
 # own.
 ORDER = [
     {"errors", "constants", "signals", "devices"},
-    {"files"},
+    {"files", "printing"},
     {"specs", "estimates"},
     {"folders", "jobs", "keys", "attention"},
     {"segments", "arrays"},

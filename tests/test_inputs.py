@@ -25,7 +25,14 @@ from maskwise.masking import schedules
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
 from maskwise.models import load_model
 from maskwise.samplers import LossProportional, Sequential, Uniform
-from maskwise.text import Document, annotate_rows, encode, tokenise
+from maskwise.text import (
+    Document,
+    annotate_rows,
+    encode,
+    read_documents,
+    require_documents,
+    tokenise,
+)
 
 IDS = row([2, 1])["input_ids"]
 LENGTH = len(IDS)
@@ -662,3 +669,28 @@ def test_ids_beyond_the_vocabulary_have_no_words() -> None:
     for bad in (10_000, 2**40):
         with refused("input_ids", str(bad)):
             annotate_rows({"input_ids": [[FIRST, bad]]}, tok)
+
+
+def test_a_corpus_of_token_ids_is_told_what_helps(tmp_path: Path) -> None:
+    for field in ("input_ids", "text"):
+        path = tmp_path / f"{field}.jsonl"
+        path.write_text(f'{{"{field}": [5, 6, 7]}}\n')
+        for name in ("text", field):
+            with refused("batch_decode", field) as _:
+                require_documents(read_documents(str(path), text_field=name))
+    path.write_text('{"id": [5], "body": "a text", "n": 3}\n')
+    with refused("allowed: body;"):
+        require_documents(read_documents(str(path)))
+
+
+def test_a_tokenizer_that_is_only_python_is_told_what_helps() -> None:
+    class Slow:
+        is_fast = False
+        all_special_ids = (1,)
+
+    for call in (
+        lambda: encode(Slow(), ["a"]),
+        lambda: annotate_rows({"input_ids": [[1]]}, Slow()),
+    ):
+        with refused("Slow", "word_ids"):
+            call()

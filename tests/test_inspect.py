@@ -16,11 +16,13 @@ import pytest
 from rich.console import Console
 
 from maskwise.annotate.registry import annotator
+from maskwise.cli import views
 from maskwise.cli.views import TABLES, describe_table, names_in
 from maskwise.inspection import STYLES, inspect_text, render_masks, write_masks
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
+from maskwise.recipe import read_recipe, shipped
 from maskwise.samplers import sampler
 from maskwise.text import train_tokenizer
 from tiny import maskwise
@@ -277,3 +279,32 @@ def test_lists_show_no_address(capsys):
         m["arguments"] for m in json.loads(capsys.readouterr().out) if m["name"] == "group-weighted"
     ]
     assert arguments.endswith("faithful=False")
+
+
+def test_a_text_of_unknown_tokens_does_not_blame_the_ratio():
+    with pytest.warns(UserWarning, match="unknown"):
+        [entry] = inspect_text("☃☃☃ ☀☀ ☁☁", "token", PLAIN)
+    assert "unknown" in entry.note and "ratio" not in entry.note
+    [short] = inspect_text("cat", "token", {**PLAIN, "ratio": "0.01", "min_targets": 0})
+    assert "ratio" in short.note and "eligible" not in short.as_dict()
+
+
+def test_recipes_are_recommended_for_the_command_that_they_are_for():
+    """``study`` was recommended for recipes of one arm, one of them of 20,000 steps."""
+    commands = {row["name"]: row["example"].split()[1] for row in describe_table("recipes")}
+    for name in shipped():
+        study = read_recipe(name).study
+        several = len(study.arms) > 1 or bool(study.contrasts)
+        assert commands[name] == ("study" if several else "pretrain"), name
+    assert commands["one-gpu"] == "pretrain" and commands["quick-start"] == "study"
+
+
+def test_a_new_name_with_an_argument_that_no_example_knows_is_listed(monkeypatch):
+    def by_moon(phase: float, tide: float = 1.0) -> None:
+        """Masks more at full moon."""
+
+    monkeypatch.setitem(views.TABLES, "moons", "json:MOONS")
+    monkeypatch.setattr("json.MOONS", {"by-moon": by_moon}, raising=False)
+    monkeypatch.setitem(views.EXAMPLES, "moons", "maskwise inspect --policy {call}")
+    (row,) = describe_table("moons")
+    assert row["example"] == "maskwise inspect --policy by-moon(PHASE)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -34,6 +35,7 @@ from masking_tools import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather
+from maskwise.masking.masker import MaskingSettings
 from maskwise.text import encode
 
 
@@ -308,3 +310,81 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
     assert repr(masker("whole-word")).startswith(
         "Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected"
     )
+
+
+# Tokens that are never masked
+# ----------------------------------------------------------------------------
+
+RESIDUES = "LAGVSERTIDPKQNFYMHWC"
+ESM = ["<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, *"XBUZO.-", "<null_1>", "<mask>"]
+
+
+def letters_tokenizer(names: Sequence[str], **special: str) -> PreTrainedTokenizerFast:
+    unknown = special["unk_token"]
+    backend = Tokenizer(
+        models.WordLevel({name: n for n, name in enumerate(names)}, unk_token=unknown)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def esm() -> PreTrainedTokenizerFast:
+    return letters_tokenizer(
+        ESM,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        cls_token="<cls>",
+        eos_token="<eos>",
+        mask_token="<mask>",
+    )
+
+
+@pytest.mark.parametrize("corruption", ["bert(mask=0, random=1)", "replace", "bert"])
+def test_wildcards_of_proteins_are_no_targets_and_no_replacements(corruption: str) -> None:
+    made = Masker(esm(), ratio=0.5, corruption=corruption)
+    certain = {ESM.index(letter) for letter in RESIDUES}
+    assert {*made.vocabulary.ordinary.tolist()} == certain
+    ids = torch.randint(4, 32, (200, 60), generator=torch.Generator().manual_seed(1))
+    batch = made({"input_ids": ids, "example_id": torch.arange(200)}, epoch=0)
+    assert {*ids[batch.selected].tolist()} == certain
+    changed = batch.input_ids[(batch.input_ids != ids) & (batch.input_ids != ESM.index("<mask>"))]
+    assert {*changed.tolist()} <= certain
+    # The ratio is a share of the residues.
+    residues = sum((ids == number).sum() for number in certain)
+    assert abs(batch.targets - 0.5 * residues) < 100
+
+
+def test_letters_of_texts_and_words_are_no_wildcards() -> None:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    kinds = ("pad", "unk", "cls", "sep", "mask")
+    roles = {f"{kind}_token": name for kind, name in zip(kinds, special)}
+    for letters, left in (
+        ("abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnopqrstuvwxyz"),
+        ("ABCDEFGHIKLMNOPQRSTUVWXYZ,.", "ABCDEFGHIKLMNOPQRSTUVWXYZ,."),
+        ("ACGTN", "ACGT"),
+        ("ACGUNRY-", "ACGU"),
+        ("ACGT", "ACGT"),
+        ("ACDEFGHIKLMNPQRSTVWYXBZUO*", "ACDEFGHIKLMNPQRSTVWY"),
+        ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "ACDEFGHIKLMNPQRSTVWY"),
+        ("XYZ", "XYZ"),
+    ):
+        made = Vocabulary.of(letters_tokenizer([*special, *letters], **roles))
+        named = {made.by_name[letter] for letter in left}
+        assert {*made.ordinary.tolist()} == named, letters
+    assert Masker(tokenizer()).vocabulary.eligible.sum() == WORDS
+
+
+def test_more_tokens_can_be_excluded() -> None:
+    made = Masker(tokenizer(), ratio=1.0, exclude=["w0", "w1"], corruption="bert(mask=0, random=1)")
+    ids = torch.arange(FIRST, FIRST + 12)[None]
+    batch = made({"input_ids": ids, "example_id": [1]}, epoch=0)
+    assert batch.selected[0].tolist() == [False] * 2 + [True] * 10
+    assert not {FIRST, FIRST + 1} & {*batch.input_ids[0, 2:].tolist()}
+    assert "exclude=('w0', 'w1')" in repr(made) and "exclude" not in repr(Masker(tokenizer()))
+    for bad in ("w0", ["no such"], [5], 5, None, [f"w{n}" for n in range(WORDS)]):
+        with pytest.raises(MaskwiseError, match="exclude"):
+            Masker(tokenizer(), exclude=bad)  # type: ignore[arg-type]
+    settings = MaskingSettings(exclude=("w0",))
+    assert settings.masker(tokenizer(), seed=0).exclude == ("w0",)
+    # The names of stages are hashes of the settings.
+    assert "exclude" not in MaskingSettings().model_dump()
+    assert MaskingSettings(exclude=("w0",)).model_dump()["exclude"] == ("w0",)

@@ -268,11 +268,11 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> N
         MaskwiseError,
         match=r"does not fit into memory; got [\d,]+ weights, [\d,]+ GB; allowed: \d+ GB",
     ):
-        check_start(config("bert", hidden_size=1_000_000), 45)
+        check_start(config("bert", hidden_size=1_000_000), 45, loaded=False)
     with pytest.raises(
         MaskwiseError, match=r"cannot build the bert model|does not fit into memory"
     ):
-        check_start(config("bert", hidden_size=100_000_000), 45)
+        check_start(config("bert", hidden_size=100_000_000), 45, loaded=False)
 
 
 # --- dropout of attention
@@ -400,3 +400,10 @@ def test_a_checkpoint_has_its_own_architecture() -> None:
         ModelSettings(
             pretrained="bundled:encoder", attention_dropout=0, settings={"attention_dropout": 0.1}
         )
+
+
+def test_a_tokenizer_that_is_too_large_gets_advice_that_can_be_followed() -> None:
+    with pytest.raises(MaskwiseError, match="remove vocab_size"):
+        check_start(config("bert"), 10_000, loaded=False)
+    with pytest.raises(MaskwiseError, match="resize_token_embeddings"):
+        check_start(config("bert"), 10_000, loaded=True)

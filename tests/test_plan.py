@@ -140,8 +140,8 @@ def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
     os.utime(corpus, ns=(1, 1))
     assert did("c", *again) == {"prepare": 1, "pretrain": 4, "evaluate": 2}
     # another question trains nothing again
-    assert did("c", *again, "evaluation.ratios=[0.15, 0.3, 0.4]") == {"evaluate": 2}
-    assert (tmp_path / "c" / "stages" / done[0]).is_symlink()
+    assert did("d", *again, "evaluation.ratios=[0.15, 0.3, 0.4]") == {"evaluate": 2}
+    assert (tmp_path / "d" / "stages" / done[0]).is_symlink()
 
 
 def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(
@@ -409,12 +409,12 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert not out.exists()
     run_study(read, out, quiet=True, seeds=(100,))
     before = (out / "records.jsonl").read_bytes()
-    with pytest.raises(MaskwiseError, match="study of a different recipe"):
+    with pytest.raises(MaskwiseError, match=r"different study.*training\.steps"):
         run_study(quick(recipe, seeds, "training.steps=11"), out, quiet=True, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     texts = (recipe.parent / "corpus.jsonl").read_text()
     (recipe.parent / "corpus.jsonl").write_text(texts.replace("e", "a", 1))
-    with pytest.raises(MaskwiseError, match="recipe or of other files"):
+    with pytest.raises(MaskwiseError, match=r"different study.*other files"):
         run_study(read, out, quiet=True, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     (recipe.parent / "corpus.jsonl").write_text(texts)
@@ -453,20 +453,21 @@ def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):
         assert inputs() == before
 
 
-def test_records_of_another_text_are_deleted_before_the_work(recipe, tmp_path, fake, monkeypatch):
+def test_records_of_other_seeds_are_removed_before_the_work(recipe, tmp_path, fake, monkeypatch):
+    """They are computed anew from the stages, which stay."""
     out = tmp_path / "out"
     read = quick(recipe, "study.seeds=[100, 101]")
     run_study(read, out, quiet=True, seeds=(100,))
-    corpus = recipe.parent / "corpus.jsonl"
-    corpus.write_text(corpus.read_text().replace("e", "a", 1))
+    stages = sorted((out / "stages").iterdir())
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("maskwise.study.run.execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_study(read, out, quiet=True)
+        run_study(quick(recipe, "study.seeds=[100, 101, 102]"), out, quiet=True)
     assert not (out / "records.jsonl").exists()
+    assert sorted((out / "stages").iterdir()) == stages
 
 
 def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):
@@ -775,3 +776,13 @@ def test_independent_failures_of_a_run_are_all_reported(tmp_path):
         "x": stages[0].name,
         "y": stages[2].name,
     }
+
+
+def test_the_outcome_may_be_called_tasks(tmp_path: Path) -> None:
+    """As the comment in a new recipe says; in files, null means the same."""
+    path = write_inputs(tmp_path)
+    recipe = read_recipe(path, ["study.outcome=tasks"])
+    assert describe(recipe, Design(recipe, tmp_path))["outcome"] is None
+    assert make_plan(recipe).stages() == make_plan(read_recipe(path)).stages()
+    with pytest.raises(MaskwiseError, match="there are no tasks"):
+        make_plan(read_recipe(path, ["study.outcome=tasks", "tasks=[]"]))

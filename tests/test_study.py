@@ -25,7 +25,7 @@ from maskwise.evaluation import fixed_maskers
 from maskwise.folders import damage
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
-from maskwise.study.pretraining import rows_with
+from maskwise.study.probed import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
@@ -107,14 +107,18 @@ def test_the_page_needs_nothing_else(finished):
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", page)
 
 
-def test_report_computes_the_verdicts_of_complete_records(finished, tmp_path):
+def test_report_computes_the_verdicts_of_complete_records(finished, tmp_path, capfd):
     out = tmp_path / "record"
     out.mkdir()
     for name in ("study.json", "records.jsonl"):
         shutil.copy(finished / name, out)
     assert maskwise("report", out) == 0
-    assert load_json(out / "summary.json") == load_json(finished / "summary.json")
     assert load_json(finished / "summary.json")["headline"] in (out / "report.html").read_text()
+    # It writes the page, and nothing else.
+    assert {path.name for path in out.iterdir()} == {"study.json", "records.jsonl", "report.html"}
+    capfd.readouterr()
+    assert maskwise("report", out, "--json") == 0
+    assert json.loads(capfd.readouterr().out) == load_json(finished / "summary.json")
 
 
 @pytest.mark.parametrize("change", [{"seeds": [0, 1, 99]}, {"seeds": [0], "contrasts": []}])

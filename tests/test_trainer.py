@@ -642,3 +642,15 @@ def test_a_checkpoint_in_half_precision_is_resumed_as_it_is(tmp_path: Path) -> N
     made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for name, weight in net.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_rows_longer_than_the_positions_are_one_line(tmp_path: Path) -> None:
+    net = model("bert", max_position_embeddings=16)
+    rows = [{"input_ids": [5] * 20, "example_id": n} for n in range(16)]
+    made = trainer(net, arguments(tmp_path), masker=mw.Masker(tokenizer()), train_dataset=rows)
+    for call in (made.train, lambda: made.evaluate(rows)):
+        with pytest.raises(mw.MaskwiseError, match=r"20 tokens; allowed: ≤ 16; .*split=True"):
+            call()
+    for bad in (None, "bert", 5):
+        with pytest.raises(mw.MaskwiseError, match="masker"):
+            mw.MaskingTrainer(net, arguments(tmp_path), masker=bad)  # type: ignore[arg-type]

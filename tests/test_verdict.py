@@ -659,6 +659,33 @@ def test_a_companion_that_was_not_finished_is_reported_and_costs_no_verdict():
     assert len(runs) == 2 * 16 - 1 and ("token-30", 2, 0.5) not in runs
 
 
+def test_the_advice_to_use_an_arm_says_for_how_long_and_at_what_cost():
+    costs = [cost_record("token-15", seed) for seed in range(8)]
+    costs += [cost_record("token-30", seed, targets=245_760) for seed in range(8)]
+    (use,) = (line for line in summary_of(facts=costs)["advice"] if line.startswith("Use token-30"))
+    assert "400 steps" in use and "2 times the targets" in use
+
+
+def test_advice_does_not_say_both_to_add_runs_and_that_runs_do_not_help():
+    """The terminal said "add runs", and the page "more runs cannot make up for few test items"."""
+    close = [x + 0.003 + 0.003 * (i % 3 - 1) for i, x in enumerate(LOW)]
+    summary = summary_of({"token-15": LOW, "token-30": close})
+    (row,) = primary_rows(summary)
+    assert row["verdict"] == "open" and row["runs_to_decide"] and "items" in codes(row)
+    advice = " ".join(summary["advice"])
+    assert "cannot make up" not in advice and "larger test set" in advice
+
+
+@pytest.mark.parametrize("gain", [-0.1, 0.1])
+def test_the_headline_of_losses_says_if_no_arm_gained_on_the_tasks(gain):
+    more = losses({"token-15": 4.5, "token-30": 4.3})
+    more += [score_record("no-pretraining", seed, "task-0", 0.5) for seed in range(8)]
+    scores = {arm: [0.5 + gain + 0.001 * i for i in range(8)] for arm in CLEAR}
+    summary = summary_of(scores, more=more, outcome="heldout:token", reference="the old model")
+    said = "No arm has gained on the tasks over the old model." in summary["headline"]
+    assert said == (gain < 0)
+
+
 # Headline and primary rows
 # ----------------------------------------------------------------------------
 

@@ -9,12 +9,16 @@ import re
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 
 from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK
 from maskwise.errors import MaskwiseError
+from maskwise.masking.policies import POLICIES, policy
 from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
+from maskwise.samplers import SAMPLERS
+from maskwise.samplers.base import Sampler
 from maskwise.study import records as study_records
 from maskwise.study.statistics import (
     detectable_difference,
@@ -24,6 +28,7 @@ from maskwise.study.statistics import (
     sign_flip_test,
 )
 from maskwise.study.verdict import primary_pairs, summarise
+from maskwise.study.verdict.failures import ADAPTIVE, at_floor
 from maskwise.tasks.judge import TRIAL_SEED
 from report_fixture import (
     CLEAR,
@@ -377,7 +382,8 @@ def test_a_task_that_ignores_pre_training_is_left_out_of_the_primary_outcome():
     )
     assert rows["tasks"]["natural"]["mean"] == pytest.approx(rows["task-0"]["mean"])
     assert helped(gains, helps=0.0)["tasks"]["task-1"]["counted"]
-    assert helped(gains)["tasks"]["task-1"]["counted"]  # a study.json without the rule
+    # A study.json that is older than the rule is judged by it, too.
+    assert helped(gains)["tasks"] == summary["tasks"]
     # By the mean of all arms and not by the best one, so that the rule is the same if two arms are
     # exchanged.
     assert helped(gains, helps=0.75, apart=0.15)["tasks"] == summary["tasks"]
@@ -407,6 +413,122 @@ def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
     summary = helped({"a": [-0.1] * 8, "b": [0.1, -0.1] * 4}, helps=0.75)
     (row,) = primaries(summary).values()
     assert row["verdict"] == "decided" and codes(row)[0] == "no-help"
+
+
+# Arms that may fail
+# ----------------------------------------------------------------------------
+
+UNTRAINED = [score_record(START, seed, "task-0", 0.3 + 0.001 * seed) for seed in range(8)]
+SMALL = [x + 0.02 + 0.001 * i for i, x in enumerate(LOW)]
+
+
+def with_policy(policy: str, scores: list[float], **changes: Any) -> dict:
+    """The primary row of an arm with this policy against LOW, with the untrained model's scores."""
+    study, records = study_of({"base": LOW, "arm": scores}, **changes)
+    study["arms"]["arm"]["policy"] = policy
+    (row,) = primary_rows(summarise([*records, *UNTRAINED], study))
+    return row
+
+
+def test_a_lead_that_unseen_failures_would_cancel_is_open_if_the_arm_may_fail():
+    fixed = with_policy("token", SMALL)
+    assert fixed["verdict"] == "decided"
+    assert fixed["failures"]["arm"] == {
+        "runs": 8,
+        "failed": 0,
+        "high": pytest.approx(1 - 0.05 ** (1 / 8)),
+        "learned": False,
+    }
+    # A lead of 2.35 points, and 24 points above the floor.
+    assert fixed["break_even"] == pytest.approx(0.0235 / 0.236, rel=0.01)
+    learned = with_policy("mixture(learned(take='spans'), span)", SMALL)
+    assert learned["p"] == fixed["p"] and learned["verdict"] == "open"
+    assert "may-fail" in codes(learned) and learned["better"] is None
+    # The policy was learned once, before the study.
+    assert with_policy("learned('runs/policy')", SMALL)["verdict"] == "decided"
+    # A lead that only half of the runs could cancel.
+    large = with_policy("learned", HIGH)
+    assert large["break_even"] > large["failures"]["arm"]["high"]
+    assert large["verdict"] == "decided" and "may-fail" not in codes(large)
+
+
+def test_a_verdict_against_an_arm_that_may_fail_stands():
+    row = with_policy("pos-weighted", [x - 0.02 - 0.001 * i for i, x in enumerate(LOW)])
+    assert (row["verdict"], row["better"]) == ("decided", "baseline")
+    assert row["failures"]["arm"]["learned"] and not row["failures"]["baseline"]["learned"]
+
+
+def test_a_run_that_ended_at_the_floor_is_a_failure_and_makes_its_arm_one_that_may_fail():
+    collapsed = [0.301, *HIGH[1:]]
+    row = with_policy("token", collapsed)
+    assert row["failures"]["arm"]["failed"] == 1
+    # The break-even rate is that of the runs that did not fail.
+    high = row["failures"]["arm"]["high"]
+    assert high == pytest.approx(0.471, abs=0.001) and 0.48 < row["break_even"] < 0.5
+    # Failed stages are failures as well.
+    study, records = study_of({"base": LOW[:7], "arm": SMALL[:7]})
+    study["seeds"] = list(range(8))
+    records.append(score_record("base", 7, "task-0", 0.5))
+    records.append(failure_record("arm", 7))
+    (row,) = primary_rows(summarise([*records, *UNTRAINED], study))
+    assert (row["n"], row["failures"]["arm"]["failed"], row["failures"]["arm"]["runs"]) == (7, 1, 8)
+    assert row["p"] < 0.05 and row["verdict"] == "open" and "may-fail" in codes(row)
+
+
+def test_arms_that_gain_little_have_no_failed_runs():
+    draw = np.random.default_rng(0)
+    for runs in (8, 24):
+        flagged = [at_floor(draw.normal(0.5, 1, runs)).any() for _ in range(1000)]
+        assert np.mean(flagged) < 0.05
+
+
+def test_without_a_known_floor_nothing_is_told_about_failures_that_would_cancel_a_lead():
+    study, records = study_of({"base": LOW, "arm": SMALL})
+    study["arms"]["arm"]["policy"] = "learned"
+    study["tasks"]["task-0"]["majority"] = None
+    (row,) = primary_rows(summarise(records, study))
+    assert row["break_even"] is None and row["verdict"] == "decided"
+
+
+def test_a_gate_passes_although_its_arm_may_fail():
+    study, records = study_of({"random": LOW, "oracle": SMALL, "method": METHOD})
+    study["arms"]["oracle"]["policy"] = "learned"
+    study |= {"contrasts": PAIRS, "gate": GATE, "search": None}
+    gate, method = primary_rows(summarise([*records, *UNTRAINED], study))
+    assert (gate["verdict"], codes(gate)[0]) == ("open", "may-fail")
+    assert method["verdict"] == "decided"
+
+
+SPECS = {name: name for name in POLICIES if name not in ("learned", "mixture")}
+SPECS["group-weighted"] = "group-weighted(pos)"
+
+
+def test_policies_and_samplers_that_learn_within_a_run_are_known_by_name():
+    """The names are those whose class learns from losses, and the policy of a recipe's learning."""
+    made = {name: policy(spec) for name, spec in SPECS.items()}
+    known = {name for name, one in made.items() if one.learner() is not None}
+    for name, kind in SAMPLERS.items():
+        if kind.update is not Sampler.update:
+            known.add(name)
+    assert known | {"learned", "entropy-weighted"} == ADAPTIVE
+
+
+@pytest.mark.parametrize("metric", ["entity-f1", "matthews", "accuracy"])
+def test_the_floor_of_some_metrics_is_the_untrained_model(metric):
+    """A constant answer has no entities and no correlation, but an untrained model does better."""
+    near = {"base": [0.31, 0.33] * 4, "arm": [0.32, 0.32] * 4}
+    study, records = study_of(near)
+    study["tasks"]["task-0"] |= {"metric": metric, "majority": 0.0}
+    for record in records:
+        if record["kind"] == "score":
+            record["metric"] = metric
+    starts = [line | {"metric": metric} for line in UNTRAINED]
+    (row,) = primary_rows(summarise([*records, *starts], study))
+    assert ("chance" in codes(row)) == (metric != "accuracy")
+    # An unchanged pre-trained model is no floor.
+    study["recipe"] = {"model": {"pretrained": "bundled:encoder"}}
+    (row,) = primary_rows(summarise([*records, *starts], study))
+    assert "chance" not in codes(row)
 
 
 # What can be told, beforehand

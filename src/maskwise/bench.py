@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
@@ -32,6 +31,7 @@ from transformers import DataCollatorForLanguageModeling
 from maskwise import __version__
 from maskwise.devices import hardware, versions
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
+from maskwise.printing import err_console
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.pieces import tokenise
 from maskwise.text.tokenizers import train_tokenizer
@@ -92,7 +92,7 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         usual = Shape(32, 512, "documents")
         probes = [probe()]
         timed: Timed = {}
-        for _ in track(range(repetitions), "timing", console=Console(stderr=True)):
+        for _ in track(range(repetitions), "timing", console=err_console):
             _contest(timed, sample, maskers, batches, usual)
             for layout in LAYOUTS:
                 for length in (128, 512):

@@ -35,6 +35,8 @@ OWN_TASK = "own-task"
 from the task that is scored."""
 OTHER_TASKS = "other-tasks"
 """In such a study: the mean of the arms whose policies were learned from other tasks."""
+MEAN_OVER_TASKS = "mean over tasks"
+"""The measure of quality against compute that averages tasks with a common unit."""
 
 FIXED = "at these settings"
 TUNED = "each arm tuned"
@@ -55,6 +57,10 @@ because the best run of the search was best partly by luck. This number is added
 PLATEAU_NATS = 0.3
 """A model has learned little more than word frequencies if its held-out loss is less than this
 number, in nats, below the loss of guessing by token frequencies."""
+
+HELPS = 0.75
+"""The share of seeds in which pre-training must help on a task, so that the task counts in the
+primary outcome (``study.helps``)."""
 
 NATS = "nats"
 """The metric of tasks that are answered in words: the mean loss, in nats, per token of the correct
@@ -166,3 +172,14 @@ def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
     share = min(1.0, max(0.0, share))
     red, green, blue = (round(255 - share * (255 - part)) for part in full)
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+ONLY_RESIDUES = frozenset("EFILPQ")
+"""Letters of amino acids that mean nothing in DNA. A vocabulary with all of them may be of
+proteins."""
+
+
+def is_rate(field: str) -> bool:
+    """Return whether a field of a configuration is a rate of dropout or of dropped layers."""
+    # ESM's ``token_dropout`` is no rate: it says how embeddings are scaled.
+    return "drop" in field and field != "token_dropout"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -87,16 +88,25 @@ def unknown_name(
 def did_you_mean(name: object, known: Sequence[str]) -> str | None:
     """Suggest the known name that is most similar to ``name``; None if no name is similar.
 
-    Letter case does not matter.
+    Letter case does not matter. Of dotted names, the last parts are compared, too, because the last
+    part of a setting is often written after another section.
 
     >>> did_you_mean("tsdea", ["SBO", "TSDAE"])
     "did you mean 'TSDAE'?"
     >>> did_you_mean("MLM", ["emlm", "mlm"])
     "did you mean 'mlm'?"
+    >>> did_you_mean("finetune.learning_rate", ["muon_learning_rate", "learning_rate"])
+    "did you mean 'learning_rate'?"
     """
     by_lower = dict(zip(map(str.lower, known), known))
     # The name is cut, because comparing takes quadratic time and a name may be a whole file.
-    near = difflib.get_close_matches(str(name)[:LONGEST].lower(), by_lower, n=1, cutoff=0.5)
+    asked = str(name)[:LONGEST].lower()
+    near = difflib.get_close_matches(asked, by_lower, n=1, cutoff=0.5)
+    last = asked.rpartition(".")[2]
+    if "." in asked and last:
+        # The whole names decide between several names with the same last part.
+        ends = [each for each in by_lower if each.rpartition(".")[2] == last]
+        near = difflib.get_close_matches(asked, ends, n=1, cutoff=0.0) or near
     return f"did you mean {by_lower[near[0]]!r}?" if near else None
 
 
@@ -104,7 +114,8 @@ def require_known(
     setting: str, name: str, known: Collection[str], *, do: str | None = None
 ) -> None:
     """Raise a `MaskwiseError` if ``name`` is not one of the known names."""
-    if name not in known:
+    # Lists and arrays cannot be looked up.
+    if not isinstance(name, str) or name not in known:
         raise unknown_name(setting, name, known, do=do)
 
 
@@ -180,7 +191,7 @@ def _checked(
     # A single number may also be an array or a tensor without dimensions.
     if hasattr(value, "item") and hasattr(value, "ndim") and not value.ndim:
         # Tensors on the device "meta" have no value.
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, TypeError, ValueError):
             value = value.item()
     # In Python, True is an Integral, but here it is a mistake.
     if isinstance(value, kind) and not isinstance(value, bool):
@@ -201,7 +212,7 @@ def tidy_warnings() -> None:
     printed = set[str]()
 
     def line_of(message: Warning | str, *_: object, **__: object) -> str:
-        line = f"Warning: {message}\n"
+        line = f"Warning: {visible(str(message))}\n"
         if line in printed:
             return ""
         printed.add(line)
@@ -246,6 +257,8 @@ def duration(seconds: float | None) -> str:
 def shortened(value: object, limit: int = LONGEST) -> str:
     """Format a value on one line of at most ``limit`` characters; omit the middle if it is longer.
 
+    Control characters are replaced, too (``visible``).
+
     >>> shortened("a" * 500 + " is not in the table", 40)
     'aaaaaaaaaaaaaaaaaaaaa … not in the table'
     """
@@ -254,9 +267,38 @@ def shortened(value: object, limit: int = LONGEST) -> str:
     except (ValueError, RecursionError):
         # Python refuses to convert integers of more than 4,300 digits.
         text = f"a value of type {type(value).__name__}"
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     if len(text) <= limit:
         return text
     # Both ends are kept, because file names and values mostly differ at their ends.
     end = 2 * limit // 5
     return f"{text[: limit - end - 3]} … {text[-end:]}"
+
+
+KEPT = frozenset("\n\t\u00ad\u200c\u200d")
+"""Characters that are not printable in themselves, and that do no harm: line feed and tab, the soft
+hyphen, and the joiners of Persian, Indic scripts and emoji."""
+HARMLESS = ("Zs", "Cn", "Co")
+"""Unicode's categories of spaces, of unassigned characters (newer emoji) and of private ones."""
+
+
+def is_visible(char: str) -> bool:
+    """Return whether a terminal may print a character.
+
+    It must not print control characters, which it may execute, line separators, characters that
+    reverse the direction of a line, and halves of surrogate pairs, which stand for bytes of a file
+    name that are not UTF-8.
+    """
+    return char.isprintable() or char in KEPT or unicodedata.category(char) in HARMLESS
+
+
+def visible(text: str) -> str:
+    """Replace the characters that a terminal must not print by a dot.
+
+    >>> visible("mine\\x1b[2J.txt")
+    'mine·[2J.txt'
+    """
+    # Nearly all texts have no such character, and this check is fast.
+    if text.isprintable():
+        return text
+    return "".join(char if is_visible(char) else "·" for char in text)

@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 RULES = 3
-"""Version of the rules of verdicts."""
+"""Version of the rules of verdicts. It rises if a rule changes that can change a verdict or a note.
+``maskwise report`` judges results of other versions anew."""
 
 Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
@@ -136,6 +137,7 @@ class Study(TypedDict, total=False):
     looks: list[int] | None
     looked: list[Look]
     helps: float
+    """``study.helps``; absent in older files, which are judged by the default of today."""
     search: Search | None
     share: tuple[str, str] | None
     """The arm whose gain counts as 100 %, and the baseline of all gains (``study.share``)."""
@@ -276,6 +278,22 @@ class Equivalence(Ends):
     confidence: float
 
 
+class Failures(TypedDict):
+    """The failures of one side of a row.
+
+    Attributes:
+        runs: the number of runs, with those that failed.
+        failed: the number of runs of which a stage failed, or that ended at the untrained floor.
+        high: the exact upper bound of the rate of failures, with confidence 95 %.
+        learned: whether each run learns its masking policy or its sampler.
+    """
+
+    runs: int
+    failed: int
+    high: float
+    learned: bool
+
+
 class RaisedFlag(TypedDict):
     """A problem of a contrast. By its ``effect``, the contrast becomes *not comparable*
     ("invalid"), at most *open* ("caps"), or only has a note ("notes")."""
@@ -313,6 +331,11 @@ class Contrast(Estimate):
     """"at these settings", or "each arm tuned" if each arm had its own search for settings."""
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
+    failures: NotRequired[dict[str, Failures]]
+    """Failures of the two sides, keyed by "arm" and "baseline"; missing in older files."""
+    break_even: NotRequired[float | None]
+    """The share of runs of the leading side whose failure would cancel its lead; None if the score
+    of an untrained model is unknown."""
     runs_to_decide: int | None
     detectable: Detectable | None
     brief: str

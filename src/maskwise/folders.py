@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError, require_library, unknown_name
-from maskwise.specs import split_options
+from maskwise.specs import split_options, user_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -74,10 +75,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            if isinstance(content, str):
+                content = in_utf8(content)
+            partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def in_utf8(text: str) -> bytes:
+    """Encode a text that a file will hold.
+
+    Names of files may contain bytes that are not UTF-8, which Python reads as halves of surrogate
+    pairs. They are written as escapes, such as \\udce9, which JSON and YAML read back unchanged.
+
+    >>> in_utf8('{"file": "caf\udce9"}')
+    b'{"file": "caf\\\\udce9"}'
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -129,8 +144,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Write a folder and its manifest under a temporary name, then rename the folder.
 
-    An existing folder is replaced. Content can be lost only if the process is killed between the
-    removal of the old folder and the renaming of the new folder.
+    An existing folder is replaced: it gets a temporary name, and is removed when the new folder has
+    its place. A kill between the two renames leaves no folder of this name, never a part of one.
 
     Args:
         folder: the folder to write.
@@ -140,23 +155,38 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         MaskwiseError: the folder cannot be written.
     """
     partial = _partial(folder)
+    old = _partial(folder.with_name(f"{folder.name}.old"))
     with writing(folder):
-        shutil.rmtree(partial, ignore_errors=True)
+        for unused in (partial, old):
+            shutil.rmtree(unused, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             fill(partial)
+            written = [path for path in sorted(partial.rglob("*")) if path.is_file()]
             hashes = {}
-            for path in sorted(partial.rglob("*")):
+            for path in written:
                 # Model cards are not hashed, because users may edit them.
-                if path.is_file() and path.name != CARD:
+                if path.name != CARD:
                     hashes[str(path.relative_to(partial))] = file_hash(path)
             (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-            # `rename` would fail if the target were a folder with files.
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+            # safetensors writes files that only their owner may read.
+            usual = stat.S_IMODE((partial / MANIFEST).stat().st_mode)
+            for path in written:
+                # Some network file systems have no permissions.
+                with suppress(OSError):
+                    path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
+            try:
+                # `rename` would fail if the target were a folder with files.
+                if folder.is_dir():
+                    folder.rename(old)
+                partial.rename(folder)
+            except BaseException:
+                if old.is_dir() and not folder.exists():
+                    old.rename(folder)
+                raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            for unused in (partial, old):
+                shutil.rmtree(unused, ignore_errors=True)
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
@@ -411,9 +441,9 @@ def refuse_missing(*names: str) -> None:
         if file.startswith(("hf:", "bundled:")):
             continue
         looks_like_file = Path(file).suffix or "/" in file
-        if looks_like_file and not Path(file).expanduser().exists():
+        if looks_like_file and not user_path(file).exists():
             raise MaskwiseError(
-                f"file {file!r} does not exist", got=str(Path(file).expanduser().absolute())
+                f"file {file!r} does not exist", got=str(user_path(file).absolute())
             )
 
 

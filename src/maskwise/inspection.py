@@ -20,13 +20,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from maskwise.annotate.registry import SPANS, ByText, Span, annotator, read_marks
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, visible
 from maskwise.folders import write_page
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences, corruption
 from maskwise.masking.gather import gather
 from maskwise.masking.policies import GroupWeighted, Moment, policy
-from maskwise.show import Stretch, draw, visible
+from maskwise.show import Stretch, draw
 from maskwise.specs import split_calls
 from maskwise.text import encode, read_documents, require_documents
 from maskwise.text.layers import CharSpans, Layered
@@ -91,6 +91,7 @@ class Inspected:
         source, target: the input and the labels of a sequence-to-sequence model, as text; "" for
             an encoder.
         policy, corruption, tokenizer: the settings, as the user wrote them.
+        eligible: the number of tokens that may be masked.
     """
 
     text: str
@@ -103,10 +104,12 @@ class Inspected:
     policy: str = ""
     corruption: str = ""
     tokenizer: str = ""
+    eligible: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         pieces = [piece.as_dict() for piece in self.pieces]
         facts = {**vars(self), "pieces": pieces, "note": self.note}
+        del facts["eligible"]
         for name in ("source", "target", "note"):
             if not facts[name]:
                 del facts[name]
@@ -117,6 +120,11 @@ class Inspected:
         """A message if no token is selected, with the reason and a remedy; otherwise ""."""
         if any(piece.state != "shown" for piece in self.pieces):
             return ""
+        if not self.eligible:
+            return (
+                "nothing is masked: every token is unknown to the tokenizer, or special, and such "
+                "tokens are never masked; use a tokenizer for this alphabet (--tokenizer)"
+            )
         return (
             "nothing is masked: the text has too few tokens or marked spans for this ratio; use a "
             "larger --ratio, a longer text or another --seed"
@@ -202,8 +210,9 @@ def show_masks(
     touched = int((selected > 0).sum())
     whole = int((selected == sizes)[sizes > 0].sum())
     # ``max`` avoids a division by 0 in a text without eligible tokens.
-    ratio = int(choice.tokens.sum()) / max(1, int(batch.eligible.sum()))
-    return Inspected(text, pieces, ratio, whole, touched - whole, source, target)
+    eligible = int(batch.eligible.sum())
+    ratio = int(choice.tokens.sum()) / max(1, eligible)
+    return Inspected(text, pieces, ratio, whole, touched - whole, source, target, eligible=eligible)
 
 
 def _decode(tokenizer: FastTokenizer, ids: Iterable[int]) -> str:

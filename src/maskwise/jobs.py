@@ -33,6 +33,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from maskwise.constants import cards_here, share_of_card
 from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
+from maskwise.printing import flush, open_streams
 from maskwise.signals import Asked, leave_when_asked, leave_with
 
 Task = TypeVar("Task")
@@ -303,6 +304,7 @@ class _Worker:
 def _serve(descriptor: int, parent: int) -> NoReturn:
     """Run the main loop of a local worker."""
     leave_when_asked()
+    open_streams()
     tidy_warnings()
     Asked.said = False
     # This thread ends the worker if the parent dies. It is started before the slow imports.
@@ -320,7 +322,7 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
         code = int(end.code or 0)
     except (EOFError, OSError):  # The parent closed the pipe or died.
         pass
-    sys.stdout.flush()
+    flush()
     # A normal exit takes seconds if torch is loaded.
     os._exit(code)
 

@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
+from maskwise.constants import is_rate
 from maskwise.errors import (
     MaskwiseError,
     finite_number,
@@ -168,12 +169,6 @@ def _require_fields(config: PreTrainedConfig, fields: Fields) -> None:
             raise unknown_name(f"{config.model_type} model setting", name, known)
 
 
-def _is_rate(field: str) -> bool:
-    """Return whether a field of a configuration is a rate of dropout or of dropped layers."""
-    # ESM's ``token_dropout`` is no rate: it says how embeddings are scaled.
-    return "drop" in field and field != "token_dropout"
-
-
 def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
     """Return the configuration of a pre-trained model with some changed fields.
 
@@ -191,9 +186,9 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
     """
     _require_fields(config, fields)
     changed = copy.deepcopy(config)
-    rates = [name for name in config.to_dict() if _is_rate(name)]
+    rates = [name for name in config.to_dict() if is_rate(name)]
     for name, value in fields.items():
-        if not (_is_rate(name) or name == POSITIONS):
+        if not (is_rate(name) or name == POSITIONS):
             raise MaskwiseError(
                 f"a pre-trained model cannot change its {name}",
                 got=value,
@@ -201,7 +196,7 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
                 "depends on it",
                 do=f"remove model.settings.{name}, or train a new model (model.pretrained=null)",
             )
-        if _is_rate(name):
+        if is_rate(name):
             finite_number(f"model.settings.{name}", value, least=0, most=1)
         else:
             whole_number(f"model.settings.{name}", value, least=1)
@@ -249,13 +244,25 @@ def config_of(fields: Fields) -> PreTrainedConfig:
     return AutoConfig.for_model(**fields)
 
 
-def check_start(config: PreTrainedConfig, tokens: int) -> None:
+def check_start(config: PreTrainedConfig, tokens: int, *, loaded: bool) -> None:
     """Check, without allocating memory, that a model can be built and embeds ``tokens`` tokens.
+
+    Args:
+        config: the configuration of the model.
+        tokens: the number of tokens of the tokenizer.
+        loaded: whether the weights are loaded (``model.pretrained``); False for a new model.
 
     Raises:
         MaskwiseError: it cannot be built, is too large, or lacks embeddings or a start token.
     """
-    check_fit(config, tokens, do="use the model's own tokenizer, or a larger vocab_size")
+    do = "remove vocab_size from model.settings; a new model gets the size of its tokenizer"
+    if loaded:
+        do = (
+            "remove tokenizer from the recipe, so that the model's own is read; if tokens were "
+            "added to it, call model.resize_token_embeddings(len(tokenizer)), save both by "
+            "save_pretrained, and start from that folder"
+        )
+    check_fit(config, tokens, do=do)
     if adapter_of(config).kind == "encoder-decoder":
         start_token(config)
     check_size(empty_model(config))

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise.constants import shade
+from maskwise.errors import visible
 from maskwise.folders import write_page
 
 if TYPE_CHECKING:
@@ -67,11 +68,6 @@ def draw(stretches: Iterable[Stretch], *, colours: bool = True) -> Text:
                 style = "italic #cc3f7a"
             line.append(visible(stretch.note), style=style)
     return line
-
-
-def visible(text: str) -> str:
-    """Replace control characters, because a terminal could execute them."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "·" for char in text)
 
 
 EXAMPLES = 3

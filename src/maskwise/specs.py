@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -219,17 +220,40 @@ def split_options(spec: str) -> tuple[str, str | None]:
     >>> split_options("ud-pos(train_rows=300)"), split_options("ud-pos")
     (('ud-pos', 'train_rows=300'), ('ud-pos', None))
     """
-    if not spec.endswith(")") or Path(spec).expanduser().exists():
+    if not spec.endswith(")") or _is_path(spec):
         return spec, None
     # The first character is always part of the name.
     first = place = spec.find("(", 1)
     if first < 0:
         return spec, None
-    while place > 0 and not Path(spec[:place]).expanduser().exists():
+    while place > 0 and not _is_path(spec[:place]):
         place = spec.find("(", place + 1)
     if place < 0:
         place = first
     return spec[:place], spec[place + 1 : -1]
+
+
+def _is_path(name: str) -> bool:
+    # Unlike the methods of ``Path``, this function accepts names that are too long for a file.
+    return os.path.exists(user_path(name))
+
+
+def user_path(name: str | Path) -> Path:
+    """Return the path that a user named. "~" and "~anna" at its beginning are home folders.
+
+    If there is no user of this name, or a file or folder is called so, the name is taken as it is.
+    Office, for example, leaves files such as "~$labels.csv".
+
+    >>> user_path("~$labels.csv").name
+    '~$labels.csv'
+    """
+    path = Path(name)
+    if os.path.lexists(path):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def with_options(spec: str, **options: object) -> str:

@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
+from maskwise.specs import user_path
 
 Start: TypeAlias = str | Path
 """The name of a model or tokenizer, in one of the forms at the beginning of this file."""
@@ -62,7 +63,7 @@ def resolve_start(name: Start) -> str:
         return str(bundled_file(BUNDLED[rest]))
     if kind == "package":
         return str(_packaged(rest))
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     try:
         exists = folder.exists()
     except OSError as error:

@@ -29,10 +29,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import Inputs, check_fit, encoder_of, patched, prediction_head
+from maskwise.families import (
+    Inputs,
+    check_fit,
+    encoder_of,
+    most_tokens,
+    patched,
+    prediction_head,
+)
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.policies.base import Point
@@ -107,6 +114,13 @@ class MaskingTrainer(Trainer):
                 got=f"a {type(data_collator).__name__}",
                 do="leave data_collator out, or use it with transformers.Trainer",
             )
+        for each in (masker, evaluation_masker or masker):
+            if not isinstance(each, Masker):
+                raise MaskwiseError(
+                    "MaskingTrainer needs a masker",
+                    got=type(each).__name__,
+                    do="pass masker=Masker(tokenizer)",
+                )
         if more.get("compute_loss_func") is not None:
             what = "MaskingTrainer computes the loss itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
@@ -138,6 +152,14 @@ class MaskingTrainer(Trainer):
             raise MaskwiseError(what, do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0")
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
+        # The maximum number of tokens in a row; None without a table of positions.
+        self._room: int | None = None
+        tables = ("position_embeddings", "embed_positions", "position_embedding")
+        if isinstance(self._config, PreTrainedConfig) and any(
+            isinstance(part, nn.Embedding) and name.endswith(tables)
+            for name, part in self.model.named_modules()
+        ):
+            self._room = most_tokens(self._config)
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
@@ -336,7 +358,25 @@ class MaskingTrainer(Trainer):
             self.model.load_state_dict(weights, strict=False)
         self._missing = set()
 
+    def _check_room(self, batch: MaskedBatch) -> None:
+        """Raise if a row is longer than the model's table of positions."""
+        longest = batch.input_ids.shape[1]
+        if self._room is None or longest <= self._room:
+            return
+        # Each document of a packed row has positions of its own.
+        if batch.documents is not None:
+            longest = int(batch.source.lengths.max())
+        if longest > self._room:
+            raise MaskwiseError(
+                "a row is longer than the model's positions",
+                got=f"{longest} tokens",
+                allowed=f"≤ {self._room}",
+                do=f"make the rows with encode(…, max_length={self._room}, split=True), or cut "
+                "them before",
+            )
+
     def _inputs(self, batch: MaskedBatch) -> Inputs:
+        self._check_room(batch)
         inputs: Inputs = dict(batch)
         if self._decodes:
             if batch.documents is not None:

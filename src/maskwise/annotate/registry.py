@@ -30,7 +30,7 @@ from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, Frequency, Informativeness
 from maskwise.errors import MaskwiseError, first_line
-from maskwise.specs import Call, build, parse_call
+from maskwise.specs import Call, build, parse_call, user_path
 from maskwise.text.labelled import POS, read_conllu
 from maskwise.text.layers import (
     Annotator,
@@ -218,7 +218,7 @@ def _known(
 
 
 def _existing(file: str) -> Path:
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         raise MaskwiseError("there is no such annotation file", got=file)
     return path

@@ -23,7 +23,6 @@ from itertools import compress, product
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
-from rich.console import Console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
@@ -50,6 +49,8 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import ENGINES, Pool, open_pool
+from maskwise.printing import err_console
+from maskwise.specs import user_path
 from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
 
@@ -165,8 +166,8 @@ def annotate_corpus(
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = require_documents(open_corpus(source, text_field=text_field, limit=limit))
-    console = Console(stderr=True)
-    bars = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
+    hidden = quiet or not err_console.is_terminal
+    bars = Progress(console=err_console, disable=hidden, transient=True)
     with _claimed(out), bars, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
         # If the folder has a manifest, all files may exist already, and no worker is needed.
         if (jobs or 1) > 1 and not (out / MANIFEST).is_file():
@@ -265,7 +266,7 @@ def open_corpus(
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu
 
-        gold = read_conllu(Path(source).expanduser())
+        gold = read_conllu(user_path(source))
         source = [{"id": document.id, text_field: document.text} for document in gold]
     return read_documents(source, text_field=text_field, text_per=text_per, limit=limit)
 

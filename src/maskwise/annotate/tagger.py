@@ -32,7 +32,7 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError, first_line, require_library
 from maskwise.folders import bundled_file
 from maskwise.segments import Array, changes
-from maskwise.specs import Call, parse_call
+from maskwise.specs import Call, parse_call, user_path
 from maskwise.text.labelled import POS
 from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import LETTER, Flags, classify, codes_of
@@ -371,7 +371,7 @@ def _folder(model: str | None) -> Path:
     """
     if model is None:
         return bundled_file("tagger-en")
-    path = Path(model).expanduser()
+    path = user_path(model)
     package = None
     # ``find_spec`` raises for some names, such as "__main__".
     with suppress(ValueError, ImportError):

@@ -21,9 +21,9 @@ from rich.text import Text
 
 from maskwise import __version__
 from maskwise.cli import runs, views
-from maskwise.cli.terminal import err_console, out_console, say
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError, tidy_warnings
+from maskwise.errors import MaskwiseError, shortened, tidy_warnings
+from maskwise.printing import err_console, flush, is_read, let_go, open_streams, out_console, say
 from maskwise.signals import CODES, leave_when_asked
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def begin(
     it.
     """
     if version:
-        out_console.print(f"maskwise {__version__}", highlight=False)
+        say(f"maskwise {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is not None:
         return
@@ -88,8 +88,11 @@ for command in (
     app.command()(command)
 app.command("list")(views.list_names)
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EBADF)
 """Errors of the operating system for failed writes, such as on a full disk."""
+
+NO_MEMORY = "out of memory"
+MORE_MEMORY = "use less text, shorter rows or smaller batches, or a machine with more memory"
 
 RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
 """Commands that resume interrupted work."""
@@ -108,30 +111,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the arguments of the command line; None for ``sys.argv``.
     """
     leave_when_asked()
+    open_streams()
     tidy_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # By default, huggingface_hub prints a line for every failed attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="maskwise")
-        sys.stdout.flush()
+        flush()
     except (KeyboardInterrupt, typer.Abort):
         # After Ctrl-C, some versions of typer raise an exception, and others return the code.
         code = INTERRUPTED
     except SystemExit as end:
         code = end.code
+        # typer exits with 1 if the reader of what it prints itself has gone.
+        if isinstance(end.__context__, BrokenPipeError) and not is_read(sys.stdout):
+            let_go(sys.stdout)
+            code = 0
     except MaskwiseError as error:
         _fail(str(error))
-    except BrokenPipeError:
-        _let_go_of_stdout()
-        code = 0
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
             raise
         if error.filename is None:
-            _let_go_of_stdout()
-        _fail(f"{error.filename or 'the output could not be written'}: {error.strerror}")
+            let_go(sys.stdout)
+        what = shortened(error.filename or "the output could not be written")
+        _fail(f"{what}: {error.strerror}")
+    except MemoryError as error:
+        # Libraries say how much they asked for.
+        _fail("; ".join(filter(None, (NO_MEMORY, shortened(str(error)), MORE_MEMORY))))
     except Exception as error:
+        # torch raises a RuntimeError of its own.
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
+            _fail(f"{NO_MEMORY}; {shortened(str(error))}; {MORE_MEMORY}")
         # typer does not export the class of usage errors, which have this method.
         if not hasattr(error, "format_message"):
             raise
@@ -155,11 +167,6 @@ def _kept(arguments: Sequence[str] | None) -> str:
     if "WORLD_SIZE" not in os.environ:
         kept += f": {again}"
     return kept
-
-
-def _let_go_of_stdout() -> None:
-    """Redirect stdout to the null device, because Python flushes stdout at exit and would fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str) -> NoReturn:

@@ -23,28 +23,24 @@ from maskwise.cli.terminal import (
     RecipeName,
     TextField,
     command_of,
-    err_console,
     figure,
     has_colours,
-    out_console,
     out_folder,
     plan_lines,
-    print_json,
     print_plan,
     print_policy,
     print_table,
     print_verdicts,
     require_time,
-    say,
     seeds_of,
     seeds_words,
     time_limit,
-    warn,
     was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError, counted, whole_number
 from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
+from maskwise.printing import err_console, out_console, print_json, say, warn
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
@@ -113,7 +109,7 @@ def study(
             plan = studies.dry_run(whole, out, samples=samples_of(whole, Path(folder)), **where)
         print_json(plan) if as_json else print_plan(plan)
         return
-    result = studies.run_study(whole, out, quiet=as_json, retries=retries, **where)
+    result = studies.run_study(whole, out, retries=retries, **where)
     if as_json:
         print_json(result)
     else:
@@ -281,7 +277,7 @@ def adapt(
         return
     if own_limit:
         require_time(plan, limit)
-    result = studies.run_study(recipe, out, jobs=jobs, quiet=as_json)
+    result = studies.run_study(recipe, out, jobs=jobs)
     saved = steps_of.save_best(out, result)
     # The page names the folders of the adapted model, so it is written again.
     write_report(out)
@@ -313,7 +309,7 @@ def pretrain(
     from maskwise.training import leave
 
     out = out_folder(out, recipe, command="pretrain")
-    result = run_pretrain(read_recipe(recipe, overrides or []), out, quiet=as_json)
+    result = run_pretrain(read_recipe(recipe, overrides or []), out)
     leave()
     if rank_here():  # only rank 0 prints
         return
@@ -351,7 +347,7 @@ def finetune(
     from maskwise.study.single import run_finetune
 
     out = out_folder(out, model, command="finetune")
-    results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=as_json)
+    results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=False)
     if as_json:
         # Sums of single test items are for comparisons, and are in records.jsonl.
         hidden = ("item_sums", "item_sizes")
@@ -392,7 +388,7 @@ def learn(
     from maskwise.training import leave
 
     out = out_folder(out, recipe, command="learn")
-    result = run_learn(read_recipe(recipe, overrides or []), out, quiet=as_json)
+    result = run_learn(read_recipe(recipe, overrides or []), out)
     leave()
     if rank_here():
         return
@@ -449,7 +445,7 @@ def annotate(
         engine=engine,
         jobs=jobs,
         functions=function or (),
-        quiet=as_json,
+        quiet=False,
     )
     if as_json:
         print_json(summary)

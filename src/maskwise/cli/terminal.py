@@ -1,22 +1,20 @@
-"""Options and output that several commands share: consoles, tables, JSON, plans and verdicts."""
+"""Options and output that several commands share: tables, plans and verdicts."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, plural
+from maskwise.printing import Terminal, out_console, say, warn
 from maskwise.specs import split_options
 
 if TYPE_CHECKING:
@@ -24,12 +22,10 @@ if TYPE_CHECKING:
 
 Facts: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
+LONGEST_NAME = 50
+"""Most characters of a name in the default name of a folder; file systems allow 255 bytes."""
 PIPE_WIDTH = 10_000
 """Width in characters of tables in pipes and files."""
-# Texts of users must not be parsed as markup, and numbers have no colours.
-PLAIN: Facts = {"markup": False, "emoji": False, "highlight": False}
-out_console = Console(**PLAIN)
-err_console = Console(stderr=True, **PLAIN)
 
 Out = Annotated[
     Path | None,
@@ -81,7 +77,7 @@ def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
     file = split_options(source)[0].rpartition(":")[2]
     names = [name for name in Path(file).parts if name not in ("checkpoint", "..", "/")]
     name = names[-1].split(".")[0] if names else ""
-    words = [command, "-".join(re.findall(r"\w+", name))]
+    words = [command, "-".join(re.findall(r"\w+", name))[:LONGEST_NAME]]
     return Path("runs") / ("-".join(filter(None, words)) or "study")
 
 
@@ -109,20 +105,6 @@ def was_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def print_json(value: object) -> None:
-    # rich would wrap and colour lines.
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def say(text: str, style: str = "", *, to: Console | None = None) -> None:
-    """Print a line without wrapping it."""
-    (to or out_console).print(text, style=style, soft_wrap=True)
-
-
-def warn(text: str, style: str = "yellow") -> None:
-    say(text, style, to=err_console)
-
-
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table without borders."""
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
@@ -131,7 +113,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
     # A file or a pipe has no width, so cells are not truncated.
     console = out_console
     if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH, **PLAIN)
+        console = Terminal(width=PIPE_WIDTH)
     console.print(table)
 
 
@@ -194,14 +176,15 @@ def print_verdicts(summary: Facts) -> None:
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
         heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
-        print_table(heads, map(_cells, rows))
+        gated = any("gate" not in row for row in rows)
+        print_table(heads, (_cells(row, gated=gated) for row in rows))
     say(summary["headline"], "bold")
     # A flag on several rows is printed once, with the arms of these rows.
     arms_of: dict[str, dict[str, None]] = {}
     for row in rows:
         for flag in row["flags"]:
-            # The flag "items" is raised for nearly all tasks, and the page shows its numbers.
-            if flag["code"] != "items":
+            # An assumed error over items is large for nearly all tasks; the page shows it.
+            if not flag["facts"].get("assumed"):
                 arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
     all_arms = {row["arm"] for row in rows}
     for sentence, arms in arms_of.items():
@@ -214,7 +197,8 @@ def print_verdicts(summary: Facts) -> None:
     say("")
 
 
-def _cells(row: Contrast) -> list[str | Text]:
+def _cells(row: Contrast, *, gated: bool) -> list[str | Text]:
+    """Return the cells of a row; ``gated``: whether other rows are tested after a gate."""
     from maskwise.estimates import shown
     from maskwise.study.verdict.words import outcome_words
 
@@ -239,7 +223,7 @@ def _cells(row: Contrast) -> list[str | Text]:
         verdict += f", {row['scope']}"
     # Remove the preposition: the column shows "the tasks" and not "on the tasks".
     outcome = outcome_words(row["outcome"]).partition(" ")[2]
-    if row.get("gate"):
+    if row.get("gate") and gated:
         verdict += ", gate"
     coloured = Text(verdict, COLOURS[str(row["verdict"])])
     return [row["arm"], row["baseline"], outcome, mean, interval, p, coloured]
@@ -345,6 +329,9 @@ def print_outlook(facts: Facts) -> None:
         say("")
         rows = []
         for name, arm in facts["arms"].items():
+            if arm["targets_per_step"] is None:
+                rows.append((name, arm["masks"], f"unknown: {arm['why']}", "", ""))
+                continue
             targets = f"{arm['targets_per_step']:,.0f}"
             size = figure(arm["tokens_per_unit"], ".2f")
             rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", size))

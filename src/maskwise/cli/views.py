@@ -1,5 +1,5 @@
-"""Commands that only read, and write at most a page: check, evaluate, generate, inspect, report,
-bench, list.
+"""Commands that only read, and write at most a page that is asked for: check, evaluate, generate,
+inspect, report, bench, list.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ from maskwise.cli.terminal import (
     Overrides,
     Page,
     TextField,
-    err_console,
     figure,
     has_colours,
-    out_console,
-    print_json,
     print_outlook,
     print_table,
-    say,
 )
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.folders import recipe_path
-from maskwise.specs import arguments_of, split_options
+from maskwise.files import RULES, Summary
+from maskwise.folders import read_json, recipe_path
+from maskwise.printing import err_console, out_console, print_json, say, warn
+from maskwise.specs import arguments_of, split_options, user_path
 
 
 def check(
@@ -53,7 +51,8 @@ def check(
     For a file with texts or labels, the command checks the recipe that `maskwise study --new` would
     write for this file.
     """
-    if not (Path(split_options(subject)[0]).exists() or subject.startswith(("hf:", "bundled:"))):
+    file = user_path(split_options(subject)[0])
+    if not (file.exists() or subject.startswith(("hf:", "bundled:"))):
         # Check the name of the recipe before slow imports.
         recipe_path(subject)
     from maskwise.study.forecast import outlook_of
@@ -116,6 +115,8 @@ def evaluate(
             shown += f" ± {record['error']:.3f}"
         rows.append((name, shown, figure(chance), str(items), "; ".join(skipped)))
     print_table(("measure", "value", "chance", "items", "left out"), rows)
+    if any(record["kind"] == "heldout" for record in records):
+        say("The chance of a loss is that of predicting by the word frequencies of this text.")
 
 
 def generate(
@@ -250,30 +251,59 @@ def report(
 ) -> None:
     """Write the page of a study or a run again, from the files in its folder.
 
-    If summary.json is missing, the verdicts are computed from records.jsonl.
+    The verdicts are computed from records.jsonl by the rules of this version, and compared with
+    summary.json. No file other than the page is written.
 
     --json prints the verdicts with all reasons and writes no page; --json with --html does both.
     With two studies, the page OTHER/compared.html shows differences in their recipes and results.
     """
     from maskwise.report import compare_studies, summary_of, write_comparison, write_report
 
-    for study in (folder, other):
-        if study and (study / "records.jsonl").exists() and not (study / "summary.json").exists():
-            # Only a few folders need this import, which takes seconds.
-            from maskwise.study.run import restore_summary
-
-            restore_summary(study)
+    # The verdicts of today's rules: the page explains these rules.
+    anew = [_judged_anew(study) for study in (folder, other) if study]
     if other is not None:
         if as_json:
-            print_json(compare_studies(folder, other))
+            print_json(compare_studies(folder, other, anew))
         if html is not None or not as_json:
-            say(f"wrote {write_comparison(folder, other, html)}", to=err_console)
-    elif not as_json:
-        say(str(write_report(folder, html)))
-    else:
-        print_json(summary_of(folder))
-        if html is not None:
-            say(f"wrote {write_report(folder, html)}", to=err_console)
+            say(f"wrote {write_comparison(folder, other, html, anew)}", to=err_console)
+        return
+    (summary,) = anew
+    if not as_json:
+        say(str(write_report(folder, html, summary=summary)))
+        return
+    print_json(summary or summary_of(folder))
+    if html is not None:
+        say(f"wrote {write_report(folder, html, summary=summary)}", to=err_console)
+
+
+def _judged_anew(folder: Path) -> Summary | None:
+    """Return the verdicts of a study by today's rules; say how they differ from summary.json."""
+    if not (folder / "records.jsonl").is_file():
+        return None
+    # Runs have no records, and this import takes seconds.
+    from maskwise.report.page import judged_words
+    from maskwise.study.run import judged_anew
+
+    summary = judged_anew(folder)
+    stored = read_json(folder / "summary.json")
+    if stored is None or stored.get("rules") == RULES:
+        return summary
+    if summary is None:
+        warn(
+            f"{folder}: the verdicts in summary.json were reached by other rules, and today's "
+            "cannot judge these records, so the page has no verdicts"
+        )
+        return None
+    warn(f"{folder}: {judged_words(stored.get('rules'))}")
+    before = {}
+    for row in stored.get("contrasts", []):
+        before[row.get("arm"), row.get("baseline"), row.get("outcome")] = row.get("verdict")
+    for row in summary["contrasts"]:
+        then = before.get((row["arm"], row["baseline"], row["outcome"]))
+        if row["primary"] and then != row["verdict"]:
+            was = then or "not judged"
+            warn(f"  {row['arm']} against {row['baseline']}: was {was}, is {row['verdict']}")
+    return summary
 
 
 def bench(
@@ -316,9 +346,10 @@ EXAMPLES = {
     "samplers": "sampler: {call}",
     "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
-    "recipes": "maskwise study {call} --out runs/{call}",
+    "recipes": "maskwise {command} {call}",
 }
-"""Usage examples for every list; {call} is a name with its required arguments."""
+"""Usage examples for every list; {call} is a name with its required arguments, and {command} is the
+command that a recipe is for."""
 
 REQUIRED = {
     "start": "0.3",
@@ -348,7 +379,8 @@ REQUIRED = {
     "shares": "2, 1",
     "until": "'?'",
 }
-"""Values of required arguments in examples."""
+"""Values of required arguments in examples. An argument that is not listed is shown by its name in
+capital letters."""
 
 INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
 """Arguments that the package passes itself, and that recipes cannot set."""
@@ -391,16 +423,18 @@ def describe_table(what: str) -> list[dict[str, str]]:
     rows = []
     for name, member in names_in(what).items():
         call = name
+        command = ""
         arguments = ""
         if what == "tasks":
             line = _task_line(name)
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
         elif what == "recipes":
-            # Recipes begin with a comment that describes them. Parsing the YAML would be slow.
+            # Recipes begin with a comment that describes them.
             lines = member.read_text(encoding="utf-8").splitlines()
             comment = takewhile(lambda line: line.startswith("#"), lines)
             line = _sentence(" ".join(text.lstrip("# ") for text in comment))
+            command = _command_for(member)
         else:
             line = _sentence(python_inspect.getdoc(member) or "")
             arguments = arguments_of(member, without=INTERNAL)
@@ -410,12 +444,28 @@ def describe_table(what: str) -> list[dict[str, str]]:
                 # An empty default means that another place, such as a study, gives the value.
                 no_default = parameter.default in (parameter.empty, "")
                 if no_default and parameter.name not in INTERNAL:
-                    required.append(REQUIRED[parameter.name])
+                    required.append(REQUIRED.get(parameter.name, parameter.name.upper()))
             if required:
                 call = f"{name}({', '.join(required)})"
-        example = EXAMPLES[what].format(call=call)
+        example = EXAMPLES[what].format(call=call, command=command)
         rows.append({"name": name, "arguments": arguments, "what": line, "example": example})
     return rows
+
+
+def _command_for(recipe: Path) -> str:
+    """Return the command that a shipped recipe is for.
+
+    A study compares at least two arms, or one arm with the model before training. Other recipes
+    train one model.
+    """
+    import yaml
+
+    # To read a recipe as a command does would import pydantic, which is slow.
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    study = settings.get("study") or {}
+    if "arms" not in study and "extends" in settings:
+        return _command_for(recipe.with_name(f"{settings['extends']}.yaml"))
+    return "study" if len(study.get("arms", ())) > 1 or study.get("contrasts") else "pretrain"
 
 
 def _task_line(name: str) -> str:

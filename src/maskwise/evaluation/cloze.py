@@ -48,6 +48,7 @@ from maskwise.evaluation.sets import (
 )
 from maskwise.families import most_tokens
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.specs import user_path
 from maskwise.text.labelled import Record, read_records
 from maskwise.training.data import by_width
 
@@ -218,7 +219,7 @@ class Cloze(TestSet):
 
 
 def _templates(path: Path, given: str | None) -> dict[str, str]:
-    file = Path(given).expanduser() if given else path.parent / TEMPLATES
+    file = user_path(given) if given else path.parent / TEMPLATES
     if not file.is_file():
         if given:
             raise MaskwiseError(f"there is no template file {given!r}")

@@ -189,8 +189,9 @@ def evaluate(
     Args:
         checkpoint: a folder or hub id, which is loaded on the accelerator if there is one; or a
             masked language model, which stays on its device.
-        data: the tokenizer, the training rows and the held-out rows. Without training rows, the
-            baselines ``unigram`` and ``chance`` from token frequencies are None. Without held-out
+        data: the tokenizer, the training rows and the held-out rows. The baselines ``unigram`` and
+            ``chance`` use the token frequencies of the training rows; without training rows, those
+            of the held-out rows, which no frequencies of another text can beat. Without held-out
             rows, only cloze sets and minimal pairs are measured.
         settings: the measures.
 
@@ -231,10 +232,8 @@ def _held_out(
 ) -> Records:
     tokenizer = data.tokenizer
     objective = predicting(model)
-    log_unigram = None
-    if data.training is not None:
-        counts = torch.from_numpy(data.training.unigram_counts(len(tokenizer)))
-        log_unigram = log_frequencies(counts)
+    known = held_out if data.training is None else data.training
+    log_unigram = log_frequencies(torch.from_numpy(known.unigram_counts(len(tokenizer))))
     records: Records = []
     rows = held_out.laid(objective.reads(held_out.layout, model.config))
     bound = diffusion_bound(

@@ -27,7 +27,7 @@ from maskwise.families import most_tokens
 from maskwise.folders import bundled_file
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.specs import read_options
+from maskwise.specs import read_options, user_path
 from maskwise.text import encode
 from maskwise.text.labelled import Record, read_records
 
@@ -99,7 +99,7 @@ def _path(source: str) -> Path:
         name = source.removeprefix("bundled:")
         require_known("bundled evaluation set", name, BUNDLED_SETS)
         return bundled_file(f"{name}.jsonl.gz")
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         raise MaskwiseError(
             f"no evaluation file {source!r}", do="give a .jsonl or .tsv file, or bundled:pairs"

@@ -41,7 +41,7 @@ from maskwise.objectives import Objective, Outcome
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, Trainable
 from maskwise.training import TrainingSettings, train
-from maskwise.training.checkpoint import Metrics
+from maskwise.training.checkpoint import RESUME, Metrics
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Progress
 from maskwise.training.loop import Training
@@ -361,7 +361,7 @@ def learn_policy(
     writes = learner.rank == 0
     log = None
     if folder:
-        learner.load(folder / "resume")
+        learner.load(folder / RESUME)
         if writes:
             log = folder / "metrics.jsonl"
     now = learner.now
@@ -393,7 +393,7 @@ def learn_policy(
                 learner.slopes = Slopes()
                 outers = []
                 if folder and writes:
-                    learner.save(folder / "resume")
+                    learner.save(folder / RESUME)
             except (Diverged, Overflow) as reason:
                 # An overflow may happen on this rank alone. If this rank stopped without an error,
                 # the other ranks would wait for it forever.

@@ -9,7 +9,6 @@ it is started again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from maskwise.constants import GAIN, rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
-from maskwise.folders import finite, require_file, write_folder, write_json
+from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.keys import fold
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
@@ -30,6 +29,7 @@ from maskwise.learning.labels import Labels, labels_of
 from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
+from maskwise.printing import err_console, say
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -95,10 +95,17 @@ class Lesson:
         Raises:
             MaskwiseError: the corpus is a stream, or no policy can be learned from the task.
         """
+        # Reading a large text and searching it for the answers of a task may take minutes.
+        self._say(f"reading {self.corpus.title} and the task {self.task}")
         tokenizer = self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
         if self.learning.method == "supervised":
             return self._by_labels(tokenizer)
         return self._by_meta_gradient(tokenizer)
+
+    def _say(self, line: str) -> None:
+        """Print a line to stderr. Only the first rank prints."""
+        if not self.quiet and rank_here() == 0:
+            say(line, to=err_console)
 
     @property
     def seed(self) -> int:
@@ -131,6 +138,8 @@ class Lesson:
     def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         how = self.learning.supervised
         labels = labels_of(self.task, texts=self.texts)
+        rows = len(labels.splits["train"])
+        self._say(f"found labels in {rows:,} texts to learn from; learning from them")
         policy = self._new_policy(tokenizer, head="spans", seed=self.seed)
         texts = labels.texts()
         before = weights_of(policy, texts)
@@ -176,6 +185,7 @@ class Lesson:
             shown = labels.texts()
         log_unigram = _log_unigram(tokenizer, texts)
 
+        self._say(f"read {len(texts):,} texts; learning by meta-gradients")
         tries = self.learning.meta.tries
         results = []
         for number in range(tries):
@@ -183,7 +193,7 @@ class Lesson:
         best = max(range(tries), key=lambda number: results[number].figures["gain"])
         if tries > 1 and rank_here() == 0:
             metrics = self.folder / f"try-{best}" / "metrics.jsonl"
-            shutil.copyfile(metrics, self.folder / "metrics.jsonl")
+            write_whole(self.folder / "metrics.jsonl", metrics.read_bytes())
         made = results[best]
         made.policy.cpu()
         measures = {**made.figures, "tries": [result.figures for result in results], "left_out": {}}
@@ -257,7 +267,10 @@ class Lesson:
         texts: Sequence[str],
         before: Sequence[Floats],
     ) -> Measures:
-        """On rank 0, write the policy, its card and ``shown.json``, and delete checkpoints.
+        """On rank 0, write the policy, its card and ``shown.json``.
+
+        The training states stay in the folder. The caller removes them when it has written the
+        result.
 
         Args:
             texts: the texts on which the policy's weights are summarised.
@@ -292,10 +305,6 @@ class Lesson:
         policy.card = policy_card(choices, figures, shown)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
-        # Checkpoints are needed only to resume learning, which is complete now.
-        checkpoints = [self.folder / "resume", *self.folder.glob("try-*/resume")]
-        for unused in (*checkpoints, self.folder / SHARED_TOKENIZER):
-            shutil.rmtree(unused, ignore_errors=True)
         return result
 
     # Parts built from the settings

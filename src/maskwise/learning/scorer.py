@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.families import check_fit, check_room, require_kind
-from maskwise.folders import CARD, read_json
+from maskwise.folders import CARD, in_utf8, read_json
 from maskwise.keys import fold
 from maskwise.models import config_of, load_config, load_task_model, new_config, without_advice
 from maskwise.starts import find_policy
@@ -219,7 +219,7 @@ class PolicyModel(
         text = json.dumps(asdict(self.config), indent=1, sort_keys=True)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(save_directory)
-        (save_directory / CARD).write_text(self.card, encoding="utf-8")
+        (save_directory / CARD).write_bytes(in_utf8(self.card))
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:  # type: ignore[override]

@@ -43,8 +43,8 @@ class MaskingCollator:
             number.
 
     Raises:
-        MaskwiseError: the masker is for masked diffusion, or the rows of a batch have different
-            steps or epochs.
+        MaskwiseError: the masker is for masked diffusion, a schedule needs ``total_steps``, or the
+            rows of a batch have different steps or epochs.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -68,6 +68,14 @@ class MaskingCollator:
         self.total_steps = total_steps
         self._batches = 0
         self._warned = False
+        if total_steps is None and masker.needs_total:
+            # Without this check, the first batch would fail, perhaps in a worker of a loader.
+            raise MaskwiseError(
+                "the masking changes over training, so a collator needs the number of steps",
+                got=masker,
+                do="pass total_steps=… to the collator, such as StepBatchSampler(…).total_steps or "
+                "args.max_steps; or use MaskingTrainer, which knows the steps",
+            )
         if masker.places:
             raise MaskwiseError(
                 "a collator cannot return the loss weights of masked diffusion",
@@ -198,7 +206,7 @@ class StepBatchSampler:
         ranks: int = 1,
         accumulate: int = 1,
     ):
-        self.size = whole_number("size", size, least=0, do="pass len(dataset)")
+        self.size = whole_number("size", size, least=0, most=2**53, do="pass len(dataset)")
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.seed = whole_number("seed", seed)
         self.epochs = whole_number("epochs", epochs, least=0)

@@ -20,12 +20,19 @@ the rows and the result are tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from maskwise.arrays import whole
 from maskwise.errors import MaskwiseError, require_known, whole_number
@@ -114,6 +121,9 @@ class Masker:
             schedule. The tokens that get a loss are drawn from the corrupted tokens. If the model
             predicts whether each token was replaced, they are drawn from all tokens. A value below
             1 needs a corruption that keeps the length of the text.
+        exclude: tokens, as the vocabulary writes them, that are never masked and never used as
+            random replacements, such as ``["<gap>"]``. Special tokens, [UNK] and the wildcards of
+            proteins and DNA (such as X, B and Z) never are.
         keep: the name of a layer. Tokens with a number ≥ 0 in this layer are never masked. For
             example, the layer ``prompt`` marks the tokens of prompts.
         visits: how the masks of a row in different epochs depend on each other: ``random``,
@@ -150,8 +160,12 @@ class Masker:
         predict: Schedule | float | str | Call = 1.0,
         keep: str | None = None,
         visits: str = "random",
+        exclude: Sequence[str] = (),
     ):
         self.vocabulary = Vocabulary.of(tokenizer)
+        if exclude != ():
+            self.vocabulary = self.vocabulary.without(exclude)
+        self.exclude = tuple(exclude)
         self.policy = policies.policy(policy)
         self.ratio = schedules.schedule(ratio)
         self.predict = schedules.schedule(predict)
@@ -362,6 +376,11 @@ class Masker:
         keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
         return keys, epoch % 2 == 1
 
+    @property
+    def needs_total(self) -> bool:
+        """Whether a setting changes over training, so that calls need ``total_steps``."""
+        return any(part.needs_total for part in (self.ratio, self.predict, self.policy))
+
     def describe(self) -> dict[str, str | int]:
         """Return the settings as plain values, for model cards and reports."""
         names = [*DESCRIBED]
@@ -369,6 +388,8 @@ class Masker:
             names.append("keep")
         if self.visits != "random":
             names.append("visits")
+        if self.exclude:
+            names.append("exclude")
         shown = {}
         for name in names:
             value = getattr(self, name)
@@ -470,6 +491,10 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     """How the masks of a text in different epochs depend on each other. With ``random``, every
     epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
     before left visible. With ``coverage`` and a ratio of 1/n, n epochs mask every unit once."""
+    exclude: tuple[str, ...] = ()
+    """Tokens that are never masked in training and never used as random replacements, as the
+    tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
+    (such as X, B, Z and gaps) never are, in training and in evaluations."""
 
     @field_validator(*_MAKERS, *_KNOWN)
     @classmethod
@@ -480,6 +505,15 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
         else:
             require_known(name, str(value), _KNOWN[name])
         return value
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The names of stages are hashes of these values, and must stay as they were before this
+        # setting existed.
+        values: dict[str, Any] = dump(self)
+        if not self.exclude:
+            values.pop("exclude", None)
+        return values
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
         """Build a masker with these settings."""

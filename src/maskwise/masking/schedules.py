@@ -82,6 +82,11 @@ class Schedule:
             ratio = float(np.mean(ratio))
         return min(max(float(ratio), 0.0), 1.0)
 
+    @property
+    def needs_total(self) -> bool:
+        """Whether ``total_steps`` must be given."""
+        return self.varies
+
     def progress(self, step: int, total_steps: int | None) -> float:
         """Return the completed share of training, 0 to 1; always 0 if the ratio does not vary.
 
@@ -120,6 +125,10 @@ class FunctionSchedule(Schedule):
 
     def __post_init__(self) -> None:
         """Skip the range check of the base class, because the function expects steps of a run."""
+
+    @property
+    def needs_total(self) -> bool:
+        return False
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         step, total_steps = _checked_time(step, total_steps)

@@ -7,13 +7,15 @@ the tokenizer about every row, which takes most of the collator's time.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.constants import ONLY_RESIDUES
+from maskwise.errors import MaskwiseError, did_you_mean
 from maskwise.keys import Array
 
 if TYPE_CHECKING:
@@ -21,6 +23,44 @@ if TYPE_CHECKING:
 
 Tokenizer: TypeAlias = "PreTrainedTokenizerBase | Vocabulary"
 """The types from which a masker reads its vocabulary."""
+
+
+RESIDUES = frozenset("ACDEFGHIKLMNPQRSTVWY")
+"""The letters of the twenty amino acids."""
+NUCLEOTIDES = frozenset("ACGTU")
+ANY_NUCLEOTIDE = frozenset("RYSWKMBDHVN")
+"""Letters for one of several nucleotides (IUPAC)."""
+SIGNS = frozenset(("", ".", "-", "*", "|", "~", "<null_1>"))
+"""Gaps, ends and fillers in vocabularies of sequences."""
+
+
+def wildcards(names: Iterable[str]) -> set[str]:
+    """Return the tokens that stand for no certain letter, if the tokens are letters of a sequence.
+
+    In proteins, these are X (any amino acid), B, J and Z (one of two), the rare U and O, and signs
+    such as gaps and ESM's ``<null_1>``; in DNA, N and the other letters for several nucleotides. In
+    any other vocabulary, such as the letters of a text, there are none.
+
+    Source: the nomenclature of IUPAC-IUB (1983, 1985).
+
+    >>> sorted(wildcards([*"ACDEFGHIKLMNPQRSTVWYXBZ", "-"])), wildcards("ACGTN")
+    (['-', 'B', 'X', 'Z'], {'N'})
+    >>> wildcards("abcdefghijklmnopqrstuvwxyz .")
+    set()
+    """
+    # Unigram tokenizers write a space before each letter.
+    bare = {name: name.removeprefix("\u2581") for name in names}
+    letters = {name for name, letter in bare.items() if letter not in SIGNS}
+    found = {bare[name] for name in letters}
+    if not all(len(letter) == 1 and "A" <= letter <= "Z" for letter in found):
+        return set()
+    if found >= ONLY_RESIDUES:
+        known = RESIDUES
+    elif set("ACG") <= found <= NUCLEOTIDES | ANY_NUCLEOTIDE:
+        known = NUCLEOTIDES
+    else:
+        return set()
+    return {name for name, letter in bare.items() if letter not in known}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +72,9 @@ class Vocabulary:
         mask, pad, bos, eos: ids of special tokens; None if the tokenizer has no such token.
         content: (V,) bool, False for special tokens and unused ids. Masking never selects or moves
             special tokens, and never uses them as random replacements.
-        eligible: (V,) bool, the ids that may be masked: all content ids except [UNK], which is
-            useless as a target.
+        eligible: (V,) bool, the ids that may be masked, and that may replace a masked token at
+            random: all content ids except [UNK], which is useless as a target, and except the
+            ``wildcards`` of proteins and DNA.
         sentinels: the ids of T5's sentinels (``<extra_id_0>``, ``<extra_id_1>``, …), ordered by the
             number in their names.
         by_name: a dict from each token to its id.
@@ -97,6 +138,8 @@ class Vocabulary:
         eligible = content.copy()
         if unknown is not None:
             eligible[unknown] = False
+        names = {name for name, number in by_name.items() if eligible[number]}
+        eligible[[by_name[name] for name in wildcards(names)]] = False
         if not eligible.any():
             raise MaskwiseError(
                 "the tokenizer has no ordinary token",
@@ -115,6 +158,28 @@ class Vocabulary:
             eos=eos if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
             by_name=by_name,
         )
+
+    def without(self, names: Iterable[str]) -> Vocabulary:
+        """Return this vocabulary with further tokens that are not eligible.
+
+        Raises:
+            MaskwiseError: a name is not in the vocabulary, or no eligible token is left.
+        """
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise MaskwiseError("exclude must be a list of tokens", got=repr(names))
+        eligible = self.eligible.copy()
+        for name in names:
+            if not isinstance(name, str) or name not in self.by_name:
+                near = did_you_mean(name, list(self.by_name)) if len(self.by_name) < 1000 else None
+                raise MaskwiseError(
+                    "exclude names a token that the tokenizer does not have",
+                    got=repr(name),
+                    do=near or "give tokens as tokenizer.get_vocab() writes them",
+                )
+            eligible[self.by_name[name]] = False
+        if not eligible.any():
+            raise MaskwiseError("exclude leaves no token to mask", got=names)
+        return replace(self, eligible=eligible)
 
     @cached_property
     def ordinary(self) -> Array:

@@ -10,8 +10,8 @@ suggests the most similar known name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,11 +34,15 @@ from maskwise.recipe.recipe import Recipe, validate
 from maskwise.recipe.unused import remove_unused
 from maskwise.specs import leaves
 
+LARGEST = 1 << 22
+"""The most bytes of a recipe. Reading YAML takes about a second per 100 KB."""
+
 __all__ = [
     "Recipe",
     "explain",
     "parse_value",
     "read_recipe",
+    "recipe_of_text",
     "shipped",
     "validate",
 ]
@@ -58,33 +62,58 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
     10
     """
+    path = recipe_path(source)
+    settings = _settings(source)
+    # Overrides may replace what settings of a shipped recipe are for.
+    written = {} if path in shipped().values() else _written(_read(path))
+    return _validated(settings, overrides, written=written, origin=str(source))
+
+
+def recipe_of_text(text: str, *, name: str, origin: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from its text, as ``read_recipe`` reads a file.
+
+    Args:
+        text: the recipe in YAML.
+        name: the name of the recipe, if the text gives none.
+        origin: what to call the recipe in error messages.
+        overrides: settings to change, as ``key=value``.
+    """
+    with _yaml_errors(origin):
+        settings = read_yaml(text)
+    written = _written(settings)
+    extended = _extended(settings, name=name, origin=origin)
+    return _validated(extended, overrides, written=written, origin=origin)
+
+
+def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, origin: str) -> Recipe:
+    """Apply overrides, and validate the recipe and all of its arms.
+
+    Args:
+        written: the settings that must have an effect, keyed by dotted name.
+    """
     overrides = list(overrides)
     changes = dict(map(parse_override, overrides))
-    settings = _settings(source)
     alone = None
     if changes:
         # With other arms, for example, settings of the file may lose their effect.
         with suppress(MaskwiseError):
-            alone = validate(copy.deepcopy(settings), origin=str(source))
+            alone = validate(copy.deepcopy(settings), origin=origin)
     apply_overrides(settings, overrides)
-    recipe = validate(settings, origin=str(source))
+    recipe = validate(settings, origin=origin)
     for name in recipe.study.arms:
         _check_arm(recipe, name)
     if alone is not None or not changes:
-        (alone or recipe).require_used(_written(recipe_path(source)))
+        (alone or recipe).require_used(written)
     recipe.require_used(dict(leaves(nested(changes))))
     return recipe
 
 
-def _written(path: Path) -> Plain:
-    """Return the settings in a file that must have an effect, keyed by dotted name.
+def _written(settings: object) -> Plain:
+    """Return the settings of a file that must have an effect, keyed by dotted name.
 
-    The settings of a shipped recipe need not have one, because overrides may replace what they are
-    for. Nor need all settings of a complete recipe, which maskwise writes for every run.
+    The settings of a complete recipe, which maskwise writes for every run, need not have one.
     """
-    settings = _read(path)
-    assert isinstance(settings, dict), "``_settings`` has read the same file"
-    if path in shipped().values() or settings.keys() >= Recipe.model_fields.keys():
+    if not isinstance(settings, dict) or settings.keys() >= Recipe.model_fields.keys():
         return {}
     return dict(leaves(settings))
 
@@ -206,25 +235,36 @@ def _check_arm(recipe: Recipe, name: str) -> None:
 
 
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
-    """Read the settings of a file, and merge them into those of the recipe that it extends."""
+    """Read the settings of a file, merged into those of the recipe that it extends."""
     path = recipe_path(source)
     chain = (*extending, path.resolve())
     if path.resolve() in extending:
         raise MaskwiseError(
             "these recipes extend each other", got=" → ".join(file.name for file in chain)
         )
-    settings = _read(path)
+    return _extended(_read(path), name=path.stem, origin=str(path), path=path, extending=chain)
+
+
+def _extended(
+    settings: object,
+    *,
+    name: str,
+    origin: str,
+    path: Path = Path("recipe"),
+    extending: tuple[Path, ...] = (),
+) -> Plain:
+    """Merge settings into those of the recipe that they extend, which may be beside ``path``."""
     if not isinstance(settings, dict):
         got = "no settings"
         if settings is not None:
             got = type(settings).__name__
         raise MaskwiseError(
-            f"{path} is not a recipe",
+            f"{origin} is not a recipe",
             got=got,
             allowed="settings of the form key: value",
             do="add settings to the file, or use a shipped recipe (maskwise list recipes)",
         )
-    settings.setdefault("name", path.stem)
+    settings.setdefault("name", name)
     extends = settings.pop("extends", None)
     if extends is None:
         return settings
@@ -232,23 +272,40 @@ def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
     base_source: str | Path = path.parent / str(extends)
     if not Path(base_source).is_file():
         base_source = str(extends)
-    base = _settings(base_source, extending=chain)
+    base = _settings(base_source, extending=extending)
     for key in ("name", "description"):
         base.pop(key, None)
     return merged(base, settings, before=partial(remove_unused, clear=False))
 
 
 def _read(path: Path) -> object:
+    do = None
+    if path.suffix not in (".yaml", ".yml"):
+        do = f"if this is a file with texts, write a recipe for it: maskwise study --new {path}"
+    if path.stat().st_size > LARGEST:
+        raise MaskwiseError(
+            f"{path} is too large for a recipe",
+            got=f"{path.stat().st_size:,} bytes",
+            allowed=f"at most {LARGEST:,}",
+            do=do,
+        )
     try:
         text = path.read_text(encoding="utf-8")
-        return read_yaml(text)
     except UnicodeDecodeError as error:
-        raise MaskwiseError(f"{path} is not a UTF-8 text file", got=str(error)) from None
+        raise MaskwiseError(f"{path} is not a UTF-8 text file", got=str(error), do=do) from None
+    with _yaml_errors(str(path), do=do):
+        return read_yaml(text)
+
+
+@contextmanager
+def _yaml_errors(origin: str, *, do: str | None = None) -> Iterator[None]:
+    """Turn errors of the parser of YAML into one-line errors with the name of the recipe."""
+    try:
+        yield
     except MaskwiseError as error:
-        raise MaskwiseError(f"{path}: {error}") from None
+        raise MaskwiseError(f"{origin}: {error}") from None
     except yaml.YAMLError as error:
         got = str(error)
-        do = None
         # Errors about forbidden characters have no position.
         if isinstance(error, yaml.MarkedYAMLError):
             # Some errors state only where the surrounding block begins.
@@ -256,7 +313,6 @@ def _read(path: Path) -> object:
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"
             if "'\\t'" in got:
-                do = "replace tabs with spaces, because YAML allows only spaces for indentation"
-        if path.suffix not in (".yaml", ".yml"):
-            do = f"if this is a file with texts, write a recipe for it: maskwise study --new {path}"
-        raise MaskwiseError(f"{path} is not valid YAML", got=got, do=do) from None
+                tabs = "replace tabs with spaces, because YAML allows only spaces for indentation"
+                do = do or tabs
+        raise MaskwiseError(f"{origin} is not valid YAML", got=got, do=do) from None

@@ -22,6 +22,7 @@ from pydantic import (
 
 from maskwise.constants import (
     FRESH_RUN,
+    HELPS,
     MOST_PRIMARY,
     MOST_SEEDS,
     OTHER_TASKS,
@@ -173,9 +174,9 @@ class StudySettings(Settings):
     arm with the baseline."""
     outcome: str | None = None
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
-    mean over ``evaluation.ratios``. With null, the tasks decide. Without tasks, the loss on the
-    arm's own kind of mask decides. An untrained model has no held-out loss, so a contrast with it
-    is decided as if this setting were null.
+    mean over ``evaluation.ratios``. With ``tasks`` or null, the tasks decide. Without tasks, null
+    means the loss on the arm's own kind of mask. An untrained model has no held-out loss, so a
+    contrast with it is decided as if this setting were null.
     """
     match: Literal["steps", "targets", "flops"] = "steps"
     """The quantity that is equal for all arms. With targets (masked tokens) or FLOPs,
@@ -189,7 +190,7 @@ class StudySettings(Settings):
     margin: Fraction | None = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a difference is within ± margin, the verdict is *no difference that matters*."""
-    helps: float = Field(0.75, ge=0, le=1)
+    helps: float = Field(HELPS, ge=0, le=1)
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""

@@ -10,10 +10,12 @@ settings of the quick start's new model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
 from maskwise.masking.masker import unused_masking
 from maskwise.objectives import objective_class
@@ -235,7 +237,8 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
                 # The caller will put the same value, and raise the same error.
                 continue
     for rule in active(rules, after):
-        if rule in before:
+        # An arm or a phase may need a setting that has no effect in the others.
+        if rule in before or not all(_is_active(rule, each) for each in _trainings(after)):
             continue
         for key in rule.keys:
             _remove(settings, key, changes)
@@ -244,6 +247,32 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
             phases = settings.get("phases")
             if isinstance(phases, list) and "phases" not in changes:
                 settings["phases"] = [_phase_without(phase, key) for phase in phases]
+
+
+def _is_active(rule: Unused, settings: Plain) -> bool:
+    return any(active((rule,), settings))
+
+
+def _trainings(settings: Plain) -> Iterator[Plain]:
+    """Yield the settings of each training of a recipe: of each phase of each arm."""
+    arms = read(settings, "study.arms", {})
+    for changes in arms.values() if isinstance(arms, dict) and arms else ({},):
+        of_arm = _with(settings, changes)
+        phases = of_arm.get("phases")
+        for phase in phases if isinstance(phases, list) and phases else ({},):
+            yield _with(of_arm, phase)
+
+
+def _with(settings: Plain, changes: object) -> Plain:
+    """Return a copy of settings with the changes of an arm or a phase."""
+    changed = copy.deepcopy(settings)
+    for key, value in leaves(changes) if isinstance(changes, dict) else ():
+        try:
+            put(changed, key, value, clear=False)
+        except MaskwiseError:
+            # The validation of the recipe will report the same error.
+            continue
+    return changed
 
 
 def _remove(settings: Plain, key: str, changes: Mapping[str, object]) -> None:
@@ -257,8 +286,14 @@ def _remove(settings: Plain, key: str, changes: Mapping[str, object]) -> None:
     inside = [name for name in changes if name == key or name.startswith(f"{key}.")]
     whole = [name for name in changes if key.startswith(f"{name}.")]
     # ``changes`` replace the settings that they give.
-    if not whole and key not in inside:
-        del group[last]
+    if whole or key in inside:
+        return
+    if key == "model.settings" and isinstance(group[last], dict):
+        # A checkpoint can have other rates of dropout, or refuses those that it does not know.
+        group[last] = {name: rate for name, rate in group[last].items() if is_rate(name)}
+        if group[last]:
+            return
+    del group[last]
 
 
 def _phase_without(phase: object, key: str) -> object:

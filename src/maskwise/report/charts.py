@@ -11,7 +11,7 @@ from itertools import chain, cycle
 
 from pandas import DataFrame
 
-from maskwise.constants import BLUE, CORRELATIONS, ORANGE, REFERENCE, shade
+from maskwise.constants import BLUE, CORRELATIONS, MEAN_OVER_TASKS, ORANGE, REFERENCE, shade
 from maskwise.estimates import outcome_labels
 from maskwise.report.drawing import (
     GROUPS,
@@ -235,20 +235,36 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
     # Some runs of older studies have no FLOPs. Then all runs are drawn by steps.
     quantity = "flops" if all("flops" in run for run in runs) else "steps"
     points = []
-    labels = outcome_labels(chain.from_iterable(run["values"] for run in runs))
-    for run in runs:
-        place = {"arm": run["arm"], "seed": run["seed"], "fraction": run["fraction"]}
-        for name, value in run["values"].items():
-            measure = labels[name]
-            if name.startswith("heldout:"):
-                measure = f"loss on {measure}"
-            points.append({**place, "x": run.get(quantity), "measure": measure, "value": value})
+    names = _measures_of(folder, dict.fromkeys(chain.from_iterable(run["values"] for run in runs)))
+    labels = outcome_labels(names)
+    for name in names:
+        measure = labels[name]
+        if name.startswith("heldout:"):
+            measure = f"loss on {measure}"
+        tasks = folder.study["tasks"] if name == MEAN_OVER_TASKS else [name]
+        if any(map(folder.lower_is_better, tasks)):
+            measure += " (lower is better)"
+        for run in runs:
+            if name in run["values"]:
+                place = {"arm": run["arm"], "seed": run["seed"], "fraction": run["fraction"]}
+                value = {"measure": measure, "value": run["values"][name]}
+                points.append({**place, "x": run.get(quantity), **value})
     if not any(point["x"] for point in points):
         return None
     return {
         "spec": choice_chart(points, colours, quantity=quantity),
         "companions": any(run["fraction"] < 1 for run in runs),
     }
+
+
+def _measures_of(folder: Folder, names: Iterable[str]) -> list[str]:
+    """Sort measures: the primary outcome first, which the chart shows until another is chosen."""
+    primary = set()
+    for row in folder.summary["contrasts"]:
+        if row["primary"] and "gate" not in row:
+            outcome = row["outcome"]
+            primary.add(MEAN_OVER_TASKS if outcome == "tasks" else outcome)
+    return sorted(names, key=lambda name: name not in primary)
 
 
 def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
 from maskwise.estimates import detected_words, outcome_label
+from maskwise.files import RULES, ArmFacts, Summary
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
@@ -46,12 +48,14 @@ from maskwise.report.tables import (
     score_table,
     task_table,
 )
+from maskwise.specs import leaves
 
 NO_CHARTS = "Tables of means replace the charts"
 NO_VERDICTS = (
-    "The folder has no summary.json, so the page has no verdicts. If runs are missing, repeat the "
-    "maskwise study command that made this folder, with the same --out: the command runs only what "
-    "is missing. If all runs are recorded, maskwise report computes the verdicts."
+    "The folder has no summary.json of today's rules, so the page has no verdicts. If runs are "
+    "missing, repeat the maskwise study command that made this folder, with the same --out: the "
+    "command runs only what is missing. If all runs are recorded, maskwise report computes the "
+    "verdicts."
 )
 SCOPES = {
     TUNED: "For every seed, a search chose the settings of every arm. New runs with the chosen "
@@ -61,12 +65,14 @@ SCOPES = {
 }
 
 
-def write_report(folder: Path, html: Path | None = None) -> Path:
+def write_report(folder: Path, html: Path | None = None, *, summary: Summary | None = None) -> Path:
     """Write the page of a study or pre-training run.
 
     Args:
         folder: the ``--out`` folder of the study or run. Sections without files are left out.
         html: the path of the page; None for ``folder``/report.html.
+        summary: verdicts that were computed anew (``maskwise report`` does this); None to read
+            summary.json. If summary.json was judged by other rules, the page has no verdicts.
 
     Returns:
         The path of the page.
@@ -74,10 +80,23 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or the page cannot be written.
     """
-    content = page_content(read_folder(Path(folder)))
+    content = page_content(read_folder(Path(folder), summary))
     target = Path(html or Path(folder) / "report.html")
     write_page(target, "page.html.j2", FILTERS, **content, vega=vega_code())
     return target
+
+
+def judged_words(rules: int | None) -> str:
+    """Say that stored verdicts follow other rules than those that are shown.
+
+    Args:
+        rules: the version of the rules in summary.json.
+    """
+    by = f"version {rules} of the rules" if rules else "the rules of a development version"
+    return (
+        f"The verdicts in summary.json were reached by {by}. The verdicts here were computed anew "
+        f"from the records, by the rules of today (version {RULES})."
+    )
 
 
 def page_content(folder: Folder) -> View:
@@ -184,7 +203,7 @@ def _power(folder: Folder) -> str:
 def _arm(folder: Folder, arm: str, colour: str) -> View:
     view: View = {
         "name": arm,
-        "facts": folder.study["arms"].get(arm),
+        "facts": _arm_facts(folder.study["arms"].get(arm)),
         "colour": colour,
         "targets": None,
         "floor": None,
@@ -199,6 +218,37 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
         if gap is not None and gap < PLATEAU_NATS:
             view["floor"] = gap
     return view
+
+
+def _arm_facts(facts: ArmFacts | None) -> View | None:
+    """Return the facts of an arm, with its settings as dotted names, as recipes spell them."""
+    if facts is None:
+        return None
+    settings = {}
+    for key, value in facts["overrides"].items():
+        for name, each in leaves(_numbered({key: value})):
+            settings[name] = _spelt(each)
+    return {**facts, "overrides": settings}
+
+
+def _numbered(value: object) -> Any:
+    """Replace lists of sections, such as training phases, by sections with the keys 0, 1, …"""
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        value = {str(number): part for number, part in enumerate(value)}
+    if isinstance(value, dict):
+        return {key: _numbered(part) for key, part in value.items()}
+    return value
+
+
+def _spelt(value: object) -> str:
+    """Spell a value as YAML does: true, null, [a, b], a mix of texts as {a.txt: 1}."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_spelt, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_spelt(part)}' for key, part in value.items())}}}"
+    return str(value)
 
 
 def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
@@ -223,6 +273,8 @@ def _missing(folder: Folder) -> list[str]:
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
     if not folder.summary["headline"]:
         lines.append(NO_VERDICTS)
+    if folder.judged_by not in (None, RULES):
+        lines.append(judged_words(folder.judged_by))
     # Another version may interpret the same files differently.
     made = folder.study["maskwise"]
     if made and made != __version__:

@@ -17,7 +17,7 @@ from pandas import DataFrame
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Study, Summary
+from maskwise.files import RULES, Study, Summary
 from maskwise.folders import finite, read_json, read_lines
 
 Line: TypeAlias = dict[str, Any]
@@ -84,7 +84,8 @@ class Folder:
         name: the name of the study or the folder.
         study: the content of study.json.
         records: the lines of records.jsonl.
-        summary: the content of summary.json.
+        summary: the verdicts by today's rules.
+        judged_by: the version of the rules in summary.json; None without summary.json.
         samples: masked texts, keyed by arm.
         curves: the lines of all metrics.jsonl files, with the arm and seed of their run.
         steps: the number of optimiser steps of a finished single run.
@@ -96,6 +97,7 @@ class Folder:
     study: Study = field(default_factory=lambda: NO_STUDY)
     records: list[Line] = field(default_factory=list)
     summary: Summary = field(default_factory=lambda: NO_SUMMARY)
+    judged_by: int | None = None
     samples: dict[str, list[Line]] = field(default_factory=dict)
     curves: list[Line] = field(default_factory=list)
     steps: int | None = None
@@ -151,14 +153,20 @@ class Folder:
         return self.task(task).get("metric") in LOWER_IS_BETTER
 
 
-def read_folder(folder: Path) -> Folder:
+def read_folder(folder: Path, summary: Summary | None = None) -> Folder:
     """Read all files of a study or run that exist.
+
+    Args:
+        folder: the folder of the study or run.
+        summary: verdicts of the study that were computed anew; None to read summary.json. Verdicts
+            in summary.json are left out if they were judged by other rules than today's, because
+            the page explains today's.
 
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or its main file is damaged.
     """
     if (folder / "study.json").is_file():
-        return _read_study(folder)
+        return _read_study(folder, summary)
     if (folder / "shown.json").is_file():
         raise MaskwiseError(
             "this folder holds a learned policy, and its page exists already",
@@ -181,7 +189,7 @@ def read_folder(folder: Path) -> Folder:
 
 
 def summary_of(folder: Path) -> Summary:
-    """Read the summary.json of a study.
+    """Read the summary.json of a study, as it was judged when it ran.
 
     Raises:
         MaskwiseError: the file is missing or damaged, or the folder holds a single run.
@@ -200,7 +208,7 @@ def summary_of(folder: Path) -> Summary:
     return cast(Summary, _needed(folder / "summary.json"))
 
 
-def _read_study(folder: Path) -> Folder:
+def _read_study(folder: Path, anew: Summary | None) -> Folder:
     path = folder / "study.json"
     study = cast(Study, {**NO_STUDY, **_needed(path)})
     arms = study["arms"]
@@ -218,9 +226,10 @@ def _read_study(folder: Path) -> Folder:
             # links to a shared folder.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
-    summary = read_json(folder / "summary.json") or {}
+    stored = read_json(folder / "summary.json") or {}
+    summary = anew or stored
     # Summaries of development versions have other keys.
-    if "rules" not in summary:
+    if summary.get("rules") != RULES:
         summary = {}
     return Folder(
         kind="study",
@@ -228,6 +237,7 @@ def _read_study(folder: Path) -> Folder:
         study=study,
         records=records,
         summary=cast(Summary, NO_SUMMARY | summary),
+        judged_by=stored.get("rules") if stored else None,
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
         adapted=str((read_json(folder / "adapted.json") or {}).get("sentence", "")),

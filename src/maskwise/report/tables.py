@@ -8,7 +8,7 @@ has no tests, because runs of different studies are not paired.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pandas import DataFrame, concat
@@ -16,7 +16,7 @@ from pandas import DataFrame, concat
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, outcome_labels, shown
-from maskwise.files import Contrast
+from maskwise.files import Contrast, Summary
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
 from maskwise.report.reading import Folder, mean, read_folder
@@ -156,15 +156,11 @@ def _setting(setting: Mapping[str, object]) -> str:
 VOID = "#a5a29b"
 FORESTS = {
     "tasks": ("On the tasks", "The mean over all tasks."),
-    "task": (
-        "Task by task",
-        "These rows explain a verdict and are not tested. The sign of losses is reversed, so "
-        "better is to the right.",
-    ),
+    "task": ("Task by task", "The sign of losses is reversed, so better is to the right."),
     "left-out": (
         "Tasks that do not count",
-        "Pre-training does not help on these tasks often enough. The primary outcome leaves "
-        "them out, unless no task would be left.",
+        "Pre-training does not help on these tasks often enough, so the primary outcome leaves "
+        "them out.",
     ),
     "evaluation": (
         "Without fine-tuning",
@@ -196,12 +192,21 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
         unit = shown(row).unit
         groups[_kind_of(row), unit].append(row)
     views = []
+    gated = has_gated_rows(contrasts)
     for wanted in FORESTS:
         for (kind, unit), rows in groups.items():
             if kind == wanted:
-                views.append({**_forest(kind, rows, colours), "unit": unit})
+                views.append({**_forest(kind, rows, colours), "unit": unit, "gated": gated})
     # Order: contrasts of the study, the gate, secondary rows.
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
+
+
+def has_gated_rows(contrasts: Iterable[Contrast]) -> bool:
+    """Return whether a gate is tested before other contrasts.
+
+    If the gate is the only contrast, as in maskwise adapt, it is the question of the study.
+    """
+    return any(row["primary"] and "gate" not in row for row in contrasts)
 
 
 def _kind_of(row: Contrast) -> str:
@@ -210,8 +215,10 @@ def _kind_of(row: Contrast) -> str:
         return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
     if kind in ("tasks", "heldout"):
         return kind
-    if any(flag["code"] == "no-help" for flag in row["flags"]):
-        return "left-out"
+    # A task counts if it is the primary outcome, or if no other task is left.
+    for flag in row["flags"]:
+        if flag["code"] == "no-help" and flag["facts"].get("left_out") and not row["primary"]:
+            return "left-out"
     return "task"
 
 
@@ -241,8 +248,12 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
         )
     title, note = FORESTS[kind]
     primary = any(row["primary"] for row in contrasts)
-    if primary:
+    if all(row["primary"] for row in contrasts):
         note += " The verdict rests on these rows."
+    elif primary:
+        note += " The verdict rests on the rows that have one; the others explain it."
+    elif kind == "task":
+        note += " These rows explain a verdict and are not tested."
     is_known = any(amount.mean is not None for amount in amounts)
     return {
         "kind": kind,
@@ -287,8 +298,14 @@ def _notes(row: Contrast) -> list[str]:
     return notes
 
 
-def compare_studies(first: Path, second: Path) -> View:
+def compare_studies(
+    first: Path, second: Path, summaries: Sequence[Summary | None] = (None, None)
+) -> View:
     """Compare the settings and outcomes of two studies.
+
+    Args:
+        first, second: the folders of the studies.
+        summaries: as ``summary`` of ``write_report``, for each study.
 
     Returns:
         A dict with ``studies`` (headlines and facts), ``differences`` (settings that differ) and
@@ -298,7 +315,7 @@ def compare_studies(first: Path, second: Path) -> View:
         MaskwiseError: a folder holds no study.
     """
     paths = (Path(first), Path(second))
-    folders = [read_folder(path) for path in paths]
+    folders = [read_folder(path, summary) for path, summary in zip(paths, summaries)]
     for path, folder in zip(paths, folders):
         if folder.kind != "study":
             raise MaskwiseError(
@@ -329,12 +346,18 @@ def compare_studies(first: Path, second: Path) -> View:
     }
 
 
-def write_comparison(first: Path, second: Path, html: Path | None = None) -> Path:
+def write_comparison(
+    first: Path,
+    second: Path,
+    html: Path | None = None,
+    summaries: Sequence[Summary | None] = (None, None),
+) -> Path:
     """Write the page that compares two studies.
 
     Args:
         first, second: the folders of the studies.
         html: the path of the page; None for ``second``/compared.html.
+        summaries: as in ``compare_studies``.
 
     Returns:
         The path of the page.
@@ -343,7 +366,8 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
         MaskwiseError: a folder holds no study, or the page cannot be written.
     """
     target = Path(html or Path(second) / "compared.html")
-    write_page(target, "compared.html.j2", FILTERS, **compare_studies(first, second))
+    compared = compare_studies(first, second, summaries)
+    write_page(target, "compared.html.j2", FILTERS, **compared)
     return target
 
 

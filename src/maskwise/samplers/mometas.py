@@ -103,7 +103,8 @@ class Learned(Sampler):
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
         """Draw the arm for a step, and add the arm to the rollout."""
-        return self.rollout.setdefault(step, super().draw(step, total_steps))
+        arm = super().draw(step, total_steps)
+        return self.rollout.setdefault(int(step), arm)
 
     def drawn(self) -> Tensor:
         """Return the number of draws of each arm in the rollout, (K,) float64."""

@@ -28,7 +28,7 @@ import numpy as np
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, duration, require_known
 from maskwise.families import most_tokens, require_kind
-from maskwise.folders import CARD, read_json, write_json, write_whole
+from maskwise.folders import CARD, read_json, write_folder, write_json, write_whole
 from maskwise.models import (
     has_head,
     load_config,
@@ -577,18 +577,24 @@ def save_adapted(out: Path, arm: str) -> tuple[int, tuple[Path, Path]]:
     sentences = out / "sentence-model"
     config = load_config(checkpoint)
     card = (checkpoint / CARD).read_text(encoding="utf-8")
-    tokenizer = load_tokenizer(str(checkpoint))
-    encoder = load_task_model(checkpoint, config, head="embedding", seed=0)
-    with without_advice():
-        load_model(checkpoint, kind=None).save_pretrained(whole)
-        encoder.save_pretrained(sentences)
     # Save the tokenizer in both folders, so that each of them can be used alone.
-    for folder in (whole, sentences):
+    tokenizer = load_tokenizer(str(checkpoint))
+
+    def fill_whole(folder: Path) -> None:
+        load_model(checkpoint, kind=None).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    write_whole(whole / CARD, card)
-    write_whole(sentences / CARD, SENTENCE_CARD + card.partition("---\n\n")[2])
-    length = min(512, most_tokens(config))
-    write_sentence_folder(sentences, width=config.hidden_size, length=length)
+        write_whole(folder / CARD, card)
+
+    def fill_sentences(folder: Path) -> None:
+        load_task_model(checkpoint, config, head="embedding", seed=0).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_whole(folder / CARD, SENTENCE_CARD + card.partition("---\n\n")[2])
+        length = min(512, most_tokens(config))
+        write_sentence_folder(folder, width=config.hidden_size, length=length)
+
+    with without_advice():
+        write_folder(whole, fill_whole)
+        write_folder(sentences, fill_sentences)
     return seed, (whole, sentences)
 
 

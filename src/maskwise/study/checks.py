@@ -12,8 +12,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
-
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
@@ -31,16 +29,20 @@ from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
+from maskwise.samplers import sampler
+from maskwise.specs import user_path
 from maskwise.study.costs import counts_of, counts_over, over_a_run
+from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
-from maskwise.text.pieces import SPECIAL, unknown_share
-from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.text.tokenizers import dna_note
+from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
+from maskwise.text.rows import holds_out
+from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
+from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
 from maskwise.text.worlds import of_run
 from maskwise.training import MaskedSource
@@ -57,6 +59,8 @@ FEW_STEPS = 8
 (masked tokens)."""
 FEW_DOCUMENTS = 8
 """Number of documents in which letters that are not nucleotides are looked for."""
+ENOUGH_CHARACTERS = 2_000_000
+"""Held-out text of this size has enough rows for the probes of any sampler."""
 MEASURED_ROWS = 1000
 """The maximum number of rows of a split (train or test) whose tokens are counted."""
 MOST_UNKNOWN = 0.01
@@ -118,7 +122,7 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
     name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
     if not name:
         return None
-    folder = Path(name).expanduser().resolve()
+    folder = user_path(name).resolve()
     if folder.exists() and not folder.is_dir():
         raise MaskwiseError(
             "the folder of shared stages is a file", got=str(folder), do="set it to a folder"
@@ -196,7 +200,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
     links = arm.links()
     start = arm.model.pretrained
     tokenizer, config = start_of(arm)
-    check_start(config, len(tokenizer))
+    check_start(config, len(tokenizer), loaded=bool(start))
     if arm.model.adapter:
         lora(arm.model.adapter).check(config)
         if all(link.training.freeze == "encoder" for link in links):
@@ -219,6 +223,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
             if note:
                 yield f"{link.corpus.title}: {note}"
         _check_rows(link)
+        _check_probes(link, tokenizer if arm.tokenizer_name else None, config)
         yield from link.remarks()
         if link.training.precision == "bf16":
             yield from filter(None, [bf16_note()])
@@ -334,6 +339,37 @@ def _check_rows(link: Recipe) -> None:
             raise MaskwiseError(f"objective {name!r}: {why}", got=got, allowed=allowed)
 
 
+def _check_probes(
+    link: Recipe, tokenizer: PreTrainedTokenizerFast | None, config: PreTrainedConfig
+) -> None:
+    """Check that there are enough held-out rows for a sampler that learns from them.
+
+    Args:
+        link: the recipe of one training phase.
+        tokenizer: its tokenizer; None if it will be trained on the text.
+        config: the configuration of the model.
+    """
+    corpus = link.corpus
+    if not link.objectives or corpus.stream:
+        return
+    chooser = sampler(link.sampler, list(link.objectives), seed=0, steps=link.training.steps)
+    if not chooser.every:
+        return
+    if tokenizer is None:
+        # To train a tokenizer on a long text takes too long here, and a long text has enough rows.
+        some = [*first_characters(corpus.documents(), SAMPLE_CHARACTERS)]
+        if sum(len(document.text) for document in some) >= SAMPLE_CHARACTERS:
+            return
+        tokenizer = link.tokenizer.tokenizer(some)
+    held_out = (document for document in corpus.documents() if holds_out(document, corpus.held_out))
+    some = [*first_characters(held_out, ENOUGH_CHARACTERS)]
+    if sum(len(document.text) for document in some) >= ENOUGH_CHARACTERS:
+        return
+    tokens = tokenise(some, tokenizer, words=corpus.words)
+    pieces = read_pieces(tokens, tokenizer=tokenizer, length=corpus.length)
+    probed_rows(link, Rows.of(pieces, corpus.row_layout), config, chooser)
+
+
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:
     """Raise an error if a masking policy finds nothing to mask, or no words.
 
@@ -428,13 +464,6 @@ def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def cut_share(sizes: Sequence[int], most_tokens: int) -> float:
     """Return the share of rows with more tokens than a model reads."""
     return sum(size > most_tokens for size in sizes) / max(1, len(sizes))
-
-
-def say(notes: Iterable[str]) -> None:
-    """Print lines to stderr."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for note in notes:
-        console.print(note, markup=False)
 
 
 class _Untrained:

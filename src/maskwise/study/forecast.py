@@ -245,15 +245,15 @@ class Outlook:
             except MaskwiseError as error:
                 self.doubt("arm {name} cannot be trained: {error}", name=name, error=error)
                 continue
-            if counts is not None:
-                arms[name] = counts
-                if counts["targets_per_step"] < FEW_TARGETS:
-                    self.doubt(
-                        "arm {arm} has {targets_per_step:.0f} targets per step",
-                        "raise training.batch_size, corpus.length or the ratio",
-                        arm=name,
-                        **counts,
-                    )
+            arms[name] = counts
+            targets = counts["targets_per_step"]
+            if targets is not None and targets < FEW_TARGETS:
+                self.doubt(
+                    "arm {arm} has {targets_per_step:.0f} targets per step",
+                    "raise training.batch_size, corpus.length or the ratio",
+                    arm=name,
+                    **counts,
+                )
         self.facts["arms"] = arms
         facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
         line = "{steps:,} steps, "
@@ -263,7 +263,8 @@ class Outlook:
             line += "{passes:.1f} passes over the text"
         else:
             line += "on a stream, whose number of rows is unknown"
-        fewest = min((arm["targets_per_step"] for arm in arms.values()), default=0)
+        known = [arm["targets_per_step"] for arm in arms.values()]
+        fewest = min((targets for targets in known if targets is not None), default=0)
         vocabulary = len(sample.data.tokenizer)
         # How long a model learns only word frequencies (the plateau) was measured only for new
         # encoders with word pieces.
@@ -419,16 +420,25 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     return outlook.facts | found
 
 
-def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain | None:
+def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain:
     """Count the mean targets and tokens of a training step.
 
-    Returns None if the objective changes between steps, or if a masking policy is learned first.
+    The counts are None, and ``why`` is the reason, if the objective changes between steps, or if a
+    masking policy is learned first.
     """
-    if link.objectives or link.learns:
-        return None
+    why = ""
+    masks = f"{link.masking.policy} {link.masking.ratio}"
+    if link.objectives:
+        why = "its sampler chooses an objective at each step"
+        masks = link.sampler
+    elif link.learns:
+        why = "its policy is learned first"
+    if why:
+        keys = ("targets_per_step", "tokens_per_step", "share", "tokens_per_unit")
+        return {"masks": masks, **dict.fromkeys(keys), "why": why}
     counts = counts_over(masked_source(sample.data, link, config), COUNTED_STEPS)
     return {
-        "masks": f"{link.masking.policy} {link.masking.ratio}",
+        "masks": masks,
         "targets_per_step": counts.targets / counts.steps,
         "tokens_per_step": counts.tokens / counts.steps,
         "share": counts.targets / max(1, counts.tokens),

@@ -25,14 +25,22 @@ import math
 import numbers
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import (
+    DIFFUSION,
+    HELPS,
+    LOWER_IS_BETTER,
+    NATS,
+    OTHER_TASKS,
+    OWN_TASK,
+    REFERENCE,
+)
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
@@ -44,6 +52,8 @@ Pair: TypeAlias = tuple[str, str]
 QUANTITIES = ("steps", "tokens", "targets", "flops")
 TOLERANCE = 0.05
 """Maximum relative difference of a quantity between two matched arms."""
+ABOVE_CHANCE = ("entity-f1", "matthews")
+"""Metrics whose floor is the score of the untrained model, if it is recorded."""
 ALL_TASKS = "all tasks"
 """Name of the outcome that averages all tasks, including those that pre-training does not help."""
 
@@ -145,7 +155,8 @@ class Outcomes:
             self._add_sides_of_transfer(study["learned"])
         self.helped = {task: self._helped(task) for task in self.tasks}
         if counted is None:
-            least = study.get("helps", 0.0)
+            # Older files do not have this key. The rule of today applies to them, too.
+            least = study.get("helps", HELPS)
             shares = self.helped.items()
             counted = [task for task, share in shares if share is None or share >= least]
         self.counted = [task for task in self.tasks if task in counted]
@@ -189,6 +200,11 @@ class Outcomes:
             higher = line.get("metric") not in LOWER_IS_BETTER
             measure = Measure(_unit(metric), metric, higher, chance, facts.get("test_items"))
             self.measures.setdefault(task, measure)
+        # A constant answer scores 0 in these metrics, but an untrained model may score more.
+        for task, measure in self.measures.items():
+            floor = self.floor(task)
+            if measure.metric in ABOVE_CHANCE and floor is not None:
+                self.measures[task] = replace(measure, chance=float(floor.mean()))
 
     def _read_heldout(self) -> list[str]:
         ratios = defaultdict(set)
@@ -360,6 +376,25 @@ class Outcomes:
         if outcome in ("tasks", ALL_TASKS):
             return self.tasks
         return [outcome]
+
+    @property
+    def starts_untrained(self) -> bool:
+        """Whether the reference arm is an untrained model, and not a pre-trained one."""
+        model = self.study.get("recipe", {}).get("model")
+        return not (isinstance(model, Mapping) and model.get("pretrained"))
+
+    def floor(self, outcome: str) -> Numbers | None:
+        """Return the outcome of a model that learned nothing, for every seed; None if unknown.
+
+        It is that of the untrained model (for a seed without it, its mean over seeds). If the start
+        is a pre-trained model, it is the score of guessing.
+        """
+        untrained = self.runs(outcome, REFERENCE)
+        mean = _mean_of_finite(untrained)
+        if self.starts_untrained and mean is not None:
+            return np.where(np.isfinite(untrained), untrained, mean)
+        chance = self.measures[outcome].chance
+        return None if chance is None else np.full(len(untrained), chance)
 
     def compute(self, arm: str) -> dict[str, float]:
         """Return the mean cost of an arm's runs for every quantity that was measured."""

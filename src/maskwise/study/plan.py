@@ -190,8 +190,12 @@ def require_arms(recipe: Recipe) -> None:
     ratios = ["", *map("@{:g}".format, last.evaluation.ratios)]
     parts = product(last.evaluation.masks, formats, ratios)
     outcome = recipe.study.outcome
-    if outcome is not None:
-        require_known("outcome in study.outcome", outcome, ["heldout:" + "".join(p) for p in parts])
+    if outcome == "tasks" and not recipe.tasks:
+        raise MaskwiseError("study.outcome=tasks, but there are no tasks", do="add tasks=[FILE]")
+    if outcome not in (None, "tasks"):
+        measured = ["tasks"] if recipe.tasks else []
+        measured += ["heldout:" + "".join(part) for part in parts]
+        require_known("outcome in study.outcome", outcome, measured)
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,6 @@ command ``maskwise pretrain`` call ``pretrain``.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +20,7 @@ from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, fixed_maskers
-from maskwise.evaluation.evaluate import documents_alone
-from maskwise.evaluation.scoring import diffusion_bound, spread
+from maskwise.evaluation.scoring import diffusion_bound
 from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.masking.policies.base import Learner
@@ -33,9 +31,10 @@ from maskwise.samplers import LossProportional, Mometas
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets
 from maskwise.study.costs import flops, flops_of_arms
+from maskwise.study.probed import judged_rows, laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
 from maskwise.training import MaskedSource, Source, log_frequencies, train
-from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, check_enough, probe_rows
+from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.loop import Training
 from maskwise.training.stream import StreamedRows
@@ -55,6 +54,9 @@ def pretrain(
     facts: Mapping[str, str] | None = None,
 ) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
+
+    The training states stay in the folder. The caller removes them when it has written the result
+    (``forget_states``).
 
     Args:
         data: the prepared text.
@@ -131,8 +133,6 @@ def pretrain(
             do="see what the policy masks: maskwise inspect",
         )
     save(folder / "checkpoint")
-    if rank_here() == 0:
-        shutil.rmtree(folder / "resume", ignore_errors=True)
     return {
         "heldout": losses,
         **{key: done[key] for key in ("steps", "tokens", "targets")},
@@ -332,13 +332,11 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     chooser = read_sampler(recipe.sampler, list(arms), seed=training.seed, steps=training.steps)
     rank = rank_here()
     ranks = ranks_here()
-    judging = judging_rows(network, data, recipe)
+    # Raise an error now if there are too few rows; otherwise training would fail at a probe.
+    probed = probed_rows(recipe, data.held_out, network.config, chooser)
+    sizes = probed.sizes
     drawn: dict[str, Rows | StreamedRows] = {}
     sources = {}
-    held_out = {}
-    taken = {}
-    sizes = {}
-    enough = True
     for name, arm in arms.items():
         kind = arm.kind
         rows = laid_out(data.training, kind, network.config)
@@ -346,17 +344,6 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         if rows.layout not in drawn:
             drawn[rows.layout] = _drawn(rows, recipe)
         sources[name] = _source(data, recipe, kind, drawn[rows.layout], arm.masking)
-        blocks = laid_out(data.held_out, kind, network.config)
-        held_out[name] = blocks
-        evaluated = [rows_with(blocks, some, count) for some, count in judging]
-        taken[name] = sorted(set().union(*evaluated))
-        probed = chooser.probed_rows(twins=kind.twins)
-        sizes[name] = probe_rows(probed, ranks=ranks, twins=kind.twins)
-        free = len(blocks) - len(taken[name])
-        enough = enough and free >= sizes[name]
-        # Check now whether there are enough rows; otherwise training would fail at the first probe.
-        if chooser.every:
-            check_enough(name, free, of=len(blocks), size=sizes[name])
     source = ArmsSource(sources, chooser, training)
     # This sampler divides losses by the loss at chance. For some objectives, the loss at chance
     # depends on the batch size. A probe consists of two batches.
@@ -371,9 +358,9 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         return Probe(
             joined,
             source,
-            held_out,
+            probed.held_out,
             sizes=sizes,
-            skip=taken,
+            skip=probed.taken,
             fresh=fresh,
             rank=rank,
             ranks=ranks,
@@ -381,7 +368,9 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
 
     # A sampler that does not learn makes probes only for the report, so it can run without them if
     # there are too few rows.
-    watched = SamplerLearner(chooser, probe if enough else None, watched_every=training.eval_every)
+    watched = SamplerLearner(
+        chooser, probe if probed.enough else None, watched_every=training.eval_every
+    )
     listed = ", ".join(f"{name}: {arm.objective}" for name, arm in arms.items())
     return Learning(
         joined,
@@ -396,27 +385,4 @@ def judging_rows(
     network: PreTrainedModel, data: Prepared, recipe: Recipe
 ) -> list[tuple[Rows, int]]:
     """List, for every evaluation, the held-out rows and the number of rows that are read."""
-    settings = recipe.evaluation
-    judged = []
-    if settings.rows:
-        rows = laid_out(data.held_out, predicting(network), network.config)
-        judged.append((rows, settings.rows))
-    if settings.pseudo_perplexity:
-        judged.append((documents_alone(data.held_out), settings.pseudo_perplexity))
-    return judged
-
-
-def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
-    """Return the indices of ``rows`` that have text in common with an evaluated row.
-
-    Args:
-        rows: rows in the layout of an objective.
-        judged: the same text in the layout of the evaluation.
-        count: the number of rows of ``judged`` that the evaluation reads.
-    """
-    return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
-
-
-def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:
-    """Return rows in the layout in which an objective reads them with this model."""
-    return rows.laid(objective.reads(rows.layout, config))
+    return judged_rows(recipe.evaluation, data.held_out, network.config)

@@ -18,7 +18,7 @@ from maskwise.constants import REFERENCE
 from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
-from maskwise.folders import finite, read_lines
+from maskwise.folders import finite, read_lines, write_json
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
@@ -68,7 +68,8 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "arms": {name: _arm_facts(name, design) for name in study.arms},
         "seconds": None,
         "contrasts": study.primary,
-        "outcome": study.outcome,
+        # In files, null means that the tasks decide.
+        "outcome": None if study.outcome == "tasks" else study.outcome,
         "match": {"by": study.match, "arms": {}},
         "companions": list(study.companions),
         "margin": study.margin,
@@ -165,6 +166,9 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
             known["earlier_hardware"] = others
         return known | {"started": before["started"], "seconds": before["seconds"]}
     if before:
+        if "looked" in known:
+            # If this process is killed here, the next call must still know of the verdict.
+            write_json(out / "study.json", before | {"looked": known["looked"]})
         for name in RESULTS:
             (out / name).unlink(missing_ok=True)
     return known

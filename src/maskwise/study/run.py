@@ -22,14 +22,15 @@ from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
-from maskwise.files import Record, Study
+from maskwise.files import Record, Study, Summary
 from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
+from maskwise.printing import print_notes
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import LOCK, check_study, notes_of_texts, say, shared_folder
+from maskwise.study.checks import LOCK, check_study, notes_of_texts, shared_folder
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
@@ -108,7 +109,7 @@ def run_study(
         before = read_json(out / "study.json") or {}
         require_same_study(out, before, study, block=seeds is not None)
         if not quiet:
-            say([*notes, *prospect_lines(prospects_of(recipe))])
+            print_notes([*notes, *prospect_lines(prospects_of(recipe))])
         others = Others([], [], [], {})
         if seeds is not None:
             others = others_of(out, before, design)
@@ -133,7 +134,7 @@ def run_study(
                 )
                 if not quiet:
                     texts = [stage for stage in todo if stage.kind == "prepare"]
-                    say(notes_of_texts(texts, stages))
+                    print_notes(notes_of_texts(texts, stages))
         finally:
             seconds = known["seconds"] or 0.0
             # Do not add the time of a repeated command on a finished study.
@@ -168,16 +169,21 @@ def run_study(
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
 
 
-def restore_summary(folder: Path) -> None:
-    """Write the summary.json of a folder, if the folder has the records of all planned runs."""
+def judged_anew(folder: Path) -> Summary | None:
+    """Return the verdicts of a study by today's rules, from study.json and records.jsonl.
+
+    Nothing is written: summary.json stays as the study was judged when it ran. The result is None
+    if the folder has no records, or records of older versions that lack keys or runs.
+    """
     from maskwise.study.verdict import summarise
 
     study = cast(Study, read_json(folder / "study.json") or {})
     records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    if study.get("seeds") and not pending(study, records):
-        # Files of older versions may lack keys or runs; the page then has no verdicts.
-        with suppress(KeyError, MaskwiseError):
-            write_json(folder / "summary.json", summarise(records, study))
+    if not study.get("seeds") or not records:
+        return None
+    with suppress(KeyError, MaskwiseError):
+        return summarise(records, study | {"pending": pending(study, records)})
+    return None
 
 
 def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:

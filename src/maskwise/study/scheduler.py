@@ -18,13 +18,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears, locked
 from maskwise.jobs import Failure, open_pool
+from maskwise.printing import LINE_SECONDS, Terminal
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, Seconds, until_end
 from maskwise.study.plan import Plan
@@ -190,8 +191,6 @@ def only_copy(folder: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------
 
 
-LINE_SECONDS = 60.0
-"""Seconds between two progress lines if stderr is not a terminal."""
 TAIL_BYTES = 1 << 18
 """Number of bytes read from the end of metrics.jsonl; large, because a single line may be long."""
 
@@ -212,7 +211,7 @@ class Progress:
         self.plan = plan
         self.stages = stages
         self.jobs = jobs
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Terminal(stderr=True, quiet=quiet)
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
         # If there is no terminal, as in a batch job, plain lines are printed.
         self.shows = self.console.is_terminal and not quiet
@@ -240,7 +239,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line above the display; it stays there when the display changes."""
-        self.console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, style="red", soft_wrap=True)
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
         """Redraw the display; if there is no terminal, print a line every minute."""

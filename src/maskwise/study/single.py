@@ -28,15 +28,17 @@ from maskwise.folders import (
     write_json,
     write_whole,
 )
+from maskwise.printing import print_notes
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.specs import different_settings
-from maskwise.study.checks import check_inputs, notes_of_texts, say
+from maskwise.study.checks import check_inputs, notes_of_texts
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
-from maskwise.study.work import lesson_of, open_text, run_stage, starting_from
+from maskwise.study.work import forget, lesson_of, open_text, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
+from maskwise.training.checkpoint import forget_states
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
@@ -93,7 +95,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         _require_same_run(out, recipe)
     notes = check_inputs(recipe)
     if _is_first() and not quiet:
-        say(notes)
+        print_notes(notes)
     links = recipe.links()
     if any(link.learns for link in links):
         raise MaskwiseError(
@@ -109,6 +111,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     # A file from an older version, or a damaged file, may lack these keys. The run then continues
     # from its last saved state.
     if result and {"heldout", "seconds"} <= result.keys():
+        if _is_first():
+            forget_states(out)
         return result | checkpoint
     began = time.perf_counter()
     stages = out / "stages"
@@ -116,7 +120,7 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         if _is_first():
             _prepare(recipe, texts, out)
             if not quiet:
-                say(notes_of_texts(texts, stages))
+                print_notes(notes_of_texts(texts, stages))
         result = {}
         before: Path | None = None
         facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
@@ -130,10 +134,13 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
                 result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
             before = folder / "checkpoint"
             require_file(before / "config.json")
+            if _is_first() and folder != out:
+                forget_states(folder)
         seconds = round(time.perf_counter() - began, 1)
         result |= {"seconds": seconds, "versions": versions(), "hardware": hardware()}
         if _is_first():
             write_json(out / DONE, result)
+            forget_states(out)
     return result | checkpoint
 
 
@@ -267,6 +274,8 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         )
     done = read_json(out / DONE)
     if done:
+        if _is_first():
+            forget(out)
         return done
     with _claimed(out, "another process is learning in", lock=".learning.lock"):
         if _is_first():
@@ -281,6 +290,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 
             result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
             write_json(out / DONE, result)
+            forget(out)
     return result
 
 

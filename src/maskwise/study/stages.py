@@ -35,6 +35,7 @@ from maskwise.folders import damage, file_hash, read_json
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler
+from maskwise.specs import user_path
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
@@ -369,7 +370,7 @@ def fingerprint(source: str) -> str:
     # The text of a generated world depends only on its settings and on the generator's version.
     if world:
         return world.version
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
     return _hash(path, ("*",)) if path.exists() else source

@@ -9,16 +9,13 @@ decision (``statistics.fewest_runs``).
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
@@ -31,9 +28,10 @@ from maskwise.evaluation.overlap import LEAST, occurring
 from maskwise.families import most_tokens
 from maskwise.folders import read_lines, write_lines
 from maskwise.models import load_config
-from maskwise.recipe import Recipe, read_recipe, shipped
+from maskwise.printing import json_text
+from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.overrides import Plain
-from maskwise.specs import split_options, with_options
+from maskwise.specs import split_options, user_path, with_options
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.loading import HiddenLabels
 from maskwise.text import Documents, read_documents, require_documents
@@ -157,6 +155,10 @@ def look_at(source: str | Documents) -> TextFacts:
     )
 
 
+LONGEST_NAME = 50
+"""Most characters of the name of a study."""
+
+
 def is_task(spec: str) -> bool:
     """Return whether a file can be read as labelled rows."""
     try:
@@ -171,12 +173,17 @@ def is_task(spec: str) -> bool:
 
 
 def name_of(source: str) -> str:
-    """Derive the name of a study from its corpus.
+    """Derive the name of a study, and of its recipe, from its corpus.
 
-    >>> [name_of(source) for source in ("texts/mine.jsonl.gz", "bundled:wikipedia")]
-    ['mine', 'wikipedia']
+    Parts that are awkward to type or that not every file system allows are replaced.
+
+    >>> [name_of(source) for source in ("texts/mine.jsonl.gz", "bundled:wikipedia", "-a\\n~b.txt")]
+    ['mine', 'wikipedia', 'a-~b']
     """
-    return Path(source.rpartition(":")[2]).name.split(".")[0] or "mine"
+    name = Path(source.rpartition(":")[2]).name.split(".")[0]
+    name = "".join(char if char.isprintable() else "-" for char in name).strip("-~ ")
+    # A character has up to four bytes, and names of files at most 255.
+    return name[:LONGEST_NAME] or "mine"
 
 
 def starter(source: str, tasks: Sequence[str] = ()) -> str:
@@ -192,7 +199,9 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     """
     comment = "your text"
     # Files with these extensions contain text. To try whether they contain labels would take long.
-    may_be_labels = Path(source).suffix.lower() not in (".txt", ".gz", ".parquet", "")
+    # A compressed file has the extension of its content before ".gz".
+    name = source.lower().removesuffix(".gz")
+    may_be_labels = Path(name).suffix not in (".txt", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
         warnings.warn(
             f"{source} was read as labels, so models are trained on bundled:wikipedia; if it is "
@@ -236,8 +245,8 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
             spec = with_options(spec, train_rows=wanted)
         limited.append(spec)
     environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
-    # Every JSON string is also a quoted YAML string.
-    environment.filters["quoted"] = partial(json.dumps, ensure_ascii=False)
+    # Every JSON string is also a quoted YAML string, if its line separators are escaped.
+    environment.filters["quoted"] = json_text
     return environment.get_template("starter.yaml.j2").render(
         name=name,
         source=source,
@@ -289,14 +298,14 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         MaskwiseError: the subject is neither a recipe nor a readable file.
     """
-    path = Path(split_options(subject)[0])
+    path = user_path(split_options(subject)[0])
     is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
     if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
         return read_recipe(subject, overrides)
-    with tempfile.TemporaryDirectory(prefix="maskwise-") as folder:
-        written = Path(folder) / f"{name_of(subject)}.yaml"
-        written.write_text(starter(subject), encoding="utf-8")
-        return read_recipe(written, overrides)
+    origin = f"the recipe of {subject}"
+    return recipe_of_text(
+        starter(subject), name=name_of(subject), origin=origin, overrides=overrides
+    )
 
 
 # Pairs of title and text, for users without a task

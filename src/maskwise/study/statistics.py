@@ -395,6 +395,19 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def binomial_upper_bound(count: int, of: int) -> float:
+    """Return the exact upper bound of a proportion with confidence 95 %; 1 without observations.
+
+    Source: Clopper and Pearson (1934), one-sided.
+
+    >>> round(binomial_upper_bound(0, 10), 3)
+    0.259
+    """
+    if count >= of:
+        return 1.0
+    return float(stats.beta.ppf(1 - ALPHA, count + 1, of - count))
+
+
 def attainable_level(runs: int, alpha: float = ALPHA) -> float:
     """Return the largest p value below alpha that the sign-flip test can attain; 0 if none can."""
     # With 100,000 random splits, p values can be so close to any level that it is attained.

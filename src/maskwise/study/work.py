@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,8 @@ from maskwise.annotate.store import Store
 from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, overlap_record
-from maskwise.folders import finite, sweep, write_json, write_whole
-from maskwise.learning.run import Lesson
+from maskwise.folders import finite, read_json, sweep, write_json, write_whole
+from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import Learned
 from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
@@ -27,10 +28,12 @@ from maskwise.specs import Call
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, recipe_of
 from maskwise.tasks import FinetuneSettings, load_task, task_record
+from maskwise.tasks.judge import SCORE
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
+from maskwise.training.checkpoint import forget_states
 from maskwise.training.settings import ModelSettings
 
 
@@ -71,7 +74,19 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
     write_json(folder / DONE, result)
+    forget(folder)
     return result
+
+
+def forget(folder: Path) -> None:
+    """Remove the files of a finished stage that are needed only to resume it."""
+    forget_states(folder)
+    shutil.rmtree(folder / SHARED_TOKENIZER, ignore_errors=True)
+    for score in folder.glob(f"*/{SCORE}"):
+        score.unlink(missing_ok=True)
+        # The folder of a trial of a learning rate has no other file.
+        with suppress(OSError):
+            score.parent.rmdir()
 
 
 def tokenizer_folder(stage: Stage, stages: Path) -> str:
@@ -302,6 +317,9 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         # The checkpoints of all arms have the changed rates of dropout in their configurations.
         config = model.changed_config(tokenizer, what["length"], kind=what["kind"])
     first = what.get("seed", 0) * 1000
+    began = time.perf_counter()
+    # The runs that an interrupted call has finished.
+    earlier = [read_json(path) or {} for path in stage.folder(stages).glob(f"*/{SCORE}")]
     record = task_record(
         checkpoint,
         load_task(what["task"]),
@@ -311,9 +329,14 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         config=config,
         folder=stage.folder(stages),
         checkpoints=False,
+        # The name of the stage identifies the checkpoint and the rows.
+        made_of=stage.name,
         quiet=True,
     )
-    return dict(record)
+    result = {key: value for key, value in record.items() if key != "made_of"}
+    seconds = time.perf_counter() - began
+    seconds += sum(score.get("seconds", 0.0) for score in earlier)
+    return result | {"seconds": round(seconds, 3)}
 
 
 RUNNERS: dict[str, Callable[[Stage, Path], Plain]] = {

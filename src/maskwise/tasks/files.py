@@ -22,6 +22,7 @@ import yaml
 
 from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import FilesState, files_state
+from maskwise.specs import user_path
 from maskwise.tasks.columns import Names, label_of, place_of
 from maskwise.tasks.task import SPLITS
 from maskwise.text import bundled_path
@@ -155,7 +156,7 @@ def state_of(spec: str) -> FilesState:
 def _path(spec: str) -> Path:
     if spec in BUNDLED_TASKS:
         return bundled_path(BUNDLED_TASKS[spec])
-    return Path(spec).expanduser()
+    return user_path(spec)
 
 
 def _read_file(path: Path, header: bool) -> list[Record]:

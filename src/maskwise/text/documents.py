@@ -22,6 +22,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, counted, require_known
 from maskwise.folders import bundled_file
+from maskwise.specs import user_path
 from maskwise.text.opening import is_utf8, refuse_rows_as_names
 from maskwise.text.readers import (
     LONGEST_TEXT,
@@ -240,11 +241,17 @@ def paths(record: Mapping[str, object]) -> Iterator[str]:
     >>> [*paths({"id": 1, "article": {"body": "It rained."}})]
     ['id', 'article', 'article.body']
     """
+    for path, _ in leaves(record):
+        yield path
+
+
+def leaves(record: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the paths of a record's fields, as ``paths`` does, and their values."""
     for name, value in record.items():
-        yield str(name)
+        yield str(name), value
         if isinstance(value, Mapping):
-            for path in paths(value):
-                yield f"{name}.{path}"
+            for path, inner in leaves(value):
+                yield f"{name}.{path}", inner
 
 
 def longest_field(source: str) -> str:
@@ -281,7 +288,7 @@ def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
 
 def lines_note(source: str) -> str | None:
     """Return a note for the user if a file without blank lines is read line by line, else None."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file() or kind_of(path, Fields()) != "line":
         return None
     return (
@@ -375,12 +382,17 @@ def require_documents(documents: Documents) -> Documents:
     if NO_TEXT not in documents.skipped:
         raise MaskwiseError(f"there is no document in {documents.name}", got=why)
     first = next(_objects(documents.open_records()), {})
-    raise MaskwiseError(
-        f"no document in {documents.name} has a text in its field {documents.fields.text!r}",
-        got=why,
-        allowed=", ".join(paths(first)) or None,
-        do=NAME_IT,
-    )
+    what = f"no document in {documents.name} has a text in its field {documents.fields.text!r}"
+    texts = [path for path, value in leaves(first) if isinstance(value, str)]
+    numbered = [path for path, value in leaves(first) if isinstance(value, list) and value]
+    if not texts and numbered:
+        raise MaskwiseError(
+            what,
+            got=f"lists in {', '.join(numbered)}, and no field with a text",
+            do="write texts into the file: a corpus of token ids is turned into texts by "
+            "tokenizer.batch_decode(rows); in Python, Masker and MaskingTrainer read token ids",
+        )
+    raise MaskwiseError(what, got=why, allowed=", ".join(texts) or None, do=NAME_IT)
 
 
 def batches(
@@ -438,7 +450,7 @@ def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
     if isinstance(source, str) and source.startswith("hf:"):
         return hub_dataset(source, fields), source
     if isinstance(source, str | Path):
-        return _resolve_path(Path(source).expanduser(), fields), str(source)
+        return _resolve_path(user_path(source), fields), str(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
     what = "a corpus cannot be read from this object"

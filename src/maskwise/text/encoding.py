@@ -120,6 +120,8 @@ def _encoded(
     annotators = _annotators(layers)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
+    if not isinstance(split, bool | np.bool_):
+        raise MaskwiseError("split is not valid", got=split, allowed="True or False")
     names = []
     if ids is None:
         # Equal texts have equal ids, and therefore equal masks.
@@ -267,7 +269,7 @@ def _annotators(specs: Iterable[str | Layered]) -> list[Layered]:
     """
     if isinstance(specs, str):
         specs = [specs]
-    if not isinstance(specs, Iterable):
+    if not isinstance(specs, Iterable) or getattr(specs, "ndim", 1) == 0:
         raise MaskwiseError(
             "layers must be a list",
             got=specs,
@@ -301,6 +303,13 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     # A tokenizer class, passed by mistake, has an ``is_fast`` that is always true: the property
     # object.
     is_fast = hasattr(tokenizer, "is_fast") and tokenizer.is_fast
+    if not isinstance(tokenizer, type) and not is_fast and hasattr(tokenizer, "all_special_ids"):
+        raise MaskwiseError(
+            "this tokenizer runs in Python and gives no offsets, by which words are found",
+            got=type(tokenizer).__name__,
+            do="make the rows yourself: {'input_ids': tokenizer(text)['input_ids'], 'example_id': "
+            "NUMBER}, with 'word_ids' of your own for words; the policy token needs no words",
+        )
     if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(
             "a fast tokenizer is needed, because words are found by its character offsets",
@@ -332,7 +341,8 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
 def _checked(texts: object) -> list[str]:
     """Return the texts as a list; raise an error if they are not valid strings."""
     # A string is also an iterable of strings, with one character each.
-    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
+    no_list = isinstance(texts, str | Mapping) or getattr(texts, "ndim", 1) == 0
+    if no_list or not isinstance(texts, Iterable):
         raise MaskwiseError(NO_TEXTS, got=type(texts).__name__, do="give [text]")
     found = list(texts)
     for place, text in enumerate(found):
@@ -405,6 +415,8 @@ def annotate_rows(
     """
     if not isinstance(batch, Mapping):
         raise MaskwiseError("a batch must be a dict of columns", got=type(batch).__name__)
+    if not isinstance(text_field, str):
+        raise MaskwiseError("text_field must be the name of a column", got=text_field)
     # For each row, the number of its text.
     source: list[int] = []
     if "input_ids" in batch:
@@ -412,6 +424,8 @@ def annotate_rows(
             max_length = whole_number("max_length", max_length, least=1)
         surfaces = _Surfaces(tokenizer)
         rows, alone = _rows_of_ids(batch["input_ids"])
+        if not isinstance(split, bool | np.bool_):
+            raise MaskwiseError("split is not valid", got=split, allowed="True or False")
         if split or (max_length is not None and max(map(len, rows), default=0) > max_length):
             raise MaskwiseError(
                 "max_length and split are for texts, but these rows are tokens already",

@@ -16,14 +16,11 @@ from typing import Any, NamedTuple
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Found, Layer
-from maskwise.text.opening import Record, damaged, opened, read_table
+from maskwise.text.opening import Record, damaged, read_table, read_whole
 from maskwise.text.readers import known_ending, load_hub, parquet_rows
 
 POS = Layer("categorical", UPOS)
 
-# In bytes after decompression. A file is read into memory, and a small .gz file may decompress to
-# a huge one.
-_LARGEST_FILE = 1 << 30
 # A comment precedes a sentence and has no tab. "# O" is no comment, but the token "#" with tag O.
 _COMMENT = re.compile(r"#(?!\S* (O|[BIES]-\S+)$)[^\t]*$")
 
@@ -96,10 +93,8 @@ def read_text(path: Path) -> str:
     Raises:
         MaskwiseError: the file cannot be read, is not UTF-8, or has more than a gigabyte.
     """
-    with damaged(path), opened(path) as file:
-        content = file.read(_LARGEST_FILE)
-        if file.read(1):
-            raise MaskwiseError(f"{path} has more than a gigabyte", do="give a smaller file")
+    with damaged(path):
+        content = read_whole(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -25,6 +25,11 @@ from maskwise.errors import MaskwiseError
 _MAX_BAD_SHARE = 0.35
 HEAD_BYTES = 1 << 16
 
+LARGEST_FILE = 1 << 30
+"""The most bytes, after decompression, of a file that is read at once, such as a table. A small
+file may decompress to a huge one."""
+PART_BYTES = 1 << 24
+
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD_CHARACTERS = 1 << 16
 HEAD_ROWS = 50
@@ -59,6 +64,28 @@ def opened(path: Path, at: int = 0) -> IO[bytes]:
     file = path.open("rb")
     file.seek(at)
     return file
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of a file that is read at once, decompressed.
+
+    Raises:
+        MaskwiseError: the content has more than ``LARGEST_FILE`` bytes. Then not more than these
+            are in memory, however small the compressed file is.
+    """
+    parts = []
+    size = 0
+    with opened(path) as file:
+        while part := file.read(PART_BYTES):
+            size += len(part)
+            if size > LARGEST_FILE:
+                raise MaskwiseError(
+                    f"{path} has more than {LARGEST_FILE >> 20:,} MiB of content, and this format "
+                    "is read at once",
+                    do="divide it, or give JSON lines or Parquet, which are read in parts",
+                )
+            parts.append(part)
+    return b"".join(parts)
 
 
 @contextmanager

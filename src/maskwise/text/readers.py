@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.folders import in_utf8
 from maskwise.text.opening import (
     LineKind,
     damaged,
     opened,
     read_table,
+    read_whole,
     refuse_unreadable,
     text_per,
 )
@@ -110,6 +112,8 @@ def whole_name(name: str) -> str:
 
 def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     """Yield the records of one file; records without a name are called "NAME#NUMBER"."""
+    # Names of documents are in UTF-8, but names of files may contain other bytes.
+    name = in_utf8(name).decode()
     with damaged(path):
         yield from READERS[known_ending(path) or ""](path, name, fields)
 
@@ -259,9 +263,8 @@ def parsed(record: Record) -> Record:
 
 def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     refuse_unreadable(path)
-    with opened(path) as file:
-        # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
-        text = file.read().decode("utf-8-sig", "surrogateescape")
+    # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
+    text = read_whole(path).decode("utf-8-sig", "surrogateescape")
     rows = read_table(text, path)
     if rows:
         wanted([*rows[0]], fields, str(path))
@@ -280,14 +283,18 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     part = 0
     size = 0
     title = ""
+    dropped = False
     letters: list[str] = []
     with opened(path) as file:
         # A sequence is yielded at the next header, so an extra header is added after the last one.
-        for line in chain(file, [b">"]):
+        for line, continues in chain(_parts_of_lines(file), [(b">", False)]):
             # Bad bytes become characters that are not letters, so that the sequence is skipped.
             text = line.decode(errors="replace").strip().lstrip("\ufeff")
-            header = text.startswith(">")
-            if not text or text.startswith(";"):
+            header = text.startswith(">") and not continues
+            if not continues:
+                # The rest of a very long header or comment is dropped.
+                dropped = header or text.startswith(";")
+            if not text or text.startswith(";") or (continues and dropped):
                 continue
             if not header and not number:
                 raise MaskwiseError(
@@ -312,6 +319,14 @@ def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
             else:
                 letters.append(text)
                 size += len(text)
+
+
+def _parts_of_lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Yield the lines of a file, very long lines in parts, and whether a part continues a line."""
+    continues = False
+    while part := file.readline(LONGEST_LINE):
+        yield part, continues
+        continues = not part.endswith(b"\n")
 
 
 def _read_parquet(path: Path, name: str, fields: Fields) -> Iterator[Record]:

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from maskwise.errors import MaskwiseError, first_line
+from maskwise.folders import in_utf8
+from maskwise.specs import user_path
 from maskwise.text.documents import Document, Documents, bundled_path, inside
 from maskwise.text.layers import Layered
 from maskwise.text.opening import damaged, opened, refuse_unreadable
@@ -258,7 +260,7 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
         for number in range(dataset.num_shards):
             shards.append(DatasetShard(dataset, number, name, fields))
         return shards
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
     if path.exists():
@@ -280,6 +282,9 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
         rename_alike(shards)
         # The order of the shards must not depend on the file system, because rows depend on it.
         shards.sort(key=lambda shard: shard.name)
+    # Names of documents are in UTF-8, but names of files may contain other bytes.
+    for shard in shards:
+        shard.name = in_utf8(shard.name).decode()
     if not shards:
         what = f"no file of {source} can be read as a stream"
         raise MaskwiseError(what, allowed=", ".join(ENDINGS))

@@ -27,11 +27,20 @@ from tokenizers import (
     trainers,
 )
 
+from maskwise.constants import ONLY_RESIDUES
 from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
-from maskwise.text.words import ROLES, classify, codes_of, is_white, text_id, word_starts
+from maskwise.text.words import (
+    NO_OFFSETS,
+    ROLES,
+    classify,
+    codes_of,
+    is_white,
+    text_id,
+    word_starts,
+)
 
 if TYPE_CHECKING:
     # Importing transformers takes two seconds, and reading documents does not need it.
@@ -43,8 +52,7 @@ LONGEST_WORD = 100
 # First code point of a private Unicode plane, to which letters inside words are moved in training.
 INSIDE = 0xF0000
 NUCLEOTIDES = frozenset("ACGTN")
-# Letters of amino acids that are no letters of nucleotides. No amino acid has the letter J.
-ONLY_RESIDUES = frozenset("EFILPQ")
+# No amino acid has the letter J.
 NO_RESIDUE = "J"
 # Protein tokenizers have about 30 tokens; text tokenizers have thousands.
 MOST_PROTEIN_TOKENS = 256
@@ -105,7 +113,7 @@ def load_tokenizer(
     if needs_words and not tokenizer.is_fast:
         raise MaskwiseError(
             f"{name} is slow: it has no character offsets, by which words are found",
-            do="convert it to a tokenizer.json",
+            do=NO_OFFSETS,
         )
     if needs_mask:
         for kind in ("mask", "pad"):

@@ -388,6 +388,12 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
     return numbers.reshape(-1, 2), lengths
 
 
+NO_OFFSETS = (
+    "use a model whose tokenizer has a tokenizer.json; a tokenizer that exists only in Python can "
+    "mask single tokens: masking.policy=token, without corpus.layers and corpus.words"
+)
+
+
 def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: str) -> None:
     """Reject a slow tokenizer, which has no character offsets, if offsets are needed.
 
@@ -401,7 +407,7 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: 
         raise MaskwiseError(
             "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",
             got=type(tokenizer).__name__,
-            do="convert it to a tokenizer.json",
+            do=NO_OFFSETS,
         )
 
 

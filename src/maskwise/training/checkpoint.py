@@ -21,8 +21,19 @@ from safetensors.torch import save_file
 
 from maskwise.constants import rank_here
 from maskwise.devices import TensorDict, Tensors
+from maskwise.errors import MaskwiseError
 from maskwise.families import UNLIMITED, most_tokens
-from maskwise.folders import damage, read_lines, write_folder, write_lines, writing
+from maskwise.folders import (
+    MANIFEST,
+    appears,
+    damage,
+    in_utf8,
+    read_json,
+    read_lines,
+    write_folder,
+    write_lines,
+    writing,
+)
 from maskwise.masking.policies.base import Facts, Learner
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
@@ -33,6 +44,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEARNED = "learners.safetensors"
+RESUME = "resume"
+"""The subfolder of a run for its training states."""
 
 
 class Totals(BaseModel):
@@ -134,6 +147,23 @@ class States:
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
+    def read(self, step: int) -> State:
+        """Read the state that another rank has chosen. Wait for its files, which may appear late.
+
+        Raises:
+            MaskwiseError: this machine does not see the state.
+        """
+        path = self.path(step)
+        appears(path / MANIFEST)
+        manifest = read_json(path / MANIFEST) or {}
+        files = manifest.get("sha256", ["state.json"])
+        if not all(appears(path / name) for name in files):
+            raise MaskwiseError(
+                f"{path} is not visible to process {rank_here()}",
+                do="use a folder that all machines share",
+            )
+        return State.model_validate_json((path / "state.json").read_bytes())
+
     def newest(self, say: Callable[[str], None]) -> State | None:
         """Return the newest undamaged state, or None.
 
@@ -177,7 +207,7 @@ class Metrics:
     def write(self, line: Facts) -> None:
         if self.path is None:
             return
-        rest = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        rest = in_utf8(json.dumps(line, ensure_ascii=False) + "\n")
         with writing(self.path):
             # A nearly full disk may accept only a part of the line, so write the rest.
             while rest:
@@ -186,6 +216,16 @@ class Metrics:
     def close(self) -> None:
         if self.path:
             self.file.close()
+
+
+def forget_states(folder: Path) -> None:
+    """Remove the training states of a finished run, and of the parts in its subfolders.
+
+    Call this function only after the result of the run is written. Otherwise, a run that is killed
+    in between would start from the beginning.
+    """
+    for states in (folder / RESUME, *folder.glob(f"*/{RESUME}")):
+        shutil.rmtree(states, ignore_errors=True)
 
 
 def states(learners: Mapping[str, Learner | Sampler]) -> TensorDict:
@@ -265,7 +305,7 @@ def save_checkpoint(
             shared.model_max_length = room
         shared.save_pretrained(target)
         if card:
-            (target / "README.md").write_text(card, encoding="utf-8")
+            (target / "README.md").write_bytes(in_utf8(card))
         if heads:
             save_file(copied(heads), target / "heads.safetensors")
 

@@ -77,8 +77,16 @@ class Step(NamedTuple):
     sums: Numbers = MappingProxyType({})
 
 
-Summed: TypeAlias = Callable[[Numbers], dict[str, float]]
-"""A function that sums numbers over all ranks. Every rank must call this function."""
+Summed: TypeAlias = Callable[[Numbers, Exception | None], dict[str, float]]
+"""A function that sums numbers over all ranks. Every rank must call this function. If a rank gives
+an error, the function raises an error on all ranks (``Engine.summed``)."""
+
+
+def of_one_rank(sums: Numbers, error: Exception | None) -> dict[str, float]:
+    """Return the sums of a single rank."""
+    if error:
+        raise error
+    return dict(sums)
 
 
 def look_ahead(
@@ -88,7 +96,7 @@ def look_ahead(
     rank: int = 0,
     ranks: int = 1,
     device: torch.device | str = "cpu",
-    summed: Summed = dict,
+    summed: Summed = of_one_rank,
     asked: Callable[[], bool] = bool,
 ) -> Iterator[Step]:
     """Yield the steps of a training run. Batches are made ``source.ahead`` steps ahead.
@@ -103,7 +111,8 @@ def look_ahead(
         asked: a function that returns whether a signal asked this rank to stop.
 
     Raises:
-        MaskwiseError: a batch could not be made. The error is raised when the step is reached.
+        MaskwiseError: a batch could not be made, on this rank or on another. The error is raised
+            when the step is reached, on all ranks.
     """
     lane = Lane(device) if copies_aside(device) else None
 
@@ -113,6 +122,16 @@ def look_ahead(
         return moved(batch, device)
 
     def make(number: int) -> tuple[Step, object]:
+        try:
+            step, mark = made(number)
+        except Exception as error:
+            # The other ranks wait for this rank's numbers, and must not wait for ever.
+            summed({"targets": 0, "counted": 0, "asked": asked()}, error)
+            raise
+        counts = {"targets": step.targets, "counted": step.counted, "asked": asked()}
+        return step._replace(sums=summed(counts, None)), mark
+
+    def made(number: int) -> tuple[Step, object]:
         batches = source.batches(number, rank=rank, ranks=ranks)
         targets = counted = 0
         for batch in batches:
@@ -129,8 +148,7 @@ def look_ahead(
             return list(map(copied, batches))
 
         sent, mark = lane.send(send) if lane else (send(), None)
-        sums = summed({"targets": targets, "counted": counted, "asked": asked()})
-        return Step(number, sent, targets, source.facts(batches), counted, sums), mark
+        return Step(number, sent, targets, source.facts(batches), counted), mark
 
     def received(step: Step, mark: object) -> Step:
         if lane is not None:

@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,14 +34,17 @@ from maskwise.folders import sweep
 from maskwise.keys import fold
 from maskwise.masking.policies.base import Numbers
 from maskwise.objectives import Objective, Outcome
+from maskwise.printing import err_console, say
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms
-from maskwise.training.checkpoint import LEARNED, State, States, Totals, changes
+from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
 from maskwise.training.data import Batch, Step
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.settings import TrainingSettings
 
 Result = TypeVar("Result")
+MOST_QUOTED = 4096
+"""The most bytes of the error of another rank that are quoted."""
 WEIGHTS = "model.safetensors"
 OPTIMIZERS = "optimizers.safetensors"
 
@@ -146,10 +148,8 @@ class Engine:
         if folder and self.first:
             sweep(folder)
         if folder and settings.save_every:
-            self.states = States(folder / "resume", keep=settings.keep)
-        state = self.states.newest(self.say) if self.states else None
-        if state is not None:
-            self._load_weights(state)
+            self.states = States(folder / RESUME, keep=settings.keep)
+        state = self._load_newest() if self.states else None
         if self.sharded:
             bf16 = self.accelerator.mixed_precision == "bf16"
             self.wrapped: Any = wrapping.Sharded(
@@ -229,24 +229,54 @@ class Engine:
             self.wrapped.reshard()
         return result
 
-    def summed(self, sums: Numbers, *, ahead: bool = False) -> dict[str, float]:
+    def summed(
+        self, sums: Numbers, error: Exception | None = None, *, ahead: bool = False
+    ) -> dict[str, float]:
         """Return the sums of numbers over all ranks, in float64.
 
         Args:
             sums: the numbers of this rank, with the same names on all ranks.
+            error: why this rank could not do its part; None if it could.
             ahead: whether the caller is the thread that makes batches.
+
+        Raises:
+            Exception: ``error``, or a ``MaskwiseError`` if another rank gave an error. All ranks
+                end, and none waits for the rank that failed.
         """
         if self.ranks == 1:
+            if error:
+                raise error
             return dict(sums)
-        names, values = zip(*sorted(sums.items()))
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self.ahead if ahead else self.hosts)
-        return dict(zip(names, tensor.tolist(), strict=True))
+        names = sorted(sums)
+        group = self.ahead if ahead else self.hosts
+        numbers = [*map(sums.__getitem__, names), float(error is not None)]
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor, group=group)
+        *totals, failed = tensor.tolist()
+        if failed:
+            raise self._failure(error, group)
+        return dict(zip(names, totals, strict=True))
+
+    def _failure(self, error: Exception | None, group: dist.ProcessGroup | None) -> Exception:
+        """Return this rank's error, or else one that quotes the error of another rank."""
+        failed = torch.tensor(self.rank if error else self.ranks)
+        dist.all_reduce(failed, dist.ReduceOp.MIN, group)
+        first = int(failed)
+        text = torch.zeros(MOST_QUOTED, dtype=torch.uint8)
+        if self.rank == first:
+            said = str(error) if isinstance(error, MaskwiseError) else repr(error)
+            quoted = said.encode()[:MOST_QUOTED]
+            text[: len(quoted)] = torch.tensor([*quoted], dtype=torch.uint8)
+        dist.broadcast(text, first, group)
+        if error:
+            return error
+        said = bytes(text.tolist()).rstrip(b"\0").decode(errors="ignore")
+        return MaskwiseError(f"process {first} failed", got=said)
 
     def say(self, text: str) -> None:
         """Print a line on stderr. Only the first rank prints."""
         if self.first:
-            Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
+            say(text, to=err_console)
 
     def finish(self) -> None:
         """Wait for all ranks and for pending writes, and close the trackers."""
@@ -299,6 +329,29 @@ class Engine:
             # After a signal, ``leave`` has already closed all groups.
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
+
+    def _load_newest(self) -> State | None:
+        """Choose the newest state on the first rank, and load its weights on all ranks.
+
+        If every rank chose for itself, ranks whose disks or listings of files differ would start at
+        different steps, and wait for each other for ever.
+
+        Raises:
+            MaskwiseError: a rank does not see the state, or ``_load_weights`` raises an error.
+        """
+        assert self.states
+        state = self.states.newest(self.say) if self.first else None
+        step = int(self.summed({"step": state.step if state else 0})["step"])
+        if not step:
+            return None
+        failure = None
+        try:
+            state = state or self.states.read(step)
+            self._load_weights(state)
+        except Exception as error:
+            failure = error
+        self.summed({}, failure)
+        return state
 
     def _load_weights(self, state: State) -> None:
         """Load the weights of a state.

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
 
 from maskwise.devices import matmul_rate, peak_memory
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import finite
 from maskwise.masking.policies.base import Facts, Learner
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Work, trained
+from maskwise.printing import LINE_SECONDS, err_console, say
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
@@ -287,26 +287,32 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
 
 
 class Progress:
-    """A progress bar over steps, with speed and remaining time. It is shown only on a terminal.
+    """A progress bar over steps, with speed and remaining time.
+
+    If stderr is not a terminal, as in a batch job, a plain line is printed every minute.
 
     Args:
         title: the text to the left of the bar.
         total: the number of steps in the run.
         start: the number of steps before the run was resumed; 0 for a new run.
-        hidden: whether to hide the bar.
+        hidden: whether to hide the bar and the lines.
     """
 
     def __init__(self, title: str, total: int, start: int = 0, *, hidden: bool = False):
-        console = Console(stderr=True)
+        shown = err_console.is_terminal and not hidden
+        self.lines = not hidden and not shown
+        self.began = self.printed_at = time.perf_counter()
+        self.start = start
+        # Titles contain names of users, which must not be parsed as markup.
         self.bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=hidden or not console.is_terminal,
+            TextColumn("{task.fields[note]}", markup=False),
+            console=err_console,
+            disable=not shown,
         )
         self.task = self.bar.add_task(
             title,
@@ -318,6 +324,19 @@ class Progress:
 
     def advance(self) -> None:
         self.bar.advance(self.task)
+        now = time.perf_counter()
+        if self.lines and now - self.printed_at >= LINE_SECONDS:
+            self.printed_at = now
+            say(self.line(now), to=err_console)
+
+    def line(self, now: float) -> str:
+        """Return the plain line: the title, the steps, the note and the remaining time."""
+        task = self.bar.tasks[self.task]
+        done = round(task.completed)
+        total = round(task.total or 0)
+        left = (now - self.began) / max(1, done - self.start) * (total - done)
+        parts = [f"{task.description}: step {done} of {total}", task.fields["note"]]
+        return ", ".join(filter(None, (*parts, f"about {duration(left)} left")))
 
     def note(self, rate: str = "", **values: float | None) -> None:
         """Show values beside the bar.

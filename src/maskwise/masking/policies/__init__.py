@@ -153,6 +153,11 @@ class Mixture(Policy):
         return all(member.has_ratio for member in self.members)
 
     @property
+    def needs_total(self) -> bool:
+        changing = any(share.needs_total for share in self.shares)
+        return changing or any(member.needs_total for member in self.members)
+
+    @property
     def unit_kind(self) -> UnitKind:
         kinds = {member.unit_kind for member in self.members}
         return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE

@@ -177,6 +177,11 @@ class Policy(ABC):
         return False
 
     @property
+    def needs_total(self) -> bool:
+        """Whether the policy changes over training, and so needs the number of steps."""
+        return False
+
+    @property
     def reads_text(self) -> bool:
         """Whether units or weights depend on the text that masks hide.
 

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import FRESH_RUN
+from maskwise.constants import FRESH_RUN, MEAN_OVER_TASKS
 from maskwise.estimates import with_minus
 from maskwise.files import (
     RULES,
@@ -57,6 +57,7 @@ from maskwise.study.verdict.words import (
     behind_reference,
     headline_row,
     headline_sentence,
+    no_gain,
     outcome_words,
     row_sentence,
 )
@@ -101,10 +102,12 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     top = headline_row(asked, study["baseline"])
     # Advice covers the gate, too, if the gate did not pass.
     looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
-    advice = advice_of(primary if table.gate else asked, table.names, looks)
+    steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
+    advice = advice_of(primary if table.gate else asked, table.names, looks, steps)
     points = []
     for length in sorted(by_length):
-        companions = Outcomes(by_length[length], study, companions=True)
+        # The tasks that count are those of the full runs, so the means of all lengths agree.
+        companions = Outcomes(by_length[length], study, counted=table.counted, companions=True)
         points += _points(companions, length)
         for arm, seed in sorted(companions.unfinished):
             run = f"the companion run of {arm} with seed {seed} ({length:g} of the steps)"
@@ -122,7 +125,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "contrasts": rows,
         "verdict": top["verdict"] if top else None,
         "headline": headline_sentence(top, asked, table.names, study)
-        + behind_reference(top, table),
+        + behind_reference(top, table)
+        + no_gain(top, table),
         "advice": list(dict.fromkeys(advice.values())),
         "overlap": table.lines["overlap"],
         "tasks": tasks,
@@ -373,6 +377,21 @@ def transfer_cells(
 # Quality by compute
 
 
+def _mean_over_tasks(table: Outcomes, place: tuple[int, int]) -> float | None:
+    """Return a run's mean score on the tasks of the verdict, in their unit and direction.
+
+    None for a single task, and for tasks without a common unit, such as points and nats: their mean
+    would say nothing, and the worse of two arms could have the better mean.
+    """
+    tasks = table.measured("tasks")
+    plain = "plain:tasks"
+    if len(tasks) < 2 or plain not in table.measures:
+        return None
+    # Signed scores, for which higher is better. Tasks with a common unit have a common sign.
+    mean = float(table.values[plain][place]) * table.measures[tasks[0]].sign
+    return mean if math.isfinite(mean) else None
+
+
 def _points(table: Outcomes, fraction: float) -> list[Point]:
     """Return the unscaled scores, their mean, the losses and the compute of every run.
 
@@ -389,10 +408,9 @@ def _points(table: Outcomes, fraction: float) -> list[Point]:
             value = float(table.values[name][place])
             if math.isfinite(value):
                 values[name] = value
-        scores = [values[task] for task in table.tasks if task in values]
-        # A mean over some of the tasks is not comparable with means over all tasks.
-        if len(scores) > 1 and len(scores) == len(table.tasks):
-            values = {"mean over tasks": float(np.mean(scores)), **values}
+        mean = _mean_over_tasks(table, place)
+        if mean is not None:
+            values = {MEAN_OVER_TASKS: mean, **values}
         spent = {}
         for key in QUANTITIES:
             amount = line.get(key)

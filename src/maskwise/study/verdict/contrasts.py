@@ -41,6 +41,7 @@ from maskwise.study.statistics import (
     sign_flip_interval,
     sign_flip_test,
 )
+from maskwise.study.verdict.failures import failures_of
 from maskwise.study.verdict.flags import scope_of
 from maskwise.study.verdict.words import is_ahead, raised, sentences_of
 
@@ -201,6 +202,9 @@ def _compared(
         plain = _paired(table, f"plain:{name}", arm, baseline)
         if f"plain:{name}" in table.measures:
             row["natural"] = estimated(finite_runs(plain))
+    row["failures"], row["break_even"] = failures_of(
+        table, name, arm, baseline, leads=is_ahead(row)
+    )
     row["items"] = _items_interval(table, row)
     return Comparison(row, differences, least_sds, plain, table)
 
@@ -311,12 +315,14 @@ def _passes(row: Contrast) -> bool:
     """Return whether the arm of a gate beats the baseline.
 
     In older studies, one search served all seeds and the two sides may have different settings.
-    Such a row is open, but the gate passes, because it asks whether the study can detect any
-    difference.
+    Such a row is open, and so is one whose arm may fail. But the gate passes, because it asks
+    whether the study can detect any difference.
     """
     doubts = {flag["code"] for flag in row["flags"] if flag["effect"] != "notes"}
     p = row["p_adjusted"]
-    return p is not None and p < ALPHA and doubts <= {"settings-differ"} and is_ahead(row)
+    return (
+        p is not None and p < ALPHA and doubts <= {"settings-differ", "may-fail"} and is_ahead(row)
+    )
 
 
 def _test(comparisons: Sequence[Comparison]) -> None:
@@ -338,6 +344,8 @@ def _test(comparisons: Sequence[Comparison]) -> None:
         row = comparison.row
         if row["p"] is not None:
             row["p_adjusted"] = p
+            # The flag "may-fail" is raised only against a verdict in favour of an arm.
+            row["flags"] = raised(row, comparison.table)
         if row["verdict"] is None:
             _conclude(comparison, family=len(primaries))
 

@@ -28,7 +28,7 @@ from maskwise.constants import (
 from maskwise.estimates import with_minus
 from maskwise.files import Contrast, Effect, Record
 from maskwise.study.outcomes import TOLERANCE, Outcomes, Pair, is_loss
-from maskwise.study.statistics import best_guess, can_decide
+from maskwise.study.statistics import ALPHA, best_guess, can_decide
 
 Facts: TypeAlias = dict[str, object]
 Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
@@ -171,6 +171,28 @@ def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
     return {"arms": arms} if len(settings) > 1 else None
 
 
+def _may_fail(row: Contrast, table: Outcomes) -> Facts | None:
+    """Return the failures of an arm whose verdict could be due to failures that were not seen."""
+    p = row["p_adjusted"]
+    break_even = row.get("break_even")
+    if p is None or p >= ALPHA or break_even is None:
+        return None
+    ahead = ((row["mean"] or 0) > 0) == row["higher_is_better"]
+    failures = row["failures"]["arm" if ahead else "baseline"]
+    may_fail = failures["learned"] or failures["failed"] > 0
+    if not may_fail or break_even >= failures["high"]:
+        return None
+    return {
+        "arms": [row["arm"] if ahead else row["baseline"]],
+        "failed": failures["failed"],
+        "runs": failures["runs"],
+        "most": rate(failures["high"]),
+        "enough": rate(break_even),
+        "high": failures["high"],
+        "break_even": break_even,
+    }
+
+
 # Notes that leave the verdict as it is
 
 
@@ -244,7 +266,8 @@ def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     if not left or REFERENCE in _pair(row):
         return None
     effect = "left out of the primary outcome" if table.counted else "counted: no other task left"
-    return {"tasks": left, "names": ", ".join(left), "effect": effect}
+    left_out = bool(table.counted)
+    return {"tasks": left, "names": ", ".join(left), "effect": effect, "left_out": left_out}
 
 
 def _item_noise(row: Contrast, table: Outcomes) -> Facts | None:
@@ -275,6 +298,11 @@ def _overlap(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 # Helpers for the tests
+
+
+def rate(share: float) -> str:
+    """Format a rate as a percentage with two significant digits, without an exponent."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def _pair(row: Contrast) -> Pair:
@@ -374,6 +402,15 @@ FLAGS = (
         "one search served all seeds and chose different settings for {arms}, so the difference "
         "may be due to the settings",
         "Run the study again: a search now chooses settings for every seed (study.search).",
+    ),
+    Flag(
+        "may-fail",
+        "caps",
+        _may_fail,
+        "{arms} may fail in some runs: {failed} of {runs} failed here, which allows up to {most}, "
+        "and failures in {enough} would cancel the lead",
+        "Compare an arm that learns its masks or shares, or that failed once, in a new study with "
+        "more runs, or where its lead is larger.",
     ),
     Flag(
         "near-floor",

@@ -17,7 +17,7 @@ from maskwise.estimates import SPREADS, outcome_label, shown
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import ALPHA, P_FROM_RUNS, can_decide, fewest_runs
-from maskwise.study.verdict.flags import FLAGS
+from maskwise.study.verdict.flags import FLAGS, rate
 
 Names: TypeAlias = Mapping[str, str]
 """The names of arms in sentences, keyed by arm (``Outcomes.names``)."""
@@ -117,6 +117,7 @@ def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
             facts.append(f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)}")
         if row["unit"] == "SDs" and amount.unit != SPREADS and row["mean"]:
             facts.append(f"the lead is {abs(row['mean']):.1f} times the SD of runs within an arm")
+        facts += _failures(row, ahead)
     if row["p_adjusted"] is not None:
         p = f"p = {row['p_adjusted']:.2g}"
         # Gates are tested separately, without Holm's correction.
@@ -126,6 +127,25 @@ def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
     if row["verdict"] is not None:
         facts.append(SCOPES.get(row["scope"], row["scope"]))
     return "; ".join(facts)
+
+
+def _failures(row: Contrast, ahead: str) -> list[str]:
+    """Return a phrase with the failures of the leading arm in a primary row, as a list."""
+    break_even = row.get("break_even")
+    side = "arm" if is_ahead(row) else "baseline"
+    trained = row["arm"] if is_ahead(row) else row["baseline"]
+    if not row["primary"] or not row["mean"] or break_even is None:
+        return []
+    # One run says nothing, and the untrained model cannot fail.
+    if row["n"] < 2 or trained == REFERENCE:
+        return []
+    # This flag says the same.
+    if any(flag["code"] == "may-fail" for flag in row["flags"]):
+        return []
+    failures = row["failures"][side]
+    seen = f"{failures['failed']} of {failures['runs']} runs of {ahead} failed"
+    allowed = f"so at most {rate(failures['high'])} do (95 % confidence)"
+    return [f"{seen}, {allowed}; failures in {rate(break_even)} would cancel the lead"]
 
 
 def _inside(row: Contrast) -> str:
@@ -285,6 +305,28 @@ def behind_reference(row: Contrast | None, table: Outcomes) -> str:
     return f" {who} {verb} a worse mean than {table.names[REFERENCE]} {outcome_words(outcome)}."
 
 
+def no_gain(row: Contrast | None, table: Outcomes) -> str:
+    """Return a sentence if no arm has gained over the reference model on the tasks.
+
+    It is about studies that are decided by something else than tasks, such as a held-out loss, or
+    in which nothing can be compared. In other studies, ``behind_reference`` says it; the result is
+    then "".
+    """
+    if row is None or ALL_TASKS not in table.measures:
+        return ""
+    if row["verdict"] != "not comparable" and row["outcome"] in ("tasks", *table.tasks):
+        return ""
+    arms = list(table.study["arms"])
+    gains = []
+    for arm in arms:
+        gains.append(finite_runs(table.gains(ALL_TASKS, arm, REFERENCE)))
+    # Without runs of the reference model or of an arm, nothing is known.
+    if any(not len(runs) or runs.mean() > 0 for runs in gains):
+        return ""
+    who = "No arm has" if len(arms) > 1 else f"{arms[0]} has not"
+    return f" {who} gained on the tasks over {table.names[REFERENCE]}."
+
+
 def _reach(row: Contrast) -> str:
     """Return the sentence of the flag "near-floor"; "" if the flag is not raised."""
     for flag in row["flags"]:
@@ -293,15 +335,21 @@ def _reach(row: Contrast) -> str:
     return ""
 
 
-def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ()) -> dict[str, str]:
+def advice_of(
+    rows: Sequence[Contrast],
+    names: Names,
+    looks: Sequence[int] = (),
+    steps: Mapping[str, float] | None = None,
+) -> dict[str, str]:
     """Return advice on the next step as sentences keyed by code, the most useful first.
 
     Args:
         rows: the primary rows.
         names: the names of arms in sentences.
         looks: the numbers of runs at the planned interim analyses that are still to come.
+        steps: the mean number of training steps of each arm, as far as known.
     """
-    advice = _choices(rows, names)
+    advice = _choices(rows, names, steps or {})
     wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
     if wanted:
         advice |= _more_runs(wanted, rows, looks)
@@ -323,10 +371,17 @@ def advice_of(rows: Sequence[Contrast], names: Names, looks: Sequence[int] = ())
     for flag in FLAGS:
         if flag.code in raised and flag.advice:
             advice[flag.code] = flag.advice
+    if "items" in raised and wanted:
+        # The usual sentence says that more runs do not help, which would contradict the advice to
+        # add runs.
+        advice["items"] = (
+            "More runs decide only for these test items. For a result that holds for other items, "
+            "also use a larger test set or more tasks."
+        )
     return advice
 
 
-def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
+def _choices(rows: Sequence[Contrast], names: Names, steps: Mapping[str, float]) -> dict[str, str]:
     """Return advice on which arm to use, for every baseline with a decided contrast."""
     advice = {}
     decided = defaultdict[str, list[Contrast]](list)
@@ -344,13 +399,26 @@ def _choices(rows: Sequence[Contrast], names: Names) -> dict[str, str]:
         if winners:
             best = max(winners, key=lambda row: abs(row["mean"] or 0))
             arm = names[best["arm"]]
-            advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}.{_reach(best)}"
+            reach = _conditions(best, steps) + _reach(best)
+            advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}{reach or '.'}"
         elif found:
             worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
             advice[f"keep {base}"] = (
                 f"Keep {base}: {worse} worse (decided), and no arm is decided to be better."
             )
     return advice
+
+
+def _conditions(row: Contrast, steps: Mapping[str, float]) -> str:
+    """Return the end of a sentence: the length of training, and what the arm used more of."""
+    count = steps.get(row["arm"])
+    end = "."
+    if count:
+        end = f" for training of {count:,.0f} steps."
+    for flag in row["flags"]:
+        if flag["code"] == "compute" and not flag["facts"].get("minor"):
+            end += f" {_capital(flag['sentence'], row)}."
+    return end
 
 
 def _more_runs(

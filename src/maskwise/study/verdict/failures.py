@@ -1,0 +1,190 @@
+"""Runs that fail: how many did, how many may, and how many would cancel a lead.
+
+A run of an arm has failed if one of its stages failed, or if it ends at the untrained floor
+(``at_floor``) although other runs of the arm do not. If an arm fails seldom, few runs often show no
+failure. The arm then seems better than it is, and no test of means can see this. A row therefore
+compares two rates:
+
+    the largest rate of failures that k failures in n runs allow (an exact upper bound of 95 %)
+    the break-even rate: lead / distance to the floor, at which failures would cancel the lead
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskwise.constants import REFERENCE
+from maskwise.files import ArmFacts, Failures
+from maskwise.study.outcomes import Numbers, Outcomes, finite_runs
+from maskwise.study.statistics import binomial_upper_bound
+
+FAILED = 0.1
+"""A run at the floor gains at most this fraction of what the better half of its arm gains."""
+APART = 3.0
+"""It is below the better half by more than this number of times the range of the better half."""
+ADAPTIVE = frozenset(
+    (
+        "learned",
+        "group-weighted",
+        "pos-weighted",
+        "type-weighted",
+        "entropy-weighted",
+        "mometas",
+        "mometas-plus",
+        "loss-proportional",
+    )
+)
+"""Policies and samplers that each run learns anew. (``entropy-weighted`` is in older files.)"""
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
+# A policy from a given folder was learned before the study, once for all runs.
+_GIVEN = re.compile(r"""learned\((?:folder=)?['"][^'"]""")
+
+
+def learned_in_run(facts: ArmFacts) -> bool:
+    """Return whether each run of an arm learns its policy or its sampler.
+
+    >>> learned_in_run({"policy": "mixture(learned(take='spans'), span)", "ratio": ""})
+    True
+    >>> learned_in_run({"policy": "learned('policies/trivia')", "ratio": ""})
+    False
+    """
+    specs = f"{facts.get('policy', '')} {facts.get('sampler', '')}"
+    names = set(re.findall(r"[a-z][a-z-]*", _QUOTED.sub("", specs)))
+    if _GIVEN.search(specs):
+        names.discard("learned")
+    return not ADAPTIVE.isdisjoint(names)
+
+
+def at_floor(gains: Numbers) -> NDArray[np.bool_]:
+    """Return which runs end at the floor although other runs of the arm do not.
+
+    A run is at the floor if it gains at most a tenth of what the better half of the arm's runs
+    gains on average. Both the run and the floor must also be further below the better half than
+    three times the range of the better half, because all runs of an arm that hardly gains anything
+    are near the floor.
+
+    >>> at_floor(np.array([0.01, 0.6, 0.62, 0.58, 0.61, 0.6])).tolist()
+    [True, False, False, False, False, False]
+    >>> at_floor(np.array([0.01, 0.03, 0.02, -0.01, 0.02, 0.04])).tolist()
+    [False, False, False, False, False, False]
+
+    Args:
+        gains: (runs,) gains over the floor; NaN for missing runs.
+    """
+    known = np.sort(finite_runs(gains))
+    if len(known) < 2:
+        return np.zeros(len(gains), dtype=bool)
+    better = known[len(known) // 2 :]
+    apart = better[0] - APART * (better[-1] - better[0])
+    # A comparison with NaN is false.
+    failed: NDArray[np.bool_] = (gains <= FAILED * better.mean()) & (gains < apart)
+    return failed & (apart > 0)
+
+
+def floor_of(table: Outcomes, outcome: str, *pair: str) -> Numbers | None:
+    """Return the outcome of a model that learned nothing, (seeds,); None if it is unknown.
+
+    For scores, it is that of the untrained model with the same seed. If training starts from a
+    pre-trained model, it is the score of the best answer that is the same for all texts. For losses
+    on masked text, it is the loss of word frequencies.
+
+    Args:
+        table: the outcomes of the compared runs.
+        outcome: a task, a mean over tasks, a held-out loss or an evaluation.
+        pair: the names of the compared arms, which decide what "tasks" averages.
+    """
+    if outcome.startswith("heldout:"):
+        floors = []
+        for part in table.parts.get(outcome, [outcome]):
+            unigram = table.values.get(part.replace("heldout:", "unigram:", 1))
+            if unigram is None:
+                return None
+            # The masks, and so this loss, are the same for all arms. Where no arm has a run, no
+            # floor is needed.
+            counts = np.isfinite(unigram).sum(axis=0)
+            sums = np.nansum(unigram, axis=0)
+            floors.append(np.where(counts, sums / np.maximum(counts, 1), np.nan))
+        mean: Numbers = np.mean(floors, axis=0)
+        return mean
+    tasks = table.measured(outcome, *pair)
+    if tasks == [outcome]:
+        return table.floor(outcome)
+    signed = []
+    for task in tasks:
+        floor = table.floor(task)
+        if floor is None:
+            return None
+        sd = table.sds[task] if table.measures[outcome].unit == "SDs" else 1.0
+        signed.append(table.measures[task].sign * floor / sd)
+    average: Numbers = np.mean(signed, axis=0)
+    return average
+
+
+def failures_of(
+    table: Outcomes, outcome: str, arm: str, baseline: str, *, leads: bool
+) -> tuple[dict[str, Failures], float | None]:
+    """Return the failures of both arms of a row, and the break-even rate of the leading arm.
+
+    Args:
+        table: the outcomes of the compared runs.
+        outcome: the outcome of the row, or the mean over all tasks.
+        arm: the arm of the row.
+        baseline: the baseline of the row.
+        leads: whether the arm, and not the baseline, is ahead.
+
+    Returns:
+        failures: keyed by "arm" and "baseline".
+        break_even: the share of the leading arm's runs, between 0 and 1, whose failure would cancel
+            its lead; None if the floor is unknown or no pair of runs is left.
+    """
+    floor = floor_of(table, outcome, arm, baseline)
+    failures = {}
+    gains = {}
+    for key, side in (("arm", arm), ("baseline", baseline)):
+        runs = table.runs(outcome, side)
+        failed = _failed_stages(table, side)
+        gains[key] = np.where(failed, np.nan, runs)
+        if floor is not None:
+            gains[key] = table.measures[outcome].sign * (gains[key] - floor)
+            collapsed = at_floor(gains[key])
+            failed |= collapsed
+            gains[key][collapsed] = np.nan
+        measured = int((np.isfinite(runs) | failed).sum())
+        count = int(failed.sum())
+        facts = [table.study["arms"][name] for name in table.trained(side)]
+        failures[key] = Failures(
+            runs=measured,
+            failed=count,
+            high=binomial_upper_bound(count, measured),
+            learned=any(map(learned_in_run, facts)),
+        )
+    ahead, behind = ("arm", "baseline") if leads else ("baseline", "arm")
+    lead = _mean(gains[ahead] - gains[behind])
+    distance = _mean(gains[ahead])
+    if floor is None or math.isnan(lead):
+        return failures, None
+    # If the leading arm is below the floor, its failures do not lower its mean.
+    if distance <= 0:
+        return failures, 1.0
+    return failures, min(max(lead / distance, 0.0), 1.0)
+
+
+def _failed_stages(table: Outcomes, side: str) -> NDArray[np.bool_]:
+    """Return for every seed whether a stage of the side's runs failed."""
+    failed = np.zeros(len(table.study["seeds"]), dtype=bool)
+    for (place, seed), arm in product(enumerate(table.study["seeds"]), table.trained(side)):
+        failed[place] |= (arm, seed) in table.failed
+    # A failed run of the reference model counts as well.
+    if side == REFERENCE:
+        failed = np.array([(side, seed) in table.failed for seed in table.study["seeds"]])
+    return failed
+
+
+def _mean(runs: Numbers) -> float:
+    known = finite_runs(runs.ravel())
+    return float(known.mean()) if len(known) else math.nan

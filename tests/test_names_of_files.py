@@ -1,0 +1,244 @@
+"""Every name that a file system allows is read, or named in one clean line; files that are read at
+once are bounded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from maskwise.cli import main
+from maskwise.errors import MaskwiseError, is_visible
+from maskwise.folders import read_json, write_folder, write_json
+from maskwise.recipe import read_recipe
+from maskwise.specs import split_options, user_path
+from maskwise.study.starter import recipe_for
+from maskwise.tasks import load_task
+from maskwise.text import read_documents
+from maskwise.text.labelled import read_records
+from maskwise.text.opening import read_whole
+
+TEXT = "The cat sat on the mat and it was glad.\n\nThe dog ran to the house, for it was cold.\n"
+LABELS = "text,label\n" + "".join(
+    f"row {n} is {word},{word}\n" for n in range(60) for word in ("good", "bad")
+)
+NAMES = {
+    "latin-1": os.fsdecode(b"caf\xe9"),
+    "home": "~nobody-of-this-name",
+    "office": "~$mine",
+    "line separator": "a\u2028b",
+    "line feed": "a\nb",
+    "clears the screen": "\x1b[2J",
+    "c1": "a\x9bb",
+    "hyphen": "-rf",
+    "space": "my text",
+    "brackets": "a(1)",
+    "markup": "[red]",
+    "braces": "{x}",
+    "quote": 'it\'s "mine"',
+    "yaml": ": # &a *b !c %d",
+    "emoji": "👩\u200d🔬",
+    "long": "x" * 240,
+    "reverses": "a\u202eb",
+}
+
+
+@pytest.fixture(params=NAMES.values(), ids=[*NAMES])
+def name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    return request.param
+
+
+def command(*arguments: str) -> int:
+    """Run a command and return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    code = end.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def is_clean(text: str) -> bool:
+    return all(map(is_visible, text))
+
+
+def test_a_text_is_read_whatever_its_name(name: str) -> None:
+    Path(f"{name}.txt").write_text(TEXT)
+    documents = read_documents(f"{name}.txt")
+    assert len([*documents]) == 2 and not documents.skipped
+    for document in documents:
+        assert document.id.encode()
+
+
+def test_labels_are_read_whatever_their_name(name: str) -> None:
+    Path(f"{name}.csv").write_text(LABELS)
+    assert load_task(f"{name}.csv").labels == ("bad", "good")
+
+
+def test_a_new_recipe_can_be_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, labels = f"./{name}.txt", f"./{name}.csv"
+    Path(text).write_text(TEXT)
+    Path(labels).write_text(LABELS)
+    assert command("study", "--new", text, labels) == 0
+    written = [path for path in Path().iterdir() if path.suffix == ".yaml"]
+    assert len(written) == 1 and not written[0].name.startswith(("-", "~"))
+    recipe = read_recipe(written[0])
+    assert Path(str(recipe.corpus.source)) == Path(text)
+    assert [Path(split_options(task)[0]) for task in recipe.tasks] == [Path(labels)]
+    shown = capsys.readouterr()
+    assert is_clean(shown.out + shown.err)
+    # The recipe of a recipe: what a study writes into its folder reads back, too.
+    again = Path("again.yaml")
+    again.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert read_recipe(again).corpus.source == recipe.corpus.source
+
+
+def test_the_recipe_of_a_file_names_only_this_file(name: str) -> None:
+    Path(f"{name}.txt").write_text(TEXT)
+    with pytest.raises(MaskwiseError) as error:
+        recipe_for(f"./{name}.txt", ["training.steps=never"])
+    line = str(error.value)
+    assert "the recipe of ./" in line and "/tmp" not in line and ".yaml" not in line
+    assert is_clean(line) and "\n" not in line
+
+
+@pytest.mark.parametrize("ending", [".yaml", ".txt", ".csv", ".png", ""])
+def test_a_file_that_is_missing_is_one_clean_line(
+    name: str, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = f"./{name}{ending}"
+    for arguments in (["check", missing], ["study", "--new", missing], ["report", missing]):
+        assert command(*arguments) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and is_clean(line), arguments
+
+
+def test_a_name_that_no_file_system_allows(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["check"], ["study"], ["report"], ["evaluate"], ["annotate"]):
+        assert command(*arguments, "x" * 5000 + ".txt") == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and len(line) < 2000
+    assert split_options("x" * 5000 + "(a=1)") == ("x" * 5000, "a=1")
+
+
+def test_a_tilde_is_a_home_only_if_no_file_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert user_path("~/a.txt") == tmp_path / "a.txt"
+    (tmp_path / "~root").write_text("")
+    assert user_path("~root") == Path("~root")
+
+
+def test_json_holds_every_name(tmp_path: Path) -> None:
+    value = {"name": "".join(NAMES.values())}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_files_of_a_folder_have_the_permissions_of_the_user(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        for name in ("a.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+        (folder / "model.safetensors").chmod(0o600)
+
+    before = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "new", fill)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+    assert modes == {0o640}
+
+
+# What is read at once
+# ---------------------------------------------------------------------------------------------
+
+
+def test_a_small_file_reserves_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(LABELS)
+    tracemalloc.start()
+    try:
+        read_records(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 << 20
+
+
+@pytest.fixture
+def bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small file whose content is larger than what may be read at once."""
+    monkeypatch.setattr("maskwise.text.opening.LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr("maskwise.text.opening.PART_BYTES", 1 << 16)
+    path = tmp_path / "bomb.csv.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(b"text,label\n" + b"a,b\n" * (1 << 20))
+    assert path.stat().st_size < 1 << 16
+    return path
+
+
+def test_a_table_that_unpacks_to_a_huge_one_is_refused(bomb: Path) -> None:
+    readings = (
+        lambda: read_whole(bomb),
+        lambda: read_records(bomb),
+        lambda: [*read_documents(str(bomb))],
+        lambda: load_task(str(bomb)),
+    )
+    for read in readings:
+        tracemalloc.start()
+        try:
+            with pytest.raises(MaskwiseError, match=r"bomb\.csv\.gz has more than 1 MiB"):
+                read()
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < 16 << 20
+
+
+def sequences(path: Path) -> Iterator[tuple[str, str]]:
+    for document in read_documents(str(path)):
+        yield document.id, document.text
+
+
+def test_a_very_long_line_of_fasta_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole chromosome may stand in one line. Headers begin lines, and not parts of lines."""
+    path = tmp_path / "a.fasta"
+    letters = "MKV" * 40
+    path.write_text(f">one\n{letters}\n>two {'x' * 100}>three\nMK\n;{'y' * 90}\nVA\n")
+    whole = [*sequences(path)]
+    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 16)
+    parts = [*sequences(path)]
+    assert [text for _, text in parts] == [text for _, text in whole] == [letters, "MKVA"]
+    assert parts[0][0] == "one" and parts[1][0].startswith("two xxx")
+    monkeypatch.setattr("maskwise.text.readers.LONGEST_TEXT", 32)
+    assert "".join(text for _, text in sequences(path)) == letters + "MKVA"
+
+
+def test_a_recipe_that_is_no_recipe_is_not_parsed_for_hours(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("a b c\n" * (1 << 20))
+    with pytest.raises(MaskwiseError, match="study --new"):
+        read_recipe(path)
+
+
+def test_ids_of_json_lines_are_clean_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    evil = "\x1b[2J\x9b\u202e"
+    line = json.dumps({"id": evil, "text": "Marie Curie was born in Warsaw."})
+    path.write_text(line + "\n")
+    assert command("annotate", str(path), "--with", "words", "--out", str(tmp_path / "out")) == 0
+    shown = capsys.readouterr()
+    assert is_clean(shown.out + shown.err)
