@@ -13,8 +13,12 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import shutil
+import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -202,3 +206,68 @@ def test_a_command_that_meets_a_fault_anywhere_at_its_beginning_can_be_repeated(
     count = check(name, inputs, tmp_path, places, fault)
     print(f"{name}: {count} places, {fault}")
     assert count > 3
+
+
+# --- real signals
+
+
+def struck(out: Path, changes: int, number: int, *arguments: Any) -> int | None:
+    """Run a command, and send it a signal when the content of its folder has changed so often.
+
+    Returns:
+        The exit code; negative if the signal killed the process.
+    """
+    context = multiprocessing.get_context("fork")
+    said = out.with_name(f"{out.name}-said.txt")
+
+    def child() -> None:
+        quiet = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        jobs.ENGINES["local"] = SamePool
+        os._exit(maskwise(*arguments, "--out", out))
+
+    process = context.Process(target=child)
+    process.start()
+    seen: list[tuple[str, int]] = []
+    while process.is_alive():
+        now = content_of(out)
+        if now != seen:
+            seen = now
+            changes -= 1
+        if changes < 0:
+            os.kill(process.pid or 0, number)
+            break
+        time.sleep(0.001)
+    process.join(PATIENCE)
+    assert "Traceback" not in said.read_text(), said.read_text()
+    return process.exitcode
+
+
+def content_of(out: Path) -> list[tuple[str, int]]:
+    """The names and sizes of all files and folders below a folder."""
+    found = []
+    for path in out.rglob("*"):
+        # Files may be renamed or removed at this moment.
+        with suppress(OSError):
+            found.append((str(path), path.stat().st_size))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "learn", "annotate", "study", "adapt"])
+def test_a_command_that_gets_ten_signals_ends_with_the_same_results(
+    name: str, inputs: Path, tmp_path: Path
+) -> None:
+    arguments = commands(inputs)[name]
+    forked(fault_at, tmp_path / "whole", 0, "", *arguments)()
+    out = tmp_path / "struck"
+    draw = random.Random(name)
+    codes = []
+    for number in (signal.SIGKILL, signal.SIGTERM) * 5:
+        codes.append(struck(out, draw.randrange(9), number, *arguments))
+    print(name, codes)
+    assert set(codes) <= {-signal.SIGKILL, 143, 0} and -signal.SIGKILL in codes
+    forked(fault_at, out, 0, "", *arguments)()
+    assert results(out) == results(tmp_path / "whole")
