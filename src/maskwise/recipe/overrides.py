@@ -357,7 +357,11 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
             what = f"setting of {'.'.join(group)}"
         if origin:
             what = f"{what} in {origin}:"
-        return unknown_name(what, str(name), [*_group(settings, group).model_fields])
+        do = None
+        places = [*_places(settings, str(name).rpartition(".")[2])]
+        if not group and places:
+            do = f"did you mean {' or '.join(places)}?"
+        return unknown_name(what, str(name), [*_group(settings, group).model_fields], do=do)
     # If a field accepts several types, there is an error for each type. The error with the longest
     # path is the mistake, because the value matched this type down to there.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
@@ -413,6 +417,16 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
         names = [*_group(settings, _path(error)).model_fields]
         return f"settings such as {', '.join(names[:3])}"
     return ALLOWED.get(error["type"], error["msg"]).format(**context)
+
+
+def _places(settings: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of the settings that have this name in some group."""
+    for field, info in settings.model_fields.items():
+        if field == name:
+            yield prefix + field
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _places(kind, name, f"{prefix}{field}.")
 
 
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:

@@ -218,7 +218,8 @@ def run_finetune(
     Args:
         model: a checkpoint folder or a model name.
         tasks: the task specs.
-        overrides: fine-tuning settings as ``key=value``.
+        overrides: fine-tuning settings as ``key=value``. The key may be that of a recipe, such as
+            ``finetune.max_length``.
         seeds: the number of fine-tuning runs per task.
         out: the folder for ``TASK/seed-N/checkpoint`` and ``records.jsonl``.
         quiet: whether to hide progress.
@@ -226,7 +227,9 @@ def run_finetune(
     Raises:
         MaskwiseError: a setting is unknown, or ``tasks.evaluate_tasks`` raises an error.
     """
-    changes = dict(map(parse_override, overrides))
+    changes = {}
+    for key, value in map(parse_override, overrides):
+        changes[key.removeprefix("finetune.")] = value
     if "seeds" in changes:
         raise MaskwiseError("finetune has an option for seeds", do="use --seeds")
     try:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, shortened
 from maskwise.evaluation.overlap import LEAST, occurring
 from maskwise.families import most_tokens
 from maskwise.folders import read_lines, write_lines
@@ -261,8 +261,15 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
         letters=letters,
         spaced=facts.spaced,
         tasks=limited,
+        columns="".join(map(_columns_of, loaded.values())),
         max_length=min(length, max(needed, 32)),
     )
+
+
+def _columns_of(task: Task) -> str:
+    """Return a comment that names the columns of a task, because they were guessed."""
+    columns = ", ".join(f"{role} {column!r}" for role, column in task.columns.items())
+    return f"; in {shortened(task.name)}: {columns}" if columns else ""
 
 
 def _rounded(tokens: float) -> int:

@@ -386,6 +386,11 @@ def _read_task(
         skipped=skipped,
         notes=tuple(notes),
         pooling=pooling,
+        columns={
+            role: column
+            for role, column in fields._asdict().items()
+            if column and column != TEMPLATE_TEXT
+        },
     )
     return task.with_train_rows(train_rows).with_test_rows(test_rows)
 

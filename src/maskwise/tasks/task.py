@@ -211,6 +211,7 @@ class Task:
         labels: the classes in train (or in all splits: ``TaskKind.every_label``), sorted.
         splits: the rows of train, dev and test.
         found: the number of training rows in the data, if only some of them are used; else 0.
+        columns: the columns that were read, keyed by role: text, pair, label.
         skipped: the number of dropped rows, keyed by "split: reason".
         notes: notes on guessed columns and labels, and on the origin of the splits.
         pooling: how a frozen encoder's token vectors become one vector: "mean", "cls", or "dev" to
@@ -233,6 +234,7 @@ class Task:
     notes: Names = ()
     pooling: str = "mean"
     found: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A missing library is reported here, before any training starts.

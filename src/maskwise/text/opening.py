@@ -40,6 +40,9 @@ quoted cell. GLUE's tables have no quoted cells, but contain lone quotation mark
 
 # In a file with fewer lines, it cannot be guessed whether each line is a text.
 LEAST_LINES = 8
+# A file with more lines and without blank lines would be a single text if its lines were one
+# wrapped text, which is too little for a study.
+MANY_LINES = 100
 
 Record = dict[str, Any]
 LineKind: TypeAlias = Literal["json", "line", "block"]
@@ -147,7 +150,8 @@ def text_per(path: Path) -> LineKind:
 
     The guess is "line" if there are at least ``LEAST_LINES`` lines, none is blank, and the lines do
     not look like one wrapped text. In a wrapped text, many lines begin in lower case, and few end
-    like a sentence.
+    like a sentence. Of queries, logs and posts, the same is true, so ``MANY_LINES`` or more lines
+    without a blank line are not taken for a wrapped text.
     """
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
@@ -157,6 +161,8 @@ def text_per(path: Path) -> LineKind:
         lines = lines[:-1]
     if len(lines) < LEAST_LINES or not all(map(str.strip, lines)):
         return "block"
+    if len(lines) >= MANY_LINES:
+        return "line"
     small = sum(line.lstrip()[0].islower() for line in lines)
     ends = sum(line.rstrip()[-1] in '.!?…。»”"' for line in lines)
     if small > len(lines) / 4 and ends < len(lines) / 2:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number, require_known
+from maskwise.errors import MaskwiseError, finite_number, plural, require_known
 from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
 from maskwise.text.documents import Document, place_of
 from maskwise.text.layers import Columns
@@ -331,11 +331,12 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
                     f"give about {enough:,} documents or more, or {do}; with "
                     "corpus.text_per=line, each line of a .txt file is a document"
                 )
-            raise MaskwiseError(
-                f"corpus.held_out={held_out} leaves no {name} documents",
-                got=f"{len(np.unique(pieces.documents))} document(s)",
-                do=do,
-            )
+            documents = len(np.unique(pieces.documents))
+            what = f"corpus.held_out={held_out} leaves no {name} documents"
+            # Whatever the share is, one document cannot be on both sides.
+            if documents < 2:
+                what = "some documents are held out from training, and this text has too few"
+            raise MaskwiseError(what, got=plural(documents, "document"), do=do)
         sides.append(Rows.of(pieces, layout, chosen=np.flatnonzero(side)))
     training, held = sides
     return training, held
