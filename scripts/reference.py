@@ -8,32 +8,17 @@ of the same names in docs/, which are for readers without the built site.
 from __future__ import annotations
 
 import inspect
-import json
 import re
-from collections.abc import Iterator
-from functools import cache
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any
 
-import griffe
 import typer
 from mkdocs.structure.files import File, Files
-from pydantic import BaseModel
 
 from maskwise.cli import app
 from maskwise.cli.views import INTERNAL, describe_table, names_in
-from maskwise.recipe import Recipe
+from maskwise.recipe.described import recipe_keys
 
 TABLES = ("policies", "schedules", "corruptions", "objectives", "samplers", "annotators")
-LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-
-
-class Key(NamedTuple):
-    """A key of a recipe. A key with nested keys has no default."""
-
-    name: str
-    default: str
-    allowed: str
-    what: str
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -45,46 +30,10 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
-    """Yield the keys of a group of settings; a key is followed by its nested keys."""
-    # A load of one module takes as long as a load of the whole package.
-    documented = _package()[f"{settings.__module__}.{settings.__name__}".partition(".")[2]]
-    schema = settings.model_json_schema()["properties"]
-    for name, field in settings.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
-        groups = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel)]
-        docstring = documented[name].docstring or griffe.Docstring("")
-        if not groups:
-            default = json.dumps(schema[name].get("default"), ensure_ascii=False)
-            yield Key(before + name, default, _allowed(schema[name]), docstring.value)
-            continue
-        text = docstring.value or inspect.getdoc(groups[0]) or ""
-        yield Key(before + name, "", "", text.partition("\n\n")[0])
-        within = (
-            f"{before}{name}.NAME." if get_origin(field.annotation) is dict else f"{before}{name}."
-        )
-        # These sections of a policy have the same keys as those of a recipe.
-        if not before or name not in Recipe.model_fields:
-            yield from keys_of(groups[0], within)
-
-
-@cache
-def _package() -> griffe.Object | griffe.Alias:
-    return griffe.load("maskwise")
-
-
-def _allowed(schema: dict[str, Any]) -> str:
-    """Return the values, or the range of values, that a JSON schema allows."""
-    one = schema.get("anyOf", [schema])[0]
-    if "enum" in one:
-        return ", ".join(one["enum"])
-    return ", ".join(f"{sign} {one[limit]}" for limit, sign in LIMITS.items() if limit in one)
-
-
 def recipe_page() -> str:
     """Return the page with a table of keys for each section of a recipe."""
     sections = {"": []}
-    for key in keys_of(Recipe):
+    for key in recipe_keys().values():
         section, dot, _ = key.name.partition(".")
         sections.setdefault(section if dot else "", []).append(key)
     lines = ["# Recipe keys", "", "All keys are optional. `null` means no value."]

@@ -17,9 +17,10 @@ import yaml
 
 import maskwise as mw
 from maskwise.cli import main
-from maskwise.cli.views import names_in
+from maskwise.cli.views import describe_table, names_in
 from maskwise.folders import read_lines
-from maskwise.recipe import Recipe, read_recipe, shipped, validate
+from maskwise.recipe import read_recipe, shipped, validate
+from maskwise.recipe.described import recipe_keys
 from maskwise.study.statistics import sign_flip_interval
 from training_tools import model, tokenizer
 
@@ -405,14 +406,25 @@ def reference() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "scripts" / "reference.py"))
 
 
-def test_every_key_of_a_recipe_is_described(reference: dict[str, Any]) -> None:
-    keys = {key.name: key for key in reference["keys_of"](Recipe)}
+def test_every_key_of_a_recipe_is_described() -> None:
+    keys = recipe_keys()
     assert [name for name, key in keys.items() if not key.what] == []
     assert keys["training.decay"].allowed == "linear, cosine, 1-sqrt, wsd, constant"
     assert (keys["corpus.held_out"].default, keys["corpus.held_out"].allowed) == (
         "0.02",
         "> 0, < 0.5",
     )
+    # A reader of the repository gets them without building the docs.
+    rows = {row["name"]: row for row in describe_table("keys")}
+    assert rows.keys() == keys.keys()
+    assert rows["corpus.held_out"]["example"] == "corpus.held_out=0.02"
+    for page in ("recipe.md", "names.md", "commands.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert "`maskwise list keys`" in text or page != "recipe.md"
+        assert "`maskwise " in text
+    # And in the docs.
+    reference = runpy.run_path(str(ROOT / "scripts" / "reference.py"))
+    assert "| `corpus.held_out` |" in reference["recipe_page"]()
 
 
 def test_the_reference_has_every_option_and_name(reference: dict[str, Any]) -> None:

@@ -332,6 +332,7 @@ TABLES = {
     "tasks": "maskwise.tasks:BUNDLED_TASKS",
     "cards": "maskwise.tasks:CARDS",
     "recipes": "maskwise.folders:shipped",
+    "keys": "maskwise.recipe.described:recipe_keys",
 }
 """Module and table of every list."""
 
@@ -347,6 +348,7 @@ EXAMPLES = {
     "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
     "recipes": "maskwise {command} {call}",
+    "keys": "{call}",
 }
 """Usage examples for every list; {call} is a name with its required arguments, and {command} is the
 command that a recipe is for."""
@@ -429,6 +431,13 @@ def describe_table(what: str) -> list[dict[str, str]]:
             line = _task_line(name)
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
+        elif what == "keys":
+            line = " ".join(member.what.split())
+            if member.allowed:
+                line += f" Allowed: {member.allowed}."
+            call = name
+            if member.default:
+                call += f"={member.default}"
         elif what == "recipes":
             # Recipes begin with a comment that describes them.
             lines = member.read_text(encoding="utf-8").splitlines()

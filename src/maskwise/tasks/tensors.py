@@ -28,6 +28,7 @@ from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Classification
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.task import SPLITS, Answers, Rows, Task
+from maskwise.text.words import tokenizing
 from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import by_width
 
@@ -288,7 +289,11 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
 def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Data]:
     encode_split = task.kind.encode
     assert encode_split is not None, "frozen kinds have no tensors to train on"
-    return {split: encode_split(task, split, Cutter.of(state, pad, max_length)) for split in SPLITS}
+    encoded = {}
+    for split in SPLITS:
+        with tokenizing():
+            encoded[split] = encode_split(task, split, Cutter.of(state, pad, max_length))
+    return encoded
 
 
 def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
@@ -427,7 +432,9 @@ def embed(
     Raises:
         MaskwiseError: a text has no tokens, or an embedding is not finite.
     """
-    flat = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), max_length).flat(texts)
+    cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), max_length)
+    with tokenizing():
+        flat = cutter.flat(texts)
     if not int(flat.lengths.min()):
         raise MaskwiseError("a text without any token cannot be embedded", got="an empty text")
     network.eval()

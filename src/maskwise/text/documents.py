@@ -337,8 +337,8 @@ def read_documents(
               people, or about weather and crops (worlds.py);
             - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank
               lines, or the lines of a file without blank lines (``text_per``);
-            - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst`` or ``.json.gz`` file: one object (or
-              string) per line;
+            - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``, ``.json`` or ``.json.gz`` file: one
+              object (or string) per line; ``.json`` and ``.json.gz`` may also be one array;
             - a ``.csv``, ``.tsv``, ``.parquet`` or FASTA file;
             - a folder of such files, read in the order of their names, or a folder written by
               ``save_to_disk``;

@@ -7,6 +7,7 @@ unpickle, and never run code that comes with a data set.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import IO, Any, NamedTuple, TypeAlias, cast
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.folders import in_utf8
 from maskwise.text.opening import (
+    HEAD_BYTES,
     LineKind,
     damaged,
     opened,
@@ -127,7 +129,11 @@ def known_ending(path: Path, endings: Iterable[str] | None = None) -> str | None
 
 
 def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return the visible files of a folder, or a single file, keyed and sorted by relative path."""
+    """Return the visible files of a folder, or a single file, keyed and sorted by relative path.
+
+    In a folder, ``.json`` files usually describe the other files, so they are returned only if
+    there are no others.
+    """
     files = {}
     if folder.is_file():
         if known_ending(folder) in endings:
@@ -137,7 +143,8 @@ def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and known_ending(path) in endings and "/." not in f"/{name}":
             files[name] = path
-    return dict(sorted(files.items()))
+    texts = {name: path for name, path in files.items() if known_ending(path) != ".json"}
+    return dict(sorted((texts or files).items()))
 
 
 # ---- files of lines
@@ -245,6 +252,29 @@ def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
             if kind == "json":
                 record = parsed(record)
             yield record
+
+
+def is_json_array(path: Path) -> bool:
+    """Return whether a file of JSON is one array, and not JSON lines."""
+    with opened(path) as file:
+        head = file.read(HEAD_BYTES)
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _read_json(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+    """Read a JSON array of texts or objects, which is read at once, or JSON lines."""
+    refuse_unreadable(path)
+    if not is_json_array(path):
+        yield from _read_lines(path, name, fields)
+        return
+    try:
+        rows = json.loads(read_whole(path))
+    except (ValueError, RecursionError) as error:
+        raise MaskwiseError(
+            f"{path} is not JSON: {first_line(error)}",
+            allowed="an array of texts or objects, or JSON lines",
+        ) from None
+    yield from numbered_rows(rows, name)
 
 
 def parsed(record: Record) -> Record:
@@ -452,10 +482,12 @@ def load_hub(source: str, name: str, config: str, **how: object) -> Any:
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
+JSON_ENDINGS = (".json", ".json.gz")
 READERS: dict[str, Callable[[Path, str, Fields], Iterator[Record]]] = {
     **dict.fromkeys(TEXT_ENDINGS, _read_lines),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _read_table),
     **dict.fromkeys(LINE_ENDINGS, _read_lines),
+    **dict.fromkeys(JSON_ENDINGS, _read_json),
     ".parquet": _read_parquet,
     **dict.fromkeys(FASTA_ENDINGS, _read_fasta),
 }

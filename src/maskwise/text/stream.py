@@ -37,6 +37,7 @@ from maskwise.text.opening import damaged, opened, refuse_unreadable
 from maskwise.text.pieces import Ints, read_pieces, tokenise
 from maskwise.text.readers import (
     BEGINNING,
+    JSON_ENDINGS,
     LINE_ENDINGS,
     READERS,
     TEXT_ENDINGS,
@@ -45,6 +46,7 @@ from maskwise.text.readers import (
     Record,
     files_in,
     hub_parts,
+    is_json_array,
     kind_of,
     known_ending,
     line_records,
@@ -138,6 +140,11 @@ class FileShard(Shard):
                 return
             if place == BEGINNING:
                 refuse_unreadable(self.path)
+                if known_ending(self.path) in JSON_ENDINGS and is_json_array(self.path):
+                    raise MaskwiseError(
+                        f"{self.path} is a JSON array, which cannot be read as a stream",
+                        do="write JSON lines, or set corpus.stream: false",
+                    )
             kind = kind_of(self.path, self.fields)
             with opened(self.path, place.at) as file:
                 begin = place.at

@@ -1,0 +1,105 @@
+"""Descriptions of all keys of a recipe, from the docstrings of the settings.
+
+``maskwise list keys`` prints them, and the docs have them as a page.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel
+
+from maskwise.recipe.recipe import Recipe
+
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+"""Signs of the limits in a JSON schema."""
+
+
+class Key(NamedTuple):
+    """A key of a recipe.
+
+    Attributes:
+        name: the dotted name; NAME stands for a name that the user chooses.
+        default: the default as JSON; "" for a key with nested keys.
+        allowed: the values, or the range of values, that are allowed; "" if the type decides.
+        what: the description.
+    """
+
+    name: str
+    default: str
+    allowed: str
+    what: str
+
+
+def recipe_keys() -> dict[str, Key]:
+    """Return all keys of a recipe by their names.
+
+    >>> key = recipe_keys()["corpus.held_out"]
+    >>> key.default, key.allowed
+    ('0.02', '> 0, < 0.5')
+    """
+    return {key.name: key for key in keys_of(Recipe)}
+
+
+def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
+    """Yield the keys of a group of settings; a key is followed by its nested keys."""
+    schema = settings.model_json_schema()["properties"]
+    for name, field in settings.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        groups = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel)]
+        what = _docstring(settings, name)
+        if not groups:
+            default = json.dumps(schema[name].get("default"), ensure_ascii=False)
+            yield Key(before + name, default, _allowed(schema[name]), what)
+            continue
+        what = what or inspect.getdoc(groups[0]) or ""
+        yield Key(before + name, "", "", what.partition("\n\n")[0])
+        within = f"{before}{name}."
+        if get_origin(field.annotation) is dict:
+            within += "NAME."
+        # These sections of a policy have the same keys as those of a recipe.
+        if not before or name not in Recipe.model_fields:
+            yield from keys_of(groups[0], within)
+
+
+def _docstring(settings: type[BaseModel], name: str) -> str:
+    """Return the string below a field in the source of its class, or of a class above it."""
+    for above in settings.__mro__:
+        found = _docstrings(above)
+        if name in found:
+            return found[name]
+    return ""
+
+
+@cache
+def _docstrings(settings: type) -> dict[str, str]:
+    """Return the strings below the fields of a class. Python itself does not keep them."""
+    try:
+        source = inspect.getsource(settings)
+    # Classes written in C, and installations without sources.
+    except (OSError, TypeError):
+        return {}
+    tree = ast.parse(textwrap.dedent(source)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, below in pairwise(tree.body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            found[field.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """Return the values, or the range of values, that a JSON schema allows."""
+    one = schema.get("anyOf", [schema])[0]
+    if "enum" in one:
+        return ", ".join(one["enum"])
+    return ", ".join(f"{sign} {one[limit]}" for limit, sign in LIMITS.items() if limit in one)
