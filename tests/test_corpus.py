@@ -158,7 +158,7 @@ OF_FILES = {
     "nothing.txt": (b"\n \n", "no document in .* got no text at all"),
     "fields.jsonl": (
         b'{"body": "x", "meta": {"title": "z"}}\n{"body": "y"}\n',
-        "in its field 'text'; got 2 × no text field; allowed: body, meta, meta.title; set",
+        "in its field 'text'; got 2 × no text field; allowed: body, meta.title; set",
     ),
 }
 

@@ -103,7 +103,7 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe):
 
 def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypatch):
     asked = [*SMALL, "tasks=[]", "objectives={mlm: , rtd: }", "sampler=mometas(every=4)"]
-    asked += ["corpus.length=16", "corpus.held_out=0.4", "evaluation.rows=40"]
+    asked += ["corpus.length=16", "corpus.held_out=0.4", "evaluation.rows=20"]
     monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", 20_000)
     monkeypatch.setattr(timing, "ITEMS", 4)
     assert outlook_of(str(recipe), asked)["time"]["unknown"] == []

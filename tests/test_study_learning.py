@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import PolicyModel
@@ -187,7 +188,10 @@ def test_what_cannot_be_learned_is_refused(recipe, changes, text):
 @pytest.mark.parametrize("method", ["meta", pytest.param("supervised", marks=pytest.mark.slow)])
 def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(LEARN)
+    settings = yaml.safe_load(LEARN)
+    del settings["learning"]["meta" if method == "supervised" else "supervised"]
+    settings["learning"]["method"] = method
+    path.write_text(yaml.safe_dump(settings))
     alone, both = tmp_path / "alone", tmp_path / "both"
     learn_on_a_rank(path, method, alone)
     two_ranks(learn_on_a_rank, path, method, both)

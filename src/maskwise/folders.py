@@ -89,8 +89,8 @@ def in_utf8(text: str) -> bytes:
     Names of files may contain bytes that are not UTF-8, which Python reads as halves of surrogate
     pairs. They are written as escapes, such as \\udce9, which JSON and YAML read back unchanged.
 
-    >>> in_utf8('{"file": "caf\udce9"}')
-    b'{"file": "caf\\\\udce9"}'
+    >>> in_utf8("caf" + chr(0xDCE9))
+    b'caf\\\\udce9'
     """
     return text.encode("utf-8", "backslashreplace")
 

@@ -102,8 +102,13 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
     recipe = validate(settings, origin=origin)
     for name in recipe.study.arms:
         _check_arm(recipe, name)
-    if alone is not None or not changes:
-        (alone or recipe).require_used(written)
+    try:
+        recipe.require_used(written)
+    except MaskwiseError:
+        # An override may leave a setting of the file without effect.
+        if alone is None:
+            raise
+        alone.require_used(written)
     recipe.require_used(dict(leaves(nested(changes))))
     return recipe
 
