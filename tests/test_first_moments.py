@@ -247,10 +247,13 @@ def struck(out: Path, changes: int, number: int, *arguments: Any) -> int | None:
 def content_of(out: Path) -> list[tuple[str, int]]:
     """The names and sizes of all files and folders below a folder."""
     found = []
-    for path in out.rglob("*"):
-        # Files may be renamed or removed at this moment.
-        with suppress(OSError):
-            found.append((str(path), path.stat().st_size))
+    # Files and folders may be renamed or removed at this moment.
+    for folder, _, names in os.walk(out):
+        found.append((folder, 0))
+        for name in names:
+            path = os.path.join(folder, name)
+            with suppress(OSError):
+                found.append((path, os.stat(path).st_size))
     return sorted(found)
 
 
@@ -266,8 +269,11 @@ def test_a_command_that_gets_ten_signals_ends_with_the_same_results(
     draw = random.Random(name)
     codes = []
     for number in (signal.SIGKILL, signal.SIGTERM) * 5:
-        codes.append(struck(out, draw.randrange(9), number, *arguments))
+        # Annotation has few steps, and is soon done.
+        changes = draw.randrange(3 if name == "annotate" else 9)
+        codes.append(struck(out, changes, number, *arguments))
     print(name, codes)
-    assert set(codes) <= {-signal.SIGKILL, 143, 0} and -signal.SIGKILL in codes
+    # A signal may come before its handler is installed.
+    assert set(codes) <= {-signal.SIGKILL, -signal.SIGTERM, 143, 0} and any(codes)
     forked(fault_at, out, 0, "", *arguments)()
     assert results(out) == results(tmp_path / "whole")
