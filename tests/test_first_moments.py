@@ -51,7 +51,7 @@ def commands(inputs: Path) -> dict[str, list[Any]]:
     short = ["training.steps=4", "training.eval_every=2", "training.save_every=2"]
     recipe = inputs / "recipe.yaml"
     task = inputs / "task.jsonl"
-    adapting = ["training.steps=2", "finetune.steps=2", "study.seeds=2", "training.precision=no"]
+    adapting = ["--steps", 2, "--seeds", 2, "finetune.steps=2", "training.precision=no"]
     tuning = ["--seeds", 2, "steps=2", "precision=no"]
     return {
         "pretrain": ["pretrain", recipe, *short],
