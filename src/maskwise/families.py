@@ -185,6 +185,35 @@ def patched(module: nn.Module, names: Collection[str] = TEMPORARY) -> Iterator[N
                 config._attn_implementation = implementation
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A context in which models are in evaluation mode. Afterwards they are as before.
+
+    Attention is that of training, so that scores before and after the end of a training run are
+    computed alike, and the host does not wait for masks.
+
+    >>> layer = nn.Dropout(0.1)
+    >>> with evaluating(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    with patched(module):
+        module.eval()
+        separate_all(module)
+        yield
+
+
+def separate_all(module: nn.Module) -> None:
+    """Replace the attention of all models in a module whose family supports it (``separate``)."""
+    from transformers import PreTrainedModel
+
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel) and adapter_of(part.config).separates:
+            separate(part)
+
+
 def _configs(parts: Iterable[nn.Module]) -> list[Any]:
     """Return the different configurations of modules, each before its parts."""
     found: dict[int, Any] = {}

@@ -35,7 +35,7 @@ from maskwise.evaluation.scoring import (
     spread,
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
-from maskwise.families import check_fit, most_tokens, patched, require_kind
+from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import policy
 from maskwise.models import load_model
 from maskwise.objectives import predicting
@@ -213,8 +213,7 @@ def evaluate(
         require_kind(model.config, "encoder", use="filling masks one at a time")
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     records: Records = []
-    with patched(model):
-        model.eval()
+    with evaluating(model):
         if data.held_out is not None:
             records += _held_out(model, data, data.held_out, settings)
         for test_set in sets.values():

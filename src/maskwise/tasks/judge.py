@@ -28,7 +28,7 @@ from torch import Tensor
 from maskwise.constants import COMPUTED, LOWER_IS_BETTER
 from maskwise.devices import best_device, versions
 from maskwise.errors import MaskwiseError
-from maskwise.families import check_fit, check_room
+from maskwise.families import check_fit, check_room, evaluating
 from maskwise.folders import (
     claim_run,
     file_hash,
@@ -591,5 +591,5 @@ class Best:
 @torch.inference_mode()
 def answer(objective: Objective, data: Data) -> Answers:
     """Return a fine-tuned model's answers, one per item: classes, scores, choices or texts."""
-    objective.eval()
-    return data.answers(objective, next(objective.parameters()).device)
+    with evaluating(objective):
+        return data.answers(objective, next(objective.parameters()).device)

@@ -23,6 +23,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError
+from maskwise.families import evaluating
 from maskwise.keys import fold
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Classification
@@ -437,18 +438,18 @@ def embed(
         flat = cutter.flat(texts)
     if not int(flat.lengths.min()):
         raise MaskwiseError("a text without any token cannot be embedded", got="an empty text")
-    network.eval()
     vectors = torch.empty(len(texts), network.config.hidden_size)
-    for rows, batch in batches(flat, network.device):
-        attention = batch["attention_mask"]
-        output = network(input_ids=batch["input_ids"], attention_mask=attention)
-        states = output.last_hidden_state.float()
-        if pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            real = attention.unsqueeze(-1)
-            pooled = (states * real).sum(1) / real.sum(1)
-        vectors[rows] = pooled.cpu()
+    with evaluating(network):
+        for rows, batch in batches(flat, network.device):
+            attention = batch["attention_mask"]
+            output = network(input_ids=batch["input_ids"], attention_mask=attention)
+            states = output.last_hidden_state.float()
+            if pooling == "cls":
+                pooled = states[:, 0]
+            else:
+                real = attention.unsqueeze(-1)
+                pooled = (states * real).sum(1) / real.sum(1)
+            vectors[rows] = pooled.cpu()
     # Without this check, an embedding that is NaN would silently count as a wrong answer.
     if not vectors.isfinite().all():
         what = "the model's embeddings are not finite numbers"

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils.checkpoint import checkpoint
 
-from maskwise.attention import Documents, MaskKey, quicken, separate
+from maskwise.attention import Documents, MaskKey, quicken
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, encoder_of, patched
+from maskwise.families import encoder_of, patched, separate_all
 from maskwise.objectives import Objective, Outcome
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -90,16 +90,11 @@ def wrapped(
 
 def _wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
     """Change an objective as ``wrapped`` describes."""
-    from transformers import PreTrainedModel
-
     for part in objective.modules():
         if isinstance(part, Objective):
             part.precision = precision
-    for model in parts(objective, PreTrainedModel):
-        if adapter_of(model.config).separates:
-            # With the attention of maskwise, the host does not wait for masks. This attention is
-            # also faster on a CPU.
-            separate(model)
+    # With the attention of maskwise, the host does not wait for masks. It is also faster on a CPU.
+    separate_all(objective)
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
     if not (settings.compile or settings.activation_checkpointing):
