@@ -415,6 +415,37 @@ def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
     assert row["verdict"] == "decided" and codes(row)[0] == "no-help"
 
 
+# Tasks that disagree
+# ----------------------------------------------------------------------------
+
+
+def opposed(loss: float) -> dict:
+    """The primary row of two tasks: all runs gain 2 points on the one, and lose on the other, where
+    scores vary much.
+    """
+    study = make_study(runs=10, tasks=2)
+    draw = np.random.default_rng(0)
+    records = []
+    for seed in range(10):
+        for arm, lead in (("token-15", 0.0), ("token-30", 1.0)):
+            steady = 0.5 + 0.02 * lead + draw.normal(0, 0.001)
+            uneven = 0.6 - loss * lead + draw.normal(0, 0.03)
+            records.append(score_record(arm, seed, "task-0", steady))
+            records.append(score_record(arm, seed, "task-1", uneven))
+    (row,) = primary_rows(summarise(records, study))
+    return row
+
+
+def test_a_lead_against_the_plain_mean_of_the_tasks_is_open():
+    """The test weighs tasks by their precision, so that a steady gain may exceed a larger loss."""
+    row = opposed(loss=0.05)
+    assert row["p"] < 0.05 and row["mean"] > 0 > row["natural"]["mean"]
+    assert row["verdict"] == "open" and codes(row)[0] == "tasks-disagree" and not row["better"]
+    assert "task" in row["sentence"]
+    agreed = opposed(loss=0.0)
+    assert agreed["verdict"] == "decided" and "tasks-disagree" not in codes(agreed)
+
+
 # Arms that may fail
 # ----------------------------------------------------------------------------
 

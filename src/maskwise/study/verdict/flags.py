@@ -27,7 +27,14 @@ from maskwise.constants import (
 )
 from maskwise.estimates import with_minus
 from maskwise.files import Contrast, Effect, Record
-from maskwise.study.outcomes import TOLERANCE, Outcomes, Pair, is_loss
+from maskwise.study.outcomes import (
+    ALL_TASKS,
+    TOLERANCE,
+    Outcomes,
+    Pair,
+    finite_pairs,
+    is_loss,
+)
 from maskwise.study.statistics import ALPHA, best_guess, can_decide
 
 Facts: TypeAlias = dict[str, object]
@@ -191,6 +198,34 @@ def _may_fail(row: Contrast, table: Outcomes) -> Facts | None:
         "high": failures["high"],
         "break_even": break_even,
     }
+
+
+def _tasks_disagree(row: Contrast, table: Outcomes) -> Facts | None:
+    """Return the plain mean over tasks if it is on the other side than the estimate of the test.
+
+    The test weighs tasks by their precision, so a small and steady gain on one task can exceed a
+    larger, uneven loss on another. Which of them matters more is not for statistics to say.
+    """
+    p = row["p_adjusted"]
+    natural = row.get("natural")
+    if p is None or p >= ALPHA or row["outcome"] != "tasks" or row["mean"] is None:
+        return None
+    if natural is not None and natural["mean"] is not None:
+        plain = natural["mean"]
+        amount = f"{100 * abs(plain):.1f} points"
+        if row["metric"] == NATS:
+            amount = f"{abs(plain):.3f} nats"
+    else:
+        name = ALL_TASKS if REFERENCE in _pair(row) else row["outcome"]
+        differences, _ = table.differences(name, *_pair(row))
+        plain = float(finite_pairs(differences).mean())
+        amount = f"{abs(plain):.1f} standard deviations of runs"
+    if plain * row["mean"] > 0:
+        return None
+    arm, baseline = _pair(row)
+    ahead = arm if (row["mean"] > 0) == row["higher_is_better"] else baseline
+    behind = baseline if ahead == arm else arm
+    return {"plain": plain, "ahead": ahead, "behind": behind, "amount": amount}
 
 
 # Notes that leave the verdict as it is
@@ -411,6 +446,14 @@ FLAGS = (
         "and failures in {enough} would cancel the lead",
         "Compare an arm that learns its masks or shares, or that failed once, in a new study with "
         "more runs, or where its lead is larger.",
+    ),
+    Flag(
+        "tasks-disagree",
+        "caps",
+        _tasks_disagree,
+        "the tasks disagree: weighted by their precision, as in the test, they favour {ahead}, but "
+        "their plain mean favours {behind} by {amount}",
+        "Look at each task. A new study can name the one that matters (study.outcome).",
     ),
     Flag(
         "near-floor",
