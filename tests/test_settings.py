@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from maskwise.errors import MaskwiseError
-from maskwise.recipe import read_recipe
+from maskwise.learning.settings import LearningSettings
+from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.unused import UNUSED
+from maskwise.study import Stage
+from maskwise.study.stages import learn_stage, prepare_stage, recipe_of
+from maskwise.training import TrainingSettings
 
 META = ["learning={method: meta}", "tasks=[trivia]"]
 SUPERVISED = ["learning={method: supervised}", "tasks=[trivia]"]
@@ -155,3 +162,72 @@ def test_rates_of_dropout_are_those_of_a_checkpoint_too(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, model=model, study={"arms": arms}))
     assert recipe.arm("pre", seed=0).model.settings == {"hidden_dropout_prob": 0.0}
     assert recipe.arm("new", seed=0).model.settings == settings
+
+
+# Sections with defaults of their own
+
+
+def test_one_setting_of_a_policys_training_leaves_the_others_as_they_are() -> None:
+    """Every other setting fell back to the defaults of pre-training: 1,000 steps, rate 5e-4."""
+    untouched = read_recipe("quick-start", ["learning={method: supervised}", "tasks=[trivia]"])
+    changed = read_recipe("quick-start", [*SUPERVISED, "learning.supervised.training.log_every=7"])
+    assert untouched.learning and changed.learning
+    usual = untouched.learning.supervised.training
+    assert (usual.steps, usual.learning_rate) == (300, 3e-3)
+    assert changed.learning.supervised.training == usual.model_copy(update={"log_every": 7})
+
+
+def sections_with_defaults(settings: type[BaseModel], before: str = "") -> Iterator[str]:
+    """Yield the sections whose default differs from the section built without any value."""
+    for name, field in settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            if default != type(default)():
+                yield before + name
+            yield from sections_with_defaults(type(default), f"{before}{name}.")
+
+
+def test_no_section_has_defaults_that_one_given_value_would_drop() -> None:
+    assert not [*sections_with_defaults(Recipe), *sections_with_defaults(LearningSettings)]
+
+
+# Names of learned policies
+
+
+LEARNS = [*SUPERVISED, "masking.policy=learned", "learning.task=trivia"]
+LEARNS_META = [*META, "masking.policy=learned", "learning.task=trivia"]
+
+
+def learned_name(*overrides: str) -> str:
+    recipe = read_recipe("quick-start", overrides)
+    return learn_stage(recipe, "trivia", prepare_stage(recipe.unlearned())).name
+
+
+@pytest.mark.parametrize("key", sorted(TrainingSettings.that_change("nothing")))
+def test_reporting_and_saving_do_not_rename_a_learned_policy(key: str) -> None:
+    """The policy was learned anew if its metrics were to be logged more often."""
+    value = {"on_nan": "skip", "trackers": "[tensorboard]"}.get(key, "7")
+    assert learned_name(*LEARNS) == learned_name(
+        *LEARNS, f"learning.supervised.training.{key}={value}", f"training.{key}={value}"
+    )
+
+
+def test_a_learned_policy_has_the_name_of_what_it_reads() -> None:
+    supervised, meta = learned_name(*LEARNS), learned_name(*LEARNS_META)
+    # The length of pre-training, for example of companions, changes no policy.
+    for change in ("training.steps=7", "training.batch_size=8", "training.decay=constant"):
+        assert learned_name(*LEARNS, change) == supervised
+        assert learned_name(*LEARNS_META, change) == meta
+    assert learned_name(*LEARNS, "finetune.max_length=32") == supervised
+    for change in ("training.learning_rate=1e-3", "training.clip=0.5", "finetune.max_length=32"):
+        assert learned_name(*LEARNS_META, change) != meta
+    assert learned_name(*LEARNS, "learning.supervised.training.steps=7") != supervised
+    assert learned_name(*LEARNS_META, "learning.meta.steps=7") != meta
+
+
+def test_a_stage_holds_the_settings_of_its_learning() -> None:
+    changes = ["learning.supervised.training.log_every=7", "learning.supervised.training.steps=9"]
+    recipe = read_recipe("quick-start", [*LEARNS, *changes])
+    stage = learn_stage(recipe, "trivia", prepare_stage(recipe.unlearned()))
+    again = recipe_of(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))), tasks=("trivia",))
+    assert again.learning == recipe.learning

@@ -11,6 +11,14 @@ from maskwise.training import TrainingSettings
 Plain: TypeAlias = dict[str, Any]
 """Settings as JSON values."""
 
+OF_THE_MODEL = (
+    *("optimizer", "learning_rate", "muon_learning_rate", "betas", "weight_decay", "clip"),
+    "compile",
+)
+"""The settings ``training`` of the recipe that the meta-gradient uses, for the ordinary steps of
+the model. The other settings do not affect the policy: the rate is constant, and the numbers of
+steps and rows are those of ``MetaSettings``."""
+
 
 class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Settings of learning by the meta-gradient.
@@ -143,15 +151,33 @@ class PolicySettings(BaseModel, extra="forbid", frozen=True):
     """Maximum number of words in a span."""
 
 
+class PolicyTraining(TrainingSettings):
+    """The training settings of a policy, with defaults of their own.
+
+    These are defaults of the fields, not of the whole section. Otherwise, a recipe that sets one of
+    them would get the defaults of pre-training for all others.
+
+    >>> PolicyTraining(batch_size=8).steps
+    300
+    """
+
+    steps: int = Field(300, ge=1)
+    """Number of optimiser updates of the policy."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    """Highest learning rate of AdamW."""
+
+
 class SupervisedSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of learning from labelled answers.
 
-    >>> SupervisedSettings(training={"steps": 50}).training.batch_size
-    32
+    >>> SupervisedSettings(training={"steps": 50}).training.learning_rate
+    0.003
     """
 
-    training: TrainingSettings = TrainingSettings(steps=300, learning_rate=3e-3)
-    """Training settings of the policy. Its ``seed`` is ignored; the seed of the run is used."""
+    training: PolicyTraining = PolicyTraining()
+    """Training settings of the policy: those of ``training``, but with 300 steps and a learning
+    rate of 3e-3 as defaults. Its ``seed`` is ignored; the seed of the run is used."""
 
 
 class LearningSettings(BaseModel, extra="forbid", frozen=True):

@@ -311,8 +311,6 @@ class Forecast:
         if stage.kind != "finetune":
             corpus = text.what.get("corpus", {})
             parts.append([corpus.get(name) for name in ROWS])
-        if stage.kind == "learn":
-            parts.append(settings.get("steps"))
         if stage.kind == "pretrain":
             parts.append([stage.how.get("evaluation", {}).get("rows"), stage.how.get("workers")])
         return parts

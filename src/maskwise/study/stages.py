@@ -32,8 +32,9 @@ from maskwise.constants import COMPUTED
 from maskwise.devices import hardware
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, file_hash, read_json
+from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.overrides import Plain, merged
 from maskwise.samplers import sampler
 from maskwise.specs import user_path
 from maskwise.starts import TOKENIZER_FILES, resolve_start
@@ -233,20 +234,32 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
             the policy for the recipe's model.
     """
     assert recipe.learning, "only recipes with a learning section have a learn stage"
-    parts = {"objective", "training", "corpus"}
-    what = recipe.unlearned().model_dump(mode="json", include=parts)
+    what = recipe.unlearned().model_dump(mode="json", include={"objective", "corpus"})
+    learning = recipe.learning.model_dump(mode="json")
+    training = recipe.training.model_dump(mode="json")
+    read = {"seed"}
+    how: Plain = {}
+    # Only the settings of the chosen method are used.
+    if recipe.learning.method == "meta":
+        del learning["supervised"]
+        read |= {*OF_THE_MODEL}
+        what["max_length"] = recipe.finetune.max_length
+    else:
+        del learning["meta"]
+        own = learning["supervised"]["training"]
+        # As in ``pretrain_stage``.
+        unnamed = TrainingSettings.that_change("nothing")
+        how["learning"] = {"supervised": {"training": {key: own.pop(key) for key in unnamed}}}
     what |= {
-        "learning": recipe.learning.model_dump(mode="json"),
+        "training": {key: training[key] for key in training if key in read},
+        "learning": learning,
         "task": task,
         "task_content": load_task(task).fingerprint,
         "corpus_content": content_of(recipe.corpus),
-        "max_length": recipe.finetune.max_length,
     }
     if recipe.learning.policy.pretrained:
         what["policy_content"] = start_fingerprint(recipe.learning.policy.pretrained)
-    for key in TrainingSettings.that_change("nothing"):
-        del what["training"][key]
-    return _stage_on("learn", recipe, what, prepared, after)
+    return _stage_on("learn", recipe, what, prepared, after, how)
 
 
 def recipe_of(stage: Stage, **more: object) -> Recipe:
@@ -260,6 +273,8 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
     how = dict(stage.how)
     if "evaluation" in how:
         parts["evaluation"] = how.pop("evaluation")
+    if "learning" in how:
+        parts["learning"] = merged(parts["learning"], how.pop("learning"))
     parts["training"] = how | stage.what["training"]
     if "model" in parts:
         parts["model"] = ModelSettings.from_name(parts["model"])

@@ -227,10 +227,12 @@ def _learn(stage: Stage, stages: Path) -> Plain:
     # that makes targets for its decoder.
     if objective_class(what["objective"]).kind == "encoder-decoder":
         more["masking"] = {"corruption": "t5"}
+    # Only the meta-gradient reads rows of the task as fine-tuning does.
+    if "max_length" in what:
+        more["finetune"] = {"max_length": what["max_length"]}
     recipe = recipe_of(
         stage,
         tasks=(what["task"],),
-        finetune={"max_length": what["max_length"]},
         tokenizer={"name": tokenizer_folder(stage, stages)},
         **more,
     )
