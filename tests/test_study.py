@@ -76,6 +76,20 @@ def finished(recipe, tmp_path_factory):
     return out
 
 
+def test_another_task_does_not_train_again(recipe, finished, tmp_path, capsys):
+    """A folder holds one study. Its error says how another one uses the finished stages."""
+    [task] = read_recipe(recipe).tasks
+    other = f"tasks=[{task}(train_rows=8)]"
+    assert maskwise("study", recipe, other, "--out", finished, "--jobs", 1) == 2
+    cache = f"study.cache={finished}/stages"
+    assert cache in capsys.readouterr().err
+    out = tmp_path / "out"
+    before = {stage.name for stage in (finished / "stages").iterdir()}
+    assert maskwise("study", recipe, other, cache, "--out", out, "--jobs", 1) == 0
+    trained = {line["stage"] for line in read_lines(out / "timings.jsonl")} - before
+    assert {name.partition("-")[0] for name in trained} == {"finetune", "overlap"}
+
+
 # What a study leaves
 # ----------------------------------------------------------------------------
 

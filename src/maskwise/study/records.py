@@ -271,7 +271,10 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     lost = "results of a different study"
     if before.get("name") not in ("", None, study["name"]):
         lost += f" ({before['name']})"
-    raise MaskwiseError(f"--out {out} contains {lost}", got=got, do="give a new folder")
+    do = "give a new folder"
+    if any(out.glob(f"stages/*/{DONE}")):
+        do = f"{do}; with study.cache={out}/stages, it uses the finished stages that both share"
+    raise MaskwiseError(f"--out {out} contains {lost}", got=got, do=do)
 
 
 def has_results(out: Path) -> bool:
