@@ -40,7 +40,7 @@ from maskwise.study.statistics import prospects_of
 from maskwise.study.timing import TIMERS
 from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
-from maskwise.text.documents import place_of
+from maskwise.text.documents import Documents, place_of
 from maskwise.text.pieces import read_pieces, tokenise
 from maskwise.text.rows import split
 from maskwise.text.settings import CorpusSettings
@@ -66,10 +66,38 @@ def adapted(texts, tmp_path):
     return partial(adapt_recipe, "bundled:encoder", str(texts), pairs=pairs)
 
 
-def test_a_bad_task_is_found_before_the_texts_are_read(texts, monkeypatch):
-    monkeypatch.setattr("maskwise.study.adapt.look_at", lambda texts: pytest.fail("read"))
-    with pytest.raises(MaskwiseError, match="does not exist"):
-        adapt_recipe("bundled:encoder", str(texts), ["nothing.csv"])
+NAMES = {
+    "model": (["nowhere/at/all"], [], "no model or tokenizer in 'nowhere/at/all'"),
+    "task": ([], ["--task", "nothing.csv"], "nothing.csv' does not exist"),
+    "arm": ([], ["--arms", "words-30,words"], "unknown arm 'words'"),
+    "policy": ([], ["--policy", "nowhere/at/all"], "no model or tokenizer in 'nowhere/at/all'"),
+    "layers": ([], ["corpus.layers=[sentences, verbs]"], "unknown annotator 'verbs'"),
+    "layer": ([], ["corpus.layers=[\"stored('none')\"]"], "none holds no finished annotations"),
+    "setting": ([], ["training.momentum=1"], "unknown setting of training in adapt: 'momentum'"),
+    "value": ([], ["training.batch_size=many"], "training.batch_size; got 'many'"),
+    "masking": ([], ["masking.keep=prompt"], "annotation layer 'prompt'"),
+    "start": ([], ["model.pretrained=nowhere/at/all"], "no model or tokenizer"),
+    "evaluation": ([], ["evaluation.cloze=[nothing.jsonl]"], "nothing.jsonl"),
+    "length": ([], ["finetune.max_length=100000"], "finetune.max_length"),
+    "out": ([], ["--out", "FILE"], "the output folder is a file"),
+    "above": ([], ["--out", "FILE/out"], "the output folder cannot be made"),
+    "full": ([], ["--out", "."], "contains something else"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_name_is_found_before_the_text_is_read(name, texts, tmp_path, monkeypatch, capfd):
+    model, options, said = NAMES[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Documents, "_document", lambda *_: pytest.fail("read"))
+    options = [option.replace("FILE", texts.name) for option in options]
+    if "--out" not in options:
+        options += ["--out", "out"]
+    before = sorted(tmp_path.rglob("*"))
+    assert maskwise("adapt", *(model or ["bundled:encoder"]), texts.name, *options) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
@@ -381,7 +409,9 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     assert "1.9 h" in smallest and command == "a command"
 
 
-def test_the_smaller_plan_is_the_least_change_that_fits(adapted, tmp_path):
+def test_the_smaller_plan_is_the_least_change_that_fits(adapted, tmp_path, monkeypatch):
+    # As for a model that reads more than the 128 tokens of the bundled one.
+    monkeypatch.setattr("maskwise.study.adapt.check_names", lambda recipe, tasks: None)
     labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(2400)]
     task = str(write_lines(tmp_path / "labels.jsonl", labels))
     recipe = adapted([task], arms=["token-15", "tsdae"], overrides=["finetune.max_length=256"])

@@ -369,10 +369,15 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
         what: the expected kind of folder, such as "a study".
 
     Raises:
-        MaskwiseError: ``folder`` is a file, or has files of which none matches.
+        MaskwiseError: ``folder`` or a folder above it is a file, or ``folder`` has files of which
+            none matches.
     """
     if folder.is_file():
         raise MaskwiseError("the output folder is a file", got=str(folder), do="give a folder")
+    above = next((path for path in folder.absolute().parents if path.exists()), folder)
+    if above.is_file():
+        got = f"{folder}, and {above} is a file"
+        raise MaskwiseError("the output folder cannot be made", got=got, do="give a folder")
     for mark in marks:
         if any(folder.glob(mark)):
             return

@@ -39,7 +39,7 @@ from maskwise.cli.terminal import (
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError, counted, whole_number
-from maskwise.folders import recipe_path, refuse_missing, shipped, write_whole
+from maskwise.folders import recipe_path, refuse_missing, require_own, shipped, write_whole
 from maskwise.printing import err_console, out_console, print_json, say, warn
 
 if TYPE_CHECKING:
@@ -189,11 +189,13 @@ def adapt(
     from maskwise import study as studies
     from maskwise.report import write_report
     from maskwise.study import adapt as steps_of
+    from maskwise.study.checks import LOCK
     from maskwise.study.records import has_results
     from maskwise.study.timing import samples_of
 
     given = overrides or []
     out = out_folder(out, texts, command="adapt")
+    require_own(out, f"stages/{LOCK}", what="a study")
     runs: int | list[int]
     if seeds.isdecimal():
         runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)

@@ -40,7 +40,7 @@ from maskwise.models import (
 from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.specs import split_options, with_options
-from maskwise.study.checks import cut_share, row_sizes
+from maskwise.study.checks import check_names, cut_share, row_sizes
 from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.stages import DONE
 from maskwise.study.starter import look_at, write_pairs
@@ -51,6 +51,8 @@ from maskwise.text import load_tokenizer
 from maskwise.text.settings import CorpusSettings
 
 BEST = "words-30"
+PAIRS = "title-to-text"
+"""The name of the task that is made from the text if the user gives none."""
 STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
 ARMS: dict[str, Plain] = {
@@ -128,77 +130,82 @@ def adapt_recipe(
     config = load_config(model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
-    # Check the tasks before the texts, because to read the texts takes seconds.
-    for spec in tasks:
-        load_task(spec)
-    facts = look_at(texts)
+    changes = {}
+    for name in arms:
+        require_known("arm", name, ARMS)
+        changes[name] = ARMS[name]
+    if policy:
+        changes["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
     weights = weights_of(config)
     warm = not has_head(model)
     room = most_tokens(config)
-    corpus: Plain = {
-        "source": texts,
-        "text_field": facts.text_field,
-        "length": min(ROW_TOKENS, room),
-    }
+    head_steps = head_steps or min(STEPS, steps)
+
+    def with_text(corpus: Plain, tasks: Sequence[str], *, spaced: bool, max_length: int) -> Recipe:
+        """Return the recipe for a text, after something is known about it."""
+        arms_of_text = dict(changes)
+        # In text without spaces there are no whole words, so spans of tokens are masked instead.
+        if BEST in changes and not spaced:
+            arms_of_text[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
+        # Small models learn faster with Muon. Larger ones were pre-trained with AdamW and keep it.
+        small = weights < 15_000_000
+        contrast = [arms[0], REFERENCE]
+        settings: Plain = {
+            "name": "adapt",
+            "description": f"Does further training on {texts} help {model}?",
+            "corpus": dict(corpus),
+            "model": {"pretrained": model},
+            "masking": {"corruption": "mask-only"},
+            "training": {
+                "steps": steps,
+                "batch_size": 16,
+                "optimizer": "muon" if small else "adamw",
+                "learning_rate": interpolated(weights, RATES),
+                "muon_learning_rate": 5e-3,
+                "eval_every": max(1, steps // 4),
+                "save_every": max(1, steps // 4),
+            },
+            "evaluation": {"rows": 128, "ratios": [0.15]},
+            "tasks": list(tasks),
+            "finetune": {"seeds": 1, "max_length": min(max_length, room)},
+            "study": {
+                "seeds": seeds,
+                "contrasts": [contrast],
+                # A gate ignores a search. The unchanged model has no settings to search.
+                "gate": contrast,
+            },
+        }
+        if warm:
+            # The seed of this phase is fixed, so the head is trained once for all arms and seeds.
+            head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
+            # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
+            head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
+            settings["phases"] = [{"training": head}, {}]
+            for name, arm in arms_of_text.items():
+                arms_of_text[name] = {f"phases.1.{key}": value for key, value in arm.items()}
+        settings["study"]["arms"] = arms_of_text
+        apply_overrides(settings, overrides)
+        return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+
+    # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
+    # filled in with examples.
+    corpus: Plain = {"source": texts, "length": min(ROW_TOKENS, room)}
+    known = [load_task(spec) for spec in tasks]
+    if not tasks and pairs is None:
+        raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
+    draft = with_text(corpus, tasks or [PAIRS], spaced=True, max_length=ROW_TOKENS)
+    check_names(draft, known)
+    facts = look_at(texts)
+    corpus["text_field"] = facts.text_field
     if not tasks:
-        if pairs is None:
-            raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
+        assert pairs is not None
         # The pairs come from documents that are held out, by the rule that the training text uses.
         read = _with_changes(corpus, overrides)
         chosen = all(key != "corpus.held_out" for key, _ in map(parse_override, overrides))
         pairs, read = write_pairs(read, pairs, choose_share=chosen, aside=aside)
         corpus["held_out"] = read.held_out
-        tasks = [with_options(str(pairs), kind="retrieval", name="title-to-text")]
-    # Small models learn faster with Muon. Larger models were pre-trained with AdamW and keep it.
-    small = weights < 15_000_000
-    training: Plain = {
-        "steps": steps,
-        "batch_size": 16,
-        "optimizer": "muon" if small else "adamw",
-        "learning_rate": interpolated(weights, RATES),
-        "muon_learning_rate": 5e-3,
-        "eval_every": max(1, steps // 4),
-        "save_every": max(1, steps // 4),
-    }
-    changes = {}
-    for name in arms:
-        require_known("arm", name, ARMS)
-        changes[name] = ARMS[name]
-    # In text without spaces, whole words cannot be found, so spans of tokens are masked instead.
-    if BEST in changes and not facts.spaced:
-        changes[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
-    if policy:
-        changes["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
-    contrast = [arms[0], REFERENCE]
-    settings: Plain = {
-        "name": "adapt",
-        "description": f"Does further training on {texts} help {model}?",
-        "corpus": corpus,
-        "model": {"pretrained": model},
-        "masking": {"corruption": "mask-only"},
-        "training": training,
-        "evaluation": {"rows": 128, "ratios": [0.15]},
-        "tasks": list(tasks),
-        "finetune": {"seeds": 1, "max_length": min(_longest(model, tasks), room)},
-        "study": {
-            "seeds": seeds,
-            "contrasts": [contrast],
-            # A gate ignores a search. The unchanged model has no settings that can be searched.
-            "gate": contrast,
-        },
-    }
-    if warm:
-        head_steps = head_steps or min(STEPS, steps)
-        # The seed of this phase is fixed, so the head is trained once for all arms and seeds.
-        head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
-        # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
-        head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
-        settings["phases"] = [{"training": head}, {}]
-        for name, arm in changes.items():
-            changes[name] = {f"phases.1.{key}": value for key, value in arm.items()}
-    settings["study"]["arms"] = changes
-    apply_overrides(settings, overrides)
-    recipe = validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
+        tasks = [with_options(str(pairs), kind="retrieval", name=PAIRS)]
+    recipe = with_text(corpus, tasks, spaced=facts.spaced, max_length=_longest(model, tasks))
     new_head = _new_head(recipe)
     if new_head:
         said = f"{recipe.description} It starts with {new_head}."

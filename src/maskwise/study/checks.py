@@ -195,26 +195,33 @@ def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
 
 
+def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
+    """Check models, tokenizers, annotators and evaluation files of every arm; read no text.
+
+    Args:
+        recipe: a recipe.
+        tasks: its tasks, where they are known.
+
+    Raises:
+        MaskwiseError: one of them cannot be read, or does not fit the others.
+    """
+    for name in recipe.study.arms:
+        for point in recipe.study.points_of(name):
+            arm = recipe.arm(name, seed=0, more=point)
+            tokenizer, config = start_of(arm)
+            # The warnings are those of ``check_inputs``, which gives them.
+            [*_check_model(arm, tasks, tokenizer, config)]
+            for link in arm.links():
+                _check_layers(link)
+                _check_rows(link)
+    load_sets(recipe.evaluation)
+
+
 def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
     """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
-    links = arm.links()
-    start = arm.model.pretrained
     tokenizer, config = start_of(arm)
-    check_start(config, len(tokenizer), loaded=bool(start))
-    if arm.model.adapter:
-        lora(arm.model.adapter).check(config)
-        if all(link.training.freeze == "encoder" for link in links):
-            raise MaskwiseError("training.freeze=encoder freezes model.adapter", do="remove one")
-    for task in tasks:
-        if task.kind.check_model:
-            task.kind.check_model(config)
-    for setting, link in zip(arm.settings_of("corpus.length"), links):
-        check_room(config, link.corpus.length, what=setting)
-    if start and links[0].training.freeze == "none" and not has_head(start):
-        yield f"{start}: {NO_HEAD}"
-    if arm.tasks and (start or arm.has_new_positions):
-        check_room(config, arm.finetune.max_length, what="finetune.max_length")
-    for link in links:
+    yield from _check_model(arm, tasks, tokenizer, config)
+    for link in arm.links():
         yield from _check_text(link)
         if arm.tokenizer_name:
             _check_words(link, tokenizer)
@@ -227,15 +234,40 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         yield from link.remarks()
         if link.training.precision == "bf16":
             yield from filter(None, [bf16_note()])
-        if not link.objectives:
-            objective_class(link.objective).check_model(config)
-        for objective in link.objectives.values():
-            objective.kind.check_model(config)
         if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
             note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document per row"
             if arm.kind == "encoder":
                 note += "; with corpus.attention=row it reads packed rows as one text"
             yield note
+
+
+def _check_model(
+    arm: Recipe,
+    tasks: Iterable[Task],
+    tokenizer: PreTrainedTokenizerFast,
+    config: PreTrainedConfig,
+) -> Iterator[str]:
+    """Check that the model of an arm fits its tokenizer, tasks and settings; yield warnings."""
+    links = arm.links()
+    start = arm.model.pretrained
+    check_start(config, len(tokenizer), loaded=bool(start))
+    if arm.model.adapter:
+        lora(arm.model.adapter).check(config)
+        if all(link.training.freeze == "encoder" for link in links):
+            raise MaskwiseError("training.freeze=encoder freezes model.adapter", do="remove one")
+    for task in tasks:
+        if task.kind.check_model:
+            task.kind.check_model(config)
+    for setting, link in zip(arm.settings_of("corpus.length"), links):
+        check_room(config, link.corpus.length, what=setting)
+        if not link.objectives:
+            objective_class(link.objective).check_model(config)
+        for objective in link.objectives.values():
+            objective.kind.check_model(config)
+    if start and links[0].training.freeze == "none" and not has_head(start):
+        yield f"{start}: {NO_HEAD}"
+    if arm.tasks and (start or arm.has_new_positions):
+        check_room(config, arm.finetune.max_length, what="finetune.max_length")
 
 
 def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:
@@ -262,13 +294,7 @@ def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) ->
 
 
 def _check_text(link: Recipe) -> Iterator[str]:
-    """Check the corpus of a phase, and that it has the annotation layers that masking needs.
-
-    An annotation layer has one value for each token, such as the number of its word.
-
-    Yields:
-        Warnings.
-    """
+    """Check the corpus of a phase and its annotation layers; yield warnings."""
     corpus = link.corpus
     for part in corpus.parts():
         require_documents(part)
@@ -286,8 +312,16 @@ def _check_text(link: Recipe) -> Iterator[str]:
                     "masking.policy to its folder: learned('OUT/policy')"
                 ),
             )
+    _check_layers(link)
+
+
+def _check_layers(link: Recipe) -> None:
+    """Check that the corpus of a phase has the annotation layers that masking needs.
+
+    An annotation layer has one value for each token, such as the number of its word.
+    """
     layers = ["word_ids"]
-    for spec in corpus.annotators:
+    for spec in link.corpus.annotators:
         layers += token_layers(annotator(spec).layers)
     needed = {f"policy {name} needs": policy(name).layers() for name in link.policies}
     if link.masking.keep:
