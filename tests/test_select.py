@@ -19,7 +19,7 @@ from torch import Tensor
 from masking_tools import line, padded, row, vocabulary
 from maskwise.keys import Keys
 from maskwise.masking import gather
-from maskwise.masking.select import in_order, select
+from maskwise.masking.select import in_order, select, up_to
 from maskwise.masking.units import Units, runs
 
 MANY = 40_000
@@ -248,3 +248,21 @@ def test_units_that_are_not_sorted_stand_behind_the_border(lengths: list[int]) -
     for whole, part in zip(every, np.split(some, sizes.cumsum()[:-1]), strict=True):
         assert (whole[: len(part)] == part).all()
         assert len(part) == size or units.length[part].sum() > budget_P[0]
+
+
+@pytest.mark.parametrize("rows", [1, 40, 2000])
+@pytest.mark.parametrize("lengths", [[2, 1, 3] * 20, [1] * 5 + [7, 3, 40] * 6, [3, 5] * 40])
+def test_exact_tries_every_unit_in_the_order_of_its_key(lengths: list[int], rows: int) -> None:
+    """It sorts only the units that a budget may reach, and selects as if it had sorted all."""
+    units = units_of(lengths, count=rows)
+    keys = Keys(np.arange(rows), seed=1, epoch=0)
+    # Budgets from nothing to the whole text, so that pieces need few, many or all of the units.
+    budget_P = np.arange(rows) * 7 % (sum(lengths) + 1)
+    expected = np.zeros(len(units.piece), bool)
+    left = budget_P.tolist()
+    for unit in in_order(units, keys).tolist():
+        piece, length = int(units.piece[unit]), int(units.length[unit])
+        if length <= left[piece]:
+            expected[unit] = True
+            left[piece] -= length
+    assert (up_to(units, budget_P, keys) == expected).all()

@@ -23,8 +23,9 @@ The budget mode decides where selection ends:
     units are single tokens, more tokens are added in the order of their keys until ``min_targets``
     is reached. Tokens of weight 0 are added only with ``fill: random``.
 
-Cost: one sort of all units of the batch, and about twenty passes over the units. On text, ``exact``
-makes two or three more passes over the units behind the first unit that does not fit.
+Cost: one sort of the units that a budget may reach (of all units, if they have weights), and about
+twenty passes over the units. On text, ``exact`` makes two or three more passes over the sorted
+units behind the first unit that does not fit.
 """
 
 from __future__ import annotations
@@ -203,13 +204,17 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> A
     If ``exact``, units that do not fit are skipped. Otherwise the first unit that does not fit is
     selected at random, and selection ends.
     """
-    needed_P: Array | None = budget_P
-    if exact and not units.by_token:
-        # Units behind the first that does not fit are tried too, so all units must be sorted.
-        needed_P = None
-    order = in_order(units, keys, budget_P=needed_P)
-    piece = units.piece[order]
+    order = in_order(units, keys, budget_P=budget_P)
     chosen = np.zeros(len(units.piece), bool)
+    if exact and not units.by_token:
+        left_P = _fill(units, order, budget_P, chosen)
+        far = _left_out(units, order, left_P)
+        if len(far):
+            key = unit_keys(units, keys)[far]
+            far = far[order_within(units.piece[far], key, pieces=len(budget_P))]
+            _fill(units, far, left_P, chosen)
+        return chosen
+    piece = units.piece[order]
     counts_P = counts_within(piece, len(budget_P))
     if units.by_token:
         # Every single token fits until the budget is used up.
@@ -225,24 +230,47 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> A
     # all its units fit, or if no budget is left.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (offsets(counts_P) + taken_P)[border_P]
-    if not exact:
-        taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
-        chosen[order[border[taken]]] = True
-        return chosen
-    # Each pass selects the longest prefix of the remaining units that fits into the rest of the
-    # budget. Then it drops all units that are longer than the new rest. The first unit behind the
-    # prefix is always one of them. The number of units thus falls in every pass, and few passes are
-    # needed.
-    behind = np.flatnonzero(~fits & (length <= left_P[piece]))
-    while len(behind):
-        here = piece.take(behind)
-        size = length.take(behind)
-        counts_P = np.bincount(here, minlength=len(left_P))
-        fits = sums_within(size, counts_P) <= left_P.take(here)
-        chosen[order[behind[fits]]] = True
-        left_P -= np.bincount(here[fits], size[fits], len(left_P)).astype(np.int64)
-        behind = behind[~fits & (size <= left_P.take(here))]
+    taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
+    chosen[order[border[taken]]] = True
     return chosen
+
+
+def _fill(units: Units, order: Array, budget_P: Array, chosen: Array) -> Array:
+    """Mark in ``chosen`` the units that fit into the budget, tried in this order, piece by piece.
+
+    Each pass selects the longest prefix of the remaining units that fits into the rest of the
+    budget. Then it drops all units that are longer than the new rest. The first unit behind the
+    prefix is always one of them. The number of units thus falls in every pass, and few passes are
+    needed.
+
+    Returns:
+        (P,) int64: the rest of each piece's budget.
+    """
+    left_P = budget_P.copy()
+    piece = units.piece[order]
+    length = units.length[order]
+    while len(order):
+        counts_P = counts_within(piece, len(left_P))
+        fits = sums_within(length, counts_P) <= np.repeat(left_P, counts_P)
+        chosen[order[fits]] = True
+        left_P -= np.bincount(piece[fits], length[fits], len(left_P)).astype(np.int64)
+        behind = np.flatnonzero(~fits & (length <= left_P[piece]))
+        order, piece, length = order[behind], piece[behind], length[behind]
+    return left_P
+
+
+def _left_out(units: Units, order: Array, left_P: Array) -> Array:
+    """Return the indices of units that ``in_order`` left out and that fit into the rest.
+
+    Their keys are larger than those of all units in ``order``. Few pieces need them: those in which
+    no unit that is short enough had a small key.
+    """
+    # If units have weights, only those that must not be selected are left out.
+    if units.weight is not None or len(order) == len(units.piece):
+        return np.zeros(0, np.int64)
+    fits = units.length <= units.repeated(left_P)
+    fits[order] = False
+    return np.flatnonzero(fits)
 
 
 def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array) -> Array:
