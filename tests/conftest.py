@@ -16,7 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
-from maskwise import jobs
+from maskwise import devices, jobs
 from processes import SamePool
 
 torch.set_num_threads(1)
@@ -36,11 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tasks_are_done_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Studies and annotations start no workers, each of which imports torch for seconds.
 
-    Times that the user's own studies have measured are neither read nor changed.
+    Times that the user's own studies have measured are neither read nor changed. Without AMX, all
+    processors train in single precision.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(jobs.ENGINES, "local", SamePool)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        with pytest.MonkeyPatch.context() as equally_fast:
+            equally_fast.setattr(devices, "measured_rate", lambda *_: 1e9)
+            devices.bf16_gain()
         yield
 
 

@@ -4,7 +4,10 @@ measured once.
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,14 +91,63 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(
     assert meter.read(left=0)["tokens_per_second"] == 0.0
 
 
-@pytest.mark.parametrize(("amx", "wanted"), [(False, "no"), (True, "bf16")])
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """A function that makes this a processor with AVX-512, on which bf16 gains so much."""
+
+    def changed(gain: float, *, amx: bool = False) -> None:
+        rates = {torch.bfloat16: gain * 1e9, torch.float32: 1e9}
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(devices, "measured_rate", lambda _, dtype: rates[dtype])
+        devices.bf16_gain.cache_clear()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield changed
+    devices.bf16_gain.cache_clear()
+
+
+def trained_in() -> str:
+    return new_accelerator(settings(precision="auto"), None).mixed_precision
+
+
+@pytest.mark.parametrize(
+    ("gain", "amx", "wanted"), [(0.6, False, "no"), (2.2, False, "bf16"), (0.6, True, "bf16")]
+)
 def test_a_processor_trains_in_bf16_by_itself_only_where_that_is_faster(
-    amx: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+    gain: float, amx: bool, wanted: str, processor: Callable[..., None]
 ) -> None:
-    """AVX-512 multiplies bf16, too, but slower than float32
-    (benchmarks/results/quick-step-2026-11-23.json).
-    """
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert new_accelerator(settings(precision="auto"), None).mixed_precision == wanted
+    processor(gain, amx=amx)
+    assert trained_in() == wanted
+
+
+def test_all_processes_of_a_machine_train_in_the_precision_that_was_measured_first(
+    processor: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine may measure another gain in the next process, or at the same time."""
+    processor(2.2)
+    assert trained_in() == "bf16"
+    processor(0.6)
+    assert trained_in() == "bf16"
+    (file,) = (tmp_path / "cache" / "maskwise").iterdir()
+    assert json.loads(file.read_text())["gain"] == 2.2
+    # Another process writes while this one measures.
+    first = file.read_text()
+    file.unlink()
+
+    def slow(_: object, dtype: torch.dtype) -> float:
+        file.write_text(first)
+        return 1e9
+
+    processor(0.6)
+    monkeypatch.setattr(devices, "measured_rate", slow)
+    assert trained_in() == "bf16" and [*file.parent.iterdir()] == [file]
+
+
+def test_where_no_measurement_can_be_kept_processors_train_in_single_precision(
+    processor: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    processor(2.2)
+    assert trained_in() == "no"

@@ -8,6 +8,8 @@ imported inside functions, because masking imports this module and must load fas
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import sys
@@ -134,6 +136,9 @@ def new_event() -> Callable[[], None]:
 MEASURE_SECONDS = 0.3
 SLOWER = 2.0
 """With bf16, processors that emulate it are slower than in float32 by more than this factor."""
+WORTHWHILE = 1.5
+"""With AVX-512, ``auto`` means bf16 if matrix products gain at least this factor. The rest of a
+step gains nothing."""
 SIZES = {"cpu": 1024}
 """Number of rows (and columns) of the matrices in ``measured_rate``, by device type. Other devices
 use 8,192."""
@@ -147,18 +152,50 @@ def best_device() -> torch.device:
 
 
 def fast_bf16() -> bool:
-    """Return whether training on this machine is reliably faster in bf16 than in float32.
+    """Return whether training on this machine is faster in bf16 than in float32.
 
-    On a CPU, the answer is true only with AMX. CPUs with AVX-512 also compute in bf16, but whether
-    bf16 is faster depends on the processor and the model. On one processor, a step of a small
-    encoder took 1.6 times as long in bf16 (``benchmarks/quick_step.py``). On another processor,
-    MiniLM trained faster in bf16.
+    On a CPU, the answer is true with AMX. CPUs with only AVX-512 also compute in bf16, but some of
+    them more slowly than in float32, so that the speed is measured (``bf16_gain``).
     """
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and bf16_gain() >= WORTHWHILE
+
+
+@cache
+def bf16_gain() -> float:
+    """Return how many times as fast as in float32 matrix products are in bf16 on this CPU.
+
+    The number is measured once per machine and version of torch, in .6 s, and kept in a file. All
+    runs on a machine, and all ranks of a run, must decide alike: if several processes measure at
+    the same time, the first one decides for all. Without a file, the answer is 1.
+    """
+    import torch
+
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    name = hashlib.sha256(machine.encode()).hexdigest()[:16]
+    file = cache_folder() / f"bf16-{name}.json"
+    with suppress(OSError, ValueError, KeyError):
+        return float(json.loads(file.read_bytes())["gain"])
+    cpu = torch.device("cpu")
+    gain = measured_rate(cpu, torch.bfloat16) / measured_rate(cpu, torch.float32)
+    with suppress(OSError, ValueError, KeyError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mine = file.with_name(f"{file.name}.{os.getpid()}")
+        mine.write_text(json.dumps({"machine": machine, "gain": round(gain, 2)}))
+        try:
+            # Unlike ``rename``, this does not replace the file of another process.
+            os.link(mine, file)
+        except FileExistsError:
+            pass
+        finally:
+            mine.unlink()
+        return float(json.loads(file.read_bytes())["gain"])
+    return 1.0
 
 
 def peak_memory(device: torch.device) -> int:

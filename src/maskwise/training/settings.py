@@ -100,8 +100,9 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     this off."""
 
     precision: Literal["auto", "no", "bf16"] = Field("auto", json_schema_extra=ROUNDING)
-    """``auto`` uses bf16 autocast on hardware that trains faster in bf16 (GPUs with bf16
-    multiplication, processors with AMX). ``no`` uses float32, but GPUs multiply in TF32.
+    """``auto`` uses bf16 autocast on hardware that trains faster in bf16: GPUs with bf16
+    multiplication, processors with AMX, and processors with AVX-512 on which bf16 was measured to
+    be faster. ``no`` uses float32, but GPUs multiply in TF32.
     """
 
     activation_checkpointing: bool = Field(False, json_schema_extra=ROUNDING)
