@@ -9,7 +9,7 @@ SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.
 
 .PHONY: demo demo-short test test-all test-wheel test-gpu-versions test-cuda-stub check docs format bench venv clean
 
-demo: venv ## Should the masking rate start at 45 % and decay to 15 %, or stay at 15 %? Writes a page with the answer
+demo: venv ## Does a masking rate that decays from 45 to 15 % help, or would a constant 15 or 30 % do? Writes a page with the answer
 	$(BIN)/maskwise study quick-start --out runs/quick-start
 
 demo-short: venv ## the same stages in a minute, as a smoke test; its numbers mean nothing

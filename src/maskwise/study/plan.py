@@ -161,7 +161,7 @@ def make_plan(recipe: Recipe) -> Plan:
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
     >>> len(plan.runs), [stage.kind for stage in plan.stages()][:2]
-    (3, ['prepare', 'pretrain'])
+    (4, ['prepare', 'pretrain'])
 
     Raises:
         MaskwiseError: the recipe has no arms.

@@ -585,9 +585,11 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     small for a decision are allowed, because they may be pilots.
 
     >>> from maskwise.recipe import read_recipe
-    >>> gate, prospect = prospects_of(read_recipe("quick-start"))
-    >>> prospect["runs"], prospect["decidable"], prospect["fewest_runs"]
-    (6, True, 6)
+    >>> gate, *prospects = prospects_of(read_recipe("quick-start"))
+    >>> gate["runs"], gate["decidable"], gate["fewest_runs"]
+    (7, True, 6)
+    >>> [(prospect["decidable"], prospect["fewest_runs"]) for prospect in prospects]
+    [(True, 7), (True, 7)]
     """
     study = recipe.study
     runs = len(study.seed_list)
