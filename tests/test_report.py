@@ -346,6 +346,36 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
     ]
 
 
+@pytest.mark.parametrize(
+    "outcome, name",
+    [
+        ("heldout:token", "held-out loss on token masks"),
+        ("heldout:token@0.15", "held-out loss on token masks at 15 %"),
+        ("heldout:diffusion", "the bound of masked diffusion"),
+    ],
+)
+def test_the_primary_outcome_is_a_phrase_of_sentences(outcome, name, tmp_path):
+    """Sentences said "in held-out loss on token masks, 15 % by 0.1 nats", and the page "held-out
+    loss on bound of masked diffusion".
+    """
+    study = make_study(runs=6, outcome=outcome)
+    records = make_records(study, {"token-30": 0.03})
+    masks = outcome.removeprefix("heldout:").partition("@")[0]
+    measured = []
+    for line in records:
+        if line.get("masks") == "token":
+            measured += [line | {"masks": masks, "ratio": ratio} for ratio in (0.15, 0.4)]
+        elif line["kind"] != "heldout":
+            measured.append(line)
+    summary = summarise(measured, study)
+    assert f" in {name} (decided" in summary["headline"]
+    folder = write_study(tmp_path / "study", study, measured, summary=summary, samples=None)
+    story = content_of(folder)["story"]
+    by = f" by the {name.removeprefix('the ')} (the primary outcome), and on these tasks: "
+    assert by in story["compared"]
+    assert f" in {name} by 0." in story["lines"][0]["sentence"]
+
+
 def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():
     loss = [
         contrast_row("heldout:token", "nats", mean, spread)

@@ -148,6 +148,23 @@ def outcome_label(outcome: str) -> str:
     return f"{masks} masks{ending}"
 
 
+def outcome_words(outcome: str) -> str:
+    """Return the phrase that names an outcome in a sentence, such as "on the tasks".
+
+    >>> outcome_words("heldout:token@0.15")
+    'in held-out loss on token masks at 15 %'
+    """
+    label = outcome_label(outcome)
+    if outcome == "tasks":
+        return "on the tasks"
+    if outcome == f"heldout:{DIFFUSION}":
+        return f"in the {label}"
+    if outcome.startswith("heldout:"):
+        # A comma, as in labels of rows, would end the phrase in the middle of a sentence.
+        return f"in held-out loss on {label.replace(', ', ' at ')}"
+    return f"on {label}"
+
+
 def outcome_labels(outcomes: Iterable[str]) -> dict[str, str]:
     """Return the labels of outcomes that are shown together. A mean over ratios lists the ratios.
 

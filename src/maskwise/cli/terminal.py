@@ -199,8 +199,7 @@ def print_verdicts(summary: Facts) -> None:
 
 def _cells(row: Contrast, *, gated: bool) -> list[str | Text]:
     """Return the cells of a row; ``gated``: whether other rows are tested after a gate."""
-    from maskwise.estimates import shown
-    from maskwise.study.verdict.words import outcome_words
+    from maskwise.estimates import outcome_words, shown
 
     # Amounts have the same units as on the page.
     amount = shown(row)

@@ -18,7 +18,7 @@ from typing import Any
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
-from maskwise.estimates import detected_words, outcome_label
+from maskwise.estimates import detected_words, outcome_words
 from maskwise.files import RULES, ArmFacts, Summary
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
@@ -164,7 +164,9 @@ def _story(folder: Folder) -> View | None:
         by = f"on these tasks: {', '.join(study['tasks'])}"
     outcome = study.get("outcome")
     if outcome:
-        by = f"by the held-out loss on {outcome_label(outcome)} (the primary outcome), and {by}"
+        # "in the bound" and "in held-out loss" without preposition and article
+        name = outcome_words(outcome).removeprefix("in ").removeprefix("the ")
+        by = f"by the {name} (the primary outcome), and {by}"
     compared = [
         f"The study compares {what}, in {runs} of each with the same seeds. The trained models are "
         f"evaluated {by}."

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.constants import FRESH_RUN, MEAN_OVER_TASKS
-from maskwise.estimates import with_minus
+from maskwise.estimates import outcome_words, with_minus
 from maskwise.files import (
     RULES,
     ArmSummary,
@@ -58,7 +58,6 @@ from maskwise.study.verdict.words import (
     headline_row,
     headline_sentence,
     no_gain,
-    outcome_words,
     row_sentence,
 )
 

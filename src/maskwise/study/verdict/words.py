@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from maskwise.constants import DIFFUSION, FIXED, REFERENCE
+from maskwise.constants import FIXED, REFERENCE
 from maskwise.errors import plural
-from maskwise.estimates import SPREADS, outcome_label, shown
+from maskwise.estimates import SPREADS, outcome_words, shown
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import ALPHA, P_FROM_RUNS, can_decide, fewest_runs
@@ -45,18 +45,6 @@ LEARNED_MORE = (
 )
 """Headline of a contrast that is decided by loss, if one of the two arms learned little more than
 word frequencies."""
-
-
-def outcome_words(outcome: str) -> str:
-    """Return the phrase that names an outcome in a sentence, such as "on the tasks"."""
-    label = outcome_label(outcome)
-    if outcome == "tasks":
-        return "on the tasks"
-    if outcome == f"heldout:{DIFFUSION}":
-        return f"in the {label}"
-    if outcome.startswith("heldout:"):
-        return f"in held-out loss on {label}"
-    return f"on {label}"
 
 
 # A row
