@@ -376,6 +376,24 @@ def test_the_primary_outcome_is_a_phrase_of_sentences(outcome, name, tmp_path):
     assert f" in {name} by 0." in story["lines"][0]["sentence"]
 
 
+@pytest.mark.parametrize(
+    "runs, others, needed",
+    [
+        (1, ["token-15"], "needs 6 runs"),
+        (2, ["token-15"], "; 6 would"),
+        (2, ["token-30", "token-15"], "; 7 would"),
+    ],
+)
+def test_the_runs_that_are_missing_are_those_of_the_contrasts_behind_a_gate(runs, others, needed):
+    """With one run, the gate was counted as a contrast; with more, nothing but the gate was."""
+    effect = {"token-15": 0.0, "token-30": 0.03, "token-40": 0.06}
+    study = make_study(runs=runs, arms=effect, gate=["token-40", "no-pretraining"])
+    study["contrasts"] = [["token-40", other] for other in others]
+    advice = summarise(make_records(study, effect), study)["advice"]
+    (sentence,) = (line for line in advice if line.startswith("Add seeds"))
+    assert needed in sentence
+
+
 def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():
     loss = [
         contrast_row("heldout:token", "nats", mean, spread)

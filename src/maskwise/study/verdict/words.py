@@ -16,7 +16,7 @@ from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_words, shown
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
-from maskwise.study.statistics import ALPHA, P_FROM_RUNS, can_decide, fewest_runs
+from maskwise.study.statistics import ALPHA, P_FROM_RUNS, fewest_runs
 from maskwise.study.verdict.flags import FLAGS, rate
 
 Names: TypeAlias = Mapping[str, str]
@@ -338,11 +338,14 @@ def advice_of(
         steps: the mean number of training steps of each arm, as far as known.
     """
     advice = _choices(rows, names, steps or {})
+    # A gate is tested at the full level, and does not lower that of the contrasts behind it.
+    tested = sum(not row.get("gate") for row in rows)
+    fewest = fewest_runs(ALPHA / max(tested, 1))
     wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
     if wanted:
-        advice |= _more_runs(wanted, rows, looks)
+        advice |= _more_runs(wanted, rows, looks, fewest)
     elif any(row["n"] == 1 for row in rows):
-        runs = f"a verdict needs {fewest_runs(ALPHA / len(rows))} runs of each arm (study.seeds)"
+        runs = f"a verdict needs {fewest} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
     # A dict preserves the order and removes repeated names.
     hopeless: dict[str, None] = {}
@@ -410,18 +413,22 @@ def _conditions(row: Contrast, steps: Mapping[str, float]) -> str:
 
 
 def _more_runs(
-    wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int]
+    wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int], fewest: int
 ) -> dict[str, str]:
-    """Return advice on how to add runs without inflating the error rate."""
+    """Return advice on how to add runs without inflating the error rate.
+
+    ``fewest`` is the number of runs without which no contrast behind the gate can be decided.
+    """
     runs = max(row["n"] for row in rows)
-    needed = f"{min(wanted)}"
-    if max(wanted) > min(wanted):
-        needed = f"{min(wanted)} to {max(wanted)}"
+    low, high = max(min(wanted), fewest), max(*wanted, fewest)
+    needed = f"{low}"
+    if high > low:
+        needed = f"{low} to {high}"
     if looks:
         at = f"{looks[0]} runs of each arm (study.seeds)"
         return {"next-look": f"Continue to the next planned look: {at}."}
     # Too few runs for a decision spend no error rate, so runs may be added.
-    if not can_decide(runs, len(rows)):
+    if runs < fewest:
         few = f"{plural(runs, 'run')} of each arm cannot decide anything here"
         enough = f"{needed} would, if the true difference is as large as the measured one"
         return {"add-seeds": f"Add seeds (study.seeds): {few}; {enough}."}
