@@ -23,6 +23,7 @@ from maskwise.models import load_config
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import (
     Size,
+    Texts,
     adapt_recipe,
     answer_of,
     cut_rows,
@@ -135,6 +136,8 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     # a table; JSON where it is asked for
     printed = capfd.readouterr().out
     assert printed.lstrip().startswith("stages") and "Time: about" in printed and "GiB" in printed
+    share = "40.0% of the documents are held out from training; the task title-to-text is made of"
+    assert share in printed
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
@@ -153,6 +156,17 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     for folder in said["folders"]:
         AutoModel.from_pretrained(folder)
         assert folder in page
+    # Deleted checkpoints need not be trained again for the answer, or for the saved model.
+    for checkpoint in out.glob("stages/*/checkpoint"):
+        shutil.rmtree(checkpoint)
+    assert maskwise(*command, "--json") == 0
+    assert json.loads(capfd.readouterr().out)["folders"] == said["folders"]
+    shutil.rmtree(out / "model")
+    assert maskwise(*command) == 0
+    answer, missing, next_step = capfd.readouterr().out.strip().splitlines()
+    assert answer == said["answer"] and next_step.startswith("Next: ")
+    assert missing.startswith("There is no adapted model: no run of ")
+    assert f"remove {out}/stages/" in missing
 
 
 SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
@@ -228,6 +242,38 @@ def test_what_is_saved_is_a_run_that_finished(tmp_path):
         module["type"].rpartition(".")[2] for module in load_json(sentences / "modules.json")
     ]
     assert modules == ["Transformer", "Pooling"]
+
+
+def test_what_is_read_of_the_text_is_kept(texts, tmp_path, monkeypatch):
+    # Most texts occur twice, so the share that is held out grows several times.
+    lines = read_lines(texts)
+    for place, line in enumerate([*lines]):
+        if place % 10:
+            lines.append({**line, "text": f"Again, {line['text']}"})
+    write_lines(texts, lines)
+    read = []
+    document_of = Documents._document
+
+    def counted(self, record):
+        read.append(record)
+        return document_of(self, record)
+
+    monkeypatch.setattr(Documents, "_document", counted)
+    whole = Texts(str(texts))
+    target = tmp_path / "pairs.jsonl"
+    assert adapt_recipe("bundled:encoder", whole, pairs=target).corpus.held_out > 0.25
+    # to guess the language, for titles, for texts, and for what is trained on
+    assert len(read) <= 4 * len(lines) + 10
+    write_lines(texts, lines[:60])
+    whole = Texts(str(texts))
+    first = adapt_recipe("bundled:encoder", whole, pairs=target)
+    read.clear()
+    for change in ("corpus.length=32", "finetune.max_length=32", "training.batch_size=4"):
+        again = adapt_recipe("bundled:encoder", whole, pairs=target, overrides=[change], steps=9)
+        assert again.tasks == first.tasks and again.corpus.held_out == first.corpus.held_out
+    assert not read
+    adapt_recipe("bundled:encoder", whole, pairs=target, overrides=["corpus.limit=58"])
+    assert read
 
 
 @pytest.mark.parametrize("titles", [True, False])

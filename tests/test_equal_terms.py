@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModel,
+    BartForConditionalGeneration,
+    BartForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import TASK_KINDS, TASK_MODELS, load_model, load_task_model, task_config
@@ -192,6 +198,40 @@ def test_an_encoder_decoder_keeps_its_head(architecture: str, tmp_path: Path) ->
     task = load_rows(tmp_path, in_every_split(rows_of("generation")), kind="generation")
     first = outcome(trained, task, tmp_path / "first")
     same(outcome(full, task, tmp_path / "second"), first)
+
+
+def test_an_encoder_decoder_gets_a_new_head_for_a_task(tmp_path: Path) -> None:
+    """Whether its file has a trained head of this task, has none, or is written by maskwise."""
+    torch.manual_seed(0)
+    network: Any = BartForSequenceClassification(bart().config)
+    full = tmp_path / "full"
+    network.save_pretrained(full)
+    assert "classification_head.dense.weight" in load_file(full / "model.safetensors")
+    BartForConditionalGeneration.from_pretrained(full).save_pretrained(tmp_path / "trained")
+    network.base_model.save_pretrained(tmp_path / "bare")
+    labels = task_config(full, {"num_labels": 3})
+    states = []
+    for name in ("full", "trained", "bare"):
+        made = load_task_model(tmp_path / name, labels, head="sequence-classification", seed=5)
+        states.append(made.state_dict())
+    theirs = network.state_dict()
+    for key, tensor in states[0].items():
+        assert all(torch.equal(tensor, state[key]) for state in states[1:]), key
+        if key.startswith("classification_head"):
+            assert key.endswith("bias") or tensor.std() > 0
+            assert (
+                tensor.shape != theirs[key].shape
+                or not torch.equal(tensor, theirs[key])
+                or (key.endswith("bias") and not tensor.any())
+            )
+        else:
+            assert torch.equal(tensor, theirs[key]), key
+    # A checkpoint that lacks a part of the model itself is still refused.
+    state = load_file(full / "model.safetensors")
+    del state["model.decoder.layers.0.fc1.weight"]
+    save_file(state, full / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MaskwiseError, match=r"lacks weights of its encoder-decoder.*fc1"):
+        load_task_model(full, labels, head="sequence-classification", seed=5)
 
 
 def test_an_untrained_model_gets_the_same_head_as_a_trained_one(tmp_path: Path) -> None:

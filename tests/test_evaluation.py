@@ -655,7 +655,7 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
                 expected.append(place)
         monkeypatch.setattr("maskwise.evaluation.overlap.N", n)
         for batch in (1 << 20, 50):
-            monkeypatch.setattr("maskwise.evaluation.overlap._BATCH_CHARACTERS", batch)
+            monkeypatch.setattr("maskwise.evaluation.overlap.BATCH_CHARACTERS", batch)
             assert places(documents, [(item,) for item in items]) == expected
 
 

@@ -14,6 +14,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.records import RESULTS
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge
+from maskwise.text import labelled, readers
 from test_finetune_again import TASKS, Tuner
 from tiny import load_json, maskwise, read_lines, write_inputs
 
@@ -107,6 +108,9 @@ def test_default_folders_are_named_after_what_is_read():
         ("texts/mine.jsonl.gz", "adapt"): "runs/adapt-mine",
         ("hf:user/corpus(split='train')", "annotate"): "runs/annotate-corpus",
         ("bundled:encoder", "finetune"): "runs/finetune-encoder",
+        ("my.corpus.v2.jsonl", "adapt"): "runs/adapt-my-corpus-v2",
+        ("BAAI/bge-base-en-v1.5", "finetune"): "runs/finetune-bge-base-en-v1-5",
+        ("a.b.yaml", ""): "runs/a-b",
         ("runs/one/checkpoint", "finetune"): "runs/finetune-one",
         ("../..", "annotate"): "runs/annotate",
         ("Żółw.txt", "annotate"): "runs/annotate-Żółw",
@@ -114,6 +118,23 @@ def test_default_folders_are_named_after_what_is_read():
     for (source, command), folder in named.items():
         assert out_folder(None, source, command=command) == Path(folder)
     assert out_folder(Path("mine"), "quick-start") == Path("mine")
+
+
+def test_every_kind_of_file_is_named_without_its_extension():
+    endings = {*readers.READERS, *labelled.READERS, ".yaml", ".yml", ".jsonl.gz", ".CSV"}
+    for ending in endings:
+        assert out_folder(None, f"v1.2{ending}", command="adapt") == Path("runs/adapt-v1-2"), ending
+
+
+@pytest.mark.parametrize("place", ["file.txt", "file.txt/stages", "file.txt/a/b"])
+def test_shared_stages_below_a_file_are_refused_before_anything_is_written(
+    place, recipe, tmp_path, capfd
+):
+    (tmp_path / "file.txt").write_text("mine")
+    out = tmp_path / "out"
+    assert maskwise("study", recipe, "--stages", tmp_path / place, "--out", out) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("maskwise: the folder of shared stages ") and not out.exists()
 
 
 def test_a_study_without_out_has_a_folder_of_its_own(recipe, tmp_path, monkeypatch, capfd):

@@ -38,7 +38,7 @@ from report_fixture import (
     write_run,
     write_study,
 )
-from tiny import maskwise, read_lines
+from tiny import load_json, maskwise, read_lines
 
 ARMS = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
 EVIL = '"><script>alert(1)</script>'
@@ -258,7 +258,7 @@ def test_folders_without_a_readable_study_are_one_line(tmp_path):
                 read(tmp_path)
     for arms in ("[]", "null", '{"a": "b"}'):
         (tmp_path / "study.json").write_text(f'{{"name": "x", "arms": {arms}}}')
-        with pytest.raises(MaskwiseError, match="names no arms"):
+        with pytest.raises(MaskwiseError, match=r"names no arms|is damaged; got arms"):
             write_report(tmp_path)
     assert not list(tmp_path.glob("*.html*"))
 
@@ -813,3 +813,31 @@ def test_arms_with_one_name_are_named_once(summary) -> None:
     both = [{**hopeless, "arm": arm} for arm in ("a", "b")]
     names = {"a": "masking 45 %", "b": "masking 45 %", row["baseline"]: "the baseline"}
     assert advice_of(both, names)["no-more-seeds"].count("masking 45 %") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("study.json", "arms", 3),
+        ("study.json", "arms", []),
+        ("study.json", "seeds", "0-5"),
+        ("study.json", "seeds", ["0"]),
+        ("study.json", "contrasts", ["a", "b"]),
+        ("study.json", "tasks", ["mine"]),
+        ("summary.json", "contrasts", 4),
+        ("summary.json", "contrasts", ["a"]),
+        ("summary.json", "headline", {}),
+    ],
+)
+def test_a_value_of_another_type_in_a_study_is_one_line(file, key, value, tmp_path, capsys):
+    study = make_study(runs=6)
+    records = make_records(study, {"token-30": 0.1})
+    folder = write_study(
+        tmp_path / "study", study, records, summary=summarise(records, study), samples=None
+    )
+    content = load_json(folder / file) | {key: value}
+    (folder / file).write_text(json.dumps(content))
+    for options in ([], ["--json"]):
+        assert maskwise("report", folder, *options) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{file} is damaged; got {key}: " in line

@@ -5,6 +5,7 @@ test_calibration.py.
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import product
 
 import numpy as np
@@ -53,6 +54,14 @@ def test_sign_flip_counts_ties_in_spite_of_rounding():
     assert sign_flip_test([0.1, 0.2, 0.3]) == 0.25
     assert sign_flip_test([0.1, 0.2, -0.3]) == 1.0  # the sum is 0 but for rounding
     assert sign_flip_test([0.0, 0.0, 0.0]) == 1.0
+
+
+def test_one_pair_of_runs_decides_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sign_flip_test([0.5]) == sign_flip_test([[0.5], [-2.0], [1e9]]) == 1.0
+        assert sign_flip_test([[0.5], [2.0]], least_sds=[0.1, 0.2]) == 1.0
+        assert sign_flip_interval([[0.5], [2.0]]) is None
 
 
 def test_beyond_twenty_runs_splits_are_sampled_seeded_and_p_is_never_zero():

@@ -38,6 +38,9 @@ FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
 """Name, modification time in nanoseconds, and size of each file. If it differs, a file changed."""
 TRACES = (".lock", ".partial")
 """Endings of hidden files that a process writes before or beside its results."""
+ENDINGS = (".gz", ".zst", ".txt", ".jsonl", ".jsonlines", ".json", ".csv", ".tsv", ".parquet")
+ENDINGS += (".fasta", ".fa", ".faa", ".fna", ".conllu", ".conll", ".iob2", ".yaml", ".yml")
+"""Extensions of the files that commands read, and of compressed files."""
 RELEASE_SECONDS = 0.2
 """How long to try to lock a file, because another process may be about to release it."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
@@ -302,7 +305,8 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
         sweep(out)
         try:
             yield
-        except MaskwiseError:
+        # An OSError names a file that cannot be written, such as in a folder of shared stages.
+        except (MaskwiseError, OSError):
             if new and not any(out.glob(work)):
                 shutil.rmtree(out)
             raise
@@ -374,10 +378,7 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
     """
     if folder.is_file():
         raise MaskwiseError("the output folder is a file", got=str(folder), do="give a folder")
-    above = next((path for path in folder.absolute().parents if path.exists()), folder)
-    if above.is_file():
-        got = f"{folder}, and {above} is a file"
-        raise MaskwiseError("the output folder cannot be made", got=got, do="give a folder")
+    refuse_below_file(folder, what="the output folder")
     for mark in marks:
         if any(folder.glob(mark)):
             return
@@ -386,6 +387,14 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
         do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
         raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
+
+
+def refuse_below_file(folder: Path, *, what: str) -> None:
+    """Raise a `MaskwiseError` if a folder cannot be made because a folder above it is a file."""
+    above = next((path for path in folder.absolute().parents if path.exists()), folder)
+    if above.is_file():
+        got = f"{folder}, and {above} is a file"
+        raise MaskwiseError(f"{what} cannot be made", got=got, do="give a folder")
 
 
 def _has_content(path: Path) -> bool:
@@ -450,6 +459,17 @@ def refuse_missing(*names: str) -> None:
             raise MaskwiseError(
                 f"file {file!r} does not exist", got=str(user_path(file).absolute())
             )
+
+
+def stem_of(name: str) -> str:
+    """Return the name of a file without the extensions of known kinds of files.
+
+    >>> stem_of("my.corpus.v2.jsonl.gz"), stem_of("bge-base-v1.5"), stem_of(".txt")
+    ('my.corpus.v2', 'bge-base-v1.5', '')
+    """
+    while name.lower().endswith(ENDINGS):
+        name = name[: name.rindex(".")]
+    return name
 
 
 def recipe_path(source: str | Path) -> Path:

@@ -473,15 +473,20 @@ def _with_new_head(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _body_of(model: PreTrainedModel) -> set[Tensor]:
-    """Return the weights of an encoder without its pooler, or all weights of an encoder–decoder.
+    """Return the weights of an encoder without its pooler, or those of an encoder–decoder.
 
     In some families, such as BERT, the pooler is a part of the encoder's module. Masked language
-    models have no pooler, so no checkpoint that maskwise trains has one.
+    models have no pooler, so no checkpoint that maskwise trains has one. The head of an
+    encoder–decoder that writes text was trained with it, and belongs to it. The head of a task,
+    such as BART's for classification, does not.
 
     Tensors are returned and not names, because tied weights have two names.
     """
     if adapter_of(model.config).kind != "encoder":
-        return set(model.state_dict(keep_vars=True).values())
+        if model.get_output_embeddings() is not None:
+            return set(model.state_dict(keep_vars=True).values())
+        parts = [model.get_encoder(), model.get_decoder()]
+        return {tensor for part in parts for tensor in part.state_dict(keep_vars=True).values()}
     state = encoder_of(model).state_dict(keep_vars=True)
     return {tensor for key, tensor in state.items() if "pooler" not in key.split(".")}
 

@@ -211,12 +211,13 @@ def adapt(
 
     # A study in the folder may need its own pairs, so others are written to a temporary folder.
     used = has_results(out)
+    read = steps_of.Texts(texts)
     with tempfile.TemporaryDirectory() as aside:
 
         def recipe_with(size: steps_of.Size) -> Recipe:
             return steps_of.adapt_recipe(
                 model,
-                texts,
+                read,
                 size.tasks,
                 arms=[*map(str.strip, arms.split(","))],
                 policy=policy,
@@ -248,6 +249,8 @@ def adapt(
             plan = studies.dry_run(recipe, out, jobs=jobs, samples=samples)
             plan["max_length"] = recipe.finetune.max_length
             plan["cut"] = steps_of.cut_rows(recipe)
+            plan["held_out"] = recipe.corpus.held_out
+            plan["made_task"] = None if task else steps_of.PAIRS
             if (plan["seconds"] or 0.0) > limit_seconds:
                 if not as_json:
                     say("Looking for a smaller plan …", to=err_console)
@@ -280,7 +283,15 @@ def adapt(
     if own_limit:
         require_time(plan, limit)
     result = studies.run_study(recipe, out, jobs=jobs)
-    saved = steps_of.save_best(out, result)
+    saved = None
+    kept = "No run has finished, so there is no adapted model."
+    try:
+        saved = steps_of.save_best(out, result)
+    except MaskwiseError as error:
+        # The user may have deleted the checkpoints. The answer does not need them.
+        kept = f"There is no adapted model: {error}."
+    if saved:
+        kept = saved["sentence"]
     # The page names the folders of the adapted model, so it is written again.
     write_report(out)
     answer = steps_of.answer_of(result, recipe)
@@ -289,10 +300,11 @@ def adapt(
         found: Facts = {"answer": answer, "next": next_step, "adapted": saved}
         found["best"] = saved["arm"] if saved and saved["better"] else None
         found["folders"] = saved["folders"] if saved else []
+        found["kept"] = kept
+        found["held_out"] = recipe.corpus.held_out
         print_json(result | found)
     else:
         say(answer, "bold")
-        kept = saved["sentence"] if saved else "No run has finished, so there is no adapted model."
         say(f"{kept} Page: {result['report']}")
         say(next_step)
     raise typer.Exit(bool(result["failures"]))

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, plural
+from maskwise.folders import stem_of
 from maskwise.printing import Terminal, out_console, say, warn
 from maskwise.specs import split_options
 
@@ -69,6 +70,8 @@ def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
 
     >>> out_folder(None, "texts/mine.jsonl.gz", command="adapt").as_posix()
     'runs/adapt-mine'
+    >>> out_folder(None, "my.corpus.v2.txt", command="adapt").as_posix()
+    'runs/adapt-my-corpus-v2'
     >>> out_folder(None, "runs/one/checkpoint", command="finetune").as_posix()
     'runs/finetune-one'
     """
@@ -76,7 +79,7 @@ def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
         return out
     file = split_options(source)[0].rpartition(":")[2]
     names = [name for name in Path(file).parts if name not in ("checkpoint", "..", "/")]
-    name = names[-1].split(".")[0] if names else ""
+    name = stem_of(names[-1]) if names else ""
     words = [command, "-".join(re.findall(r"\w+", name))[:LONGEST_NAME]]
     return Path("runs") / ("-".join(filter(None, words)) or "study")
 
@@ -290,6 +293,11 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
     from maskwise.study.timing import time_words
 
     lines = [f"Time: {time_words(plan)}."]
+    if "held_out" in plan:
+        held_out = f"{plan['held_out']:.1%} of the documents are held out from training"
+        if plan["made_task"]:
+            held_out += f"; the task {plan['made_task']} is made of them"
+        lines.append(f"{held_out}.")
     for task, share in plan.get("cut", {}).items():
         if share:
             rows = f"{share:.1%} of the rows of {task}"

@@ -27,7 +27,7 @@ from maskwise.cli.terminal import (
 )
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import RULES, Summary
-from maskwise.folders import read_json, recipe_path
+from maskwise.folders import recipe_path
 from maskwise.printing import err_console, out_console, print_json, say, warn
 from maskwise.specs import arguments_of, split_options, user_path
 
@@ -278,14 +278,15 @@ def report(
 
 def _judged_anew(folder: Path) -> Summary | None:
     """Return the verdicts of a study by today's rules; say how they differ from summary.json."""
-    if not (folder / "records.jsonl").is_file():
+    if not all((folder / name).is_file() for name in ("study.json", "records.jsonl")):
         return None
     # Runs have no records, and this import takes seconds.
     from maskwise.report.page import judged_words
+    from maskwise.report.reading import read_study_files
     from maskwise.study.run import judged_anew
 
+    _, stored = read_study_files(folder)
     summary = judged_anew(folder)
-    stored = read_json(folder / "summary.json")
     if stored is None or stored.get("rules") == RULES:
         return summary
     if summary is None:

@@ -38,7 +38,7 @@ LEAST = 4
 # The maximum number of overlapping items that a record shows as examples.
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
-_BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 20
 # The number of corpus rows in which masked answers are counted.
 ROWS = 1024
 _ROWS_AT_ONCE = 64
@@ -129,26 +129,47 @@ def occurring(
         For each item, whether it occurs in a document; the number of documents; and for each item,
         the number of words in its longest text.
     """
-    texts_per_item = list(map(len, items))
-    owner_T = np.repeat(np.arange(len(items)), texts_per_item)
-    words, size_T = _words(chain.from_iterable(items))
-    longest = np.zeros(len(items), dtype=np.int64)
-    np.maximum.at(longest, owner_T, size_T)
-    needed_T = np.minimum(size_T, N)
-    lengths = np.unique(needed_T[needed_T >= least]).tolist()
-    wanted = {}
-    for length, grams, text in _grams(words, size_T, lengths):
-        of_length = needed_T[text] == length
-        wanted[length] = _Wanted(grams[of_length], owner_T[text[of_length]])
+    finder = Finder(items, least=least)
     hits = np.zeros(len(items), dtype=bool)
     count = 0
     texts = (document if isinstance(document, str) else document.text for document in documents)
-    for batch in batches(texts, _BATCH_CHARACTERS):
+    for batch in batches(texts, BATCH_CHARACTERS):
         count += len(batch)
-        batch_words, sizes = _words(batch)
-        for length, grams, _ in _grams(batch_words, sizes, lengths):
-            hits[wanted[length].owners_of(grams)] = True
-    return hits, count, longest
+        hits |= finder.found_in(batch)
+    return hits, count, finder.longest
+
+
+class Finder:
+    """Finds items in texts, by ``N`` consecutive words or a whole shorter text.
+
+    Args:
+        items: the texts of each item.
+        least: the minimum number of words. Shorter texts are ignored.
+
+    Attributes:
+        longest: for each item, the number of words in its longest text.
+    """
+
+    def __init__(self, items: Sequence[Sequence[str]], *, least: int):
+        texts_per_item = list(map(len, items))
+        owner_T = np.repeat(np.arange(len(items)), texts_per_item)
+        words, size_T = _words(chain.from_iterable(items))
+        self.longest = np.zeros(len(items), dtype=np.int64)
+        np.maximum.at(self.longest, owner_T, size_T)
+        needed_T = np.minimum(size_T, N)
+        self._lengths = np.unique(needed_T[needed_T >= least]).tolist()
+        self._wanted = {}
+        for length, grams, text in _grams(words, size_T, self._lengths):
+            of_length = needed_T[text] == length
+            self._wanted[length] = _Wanted(grams[of_length], owner_T[text[of_length]])
+
+    def found_in(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return for each item whether it occurs in one of these texts."""
+        hits = np.zeros(len(self.longest), dtype=bool)
+        words, sizes = _words(texts)
+        for length, grams, _ in _grams(words, sizes, self._lengths):
+            hits[self._wanted[length].owners_of(grams)] = True
+        return hits
 
 
 def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 from pandas import DataFrame
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, shortened
 from maskwise.files import RULES, Study, Summary
 from maskwise.folders import finite, read_json, read_lines
 
@@ -73,6 +73,9 @@ MEASURES = {
     "evaluation": ("name", "metric", "value"),
 }
 """Keys for each kind of record: two keys that name the measure, and the key of its value."""
+
+
+RUN_AGAIN = "run the study again"
 
 
 @dataclass
@@ -210,7 +213,8 @@ def summary_of(folder: Path) -> Summary:
 
 def _read_study(folder: Path, anew: Summary | None) -> Folder:
     path = folder / "study.json"
-    study = cast(Study, {**NO_STUDY, **_needed(path)})
+    own, found = read_study_files(folder)
+    study = cast(Study, {**NO_STUDY, **own})
     arms = study["arms"]
     if not isinstance(arms, dict) or set(map(type, arms.values())) - {dict}:
         raise MaskwiseError("study.json names no arms", got=str(path), do="run the study again")
@@ -226,8 +230,8 @@ def _read_study(folder: Path, anew: Summary | None) -> Folder:
             # links to a shared folder.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
-    stored = read_json(folder / "summary.json") or {}
-    summary = anew or stored
+    stored = cast(Line, found or {})
+    summary = cast(Line, anew or stored)
     # Summaries of development versions have other keys.
     if summary.get("rules") != RULES:
         summary = {}
@@ -261,11 +265,45 @@ def _read_run(folder: Path) -> Folder:
     )
 
 
+def read_study_files(folder: Path) -> tuple[Study, Summary | None]:
+    """Read study.json and summary.json as they are.
+
+    Returns:
+        Their contents; None for a summary that is missing or incomplete.
+
+    Raises:
+        MaskwiseError: study.json is missing or damaged, or a value in one of the files has another
+            type than every study writes.
+    """
+    path = folder / "study.json"
+    study = _needed(path)
+    _require_types(study, cast(Line, NO_STUDY), path)
+    path = folder / "summary.json"
+    summary = read_json(path)
+    if summary is not None:
+        _require_types(summary, cast(Line, NO_SUMMARY), path)
+    return cast(Study, study), cast(Summary | None, summary)
+
+
+def _require_types(content: Line, usual: Line, path: Path) -> None:
+    rows: dict[str, tuple[type, ...]] = {"seeds": (int,), "contrasts": (dict, list)}
+    for key, example in usual.items():
+        value = content.get(key)
+        if value is None or example is None:
+            continue
+        of_rows = value if key in rows and isinstance(value, list) else ()
+        if not isinstance(value, type(example)) or not all(
+            isinstance(row, rows[key]) for row in of_rows
+        ):
+            got = f"{key}: {shortened(repr(value))}"
+            raise MaskwiseError(f"{path} is damaged", got=got, do=RUN_AGAIN)
+
+
 def _needed(path: Path) -> Line:
     content = read_json(path)
     if content is None:
         raise MaskwiseError(
-            f"{path} cannot be read: the file is incomplete or damaged", do="run the study again"
+            f"{path} cannot be read: the file is incomplete or damaged", do=RUN_AGAIN
         )
     return content
 

@@ -20,6 +20,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -43,7 +44,7 @@ from maskwise.specs import split_options, with_options
 from maskwise.study.checks import check_names, cut_share, row_sizes
 from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.stages import DONE
-from maskwise.study.starter import look_at, write_pairs
+from maskwise.study.starter import TextFacts, look_at, write_pairs
 from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import interpolated
@@ -91,9 +92,37 @@ Load the model with `SentenceTransformer(FOLDER)`.
 """
 
 
+class Texts:
+    """The user's text. What was read of it is kept, for all recipes that a command builds.
+
+    Args:
+        source: a corpus, as for ``read_documents``.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self._pairs: dict[tuple[object, ...], tuple[Path, float]] = {}
+
+    @cached_property
+    def facts(self) -> TextFacts:
+        return look_at(self.source)
+
+    def pairs(
+        self, corpus: CorpusSettings, target: Path, *, choose_share: bool, aside: Path | None
+    ) -> tuple[Path, float]:
+        """Return the file of ``write_pairs`` and the share that is held out for it."""
+        # The layout of rows does not change the documents, and smaller plans have shorter rows.
+        read = corpus.model_dump_json(exclude={"length", "layout", "attention"})
+        key = (read, target, choose_share, aside)
+        if key not in self._pairs:
+            written, how = write_pairs(corpus, target, choose_share=choose_share, aside=aside)
+            self._pairs[key] = (written, how.held_out)
+        return self._pairs[key]
+
+
 def adapt_recipe(
     model: str,
-    texts: str,
+    texts: str | Texts,
     tasks: Sequence[str] = (),
     *,
     arms: Sequence[str] = (BEST,),
@@ -109,7 +138,7 @@ def adapt_recipe(
 
     Args:
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
-        texts: a corpus, as for ``read_documents``.
+        texts: a corpus, as for ``read_documents``, or ``Texts`` that keeps what was read.
         tasks: files with labelled rows; if empty, a task of titles and texts is made in ``pairs``,
             from documents that are held out from training.
         arms: names in ``ARMS``. The first arm is compared with the unchanged model.
@@ -124,6 +153,8 @@ def adapt_recipe(
     Raises:
         MaskwiseError: the input is invalid, or there are neither tasks nor titles.
     """
+    if isinstance(texts, str):
+        texts = Texts(texts)
     for key, _ in map(parse_override, overrides):
         if key in OPTIONS:
             raise MaskwiseError(f"adapt has an option for {key}", do=f"use {OPTIONS[key]}")
@@ -152,7 +183,7 @@ def adapt_recipe(
         contrast = [arms[0], REFERENCE]
         settings: Plain = {
             "name": "adapt",
-            "description": f"Does further training on {texts} help {model}?",
+            "description": f"Does further training on {texts.source} help {model}?",
             "corpus": dict(corpus),
             "model": {"pretrained": model},
             "masking": {"corruption": "mask-only"},
@@ -189,21 +220,21 @@ def adapt_recipe(
 
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
-    corpus: Plain = {"source": texts, "length": min(ROW_TOKENS, room)}
+    corpus: Plain = {"source": texts.source, "length": min(ROW_TOKENS, room)}
     known = [load_task(spec) for spec in tasks]
     if not tasks and pairs is None:
         raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
     draft = with_text(corpus, tasks or [PAIRS], spaced=True, max_length=ROW_TOKENS)
     check_names(draft, known)
-    facts = look_at(texts)
+    facts = texts.facts
     corpus["text_field"] = facts.text_field
     if not tasks:
         assert pairs is not None
         # The pairs come from documents that are held out, by the rule that the training text uses.
         read = _with_changes(corpus, overrides)
         chosen = all(key != "corpus.held_out" for key, _ in map(parse_override, overrides))
-        pairs, read = write_pairs(read, pairs, choose_share=chosen, aside=aside)
-        corpus["held_out"] = read.held_out
+        pairs, share = texts.pairs(read, pairs, choose_share=chosen, aside=aside)
+        corpus["held_out"] = share
         tasks = [with_options(str(pairs), kind="retrieval", name=PAIRS)]
     recipe = with_text(corpus, tasks, spaced=facts.spaced, max_length=_longest(model, tasks))
     new_head = _new_head(recipe)
@@ -491,7 +522,7 @@ def save_best(out: Path, result: Plain) -> Saved | None:
         What was saved; None if no run has finished its training.
 
     Raises:
-        MaskwiseError: the checkpoints of the arm were deleted.
+        MaskwiseError: the checkpoints of the arm were deleted, and no model of it was saved before.
     """
     gains = gains_of(out)
     if gains:
@@ -502,7 +533,13 @@ def save_best(out: Path, result: Plain) -> Saved | None:
         if not trained:
             return None
         arm = trained[0]
-    seed, folders = save_adapted(out, arm)
+    saved_before = read_json(out / ADAPTED) or {}
+    folders = list(map(Path, saved_before.get("folders", ())))
+    # Users may delete checkpoints to free disk space. The model that was saved is then kept.
+    if _trained_run(out, arm) is None and saved_before.get("arm") == arm and _all_there(folders):
+        seed = saved_before["seed"]
+    else:
+        seed, folders = save_adapted(out, arm)
     helps = arm_that_helps(result)
     saved: Saved = {
         "arm": arm,
@@ -561,7 +598,11 @@ def gains_of(out: Path) -> dict[str, float]:
     return dict(zip(map(str, arms[complete]), sums.tolist()))
 
 
-def save_adapted(out: Path, arm: str) -> tuple[int, tuple[Path, Path]]:
+def _all_there(folders: Sequence[Path]) -> bool:
+    return bool(folders) and all((folder / "model.safetensors").is_file() for folder in folders)
+
+
+def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
     """Save a checkpoint for two libraries: that of the arm's first finished run.
 
     Returns:
@@ -574,10 +615,12 @@ def save_adapted(out: Path, arm: str) -> tuple[int, tuple[Path, Path]]:
     found = _trained_run(out, arm)
     if found is None:
         study = read_json(out / "study.json") or {}
+        runs = study["arms"][arm]["runs"]
+        first = runs[min(runs, key=int)]
         raise MaskwiseError(
             f"no run of {arm} has a checkpoint to save",
-            got=f"{len(study['arms'][arm]['runs'])} runs, unfinished or deleted",
-            do="run the same command again",
+            got=f"{len(runs)} runs, unfinished or deleted",
+            do=f"remove {out / first} and run the same command again, which trains this run again",
         )
     seed, checkpoint = found
     whole = out / "model"
@@ -602,7 +645,7 @@ def save_adapted(out: Path, arm: str) -> tuple[int, tuple[Path, Path]]:
     with without_advice():
         write_folder(whole, fill_whole)
         write_folder(sentences, fill_sentences)
-    return seed, (whole, sentences)
+    return seed, [whole, sentences]
 
 
 def _trained_run(out: Path, arm: str) -> tuple[int, Path] | None:

@@ -20,7 +20,7 @@ from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room
-from maskwise.folders import require_own
+from maskwise.folders import refuse_below_file, require_own
 from maskwise.jobs import ENGINES
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind, policy
@@ -117,7 +117,7 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
     environment variable MASKWISE_STAGES, in this order.
 
     Raises:
-        MaskwiseError: the path is a file.
+        MaskwiseError: the path, or a folder above it, is a file.
     """
     name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
     if not name:
@@ -127,6 +127,7 @@ def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
         raise MaskwiseError(
             "the folder of shared stages is a file", got=str(folder), do="set it to a folder"
         )
+    refuse_below_file(folder, what="the folder of shared stages")
     return folder
 
 

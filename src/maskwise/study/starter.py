@@ -13,6 +13,7 @@ import math
 import re
 import time
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
+from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, shortened
-from maskwise.evaluation.overlap import LEAST, occurring
+from maskwise.evaluation.overlap import BATCH_CHARACTERS, LEAST, Finder
 from maskwise.families import most_tokens
-from maskwise.folders import read_lines, write_lines
+from maskwise.folders import read_lines, stem_of, write_lines
 from maskwise.models import load_config
 from maskwise.printing import json_text
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
@@ -177,11 +180,11 @@ def name_of(source: str) -> str:
 
     Parts that are awkward to type or that not every file system allows are replaced.
 
-    >>> [name_of(source) for source in ("texts/mine.jsonl.gz", "bundled:wikipedia", "-a\\n~b.txt")]
-    ['mine', 'wikipedia', 'a-~b']
+    >>> [name_of(source) for source in ("texts/v1.2.jsonl.gz", "bundled:wikipedia", "-a\\n~b.txt")]
+    ['v1.2', 'wikipedia', 'a-~b']
     """
-    name = Path(source.rpartition(":")[2]).name.split(".")[0]
-    name = "".join(char if char.isprintable() else "-" for char in name).strip("-~ ")
+    name = stem_of(Path(source.rpartition(":")[2]).name)
+    name = "".join(char if char.isprintable() else "-" for char in name).strip("-~. ")
     # A character has up to four bytes, and names of files at most 255.
     return name[:LONGEST_NAME] or "mine"
 
@@ -349,14 +352,20 @@ def write_pairs(
         MaskwiseError: too few texts have a title or a second sentence.
     """
     pairs = _first_pairs(corpus, below=MOST_SHARE if choose_share else corpus.held_out)
+    shares = [corpus.held_out]
     if choose_share:
-        share = max(corpus.held_out, _share_for(pairs))
-        corpus = corpus.model_copy(update={"held_out": share})
-    lines = _not_trained_on(corpus, pairs)
-    while choose_share and len(lines) < LEAST_PAIRS and corpus.held_out < MOST_SHARE:
-        share = round(min(MOST_SHARE, corpus.held_out + 0.05), 3)
-        corpus = corpus.model_copy(update={"held_out": share})
-        lines = _not_trained_on(corpus, pairs)
+        shares = [max(corpus.held_out, _share_for(pairs))]
+        while shares[-1] < MOST_SHARE:
+            shares.append(round(min(MOST_SHARE, shares[-1] + 0.05), 3))
+    fewest = _shares_needed(corpus, pairs, shares)
+    for number, share in enumerate(shares):
+        end = held_out_below(share)
+        lines = [
+            pair.record for pair, few in zip(pairs, fewest) if pair.place < end and few <= number
+        ]
+        if len(lines) >= LEAST_PAIRS:
+            break
+    corpus = corpus.model_copy(update={"held_out": share})
     if len(lines) < LEAST_PAIRS:
         do = "give --task FILE"
         if not choose_share:
@@ -417,15 +426,38 @@ def _share_for(pairs: Sequence[_Pair]) -> float:
     return min(PAIRS_SHARE, math.ceil(1000 * (last + 1) / 2**63) / 1000)
 
 
-def _not_trained_on(corpus: CorpusSettings, pairs: Sequence[_Pair]) -> list[Plain]:
-    """Return the held-out pairs whose texts do not occur in the training text."""
-    end = held_out_below(corpus.held_out)
-    held_out = [pair.record for pair in pairs if pair.place < end]
-    if not held_out:
-        return []
-    items = [(pair["query"], pair["passage"]) for pair in held_out]
-    found, _, _ = occurring(corpus.training_documents(), items, least=LEAST)
-    return [pair for pair, occurs in zip(held_out, found) if not occurs]
+def _shares_needed(
+    corpus: CorpusSettings, pairs: Sequence[_Pair], shares: Sequence[float]
+) -> NDArray[np.int64]:
+    """Return for each pair the first of some shares with which the training text lacks its texts.
+
+    The corpus is read once, for all shares.
+
+    Args:
+        shares: shares of held-out documents, in ascending order.
+
+    Returns:
+        Indices of ``shares``; ``len(shares)`` for pairs that are trained on with every share.
+    """
+    finder = Finder([(pair.record["query"], pair.record["passage"]) for pair in pairs], least=LEAST)
+    ends = list(map(held_out_below, shares))
+    needed = np.zeros(len(pairs), dtype=np.int64)
+    if not pairs:
+        return needed
+    # Texts by the number of shares with which they are trained on.
+    texts: dict[int, list[str]] = {number: [] for number in range(1, len(shares) + 1)}
+    characters = dict.fromkeys(texts, 0)
+    for document in corpus.documents():
+        number = bisect_right(ends, place_of(document, by_text=corpus.stream))
+        if number:
+            texts[number].append(document.text)
+            characters[number] += len(document.text)
+            if characters[number] >= BATCH_CHARACTERS:
+                needed[finder.found_in(texts[number]) & (needed < number)] = number
+                texts[number], characters[number] = [], 0
+    for number, last in texts.items():
+        needed[finder.found_in(last) & (needed < number)] = number
+    return needed
 
 
 def _pairs(corpus: CorpusSettings) -> Iterator[tuple[int, Plain]]:

@@ -97,6 +97,9 @@ def sign_flip_test(differences: ArrayLike, *, least_sds: ArrayLike = 0.0) -> flo
         (2010); the sum of recomputed statistics: Pesarin, Multivariate Permutation Tests (2001).
     """
     d = _by_task(differences)
+    # One pair of runs has one split, and no spread to divide by.
+    if d.shape[1] == 1:
+        return 1.0
     if len(d) > 1:
         as_large = _Flips(d, least_sds).as_large(0.0)
         return float((1 + as_large.sum()) / (1 + len(as_large)))
