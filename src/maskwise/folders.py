@@ -38,8 +38,10 @@ FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
 """Name, modification time in nanoseconds, and size of each file. If it differs, a file changed."""
 TRACES = (".lock", ".partial")
 """Endings of hidden files that a process writes before or beside its results."""
-ENDINGS = (".gz", ".zst", ".txt", ".jsonl", ".jsonlines", ".json", ".csv", ".tsv", ".parquet")
-ENDINGS += (".fasta", ".fa", ".faa", ".fna", ".conllu", ".conll", ".iob2", ".yaml", ".yml")
+ENDINGS = (
+    *(".gz", ".zst", ".txt", ".jsonl", ".jsonlines", ".json", ".csv", ".tsv", ".parquet"),
+    *(".fasta", ".fa", ".faa", ".fna", ".conllu", ".conll", ".iob2", ".yaml", ".yml"),
+)
 """Extensions of the files that commands read, and of compressed files."""
 RELEASE_SECONDS = 0.2
 """How long to try to lock a file, because another process may be about to release it."""
