@@ -30,20 +30,26 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+CHANGES = """The last column says what a key changes. *weights*: a change trains anew. *rounding*:
+speed or memory use, and weights by rounding; a change trains anew, too. *speed*, *judgement* (runs,
+measurements and conclusions) and *nothing* (logs, saved states): finished trainings are used
+again."""
+
+
 def recipe_page() -> str:
     """Return the page with a table of keys for each section of a recipe."""
     sections = {"": []}
     for key in recipe_keys().values():
         section, dot, _ = key.name.partition(".")
         sections.setdefault(section if dot else "", []).append(key)
-    lines = ["# Recipe keys", "", "All keys are optional. `null` means no value."]
+    lines = ["# Recipe keys", "", "All keys are optional. `null` means no value.", "", CHANGES]
     for section, keys in sections.items():
         lines += ["", f"## {section or 'Recipe'}", ""]
-        lines += ["| key | meaning | default | allowed |", "|---|---|---|---|"]
+        lines += ["| key | meaning | default | allowed | changes |", "|---|---|---|---|---|"]
         for key in keys:
             default = f"`{key.default}`" if key.default else ""
             what = key.what.replace("None:", "null:")
-            lines.append(_row(f"`{key.name}`", what, default, key.allowed))
+            lines.append(_row(f"`{key.name}`", what, default, key.allowed, key.changes))
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its
 # own.
 ORDER = [
-    {"errors", "constants", "signals", "devices"},
+    {"errors", "constants", "effects", "signals", "devices"},
     {"files", "printing"},
     {"specs", "estimates"},
     {"folders", "jobs", "keys", "attention"},
@@ -47,8 +47,18 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__
 
 # Rooms that see less than stands below them.
 ONLY = {
-    "text": {"arrays", "constants", "errors", "folders", "keys", "segments", "specs", "starts"},
-    "masking": {"arrays", "constants", "devices", "errors", "keys", "segments", "specs"},
+    "text": {
+        "arrays",
+        "constants",
+        "effects",
+        "errors",
+        "folders",
+        "keys",
+        "segments",
+        "specs",
+        "starts",
+    },
+    "masking": {"arrays", "constants", "devices", "effects", "errors", "keys", "segments", "specs"},
     "report": {"errors", "constants", "estimates", "files", "folders", "specs"},
 }
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
 from maskwise.learning.settings import LearningSettings
 from maskwise.recipe import Recipe, read_recipe
@@ -113,7 +114,8 @@ def test_a_layer_removes_earlier_settings_that_lose_their_effect():
     phases = "phases=[{objective: clm}, {}]"
     first, second = read_recipe("quick-start", ["masking.ratio=0.4", phases]).links()
     assert (first.masking.ratio, second.masking.ratio) == (0.15, 0.4)
-    assert read_recipe("learn-supervised").learning.meta.steps == 60
+    learning = read_recipe("learn-supervised").learning
+    assert learning and learning.meta.steps == 60
 
 
 def test_a_complete_recipe_is_read_back(tmp_path):
@@ -203,7 +205,7 @@ def learned_name(*overrides: str) -> str:
     return learn_stage(recipe, "trivia", prepare_stage(recipe.unlearned())).name
 
 
-@pytest.mark.parametrize("key", sorted(TrainingSettings.that_change("nothing")))
+@pytest.mark.parametrize("key", sorted(TrainingSettings.that_change(*UNNAMED)))
 def test_reporting_and_saving_do_not_rename_a_learned_policy(key: str) -> None:
     """The policy was learned anew if its metrics were to be logged more often."""
     value = {"on_nan": "skip", "trackers": "[tensorboard]"}.get(key, "7")

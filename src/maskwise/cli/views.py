@@ -436,6 +436,8 @@ def describe_table(what: str) -> list[dict[str, str]]:
             line = " ".join(member.what.split())
             if member.allowed:
                 line += f" Allowed: {member.allowed}."
+            if member.changes:
+                line += f" Changes: {member.changes}."
             call = name
             if member.default:
                 call += f"={member.default}"

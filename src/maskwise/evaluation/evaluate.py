@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
+from maskwise.effects import Judgement
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
@@ -84,21 +85,21 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     ('bundled:pairs',)
     """
 
-    ratios: Annotated[tuple[float, ...], OneOrMany] = (0.15, 0.40)
+    ratios: Judgement[Annotated[tuple[float, ...], OneOrMany]] = (0.15, 0.40)
     """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""
-    masks: tuple[str, ...] = ("token", "whole-word")
+    masks: Judgement[tuple[str, ...]] = ("token", "whole-word")
     """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
-    rows: int = Field(256, ge=1)
+    rows: Judgement[int] = Field(256, ge=1)
     """Maximum number of held-out rows for the loss."""
-    pseudo_perplexity: int = Field(0, ge=0)
+    pseudo_perplexity: Judgement[int] = Field(0, ge=0)
     """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
     a forward pass."""
-    bound: int = Field(0, ge=0)
+    bound: Judgement[int] = Field(0, ge=0)
     """Number of times each held-out row is masked for the masked-diffusion bound in bits per token
     and per byte. With 0, this bound is not measured."""
-    cloze: Annotated[tuple[str, ...], OneOrMany] = ()
+    cloze: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
     """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
-    pairs: Annotated[tuple[str, ...], OneOrMany] = ()
+    pairs: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
     """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
 
     @model_validator(mode="before")

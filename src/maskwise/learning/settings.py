@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
+from maskwise.effects import Weights
 from maskwise.training import TrainingSettings
 
 Plain: TypeAlias = dict[str, Any]
@@ -32,86 +33,86 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     32
     """
 
-    steps: int = Field(60, ge=1)
+    steps: Weights[int] = Field(60, ge=1)
     """Number of updates of the policy (outer steps)."""
 
-    tries: int = Field(1, ge=1)
+    tries: Weights[int] = Field(1, ge=1)
     """Number of policies to learn, with different initial weights and orders of examples. The
     policy whose masks help most on the dev examples is used. With a noisy gradient, some policies
     learn to mask words that do not help. Several tries make it likely that one policy is good.
     """
 
-    batch_size: int = Field(32, ge=1)
+    batch_size: Weights[int] = Field(32, ge=1)
     """Number of examples (task rows with a text to mask) per inner step."""
 
-    warm: int = Field(5, ge=0)
+    warm: Weights[int] = Field(5, ge=0)
     """Number of training steps of the model on the task before the first update of the policy. In
     these steps, the model learns the format of answers. Otherwise, the policy would prefer masks
     that teach the format.
     """
 
-    inner_steps: int = Field(1, ge=1, le=16)
+    inner_steps: Weights[int] = Field(1, ge=1, le=16)
     """Number of pairs of inner steps, which precede each update of the policy. A pair is a training
     step of the model with the policy's masks, then a step on the task.
     """
 
-    mask_rate: float = Field(0.02, ge=0)
+    mask_rate: Weights[float] = Field(0.02, ge=0)
     """Step size of the inner steps with the policy's masks. With 0, the policy has no gradient.
     With a step size that is too large, a step raises the loss that it should lower, and the policy
     is misled. ``maskwise learn`` then shows a warning.
     """
 
-    task_rate: float = Field(0.05, ge=0)
+    task_rate: Weights[float] = Field(0.05, ge=0)
     """Step size of the inner steps on the task. With 0, there are no such steps."""
 
-    units: Literal["token", "word"] = "word"
+    units: Weights[Literal["token", "word"]] = "word"
     """What is masked as a whole during learning: each token, or each word."""
 
-    ratio: float = Field(0.15, gt=0, lt=1)
+    ratio: Weights[float] = Field(0.15, gt=0, lt=1)
     """Share of the tokens that are masked during learning."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: Weights[float] = Field(1.0, gt=0)
     """The policy's scores are divided by this number during learning. Values above 1 make masks
     more random.
     """
 
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: Weights[float] = Field(0.01, gt=0)
     """Learning rate of the policy at its first update. The rate decays linearly to 0. The optimiser
     is Adam. A suitable rate is 0.3 for a light encoder with a window of 1, and 1e-3 for a
     transformer.
     """
 
-    clip: float = Field(0.0, ge=0)
+    clip: Weights[float] = Field(0.0, ge=0)
     """Maximum norm of the policy's gradient. With 0, gradients are not clipped."""
 
-    average: float = Field(0.95, ge=0, lt=1)
+    average: Weights[float] = Field(0.95, ge=0, lt=1)
     """Decay of the moving average of the policy's parameters. This average is evaluated and saved
     in place of the policy. With 0, the average equals the policy.
     """
 
-    reset_every: int = Field(1, ge=0)
+    reset_every: Weights[int] = Field(1, ge=0)
     """Number of updates of the policy after which the model is reset to its weights before the
     first update. With 1, the model is reset after every update. With 0, it is never reset. It then
     memorises the answers of the train rows within tens of updates, and no mask helps any more.
     """
 
-    eval_every: int = Field(10, ge=1)
+    eval_every: Weights[int] = Field(10, ge=1)
     """Number of updates of the policy between evaluations on dev, and between checkpoints."""
 
-    dev_examples: int = Field(256, ge=1)
+    dev_examples: Weights[int] = Field(256, ge=1)
     """Maximum number of dev examples in an evaluation. The first examples of dev are used."""
 
-    patience: int | None = Field(None, ge=1)
+    patience: Weights[int | None] = Field(None, ge=1)
     """Number of successive evaluations without improvement after which learning stops; None for no
     limit.
     """
 
-    worse: float = Field(2.0, gt=1)
+    worse: Weights[float] = Field(2.0, gt=1)
     """Learning stops if the mean task loss between two evaluations is more than this many times the
     mean task loss before the first evaluation. Both are measured after the inner steps.
     """
 
-    seed: int = 0
+    seed: Weights[int] = 0
     """Seed for the order of examples, the choice of their texts, and the masks. In a recipe, it is
     ignored; the seed of the run is used.
     """
@@ -124,30 +125,30 @@ class PolicySettings(BaseModel, extra="forbid", frozen=True):
     64
     """
 
-    architecture: str = "light"
+    architecture: Weights[str] = "light"
     """Architecture of a new encoder: ``light`` (embeddings and a convolution over neighbours), or a
     ``model_type`` of transformers.
     """
 
-    pretrained: str | None = None
+    pretrained: Weights[str | None] = None
     """A pre-trained encoder, used in place of a new one: a folder, a hub id or ``bundled:encoder``.
     The policy then uses this encoder's tokenizer.
     """
 
-    settings: Plain = {}
+    settings: Weights[Plain] = {}
     """Fields of a new encoder's configuration. ``light`` has ``hidden_size`` and ``window``."""
 
-    head: Literal["tokens", "spans"] | None = None
+    head: Weights[Literal["tokens", "spans"] | None] = None
     """Whether the policy scores tokens or spans. The default is spans for ``supervised`` and tokens
     for ``meta``.
     """
 
-    length: int = Field(64, ge=4)
+    length: Weights[int] = Field(64, ge=4)
     """Maximum number of tokens that the policy scores at once, including special tokens. Longer
     texts are split.
     """
 
-    longest: int = Field(10, ge=1)
+    longest: Weights[int] = Field(10, ge=1)
     """Maximum number of words in a span."""
 
 
@@ -161,10 +162,10 @@ class PolicyTraining(TrainingSettings):
     300
     """
 
-    steps: int = Field(300, ge=1)
+    steps: Weights[int] = Field(300, ge=1)
     """Number of optimiser updates of the policy."""
 
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: Weights[float] = Field(3e-3, gt=0)
     """Highest learning rate of AdamW."""
 
 
@@ -187,12 +188,12 @@ class LearningSettings(BaseModel, extra="forbid", frozen=True):
     'light'
     """
 
-    method: Literal["supervised", "meta"] = "supervised"
+    method: Weights[Literal["supervised", "meta"]] = "supervised"
     """``supervised`` learns to find the task's answers in texts. ``meta`` learns masks that lower
     the task's loss, by the meta-gradient.
     """
 
-    task: str | None = None
+    task: Weights[str | None] = None
     """The task to learn from. The default is the first task in the recipe's ``tasks``."""
 
     policy: PolicySettings = PolicySettings()

@@ -35,6 +35,7 @@ from pydantic import (
 )
 
 from maskwise.arrays import whole
+from maskwise.effects import Weights
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
@@ -461,37 +462,37 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     'bert'
     """
 
-    policy: str = "token"
+    policy: Weights[str] = "token"
     """The masking policy: which tokens are masked together, and how likely. A name from ``list
     policies``."""
-    ratio: str | float = 0.15
+    ratio: Weights[str | float] = 0.15
     """The share of eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
     0.15)``."""
-    budget: str = "expected"
+    budget: Weights[str] = "expected"
     """How closely masks follow the ratio. The budget of a text is ratio × tokens. ``expected``
     masks the budget on average, and exceeds it by at most one unit (such as a word). ``exact``
     never exceeds the budget and skips units that do not fit. ``bernoulli`` masks each unit
     independently, with probability ratio × weight."""
-    fill: str = "none"
+    fill: Weights[str] = "none"
     """What to do if the policy offers too few units, such as salient spans, to use the whole
     budget. ``none`` masks fewer tokens, ``random`` also masks other units, and ``skip-row`` masks
     nothing in this text."""
-    corruption: str = "bert"
+    corruption: Weights[str] = "bert"
     """How masked tokens are replaced, and what the model predicts: a name from ``list
     corruptions``."""
-    min_targets: int = Field(1, ge=0, le=MOST_TARGETS)
+    min_targets: Weights[int] = Field(1, ge=0, le=MOST_TARGETS)
     """The minimum number of tokens to mask in a text. Texts whose ratio × tokens is below 0.5 have
     no minimum."""
-    predict: str | float = 1.0
+    predict: Weights[str | float] = 1.0
     """The largest share of each row's tokens that get a loss: a number or a schedule."""
-    keep: str | None = None
+    keep: Weights[str | None] = None
     """The name of an annotation layer, such as ``prompt``. Tokens that this layer marks are never
     masked."""
-    visits: str = "random"
+    visits: Weights[str] = "random"
     """How the masks of a text in different epochs depend on each other. With ``random``, every
     epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
     before left visible. With ``coverage`` and a ratio of 1/n, n epochs mask every unit once."""
-    exclude: tuple[str, ...] = ()
+    exclude: Weights[tuple[str, ...]] = ()
     """Tokens that are never masked in training and never used as random replacements, as the
     tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
     (such as X, B, Z and gaps) never are, in training and in evaluations."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, field_validator, model_validator
 
+from maskwise.effects import Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
@@ -83,11 +84,11 @@ class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
     'ContrastiveSentences'
     """
 
-    objective: str
+    objective: Weights[str]
     """The name of the objective, with or without arguments: mlm, emlm, atd, dtd,
     cse(temperature=0.05), rtd, sbo, clm, diffusion, tsdae.
     """
-    masking: dict[str, Any] = {}
+    masking: Weights[dict[str, Any]] = {}
     """Masking settings of this objective. They replace the settings ``masking`` of the recipe."""
 
     @field_validator("objective")

@@ -29,6 +29,7 @@ from maskwise.constants import (
     OWN_TASK,
     REFERENCE,
 )
+from maskwise.effects import Judgement, Nothing, Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import leaves
@@ -75,13 +76,13 @@ class SearchSettings(Settings):
     4
     """
 
-    grid: Grid
+    grid: Weights[Grid]
     """Lists of values, keyed by setting (all combinations are tried); or a list of points, which
     are dicts of settings."""
-    by: Literal["dev", "held-out"] | None = None
+    by: Weights[Literal["dev", "held-out"] | None] = None
     """The criterion of the choice. ``dev``: scores on the tasks' dev rows. ``held-out``: loss on
     the arm's kind of mask. null: ``dev`` with tasks, ``held-out`` without tasks."""
-    own: dict[str, Grid] = {}
+    own: Weights[dict[str, Grid]] = {}
     """Additional grids for settings that only one arm has, such as the shares of its objectives;
     keyed by arm. All combinations with the common grid are tried."""
 
@@ -121,10 +122,10 @@ class GateSettings(Settings):
     True
     """
 
-    contrast: Pair
+    contrast: Judgement[Pair]
     """[oracle, baseline]: the arm that must win and the arm that must lose. Both are trained with
     the settings in the recipe, even if the study has a search."""
-    closes: tuple[Pair, ...] | None = None
+    closes: Judgement[tuple[Pair, ...] | None] = None
     """The primary contrasts that are tested only if the oracle wins; null for all."""
 
 
@@ -161,40 +162,40 @@ Fractions = Annotated[tuple[Fraction, ...], AfterValidator(_sorted)]
 class StudySettings(Settings):
     """The arms, runs and contrasts of a study, and the rules of a fair comparison."""
 
-    arms: dict[str, Plain] = {}
+    arms: Weights[dict[str, Plain]] = {}
     """The settings that an arm changes, such as ``{masking.ratio: 0.30}``; keyed by arm."""
-    baseline: str | None = None
+    baseline: Judgement[str | None] = None
     """The arm that other arms are compared with; null for the first arm."""
-    seeds: Count | Seeds = 3
+    seeds: Judgement[Count | Seeds] = 3
     """The number of pre-training runs of each arm, or a list of seeds. Arms are compared in pairs
     of runs with the same seed, and each pair is one observation of the statistics.
     """
-    contrasts: tuple[Pair, ...] | None = None
+    contrasts: Judgement[tuple[Pair, ...] | None] = None
     """At most six primary contrasts, which get a verdict, as [arm, baseline]; null to compare every
     arm with the baseline."""
-    outcome: str | None = None
+    outcome: Judgement[str | None] = None
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
     mean over ``evaluation.ratios``. With ``tasks`` or null, the tasks decide. Without tasks, null
     means the loss on the arm's own kind of mask. An untrained model has no held-out loss, so a
     contrast with it is decided as if this setting were null.
     """
-    match: Literal["steps", "targets", "flops"] = "steps"
+    match: Weights[Literal["steps", "targets", "flops"]] = "steps"
     """The quantity that is equal for all arms. With targets (masked tokens) or FLOPs,
     ``training.steps`` of the other arms is computed from the baseline's steps.
     """
-    looks: Looks | None = None
+    looks: Judgement[Looks | None] = None
     """Numbers of runs at which you plan to read the results, such as [10, 20]. ``seeds`` must be
     one of these numbers, and may later be increased to the next number. Without this plan, a study
     to which seeds are added after a verdict cannot decide: its verdicts stay *open*.
     """
-    margin: Fraction | None = None
+    margin: Judgement[Fraction | None] = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a difference is within ± margin, the verdict is *no difference that matters*."""
-    helps: float = Field(HELPS, ge=0, le=1)
+    helps: Judgement[float] = Field(HELPS, ge=0, le=1)
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""
-    share: Pair | None = None
+    share: Judgement[Pair | None] = None
     """[oracle, random]: also report what share of the gain of ``oracle`` over ``random`` each of
     the other arms reaches."""
     gate: GateSettings | None = None
@@ -204,7 +205,7 @@ class StudySettings(Settings):
     beats the baseline. The gate is tested first, at the full significance level (5 %), and without
     a search. It does not lower the significance level of other contrasts.
     """
-    transfer: bool = False
+    transfer: Judgement[bool] = False
     """Whether arms learn their masking policies from the study's tasks. The primary contrasts are
     then ``own-task`` and ``other-tasks`` against the baseline. On every task, ``own-task`` is the
     mean of the arms that learned from this task, and ``other-tasks`` is the mean of the arms that
@@ -214,12 +215,12 @@ class StudySettings(Settings):
     """A grid of settings. For every seed and arm, search runs choose a point of the grid, and a new
     run at this point is compared.
     """
-    companions: Fractions = ()
+    companions: Judgement[Fractions] = ()
     """The lengths of additional shorter runs, as shares of the steps, to show quality by compute. A
     checkpoint from the middle of a long run cannot replace a short run, because the schedules of
     the masking ratio and the learning rate depend on the length of the run.
     """
-    cache: str | None = None
+    cache: Nothing[str | None] = None
     """A folder of stages that several studies share; null for ``stages/`` in the study's folder."""
 
     @field_validator("arms", mode="before")

@@ -15,7 +15,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from maskwise.effects import effect_of
 from maskwise.recipe.recipe import Recipe
 
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -30,12 +32,15 @@ class Key(NamedTuple):
         default: the default as JSON; "" for a key with nested keys.
         allowed: the values, or the range of values, that are allowed; "" if the type decides.
         what: the description.
+        changes: what the key changes, one of the effects in ``effects``; "" for a key with nested
+            keys.
     """
 
     name: str
     default: str
     allowed: str
     what: str
+    changes: str = ""
 
 
 def recipe_keys() -> dict[str, Key]:
@@ -48,25 +53,53 @@ def recipe_keys() -> dict[str, Key]:
     return {key.name: key for key in keys_of(Recipe)}
 
 
+def declared() -> dict[str, str | None]:
+    """Return what each key of a recipe changes, by dotted name; None if a key does not say it.
+
+    The result has every key that a recipe may set, also those that ``recipe_keys`` leaves out.
+
+    >>> changes = declared()
+    >>> [changes[f"training.{name}"] for name in ("steps", "precision", "workers", "log_every")]
+    ['weights', 'rounding', 'speed', 'nothing']
+    """
+    return {name: effect_of(field) for name, field in _fields(Recipe)}
+
+
+def _fields(settings: type[BaseModel], before: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted name and the field of every setting that has no nested settings."""
+    for name, field in settings.model_fields.items():
+        group, within = _group(field, before + name)
+        if group is None:
+            yield before + name, field
+        else:
+            yield from _fields(group, within)
+
+
+def _group(field: FieldInfo, name: str) -> tuple[type[BaseModel] | None, str]:
+    """Return the class of a field's nested settings, if any, and the prefix of their names."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if inspect.isclass(kind) and issubclass(kind, BaseModel):
+            by_name = get_origin(field.annotation) is dict
+            return kind, f"{name}.NAME." if by_name else f"{name}."
+    return None, name
+
+
 def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
     """Yield the keys of a group of settings; a key is followed by its nested keys."""
     schema = settings.model_json_schema()["properties"]
     for name, field in settings.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
-        groups = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel)]
+        group, within = _group(field, before + name)
         what = _docstring(settings, name)
-        if not groups:
+        if group is None:
             default = json.dumps(schema[name].get("default"), ensure_ascii=False)
-            yield Key(before + name, default, _allowed(schema[name]), what)
+            allowed = _allowed(schema[name])
+            yield Key(before + name, default, allowed, what, effect_of(field) or "")
             continue
-        what = what or inspect.getdoc(groups[0]) or ""
+        what = what or inspect.getdoc(group) or ""
         yield Key(before + name, "", "", what.partition("\n\n")[0])
-        within = f"{before}{name}."
-        if get_origin(field.annotation) is dict:
-            within += "NAME."
         # These sections of a policy have the same keys as those of a recipe.
         if not before or name not in Recipe.model_fields:
-            yield from keys_of(groups[0], within)
+            yield from keys_of(group, within)
 
 
 def _docstring(settings: type[BaseModel], name: str) -> str:

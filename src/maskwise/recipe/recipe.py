@@ -16,6 +16,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator, model_val
 
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.constants import DIFFUSION
+from maskwise.effects import Judgement, Nothing, Weights
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
@@ -66,28 +67,28 @@ class Recipe(Settings):
     [0.15, 0.3]
     """
 
-    name: str = "recipe"
+    name: Nothing[str] = "recipe"
     """The name of the study, in files and on its page."""
-    description: str = ""
+    description: Nothing[str] = ""
     """The question that the study answers, shown on the page."""
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     masking: MaskingSettings = MaskingSettings()
-    objective: str = "mlm"
+    objective: Weights[str] = "mlm"
     """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders."""
     objectives: dict[str, ObjectiveSettings] = {}
     """Several objectives that train one encoder, keyed by name; if empty, only ``objective``."""
-    sampler: str = "uniform"
+    sampler: Weights[str] = "uniform"
     """The rule that chooses the objective of every step, fixed or learned (mometas)."""
     training: TrainingSettings = TrainingSettings()
-    phases: tuple[Plain, ...] | None = None
+    phases: Weights[tuple[Plain, ...] | None] = None
     """Training phases, as a list of the settings that each phase changes, such as
     ``[{}, {corpus.length: 256}]``. A phase continues from the checkpoint of the previous phase."""
-    intermediate: Plain | None = None
+    intermediate: Weights[Plain | None] = None
     """The settings that a second phase changes, short for ``phases: [{}, …]``; null: one phase."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    tasks: tuple[str, ...] = ()
+    tasks: Judgement[tuple[str, ...]] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
     learning: LearningSettings | None = None

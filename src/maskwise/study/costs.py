@@ -77,7 +77,7 @@ Work: TypeAlias = tuple[tuple[str, int], ...]
 Seconds: TypeAlias = dict[str, float | None]
 """The seconds of stages, keyed by name, in the order in which they run; None if unknown."""
 
-CHANGE_NO_TIME = TrainingSettings.that_change("nothing") - {"workers"} | {
+CHANGE_NO_TIME = TrainingSettings.that_change("nothing") | {
     *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
     *("warmup", "decay", "decay_share", "clip"),
 }

@@ -30,6 +30,7 @@ from pathlib import Path
 from maskwise.annotate.registry import annotator
 from maskwise.constants import COMPUTED
 from maskwise.devices import hardware
+from maskwise.effects import UNNAMED
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import damage, file_hash, read_json
 from maskwise.learning.settings import OF_THE_MODEL
@@ -218,7 +219,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
         # The weights of a mix affect the batches but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
     # These settings do not affect the weights, so they are not part of the name.
-    how = {key: what["training"].pop(key) for key in TrainingSettings.that_change("nothing")}
+    how = {key: what["training"].pop(key) for key in TrainingSettings.that_change(*UNNAMED)}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
     return _stage_on("pretrain", recipe, what, prepared, after, how)
 
@@ -248,7 +249,7 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
         del learning["meta"]
         own = learning["supervised"]["training"]
         # As in ``pretrain_stage``.
-        unnamed = TrainingSettings.that_change("nothing")
+        unnamed = TrainingSettings.that_change(*UNNAMED)
         how["learning"] = {"supervised": {"training": {key: own.pop(key) for key in unnamed}}}
     what |= {
         "training": {key: training[key] for key in training if key in read},

@@ -9,6 +9,7 @@ from typing import Literal, NotRequired, TypedDict
 import numpy as np
 from pydantic import BaseModel, Field
 
+from maskwise.effects import Rounding, Weights
 from maskwise.tasks.task import Task
 from maskwise.training import TrainingSettings
 
@@ -24,52 +25,52 @@ class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     5e-05
     """
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: Weights[float | None] = Field(None, gt=0)
     """Passes over the training rows; ignored if ``steps`` is given. The default is 5. For a large
     model (with a learning rate below 1e-3), it is at least 5 and at most 20: enough for 250 steps.
     Of a question-answering task, rows are questions; a long context has several windows.
     """
 
-    steps: int | None = Field(None, ge=1)
+    steps: Weights[int | None] = Field(None, ge=1)
     """Optimiser updates. If it is None, ``epochs`` and the number of rows decide."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: Weights[int] = Field(16, ge=1)
     """Rows per update."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: Weights[float | None] = Field(None, gt=0)
     """AdamW's peak learning rate. The default depends on the model size: 3e-3 for a million
     weights, 5e-5 for 110 million weights.
     """
 
-    search_rate: bool = False
+    search_rate: Weights[bool] = False
     """Whether to search for the learning rate. The candidates are 1/3, 1 and 3 times
     ``learning_rate``. The candidate with the best dev score is used. The search has its own seed,
     and costs three more fine-tuning runs for each checkpoint and task.
     """
 
-    muon_learning_rate: float = Field(0.003, gt=0)
+    muon_learning_rate: Weights[float] = Field(0.003, gt=0)
     """Muon's peak learning rate; used only with ``optimizer: muon``."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Weights[Literal["adamw", "muon"]] = "adamw"
     """``muon`` trains the weight matrices of the transformer layers with Muon, and all other
     parameters with AdamW."""
-    warmup: float = Field(0.1, ge=0, le=1)
+    warmup: Weights[float] = Field(0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises from 0."""
 
-    eval_every: int = Field(0, ge=0)
+    eval_every: Weights[int] = Field(0, ge=0)
     """Steps between evaluations on dev. The weights with the best dev score are used; if scores are
     equal, the earliest. With 0, dev is scored only at the end, and the last weights are used.
     """
 
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Weights[float] = Field(0.01, ge=0)
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
-    precision: Literal["auto", "no", "bf16"] = "auto"
+    precision: Rounding[Literal["auto", "no", "bf16"]] = "auto"
     """The number format of the computation: see ``training.precision``."""
-    max_length: int = Field(64, ge=3)
+    max_length: Weights[int] = Field(64, ge=3)
     """Maximum number of tokens in a row. Longer rows are cut, and a tagged word that is cut off
     counts as wrong. The long context of a question is split into several windows instead.
     """
 
-    seeds: int = Field(3, ge=1)
+    seeds: Weights[int] = Field(3, ge=1)
     """Fine-tuning runs for each checkpoint and task. The score is the mean over these runs."""
 
     def fitting(self, weights: int) -> FinetuneSettings:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, field_validator, model_va
 from tokenizers import AddedToken
 
 from maskwise import folders
+from maskwise.effects import Weights
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
@@ -51,41 +52,41 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     {'a.txt': 0.6666666666666666, 'b.txt': 0.3333333333333333}
     """
 
-    source: str | dict[str, float] | tuple[str, ...] = "bundled:wikipedia"
+    source: Weights[str | dict[str, float] | tuple[str, ...]] = "bundled:wikipedia"
     """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a data set on the hub, the
     bundled sample, or an invented world such as ``factworld(people=300)``. Several sources are
     mixed by weights, ``{FILE: 2, OTHER: 1}``, or by their sizes, ``[FILE, OTHER]``."""
-    temperature: float | None = Field(None, ge=0.1)
+    temperature: Weights[float | None] = Field(None, ge=0.1)
     """T, for a list of sources: the share of a source is proportional to size ** (1/T). None is the
     same as 1."""
-    text_field: str = "text"
+    text_field: Weights[str] = "text"
     """The field that holds the text, in files with fields; ``article.body`` is a nested field."""
-    text_per: Literal["auto", "line", "block"] = "auto"
+    text_per: Weights[Literal["auto", "line", "block"]] = "auto"
     """How plain text is cut into documents: at each line break, or at blank lines (blocks).
     ``auto`` chooses by the beginning of the file."""
-    limit: int | None = Field(None, ge=1)
+    limit: Weights[int | None] = Field(None, ge=1)
     """Maximum number of documents from each source."""
-    length: int = Field(64, ge=4, le=LONGEST_ROW)
+    length: Weights[int] = Field(64, ge=4, le=LONGEST_ROW)
     """Number of positions in a row."""
-    layout: Literal["packed", "document"] = "packed"
+    layout: Weights[Literal["packed", "document"]] = "packed"
     """``packed`` puts several documents in a row; ``document`` puts only a part of one document."""
-    attention: Literal["document", "row"] = "document"
+    attention: Weights[Literal["document", "row"]] = "document"
     """Whether attention in packed rows stays within each document or spans the whole row."""
-    held_out: float = Field(0.02, gt=0, lt=0.5)
+    held_out: Weights[float] = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is held out from training."""
-    stream: bool = False
+    stream: Weights[bool] = False
     """Whether to read the text during training, for text that is too large to prepare. The source
     is a file, a folder, a pattern such as ``texts/*.parquet``, or ``hf:NAME``.
     """
-    shuffle: float = Field(1.0, ge=0, le=1024)
+    shuffle: Weights[float] = Field(1.0, ge=0, le=1024)
     """Megabytes of text in a chunk of a stream. Rows are shuffled within a chunk, and the files are
     read in random order. With 0, rows and files keep their order."""
-    repeat: bool = True
+    repeat: Weights[bool] = True
     """Whether to read a stream again if it ends before training does. If false, raise an error."""
-    words: Annotated[str, AfterValidator(word_rule)] = "auto"
+    words: Weights[Annotated[str, AfterValidator(word_rule)]] = "auto"
     """What a word is: ``auto`` (as in BERT), ``spaces`` (between white space), ``token`` (each
     token), or ``regex:PATTERN`` (each match)."""
-    layers: tuple[str, ...] = ()
+    layers: Weights[tuple[str, ...]] = ()
     """Annotators, such as pos (parts of speech). Their values for tokens are kept with the rows as
     "layers". stored("FOLDER") reads saved annotations."""
 
@@ -275,18 +276,18 @@ def _one_spelling(source: str) -> str:
 class TokenizerSettings(BaseModel, extra="forbid", frozen=True):
     """A tokenizer that is loaded by name, or a new tokenizer that is trained on the corpus."""
 
-    name: str | None = None
+    name: Weights[str | None] = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. If None, the tokenizer of the
     pre-trained model is used, or a new tokenizer if training starts from random weights."""
-    kind: Literal["wordpiece", "bpe", "letter", "k-mer"] = "wordpiece"
+    kind: Weights[Literal["wordpiece", "bpe", "letter", "k-mer"]] = "wordpiece"
     """Tokens of a new tokenizer: word pieces, byte pairs, single letters, or ``k`` letters."""
-    k: int = Field(3, ge=1, le=12)
+    k: Weights[int] = Field(3, ge=1, le=12)
     """Letters per token, for the kind ``k-mer``."""
-    vocab_size: int = Field(2048, ge=64)
+    vocab_size: Weights[int] = Field(2048, ge=64)
     """Maximum number of tokens in a new tokenizer."""
-    lowercase: bool = True
+    lowercase: Weights[bool] = True
     """Whether a new tokenizer lowercases text and, with ``wordpiece``, removes accents."""
-    sentinels: int = Field(0, ge=0)
+    sentinels: Weights[int] = Field(0, ge=0)
     """Number of extra tokens ``<extra_id_0>``, … in a new tokenizer, for the corruption t5."""
 
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:

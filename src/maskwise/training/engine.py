@@ -28,6 +28,7 @@ from torch import Tensor
 
 from maskwise.constants import ranks_here
 from maskwise.devices import TensorDict, Tensors, coming_back, fast_bf16
+from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
@@ -52,7 +53,7 @@ ROUND = 2.0**24
 """Sums over ranks are rounded to multiples of 1 / ROUND, so that the order of addition has no
 effect."""
 
-FREE = TrainingSettings.that_change("nothing", "rounding")
+FREE = TrainingSettings.that_change("rounding", *UNNAMED)
 """The settings that may differ when a run is resumed."""
 
 

@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
+from maskwise.effects import Nothing, Rounding, Speed, Weights, effect_of
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
 from maskwise.models import (
@@ -29,53 +30,45 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-NOTHING: dict[str, JsonValue] = {"changes": "nothing"}
-"""Marks settings that do not change the weights. They are not part of the names of stages (the
-steps of a study whose results are reused). ``on_nan`` has this mark, because a run that finishes
-has the same weights with all values of ``on_nan``."""
-ROUNDING: dict[str, JsonValue] = {"changes": "rounding"}
-"""Marks settings that change speed or memory use, and change weights only by rounding."""
-
-
 class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The settings of a training run, for pre-training or for fine-tuning."""
 
-    steps: int = Field(1000, ge=1)
+    steps: Weights[int] = Field(1000, ge=1)
     """Number of optimiser updates. The schedules of masking and of the learning rate end with the
     last update."""
 
-    batch_size: int = Field(32, ge=1)
+    batch_size: Weights[int] = Field(32, ge=1)
     """Rows per update, over all ranks and micro-batches."""
 
-    accumulate: int = Field(1, ge=1, json_schema_extra=ROUNDING)
+    accumulate: Rounding[int] = Field(1, ge=1)
     """Micro-batches per update. This number changes memory use but not the result, because all
     targets have the same weight. There are two exceptions. ``cse`` compares rows only within a
     micro-batch. ``rtd`` weights its detection loss by the share of masked tokens in each
     micro-batch."""
 
-    group_by_length: bool = False
+    group_by_length: Weights[bool] = False
     """Whether batches have rows of similar length. This saves padding if every row is one
     document."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Weights[Literal["adamw", "muon"]] = "adamw"
     """``muon`` uses Muon for the matrices in the layers and AdamW for all other parameters."""
 
-    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate: Weights[float] = Field(5e-4, gt=0)
     """Highest learning rate of AdamW."""
 
-    muon_learning_rate: float = Field(0.02, gt=0)
+    muon_learning_rate: Weights[float] = Field(0.02, gt=0)
     """Highest learning rate of Muon; used only with ``optimizer: muon``."""
 
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    betas: Weights[tuple[Beta, Beta]] = (0.9, 0.98)
     """AdamW's decay rates for the running means of gradients and of squared gradients."""
 
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Weights[float] = Field(0.01, ge=0)
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
 
-    warmup: float = Field(0.06, ge=0, le=1)
+    warmup: Weights[float] = Field(0.06, ge=0, le=1)
     """Share of the steps, at the beginning, in which the learning rate rises from 0."""
 
-    decay: Literal["linear", "cosine", "1-sqrt", "wsd", "constant"] = "linear"
+    decay: Weights[Literal["linear", "cosine", "1-sqrt", "wsd", "constant"]] = "linear"
     """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall from the first
     step on (or later, see ``decay_share``) and are multiplied by the warm-up. Therefore the highest
     rate is slightly below ``learning_rate``. ``wsd`` (warm-up, stable, decay) stays at
@@ -83,82 +76,78 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     fall.
     """
 
-    decay_share: float | None = Field(None, gt=0, le=1)
+    decay_share: Weights[float | None] = Field(None, gt=0, le=1)
     """Share of the steps, at the end, in which the learning rate falls. If None, all steps; for
     ``wsd``, a tenth of the steps."""
 
-    lag: int = Field(0, ge=0, le=1)
+    lag: Weights[int] = Field(0, ge=0, le=1)
     """Delay, in updates, before masking policies learn from the losses of a step: 0 or 1. With 0,
     each step must wait for the losses of the step before. On an accelerator, this wait is as long
     as masking and copying a batch."""
 
-    freeze: Literal["none", "encoder"] = "none"
+    freeze: Weights[Literal["none", "encoder"]] = "none"
     """``encoder`` trains only the heads, on a frozen encoder without dropout."""
 
-    clip: float = Field(1.0, ge=0)
+    clip: Weights[float] = Field(1.0, ge=0)
     """Maximum norm of the gradient of all parameters. Larger gradients are scaled down. 0 turns
     this off."""
 
-    precision: Literal["auto", "no", "bf16"] = Field("auto", json_schema_extra=ROUNDING)
+    precision: Rounding[Literal["auto", "no", "bf16"]] = "auto"
     """``auto`` uses bf16 autocast on hardware that trains faster in bf16: GPUs with bf16
     multiplication, processors with AMX, and processors with AVX-512 on which bf16 was measured to
     be faster. ``no`` uses float32, but GPUs multiply in TF32.
     """
 
-    activation_checkpointing: bool = Field(False, json_schema_extra=ROUNDING)
+    activation_checkpointing: Rounding[bool] = False
     """Whether to store only the inputs of each layer of the encoder, and to recompute activations
     in the backward pass. This needs a third more computation but much less memory. The result is
     the same."""
 
-    compile: bool = Field(False, json_schema_extra=ROUNDING)
+    compile: Rounding[bool] = False
     """Whether to compile the layers and the head with ``torch.compile``. The first steps take a
     minute longer."""
 
-    shard: bool = Field(False, json_schema_extra=ROUNDING)
+    shard: Rounding[bool] = False
     """Whether several processes share weights, gradients and optimiser states, so that each process
     stores only a part (FSDP2). Otherwise each process stores a copy (DDP). ``accelerate launch
     --use_fsdp`` has the same effect."""
 
-    seed: int = 0
+    seed: Weights[int] = 0
     """Seed of new weights, of the order of rows, of dropout and, in pre-training, of masks."""
 
-    log_every: int = Field(20, ge=1, json_schema_extra=NOTHING)
+    log_every: Nothing[int] = Field(20, ge=1)
     """Steps between lines of metrics."""
 
-    eval_every: int = Field(0, ge=0, json_schema_extra=NOTHING)
+    eval_every: Nothing[int] = Field(0, ge=0)
     """Steps between evaluations. With 0, the model is evaluated only at the end."""
 
-    save_every: int = Field(0, ge=0, json_schema_extra=NOTHING)
+    save_every: Nothing[int] = Field(0, ge=0)
     """Steps between training states, from which a run can resume. With 0, no states are saved."""
 
-    keep: int = Field(2, ge=1, json_schema_extra=NOTHING)
+    keep: Nothing[int] = Field(2, ge=1)
     """Number of training states to keep. Older states are used if the newest is damaged."""
 
-    on_nan: Literal["stop", "skip"] = Field("stop", json_schema_extra=NOTHING)
+    on_nan: Nothing[Literal["stop", "skip"]] = "stop"
     """What to do if a loss or gradient is not finite. ``stop`` ends the run with an error that
-    names the step. ``skip`` skips the update. A held-out loss that is not finite ends the run."""
+    names the step. ``skip`` skips the update. A held-out loss that is not finite ends the run. If
+    no value is infinite or NaN, both give the same weights."""
 
-    workers: int = Field(1, ge=0, json_schema_extra=NOTHING)
+    workers: Speed[int] = Field(1, ge=0)
     """Number of processes per rank that tokenise a stream (``corpus.stream``). With 0, the training
     process tokenises the stream. The result is the same."""
 
-    trackers: tuple[str, ...] = Field((), json_schema_extra=NOTHING)
+    trackers: Nothing[tuple[str, ...]] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``. They must be installed."""
 
     @classmethod
     def that_change(cls, *effects: str) -> set[str]:
-        """Return the names of the settings with one of the given marks: ``nothing``, ``rounding``.
+        """Return the names of the settings that declare one of these effects (see ``effects``).
 
         >>> sorted(TrainingSettings.that_change("rounding"))[:2]
         ['accumulate', 'activation_checkpointing']
         """
-        found = set()
-        for name, field in cls.model_fields.items():
-            # A field without a mark changes the weights.
-            mark = field.json_schema_extra
-            if isinstance(mark, dict) and mark.get("changes") in effects:
-                found.add(name)
-        return found
+        fields = cls.model_fields.items()
+        return {name for name, field in fields if effect_of(field) in effects}
 
     def micro_rows(self, ranks: int) -> int:
         """Return the number of rows in a micro-batch on one rank.
@@ -208,19 +197,19 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
     True
     """
 
-    pretrained: str | None = None
+    pretrained: Weights[str | None] = None
     """The name of a pre-trained model: a folder, a hub id, ``bundled:encoder``, or ``package:NAME``
     for an installed package. None for a new model."""
-    architecture: str = "modernbert"
+    architecture: Weights[str] = "modernbert"
     """The architecture of a new model: transformers' ``model_type``, such as bert or t5."""
-    settings: Fields = {}
+    settings: Weights[Fields] = {}
     """Fields of a new model's configuration, such as hidden_size. Of a pre-trained model, only
     rates of dropout can be changed, such as hidden_dropout_prob, and the number of positions if no
     weight depends on it, as in ModernBERT (max_position_embeddings)."""
-    unigram_bias: bool = True
+    unigram_bias: Weights[bool] = True
     """Initialise the output bias of a new head with log frequencies of tokens in the training
     text."""
-    adapter: str | None = None
+    adapter: Weights[str | None] = None
     """``lora(rank=16)`` trains only the heads and low-rank updates of the encoder's linear layers.
     This needs the package peft. Checkpoints contain the weights with the updates added."""
 
@@ -231,7 +220,7 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
             lora(value)
         return value
 
-    attention_dropout: float | None = Field(None, ge=0, lt=1)
+    attention_dropout: Weights[float | None] = Field(None, ge=0, lt=1)
     """Dropout rate of attention weights. If None, the rate is 0 for a new model, and the rate of
     the checkpoint for a pre-trained model. The fast GPU kernels for documents of variable length
     need a rate of 0."""
@@ -284,16 +273,14 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
             return None
         return rate
 
-    def named(self) -> dict[str, JsonValue]:
+    def named(self) -> dict[str]:
         """Return the settings that are part of the name of a stage (a step of a study).
 
         ``adapter`` is left out, because only training stages depend on it. Attention dropout is
         included only if it differs from the architecture's default, because this setting did not
         exist when older studies were recorded.
         """
-        plain: dict[str, JsonValue] = self.model_dump(
-            mode="json", exclude={"attention_dropout", "adapter"}
-        )
+        plain: dict[str] = self.model_dump(mode="json", exclude={"attention_dropout", "adapter"})
         if self.pretrained and self.settings:
             # Older versions ignored these settings, but had them in the name.
             plain |= {"settings": {}, "changed": plain["settings"]}

@@ -1,0 +1,311 @@
+"""Every key of a recipe changes what it declares that it changes.
+
+The fast tests compare declarations with the names of stages: a stage is found by its name, so a key
+that is missing in a name would reuse weights of other settings, and a key too many would train
+again for nothing. The slow tests compare them with the weights of trainings of two steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from maskwise.effects import UNNAMED
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe.described import declared
+from maskwise.study.plan import make_run, task_contents
+from tiny import read_lines, write_inputs, write_lines
+
+
+class Case(NamedTuple):
+    """A value that differs from that of the base recipe, and what the base recipe needs for it."""
+
+    value: str
+    base: tuple[str, ...] = ()
+
+
+SHORT: dict[str, dict[str, Any]] = {
+    "training": {"steps": 2, "save_every": 0, "eval_every": 0, "precision": "no"},
+    "finetune": {"steps": 2, "seeds": 1, "max_length": 32},
+    "evaluation": {"rows": 4},
+    # All settings of masking can act on words.
+    "masking": {"policy": "whole-word", "ratio": 0.3},
+    "study": {"seeds": 1, "arms": {"run": {}}},
+}
+"""Sections of all base recipes."""
+
+ARMS = ("study.arms={run: {}, more: {masking.ratio: 0.4}}",)
+SEVERAL = ("objectives={mlm: , x: {objective: atd}}",)
+STREAM = ("corpus.stream=true", "corpus.shuffle=0.001")
+MIX = ("corpus.source=['{here}/corpus.jsonl', '{here}/small.jsonl']",)
+SEARCH = (*ARMS, "study.search={grid: {training.learning_rate: [1.0e-3, 2.0e-3]}}")
+START = ("model={pretrained: bundled:encoder}", "tokenizer={}")
+LEARN_ANY = (
+    "tasks=[]",
+    "masking.policy=learned",
+    "learning.task='factworld(people=12)'",
+    "corpus.source=factworld(people=12)",
+)
+LEARN = (*LEARN_ANY, "learning.supervised.training={steps: 2, save_every: 0}")
+META = (
+    *LEARN_ANY,
+    "learning.method=meta",
+    "learning.meta={steps: 2, eval_every: 1, batch_size: 4, dev_examples: 4, warm: 1}",
+)
+
+TRAINING = {
+    "steps": Case("3"),
+    "batch_size": Case("4"),
+    "accumulate": Case("2"),
+    "group_by_length": Case("true"),
+    "optimizer": Case("muon"),
+    "learning_rate": Case("1e-3"),
+    "muon_learning_rate": Case("0.1", ("training.optimizer=muon",)),
+    "betas": Case("[0.5, 0.6]"),
+    "weight_decay": Case("0.5"),
+    "warmup": Case("1.0"),
+    "decay": Case("constant"),
+    "decay_share": Case("0.5"),
+    "lag": Case("1", ("masking.policy=type-weighted",)),
+    "freeze": Case("encoder"),
+    "clip": Case("0.01"),
+    "precision": Case("bf16"),
+    "activation_checkpointing": Case("true"),
+    "compile": Case("true"),
+    "shard": Case("true"),
+    "log_every": Case("1"),
+    "eval_every": Case("1"),
+    "save_every": Case("1"),
+    "keep": Case("1", ("training.save_every=1",)),
+    "on_nan": Case("skip"),
+    "workers": Case("0", STREAM),
+    "trackers": Case("[tensorboard]"),
+}
+
+
+def of_policy(case: Case) -> Case:
+    """The same case for the training of a policy."""
+    base = [text.replace("training.", "learning.supervised.training.") for text in case.base]
+    return Case(case.value, (*LEARN, *(text for text in base if "learning" in text)))
+
+
+CASES = {
+    "name": Case("other"),
+    "description": Case("a question"),
+    "corpus.source": Case("{here}/other.jsonl"),
+    "corpus.temperature": Case("5", MIX),
+    "corpus.text_field": Case("body"),
+    "corpus.text_per": Case("block", ("corpus.source={here}/lines.txt",)),
+    "corpus.limit": Case("30"),
+    "corpus.length": Case("16"),
+    "corpus.layout": Case("document"),
+    "corpus.attention": Case("row"),
+    "corpus.held_out": Case("0.4"),
+    "corpus.stream": Case("true"),
+    "corpus.shuffle": Case("0", STREAM),
+    "corpus.repeat": Case("false", STREAM),
+    "corpus.words": Case("token"),
+    "corpus.layers": Case("[pos]"),
+    "tokenizer.name": Case("bundled:encoder"),
+    "tokenizer.kind": Case("letter"),
+    "tokenizer.k": Case("2", ("tokenizer.kind=k-mer", "tokenizer.vocab_size=2000")),
+    "tokenizer.vocab_size": Case("100"),
+    "tokenizer.lowercase": Case("false"),
+    "tokenizer.sentinels": Case("4"),
+    "model.pretrained": Case("bundled:encoder", START[1:]),
+    "model.architecture": Case("roberta"),
+    "model.settings": Case("{hidden_size: 24}"),
+    "model.unigram_bias": Case("false"),
+    "model.adapter": Case("lora(rank=2)"),
+    "model.attention_dropout": Case("0.5"),
+    "masking.policy": Case("token"),
+    "masking.ratio": Case("0.5"),
+    "masking.budget": Case("exact"),
+    "masking.fill": Case("random", ("masking.policy=weighted(layer=pos)", "corpus.layers=[pos]")),
+    "masking.corruption": Case("mask-only"),
+    "masking.min_targets": Case("9"),
+    "masking.predict": Case("0.1"),
+    "masking.keep": Case("pos", ("corpus.layers=[pos]",)),
+    "masking.visits": Case("complement"),
+    "masking.exclude": Case("[ba]"),
+    "objective": Case("clm"),
+    "objectives.NAME.objective": Case("dtd", SEVERAL),
+    "objectives.NAME.masking": Case("{ratio: 0.5}", ("objectives={x: {objective: mlm}}",)),
+    "sampler": Case("shares(0, 1)", SEVERAL),
+    **{f"training.{name}": case for name, case in TRAINING.items()},
+    "training.seed": Case("3"),
+    "phases": Case("[{}, {masking.ratio: 0.5}]"),
+    "intermediate": Case("{masking.ratio: 0.5}"),
+    "evaluation.ratios": Case("0.3"),
+    "evaluation.masks": Case("[whole-word]"),
+    "evaluation.rows": Case("8"),
+    "evaluation.pseudo_perplexity": Case("2"),
+    "evaluation.bound": Case("2"),
+    "evaluation.cloze": Case("{here}/cloze.jsonl"),
+    "evaluation.pairs": Case("bundled:pairs"),
+    "tasks": Case("['{here}/task.jsonl', trivia]"),
+    "finetune.epochs": Case("1", ("finetune.steps=null",)),
+    "finetune.steps": Case("3"),
+    "finetune.batch_size": Case("4"),
+    "finetune.learning_rate": Case("1e-2"),
+    "finetune.search_rate": Case("true"),
+    "finetune.muon_learning_rate": Case("0.1", ("finetune.optimizer=muon",)),
+    "finetune.optimizer": Case("muon"),
+    "finetune.warmup": Case("1.0"),
+    "finetune.eval_every": Case("1"),
+    "finetune.weight_decay": Case("0.5"),
+    "finetune.precision": Case("bf16"),
+    "finetune.max_length": Case("6"),
+    "finetune.seeds": Case("2"),
+    "learning.method": Case("meta", LEARN_ANY),
+    "learning.task": Case("factworld(people=14)", LEARN),
+    "learning.policy.architecture": Case("bert", LEARN),
+    "learning.policy.pretrained": Case("bundled:encoder", LEARN),
+    "learning.policy.settings": Case("{hidden_size: 24}", LEARN),
+    "learning.policy.head": Case("tokens", LEARN),
+    "learning.policy.length": Case("12", LEARN),
+    "learning.policy.longest": Case("1", LEARN),
+    **{
+        f"learning.supervised.training.{name}": of_policy(case)
+        for name, case in TRAINING.items()
+    },
+    "learning.meta.steps": Case("3", META),
+    "learning.meta.tries": Case("2", META),
+    "learning.meta.batch_size": Case("6", META),
+    "learning.meta.warm": Case("3", META),
+    "learning.meta.inner_steps": Case("2", META),
+    "learning.meta.mask_rate": Case("0.1", META),
+    "learning.meta.task_rate": Case("0.5", META),
+    "learning.meta.units": Case("token", META),
+    "learning.meta.ratio": Case("0.5", META),
+    "learning.meta.temperature": Case("3", META),
+    "learning.meta.learning_rate": Case("0.1", META),
+    "learning.meta.clip": Case("1e-6", META),
+    "learning.meta.average": Case("0.0", META),
+    "learning.meta.reset_every": Case("0", META),
+    "learning.meta.eval_every": Case("2", META),
+    "learning.meta.dev_examples": Case("2", META),
+    "learning.meta.patience": Case("1", META),
+    "learning.meta.worse": Case("1.00001", META),
+    "study.arms": Case("{run: {masking.ratio: 0.5}}"),
+    "study.baseline": Case("more", ARMS),
+    "study.seeds": Case("2"),
+    "study.contrasts": Case("[[run, more]]", ARMS),
+    "study.outcome": Case("tasks", ARMS),
+    "study.match": Case("targets", ARMS),
+    "study.looks": Case("[2, 3]", (*ARMS, "study.seeds=3")),
+    "study.margin": Case("0.1", ARMS),
+    "study.helps": Case("0.5"),
+    "study.share": Case("[run, more]", ARMS),
+    "study.gate.contrast": Case("[run, more]", (*ARMS, "study.gate={contrast: [more, run]}")),
+    "study.gate.closes": Case("[]", (*ARMS, "study.gate={contrast: [more, run]}")),
+    "study.transfer": Case("true", ARMS),
+    "study.search.grid": Case("{training.learning_rate: [3.0e-3, 4.0e-3]}", SEARCH),
+    "study.search.by": Case("held-out", SEARCH),
+    "study.search.own": Case("{run: {training.warmup: [0.3, 0.4]}}", SEARCH),
+    "study.companions": Case("[0.5]", ARMS),
+    "study.cache": Case("{here}/stages", ARMS),
+}  # fmt: skip
+"""For every key, a value that has an effect."""
+
+REFUSED = ("learning.meta.seed", "learning.supervised.training.seed")
+"""Keys of the settings of Python classes that no recipe can set."""
+
+DECIDED_LATER = {"study.match", "study.search.by"}
+"""Keys that change steps or settings by results, so no name changes before the study runs."""
+
+CAUTIOUS = {"corpus.repeat"}
+"""Keys in the names of stages that change no weight: a stream that ends is read again, or the run
+fails. The prepared text holds this setting."""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | SHORT))
+    lines = read_lines(folder / "corpus.jsonl")
+    # Another field, so that ``text_field`` finds other texts.
+    for line, other in zip(lines, reversed(lines), strict=True):
+        line["body"] = other["text"][:200]
+    write_lines(folder / "corpus.jsonl", lines)
+    write_lines(folder / "other.jsonl", lines[10:])
+    write_lines(folder / "small.jsonl", [{"text": line["body"]} for line in lines[:20]])
+    (folder / "lines.txt").write_text(
+        "\n\n".join(line["text"].replace(". ", ".\n") for line in lines)
+    )
+    facts = [{"masked_sentences": ["Bada [MASK] bafe."], "obj_label": "kefe"}]
+    write_lines(folder / "cloze.jsonl", facts)
+    return folder
+
+
+def recipe_of(here: Path, key: str, *, changed: bool) -> Recipe:
+    """The base recipe of a key, or this recipe with the key changed."""
+    case = CASES[key]
+    overrides = [*case.base]
+    if changed:
+        overrides.append(f"{key.replace('NAME', 'x')}={case.value}")
+    overrides = [text.replace("{here}", str(here)) for text in overrides]
+    return read_recipe(here / "recipe.yaml", overrides)
+
+
+class Names(NamedTuple):
+    """The names of the stages of the runs of a study, by what they make."""
+
+    trained: frozenset[str]
+    finetuned: frozenset[str]
+    evaluated: frozenset[str]
+
+
+def names_of(recipe: Recipe) -> Names:
+    contents = task_contents(recipe)
+    search = recipe.study.search
+    points = [{}] if search is None else search.points_of("run")
+    # ``maskwise pretrain`` uses the seed of the recipe, and a study its own seeds.
+    seed = recipe.training.seed
+    runs = [make_run(recipe, "run", seed, contents=contents, more=point) for point in points]
+    trained = [stage for run in runs for stage in run.chain if stage.kind in ("pretrain", "learn")]
+    return Names(
+        frozenset(stage.name for stage in trained),
+        frozenset(stage.name for run in runs for stage in run.tasks.values()),
+        frozenset(run.evaluated.name for run in runs if run.evaluated),
+    )
+
+
+def test_every_key_declares_what_it_changes_and_is_tested() -> None:
+    changes = declared()
+    assert [key for key, effect in changes.items() if effect is None] == []
+    assert changes.keys() == CASES.keys() | {*REFUSED}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_seed_that_a_run_sets_itself_is_refused(key: str, here: Path) -> None:
+    base = META if "meta" in key else LEARN
+    with pytest.raises(MaskwiseError, match=r"the seed of the run is used") as error:
+        read_recipe(here / "recipe.yaml", [*base, f"{key}=3"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", sorted(CASES))
+def test_the_names_of_stages_have_what_changes_their_weights(key: str, here: Path) -> None:
+    effect = declared()[key]
+    base, changed = (recipe_of(here, key, changed=change) for change in (False, True))
+    assert base != changed
+    before, after = names_of(base), names_of(changed)
+    if key.startswith("finetune."):
+        assert before.trained == after.trained
+        assert before.finetuned.isdisjoint(after.finetuned)
+    elif effect in UNNAMED or key in DECIDED_LATER:
+        assert before.trained == after.trained
+        assert before.finetuned <= after.finetuned
+        # Other measurements of the same weights are other results.
+        assert before.evaluated.isdisjoint(after.evaluated) == key.startswith("evaluation.")
+    else:
+        assert before.trained != after.trained
+        if before.finetuned and not key.startswith("study."):
+            assert before.finetuned.isdisjoint(after.finetuned)
