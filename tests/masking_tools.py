@@ -80,12 +80,13 @@ def vocabulary() -> Vocabulary:
 
 def masker(policy: str = "token", corruption: str = "bert", **more: Any) -> Masker:
     """A masker over the small vocabulary, with the arguments that members need."""
-    return Masker(
-        vocabulary(),
-        policy=POLICY_SPECS.get(policy, policy),
-        corruption=CORRUPTION_SPECS.get(corruption, corruption),
+    settings = {
+        "policy": POLICY_SPECS.get(policy, policy),
+        "corruption": CORRUPTION_SPECS.get(corruption, corruption),
         **more,
-    )
+    }
+    # Tests give all policies the same settings, as arms do.
+    return Masker(vocabulary(), **Masker.used(settings))
 
 
 def row(

@@ -34,8 +34,10 @@ from masking_tools import (
     vocabulary,
 )
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather
 from maskwise.masking.masker import MaskingSettings
+from maskwise.masking.policies import policy
 from maskwise.text import encode
 
 
@@ -177,6 +179,36 @@ def test_missing_layers_and_bad_settings() -> None:
     ):
         with pytest.raises(MaskwiseError, match=match):
             Masker(vocabulary(), **more)
+
+
+def test_arguments_without_effect_are_refused() -> None:
+    """Masks with ratio=0.9 and a policy with its own ratio were those of ratio=0.1."""
+    for more, match in (
+        (
+            {"policy": "ul2", "ratio": 0.9},
+            r"ratio has no effect, because policy .*; got 0.9; leave",
+        ),
+        ({"policy": "t5-span(ratio=0.3)", "ratio": "linear(0.3, 0.1)"}, "ratio has no effect"),
+        ({"policy": "mixture(ul2, ul2, shares=(0.5, 0.5))", "ratio": 0.3}, "ratio has no effect"),
+        (
+            {"policy": "whole-word", "budget": "bernoulli", "min_targets": 3},
+            "min_targets has no effect with budget bernoulli",
+        ),
+    ):
+        with pytest.raises(MaskwiseError, match=match) as error:
+            Masker(vocabulary(), **more)
+        assert "\n" not in str(error.value)
+        # Arms have settings in common with others, and leave out what they do not use.
+        settings = MaskingSettings(**more)
+        assert settings.masker(tokenizer(), seed=0).policy == policy(more["policy"])
+    # With these, the settings have an effect, or ask for nothing.
+    Masker(vocabulary(), policy="mixture(ul2, token, shares=(0.5, 0.5))", ratio=0.3)
+    Masker(vocabulary(), policy="token", budget="bernoulli", min_targets=3)
+    Masker(vocabulary(), policy="whole-word", budget="bernoulli", min_targets=0)
+    with pytest.raises(MaskwiseError, match="min_targets has no effect in masked diffusion"):
+        Noising(vocabulary(), min_targets=3)
+    with pytest.raises(ValueError, match="a policy without a ratio of its own; got ul2"):
+        EvaluationSettings(masks=("ul2",))
 
 
 def small_tokenizer(**more: str) -> PreTrainedTokenizerFast:

@@ -255,7 +255,11 @@ def inspect_text(
     # The output names the tokenizer, because unexpected tokens usually come from it.
     used = tokenizer or usual_tokenizer(text)
     loaded = light_tokenizer(used)
-    maskers = {spec: Masker(loaded, policy=spec, **settings) for spec in specs}
+    maskers = {}
+    for spec in specs:
+        own = {"policy": spec, **settings}
+        # Of several policies, some may not use a setting that the others do.
+        maskers[spec] = Masker(loaded, **(own if len(specs) == 1 else Masker.used(own)))
     inspected = []
     for plain, spans in texts:
         makers = annotators

@@ -128,8 +128,12 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name != DIFFUSION:
-                policy(name)
+            if name != DIFFUSION and policy(name).has_ratio:
+                raise MaskwiseError(
+                    "fixed masks need a policy without a ratio of its own",
+                    got=name,
+                    do="choose another kind of masks, such as token",
+                )
         return value
 
 

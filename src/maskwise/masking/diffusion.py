@@ -59,11 +59,13 @@ from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.corruptions import mask_only
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Moment, Policy, UnitKind
+from maskwise.masking.policies import policy as make_policy
 from maskwise.masking.schedules import Schedule, Spec
 from maskwise.masking.select import Selection, up_to
 from maskwise.masking.units import Units, reached
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import rank_within
+from maskwise.specs import Call
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -245,6 +247,14 @@ class Noising(Masker):
     """
 
     places = True
+    usual = {**Masker.usual, "ratio": "uniform(0, 1)", "budget": "exact"}
+
+    @staticmethod
+    def unused(chosen: Policy | str | Call, budget: str, fill: str) -> dict[str, str]:
+        found = {"min_targets": "has no effect in masked diffusion, which draws a rate per text"}
+        if not make_policy(chosen).has_zero_weights:
+            found["fill"] = f"has no effect, because policy {chosen} can mask every unit"
+        return found
 
     def __init__(self, tokenizer: Tokenizer, *, ratio: Spec = "uniform(0, 1)", **more: Any):
         defaults = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}

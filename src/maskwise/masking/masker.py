@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import (
@@ -84,22 +84,6 @@ MOST_TARGETS = 2**31 - 1
 VISITS = ("random", "complement", "coverage")
 
 
-def unused_masking(chosen: Policy | str | Call, budget: str) -> list[str]:
-    """List the masking settings that have no effect with this policy and this budget.
-
-    >>> unused_masking("ul2", "expected"), unused_masking("whole-word", "bernoulli")
-    (['ratio'], ['min_targets'])
-    """
-    made = policies.policy(chosen)
-    found = []
-    if made.has_ratio:
-        found.append("ratio")
-    # Adding words to reach the minimum would distort the probabilities of all words.
-    if budget == "bernoulli" and made.unit_kind is not UnitKind.TOKEN:
-        found.append("min_targets")
-    return found
-
-
 class Masker:
     """Mask batches of rows.
 
@@ -132,8 +116,9 @@ class Masker:
             of ``none`` or ``random``, and ``coverage`` needs a ratio of 1/n.
 
     Raises:
-        MaskwiseError: a name is unknown, a ratio is outside 0 to 1, or the tokenizer lacks the
-            special tokens of the corruption.
+        MaskwiseError: a name is unknown, a ratio is outside 0 to 1, the tokenizer lacks the
+            special tokens of the corruption, or an argument is given that has no effect beside the
+            others, such as a ratio with a policy that has its own.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"], vocab_size=80)
@@ -146,6 +131,53 @@ class Masker:
 
     places = False
     """Whether ``__call__`` needs its argument ``place``."""
+
+    @staticmethod
+    def unused(chosen: Policy | str | Call, budget: str, fill: str) -> dict[str, str]:
+        """Return the arguments without effect beside this policy, budget and fill, and why.
+
+        >>> [*Masker.unused("ul2", "exact", "none")]
+        ['ratio', 'fill']
+        >>> [*Masker.unused("whole-word", "bernoulli", "none")]
+        ['min_targets', 'fill']
+        """
+        made = policies.policy(chosen)
+        found = {}
+        if made.has_ratio:
+            found["ratio"] = f"has no effect, because policy {chosen} has its own ratio"
+        independent = budget == "bernoulli"
+        # Adding words to reach the minimum would distort the probabilities of all words.
+        words = independent and made.unit_kind is not UnitKind.TOKEN
+        if words:
+            found["min_targets"] = (
+                "has no effect with budget bernoulli, unless the policy masks single tokens"
+            )
+        if not made.has_zero_weights:
+            found["fill"] = f"has no effect, because policy {chosen} can mask every unit"
+        elif words or (independent and fill == "skip-row"):
+            found["fill"] = "has no effect, because budget bernoulli has no budget to use"
+        return found
+
+    @classmethod
+    def used(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out the arguments that would be refused. Arms have settings in common with others.
+
+        >>> Masker.used({"policy": "ul2", "ratio": 0.3, "fill": "random"})
+        {'policy': 'ul2', 'fill': 'random'}
+        """
+        names = ("policy", "budget", "fill")
+        unused = cls.unused(*(settings.get(name, cls.usual[name]) for name in names))
+        refused = unused.keys() - {"fill"}
+        return {name: value for name, value in settings.items() if name not in refused}
+
+    usual: ClassVar[Mapping[str, Any]] = {
+        "policy": "token",
+        "ratio": 0.15,
+        "budget": "expected",
+        "fill": "none",
+        "min_targets": 1,
+    }
+    """Default values of some arguments."""
 
     def __init__(
         self,
@@ -195,6 +227,13 @@ class Masker:
                 do="leave predict at 1.0",
             )
         self._check()
+        unused = self.unused(self.policy, budget, fill)
+        # ``fill`` is for a case that need not occur, and a minimum of 0 asks for nothing.
+        if "ratio" in unused and ratio != self.usual["ratio"]:
+            raise MaskwiseError(f"ratio {unused['ratio']}", got=ratio, do="leave ratio out")
+        if "min_targets" in unused and min_targets > 1:
+            why = unused["min_targets"]
+            raise MaskwiseError(f"min_targets {why}", got=min_targets, do="leave min_targets out")
 
     def _check(self) -> None:
         """Raise if ``visits`` fixes which units are masked, and another setting may change them."""
@@ -518,4 +557,4 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
 
     def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
         """Build a masker with these settings."""
-        return Masker(tokenizer, **self.model_dump(), seed=seed)
+        return Masker(tokenizer, **Masker.used(self.model_dump()), seed=seed)

@@ -222,11 +222,11 @@ class Objective(nn.Module, ABC):
             length: the number of positions of the model; None for no limit.
             masking: the masking settings.
         """
-        return cls.batches(
-            tokenizer,
-            **cls.settings({}, masking),
-            seed=seed,
-        )
+        settings = cls.settings({}, masking)
+        # Objectives and arms share masking settings that some of them do not use.
+        if isinstance(cls.batches, type) and issubclass(cls.batches, Masker):
+            settings = cls.batches.used(settings)
+        return cls.batches(tokenizer, **settings, seed=seed)
 
     def chance(self, vocabulary: int, rows: int) -> float:
         """Return the loss of a uniform guess, in nats per target.

@@ -31,7 +31,7 @@ from maskwise.recipe.overrides import (
     read_yaml,
 )
 from maskwise.recipe.recipe import Recipe, validate
-from maskwise.recipe.unused import remove_unused
+from maskwise.recipe.unused import FOR_OTHERS, remove_unused
 from maskwise.specs import leaves
 
 LARGEST = 1 << 22
@@ -120,7 +120,7 @@ def _written(settings: object) -> Plain:
     """
     if not isinstance(settings, dict) or settings.keys() >= Recipe.model_fields.keys():
         return {}
-    return dict(leaves(settings))
+    return {key: value for key, value in leaves(settings) if key not in FOR_OTHERS}
 
 
 def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:

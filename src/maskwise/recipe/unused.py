@@ -17,10 +17,12 @@ from typing import Any
 
 from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
-from maskwise.masking.masker import unused_masking
+from maskwise.masking import Masker
+from maskwise.masking.policies import policy
 from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain, nested, put
 from maskwise.specs import leaves
+from maskwise.tasks import FinetuneSettings
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,14 @@ class Unused:
         keys: the dotted names of the settings. The name of a group stands for all its settings.
         when: whether these settings have no effect, for nested settings that may be incomplete.
         why: words for the reason, which follow the name of the setting in the error message.
+        removed: whether a layer that makes a setting of an earlier layer ineffective removes it.
+            If not, the setting stays, because names of stages of recorded studies contain it.
     """
 
     keys: tuple[str, ...]
     when: Callable[[Plain], bool]
     why: str
+    removed: bool = True
 
 
 def read(settings: Plain, key: str, default: Any = None) -> Any:
@@ -87,13 +92,38 @@ def _masking(name: str) -> Callable[[Plain], bool]:
 
     def ineffective(settings: Plain) -> bool:
         masking = read(settings, "masking", {})
+        made = objective_class(read(settings, "objective", "mlm")).batches
         # The masked batches of several objectives may differ in all other settings.
-        return not read(settings, "objectives", {}) and name in unused_masking(
-            masking.get("policy", "token"), masking.get("budget", "expected")
-        )
+        if read(settings, "objectives", {}) or not issubclass(made, Masker):
+            return False
+        names = ("policy", "budget", "fill")
+        return name in made.unused(*(masking.get(each, made.usual[each]) for each in names))
 
     return ineffective
 
+
+def _learns_nothing(settings: Plain) -> bool:
+    """Whether no masking policy learns from the losses of the run."""
+    common = read(settings, "masking", {})
+    for name, own in _objectives(settings).items():
+        chosen = objective_class(name).settings(common, own).get("policy", "token")
+        if policy(chosen).learner() is not None:
+            return False
+    return True
+
+
+def _no_tasks(settings: Plain) -> bool:
+    return not read(settings, "tasks", ())
+
+
+def _no_rows_of_tasks(settings: Plain) -> bool:
+    """Whether no rows of a task are read: neither for scores nor for a meta-gradient."""
+    return _no_tasks(settings) and read(settings, "learning.method") != "meta"
+
+
+NOT_OF_POLICIES = ("freeze", "group_by_length", "lag", "workers")
+"""Settings of trainings that have no effect while a masking policy is trained on labels: a policy
+has no encoder beside its head, and its rows are shuffled windows of texts in memory."""
 
 UNUSED = (
     Unused(
@@ -162,6 +192,38 @@ UNUSED = (
         "has no effect with budget bernoulli, unless masking.policy masks single tokens",
     ),
     Unused(
+        ("masking.fill",),
+        _masking("fill"),
+        "has no effect, because masking.policy can mask every unit or budget bernoulli has no "
+        "budget to use",
+        removed=False,
+    ),
+    Unused(
+        ("training.lag",),
+        _learns_nothing,
+        "is only for masking policies that learn from losses, such as pos-weighted",
+        removed=False,
+    ),
+    Unused(
+        ("training.keep",),
+        lambda settings: not read(settings, "training.save_every", 0),
+        "needs training.save_every, because no states are saved",
+        removed=False,
+    ),
+    Unused(
+        ("training.workers",),
+        lambda settings: not read(settings, "corpus.stream", False),
+        "is only for streams (corpus.stream)",
+        removed=False,
+    ),
+    Unused(
+        tuple(f"finetune.{name}" for name in FinetuneSettings.model_fields if name != "max_length"),
+        _no_tasks,
+        "needs tasks",
+        removed=False,
+    ),
+    Unused(("finetune.max_length",), _no_rows_of_tasks, "needs tasks", removed=False),
+    Unused(
         ("learning.meta",),
         lambda settings: read(settings, "learning.method", "supervised") != "meta",
         "needs learning.method=meta",
@@ -186,8 +248,23 @@ UNUSED = (
         lambda settings: True,
         "has no effect in a recipe, because the seed of the run is used",
     ),
+    Unused(
+        tuple(f"learning.supervised.training.{name}" for name in NOT_OF_POLICIES),
+        lambda settings: True,
+        "has no effect on the training of a policy",
+    ),
+    Unused(
+        ("learning.supervised.training.keep",),
+        lambda settings: not read(settings, "learning.supervised.training.save_every", 0),
+        "needs learning.supervised.training.save_every, because no states are saved",
+        removed=False,
+    ),
 )
 """Which settings have no effect in which recipes."""
+
+FOR_OTHERS = {"training.lag"}
+"""Settings that a file may give for recipes that extend it. The recipe one-gpu, for example, has no
+policy that learns from losses, but a setting for such policies."""
 
 NEW_MODEL = Unused(
     ("model.architecture", "model.settings"),
@@ -226,7 +303,7 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
     """
     if not settings:
         return
-    rules = (*UNUSED, NEW_MODEL)
+    rules = [rule for rule in (*UNUSED, NEW_MODEL) if rule.removed]
     before = set(active(rules, settings))
     after: Plain = {}
     for layer in (dict(leaves(settings)), changes):

@@ -153,6 +153,10 @@ class Mixture(Policy):
         return all(member.has_ratio for member in self.members)
 
     @property
+    def has_zero_weights(self) -> bool:
+        return any(member.has_zero_weights for member in self.members)
+
+    @property
     def needs_total(self) -> bool:
         changing = any(share.needs_total for share in self.shares)
         return changing or any(member.needs_total for member in self.members)

@@ -177,6 +177,11 @@ class Policy(ABC):
         return False
 
     @property
+    def has_zero_weights(self) -> bool:
+        """Whether units may have weight 0. If not, the masker's ``fill`` has no effect."""
+        return True
+
+    @property
     def needs_total(self) -> bool:
         """Whether the policy changes over training, and so needs the number of steps."""
         return False

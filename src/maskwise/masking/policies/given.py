@@ -42,6 +42,7 @@ class Token(Policy):
     """
 
     unit_kind = UnitKind.TOKEN
+    has_zero_weights = False
     reads_text = False
 
     def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
@@ -61,6 +62,7 @@ class WholeWord(Policy):
     """
 
     unit_kind = UnitKind.WORD
+    has_zero_weights = False
 
     def layers(self) -> Names:
         return ("word_ids",)
@@ -100,6 +102,10 @@ class SpanLayer(Policy):
         if self.rest == "none":
             return (self.layer,)
         return (self.layer, *layer_of(self.rest))
+
+    @property
+    def has_zero_weights(self) -> bool:
+        return self.rest != "none" and self.rest_weight == 0
 
     def judged_on(self) -> Names:
         """Add masks of the marked spans, because the model may have learned from them only."""
@@ -167,6 +173,7 @@ class Guided(Policy):
     layer: str = "salient"
 
     unit_kind = UnitKind.TOKEN
+    has_zero_weights = False
 
     def layers(self) -> Names:
         return (self.layer,)
@@ -250,6 +257,8 @@ class Frequency(CutPolicy):
     power: float = -0.5
     units: str = "word"
     floor: float = 10.0
+
+    has_zero_weights = False
 
     def __post_init__(self) -> None:
         if self.floor <= 0:

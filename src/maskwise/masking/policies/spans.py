@@ -78,6 +78,8 @@ class Span(Policy):
             # With a larger mean, most lengths would be cut off.
             finite_number(name, self.poisson, least=1e-9, most=self.max_words)
 
+    has_zero_weights = False
+
     @property
     def unit_kind(self) -> UnitKind:
         return UnitKind.SPAN if self.over == "word" else UnitKind.TOKEN_SPAN
@@ -174,6 +176,7 @@ class _Noise(Policy):
     ratio: float | None
 
     unit_kind = UnitKind.TOKEN_SPAN
+    has_zero_weights = False
     needs_ratio = True
 
     @property
@@ -258,6 +261,7 @@ class Ul2(Policy):
     """
 
     unit_kind = UnitKind.TOKEN_SPAN
+    has_zero_weights = False
     needs_ratio = True
     has_ratio = True
 
