@@ -229,7 +229,7 @@ class Masker:
         self._check()
         unused = self.unused(self.policy, budget, fill)
         # ``fill`` is for a case that need not occur, and a minimum of 0 asks for nothing.
-        if "ratio" in unused and ratio != self.usual["ratio"]:
+        if "ratio" in unused and self.ratio != schedules.schedule(self.usual["ratio"]):
             raise MaskwiseError(f"ratio {unused['ratio']}", got=ratio, do="leave ratio out")
         if "min_targets" in unused and min_targets > 1:
             why = unused["min_targets"]
