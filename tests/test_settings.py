@@ -40,7 +40,6 @@ WITHOUT_EFFECT = {
     "sampler": (["objectives={mlm: {}}"], "sequential"),
     "masking.policy": (["objective=clm"], "span"),
     "masking.ratio": (["masking.policy=ul2"], "0.4"),
-    "masking.fill": (["masking.policy=span"], "random"),
     "training.keep": (["training.save_every=0"], "5"),
     "training.workers": ([], "4"),
     **{
@@ -111,20 +110,29 @@ def test_a_value_without_effect_is_refused_wherever_somebody_writes_it(key, tmp_
             read_recipe("quick-start", [*others, arms])
 
 
-def test_a_lag_without_a_policy_that_learns_is_refused_except_in_a_file(tmp_path):
-    """Recipes that extend a file, such as one-gpu, may have a policy that learns."""
-    wrong = (
-        r"training\.lag is only for masking policies that learn from losses.*remove training\.lag"
-    )
-    for override in ("training.lag=1", "phases=[{training.lag: 1}, {}]"):
+@pytest.mark.parametrize(
+    ("key", "value", "wrong_policy", "right_policy"),
+    [
+        # type-weighted sums losses only every 200 steps, and waits then.
+        ("training.lag", 1, "type-weighted", "pos-weighted"),
+        ("masking.fill", "random", "span", "salient"),
+    ],
+)
+def test_what_a_policy_does_not_use_is_refused_except_in_a_file(
+    key, value, wrong_policy, right_policy, tmp_path
+):
+    """Recipes that extend a file, such as one-gpu, may have a policy that uses it."""
+    wrong = rf"{key} .*; got {value}; remove {key}"
+    given, policy = f"{key}={value}", f"masking.policy={wrong_policy}"
+    for override in (given, f"phases=[{{{key}: {value}}}, {{}}]"):
         with pytest.raises(MaskwiseError, match=wrong):
-            read_recipe("quick-start", [override])
-    with pytest.raises(MaskwiseError, match=r"arm .a.: training\.lag is only for"):
-        read_recipe("quick-start", ["study={arms: {a: {training.lag: 1}, b: {}}}"])
-    assert read_recipe("quick-start", ["masking.policy=type-weighted", "training.lag=1"])
-    path = tmp_path / "base.yaml"
-    path.write_text("extends: quick-start\ntraining: {lag: 1}\n")
-    assert read_recipe(path).training.lag == 1
+            read_recipe("quick-start", [override, policy])
+    with pytest.raises(MaskwiseError, match=f"arm 'a': {wrong}"):
+        read_recipe("quick-start", [policy, f"study={{arms: {{a: {{{key}: {value}}}, b: {{}}}}}}"])
+    assert read_recipe("quick-start", [f"masking.policy={right_policy}", given])
+    section, name = key.split(".")
+    recipe = read_recipe(written(tmp_path, **{section: {name: value}}))
+    assert getattr(getattr(recipe, section), name) == value
 
 
 def test_a_phase_refuses_a_value_without_effect():

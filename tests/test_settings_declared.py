@@ -24,7 +24,7 @@ from maskwise.study import run_stage
 from maskwise.study.plan import make_run, task_contents
 from maskwise.tasks import load_task, task_record
 from maskwise.text import load_tokenizer
-from tiny import read_lines, write_inputs, write_lines
+from tiny import WORDS, read_lines, write_inputs, write_lines
 
 
 class Case(NamedTuple):
@@ -63,7 +63,8 @@ META = (
     "learning.meta={steps: 2, eval_every: 1, batch_size: 4, dev_examples: 4, warm: 1}",
 )
 
-LONG_ANSWERS = "learning.task=factworld(people=12, asked='university')"
+FAST = (*META, "learning.meta.learning_rate=0.5")
+QUESTIONS = "learning.task={here}/questions.jsonl"
 OF_BERT = (
     "learning.policy={architecture: bert, settings: {hidden_size: 16, num_hidden_layers: 2, "
     "num_attention_heads: 2, intermediate_size: 32}}"
@@ -83,7 +84,7 @@ TRAINING = {
     "warmup": Case("1.0"),
     "decay": Case("constant"),
     "decay_share": Case("0.5"),
-    "lag": Case("1", ("masking.policy=type-weighted", "training.steps=6")),
+    "lag": Case("1", ("masking.policy=pos-weighted", "corpus.layers=[pos]", "training.steps=3")),
     "freeze": Case("encoder"),
     "clip": Case("0.01"),
     "precision": Case("bf16"),
@@ -191,7 +192,7 @@ CASES = {
     "learning.policy.settings": Case("{hidden_size: 24}", LEARN),
     "learning.policy.head": Case("tokens", LEARN),
     "learning.policy.length": Case("12", LEARN),
-    "learning.policy.longest": Case("1", (*LEARN, LONG_ANSWERS)),
+    "learning.policy.longest": Case("1", (*LEARN, QUESTIONS)),
     **{
         f"learning.supervised.training.{name}": of_policy(case)
         for name, case in TRAINING.items()
@@ -209,12 +210,12 @@ CASES = {
     "learning.meta.temperature": Case("3", META),
     "learning.meta.learning_rate": Case("0.1", META),
     "learning.meta.clip": Case("1e-6", META),
-    "learning.meta.average": Case("0.0", (*META, "learning.meta.learning_rate=0.5")),
+    "learning.meta.average": Case("0.0", FAST),
     "learning.meta.reset_every": Case("0", META),
     "learning.meta.eval_every": Case("2", META),
-    "learning.meta.dev_examples": Case("1", META),
+    "learning.meta.dev_examples": Case("1", (*FAST, QUESTIONS)),
     "learning.meta.patience": Case("1", META),
-    "learning.meta.worse": Case("1.00001", (*META, "learning.meta.steps=6")),
+    "learning.meta.worse": Case("1.00001", (*META, QUESTIONS, "learning.meta.steps=6")),
     "study.arms": Case("{run: {masking.ratio: 0.5}}"),
     "study.baseline": Case("more", ARMS),
     "study.seeds": Case("2"),
@@ -265,6 +266,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lines.txt").write_text(
         "\n\n".join(line["text"].replace(". ", ".\n") for line in lines)
     )
+    # Some answers have two words.
+    rows = []
+    for number, splits in enumerate(("train", "train", "dev", "test") * 6):
+        asked, answer, more = WORDS[number : number + 3]
+        answer += f" {more}" if number % 2 else ""
+        text = f"the {asked} is {answer} of all towns."
+        rows.append({"question": f"{asked}?", "context": text, "answer": answer, "split": splits})
+    write_lines(folder / "questions.jsonl", rows)
     facts = [{"masked_sentences": ["Bada [MASK] bafe."], "obj_label": "kefe"}]
     write_lines(folder / "cloze.jsonl", facts)
     return folder
@@ -362,15 +371,16 @@ def trained_weights(key: str, recipe: Recipe, out: Path) -> dict[str, Tensor]:
         run_stage(stage, out)
     last = chain[-1].folder(out)
     if key.startswith("learning.meta."):
-        # In two steps, no policy is better than the first one, which is then kept. So these are the
-        # losses and gains of all updates.
+        # In two steps, often no policy is better than the first one, which is then kept. So these
+        # are also the losses and gains of all updates.
         numbers: dict[str, list[float]] = {}
         for path in sorted(last.rglob("metrics.jsonl")):
             for line in read_lines(path):
                 for name, value in line.items():
                     if isinstance(value, int | float) and name != "seconds":
                         numbers.setdefault(f"{path.relative_to(last)} {name}", []).append(value)
-        return {name: torch.tensor(values) for name, values in numbers.items()}
+        weights = tensors_in(last / "policy")
+        return weights | {name: torch.tensor(values) for name, values in numbers.items()}
     if not key.startswith("finetune."):
         return tensors_in(last / ("policy" if chain[-1].kind == "learn" else "checkpoint"))
     task_record(

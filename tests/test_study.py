@@ -219,7 +219,7 @@ SAME = ("training.log_every=1", "training.eval_every=5", "evaluation.rows=8", "s
         ("training.steps=41", True, False),
         ("masking.ratio=0.2", True, False),
         ("model.settings.hidden_size=32", True, False),
-        ("masking.fill=random", True, False),
+        ("masking.budget=exact", True, False),
         ("corpus.length=33", False, False),
     ],
 )

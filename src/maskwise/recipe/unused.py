@@ -19,6 +19,7 @@ from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
+from maskwise.masking.policies.base import Learner
 from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain, nested, put
 from maskwise.specs import leaves
@@ -102,12 +103,14 @@ def _masking(name: str) -> Callable[[Plain], bool]:
     return ineffective
 
 
-def _learns_nothing(settings: Plain) -> bool:
-    """Whether no masking policy learns from the losses of the run."""
+def _learns_at_no_step(settings: Plain) -> bool:
+    """Whether no masking policy needs sums of the losses of every step."""
     common = read(settings, "masking", {})
     for name, own in _objectives(settings).items():
         chosen = objective_class(name).settings(common, own).get("policy", "token")
-        if policy(chosen).learner() is not None:
+        learner = policy(chosen).learner()
+        # Learners that need sums at few steps, as type-weighted does, do not offer any.
+        if learner is not None and type(learner).offer is not Learner.offer:
             return False
     return True
 
@@ -200,8 +203,9 @@ UNUSED = (
     ),
     Unused(
         ("training.lag",),
-        _learns_nothing,
-        "is only for masking policies that learn from losses, such as pos-weighted",
+        _learns_at_no_step,
+        "is only for masking policies that learn from the losses of every step, such as "
+        "pos-weighted",
         removed=False,
     ),
     Unused(
@@ -262,9 +266,10 @@ UNUSED = (
 )
 """Which settings have no effect in which recipes."""
 
-FOR_OTHERS = {"training.lag"}
-"""Settings that a file may give for recipes that extend it. The recipe one-gpu, for example, has no
-policy that learns from losses, but a setting for such policies."""
+FOR_OTHERS = {"training.lag", "masking.fill"}
+"""Settings that a file may give for policies of recipes that extend it. For example, one-gpu has no
+policy that learns from losses, but a lag. These settings say what to do in a case, and need not be
+changed with the policy."""
 
 NEW_MODEL = Unused(
     ("model.architecture", "model.settings"),

@@ -81,9 +81,10 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     ``wsd``, a tenth of the steps."""
 
     lag: Weights[int] = Field(0, ge=0, le=1)
-    """Delay, in updates, before masking policies learn from the losses of a step: 0 or 1. With 0,
-    each step must wait for the losses of the step before. On an accelerator, this wait is as long
-    as masking and copying a batch."""
+    """Delay, in updates, before masking policies that learn from the losses of every step, such as
+    pos-weighted, learn from the losses of a step: 0 or 1. With 0, each step must wait for the
+    losses of the step before. On an accelerator, this wait is as long as masking and copying a
+    batch."""
 
     freeze: Weights[Literal["none", "encoder"]] = "none"
     """``encoder`` trains only the heads, on a frozen encoder without dropout."""

@@ -290,6 +290,9 @@ class TypeWeighted(CutPolicy):
     units: str = "token"
     weights: Weights = field(init=False, default_factory=Weights, repr=False)
 
+    # See ``LEAST``.
+    has_zero_weights = False
+
     def __post_init__(self) -> None:
         whole_number("argument every of policy type-weighted", self.every, least=1)
         finite_number("argument kept of policy type-weighted", self.kept, least=0, most=1)
