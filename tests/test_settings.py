@@ -42,23 +42,6 @@ WITHOUT_EFFECT = {
     "masking.ratio": (["masking.policy=ul2"], "0.4"),
     "training.keep": (["training.save_every=0"], "5"),
     "training.workers": ([], "4"),
-    **{
-        f"finetune.{name}": (["tasks=[]"], value)
-        for name, value in {
-            "epochs": "2",
-            "steps": "2",
-            "batch_size": "8",
-            "learning_rate": "0.1",
-            "search_rate": "true",
-            "optimizer": "muon",
-            "warmup": "0.3",
-            "eval_every": "3",
-            "weight_decay": "0.3",
-            "precision": "bf16",
-            "max_length": "32",
-            "seeds": "2",
-        }.items()
-    },
     "masking.min_targets": (["masking.policy=whole-word", "masking.budget=bernoulli"], "2"),
     "learning.meta.steps": (SUPERVISED, "9"),
     "learning.meta.seed": (META, "9"),

@@ -23,7 +23,6 @@ from maskwise.masking.policies.base import Learner
 from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain, nested, put
 from maskwise.specs import leaves
-from maskwise.tasks import FinetuneSettings
 
 
 @dataclass(frozen=True)
@@ -113,15 +112,6 @@ def _learns_at_no_step(settings: Plain) -> bool:
         if learner is not None and type(learner).offer is not Learner.offer:
             return False
     return True
-
-
-def _no_tasks(settings: Plain) -> bool:
-    return not read(settings, "tasks", ())
-
-
-def _no_rows_of_tasks(settings: Plain) -> bool:
-    """Whether no rows of a task are read: neither for scores nor for a meta-gradient."""
-    return _no_tasks(settings) and read(settings, "learning.method") != "meta"
 
 
 NOT_OF_POLICIES = ("freeze", "group_by_length", "lag", "workers")
@@ -220,13 +210,6 @@ UNUSED = (
         "is only for streams (corpus.stream)",
         removed=False,
     ),
-    Unused(
-        tuple(f"finetune.{name}" for name in FinetuneSettings.model_fields if name != "max_length"),
-        _no_tasks,
-        "needs tasks",
-        removed=False,
-    ),
-    Unused(("finetune.max_length",), _no_rows_of_tasks, "needs tasks", removed=False),
     Unused(
         ("learning.meta",),
         lambda settings: read(settings, "learning.method", "supervised") != "meta",
