@@ -92,9 +92,10 @@ def _masking(name: str) -> Callable[[Plain], bool]:
 
     def ineffective(settings: Plain) -> bool:
         masking = read(settings, "masking", {})
-        made = objective_class(read(settings, "objective", "mlm")).batches
+        made: object = objective_class(read(settings, "objective", "mlm")).batches
         # The masked batches of several objectives may differ in all other settings.
-        if read(settings, "objectives", {}) or not issubclass(made, Masker):
+        several = read(settings, "objectives", {})
+        if several or not (isinstance(made, type) and issubclass(made, Masker)):
             return False
         names = ("policy", "budget", "fill")
         return name in made.unused(*(masking.get(each, made.usual[each]) for each in names))

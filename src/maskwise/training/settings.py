@@ -274,14 +274,16 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
             return None
         return rate
 
-    def named(self) -> dict[str]:
+    def named(self) -> dict[str, Any]:
         """Return the settings that are part of the name of a stage (a step of a study).
 
         ``adapter`` is left out, because only training stages depend on it. Attention dropout is
         included only if it differs from the architecture's default, because this setting did not
         exist when older studies were recorded.
         """
-        plain: dict[str] = self.model_dump(mode="json", exclude={"attention_dropout", "adapter"})
+        plain: dict[str, Any] = self.model_dump(
+            mode="json", exclude={"attention_dropout", "adapter"}
+        )
         if self.pretrained and self.settings:
             # Older versions ignored these settings, but had them in the name.
             plain |= {"settings": {}, "changed": plain["settings"]}
