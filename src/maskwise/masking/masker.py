@@ -175,9 +175,8 @@ class Masker:
         "ratio": 0.15,
         "budget": "expected",
         "fill": "none",
-        "min_targets": 1,
     }
-    """Default values of some arguments."""
+    """Default values of the arguments on which ``unused`` depends, and of the ratio."""
 
     def __init__(
         self,

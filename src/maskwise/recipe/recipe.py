@@ -7,7 +7,7 @@ phases. Recipes are immutable: a change creates a new recipe, which is validated
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from itertools import chain
 
@@ -212,11 +212,10 @@ class Recipe(Settings):
             points = self.study.points_of(name)
             links[name] = [self.arm(name, seed=0, more=point).links() for point in points]
         everywhere = list(chain.from_iterable(links.values())) or [self.links()]
-        _refuse_unused(written, everywhere, tasks=self.tasks)
+        _refuse_unused(written, everywhere)
         for name, changes in self.study.arms.items():
             if any(f"{key}.".startswith(f"study.arms.{name}.") for key in written):
-                own = dict(leaves(changes))
-                _refuse_unused(own, links[name], tasks=self.tasks, origin=f"arm {name!r}")
+                _refuse_unused(dict(leaves(changes)), links[name], origin=f"arm {name!r}")
 
     def _plain(self) -> Plain:
         """Return the sections that ``refuse_unused`` reads, as plain values."""
@@ -440,23 +439,17 @@ class Recipe(Settings):
 
 
 def _refuse_unused(
-    given: Mapping[str, object],
-    runs: Iterable[tuple[Recipe, ...]],
-    *,
-    tasks: Sequence[str],
-    origin: str = "",
+    given: Mapping[str, object], runs: Iterable[tuple[Recipe, ...]], *, origin: str = ""
 ) -> None:
     """Raise ``MaskwiseError`` if a value has no effect in any of these runs.
 
     Args:
         given: values keyed by dotted name, such as ``masking.ratio`` or ``phases.1.masking.ratio``.
         runs: the recipes of the phases of every run that uses these values.
-        tasks: the tasks of the study, which the recipes of phases do not have.
         origin: words for who wrote the values.
     """
     runs = list(runs)
-    tested = {"tasks": [*tasks]}
-    everywhere = [link._plain() | tested for link in chain.from_iterable(runs)]
+    everywhere = [link._plain() for link in chain.from_iterable(runs)]
     values: Plain = {}
     for key, value in given.items():
         if key == "phases" and isinstance(value, list):
@@ -468,11 +461,11 @@ def _refuse_unused(
         recipes = everywhere
         parts = key.split(".")
         if parts[0] == "intermediate":
-            recipes = [links[-1]._plain() | tested for links in runs]
+            recipes = [links[-1]._plain() for links in runs]
             key = ".".join(parts[1:])
         elif parts[0] == "phases" and len(parts) > 1:
             number = int(parts[1])
-            recipes = [links[number]._plain() | tested for links in runs if number < len(links)]
+            recipes = [links[number]._plain() for links in runs if number < len(links)]
             key = ".".join(parts[2:])
         refuse_unused({key: value}, recipes, _default(), origin=origin)
 

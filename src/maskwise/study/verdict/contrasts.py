@@ -42,8 +42,8 @@ from maskwise.study.statistics import (
     sign_flip_test,
 )
 from maskwise.study.verdict.failures import failures_of
-from maskwise.study.verdict.flags import scope_of
-from maskwise.study.verdict.words import is_ahead, raised, sentences_of
+from maskwise.study.verdict.flags import is_ahead, scope_of
+from maskwise.study.verdict.words import raised, sentences_of
 
 MOST_MORE_RUNS = 50
 """Maximum number of additional runs that advice recommends. A difference that needs more runs is

@@ -58,6 +58,11 @@ class Flag:
     advice: str = ""
 
 
+def is_ahead(row: Contrast) -> bool:
+    """Return whether the arm of a row has a better mean than the baseline."""
+    return ((row["mean"] or 0) > 0) == row["higher_is_better"]
+
+
 def scope_of(row: Contrast, table: Outcomes) -> str:
     """Return ``TUNED`` if every seed tuned the arms, and ``FIXED`` otherwise."""
     return TUNED if any("seed" in line for line in _choices(row, table)) else FIXED
@@ -184,7 +189,7 @@ def _may_fail(row: Contrast, table: Outcomes) -> Facts | None:
     break_even = row.get("break_even")
     if p is None or p >= ALPHA or break_even is None:
         return None
-    ahead = ((row["mean"] or 0) > 0) == row["higher_is_better"]
+    ahead = is_ahead(row)
     failures = row["failures"]["arm" if ahead else "baseline"]
     may_fail = failures["learned"] or failures["failed"] > 0
     if not may_fail or break_even >= failures["high"]:
@@ -222,9 +227,7 @@ def _tasks_disagree(row: Contrast, table: Outcomes) -> Facts | None:
         amount = f"{abs(plain):.1f} standard deviations of runs"
     if plain * row["mean"] > 0:
         return None
-    arm, baseline = _pair(row)
-    ahead = arm if (row["mean"] > 0) == row["higher_is_better"] else baseline
-    behind = baseline if ahead == arm else arm
+    ahead, behind = _pair(row) if is_ahead(row) else reversed(_pair(row))
     return {"plain": plain, "ahead": ahead, "behind": behind, "amount": amount}
 
 

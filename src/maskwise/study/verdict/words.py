@@ -17,7 +17,7 @@ from maskwise.estimates import SPREADS, outcome_words, shown
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
 from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
 from maskwise.study.statistics import ALPHA, P_FROM_RUNS, fewest_runs
-from maskwise.study.verdict.flags import FLAGS, rate
+from maskwise.study.verdict.flags import FLAGS, is_ahead, rate
 
 Names: TypeAlias = Mapping[str, str]
 """The names of arms in sentences, keyed by arm (``Outcomes.names``)."""
@@ -174,11 +174,6 @@ def _outlook(row: Contrast) -> str:
 def sentences_of(row: Contrast, effect: Effect) -> list[str]:
     """Return the sentences of the flags on a row that have this effect."""
     return [flag["sentence"] for flag in row["flags"] if flag["effect"] == effect]
-
-
-def is_ahead(row: Contrast) -> bool:
-    """Return whether the arm of a row has a better mean than the baseline."""
-    return ((row["mean"] or 0) > 0) == row["higher_is_better"]
 
 
 # A study
