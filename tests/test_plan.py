@@ -40,7 +40,8 @@ from tiny import (
     write_lines,
 )
 
-QUICK = ["training.steps=10", "training.save_every=0", "training.eval_every=0", "finetune.seeds=1"]
+QUICK = ["training.steps=10", "training.save_every=0", "training.eval_every=0"]
+SCORED = [*QUICK, "finetune.seeds=1"]
 
 
 def replace_engine(patch: pytest.MonkeyPatch, work: Callable[[Stage, Path], object]) -> list[str]:
@@ -341,7 +342,7 @@ def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_pat
 
 def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
     """Headlines and the units that losses are compared by are those of what was trained."""
-    read = read_recipe(recipe, [*QUICK, "study.search={grid: {masking.ratio: [0.2, 0.4]}}"])
+    read = read_recipe(recipe, [*SCORED, "study.search={grid: {masking.ratio: [0.2, 0.4]}}"])
     design = Design(read, tmp_path)
     written = describe(read, design)["arms"]["token-15"]
     assert (written["policy"], written["ratio"]) == ("token", "constant(0.15)")
@@ -356,7 +357,7 @@ def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
 
 def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
     grid = "[{training.learning_rate: 0.005}, {training.learning_rate: 0.01}]"
-    more = [*QUICK, "study.seeds=[9]", f"study.search={{grid: {grid}}}", "study.arms={a: {}}"]
+    more = [*SCORED, "study.seeds=[9]", f"study.search={{grid: {grid}}}", "study.arms={a: {}}"]
     out = tmp_path / "out"
     compare(recipe, more, out)
     [record] = records_of(out, "selection")
@@ -471,7 +472,7 @@ def test_records_of_other_seeds_are_removed_before_the_work(recipe, tmp_path, fa
 
 
 def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):
-    more = [*QUICK, "study.seeds=2", "study.companions=[0.5]", "study.gate=[words-30, token-15]"]
+    more = [*SCORED, "study.seeds=2", "study.companions=[0.5]", "study.gate=[words-30, token-15]"]
     more.append("study.search={grid: {training.learning_rate: [0.1, 0.2, 0.3]}}")
     found = dry_run(read_recipe(recipe, more), tmp_path / "out")
     runs = {line["purpose"]: line["runs"] for line in found["plans"]}
@@ -487,7 +488,7 @@ def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
         raise MaskwiseError("no search today")
 
     monkeypatch.setitem(RUNNERS, "overlap", failing)
-    result = compare(recipe, [*QUICK, "study.seeds=1"], tmp_path / "out")
+    result = compare(recipe, [*SCORED, "study.seeds=1"], tmp_path / "out")
     assert [failure["error"] for failure in result["failures"]] == ["no search today"]
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
     assert "score" in kinds and "failure" not in kinds
@@ -544,7 +545,7 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
     """A model that diverged at its last step: the run is a failure, all others are judged, and the
     page says so.
     """
-    out, more = tmp_path / "out", [*QUICK, "study.seeds=3"]
+    out, more = tmp_path / "out", [*SCORED, "study.seeds=3"]
     compare(recipe, more, out)
     lost = Path(load_json(out / "study.json")["arms"]["words-30"]["runs"]["1"]).name
     for file in out.glob("stages/*/done.json"):
@@ -607,7 +608,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     """
     search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}}"
     more = ["study.companions=[0.5]", "intermediate.training.steps=4", "study.match=targets"]
-    whole = read_recipe(recipe, [*QUICK, search, "study.seeds=1", *more])
+    whole = read_recipe(recipe, [*SCORED, search, "study.seeds=1", *more])
     one, two = tmp_path / "one", tmp_path / "two"
     run_study(whole, one, quiet=True)
     complete = sorted(done)
@@ -636,7 +637,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
 def test_pairs_have_fine_tuning_seeds_of_their_own(recipe):
     """All runs that were trained had the seeds of run 0, so one lucky seed won every pair."""
     seeds = {}
-    for each in make_plan(read_recipe(recipe, [*QUICK, "study.seeds=3"])).runs:
+    for each in make_plan(read_recipe(recipe, [*SCORED, "study.seeds=3"])).runs:
         for stage in each.tasks.values():
             seeds.setdefault(each.seed, set()).add(stage.what.get("seed", 0))
     assert seeds == {0: {0}, 1: {1}, 2: {2}}
@@ -649,7 +650,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(
     shared = tmp_path / "shared"
 
     def counted(*overrides: str) -> tuple[Any, dict[str, tuple[int, int]]]:
-        study = read_recipe(recipe, [*QUICK, *overrides])
+        study = read_recipe(recipe, [*SCORED, *overrides])
         found = dry_run(study, tmp_path / "new", jobs=1, cache=shared)
         counts = {kind: (each["done"], each["to_do"]) for kind, each in found["stages"].items()}
         return found, counts
@@ -660,7 +661,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(
     assert counts == {kind: (0, count) for kind, count in first.items()}
     assert not list(tmp_path.iterdir())
     run_study(
-        read_recipe(recipe, [*QUICK, "study.seeds=1"]), tmp_path / "out", cache=shared, quiet=True
+        read_recipe(recipe, [*SCORED, "study.seeds=1"]), tmp_path / "out", cache=shared, quiet=True
     )
     nothing, counts = counted("study.seeds=1")
     assert nothing["seconds"] == 0 and counts == {kind: (n, 0) for kind, n in first.items()}
@@ -674,7 +675,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(
     found, _ = counted("study.seeds=3")
     assert found["stages"]["pretrain"]["seconds"] == pytest.approx(2 * sum(timed), abs=0.1)
     assert found["seconds"] >= found["stages"]["pretrain"]["seconds"]
-    command = ["study", recipe, *QUICK, *more, "--out", tmp_path / "new", "--stages", shared]
+    command = ["study", recipe, *SCORED, *more, "--out", tmp_path / "new", "--stages", shared]
     assert maskwise(*command, "--dry-run") == 0
     assert "Nothing was written" in capfd.readouterr().out and not (tmp_path / "new").exists()
 

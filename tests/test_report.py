@@ -392,6 +392,7 @@ def test_the_runs_that_are_missing_are_those_of_the_contrasts_behind_a_gate(runs
     advice = summarise(make_records(study, effect), study)["advice"]
     (sentence,) = (line for line in advice if line.startswith("Add seeds"))
     assert needed in sentence
+    assert "decide anything" not in sentence
 
 
 def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():

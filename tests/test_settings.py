@@ -15,8 +15,10 @@ from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
 from maskwise.learning.settings import LearningSettings
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.recipe.unused import FOR_OTHERS, UNUSED
-from maskwise.study import Stage
+from maskwise.recipe.unused import UNUSED
+from maskwise.study import Stage, run_study
+from maskwise.study.checks import check_inputs
+from maskwise.study.forecast import dry_run
 from maskwise.study.stages import learn_stage, prepare_stage, recipe_of
 from maskwise.training import TrainingSettings
 
@@ -67,8 +69,9 @@ WITHOUT_EFFECT = {
 def test_the_table_has_every_setting_that_may_have_no_effect():
     known = {key for rule in UNUSED for key in rule.keys}
     covered = {name for name in known for key in WITHOUT_EFFECT if f"{key}.".startswith(f"{name}.")}
-    # A file may give this one for recipes that extend it: see the test below.
-    assert covered | FOR_OTHERS == known
+    # A file may give these for recipes that extend it: see the test below.
+    for_others = {key for rule in UNUSED if rule.for_others for key in rule.keys}
+    assert covered | for_others == known
 
 
 @pytest.mark.parametrize("key", WITHOUT_EFFECT)
@@ -116,6 +119,38 @@ def test_what_a_policy_does_not_use_is_refused_except_in_a_file(
     section, name = key.split(".")
     recipe = read_recipe(written(tmp_path, **{section: {name: value}}))
     assert getattr(getattr(recipe, section), name) == value
+
+
+@pytest.mark.parametrize(("key", "value"), [("finetune.seeds", 4), ("study.helps", 0.25)])
+def test_what_is_for_tasks_is_refused_without_tasks_except_in_a_file(key, value, tmp_path):
+    """A new recipe has settings of fine-tuning before its tasks."""
+    given = f"{key}={value}"
+    with pytest.raises(MaskwiseError, match=f"{key} is for tasks, .*; got {value}; remove {key}"):
+        read_recipe("quick-start", ["tasks=[]", given])
+    section, name = key.split(".")
+    path = written(tmp_path, **{section: {name: value}})
+    assert getattr(getattr(read_recipe(path), section), name) == value
+    with pytest.raises(MaskwiseError, match=f"{key} is for tasks"):
+        read_recipe(path, [given])
+    assert getattr(getattr(read_recipe("quick-start", [given]), section), name) == value
+
+
+def test_a_study_refuses_the_seed_of_one_training(tmp_path):
+    recipe = read_recipe("quick-start", ["training.seed=7", "study.seeds=2"])
+    wrong = r"training\.seed has no effect in a study, .*; got 7; .* study\.seeds=\[7, 8\]"
+    for begin in (run_study, dry_run):
+        with pytest.raises(MaskwiseError, match=wrong):
+            begin(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_learning_that_no_arm_uses_are_named():
+    settings = ["study.arms=random,salient", "study.contrasts=null", "study.seeds=1"]
+    assert any(
+        "settings of learning have no effect" in note
+        for note in check_inputs(read_recipe("learn-meta", settings))
+    )
+    assert not any("learning" in note for note in check_inputs(read_recipe("learn-meta")))
 
 
 def test_a_phase_refuses_a_value_without_effect():

@@ -630,6 +630,24 @@ def test_compute_counts_as_equal_within_a_twentieth_and_is_written_without_expon
     assert facts_of(unknown, "compute")["minor"] and "compute" not in advice_codes([unknown])
 
 
+def test_nobody_is_told_to_match_compute_where_a_contrast_has_done_it():
+    """The recipe quick-start compares a decaying ratio with 30 %, which has as many targets."""
+    scores = {"token-15": LOW, "token-30": LOW, "linear": HIGH}
+    twice = {"targets": 2 * COST["targets"]}
+    costs = [cost_record("token-15", seed) for seed in range(8)]
+    costs += [cost_record("linear", seed, **twice) for seed in range(8)]
+
+    def advised(**spent: float) -> bool:
+        facts = [*costs, *(cost_record("token-30", seed, **spent) for seed in range(8))]
+        pairs = [["linear", "token-30"], ["linear", "token-15"]]
+        rows = primary_rows(summary_of(scores, facts=facts, contrasts=pairs))
+        assert "compute" in codes(rows[1])
+        return "compute" in advice_codes(rows)
+
+    assert not advised(**twice)
+    assert advised(targets=1.5 * COST["targets"])
+
+
 def test_companions_are_never_pooled_with_full_runs():
     half = {"fraction": 0.5}
     short = [score_record(arm, seed, "task-0", 0.3, **half) for arm in CLEAR for seed in range(8)]

@@ -31,7 +31,7 @@ from maskwise.recipe.overrides import (
     read_yaml,
 )
 from maskwise.recipe.recipe import Recipe, validate
-from maskwise.recipe.unused import FOR_OTHERS, remove_unused
+from maskwise.recipe.unused import remove_unused
 from maskwise.specs import leaves
 
 LARGEST = 1 << 22
@@ -103,12 +103,12 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
     for name in recipe.study.arms:
         _check_arm(recipe, name)
     try:
-        recipe.require_used(written)
+        recipe.require_used(written, in_file=True)
     except MaskwiseError:
         # An override may leave a setting of the file without effect.
         if alone is None:
             raise
-        alone.require_used(written)
+        alone.require_used(written, in_file=True)
     recipe.require_used(dict(leaves(nested(changes))))
     return recipe
 
@@ -120,7 +120,7 @@ def _written(settings: object) -> Plain:
     """
     if not isinstance(settings, dict) or settings.keys() >= Recipe.model_fields.keys():
         return {}
-    return {key: value for key, value in leaves(settings) if key not in FOR_OTHERS}
+    return dict(leaves(settings))
 
 
 def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:

@@ -197,12 +197,13 @@ class Recipe(Settings):
                     f"model.settings.max_position_embeddings={length}",
                 )
 
-    def require_used(self, written: Mapping[str, object]) -> None:
+    def require_used(self, written: Mapping[str, object], *, in_file: bool = False) -> None:
         """Check that settings have an effect in at least one training of the recipe.
 
         Args:
             written: the settings to check, keyed by dotted name. An arm is checked if they change
                 the arm.
+            in_file: whether they are the settings of a file, which other recipes may extend.
 
         Raises:
             MaskwiseError: a setting has no effect.
@@ -212,14 +213,15 @@ class Recipe(Settings):
             points = self.study.points_of(name)
             links[name] = [self.arm(name, seed=0, more=point).links() for point in points]
         everywhere = list(chain.from_iterable(links.values())) or [self.links()]
-        _refuse_unused(written, everywhere)
+        _refuse_unused(written, everywhere, in_file=in_file)
         for name, changes in self.study.arms.items():
             if any(f"{key}.".startswith(f"study.arms.{name}.") for key in written):
+                # Arms of a file are those of this recipe, also if another recipe extends it.
                 _refuse_unused(dict(leaves(changes)), links[name], origin=f"arm {name!r}")
 
     def _plain(self) -> Plain:
         """Return the sections that ``refuse_unused`` reads, as plain values."""
-        return self.model_dump(mode="json", exclude={"study", "phases", "intermediate", "tasks"})
+        return self.model_dump(mode="json", exclude={"study", "phases", "intermediate"})
 
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
@@ -439,7 +441,11 @@ class Recipe(Settings):
 
 
 def _refuse_unused(
-    given: Mapping[str, object], runs: Iterable[tuple[Recipe, ...]], *, origin: str = ""
+    given: Mapping[str, object],
+    runs: Iterable[tuple[Recipe, ...]],
+    *,
+    origin: str = "",
+    in_file: bool = False,
 ) -> None:
     """Raise ``MaskwiseError`` if a value has no effect in any of these runs.
 
@@ -447,6 +453,7 @@ def _refuse_unused(
         given: values keyed by dotted name, such as ``masking.ratio`` or ``phases.1.masking.ratio``.
         runs: the recipes of the phases of every run that uses these values.
         origin: words for who wrote the values.
+        in_file: see ``refuse_unused``.
     """
     runs = list(runs)
     everywhere = [link._plain() for link in chain.from_iterable(runs)]
@@ -467,7 +474,7 @@ def _refuse_unused(
             number = int(parts[1])
             recipes = [links[number]._plain() for links in runs if number < len(links)]
             key = ".".join(parts[2:])
-        refuse_unused({key: value}, recipes, _default(), origin=origin)
+        refuse_unused({key: value}, recipes, _default(), origin=origin, in_file=in_file)
 
 
 @cache

@@ -35,12 +35,16 @@ class Unused:
         why: words for the reason, which follow the name of the setting in the error message.
         removed: whether a layer that makes a setting of an earlier layer ineffective removes it.
             If not, the setting stays, because names of stages of recorded studies contain it.
+        for_others: whether a file may give the settings for recipes that extend it. For example,
+            one-gpu has no policy that learns from losses, but a lag, and a new recipe has settings
+            of fine-tuning before its tasks. Overrides and arms may not.
     """
 
     keys: tuple[str, ...]
     when: Callable[[Plain], bool]
     why: str
     removed: bool = True
+    for_others: bool = False
 
 
 def read(settings: Plain, key: str, default: Any = None) -> Any:
@@ -165,6 +169,12 @@ UNUSED = (
         "has no effect beside finetune.steps",
     ),
     Unused(
+        ("finetune", "study.helps"),
+        lambda settings: not read(settings, "tasks", []),
+        "is for tasks, and this recipe has none",
+        for_others=True,
+    ),
+    Unused(
         ("objective",),
         lambda settings: bool(read(settings, "objectives", {})),
         "is for one objective, and this recipe has objectives",
@@ -191,6 +201,7 @@ UNUSED = (
         "has no effect, because masking.policy can mask every unit or budget bernoulli has no "
         "budget to use",
         removed=False,
+        for_others=True,
     ),
     Unused(
         ("training.lag",),
@@ -198,6 +209,7 @@ UNUSED = (
         "is only for masking policies that learn from the losses of every step, such as "
         "pos-weighted",
         removed=False,
+        for_others=True,
     ),
     Unused(
         ("training.keep",),
@@ -249,11 +261,6 @@ UNUSED = (
     ),
 )
 """Which settings have no effect in which recipes."""
-
-FOR_OTHERS = {"training.lag", "masking.fill"}
-"""Settings that a file may give for policies of recipes that extend it. For example, one-gpu has no
-policy that learns from losses, but a lag. These settings say what to do in a case, and need not be
-changed with the policy."""
 
 NEW_MODEL = Unused(
     ("model.architecture", "model.settings"),
@@ -370,17 +377,28 @@ def _phase_without(phase: object, key: str) -> object:
     return settings
 
 
-def ineffective(settings: Plain) -> dict[str, str]:
-    """Return the settings that have no effect in a complete recipe, and why, by dotted name."""
+def ineffective(settings: Plain, *, in_file: bool = False) -> dict[str, str]:
+    """Return the settings that have no effect in a complete recipe, and why, by dotted name.
+
+    Args:
+        settings: the settings of the recipe, as nested values.
+        in_file: leave out settings that a file may give for other recipes.
+    """
     found: dict[str, str] = {}
-    for rule in active(UNUSED, settings):
+    rules = [rule for rule in UNUSED if not (in_file and rule.for_others)]
+    for rule in active(rules, settings):
         for key in rule.keys:
             found.setdefault(key, rule.why)
     return found
 
 
 def refuse_unused(
-    given: Mapping[str, object], recipes: Sequence[Plain], default: Plain, *, origin: str = ""
+    given: Mapping[str, object],
+    recipes: Sequence[Plain],
+    default: Plain,
+    *,
+    origin: str = "",
+    in_file: bool = False,
 ) -> None:
     """Raise ``MaskwiseError`` if somebody gives a value that has no effect.
 
@@ -391,11 +409,12 @@ def refuse_unused(
         default: the complete settings of a recipe in which nothing was set. Default values are
             never refused, because recipes that maskwise writes state them.
         origin: words for who wrote the values, for the error message.
+        in_file: whether the values are those of a file, which other recipes may extend.
     """
     for key, value in given.items():
         if value is None or value == read(default, key):
             continue
-        reasons = [_reason(key, ineffective(settings)) for settings in recipes]
+        reasons = [_reason(key, ineffective(settings, in_file=in_file)) for settings in recipes]
         if reasons and all(reasons):
             place = f"{origin}: {key}" if origin else key
             raise MaskwiseError(f"{place} {reasons[0]}", got=value, do=f"remove {key}")

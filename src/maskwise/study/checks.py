@@ -86,17 +86,26 @@ def check_study(
         The seeds to run, in the order of ``study.seeds``, and the warnings.
 
     Raises:
-        MaskwiseError: the engine or a seed is unknown, the folder contains other files than those
-            of a study, or ``check_inputs`` raises an error.
+        MaskwiseError: the engine or a seed is unknown, the recipe has a seed of one training, the
+            folder contains other files than those of a study, or ``check_inputs`` raises an error.
     """
     require_known("engine", engine, ENGINES)
+    planned = recipe.study.seed_list
+    first = recipe.training.seed
+    if first:
+        others = [first + number for number in range(len(planned))]
+        raise MaskwiseError(
+            "training.seed has no effect in a study, because its runs have the seeds of "
+            "study.seeds",
+            got=first,
+            do=f"remove training.seed; for other seeds, set study.seeds={others}",
+        )
     marks = [f"stages/{LOCK}"]
     # With ``seeds``, machines may share the work. The files of a study may then have been copied
     # here from another machine without its stages.
     if seeds is not None:
         marks.append("study.json")
     require_own(out, *marks, what="a study")
-    planned = recipe.study.seed_list
     if seeds is None:
         seeds = planned
     foreign = [seed for seed in seeds if seed not in planned]
@@ -145,8 +154,9 @@ def check_inputs(recipe: Recipe) -> list[str]:
     by_arm = {}
     for name in study.arms:
         by_arm[name] = [recipe.arm(name, seed=0, more=point) for point in study.points_of(name)]
+    arms = list(chain.from_iterable(by_arm.values())) or [recipe]
     notes: list[str] = []
-    for arm in chain.from_iterable(by_arm.values() or [[recipe]]):
+    for arm in arms:
         notes += _check_arm(arm, tasks.values())
         if study.match != "steps" and any(link.corpus.stream for link in arm.links()):
             raise MaskwiseError(
@@ -176,6 +186,11 @@ def check_inputs(recipe: Recipe) -> list[str]:
                 do=f'rename one of them: {spec.partition("(")[0]}(…, name="…")',
             )
         specs[task.name] = spec
+    if recipe.learning and not any(link.learns for arm in arms for link in arm.links()):
+        notes.append(
+            "the settings of learning have no effect here, because no arm has "
+            "masking.policy=learned; maskwise learn uses them"
+        )
     return list(dict.fromkeys(notes))
 
 

@@ -350,7 +350,13 @@ def advice_of(
         planned = row["detectable"] and row["n"] >= P_FROM_RUNS
         if planned and row["runs_to_decide"] is None:
             hopeless[names[row["arm"]]] = None
-        raised |= {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
+        raised |= _advisable(row)
+    matched = {
+        row["arm"] for row in rows if not row.get("gate") and "compute" not in _advisable(row)
+    }
+    if all(row["arm"] in matched for row in rows if "compute" in _advisable(row)):
+        # The arm was also compared at equal compute, with another baseline.
+        raised.discard("compute")
     if hopeless:
         why = "the difference is too small to detect with this much noise"
         advice["no-more-seeds"] = f"Do not add runs for {', '.join(hopeless)}: {why}."
@@ -395,6 +401,11 @@ def _choices(rows: Sequence[Contrast], names: Names, steps: Mapping[str, float])
     return advice
 
 
+def _advisable(row: Contrast) -> set[str]:
+    """Return the codes of the flags of a row that call for advice."""
+    return {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
+
+
 def _conditions(row: Contrast, steps: Mapping[str, float]) -> str:
     """Return the end of a sentence: the length of training, and what the arm used more of."""
     count = steps.get(row["arm"])
@@ -424,7 +435,10 @@ def _more_runs(
         return {"next-look": f"Continue to the next planned look: {at}."}
     # Too few runs for a decision spend no error rate, so runs may be added.
     if runs < fewest:
-        few = f"{plural(runs, 'run')} of each arm cannot decide anything here"
+        # A gate needs fewer runs, and may be decided already.
+        gated = any(row.get("gate") for row in rows)
+        what = "a contrast behind the gate" if gated else "anything here"
+        few = f"{plural(runs, 'run')} of each arm cannot decide {what}"
         enough = f"{needed} would, if the true difference is as large as the measured one"
         return {"add-seeds": f"Add seeds (study.seeds): {few}; {enough}."}
     again = (
