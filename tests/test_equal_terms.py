@@ -20,6 +20,7 @@ from transformers import (
     BartForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    T5ForSequenceClassification,
 )
 
 from maskwise.errors import MaskwiseError
@@ -179,15 +180,19 @@ def test_a_head_for_masks_is_kept_and_nothing_else_matters(
         same(outcome(starts["full"], task, tmp_path / kind / "full"), first)
 
 
+def t5_config() -> T5Config:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    ids = {"vocab_size": FIRST + WORDS, "pad_token_id": 0, "eos_token_id": 3}
+    return T5Config(decoder_start_token_id=0, **sizes, **ids)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
 def test_an_encoder_decoder_keeps_its_head(architecture: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network: Any = bart()
     if architecture == "t5":
-        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-        ids = {"vocab_size": FIRST + WORDS, "pad_token_id": 0, "eos_token_id": 3}
-        network = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **sizes, **ids))
+        network = T5ForConditionalGeneration(t5_config())
     full = tmp_path / "full"
     network.save_pretrained(full)
     saved = load_file(full / "model.safetensors")
@@ -200,14 +205,20 @@ def test_an_encoder_decoder_keeps_its_head(architecture: str, tmp_path: Path) ->
     same(outcome(full, task, tmp_path / "second"), first)
 
 
-def test_an_encoder_decoder_gets_a_new_head_for_a_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_an_encoder_decoder_gets_a_new_head_for_a_task(architecture: str, tmp_path: Path) -> None:
     """Whether its file has a trained head of this task, has none, or is written by maskwise."""
     torch.manual_seed(0)
-    network: Any = BartForSequenceClassification(bart().config)
+    network: Any
+    writer: Any
+    if architecture == "bart":
+        network, writer = BartForSequenceClassification(bart().config), BartForConditionalGeneration
+    else:
+        network, writer = T5ForSequenceClassification(t5_config()), T5ForConditionalGeneration
     full = tmp_path / "full"
     network.save_pretrained(full)
     assert "classification_head.dense.weight" in load_file(full / "model.safetensors")
-    BartForConditionalGeneration.from_pretrained(full).save_pretrained(tmp_path / "trained")
+    writer.from_pretrained(full).save_pretrained(tmp_path / "trained")
     network.base_model.save_pretrained(tmp_path / "bare")
     labels = task_config(full, {"num_labels": 3})
     states = []
@@ -228,9 +239,12 @@ def test_an_encoder_decoder_gets_a_new_head_for_a_task(tmp_path: Path) -> None:
             assert torch.equal(tensor, theirs[key]), key
     # A checkpoint that lacks a part of the model itself is still refused.
     state = load_file(full / "model.safetensors")
-    del state["model.decoder.layers.0.fc1.weight"]
+    needed = [
+        key for key in state if "decoder" in key and key.endswith(("fc1.weight", "wi.weight"))
+    ]
+    del state[needed[0]]
     save_file(state, full / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MaskwiseError, match=r"lacks weights of its encoder-decoder.*fc1"):
+    with pytest.raises(MaskwiseError, match=r"lacks weights of its encoder-decoder.*(fc1|wi)"):
         load_task_model(full, labels, head="sequence-classification", seed=5)
 
 
