@@ -112,6 +112,19 @@ def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_pa
     assert not torch.equal(chooser.probabilities(), sampler(spec, list(ARMS)).probabilities())
 
 
+@pytest.mark.parametrize("spec", ["mometas(every=3)", "mometas(every=3, faithful=True)"])
+def test_batches_wait_for_a_probe_and_for_nothing_else(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two probes, a batch is made during the step before it, as without a sampler."""
+    _, source = contrasted(TrainingSettings(batch_size=8, steps=7), ARMS, spec)
+    assert [source.ahead(step) for step in range(7)] == [step % 3 != 0 for step in range(7)]
+    early, chooser = run(spec=spec)
+    monkeypatch.setattr(ArmsSource, "ahead", lambda self, step: False)
+    late, other = run(spec=spec)
+    assert same(early, late) and torch.equal(chooser.probabilities(), other.probabilities())
+
+
 def test_a_stopped_run_probes_with_the_same_masks_though_a_policy_has_learnt(
     tmp_path: Path,
 ) -> None:

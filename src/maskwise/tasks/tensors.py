@@ -221,12 +221,14 @@ class TaskSource:
     epochs.
     """
 
-    ahead = 1
-
     def __init__(self, data: Trainable, settings: TrainingSettings):
         self.data = data
         self.settings = settings
         self._window: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def ahead(self, step: int) -> bool:
+        """Return True: the batches of a task do not depend on losses."""
+        return True
 
     def planned(self, step: int) -> Tensor:
         """Return the (row, epoch) pairs (batch_size, 2) of a step."""

@@ -114,10 +114,14 @@ class ArmsSource:
         self.facts = first.facts
         self.summarise = first.summarise
 
-    @property
-    def ahead(self) -> int:
-        """The number of steps by which batches are made ahead: 1, or 0 if they depend on losses."""
-        return 0 if self.sampler.every or self.learners() else 1
+    def ahead(self, step: int) -> bool:
+        """Return whether the batches of ``step`` may be made during the step before it.
+
+        They may not if a masking policy learns, or if a probe before ``step`` updates the sampler.
+        """
+        every = self.sampler.every
+        after_probe = every > 0 and step % every == 0
+        return not after_probe and not self.learners()
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """Return the micro-batches of ``step``. All of them, on all ranks, are for the same arm."""

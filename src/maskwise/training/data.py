@@ -3,15 +3,16 @@
 A source makes the batches of a step on the host. They depend only on the seed, the step and the
 rank. Therefore a resumed run does not need to make the earlier batches. While the device works on a
 step, ``look_ahead`` makes the batches of the next step in a thread, counts their targets, and
-starts to copy the batches to the device. If a masking policy or a sampler learns, masks depend on
-the losses of the step before. Then the source has ``ahead = 0``, and batches are not made ahead.
+starts to copy the batches to the device. If a masking policy learns, masks depend on the losses of
+the step before. If a sampler learns, the objective of the step after a probe depends on the probe.
+Batches of such steps are not made ahead (``Source.ahead``).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -37,9 +38,11 @@ Batch: TypeAlias = Any
 class Source(Protocol):
     """An object that makes the batches of each step. It has no length."""
 
-    @property
-    def ahead(self) -> int:
-        """The number of steps by which batches are made ahead; 0 if they depend on losses."""
+    def ahead(self, step: int) -> bool:
+        """Return whether the batches of ``step`` may be made during the step before it.
+
+        They may not if they depend on losses of the step before it.
+        """
         ...
 
     def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Batch]:
@@ -99,7 +102,7 @@ def look_ahead(
     summed: Summed = of_one_rank,
     asked: Callable[[], bool] = bool,
 ) -> Iterator[Step]:
-    """Yield the steps of a training run. Batches are made ``source.ahead`` steps ahead.
+    """Yield the steps of a training run. Batches are made one step ahead if ``source`` allows it.
 
     Args:
         source: the source of the batches.
@@ -155,18 +158,15 @@ def look_ahead(
             lane.receive(step.batches, mark)
         return step
 
-    if not source.ahead:
-        for number in steps:
-            yield received(*make(number))
-        return
-    # A single thread makes batches in the order of their steps.
+    # A single thread makes all batches, in the order of their steps.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        # Fill the queue first. The thread is then always ``ahead`` steps ahead.
-        waiting = deque(thread.submit(make, number) for number in steps[: source.ahead])
+        waiting: Future[tuple[Step, object]] | None = None
         for number in steps:
-            ready = waiting.popleft().result()
-            if number + source.ahead < steps.stop:
-                waiting.append(thread.submit(make, number + source.ahead))
+            ready = (waiting or thread.submit(make, number)).result()
+            following = number + 1
+            waiting = None
+            if following < steps.stop and source.ahead(following):
+                waiting = thread.submit(make, following)
             yield received(*ready)
 
 
@@ -203,10 +203,9 @@ class MaskedSource:
             lengths = torch.from_numpy(rows.lengths) if settings.group_by_length else None
             self.order = Epochs(len(rows), settings, lengths=lengths)
 
-    @property
-    def ahead(self) -> int:
-        """The number of steps by which batches are made ahead: 1, or 0 if the policy learns."""
-        return 0 if self.learners() else 1
+    def ahead(self, step: int) -> bool:
+        """Return whether the batches of ``step`` may be made early: not if the policy learns."""
+        return not self.learners()
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """Return the micro-batches of ``step`` for ``rank``."""

@@ -116,8 +116,8 @@ class Learner:
             reward = self.loss_before − loss
             self.gradient = now.agree(reward · ∇ log_probability)
 
-    Such a policy needs a batch source with ``ahead = 0``, because the masks of step t + 1 depend on
-    the losses of step t.
+    The batches of such a policy cannot be made ahead (``Source.ahead``), because the masks of step
+    t + 1 depend on the losses of step t.
     """
 
     arm: str = ""
