@@ -226,28 +226,44 @@ def test_masks_and_positions() -> None:
     )
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", ["full", "padded", "packed"])
 @pytest.mark.parametrize("scaling", [None, 1.0, 0.3])
 def test_attention_with_dropout_has_the_scale_that_is_asked_for(
-    scaling: float | None, packed: bool, monkeypatch: pytest.MonkeyPatch
+    scaling: float | None, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T5 asks for 1, and others for the root of the width. A stand-in drops nothing."""
     draw = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 6, 16, generator=draw)
     documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 2, 2, 2]]))
-    allowed = documents.mask() if packed else torch.ones(6, 6, dtype=torch.bool)
+    mask = None
+    allowed = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    if layout == "padded":
+        allowed[0, ..., 4:] = False
+        mask = allowed
+    elif layout == "packed":
+        allowed = documents.mask()
     module = torch.nn.Module()
     module.is_causal = False
 
     def attended() -> torch.Tensor:
-        more = {"documents": documents if packed else None, "scaling": scaling, "dropout": 0.5}
-        return attention.attend(module, query, key, value, None, **more)[0]
+        more: dict[str, Any] = {"scaling": scaling, "dropout": 0.5}
+        if layout == "packed":
+            more["documents"] = documents
+        return attention.attend(module, query, key, value, mask, **more)[0]
 
     scores = query @ key.mT * (0.25 if scaling is None else scaling)
     expected = (scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ value).transpose(1, 2)
     assert not torch.allclose(attended(), expected)
     monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
     torch.testing.assert_close(attended(), expected)
+
+
+def test_a_row_of_padding_stays_finite_with_dropout() -> None:
+    query, key, value = torch.randn(3, 2, 4, 6, 16)
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    mask[1] = False
+    out, _ = attention.attend(torch.nn.Module(), query, key, value, mask, dropout=0.5)
+    assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["t5", "mt5", "umt5"])

@@ -193,7 +193,7 @@ def attend(
         read, wanted = query.shape[2], key.shape[2]
         everything = torch.ones(read, wanted, dtype=torch.bool, device=query.device)
         attention_mask = everything.tril(wanted - read)
-    if _by_hand(module, query, attention_mask, documents, options):
+    if _by_hand(module, query, attention_mask, options):
         from transformers.integrations.sdpa_attention import repeat_kv
 
         # With grouped queries, keys and values have fewer heads.
@@ -285,13 +285,7 @@ def _line(rows: Tensor) -> Tensor:
     return line if line.stride(-1) == 1 else line.contiguous()
 
 
-def _by_hand(
-    module: nn.Module,
-    query: Tensor,
-    mask: Tensor | None,
-    documents: Documents | None,
-    options: Options,
-) -> bool:
+def _by_hand(module: nn.Module, query: Tensor, mask: Tensor | None, options: Options) -> bool:
     """Return whether to use ``_product``: for soft caps, and for fast dropout on CPUs."""
     if options.get("softcap"):
         return True
@@ -300,8 +294,7 @@ def _by_hand(
     if torch.compiler.is_compiling() or options.get("position_bias") is not None:
         return False
     if mask is not None:
-        # With transformers' masks, a token may attend to no token. With ours, this never happens.
-        return documents is not None
+        return mask.dtype == torch.bool
     causal = options.get("is_causal")
     if causal is None:
         # Transformers treats a module without this attribute as causal.
