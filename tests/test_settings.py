@@ -36,6 +36,7 @@ WITHOUT_EFFECT = {
     "corpus.attention": (["corpus.layout=document"], "row"),
     "training.muon_learning_rate": (PLAIN, "0.1"),
     "finetune.muon_learning_rate": ([], "0.1"),
+    "training.residual": (["training.precision=no"], "bf16"),
     "training.decay_share": (["training.decay=constant"], "0.5"),
     "finetune.epochs": (["finetune.steps=3"], "2"),
     "objective": (["objectives={mlm: {}, cse: {}}"], "clm"),
@@ -55,6 +56,10 @@ WITHOUT_EFFECT = {
     "learning.supervised.training.workers": (SUPERVISED, "3"),
     "learning.supervised.training.keep": (SUPERVISED, "5"),
     "learning.supervised.training.muon_learning_rate": (SUPERVISED, "0.1"),
+    "learning.supervised.training.residual": (
+        ["learning={method: supervised, supervised: {training: {precision: no}}}"],
+        "bf16",
+    ),
     "learning.supervised.training.decay_share": (
         ["learning={method: supervised, supervised: {training: {decay: constant}}}"],
         "0.5",

@@ -88,6 +88,7 @@ TRAINING = {
     "freeze": Case("encoder"),
     "clip": Case("0.01"),
     "precision": Case("bf16"),
+    "residual": Case("bf16", ("training.precision=bf16",)),
     "activation_checkpointing": Case("true"),
     "compile": Case("true"),
     "shard": Case("true"),

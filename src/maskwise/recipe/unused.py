@@ -87,6 +87,10 @@ def _no_muon(group: str) -> Callable[[Plain], bool]:
     return lambda settings: read(settings, f"{group}.optimizer", "adamw") != "muon"
 
 
+def _no_bf16(group: str) -> Callable[[Plain], bool]:
+    return lambda settings: read(settings, f"{group}.precision") == "no"
+
+
 def _constant(group: str) -> Callable[[Plain], bool]:
     return lambda settings: read(settings, f"{group}.decay") == "constant"
 
@@ -152,6 +156,14 @@ UNUSED = (
         ("learning.supervised.training.muon_learning_rate",),
         _no_muon("learning.supervised.training"),
         "needs learning.supervised.training.optimizer=muon",
+    ),
+    *(
+        Unused(
+            (f"{group}.residual",),
+            _no_bf16(group),
+            f"needs training in bf16, and {group}.precision is no",
+        )
+        for group in ("training", "learning.supervised.training")
     ),
     Unused(
         ("training.decay_share",),

@@ -144,7 +144,8 @@ class Engine:
         if self.device.type != "cpu":
             # Matrix products that autocast leaves in float32 are ten times as fast with TF32.
             torch.set_float32_matmul_precision("high")
-        wrapped = wrapping.wrapped(objective, settings, self.accelerator.autocast)
+        bf16 = self.accelerator.mixed_precision == "bf16"
+        wrapped = wrapping.wrapped(objective, settings, self.accelerator.autocast, bf16=bf16)
         self.changes.enter_context(wrapped)
         if folder and self.first:
             sweep(folder)
@@ -152,7 +153,6 @@ class Engine:
             self.states = States(folder / RESUME, keep=settings.keep)
         state = self._load_newest() if self.states else None
         if self.sharded:
-            bf16 = self.accelerator.mixed_precision == "bf16"
             self.wrapped: Any = wrapping.Sharded(
                 objective,
                 self.device,

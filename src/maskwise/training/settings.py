@@ -99,6 +99,13 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     be faster. ``no`` uses float32, but GPUs multiply in TF32.
     """
 
+    residual: Rounding[Literal["fp32", "bf16"]] = "fp32"
+    """The number format of the states between layers and of the norms, where training computes in
+    bf16. With autocast alone they are float32. ``bf16`` halves the memory that they move and store;
+    norms still compute means and variances in float32. It has no effect where ``precision: auto``
+    chooses float32.
+    """
+
     activation_checkpointing: Rounding[bool] = False
     """Whether to store only the inputs of each layer of the encoder, and to recompute activations
     in the backward pass. This needs a third more computation but much less memory. The result is

@@ -11,14 +11,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
+from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
 
 from maskwise.attention import Documents, MaskKey, quicken
@@ -62,7 +64,7 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def wrapped(
-    objective: Objective, settings: TrainingSettings, precision: Precision
+    objective: Objective, settings: TrainingSettings, precision: Precision, *, bf16: bool = False
 ) -> Iterator[None]:
     """A context in which an objective is prepared for training. Afterwards it is as before.
 
@@ -73,6 +75,7 @@ def wrapped(
         objective: the objective, which is changed in place.
         settings: the training settings.
         precision: the precision of training, which evaluations shall use too.
+        bf16: whether this precision is bf16 autocast.
 
     Raises:
         MaskwiseError: there is no compiler, the model has no blocks, or nothing is left to train.
@@ -82,13 +85,15 @@ def wrapped(
         try:
             if settings.freeze == "encoder":
                 freeze_encoder(objective)
-            _wrap(objective, settings, precision)
+            _wrap(objective, settings, precision, bf16=bf16)
             yield
         finally:
             symbolic_shapes.use_duck_shape = duck_shapes
 
 
-def _wrap(objective: Objective, settings: TrainingSettings, precision: Precision) -> None:
+def _wrap(
+    objective: Objective, settings: TrainingSettings, precision: Precision, *, bf16: bool
+) -> None:
     """Change an objective as ``wrapped`` describes."""
     for part in objective.modules():
         if isinstance(part, Objective):
@@ -97,21 +102,24 @@ def _wrap(objective: Objective, settings: TrainingSettings, precision: Precision
     separate_all(objective)
     if next(objective.parameters()).device.type == "cpu" and not settings.compile:
         quicken(objective)
-    if not (settings.compile or settings.activation_checkpointing):
+    halved = settings.residual == "bf16" and bf16
+    if not (halved or settings.compile or settings.activation_checkpointing):
         return
     blocks = blocks_of(objective)
     if not blocks:
         raise MaskwiseError(
-            "compile and activation_checkpointing need a model with a list of layers",
+            "residual, compile and activation_checkpointing need a model with a list of layers",
             got=type(getattr(objective, "model", objective)).__name__,
-            do="set compile and activation_checkpointing to false",
+            do="remove these settings of training",
         )
+    if halved:
+        halve_residual(objective, blocks)
     if settings.compile:
         require_compiler(next(objective.parameters()).device)
         # With duck shapes, torch assumes that two sizes that are equal once are always equal. If a
         # row were as long as the hidden size once, its length would not be dynamic.
         symbolic_shapes.use_duck_shape = False
-    for block in blocks:
+    for block in blocks if settings.compile or settings.activation_checkpointing else ():
         # Compile first, so that checkpointing repeats the compiled forward pass.
         forward: Forward = block.forward
         if settings.compile:
@@ -121,6 +129,47 @@ def _wrap(objective: Objective, settings: TrainingSettings, precision: Precision
         block.forward = forward
     for head in parts(objective, MaskedLanguageModelling) if settings.compile else ():
         head.compile_head()
+
+
+def halve_residual(objective: Objective, blocks: Iterable[nn.Module]) -> None:
+    """Keep the states between blocks, and the results of norms, in bf16 under bf16 autocast.
+
+    Autocast lets norms return float32, and therefore all sums of the residual stream are float32.
+    The kernels of norms also accept bf16, and compute means and variances in float32.
+    """
+    parts = dict.fromkeys(encoder_of(objective.model).modules())
+    for block in blocks:
+        parts |= dict.fromkeys(block.modules())
+        # Without a norm after the embeddings, the stream would begin in float32.
+        block.forward = MethodType(_reading_bf16(block.forward), block)
+    for part in parts:
+        if isinstance(part, nn.LayerNorm):
+            part.forward = MethodType(_norm_in_bf16, part)  # type: ignore[method-assign]
+        elif type(part).__name__.endswith("Norm"):
+            # Families have RMS norms of their own, which compute in float32.
+            part.forward = MethodType(_returning_bf16(part.forward), part)
+
+
+def _reading_bf16(forward: Forward) -> Forward:
+    def read(block: nn.Module, states: Tensor, *inputs: object, **options: object) -> Any:
+        return forward(states.bfloat16(), *inputs, **options)
+
+    return read
+
+
+def _returning_bf16(forward: Forward) -> Forward:
+    def compute(norm: nn.Module, states: Tensor) -> Tensor:
+        result: Tensor = forward(states)
+        return result.bfloat16()
+
+    return compute
+
+
+def _norm_in_bf16(norm: nn.LayerNorm, states: Tensor) -> Tensor:
+    """The forward pass of a norm, with input and output in bf16."""
+    weight, bias = (None if part is None else part.bfloat16() for part in (norm.weight, norm.bias))
+    with torch.autocast(states.device.type, enabled=False):
+        return layer_norm(states.bfloat16(), norm.normalized_shape, weight, bias, norm.eps)
 
 
 def freeze_encoder(objective: Objective) -> None:
