@@ -153,12 +153,17 @@ def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> C
 
 def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in two processes with the variables that torchrun gives its ranks."""
+    as_ranks(2, function, *arguments)
+
+
+def as_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in ``count`` processes with the variables that torchrun gives its ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free.getsockname()[1]),
-            "WORLD_SIZE": "2",
+            "WORLD_SIZE": str(count),
         }
     ranks = [
         forked(
@@ -166,11 +171,11 @@ def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
             function,
             *arguments,
             **shared,
-            LOCAL_WORLD_SIZE="2",
-            RANK=rank,
-            LOCAL_RANK=rank,
+            LOCAL_WORLD_SIZE=str(count),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
         )
-        for rank in "01"
+        for rank in range(count)
     ]
     for end in ranks:
         end()
@@ -184,7 +189,7 @@ def _as_rank(function: Callable[..., None], *arguments: Any) -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)  # the copied process was alone
     function(*arguments)
-    assert dist.get_world_size() == 2
+    assert dist.get_world_size() == int(os.environ["WORLD_SIZE"])
     leave()
     threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
     assert not [name for name in threads if "gloo" in name], "what races with the interpreter's end"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from maskwise.constants import rank_here, ranks_here
 from maskwise.objectives import objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, probe_rows
-from processes import two_ranks
+from maskwise.training.data import look_ahead
+from maskwise.training.engine import Engine
+from processes import as_ranks, two_ranks
+from test_training import close
 from training_tools import LENGTH, Language, model, tokenizer
 
 ARMS = {"mlm": {}, "atd": {}, "cse": {}, "mlm-40": {"ratio": 0.4}}
@@ -225,6 +230,67 @@ def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
     arms: dict[str, Any] = {"mlm": {}, "atd": {}, "dtd": {}}
     _, chooser = run(steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)
     assert two == pytest.approx(chooser.logits.tolist(), abs=1e-4) and two != [1.0] * 3
+
+
+OWN = {"mlm": {}, "atd": {}, "dtd": {}, "sbo": {}}
+"""Objectives with heads of their own, whose losses do not depend on the number of ranks."""
+
+
+def drawn_ranks(folder: Path, accumulate: int) -> None:
+    joined, _ = run(
+        folder, spec="uniform", arms=OWN, dropout=0.0, accumulate=accumulate, weight_decay=0.1
+    )
+    weights = dict(joined.named_parameters())
+    for weight in weights.values():
+        gathered = [torch.empty_like(weight) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, weight.detach().contiguous())
+        assert all(torch.equal(weight, other) for other in gathered), "ranks differ"
+    if dist.get_rank() == 0:
+        tensors = {name: weight.detach().contiguous() for name, weight in weights.items()}
+        save_file(tensors, folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "accumulate"), [(2, 1), *(pytest.param(4, n, marks=pytest.mark.slow) for n in (1, 2))]
+)
+def test_several_ranks_train_the_arms_as_one_does(
+    ranks: int, accumulate: int, tmp_path: Path
+) -> None:
+    as_ranks(ranks, drawn_ranks, tmp_path / "several", accumulate)
+    how: dict[str, Any] = {"spec": "uniform", "arms": OWN, "dropout": 0.0, "weight_decay": 0.1}
+    one, _ = run(tmp_path / "one", **how)
+    drawn = [{arm for arm, n in line["arm_steps"].items() if n} for line in lines(tmp_path / "one")]
+    assert drawn[0] != set(OWN) == set.union(*drawn)
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "several"), strict=True):
+        close(a, b, rel=1e-4)
+    several = load_file(tmp_path / "several" / "weights.safetensors")
+    for name, weight in one.named_parameters():
+        torch.testing.assert_close(several[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def undrawn_ranks(folder: Path) -> None:
+    arms: dict[str, Any] = {"mlm": {}, "atd": {}, "dtd": {}}
+    joined, source = contrasted(arms=arms, spec="single(atd)")
+    before = [weight.clone() for weight in joined.parameters()]
+    chosen = source.settings.model_copy(update={"steps": 3, "weight_decay": 0.5})
+    engine = Engine(joined, chosen)
+    assert isinstance(engine.wrapped, DistributedDataParallel)
+    assert not engine.wrapped.find_unused_parameters
+    summed = partial(engine.summed, ahead=True)
+    for step in look_ahead(source, range(3), rank=engine.rank, ranks=2, summed=summed):
+        engine.update(step, lambda *_: None)
+    still = set()
+    for (name, weight), old in zip(joined.named_parameters(), before, strict=True):
+        if torch.equal(weight, old):
+            still.add(name)
+    assert all("cls.predictions" in each or "members.2.head" in each for each in still)
+    assert {"members.2.head.weight", "model.cls.predictions.transform.dense.weight"} <= still
+    engine.close()
+
+
+def test_ranks_leave_heads_that_no_step_uses_without_searching_for_them(tmp_path: Path) -> None:
+    """Neither weight decay nor momentum changes such a head."""
+    two_ranks(undrawn_ranks, tmp_path)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

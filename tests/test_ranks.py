@@ -22,7 +22,13 @@ from maskwise import folders
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.objectives import MaskedLanguageModelling, Objective, Outcome, objective
+from maskwise.objectives import (
+    MaskedLanguageModelling,
+    Objective,
+    Outcome,
+    objective,
+    objective_class,
+)
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, train
@@ -74,6 +80,36 @@ def test_two_processes_with_unequal_targets_train_as_one(tmp_path: Path) -> None
                 one.model.named_parameters(), loaded.parameters(), strict=True
             ):
                 torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def partly_used_ranks(folder: Path) -> None:
+    """Ranks whose models start unlike, and whose objective does not use all weights."""
+    for kind, architecture, freeze in PARTLY_USED:
+        objective_of = objective_class(kind)
+        maker = objective_of.maker(tokenizer(), seed=3, length=24)
+        chosen = settings(steps=3, freeze=freeze)
+        trainee = objective(kind, model(architecture, seed=rank_here()))
+        train(trainee, MaskedSource(DATA, maker, chosen), chosen, quiet=True)
+        for name, weight in trainee.named_parameters():
+            both = [torch.empty_like(weight) for _ in range(2)]
+            dist.all_gather(both, weight.detach().contiguous())
+            assert torch.equal(*both), (kind, architecture, name)
+
+
+PARTLY_USED = (
+    ("atd", "bert", "none"),
+    ("cse", "bert", "none"),
+    ("rtd", "bert", "none"),
+    ("tsdae", "bert", "none"),
+    ("mlm", "esm", "none"),
+    ("mlm", "bert", "encoder"),
+)
+"""Objectives that leave the head of the model unused, a model with a head for contacts, and a model
+whose blocks are all frozen."""
+
+
+def test_ranks_stay_equal_though_some_weights_are_unused(tmp_path: Path) -> None:
+    two_ranks(partly_used_ranks, tmp_path)
 
 
 def resumed_ranks(folder: Path) -> None:

@@ -88,11 +88,8 @@ def close(a: dict[str, Any], b: dict[str, Any], *, rel: float) -> None:
     """Numbers alike to ``rel``, counts and names exactly."""
     assert a.keys() == b.keys()
     for key, value in a.items():
-        assert value == (pytest.approx(b[key], rel=rel) if isinstance(value, float) else b[key]), (
-            key,
-            a,
-            b,
-        )
+        inexact = isinstance(value, float | dict)
+        assert value == (pytest.approx(b[key], rel=rel) if inexact else b[key]), (key, a, b)
 
 
 def same(a: Any, b: Any) -> bool:

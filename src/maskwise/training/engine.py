@@ -22,7 +22,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -104,8 +104,7 @@ class Engine:
         self.objective = objective
         self.settings = settings
         self.folder = folder
-        several = isinstance(objective, Arms)
-        self.accelerator = new_accelerator(settings, folder, partial=several)
+        self.accelerator = new_accelerator(settings, folder)
         self.rank = self.accelerator.process_index
         self.ranks = self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -113,12 +112,13 @@ class Engine:
         self.first = self.accelerator.is_main_process
         settings.micro_rows(self.ranks)
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
-        if self.sharded and several:
+        if self.sharded and isinstance(objective, Arms):
             raise MaskwiseError(
                 "training.shard works only with one objective, but the recipe has several",
                 do="remove training.shard, so that every process keeps a copy of the weights",
             )
         self.states: States | None = None
+        self.copies: wrapping.Replicated | None = None
         self.hosts = self.ahead = None
         self.matmul_precision = torch.get_float32_matmul_precision()
         try:
@@ -159,6 +159,11 @@ class Engine:
                 self.ranks,
                 bf16=bf16,
             )
+        elif self.ranks > 1:
+            self.copies = wrapping.Replicated(objective, self.ranks)
+            self.wrapped = self.copies
+            if self.copies.overlaps:
+                self.wrapped = self.accelerator.prepare(self.copies)
         else:
             self.wrapped = self.accelerator.prepare(objective)
         self.optimizers = Optimizers(objective, settings)
@@ -197,6 +202,8 @@ class Engine:
                 self.accelerator.backward(outcome.loss * scale)
             observe(batch, outcome)
             losses.append(outcome.loss.detach())
+        if self.copies:
+            self.copies.average()
         parameters = self.objective.parameters()
         norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         assert norm is not None
@@ -409,15 +416,12 @@ def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def new_accelerator(
-    settings: TrainingSettings, folder: Path | None, *, partial: bool = False
-) -> Accelerator:
+def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelerator:
     """Make an ``Accelerator`` for one run, and start its trackers.
 
     Args:
         settings: the training settings.
         folder: the folder of the run, for trackers.
-        partial: whether a batch may leave parameters unused, such as the heads of other objectives.
 
     Raises:
         MaskwiseError: a tracker is unknown, not installed, or has no folder; or the processes were
@@ -438,7 +442,6 @@ def new_accelerator(
     # Accelerate keeps the settings of the last run in this process, and would refuse another
     # precision.
     AcceleratorState._reset_state()
-    unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if partial else None
     with wrapping.without_fsdp_of_accelerate():
         accelerator = Accelerator(
             mixed_precision=precision,
@@ -446,7 +449,6 @@ def new_accelerator(
             cpu=not torch.accelerator.is_available(),
             log_with=trackers or None,
             project_dir=folder,
-            kwargs_handlers=unused,
             # ``Engine.update`` divides losses, so Accelerate must not divide them again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )

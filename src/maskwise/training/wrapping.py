@@ -18,6 +18,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.nn.functional import layer_norm
@@ -239,6 +240,64 @@ def require_compiler(device: torch.device) -> None:
         f"training.compile needs {program}, which is not installed",
         do="install it, or set training.compile: false",
     )
+
+
+# Copies
+
+
+class Replicated(nn.Module):
+    """An objective with a copy of its weights on every rank, to be wrapped for DDP.
+
+    DDP averages gradients during the backward pass, but needs one of every weight that it knows.
+    Otherwise it must search for unused weights in every step, which costs a walk over the graph, an
+    exchange, and a wait for the device. Every step uses all weights of the blocks, but not all
+    others: an objective may not use the head of the model, or the heads of other objectives.
+    Therefore DDP knows only the blocks, and ``average`` averages the other gradients after the
+    backward pass. Little overlap is lost, because those of the embeddings are complete only then.
+
+    Args:
+        objective: the objective, already on its device. All ranks get the weights and buffers of
+            the first rank.
+        ranks: the number of ranks.
+    """
+
+    def __init__(self, objective: Objective, ranks: int):
+        super().__init__()
+        self.ranks = ranks
+        # A bound method is not a module, so this module has only the weights of the blocks.
+        self.run = objective.__call__
+        self.blocks = nn.ModuleList(blocks_of(getattr(objective, "model", objective)))
+        inside = set(self.parameters())
+        self.others = [weight for weight in objective.parameters() if weight not in inside]
+        # DDP would copy only the weights that it knows.
+        for tensor in (*objective.parameters(), *objective.buffers()):
+            first = tensor.detach().contiguous()
+            dist.broadcast(first, 0)
+            tensor.detach().copy_(first)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the blocks are trained. DDP refuses modules without trainable weights."""
+        return any(weight.requires_grad for weight in self.parameters())
+
+    def forward(self, batch: object) -> Outcome:
+        return self.run(batch)
+
+    def average(self) -> None:
+        """Average the gradients of all weights outside the blocks over ranks.
+
+        Weights without a gradient keep none, so optimisers skip them. All ranks have gradients of
+        the same weights, because all of them use the same objective in a step.
+        """
+        gradients = [weight.grad for weight in self.others if weight.grad is not None]
+        if not gradients:
+            return
+        line = torch.cat([gradient.flatten() for gradient in gradients])
+        line /= self.ranks
+        dist.all_reduce(line)
+        parts = line.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 # Shards
