@@ -140,8 +140,8 @@ def test_three_steps_are_those_of_the_processor_and_nobody_waits(
         if device is not None:
             assert not device.waits and not device.pageable
             assert GPU or all(isinstance(p, There) for p in trained.parameters())
-    # Dropout and replacements are drawn in another way there.
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=0.1)
+    # Dropout and replacements are drawn in another way there. ``cse`` learns from dropout alone.
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=0.3 if name == "cse" else 0.1)
     assert found[0]["targets"] == found[1]["targets"]
 
 

@@ -60,7 +60,6 @@ class Detection(Objective):
     Source: Wu et al. 2022 (MOMETAS, arXiv 2210.10293), section 3.1.
     """
 
-    layout = "document"
     inherits = False
     in_place = False
     detects = True
