@@ -24,6 +24,7 @@ from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, probe_rows
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
+from maskwise.training.ranks import Ranks
 from processes import as_ranks, two_ranks
 from test_training import close
 from training_tools import LENGTH, Language, model, tokenizer
@@ -76,7 +77,7 @@ def run(
             ranks=ranks,
         )
 
-    def evaluate(step: int) -> list[dict[str, Any]]:
+    def evaluate(step: int, _: Ranks) -> list[dict[str, Any]]:
         if step == stop:
             raise KeyboardInterrupt
         return []

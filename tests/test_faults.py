@@ -26,6 +26,7 @@ from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, loop, train
 from maskwise.training import checkpoint as states_file
 from maskwise.training import log as log_file
+from maskwise.training.ranks import Ranks
 from processes import forked, two_ranks, wait_for
 from test_training import DATA, Unmasked, lines, run, same, settings
 from tiny import read_lines
@@ -47,7 +48,7 @@ def trained(
     """Train, and get a signal in the evaluation of the step ``stop``."""
     asked: list[int] = []
 
-    def evaluate(done: int) -> list[dict[str, Any]]:
+    def evaluate(done: int, _: Ranks) -> list[dict[str, Any]]:
         asked.append(done)
         if done == stop:
             signal.raise_signal(number)
@@ -421,7 +422,7 @@ def test_from_two_processes_to_one_and_back(
 def signalled_rank(folder: Path) -> None:
     """Rank 1 alone gets the signal; both end at the same step."""
 
-    def evaluate(done: int) -> list[dict[str, Any]]:
+    def evaluate(done: int, _: Ranks) -> list[dict[str, Any]]:
         if done == 4 and torch.distributed.get_rank():
             signal.raise_signal(signal.SIGTERM)
         return []

@@ -20,6 +20,7 @@ from maskwise.objectives import ContrastiveSentences, MaskedLanguageModelling, o
 from maskwise.objectives.base import Objective
 from maskwise.objectives.denoising import generated
 from maskwise.training import MaskedSource, train
+from maskwise.training.ranks import Ranks
 from test_training import DATA, settings
 from training_tools import bart, model, tokenizer
 
@@ -50,7 +51,7 @@ def run(trainee: Objective, masker: Any, *, fails: bool, **more: Any) -> None:
     """Two steps of training, in a real run; ``fails`` stops it with an error after the first."""
     chosen = settings(**{"steps": 2, "eval_every": 1, **more})
 
-    def judge(step: int) -> list[Any]:
+    def judge(step: int, _: Ranks) -> list[Any]:
         if fails:
             raise Broken
         return []

@@ -25,6 +25,7 @@ from maskwise.masking.policies.base import Learner
 from maskwise.masking.policies.online import UNKNOWN, GroupLearner, standardised
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.ranks import Ranks
 from processes import two_ranks
 from training_tools import Language, model, tokenizer
 
@@ -210,7 +211,7 @@ def run(
     )
     objective, source = MaskedLanguageModelling(model("bert")), MaskedSource(DATA, masker, settings)
 
-    def evaluate(step: int) -> list[dict[str, Any]]:
+    def evaluate(step: int, _: Ranks) -> list[dict[str, Any]]:
         if step == stop:
             raise KeyboardInterrupt
         return []

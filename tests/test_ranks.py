@@ -8,19 +8,23 @@ import json
 import math
 import os
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from maskwise import folders
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation import HeldOut, scoring
+from maskwise.evaluation.scoring import Bound
 from maskwise.masking import Masker
 from maskwise.objectives import (
     MaskedLanguageModelling,
@@ -35,13 +39,16 @@ from maskwise.training import MaskedSource, train
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.engine import Engine, new_accelerator
-from maskwise.training.wrapping import ACCELERATE, distinct, gathered, local
-from processes import two_ranks
+from maskwise.training.ranks import Ranks
+from maskwise.training.wrapping import ACCELERATE, distinct, gathered, load_weights, local
+from processes import as_ranks, two_ranks
 from test_faults import Poisonous, Spoiled
-from test_training import DATA, close, lines, run, settings
+from test_training import DATA, HELD_OUT, close, lines, run, settings
 from test_wrapping import made, trained
 from tiny import write_inputs
 from training_tools import model, tokenizer
+
+SLOW = pytest.mark.slow
 
 
 def check_places(module: Any, *, sharded: bool) -> None:
@@ -110,6 +117,78 @@ whose blocks are all frozen."""
 
 def test_ranks_stay_equal_though_some_weights_are_unused(tmp_path: Path) -> None:
     two_ranks(partly_used_ranks, tmp_path)
+
+
+def held_out_of(trainee: Any) -> tuple[HeldOut, list[object]]:
+    """25 batches of fixed masks, and a list that grows with every forward pass of them."""
+    scoring.ROWS_AT_ONCE = 5
+    maskers = {name: Masker(tokenizer(), policy=name) for name in ("token", "whole-word")}
+    log_unigram = torch.linspace(-9.0, 0.0, trainee.model.config.vocab_size).log_softmax(0)
+    some = torch.arange(len(HELD_OUT))
+    bound = Bound(HELD_OUT, tokenizer(), some, log_unigram=log_unigram, draws=3)
+    passes: list[object] = []
+    trainee.model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(None))
+    return HeldOut(HELD_OUT, maskers, log_unigram, bound=bound), passes
+
+
+def judged_ranks(folder: Path, shard: bool) -> None:
+    trainee, masker = made("mlm")
+    chosen = settings(steps=3, eval_every=2, shard=shard)
+    held_out, passes = held_out_of(trainee)
+
+    def evaluate(step: int, ranks: Ranks) -> list[dict[str, Any]]:
+        passes.clear()
+        divided = held_out(trainee, ranks)
+        assert len(passes) == math.ceil(25 / dist.get_world_size())
+        assert divided == held_out(trainee)
+        return divided
+
+    source = MaskedSource(DATA, masker, chosen)
+    train(trainee, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
+    weights = gathered(distinct(trainee), keep=True)
+    if not dist.get_rank():
+        save_file({name: each.contiguous() for name, each in weights.items()}, folder / "weights")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shard"),
+    [(2, False), (2, True), pytest.param(4, False, marks=SLOW), pytest.param(4, True, marks=SLOW)],
+)
+def test_ranks_divide_an_evaluation_and_find_what_one_process_finds(
+    ranks: int, shard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_ranks(ranks, judged_ranks, tmp_path, shard)
+    trainee, _ = made("mlm")
+    load_weights(trainee, load_file(tmp_path / "weights"))
+    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", scoring.ROWS_AT_ONCE)
+    held_out, passes = held_out_of(trainee)
+    with closing(Engine(trainee, settings())) as engine:
+        found = engine.evaluated(partial(held_out, trainee))
+    assert len(passes) == 25
+    logged = [line for line in lines(tmp_path) if line["kind"] == "eval"]
+    assert [line["step"] for line in logged] == [2, 2, 2, 3, 3, 3]
+    assert [{"kind": "eval", "step": 3, **line} for line in found] == logged[-3:]
+
+
+def misjudged_ranks(folder: Path) -> None:
+    trainee, masker = made("mlm")
+    chosen = settings(steps=2)
+    held_out, _ = held_out_of(trainee)
+
+    def evaluate(step: int, ranks: Ranks) -> list[dict[str, Any]]:
+        if dist.get_rank() == 1:
+            held_out.maskers = {}
+        return held_out(trainee, ranks)
+
+    with pytest.raises((MaskwiseError, KeyError)) as caught:
+        train(trainee, MaskedSource(DATA, masker, chosen), chosen, evaluate=evaluate, quiet=True)
+    (folder / f"said-{dist.get_rank()}").write_text(str(caught.value))
+
+
+def test_an_evaluation_that_fails_on_one_rank_ends_all_ranks(tmp_path: Path) -> None:
+    two_ranks(misjudged_ranks, tmp_path)
+    assert (tmp_path / "said-1").read_text() == "'token'"
+    assert (tmp_path / "said-0").read_text() == "process 1 failed; got KeyError('token')"
 
 
 def resumed_ranks(folder: Path) -> None:

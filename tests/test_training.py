@@ -38,6 +38,7 @@ from maskwise.training.optim import (
     hidden_matrices,
     rate_factor,
 )
+from maskwise.training.ranks import Ranks
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
 
@@ -68,10 +69,10 @@ def run(
     masker = masker or Masker(tokenizer(), policy="whole-word", ratio="linear(0.4, 0.2)", seed=3)
     held_out = HeldOut(HELD_OUT, {"token": Masker(tokenizer())}, log_frequencies(counts(DATA)))
 
-    def evaluate(step: int) -> list[dict[str, Any]]:
+    def evaluate(step: int, ranks: Ranks) -> list[dict[str, Any]]:
         if step == stop:
             raise KeyboardInterrupt
-        return held_out(objective)
+        return held_out(objective, ranks)
 
     source = MaskedSource(DATA, masker, chosen)
     result = train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
@@ -466,7 +467,7 @@ def test_trackers_get_the_numbers_of_evaluations_alone(monkeypatch: pytest.Monke
     chosen = settings(steps=1)
     source = MaskedSource(DATA, Masker(tokenizer()), chosen)
     line = {"masks": "token", "loss": 2.0, "note": None, "by": {"the": 1.0}}
-    train(objective("mlm", model("bert")), source, chosen, evaluate=lambda _: [line], quiet=True)
+    train(objective("mlm", model("bert")), source, chosen, evaluate=lambda *_: [line], quiet=True)
     assert {name: sent[name] for name in sent if "eval" in name} == {"eval/token/loss": 2.0}
 
 
@@ -486,7 +487,7 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
         before = held_out(objective)[0]
     assert before["loss"] == pytest.approx(before["unigram"], abs=0.25)  # by the output bias
     source = MaskedSource(data, Masker(tokenizer(), ratio=0.3, corruption="mask-only"), chosen)
-    evaluate = lambda step: held_out(objective)  # noqa: E731
+    evaluate = lambda _, ranks: held_out(objective, ranks)  # noqa: E731
     train(objective, source, chosen, folder=tmp_path, evaluate=evaluate, quiet=True)
     after = lines(tmp_path)[-1]
     assert after["loss"] < after["unigram"] / 2, after

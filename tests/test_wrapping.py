@@ -30,6 +30,7 @@ from maskwise.training import MaskedSource, TrainingSettings, train, wrapping
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 from maskwise.training.optim import Optimizers
+from maskwise.training.ranks import Ranks
 from maskwise.training.wrapping import blocks_of
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, bart, model, tokenizer
@@ -217,8 +218,8 @@ def test_lengths_and_phases_need_few_versions_of_a_block(
         held_out = HeldOut(rows, {"token": Masker(tools, ratio=0.3, seed=0)}, None)
         trainee = MaskedLanguageModelling(net)
 
-        def evaluate(_: int, held_out: Any = held_out, trainee: Any = trainee) -> Any:
-            return held_out(trainee)
+        def evaluate(_: int, ranks: Ranks, held_out: Any = held_out, trainee: Any = trainee) -> Any:
+            return held_out(trainee, ranks)
 
         train(trainee, source, chosen, evaluate=evaluate, quiet=True)
     blocks = found.graphs["forward"] + found.graphs["forward_with_checkpointing"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -24,12 +25,14 @@ from torch import Tensor
 from maskwise.constants import DIFFUSION
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, masked_logits
-from maskwise.masking import AnnotatedBatch, Masker
+from maskwise.keys import Array
+from maskwise.masking import AnnotatedBatch, MaskedBatch, Masker
 from maskwise.masking.diffusion import Noising
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows, by_width
+from maskwise.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -143,20 +146,34 @@ class Bound:
                 do="give more text, with characters that the model's tokenizer can encode",
             )
 
-    def __call__(self, objective: MaskedLanguageModelling) -> BoundOfText:
+    def __call__(self, objective: MaskedLanguageModelling, ranks: Ranks = ALONE) -> BoundOfText:
         """Compute the bound of a model, in evaluation mode and on the model's device."""
+        return self.of(ranks.divided(self.sizes(), partial(self.nats, objective)))
+
+    def sizes(self) -> list[int]:
+        """Return the number of pieces in each batch."""
+        pieces = np.diff(self.first)
+        return [int(pieces[number]) for number, _ in self.batches]
+
+    def nats(self, objective: MaskedLanguageModelling, index: int) -> Array:
+        """Return the weighted loss of each piece in the batch with this index."""
         device = next(objective.parameters()).device
+        number, batch = self.batches[index]
+        losses, where = objective.token_losses(batch.to(device))
+        row, column = where.cpu().unbind(1)
+        assert batch.loss_weight is not None
+        weight = batch.loss_weight[row, column]
+        weighted = losses.detach().cpu().double() * weight
+        piece_BL = batch.source.piece.reshape(batch.source.shape)
+        piece = piece_BL[row.numpy(), column.numpy()]
+        first, last = self.first[number : number + 2]
+        return np.bincount(piece, weighted.numpy(), last - first)
+
+    def of(self, found: Sequence[Array]) -> BoundOfText:
+        """Compute the bound from the results of ``nats`` for all batches."""
         nats_P = np.zeros(len(self.tokens_P))
-        for number, batch in self.batches:
-            losses, where = objective.token_losses(batch.to(device))
-            row, column = where.cpu().unbind(1)
-            assert batch.loss_weight is not None
-            weight = batch.loss_weight[row, column]
-            weighted = losses.detach().cpu().double() * weight
-            piece_BL = batch.source.piece.reshape(batch.source.shape)
-            piece = piece_BL[row.numpy(), column.numpy()]
+        for (number, _), nats in zip(self.batches, found, strict=True):
             first, last = self.first[number : number + 2]
-            nats = np.bincount(piece, weighted.numpy(), last - first)
             nats_P[first:last] += nats / self.draws
         total = float(nats_P.sum())
         tokens = int(self.tokens_P.sum())
@@ -368,6 +385,19 @@ def fixed_maskers(
     return maskers
 
 
+class Sums(NamedTuple):
+    """The sums of one batch with fixed masks.
+
+    Attributes:
+        loss, unigram: the losses of the model and of token frequencies, in nats.
+        targets: the number of targets.
+    """
+
+    loss: float
+    unigram: float
+    targets: float
+
+
 class HeldOut:
     """The loss on held-out rows with fixed masks, which are the same for all runs and steps.
 
@@ -406,11 +436,36 @@ class HeldOut:
             texts = tokenizer.batch_decode([each.tolist() for each in ids])
             self.bytes = len("".join(texts).encode())
 
-    def __call__(self, objective: MaskedLanguageModelling) -> list[HeldOutLoss]:
-        """Return the losses of a model. Kinds of masks that mask no token are omitted."""
-        lines = [self._loss(kind, objective) for kind in self.batches]
+    def __call__(
+        self, objective: MaskedLanguageModelling, ranks: Ranks = ALONE
+    ) -> list[HeldOutLoss]:
+        """Return the losses of a model. Kinds of masks that mask no token are omitted.
+
+        Args:
+            objective: the objective, in evaluation mode.
+            ranks: the ranks that divide the batches. The losses do not depend on them.
+        """
+        # All batches are divided together, so that the ranks have equally much to do.
+        batches = []
+        for kind, masked in self.batches.items():
+            batches += [(kind, batch) for batch in masked]
+        sizes = [len(Sums._fields)] * len(batches)
         if self.bound is not None:
-            text = self.bound(objective)
+            sizes += self.bound.sizes()
+
+        def measured(index: int) -> Sequence[float] | Array:
+            if index < len(batches):
+                return self._sums(objective, *batches[index])
+            assert self.bound is not None
+            return self.bound.nats(objective, index - len(batches))
+
+        found = ranks.divided(sizes, measured)
+        sums: dict[str, list[Sums]] = {kind: [] for kind in self.batches}
+        for (kind, _), numbers in zip(batches, found):
+            sums[kind].append(Sums(*numbers.tolist()))
+        lines = [self._line(kind, each) for kind, each in sums.items()]
+        if self.bound is not None:
+            text = self.bound.of(found[len(batches) :])
             line: HeldOutLoss = {
                 "masks": DIFFUSION,
                 "ratio": 0.5,
@@ -423,24 +478,31 @@ class HeldOut:
             lines.append(line)
         return [line for line in lines if line["targets"]]
 
-    def _loss(self, kind: str, objective: MaskedLanguageModelling) -> HeldOutLoss:
-        masker = self.maskers[kind]
+    def _sums(self, objective: MaskedLanguageModelling, kind: str, batch: MaskedBatch) -> Sums:
+        """Return the sums of one batch."""
         device = next(objective.parameters()).device
-        content = torch.from_numpy(masker.vocabulary.content)
+        content = torch.from_numpy(self.maskers[kind].vocabulary.content)
+        losses, where = objective.token_losses(batch.to(device))
+        truth = batch.labels[where.cpu().unbind(1)]
+        # Separators and end tokens are almost certain. Counting them would lower every loss.
+        words = content[truth]
+        loss = float(losses.cpu()[words].double().sum())
+        unigram = 0.0
+        if self.log_unigram is not None:
+            unigram = -float(self.log_unigram[truth[words]].double().sum())
+        return Sums(loss, unigram, int(words.sum()))
+
+    def _line(self, kind: str, sums: Sequence[Sums]) -> HeldOutLoss:
+        """Return the loss on one kind of masks from the sums of its batches."""
         loss = unigram = 0.0
         count = 0
-        for batch in self.batches[kind]:
-            losses, where = objective.token_losses(batch.to(device))
-            truth = batch.labels[where.cpu().unbind(1)]
-            # Separators and end tokens are almost certain. Counting them would lower every loss.
-            words = content[truth]
-            loss += float(losses.cpu()[words].double().sum())
-            count += int(words.sum())
-            if self.log_unigram is not None:
-                unigram -= float(self.log_unigram[truth[words]].double().sum())
+        for each in sums:
+            loss += each.loss
+            unigram += each.unigram
+            count += int(each.targets)
         line: HeldOutLoss = {
             "masks": kind,
-            "ratio": masker.ratio(0),
+            "ratio": self.maskers[kind].ratio(0),
             "loss": loss / max(1, count),
             "unigram": None if self.log_unigram is None else unigram / max(1, count),
             "targets": count,

@@ -45,6 +45,7 @@ from maskwise.training.checkpoint import RESUME, Metrics
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Progress
 from maskwise.training.loop import Training
+from maskwise.training.ranks import Ranks
 from maskwise.weights import share_encoder
 
 if TYPE_CHECKING:
@@ -196,10 +197,10 @@ def learn_supervised(
     if any(each.spans for each in dev_texts):
         dev = LabelledWindows.of(dev_texts, policy)
 
-    def curve(step: int) -> list[dict[str, object]]:
+    def curve(step: int, ranks: Ranks) -> list[dict[str, object]]:
         if dev is None:
             return []
-        return [{"masks": "labels of dev", "loss": mean_loss(objective, dev)}]
+        return [{"masks": "labels of dev", "loss": mean_loss(objective, dev, ranks)}]
 
     # A batch must not have more rows than there are windows, and its size must be a multiple of
     # ``accumulate``.
@@ -221,14 +222,19 @@ def learn_supervised(
 
 
 @torch.no_grad()
-def mean_loss(objective: FindSpans, data: LabelledWindows) -> float:
-    """Return the mean loss over all windows, in nats per target."""
+def mean_loss(objective: FindSpans, data: LabelledWindows, ranks: Ranks) -> float:
+    """Return the mean loss over all windows, in nats per target. The ranks divide the work."""
     device = next(objective.parameters()).device
+    parts = torch.arange(len(data)).split(64)
+
+    def sums(part: int) -> list[float]:
+        out = objective(moved(data.batch(parts[part]), device))
+        return [float(out.loss), float(out.targets)]
+
     total = targets = 0.0
-    for rows in torch.arange(len(data)).split(64):
-        out = objective(moved(data.batch(rows), device))
-        total += float(out.loss)
-        targets += float(out.targets)
+    for loss, count in ranks.divided([2] * len(parts), sums):
+        total += float(loss)
+        targets += float(count)
     return total / max(1.0, targets)
 
 

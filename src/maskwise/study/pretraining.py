@@ -37,6 +37,7 @@ from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.loop import Training
+from maskwise.training.ranks import Ranks
 from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def pretrain(
         card = model_card(recipe, choices, losses, text=data.training)
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
-    def curve(step: int) -> list[Plain]:
-        losses[:] = [dict(line) for line in held_out(judged)]
+    def curve(step: int, ranks: Ranks) -> list[Plain]:
+        losses[:] = [dict(line) for line in held_out(judged, ranks)]
         return losses
 
     with closing(made):

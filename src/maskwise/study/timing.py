@@ -40,6 +40,7 @@ from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
 from maskwise.text.documents import Document
 from maskwise.text.settings import first_characters
 from maskwise.training import train
+from maskwise.training.ranks import Ranks
 from maskwise.training.wrapping import blocks_of
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class _Clock:
         self.began = time.perf_counter()
         self.ticks = [_now()]
 
-    def __call__(self, step: int) -> list[Plain]:
+    def __call__(self, step: int, ranks: Ranks) -> list[Plain]:
         self.ticks.append(_now())
         late = len(self.ticks) > 2 and time.perf_counter() - self.began > STEP_SECONDS
         return [{"enough": late or len(self.ticks) > STEPS}]

@@ -49,6 +49,7 @@ from maskwise.text import load_tokenizer
 from maskwise.training import train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.log import NotFinite
+from maskwise.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -578,7 +579,7 @@ class Best:
         self.state: dict[str, Tensor] = {}
         self._score = -math.inf
 
-    def __call__(self, done: int) -> list[dict[str, object]]:
+    def __call__(self, done: int, ranks: Ranks) -> list[dict[str, object]]:
         score = self.task.finite_score("dev", answer(self.objective, self.data))
         signed = -score if self.task.metric in LOWER_IS_BETTER else score
         if signed > self._score:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +42,7 @@ from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
 from maskwise.training.data import Batch, Step
 from maskwise.training.optim import Optimizers, load_state, state_of
+from maskwise.training.ranks import Ranks, alone
 from maskwise.training.settings import TrainingSettings
 
 Result = TypeVar("Result")
@@ -228,10 +230,11 @@ class Engine:
             return self.accelerator.no_sync(self.wrapped)
         return contextlib.nullcontext()
 
-    def evaluated(self, function: Callable[[], Result]) -> Result:
-        """Call a function in evaluation mode. Every rank must call this method."""
+    def evaluated(self, function: Callable[[Ranks], Result]) -> Result:
+        """Call a function of the ranks in evaluation mode. Every rank must call this method."""
+        work = partial(function, Ranks(self.rank, self.ranks, self.added))
         with self.objective.judging():
-            result = self.wrapped.within(function) if self.sharded else function()
+            result = self.wrapped.within(work) if self.sharded else work()
         # FSDP2 keeps the weights outside the layers gathered after a forward pass. Release them.
         if self.sharded:
             self.wrapped.reshard()
@@ -251,19 +254,24 @@ class Engine:
             Exception: ``error``, or a ``MaskwiseError`` if another rank gave an error. All ranks
                 end, and none waits for the rank that failed.
         """
-        if self.ranks == 1:
-            if error:
-                raise error
-            return dict(sums)
         names = sorted(sums)
+        totals = self.added([*map(sums.__getitem__, names)], error, ahead=ahead)
+        by_name = dict(zip(names, totals, strict=True))
+        return {name: by_name[name] for name in sums}
+
+    def added(
+        self, numbers: Sequence[float], error: Exception | None, /, *, ahead: bool = False
+    ) -> list[float]:
+        """Return the sums of a list of numbers over all ranks, as ``summed`` does."""
+        if self.ranks == 1:
+            return alone(numbers, error)
         group = self.ahead if ahead else self.hosts
-        numbers = [*map(sums.__getitem__, names), float(error is not None)]
-        tensor = torch.tensor(numbers, dtype=torch.float64)
+        tensor = torch.tensor([*numbers, float(error is not None)], dtype=torch.float64)
         dist.all_reduce(tensor, group=group)
         *totals, failed = tensor.tolist()
         if failed:
             raise self._failure(error, group)
-        return dict(zip(names, totals, strict=True))
+        return totals
 
     def _failure(self, error: Exception | None, group: dist.ProcessGroup | None) -> Exception:
         """Return this rank's error, or else one that quotes the error of another rank."""

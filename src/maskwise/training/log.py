@@ -29,10 +29,12 @@ from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
+from maskwise.training.ranks import Ranks
 from maskwise.weights import attention_work, held_share
 
-Evaluate = Callable[[int], Sequence[Facts]]
-"""A function from the number of completed updates to lines of metrics."""
+Evaluate = Callable[[int, Ranks], Sequence[Facts]]
+"""A function from the number of completed updates to lines of metrics, which are the same on all
+ranks. The ranks may divide its work."""
 
 MOST_SKIPPED = 20
 """The maximum number of consecutive updates that are skipped. After more, a model does not
@@ -230,7 +232,7 @@ class Log:
         """
         # The time of evaluations is not part of the training speed.
         with self.meter.paused():
-            lines = self.engine.evaluated(lambda: list(evaluate(done)))
+            lines = self.engine.evaluated(lambda ranks: list(evaluate(done, ranks)))
         for line in lines if write else ():
             self.metrics.write({"kind": "eval", "step": done, **finite(line)})
             self._track(f"eval/{line.get('masks', 'task')}", line, done)

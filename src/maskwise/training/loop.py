@@ -77,7 +77,8 @@ def train(
         folder: the folder for ``metrics.jsonl`` and training states; if None, no file is written.
         learners: the learners of masking policies and samplers that learn from losses, by name.
         evaluate: a function that evaluates the model. It is called with the number of updates and
-            returns lines of metrics. If a line has a true value ``enough``, the run ends.
+            the ``Ranks``, and returns lines of metrics. If a line has a true value ``enough``, the
+            run ends.
         title: the title of the progress bar.
         quiet: whether to hide the progress bar.
 
