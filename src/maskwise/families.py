@@ -496,9 +496,16 @@ def masked_logits(
     """
     head = prediction_head(model)
     if head is None:
-        return model(**inputs).logits[row, column]
+        return picked(model(**inputs).logits, row, column)
     states = adapter_of(model.config).states(model, inputs)
-    return head(model, states[row, column])
+    return head(model, picked(states, row, column))
+
+
+def picked(states_BLH: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """(M, H): the states at M different places (``row``, ``column``)."""
+    # On a GPU, the backward pass of indexing with two tensors sorts the indices first.
+    place = row * states_BLH.shape[1] + column
+    return states_BLH.flatten(0, 1).index_select(0, place)
 
 
 UNLIMITED = 1 << 29

@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from maskwise.attention import NAME, REPLACED, Documents
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, width_of
+from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, picked, width_of
 from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.gather import Pieces, Rows, device_of, gather
@@ -243,7 +243,7 @@ class DenoisingAutoencoder(Objective):
             tgt_is_causal=True,
         )
         at = target_places(batch).unbind(1)
-        logits_MV = unrounded(self.narrow(written[at]) @ self.embeddings.T)
+        logits_MV = unrounded(self.narrow(picked(written, *at)) @ self.embeddings.T)
         return Outcome.of(cross_entropy(logits_MV, labels[at], reduction="none"))
 
     def work(self, tokens: float, targets: float) -> Work:

@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from maskwise.devices import moved
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, masked_logits, patched, width_of
+from maskwise.families import encoder_of, masked_logits, patched, picked, width_of
 from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.corruptions import Insert, corruption
@@ -86,7 +86,7 @@ class Detection(Objective):
     def forward(self, batch: MaskedBatch) -> Outcome:
         where = target_places(batch)
         at = where.unbind(1)
-        logits = self.head(encoded(self.model, batch)[at])
+        logits = self.head(picked(encoded(self.model, batch), *at))
         losses = cross_entropy(
             logits.float(),
             batch["labels"][at],

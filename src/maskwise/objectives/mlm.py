@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, masked_logits, prediction_head, width_of
+from maskwise.families import adapter_of, masked_logits, picked, prediction_head, width_of
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import corruption, mask_only
 from maskwise.masking.diffusion import Noising, Rates
@@ -85,8 +85,8 @@ class MaskedLanguageModelling(Objective):
             logits = masked_logits(self.model, inputs, row, column)
             right = logits.argmax(-1) == truth if self.tells_right else None
             return cross_entropy(unrounded(logits), truth, reduction="none"), where, right
-        states_MH = adapter_of(self.model.config).states(self.model, inputs)[row, column]
-        return self.losses_of(states_MH, truth), where, None
+        states = adapter_of(self.model.config).states(self.model, inputs)
+        return self.losses_of(picked(states, row, column), truth), where, None
 
     def losses_of(self, states_MH: Tensor, truth: Tensor) -> Tensor:
         """(M,) float32: the loss of each target, from the hidden states at the targets."""
@@ -248,7 +248,7 @@ class SpanBoundary(Objective):
         row = at[0]
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
-        plain = head_losses(self.model, hidden[at], truth)
+        plain = head_losses(self.model, picked(hidden, *at), truth)
         # The model is trained on both losses. Policies that learn from losses get only the MLM
         # loss, as from other objectives.
         losses = plain + head_losses(self.model, from_borders, truth)
