@@ -151,7 +151,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
     adapted = load_json(out / "adapted.json")
     assert said["adapted"] == adapted and said["folders"] == adapted["folders"]
-    assert said["best"] == (adapted["arm"] if adapted["better"] else None)
+    assert said["helps"] is None and adapted["helps"] is False
     page = (out / "report.html").read_text()
     for folder in said["folders"]:
         AutoModel.from_pretrained(folder)
@@ -208,7 +208,7 @@ LUCKY = {
     ],
 )
 def test_the_best_arm_gains_most_on_the_runs_that_all_finished(scores, metric, best, tmp_path):
-    gains = gains_of(write_scores(tmp_path, scores, metric))
+    gains = gains_of(write_scores(tmp_path, scores, metric)).means
     first = max(gains, key=gains.get) if gains else None
     assert (first if gains and gains[first] > 0 else None) == best
 
@@ -618,14 +618,14 @@ def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():
 
 
 @pytest.mark.parametrize(
-    ("scores", "arm", "better"),
+    ("scores", "arm", "difference", "unit"),
     [
-        (EVEN, "words-30", True),
-        (EVEN | {"no-pretraining": dict.fromkeys(range(6), 0.7)}, "words-30", False),
-        ({}, "token-15", False),  # every fine-tuning failed
+        (EVEN, "words-30", 0.02, "score"),
+        (EVEN | {"no-pretraining": dict.fromkeys(range(6), 0.7)}, "words-30", 0.0, "score"),
+        ({}, "token-15", None, None),  # every fine-tuning failed
     ],
 )
-def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, better, tmp_path):
+def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, difference, unit, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     if scores:
@@ -644,8 +644,10 @@ def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, better, tm
     write_lines(out / "study.json", [study])
     saved = save_best(out, {"contrasts": []})
     assert saved == load_json(out / "adapted.json")
-    assert (saved["arm"], saved["seed"], saved["better"]) == (arm, 3, better)
-    assert not saved["helps"]
+    assert (saved["arm"], saved["seed"], saved["unit"]) == (arm, 3, unit)
+    assert saved["mean_difference"] == pytest.approx(difference)
+    # Without a decision, no key says that the model is better.
+    assert not saved["helps"] and "better" not in saved
     for folder in saved["folders"]:
         assert folder in saved["sentence"] and (Path(folder) / "model.safetensors").is_file()
     shutil.rmtree(out / "stages")

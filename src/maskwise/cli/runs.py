@@ -298,7 +298,7 @@ def adapt(
     next_step = steps_of.next_of(result, recipe, task or (), out, command)
     if as_json:
         found: Facts = {"answer": answer, "next": next_step, "adapted": saved}
-        found["best"] = saved["arm"] if saved and saved["better"] else None
+        found["helps"] = steps_of.arm_that_helps(result)
         found["folders"] = saved["folders"] if saved else []
         found["kept"] = kept
         found["held_out"] = recipe.corpus.held_out

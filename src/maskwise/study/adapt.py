@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -492,15 +492,18 @@ def _primary(result: Plain) -> Plain | None:
 class Saved(TypedDict):
     """The adapted model of a study: the content of adapted.json, which the page reads.
 
-    ``arm`` and ``seed`` name the run whose checkpoint was saved. ``better`` says whether the arm
-    has a better mean than the unchanged model, and ``helps`` whether this is decided. ``folders``
-    are the paths for transformers and for sentence-transformers. ``sentence`` says all of this.
+    ``arm`` and ``seed`` name the run whose checkpoint was saved. ``helps`` says whether the study
+    decided that the arm is better than the unchanged model. ``mean_difference`` is the lead of the
+    arm's mean in ``unit`` (negative if the arm is worse), which may be due to chance; both are None
+    without scores. ``folders`` are the paths for transformers and for sentence-transformers.
+    ``sentence`` says all of this.
     """
 
     arm: str
     seed: int
-    better: bool
     helps: bool
+    mean_difference: float | None
+    unit: str | None
     folders: list[str]
     sentence: str
 
@@ -524,7 +527,7 @@ def save_best(out: Path, result: Plain) -> Saved | None:
     Raises:
         MaskwiseError: the checkpoints of the arm were deleted, and no model of it was saved before.
     """
-    gains = gains_of(out)
+    gains, unit = gains_of(out)
     if gains:
         arm = max(gains, key=gains.__getitem__)
     else:
@@ -544,8 +547,9 @@ def save_best(out: Path, result: Plain) -> Saved | None:
     saved: Saved = {
         "arm": arm,
         "seed": seed,
-        "better": gains.get(arm, 0.0) > 0,
         "helps": helps == arm,
+        "mean_difference": gains.get(arm),
+        "unit": unit if arm in gains else None,
         "folders": [str(folder) for folder in folders],
         "sentence": kept_of(arm, folders, gain=gains.get(arm), helps=helps),
     }
@@ -559,7 +563,7 @@ def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str
     Args:
         arm: the arm that was saved.
         folders: the folders in which it was saved.
-        gain: the sum of its gains over the unchanged model; None if it has no score.
+        gain: its mean gain over the unchanged model; None if it has no score.
         helps: the arm that is decided to be better than the unchanged model; None if none is.
     """
     where = f"is in {' and '.join(map(str, folders))}"
@@ -575,27 +579,39 @@ def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str
     return f"{saved} {helps} is shown to help; the lead of {arm} over it may be due to chance."
 
 
-def gains_of(out: Path) -> dict[str, float]:
-    """Return the gain of each arm over the unchanged model; {} if there are no scores.
+class Gains(NamedTuple):
+    """The mean gain of each arm over the unchanged model, positive if the arm is better.
 
-    A gain is the sum of paired differences in standardised scores, over the seeds for which the
-    runs of all arms are finished.
+    The unit is score (between 0 and 1), nats, or SDs: see ``Contrast`` in docs/files.md.
+    """
+
+    means: dict[str, float]
+    unit: str
+
+
+def gains_of(out: Path) -> Gains:
+    """Return the gain of each arm over the unchanged model; no gains if there are no scores.
+
+    A gain is the mean of paired differences over the seeds for which the runs of all arms are
+    finished. With several tasks, the differences are those of standardised scores.
     """
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
     if table is None or not table.tasks or not table.study["arms"]:
-        return {}
+        return Gains({}, "")
+    outcome = f"plain:{ALL_TASKS}" if len(table.tasks) == 1 else ALL_TASKS
+    unit = table.measures[outcome].unit
     arms = np.array(list(table.study["arms"]))
-    runs = np.array([table.runs(ALL_TASKS, arm) for arm in arms])
+    runs = np.array([table.runs(outcome, arm) for arm in arms])
     finished = np.isfinite(runs).sum(axis=1)
     # Skip arms that lack runs of other arms, because the missing runs may be the worst ones.
     complete = finished == finished.max()
-    gains = runs[complete] - table.runs(ALL_TASKS, REFERENCE)
+    gains = runs[complete] - table.runs(outcome, REFERENCE)
     shared = np.isfinite(gains).all(axis=0)
     if not shared.any():
-        return {}
-    sums = gains[:, shared].sum(axis=1)
-    return dict(zip(map(str, arms[complete]), sums.tolist()))
+        return Gains({}, unit)
+    means = gains[:, shared].mean(axis=1)
+    return Gains(dict(zip(map(str, arms[complete]), means.tolist())), unit)
 
 
 def _all_there(folders: Sequence[Path]) -> bool:
