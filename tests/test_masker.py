@@ -38,7 +38,7 @@ from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather
 from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import policy
-from maskwise.text import encode
+from maskwise.text import encode, train_tokenizer
 
 
 def test_shares_of_mask_random_and_keep() -> None:
@@ -398,11 +398,31 @@ def test_letters_of_texts_and_words_are_no_wildcards() -> None:
         ("ACDEFGHIKLMNPQRSTVWYXBZUO*", "ACDEFGHIKLMNPQRSTVWY"),
         ("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "ACDEFGHIKLMNPQRSTVWY"),
         ("XYZ", "XYZ"),
+        ("acdefghiklmnpqrstvwyxbzuo-", "acdefghiklmnpqrstvwy"),
+        ("acgtn", "acgt"),
+        ("acgtnACGTN", "acgtACGT"),
+        ("abcdefghilmnopqrstuvz", "abcdefghilmnopqrstuvz"),  # Italian
     ):
         made = Vocabulary.of(letters_tokenizer([*special, *letters], **roles))
         named = {made.by_name[letter] for letter in left}
         assert {*made.ordinary.tolist()} == named, letters
     assert Masker(tokenizer()).vocabulary.eligible.sum() == WORDS
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_kmers_with_a_wildcard_in_them_are_no_targets_and_no_replacements(lowercase: bool) -> None:
+    texts = ["ACGTTGCAAGTCCGATA", "GGGTTTACAGATTACA", "CCATGCAG", "ACGTNNTRY", "-ACGTNNAC-"]
+    made = train_tokenizer(texts, kind="k-mer", k=3, lowercase=lowercase)
+    masks = Masker(made, ratio=1.0, corruption="bert(mask=0, random=1)")
+    tokens = masks.vocabulary.by_name
+    special = {*made.all_special_tokens}
+    plain = {name for name in tokens.keys() - special if {*name.upper()} <= {*"ACGTU"}}
+    assert {*masks.vocabulary.ordinary.tolist()} == {tokens[name] for name in plain}
+    assert {"TNN", "TRY", "-AC", "GTN", "NAC", "-"} == {
+        name.upper() for name in tokens.keys() - plain - special
+    }
+    words = train_tokenizer(["the cat sat on the mat"], kind="k-mer", k=3)
+    assert Masker(words).vocabulary.eligible.sum() == len(words) - len(special)
 
 
 def test_more_tokens_can_be_excluded() -> None:

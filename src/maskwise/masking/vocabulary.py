@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ Tokenizer: TypeAlias = "PreTrainedTokenizerBase | Vocabulary"
 """The types from which a masker reads its vocabulary."""
 
 
+ALPHABET = frozenset(ascii_uppercase)
 RESIDUES = frozenset("ACDEFGHIKLMNPQRSTVWY")
 """The letters of the twenty amino acids."""
 NUCLEOTIDES = frozenset("ACGTU")
@@ -35,32 +37,44 @@ SIGNS = frozenset(("", ".", "-", "*", "|", "~", "<null_1>"))
 
 
 def wildcards(names: Iterable[str]) -> set[str]:
-    """Return the tokens that stand for no certain letter, if the tokens are letters of a sequence.
+    """Return the tokens of a sequence with a letter that stands for no certain one.
 
-    In proteins, these are X (any amino acid), B, J and Z (one of two), the rare U and O, and signs
-    such as gaps and ESM's ``<null_1>``; in DNA, N and the other letters for several nucleotides. In
-    any other vocabulary, such as the letters of a text, there are none.
+    The tokens must be single letters or k-mers, in upper or lower case. In proteins, X (any amino
+    acid), B, J and Z (one of two), the rare U and O, and signs such as gaps and ESM's ``<null_1>``
+    are not certain; in DNA, N and the other letters for several nucleotides. In any other
+    vocabulary, such as the letters of a text, there are none. Lower-case letters are of proteins if
+    they include all twenty amino acids, but not the whole alphabet.
 
     Source: the nomenclature of IUPAC-IUB (1983, 1985).
 
-    >>> sorted(wildcards([*"ACDEFGHIKLMNPQRSTVWYXBZ", "-"])), wildcards("ACGTN")
-    (['-', 'B', 'X', 'Z'], {'N'})
-    >>> wildcards("abcdefghijklmnopqrstuvwxyz .")
-    set()
+    >>> sorted(wildcards([*"ACDEFGHIKLMNPQRSTVWYXBZ", "-"])), wildcards("acgtn")
+    (['-', 'B', 'X', 'Z'], {'n'})
+    >>> wildcards(["ACG", "TNN", "T"]), wildcards("abcdefghijklmnopqrstuvwxyz")
+    ({'TNN'}, set())
     """
     # Unigram tokenizers write a space before each letter.
     bare = {name: name.removeprefix("\u2581") for name in names}
-    letters = {name for name, letter in bare.items() if letter not in SIGNS}
-    found = {bare[name] for name in letters}
-    if not all(len(letter) == 1 and "A" <= letter <= "Z" for letter in found):
+    tokens = [token for token in bare.values() if token not in SIGNS]
+    lengths = [*map(len, tokens)]
+    # Most tokens of k letters are k-mers. Only the ends of sequences are shorter.
+    if 2 * lengths.count(max(lengths, default=0)) < len(lengths):
         return set()
-    if found >= ONLY_RESIDUES:
+    written = set("".join(tokens)) - SIGNS
+    letters = {letter.upper() for letter in written}
+    if not letters <= ALPHABET:
+        return set()
+    lower = written != letters
+    if letters >= (RESIDUES if lower else ONLY_RESIDUES):
         known = RESIDUES
-    elif set("ACG") <= found <= NUCLEOTIDES | ANY_NUCLEOTIDE:
+    elif set("ACG") <= letters <= NUCLEOTIDES | ANY_NUCLEOTIDE:
         known = NUCLEOTIDES
     else:
         return set()
-    return {name for name, letter in bare.items() if letter not in known}
+    if lower and letters == ALPHABET:
+        return set()
+    return {
+        name for name, token in bare.items() if not token or not known.issuperset(token.upper())
+    }
 
 
 @dataclass(frozen=True, eq=False)
