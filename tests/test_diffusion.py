@@ -259,7 +259,7 @@ def test_visits_refuse_the_settings_that_they_cannot_keep(visits: str) -> None:
     ):
         more: dict[str, Any] = {setting: value}
         with pytest.raises(MaskwiseError) as caught:
-            masker("whole-word", ratio=0.25, visits=visits, **more)
+            Masker(vocabulary(), policy="whole-word", ratio=0.25, visits=visits, **more)
         assert (
             caught.value.got == value
             and visits in caught.value.what

@@ -194,6 +194,12 @@ def test_arguments_without_effect_are_refused() -> None:
             {"policy": "whole-word", "budget": "bernoulli", "min_targets": 3},
             "min_targets has no effect with budget bernoulli",
         ),
+        ({"policy": "token", "fill": "random"}, "fill has no effect, because policy .* every unit"),
+        ({"policy": "whole-word", "fill": "skip-row"}, "fill has no effect, because policy"),
+        (
+            {"policy": "salient", "fill": "random", "budget": "bernoulli"},
+            "fill has no effect, because budget bernoulli",
+        ),
     ):
         with pytest.raises(MaskwiseError, match=match) as error:
             Masker(vocabulary(), **more)
@@ -207,6 +213,8 @@ def test_arguments_without_effect_are_refused() -> None:
     Masker(vocabulary(), policy="whole-word", budget="bernoulli", min_targets=0)
     with pytest.raises(MaskwiseError, match="min_targets has no effect in masked diffusion"):
         Noising(vocabulary(), min_targets=3)
+    with pytest.raises(MaskwiseError, match="fill has no effect, because policy"):
+        Noising(vocabulary(), fill="random")
     with pytest.raises(ValueError, match="a policy without a ratio of its own; got ul2"):
         EvaluationSettings(masks=("ul2",))
 

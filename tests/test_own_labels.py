@@ -109,6 +109,54 @@ def test_a_label_of_minus_100_is_never_masked_nor_predicted(
     assert not silent(plain)
 
 
+def with_loss_mask(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, with a loss mask instead of labels."""
+    found = []
+    for row in given:
+        own = row.pop("labels")
+        found.append({**row, "loss_mask": [int(label != IGNORE) for label in own]})
+    return found
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("more", SETTINGS, ids=str)
+def test_a_loss_mask_says_what_labels_say(more: dict[str, Any], packed: bool) -> None:
+    masker = mw.Masker(tokenizer(), **more)
+    batch = masker(rows(labels=True, packed=packed), epoch=0)
+    given = with_loss_mask(rows(labels=True, packed=packed))
+    other = masker(given, epoch=0)
+    assert silent(other)
+    assert torch.equal(other.labels, batch.labels)
+    assert torch.equal(other.input_ids, batch.input_ids)
+    none = [{**row, "loss_mask": [False] * len(row["input_ids"])} for row in given]
+    assert masker(none, epoch=0).targets == 0
+    both = [{**row, "labels": row["input_ids"]} for row in given]
+    assert torch.equal(masker(both, epoch=0).labels, batch.labels)
+
+
+def test_every_door_reads_a_loss_mask() -> None:
+    given = [{**row, "step": 0, "epoch": 0} for row in with_loss_mask(rows(labels=True))]
+    masker = mw.Masker(tokenizer(), ratio=0.9, corruption="mask-only")
+    assert silent(mw.MaskingCollator(masker)(given))
+    line = PackedCollator(masker, model=model("bert"))(given)
+    assert set(line["labels"][0, [*range(3, 9), *range(17, 22)]].tolist()) == {IGNORE}
+    assert silent(Noising(tokenizer(), seed=0)(given, epoch=0))
+    assert silent(masker(RowCollator(masker.vocabulary)(given), step=0))
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "special_tokens_mask", "loss_mask"])
+def test_masks_are_0_and_1(name: str) -> None:
+    masker = mw.Masker(tokenizer())
+    twos = [{**row, name: [2] * len(row["input_ids"])} for row in rows(labels=False)]
+    columns = stacked(rows(labels=False), torch.as_tensor)
+    columns[name] = torch.full_like(columns["input_ids"], 2)
+    for form in (twos, columns):
+        with pytest.raises(MaskwiseError, match=f"'{name}' must say yes or no .* got 2"):
+            masker(form, step=0)
+    with pytest.raises(MaskwiseError, match="call it 'loss_mask'"):
+        masker([{**row, "loss_masks": [1] * len(row["input_ids"])} for row in rows(labels=False)])
+
+
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"mixture", "learned", "guided"}))
 def test_labels_without_exclusions_change_nothing(policy: str) -> None:
     try:

@@ -480,6 +480,24 @@ def test_annotate_rows_is_what_map_and_a_masker_want(tokenizer):
     assert annotate_rows({"input_ids": []}, tokenizer)["word_ids"] == []
 
 
+def test_annotate_rows_keeps_ids_that_the_rows_have(tokenizer):
+    ids = tokenizer(SENTENCES[:2])["input_ids"]
+    own = [[0] * len(row) for row in ids]
+    kept = annotate_rows({"input_ids": ids, "example_id": [17, 18], "word_ids": own}, tokenizer)
+    assert kept["example_id"] == [17, 18] and kept["word_ids"] == own
+    alone = annotate_rows({"input_ids": ids[0], "example_id": 17}, tokenizer)
+    assert alone["example_id"] == 17
+    texts = annotate_rows({"text": SENTENCES[:2], "example_id": [17, 18]}, tokenizer)
+    assert texts["example_id"] == [17, 18]
+    assert annotate_rows({"text": SENTENCES[0], "example_id": 17}, tokenizer)["example_id"] == 17
+    # The rows of one text have different ids, as in `encode`.
+    how = {"max_length": 8, "split": True}
+    parts = annotate_rows({"text": SENTENCES[:2], "example_id": [17, 18]}, tokenizer, **how)
+    rows = encode(tokenizer, SENTENCES[:2], ids=[17, 18], **how)
+    assert parts["example_id"] == [row["example_id"] for row in rows]
+    assert len(set(parts["example_id"])) == len(rows) > 2
+
+
 def test_words_beside_added_tokens_need_offsets():
     """From ids alone, "spectrophotometers" and "spectrophotometer s" are the same."""
     texts = [

@@ -65,8 +65,8 @@ class AnnotatedBatch:
         extras: (T,) arrays by name, such as ``token_type_ids``, that only the model reads.
         plan: the maximum number of tokens in a packed row; None for no limit.
         apart: whether tokens may attend only to tokens of their own piece.
-        silent: (T,) bool, the tokens that the user's own labels exclude from all targets; None if
-            the rows have no labels.
+        silent: (T,) bool, the tokens that the user's own labels or loss_mask exclude from all
+            targets; None if the rows have neither.
     """
 
     shape: tuple[int, int]

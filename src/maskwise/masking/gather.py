@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from maskwise.arrays import is_tensor, numbers, whole
+from maskwise.arrays import flags, is_tensor, numbers, whole
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.keys import Array, content_ids
 from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns
@@ -47,7 +47,10 @@ _FILL = {
     "example_id": -1,
     "labels": IGNORE,
     "label_ids": IGNORE,
+    "loss_mask": 0,
 }
+# Columns of 0 and 1.
+_MASKS = ("attention_mask", "special_tokens_mask", "loss_mask")
 _NAMES = ("input_ids", "example_id")
 
 # The kinds of values in a column. Error messages show these words.
@@ -97,9 +100,9 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
         rows: a list of dicts with ``input_ids`` and, if available, ``example_id`` and layers; or
             one dict of (B, L) tensors or arrays, in which ``example_id`` is (B,); or ``Pieces``. In
             packed rows, ``example_id`` is (B, L), and consecutive tokens with the same id form a
-            piece. Where the rows have ``labels`` of −100, nothing is masked or predicted. Other
-            columns with a number per token are layers. Columns of text and columns with a single
-            value per row are not read.
+            piece. Where the rows have ``labels`` of −100 or a ``loss_mask`` of 0, nothing is masked
+            or predicted. Other columns with a number per token are layers. Columns of text and
+            columns with a single value per row are not read.
         vocabulary: the vocabulary of the tokenizer that made the rows.
 
     Raises:
@@ -163,6 +166,9 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
         labels = line.pop(name, None)
         if labels is not None:
             silent = (labels == IGNORE) | (False if silent is None else silent)
+    allowed = line.pop("loss_mask", None)
+    if allowed is not None:
+        silent = (allowed == 0) | (False if silent is None else silent)
     content = kind > 0
     eligible = kind > 1
     if attention is not None:
@@ -528,7 +534,7 @@ def _read(name: str, value: object) -> Array:
         array = numbers(name, value, missing=-1)
         return array if array.dtype.kind in "fb" else whole(name, array)
     is_id = name in _NAMES
-    return whole(
+    column = whole(
         name,
         value,
         bools=not is_id,
@@ -536,3 +542,6 @@ def _read(name: str, value: object) -> Array:
         # The ids of tokens are checked together with the size of the vocabulary.
         least=None if is_id else 0,
     )
+    if name in _MASKS:
+        flags(name, column)
+    return column

@@ -163,12 +163,11 @@ class Masker:
         """Leave out the arguments that would be refused. Arms have settings in common with others.
 
         >>> Masker.used({"policy": "ul2", "ratio": 0.3, "fill": "random"})
-        {'policy': 'ul2', 'fill': 'random'}
+        {'policy': 'ul2'}
         """
         names = ("policy", "budget", "fill")
         unused = cls.unused(*(settings.get(name, cls.usual[name]) for name in names))
-        refused = unused.keys() - {"fill"}
-        return {name: value for name, value in settings.items() if name not in refused}
+        return {name: value for name, value in settings.items() if name not in unused}
 
     usual: ClassVar[Mapping[str, Any]] = {
         "policy": "token",
@@ -227,12 +226,14 @@ class Masker:
             )
         self._check()
         unused = self.unused(self.policy, budget, fill)
-        # ``fill`` is for a case that need not occur, and a minimum of 0 asks for nothing.
         if "ratio" in unused and self.ratio != schedules.schedule(self.usual["ratio"]):
             raise MaskwiseError(f"ratio {unused['ratio']}", got=ratio, do="leave ratio out")
+        # A minimum of 0 asks for nothing.
         if "min_targets" in unused and min_targets > 1:
             why = unused["min_targets"]
             raise MaskwiseError(f"min_targets {why}", got=min_targets, do="leave min_targets out")
+        if "fill" in unused and fill != self.usual["fill"]:
+            raise MaskwiseError(f"fill {unused['fill']}", got=fill, do="leave fill out")
 
     def _check(self) -> None:
         """Raise if ``visits`` fixes which units are masked, and another setting may change them."""
@@ -341,7 +342,7 @@ class Masker:
         return shown, choice
 
     def _silence(self, shown: Corrupted, batch: AnnotatedBatch) -> None:
-        """Remove the labels of tokens whose label in the user's rows is −100.
+        """Remove the labels of tokens that the user's rows exclude (labels of −100, a loss_mask).
 
         These tokens are never selected. They have labels only if other tokens have labels, too.
         """
@@ -350,9 +351,10 @@ class Masker:
             shown.labels[batch.silent] = IGNORE
         elif asks and (batch.content & ~batch.predicted).any():
             raise MaskwiseError(
-                "labels of −100 in the rows cannot be left out of the targets of this corruption",
+                "labels of −100 (or a loss_mask) in the rows cannot be left out of the targets of "
+                "this corruption",
                 got=f"corruption {self.corruption}",
-                do="remove the column labels, or use a corruption with target='spans'",
+                do="remove the column labels or loss_mask, or use a corruption with target='spans'",
             )
 
     def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:

@@ -401,7 +401,8 @@ def annotate_rows(
 
     Returns:
         All columns of the batch except its texts; also "word_ids" (as long as the row, −1 for no
-        word) and "example_id" (a hash of the row's text or tokens; masks are computed from it).
+        word) and "example_id" (a hash of the row's text or tokens; masks are computed from it). The
+        batch's own "example_id" is kept, and so are its "word_ids" beside "input_ids".
 
     Raises:
         MaskwiseError: the batch has neither "input_ids" nor texts, rows are not token ids, or the
@@ -446,7 +447,7 @@ def annotate_rows(
                 "pass texts"
             )
         # datasets.map needs the same columns in every batch, even in an empty batch.
-        names = ["word_ids", "example_id"]
+        names = [name for name in ("word_ids", "example_id") if batch.get(name) is None]
         for maker in annotators:
             names += token_layers(maker.layers)
     elif text_field in batch:
@@ -454,7 +455,10 @@ def annotate_rows(
         alone = isinstance(texts, str)
         if alone:
             texts = [texts]
-        parts = _encoded(tokenizer, texts, max_length, split, None, layers)
+        names_of_texts = batch.get("example_id")
+        if alone and names_of_texts is not None:
+            names_of_texts = [names_of_texts]
+        parts = _encoded(tokenizer, texts, max_length, split, names_of_texts, layers)
         if alone and split:
             raise MaskwiseError(
                 "one text cannot become several rows of an unbatched map",
