@@ -159,6 +159,22 @@ def test_refusals() -> None:
         MaskingCollator(masker())(mixed)
 
 
+def test_steps_behind_the_last_are_told_once() -> None:
+    row = {"input_ids": [FIRST] * 8, "example_id": 0, "epoch": 0}
+    collate = MaskingCollator(masker(ratio="linear(0.3, 0.1)"), total_steps=2)
+    fixed = MaskingCollator(masker(), total_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in (0, 1):
+            collate([{**row, "step": step}])
+        fixed([{**row, "step": 5}])
+    with pytest.warns(UserWarning, match="step 2 is not below total_steps=2"):
+        collate([{**row, "step": 2}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collate([{**row, "step": 3}])
+
+
 def test_prebatched_tensors_are_masked_like_rows() -> None:
     from masking_tools import tokenizer
 

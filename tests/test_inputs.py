@@ -671,6 +671,32 @@ def test_ids_beyond_the_vocabulary_have_no_words() -> None:
             annotate_rows({"input_ids": [[FIRST, bad]]}, tok)
 
 
+def test_masked_arrays_are_refused() -> None:
+    ids = np.ma.array([[FIRST, FIRST + 1]], mask=[[False, True]])
+    calls: list[Callable[[], object]] = [
+        lambda: corrupt(ids, [[1, 1]], 3, epoch=0),
+        lambda: corrupt([[FIRST, FIRST + 1]], ids, 3, epoch=0),
+        lambda: masker()({"input_ids": ids, "example_id": [0]}),
+        lambda: masker()([{"input_ids": ids[0], "example_id": 0}]),
+        lambda: corrupt([ids[0]], [[1, 1]], 3, epoch=0),
+        lambda: masker()([one(score=np.ma.array([0.5] * len(IDS)))]),
+    ]
+    for call in calls:
+        with refused("masked array", "filled"):
+            call()
+
+
+def test_a_stepped_dataset_has_rows_and_whole_steps() -> None:
+    data: Any
+    for data in (None, 5, iter([one()])):
+        with refused("map-style", type(data).__name__):
+            SteppedDataset(data)
+    place: Any
+    for place in ((0, -1, 0), (0, 0, -1), (0, 0.5, 0), (0, 0, None)):
+        with refused("step" if place[1] else "epoch"):
+            SteppedDataset([one()])[place]
+
+
 def test_a_corpus_of_token_ids_is_told_what_helps(tmp_path: Path) -> None:
     for field in ("input_ids", "text"):
         path = tmp_path / f"{field}.jsonl"

@@ -520,5 +520,8 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files["ada/encoder"])
         assert not {"optimizer.bin", "code.py", "trainer_state.json"} & set(files["ada/encoder"])
         assert not any("checkpoint-5" in name for name in files["ada/encoder"])
+        private: Any = "no"
+        with pytest.raises(MaskwiseError, match="private is not valid; got no"):
+            starts.push_to_hub(folder, "ada/encoder", private=private, token="hf_of_nobody")
         with pytest.raises(MaskwiseError, match="the hub refused 'no/such/id'"):
             starts.push_to_hub(folder, "no/such/id", token="hf_of_nobody")

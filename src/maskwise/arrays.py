@@ -43,12 +43,20 @@ def numbers(
         missing: the number that replaces None in lists; default: None is an error.
 
     Raises:
-        MaskwiseError: the value is ragged, is not numeric, has the wrong shape, or is a tensor that
-            numpy cannot read (sparse, bfloat16, or on the device "meta").
+        MaskwiseError: the value is ragged, is not numeric, has the wrong shape, is a masked array,
+            or is a tensor that numpy cannot read (sparse, bfloat16, or on the device "meta").
 
     >>> numbers("place", [3, 5]).tolist(), numbers("word_ids", [None, 0], missing=-1).tolist()
     ([3, 5], [-1, 0])
     """
+    # As for tensors, only the first item of a list is looked at.
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(first, np.ma.MaskedArray):
+        raise MaskwiseError(
+            f"{name!r} is a masked array, whose mask would be lost",
+            got=type(first).__name__,
+            do="fill its gaps: array.filled(…)",
+        )
     try:
         if is_tensor(value):
             # ``force`` copies from any device, with or without a gradient.
@@ -109,7 +117,7 @@ def whole(
     >>> whole("example_id", [1, 2**64 - 1], wraps=True).tolist()
     [1, -1]
     """
-    array = value if isinstance(value, np.ndarray) else numbers(name, value)
+    array = value if type(value) is np.ndarray else numbers(name, value)
     if wraps and array.dtype.kind == "f" and isinstance(value, list | tuple):
         # numpy makes a list of both very large and negative integers a list of floats.
         array = numbers(name, _wrapped(value))

@@ -205,6 +205,9 @@ def push_to_hub(
     maskwise.errors.MaskwiseError: there is no model or tokenizer in 'runs/nowhere/checkpoint'; got
         no such folder; ...
     """
+    # A word such as "no" would count as True.
+    if not isinstance(private, bool):
+        raise MaskwiseError("private is not valid", got=private, allowed="True or False")
     where = Path(find_weights(folder))
     if not (where / CARD).is_file():
         raise MaskwiseError("a model on the hub needs a model card", got=f"no {CARD} in {where}")

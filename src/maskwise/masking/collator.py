@@ -35,7 +35,7 @@ class MaskingCollator:
     Rows with ``step`` but without ``epoch`` get a new mask at every step. If rows have no ``step``,
     the collator counts its batches and uses the count as the step. The masks then depend on the
     loader's seed and on the number of workers. The collator warns once if ``step`` or ``epoch`` is
-    missing.
+    missing, and once if a schedule is over because a step is not below ``total_steps``.
 
     Args:
         masker: the masker.
@@ -68,6 +68,7 @@ class MaskingCollator:
         self.total_steps = total_steps
         self._batches = 0
         self._warned = False
+        self._warned_of_end = False
         if total_steps is None and masker.needs_total:
             # Without this check, the first batch would fail, perhaps in a worker of a loader.
             raise MaskwiseError(
@@ -128,6 +129,15 @@ class MaskingCollator:
                     # again, but their seed differs, so the masks differ too.
                     epoch = fold(worker.seed, step)
         self._batches += 1
+        total = self.total_steps
+        over = self.masker.needs_total and total is not None and step >= total
+        if over and first and not self._warned_of_end:
+            self._warned_of_end = True
+            warnings.warn(
+                f"step {step} is not below total_steps={total}, so schedules keep their last "
+                "value; pass the number of steps of the whole run",
+                stacklevel=3,
+            )
         return self.masker(
             rows,
             step=step,
@@ -147,6 +157,12 @@ class SteppedDataset:
     """
 
     def __init__(self, data: Sequence[Mapping[str, object]]):
+        if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+            raise MaskwiseError(
+                "a map-style dataset has a length and an item for each index",
+                got=type(data).__name__,
+                allowed="a list of rows, or a datasets.Dataset",
+            )
         self.data = data
 
     def __len__(self) -> int:
@@ -160,6 +176,8 @@ class SteppedDataset:
                 do="pass batch_sampler=StepBatchSampler(len(data), batch_size=…) to the loader",
             )
         index, step, epoch = place
+        step = whole_number("step", step, least=0)
+        epoch = whole_number("epoch", epoch, least=0)
         row = self.data[index]
         if not isinstance(row, Mapping):
             raise MaskwiseError("a row must be a dict", got=type(row).__name__)

@@ -281,7 +281,8 @@ class Masker:
                 different lengths), numpy arrays, or tensors on any device. In packed rows,
                 ``example_id`` has the shape (B, L), with the id of each token's piece.
             step: the number of the optimiser step, from which schedules compute the ratio.
-            total_steps: the number of steps in the run. Schedules that change need this number.
+            total_steps: the number of steps in the run. Schedules that change need this number. At
+                later steps, they keep their last value.
             epoch: the number of the pass over the data. If None, masks depend on the step instead.
             place: (B,) the position of each row in the order of the epoch. Only masked diffusion
                 needs these positions.
