@@ -30,6 +30,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +156,14 @@ def walk_all(result: Path, only: str) -> int:
     for case in cases():
         name = ", ".join(part for part in case if part)
         if only in name:
-            lines.append({"case": name, **tried(case, compiled=False)})
+            lines.append({"case": name, **tried(case, {})})
             show(lines[-1])
-    for objective, layout, family in COMPILED:
-        name = f"{objective}, {layout}, {family}, compiled"
+    for (objective, layout, family), residual in product(COMPILED, ("fp32", "bf16")):
+        name = f"{objective}, {layout}, {family}, compiled, residual {residual}"
         if only in name:
-            lines.append({"case": name, **tried((objective, layout, family, ""), compiled=True)})
+            case = (objective, layout, family, "")
+            more = {"compile": True, "residual": residual}
+            lines.append({"case": name, **tried(case, more)})
             show(lines[-1])
     wrong = [line["case"] for line in lines if line["wrong"]]
     found = {
@@ -181,10 +184,15 @@ def show(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def tried(case: tuple[str, str, str, str], *, compiled: bool) -> dict[str, Any]:
-    """Walk a case; what is wrong with it is listed in ``wrong``."""
+def tried(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, Any]:
+    """Walk a case; what is wrong with it is listed in ``wrong``.
+
+    Args:
+        case: objective, layout, family and policy.
+        more: settings of training.
+    """
     try:
-        line = compiled_step(case) if compiled else step(case)
+        line = compiled_step(case, more) if more else step(case)
     except Exception as error:
         places = [
             f"{Path(frame.filename).name}:{frame.lineno}"
@@ -300,12 +308,12 @@ def step(case: tuple[str, str, str, str]) -> dict[str, Any]:
     objective, batch, settings = made(case)
     with FakeTensorMode(allow_non_fake_inputs=True):
         there = to_card(objective, batch)
-        wrapping.wrap(objective, settings, contextlib.nullcontext)
-        objective.train()
-        with counting() as found:
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                outcome = objective(there)
-            outcome.loss.backward()
+        with wrapping.wrapped(objective, settings, contextlib.nullcontext, bf16=True):
+            objective.train()
+            with counting() as found:
+                with torch.autocast("cuda", dtype=torch.bfloat16):
+                    outcome = objective(there)
+                outcome.loss.backward()
     return found
 
 
@@ -364,7 +372,7 @@ def place() -> str:
 # -------------------------------------------------------------------------------------------
 
 
-def compiled_step(case: tuple[str, str, str, str]) -> dict[str, Any]:
+def compiled_step(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, Any]:
     """Walk two steps with compiled blocks, whose code is generated but not run.
 
     In the first step, blocks are not compiled, because they record which masks they need.
@@ -379,19 +387,19 @@ def compiled_step(case: tuple[str, str, str, str]) -> dict[str, Any]:
     torch._dynamo.utils.counters.clear()
     generated: list[dict[str, Any]] = []
     objective, batch, settings = made(case)
-    settings = settings.model_copy(update={"compile": True})
+    settings = settings.model_copy(update=more)
     with inductor(generated), FakeTensorMode(allow_non_fake_inputs=True):
         there = to_card(objective, batch)
-        wrapping.wrap(objective, settings, contextlib.nullcontext)
-        objective.train()
-        with counting() as found:
+        with wrapping.wrapped(objective, settings, contextlib.nullcontext, bf16=True):
+            objective.train()
+            with counting() as found:
+                with torch.autocast("cuda", dtype=torch.bfloat16):
+                    outcome = objective(there)
+                outcome.loss.backward()
+            # Nothing compiles inside a mode that counts.
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 outcome = objective(there)
             outcome.loss.backward()
-        # Nothing compiles inside a mode that counts.
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            outcome = objective(there)
-        outcome.loss.backward()
     counters = torch._dynamo.utils.counters
     found["graphs"] = counters["stats"].get("unique_graphs", 0)
     found["graph_breaks"] = dict(counters["graph_break"])

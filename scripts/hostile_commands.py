@@ -63,8 +63,6 @@ def pick(rng: Random, values: Any) -> Any:
 # ------------------------------------------------------------------------------------------------
 
 SENTENCE = "Marie Curie was born in Warsaw. She moved to Paris in 1891. "
-SMALL = ["training.steps=2", "finetune.epochs=1", "finetune.seeds=1", "evaluation.rows=4"]
-SMALL += ["training.batch_size=4", "training.eval_every=1", "training.save_every=1"]
 
 
 def write_world(world: Path) -> None:

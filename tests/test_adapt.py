@@ -522,8 +522,7 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
         monkeypatch.setitem(TIMERS, kind, lambda *_: {"seconds": 1})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = texts.rename(tmp_path / "my texts.jsonl")
-    # Only the setting of the training itself is refused.
-    kept = "learning.supervised.training.steps=7"
+    kept = "training.weight_decay=0.02"
 
     def planned(*command: Any) -> tuple[Any, list[str]]:
         """A dry run as JSON, and the lines that it prints without."""

@@ -107,8 +107,8 @@ def test_a_policy_is_not_learned_into_the_folder_of_another_command(tmp_path, ca
 def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
     """That one document cannot be split is seen when the text is prepared."""
     (inputs / "one.txt").write_text("A single document of a few words.")
-    few = [f"corpus.source={inputs}/one.txt", "corpus.length=8", "finetune.max_length=8"]
-    for command in (["study", "--jobs", 1], ["pretrain"]):
+    few = [f"corpus.source={inputs}/one.txt", "corpus.length=8"]
+    for command in (["study", "finetune.max_length=8", "--jobs", 1], ["pretrain"]):
         out = tmp_path / "out"
         assert maskwise(command[0], inputs / "recipe.yaml", *few, "--out", out, *command[1:]) == 2
         last = capfd.readouterr().err.splitlines()[-1]

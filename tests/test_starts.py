@@ -349,13 +349,12 @@ QUICK = [
     "training.steps=4",
     "training.save_every=0",
     "training.eval_every=0",
-    "finetune.seeds=1",
-    "finetune.epochs=1",
 ]
+SCORED = [*QUICK, "finetune.seeds=1", "finetune.epochs=1"]
 
 
 def start(inputs: dict[str, Any], which: str, *more: str) -> Any:
-    return read_recipe(inputs["recipe"], [*QUICK, f"model.pretrained={inputs[which]}", *more])
+    return read_recipe(inputs["recipe"], [*SCORED, f"model.pretrained={inputs[which]}", *more])
 
 
 def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
@@ -366,7 +365,7 @@ def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
     data = Prepared.open(prepared.folder(tmp_path) / "data")
     # and not one of 120 tokens, trained anew
     assert data.tokenizer.get_vocab() == inputs["tools"].get_vocab()
-    trained = prepare_stage(read_recipe(inputs["recipe"], QUICK).arm("token-15", seed=0))
+    trained = prepare_stage(read_recipe(inputs["recipe"], SCORED).arm("token-15", seed=0))
     assert trained.name != prepared.name
 
 
@@ -399,7 +398,7 @@ def test_stages_are_named_by_what_a_start_holds(inputs, package, monkeypatch, tm
     given = ["model.pretrained=package:carried_model", "tokenizer.name=" + str(inputs["whole"])]
 
     def name() -> str:
-        recipe = read_recipe(inputs["recipe"], [*QUICK, *given]).arm("token-15", seed=0)
+        recipe = read_recipe(inputs["recipe"], [*SCORED, *given]).arm("token-15", seed=0)
         return pretrain_stage(recipe, prepare_stage(recipe)).name
 
     before = name()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,8 +94,10 @@ def study(
     recipe_path(recipe)
     from maskwise import study as studies
     from maskwise.recipe import read_recipe
+    from maskwise.study.unread import names_in_study, read_used
 
-    whole = read_recipe(recipe, changes)
+    read = partial(read_recipe, recipe)
+    whole = read_used(read, changes, names=names_in_study, command="study")
     out = out_folder(out, recipe)
     where: dict[str, Any] = {
         "jobs": jobs,
@@ -320,10 +323,13 @@ def pretrain(
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
     from maskwise.study.single import run_pretrain
+    from maskwise.study.unread import names_in_pretraining, read_used
     from maskwise.training import leave
 
     out = out_folder(out, recipe, command="pretrain")
-    result = run_pretrain(read_recipe(recipe, overrides or []), out)
+    read = partial(read_recipe, recipe)
+    whole = read_used(read, overrides or [], names=names_in_pretraining, command="pretrain")
+    result = run_pretrain(whole, out)
     leave()
     if rank_here():  # only rank 0 prints
         return
@@ -398,11 +404,14 @@ def learn(
     """
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
-    from maskwise.study.single import run_learn
+    from maskwise.study.single import learned_from, run_learn
+    from maskwise.study.unread import read_used
     from maskwise.training import leave
 
     out = out_folder(out, recipe, command="learn")
-    result = run_learn(read_recipe(recipe, overrides or []), out)
+    read = partial(read_recipe, recipe)
+    whole = read_used(read, overrides or [], names=learned_from, command="learn")
+    result = run_learn(whole, out)
     leave()
     if rank_here():
         return

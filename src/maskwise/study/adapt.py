@@ -20,7 +20,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -46,6 +46,7 @@ from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.stages import DONE
 from maskwise.study.starter import TextFacts, look_at, write_pairs
 from maskwise.study.statistics import P_FROM_RUNS, can_decide
+from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer
@@ -172,7 +173,14 @@ def adapt_recipe(
     room = most_tokens(config)
     head_steps = head_steps or min(STEPS, steps)
 
-    def with_text(corpus: Plain, tasks: Sequence[str], *, spaced: bool, max_length: int) -> Recipe:
+    def with_text(
+        corpus: Plain,
+        tasks: Sequence[str],
+        *,
+        spaced: bool,
+        max_length: int,
+        overrides: Sequence[str] = overrides,
+    ) -> Recipe:
         """Return the recipe for a text, after something is known about it."""
         arms_of_text = dict(changes)
         # In text without spaces there are no whole words, so spans of tokens are masked instead.
@@ -236,7 +244,17 @@ def adapt_recipe(
         pairs, share = texts.pairs(read, pairs, choose_share=chosen, aside=aside)
         corpus["held_out"] = share
         tasks = [with_options(str(pairs), kind="retrieval", name=PAIRS)]
-    recipe = with_text(corpus, tasks, spaced=facts.spaced, max_length=_longest(model, tasks))
+    remade = partial(
+        with_text, corpus, tasks, spaced=facts.spaced, max_length=_longest(model, tasks)
+    )
+    recipe = remade()
+    refuse_unread(
+        recipe,
+        overrides,
+        read=lambda others: remade(overrides=others),
+        names=names_in_study,
+        command="adapt",
+    )
     new_head = _new_head(recipe)
     if new_head:
         said = f"{recipe.description} It starts with {new_head}."

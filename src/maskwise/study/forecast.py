@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ from maskwise.study.single import with_own_seed
 from maskwise.study.stages import linked, named, stages_in
 from maskwise.study.starter import recipe_for
 from maskwise.study.timing import Sample, Samples, time_stages, time_words
+from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_unread
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
@@ -394,8 +396,17 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     Raises:
         MaskwiseError: the recipe cannot be run.
     """
-    recipe = recipe_for(subject, overrides)
-    if not recipe.study.arms:
+    read = partial(recipe_for, subject)
+    recipe = read(overrides)
+    alone = not recipe.study.arms
+    refuse_unread(
+        recipe,
+        overrides,
+        read=read,
+        names=names_in_pretraining if alone else names_in_study,
+        command="pretrain" if alone else "study",
+    )
+    if alone:
         recipe = with_own_seed(recipe)
     outlook = Outlook(recipe)
     study = recipe

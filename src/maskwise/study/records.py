@@ -174,17 +174,21 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
     return known
 
 
-def _same_question(before: Plain, study: Study) -> bool:
-    """Return whether two studies have a common arm and differ only in their ``study`` section."""
-    if "seeds" not in before:
+def _same_question(former: Plain, study: Study) -> bool:
+    """Return whether two studies differ only in their ``study`` section, and share arms.
+
+    Arms with the same name must have the same settings.
+    """
+    if "seeds" not in former:
         return False
-    old = before["recipe"]
+    old = former["recipe"]
     new: Plain = study["recipe"]
     parts = new.keys() - {"name", "description", "study"}
     if any(old.get(part) != new[part] for part in parts):
         return False
-    arms = new["study"]["arms"]
-    return any(arm == arms.get(name) for name, arm in old["study"]["arms"].items())
+    before, after = old["study"]["arms"], new["study"]["arms"]
+    shared = before.keys() & after.keys()
+    return bool(shared) and all(before[name] == after[name] for name in shared)
 
 
 def _look(study: Study | Plain) -> Look:

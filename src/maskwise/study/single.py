@@ -32,6 +32,7 @@ from maskwise.printing import print_notes
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
+from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts
 from maskwise.study.pretraining import pretrain
@@ -225,7 +226,8 @@ def run_finetune(
         quiet: whether to hide progress.
 
     Raises:
-        MaskwiseError: a setting is unknown, or ``tasks.evaluate_tasks`` raises an error.
+        MaskwiseError: a setting is unknown or has no effect, or ``tasks.evaluate_tasks`` raises an
+            error.
     """
     changes = {}
     for key, value in map(parse_override, overrides):
@@ -236,6 +238,9 @@ def run_finetune(
         settings = FinetuneSettings(seeds=seeds, **changes)
     except ValidationError as error:
         raise explain(error, FinetuneSettings, origin="") from None
+    whole = {"finetune": settings.model_dump(mode="json"), "tasks": [*tasks]}
+    given = {f"finetune.{name}": value for name, value in changes.items()}
+    refuse_unused(given, [whole], {"finetune": FinetuneSettings().model_dump(mode="json")})
     return evaluate_tasks(model, tasks, settings=settings, out=out, quiet=quiet)
 
 
@@ -260,14 +265,14 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     recipe = with_own_seed(recipe)
     if _is_first():
         require_own(out, "recipe.yaml", what="a policy of this recipe")
-    stage = _learned_from(recipe)
+    stage = learned_from(recipe)
     before = read_json(out / STAGE)
     saved = out / "recipe.yaml"
     # If stage.json is damaged, the inputs of the policy are computed from its recipe.
     if not before and saved.is_file():
         # The recipe of another command may learn no policy.
         with suppress(MaskwiseError):
-            before = _learned_from(read_recipe(saved))
+            before = learned_from(read_recipe(saved))
     # The inputs include hashes of files, which may change while the recipe stays the same.
     if before != stage and (before or saved.is_file()):
         raise MaskwiseError(
@@ -297,7 +302,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     return result
 
 
-def _learned_from(recipe: Recipe) -> Plain:
+def learned_from(recipe: Recipe) -> Plain:
     """Return all inputs of a masking policy, in the format of stage.json."""
     link = recipe.links()[0]
     stage = learn_stage(link, recipe.learned_task, prepare_stage(link))

@@ -1,0 +1,121 @@
+"""Overrides that a command does not read.
+
+A recipe has the settings of all commands, and its arms and phases may set the same keys as an
+override. An override has an effect if it changes the name of a stage that the command runs: these
+names are hashes of all that a stage reads. Otherwise it is a mistake, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import Recipe
+from maskwise.recipe.comparison import StudySettings
+from maskwise.recipe.described import declared
+from maskwise.recipe.overrides import parse_override
+from maskwise.specs import different_settings
+from maskwise.study.plan import arms_of, make_run, task_contents
+
+Names = frozenset[str]
+
+FREE = ("speed", "nothing")
+"""Effects of settings that are in no name of a stage."""
+
+DO = {
+    "study": ["an arm can be changed by study.arms.NAME.{key}"],
+    "adapt": ["other arms can be compared in a study: maskwise study --new FILE"],
+}
+"""The commands that train several arms, with more advice."""
+
+ALONE = "run"
+"""The name of the only arm of ``maskwise pretrain``."""
+
+
+def names_in_study(recipe: Recipe) -> Names:
+    """Return the names of the stages of a study's runs with its first seed."""
+    contents = task_contents(recipe)
+    seed = recipe.study.seed_list[0]
+    runs = []
+    for arm in arms_of(recipe, contents) if recipe.study.arms else ():
+        # The unchanged model has no settings to search.
+        points = recipe.study.points_of(arm) if arm in recipe.study.arms else [{}]
+        for point in points:
+            runs.append(make_run(recipe, arm, seed, contents=contents, more=point))
+    return frozenset(stage.name for run in runs for stage in run.stages)
+
+
+def names_in_pretraining(recipe: Recipe) -> Names:
+    """Return the names of the stages that ``maskwise pretrain`` corresponds to."""
+    alone = {"study": StudySettings(arms={ALONE: {}}), "tasks": ()}
+    seed = recipe.training.seed
+    run = make_run(recipe.model_copy(update=alone), ALONE, seed, contents={})
+    return frozenset(stage.name for stage in run.stages)
+
+
+def read_used(
+    read: Callable[[Sequence[str]], Recipe],
+    overrides: Sequence[str],
+    *,
+    names: Callable[[Recipe], object],
+    command: str,
+) -> Recipe:
+    """Read a recipe for a command that uses all overrides.
+
+    Overrides that restate the value of the recipe are accepted.
+
+    Args:
+        read: a function that reads the recipe with overrides.
+        overrides: ``key=value`` settings.
+        names: a function that returns what the command reads of a recipe.
+        command: the name of the command, for the message.
+
+    Raises:
+        MaskwiseError: an override changes nothing of what the command does; see also ``read``.
+    """
+    recipe = read(overrides)
+    refuse_unread(recipe, overrides, read=read, names=names, command=command)
+    return recipe
+
+
+def refuse_unread(
+    recipe: Recipe,
+    overrides: Sequence[str],
+    *,
+    read: Callable[[Sequence[str]], Recipe],
+    names: Callable[[Recipe], object],
+    command: str,
+) -> None:
+    """Raise ``MaskwiseError`` if an override of ``recipe`` is not used, as in ``read_used``."""
+    effects = declared()
+    has_arms = command in DO
+    why = "every arm or phase has its own value" if has_arms else "it is not read"
+    do = "; ".join(["remove {key}", *DO.get(command, [])])
+    for number, text in enumerate(overrides):
+        key, value = parse_override(text)
+        if value in (None, [], {}):
+            # Nothing is asked for.
+            continue
+        others = [*overrides[:number], *overrides[number + 1 :]]
+        try:
+            without = read(others)
+            changed = _changed(without, recipe)
+            # Which runs there are, and what is concluded from them, is in no name of a stage.
+            if has_arms:
+                changed = [name for name in changed if not name.startswith("study.")]
+            if all(effects.get(name) in FREE for name in changed):
+                continue
+            used = names(without) != names(recipe)
+        except MaskwiseError:
+            # The other overrides need this one; or the command will raise the same error.
+            continue
+        if not used:
+            raise MaskwiseError(
+                f"{key} has no effect in maskwise {command}, because {why}",
+                got=value,
+                do=do.format(key=key),
+            )
+
+
+def _changed(one: Recipe, other: Recipe) -> list[str]:
+    return different_settings(one.model_dump(mode="json"), other.model_dump(mode="json"))
