@@ -96,6 +96,39 @@ def test_bad_input_is_one_line_and_nothing_is_written(name, inputs, tmp_path, ca
         assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("annotate plain.txt --text-field foo --out out", "text_field"),
+        ("annotate plain.txt.gz --text-field foo --out out", "text_field"),
+        ("annotate some.fasta --text-field foo --out out", "text_field"),
+        ("annotate some.conllu --text-field foo --out out", "text_field"),
+        ("annotate lines.jsonl --text-per line --out out", "text_per"),
+        ("annotate bundled:wikipedia --text-per block --out out", "text_per"),
+        ("annotate some.fasta --text-per block --out out", "text_per"),
+        ("evaluate bundled:encoder --text plain.txt --text-field foo", "text_field"),
+        ("evaluate bundled:encoder --with pairs:bundled:pairs --text-field foo", "text_field"),
+        ("inspect the_cat --policy token --fill random", "fill"),
+        ("check quick-start corpus.source=plain.txt corpus.text_field=foo", "text_field"),
+        ("check quick-start corpus.source=lines.jsonl corpus.text_per=block", "text_per"),
+        ("check quick-start corpus.source=[a.jsonl,b.csv] corpus.text_per=block", "text_per"),
+    ],
+)
+def test_options_that_cannot_apply_are_refused(command, name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert maskwise(*command.split()) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{name} has no effect" in line
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_source_of_several_may_use_a_field(tmp_path):
+    sources = "corpus.source=[a.jsonl,b.txt]"
+    for setting in ("corpus.text_per=line", "corpus.text_field=body"):
+        read_recipe("quick-start", [sources, setting])
+    read_recipe("quick-start", [f"corpus.source={tmp_path}", "corpus.text_per=line"])
+
+
 def test_a_policy_is_not_learned_into_the_folder_of_another_command(tmp_path, capfd):
     (tmp_path / "recipe.yaml").write_text("extends: quick-start\n")
     assert maskwise("learn", "learn-supervised", "--out", tmp_path) == 2

@@ -48,6 +48,7 @@ from maskwise.text import (
     require_documents,
     tokenise,
 )
+from maskwise.text.readers import refuse_unread
 from maskwise.training import log_frequencies
 
 if TYPE_CHECKING:
@@ -347,7 +348,13 @@ def evaluate_checkpoint(
     settings = settings_of(measures)
     # An error in a file should be reported before the model is loaded.
     load_sets(settings)
-    if text is None:
+    if text is not None:
+        refuse_unread(text, text_field=text_field)
+    else:
+        if text_field != "text":
+            raise MaskwiseError(
+                "text_field has no effect without a text", got=text_field, do="give --text FILE"
+            )
         if not measures:
             raise MaskwiseError(
                 "nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE"

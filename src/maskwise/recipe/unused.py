@@ -23,6 +23,7 @@ from maskwise.masking.policies.base import Learner
 from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain, nested, put
 from maskwise.specs import leaves
+from maskwise.text.readers import unread_fields
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,17 @@ def _no_bf16(group: str) -> Callable[[Plain], bool]:
 
 def _constant(group: str) -> Callable[[Plain], bool]:
     return lambda settings: read(settings, f"{group}.decay") == "constant"
+
+
+def _unread(name: str) -> Callable[[Plain], bool]:
+    """Return a function that tells whether no source reads the corpus setting ``name``."""
+
+    def ineffective(settings: Plain) -> bool:
+        source = read(settings, "corpus.source", "")
+        sources = [source] if isinstance(source, str) else [*source]
+        return all(name in unread_fields(str(each)) for each in sources)
+
+    return ineffective
 
 
 def _masking(name: str) -> Callable[[Plain], bool]:
@@ -214,6 +226,19 @@ UNUSED = (
         "budget to use",
         removed=False,
         for_others=True,
+    ),
+    *(
+        Unused(
+            (f"corpus.{name}",),
+            _unread(name),
+            why,
+            removed=False,
+            for_others=True,
+        )
+        for name, why in (
+            ("text_field", "has no effect, because no file of corpus.source has fields"),
+            ("text_per", "has no effect, because corpus.source is not plain text (.txt)"),
+        )
     ),
     Unused(
         ("training.lag",),

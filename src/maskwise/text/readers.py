@@ -147,6 +147,35 @@ def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     return dict(sorted((texts or files).items()))
 
 
+def unread_fields(source: str) -> dict[str, str]:
+    """Return the fields of ``CorpusSettings`` that this source does not read, and why.
+
+    >>> unread_fields("texts.txt"), [*unread_fields("texts.jsonl")], unread_fields("folder")
+    ({'text_field': 'has no effect, because texts.txt has no fields'}, ['text_per'], {})
+    """
+    ending = known_ending(Path(source), (*READERS, ".conllu", ".conllu.gz"))
+    if ending in TEXT_ENDINGS:
+        return {"text_field": f"has no effect, because {source} has no fields"}
+    found = {}
+    if ending or source.startswith(("bundled:", "hf:")):
+        found["text_per"] = f"has no effect, because {source} is not plain text (.txt)"
+    if ending in (*FASTA_ENDINGS, ".conllu", ".conllu.gz"):
+        found["text_field"] = f"has no effect, because {source} has no fields"
+    return found
+
+
+def refuse_unread(source: object, **given: str) -> None:
+    """Raise ``MaskwiseError`` if somebody gives a field that this source does not read."""
+    if not isinstance(source, str | Path):
+        return
+    unread = unread_fields(str(source))
+    usual = {"text_field": Fields().text, "text_per": Fields().per}
+    for name, value in given.items():
+        if name in unread and value != usual[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise MaskwiseError(f"{name} {unread[name]}", got=value, do=f"leave {option} out")
+
+
 # ---- files of lines
 
 
