@@ -4,6 +4,7 @@ sentence-transformers.
 
 from __future__ import annotations
 
+import html
 import json
 import random
 import shlex
@@ -153,6 +154,11 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert said["adapted"] == adapted and said["folders"] == adapted["folders"]
     assert said["helps"] is None and adapted["helps"] is False
     page = (out / "report.html").read_text()
+    # The page gives the advice of the answer, and shows no step twice.
+    assert adapted["next"] == said["next"] and html.escape(said["next"]) in page
+    for arm in load_json(out / "samples.json").values():
+        for sample in arm:
+            assert [moment["step"] for moment in sample["moments"]] == [0, 1]
     for folder in said["folders"]:
         AutoModel.from_pretrained(folder)
         assert folder in page
@@ -641,7 +647,7 @@ def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, difference
             (folder / "done.json").write_text('{"seconds": 1}')
         study["arms"][name] = {"runs": {"3": f"stages/{name}"}}
     write_lines(out / "study.json", [study])
-    saved = save_best(out, {"contrasts": []})
+    saved = save_best(out, {"contrasts": []}, next_step="Next: run.")
     assert saved == load_json(out / "adapted.json")
     assert (saved["arm"], saved["seed"], saved["unit"]) == (arm, 3, unit)
     assert saved["mean_difference"] == pytest.approx(difference)
@@ -651,4 +657,4 @@ def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, difference
         assert folder in saved["sentence"] and (Path(folder) / "model.safetensors").is_file()
     shutil.rmtree(out / "stages")
     write_lines(out / "records.jsonl", [])
-    assert save_best(out, {"contrasts": []}) is None  # no run has finished
+    assert save_best(out, {"contrasts": []}, next_step="") is None  # no run has finished

@@ -310,6 +310,20 @@ def contrast_row(outcome: str, unit: str, mean: float | None, spread: float = 0.
 NO_HELP = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {"left_out": True}}
 
 
+def test_the_axis_of_equal_arms_has_a_range_that_can_be_read():
+    """Zero or rounding errors on every line once gave an axis of −1.1e-09 to +1.1e-09."""
+    equal = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    rounding = {"mean": 1e-17, "low": 0.0, "high": 0.0}
+    for facts in (equal, rounding):
+        rows = [contrast_row("task", "score", 0.0) | facts]
+        rows.append(contrast_row("heldout:token", "nats", 0.0) | facts)
+        views = forest_groups(rows, {"a": "#000"})
+        assert [(view["unit"], view["reach"]) for view in views] == [
+            ("points", "1"),
+            ("nats", "0.01"),
+        ]
+
+
 def test_forests_are_by_kind_and_unit_and_right_is_better():
     rows = [
         contrast_row("tasks", "SDs", 0.5, primary=True),

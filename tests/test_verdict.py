@@ -56,6 +56,16 @@ def by_outcome(summary: dict) -> dict[str, dict]:
     return {row["outcome"]: row for row in summary["contrasts"]}
 
 
+def test_a_lead_in_units_of_one_test_item_is_not_called_one_in_sds():
+    """Runs that vary by less than a test item are standardised by its value."""
+    words = " times the SD of runs within an arm"
+    for items, least in ((29, True), (400, False)):
+        row = row_of(TIE, tasks={"task-0": {"metric": "accuracy", "test_items": items}})
+        assert row.get("least_sd", False) is least
+        assert (f"{words} (or one test item, if that is more);" in row["sentence"]) is least
+        assert (f"{words};" in row["sentence"]) is not least
+
+
 # Margins
 # ----------------------------------------------------------------------------
 

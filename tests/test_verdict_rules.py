@@ -413,6 +413,8 @@ def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
     summary = helped({"a": [-0.1] * 8, "b": [0.1, -0.1] * 4}, helps=0.75)
     (row,) = primaries(summary).values()
     assert row["verdict"] == "decided" and codes(row)[0] == "no-help"
+    facts = row["flags"][0]["facts"]
+    assert facts["effect"] == "counted all the same, because no other task is left"
 
 
 # Tasks that disagree

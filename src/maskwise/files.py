@@ -319,6 +319,9 @@ class Contrast(Estimate):
     metric: str | None
     natural: NotRequired[Estimate]
     """The estimate in plain scores instead of SDs, only for the outcome "tasks"."""
+    least_sd: NotRequired[bool]
+    """True if a task's runs vary by less than one test item, whose value then counts as their SD;
+    otherwise not written."""
     compute: Compute
     items: ItemsInterval | None
     p: float | None

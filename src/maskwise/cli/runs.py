@@ -286,19 +286,19 @@ def adapt(
     if own_limit:
         require_time(plan, limit)
     result = studies.run_study(recipe, out, jobs=jobs)
+    next_step = steps_of.next_of(result, recipe, task or (), out, command)
     saved = None
     kept = "No run has finished, so there is no adapted model."
     try:
-        saved = steps_of.save_best(out, result)
+        saved = steps_of.save_best(out, result, next_step=next_step)
     except MaskwiseError as error:
         # The user may have deleted the checkpoints. The answer does not need them.
         kept = f"There is no adapted model: {error}."
     if saved:
         kept = saved["sentence"]
-    # The page names the folders of the adapted model, so it is written again.
+    # The page names the folders of the adapted model and the next step, so it is written again.
     write_report(out)
     answer = steps_of.answer_of(result, recipe)
-    next_step = steps_of.next_of(result, recipe, task or (), out, command)
     if as_json:
         found: Facts = {"answer": answer, "next": next_step, "adapted": saved}
         found["helps"] = steps_of.arm_that_helps(result)

@@ -235,6 +235,7 @@ def _read_study(folder: Path, anew: Summary | None) -> Folder:
     # Summaries of development versions have other keys.
     if summary.get("rules") != RULES:
         summary = {}
+    saved = read_json(folder / "adapted.json") or {}
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
@@ -244,7 +245,7 @@ def _read_study(folder: Path, anew: Summary | None) -> Folder:
         judged_by=stored.get("rules") if stored else None,
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
-        adapted=str((read_json(folder / "adapted.json") or {}).get("sentence", "")),
+        adapted=" ".join(str(saved[key]) for key in ("sentence", "next") if key in saved),
     )
 
 

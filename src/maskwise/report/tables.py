@@ -201,6 +201,11 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
 
 
+ROUNDING = 1e-9
+EQUAL_REACH = 0.01
+"""The end of the axis if all differences are at most ``ROUNDING``: a point, or .01 nats."""
+
+
 def has_gated_rows(contrasts: Iterable[Contrast]) -> bool:
     """Return whether a gate is tested before other contrasts.
 
@@ -233,7 +238,10 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
         widest = max(widest, abs(amount.low or 0.0), abs(amount.high or 0.0))
     # With few runs, an interval can be 100 times as wide as the effect. Its ends are then cut off.
     widest = min(widest, 4 * largest)
-    reach = 1.1 * max(widest, largest, 1e-9)
+    reach = 1.1 * max(widest, largest)
+    # If all arms are equal, the axis has a range that is small, but not that of rounding errors.
+    if reach < ROUNDING:
+        reach = EQUAL_REACH * amounts[0].scale
     labels = outcome_labels(row["outcome"] for row in contrasts)
     lines = []
     for row in comparable + others:

@@ -514,7 +514,7 @@ class Saved(TypedDict):
     decided that the arm is better than the unchanged model. ``mean_difference`` is the lead of the
     arm's mean in ``unit`` (negative if the arm is worse), which may be due to chance; both are None
     without scores. ``folders`` are the paths for transformers and for sentence-transformers.
-    ``sentence`` says all of this.
+    ``sentence`` says all of this, and ``next`` what to do next.
     """
 
     arm: str
@@ -524,12 +524,13 @@ class Saved(TypedDict):
     unit: str | None
     folders: list[str]
     sentence: str
+    next: str
 
 
 ADAPTED = "adapted.json"
 
 
-def save_best(out: Path, result: Plain) -> Saved | None:
+def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
     """Save the adapted model, whether or not it is better than the unchanged model.
 
     The arm with the best mean is saved. If no arm has a score, the first arm that was trained is
@@ -538,6 +539,7 @@ def save_best(out: Path, result: Plain) -> Saved | None:
     Args:
         out: the folder of the finished study.
         result: the result of ``run_study``.
+        next_step: the advice of ``next_of``.
 
     Returns:
         What was saved; None if no run has finished its training.
@@ -570,6 +572,7 @@ def save_best(out: Path, result: Plain) -> Saved | None:
         "unit": unit if arm in gains else None,
         "folders": [str(folder) for folder in folders],
         "sentence": kept_of(arm, folders, gain=gains.get(arm), helps=helps),
+        "next": next_step,
     }
     write_json(out / ADAPTED, saved)
     return saved

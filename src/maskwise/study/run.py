@@ -286,8 +286,8 @@ SAMPLE_TOKENS = 64
 MIN_CHARACTERS = 100
 """Minimum number of characters of a sample document."""
 MOMENTS = 5
-"""Number of training steps for which masks are shown. Each step is masked as in another epoch, so
-the masks differ even if the masking ratio is constant."""
+"""Maximum number of training steps for which masks are shown. Each step is masked as in another
+epoch, so the masks differ even if the masking ratio is constant."""
 
 
 def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
@@ -313,7 +313,8 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
             annotated = [Live(specs) if link.corpus.stream else Store(stored)]
         texts = link.corpus.documents()
         long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
-        shown_steps = np.linspace(0, steps - 1, MOMENTS).round().astype(int)
+        # A short training has fewer steps than are shown of a long one.
+        shown_steps = np.unique(np.linspace(0, steps - 1, MOMENTS).round().astype(int))
         shown[run.arm] = []
         for document in islice(long_texts, SAMPLES):
             text = document.text
@@ -335,7 +336,7 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
                 )
                 pieces = [piece.as_dict() for piece in seen.pieces]
                 moments.append({"step": step, "ratio": round(seen.ratio, 4), "pieces": pieces})
-            middle = moments[MOMENTS // 2]["pieces"]
+            middle = moments[len(moments) // 2]["pieces"]
             sample = {"document": document.id, "pieces": middle, "moments": moments}
             if isinstance(masker.policy, GroupWeighted):
                 sample["learnt"] = True

@@ -202,6 +202,8 @@ def _compared(
         plain = _paired(table, f"plain:{name}", arm, baseline)
         if f"plain:{name}" in table.measures:
             row["natural"] = estimated(finite_runs(plain))
+        if any(map(table.has_least_sd, table.measured(name, arm, baseline))):
+            row["least_sd"] = True
     row["failures"], row["break_even"] = failures_of(
         table, name, arm, baseline, leads=is_ahead(row)
     )

@@ -303,7 +303,9 @@ def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     # Contrasts with the reference use all tasks.
     if not left or REFERENCE in _pair(row):
         return None
-    effect = "left out of the primary outcome" if table.counted else "counted: no other task left"
+    effect = "left out of the primary outcome"
+    if not table.counted:
+        effect = "counted all the same, because no other task is left"
     left_out = bool(table.counted)
     return {"tasks": left, "names": ", ".join(left), "effect": effect, "left_out": left_out}
 
@@ -505,7 +507,8 @@ FLAGS = (
         "no-help",
         "notes",
         _without_help,
-        "on {names}, pre-training helps in too few runs (study.helps): {effect}",
+        "pre-training improves the scores of {names} in fewer runs than study.helps requires; "
+        "{effect}",
     ),
     Flag(
         "items",

@@ -104,7 +104,10 @@ def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
         if amount.low is not None:
             facts.append(f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)}")
         if row["unit"] == "SDs" and amount.unit != SPREADS and row["mean"]:
-            facts.append(f"the lead is {abs(row['mean']):.1f} times the SD of runs within an arm")
+            times = f"the lead is {abs(row['mean']):.1f} times the SD of runs within an arm"
+            if row.get("least_sd"):
+                times += " (or one test item, if that is more)"
+            facts.append(times)
         facts += _failures(row, ahead)
     if row["p_adjusted"] is not None:
         p = f"p = {row['p_adjusted']:.2g}"
