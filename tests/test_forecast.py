@@ -111,12 +111,34 @@ def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypat
 
 def test_an_arm_whose_targets_are_unknown_stays_in_the_table(recipe, capfd):
     """Arms with a sampler left the table of check without a word."""
-    asked = ["tasks=[]", "objectives={mlm: , rtd: }", "study.arms={one: {sampler: single(mlm)}}"]
+    asked = ["tasks=[]", "objectives={mlm: , rtd: }", "study.arms={one: {sampler: uniform}}"]
     arm = outlook_of(str(recipe), [*SMALL, *asked], timing=False)["arms"]["one"]
     assert arm["targets_per_step"] is None and "sampler" in arm["why"]
     assert maskwise("check", recipe, *SMALL, *asked, "--no-timing") == 0
     (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("one "))
-    assert "single" in line and "unknown" in line and "sampler" in line
+    assert "uniform" in line and "unknown" in line and "sampler" in line
+
+
+def test_a_sampler_that_always_draws_one_objective_has_known_targets(recipe):
+    arms = "{one: {sampler: single(rtd)}, two: {sampler: 'shares(0, 2)'}, three: {sampler: single}}"
+    masks = "objectives={mlm: {masking: {ratio: 0.5}}, rtd: {masking: {ratio: 0.2}}}"
+    asked = ["tasks=[]", masks, f"study.arms={arms}", "study.baseline=one", "phases=none"]
+    found = outlook_of(str(recipe), [*SMALL, *asked], timing=False)["arms"]
+    assert [round(found[arm]["share"], 1) for arm in ("one", "two", "three")] == [0.2, 0.2, 0.5]
+
+
+def test_the_time_to_compile_is_not_multiplied_by_the_steps(monkeypatch):
+    """The first two steps compiled for 13 and 16 seconds, and no other step was timed."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    clock = timing._Clock(compiled=True)
+    enough = False
+    for seconds in (13.0, 16.0, *[0.25] * 100):
+        if not enough:
+            now[0] += seconds
+            enough = clock(len(clock.ticks), None)[0]["enough"]
+    assert clock.step == 0.25 and clock.warm_up == 13.0 + 16.0 - 2 * 0.25
+    assert len(clock.ticks) - 1 == timing.COMPILED_STEPS
 
 
 def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):

@@ -81,6 +81,10 @@ class Sampler:
         index = int(torch.searchsorted(edges, place, right=True))
         return self.arms[index]
 
+    def only(self) -> str | None:
+        """Return the arm that is drawn at every step; None if several arms may be drawn."""
+        return self.arms[0] if len(self.arms) == 1 else None
+
     def place(self, step: int) -> float:
         """Return the random number in (0, 1) that decides which arm is drawn for a step."""
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
@@ -154,7 +158,11 @@ class Single(Sampler):
             arm = self.arms[0]
         arm = str(arm)
         require_known("arm", arm, self.arms)
+        self.arm = arm
         self.share = torch.eye(len(arms), dtype=torch.float64)[self.arms.index(arm)]
+
+    def only(self) -> str | None:
+        return self.arm
 
 
 class Sequential(Sampler):
@@ -209,12 +217,16 @@ class Shares(Sampler):
                 "sampler shares: if a share is a schedule, all numbers must be from 0 to 1",
                 got=top,
             )
+        self.drawn = [arm for arm, share in zip(self.arms, shares) if share != 0]
         self.shares = []
         for share in shares:
             if isinstance(share, int | float):
                 # Schedules cannot exceed 1, so 4, 2 and 1 become 1, 0.5 and 0.25.
                 share = share / top
             self.shares.append(schedule(share))
+
+    def only(self) -> str | None:
+        return self.drawn[0] if len(self.drawn) == 1 else None
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         shares = [share(step, total_steps) for share in self.shares]

@@ -21,6 +21,7 @@ from maskwise.folders import read_json
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.samplers import sampler
 from maskwise.study.checks import (
     MOST_UNKNOWN,
     UNKNOWN_ADVICE,
@@ -439,15 +440,19 @@ def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain:
     """
     why = ""
     masks = f"{link.masking.policy} {link.masking.ratio}"
+    only = None
     if link.objectives:
-        why = "its sampler chooses an objective at each step"
         masks = link.sampler
+        steps = link.training.steps
+        only = sampler(link.sampler, list(link.objectives), steps=steps).only()
+        if only is None:
+            why = "its sampler chooses an objective at each step"
     elif link.learns:
         why = "its policy is learned first"
     if why:
         keys = ("targets_per_step", "tokens_per_step", "share", "tokens_per_unit")
         return {"masks": masks, **dict.fromkeys(keys), "why": why}
-    counts = counts_over(masked_source(sample.data, link, config), COUNTED_STEPS)
+    counts = counts_over(masked_source(sample.data, link, config, arm=only), COUNTED_STEPS)
     return {
         "masks": masks,
         "targets_per_step": counts.targets / counts.steps,

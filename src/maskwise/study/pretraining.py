@@ -264,17 +264,24 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
     return Learning(objective(recipe.objective, network), source, learners, title, words)
 
 
-def masked_source(data: Prepared, recipe: Recipe, config: PreTrainedConfig) -> MaskedSource:
-    """Build the source of masked batches for a recipe with one objective.
+def masked_source(
+    data: Prepared, recipe: Recipe, config: PreTrainedConfig, *, arm: str | None = None
+) -> MaskedSource:
+    """Build the source of masked batches for one objective.
 
     Args:
         data: the prepared text.
         recipe: the recipe of one run.
         config: the configuration of the model.
+        arm: the name of one of several objectives; None for a recipe with one objective.
     """
     kind = objective_class(recipe.objective)
+    changes: Mapping[str, object] = {}
+    if arm is not None:
+        kind = recipe.objectives[arm].kind
+        changes = recipe.objectives[arm].masking
     rows = laid_out(data.training, kind, config)
-    return _source(data, recipe, kind, _drawn(rows, recipe), {})
+    return _source(data, recipe, kind, _drawn(rows, recipe), changes)
 
 
 def _source(
