@@ -21,7 +21,7 @@ from maskwise.cli.views import describe_table, names_in
 from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe, shipped, validate
 from maskwise.recipe.described import recipe_keys
-from maskwise.study.statistics import sign_flip_interval
+from maskwise.study.statistics import ALPHA, can_decide, powers, sign_flip_interval
 from training_tools import model, tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,6 +246,18 @@ def test_the_evidence_of_the_readme_is_that_of_the_records(
         assert abs(float(written.replace("−", "-")) - value) <= 0.5001 * 10 ** -len(
             written.partition(".")[2]
         )
+
+
+def test_the_table_of_power_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
+    _, _, section = page.partition("## How many runs a study needs")
+    rows = re.findall(r"^\| (\d+) \| (\d+) % \| (\d+) % \| (\d) \|$", section, flags=re.M)
+    assert len(rows) == 5
+    for runs, one, more, contrasts in (map(int, row) for row in rows):
+        power = powers(runs, alpha=ALPHA)
+        assert (one, more) == (round(100 * power["1"]), round(100 * power["1.5"]))
+        # A study has at most six primary contrasts.
+        assert contrasts == max(k for k in range(1, 7) if can_decide(runs, k))
 
 
 def _mean_difference(
