@@ -10,6 +10,15 @@ import pytest
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.tasks import load_task
 
+
+def test_a_long_list_of_names_is_cut_between_two_names():
+    names = [f"setting_{number}" for number in range(100)]
+    said = str(unknown_name("setting", "x", names))
+    shown = said.partition("allowed: ")[2].partition(";")[0].replace(" …", "").split(", ")
+    assert "…" in said and len(shown) > 40
+    assert {name for part in shown for name in part.split()} <= {*names}
+
+
 LONG = "x y\n" * 2000
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from maskwise.cli import main
+from maskwise.cli.terminal import out_folder
 from maskwise.errors import MaskwiseError, is_visible
 from maskwise.folders import read_json, write_folder, write_json
 from maskwise.recipe import read_recipe
 from maskwise.specs import split_options, user_path
-from maskwise.study.starter import recipe_for
+from maskwise.study.starter import name_of, recipe_for
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.labelled import read_records
@@ -242,3 +243,13 @@ def test_ids_of_json_lines_are_clean_on_a_terminal(
     assert command("annotate", str(path), "--with", "words", "--out", str(tmp_path / "out")) == 0
     shown = capsys.readouterr()
     assert is_clean(shown.out + shown.err)
+
+
+def test_a_colon_in_the_name_of_a_file_is_not_a_prefix(tmp_path: Path, monkeypatch) -> None:
+    """The part before the colon was lost."""
+    monkeypatch.chdir(tmp_path)
+    Path("a:b.txt").write_text("Some text.\n" * 3)
+    for name in ("a:b.txt", "./a:b.txt"):
+        assert name_of(name) == "a-b"
+        assert out_folder(None, name, command="adapt") == Path("runs/adapt-a-b")
+    assert name_of("a:c.txt") == "c"  # no such file: a prefix

@@ -17,6 +17,7 @@ import pytest
 
 import maskwise
 from maskwise.cli import main
+from maskwise.cli.terminal import print_table
 from maskwise.errors import MaskwiseError, visible
 from maskwise.printing import Terminal, json_text
 from maskwise.training.log import Progress
@@ -55,6 +56,13 @@ def test_only_one_module_prints() -> None:
     # The command line asks whether stdout is read, and lets go of it; a table in a pipe is printed
     # by a wider terminal.
     assert all(counts[file] <= most for file, most in allowed.items()), found
+
+
+def test_a_control_character_does_not_narrow_the_column_of_a_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(("", "masks"), [("a\x1b[31m", "token")])
+    assert "a·[31m  token" in capsys.readouterr().out
 
 
 def test_every_character_that_is_not_printable_is_judged() -> None:

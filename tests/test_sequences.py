@@ -21,6 +21,7 @@ from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
 from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
+from maskwise.study.forecast import outlook_of
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, tokenise, train_tokenizer
 from maskwise.text.documents import Document
@@ -350,3 +351,11 @@ def test_texts_of_one_word_are_not_taken_for_a_long_word(recwarn: Any) -> None:
     tokenizer = train_tokenizer(["the cat sat"] * 9, vocab_size=64)
     encode(tokenizer, ["cat"] * 60)
     assert not recwarn.list
+
+
+def test_a_fasta_file_of_one_sequence_is_told_what_begins_a_document(tmp_path):
+    """Only advice on .txt files was given."""
+    path = tmp_path / "one.fasta"
+    path.write_text(">one\n" + "ACDEFGHIKL" * 500 + "\n")
+    with pytest.raises(MaskwiseError, match="in a FASTA file each header"):
+        outlook_of(str(path), timing=False)

@@ -307,3 +307,11 @@ def test_a_stage_holds_the_settings_of_its_learning() -> None:
     stage = learn_stage(recipe, "trivia", prepare_stage(recipe.unlearned()))
     again = recipe_of(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))), tasks=("trivia",))
     assert again.learning == recipe.learning
+
+
+def test_too_few_positions_for_the_default_length_of_tasks_are_told_with_the_way_out() -> None:
+    recipe = read_recipe("quick-start", ["corpus.length=32"])
+    with pytest.raises(MaskwiseError) as caught:
+        check_inputs(recipe)
+    assert "got 64; allowed: ≤ 32; set finetune.max_length=32 (by default" in str(caught.value)
+    check_inputs(read_recipe("quick-start", ["corpus.length=32", "finetune.max_length=32"]))

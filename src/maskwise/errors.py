@@ -64,7 +64,7 @@ class MaskwiseError(ValueError):
         if got is not None:
             parts.append(f"got {shortened(got)}")
         if allowed is not None:
-            parts.append(f"allowed: {shortened(allowed, 600)}")
+            parts.append(f"allowed: {shortened(allowed, 600, names=True)}")
         if do is not None:
             parts.append(shortened(do))
         super().__init__("; ".join(parts))
@@ -254,13 +254,18 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def shortened(value: object, limit: int = LONGEST) -> str:
+def shortened(value: object, limit: int = LONGEST, *, names: bool = False) -> str:
     """Format a value on one line of at most ``limit`` characters; omit the middle if it is longer.
 
     Control characters are replaced, too (``visible``).
 
     >>> shortened("a" * 500 + " is not in the table", 40)
     'aaaaaaaaaaaaaaaaaaaaa … not in the table'
+
+    With ``names``, a list of names is cut between two names.
+
+    >>> shortened("attention, dropout, hidden_size, layers", 30, names=True)
+    'attention, … layers'
     """
     try:
         text = value if isinstance(value, str) else repr(value)
@@ -272,7 +277,11 @@ def shortened(value: object, limit: int = LONGEST) -> str:
         return text
     # Both ends are kept, because file names and values mostly differ at their ends.
     end = 2 * limit // 5
-    return f"{text[: limit - end - 3]} … {text[-end:]}"
+    first, last = text[: limit - end - 3], text[-end:]
+    if names and "," in first and ", " in last:
+        first = first[: first.rindex(",") + 1]
+        last = last.partition(", ")[2]
+    return f"{first} … {last}"
 
 
 KEPT = frozenset("\n\t\u00ad\u200c\u200d")

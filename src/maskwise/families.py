@@ -545,10 +545,10 @@ def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
         )
 
 
-def check_room(config: PreTrainedConfig, length: int, *, what: str) -> None:
+def check_room(config: PreTrainedConfig, length: int, *, what: str, do: str | None = None) -> None:
     """Raise ``MaskwiseError`` if rows of ``length`` tokens exceed the model's positions."""
     room = most_tokens(config)
     if length > room:
         raise MaskwiseError(
-            f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}"
+            f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}", do=do
         )

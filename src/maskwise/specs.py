@@ -25,6 +25,9 @@ from maskwise.errors import (
 
 T = TypeVar("T")
 
+PREFIX = re.compile(r"[\w-]+:")
+"""The prefix of a source that is not a path, such as ``bundled:``."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -254,6 +257,19 @@ def user_path(name: str | Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         return path
+
+
+def local_name(source: str) -> str:
+    """Return a source without the prefix that says where it is stored.
+
+    A path may contain colons, too, and is returned as it is.
+
+    >>> [local_name(source) for source in ("bundled:wikipedia", "hf:you/texts", "./a:b.txt")]
+    ['wikipedia', 'you/texts', './a:b.txt']
+    """
+    if os.path.lexists(source) or not PREFIX.match(source):
+        return source
+    return source.rpartition(":")[2]
 
 
 def with_options(spec: str, **options: object) -> str:

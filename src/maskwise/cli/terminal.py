@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
-from maskwise.errors import MaskwiseError, duration, plural
+from maskwise.errors import MaskwiseError, duration, plural, visible
 from maskwise.folders import stem_of
 from maskwise.printing import Terminal, out_console, say, warn
-from maskwise.specs import split_options
+from maskwise.specs import local_name, split_options
 
 if TYPE_CHECKING:
     from maskwise.files import Contrast
@@ -77,7 +77,7 @@ def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
     """
     if out is not None:
         return out
-    file = split_options(source)[0].rpartition(":")[2]
+    file = local_name(split_options(source)[0])
     names = [name for name in Path(file).parts if name not in ("checkpoint", "..", "/")]
     name = stem_of(names[-1]) if names else ""
     words = [command, "-".join(re.findall(r"\w+", name))[:LONGEST_NAME]]
@@ -112,7 +112,8 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
     """Print a table without borders."""
     table = Table(*heads, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*row)
+        # rich counts control characters as 0 wide, but a terminal gets a dot for each of them.
+        table.add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in row))
     # A file or a pipe has no width, so cells are not truncated.
     console = out_console
     if not console.is_terminal:

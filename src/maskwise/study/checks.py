@@ -19,7 +19,7 @@ from maskwise.devices import bf16_note
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
-from maskwise.families import adapter_of, check_room
+from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import refuse_below_file, require_own
 from maskwise.jobs import ENGINES
 from maskwise.masking import Masker
@@ -35,6 +35,7 @@ from maskwise.study.costs import counts_of, counts_over, over_a_run
 from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.tasks import load_task
+from maskwise.tasks.finetuning import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
@@ -283,7 +284,11 @@ def _check_model(
     if start and links[0].training.freeze == "none" and not has_head(start):
         yield f"{start}: {NO_HEAD}"
     if arm.tasks and (start or arm.has_new_positions):
-        check_room(config, arm.finetune.max_length, what="finetune.max_length")
+        length = arm.finetune.max_length
+        do = f"set finetune.max_length={most_tokens(config)} (by default it is {MAX_LENGTH})"
+        if arm.has_new_positions:
+            do += ", or give the new model more positions (model.settings.max_position_embeddings)"
+        check_room(config, length, what="finetune.max_length", do=do)
 
 
 def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:

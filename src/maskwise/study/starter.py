@@ -34,7 +34,7 @@ from maskwise.models import load_config
 from maskwise.printing import json_text
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.overrides import Plain
-from maskwise.specs import split_options, user_path, with_options
+from maskwise.specs import local_name, split_options, user_path, with_options
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.loading import HiddenLabels
 from maskwise.text import Documents, read_documents, require_documents
@@ -182,9 +182,13 @@ def name_of(source: str) -> str:
 
     >>> [name_of(source) for source in ("texts/v1.2.jsonl.gz", "bundled:wikipedia", "-a\\n~b.txt")]
     ['v1.2', 'wikipedia', 'a-~b']
+    >>> name_of("./a:b=c,{d}.txt")
+    'a-b=c,{d}'
     """
-    name = stem_of(Path(source.rpartition(":")[2]).name)
-    name = "".join(char if char.isprintable() else "-" for char in name).strip("-~. ")
+    name = stem_of(Path(local_name(source)).name)
+    name = "".join(char if char.isprintable() and char != ":" else "-" for char in name).strip(
+        "-~. "
+    )
     # A character has up to four bytes, and names of files at most 255.
     return name[:LONGEST_NAME] or "mine"
 

@@ -13,6 +13,9 @@ from maskwise.effects import Rounding, Weights
 from maskwise.tasks.task import Task
 from maskwise.training import TrainingSettings
 
+MAX_LENGTH = 64
+"""The default maximum number of tokens in a row of a task."""
+
 
 class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     """The settings with which every checkpoint of a study is fine-tuned.
@@ -65,7 +68,7 @@ class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
     precision: Rounding[Literal["auto", "no", "bf16"]] = "auto"
     """The number format of the computation: see ``training.precision``."""
-    max_length: Weights[int] = Field(64, ge=3)
+    max_length: Weights[int] = Field(MAX_LENGTH, ge=3)
     """Maximum number of tokens in a row. Longer rows are cut, and a tagged word that is cut off
     counts as wrong. The long context of a question is split into several windows instead.
     """

@@ -329,7 +329,8 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
                 enough = math.ceil(3 / min(held_out, 1 - held_out))
                 do = (
                     f"give about {enough:,} documents or more, or {do}; with "
-                    "corpus.text_per=line, each line of a .txt file is a document"
+                    "corpus.text_per=line, each line of a .txt file is a document, and in a FASTA "
+                    "file each header (>NAME) begins one"
                 )
             documents = len(np.unique(pieces.documents))
             what = f"corpus.held_out={held_out} leaves no {name} documents"
