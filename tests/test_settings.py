@@ -140,6 +140,14 @@ def test_what_is_for_tasks_is_refused_without_tasks_except_in_a_file(key, value,
     assert getattr(getattr(read_recipe("quick-start", [given]), section), name) == value
 
 
+def test_the_length_of_rows_for_learning_outlives_the_tasks(tmp_path):
+    """The meta-gradient reads it. An override ``tasks=[]`` removed it from the recipe."""
+    learning = {"method": "meta", "task": "trivia"}
+    path = written(tmp_path, finetune={"max_length": 9}, tasks=["trivia"], learning=learning)
+    assert read_recipe(path, ["tasks=[]"]).finetune.max_length == 9
+    assert read_recipe(path, ["tasks=[]", "finetune.max_length=7"]).finetune.max_length == 7
+
+
 def test_a_study_refuses_the_seed_of_one_training(tmp_path):
     recipe = read_recipe("quick-start", ["training.seed=7", "study.seeds=2"])
     wrong = r"training\.seed has no effect in a study, .*; got 7; .* study\.seeds=\[7, 8\]"

@@ -194,8 +194,10 @@ UNUSED = (
     ),
     Unused(
         ("finetune", "study.helps"),
-        lambda settings: not read(settings, "tasks", []),
+        # The meta-gradient reads ``finetune.max_length``.
+        lambda settings: not read(settings, "tasks", []) and not read(settings, "learning"),
         "is for tasks, and this recipe has none",
+        removed=False,
         for_others=True,
     ),
     Unused(

@@ -138,12 +138,16 @@ def halve_residual(objective: Objective, blocks: Iterable[nn.Module]) -> None:
     Autocast lets norms return float32, and therefore all sums of the residual stream are float32.
     The kernels of norms also accept bf16, and compute means and variances in float32.
     """
-    parts = dict.fromkeys(encoder_of(objective.model).modules())
+    from transformers import PreTrainedModel
+
+    inside: dict[nn.Module, None] = {}
+    for model in parts(objective, PreTrainedModel):
+        inside |= dict.fromkeys(encoder_of(model).modules())
     for block in blocks:
-        parts |= dict.fromkeys(block.modules())
+        inside |= dict.fromkeys(block.modules())
         # Without a norm after the embeddings, the stream would begin in float32.
         block.forward = MethodType(_reading_bf16(block.forward), block)
-    for part in parts:
+    for part in inside:
         if isinstance(part, nn.LayerNorm):
             part.forward = MethodType(_norm_in_bf16, part)  # type: ignore[method-assign]
         elif type(part).__name__.endswith("Norm"):
