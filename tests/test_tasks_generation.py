@@ -33,6 +33,7 @@ from maskwise.tasks.judge import Best, answer, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
+from maskwise.training.ranks import ALONE
 from tiny import SPLITS, in_every_split, load_rows, read_lines, write_lines
 
 # Metrics
@@ -494,7 +495,7 @@ def test_the_state_that_is_best_on_dev_is_kept(
     for number in range(5):
         with torch.no_grad():
             weight.fill_(number)
-        keeper(number)
+        keeper(number, ALONE)
     assert float(keeper.state[name].flatten()[0]) == 1.0
 
 

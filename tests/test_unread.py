@@ -80,6 +80,7 @@ def test_learn_refuses_settings_of_other_commands(
         # It restates the value of the recipe.
         ["training.log_every=7", "training.workers=1", "study.cache=elsewhere"],
         ["study.arms.words-30.masking.ratio=0.25"],
+        ["model={pretrained: bundled:encoder}", "tokenizer={name: bundled:encoder}"],
     ],
 )
 def test_what_a_study_reads_is_accepted(settings: list[str], inputs: Path, tmp_path: Path) -> None:
