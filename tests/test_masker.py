@@ -38,6 +38,7 @@ from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather
 from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import policy
+from maskwise.masking.vocabulary import wildcards
 from maskwise.text import encode, train_tokenizer
 
 
@@ -391,6 +392,14 @@ def test_wildcards_of_proteins_are_no_targets_and_no_replacements(corruption: st
     # The ratio is a share of the residues.
     residues = sum((ids == number).sum() for number in certain)
     assert abs(batch.targets - 0.5 * residues) < 100
+
+
+def test_a_text_that_lacks_some_letters_is_no_protein() -> None:
+    """Its "o", "b" and "u" were never masked."""
+    letters = "the quick brown fog sat on a mad vile pew case kyle rub".replace(" ", "")
+    assert not {*"jxz"} & {*letters} and {*letters.upper()} >= {*RESIDUES}
+    assert wildcards(letters) == set()
+    assert wildcards({*letters} - {"o"} | {"x"}) == {"b", "u", "x"}
 
 
 def test_letters_of_texts_and_words_are_no_wildcards() -> None:

@@ -36,6 +36,7 @@ def said(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
         ("pretrain", "finetune.epochs", "7"),
         ("pretrain", "study.seeds", "3"),
         ("pretrain", "study.helps", "0.5"),
+        ("pretrain", "evaluation.pseudo_perplexity", "50"),
     ],
 )
 def test_what_a_command_does_not_read_is_refused(
@@ -58,6 +59,7 @@ def test_what_a_command_does_not_read_is_refused(
     "setting",
     [
         "training.steps=5",
+        "training.save_every=5",
         "masking.ratio=0.4",
         "study.seeds=3",
         "evaluation.rows=9",
@@ -80,6 +82,8 @@ def test_learn_refuses_settings_of_other_commands(
         # It restates the value of the recipe.
         ["training.log_every=7", "training.workers=1", "study.cache=elsewhere"],
         ["study.arms.words-30.masking.ratio=0.25"],
+        ["phases=[{}, {masking.ratio: 0.2}]", "phases.1.training.log_every=5"],
+        ["intermediate={masking.ratio: 0.2}", "intermediate.training.save_every=5"],
         ["model={pretrained: bundled:encoder}", "tokenizer={name: bundled:encoder}"],
     ],
 )

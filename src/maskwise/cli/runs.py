@@ -404,13 +404,18 @@ def learn(
     """
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
-    from maskwise.study.single import learned_from, run_learn
+    from maskwise.study.single import learned_from, run_learn, with_own_seed
     from maskwise.study.unread import read_used
     from maskwise.training import leave
 
     out = out_folder(out, recipe, command="learn")
     read = partial(read_recipe, recipe)
-    whole = read_used(read, overrides or [], names=learned_from, command="learn")
+    whole = read_used(
+        read,
+        overrides or [],
+        names=lambda each: learned_from(with_own_seed(each)),
+        command="learn",
+    )
     result = run_learn(whole, out)
     leave()
     if rank_here():

@@ -29,6 +29,8 @@ Tokenizer: TypeAlias = "PreTrainedTokenizerBase | Vocabulary"
 ALPHABET = frozenset(ascii_uppercase)
 RESIDUES = frozenset("ACDEFGHIKLMNPQRSTVWY")
 """The letters of the twenty amino acids."""
+RARE = frozenset("XBZUO")
+"""The other letters of ESM's alphabet."""
 NUCLEOTIDES = frozenset("ACGTU")
 ANY_NUCLEOTIDE = frozenset("RYSWKMBDHVN")
 """Letters for one of several nucleotides (IUPAC)."""
@@ -43,7 +45,8 @@ def wildcards(names: Iterable[str]) -> set[str]:
     acid), B, J and Z (one of two), the rare U and O, and signs such as gaps and ESM's ``<null_1>``
     are not certain; in DNA, N and the other letters for several nucleotides. In any other
     vocabulary, such as the letters of a text, there are none. Lower-case letters are of proteins if
-    they include all twenty amino acids, but not the whole alphabet.
+    they include all twenty amino acids and no o, which nearly all texts have; or if they are
+    ESM's alphabet.
 
     Source: the nomenclature of IUPAC-IUB (1983, 1985).
 
@@ -70,7 +73,8 @@ def wildcards(names: Iterable[str]) -> set[str]:
         known = NUCLEOTIDES
     else:
         return set()
-    if lower and letters == ALPHABET:
+    # Texts have an "o", and proteins hardly ever (pyrrolysine), but the alphabet of ESM has it.
+    if lower and known is RESIDUES and "O" in letters and letters != RESIDUES | RARE:
         return set()
     return {
         name for name, token in bare.items() if not token or not known.issuperset(token.upper())

@@ -481,7 +481,8 @@ def _refuse_unused(
 def _default() -> Plain:
     """Return the settings of a recipe in which nothing was set, as plain values."""
     plain = Recipe.model_construct()._plain()
-    return {**plain, "learning": LearningSettings().model_dump(mode="json")}
+    learning = LearningSettings().model_dump(mode="json")
+    return {**plain, "learning": learning, "study": StudySettings().model_dump(mode="json")}
 
 
 def _phase(changes: object, name: str, phases: int = 1) -> object:

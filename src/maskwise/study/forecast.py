@@ -441,14 +441,14 @@ def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain:
     why = ""
     masks = f"{link.masking.policy} {link.masking.ratio}"
     only = None
-    if link.objectives:
+    if link.learns:
+        why = "its policy is learned first"
+    elif link.objectives:
         masks = link.sampler
         steps = link.training.steps
         only = sampler(link.sampler, list(link.objectives), steps=steps).only()
         if only is None:
             why = "its sampler chooses an objective at each step"
-    elif link.learns:
-        why = "its policy is learned first"
     if why:
         keys = ("targets_per_step", "tokens_per_step", "share", "tokens_per_unit")
         return {"masks": masks, **dict.fromkeys(keys), "why": why}

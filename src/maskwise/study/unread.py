@@ -2,18 +2,20 @@
 
 A recipe has the settings of all commands, and its arms and phases may set the same keys as an
 override. An override has an effect if it changes the name of a stage that the command runs: these
-names are hashes of all that a stage reads. Otherwise it is a mistake, and is refused.
+names are hashes of all that a stage reads. Otherwise it is a mistake, and is refused. Settings that
+are in no name, such as those of logs, are not checked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.described import declared
-from maskwise.recipe.overrides import parse_override
+from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.specs import different_settings
 from maskwise.study.plan import arms_of, make_run, task_contents
 
@@ -21,6 +23,12 @@ Names = frozenset[str]
 
 FREE = ("speed", "nothing")
 """Effects of settings that are in no name of a stage."""
+
+TITLES = {"name", "description"}
+"""Settings that no stage reads."""
+
+PHASE = re.compile(r"^(intermediate|phases\.\d+)\.")
+"""The beginning of the keys of a phase."""
 
 DO = {
     "study": ["an arm can be changed by study.arms.NAME.{key}"],
@@ -46,11 +54,14 @@ def names_in_study(recipe: Recipe) -> Names:
 
 
 def names_in_pretraining(recipe: Recipe) -> Names:
-    """Return the names of the stages that ``maskwise pretrain`` corresponds to."""
+    """Return the names of the stages of ``maskwise pretrain``, and how it evaluates."""
     alone = {"study": StudySettings(arms={ALONE: {}}), "tasks": ()}
     seed = recipe.training.seed
-    run = make_run(recipe.model_copy(update=alone), ALONE, seed, contents={})
-    return frozenset(stage.name for stage in run.stages)
+    run = make_run(recipe.model_copy(update=alone), ALONE, seed, contents={}, evaluated=False)
+    how = recipe.links()[-1].evaluation
+    # Pre-training reads no other settings of evaluations.
+    evaluated = str((how.masks, how.rows, how.ratios[:1]))
+    return frozenset({evaluated, *(stage.name for stage in run.stages)})
 
 
 def read_used(
@@ -89,12 +100,19 @@ def refuse_unread(
     """Raise ``MaskwiseError`` if an override of ``recipe`` is not used, as in ``read_used``."""
     effects = declared()
     has_arms = command in DO
-    why = "every arm or phase has its own value" if has_arms else "it is not read"
+    why = "it is not read"
+    if has_arms:
+        why = "it changes no training and no measurement: every arm or phase may have its own value"
+    try:
+        expected = names(recipe)
+    except MaskwiseError:
+        # The command will raise the same error.
+        return
     do = "; ".join(["remove {key}", *DO.get(command, [])])
     for number, text in enumerate(overrides):
         key, value = parse_override(text)
-        if value in (None, [], {}):
-            # Nothing is asked for.
+        # A value that removes a setting asks for nothing. ``check_study`` refuses the seed.
+        if value in (None, [], {}) or (has_arms and key == "training.seed"):
             continue
         others = [*overrides[:number], *overrides[number + 1 :]]
         try:
@@ -103,11 +121,13 @@ def refuse_unread(
             # Which runs there are, and what is concluded from them, is in no name of a stage.
             if has_arms:
                 changed = [name for name in changed if not name.startswith("study.")]
-            if all(effects.get(name) in FREE for name in changed):
+            # What learning reads has the settings of logs, too.
+            free = [name for name in changed if effects.get(PHASE.sub("", name)) in FREE]
+            if len(free) == len(changed) and (command != "learn" or {*free} <= TITLES):
                 continue
-            used = names(without) != names(recipe)
+            used = names(without) != expected
         except MaskwiseError:
-            # The other overrides need this one; or the command will raise the same error.
+            # The other overrides need this one.
             continue
         if not used:
             raise MaskwiseError(
@@ -119,8 +139,16 @@ def refuse_unread(
 
 def _changed(one: Recipe, other: Recipe) -> list[str]:
     """Return the dotted names of the settings that differ, and mean something different."""
-    changed = different_settings(one.model_dump(mode="json"), other.model_dump(mode="json"))
+    changed = different_settings(_plain(one), _plain(other))
     # The tokenizer of a pre-trained model may be named, too.
     if one.tokenizer_name and one.tokenizer_name == other.tokenizer_name:
         changed = [name for name in changed if not name.startswith("tokenizer.")]
     return changed
+
+
+def _plain(recipe: Recipe) -> Plain:
+    """Return the settings of a recipe, with its phases by number."""
+    plain = recipe.model_dump(mode="json")
+    if plain["phases"]:
+        plain["phases"] = {str(number): phase for number, phase in enumerate(plain["phases"])}
+    return plain
