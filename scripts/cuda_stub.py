@@ -300,7 +300,6 @@ def to_card(objective: Any, batch: Any) -> Any:
 
 def step(case: tuple[str, str, str, str]) -> dict[str, Any]:
     """Walk one step without compilation."""
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from maskwise.training import wrapping
@@ -311,10 +310,17 @@ def step(case: tuple[str, str, str, str]) -> dict[str, Any]:
         with wrapping.wrapped(objective, settings, contextlib.nullcontext, bf16=True):
             objective.train()
             with counting() as found:
-                with torch.autocast("cuda", dtype=torch.bfloat16):
-                    outcome = objective(there)
-                outcome.loss.backward()
+                both_passes(objective, there)
     return found
+
+
+def both_passes(objective: Any, batch: Any) -> None:
+    """Run the forward pass in bf16 and the backward pass."""
+    import torch
+
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        outcome = objective(batch)
+    outcome.loss.backward()
 
 
 @contextlib.contextmanager
@@ -393,13 +399,9 @@ def compiled_step(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict
         with wrapping.wrapped(objective, settings, contextlib.nullcontext, bf16=True):
             objective.train()
             with counting() as found:
-                with torch.autocast("cuda", dtype=torch.bfloat16):
-                    outcome = objective(there)
-                outcome.loss.backward()
+                both_passes(objective, there)
             # Nothing compiles inside a mode that counts.
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                outcome = objective(there)
-            outcome.loss.backward()
+            both_passes(objective, there)
     counters = torch._dynamo.utils.counters
     found["graphs"] = counters["stats"].get("unique_graphs", 0)
     found["graph_breaks"] = dict(counters["graph_break"])

@@ -53,7 +53,7 @@ from maskwise.printing import err_console
 from maskwise.specs import user_path
 from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
-from maskwise.text.readers import refuse_unread
+from maskwise.text.readers import refuse_fields
 
 Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Documents
 
@@ -264,7 +264,7 @@ def open_corpus(
             limit = whole_number("limit", limit, least=1)
             source.limit = min(limit, source.limit or limit)
         return source
-    refuse_unread(source, text_field=text_field, text_per=text_per)
+    refuse_fields(source, text_field=text_field, text_per=text_per)
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu
 

@@ -48,7 +48,7 @@ from maskwise.text import (
     require_documents,
     tokenise,
 )
-from maskwise.text.readers import refuse_unread
+from maskwise.text.readers import refuse_fields
 from maskwise.training import log_frequencies
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ def evaluate_checkpoint(
     # An error in a file should be reported before the model is loaded.
     load_sets(settings)
     if text is not None:
-        refuse_unread(text, text_field=text_field)
+        refuse_fields(text, text_field=text_field)
     else:
         if text_field != "text":
             raise MaskwiseError(

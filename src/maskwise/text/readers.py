@@ -164,7 +164,7 @@ def unread_fields(source: str) -> dict[str, str]:
     return found
 
 
-def refuse_unread(source: object, **given: str) -> None:
+def refuse_fields(source: object, **given: str) -> None:
     """Raise ``MaskwiseError`` if somebody gives a field that this source does not read."""
     if not isinstance(source, str | Path):
         return
