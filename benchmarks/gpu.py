@@ -420,7 +420,7 @@ class Bench:
         """Return the contest of all sides for a shape, from a cache."""
         key = f"{shape.name}, {shape.batch_size}"
         if key not in self.contests:
-            made = Contest(shape, "varied", self.documents, self.tokenizer, self.rate)
+            made = Contest(shape, "varied", self.documents, self.tokenizer)
             columns = made.rows[train.OURS].pieces.columns
             # Arbitrary parts of speech are enough, because the cost does not depend on the tags.
             columns["pos"] = columns["word_ids"] % len(UPOS)
@@ -725,7 +725,7 @@ class Contest(train.Contest):
         config = objective.model.config
         meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
         # The meter counts FLOPs only if it has a FLOP/s of the device.
-        meter.rate = self.rate
+        meter.rate = 1.0
         window, sliding = window_of(config)
         difference = 0.0
         for step in look_ahead(source, range(4)):

@@ -3,16 +3,17 @@
     python benchmarks/train.py > train.json
 
 gpu.py makes the same comparison on a GPU. The contestants train the same weights in turn, with
-AdamW and dropout, on all cores. ``Trainer`` runs in single precision, and also in bfloat16 if that
-is faster on the hardware. maskwise runs with its default precision. There are two kinds of text. In
-*full* rows, all contestants train on documents that are joined without padding. In *varied* rows,
-``Trainer`` pads documents of any length, and maskwise packs documents, with attention within
-documents.
+AdamW and dropout, on all cores or on those of ``OMP_NUM_THREADS``. Both run in single precision,
+and also in bfloat16 if that is faster on the hardware. There are two kinds of text. In *full* rows,
+all contestants train on documents that are joined without padding. In *varied* rows, ``Trainer``
+pads documents of any length, and maskwise packs documents, with attention within documents.
 
-Times are wall times of a step, after the first steps of a run, and medians over rounds. All
-contestants train once in each round. The machine must be idle, because other processes slow down
-the faster contestant more. Three figures show whether the machine was idle: load averages, the time
-of a fixed piece of work between rounds, and the spread of each figure over rounds.
+Times are of a step, after the first steps of a run, and medians over rounds: wall seconds, and
+processor seconds of all threads. All contestants train once in each round. The ratio of a line is
+between the two contestants of its precision, and "best_over_best" is between the better precision
+of each. The machine must be idle, because other processes slow down the faster contestant more.
+Three figures show whether the machine was idle: load averages, the time of a fixed piece of work
+between rounds, and the spread of each figure over rounds.
 
 Rates are tokens of text per second, without padding. MFU is as in ``training.log``: the FLOPs of a
 step (forward and backward matrix products, attention within documents, the head on the targets
@@ -21,7 +22,7 @@ only) per second, divided by the FLOP/s of a square matrix product in the same r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PEER, OURS = "transformers.Trainer", "maskwise"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RATIO, WARM = 0.15, 2
 """Share of masked tokens, and number of untimed steps, in which torch chooses kernels and allocates
 memory.
@@ -101,26 +103,27 @@ def bench_train(
 
     Returns:
         A dict with "contestants" (the figures of ``Contest.line`` for each shape, text and
-        contestant), "matmul_flops" (FLOP/s), and "noise" (see ``maskwise.bench.noise_of``).
+        contestant), "best_over_best" (those of ``Contest.best`` for each shape and text),
+        "matmul_flops" (FLOP/s for each precision), and "noise" (see ``maskwise.bench.noise_of``).
     """
     found = list(read_documents("bundled:wikipedia", limit=documents))
     tokenizer = train_tokenizer((document.text for document in found), vocab_size=vocabulary)
-    rate = measured_rate(best_device(), torch.bfloat16 if fast_bf16() else torch.float32)
-    names = [OURS, f"{PEER} fp32"]
-    if fast_bf16():
-        names.append(f"{PEER} bf16")
+    precisions = ("fp32", "bf16") if fast_bf16() else ("fp32",)
+    rates = {name: measured_rate(best_device(), DTYPES[name]) for name in precisions}
+    names = [f"{side} {precision}" for precision in precisions for side in (OURS, PEER)]
     contests = []
     turns = []
     for shape in shapes:
         for text in ("full", "varied"):
-            contest = Contest(shape, text, found, tokenizer, rate)
+            contest = Contest(shape, text, found, tokenizer)
             contests.append(contest)
             turns += [partial(contest.time, name) for name in names]
     noise = in_rounds(turns, rounds)
     return {
         "vocabulary": len(tokenizer),
-        "contestants": [contest.line(name) for contest in contests for name in names],
-        "matmul_flops": rate,
+        "contestants": [contest.line(name, rates) for contest in contests for name in names],
+        "best_over_best": [contest.best() for contest in contests],
+        "matmul_flops": rates,
         "noise": noise,
         "hardware": surroundings(),
     }
@@ -134,10 +137,9 @@ class Contest:
         text: "full" rows of joined text, or "varied" rows of documents.
         documents: the documents.
         tokenizer: the tokenizer.
-        rate: the FLOP/s of a matrix product.
 
     Attributes:
-        seconds: the seconds per step in each round, keyed by contestant.
+        wall, processor: the seconds per step in each round, keyed by contestant.
         facts: the last loss and the peak memory, keyed by contestant.
     """
 
@@ -147,16 +149,16 @@ class Contest:
         text: str,
         documents: Sequence[Any],
         tokenizer: PreTrainedTokenizerFast,
-        rate: float,
     ):
-        self.shape, self.text, self.tokenizer, self.rate = shape, text, tokenizer, rate
+        self.shape, self.text, self.tokenizer = shape, text, tokenizer
         pieces = read_pieces(
             tokenise(documents, tokenizer), tokenizer=tokenizer, length=shape.length
         )
         ours, theirs = ("joined", "joined") if text == "full" else ("packed", "document")
         self.rows = {OURS: Rows.of(pieces, ours), PEER: Rows.of(pieces, theirs)}
-        self.seconds = {}
-        self.facts = {}
+        self.wall: dict[str, list[float]] = {}
+        self.processor: dict[str, list[float]] = {}
+        self.facts: dict[str, Figures] = {}
 
     def model(self) -> Any:
         """Return the untrained model, with the same weights for all contestants."""
@@ -173,25 +175,29 @@ class Contest:
 
     def time(self, name: str) -> None:
         """Train a contestant once, and store its seconds per step."""
+        side, precision = name.split()
         clock = Clock(WARM, WARM + self.shape.steps)
         if clock.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        loss = self._ours(clock, name) if name.startswith(OURS) else self._theirs(clock, name)
-        self.seconds.setdefault(name, []).append(clock.seconds_per_step)
+        train_side = self._ours if side == OURS else self._theirs
+        loss = train_side(clock, precision)
+        self.wall.setdefault(name, []).append(clock.wall / self.shape.steps)
+        self.processor.setdefault(name, []).append(clock.processor / self.shape.steps)
         self.facts[name] = {
             "loss": round(loss, 3),
             "memory_gib": round(peak_memory(clock.device) / 2**30, 3),
         }
 
-    def _ours(self, clock: Clock, name: str) -> float:
+    def _ours(self, clock: Clock, precision: str) -> float:
         source = self.source(clock.last)
-        settings = source.settings.model_copy(update={"compile": name.endswith("compiled")})
+        changed = {"precision": "bf16" if precision == "bf16" else "no"}
+        settings = source.settings.model_copy(update=changed)
         objective = MaskedLanguageModelling(self.model())
         loss = train(objective, source, settings, learners={"clock": clock}, quiet=True)["loss"]
         assert loss is not None
         return loss
 
-    def _theirs(self, clock: Clock, name: str) -> float:
+    def _theirs(self, clock: Clock, precision: str) -> float:
         """Train with ``Trainer`` and its usual settings for speed: fused AdamW and, on a GPU,
         loader processes and pinned memory.
         """
@@ -209,11 +215,10 @@ class Contest:
             DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO),
             batch_size=size,
             use_cpu=on_cpu,
-            bf16="bf16" in name,
+            bf16=precision == "bf16",
             dataloader_pin_memory=not on_cpu,
             dataloader_num_workers=0 if on_cpu else 4,
             dataloader_persistent_workers=not on_cpu,
-            torch_compile=name.endswith("compiled"),
         )
 
     def tokens(self, name: str) -> float:
@@ -221,30 +226,51 @@ class Contest:
         rows = self.rows[name.split()[0]]
         return self.shape.batch_size * rows.tokens / len(rows)
 
-    def rates(self, name: str) -> list[float]:
-        """Return the tokens of text per second in each round."""
-        return [self.tokens(name) / seconds for seconds in self.seconds[name]]
+    def rates(self, name: str, seconds: dict[str, list[float]]) -> list[float]:
+        """Return the tokens of text per second of ``seconds`` in each round."""
+        return [self.tokens(name) / each for each in seconds[name]]
 
-    def line(self, name: str) -> Figures:
+    def relative(self, ours: str, theirs: str) -> Figures:
+        """Return the rate of a contestant relative to another's: median and range over rounds."""
+        line = {}
+        for prefix, seconds in (("", self.wall), ("processor_", self.processor)):
+            middle, ends = relative(self.rates(ours, seconds), self.rates(theirs, seconds))
+            line[f"{prefix}ours_over_it"] = middle
+            line[f"{prefix}ours_over_it_range"] = ends
+        return line
+
+    def line(self, name: str, matmul_flops: Mapping[str, float]) -> Figures:
         """Return the figures of a contestant: medians over rounds, and maskwise relative to it."""
-        rates = self.rates(name)
-        seconds = median(self.seconds[name])
+        side, precision = name.split()
+        rates = self.rates(name, self.wall)
+        seconds = median(self.wall[name])
         line = {
-            "size": self.shape.name,
-            "batch": f"{self.shape.batch_size} × {self.shape.length}",
-            "text": self.text,
-            "name": name,
+            **self.title,
+            "name": side,
+            "precision": precision,
             "ms_per_step": round(1000 * seconds, 2),
-            "spread": spread(self.seconds[name]),
+            "processor_ms_per_step": round(1000 * median(self.processor[name]), 2),
+            "spread": spread(self.wall[name]),
             "rounds": len(rates),
             "tokens_per_second": round(median(rates)),
             **self.facts[name],
+            **self.relative(f"{OURS} {precision}", name),
         }
-        if name.startswith(OURS):
-            line["mfu"] = round(self.flops / seconds / self.rate, 4)
-        if OURS in self.seconds:
-            line["ours_over_it"], line["ours_over_it_range"] = relative(self.rates(OURS), rates)
+        if side == OURS:
+            line["mfu"] = round(self.flops / seconds / matmul_flops[precision], 4)
         return line
+
+    def best(self) -> Figures:
+        """Return the ratio of the two sides, each in the precision of its lower median time."""
+        quickest = sorted(self.wall, key=lambda name: median(self.wall[name]))
+        ours = next(name for name in quickest if name.startswith(OURS))
+        theirs = next(name for name in quickest if name.startswith(PEER))
+        return {**self.title, "ours": ours, "theirs": theirs, **self.relative(ours, theirs)}
+
+    @property
+    def title(self) -> Figures:
+        batch = f"{self.shape.batch_size} × {self.shape.length}"
+        return {"size": self.shape.name, "batch": batch, "text": self.text}
 
     @cached_property
     def flops(self) -> float:
@@ -254,7 +280,7 @@ class Contest:
         objective = MaskedLanguageModelling(self.model())
         meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
         # The meter counts FLOPs only if it has a FLOP/s of the device.
-        meter.rate = self.rate
+        meter.rate = 1.0
         for step in look_ahead(source, range(steps)):
             meter.add(step)
         return meter.flops / steps

@@ -54,9 +54,12 @@ def test_bench_train_times_both_on_both_texts() -> None:
     """In miniature: every line is there, and all start from the same weights."""
     small = train_bench.bert("tiny", 1, 64, 2)._replace(batch_size=8, length=32)
     result = train_bench.bench_train([small], rounds=2, vocabulary=512, documents=120)
-    names = {row["name"] for row in result["contestants"]}
-    assert {"maskwise", "transformers.Trainer fp32"} <= names and result["matmul_flops"] > 1e8
-    assert len(result["contestants"]) == 2 * len(names)
+    sides = {(row["name"], row["precision"]) for row in result["contestants"]}
+    assert {("maskwise", "fp32"), ("transformers.Trainer", "fp32")} <= sides
+    assert {precision for _, precision in sides} == set(result["matmul_flops"])
+    assert min(result["matmul_flops"].values()) > 1e8
+    assert len(result["contestants"]) == 2 * len(sides)
+    assert [row["text"] for row in result["best_over_best"]] == ["full", "varied"]
     losses = [row["loss"] for row in result["contestants"]]
     assert max(losses) - min(losses) < 0.5 and all(math.isfinite(loss) for loss in losses)
     # A rounded spread can be 0, but not that of every line.
@@ -64,8 +67,9 @@ def test_bench_train_times_both_on_both_texts() -> None:
     for row in result["contestants"]:
         assert row["ms_per_step"] > 0 and row["memory_gib"] > 0
         assert row["rounds"] == 2
-        least, most = row["ours_over_it_range"]
-        assert least <= row["ours_over_it"] <= most
+        for clock in ("", "processor_"):
+            least, most = row[f"{clock}ours_over_it_range"]
+            assert least <= row[f"{clock}ours_over_it"] <= most
         # Two steps are too few for a figure.
         assert (row.get("mfu", 0) > 0) == (row["name"] == "maskwise")
     assert len(result["noise"]["probe_milliseconds"]) == 3
